@@ -1,0 +1,93 @@
+"""Lava's own Python 3.10 environment: found, made once in the user's cache, and used from there.
+
+lava-nc 0.10.0 needs Python 3.10 and numpy below 2, which the rest of the work does not want.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from spikeprop_hardware.errors import HardwareError
+
+PACKAGES = ["lava-nc==0.10.0", "nir>=1.0.8", "h5py>=3.11", "scipy>=1.11,<1.16"]
+VARIABLE = "SPIKEPROP_LAVA_PYTHON"
+VERSION = "import sys; sys.stdout.write('%d.%d' % sys.version_info[:2])"
+
+
+def cache_folder() -> Path:
+    """Where spikeprop keeps things between runs: ``$XDG_CACHE_HOME/spikeprop`` or ``~/.cache/spikeprop``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spikeprop"
+
+
+def lava_python(notify: Callable[[str], None]) -> Path:
+    """Python of the environment that has Lava, made if need be.
+
+    Raises:
+        HardwareError: no Python 3.10, or the installation failed.
+    """
+    folder = cache_folder() / "lava-0.10.0"
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if ready.exists() and python.exists():
+        return python
+    base = find_python310()
+    notify(f"making Lava's environment once, in {folder}, with {base}")
+    shutil.rmtree(folder, ignore_errors=True)  # half-made by a run that was stopped
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _must([str(base), "-m", "venv", str(folder)], "cannot make the environment")
+    _must([str(python), "-m", "pip", "install", "--quiet", *PACKAGES], "cannot install Lava")
+    ready.touch()
+    return python
+
+
+def find_python310() -> Path:
+    """A Python 3.10 that really runs: ``$SPIKEPROP_LAVA_PYTHON``, PATH, pyenv's versions, uv's.
+
+    Raises:
+        HardwareError: there is none; says what to install.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        if _is_310(named):
+            return Path(named)
+        raise HardwareError(f"${VARIABLE} is {named!r}, which is not a Python 3.10 that runs")
+    for candidate in _candidates():
+        if _is_310(candidate):
+            return Path(candidate)
+    raise HardwareError(
+        "Lava needs Python 3.10 and none was found (looked at python3.10 on PATH, pyenv's versions, uv). Install one, for example "
+        f"'uv python install 3.10' or 'pyenv install 3.10', or set {VARIABLE} to its path; then run again"
+    )
+
+
+def _candidates() -> Iterator[str]:
+    if sys.version_info[:2] == (3, 10):
+        yield sys.executable
+    on_path = shutil.which("python3.10")
+    if on_path:
+        yield on_path
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    yield from (str(p) for p in sorted(root.glob("versions/3.10*/bin/python"), reverse=True))
+    uv = shutil.which("uv")
+    if uv:
+        found = subprocess.run([uv, "python", "find", "3.10"], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            yield found.stdout.strip()
+
+
+def _is_310(python: str) -> bool:
+    try:
+        asked = subprocess.run([python, "-c", VERSION], capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0 and asked.stdout == "3.10"
+
+
+def _must(command: list[str], problem: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise HardwareError(f"{problem} ({' '.join(command)}): {done.stderr.strip()[-800:]}")

@@ -1,0 +1,113 @@
+"""NIR's linear nodes as sparse matrices on flattened (C-order) tensors, so that a chain of them is one product.
+
+A convolution is the matrix M with M[(o,y,x), (c,y*s-p+ky*d,x*s-p+kx*d)] = w[o,c,ky,kx]; an average pooling is a convolution within each
+channel with weights 1/k^2. Lava's own Conv process loops over channel pairs and is far slower than one sparse product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import nir
+import numpy as np
+from scipy import sparse
+
+from spikeprop_hardware.errors import HardwareError
+
+Shape = tuple[int, ...]
+Linear = tuple[sparse.csr_matrix, np.ndarray, Shape]  # matrix, bias, shape of the result
+
+
+def linear_of(node: Any, shape: Shape, name: str) -> Linear:
+    """Matrix, bias and output shape of a linear node reading a tensor of ``shape``.
+
+    Raises:
+        HardwareError: a node type that is not linear or not known.
+    """
+    maker = _MAKERS.get(type(node))
+    if maker is None:
+        known = ", ".join(t.__name__ for t in _MAKERS)
+        raise HardwareError(f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF")
+    return maker(node, shape)
+
+
+def _conv(node: nir.Conv2d, shape: Shape) -> Linear:
+    weight = np.asarray(node.weight, dtype=np.float64)
+    matrix, out = _convolution(
+        weight, shape, _pair(node.stride), _padding(node, weight), _pair(node.dilation), int(node.groups)
+    )
+    return matrix, np.repeat(np.asarray(node.bias, dtype=np.float64), out[1] * out[2]), out
+
+
+def _pool(average: bool) -> Callable[[Any, Shape], Linear]:
+    def make(node: Any, shape: Shape) -> Linear:
+        height, width = _pair(node.kernel_size)
+        weight = np.full((shape[0], 1, height, width), 1 / (height * width) if average else 1.0)
+        matrix, out = _convolution(weight, shape, _pair(node.stride), _pair(node.padding), (1, 1), shape[0])
+        return matrix, np.zeros(matrix.shape[0]), out
+
+    return make
+
+
+def _dense(node: Any, shape: Shape) -> Linear:
+    weight = np.asarray(node.weight, dtype=np.float64)
+    bias = np.asarray(node.bias, dtype=np.float64) if isinstance(node, nir.Affine) else np.zeros(len(weight))
+    return sparse.csr_matrix(weight), bias, (len(weight),)
+
+
+def _flatten(node: nir.Flatten, shape: Shape) -> Linear:
+    size = int(np.prod(shape))
+    return sparse.identity(size, format="csr"), np.zeros(size), (size,)
+
+
+def _scale(node: nir.Scale, shape: Shape) -> Linear:
+    gains = np.broadcast_to(np.asarray(node.scale, dtype=np.float64), shape).ravel()
+    return sparse.diags(gains, format="csr"), np.zeros(len(gains)), shape
+
+
+_MAKERS: dict[type, Callable[[Any, Shape], Linear]] = {
+    nir.Conv2d: _conv,
+    nir.AvgPool2d: _pool(average=True),
+    nir.SumPool2d: _pool(average=False),
+    nir.Linear: _dense,
+    nir.Affine: _dense,
+    nir.Flatten: _flatten,
+    nir.Scale: _scale,
+}
+
+
+def _convolution(
+    weight: np.ndarray, shape: Shape, stride: Shape, padding: Shape, dilation: Shape, groups: int
+) -> tuple[sparse.csr_matrix, Shape]:
+    outputs, per_group, kernel_h, kernel_w = weight.shape
+    channels, height, width = shape
+    out_h = (height + 2 * padding[0] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
+    out_w = (width + 2 * padding[1] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    o, c = np.meshgrid(np.arange(outputs), np.arange(per_group), indexing="ij")
+    source = c + (o // (outputs // groups)) * per_group  # input channel of each (output, group member)
+    total = sparse.csr_matrix((outputs * out_h * out_w, channels * height * width))
+    for ky in range(kernel_h):
+        for kx in range(kernel_w):
+            y, x = np.meshgrid(np.arange(out_h), np.arange(out_w), indexing="ij")
+            in_y, in_x = y * stride[0] - padding[0] + ky * dilation[0], x * stride[1] - padding[1] + kx * dilation[1]
+            inside = (in_y >= 0) & (in_y < height) & (in_x >= 0) & (in_x < width)
+            to, at = (y * out_w + x)[inside], (in_y * width + in_x)[inside]
+            rows = (o[..., None] * (out_h * out_w) + to).ravel()
+            columns = (source[..., None] * (height * width) + at).ravel()
+            values = np.repeat(weight[:, :, ky, kx].ravel(), len(to))
+            total = total + sparse.csr_matrix((values, (rows, columns)), shape=total.shape)
+    return total, (outputs, out_h, out_w)
+
+
+def _pair(value: Any) -> Shape:
+    values = np.broadcast_to(np.asarray(value, dtype=int), (2,))
+    return int(values[0]), int(values[1])
+
+
+def _padding(node: nir.Conv2d, weight: np.ndarray) -> Shape:
+    if isinstance(node.padding, str):
+        if node.padding == "valid":
+            return 0, 0
+        return (weight.shape[2] - 1) // 2, (weight.shape[3] - 1) // 2
+    return _pair(node.padding)

@@ -1,0 +1,157 @@
+"""NIR graph -> plan: populations of neurons and the matrices between them, with the delays that Lava adds.
+
+Every synapse of Lava delivers what it received one time step before. A population that lies ``depth`` synapses behind the input therefore
+runs ``depth`` steps late; a path with fewer synapses (a skip connection) gets the difference as extra delay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import nir
+import numpy as np
+from scipy import sparse
+
+from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.matrix import Shape, linear_of
+
+
+@dataclass
+class Connection:
+    """Matrix from a source population (or "input"), with extra delay in steps beyond the synapse's own one."""
+
+    source: str
+    matrix: sparse.csr_matrix
+    delay: int = 0
+
+
+@dataclass
+class Population:
+    """Neurons of one NIR node, flattened; the readout has no threshold."""
+
+    name: str
+    shape: Shape
+    connections: list[Connection]
+    bias: np.ndarray
+    depth: int
+    theta: np.ndarray | None = None
+    leak: np.ndarray | None = None
+    v_init: float = 0.0
+    to_zero: bool = False
+
+
+@dataclass
+class Plan:
+    """Populations in the order in which they compute; the last one is the readout."""
+
+    input_shape: Shape
+    populations: list[Population] = field(default_factory=list)
+
+    @property
+    def depth(self) -> int:
+        """Synapses between input and readout: the latency that Lava adds, in steps."""
+        return self.populations[-1].depth
+
+
+@dataclass
+class _Path:
+    source: str
+    matrix: sparse.csr_matrix
+    bias: np.ndarray
+    shape: Shape
+
+
+def make_plan(graph: nir.NIRGraph) -> Plan:
+    """Lay out a NIR graph.
+
+    Raises:
+        HardwareError: a node, reset mode or topology that is not known, naming it.
+    """
+    inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
+    outputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Output)]
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise HardwareError(f"the graph has {len(inputs)} inputs and {len(outputs)} outputs; this simulator runs one of each")
+    shape = tuple(int(n) for n in graph.nodes[inputs[0]].input_type["input"])
+    plan = Plan(shape)
+    depths = {inputs[0]: 0}
+    size = int(np.prod(shape))
+    paths = {inputs[0]: [_Path(inputs[0], sparse.identity(size, format="csr"), np.zeros(size), shape)]}
+    for name in _topological(graph):
+        if name == inputs[0]:
+            continue
+        node = graph.nodes[name]
+        arriving = [path for source, target in graph.edges if target == name for path in paths[source]]
+        if isinstance(node, nir.IF | nir.LIF | nir.Output):
+            population = _population(name, node, arriving, depths)
+            plan.populations.append(population)
+            depths[name] = population.depth
+            count = len(population.bias)
+            paths[name] = [_Path(name, sparse.identity(count, format="csr"), np.zeros(count), population.shape)]
+        else:
+            paths[name] = [_through(node, path, name) for path in arriving]
+    return plan
+
+
+def _through(node: Any, path: _Path, name: str) -> _Path:
+    matrix, bias, shape = linear_of(node, path.shape, name)
+    if matrix.shape[1] != path.matrix.shape[0]:
+        raise HardwareError(f"node {name!r} reads {matrix.shape[1]} values, but {path.matrix.shape[0]} arrive (shape {path.shape})")
+    return _Path(path.source, (matrix @ path.matrix).tocsr(), matrix @ path.bias + bias, shape)
+
+
+def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, int]) -> Population:
+    if not arriving:
+        raise HardwareError(f"nothing is connected to node {name!r}")
+    depth = 1 + max(depths[path.source] for path in arriving)
+    connections = [Connection(p.source, p.matrix, depth - 1 - depths[p.source]) for p in arriving]
+    bias = np.sum([p.bias for p in arriving], axis=0)
+    population = Population(name, arriving[0].shape, connections, bias, depth)
+    if isinstance(node, nir.Output):
+        return population
+    metadata = node.metadata or {}
+    reset = metadata.get("reset", "zero")  # NIR's own meaning: to v_reset
+    if reset not in ("subtract", "zero"):
+        raise HardwareError(f"node {name!r} has reset mode {reset!r}; this simulator knows 'subtract' and 'zero'")
+    if np.any(np.asarray(node.v_reset) != 0):
+        raise HardwareError(f"node {name!r} resets to v_reset other than 0, which is not supported")
+    size = (len(bias),)
+    population.theta = _flat(node.v_threshold, population.shape, size)
+    population.leak = np.broadcast_to(_leak(name, node, metadata), size).astype(np.float64)
+    population.v_init = float(metadata.get("v_init", 0.0))
+    population.to_zero = reset == "zero"
+    return population
+
+
+def _leak(name: str, node: Any, metadata: dict[str, Any]) -> np.ndarray:
+    """Factor on the potential a step: 1 - dt/tau for LIF, 1 for IF; the current must come in with factor one."""
+    if isinstance(node, nir.IF):
+        if not np.allclose(node.r, 1):
+            raise HardwareError(f"node {name!r} is an IF with r other than 1; fold r into the weights before it")
+        return np.ones(1)
+    if np.any(np.asarray(node.v_leak) != 0):
+        raise HardwareError(f"node {name!r} leaks to v_leak other than 0, which is not supported")
+    dt = metadata.get("dt")
+    if dt is None:
+        raise HardwareError(f"node {name!r} is a LIF without a time step; record metadata dt in the unit of tau")
+    tau, r = np.asarray(node.tau, dtype=np.float64).ravel(), np.asarray(node.r, dtype=np.float64).ravel()
+    if not np.allclose(r * dt / tau, 1):
+        raise HardwareError(f"node {name!r} scales its current by r*dt/tau other than 1; fold the factor into the weights")
+    leak = 1 - dt / tau
+    exact = metadata.get("leak")  # tau rounds; the exporter's own number does not
+    return np.full(1, float(exact)) if exact is not None and np.allclose(leak, exact) else leak
+
+
+def _flat(value: Any, shape: Shape, size: Shape) -> np.ndarray:
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), shape).reshape(size)
+
+
+def _topological(graph: nir.NIRGraph) -> list[str]:
+    sources = {name: {a for a, b in graph.edges if b == name} for name in graph.nodes}
+    order: list[str] = []
+    while len(order) < len(sources):
+        ready = [n for n in graph.nodes if n not in order and sources[n] <= set(order)]
+        if not ready:
+            raise HardwareError(f"the graph has a loop through {sorted(set(sources) - set(order))}; recurrence is not supported")
+        order += ready
+    return order

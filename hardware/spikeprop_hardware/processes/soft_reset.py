@@ -1,0 +1,132 @@
+"""Lava Process and ProcessModel pairs: soft-reset integrate-and-fire, accumulating readout, delay line. Floating point.
+
+    u = leak * v + (a + bias);   s = u > theta (strict);   v = u - theta * s   (or 0 where s, with hard reset)
+
+Lava's own LIF only resets to zero. Samples follow one another without a gap: a population that lies ``onset`` synapses behind the input
+sees step k of sample n at time step n*period + k + onset + 1, and begins each sample from v_init. Until its first input arrives it rests,
+so biases do not charge it early. Spikes are kept as bits, eight time steps a byte, because Lava hands variables back one number at a time.
+"""
+
+import numpy as np
+from lava.magma.core.decorator import implements, requires, tag
+from lava.magma.core.model.py.model import PyLoihiProcessModel
+from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.type import LavaPyType
+from lava.magma.core.process.ports.ports import InPort, OutPort
+from lava.magma.core.process.process import AbstractProcess
+from lava.magma.core.process.variable import Var
+from lava.magma.core.resources import CPU
+from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+
+
+class SoftIF(AbstractProcess):
+    """Integrate-and-fire neurons; ``a_in`` current, ``s_out`` spikes, ``bits`` the packed record of all spikes."""
+
+    def __init__(self, *, theta, bias, leak, v_init, to_zero, onset, period, steps):
+        super().__init__()
+        shape = theta.shape
+        self.a_in = InPort(shape=shape)
+        self.s_out = OutPort(shape=shape)
+        self.theta = Var(shape=shape, init=theta)
+        self.bias = Var(shape=shape, init=bias)
+        self.leak = Var(shape=shape, init=leak)
+        self.rest = Var(shape=shape, init=v_init * theta)
+        self.v = Var(shape=shape, init=v_init * theta)
+        self.to_zero = Var(shape=(1,), init=int(to_zero))
+        self.onset = Var(shape=(1,), init=onset)
+        self.period = Var(shape=(1,), init=period)
+        self.bits = Var(shape=(shape[0], -(-steps // 48)), init=0)
+
+
+@implements(proc=SoftIF, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PySoftIFFloat(PyLoihiProcessModel):
+    """SoftIF in float64."""
+
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+    theta: np.ndarray = LavaPyType(np.ndarray, float)
+    bias: np.ndarray = LavaPyType(np.ndarray, float)
+    leak: np.ndarray = LavaPyType(np.ndarray, float)
+    rest: np.ndarray = LavaPyType(np.ndarray, float)
+    v: np.ndarray = LavaPyType(np.ndarray, float)
+    to_zero: np.ndarray = LavaPyType(np.ndarray, int)
+    onset: np.ndarray = LavaPyType(np.ndarray, int)
+    period: np.ndarray = LavaPyType(np.ndarray, int)
+    bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
+
+    def run_spk(self):
+        """One time step."""
+        current = self.a_in.recv()
+        k = self.time_step - 1 - int(self.onset[0])
+        spikes = np.zeros_like(self.v)
+        if 0 <= k < self.bits.shape[1] * 48:
+            if k % int(self.period[0]) == 0:
+                self.v[:] = self.rest
+            self.v[:] = self.v * self.leak + (current + self.bias)
+            spikes = (self.v > self.theta).astype(float)
+            self.v[:] = self.v * (1 - spikes) if self.to_zero[0] else self.v - self.theta * spikes
+            self.bits[:, k // 48] |= spikes.astype(np.int64) << (k % 48)
+        self.s_out.send(spikes)
+
+
+class Readout(AbstractProcess):
+    """Accumulating output: ``a_in`` current; ``sums`` the accumulated value after every step of every sample."""
+
+    def __init__(self, *, bias, onset, period, steps):
+        super().__init__()
+        shape = bias.shape
+        self.a_in = InPort(shape=shape)
+        self.bias = Var(shape=shape, init=bias)
+        self.onset = Var(shape=(1,), init=onset)
+        self.period = Var(shape=(1,), init=period)
+        self.sums = Var(shape=(shape[0], steps), init=0.0)
+
+
+@implements(proc=Readout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyReadoutFloat(PyLoihiProcessModel):
+    """Readout in float64."""
+
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    bias: np.ndarray = LavaPyType(np.ndarray, float)
+    onset: np.ndarray = LavaPyType(np.ndarray, int)
+    period: np.ndarray = LavaPyType(np.ndarray, int)
+    sums: np.ndarray = LavaPyType(np.ndarray, float)
+
+    def run_spk(self):
+        """One time step."""
+        current = self.a_in.recv() + self.bias
+        k = self.time_step - 1 - int(self.onset[0])
+        if 0 <= k < self.sums.shape[1]:
+            before = 0.0 if k % int(self.period[0]) == 0 else self.sums[:, k - 1]
+            self.sums[:, k] = before + current
+
+
+class DelayLine(AbstractProcess):
+    """Hands spikes on ``delay`` steps later: keeps a skip connection in step with the path it skips."""
+
+    def __init__(self, *, size, delay):
+        super().__init__()
+        self.s_in = InPort(shape=(size,))
+        self.s_out = OutPort(shape=(size,))
+        self.line = Var(shape=(delay, size), init=0.0)
+
+
+@implements(proc=DelayLine, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyDelayLineFloat(PyLoihiProcessModel):
+    """DelayLine in float64."""
+
+    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+    line: np.ndarray = LavaPyType(np.ndarray, float)
+
+    def run_spk(self):
+        """One time step."""
+        slot = (self.time_step - 1) % len(self.line)
+        self.s_out.send(self.line[slot].copy())
+        self.line[slot] = self.s_in.recv()

@@ -1,0 +1,145 @@
+"""Convolutional ANNs that convert well: ``CNN`` from a plan, and the paper's ``VGG`` family.
+
+Rathi et al. 2020: convolutions 3x3 and linear layers without bias, ReLU, average pooling, dropout after each ReLU except
+where a pooling follows (the pooling takes its place), no batch-norm, no max-pooling. Weights start from
+N(0, sqrt(2 / (k^2 * C_out))) for convolutions and N(0, 0.01) for linear layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+POOL = "A"
+Plan = Sequence[int | Literal["A"]]
+
+# "A" is a 2x2 average pooling. For CIFAR's 32x32 the classifier reads 8x8 or 2x2 maps; larger images get one more pooling.
+VGG_PLANS: dict[int, Plan] = {
+    5: [64, "A", 128, 128, "A"],
+    9: [64, "A", 128, 256, "A", 256, 512, "A", 512, "A", 512],
+    11: [64, "A", 128, 256, "A", 512, 512, "A", 512, "A", 512, 512],
+    13: [64, 64, "A", 128, 128, "A", 256, 256, "A", 512, 512, "A", 512, 512],
+    16: [64, 64, "A", 128, 128, "A", 256, 256, 256, "A", 512, 512, 512, "A", 512, 512, 512],
+    19: [64, 64, "A", 128, 128, "A", 256, 256, 256, 256, "A", 512, 512, 512, 512, "A", 512, 512, 512, 512],
+}
+VGG_HIDDEN = {5: (1024,), 9: (1024,)}  # two linear layers; the deeper ones have three
+
+
+def initialise(model: nn.Module, linear_std: float | None = 0.01) -> None:
+    """The paper's initial weights; ``linear_std=None`` gives linear layers He's sqrt(2 / inputs) instead."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, linear_std or math.sqrt(2 / module.in_features))
+
+
+def features(plan: Plan, channels: int, dropout: float, batch_norm: bool) -> nn.Sequential:
+    """Convolution 3x3, (batch-norm,) ReLU, dropout for each number of the plan; the pooling replaces the dropout before it."""
+    layers: list[nn.Module] = []
+    for i, entry in enumerate(plan):
+        if not isinstance(entry, int):
+            layers.append(nn.AvgPool2d(2))
+            continue
+        layers.append(nn.Conv2d(channels, entry, 3, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(entry)] if batch_norm else []
+        layers.append(nn.ReLU())
+        if plan[i + 1 : i + 2] != [POOL]:
+            layers.append(nn.Dropout(dropout))
+        channels = entry
+    return nn.Sequential(*layers)
+
+
+def classifier(inputs: int, hidden: Sequence[int], classes: int, dropout: float) -> nn.Sequential:
+    """Linear, ReLU, dropout for each hidden width, then a linear layer; no biases."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden:
+        layers += [nn.Linear(inputs, width, bias=False), nn.ReLU(), nn.Dropout(dropout)]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, classes, bias=False))
+
+
+def features_out(extractor: nn.Module, input_shape: Sequence[int]) -> int:
+    """Number of values that ``extractor`` gives for one image of ``input_shape``."""
+    training = extractor.training
+    with torch.no_grad():
+        size = extractor.eval()(torch.zeros(1, *input_shape)).numel()
+    extractor.train(training)
+    if size == 0:
+        raise ValueError(f"images of shape {tuple(input_shape)} are too small for this network's poolings")
+    return size
+
+
+class CNN(nn.Module):
+    """A convolutional network from a plan.
+
+    Args:
+        input_shape: (channels, height, width) of one image.
+        classes: number of classes.
+        plan: widths of 3x3 convolutions, "A" for a 2x2 average pooling, for example [32, "A", 64, "A"].
+        hidden: widths of the hidden linear layers.
+        dropout: after convolutions.
+        hidden_dropout: after hidden linear layers.
+        batch_norm: after each convolution; it is folded away by conversion.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        plan: list[int | Literal["A"]],
+        hidden: list[int] | None = None,
+        dropout: float = 0.2,
+        hidden_dropout: float = 0.5,
+        batch_norm: bool = False,
+    ):
+        super().__init__()
+        self.features = features(list(plan), input_shape[0], dropout, batch_norm)
+        self.classifier = classifier(features_out(self.features, input_shape), hidden or [], classes, hidden_dropout)
+        initialise(self, linear_std=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (B, classes) for images (B, C, H, W)."""
+        return self.classifier(self.features(x))
+
+
+class VGG(nn.Module):
+    """VGG as in Rathi et al. 2020: bias-free, average pooling, dropout.
+
+    Args:
+        depth: 5, 9, 11, 13, 16 or 19 layers with weights.
+        input_shape: (channels, height, width) of one image; images of 64 pixels and more get a fifth pooling.
+        classes: number of classes.
+        dropout: after convolutions (0.2 for ANNs in the authors' code); 0.5 after linear layers.
+        batch_norm: after each convolution; not in the paper.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        input_shape: tuple[int, int, int] = (3, 32, 32),
+        classes: int = 10,
+        dropout: float = 0.2,
+        batch_norm: bool = False,
+    ):
+        super().__init__()
+        if depth not in VGG_PLANS:
+            raise ValueError(f"VGG has depths {sorted(VGG_PLANS)}, not {depth}")
+        plan = list(VGG_PLANS[depth])
+        if input_shape[1] >= 64:
+            plan.append(POOL)
+        self.features = features(plan, input_shape[0], dropout, batch_norm)
+        hidden = VGG_HIDDEN.get(depth, (4096, 4096))
+        self.classifier = classifier(features_out(self.features, input_shape), hidden, classes, 0.5)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (B, classes) for images (B, C, H, W)."""
+        return self.classifier(self.features(x))

@@ -1,0 +1,29 @@
+"""``MLP``: fully connected ANN without biases, ReLU and dropout between its layers; the smallest network that converts."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from spikeprop.ann.cnn import classifier, initialise
+
+
+class MLP(nn.Module):
+    """Fully connected network.
+
+    Args:
+        input_shape: shape of one image.
+        classes: number of classes.
+        hidden: widths of the hidden layers.
+        dropout: after each hidden layer.
+    """
+
+    def __init__(self, *, input_shape: tuple[int, ...], classes: int, hidden: list[int], dropout: float = 0.2):
+        super().__init__()
+        self.layers = classifier(math.prod(input_shape), hidden, classes, dropout)
+        initialise(self, linear_std=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (B, classes) for images (B, ...)."""
+        return self.layers(x)

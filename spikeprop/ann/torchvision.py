@@ -1,0 +1,60 @@
+"""``TorchvisionModel``: any torchvision classifier by name, with weights from torchvision's enum or from a local file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.errors import CheckpointError
+
+
+class TorchvisionModel(nn.Module):
+    """A torchvision model.
+
+    Args:
+        name: as in ``torchvision.models.list_models()``, for example "resnet18".
+        weights: a name of the model's weights enum ("IMAGENET1K_V1", "DEFAULT"; downloads), a local .safetensors or .pth file,
+            or None for random weights.
+        classes: number of outputs; other than the model's own only without an enum's weights.
+
+    Raises:
+        ValueError: an unknown model, with the nearest names.
+        CheckpointError: a weights file whose tensors do not fit, naming them.
+    """
+
+    def __init__(self, *, name: str, weights: str | None = None, classes: int = 1000):
+        super().__init__()
+        from torchvision import models
+
+        known = models.list_models(module=models)
+        if name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known)) or "see torchvision.models.list_models()"
+            raise ValueError(f"torchvision has no model {name!r}; nearest: {near}")
+        from_file = weights is not None and Path(weights).suffix in {".safetensors", ".pth", ".pt"}
+        self.model = models.get_model(name, weights=None if from_file else weights, num_classes=classes)
+        if from_file:
+            assert weights is not None
+            load_tensors(self.model, Path(weights))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (B, classes) for images (B, 3, H, W)."""
+        return self.model(x)
+
+
+def load_tensors(model: nn.Module, path: Path) -> None:
+    """Load a file of tensors into a model, every name and shape matching."""
+    if not path.is_file():
+        raise CheckpointError(f"no weights file at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+    else:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error

@@ -1,0 +1,209 @@
+"""The command line: run, check, ls, eval, export, simulate. The only place that prints."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spikeprop.errors import SpikepropError
+
+
+class _Friendly(click.Group):
+    """Shows spikeprop's own errors as one message; Ctrl-C and bad files end without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SpikepropError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Friendly, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="spikeprop")
+def main() -> None:
+    """From recipe to neuromorphic chip: train, convert, fine-tune with STDB, evaluate, export, run on Lava."""
+    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+
+
+@main.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
+@click.option("--smoke", is_flag=True, help="A few images, epochs and steps, to see that it runs.")
+@click.option("--threads", type=int, help="CPU threads; default torch's choice.")
+def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None) -> None:
+    """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped."""
+    import dataclasses
+
+    import torch
+
+    from spikeprop.pipeline import Context
+    from spikeprop.recipe import load_recipe
+    from spikeprop.runfolder import RunFolder
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = load_recipe(recipe, overrides)
+    if smoke:
+        loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
+    folder = RunFolder(out or Path("runs") / (loaded.name + ("-smoke" if smoke else "")), loaded, smoke)
+    _say(f"{loaded.name} -> {folder.path}")
+    report = loaded.experiment.run(Context(folder, loaded.name, _say))
+    _table(report.name, report.rows)
+    click.echo(f"\nreport: {folder.path / 'report.json'}")
+
+
+@main.command()
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="An override; may be given several times.")
+def check(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Check recipes without running them: every key, component and value."""
+    from spikeprop.recipe import load_recipe
+
+    for recipe in recipes:
+        loaded = load_recipe(recipe, overrides)
+        click.echo(f"{loaded.name}: ok ({type(loaded.experiment).__name__})")
+
+
+@main.command()
+@click.argument("slot", required=False)
+def ls(slot: str | None) -> None:
+    """List recipes, and the components of every slot with their parameters and defaults (or only of SLOT)."""
+    from spikeprop.pipeline import HybridConversion
+    from spikeprop.recipe import components, recipe_folder, slots
+
+    if slot is None:
+        click.echo("recipes")
+        for path in sorted(recipe_folder().glob("*.yaml")):
+            click.echo(f"  {path.stem}")
+    bases: dict[type, list[str]] = {}
+    for path, base in slots(HybridConversion).items():
+        bases.setdefault(base, []).append(path)
+    for base, paths in {**bases, **_nested(bases)}.items():
+        if slot is None or slot in (base.__name__, *paths):
+            _list_slot(", ".join(paths), components(base))
+
+
+@main.command("eval")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--data", "data", required=True, help="Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100 or ImageNet.")
+@click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
+@click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default the recipe's.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many test images.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
+def evaluate(
+    checkpoint: Path, data: str, root: str | None, timesteps: str | None, limit: int | None, batch_size: int
+) -> None:
+    """Accuracy of a CHECKPOINT (ann, converted or finetuned.safetensors) on test images, at each number of steps."""
+    from spikeprop.data import ImageData
+    from spikeprop.evaluate import ann_accuracy, snn_accuracy
+    from spikeprop.networks import load_network
+    from spikeprop.recipe import component
+    from spikeprop.snn import SpikingNetwork
+
+    loaded = load_network(checkpoint)
+    described = loaded.description
+    same = {"mean": described["data"]["mean"], "std": described["data"]["std"]}  # the normalisation it was trained with
+    settings = {"use": data, "test_limit": limit, "root": root, **same}
+    test = component(ImageData, settings, "--data").build().test(batch_size)
+    if isinstance(loaded.network, SpikingNetwork):
+        steps = _numbers(timesteps) if timesteps else [described["timesteps"]]
+        accuracy = snn_accuracy(loaded.network, test.epoch(0), steps, seed=described["seed"], label=f"evaluate on {data}")
+        _table(str(checkpoint), [(f"T = {t}", f"{a:.2f} %") for t, a in accuracy.items()])
+    else:
+        _table(str(checkpoint), [("ANN", f"{ann_accuracy(loaded.network, test.epoch(0)):.2f} %")])
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="NIR file; default beside the checkpoint.")
+def export(checkpoint: Path, out: Path | None) -> None:
+    """Write a spiking network's CHECKPOINT as a NIR file."""
+    from spikeprop.deploy import export as write
+
+    target = out or checkpoint.with_suffix(".nir")
+    write(_spiking(checkpoint).network, target)
+    click.echo(f"wrote {target}")
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--data", help="Data set; default the one that it was trained on.")
+@click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
+@click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--timesteps", type=click.IntRange(min=1), help="Default the recipe's.")
+def simulate(checkpoint: Path, data: str | None, root: str | None, samples: int, timesteps: int | None) -> None:
+    """Run a spiking network's CHECKPOINT on Lava and compare every spike with PyTorch's on the same encoded inputs."""
+    import tempfile
+
+    from spikeprop.data import ImageData
+    from spikeprop.deploy import compare_on_lava
+    from spikeprop.deploy import export as write
+    from spikeprop.recipe import component
+    from spikeprop.seeding import seed_torch
+
+    loaded = _spiking(checkpoint)
+    described = loaded.description
+    settings = {"root": root, **described["data"]} | ({"use": data} if data else {})
+    images, labels = next(component(ImageData, settings, "--data").build().test(samples).epoch(0))
+    seed_torch(described["seed"], 3)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.nir"
+        write(loaded.network, file)
+        result = compare_on_lava(loaded.network, file, images, labels, timesteps or described["timesteps"], _say)
+    equal = "all equal" if result["spikes_equal"] else f"NOT equal: {result['mismatches']}"
+    rows = [
+        ("samples, steps", f"{result['samples']}, {result['timesteps']}"),
+        ("predictions agree", f"{result['agreement']:.1f} %"),
+        ("spike trains", f"{equal} ({result['spikes']:,} spikes)"),
+        ("largest output difference", f"{result['output_error']:.2g}"),
+    ]
+    _table(str(checkpoint), rows)
+
+
+def _spiking(checkpoint: Path) -> Any:
+    from spikeprop.errors import CheckpointError
+    from spikeprop.networks import load_network
+
+    loaded = load_network(checkpoint)
+    if loaded.description["kind"] != "snn":
+        raise CheckpointError(f"{checkpoint} is an ANN; give the converted or finetuned checkpoint of its run")
+    return loaded
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: give whole numbers, for example 25,50,100") from error
+    if min(numbers) < 1:
+        raise click.BadParameter(f"{text!r}: a simulation needs at least 1 step")
+    return numbers
+
+
+def _nested(bases: Iterable[type]) -> dict[type, list[str]]:
+    """Slots inside components, such as a neuron's surrogate."""
+    from spikeprop.snn import Neuron, Surrogate
+
+    return {Surrogate: ["convert.neuron.surrogate"]} if Neuron in bases else {}
+
+
+def _list_slot(title: str, found: dict[str, dict[str, Any]]) -> None:
+    click.echo(f"\n{title}")
+    for name, parameters in found.items():
+        shown = ", ".join(k if v == "(required)" else f"{k}={v!r}" for k, v in parameters.items())
+        click.echo(f"  {name}({shown})")
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> None:
+    width = max(len(label) for label, _ in rows)
+    click.echo(f"\n{title}")
+    for label, text in rows:
+        click.echo(f"  {label:<{width}}  {text}")
+
+
+_say: Callable[[str], None] = lambda message: click.echo(message, err=True)  # noqa: E731 - progress, beside the bars

@@ -1,0 +1,18 @@
+"""Data sets on local disk: Digits (always there), MNIST, FashionMNIST, CIFAR10, CIFAR100 and ImageNet."""
+
+from spikeprop.data.base import ImageData, InMemorySplit, Split
+from spikeprop.data.imagenet import FolderSplit, ImageNet
+from spikeprop.data.small import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "Digits",
+    "FashionMNIST",
+    "FolderSplit",
+    "ImageData",
+    "ImageNet",
+    "InMemorySplit",
+    "Split",
+]

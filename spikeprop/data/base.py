@@ -1,0 +1,129 @@
+"""What every data set is: images of one shape, one normalisation for ANN and SNN, batches that can start anywhere.
+
+The STDB authors' code normalises with CIFAR's statistics for the ANN and with 0.5/0.5 for the SNN; here a data set has one
+mean and one std, used by every stage. Augmentation is the paper's: a random crop after zero padding, and a random flip.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikeprop.errors import MissingDataError
+from spikeprop.seeding import generator
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Split(Protocol):
+    """Batches of one split; ``epoch(e, start)`` yields the batches of epoch e from number ``start`` on."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(ABC):
+    """A data set of labelled images.
+
+    Attributes:
+        root: folder that holds the data as torchvision lays it out; default ``$SPIKEPROP_DATA``.
+        mean, std: normalisation (pixel/255 - mean) / std, shared by ANN and SNN.
+        train_limit, test_limit: use only the first so many images.
+        crop: zero padding in pixels before a random crop in training, 0 for none.
+        flip: random horizontal flip in training.
+    """
+
+    root: str | None = None
+    mean: float = 0.0
+    std: float = 1.0
+    train_limit: int | None = None
+    test_limit: int | None = None
+    crop: int = 0
+    flip: bool = False
+
+    input_shape: ClassVar[tuple[int, int, int]]
+    classes: ClassVar[int]
+
+    @abstractmethod
+    def train(self, batch_size: int, seed: int) -> Split:
+        """Shuffled, augmented batches of normalised images (B, C, H, W) and labels (B,)."""
+
+    @abstractmethod
+    def test(self, batch_size: int) -> Split:
+        """Batches of the test images in their own order, not augmented."""
+
+    def folder(self) -> Path:
+        """The data root.
+
+        Raises:
+            MissingDataError: neither ``root`` nor ``$SPIKEPROP_DATA`` is set.
+        """
+        root = self.root or os.environ.get("SPIKEPROP_DATA")
+        if not root:
+            raise MissingDataError(
+                f"{type(self).__name__}: no data root; set data.root=FOLDER on the command line, or the environment variable "
+                "SPIKEPROP_DATA, to the folder that holds the data"
+            )
+        return Path(root).expanduser()
+
+
+@dataclass(frozen=True)
+class InMemorySplit:
+    """Images held as bytes; augmentation and normalisation act on whole batches, so loading costs next to nothing."""
+
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # (N,) int64
+    batch_size: int
+    mean: float
+    std: float
+    scale: float = 255.0
+    seed: int | None = None  # None: own order, no augmentation
+    crop: int = 0
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch, from batch number ``start`` on."""
+        order = torch.arange(len(self.labels))
+        if self.seed is not None:
+            order = torch.randperm(len(self.labels), generator=generator(self.seed, epoch))
+        for number, index in enumerate(order.split(self.batch_size)[start:], start):
+            x = self.images[index]
+            if self.seed is not None:
+                x = augment(x, self.crop, self.flip, generator(self.seed, epoch, number))
+            yield (x.float().div_(self.scale) - self.mean) / self.std, self.labels[index]
+
+
+def augment(x: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """Random crop after zero padding by ``crop`` pixels, and random horizontal flip; x is (B, C, H, W)."""
+    batch, _, height, width = x.shape
+    if crop:
+        padded = F.pad(x, (crop, crop, crop, crop))
+        top = torch.randint(0, 2 * crop + 1, (batch, 1), generator=rng)
+        left = torch.randint(0, 2 * crop + 1, (batch, 1), generator=rng)
+        rows, columns = top + torch.arange(height), left + torch.arange(width)
+        picked = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        x = picked.permute(0, 3, 1, 2).contiguous()
+    if flip:
+        flipped = torch.rand(batch, generator=rng) < 0.5
+        x = torch.where(flipped[:, None, None, None], x.flip(-1), x)
+    return x
+
+
+def limited(images: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
+    """The first ``limit`` images and labels, or all."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit of {limit} images leaves nothing; use at least 1")
+    return images[:limit], labels[:limit]

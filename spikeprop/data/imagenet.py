@@ -1,0 +1,128 @@
+"""``ImageNet``: photographs in torchvision's ImageFolder layout, decoded by worker processes.
+
+Training: random resized crop to 224 and flip; testing: the short side to 256, centre crop 224 (the usual evaluation). Each image's
+augmentation is seeded from (seed, epoch, image), so an epoch can be taken up anywhere and come out the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from spikeprop.data.base import Batch, ImageData
+from spikeprop.errors import MissingDataError
+from spikeprop.seeding import generator, mix_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNet(ImageData):
+    """ImageNet (ILSVRC-2012) or any folder of class folders named by WordNet id.
+
+    ``root`` holds ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; default ``$SPIKEPROP_DATA/imagenet``. Classes are numbered
+    by sorted folder name, or, where ``root/classes.tsv`` (wnid, index, name) exists, by its index column.
+
+    Attributes:
+        workers: processes that decode images.
+    """
+
+    mean: float = 0.5
+    std: float = 0.5
+    workers: int = 4
+    input_shape: ClassVar = (3, 224, 224)
+    classes: ClassVar = 1000
+
+    def train(self, batch_size: int, seed: int) -> FolderSplit:
+        return self._split("train", batch_size, seed, self.train_limit)
+
+    def test(self, batch_size: int) -> FolderSplit:
+        return self._split("val", batch_size, None, self.test_limit)
+
+    def _split(self, name: str, batch_size: int, seed: int | None, limit: int | None) -> FolderSplit:
+        root = self.folder() if self.root else self.folder() / "imagenet"
+        samples = _list_images(root, name)
+        return FolderSplit(samples[:limit], batch_size, self.mean, self.std, self.workers, seed)
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """Image files with labels, in batches."""
+
+    samples: list[tuple[str, int]]
+    batch_size: int
+    mean: float
+    std: float
+    workers: int
+    seed: int | None
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch, from batch number ``start`` on."""
+        order = list(range(len(self.samples)))
+        if self.seed is not None:
+            order = torch.randperm(len(order), generator=generator(self.seed, epoch)).tolist()
+        seed = None if self.seed is None else mix_seed(self.seed, epoch)
+        loader = torch.utils.data.DataLoader(
+            _Photographs(self.samples, self.mean, self.std, seed),
+            batch_size=self.batch_size,
+            sampler=order[start * self.batch_size :],
+            num_workers=min(self.workers, len(self)),
+        )
+        yield from loader
+
+
+class _Photographs(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    def __init__(self, samples: list[tuple[str, int]], mean: float, std: float, seed: int | None):
+        from torchvision.transforms import v2
+
+        crop: list[Any] = [v2.Resize(256, antialias=True), v2.CenterCrop(224)]
+        if seed is not None:
+            crop = [v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()]
+        normalise = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([mean] * 3, [std] * 3)]
+        self.transform = v2.Compose([*crop, *normalise])
+        self.samples, self.seed = samples, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image, UnidentifiedImageError
+
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (UnidentifiedImageError, OSError) as error:
+            raise MissingDataError(f"{path} is truncated or not an image ({error}); replace or delete it") from error
+        with torch.random.fork_rng(devices=[]):
+            if self.seed is not None:
+                torch.manual_seed(mix_seed(self.seed, index))
+            return self.transform(image), label
+
+
+def _list_images(root: Path, split: str) -> list[tuple[str, int]]:
+    folder = root / split
+    wnids = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if not wnids:
+        raise MissingDataError(
+            f"ImageNet: no class folders at {folder}; it should hold <wnid>/*.JPEG. ImageNet must be obtained from its owners; "
+            "then set data.root to the folder that holds train/ and val/"
+        )
+    numbers = _class_numbers(root / "classes.tsv") or {wnid: i for i, wnid in enumerate(wnids)}
+    unknown = [wnid for wnid in wnids if wnid not in numbers]
+    if unknown:
+        raise MissingDataError(f"ImageNet: {root / 'classes.tsv'} has no line for class folder {unknown[0]}")
+    return [(str(p), numbers[w]) for w in wnids for p in sorted((folder / w).iterdir()) if p.suffix.lower() in {".jpeg", ".jpg"}]
+
+
+def _class_numbers(path: Path) -> dict[str, int]:
+    if not path.is_file():
+        return {}
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {row[0]: int(row[1]) for row in rows if row[1].isdigit()}

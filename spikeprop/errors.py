@@ -1,0 +1,33 @@
+"""Errors that users meet. Each message names the thing that is wrong and what to do about it."""
+
+
+class SpikepropError(Exception):
+    """Base of spikeprop's own errors; the command line shows their message without a traceback."""
+
+
+class RecipeError(SpikepropError):
+    """A recipe, component or override is wrong."""
+
+
+class ConversionError(SpikepropError):
+    """The network holds something that cannot be converted to spikes."""
+
+
+class MissingDataError(SpikepropError):
+    """Data files are absent, truncated or damaged."""
+
+
+class CheckpointError(SpikepropError):
+    """A checkpoint cannot be read or belongs to another architecture."""
+
+
+class TrainingCollapsed(SpikepropError):
+    """The loss is not finite or accuracy fell under chance."""
+
+
+class NirError(SpikepropError):
+    """A NIR graph holds something we do not know."""
+
+
+class HardwareError(SpikepropError):
+    """The Lava simulation cannot be started or failed."""

@@ -1,0 +1,30 @@
+"""Learning: rules that compute gradients, and the one loop that uses them."""
+
+from spikeprop.learn.backprop import Backprop
+from spikeprop.learn.bptt import BPTT
+from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, Training
+from spikeprop.learn.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from spikeprop.learn.loop import Batches, fit
+from spikeprop.learn.rule import LearningRule
+from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
+
+__all__ = [
+    "BPTT",
+    "Backprop",
+    "Batches",
+    "Callback",
+    "Checkpoint",
+    "CollapseGuard",
+    "Constant",
+    "Cosine",
+    "LearningRule",
+    "MetricsLog",
+    "ProgressBar",
+    "Schedule",
+    "Steps",
+    "Training",
+    "fit",
+    "load_checkpoint",
+    "load_model",
+    "save_checkpoint",
+]

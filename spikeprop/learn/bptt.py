@@ -1,0 +1,39 @@
+"""``BPTT``: backpropagation through time with a surrogate derivative; with ``STDB`` it is the paper's fine-tuning.
+
+Rathi et al. 2020: the loss is the cross-entropy of the output accumulated over T steps; the gradient flows back through the
+leak and the weights and, at each spike, through the neuron's surrogate; none flows through the reset. Which surrogate is the
+neuron's own setting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikeprop.learn.rule import LearningRule
+from spikeprop.snn import SpikingNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPTT(LearningRule):
+    """Gradient of the cross-entropy on the accumulated output.
+
+    Attributes:
+        timesteps: steps of a simulation.
+        chunk: steps a layer takes at once; default all, the fastest.
+        average: divide the accumulated output by the number of steps (the paper takes the sum).
+    """
+
+    timesteps: int
+    chunk: int | None = None
+    average: bool = False
+
+    def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        scores = model(x, self.timesteps, chunk=self.chunk or self.timesteps)
+        if self.average:
+            scores = scores / self.timesteps
+        loss = F.cross_entropy(scores, y)
+        loss.backward()
+        return {"loss": loss.detach(), "scores": scores.detach()}

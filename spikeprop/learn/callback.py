@@ -1,0 +1,117 @@
+"""Callbacks: hooks of the training loop, for what watches or nudges training without owning it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikeprop.errors import TrainingCollapsed
+from spikeprop.files import write_text
+from spikeprop.progress import bar
+
+
+@dataclass
+class Training:
+    """What a callback sees: where training stands."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epochs: int
+    steps_per_epoch: int
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Running means of the current epoch; accuracy in percent."""
+        seen = max(self.seen, 1)
+        return {"epoch": self.epoch, "loss": self.loss_sum / seen, "accuracy": 100 * self.correct / seen}
+
+
+class Callback:
+    """Hooks of the loop; each does nothing unless overridden."""
+
+    def on_start(self, training: Training) -> None:
+        """Before the first step of this process, after a resume."""
+
+    def on_step(self, training: Training) -> None:
+        """After each optimiser step."""
+
+    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+        """After each epoch, before its checkpoint."""
+
+    def on_end(self, training: Training) -> None:
+        """After the last epoch, or when an error ends the loop."""
+
+
+class ProgressBar(Callback):
+    """A bar over all steps, with time to go, loss and accuracy."""
+
+    def __init__(self, label: str):
+        self.label = label
+
+    def on_start(self, training: Training) -> None:
+        total = training.epochs * training.steps_per_epoch
+        done = training.epoch * training.steps_per_epoch + training.step
+        self.bar = bar(self.label, total=total, initial=done)
+
+    def on_step(self, training: Training) -> None:
+        metrics = training.metrics
+        text = f"epoch {training.epoch + 1}/{training.epochs} loss {metrics['loss']:.3f} acc {metrics['accuracy']:.2f} %"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+
+    def on_end(self, training: Training) -> None:
+        self.bar.close()
+
+
+class MetricsLog(Callback):
+    """Appends one JSON line an epoch; on a resume the lines of epochs that will run again are dropped first."""
+
+    def __init__(self, path: Path, stage: str):
+        self.path, self.stage = path, stage
+
+    def on_start(self, training: Training) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if not self._runs_again(line, training.epoch)]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _runs_again(self, line: str, epoch: int) -> bool:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # half a line, from a killed run
+            return True
+        return entry["stage"] == self.stage and entry["epoch"] >= epoch
+
+    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self.stage, **metrics}) + "\n")
+
+
+class CollapseGuard(Callback):
+    """Stops fine-tuning whose accuracy stays under chance for a whole epoch, with advice.
+
+    Args:
+        classes: number of classes; chance is 1/classes.
+        least: epochs that saw fewer images cannot tell and are not judged.
+    """
+
+    def __init__(self, classes: int, least: int = 500):
+        self.chance, self.least = 100 / classes, least
+
+    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+        if training.seen >= self.least and metrics["accuracy"] < self.chance:
+            raise TrainingCollapsed(
+                f"training collapsed: {metrics['accuracy']:.2f} % in epoch {training.epoch + 1} is under chance "
+                f"({self.chance:.2f} %). Lower the learning rate, use the Triangle surrogate (STDB can be unstable), "
+                "or raise the number of steps; check the converted accuracy first"
+            )

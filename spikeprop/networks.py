@@ -1,0 +1,79 @@
+"""Networks in and out of checkpoints: a checkpoint's description says how to build the network that its tensors fit.
+
+An ANN is built from its component; a spiking network from its ANN's component, converted without calibration, since thresholds are tensors of the
+checkpoint. So a checkpoint needs neither its recipe nor its run folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikeprop.convert import to_spiking
+from spikeprop.data import ImageData
+from spikeprop.errors import CheckpointError
+from spikeprop.learn import load_checkpoint, load_model
+from spikeprop.recipe import component
+from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network from a checkpoint, in evaluation mode, with the description that came with it."""
+
+    network: nn.Module
+    description: dict[str, Any]
+
+
+def describe_network(model: nn.Module, experiment: Any, data: ImageData) -> dict[str, Any]:
+    """What ``load_network`` needs, in JSON values."""
+    return {
+        "kind": "snn" if isinstance(model, SpikingNetwork) else "ann",
+        "ann": experiment.ann.describe(),
+        "neuron": experiment.convert.neuron.describe(),
+        "encoder": experiment.convert.encoder.describe(),
+        "timesteps": experiment.finetune.timesteps,
+        "input_shape": list(data.input_shape),
+        "data": {"use": type(data).__name__, "mean": data.mean, "std": data.std},
+        "seed": experiment.seed,
+    }
+
+
+def load_network(path: Path) -> LoadedNetwork:
+    """Build the network of a checkpoint and fill in its tensors.
+
+    Raises:
+        CheckpointError: damaged, not a network's checkpoint, or of another architecture (naming tensors).
+    """
+    checkpoint = load_checkpoint(path)
+    described = checkpoint.description
+    if "kind" not in described:
+        raise CheckpointError(f"{path} holds training progress, not a finished network; use ann, converted or finetuned.safetensors")
+    ann_component = component(nn.Module, described["ann"], "ann")
+    if "weights" in ann_component.arguments:
+        ann_component = ann_component.replace(weights=None)  # the checkpoint's tensors replace them
+    network = ann_component.build()
+    if described["kind"] == "snn":
+        neuron = component(Neuron, described["neuron"], "neuron")
+        encoder = component(Encoder, described["encoder"], "encoder").build()
+        network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
+        _make_room(network, checkpoint.part("model"))
+    load_model(network, checkpoint)
+    return LoadedNetwork(network.eval(), described)
+
+
+def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
+    """Give the fresh network what calibration added: gains on skip connections, thresholds of another shape."""
+    for name, stage in network.each():
+        for i, _, synapse in stage.branches():
+            end = len(synapse.ops)
+            if f"stages.{name}.synapses.{i}.ops.{end}.gain" in tensors:
+                synapse.ops.append(Gain(1.0))
+        if stage.neuron is not None:
+            saved = tensors.get(f"stages.{name}.neuron.v_threshold")
+            if saved is not None and saved.shape != stage.neuron.v_threshold.shape:
+                stage.neuron.v_threshold = torch.ones_like(saved)

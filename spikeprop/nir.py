@@ -1,0 +1,321 @@
+"""SpikingNetwork <-> NIR graph: the contract with hardware and with other libraries (Pedersen et al. 2024).
+
+NIR's IF and LIF are continuous and reset to ``v_reset``; ours are discrete and may reset by subtraction. So each neuron node carries in its
+metadata ``reset`` ("subtract" or "zero"), ``dt`` (ms), ``leak`` and ``v_init``. In one Euler step of ``dt`` NIR's LIF is ours
+with leak = 1 - dt/tau and r = tau/dt, and NIR's IF with r = 1 is ours. What cannot be expressed exactly is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikeprop.errors import NirError
+from spikeprop.snn import IF, INPUT, LIF, Direct, Encoder, Gain, Neuron, SampleDropout, SpikingNetwork, Stage, Surrogate, Synapse
+
+OUTPUT = "output"
+DT_MS = 1.0
+
+
+def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
+    """The network as a NIR graph; dropout is left out, the output node receives the current that is to be accumulated.
+
+    Raises:
+        NirError: an operation that NIR cannot express exactly.
+    """
+    shapes = _shapes(network)
+    nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
+    edges: list[tuple[str, str]] = []
+    for name, stage in network.each():
+        end = name if stage.neuron is not None else OUTPUT
+        for i, source, synapse in stage.branches():
+            at, shape = source, shapes[source]
+            for j, op in enumerate(synapse):
+                if isinstance(op, SampleDropout):
+                    continue
+                node, after = _op_to_node(op, shape, name)
+                label = f"{name}_synapse{i}_{j}"
+                nodes[label] = node
+                edges.append((at, label))
+                at, shape = label, after
+            edges.append((at, end))
+        if stage.neuron is not None:
+            nodes[name] = _neuron_to_node(stage.neuron, shapes[name], name)
+        else:
+            nodes[OUTPUT] = nir.Output(output_type={"output": np.array(shapes[name])})
+    metadata = {"encoder": type(network.encoder).__name__, "writer": "spikeprop"}
+    return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata)
+
+
+def from_nir(
+    graph: nir.NIRGraph, *, encoder: Encoder | None = None, surrogate: Surrogate | None = None, dt: float | None = None
+) -> SpikingNetwork:
+    """A network from a NIR graph.
+
+    Args:
+        graph: feed-forward graph of linear nodes and IF/LIF, one input and one output.
+        encoder: from image to input; default ``Direct()``.
+        surrogate: for training; default ``STDB()``.
+        dt: time step in the unit of tau, for LIF nodes that do not record one.
+
+    Raises:
+        NirError: naming the node that is not known or cannot be expressed exactly.
+    """
+    return _Importer(graph, surrogate, dt).build(encoder if encoder is not None else Direct())
+
+
+# writing ----------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _shapes(network: SpikingNetwork) -> dict[str, tuple[int, ...]]:
+    """Shape of one sample of each stage's output."""
+    device = next(network.parameters()).device
+    dtype = next(network.parameters()).dtype
+    values = {INPUT: torch.zeros(1, 1, *network.input_shape, device=device, dtype=dtype)}
+    for name, stage in network.each():
+        values[name] = next(synapse(values[source]) for _, source, synapse in stage.branches())
+    return {name: tuple(value.shape[2:]) for name, value in values.items()}
+
+
+@torch.no_grad()
+def _op_to_node(op: nn.Module, shape: tuple[int, ...], stage: str) -> tuple[Any, tuple[int, ...]]:
+    writer = _WRITERS.get(type(op))
+    if writer is None:
+        raise NirError(f"stage {stage!r}: NIR has no node for {type(op).__name__}")
+    like = next(chain(op.parameters(), op.buffers()), torch.zeros(()))
+    after = tuple(op(torch.zeros(1, *shape).to(like)).shape[1:])
+    return writer(op, shape, after, stage), after
+
+
+def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Conv2d:
+    if isinstance(op.padding, str):
+        raise NirError(f"stage {stage!r}: give the convolution's padding as numbers, not {op.padding!r}")
+    return nir.Conv2d(
+        input_shape=(shape[1], shape[2]),
+        weight=_array(op.weight),
+        stride=op.stride,
+        padding=op.padding,
+        dilation=op.dilation,
+        groups=op.groups,
+        bias=_array(op.bias) if op.bias is not None else np.zeros(op.out_channels, dtype=np.float32),
+    )
+
+
+def _write_linear(op: nn.Linear, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> Any:
+    if op.bias is None:
+        return nir.Linear(weight=_array(op.weight))
+    return nir.Affine(weight=_array(op.weight), bias=_array(op.bias))
+
+
+def _write_pool(op: nn.AvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.AvgPool2d:
+    if op.ceil_mode or op.divisor_override or not (op.count_include_pad or op.padding in (0, (0, 0))):
+        raise NirError(f"stage {stage!r}: NIR's AvgPool2d has no ceil_mode, divisor_override or count_include_pad=False")
+    return nir.AvgPool2d(kernel_size=_pair(op.kernel_size), stride=_pair(op.stride), padding=_pair(op.padding))
+
+
+def _write_adaptive(op: nn.AdaptiveAvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.AvgPool2d:
+    if shape[1] % after[1] or shape[2] % after[2]:
+        raise NirError(f"stage {stage!r}: adaptive pooling from {shape[1:]} to {after[1:]} has windows of unequal size")
+    kernel = np.array([shape[1] // after[1], shape[2] // after[2]])
+    return nir.AvgPool2d(kernel_size=kernel, stride=kernel, padding=np.zeros(2, dtype=int))
+
+
+def _write_flatten(op: nn.Flatten, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Flatten:
+    return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
+
+
+def _write_gain(op: Gain, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Scale:
+    return nir.Scale(scale=np.full(shape, float(op.gain)))
+
+
+_WRITERS: dict[type, Callable[..., Any]] = {
+    nn.Conv2d: _write_conv,
+    nn.Linear: _write_linear,
+    nn.AvgPool2d: _write_pool,
+    nn.AdaptiveAvgPool2d: _write_adaptive,
+    nn.Flatten: _write_flatten,
+    Gain: _write_gain,
+}
+
+
+def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
+    if type(neuron) not in (IF, LIF):
+        raise NirError(f"stage {name!r}: {type(neuron).__name__} has no NIR node; only IF and LIF have")
+    if neuron.leak.numel() != 1:
+        raise NirError(f"stage {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
+    threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()
+    leak = float(neuron.leak)
+    metadata = {"reset": neuron.reset, "v_init": float(neuron.v_init), "dt": DT_MS, "leak": leak}
+    ones, zeros = np.ones(shape), np.zeros(shape)
+    if leak == 1:
+        return nir.IF(r=ones, v_threshold=threshold, v_reset=zeros, metadata=metadata)
+    tau = DT_MS / (1 - leak)
+    return nir.LIF(tau=ones * tau, r=ones * tau / DT_MS, v_leak=zeros, v_threshold=threshold, v_reset=zeros, metadata=metadata)
+
+
+# reading ----------------------------------------------------------------------------------------------------------------------
+
+_Branch = tuple[str, tuple[nn.Module, ...]]
+
+
+class _Importer:
+    """Walks a NIR graph and collects stages; the mirror image of the writer."""
+
+    def __init__(self, graph: nir.NIRGraph, surrogate: Surrogate | None, dt: float | None):
+        self.graph, self.surrogate, self.dt = graph, surrogate, dt
+
+    def build(self, encoder: Encoder) -> SpikingNetwork:
+        inputs = [n for n, node in self.graph.nodes.items() if isinstance(node, nir.Input)]
+        if len(inputs) != 1:
+            raise NirError(f"the graph has {len(inputs)} inputs; a network has one")
+        values: dict[str, list[_Branch]] = {inputs[0]: [(INPUT, ())]}
+        stages: dict[str, Stage] = {}
+        for name in self._order(inputs[0]):
+            node = self.graph.nodes[name]
+            branches = [b for source, target in self.graph.edges if target == name for b in values[source]]
+            if isinstance(node, nir.IF | nir.LIF):
+                stage = name.replace(".", "_")  # torch forbids dots in a module's name
+                stages[stage] = _stage(branches, self._read_neuron(name, node))
+                values[name] = [(stage, ())]
+            elif isinstance(node, nir.Output):
+                stages[name] = _stage(branches, None)
+            else:
+                values[name] = [self._through(name, node, branch, len(branches)) for branch in branches]
+        shape = tuple(int(n) for n in self.graph.nodes[inputs[0]].input_type["input"])
+        return SpikingNetwork(stages, encoder, shape).eval()
+
+    def _order(self, first: str) -> list[str]:
+        sources = {name: {a for a, b in self.graph.edges if b == name} for name in self.graph.nodes}
+        order = [first]
+        while len(order) < len(sources):
+            ready = [n for n in sources if n not in order and sources[n] and sources[n] <= set(order)]
+            if not ready:
+                raise NirError(f"nodes {sorted(set(sources) - set(order))} are in a loop or not connected to the input")
+            order += sorted(ready, key=lambda n: isinstance(self.graph.nodes[n], nir.Output))
+        return order
+
+    def _through(self, name: str, node: Any, branch: _Branch, count: int) -> _Branch:
+        reader = _READERS.get(type(node))
+        if reader is None:
+            known = ", ".join(t.__name__ for t in _READERS)
+            raise NirError(f"node {name!r} is a {type(node).__name__}, which cannot be imported; known: {known}, IF, LIF")
+        if count > 1:
+            raise NirError(f"node {name!r} reads a sum of {count} nodes; only neurons may")
+        return branch[0], (*branch[1], reader(node, name))
+
+    def _read_neuron(self, name: str, node: Any) -> Neuron:
+        metadata = node.metadata or {}
+        reset = metadata.get("reset", "zero")
+        if reset not in ("subtract", "zero"):
+            raise NirError(f"node {name!r} has reset mode {reset!r}; known: 'subtract', 'zero'")
+        if np.any(np.asarray(node.v_reset) != 0):
+            raise NirError(f"node {name!r} resets to v_reset = {np.ravel(node.v_reset)[0]}; only 0 can be expressed")
+        common: dict[str, Any] = {"reset": reset, "v_init": float(metadata.get("v_init", 0.0)), "surrogate": self.surrogate}
+        neuron: Neuron
+        if isinstance(node, nir.IF):
+            if not np.allclose(node.r, 1):
+                raise NirError(f"node {name!r} is an IF with r other than 1; fold r into the weights before it")
+            neuron = IF(**common)
+        else:
+            neuron = LIF(leak=self._leak(name, node, metadata), **common)
+        neuron.v_threshold = _tensor(_uniform(node.v_threshold))
+        return neuron
+
+    def _leak(self, name: str, node: nir.LIF, metadata: dict[str, Any]) -> float:
+        dt = metadata.get("dt", self.dt)
+        if dt is None:
+            raise NirError(f"node {name!r} is a LIF without a time step; pass dt in the unit of its tau")
+        tau, r = _uniform(node.tau), _uniform(node.r)
+        if tau.size != 1 or np.any(np.asarray(node.v_leak) != 0):
+            raise NirError(f"node {name!r}: one tau a layer and v_leak = 0 can be expressed")
+        if not np.allclose(r * dt / tau, 1):
+            raise NirError(f"node {name!r} scales its current by r*dt/tau = {float(np.ravel(r * dt / tau)[0]):.4g}, not 1")
+        leak = float(1 - dt / tau)
+        exact = float(metadata.get("leak", leak))  # tau rounds; the writer's own number does not
+        return exact if np.isclose(leak, exact) else leak
+
+
+def _stage(branches: list[_Branch], neuron: Neuron | None) -> Stage:
+    return Stage([(source, Synapse(ops)) for source, ops in branches], neuron)
+
+
+def _read_conv(node: nir.Conv2d, name: str) -> nn.Conv2d:
+    weight, bias = _tensor(node.weight), _tensor(node.bias)
+    padding: Any = node.padding if isinstance(node.padding, str) else _pair(node.padding)
+    op = nn.Conv2d(
+        weight.shape[1] * int(node.groups),
+        weight.shape[0],
+        (weight.shape[2], weight.shape[3]),
+        stride=_pair(node.stride),
+        padding=padding,
+        dilation=_pair(node.dilation),
+        groups=int(node.groups),
+        bias=bool((bias != 0).any()),
+    )
+    return _filled(op, weight, bias)
+
+
+def _read_linear(node: Any, name: str) -> nn.Linear:
+    weight = _tensor(node.weight)
+    bias = _tensor(node.bias) if isinstance(node, nir.Affine) else None
+    return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None), weight, bias)
+
+
+def _read_pool(node: nir.AvgPool2d, name: str) -> nn.AvgPool2d:
+    return nn.AvgPool2d(_pair(node.kernel_size), _pair(node.stride), _pair(node.padding))
+
+
+def _read_flatten(node: nir.Flatten, name: str) -> nn.Flatten:
+    if int(node.start_dim) != 0 or int(node.end_dim) != -1:
+        raise NirError(f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}; only all axes can be")
+    return nn.Flatten()
+
+
+def _read_scale(node: nir.Scale, name: str) -> Gain:
+    scale = _uniform(node.scale)
+    if scale.size != 1:
+        raise NirError(f"node {name!r} scales each value differently; only one factor can be expressed")
+    return Gain(float(scale))
+
+
+_READERS: dict[type, Callable[..., nn.Module]] = {
+    nir.Conv2d: _read_conv,
+    nir.Linear: _read_linear,
+    nir.Affine: _read_linear,
+    nir.AvgPool2d: _read_pool,
+    nir.Flatten: _read_flatten,
+    nir.Scale: _read_scale,
+}
+
+
+def _filled(op: Any, weight: Tensor, bias: Tensor | None) -> Any:
+    op.weight = nn.Parameter(weight)
+    if op.bias is not None:
+        op.bias = nn.Parameter(bias)
+    return op
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.as_tensor(np.array(array), dtype=torch.float32)
+
+
+def _pair(value: Any) -> Any:
+    values = np.broadcast_to(np.asarray(value, dtype=int), (2,))
+    return (int(values[0]), int(values[1]))
+
+
+def _uniform(array: Any) -> np.ndarray:
+    """A scalar where all values are equal, else the array."""
+    values = np.asarray(array)
+    return values.reshape(-1)[0] if values.size and np.all(values == values.flat[0]) else values

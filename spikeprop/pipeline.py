@@ -1,0 +1,258 @@
+"""The main job, readable in one sitting: recipe -> data -> ann -> convert -> finetune -> evaluate -> export -> simulate.
+
+``HybridConversion`` is the experiment of Rathi et al. 2020 ("Enabling deep spiking neural networks with hybrid conversion and spike timing dependent
+backpropagation"). Each stage's result lies in the run folder, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.convert import convert
+from spikeprop.data import ImageData
+from spikeprop.deploy import compare_on_lava, export
+from spikeprop.evaluate import (
+    MAC_JOULES,
+    ActivityMeter,
+    Report,
+    accuracy_rows,
+    ann_accuracy,
+    count_macs,
+    draw,
+    snn_accuracy,
+)
+from spikeprop.learn import CollapseGuard, MetricsLog, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
+from spikeprop.networks import describe_network, load_network
+from spikeprop.recipe import Component
+from spikeprop.runfolder import RunFolder
+from spikeprop.seeding import seed_torch
+from spikeprop.settings import Conversion, Evaluation, FineTuning, Simulation, Training
+from spikeprop.snn import SpikingNetwork
+
+SMOKE_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is given: its folder, and how to tell people what is going on."""
+
+    folder: RunFolder
+    name: str
+    notify: Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConversion:
+    """Train an ANN, convert it, fine-tune it with spikes, evaluate it, export it, and check it on Lava.
+
+    Attributes:
+        seed: of everything random.
+        data, ann: components.
+        train, convert, finetune, evaluate, simulate: settings of the stages.
+    """
+
+    seed: int
+    data: Component[ImageData]
+    ann: Component[nn.Module]
+    train: Training
+    convert: Conversion
+    finetune: FineTuning
+    evaluate: Evaluation
+    simulate: Simulation
+
+    def smoke(self) -> HybridConversion:
+        """The same on a few images, epochs and steps: does it run from end to end?"""
+        small = dataclasses.replace
+        return small(
+            self,
+            data=self.data.replace(train_limit=SMOKE_IMAGES, test_limit=SMOKE_IMAGES // 2),
+            train=small(self.train, epochs=min(1, self.train.epochs), batch_size=16),
+            convert=small(self.convert, images=16, calibrator=_shortened(self.convert.calibrator)),
+            finetune=small(self.finetune, epochs=1, batch_size=16, timesteps=2),
+            evaluate=small(self.evaluate, timesteps=[2, 4], finetuned_up_to=None, batch_size=16),
+            simulate=Simulation(samples=min(1, self.simulate.samples)),
+        )
+
+    def run(self, context: Context) -> Report:
+        """All stages in order; finished ones are read from the folder."""
+        return _Run(self, context).report()
+
+
+class _Run:
+    """One run: the experiment, its folder, and what the stages share."""
+
+    def __init__(self, experiment: HybridConversion, context: Context):
+        self.experiment, self.context, self.folder = experiment, context, context.folder
+        self.data = experiment.data.build()
+        for slot in (experiment.convert.encoder, experiment.convert.calibrator, experiment.finetune.rule):
+            slot.build(**_timesteps(slot, experiment.finetune.timesteps))  # a bad value is found before hours of training
+
+    def report(self) -> Report:
+        results = {
+            name: self.folder.stage(name, work)
+            for name, work in (
+                ("data", self.load_data),
+                ("ann", self.train_ann),
+                ("convert", self.convert),
+                ("finetune", self.finetune),
+                ("evaluate", self.evaluate),
+                ("export", self.export),
+                ("simulate", self.simulate),
+            )
+        }
+        values = {
+            "name": self.context.name,
+            "seed": self.experiment.seed,
+            "timesteps": self.experiment.finetune.timesteps,
+            **results["evaluate"],
+            "thresholds": results["convert"]["thresholds"],
+            "simulate": results["simulate"],
+            "seconds": self.folder.seconds(),
+            "provenance": self.folder.provenance(),
+        }
+        report = Report(name=self.context.name, values=values, rows=accuracy_rows(values))
+        report.save(self.folder.path / "report.json")
+        draw(values, self.folder.path / "report.png", self.context.name)
+        return report
+
+    # stages -------------------------------------------------------------------------------------------------------------------
+
+    def load_data(self) -> dict[str, Any]:
+        train, test = self.data.train(self.experiment.train.batch_size, 0), self.data.test(1)
+        return {"use": type(self.data).__name__, "train_batches": len(train), "test_images": len(test)}
+
+    def train_ann(self) -> dict[str, Any]:
+        settings, seed = self.experiment.train, self.experiment.seed
+        seed_torch(seed, 1)
+        ann = self.experiment.ann.build()
+        history = self._fit("ann", ann, settings, settings.rule.build(), seed + 1)
+        self._save(ann, "ann")
+        return {"history": history}
+
+    def convert(self) -> dict[str, Any]:
+        settings, seed = self.experiment.convert, self.experiment.seed
+        ann = self._load_ann()
+        seed_torch(seed, 2)
+        neuron = settings.neuron.build()
+        network = convert(
+            ann, self._calibration_images(), neuron, settings.calibrator.build(), encoder=settings.encoder.build()
+        )
+        self._save(network, "converted")
+        return {"thresholds": {name: float(n.v_threshold.max()) for name, n in network.neurons().items()}}
+
+    def finetune(self) -> dict[str, Any]:
+        settings = self.experiment.finetune
+        network = self._load("converted")
+        rule = settings.rule.build(**_timesteps(settings.rule, settings.timesteps))
+        guard = CollapseGuard(self.data.classes)
+        history = self._fit("finetune", network, settings, rule, self.experiment.seed + 2, guard)
+        self._save(network, "finetuned")
+        return {"history": history}
+
+    def evaluate(self) -> dict[str, Any]:
+        settings, steps = self.experiment.evaluate, self.experiment.finetune.timesteps
+        wanted = sorted({*settings.timesteps, steps})
+        limit = max(settings.finetuned_up_to or max(wanted), steps)
+        test = self.data.test(settings.batch_size)
+        ann = self._load_ann()
+        macs = count_macs(ann, self.data.input_shape)
+        result: dict[str, Any] = {"ann": {"accuracy": ann_accuracy(ann, test.epoch(0))}}
+        for kind, at in (("converted", wanted), ("finetuned", [t for t in wanted if t <= limit])):
+            network = self._load(kind)
+            meter = ActivityMeter(network, steps)
+            accuracy = snn_accuracy(network, _Sized(test.epoch(0), len(test)), at, meter=meter, seed=self.experiment.seed, label=f"evaluate {kind}")
+            result[kind] = {"accuracy": {str(t): a for t, a in accuracy.items()}}
+        energy = {"ann": macs * MAC_JOULES, "snn": meter.energy(), "constants": "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)"}
+        return {**result, "rates": meter.rates(), "synops": meter.synops(), "macs": macs, "energy_joules": energy}
+
+    def export(self) -> dict[str, Any]:
+        export(self._load("finetuned"), self.folder.path / "network.nir")
+        return {"file": "network.nir"}
+
+    def simulate(self) -> dict[str, Any]:
+        samples, steps = self.experiment.simulate.samples, self.experiment.finetune.timesteps
+        if samples == 0:
+            return {"samples": 0}
+        images, labels = next(self.data.test(samples).epoch(0))
+        seed_torch(self.experiment.seed, 3)
+        return compare_on_lava(
+            self._load("finetuned"), self.folder.path / "network.nir", images, labels, steps, self.context.notify
+        )
+
+    # helpers ------------------------------------------------------------------------------------------------------------------
+
+    def _fit(
+        self, stage: str, model: nn.Module, settings: Training | FineTuning, rule: Any, seed: int, *guards: CollapseGuard
+    ) -> list[dict[str, Any]]:
+        if settings.epochs == 0:
+            return []
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        optimizer = settings.optimizer.build(trainable, lr=settings.lr, weight_decay=settings.weight_decay)
+        progress = self.folder.path / f"{stage}.progress.safetensors"
+        history = fit(
+            model,
+            rule,
+            self.data.train(settings.batch_size, seed),
+            optimizer,
+            epochs=settings.epochs,
+            schedule=settings.schedule.build(),
+            seed=seed,
+            clip=settings.clip,
+            callbacks=[ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage), *guards],
+            checkpoint=progress,
+        )
+        return history
+
+    def _calibration_images(self) -> Iterator[Tensor]:
+        split = self.data.train(min(self.experiment.convert.images, 256), self.experiment.seed + 3)
+        left = self.experiment.convert.images
+        for x, _ in islice(split.epoch(0), -(-left // 256)):
+            yield x[:left]
+            left -= len(x)
+
+    def _save(self, model: nn.Module, name: str) -> None:
+        description = describe_network(model, self.experiment, self.data)
+        save_checkpoint(self._file(name), model, description)
+
+    def _load_ann(self) -> nn.Module:
+        ann = self.experiment.ann.build()
+        load_model(ann, load_checkpoint(self._file("ann")))
+        return ann.eval()
+
+    def _load(self, name: str) -> SpikingNetwork:
+        network = load_network(self._file(name)).network
+        assert isinstance(network, SpikingNetwork)
+        return network
+
+    def _file(self, name: str) -> Path:
+        return self.folder.path / f"{name}.safetensors"
+
+
+class _Sized:
+    """An iterator with a length, for the progress bar."""
+
+    def __init__(self, iterator: Iterator[Any], length: int):
+        self.iterator, self.length = iterator, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.iterator
+
+
+def _timesteps(slot: Component[Any], timesteps: int) -> dict[str, int]:
+    """The rule's number of steps, where it takes one and the recipe does not give it there."""
+    return {"timesteps": timesteps} if "timesteps" in slot.parameters() and "timesteps" not in slot.arguments else {}
+
+
+def _shortened(calibrator: Component[Any]) -> Component[Any]:
+    return calibrator.replace(timesteps=4) if "timesteps" in calibrator.parameters() else calibrator

@@ -1,0 +1,16 @@
+"""One progress bar for the whole project: quick on a terminal, rare in a log file."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def bar(label: str | None, *, total: int | None = None, initial: int = 0, unit: str = "batch", leave: bool = True) -> Any:
+    """A bar with time to go; ``label=None`` shows nothing."""
+    interval = 0.2 if sys.stderr.isatty() else 20.0
+    return tqdm(
+        desc=label, total=total, initial=initial, unit=unit, mininterval=interval, leave=leave, disable=label is None
+    )

@@ -1,0 +1,28 @@
+"""One way to derive a seed from a seed and a position, so that any part of a run can be repeated on its own."""
+
+from __future__ import annotations
+
+import torch
+
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+def mix_seed(seed: int, *position: int) -> int:
+    """A 63-bit seed from ``seed`` and a position such as (epoch, batch); the finaliser of SplitMix64 (Steele et al. 2014)."""
+    value = seed & _MASK
+    for part in position:
+        value = (value + 0x9E3779B97F4A7C15 * (part + 1)) & _MASK
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+        value ^= value >> 31
+    return value >> 1
+
+
+def seed_torch(seed: int, *position: int) -> None:
+    """Seed torch's global generators from a seed and a position."""
+    torch.manual_seed(mix_seed(seed, *position))
+
+
+def generator(seed: int, *position: int) -> torch.Generator:
+    """A CPU generator of its own for a position."""
+    return torch.Generator().manual_seed(mix_seed(seed, *position))

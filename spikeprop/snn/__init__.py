@@ -1,0 +1,29 @@
+"""Spiking networks: neurons, surrogate derivatives, encoders and the graph that joins them."""
+
+from spikeprop.snn.encoder import Direct, Encoder, Poisson
+from spikeprop.snn.network import INPUT, NetworkState, SpikingNetwork, Stage
+from spikeprop.snn.neuron import IF, LIF, Neuron, NeuronState
+from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
+from spikeprop.snn.synapse import Gain, SampleDropout, Synapse
+
+__all__ = [
+    "IF",
+    "INPUT",
+    "LIF",
+    "STDB",
+    "ATan",
+    "Direct",
+    "Encoder",
+    "FastSigmoid",
+    "Gain",
+    "NetworkState",
+    "Neuron",
+    "NeuronState",
+    "Poisson",
+    "SampleDropout",
+    "SpikingNetwork",
+    "Stage",
+    "Surrogate",
+    "Synapse",
+    "Triangle",
+]

@@ -1,0 +1,55 @@
+"""Encoders: from an image to the network's input at each time step.
+
+Poisson (rate) coding follows Rathi et al. 2020: s = sign(x) * [U(0,1) < |x|], redrawn each step, so spikes are signed.
+Direct coding presents the image itself at every step (Rueckauer et al. 2017; DIET-SNN, Rathi & Roy 2021).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(ABC):
+    """Turns images (B, ...) into inputs (T, B, ...).
+
+    Attributes:
+        constant: every step is the same, so one step is returned and the first layer is computed once.
+        limit: largest magnitude that it can represent, or None.
+    """
+
+    constant: ClassVar[bool] = False
+    limit: ClassVar[float | None] = None
+
+    @abstractmethod
+    def __call__(self, x: Tensor, timesteps: int) -> Tensor:
+        """Inputs for the next ``timesteps`` steps, (T, B, ...); (1, B, ...) where ``constant``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisson(Encoder):
+    """Signed Bernoulli spikes with probability |x|; x should lie in [-1, 1] (beyond that it saturates).
+
+    Draws from torch's global generator, one draw a step, so a run does not depend on how it is cut into chunks.
+    """
+
+    limit: ClassVar[float | None] = 1.0
+
+    def __call__(self, x: Tensor, timesteps: int) -> Tensor:
+        sign, magnitude = torch.sign(x), x.abs()
+        return torch.stack([sign * (torch.rand_like(x) < magnitude) for _ in range(timesteps)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direct(Encoder):
+    """The image as a constant input current at every step."""
+
+    constant: ClassVar[bool] = True
+
+    def __call__(self, x: Tensor, timesteps: int) -> Tensor:
+        return x.unsqueeze(0)

@@ -1,0 +1,178 @@
+"""SpikingNetwork: a graph of stages, simulated step by step or in chunks of steps, with explicit state.
+
+A stage sums the currents of its synapses and feeds its neurons; the last stage has none and accumulates its current without
+leak, threshold or reset (Rathi et al. 2020). One ``forward`` is one simulation: nothing is carried from call to call.
+Chunks: with ``chunk=1`` all layers advance together, so memory does not grow with T; with ``chunk=T`` each layer sees all its
+steps at once, so its convolutions are as large as they can be. The result is the same.
+
+Suffix legend: T steps, B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.snn.encoder import Encoder
+from spikeprop.snn.neuron import Neuron, NeuronState
+from spikeprop.snn.synapse import Synapse
+
+INPUT = "input"
+Observer = Callable[[str, Tensor], None]
+
+
+class Stage(nn.Module):
+    """Synapses from named sources, summed into one layer of neurons (None: the accumulating output)."""
+
+    def __init__(self, synapses: list[tuple[str, Synapse]], neuron: Neuron | None):
+        super().__init__()
+        self.sources = tuple(source for source, _ in synapses)
+        self.synapses = nn.ModuleList(synapse for _, synapse in synapses)
+        self.neuron = neuron
+
+    def branches(self) -> Iterator[tuple[int, str, Synapse]]:
+        """(index, source, synapse) of each branch."""
+        for i, (source, synapse) in enumerate(zip(self.sources, self.synapses)):
+            assert isinstance(synapse, Synapse)
+            yield i, source, synapse
+
+
+@dataclass
+class NetworkState:
+    """Everything that one simulation carries from step to step."""
+
+    neurons: dict[str, NeuronState] = field(default_factory=dict)
+    masks: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    constant: dict[str, Tensor] | None = None  # currents of an input that stays the same, computed once
+    output: Tensor | None = None
+
+
+class SpikingNetwork(nn.Module):
+    """A spiking network for images of one shape.
+
+    Args:
+        stages: name to stage, in an order in which every source comes before its reader; the last one is the output.
+        encoder: from image to input.
+        input_shape: shape of one image, for example (3, 32, 32).
+    """
+
+    def __init__(self, stages: Mapping[str, Stage], encoder: Encoder, input_shape: tuple[int, ...]):
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+        self.encoder = encoder
+        self.input_shape = tuple(input_shape)
+        self._check_order()
+
+    def _check_order(self) -> None:
+        known = {INPUT}
+        names = list(self.stages)
+        for name, stage in self.each():
+            for source in stage.sources:
+                if source not in known:
+                    raise ValueError(f"stage {name!r} reads {source!r}, which is not an earlier stage ({sorted(known)})")
+            if (stage.neuron is None) != (name == names[-1]):
+                raise ValueError(f"stage {name!r}: the last stage, and only it, accumulates without a neuron")
+            known.add(name)
+
+    def each(self) -> Iterator[tuple[str, Stage]]:
+        """(name, stage) in order."""
+        for name, stage in self.stages.items():
+            assert isinstance(stage, Stage)
+            yield name, stage
+
+    def neurons(self) -> dict[str, Neuron]:
+        """Stage name to its neurons, the output stage left out."""
+        return {name: stage.neuron for name, stage in self.each() if stage.neuron is not None}
+
+    def init_state(self) -> NetworkState:
+        """State before the first step; potentials and dropout masks are made when a layer is first reached."""
+        return NetworkState()
+
+    def step(self, x_B: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
+        """Advance one step on an already encoded input (B, ...); returns the accumulated output (B, K)."""
+        output_TBK, state = self._advance(x_B.unsqueeze(0), 1, state, None)
+        return output_TBK[-1], state
+
+    def forward(
+        self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None
+    ) -> Tensor:
+        """Simulate ``timesteps`` steps on images (B, ...) and return the accumulated output (B, K).
+
+        Args:
+            x_B: images, finite, of shape (B, *input_shape).
+            timesteps: number of steps, at least 1.
+            chunk: steps a layer takes at once; default all of them when gradients are wanted, else 1.
+            observe: called with ("input" or stage name, spikes (t, B, ...)) for every chunk.
+
+        Raises:
+            ValueError: shape, NaN or infinity in the input, or timesteps < 1.
+        """
+        output = None
+        for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
+            output = output_TBK[-1]
+        assert output is not None
+        return output
+
+    def unroll(
+        self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None
+    ) -> Iterator[Tensor]:
+        """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps."""
+        self._check_input(x_B, timesteps)
+        if chunk is None:
+            chunk = timesteps if torch.is_grad_enabled() else 1
+        state = self.init_state()
+        state.constant = {} if self.encoder.constant else None
+        for start in range(0, timesteps, chunk):
+            steps = min(chunk, timesteps - start)
+            output_TBK, state = self._advance(self.encoder(x_B, steps), steps, state, observe)
+            yield output_TBK
+
+    def _check_input(self, x_B: Tensor, timesteps: int) -> None:
+        if timesteps < 1:
+            raise ValueError(f"timesteps is {timesteps}; a simulation needs at least 1 step")
+        if tuple(x_B.shape[1:]) != self.input_shape:
+            raise ValueError(f"input has shape {tuple(x_B.shape)}; this network reads (batch, *{self.input_shape})")
+        if not torch.isfinite(x_B).all():
+            bad = int((~torch.isfinite(x_B)).flatten(1).any(1).sum())
+            raise ValueError(f"input holds NaN or infinity in {bad} of {len(x_B)} samples; clean the data before encoding")
+
+    def _advance(
+        self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None
+    ) -> tuple[Tensor, NetworkState]:
+        """Advance ``steps`` steps; x_TB has ``steps`` steps, or one that stands for all of them."""
+        state = NetworkState(dict(state.neurons), state.masks, state.constant, state.output)
+        values = {INPUT: x_TB}
+        if observe is not None:
+            observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
+        for name, stage in self.each():
+            current_TB = self._current(name, stage, values, state)
+            if len(current_TB) != steps:
+                current_TB = current_TB.expand(steps, *current_TB.shape[1:])
+            if stage.neuron is None:
+                first = current_TB[:1] if state.output is None else current_TB[:1] + state.output
+                output_TBK = torch.cumsum(torch.cat([first, current_TB[1:]]), 0)
+                state.output = output_TBK[-1]
+                return output_TBK, state
+            before = state.neurons.get(name)
+            if before is None:
+                before = stage.neuron.initial_state(current_TB[0])
+            values[name], state.neurons[name] = stage.neuron.run(current_TB, before)
+            if observe is not None:
+                observe(name, values[name])
+        raise AssertionError("the last stage has no neuron; checked at construction")
+
+    def _current(self, name: str, stage: Stage, values: dict[str, Tensor], state: NetworkState) -> Tensor:
+        total = None
+        for i, source, synapse in stage.branches():
+            key = f"{name}/{i}"
+            current = state.constant.get(key) if state.constant is not None else None
+            if current is None:
+                current = synapse(values[source], state.masks.setdefault(key, {}))
+                if source == INPUT and state.constant is not None:
+                    state.constant[key] = current
+            total = current if total is None else total + current
+        assert total is not None
+        return total

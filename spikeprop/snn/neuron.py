@@ -1,0 +1,127 @@
+"""Integrate-and-fire neurons with explicit state.
+
+    u = leak * v + I;   o = 1 if u > v_threshold else 0;   v = u - v_threshold * o   (reset "subtract") or 0 ("zero")
+
+One order everywhere: integrate, fire on a strict ``>``, reset in the same step. It is the order of Lava and of DIET-SNN
+(Rathi & Roy 2021). The STDB authors' code fires from the previous membrane: for IF the same spike train, one step later a layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.snn.kernels import integrate_and_fire
+from spikeprop.snn.surrogate import STDB, Surrogate
+
+Reset = Literal["subtract", "zero"]
+NEVER = 1000.0  # steps since the last spike of a neuron that has not fired yet (the authors' initial value)
+
+
+class NeuronState(NamedTuple):
+    """State of one layer: potential ``v`` and steps ``since`` the last spike (None where nothing reads it)."""
+
+    v: Tensor
+    since: Tensor | None
+
+
+class Neuron(nn.Module, ABC):
+    """A layer of spiking neurons.
+
+    Attributes:
+        v_threshold: buffer, threshold, scalar or broadcastable to one sample's shape; lives in the checkpoint.
+        leak: buffer, factor on the potential each step (1 = no leak).
+        reset: "subtract" or "zero".
+        v_init: potential before the first step, as a fraction of the threshold.
+        surrogate: derivative of the spike in the backward pass.
+    """
+
+    v_threshold: Tensor
+    leak: Tensor
+
+    def __init__(self, v_threshold: float, leak: float, reset: Reset, v_init: float, surrogate: Surrogate | None):
+        super().__init__()
+        if reset not in ("subtract", "zero"):
+            raise ValueError(f"reset is {reset!r}; use 'subtract' or 'zero'")
+        if not v_threshold > 0:
+            raise ValueError(f"v_threshold is {v_threshold}; a threshold is positive")
+        if not 0 <= leak <= 1:
+            raise ValueError(f"leak is {leak}; the factor on the potential lies in [0, 1], 1 meaning no leak")
+        self.register_buffer("v_threshold", torch.tensor(float(v_threshold)))
+        self.register_buffer("leak", torch.tensor(float(leak)))
+        self.reset: Reset = reset
+        self.v_init = v_init
+        self.surrogate = surrogate if surrogate is not None else STDB()
+
+    def initial_state(self, current: Tensor) -> NeuronState:
+        """State before the first step, for one step's current (B, ...)."""
+        v = torch.zeros_like(current) + self.v_init * self.v_threshold
+        return NeuronState(v, torch.full_like(current, NEVER) if self._tracks_spike_times() else None)
+
+    def _tracks_spike_times(self) -> bool:
+        return self.surrogate.needs_spike_times and torch.is_grad_enabled()
+
+    @abstractmethod
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        """Advance over several steps: currents (T, B, ...) to spikes (T, B, ...)."""
+
+    def step(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        """Advance one step: current (B, ...) to spikes (B, ...)."""
+        spikes, state = self.run(current.unsqueeze(0), state)
+        return spikes.squeeze(0), state
+
+    forward = step
+
+
+class _IntegrateAndFire(Neuron):
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        since = state.since
+        if since is None and self._tracks_spike_times():
+            since = torch.full_like(state.v, NEVER)
+        spikes, v, since = integrate_and_fire(
+            currents,
+            state.v,
+            since,
+            theta=self.v_threshold,
+            leak=self.leak,
+            surrogate=self.surrogate,
+            to_zero=self.reset == "zero",
+        )
+        return spikes, NeuronState(v, since)
+
+    def extra_repr(self) -> str:
+        shown = f"{float(self.v_threshold):.4g}" if self.v_threshold.numel() == 1 else str(tuple(self.v_threshold.shape))
+        leak = f", leak={float(self.leak):.4g}" if (self.leak != 1).any() else ""
+        return f"v_threshold={shown}{leak}, reset={self.reset!r}, surrogate={self.surrogate}"
+
+
+class IF(_IntegrateAndFire):
+    """Integrate-and-fire: no leak. The neuron of the paper's default (lambda = 1)."""
+
+    def __init__(
+        self,
+        *,
+        v_threshold: float = 1.0,
+        reset: Reset = "subtract",
+        v_init: float = 0.0,
+        surrogate: Surrogate | None = None,
+    ):
+        super().__init__(v_threshold, 1.0, reset, v_init, surrogate)
+
+
+class LIF(_IntegrateAndFire):
+    """Leaky integrate-and-fire: ``u = leak * v + I``; the current is not scaled by the leak."""
+
+    def __init__(
+        self,
+        *,
+        v_threshold: float = 1.0,
+        leak: float = 0.99,
+        reset: Reset = "subtract",
+        v_init: float = 0.0,
+        surrogate: Surrogate | None = None,
+    ):
+        super().__init__(v_threshold, leak, reset, v_init, surrogate)

@@ -1,0 +1,85 @@
+"""Surrogate derivatives: what stands in for the derivative of the spike in the backward pass.
+
+A surrogate is a function of the normalised potential ``x = u/theta - 1`` (zero at threshold) and of the number of
+steps ``since`` the neuron's previous spike. The neuron divides by theta (chain rule through x), so
+
+    do/du = surrogate(x, since) / theta.
+
+Sources: STDB and its "Linear" alternative, Rathi et al. 2020 (arXiv:2005.01807); fast sigmoid, Zenke & Ganguli 2018;
+arctangent, Fang et al. 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogate(ABC):
+    """Derivative used in the backward pass.
+
+    Attributes:
+        needs_potential: the derivative reads x, so the forward pass keeps one float a neuron a step.
+        needs_spike_times: the derivative reads ``since``, so the state carries it.
+    """
+
+    needs_potential: ClassVar[bool] = True
+    needs_spike_times: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, x: Tensor, since: Tensor) -> Tensor:
+        """Derivative at normalised potential ``x`` and ``since`` steps after the last spike; any equal shapes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class STDB(Surrogate):
+    """Spike-timing-dependent backpropagation: alpha * exp(-beta * since), Rathi et al. 2020.
+
+    ``since = t - t_last`` in steps, where t_last is the last spike *before* step t (as in the authors' code, where the
+    spike of this step is entered after the derivative is read); so ``since >= 1``. A neuron that never fired has
+    t_last = -1000, which makes its derivative vanish.
+    """
+
+    alpha: float = 0.3
+    beta: float = 0.01
+    needs_potential: ClassVar[bool] = False
+    needs_spike_times: ClassVar[bool] = True
+
+    def __call__(self, x: Tensor, since: Tensor) -> Tensor:
+        return torch.exp(since * -self.beta).mul_(self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triangle(Surrogate):
+    """height * max(0, 1 - |x|): the "Linear" surrogate of Rathi et al. 2020 (after Bellec et al. 2018)."""
+
+    height: float = 0.3
+
+    def __call__(self, x: Tensor, since: Tensor) -> Tensor:
+        return (1 - x.abs()).clamp_(min=0).mul_(self.height)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastSigmoid(Surrogate):
+    """1 / (1 + slope * |x|)^2, Zenke & Ganguli 2018 (SuperSpike)."""
+
+    slope: float = 25.0
+
+    def __call__(self, x: Tensor, since: Tensor) -> Tensor:
+        return (x.abs() * self.slope + 1).pow_(-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATan(Surrogate):
+    """(alpha/2) / (1 + (pi/2 * alpha * x)^2), Fang et al. 2021 (PLIF)."""
+
+    alpha: float = 2.0
+
+    def __call__(self, x: Tensor, since: Tensor) -> Tensor:
+        return (self.alpha / 2) / (1 + (math.pi / 2 * self.alpha * x) ** 2)
