@@ -95,9 +95,7 @@ def ls(slot: str | None) -> None:
 @click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default the recipe's.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many test images.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
-def evaluate(
-    checkpoint: Path, data: str, root: str | None, timesteps: str | None, limit: int | None, batch_size: int
-) -> None:
+def evaluate(checkpoint: Path, data: str, root: str | None, timesteps: str | None, limit: int | None, batch_size: int) -> None:
     """Accuracy of a CHECKPOINT (ann, converted or finetuned.safetensors) on test images, at each number of steps."""
     from spikeprop.data import ImageData
     from spikeprop.evaluate import ann_accuracy, snn_accuracy

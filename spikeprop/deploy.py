@@ -67,7 +67,7 @@ def compare_on_lava(
         import spikeprop_hardware
     except ImportError as error:
         raise HardwareError(
-            "the simulation needs the package spikeprop-hardware; install it (pip install ./hardware in a checkout, or its wheel), or "
+            "the simulation needs the package spikeprop-hardware; install it (in a checkout: pip install ./hardware), or "
             "leave the stage out with simulate.samples=0"
         ) from error
     ours, output = record(network, images, timesteps)

@@ -27,7 +27,6 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
 
-
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 

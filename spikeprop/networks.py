@@ -1,7 +1,7 @@
 """Networks in and out of checkpoints: a checkpoint's description says how to build the network that its tensors fit.
 
-An ANN is built from its component; a spiking network from its ANN's component, converted without calibration, since thresholds are tensors of the
-checkpoint. So a checkpoint needs neither its recipe nor its run folder.
+An ANN is built from its component; a spiking network from its ANN's component, converted without calibration, since
+thresholds are tensors of the checkpoint. So a checkpoint needs neither its recipe nor its run folder.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_network(path: Path) -> LoadedNetwork:
     checkpoint = load_checkpoint(path)
     described = checkpoint.description
     if "kind" not in described:
-        raise CheckpointError(f"{path} holds training progress, not a finished network; use ann, converted or finetuned.safetensors")
+        raise CheckpointError(f"{path} holds training progress; use ann, converted or finetuned.safetensors")
     ann_component = component(nn.Module, described["ann"], "ann")
     if "weights" in ann_component.arguments:
         ann_component = ann_component.replace(weights=None)  # the checkpoint's tensors replace them

@@ -1,8 +1,9 @@
 """SpikingNetwork <-> NIR graph: the contract with hardware and with other libraries (Pedersen et al. 2024).
 
-NIR's IF and LIF are continuous and reset to ``v_reset``; ours are discrete and may reset by subtraction. So each neuron node carries in its
-metadata ``reset`` ("subtract" or "zero"), ``dt`` (ms), ``leak`` and ``v_init``. In one Euler step of ``dt`` NIR's LIF is ours
-with leak = 1 - dt/tau and r = tau/dt, and NIR's IF with r = 1 is ours. What cannot be expressed exactly is refused.
+NIR's IF and LIF are continuous and reset to ``v_reset``; ours are discrete and may reset by subtraction. So each
+neuron node carries in its metadata ``reset`` ("subtract" or "zero"), ``dt`` (ms), ``leak`` and ``v_init``. In one
+Euler step of ``dt`` NIR's LIF is ours with leak = 1 - dt/tau and r = tau/dt, and NIR's IF with r = 1 is ours. What
+cannot be expressed exactly is refused.
 """
 
 from __future__ import annotations
@@ -100,9 +101,9 @@ def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], s
     return nir.Conv2d(
         input_shape=(shape[1], shape[2]),
         weight=_array(op.weight),
-        stride=op.stride,
-        padding=op.padding,
-        dilation=op.dilation,
+        stride=_pair(op.stride),
+        padding=_pair(op.padding),
+        dilation=_pair(op.dilation),
         groups=op.groups,
         bias=_array(op.bias) if op.bias is not None else np.zeros(op.out_channels, dtype=np.float32),
     )
@@ -297,7 +298,7 @@ _READERS: dict[type, Callable[..., nn.Module]] = {
 
 def _filled(op: Any, weight: Tensor, bias: Tensor | None) -> Any:
     op.weight = nn.Parameter(weight)
-    if op.bias is not None:
+    if op.bias is not None and bias is not None:
         op.bias = nn.Parameter(bias)
     return op
 

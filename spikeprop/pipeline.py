@@ -1,7 +1,8 @@
 """The main job, readable in one sitting: recipe -> data -> ann -> convert -> finetune -> evaluate -> export -> simulate.
 
-``HybridConversion`` is the experiment of Rathi et al. 2020 ("Enabling deep spiking neural networks with hybrid conversion and spike timing dependent
-backpropagation"). Each stage's result lies in the run folder, so a run that was stopped goes on where it was.
+``HybridConversion`` is the experiment of Rathi et al. 2020 ("Enabling deep spiking neural networks with hybrid
+conversion and spike timing dependent backpropagation"). Each stage's result lies in the run folder, so a run that was
+stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spikeprop.convert import convert
@@ -142,9 +142,7 @@ class _Run:
         ann = self._load_ann()
         seed_torch(seed, 2)
         neuron = settings.neuron.build()
-        network = convert(
-            ann, self._calibration_images(), neuron, settings.calibrator.build(), encoder=settings.encoder.build()
-        )
+        network = convert(ann, self._calibration_images(), neuron, settings.calibrator.build(), encoder=settings.encoder.build())
         self._save(network, "converted")
         return {"thresholds": {name: float(n.v_threshold.max()) for name, n in network.neurons().items()}}
 
@@ -168,9 +166,15 @@ class _Run:
         for kind, at in (("converted", wanted), ("finetuned", [t for t in wanted if t <= limit])):
             network = self._load(kind)
             meter = ActivityMeter(network, steps)
-            accuracy = snn_accuracy(network, _Sized(test.epoch(0), len(test)), at, meter=meter, seed=self.experiment.seed, label=f"evaluate {kind}")
+            accuracy = snn_accuracy(
+                network, _Sized(test.epoch(0), len(test)), at, meter=meter, seed=self.experiment.seed, label=f"evaluate {kind}"
+            )
             result[kind] = {"accuracy": {str(t): a for t, a in accuracy.items()}}
-        energy = {"ann": macs * MAC_JOULES, "snn": meter.energy(), "constants": "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)"}
+        energy = {
+            "ann": macs * MAC_JOULES,
+            "snn": meter.energy(),
+            "constants": "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)",
+        }
         return {**result, "rates": meter.rates(), "synops": meter.synops(), "macs": macs, "energy_joules": energy}
 
     def export(self) -> dict[str, Any]:

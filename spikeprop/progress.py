@@ -12,5 +12,12 @@ def bar(label: str | None, *, total: int | None = None, initial: int = 0, unit: 
     """A bar with time to go; ``label=None`` shows nothing."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
     return tqdm(
-        desc=label, total=total, initial=initial, unit=unit, mininterval=interval, leave=leave, disable=label is None
+        desc=label,
+        total=total,
+        initial=initial,
+        unit=unit,
+        mininterval=interval,
+        maxinterval=max(10.0, interval),
+        leave=leave,
+        disable=label is None,
     )

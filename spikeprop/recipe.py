@@ -1,8 +1,9 @@
 """Recipes: YAML to checked components. The only file that knows YAML and pydantic.
 
-A recipe names components as ``{use: LIF, leak: 0.99}`` or just ``LIF``. A bare name is looked up in the slot's home module, a
-dotted one is imported; then it must be a subclass of the slot's base, and its keys must be in its signature with values of the
-annotated types. Every mistake is found here, before any data loads, and named by its path (``finetune.lr``) with the nearest name.
+A recipe names components as ``{use: LIF, leak: 0.99}`` or just ``LIF``. A bare name is looked up in the slot's home
+module, a dotted one is imported; then it must be a subclass of the slot's base, and its keys must be in its signature
+with values of the annotated types. Every mistake is found here, before any data loads, and named by its path
+(``finetune.lr``) with the nearest name.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def check(tree: Mapping[str, Any]) -> Any:
     experiment = _find(use, "use", None, EXPERIMENTS)
     if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "run")):
         raise RecipeError(f"use: {use!r} is not an experiment: a frozen dataclass with run(context) -> Report")
-    return _dataclass(experiment, settings, "")
+    return _dataclass(experiment, settings, "")  # type: ignore[arg-type]
 
 
 def component(base: type[T], value: Any, path: str) -> Component[T]:
@@ -194,7 +195,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
     if not sign or not path:
         raise RecipeError(f"override {text!r}: write it as path.to.key=value")
     *parents, last = path.split(".")
-    node = tree
+    node: Any = tree
     for i, key in enumerate(parents):
         below = node.get(key)
         if isinstance(below, str):  # a bare component name gets settings

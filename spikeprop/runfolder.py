@@ -1,7 +1,9 @@
-"""``RunFolder``: where a run keeps its recipe, its versions, its finished stages and its files, so that it can be taken up again.
+"""``RunFolder``: where a run keeps its recipe, its versions, its finished stages and its files, so that it can be taken
+up again.
 
-``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result and the seconds of every finished stage. Both are
-replaced whole. A folder belongs to one recipe: another one is refused rather than mixed in.
+``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result and the seconds
+of every finished stage. Both are replaced whole. A folder belongs to one recipe: another one is refused rather than
+mixed in.
 """
 
 from __future__ import annotations

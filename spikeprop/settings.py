@@ -1,7 +1,7 @@
-"""What a recipe of the hybrid conversion says: one frozen dataclass a stage. Component slots have no default, so a recipe is complete.
+"""What a recipe of the hybrid conversion says: one frozen dataclass a stage.
 
-Defaults that are numbers are the paper's (Rathi et al. 2020): SGD 1e-2, momentum 0.9, weight decay 5e-4, batch 64 and 300 epochs for the ANN; Adam 1e-4
-with amsgrad, weight decay 5e-4 for fine-tuning; learning rate divided by ten at 60, 80 and 90 %.
+Component slots have no default, so a recipe is complete. Defaults that are numbers are the paper's (Rathi et al. 2020): SGD 1e-2,
+weight decay 5e-4, batch 64 and 300 epochs for the ANN; Adam 1e-4 with weight decay 5e-4 for fine-tuning.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Plan -> connected Lava processes, run over all samples in one go.
 
-Each population is a SoftIF, each connection a Sparse synapse (graded messages, since coded input may be signed or real), the output a
-Readout. Samples follow one another in the same run; see processes/soft_reset.py for how they are kept apart.
+Each population is a SoftIF, each connection a Sparse synapse (graded messages, since coded input may be signed or
+real), the output a Readout. Samples follow one another in the same run; see processes/soft_reset.py for how they are
+kept apart.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def find_python310() -> Path:
         if _is_310(candidate):
             return Path(candidate)
     raise HardwareError(
-        "Lava needs Python 3.10 and none was found (looked at python3.10 on PATH, pyenv's versions, uv). Install one, for example "
+        "Lava needs Python 3.10 and none was found (looked at python3.10 on PATH, pyenv's versions, uv). Install one, as with "
         f"'uv python install 3.10' or 'pyenv install 3.10', or set {VARIABLE} to its path; then run again"
     )
 

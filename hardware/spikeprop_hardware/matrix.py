@@ -1,7 +1,8 @@
 """NIR's linear nodes as sparse matrices on flattened (C-order) tensors, so that a chain of them is one product.
 
-A convolution is the matrix M with M[(o,y,x), (c,y*s-p+ky*d,x*s-p+kx*d)] = w[o,c,ky,kx]; an average pooling is a convolution within each
-channel with weights 1/k^2. Lava's own Conv process loops over channel pairs and is far slower than one sparse product.
+A convolution is the matrix M with M[(o,y,x), (c,y*s-p+ky*d,x*s-p+kx*d)] = w[o,c,ky,kx]; an average pooling is a
+convolution within each channel with weights 1/k^2. Lava's own Conv process loops over channel pairs and is far slower
+than one sparse product.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
     maker = _MAKERS.get(type(node))
     if maker is None:
         known = ", ".join(t.__name__ for t in _MAKERS)
-        raise HardwareError(f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF")
+        raise HardwareError(
+            f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF"
+        )
     return maker(node, shape)
 
 
 def _conv(node: nir.Conv2d, shape: Shape) -> Linear:
     weight = np.asarray(node.weight, dtype=np.float64)
-    matrix, out = _convolution(
-        weight, shape, _pair(node.stride), _padding(node, weight), _pair(node.dilation), int(node.groups)
-    )
+    matrix, out = _convolution(weight, shape, _pair(node.stride), _padding(node, weight), _pair(node.dilation), int(node.groups))
     return matrix, np.repeat(np.asarray(node.bias, dtype=np.float64), out[1] * out[2]), out
 
 

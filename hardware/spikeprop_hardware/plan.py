@@ -1,7 +1,8 @@
 """NIR graph -> plan: populations of neurons and the matrices between them, with the delays that Lava adds.
 
-Every synapse of Lava delivers what it received one time step before. A population that lies ``depth`` synapses behind the input therefore
-runs ``depth`` steps late; a path with fewer synapses (a skip connection) gets the difference as extra delay.
+Every synapse of Lava delivers what it received one time step before. A population that lies ``depth`` synapses behind
+the input therefore runs ``depth`` steps late; a path with fewer synapses (a skip connection) gets the difference as
+extra delay.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
 def _through(node: Any, path: _Path, name: str) -> _Path:
     matrix, bias, shape = linear_of(node, path.shape, name)
     if matrix.shape[1] != path.matrix.shape[0]:
-        raise HardwareError(f"node {name!r} reads {matrix.shape[1]} values, but {path.matrix.shape[0]} arrive (shape {path.shape})")
+        raise HardwareError(f"node {name!r} reads {matrix.shape[1]} values, but {path.shape} arrive")
     return _Path(path.source, (matrix @ path.matrix).tocsr(), matrix @ path.bias + bias, shape)
 
 

@@ -1,4 +1,5 @@
-"""``python -m spikeprop_hardware.worker NETWORK.nir INPUTS.npz RESULT.npz``: the part that runs inside Lava's Python 3.10.
+"""``python -m spikeprop_hardware.worker NETWORK.nir INPUTS.npz RESULT.npz``: the part that runs inside Lava's Python
+3.10.
 
 Progress goes to standard output, one "done total" line at a time.
 """
@@ -6,6 +7,7 @@ Progress goes to standard output, one "done total" line at a time.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import nir
 import numpy as np
@@ -25,7 +27,7 @@ def main(network: str, inputs: str, result: str) -> None:
     with np.load(inputs) as file:
         data = file["inputs"].astype(np.float64)
     spikes, output = run_on_lava(plan, data.reshape(*data.shape[:2], -1), _tell)
-    arrays = {f"spikes/{name}": np.packbits(train, axis=-1) for name, train in spikes.items()}
+    arrays: Any = {f"spikes/{name}": np.packbits(train, axis=-1) for name, train in spikes.items()}
     np.savez_compressed(result, output=output, **arrays)
 
 

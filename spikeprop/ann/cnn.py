@@ -1,8 +1,8 @@
 """Convolutional ANNs that convert well: ``CNN`` from a plan, and the paper's ``VGG`` family.
 
-Rathi et al. 2020: convolutions 3x3 and linear layers without bias, ReLU, average pooling, dropout after each ReLU except
-where a pooling follows (the pooling takes its place), no batch-norm, no max-pooling. Weights start from
-N(0, sqrt(2 / (k^2 * C_out))) for convolutions and N(0, 0.01) for linear layers.
+Rathi et al. 2020: convolutions 3x3 and linear layers without bias, ReLU, average pooling, dropout after each ReLU
+except where a pooling follows (the pooling takes its place), no batch-norm, no max-pooling. Weights start from N(0,
+sqrt(2 / (k^2 * C_out))) for convolutions and N(0, 0.01) for linear layers.
 """
 
 from __future__ import annotations

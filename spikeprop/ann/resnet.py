@@ -1,9 +1,9 @@
 """``ResNet`` as Rathi et al. 2020 have it for conversion.
 
 Three 3x3 convolutions of 64 channels and an average pooling come before the blocks ("pre-process block"), so that the
-first layers are balanced without skips. A block is conv-ReLU-dropout-conv plus its skip (identity, or a 1x1 convolution where shape
-changes), then ReLU and dropout; everything is bias-free. Their depth counts the pre-process block, two a block and the head:
-ResNet-20 = 3 + 2*(2+2+2+2) + 1.
+first layers are balanced without skips. A block is conv-ReLU-dropout-conv plus its skip (identity, or a 1x1
+convolution where shape changes), then ReLU and dropout; everything is bias-free. Their depth counts the pre-process
+block, two a block and the head: ResNet-20 = 3 + 2*(2+2+2+2) + 1.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
         super().__init__()
-        self.residual = nn.Sequential(
-            _conv(inputs, outputs, stride), nn.ReLU(), nn.Dropout(dropout), _conv(outputs, outputs)
-        )
+        self.residual = nn.Sequential(_conv(inputs, outputs, stride), nn.ReLU(), nn.Dropout(dropout), _conv(outputs, outputs))
         self.skip = nn.Identity() if stride == 1 and inputs == outputs else _conv(inputs, outputs, stride, kernel=1)
         self.out = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
 

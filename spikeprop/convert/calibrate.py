@@ -1,11 +1,13 @@
 """Threshold calibrators: how large an activation one spike stands for, layer by layer.
 
-A layer whose spikes each stand for an activation S fires at rate a/S for activation a. With sources of units S_j, a stage is
-computed in units of its first source, S_0: branch j gets the gain S_j/S_0, biases are divided by S_0, and the threshold is
-theta = S/S_0. In a sequential network without biases the weights stay exactly the ANN's and theta is the paper's threshold.
+A layer whose spikes each stand for an activation S fires at rate a/S for activation a. With sources of units S_j, a
+stage is computed in units of its first source, S_0: branch j gets the gain S_j/S_0, biases are divided by S_0, and
+the threshold is theta = S/S_0. In a sequential network without biases the weights stay exactly the ANN's and theta is
+the paper's threshold.
 
-Sources: maximum activation, Diehl et al. 2015; percentile, Rueckauer et al. 2017; threshold balancing, Sengupta et al. 2019 and
-Rathi et al. 2020 (theta = max over time of the weighted input current, layers before it already spiking; then a scale factor).
+Sources: maximum activation, Diehl et al. 2015; percentile, Rueckauer et al. 2017; threshold balancing, Sengupta et
+al. 2019 and Rathi et al. 2020 (theta = max over time of the weighted input current, layers before it already spiking;
+then a scale factor).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from spikeprop.convert.graph import relu_activations
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, Gain, Neuron, SpikingNetwork, Stage
+from spikeprop.seeding import seed_torch
+from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SpikingNetwork, Stage
 from spikeprop.snn.kernels import PackedSpikes
 
 
@@ -84,7 +87,7 @@ class ThresholdBalancing(ThresholdCalibrator):
         if self.timesteps < 1 or self.scale <= 0:
             raise ValueError(f"timesteps={self.timesteps}, scale={self.scale}: both must be positive")
         units = {INPUT: torch.ones((), dtype=x.dtype)}
-        trains: dict[str, list[Tensor] | PackedSpikes] = {INPUT: self._encode(network, x)}
+        trains: Trains = {INPUT: _EncodedInput(network.encoder, x, self.timesteps)}
         thresholds = {}
         for name, stage in network.each():
             base = _fold_units(stage, units)
@@ -97,13 +100,29 @@ class ThresholdBalancing(ThresholdCalibrator):
             _forget(network, name, trains)
         return thresholds
 
-    def _encode(self, network: SpikingNetwork, x: Tensor) -> list[Tensor]:
-        if network.encoder.constant:
-            return [network.encoder(x, 1)[0]] * self.timesteps
-        return list(network.encoder(x, self.timesteps))
+
+class _EncodedInput:
+    """The encoder's output step by step, drawn again (the same) on each pass rather than kept."""
+
+    def __init__(self, encoder: Encoder, x: Tensor, timesteps: int):
+        self.encoder, self.x, self.timesteps = encoder, x, timesteps
+        self.seed = int(torch.randint(2**62, ()))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.encoder.constant:
+            yield from [self.encoder(self.x, 1)[0]] * self.timesteps
+            return
+        for t in range(self.timesteps):
+            with torch.random.fork_rng():
+                seed_torch(self.seed, t)
+                (step,) = self.encoder(self.x, 1)
+            yield step
 
 
-def _currents(stage: Stage, trains: dict[str, list[Tensor] | PackedSpikes]) -> Iterator[Tensor]:
+Trains = dict[str, _EncodedInput | PackedSpikes]
+
+
+def _currents(stage: Stage, trains: Trains) -> Iterator[Tensor]:
     """Input current (B, ...) of a stage, step by step; steps that repeat the one before are computed once."""
     sources = [trains[source] for source in stage.sources]
     previous: list[Tensor] = []
@@ -115,7 +134,7 @@ def _currents(stage: Stage, trains: dict[str, list[Tensor] | PackedSpikes]) -> I
         yield current
 
 
-def _fire(stage: Stage, trains: dict[str, list[Tensor] | PackedSpikes]) -> PackedSpikes:
+def _fire(stage: Stage, trains: Trains) -> PackedSpikes:
     """The stage's spike trains, its neurons run without leak."""
     neuron = stage.neuron
     assert neuron is not None
@@ -130,7 +149,7 @@ def _fire(stage: Stage, trains: dict[str, list[Tensor] | PackedSpikes]) -> Packe
     return packed
 
 
-def _forget(network: SpikingNetwork, done: str, trains: dict[str, list[Tensor] | PackedSpikes]) -> None:
+def _forget(network: SpikingNetwork, done: str, trains: Trains) -> None:
     """Drop the spike trains that no later stage reads."""
     names = list(network.stages)
     later = {source for n, stage in network.each() if names.index(n) > names.index(done) for source in stage.sources}

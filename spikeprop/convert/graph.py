@@ -1,9 +1,10 @@
 """From an ANN to a spiking graph: trace, fold batch-norm, put a neuron at each ReLU, refuse the rest.
 
-The ANN is traced by torch.fx. Each traced value is a sum of branches, a branch being a source (the image or an earlier
-layer of neurons) and the chain of linear operations applied to it. A ReLU closes a stage: its branches become synapses and the
-ReLU becomes neurons. Batch-norm is folded into the layer before it (Rueckauer et al. 2017, sec. 2.3). Nothing is left out in
-silence: an operation outside the two tables below raises ConversionError. The ANN itself is never changed.
+The ANN is traced by torch.fx. Each traced value is a sum of branches, a branch being a source (the image or an
+earlier layer of neurons) and the chain of linear operations applied to it. A ReLU closes a stage: its branches become
+synapses and the ReLU becomes neurons. Batch-norm is folded into the layer before it (Rueckauer et al. 2017, sec.
+2.3). Nothing is left out in silence: an operation outside the two tables below raises ConversionError. The ANN itself
+is never changed.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class _Builder:
                     raise _refuse(node, "a second input", "convert networks of one input")
                 self.values[node] = (Branch(INPUT),)
             elif node.op == "output":
-                self._close(node, self._value(node.args[0], node), output=True)
+                self._close(node, self._value(node.args, node), output=True)
             else:
                 self.values[node] = self._convert(node)
         return SpikingNetwork(self.stages, encoder, input_shape)
@@ -118,7 +119,7 @@ class _Builder:
     def _convert_module(self, node: fx.Node, module: nn.Module) -> Value:
         if isinstance(module, nn.ReLU):
             return self.relu(node)
-        value = self._value(node.args[0], node)
+        value = self._value(node.args, node)
         if isinstance(module, nn.Identity):
             return value
         if isinstance(module, DROPOUT):
@@ -130,7 +131,8 @@ class _Builder:
             return self._append(node, value, copy.deepcopy(module), str(node.target))
         raise _refuse(node, type(module).__name__)
 
-    def _value(self, argument: Any, node: fx.Node) -> Value:
+    def _value(self, arguments: Any, node: fx.Node, index: int = 0) -> Value:
+        argument = arguments[index]
         if not isinstance(argument, fx.Node):
             raise _refuse(node, f"a constant operand ({argument!r})", "fold constants into a layer's bias")
         return self.values[argument]
@@ -155,32 +157,32 @@ class _Builder:
     # what the tables call -----------------------------------------------------------------------------------------------------
 
     def relu(self, node: fx.Node) -> Value:
-        name = self._close(node, self._value(node.args[0], node))
+        name = self._close(node, self._value(node.args, node))
         return (Branch(name),)
 
     def add(self, node: fx.Node) -> Value:
         if node.kwargs.get("alpha", 1) != 1:
             raise _refuse(node, "add with alpha", "scale the branch in a layer")
-        return self._value(node.args[0], node) + self._value(node.args[1], node)
+        return self._value(node.args, node) + self._value(node.args, node, 1)
 
     def flatten(self, node: fx.Node) -> Value:
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
         if start != 1:
             raise _refuse(node, f"flatten from axis {start}", "flatten from axis 1: the batch axis stays")
-        return self._append(node, self._value(node.args[0], node), nn.Flatten())
+        return self._append(node, self._value(node.args, node), nn.Flatten())
 
     def pool(self, node: fx.Node) -> Value:
         names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
         settings: dict[str, Any] = {**dict(zip(names, node.args[1:])), **node.kwargs}
-        return self._append(node, self._value(node.args[0], node), nn.AvgPool2d(**settings))
+        return self._append(node, self._value(node.args, node), nn.AvgPool2d(**settings))
 
     def adaptive_pool(self, node: fx.Node) -> Value:
         size: Any = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
-        return self._append(node, self._value(node.args[0], node), nn.AdaptiveAvgPool2d(size))
+        return self._append(node, self._value(node.args, node), nn.AdaptiveAvgPool2d(size))
 
     def dropout(self, node: fx.Node) -> Value:
         p: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-        return self._append(node, self._value(node.args[0], node), SampleDropout(float(p)))
+        return self._append(node, self._value(node.args, node), SampleDropout(float(p)))
 
     def _close(self, node: fx.Node, value: Value, output: bool = False) -> str:
         if output and any(not branch.ops for branch in value):

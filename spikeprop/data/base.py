@@ -1,7 +1,8 @@
 """What every data set is: images of one shape, one normalisation for ANN and SNN, batches that can start anywhere.
 
-The STDB authors' code normalises with CIFAR's statistics for the ANN and with 0.5/0.5 for the SNN; here a data set has one
-mean and one std, used by every stage. Augmentation is the paper's: a random crop after zero padding, and a random flip.
+The STDB authors' code normalises with CIFAR's statistics for the ANN and with 0.5/0.5 for the SNN; here a data set
+has one mean and one std, used by every stage. Augmentation is the paper's: a random crop after zero padding, and a
+random flip.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``ImageNet``: photographs in torchvision's ImageFolder layout, decoded by worker processes.
 
-Training: random resized crop to 224 and flip; testing: the short side to 256, centre crop 224 (the usual evaluation). Each image's
-augmentation is seeded from (seed, epoch, image), so an epoch can be taken up anywhere and come out the same.
+Training: random resized crop to 224 and flip; testing: the short side to 256, centre crop 224 (the usual evaluation).
+Each image's augmentation is seeded from (seed, epoch, image), so an epoch can be taken up anywhere and come out the
+same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Data sets that fit in memory: scikit-learn's digits, and MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 as torchvision lays them out."""
+"""Data sets that fit in memory: scikit-learn's digits; MNIST, Fashion-MNIST and CIFAR as torchvision lays them out."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Activity and cost: firing rates, synaptic operations (SynOps), multiply-accumulates (MACs) and energy.
 
 SynOps count, for each spike, the synapses it reaches; fan-out is exact for every neuron, borders included. An average
-pooling counts as part of the synapse it feeds, as it is built on the chip. Energy is arithmetic only, in the estimate common in the
-field: 32-bit floating point in 45 nm CMOS, 4.6 pJ a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014,
-fig. 1.1.9). Input that is not made of spikes (direct coding) costs MACs at every step.
+pooling counts as part of the synapse it feeds, as it is built on the chip. Energy is arithmetic only, in the estimate
+common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition
+(Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not made of spikes (direct coding) costs MACs at every step.
 """
 
 from __future__ import annotations

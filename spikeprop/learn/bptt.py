@@ -1,8 +1,8 @@
 """``BPTT``: backpropagation through time with a surrogate derivative; with ``STDB`` it is the paper's fine-tuning.
 
-Rathi et al. 2020: the loss is the cross-entropy of the output accumulated over T steps; the gradient flows back through the
-leak and the weights and, at each spike, through the neuron's surrogate; none flows through the reset. Which surrogate is the
-neuron's own setting.
+Rathi et al. 2020: the loss is the cross-entropy of the output accumulated over T steps; the gradient flows back
+through the leak and the weights and, at each spike, through the neuron's surrogate; none flows through the reset.
+Which surrogate is the neuron's own setting.
 """
 
 from __future__ import annotations

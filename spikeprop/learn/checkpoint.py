@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file with its description as JSON in the header, and the same JSON beside it to read.
 
-The header is what is read back, so a checkpoint is one file, renamed into place whole. Tensors are named ``model.<name>`` and
-``optimizer.<parameter>.<key>``; whatever is not a tensor lives in the description. Nothing is pickled.
+The header is what is read back, so a checkpoint is one file, renamed into place whole. Tensors are named
+``model.<name>`` and ``optimizer.<parameter>.<key>``; whatever is not a tensor lives in the description. Nothing is
+pickled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``fit``: the one training loop, for ANN and SNN alike.
 
-The loop owns optimiser, schedule, clipping and checkpoints; the rule owns gradients. Randomness is seeded anew at every step
-from (seed, epoch, step), so a run that was killed and resumed in the middle of an epoch ends with the same weights as one that was not.
+The loop owns optimiser, schedule, clipping and checkpoints; the rule owns gradients. Randomness is seeded anew at
+every step from (seed, epoch, step), so a run that was killed and resumed in the middle of an epoch ends with the same
+weights as one that was not.
 """
 
 from __future__ import annotations

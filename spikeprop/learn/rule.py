@@ -1,4 +1,7 @@
-"""``LearningRule``: where gradients come from. The loop owns the optimiser, the schedule and the checkpoints; a rule only fills ``.grad``."""
+"""``LearningRule``: where gradients come from.
+
+The loop owns the optimiser, the schedule and the checkpoints; a rule only fills ``.grad``.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """SpikingNetwork: a graph of stages, simulated step by step or in chunks of steps, with explicit state.
 
-A stage sums the currents of its synapses and feeds its neurons; the last stage has none and accumulates its current without
-leak, threshold or reset (Rathi et al. 2020). One ``forward`` is one simulation: nothing is carried from call to call.
-Chunks: with ``chunk=1`` all layers advance together, so memory does not grow with T; with ``chunk=T`` each layer sees all its
-steps at once, so its convolutions are as large as they can be. The result is the same.
+A stage sums the currents of its synapses and feeds its neurons; the last stage has none and accumulates its current
+without leak, threshold or reset (Rathi et al. 2020). One ``forward`` is one simulation: nothing is carried from call
+to call. Chunks: with ``chunk=1`` all layers advance together, so memory does not grow with T; with ``chunk=T`` each
+layer sees all its steps at once, so its convolutions are as large as they can be. The result is the same.
 
 Suffix legend: T steps, B batch, K classes.
 """
@@ -96,9 +96,7 @@ class SpikingNetwork(nn.Module):
         output_TBK, state = self._advance(x_B.unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
 
-    def forward(
-        self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None
-    ) -> Tensor:
+    def forward(self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None) -> Tensor:
         """Simulate ``timesteps`` steps on images (B, ...) and return the accumulated output (B, K).
 
         Args:
@@ -139,9 +137,7 @@ class SpikingNetwork(nn.Module):
             bad = int((~torch.isfinite(x_B)).flatten(1).any(1).sum())
             raise ValueError(f"input holds NaN or infinity in {bad} of {len(x_B)} samples; clean the data before encoding")
 
-    def _advance(
-        self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None
-    ) -> tuple[Tensor, NetworkState]:
+    def _advance(self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None) -> tuple[Tensor, NetworkState]:
         """Advance ``steps`` steps; x_TB has ``steps`` steps, or one that stands for all of them."""
         state = NetworkState(dict(state.neurons), state.masks, state.constant, state.output)
         values = {INPUT: x_TB}

@@ -2,8 +2,9 @@
 
     u = leak * v + I;   o = 1 if u > v_threshold else 0;   v = u - v_threshold * o   (reset "subtract") or 0 ("zero")
 
-One order everywhere: integrate, fire on a strict ``>``, reset in the same step. It is the order of Lava and of DIET-SNN
-(Rathi & Roy 2021). The STDB authors' code fires from the previous membrane: for IF the same spike train, one step later a layer.
+One order everywhere: integrate, fire on a strict ``>``, reset in the same step. It is the order of Lava and of
+DIET-SNN (Rathi & Roy 2021). The STDB authors' code fires from the previous membrane: for IF the same spike train, one
+step later a layer.
 """
 
 from __future__ import annotations

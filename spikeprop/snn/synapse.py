@@ -1,8 +1,9 @@
 """Synapses: the linear path from one layer's spikes to the next layer's current.
 
-A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, flatten, dropout, a gain);
-time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout draws one mask a sample and keeps
-it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network, not a new one each step.
+A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, flatten, dropout, a
+gain); time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout draws one mask a
+sample and keeps it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network, not a
+new one each step.
 """
 
 from __future__ import annotations
@@ -59,18 +60,16 @@ class Synapse(nn.Module):
         steps = len(spikes_TB)
         x = spikes_TB.flatten(0, 1)
         for i, op in enumerate(self.ops):
-            if isinstance(op, SampleDropout):
-                x = self._drop(op, i, x.unflatten(0, (steps, -1)), masks).flatten(0, 1)
-            else:
-                x = op(x)
+            x = self._drop(op, i, x, steps, masks) if isinstance(op, SampleDropout) else op(x)
         return x.unflatten(0, (steps, -1))
 
-    def _drop(self, op: SampleDropout, index: int, x_TB: Tensor, masks: dict[int, Tensor] | None) -> Tensor:
+    def _drop(self, op: SampleDropout, index: int, x: Tensor, steps: int, masks: dict[int, Tensor] | None) -> Tensor:
         if not self.training or op.p == 0 or masks is None:
-            return x_TB
+            return x
+        x_TB = x.unflatten(0, (steps, -1))
         if index not in masks:
             masks[index] = op.draw(x_TB[0])
-        return x_TB * masks[index]
+        return (x_TB * masks[index]).flatten(0, 1)
 
     def weighted(self) -> list[nn.Conv2d | nn.Linear]:
         """The operations that carry weights, in order."""

@@ -2,9 +2,10 @@
 
     u = leak * v + (a + bias);   s = u > theta (strict);   v = u - theta * s   (or 0 where s, with hard reset)
 
-Lava's own LIF only resets to zero. Samples follow one another without a gap: a population that lies ``onset`` synapses behind the input
-sees step k of sample n at time step n*period + k + onset + 1, and begins each sample from v_init. Until its first input arrives it rests,
-so biases do not charge it early. Spikes are kept as bits, eight time steps a byte, because Lava hands variables back one number at a time.
+Lava's own LIF only resets to zero. Samples follow one another without a gap: a population that lies ``onset``
+synapses behind the input sees step k of sample n at time step n*period + k + onset + 1, and begins each sample from
+v_init. Until its first input arrives it rests, so biases do not charge it early. Spikes are kept as bits, eight time
+steps a byte, because Lava hands variables back one number at a time.
 """
 
 import numpy as np

@@ -75,9 +75,7 @@ class _IntegrateFire(torch.autograd.Function):
         return grad_current_TN, grad_v_N, None, None, None, None, None
 
 
-def _surrogate_slopes(
-    surrogate: Surrogate, spikes_TN: Tensor, potential_TN: Tensor | None, since_N: Tensor | None
-) -> Tensor:
+def _surrogate_slopes(surrogate: Surrogate, spikes_TN: Tensor, potential_TN: Tensor | None, since_N: Tensor | None) -> Tensor:
     """The surrogate at every step; ``since`` is recomputed from the spikes, which is all that STDB needs."""
     if since_N is None:
         assert potential_TN is not None
