@@ -1,0 +1,70 @@
+"""spikeprop: from recipe to neuromorphic chip.
+
+A network is trained as an ANN, converted to spikes by balancing thresholds, fine-tuned with spike-timing-dependent backpropagation (STDB,
+Rathi et al. 2020), evaluated at any number of time steps, and written as NIR for Lava/Loihi-style processes::
+
+    import torch, spikeprop as sp
+
+    data = sp.Digits()
+    ann = sp.CNN(input_shape=(1, 8, 8), classes=10, plan=[32, "A", 64, "A"], hidden=[64])
+    sgd = torch.optim.SGD(ann.parameters(), lr=0.1, momentum=0.9)
+    sp.fit(ann, sp.Backprop(), data.train(32, seed=0), sgd, epochs=30)
+
+    images = [x for x, _ in data.train(512, seed=1).epoch(0)]
+    snn = sp.convert(ann, images, sp.IF(), sp.ThresholdBalancing(scale=0.5))
+    adam = torch.optim.Adam(snn.parameters(), lr=1e-4, amsgrad=True)
+    sp.fit(snn, sp.BPTT(timesteps=8), data.train(32, seed=2), adam, epochs=5)
+    print(sp.snn_accuracy(snn, data.test(100).epoch(0), timesteps=[4, 8]))
+
+The same as one command: ``spikeprop run digits_cnn_stdb``.
+"""
+
+from typing import Any
+
+from spikeprop.ann import CNN, MLP, VGG, ResNet
+from spikeprop.convert import MaxActivation, Percentile, ThresholdBalancing, convert
+from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
+from spikeprop.evaluate import Report, ann_accuracy, snn_accuracy
+from spikeprop.learn import BPTT, Backprop, fit
+from spikeprop.snn import IF, LIF, STDB, Direct, Poisson, SpikingNetwork, Triangle
+
+__version__ = "0.1.0"
+__all__ = [
+    "BPTT",
+    "CIFAR10",
+    "CIFAR100",
+    "CNN",
+    "IF",
+    "LIF",
+    "MLP",
+    "MNIST",
+    "STDB",
+    "VGG",
+    "Backprop",
+    "Digits",
+    "Direct",
+    "FashionMNIST",
+    "MaxActivation",
+    "Percentile",
+    "Poisson",
+    "Report",
+    "ResNet",
+    "SpikingNetwork",
+    "ThresholdBalancing",
+    "Triangle",
+    "ann_accuracy",
+    "convert",
+    "fit",
+    "from_nir",
+    "snn_accuracy",
+    "to_nir",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """NIR brings HDF5 with it, so it is only imported when asked for."""
+    if name in ("to_nir", "from_nir"):
+        from spikeprop import nir
+
+        return getattr(nir, name)
+    raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")

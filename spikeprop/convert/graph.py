@@ -73,15 +73,12 @@ def to_spiking(
     Raises:
         ConversionError: naming the node, the operation and what to do.
     """
-    was_training = ann.training
     try:
-        traced = fx.symbolic_trace(ann.eval())
+        traced = fx.symbolic_trace(copy.deepcopy(ann).eval())  # a copy: the caller's modules keep their mode
     except Exception as error:
         raise ConversionError(
             f"torch.fx cannot trace {type(ann).__name__}: {error}. Remove control flow that depends on the data."
         ) from error
-    finally:
-        ann.train(was_training)
     return _Builder(traced, neuron).build(encoder, input_shape)
 
 

@@ -46,7 +46,7 @@ class SnnTorchLeaky(Neuron):
         mem, spikes = state.v, []
         for current in currents:
             spike, mem = self.inner(current, mem)
-            spikes.append(spike)
+            spikes.append(spike.to(current))  # snnTorch's surrogates return float32 whatever comes in
         return torch.stack(spikes), NeuronState(mem, None)
 
 

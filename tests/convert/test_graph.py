@@ -1,0 +1,129 @@
+"""From ANN to graph: same function, batch-norm folded, both kinds of ReLU, refusals that name the node."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikeprop import CNN, IF, MLP, VGG, Direct, ResNet, convert
+from spikeprop.convert import ConversionError, MaxActivation, relu_activations, to_spiking
+
+
+class Functional(nn.Module):
+    """Functional ReLU, pooling, dropout, flatten, an addition and biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.skip = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(2, 4, 1)
+        self.head = nn.Linear(4 * 3 * 3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(F.relu(self.a(x)), 0.2, self.training)
+        y = torch.relu(self.b(y) + self.skip(x))
+        return self.head(F.avg_pool2d(y, 2).flatten(1))
+
+
+class WithBatchNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+            nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def networks() -> list[tuple[nn.Module, tuple[int, ...]]]:
+    torch.manual_seed(0)
+    return [
+        (Functional(), (2, 6, 6)),
+        (WithBatchNorm(), (2, 6, 6)),
+        (MLP(input_shape=(1, 4, 4), classes=3, hidden=[8, 8]), (1, 4, 4)),
+        (CNN(input_shape=(1, 8, 8), classes=3, plan=[4, "A", 8], hidden=[6], batch_norm=True), (1, 8, 8)),
+        (VGG(depth=5, input_shape=(3, 8, 8)), (3, 8, 8)),
+        (ResNet(depth=20, input_shape=(3, 16, 16)), (3, 16, 16)),
+    ]
+
+
+@pytest.mark.parametrize(("ann", "shape"), networks(), ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "")
+def test_the_graph_computes_what_the_ann_computes(ann: nn.Module, shape: tuple[int, ...]) -> None:
+    ann, x = ann.double(), torch.randn(6, *shape, dtype=torch.float64)
+    for module in ann.modules():  # give batch-norm something to fold
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.uniform_(module.bias, -1, 1)
+    network = to_spiking(ann, IF, Direct(), shape).double()
+    with torch.no_grad():
+        expected = ann.eval()(x)
+        output = list(relu_activations(network, x).values())[-1]
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.ReLU) for m in network.modules())
+
+
+@pytest.mark.parametrize(("ann", "shape"), networks(), ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "")
+def test_the_ann_is_left_as_it_was(ann: nn.Module, shape: tuple[int, ...]) -> None:
+    ann.train()
+    before = copy.deepcopy(ann.state_dict())
+    network = convert(ann, [torch.rand(16, *shape)], IF(), MaxActivation())
+    assert ann.training
+    assert all(m.training for m in ann.modules())
+    assert all(torch.equal(before[k], v) for k, v in ann.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in ann.modules())
+    own = {p.data_ptr() for p in ann.parameters()}
+    assert not own & {p.data_ptr() for p in network.parameters()}
+
+
+def refused(*layers: nn.Module) -> str:
+    with pytest.raises(ConversionError) as caught:
+        to_spiking(nn.Sequential(*layers), IF, Direct(), (1, 8, 8))
+    return str(caught.value)
+
+
+def test_refusals_name_the_node_the_operation_and_the_way_out() -> None:
+    conv = nn.Conv2d(1, 2, 3)
+    text = refused(conv, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2))
+    assert "_2" in text
+    assert "MaxPool2d" in text
+    assert "AvgPool2d instead" in text
+    assert "only ReLU" in refused(conv, nn.Sigmoid())
+    assert "ReLU" in refused(conv, nn.PReLU())
+    assert "right before it" in refused(conv, nn.ReLU(), nn.BatchNorm2d(2))
+    assert "Linear layer" in refused(conv, nn.ReLU())
+    assert "no weighted layer" in refused(nn.ReLU(), conv)
+    assert "padding_mode" in refused(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU())
+
+
+class Forward(nn.Module):
+    """A network whose forward is given."""
+
+    def __init__(self, forward) -> None:  # noqa: ANN001
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(1, 1, 3, padding=1), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "says"),
+    [
+        (lambda m, x: F.max_pool2d(m.conv(x), 2), "avg_pool2d instead"),
+        (lambda m, x: torch.cat([m.conv(x), x], 1), "concatenation"),
+        (lambda m, x: m.conv(x) + 1.0, "constant operand"),
+        (lambda m, x: m.conv(x).view(x.size(0), -1), r"torch\.flatten\(x, 1\)"),
+        (lambda m, x: m.conv(torch.relu(m.conv(x)) + torch.relu(m.conv(x))), "sum of 2 branches"),
+        (lambda m, x: m.conv(x) * 2, "mul"),
+        (lambda m, x: m.conv(x) if x.sum() > 0 else x, "control flow"),
+    ],
+)
+def test_functional_operations_that_cannot_be_converted(forward, says: str) -> None:  # noqa: ANN001
+    with pytest.raises(ConversionError, match=says):
+        to_spiking(Forward(forward), IF, Direct(), (1, 8, 8))

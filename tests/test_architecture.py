@@ -1,0 +1,90 @@
+"""The house's arrows, read from the imports with ast: who may import whom, where printing and pickling may happen."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "spikeprop"
+LEAVES = {"errors", "files", "progress", "seeding"}
+STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
+PIPELINE = {"pipeline", "settings", "networks", "deploy", "runfolder", "recipe"}
+ALLOWED = {
+    **{room: LEAVES | {"snn"} for room in STAGES},
+    **{leaf: LEAVES for leaf in LEAVES},
+    "snn": LEAVES,
+    "recipe": LEAVES,
+    **{room: LEAVES | STAGES | {"snn"} | PIPELINE for room in PIPELINE - {"recipe"}},
+    "cli": LEAVES | STAGES | {"snn"} | PIPELINE,
+    "__init__": LEAVES | STAGES | {"snn"},
+    "plugins": LEAVES | {"learn", "snn", "ann"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_of(file: Path) -> set[str]:
+    """Rooms of spikeprop that a file imports."""
+    own = [name for name in imports(file) if name.partition(".")[0] == "spikeprop"]
+    return {name.split(".")[1] for name in own if "." in name}
+
+
+def library_files() -> list[Path]:
+    return sorted(LIBRARY.rglob("*.py"))
+
+
+def room(file: Path) -> str:
+    return file.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", library_files(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_arrows(file: Path) -> None:
+    own = room(file)
+    wrong = rooms_of(file) - ALLOWED[own] - {own}
+    assert not wrong, f"{own} must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("file", library_files(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_nothing_imports_plugins(file: Path) -> None:
+    assert "plugins" not in rooms_of(file) or room(file) == "plugins"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "hardware").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_hardware_knows_neither_spikeprop_nor_torch(file: Path) -> None:
+    packages = {name.partition(".")[0] for name in imports(file)}
+    assert not packages & {"spikeprop", "torch"}
+
+
+def test_only_recipe_knows_yaml_and_pydantic() -> None:
+    users = {room(f) for f in library_files() if {n.partition(".")[0] for n in imports(f)} & {"yaml", "pydantic"}}
+    assert users == {"recipe"}
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = set()
+    for file in [*library_files(), *(ROOT / "hardware").rglob("*.py")]:
+        calls = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        if any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls):
+            printing.add(file.name)
+    assert printing <= {"cli.py"}
+
+
+def test_nothing_is_pickled() -> None:
+    assert not [f for f in library_files() if {"pickle", "dill", "joblib"} & {n.partition(".")[0] for n in imports(f)}]
+
+
+def test_every_module_opens_with_its_paragraph() -> None:
+    files = [*library_files(), *(ROOT / "hardware" / "spikeprop_hardware").rglob("*.py")]
+    assert not [f.name for f in files if not ast.get_docstring(ast.parse(f.read_text(encoding="utf-8")))]
