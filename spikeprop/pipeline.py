@@ -8,6 +8,7 @@ stopped goes on where it was.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +28,7 @@ from spikeprop.evaluate import (
     ann_accuracy,
     count_macs,
     draw,
+    silent_layers,
     snn_accuracy,
 )
 from spikeprop.learn import CollapseGuard, MetricsLog, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
@@ -150,6 +152,7 @@ class _Run:
         settings = self.experiment.finetune
         network = self._load("converted")
         rule = settings.rule.build(**_timesteps(settings.rule, settings.timesteps))
+        self._warn_of_silence(network, settings.timesteps)
         guard = CollapseGuard(self.data.classes)
         history = self._fit("finetune", network, settings, rule, self.experiment.seed + 2, guard)
         self._save(network, "finetuned")
@@ -214,6 +217,16 @@ class _Run:
             checkpoint=progress,
         )
         return history
+
+    def _warn_of_silence(self, network: SpikingNetwork, timesteps: int) -> None:
+        images, _ = next(self.data.test(32).epoch(0))
+        silent = silent_layers(network, images, timesteps)
+        if silent:
+            warnings.warn(
+                f"within finetune.timesteps={timesteps} no neuron of {', '.join(silent)} fires, so no gradient passes; "
+                "raise finetune.timesteps or lower the calibrator's scale",
+                stacklevel=2,
+            )
 
     def _calibration_images(self) -> Iterator[Tensor]:
         split = self.data.train(min(self.experiment.convert.images, 256), self.experiment.seed + 3)

@@ -1,7 +1,7 @@
 """Evaluation: accuracy against time steps, activity, cost, and the report."""
 
 from spikeprop.evaluate.accuracy import ann_accuracy, snn_accuracy
-from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, fan_out
+from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, fan_out, silent_layers
 from spikeprop.evaluate.report import Report, accuracy_rows, draw
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "count_macs",
     "draw",
     "fan_out",
+    "silent_layers",
     "snn_accuracy",
 ]

@@ -67,6 +67,19 @@ class ActivityMeter:
         return synops.pop(INPUT) * price + sum(synops.values()) * ADD_JOULES
 
 
+@torch.no_grad()
+def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[str]:
+    """Layers in which no neuron fires within ``timesteps`` steps on images x (B, ...): STDB cannot reach them or anything below."""
+    active: set[str] = set()
+
+    def observe(name: str, spikes_TB: Tensor) -> None:
+        if bool((spikes_TB != 0).any()):
+            active.add(name)
+
+    network.eval()(x, timesteps, observe=observe)
+    return [name for name in network.neurons() if name not in active]
+
+
 def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
     """How many synapses each neuron (and input) feeds: name to map of one sample's shape.
 

@@ -4,7 +4,7 @@ from spikeprop.snn.encoder import Direct, Encoder, Poisson
 from spikeprop.snn.network import INPUT, NetworkState, SpikingNetwork, Stage
 from spikeprop.snn.neuron import IF, LIF, Neuron, NeuronState
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
-from spikeprop.snn.synapse import Gain, SampleDropout, Synapse
+from spikeprop.snn.synapse import DropoutMasks, Gain, SampleDropout, Synapse
 
 __all__ = [
     "IF",
@@ -13,6 +13,7 @@ __all__ = [
     "STDB",
     "ATan",
     "Direct",
+    "DropoutMasks",
     "Encoder",
     "FastSigmoid",
     "Gain",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.neuron import Neuron, NeuronState
-from spikeprop.snn.synapse import Synapse
+from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
 Observer = Callable[[str, Tensor], None]
@@ -45,7 +45,7 @@ class NetworkState:
     """Everything that one simulation carries from step to step."""
 
     neurons: dict[str, NeuronState] = field(default_factory=dict)
-    masks: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    masks: DropoutMasks | None = None
     constant: dict[str, Tensor] | None = None  # currents of an input that stays the same, computed once
     output: Tensor | None = None
 
@@ -89,7 +89,7 @@ class SpikingNetwork(nn.Module):
 
     def init_state(self) -> NetworkState:
         """State before the first step; potentials and dropout masks are made when a layer is first reached."""
-        return NetworkState()
+        return NetworkState(masks=DropoutMasks(next(self.parameters()).device) if self.training else None)
 
     def step(self, x_B: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
         """Advance one step on an already encoded input (B, ...); returns the accumulated output (B, K)."""
@@ -166,7 +166,7 @@ class SpikingNetwork(nn.Module):
             key = f"{name}/{i}"
             current = state.constant.get(key) if state.constant is not None else None
             if current is None:
-                current = synapse(values[source], state.masks.setdefault(key, {}))
+                current = synapse(values[source], state.masks, key)
                 if source == INPUT and state.constant is not None:
                     state.constant[key] = current
             total = current if total is None else total + current

@@ -19,7 +19,7 @@ from spikeprop.snn.kernels import integrate_and_fire
 from spikeprop.snn.surrogate import STDB, Surrogate
 
 Reset = Literal["subtract", "zero"]
-NEVER = 1000.0  # steps since the last spike of a neuron that has not fired yet (the authors' initial value)
+NEVER = 999.0  # before step 0, of a neuron that has not fired yet: the authors' t_last = -1000
 
 
 class NeuronState(NamedTuple):

@@ -23,16 +23,31 @@ class SampleDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def draw(self, x_B: Tensor) -> Tensor:
-        """A mask for one step's input (B, ...): 0 with probability p, else 1/(1-p)."""
-        return torch.bernoulli(torch.full_like(x_B, 1 - self.p)).div_(1 - self.p)
-
     def forward(self, x: Tensor) -> Tensor:
         """Outside a simulation dropout does nothing."""
         return x
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class DropoutMasks:
+    """The dropout masks of one simulation, each drawn when it is first asked for.
+
+    They come from a generator of their own, seeded once from torch's global one, so that they do not depend on how many steps the
+    encoder has drawn by then: a simulation gives the same result however it is cut into chunks.
+    """
+
+    def __init__(self, device: torch.device):
+        self._generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+        self._drawn: dict[str, Tensor] = {}
+
+    def get(self, key: str, p: float, like_B: Tensor) -> Tensor:
+        """The mask of the layer ``key``, in the shape of one step (B, ...): 0 with probability p, else 1/(1-p)."""
+        if key not in self._drawn:
+            kept = torch.full_like(like_B, 1 - p)
+            self._drawn[key] = torch.bernoulli(kept, generator=self._generator).div_(1 - p)
+        return self._drawn[key]
 
 
 class Gain(nn.Module):
@@ -55,21 +70,19 @@ class Synapse(nn.Module):
         super().__init__()
         self.ops = nn.ModuleList(ops)
 
-    def forward(self, spikes_TB: Tensor, masks: dict[int, Tensor] | None = None) -> Tensor:
-        """Current (T, B, ...) for spikes (T, B, ...); ``masks`` holds this simulation's dropout masks, drawn when first met."""
+    def forward(self, spikes_TB: Tensor, masks: DropoutMasks | None = None, name: str = "") -> Tensor:
+        """Current (T, B, ...) for spikes (T, B, ...); ``masks`` are this simulation's, ``name`` tells them apart."""
         steps = len(spikes_TB)
         x = spikes_TB.flatten(0, 1)
         for i, op in enumerate(self.ops):
-            x = self._drop(op, i, x, steps, masks) if isinstance(op, SampleDropout) else op(x)
+            x = self._drop(op, x, steps, masks, f"{name}/{i}") if isinstance(op, SampleDropout) else op(x)
         return x.unflatten(0, (steps, -1))
 
-    def _drop(self, op: SampleDropout, index: int, x: Tensor, steps: int, masks: dict[int, Tensor] | None) -> Tensor:
+    def _drop(self, op: SampleDropout, x: Tensor, steps: int, masks: DropoutMasks | None, key: str) -> Tensor:
         if not self.training or op.p == 0 or masks is None:
             return x
         x_TB = x.unflatten(0, (steps, -1))
-        if index not in masks:
-            masks[index] = op.draw(x_TB[0])
-        return (x_TB * masks[index]).flatten(0, 1)
+        return (x_TB * masks.get(key, op.p, x_TB[0])).flatten(0, 1)
 
     def weighted(self) -> list[nn.Conv2d | nn.Linear]:
         """The operations that carry weights, in order."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, convert
 from spikeprop.convert import ThresholdBalancing
-from spikeprop.snn import INPUT, Encoder, SampleDropout, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, DropoutMasks, Encoder, SampleDropout, SpikingNetwork, Stage, Synapse
 
 
 def small_network(encoder: Encoder | None = None, leak: float = 1.0) -> SpikingNetwork:
@@ -74,14 +74,14 @@ def test_output_accumulates_without_leak_or_threshold() -> None:
 
 def test_one_dropout_mask_a_sample_for_all_steps() -> None:
     synapse = Synapse([SampleDropout(0.5)]).train()
-    ones, masks = torch.ones(6, 4, 50), {}
+    ones, masks = torch.ones(6, 4, 50), DropoutMasks(torch.device("cpu"))
     dropped = synapse(ones, masks)
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(dropped, dropped[:1].expand_as(dropped))
     assert not torch.equal(dropped[0, 0], dropped[0, 1])
     assert torch.equal(synapse(ones[:2], masks), dropped[:2])  # and for the next chunk of the same simulation
-    assert not torch.equal(synapse(ones, {}), dropped)  # the next simulation draws anew
-    assert torch.equal(synapse.eval()(ones, {}), ones)
+    assert not torch.equal(synapse(ones, DropoutMasks(torch.device("cpu"))), dropped)  # the next simulation draws anew
+    assert torch.equal(synapse.eval()(ones, masks), ones)
 
 
 def test_training_uses_the_same_mask_at_every_chunk_size() -> None:

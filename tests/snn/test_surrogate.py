@@ -16,7 +16,7 @@ SURROGATES = [STDB(), STDB(alpha=0.7, beta=0.2), Triangle(), FastSigmoid(), ATan
 def test_stdb_gradient_of_one_neuron_is_its_closed_form() -> None:
     """IF, theta = 2, current 1.5 at each step. u: 1.5, 3, 2.5, 2, 3.5 -> spikes at t = 1, 2, 4 (counting from 0).
 
-    Time since the last spike before step t: never (1000), 1001, 1, 1, 2. With loss = sum of w[t]*o[t] and no gradient
+    Steps since the last spike: never (1000), 0, 0, 1, 0. With loss = sum of w[t]*o[t] and no gradient
     through the reset, dL/dI[s] = sum over t >= s of w[t] * alpha*exp(-beta*since[t]) / theta.
     """
     theta, alpha, beta = 2.0, 0.3, 0.01
@@ -26,7 +26,7 @@ def test_stdb_gradient_of_one_neuron_is_its_closed_form() -> None:
     weights = torch.tensor([[1.0], [2.0], [3.0], [5.0], [7.0]], dtype=torch.float64)
     (spikes * weights).sum().backward()
     assert spikes.flatten().tolist() == [0, 1, 1, 0, 1]
-    slopes = [w * alpha * math.exp(-beta * since) / theta for w, since in zip([1, 2, 3, 5, 7], [1000, 1001, 1, 1, 2])]
+    slopes = [w * alpha * math.exp(-beta * since) / theta for w, since in zip([1, 2, 3, 5, 7], [1000, 0, 0, 1, 0])]
     expected = torch.tensor([sum(slopes[s:]) for s in range(5)], dtype=torch.float64)
     assert current.grad is not None
     torch.testing.assert_close(current.grad.flatten(), expected, rtol=1e-12, atol=0)
@@ -51,11 +51,11 @@ def plain_run(currents: Tensor, theta: float, leak: float, surrogate: Surrogate,
     v, last, spikes = torch.zeros_like(currents[0]), torch.full_like(currents[0], -1000), []
     for t, current in enumerate(currents):
         u = leak * v + current
+        last = torch.where(u.detach() > theta, float(t), last)
         slope = surrogate((u / theta - 1).detach(), t - last) / theta
         spike = _PlainSpike.apply(u, theta, slope)
         assert isinstance(spike, Tensor)
         v = u * (1 - spike.detach()) if to_zero else u - theta * spike.detach()
-        last = torch.where(spike.detach() > 0, float(t), last)
         spikes.append(spike)
     return torch.stack(spikes)
 

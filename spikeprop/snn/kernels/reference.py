@@ -21,8 +21,8 @@ from spikeprop.snn.surrogate import Surrogate
 
 
 def advance_since(since_N: Tensor, spikes_N: Tensor) -> Tensor:
-    """Steps since the last spike, one step later: 1 where a spike was just fired, else one more."""
-    return since_N * (1 - spikes_N) + 1
+    """Steps since the last spike, one step later: 0 where a spike is fired now, else one more."""
+    return (since_N + 1) * (1 - spikes_N)
 
 
 class _IntegrateFire(torch.autograd.Function):
@@ -82,8 +82,8 @@ def _surrogate_slopes(surrogate: Surrogate, spikes_TN: Tensor, potential_TN: Ten
         return surrogate(potential_TN, potential_TN)
     slope_TN = torch.empty_like(spikes_TN)
     for t in range(len(spikes_TN)):
-        slope_TN[t] = surrogate(since_N if potential_TN is None else potential_TN[t], since_N)
         since_N = advance_since(since_N, spikes_TN[t])
+        slope_TN[t] = surrogate(since_N if potential_TN is None else potential_TN[t], since_N)
     return slope_TN
 
 

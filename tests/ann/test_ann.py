@@ -1,0 +1,93 @@
+"""ANNs: the paper's rules (no bias, average pooling, where dropout stands), depths, and torchvision's models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spikeprop import CNN, VGG, ResNet
+from spikeprop.ann import TorchvisionModel
+from spikeprop.errors import CheckpointError
+
+
+def weighted(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+@pytest.mark.parametrize("depth", [5, 9, 11, 13, 16, 19])
+def test_vgg(depth: int) -> None:
+    model = VGG(depth=depth, classes=10)
+    assert len(weighted(model)) == depth
+    assert all(m.bias is None for m in weighted(model))
+    assert not any(isinstance(m, nn.MaxPool2d | nn.BatchNorm2d) for m in model.modules())
+    layers = list(model.features)
+    for before, pool in zip(layers, layers[1:]):
+        if isinstance(pool, nn.AvgPool2d):
+            assert isinstance(before, nn.ReLU)  # the pooling takes the dropout's place
+    assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(8, 8), (20, 20), (34, 34)])
+def test_resnet(depth: int, layers: int) -> None:
+    model = ResNet(depth=depth)
+    skips = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert len(weighted(model)) - len(skips) == layers
+    assert all(m.bias is None for m in weighted(model)[:-1])
+    assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_larger_images_get_smaller_maps() -> None:
+    assert ResNet(depth=34, input_shape=(3, 224, 224), classes=1000).head.in_features == 512
+    assert VGG(depth=11, input_shape=(3, 64, 64)).classifier[1].in_features == 512 * 2 * 2
+
+
+def test_initial_weights_are_the_papers() -> None:
+    torch.manual_seed(0)
+    model = VGG(depth=9)
+    conv, linear = weighted(model)[3], weighted(model)[-2]
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(linear, nn.Linear)
+    assert float(conv.weight.std()) == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
+    assert float(linear.weight.std()) == pytest.approx(0.01, rel=0.02)
+
+
+def test_bad_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match="depths"):
+        VGG(depth=7)
+    with pytest.raises(ValueError, match="depths"):
+        ResNet(depth=18)
+    with pytest.raises((ValueError, RuntimeError), match="too small"):
+        CNN(input_shape=(1, 4, 4), classes=2, plan=[2, "A", "A", "A"])
+
+
+def test_torchvision_by_name_and_from_a_file(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from torchvision import models
+
+    donor = models.squeezenet1_1(num_classes=7)
+    save_file(donor.state_dict(), tmp_path / "w.safetensors")
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        model = TorchvisionModel(name="squeezenet1_1", weights=str(tmp_path / name), classes=7)
+        assert all(torch.equal(a, b) for a, b in zip(donor.parameters(), model.parameters()))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        TorchvisionModel(name="squeezenet1_0", weights=str(tmp_path / "w.pth"), classes=7)
+    with pytest.raises(CheckpointError, match="no weights file"):
+        TorchvisionModel(name="squeezenet1_0", weights=str(tmp_path / "x.pth"))
+    with pytest.raises(ValueError, match="nearest: .*resnet18"):
+        TorchvisionModel(name="resnet-18")
+
+
+def test_real_weights_from_a_local_file(data_root: Path) -> None:
+    file = data_root / "weights" / "squeezenet1_0_imagenet.safetensors"
+    if not file.exists():
+        pytest.skip("squeezenet1_0_imagenet is not under SPIKEPROP_DATA/weights")
+    from spikeprop.data import ImageNet
+    from spikeprop.evaluate import ann_accuracy
+
+    model = TorchvisionModel(name="squeezenet1_0", weights=str(file))
+    data = ImageNet(root=str(data_root / "imagenet-sample"), workers=2, mean=0.45, std=0.225)
+    assert ann_accuracy(model, data.test(50).epoch(0)) >= 45  # 55 with each channel's own statistics

@@ -1,0 +1,105 @@
+"""Accuracy from one pass, rates, SynOps and MACs against counts by hand, the report."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+import torch
+from torch import nn
+
+from spikeprop import CNN, IF, Direct, MaxActivation, Poisson, ResNet, convert, snn_accuracy
+from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out
+from spikeprop.snn import INPUT, SpikingNetwork, Stage, Synapse
+
+
+def network_of(ann: nn.Module, shape: tuple[int, ...]) -> SpikingNetwork:
+    torch.manual_seed(0)
+    return convert(ann, [torch.rand(16, *shape)], IF(), MaxActivation())
+
+
+def test_one_pass_gives_the_accuracy_of_every_number_of_steps(digits_cnn: CNN) -> None:
+    from spikeprop import Digits
+
+    network, data = network_of(digits_cnn, (1, 8, 8)), Digits(test_limit=100)
+    together = snn_accuracy(network, data.test(50).epoch(0), [12, 3, 6])
+    assert list(together) == [3, 6, 12]
+    for t, accuracy in together.items():
+        correct = sum(int((network(x, t).argmax(1) == y).sum()) for x, y in data.test(50).epoch(0))
+        assert accuracy == pytest.approx(100 * correct / 100)
+    assert together[3] < together[12]
+
+
+def test_evaluation_memory_does_not_grow_with_steps() -> None:
+    """Counted in tensors that are alive at once, which is what a long simulation would pile up."""
+    network = network_of(CNN(input_shape=(1, 8, 8), classes=4, plan=[4, "A"], hidden=[8]), (1, 8, 8))
+    batches = [(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))]
+    peaks = []
+    for steps in (10, 300):
+        tracemalloc.start()
+        snn_accuracy(network, batches, [steps])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] + 50_000
+
+
+def test_bad_input() -> None:
+    network = network_of(CNN(input_shape=(1, 8, 8), classes=4, plan=[4, "A"]), (1, 8, 8))
+    with pytest.raises(ValueError, match="at least 1"):
+        snn_accuracy(network, [], [0, 5])
+    with pytest.raises(ValueError, match="no images"):
+        snn_accuracy(network, [], [5])
+    with pytest.raises(ValueError, match="no images"):
+        ann_accuracy(nn.Identity(), [])
+
+
+def test_fan_out_by_hand() -> None:
+    """3x3 convolution with padding on 4x4, 5 outputs: a corner feeds 4 positions, an edge 6, the inside 9."""
+    network = network_of(nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 7)), (1, 4, 4))
+    maps = fan_out(network)
+    edge = [4, 6, 6, 4]
+    inside = [6, 9, 9, 6]
+    assert maps[INPUT][0].tolist() == [[5.0 * n for n in row] for row in (edge, inside, inside, edge)]
+    (conv,) = [m for name, m in maps.items() if name != INPUT]
+    assert (conv == 7).all()
+
+
+def test_fan_out_counts_pooling_as_part_of_its_synapse_and_both_branches_of_a_skip() -> None:
+    pooled = network_of(
+        nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 3)), (1, 4, 4)
+    )
+    (conv,) = [m for name, m in fan_out(pooled).items() if name != INPUT]
+    assert (conv == 3).all()  # each spike reaches one pooled value, and through it three outputs
+    residual = network_of(ResNet(depth=8, input_shape=(1, 8, 8), classes=3), (1, 8, 8))
+    assert fan_out(residual)["preprocess_6"].min() >= 4 * 64 + 1  # the block's convolution, and the identity skip
+
+
+def test_rates_synops_and_energy_by_hand() -> None:
+    """Two inputs -> one IF neuron (theta 1, weights .5 and 1) -> two outputs; direct input (1, 0), 6 steps.
+
+    Current .5 a step: u = .5, 1, 1.5* -> .5, 1, 1.5*, ... : spikes at steps 3, 5: two in six steps.
+    """
+    first = nn.Linear(2, 1, bias=False)
+    first.weight.data = torch.tensor([[0.5, 1.0]])
+    network = SpikingNetwork(
+        {
+            "hidden": Stage([(INPUT, Synapse([first]))], IF()),
+            "out": Stage([("hidden", Synapse([nn.Linear(1, 2, bias=False)]))], None),
+        },
+        Direct(),
+        (2,),
+    )
+    meter = ActivityMeter(network, timesteps=6)
+    snn_accuracy(network, [(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))], [6, 20], meter=meter)
+    assert meter.rates() == {INPUT: pytest.approx(0.5), "hidden": pytest.approx(2 / 6)}
+    assert meter.synops() == {INPUT: 6.0, "hidden": 4.0}
+    assert meter.energy() == pytest.approx(6 * MAC_JOULES + 4 * ADD_JOULES)
+    network.encoder = Poisson()
+    assert meter.energy() == pytest.approx(10 * ADD_JOULES)
+
+
+def test_macs_by_hand() -> None:
+    ann = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)).train()
+    assert count_macs(ann, (3, 8, 8)) == 8 * 64 * 27 + 1280
+    assert ann.training
+    assert not any(m._forward_hooks for m in ann.modules())

@@ -1,0 +1,264 @@
+"""The loop: schedules, checkpoints, resuming, collapse; and rules that only fill gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from spikeprop import BPTT, CNN, IF, Backprop, Digits, MaxActivation, Poisson, convert, fit
+from spikeprop.errors import CheckpointError, TrainingCollapsed
+from spikeprop.learn import (
+    Callback,
+    CollapseGuard,
+    Constant,
+    Cosine,
+    LearningRule,
+    MetricsLog,
+    Steps,
+    Training,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
+
+
+def small_ann(seed: int = 0) -> CNN:
+    torch.manual_seed(seed)
+    return CNN(input_shape=(1, 8, 8), classes=10, plan=[4, "A"], hidden=[16], dropout=0.2)
+
+
+def adam(model: nn.Module, lr: float = 1e-3) -> torch.optim.Adam:
+    return torch.optim.Adam(model.parameters(), lr=lr, amsgrad=True, weight_decay=5e-4)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Interrupt(Callback):
+    """Stops training after so many steps, like a kill that leaves only the files."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def on_step(self, training: Training) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def spiking(ann: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    return convert(ann, [torch.rand(16, 1, 8, 8)], IF(), MaxActivation(), encoder=Poisson())
+
+
+@pytest.mark.parametrize("after", [3, 7, 9], ids=lambda n: f"after {n} steps")
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, kind: str, after: int) -> None:
+    data = Digits(train_limit=160, crop=1).train(32, seed=4)  # five batches, augmented
+    rule: LearningRule = Backprop() if kind == "ann" else BPTT(timesteps=4)
+    common: dict[str, Any] = {"epochs": 2, "schedule": Steps(), "seed": 3}
+
+    def start() -> nn.Module:
+        return small_ann() if kind == "ann" else spiking(small_ann())
+
+    whole = start()
+    history = fit(whole, rule, data, adam(whole), **common)
+    file = tmp_path / "progress.safetensors"
+    first = start()
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, rule, data, adam(first), checkpoint=file, checkpoint_seconds=0, callbacks=[Interrupt(after)], **common)
+    torch.manual_seed(99)
+    torch.rand(17)  # another process has another generator
+    second = start()
+    resumed = fit(second, rule, data, adam(second), checkpoint=file, **common)
+    assert torch.equal(weights(whole), weights(second))
+    assert [h["loss"] for h in history] == [h["loss"] for h in resumed]
+    assert not torch.equal(weights(first), weights(second))
+
+
+def test_a_rule_fills_gradients_and_moves_nothing() -> None:
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    for model, rule in ((small_ann(), Backprop()), (spiking(small_ann()), BPTT(timesteps=5))):
+        before = weights(model)
+        result = rule.step(model.train(), x, y)
+        assert result["loss"].shape == ()
+        assert result["scores"].shape == (8, 10)
+        assert not result["loss"].requires_grad
+        assert torch.equal(weights(model), before)
+        assert all(p.grad is not None for p in model.parameters())
+
+
+def test_bptt_is_the_gradient_of_the_accumulated_output() -> None:
+    """Without a hidden layer there is no spike to differentiate: BPTT is plain backprop on T times the scores."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    from spikeprop.convert import to_spiking
+    from spikeprop.snn import Direct
+
+    network = to_spiking(ann, IF, Direct(), (1, 8, 8)).double().train()
+    x, y = torch.rand(6, 1, 8, 8, dtype=torch.float64), torch.arange(6)
+    BPTT(timesteps=7).step(network, x, y)
+    ann = ann.double()
+    nn.functional.cross_entropy(7 * ann(x), y).backward()
+    for ours, plain in zip(network.parameters(), ann.parameters()):
+        assert ours.grad is not None
+        assert plain.grad is not None
+        torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_chunked_training_gives_the_same_gradient() -> None:
+    x, y = torch.rand(4, 1, 8, 8, dtype=torch.float64), torch.arange(4)
+    grads = []
+    for chunk in (None, 1, 3):
+        network = spiking(small_ann()).double().train()
+        torch.manual_seed(2)
+        BPTT(timesteps=8, chunk=chunk).step(network, x, y)
+        grads.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(grads[0], grads[2], rtol=1e-9, atol=1e-12)
+
+
+def test_fine_tuning_raises_accuracy_at_few_steps(digits_cnn: CNN) -> None:
+    from spikeprop import ThresholdBalancing, snn_accuracy
+
+    data = Digits()
+    images = [next(iter(data.train(256, seed=0).epoch(0)))[0]]
+    network = convert(digits_cnn, images, IF(), ThresholdBalancing(timesteps=50, scale=0.5))
+    before = snn_accuracy(network, data.test(360).epoch(0), [4])[4]
+    fit(network, BPTT(timesteps=4), data.train(32, seed=5), adam(network, 5e-4), epochs=4)
+    after = snn_accuracy(network, data.test(360).epoch(0), [4])[4]
+    assert before < 90
+    assert after > max(before + 5, 90), before
+
+
+def test_schedules() -> None:
+    steps = Steps(milestones=(0.6, 0.8, 0.9), divisor=10)
+    assert [steps(p) for p in (0.0, 0.59, 0.6, 0.8, 0.95)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+    cosine = Cosine(warmup=0.2)
+    assert [cosine(p) for p in (0.2, 0.6, 1.0)] == pytest.approx([1, 0.5, 0])
+    assert 0 < cosine(0.0) < cosine(0.1) < 1
+    assert Constant()(0.7) == 1
+
+
+def test_the_schedule_multiplies_the_base_rate_after_a_resume_too(tmp_path: Path) -> None:
+    data, model = Digits(train_limit=64).train(16, seed=0), small_ann()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    history = fit(model, Backprop(), data, optimizer, epochs=10, schedule=Steps(), checkpoint=tmp_path / "a.safetensors")
+    assert [h["lr"] for h in history] == pytest.approx([0.5] * 6 + [0.05] * 2 + [0.005, 0.0005])
+
+
+def test_an_ordinary_list_of_batches_works() -> None:
+    model = small_ann()
+    batches = [(torch.rand(4, 1, 8, 8), torch.randint(10, (4,))) for _ in range(3)]
+    assert len(fit(model, Backprop(), batches, adam(model), epochs=2)) == 2
+    assert not model.training
+    with pytest.raises(ValueError, match="no batches"):
+        fit(model, Backprop(), [], adam(model), epochs=1)
+
+
+def test_a_batch_of_one_trains() -> None:
+    network = spiking(small_ann())
+    history = fit(network, BPTT(timesteps=3), Digits(train_limit=3).train(1, seed=0), adam(network), epochs=1)
+    assert history[0]["loss"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
+    model, file = small_ann(), tmp_path / "a.safetensors"
+    batches = [(torch.full((4, 1, 8, 8), float("nan")), torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(TrainingCollapsed, match="lower the learning rate"):
+        fit(model, Backprop(), batches, adam(model), epochs=1, checkpoint=file)
+    assert not file.exists()
+
+
+def test_accuracy_under_chance_stops_with_advice() -> None:
+    model = small_ann()
+    wrong = [(torch.zeros(600, 1, 8, 8), torch.ones(600, dtype=torch.long))]
+    with torch.no_grad():
+        model.classifier[-1].weight[1] -= 5  # class 1 never wins
+    for callback, least in ((CollapseGuard(10), True), (CollapseGuard(10, least=601), False)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        if least:
+            # every score is zero on a black image without biases: argmax is class 0, the label is 1
+            with pytest.raises(TrainingCollapsed, match="under chance"):
+                fit(model, Backprop(), wrong, optimizer, epochs=1, callbacks=[callback])
+        else:
+            fit(model, Backprop(), wrong, optimizer, epochs=1, callbacks=[callback])
+
+
+def test_metrics_of_a_rerun_epoch_replace_the_old_ones(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    lines = [{"stage": "ann", "epoch": 0}, {"stage": "ann", "epoch": 1}, {"stage": "finetune", "epoch": 1}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "a')
+    model = small_ann()
+    training = Training(model, adam(model), epochs=3, steps_per_epoch=1, epoch=1)
+    MetricsLog(log, "ann").on_start(training)
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [lines[0], lines[2]]
+
+
+def test_checkpoints_round_trip_and_hold_no_pickle(tmp_path: Path) -> None:
+    model, file = small_ann(), tmp_path / "net.safetensors"
+    save_checkpoint(file, model, {"kind": "ann"})
+    other = small_ann(seed=1)
+    load_model(other, load_checkpoint(file))
+    assert torch.equal(weights(model), weights(other))
+    assert json.loads(file.with_suffix(".json").read_text())["kind"] == "ann"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
+
+
+def test_a_checkpoint_of_another_architecture_names_the_tensors(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", small_ann(), {})
+    other = CNN(input_shape=(1, 8, 8), classes=10, plan=[5, "A", 6], hidden=[16])
+    with pytest.raises(
+        CheckpointError, match=r"another architecture: missing features\.3\.weight.*features\.0\.weight is \(4, 1"
+    ):
+        load_model(other, load_checkpoint(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "absent", "foreign"])
+def test_damaged_checkpoints_are_named(tmp_path: Path, damage: str) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / "a.safetensors"
+    save_checkpoint(file, small_ann(), {})
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "garbage":
+        file.write_bytes(b"not a checkpoint at all")
+    elif damage == "absent":
+        file.unlink()
+    else:
+        save_file({"a": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors"):
+        load_checkpoint(file)
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, at the worst moment: after half of the file."""
+    from spikeprop.learn import checkpoint as module
+
+    file = tmp_path / "a.safetensors"
+    save_checkpoint(file, small_ann(), {"n": 1})
+    before = file.read_bytes()
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match=r"cannot write .*a\.safetensors.*No space left"):
+        save_checkpoint(file, small_ann(1), {"n": 2})
+    assert file.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
+
+
+def test_progress_of_another_run_is_refused(tmp_path: Path) -> None:
+    model, file = small_ann(), tmp_path / "a.safetensors"
+    fit(model, Backprop(), Digits(train_limit=64).train(16, seed=0), adam(model), epochs=1, checkpoint=file)
+    with pytest.raises(CheckpointError, match="epochs=1, this one has 2"):
+        fit(model, Backprop(), Digits(train_limit=64).train(16, seed=0), adam(model), epochs=2, checkpoint=file)

@@ -1,0 +1,121 @@
+"""Recipes: every one is checked, every mistake is named by its path with the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spikeprop.errors import RecipeError
+from spikeprop.pipeline import HybridConversion
+from spikeprop.recipe import check, components, dump, load_recipe, recipe_folder, slots
+
+RECIPES = sorted(recipe_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda f: f.stem)
+def test_every_recipe_is_checked_complete_and_opens_with_its_command(file: Path) -> None:
+    recipe = load_recipe(str(file))
+    assert isinstance(recipe.experiment, HybridConversion)
+    assert file.read_text().splitlines()[0] == f"# spikeprop run {file.stem}"
+    described = recipe.describe()
+    again = check(yaml.safe_load(dump(described)))
+    assert load_recipe(file.stem).describe() == described
+    assert {**described, "use": "HybridConversion"} == {"use": "HybridConversion", **_describe(again)}
+
+
+def _describe(experiment: HybridConversion) -> dict:
+    from spikeprop.recipe import Recipe
+
+    return Recipe("again", experiment).describe()
+
+
+def test_the_papers_table_is_there() -> None:
+    rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
+    rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
+    assert {f"{row}_stdb" for row in rows} == {f.stem for f in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("finetune.lr=fast", r"finetune\.lr: 'fast' is not valid"),
+        ("finetune.lr=-1", r"finetune: lr is -1"),
+        ("finetune.epochs=2.5", r"finetune\.epochs: 2\.5"),
+        ("finetune.epoch=2", r"finetune\.epoch: FineTuning has no 'epoch'; did you mean 'epochs'"),
+        ("finetun.epochs=2", r"no 'finetun'; did you mean 'finetune'"),
+        ("sed=2", r"sed: HybridConversion has no 'sed'; did you mean 'seed'"),
+        ("data=Digit", r"data: no component 'Digit' in spikeprop\.data; did you mean 'Digits'"),
+        ("convert.neuron.lek=0.9", r"convert\.neuron\.lek: IF has no 'lek'"),
+        ("convert.neuron.surrogate.alhpa=1", r"convert\.neuron\.surrogate\.alhpa: STDB has no 'alhpa'; did you mean 'alpha'"),
+        ("convert.neuron=Poisson", r"convert\.neuron: no component 'Poisson'"),
+        ("convert.neuron.reset=soft", r"convert\.neuron\.reset: 'soft' is not valid"),
+        ("ann.plan=[4, B]", r"ann\.plan"),
+        ("train.optimizer=Adamm", r"train\.optimizer: no component 'Adamm' in torch\.optim; did you mean 'Adam'"),
+        ("train.optimizer.momentun=0.9", r"did you mean 'momentum'"),
+        ("train.optimizer.params=[1]", r"train\.optimizer\.params"),
+        ("finetune.timesteps=0", r"finetune: timesteps is 0; it must be positive"),
+        ("evaluate.timesteps=[4, 0]", "at least 1"),
+        ("use=HybridConversio", r"did you mean 'HybridConversion'"),
+        ("data=nowhere.Set", r"cannot import 'nowhere'"),
+        ("seed", "path.to.key=value"),
+        ("seed.x=1", "seed is 0, which has no keys"),
+        ("seed=[1", "not YAML"),
+    ],
+)
+def test_mistakes_are_named(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("digits_cnn_stdb", [override])
+
+
+def test_missing_keys_are_named() -> None:
+    tree = yaml.safe_load((recipe_folder() / "digits_cnn_stdb.yaml").read_text())
+    del tree["finetune"]["timesteps"]
+    with pytest.raises(RecipeError, match=r"finetune\.timesteps is missing"):
+        check(tree)
+    del tree["data"]
+    with pytest.raises(RecipeError, match=r"data is missing: a component, one of CIFAR10.*Digits"):
+        check(tree)
+    with pytest.raises(RecipeError, match=r"ann\.classes is missing"):
+        check({**tree, "data": "Digits", "ann": {"use": "MLP", "input_shape": [1, 8, 8], "hidden": [4]}})
+
+
+def test_overrides_reach_nested_components_and_numbers_like_1e_3_are_numbers() -> None:
+    overrides = ["finetune.lr=1e-3", "convert.neuron.surrogate=Triangle", "data.root=/data", "train.schedule.warmup=0.1"]
+    experiment = load_recipe("digits_cnn_stdb", overrides).experiment
+    assert experiment.finetune.lr == 0.001
+    assert experiment.train.weight_decay == 5e-4
+    assert type(experiment.convert.neuron.build().surrogate).__name__ == "Triangle"
+    assert experiment.data.build().root == "/data"
+    assert experiment.train.schedule.build().warmup == 0.1  # the recipe names it bare
+
+
+def test_an_unknown_recipe_has_a_nearest_name() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'digits_cnn_stdb'"):
+        load_recipe("digit_cnn_stdb")
+    with pytest.raises(RecipeError, match="no recipe 'nothing.yaml'"):
+        load_recipe("nothing.yaml")
+
+
+def test_code_outside_the_tree_fits_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_lab.py").write_text(
+        "from dataclasses import dataclass\nfrom spikeprop.snn import Encoder\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Half(Encoder):\n    factor: float = 0.5\n    constant = True\n"
+        "    def __call__(self, x, timesteps):\n        return (x * self.factor).unsqueeze(0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = load_recipe("digits_cnn_stdb", ["convert.encoder={use: my_lab.Half, factor: 0.25}"])
+    assert recipe.experiment.convert.encoder.build().factor == 0.25
+    with pytest.raises(RecipeError, match="no component 'Quarter' in my_lab"):
+        load_recipe("digits_cnn_stdb", ["convert.encoder=my_lab.Quarter"])
+
+
+def test_every_slot_has_components() -> None:
+    found = {path: components(base) for path, base in slots(HybridConversion).items()}
+    assert {"IF", "LIF"} == set(found["convert.neuron"])
+    assert {"Direct", "Poisson"} == set(found["convert.encoder"])
+    assert {"MaxActivation", "Percentile", "ThresholdBalancing"} == set(found["convert.calibrator"])
+    assert {"CNN", "MLP", "VGG", "ResNet", "TorchvisionModel"} == set(found["ann"])
+    assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet"} == set(found["data"])
+    assert found["convert.neuron"]["LIF"]["leak"] == 0.99

@@ -1,0 +1,182 @@
+"""The command line on real digits: run, resume, kill, eval, export, simulate, and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from spikeprop.cli import main
+from spikeprop.recipe import recipe_folder
+from tests.conftest import need
+from tests.hardware.test_lava import lava_or_skip
+
+SHORT = ["train.epochs=6", "finetune.epochs=3", "evaluate.timesteps=[2,8]", "simulate.samples=0"]
+STAGES = ["data", "ann", "convert", "finetune", "evaluate", "export", "simulate"]
+
+
+def spikeprop(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of digits_cnn_stdb, its simulation left out."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    result = spikeprop("run", "digits_cnn_stdb", *SHORT, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_run_folder_holds_everything(finished: Path) -> None:
+    names = {p.name for p in finished.iterdir()}
+    assert {"recipe.yaml", "run.json", "stages.json", "metrics.jsonl", "report.json", "report.png", "network.nir"} <= names
+    for kind in ("ann", "converted", "finetuned"):
+        assert {f"{kind}.safetensors", f"{kind}.json"} <= names
+    assert not [name for name in names if name.startswith(".") or "part" in name]
+    run = json.loads((finished / "run.json").read_text())
+    assert run["recipe"]["seed"] == 0
+    assert run["versions"]["torch"]
+    values = report(finished)
+    assert values["ann"]["accuracy"] > 80
+    assert set(values["converted"]["accuracy"]) == set(values["finetuned"]["accuracy"]) == {"2", "8"}
+    assert set(values["seconds"]) == set(STAGES)
+    layers = ["features_0", "features_3", "classifier_1"]
+    assert list(values["rates"]) == list(values["synops"]) == ["input", *layers]
+    assert list(values["thresholds"]) == layers
+    assert values["macs"] == 32 * 64 * 9 + 64 * 16 * 32 * 9 + 256 * 64 + 640
+    assert set(values["energy_joules"]) >= {"ann", "snn"}
+    assert values["simulate"] == {"samples": 0}
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["ann"] * 6 + ["finetune"] * 3
+
+
+def test_running_again_skips_what_is_done(finished: Path) -> None:
+    stamps = {name: (finished / name).stat().st_mtime_ns for name in ("ann.safetensors", "finetuned.safetensors", "network.nir")}
+    started = time.monotonic()
+    assert spikeprop("run", "digits_cnn_stdb", *SHORT, "--out", finished).exit_code == 0
+    assert time.monotonic() - started < 3
+    assert stamps == {name: (finished / name).stat().st_mtime_ns for name in stamps}
+
+
+def test_a_folder_of_another_recipe_is_refused(finished: Path) -> None:
+    result = spikeprop("run", "digits_cnn_stdb", *SHORT, "finetune.lr=1e-5", "--out", finished)
+    assert result.exit_code == 1
+    assert "another recipe (it differs in finetune.lr)" in result.output
+    assert "--out" in result.output
+
+
+def test_sigkill_in_the_middle_of_fine_tuning_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    """A real process, killed where it stands; the second process takes over from its files."""
+    command = [sys.executable, "-c", "from spikeprop.cli import main; main()", "run", "digits_cnn_stdb", *SHORT, "--out", "r"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and '"finetune", "epoch": 0' in metrics.read_text()):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    stages = json.loads((tmp_path / "r" / "stages.json").read_text())
+    assert "convert" in stages
+    assert "finetune" not in stages, "the kill came too late to mean anything"
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    resumed, whole = (load_file(folder / "finetuned.safetensors") for folder in (tmp_path / "r", finished))
+    assert resumed.keys() == whole.keys()
+    assert all((resumed[name] == whole[name]).all() for name in whole)
+    assert report(tmp_path / "r")["finetuned"] == report(finished)["finetuned"]
+
+
+def test_eval_agrees_with_the_report(finished: Path) -> None:
+    accuracy = report(finished)["finetuned"]["accuracy"]["8"]
+    result = spikeprop("eval", finished / "finetuned.safetensors", "--data", "Digits", "--timesteps", "2,8", "--batch-size", 360)
+    assert result.exit_code == 0, result.output
+    assert f"T = 8  {accuracy:.2f} %" in result.output
+    result = spikeprop("eval", finished / "ann.safetensors", "--data", "Digits")
+    assert f"{report(finished)['ann']['accuracy']:.2f} %" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["eval", "finetuned.safetensors", "--data", "Digits", "--timesteps", "0"], "at least 1 step"),
+        (["eval", "finetuned.safetensors", "--data", "Digits", "--timesteps", "ten"], "whole numbers"),
+        (["eval", "finetuned.safetensors", "--data", "Digit"], "did you mean 'Digits'"),
+        (["eval", "missing.safetensors", "--data", "Digits"], "no checkpoint at"),
+        (["eval", "finetune.progress.safetensors", "--data", "Digits"], "training progress"),
+        (["export", "ann.safetensors"], "is an ANN"),
+    ],
+)
+def test_bad_commands_say_what_is_wrong(finished: Path, arguments: list[str], says: str) -> None:
+    result = spikeprop(arguments[0], finished / arguments[1], *arguments[2:])
+    assert result.exit_code != 0
+    assert says in result.output
+    assert "Traceback" not in result.output
+
+
+def test_export_and_simulate(finished: Path, tmp_path: Path) -> None:
+    assert spikeprop("export", finished / "finetuned.safetensors", "--out", tmp_path / "n.nir").exit_code == 0
+    assert (tmp_path / "n.nir").stat().st_size > 1000
+    lava_or_skip()
+    result = spikeprop("simulate", finished / "converted.safetensors", "--samples", 3, "--timesteps", 6)
+    assert result.exit_code == 0, result.output
+    assert "all equal" in result.output
+    assert "predictions agree          100.0 %" in result.output
+
+
+def test_ls_shows_recipes_and_components() -> None:
+    output = spikeprop("ls").output
+    for text in ("digits_cnn_stdb", "LIF(v_threshold=1.0, leak=0.99", "ThresholdBalancing(timesteps=100", "STDB(alpha=0.3, beta=0.01)"):
+        assert text in output
+    only = spikeprop("ls", "Encoder").output
+    assert "Poisson" in only
+    assert "LIF" not in only
+
+
+def test_check_names_mistakes() -> None:
+    assert "digits_mlp_stdb: ok" in spikeprop("check", "digits_mlp_stdb", "cifar10_vgg5_stdb").output
+    result = spikeprop("check", "digits_mlp_stdb", "--set", "finetune.lr=fast")
+    assert result.exit_code == 1
+    assert "finetune.lr" in result.output
+
+
+SMOKE = {"digits": None, "fashion": "FashionMNIST", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+LARGE = {"cifar10_vgg16_stdb", "cifar10_resnet20_stdb", "cifar10_vgg9_stdb"}
+
+
+@pytest.mark.parametrize("file", sorted(recipe_folder().glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_recipe_smokes(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = SMOKE.get(file.stem.partition("_")[0], "imagenet")
+    if folder is not None:
+        need(request.getfixturevalue("data_root"), folder)
+    lava = [] if _lava_here() and file.stem not in LARGE else ["simulate.samples=0"]
+    result = spikeprop("run", file, "--smoke", "--out", tmp_path / "run", *lava)
+    assert result.exit_code == 0, result.output
+    values = report(tmp_path / "run")
+    assert set(values["converted"]["accuracy"]) == {"2", "4"}
+    if not lava:
+        assert values["simulate"]["spikes_equal"]
+        assert values["simulate"]["samples"] == 1
+
+
+def _lava_here() -> bool:
+    from spikeprop_hardware import HardwareError
+    from spikeprop_hardware.environment import find_python310
+
+    try:
+        find_python310()
+    except HardwareError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""NIR: a round trip keeps every spike (biases, reset mode, leak, start potential included); unknown things are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nir
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spikeprop import CNN, IF, LIF, ResNet, ThresholdBalancing, convert
+from spikeprop.deploy import export, record
+from spikeprop.errors import NirError
+from spikeprop.nir import from_nir, to_nir
+from spikeprop.snn import Neuron, SpikingNetwork
+from tests.convert.test_calibrate import Skips
+
+NEURONS = [IF(), IF(reset="zero"), LIF(leak=0.93), LIF(leak=0.7, reset="zero", v_init=0.5)]
+
+
+def network_of(ann: nn.Module, neuron: Neuron, shape: tuple[int, ...]) -> SpikingNetwork:
+    torch.manual_seed(0)
+    return convert(ann, [torch.rand(16, *shape)], neuron, ThresholdBalancing(timesteps=30, scale=0.5))
+
+
+@pytest.mark.parametrize("neuron", NEURONS, ids=str)
+def test_a_round_trip_through_a_file_keeps_every_spike(tmp_path: Path, neuron: Neuron) -> None:
+    for ann, shape in (
+        (Skips(), (1, 4, 4)),  # biases and an identity skip with its gain
+        (CNN(input_shape=(1, 8, 8), classes=4, plan=[4, "A", 6, "A"], hidden=[8], batch_norm=True), (1, 8, 8)),
+        (ResNet(depth=8, input_shape=(2, 8, 8), classes=3), (2, 8, 8)),
+    ):
+        network = network_of(ann, neuron, shape)
+        export(network, tmp_path / "n.nir")
+        back = from_nir(nir.read(tmp_path / "n.nir"))
+        x = torch.rand(3, *shape)
+        (ours, output), (theirs, their_output) = record(network, x, 15), record(back, x, 15)
+        assert sum(train.sum() for name, train in ours.items() if name != "input") > 50
+        assert ours.keys() == theirs.keys()
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+        np.testing.assert_allclose(output, their_output, rtol=1e-12)
+
+
+def test_metadata_says_what_nir_cannot() -> None:
+    graph = to_nir(network_of(Skips(), LIF(leak=0.9, v_init=0.25), (1, 4, 4)))
+    node = graph.nodes["a"]
+    assert isinstance(node, nir.LIF)
+    assert node.metadata == {"reset": "subtract", "v_init": 0.25, "dt": 1.0, "leak": pytest.approx(0.9)}
+    np.testing.assert_allclose(node.tau, 10.0, rtol=1e-5)
+    np.testing.assert_allclose(node.r * node.metadata["dt"] / node.tau, 1.0)
+    assert isinstance(to_nir(network_of(Skips(), IF(), (1, 4, 4))).nodes["a"], nir.IF)
+
+
+def test_biases_are_kept_and_absent_ones_stay_absent() -> None:
+    back = from_nir(to_nir(network_of(Skips(), IF(), (1, 4, 4))))
+    assert all(m.bias is not None for m in back.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    bias_free = network_of(CNN(input_shape=(1, 8, 8), classes=4, plan=[4]), IF(), (1, 8, 8))
+    assert all(m.bias is None for m in from_nir(to_nir(bias_free)).modules() if isinstance(m, nn.Conv2d | nn.Linear))
+
+
+def graph_with(node: nir.NIRNode) -> nir.NIRGraph:
+    nodes = {
+        "input": nir.Input(input_type={"input": np.array([3])}),
+        "x": node,
+        "last": nir.Linear(weight=np.eye(3)),
+        "output": nir.Output(output_type={"output": np.array([3])}),
+    }
+    return nir.NIRGraph(nodes=nodes, edges=[("input", "x"), ("x", "last"), ("last", "output")])
+
+
+def lif(**changes) -> nir.LIF:  # noqa: ANN003
+    ones = np.ones(3)
+    settings = {"tau": ones * 10, "r": ones * 10, "v_leak": ones * 0, "v_threshold": ones, "v_reset": ones * 0} | changes
+    return nir.LIF(**settings)
+
+
+@pytest.mark.parametrize(
+    ("node", "says"),
+    [
+        (nir.Threshold(threshold=np.ones(3)), "'x' is a Threshold"),
+        (nir.IF(r=np.ones(3), v_threshold=np.ones(3), metadata={"reset": "bounce"}), "reset mode 'bounce'"),
+        (nir.IF(r=np.ones(3), v_threshold=np.ones(3), v_reset=np.full(3, 0.5)), "v_reset = 0.5"),
+        (nir.IF(r=np.full(3, 2.0), v_threshold=np.ones(3)), "r other than 1"),
+        (lif(), "without a time step"),
+        (lif(metadata={"dt": 1.0}, r=np.ones(3)), "not 1"),
+        (lif(metadata={"dt": 1.0}, v_leak=np.full(3, 0.1)), "v_leak = 0"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_cannot_be_expressed_is_refused(node: nir.NIRNode, says: str) -> None:
+    with pytest.raises(NirError, match=says):
+        from_nir(graph_with(node))
+
+
+def test_a_foreign_lif_is_read_with_a_given_time_step() -> None:
+    network = from_nir(graph_with(lif()), dt=1.0)
+    (neuron,) = network.neurons().values()
+    assert neuron.reset == "zero"  # NIR's own meaning
+    assert float(neuron.leak) == pytest.approx(0.9)
+
+
+def test_what_nir_has_no_node_for_is_refused_on_writing() -> None:
+    ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(18, 2))
+    with pytest.raises(NirError, match="ceil_mode"):
+        to_nir(network_of(ann, IF(), (1, 7, 7)))
+    per_neuron = network_of(Skips(), LIF(), (1, 4, 4))
+    per_neuron.neurons()["a"].leak = torch.rand(3, 4, 4)
+    with pytest.raises(NirError, match="one leak a layer"):
+        to_nir(per_neuron)
