@@ -27,7 +27,8 @@ lint: .venv
 	$(BIN)/pyright
 
 bench: .venv
-	$(BIN)/python benchmarks/fine_tuning_step.py
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/step.py
 
 clean:
 	rm -rf .venv runs dist

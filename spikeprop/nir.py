@@ -193,6 +193,7 @@ class _Importer:
         return SpikingNetwork(stages, encoder, shape).eval()
 
     def _order(self, first: str) -> list[str]:
+        """All nodes but the input, each after its sources, the output last."""
         sources = {name: {a for a, b in self.graph.edges if b == name} for name in self.graph.nodes}
         order = [first]
         while len(order) < len(sources):
@@ -200,7 +201,7 @@ class _Importer:
             if not ready:
                 raise NirError(f"nodes {sorted(set(sources) - set(order))} are in a loop or not connected to the input")
             order += sorted(ready, key=lambda n: isinstance(self.graph.nodes[n], nir.Output))
-        return order
+        return order[1:]
 
     def _through(self, name: str, node: Any, branch: _Branch, count: int) -> _Branch:
         reader = _READERS.get(type(node))

@@ -8,7 +8,6 @@ stopped goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -222,10 +221,9 @@ class _Run:
         images, _ = next(self.data.test(32).epoch(0))
         silent = silent_layers(network, images, timesteps)
         if silent:
-            warnings.warn(
-                f"within finetune.timesteps={timesteps} no neuron of {', '.join(silent)} fires, so no gradient passes; "
-                "raise finetune.timesteps or lower the calibrator's scale",
-                stacklevel=2,
+            self.context.notify(
+                f"warning: within finetune.timesteps={timesteps} no neuron of {', '.join(silent)} fires, so no gradient passes; "
+                "raise finetune.timesteps or lower the calibrator's scale"
             )
 
     def _calibration_images(self) -> Iterator[Tensor]:

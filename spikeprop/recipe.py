@@ -275,7 +275,7 @@ def _find(use: str, path: str, base: type | None, module: str) -> Any:
         raise RecipeError(f"{path}: cannot import {where!r} for {use!r}: {error}{extra}") from error
     if found is None or (base is not None and not where and not _fits(found, base)):
         known = components(base) if base is not None else _experiments(module)
-        raise RecipeError(f"{path}: no component {use!r} in {where or module}{_nearest(name, known)}")
+        raise RecipeError(f"{path}: no component {name!r} in {where or module}{_nearest(name, known)}")
     if base is None or _fits(found, base):
         return found
     adapted = importlib.import_module("spikeprop.snn.interop").adapt(found, base)

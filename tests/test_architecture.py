@@ -14,7 +14,7 @@ STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
 PIPELINE = {"pipeline", "settings", "networks", "deploy", "runfolder", "recipe"}
 ALLOWED = {
     **{room: LEAVES | {"snn"} for room in STAGES},
-    **{leaf: LEAVES for leaf in LEAVES},
+    **dict.fromkeys(LEAVES, LEAVES),
     "snn": LEAVES,
     "recipe": LEAVES,
     **{room: LEAVES | STAGES | {"snn"} | PIPELINE for room in PIPELINE - {"recipe"}},

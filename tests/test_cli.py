@@ -138,7 +138,12 @@ def test_export_and_simulate(finished: Path, tmp_path: Path) -> None:
 
 def test_ls_shows_recipes_and_components() -> None:
     output = spikeprop("ls").output
-    for text in ("digits_cnn_stdb", "LIF(v_threshold=1.0, leak=0.99", "ThresholdBalancing(timesteps=100", "STDB(alpha=0.3, beta=0.01)"):
+    for text in (
+        "digits_cnn_stdb",
+        "LIF(v_threshold=1.0, leak=0.99",
+        "ThresholdBalancing(timesteps=100",
+        "STDB(alpha=0.3, beta=0.01)",
+    ):
         assert text in output
     only = spikeprop("ls", "Encoder").output
     assert "Poisson" in only

@@ -104,7 +104,7 @@ def test_refusals_name_the_node_the_operation_and_the_way_out() -> None:
 class Forward(nn.Module):
     """A network whose forward is given."""
 
-    def __init__(self, forward) -> None:  # noqa: ANN001
+    def __init__(self, forward) -> None:
         super().__init__()
         self.conv, self.function = nn.Conv2d(1, 1, 3, padding=1), forward
 
@@ -124,6 +124,6 @@ class Forward(nn.Module):
         (lambda m, x: m.conv(x) if x.sum() > 0 else x, "control flow"),
     ],
 )
-def test_functional_operations_that_cannot_be_converted(forward, says: str) -> None:  # noqa: ANN001
+def test_functional_operations_that_cannot_be_converted(forward, says: str) -> None:
     with pytest.raises(ConversionError, match=says):
         to_spiking(Forward(forward), IF, Direct(), (1, 8, 8))

@@ -106,12 +106,11 @@ def test_python_310_is_looked_for_and_its_absence_explained(tmp_path: Path, monk
 
 
 def test_a_worker_that_dies_is_reported_with_its_words(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:
-    import spikeprop_hardware.simulate as module
-
     export(network_of(digits_cnn, IF(), (1, 8, 8), Direct()), tmp_path / "n.nir")
     dying = tmp_path / "python"
     dying.write_text("#!/bin/sh\necho the board is on fire\nexit 3\n")
     dying.chmod(0o755)
+    module = sys.modules["spikeprop_hardware.simulate"]  # the package's attribute of that name is the function
     monkeypatch.setattr(module, "lava_python", lambda notify: dying)
     with pytest.raises(HardwareError, match=r"exit status 3(?s:.*)the board is on fire"):
         simulate(tmp_path / "n.nir", np.zeros((1, 2, 1, 8, 8)))

@@ -65,7 +65,7 @@ def test_chains_are_folded_and_skips_get_the_missing_delay() -> None:
 @pytest.mark.parametrize(
     ("node", "says"),
     [
-        (nir.Threshold(threshold=np.ones(3)), "'x' is a Threshold, unknown"),
+        (nir.Threshold(threshold=np.ones(3)), "'x' is a Threshold, which"),
         (nir.IF(r=np.ones(3), v_threshold=np.ones(3), metadata={"reset": "bounce"}), "reset mode 'bounce'"),
         (nir.IF(r=np.ones(3), v_threshold=np.ones(3), v_reset=np.full(3, 0.5)), "v_reset other than 0"),
         (lif(), "without a time step"),

@@ -70,7 +70,7 @@ def test_mistakes_are_named(override: str, says: str) -> None:
 
 
 def test_missing_keys_are_named() -> None:
-    tree = yaml.safe_load((recipe_folder() / "digits_cnn_stdb.yaml").read_text())
+    tree = load_recipe("digits_cnn_stdb").describe()
     del tree["finetune"]["timesteps"]
     with pytest.raises(RecipeError, match=r"finetune\.timesteps is missing"):
         check(tree)

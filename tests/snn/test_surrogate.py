@@ -36,7 +36,7 @@ class _PlainSpike(torch.autograd.Function):
     """Heaviside forward; a given slope backward: the textbook way, one node a step."""
 
     @staticmethod
-    def forward(ctx, u, theta, slope):  # noqa: ANN001
+    def forward(ctx, u, theta, slope):
         ctx.save_for_backward(slope)
         return (u > theta).to(u)
 
