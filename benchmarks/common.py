@@ -1,4 +1,4 @@
-"""What the benchmarks share: one process a contender (so that memory is its own), medians, the table, the JSON with its machine."""
+"""What the benchmarks share: a process for each contender (its memory is its own), medians, the table, the JSON with machine."""
 
 from __future__ import annotations
 
@@ -56,20 +56,16 @@ def in_own_process(script: str, contender: str, arguments: list[str]) -> dict[st
 
 def machine() -> dict[str, Any]:
     """Processor, cores, versions and commit of this run."""
-    model = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
-    )
     versions = {}
     for name in ("torch", "spikeprop", "snntorch", "norse", "spikingjelly", "numpy"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=here)
     return {
-        "cpu": model,
+        "cpu": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
@@ -77,8 +73,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def table(results: dict[str, dict[str, Any] | None]) -> str:

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop import CNN, IF, STDB, MaxActivation, Poisson, SpikingNetwork, convert
+from spikeprop import CNN, IF, STDB, Poisson, SpikingNetwork, ThresholdBalancing, convert
 
 PLAN = [64, "A", 128, 128, "A"]
 Forward = Callable[[Tensor], Tensor]
 
 
 def vgg5(seed: int) -> SpikingNetwork:
-    """Our network: random weights, thresholds from the activations of random images."""
+    """Our network: random weights, thresholds balanced on random images."""
     torch.manual_seed(seed)
     ann = CNN(input_shape=(3, 32, 32), classes=10, plan=PLAN, hidden=[1024])
     images = torch.rand(16, 3, 32, 32) * 2 - 1
-    return convert(ann, [images], IF(surrogate=STDB()), MaxActivation(scale=0.5), encoder=Poisson())
+    return convert(ann, [images], IF(surrogate=STDB()), ThresholdBalancing(timesteps=20, scale=0.5), encoder=Poisson())
 
 
 def layers(network: SpikingNetwork) -> list[tuple[list[nn.Module], float | None]]:
@@ -31,7 +31,7 @@ def layers(network: SpikingNetwork) -> list[tuple[list[nn.Module], float | None]
     for _, stage in network.each():
         (branch,) = stage.branches()
         theta = float(stage.neuron.v_threshold) if stage.neuron is not None else None
-        found.append(([op for op in branch[2]], theta))
+        found.append((list(branch[2]), theta))
     return found
 
 

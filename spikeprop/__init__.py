@@ -1,7 +1,8 @@
 """spikeprop: from recipe to neuromorphic chip.
 
-A network is trained as an ANN, converted to spikes by balancing thresholds, fine-tuned with spike-timing-dependent backpropagation (STDB,
-Rathi et al. 2020), evaluated at any number of time steps, and written as NIR for Lava/Loihi-style processes::
+A network is trained as an ANN, converted to spikes by balancing thresholds, fine-tuned with spike-timing-dependent
+backpropagation (STDB, Rathi et al. 2020), evaluated at any number of time steps, and written as NIR for Lava/Loihi-style
+processes::
 
     import torch, spikeprop as sp
 

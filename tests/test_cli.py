@@ -24,7 +24,7 @@ SHORT = ["train.epochs=6", "finetune.epochs=3", "evaluate.timesteps=[2,8]", "sim
 STAGES = ["data", "ann", "convert", "finetune", "evaluate", "export", "simulate"]
 
 
-def spikeprop(*arguments: str | Path) -> Result:
+def spikeprop(*arguments: str | Path | int) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 

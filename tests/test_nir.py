@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nir
 import numpy as np
@@ -74,10 +75,10 @@ def graph_with(node: nir.NIRNode) -> nir.NIRGraph:
     return nir.NIRGraph(nodes=nodes, edges=[("input", "x"), ("x", "last"), ("last", "output")])
 
 
-def lif(**changes) -> nir.LIF:
+def lif(**changes: Any) -> nir.LIF:
     ones = np.ones(3)
-    settings = {"tau": ones * 10, "r": ones * 10, "v_leak": ones * 0, "v_threshold": ones, "v_reset": ones * 0} | changes
-    return nir.LIF(**settings)
+    given: dict[str, Any] = {"tau": ones * 10, "r": ones * 10, "v_leak": ones * 0, "v_threshold": ones, "v_reset": ones * 0}
+    return nir.LIF(**(given | changes))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class ActivityMeter:
 
 @torch.no_grad()
 def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[str]:
-    """Layers in which no neuron fires within ``timesteps`` steps on images x (B, ...): STDB cannot reach them or anything below."""
+    """Layers in which no neuron fires within ``timesteps`` steps on images x (B, ...): STDB cannot reach what is below them."""
     active: set[str] = set()
 
     def observe(name: str, spikes_TB: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_vgg(depth: int) -> None:
     assert all(m.bias is None for m in weighted(model))
     assert not any(isinstance(m, nn.MaxPool2d | nn.BatchNorm2d) for m in model.modules())
     layers = list(model.features)
-    for before, pool in zip(layers, layers[1:]):
+    for before, pool in pairwise(layers):
         if isinstance(pool, nn.AvgPool2d):
             assert isinstance(before, nn.ReLU)  # the pooling takes the dropout's place
     assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
@@ -77,7 +78,7 @@ def test_torchvision_by_name_and_from_a_file(tmp_path: Path) -> None:
         TorchvisionModel(name="squeezenet1_0", weights=str(tmp_path / "w.pth"), classes=7)
     with pytest.raises(CheckpointError, match="no weights file"):
         TorchvisionModel(name="squeezenet1_0", weights=str(tmp_path / "x.pth"))
-    with pytest.raises(ValueError, match="nearest: .*resnet18"):
+    with pytest.raises(ValueError, match=r"nearest: .*resnet18"):
         TorchvisionModel(name="resnet-18")
 
 

@@ -63,8 +63,9 @@ def test_max_activation_by_hand() -> None:
 
 
 def test_percentile_is_an_order_statistic() -> None:
-    ann = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1))
-    ann[0].weight.data.fill_(1.0)
+    first = nn.Linear(1, 1, bias=False)
+    first.weight.data.fill_(1.0)
+    ann = nn.Sequential(first, nn.ReLU(), nn.Linear(1, 1))
     x = torch.arange(1.0, 101).view(100, 1) / 100
     network = convert(ann, [x], IF(), Percentile(percentile=90))
     (neuron,) = network.neurons().values()

@@ -75,8 +75,13 @@ def test_chains_are_folded_and_skips_get_the_missing_delay() -> None:
 )
 def test_what_is_not_known_is_refused(node: nir.NIRNode, says: str) -> None:
     if isinstance(node, nir.Linear):
+        output = nir.Output(output_type={"output": np.array([3])})
         graph = nir.NIRGraph(
-            nodes={"input": nir.Input(input_type={"input": np.array([3])}), "x": node, "output": nir.Output(np.array([3]))},
+            nodes={
+                "input": nir.Input(input_type={"input": np.array([3])}),
+                "x": node,
+                "output": output,
+            },
             edges=[("input", "x"), ("x", "output")],
             type_check=False,
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import BPTT, CNN, IF, Backprop, Digits, MaxActivation, Poisson, convert, fit
+from spikeprop import BPTT, CNN, IF, Backprop, Digits, MaxActivation, Poisson, SpikingNetwork, convert, fit
 from spikeprop.errors import CheckpointError, TrainingCollapsed
 from spikeprop.learn import (
     Callback,
@@ -52,7 +52,7 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-def spiking(ann: nn.Module) -> nn.Module:
+def spiking(ann: nn.Module) -> SpikingNetwork:
     torch.manual_seed(1)
     return convert(ann, [torch.rand(16, 1, 8, 8)], IF(), MaxActivation(), encoder=Poisson())
 
@@ -84,7 +84,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, kind: str
 
 def test_a_rule_fills_gradients_and_moves_nothing() -> None:
     x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
-    for model, rule in ((small_ann(), Backprop()), (spiking(small_ann()), BPTT(timesteps=5))):
+    models: list[tuple[Any, LearningRule]] = [(small_ann(), Backprop()), (spiking(small_ann()), BPTT(timesteps=5))]
+    for model, rule in models:
         before = weights(model)
         result = rule.step(model.train(), x, y)
         assert result["loss"].shape == ()
@@ -116,7 +117,8 @@ def test_chunked_training_gives_the_same_gradient() -> None:
     x, y = torch.rand(4, 1, 8, 8, dtype=torch.float64), torch.arange(4)
     grads = []
     for chunk in (None, 1, 3):
-        network = spiking(small_ann()).double().train()
+        network = spiking(small_ann())
+        network.double().train()
         torch.manual_seed(2)
         BPTT(timesteps=8, chunk=chunk).step(network, x, y)
         grads.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
@@ -180,7 +182,9 @@ def test_accuracy_under_chance_stops_with_advice() -> None:
     model = small_ann()
     wrong = [(torch.zeros(600, 1, 8, 8), torch.ones(600, dtype=torch.long))]
     with torch.no_grad():
-        model.classifier[-1].weight[1] -= 5  # class 1 never wins
+        last = model.classifier[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.weight[1] -= 5  # class 1 never wins
     for callback, least in ((CollapseGuard(10), True), (CollapseGuard(10, least=601), False)):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         if least:

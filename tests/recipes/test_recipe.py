@@ -94,7 +94,7 @@ def test_overrides_reach_nested_components_and_numbers_like_1e_3_are_numbers() -
 def test_an_unknown_recipe_has_a_nearest_name() -> None:
     with pytest.raises(RecipeError, match="did you mean 'digits_cnn_stdb'"):
         load_recipe("digit_cnn_stdb")
-    with pytest.raises(RecipeError, match="no recipe 'nothing.yaml'"):
+    with pytest.raises(RecipeError, match=r"no recipe 'nothing\.yaml'"):
         load_recipe("nothing.yaml")
 
 

@@ -45,7 +45,7 @@ def test_chunks_do_not_change_the_result(encoder: Encoder, chunk: int) -> None:
 
 def test_steps_by_hand_equal_forward() -> None:
     network, x = small_network(), torch.rand(3, 1, 8, 8)
-    state = network.init_state()
+    output, state = None, network.init_state()
     for _ in range(6):
         output, state = network.step(x, state)
     torch.testing.assert_close(output, network(x, 6))
