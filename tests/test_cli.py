@@ -159,19 +159,50 @@ def test_check_names_mistakes() -> None:
 
 SMOKE = {"digits": None, "fashion": "FashionMNIST", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 LARGE = {"cifar10_vgg16_stdb", "cifar10_resnet20_stdb", "cifar10_vgg9_stdb"}
+RECIPES = sorted(recipe_folder().glob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", sorted(recipe_folder().glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [f for f in RECIPES if "imagenet" not in f.stem], ids=lambda f: f.stem)
 def test_every_recipe_smokes(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    folder = SMOKE.get(file.stem.partition("_")[0], "imagenet")
+    folder = SMOKE[file.stem.partition("_")[0]]
     if folder is not None:
         need(request.getfixturevalue("data_root"), folder)
-    lava = [] if _lava_here() and file.stem not in LARGE else ["simulate.samples=0"]
-    result = spikeprop("run", file, "--smoke", "--out", tmp_path / "run", *lava)
+    smoke(file, tmp_path, lava=_lava_here() and file.stem not in LARGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [f for f in RECIPES if "imagenet" in f.stem], ids=lambda f: f.stem)
+def test_imagenet_recipes_smoke_on_photographs(file: Path, data_root: Path, tmp_path: Path) -> None:
+    """The sample has no training images, so its validation images stand for both: what is tested is that everything runs."""
+    need(data_root, "imagenet-sample")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / split).symlink_to(data_root / "imagenet-sample" / "val")
+    (tmp_path / "data" / "classes.tsv").symlink_to(data_root / "imagenet-sample" / "classes.tsv")
+    smoke(file, tmp_path, f"data.root={tmp_path / 'data'}", "data.workers=2", lava=False)
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
+    """What the README says of ``make demo``: accuracy at few steps, and Lava's spikes equal to PyTorch's."""
+    lava_or_skip()
+    assert spikeprop("run", "digits_cnn_stdb", "--out", tmp_path / "demo").exit_code == 0
+    values = report(tmp_path / "demo")
+    best = max(a for t, a in values["finetuned"]["accuracy"].items() if int(t) <= 10)
+    assert values["ann"]["accuracy"] >= 97
+    assert best >= values["ann"]["accuracy"] - 1
+    assert values["simulate"]["samples"] >= 20
+    assert values["simulate"]["spikes_equal"]
+    assert values["simulate"]["agreement"] == 100
+
+
+def smoke(file: Path, tmp_path: Path, *overrides: str, lava: bool) -> None:
+    simulate = [] if lava else ["simulate.samples=0"]
+    result = spikeprop("run", file, *overrides, *simulate, "--smoke", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     values = report(tmp_path / "run")
     assert set(values["converted"]["accuracy"]) == {"2", "4"}
-    if not lava:
+    if lava:
         assert values["simulate"]["spikes_equal"]
         assert values["simulate"]["samples"] == 1
 

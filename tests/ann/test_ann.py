@@ -51,8 +51,8 @@ def test_initial_weights_are_the_papers() -> None:
     conv, linear = weighted(model)[3], weighted(model)[-2]
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(linear, nn.Linear)
-    assert float(conv.weight.std()) == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
-    assert float(linear.weight.std()) == pytest.approx(0.01, rel=0.02)
+    assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.02)
+    assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02)
 
 
 def test_bad_sizes_are_named() -> None:
