@@ -22,7 +22,7 @@ def vgg5(seed: int) -> SpikingNetwork:
     torch.manual_seed(seed)
     ann = CNN(input_shape=(3, 32, 32), classes=10, plan=PLAN, hidden=[1024])
     images = torch.rand(16, 3, 32, 32) * 2 - 1
-    return convert(ann, [images], IF(surrogate=STDB()), ThresholdBalancing(timesteps=20, scale=0.5), encoder=Poisson())
+    return convert(ann, [images], IF(surrogate=STDB()), ThresholdBalancing(timesteps=50), encoder=Poisson())
 
 
 def layers(network: SpikingNetwork) -> list[tuple[list[nn.Module], float | None]]:

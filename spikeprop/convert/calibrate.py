@@ -23,7 +23,7 @@ from spikeprop.convert.graph import relu_activations
 from spikeprop.errors import ConversionError
 from spikeprop.seeding import seed_torch
 from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SpikingNetwork, Stage
-from spikeprop.snn.kernels import PackedSpikes
+from spikeprop.snn.kernels.bits import PackedSpikes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,9 +70,10 @@ def snn_accuracy(
         for number, (x, y) in enumerate(batches):
             seed_torch(seed, number)
             observe = meter.start(len(y)) if meter is not None else None
-            for t, output_TBK in enumerate(network.unroll(x, wanted[-1], chunk=1, observe=observe), 1):
+            steps = (step for chunk in network.unroll(x, wanted[-1], observe=observe) for step in chunk)
+            for t, output_BK in enumerate(steps, 1):
                 if t in correct:
-                    correct[t] += int((output_TBK[-1].argmax(1) == y).sum())
+                    correct[t] += int((output_BK.argmax(1) == y).sum())
             seen += len(y)
             shown.update()
     if seen == 0:

@@ -22,7 +22,7 @@ class BPTT(LearningRule):
 
     Attributes:
         timesteps: steps of a simulation.
-        chunk: steps a layer takes at once; default all, the fastest.
+        chunk: steps a layer takes at once; default as many as the cache likes.
         average: divide the accumulated output by the number of steps (the paper takes the sum).
     """
 
@@ -31,7 +31,7 @@ class BPTT(LearningRule):
     average: bool = False
 
     def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        scores = model(x, self.timesteps, chunk=self.chunk or self.timesteps)
+        scores = model(x, self.timesteps, chunk=self.chunk)
         if self.average:
             scores = scores / self.timesteps
         loss = F.cross_entropy(scores, y)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,15 @@ from spikeprop.snn.neuron import Neuron, NeuronState
 from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
+
+
+def _engine() -> ModuleType:
+    """The packed engine, imported when first used: it brings Numba."""
+    from spikeprop.snn import engine
+
+    return engine
+
+
 Observer = Callable[[str, Tensor], None]
 
 
@@ -57,6 +67,9 @@ class SpikingNetwork(nn.Module):
         stages: name to stage, in an order in which every source comes before its reader; the last one is the output.
         encoder: from image to input.
         input_shape: shape of one image, for example (3, 32, 32).
+
+    Attributes:
+        packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
     """
 
     def __init__(self, stages: Mapping[str, Stage], encoder: Encoder, input_shape: tuple[int, ...]):
@@ -64,6 +77,8 @@ class SpikingNetwork(nn.Module):
         self.stages = nn.ModuleDict(stages)
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
+        self.packed = True
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._check_order()
 
     def _check_order(self) -> None:
@@ -87,6 +102,12 @@ class SpikingNetwork(nn.Module):
         """Stage name to its neurons, the output stage left out."""
         return {name: stage.neuron for name, stage in self.each() if stage.neuron is not None}
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one sample of the input and of every stage."""
+        if not self._shapes:
+            self._shapes = _engine().stage_shapes(self)
+        return self._shapes
+
     def init_state(self) -> NetworkState:
         """State before the first step; potentials and dropout masks are made when a layer is first reached."""
         return NetworkState(masks=DropoutMasks(next(self.parameters()).device) if self.training else None)
@@ -108,17 +129,25 @@ class SpikingNetwork(nn.Module):
         Raises:
             ValueError: shape, NaN or infinity in the input, or timesteps < 1.
         """
+        if torch.is_grad_enabled() and observe is None and self._packed(x_B, timesteps):
+            return _engine().train(self, x_B, timesteps, chunk)
         output = None
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
             output = output_TBK[-1]
         assert output is not None
         return output
 
+    def _packed(self, x_B: Tensor, timesteps: int) -> bool:
+        self._check_input(x_B, timesteps)
+        return self.packed and _engine().supports(self, x_B)
+
     def unroll(
         self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None
     ) -> Iterator[Tensor]:
         """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps."""
-        self._check_input(x_B, timesteps)
+        if self._packed(x_B, timesteps) and not torch.is_grad_enabled():
+            yield from _engine().infer(self, x_B, timesteps, chunk, observe)
+            return
         if chunk is None:
             chunk = timesteps if torch.is_grad_enabled() else 1
         state = self.init_state()

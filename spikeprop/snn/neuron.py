@@ -15,11 +15,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.kernels import integrate_and_fire
+from spikeprop.snn.kernels.reference import NEVER, integrate_and_fire
 from spikeprop.snn.surrogate import STDB, Surrogate
 
 Reset = Literal["subtract", "zero"]
-NEVER = 999.0  # before step 0, of a neuron that has not fired yet: the authors' t_last = -1000
 
 
 class NeuronState(NamedTuple):

@@ -45,7 +45,7 @@ class DropoutMasks:
     def get(self, key: str, p: float, like_B: Tensor) -> Tensor:
         """The mask of the layer ``key``, in the shape of one step (B, ...): 0 with probability p, else 1/(1-p)."""
         if key not in self._drawn:
-            kept = torch.full_like(like_B, 1 - p)
+            kept = torch.full(like_B.shape, 1 - p, dtype=like_B.dtype, device=like_B.device)
             self._drawn[key] = torch.bernoulli(kept, generator=self._generator).div_(1 - p)
         return self._drawn[key]
 

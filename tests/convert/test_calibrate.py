@@ -9,7 +9,7 @@ from torch import nn
 from spikeprop import CNN, IF, LIF, Digits, MaxActivation, Percentile, Poisson, ThresholdBalancing, convert, snn_accuracy
 from spikeprop.convert import ConversionError, ThresholdCalibrator, relu_activations, to_spiking
 from spikeprop.snn import Direct, SpikingNetwork
-from spikeprop.snn.kernels import PackedSpikes
+from spikeprop.snn.kernels.bits import PackedSpikes
 
 CALIBRATORS = [MaxActivation(), Percentile(percentile=99.0), ThresholdBalancing(timesteps=60), ThresholdBalancing(scale=0.7)]
 

@@ -1,6 +1,23 @@
-"""Kernels that run a neuron over several time steps, forward and backward."""
+"""Kernels that run neurons over several time steps, forward and backward, and the one place that chooses among them.
 
-from spikeprop.snn.kernels.bits import PackedSpikes
+``reference`` is plain torch with floats; ``packed_reference``, ``cpu`` (Numba) and ``cuda`` (Triton) work on packed spikes.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
 from spikeprop.snn.kernels.reference import integrate_and_fire
 
-__all__ = ["PackedSpikes", "integrate_and_fire"]
+__all__ = ["integrate_and_fire", "packed_kernels"]
+
+
+def packed_kernels(device: torch.device) -> ModuleType | None:
+    """The module of kernels over packed spikes for a device, or None where there is none."""
+    if device.type == "cpu":
+        from spikeprop.snn.kernels import cpu
+
+        return cpu
+    return None

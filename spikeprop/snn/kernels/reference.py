@@ -19,6 +19,8 @@ from torch import Tensor
 
 from spikeprop.snn.surrogate import Surrogate
 
+NEVER = 999.0  # steps since the last spike, before step 0, of a neuron that has not fired yet: the authors' t_last = -1000
+
 
 def advance_since(since_N: Tensor, spikes_N: Tensor) -> Tensor:
     """Steps since the last spike, one step later: 0 where a spike is fired now, else one more."""
