@@ -1,7 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-export PYTHONWARNINGS ?= default
 
 .PHONY: demo test test-slow lint bench clean
 
