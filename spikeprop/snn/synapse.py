@@ -9,9 +9,12 @@ new one each step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
+
+from spikeprop.seeding import mix_seed
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
 
@@ -32,22 +35,36 @@ class SampleDropout(nn.Module):
 
 
 class DropoutMasks:
-    """The dropout masks of one simulation, each drawn when it is first asked for.
+    """The dropout masks of one simulation.
 
-    They come from a generator of their own, seeded once from torch's global one, so that they do not depend on how many steps the
-    encoder has drawn by then: a simulation gives the same result however it is cut into chunks.
+    A mask is drawn from a seed of its own, made of one number from torch's global generator and the layer's name, so it depends
+    neither on how many steps the encoder has drawn by then nor on the order of the layers or threads that ask: a simulation
+    gives the same result however it is cut.
     """
 
     def __init__(self, device: torch.device):
-        self._generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+        self._seed, self._device = int(torch.randint(2**62, ())), device
         self._drawn: dict[str, Tensor] = {}
 
     def get(self, key: str, p: float, like_B: Tensor) -> Tensor:
         """The mask of the layer ``key``, in the shape of one step (B, ...): 0 with probability p, else 1/(1-p)."""
         if key not in self._drawn:
+            own = torch.Generator(self._device).manual_seed(mix_seed(self._seed, crc32(key.encode())))
             kept = torch.full(like_B.shape, 1 - p, dtype=like_B.dtype, device=like_B.device)
-            self._drawn[key] = torch.bernoulli(kept, generator=self._generator).div_(1 - p)
+            self._drawn[key] = torch.bernoulli(kept, generator=own).div_(1 - p)
         return self._drawn[key]
+
+    def part(self, first: int, last: int, batch: int) -> DropoutMasks:
+        """The same masks for the samples first..last of the ``batch``."""
+        return _PartOfMasks(self, first, last, batch)
+
+
+class _PartOfMasks(DropoutMasks):
+    def __init__(self, whole: DropoutMasks, first: int, last: int, batch: int):
+        self._whole, self._first, self._last, self._batch = whole, first, last, batch
+
+    def get(self, key: str, p: float, like_B: Tensor) -> Tensor:
+        return self._whole.get(key, p, like_B[:1].expand(self._batch, *like_B.shape[1:]))[self._first : self._last]
 
 
 class Gain(nn.Module):

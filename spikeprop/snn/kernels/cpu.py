@@ -212,24 +212,28 @@ def spread(gradient: Gradient) -> Tensor:
 # synapses, spike by spike -----------------------------------------------------------------------------------------------------
 
 
+def event_weight(weight_OCYX: Tensor) -> Tensor:
+    """Weights of a convolution as ``EventConv`` reads them: (blocks, C, Y, X x channels of a block), flipped."""
+    outputs, channels, rows, columns = weight_OCYX.shape
+    block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
+    flipped = weight_OCYX.detach().flip(2, 3).unflatten(0, (-1, block))
+    return flipped.permute(0, 2, 3, 4, 1).flatten(3).contiguous()
+
+
 class EventConv:
     """A convolution (stride 1, no dilation, one group) whose cost is proportional to the spikes it reads."""
 
-    def __init__(self, weight_OCYX: Tensor, padding: tuple[int, int]):
-        outputs, channels, rows, columns = weight_OCYX.shape
-        self.shape, self.padding = (outputs, channels, rows, columns), padding
-        self.block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
-        flipped = weight_OCYX.detach().flip(2, 3).unflatten(0, (-1, self.block))  # (X, o, C, Y, X)
-        self.weight = flipped.permute(0, 2, 3, 4, 1).flatten(3).contiguous()
+    def __init__(self, shape_OCYX: tuple[int, ...], padding: tuple[int, int]):
+        self.shape, self.padding = shape_OCYX, padding
         self.grads: list[np.ndarray] = []
 
-    def forward(self, spikes: Spikes, size: tuple[int, int], out_KBPO: Tensor) -> None:
+    def forward(self, spikes: Spikes, weight: Tensor, size: tuple[int, int], out_KBPO: Tensor) -> None:
         """Add the current, an image of ``size``, to ``out_KBPO``, a spike that is kept counted as 1."""
         words, mask, masked = spikes.arrays()
-        weight, out = _array(self.weight), _array(out_KBPO.flatten(0, 1))
+        weights, out = _array(weight), _array(out_KBPO.flatten(0, 1))
 
         def work(first: int, last: int) -> None:
-            cpu_loops.conv(words, spikes.size, spikes.pool, mask, masked, weight, self.padding, out, size, first, last)
+            cpu_loops.conv(words, spikes.size, spikes.pool, mask, masked, weights, self.padding, out, size, first, last)
 
         in_ranges(len(out), work)
 
@@ -239,7 +243,7 @@ class EventConv:
         grad = _array(grad_KBPO.flatten(0, 1))
         threads = max(1, min(torch.get_num_threads(), len(grad)))
         while len(self.grads) < threads:
-            self.grads.append(np.zeros(tuple(self.weight.shape), grad.dtype))
+            self.grads.append(self._zeros(grad.dtype))
         total = {len(grad) * i // threads: own for i, own in enumerate(self.grads[:threads])}
 
         def work(first: int, last: int) -> None:
@@ -249,13 +253,19 @@ class EventConv:
 
         in_ranges(len(grad), work)
 
+    def _zeros(self, dtype: Any) -> np.ndarray:
+        """A gradient in the layout of ``event_weight``."""
+        outputs, channels, rows, columns = self.shape
+        block = _block(outputs, channels * rows * columns * np.dtype(dtype).itemsize)
+        return np.zeros((outputs // block, channels, rows, columns * block), dtype)
+
     def finish(self, gain: float) -> Tensor | None:
         """The weights' gradient (O, C, Y, X), where there is any."""
         if not self.grads:
             return None
         outputs, channels, rows, columns = self.shape
         total = torch.from_numpy(sum(self.grads[1:], self.grads[0])).mul_(gain)
-        unfolded = total.view(-1, channels, rows, columns, self.block).permute(0, 4, 1, 2, 3)
+        unfolded = total.view(total.shape[0], channels, rows, columns, -1).permute(0, 4, 1, 2, 3)
         return unfolded.reshape(outputs, channels, rows, columns).flip(2, 3)
 
 

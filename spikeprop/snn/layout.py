@@ -1,0 +1,126 @@
+"""Layouts: what a synapse is to the packed engine, and its weights in the order in which its branches read them.
+
+Most synapses are a chain of dropout, average pooling and one convolution or fully connected layer (``ConvLayout``,
+``LinearLayout``); any other chain is ``DenseLayout``. A layout is made once a simulation and shared by all threads.
+Suffix legend: P pooled positions, C channels, O output channels, Y and X rows and columns of a kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.snn.kernels import cpu
+from spikeprop.snn.synapse import SampleDropout, Synapse
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A synapse as dropout, pooling, one weighted layer."""
+
+    layer: Any
+    pool: int
+    dropouts: tuple[tuple[int, SampleDropout, bool], ...]  # (index, module, before the pooling)
+
+
+def _chain(synapse: Synapse, shape: tuple[int, ...]) -> Chain | None:
+    """The chain, or None where the synapse is anything else."""
+    ops, pool, dropouts = list(synapse), 1, []
+    for i, op in enumerate(ops[:-1]):
+        if isinstance(op, SampleDropout):
+            dropouts.append((i, op, pool == 1))
+        elif isinstance(op, nn.AvgPool2d | nn.AdaptiveAvgPool2d) and pool == 1 and len(shape) == 3:
+            pool = _window(op, shape)
+            if pool == 0:
+                return None
+        elif not (isinstance(op, nn.Flatten) and isinstance(ops[-1], nn.Linear)):
+            return None
+    layer = ops[-1] if ops else None
+    if isinstance(layer, nn.Conv2d):
+        plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return Chain(layer, pool, tuple(dropouts)) if plain and len(shape) == 3 else None
+    return Chain(layer, pool, tuple(dropouts)) if isinstance(layer, nn.Linear) else None
+
+
+def _window(op: nn.Module, shape: tuple[int, ...]) -> int:
+    """Side of the square windows that tile the image exactly, or 0."""
+    height, width = shape[1:]
+    if isinstance(op, nn.AdaptiveAvgPool2d):
+        out = op.output_size if isinstance(op.output_size, tuple) else (op.output_size, op.output_size)
+        if out[0] is None or out[1] is None or height % out[0] or width % out[1]:
+            return 0
+        return height // out[0] if height // out[0] == width // out[1] else 0
+    assert isinstance(op, nn.AvgPool2d)
+    sizes = {_pair(op.kernel_size), _pair(op.stride)}
+    side = _pair(op.kernel_size)[0]
+    tiles = sizes == {(side, side)} and not any(_pair(op.padding)) and not op.divisor_override
+    return side if tiles and height % side == 0 and width % side == 0 else 0
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value[0], value[1]) if isinstance(value, tuple) else (value, value)
+
+
+class DenseLayout:
+    """Any synapse: its own operations."""
+
+    def __init__(self, synapse: Synapse):
+        self.synapse = synapse
+
+
+class WeightedLayout(DenseLayout):
+    """Dropout, average pooling and one layer with weights."""
+
+    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
+        super().__init__(synapse)
+        self.layer, self.pool, self.dropouts = chain.layer, chain.pool, chain.dropouts
+        self.bias: Tensor | None = chain.layer.bias.detach() if chain.layer.bias is not None else None
+        self.size: Pair = (shape[1], shape[2]) if len(shape) == 3 else (1, 1)
+        self.pooled_shape = (shape[0], self.size[0] // self.pool, self.size[1] // self.pool)
+
+
+class ConvLayout(WeightedLayout):
+    """A convolution of one group."""
+
+    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
+        super().__init__(synapse, shape, chain)
+        layer = chain.layer
+        self.weight_OCYX = layer.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.stride, self.padding, self.dilation = (_pair(v) for v in (layer.stride, layer.padding, layer.dilation))
+        self.plain = self.stride == (1, 1) and self.dilation == (1, 1)
+        self.out_size = tuple(map(self._out_side, (0, 1)))
+
+    def _out_side(self, i: int) -> int:
+        reach = self.dilation[i] * (self.weight_OCYX.shape[2 + i] - 1) + 1
+        return (self.pooled_shape[1 + i] + 2 * self.padding[i] - reach) // self.stride[i] + 1
+
+    @cached_property
+    def event_weight(self) -> Tensor:
+        """For going spike by spike; made when first needed."""
+        return cpu.event_weight(self.weight_OCYX)
+
+
+class LinearLayout(WeightedLayout):
+    """A fully connected layer; its weights lie as (inputs, outputs), which serves dense products and single spikes."""
+
+    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
+        super().__init__(synapse, shape, chain)
+        weight = chain.layer.weight.detach()
+        self.weight_PCO = weight.view(len(weight), shape[0], -1).permute(2, 1, 0).contiguous()
+
+
+Layout = DenseLayout | ConvLayout | LinearLayout
+
+
+def make_layout(synapse: Synapse, shape: tuple[int, ...]) -> Layout:
+    """The layout of a synapse that reads samples of ``shape``."""
+    chain = _chain(synapse, shape)
+    if chain is None:
+        return DenseLayout(synapse)
+    return (ConvLayout if isinstance(chain.layer, nn.Conv2d) else LinearLayout)(synapse, shape, chain)
