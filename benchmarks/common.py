@@ -1,7 +1,9 @@
-"""What the benchmarks share: a process for each contender (its memory is its own), medians, the table, the JSON with machine."""
+"""What the benchmarks share: options, a process for each contender (its memory is its own), medians, the table, the JSON."""
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import json
 import os
 import platform
@@ -9,43 +11,52 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from spikeprop.files import write_json
+
 OURS = "spikeprop"
+Result = dict[str, Any]
+Results = dict[str, Result | None]  # None: not installed
+OF_THE_PARENT = ("only", "contenders", "out", "plot")  # options that a contender's own process is not given
 
 
-def resident_mib(field: str) -> float:
-    """VmRSS (now) or VmHWM (the highest since ``reset_peak``) of this process, MiB; Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; this benchmark needs Linux")
+def option_parser(description: str | None, contenders: Sequence[str], **whole_numbers: int) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has, and whole numbers with their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {**whole_numbers, "seed": 0}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("--contenders", nargs="+", choices=contenders, default=list(contenders), help="default all")
+    parser.add_argument("--only", choices=contenders, help="measure one in this process and print JSON")
+    parser.add_argument("--out", type=Path, help="write the results here as JSON")
+    return parser
 
 
-def reset_peak() -> None:
-    """Start VmHWM anew from the present size."""
-    Path("/proc/self/clear_refs").write_text("5")
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; torch gets a thread for each core."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    return parser.parse_args(argv)
 
 
-def measure(action: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Seconds of each repeat after one warm-up, and the peak memory above what was resident before the first."""
-    reset_peak()
-    idle = resident_mib("VmRSS")
-    action()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "median": statistics.median(seconds), "peak_mib": resident_mib("VmHWM") - idle}
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that say what is measured, in JSON values."""
+    found = {name: value for name, value in vars(options).items() if name not in OF_THE_PARENT}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 
 
-def in_own_process(script: str, contender: str, arguments: list[str]) -> dict[str, Any] | None:
-    """Run ``script --only contender`` and return the JSON on its last line; None where the contender is not installed."""
-    command = [sys.executable, script, "--only", contender, *arguments]
+def in_own_process(script: str, contender: str, given: Mapping[str, Any]) -> Result | None:
+    """The JSON on the last line of ``script --only contender`` with these settings; None where the contender is not installed."""
+    command = [sys.executable, script, "--only", contender]
+    for name, value in given.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            command += [f"--{name.replace('_', '-')}", *map(str, values)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
@@ -54,10 +65,72 @@ def in_own_process(script: str, contender: str, arguments: list[str]) -> dict[st
     raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
 
 
+def measure(
+    action: Callable[[], Any],
+    repeats: int,
+    *,
+    prepare: Callable[[], Any] | None = None,
+    warm_ups: int = 1,
+    device: str = "cpu",
+) -> Result:
+    """Seconds of each repeat after the warm-ups, and the peak memory of all of them above what was held before the first.
+
+    Args:
+        action: what is measured.
+        repeats: number of timed calls.
+        prepare: a small form of the action, so that libraries and compiled kernels are loaded before memory counts.
+        warm_ups: calls that are not timed.
+        device: "cpu": memory of the process; "cuda": memory of torch's tensors on the device.
+    """
+    cuda = torch.device(device).type == "cuda"
+    synchronize = torch.cuda.synchronize if cuda else lambda: None
+    if prepare is not None:
+        prepare()
+    synchronize()
+    idle = _held_mib(cuda)
+    _reset_peak(cuda)
+    for _ in range(warm_ups):
+        action()
+    seconds = []
+    for _ in range(repeats):
+        synchronize()
+        start = time.perf_counter()
+        action()
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds, "median": statistics.median(seconds), "peak_mib": _peak_mib(cuda) - idle}
+
+
+def resident_mib(field: str) -> float:
+    """VmRSS (now) or VmHWM (the highest since it was reset) of this process, MiB; Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}; this benchmark needs Linux")
+
+
+def _held_mib(cuda: bool) -> float:
+    if cuda:
+        return torch.cuda.memory_allocated() / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but not yet given back is not held
+    return resident_mib("VmRSS")
+
+
+def _reset_peak(cuda: bool) -> None:
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mib(cuda: bool) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_mib("VmHWM")
+
+
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions and commit of this run."""
+    """Processor, cores, threads, versions and commit of this run."""
     versions = {}
-    for name in ("torch", "spikeprop", "snntorch", "norse", "spikingjelly", "numpy"):
+    for name in ("torch", "spikeprop", "snntorch", "norse", "spikingjelly", "numpy", "numba"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -66,7 +139,9 @@ def machine() -> dict[str, Any]:
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=here)
     return {
         "cpu": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
         "commit": git.stdout.strip(),
@@ -79,18 +154,35 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def table(results: dict[str, dict[str, Any] | None]) -> str:
-    """Median, best and peak of each contender, and the ratio of the best peer to ours."""
-    lines = [f"{'':<14}{'median s':>10}{'best s':>10}{'peak MiB':>10}"]
+def ratios(results: Results) -> dict[str, float]:
+    """Best peer / ours in median time and in peak memory; empty where either is missing."""
+    ours, peers = results.get(OURS), [r for name, r in results.items() if r is not None and name != OURS]
+    if ours is None or not peers:
+        return {}
+    return {
+        "time": min(r["median"] for r in peers) / ours["median"],
+        "memory": min(r["peak_mib"] for r in peers) / ours["peak_mib"],
+    }
+
+
+def table(results: Results, columns: Mapping[str, Callable[[Result], str]] | None = None) -> str:
+    """Median, best, peak and further columns of each contender, and the ratios of the best peer to ours."""
+    shown = {
+        "median s": lambda r: f"{r['median']:.3f}",
+        "best s": lambda r: f"{min(r['seconds']):.3f}",
+        "peak MiB": lambda r: f"{r['peak_mib']:.0f}",
+        **(columns or {}),
+    }
+    lines = [f"{'':<15}" + "".join(f"{title:>12}" for title in shown)]
     for name, result in results.items():
-        if result is None:
-            lines.append(f"{name:<14}{'not installed':>30}")
-        else:
-            lines.append(f"{name:<14}{result['median']:>10.3f}{min(result['seconds']):>10.3f}{result['peak_mib']:>10.0f}")
-    peers = [r for name, r in results.items() if r is not None and name != OURS]
-    ours = results.get(OURS)
-    if ours is not None and peers:
-        time_ratio = min(r["median"] for r in peers) / ours["median"]
-        memory_ratio = min(r["peak_mib"] for r in peers) / ours["peak_mib"]
-        lines.append(f"best peer / {OURS}: time {time_ratio:.2f}, memory {memory_ratio:.2f}")
-    return "\n".join(lines)
+        cells = [text(result) for text in shown.values()] if result is not None else ["absent"]
+        lines.append(f"{name:<15}" + "".join(f"{cell:>12}" for cell in cells))
+    found = ", ".join(f"{what} {ratio:.2f}" for what, ratio in ratios(results).items())
+    return "\n".join([*lines, f"best peer / {OURS}: {found}"] if found else lines)
+
+
+def save(script: str, options: argparse.Namespace, **found: Any) -> None:
+    """Write what was found, with settings and machine, to ``--out`` where it is given."""
+    if options.out:
+        about = {"benchmark": Path(script).stem, "settings": settings(options), "machine": machine()}
+        write_json(options.out, {**about, **found})

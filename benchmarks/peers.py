@@ -1,41 +1,80 @@
-"""The same spiking VGG5 in each library, written as its own tutorials write one: weights, thresholds and input are equal.
+"""The same spiking network in each library, written as its own tutorials write one: weights, thresholds and input are equal.
 
-conv 3-64, pool, 64-128, 128-128, pool, fc 8192-1024-10; integrate-and-fire, accumulated output; input spikes (T, B, 3, 32, 32).
+Integrate-and-fire neurons that subtract their threshold, in a chain of layers (convolution, linear, average pooling, flatten),
+accumulated output. Each peer is given the form in which it is fastest without changing what it computes. An input that stays
+the same is kept by the plain loop as its first layer's current; the libraries compute that layer at every step, as their
+tutorials do. Every contender has the surrogate that its library is used with: ours STDB, theirs need the potential.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common import OURS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from spikeprop import CNN, IF, STDB, Poisson, SpikingNetwork, ThresholdBalancing, convert
+from spikeprop import IF, SpikingNetwork
+from spikeprop.snn import INPUT
+from spikeprop.snn.synapse import SampleDropout
 
-PLAN = [64, "A", 128, 128, "A"]
-Forward = Callable[[Tensor], Tensor]
-
-
-def vgg5(seed: int) -> SpikingNetwork:
-    """Our network: random weights, thresholds balanced on random images."""
-    torch.manual_seed(seed)
-    ann = CNN(input_shape=(3, 32, 32), classes=10, plan=PLAN, hidden=[1024])
-    images = torch.rand(16, 3, 32, 32) * 2 - 1
-    return convert(ann, [images], IF(surrogate=STDB()), ThresholdBalancing(timesteps=50), encoder=Poisson())
+Forward = Callable[[Tensor, int], Tensor]
 
 
-def layers(network: SpikingNetwork) -> list[tuple[list[nn.Module], float | None]]:
-    """(synapse, threshold) of each stage; the output stage has no threshold."""
-    found: list[tuple[list[nn.Module], float | None]] = []
-    for _, stage in network.each():
-        (branch,) = stage.branches()
-        theta = float(stage.neuron.v_threshold) if stage.neuron is not None else None
-        found.append((list(branch[2]), theta))
+class NotComparable(ValueError):
+    """A network that the peers, as they are written here, do not represent."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One stage: its synapse, its threshold (None: the accumulating output), its potential before the first step."""
+
+    synapse: nn.Sequential
+    theta: float | None
+    start: float
+
+
+def layers(network: SpikingNetwork) -> list[Layer]:
+    """The network as a chain of layers.
+
+    Raises:
+        NotComparable: anything that is not such a chain; the message names the stage.
+    """
+    found: list[Layer] = []
+    before = INPUT
+    for name, stage in network.each():
+        if stage.sources != (before,):
+            raise NotComparable(
+                f"stage {name!r} reads {stage.sources}; the peers' loops are chains, each layer reads the one before"
+            )
+        ((_, _, synapse),) = stage.branches()
+        ops = [op for op in synapse if not isinstance(op, SampleDropout)]
+        if network.training and any(op.p > 0 for op in synapse if isinstance(op, SampleDropout)):
+            raise NotComparable(f"stage {name!r} trains with dropout; the peers' loops have none")
+        theta = _threshold(name, stage.neuron) if stage.neuron is not None else None
+        start = stage.neuron.v_init * theta if theta is not None and stage.neuron is not None else 0.0
+        found.append(Layer(nn.Sequential(*ops), theta, start))
+        before = name
     return found
 
 
-class _FastSigmoidSpike(torch.autograd.Function):
+def _threshold(name: str, neuron: nn.Module) -> float:
+    if type(neuron) is not IF or neuron.reset != "subtract":
+        raise NotComparable(f"stage {name!r} has {neuron}; the peers are built with IF neurons that subtract their threshold")
+    if neuron.v_threshold.numel() != 1:
+        raise NotComparable(f"stage {name!r} has {neuron.v_threshold.numel()} thresholds; the peers' neurons have one a layer")
+    if neuron.v_init > 1:  # snnTorch would reset such a neuron before its first step
+        raise NotComparable(f"stage {name!r} starts at v_init={neuron.v_init}, above its threshold")
+    return float(neuron.v_threshold)
+
+
+class FastSigmoidSpike(torch.autograd.Function):
+    """Heaviside forward, fast sigmoid (slope 25) backward."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
@@ -48,86 +87,181 @@ class _FastSigmoidSpike(torch.autograd.Function):
 
 
 class PlainLoop(nn.Module):
-    """What a user writes by hand: a loop over time, one tensor of state a layer."""
+    """What a careful user writes by hand: a loop over time, one tensor of state a layer."""
 
     def __init__(self, network: SpikingNetwork):
         super().__init__()
-        self.synapses = nn.ModuleList(nn.Sequential(*ops) for ops, _ in layers(network))
-        self.thetas = [theta for _, theta in layers(network)]
+        self.layers = layers(network)
+        self.synapses = nn.ModuleList(layer.synapse for layer in self.layers)
+        self.constant = network.encoder.constant
 
     def forward(self, x_TB: Tensor) -> Tensor:
-        v: list[Any] = [0.0] * len(self.synapses)
+        v: list[Any] = [layer.start for layer in self.layers]
+        first = self.synapses[0](x_TB[0]) if self.constant else None
         for x in x_TB:
-            for i, (synapse, theta) in enumerate(zip(self.synapses, self.thetas)):
-                v[i] = v[i] + synapse(x)
-                if theta is not None:
-                    x = _FastSigmoidSpike.apply(v[i] / theta - 1)
-                    v[i] = v[i] - theta * x.detach()
+            for i, layer in enumerate(self.layers):
+                v[i] = v[i] + (first if first is not None and i == 0 else layer.synapse(x))
+                if layer.theta is not None:
+                    x = FastSigmoidSpike.apply(v[i] - layer.theta)
+                    v[i] = v[i] - layer.theta * x.detach()
         return v[-1]
 
 
 class SnnTorch(nn.Module):
+    """Leaky with beta = 1. It subtracts the threshold at the next step, which gives the same spikes."""
+
     def __init__(self, network: SpikingNetwork):
         import snntorch
         from snntorch import surrogate
 
         super().__init__()
-        self.synapses = nn.ModuleList(nn.Sequential(*ops) for ops, _ in layers(network))
+        self.layers = layers(network)
+        self.synapses = nn.ModuleList(layer.synapse for layer in self.layers)
+        spike = surrogate.fast_sigmoid(slope=25)
         self.neurons = nn.ModuleList(
-            snntorch.Leaky(beta=1.0, threshold=theta, spike_grad=surrogate.fast_sigmoid(slope=25), reset_mechanism="subtract")
-            for _, theta in layers(network)
-            if theta is not None
+            snntorch.Leaky(beta=1.0, threshold=layer.theta, spike_grad=spike, reset_mechanism="subtract")
+            for layer in self.layers
+            if layer.theta is not None
         )
 
     def forward(self, x_TB: Tensor) -> Tensor:
-        memories: list[Any] = [neuron.init_leaky() for neuron in self.neurons]  # type: ignore[operator]
+        memories: list[Any] = [None] * len(self.neurons)
         total: Any = 0
         for x in x_TB:
             for i, neuron in enumerate(self.neurons):
-                x, memories[i] = neuron(self.synapses[i](x), memories[i])
+                current = self.synapses[i](x)
+                if memories[i] is None:
+                    memories[i] = torch.full_like(current, self.layers[i].start)
+                x, memories[i] = neuron(current, memories[i])
             total = total + self.synapses[-1](x)
         return total
 
 
 class Norse(nn.Module):
+    """Its integrate-and-fire step with its own reset by subtraction, which its ``IAFCell`` does not offer, in its cell class."""
+
     def __init__(self, network: SpikingNetwork):
-        import norse.torch as norse
+        from norse.torch import SequentialState
+        from norse.torch.functional.iaf import IAFFeedForwardState, IAFParameters
+        from norse.torch.functional.reset import reset_subtract
+        from norse.torch.functional.threshold import threshold
+        from norse.torch.module.snn import SNNCell
+
+        def step(current: Tensor, state: Any, p: Any, dt: float) -> tuple[Tensor, Any]:
+            v = state.v + current
+            z = threshold(v - p.v_th, p.method, p.alpha)
+            return z, IAFFeedForwardState(reset_subtract(z, v, p.v_reset, p.v_th))
+
+        def cell(theta: float, start: float) -> nn.Module:
+            initial: Any = lambda current: IAFFeedForwardState(torch.full_like(current, start))  # noqa: E731
+            return SNNCell(step, initial, IAFParameters(v_th=torch.tensor(theta, device=device)))
 
         super().__init__()
+        device = next(network.parameters()).device
         parts: list[nn.Module] = []
-        for ops, theta in layers(network):
-            parts += ops
-            if theta is not None:
-                p = norse.LIFBoxParameters(tau_mem_inv=torch.tensor(1000.0), v_th=torch.tensor(theta))
-                parts.append(norse.LIFBoxCell(p))
-        self.network = norse.SequentialState(*parts)
+        for layer in layers(network):
+            parts += layer.synapse
+            if layer.theta is not None:
+                parts.append(cell(layer.theta, layer.start))
+        self.network = SequentialState(*parts)
 
     def forward(self, x_TB: Tensor) -> Tensor:
-        state, total = None, torch.zeros(())
+        state, total = None, 0
         for x in x_TB:
             y, state = self.network(x, state)
             total = total + y
-        return total
+        return total  # type: ignore[return-value]
 
 
 class SpikingJelly(nn.Module):
-    """Multi-step mode, layer by layer: the form its documents recommend for speed."""
+    """Multi-step mode, layer by layer: the form its documents recommend for speed. It fires on >=, a difference at ties only."""
+
+    mode = "m"
 
     def __init__(self, network: SpikingNetwork):
         from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
         super().__init__()
         parts: list[nn.Module] = []
-        for ops, theta in layers(network):
-            parts.append(layer.SeqToANNContainer(*ops))
-            if theta is not None:
-                parts.append(neuron.IFNode(v_threshold=theta, v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m"))
+        for stage in layers(network):
+            parts.append(layer.SeqToANNContainer(*stage.synapse) if self.mode == "m" else stage.synapse)
+            if stage.theta is not None:
+                spike = surrogate.ATan()
+                node = neuron.IFNode(v_threshold=stage.theta, v_reset=None, surrogate_function=spike, step_mode=self.mode)
+                node.set_reset_value("v", stage.start)
+                parts.append(node)
         self.network = nn.Sequential(*parts)
         self._reset = functional.reset_net
 
     def forward(self, x_TB: Tensor) -> Tensor:
         self._reset(self.network)
+        return self._run(x_TB)
+
+    def _run(self, x_TB: Tensor) -> Tensor:
         return self.network(x_TB).sum(0)
 
 
-PEERS: dict[str, type[nn.Module]] = {"plain loop": PlainLoop, "snnTorch": SnnTorch, "Norse": Norse, "SpikingJelly": SpikingJelly}
+class SpikingJellySteps(SpikingJelly):
+    """Single-step mode: all layers advance together."""
+
+    mode = "s"
+
+    def _run(self, x_TB: Tensor) -> Tensor:
+        total: Any = 0
+        for x in x_TB:
+            total = total + self.network(x)
+        return total
+
+
+PEERS: dict[str, type[nn.Module]] = {
+    "plain loop": PlainLoop,
+    "snnTorch": SnnTorch,
+    "Norse": Norse,
+    "SpikingJelly": SpikingJelly,
+    "SpikingJelly s": SpikingJellySteps,
+}
+
+
+def contender(name: str, network: SpikingNetwork) -> tuple[nn.Module, Forward]:
+    """A contender's module, and its accumulated output (B, K) for images (B, ...) and a number of steps; everyone encodes."""
+    if name == OURS:
+        return network, network
+    model = PEERS[name](network)
+
+    def forward(x: Tensor, timesteps: int) -> Tensor:
+        return model(network.encoder(x, timesteps).expand(timesteps, *x.shape))
+
+    return model, forward
+
+
+def training_step(model: nn.Module, forward: Forward, x: Tensor, timesteps: int) -> Callable[[], None]:
+    """A step of training on images x and random labels: forward, backward, Adam."""
+    y = torch.randint(10, (len(x),), device=x.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(forward(x, timesteps) / timesteps, y).backward()
+        optimizer.step()
+
+    return step
+
+
+def small_step(model: nn.Module, forward: Forward, x: Tensor) -> None:
+    """Forward and backward of one image, two steps: libraries and compiled kernels are loaded after it."""
+    forward(x[:1], 2).sum().backward()
+    model.zero_grad()
+
+
+def faster_layout(model: nn.Module, run: Callable[[], Any]) -> str:
+    """Leave the model's weights in the layout in which ``run`` is the faster here, and say which it is."""
+    seconds = {}
+    for layout in (torch.channels_last, torch.contiguous_format):
+        model.to(memory_format=layout)
+        run()
+        start = time.perf_counter()
+        run()
+        seconds[layout] = time.perf_counter() - start
+    best = min(seconds, key=lambda layout: seconds[layout])
+    model.to(memory_format=best)
+    return str(best).removeprefix("torch.")

@@ -19,6 +19,7 @@ from spikeprop.snn.kernels import cpu, dense
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.words import channels_first, channels_last, pack
 from spikeprop.snn.layout import ConvLayout, DenseLayout, LinearLayout, Pair, WeightedLayout
+from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.synapse import DropoutMasks
 
 # Spikes per value that the weights see, below which adding weights spike by spike is the faster way; on the careful side.
@@ -44,14 +45,23 @@ class Chunk:
         assert values is not None
         return len(values)
 
+    def cut(self, first: int, last: int) -> Chunk:
+        """The steps first..last; their number of spikes is taken to be in proportion."""
+        if self.words_KBSW is not None:
+            words = self.words_KBSW[first:last]
+            return Chunk(self.shape, words, self.count * len(words) // len(self.words_KBSW))
+        assert self.dense_KB is not None
+        return self if len(self.dense_KB) == 1 else Chunk(self.shape, dense_KB=self.dense_KB[first:last])
+
 
 @dataclass(frozen=True)
 class Source:
-    """What a branch reads: ``batch`` samples of ``shape``, as spikes or as values of ``dtype``."""
+    """What a branch reads: ``batch`` samples of ``shape``, as spikes or as values of ``dtype``; and memory for what it makes."""
 
     batch: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    scratch: Scratch
 
 
 class Branch(Generic[AnyLayout]):
@@ -59,7 +69,7 @@ class Branch(Generic[AnyLayout]):
 
     def __init__(self, layout: AnyLayout, key: str, masks: DropoutMasks | None, source: Source):
         self.layout, self.key, self.masks = layout, key, masks
-        self.batch, self.shape, self.dtype = source.batch, source.shape, source.dtype
+        self.batch, self.shape, self.dtype, self.scratch = source.batch, source.shape, source.dtype, source.scratch
         self.grads: dict[nn.Parameter, Tensor] = {}
 
     def forward(self, source: Chunk) -> Tensor:
@@ -190,7 +200,7 @@ class ConvBranch(WeightedBranch[ConvLayout]):
             current = F.conv2d(images, self.weight_OCYX, bias, layout.stride, layout.padding, layout.dilation)
             return channels_last(current, steps)
         height, width = layout.out_size
-        out = torch.zeros(steps, self.batch, height * width, len(self.weight_OCYX), dtype=self.dtype)
+        out = self.scratch.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype).zero_()
         self.events.forward(self._spikes(source), layout.event_weight, (height, width), out)
         return _affine(out, self.gain, layout.bias)
 
@@ -241,7 +251,7 @@ class LinearBranch(WeightedBranch[LinearLayout]):
         if not self._few(source, FORWARD_EVENTS):
             current_IO = dense.matmul(self._values(source).flatten(0, 1).flatten(1), self.weight_NO)
             return _affine(current_IO.view(shape), 1.0, bias)
-        out = torch.zeros(shape, dtype=self.dtype)
+        out = self.scratch.take(shape, self.dtype).zero_()
         cpu.event_linear(self._spikes(source), weight_PCO, out)
         return _affine(out, self.gain, bias)
 

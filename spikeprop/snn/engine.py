@@ -31,7 +31,7 @@ from spikeprop.snn.synapse import DropoutMasks
 if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork
 
-CHUNK_BYTES = 24 << 20  # of the largest layer's floats
+CHUNK_BYTES = 32 << 20  # of the largest layer's floats
 Observer = Callable[[str, Tensor], None]
 T = TypeVar("T")
 

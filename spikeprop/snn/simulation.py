@@ -2,14 +2,16 @@
 
 The forward pass takes a chunk of steps through the layers: current, scan (integrate, fire, reset), pack, drop the current. The
 backward pass takes the chunks in reverse: the gradient of the output goes down through the layers, scanned against time with the
-packed spikes. Surrogates that need the potential find it kept at the borders of chunks and computed again inside.
+packed spikes. A large layer does its chunk in pieces, so that its floats stay in the cache. Surrogates that need the potential
+find it kept at the borders of pieces and computed again inside.
 
 Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, O classes, W words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -21,12 +23,14 @@ from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.reference import NEVER, advance_since
 from spikeprop.snn.kernels.words import per_position, word_count
 from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.surrogate import STDB
 
 if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork, Stage
 
 INPUT = "input"
+PIECE_BYTES = 4 << 20  # of a layer's floats at once: a part of the last cache, and small enough for its memory to be used again
 MakeBranch = Callable[[str, Source], Branch]
 
 
@@ -41,13 +45,15 @@ class Layer:
         self.v_BSC: Tensor | None = None
         self.grad_v_BSC: Tensor | None = None
         self.words: Tensor | None = None  # (T, B, S, W) where they are kept
-        self.counts: list[int] = []
-        self.borders: list[Tensor] = []
-        self.summary: list[Tensor] = []  # words of each chunk, or-ed
+        self.counts: list[int] = []  # spikes by chunk
+        self.borders: list[Tensor] = []  # potential before each piece
+        self.summary: list[Tensor] = []  # words of each piece, or-ed
         self.since: Tensor | None = None
 
-    def start(self, like_B: Tensor) -> None:
-        """State before the first step."""
+    def start(self, like_B: Tensor, chunk: int) -> None:
+        """State before the first step, and the steps that are done at once: a divisor of the chunk."""
+        each = torch.Size(self.shape).numel() * len(like_B) * like_B.element_size()
+        self.piece = max(n for n in range(1, chunk + 1) if chunk % n == 0 and (n == 1 or n * each <= PIECE_BYTES))
         if self.neuron is None:
             return
         self.theta_RC = per_position(self.neuron.v_threshold, self.shape, like_B.dtype)
@@ -59,6 +65,16 @@ class Layer:
     def potential_kept(self) -> bool:
         """Whether the backward pass needs more than the spikes."""
         return self.neuron is not None and type(self.neuron.surrogate) is not STDB
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Steps first..last of a chunk: what a layer read there, and the gradient of its currents."""
+
+    first: int
+    last: int
+    values: Mapping[str, Chunk]
+    grad_KBSC: Tensor
 
 
 class Simulation:
@@ -86,6 +102,7 @@ class Simulation:
     ):
         self.network, self.kernels, self.like_B = network, kernels, like_B
         self.timesteps, self.chunk, self.keep = timesteps, chunk, keep
+        self.scratch = Scratch(like_B.device)
         self.encoded_once = network.encoder.constant
         self.constant: dict[str, Tensor] = {}  # currents of an input that stays the same, computed once
         self.constant_grads: dict[str, Tensor] = {}
@@ -94,9 +111,9 @@ class Simulation:
         for name, stage in network.each():
             layer = Layer(name, stage, shapes[name])
             for i, source, _ in stage.branches():
-                read = Source(len(like_B), shapes[source], like_B.dtype)
+                read = Source(len(like_B), shapes[source], like_B.dtype, self.scratch)
                 layer.branches.append((source, make_branch(f"{name}/{i}", read)))
-            layer.start(like_B)
+            layer.start(like_B, chunk)
             self.layers[name] = layer
 
     # forward ------------------------------------------------------------------------------------------------------------------
@@ -105,10 +122,16 @@ class Simulation:
         """Advance ``steps`` steps on an encoded input (K or 1, B, ...); the output stage's current (K or 1, B, O)."""
         values = {INPUT: Chunk(self.network.input_shape, dense_KB=x_KB)}
         for name, layer in self.layers.items():
-            current_KBSC = self._current(layer, values)
             if layer.neuron is None:
-                return current_KBSC.squeeze(2)
-            values[name] = self._fire(layer, current_KBSC, begin, steps)
+                return self._current(layer, values).squeeze(2)
+            words = self.words(name, begin, steps)
+            count = sum(
+                self._fire(layer, self._current(layer, _cut(values, first, last)), words[first:last])
+                for first, last in _pieces(layer, steps)
+            )
+            if self.keep:
+                layer.counts.append(count)
+            values[name] = Chunk(layer.shape, words, count)
         raise AssertionError("the last stage has no neuron; checked at construction")
 
     def words(self, name: str, begin: int, steps: int) -> Tensor:
@@ -139,22 +162,21 @@ class Simulation:
         assert total is not None
         return total if owned or not layer.potential_kept else total.clone()
 
-    def _fire(self, layer: Layer, current_KBSC: Tensor, begin: int, steps: int) -> Chunk:
+    def _fire(self, layer: Layer, current_KBSC: Tensor, words_KBSW: Tensor) -> int:
+        """Run a layer's neurons over a piece; writes the words, returns the number of spikes."""
         neuron = layer.neuron
         assert neuron is not None
         assert layer.v_BSC is not None
-        words = self.words(layer.name, begin, steps)
         if self.keep and layer.potential_kept:
             layer.borders.append(layer.v_BSC.clone())
         count = self.kernels.scan(
-            current_KBSC, layer.v_BSC, layer.theta_RC, layer.leak_RC, neuron.reset == "zero", words, potential=False
+            current_KBSC, layer.v_BSC, layer.theta_RC, layer.leak_RC, neuron.reset == "zero", words_KBSW, potential=False
         )
-        if self.keep:
-            layer.counts.append(count)
-            if not layer.potential_kept:
-                layer.summary.append(torch.empty_like(words[0]))
-                self.kernels.any_of(words, layer.summary[-1])
-        return Chunk(layer.shape, words, count)
+        self.scratch.give(current_KBSC)
+        if self.keep and not layer.potential_kept:
+            layer.summary.append(torch.empty_like(words_KBSW[0]))
+            self.kernels.any_of(words_KBSW, layer.summary[-1])
+        return count
 
     # backward -----------------------------------------------------------------------------------------------------------------
 
@@ -167,12 +189,45 @@ class Simulation:
         for name, layer in reversed(self.layers.items()):
             if layer.neuron is None:
                 grad_KBSC = grad_BO.view(1, len(grad_BO), 1, -1).expand(steps, -1, -1, -1).contiguous()
-            elif name in grads:
-                grad_KBSC = self._scan_back(layer, grads.pop(name), number, begin, values)
-            else:  # nothing reads this layer
-                continue
+                self._synapses_back(layer, [Piece(0, steps, values, grad_KBSC)], steps, grads)
+            elif name in grads:  # else nothing reads this layer
+                pieces = self._scanned_back(layer, grads.pop(name), begin, steps, values)
+                self._synapses_back(layer, pieces, steps, grads)
+
+    def _scanned_back(
+        self, layer: Layer, gradient: Gradient, begin: int, steps: int, values: Mapping[str, Chunk]
+    ) -> Iterator[Piece]:
+        """Each piece of a layer's chunk, the last first, with the gradient of its currents."""
+        for first, last in reversed(_pieces(layer, steps)):
+            own = _cut(values, first, last)
+            yield Piece(first, last, own, self._scan_back(layer, gradient.steps(first, last), begin + first, own))
+        self.scratch.give(gradient.values_KBPC)
+
+    def _synapses_back(self, layer: Layer, pieces: Iterable[Piece], steps: int, grads: dict[str, Gradient]) -> None:
+        """Gather the gradients of a layer's weights, and add those of its sources' spikes to ``grads``."""
+        found: dict[str, Gradient] = {}
+        for piece in pieces:
+            here: dict[str, Gradient] = {}
             for source, branch in layer.branches:
-                self._branch_back(source, branch, values[source], grad_KBSC, grads)
+                self._branch_back(source, branch, piece.values[source], piece.grad_KBSC, here)
+            for source, gradient in here.items():
+                found[source] = self._placed(gradient, piece, steps, found.get(source))
+            self.scratch.give(piece.grad_KBSC)
+        for source, gradient in found.items():
+            grads[source] = self._added(grads[source], gradient) if source in grads else gradient
+
+    def _placed(self, gradient: Gradient, piece: Piece, steps: int, whole: Gradient | None) -> Gradient:
+        """A piece's gradient put in its place in that of the whole chunk."""
+        values = gradient.values_KBPC
+        if piece.last - piece.first == steps:
+            return gradient
+        if whole is None:
+            whole = replace(gradient, values_KBPC=self.scratch.take((steps, *values.shape[1:]), values.dtype))
+        whole.values_KBPC[piece.first : piece.last] = values
+        return whole
+
+    def _added(self, one: Gradient, other: Gradient) -> Gradient:
+        return Gradient(self.kernels.spread(one) + self.kernels.spread(other))
 
     def finish(self, x_KB: Tensor) -> dict[nn.Parameter, Tensor]:
         """The parameters' gradients, after the first chunk has been taken back; x_KB: one step of the input."""
@@ -196,9 +251,7 @@ class Simulation:
         if source != INPUT:
             grad = branch.backward(values, grad_KBSC, True)
             assert grad is not None
-            if source in grads:
-                grad = Gradient(self.kernels.spread(grads[source]) + self.kernels.spread(grad))
-            grads[source] = grad
+            grads[source] = self._added(grads[source], grad) if source in grads else grad
         elif self.encoded_once:  # one step stands for all: its gradient is their sum
             summed = grad_KBSC.sum(0, keepdim=True)
             known = self.constant_grads.get(branch.key)
@@ -206,8 +259,8 @@ class Simulation:
         else:
             branch.backward(values, grad_KBSC, False)
 
-    def _scan_back(self, layer: Layer, gradient: Gradient, number: int, begin: int, values: Mapping[str, Chunk]) -> Tensor:
-        """Gradient (K, B, S, C) of a layer's currents from that of its spikes."""
+    def _scan_back(self, layer: Layer, gradient: Gradient, begin: int, values: Mapping[str, Chunk]) -> Tensor:
+        """Gradient (K, B, S, C) of a layer's currents from that of its spikes, over a piece."""
         neuron = layer.neuron
         assert neuron is not None
         assert layer.words is not None
@@ -216,12 +269,15 @@ class Simulation:
         common = (layer.theta_RC, layer.leak_RC, neuron.reset == "zero")
         if not layer.potential_kept:
             assert isinstance(neuron.surrogate, STDB)
-            summary = torch.stack(layer.summary)
             if layer.since is None:
-                layer.since = self.kernels.since_at_end(layer.words, summary, self.chunk)
-            return self.kernels.scan_back(
-                gradient, layer.grad_v_BSC, layer.since, layer.words, summary, self.chunk, begin, *common, neuron.surrogate
+                layer.summary = [torch.stack(layer.summary)]
+                layer.since = self.kernels.since_at_end(layer.words, layer.summary[0], layer.piece)
+            (summary,) = layer.summary
+            out_KBSC = self._room(layer, gradient)
+            self.kernels.scan_back(
+                gradient, layer.grad_v_BSC, layer.since, layer.words, summary, layer.piece, begin, *common, neuron.surrogate, out_KBSC
             )
+            return out_KBSC
         grad_KBSC = self.kernels.spread(gradient).contiguous()
         steps = len(grad_KBSC)
         x_KBSC = self._potentials(layer, steps, values)
@@ -230,16 +286,31 @@ class Simulation:
         self.kernels.scan_back_slopes(grad_KBSC, layer.grad_v_BSC, layer.words[begin : begin + steps], slopes, *common)
         return grad_KBSC
 
+    def _room(self, layer: Layer, gradient: Gradient) -> Tensor:
+        """Where the gradient of a piece's currents goes: over that of its spikes, where that is as large."""
+        values = gradient.values_KBPC
+        if gradient.pool == 1:
+            return values
+        return self.scratch.take((*values.shape[:2], layer.positions, values.shape[3]), values.dtype)
+
     def _potentials(self, layer: Layer, steps: int, values: Mapping[str, Chunk]) -> Tensor:
-        """u/theta - 1 at every step of a chunk, computed again from the potential at its border."""
+        """u/theta - 1 at every step of a piece, computed again from the potential at its border."""
         neuron, v_BSC = layer.neuron, layer.borders.pop()
         assert isinstance(neuron, Neuron)
         current_KBSC = self._current(layer, values)
-        if len(current_KBSC) < steps:
-            current_KBSC = current_KBSC.expand(steps, *current_KBSC.shape[1:]).contiguous()
+        if len(current_KBSC) < steps or current_KBSC.dtype != v_BSC.dtype:
+            current_KBSC = current_KBSC.to(v_BSC.dtype).expand(steps, *current_KBSC.shape[1:]).contiguous()
         words = torch.empty_like(values[layer.name].words_KBSW)  # type: ignore[arg-type]
         self.kernels.scan(current_KBSC, v_BSC, layer.theta_RC, layer.leak_RC, neuron.reset == "zero", words, potential=True)
         return current_KBSC
+
+
+def _pieces(layer: Layer, steps: int) -> list[tuple[int, int]]:
+    return [(first, min(first + layer.piece, steps)) for first in range(0, steps, layer.piece)]
+
+
+def _cut(values: Mapping[str, Chunk], first: int, last: int) -> Mapping[str, Chunk]:
+    return {name: chunk.cut(first, last) for name, chunk in values.items()}
 
 
 def _since(words_TBSW: Tensor, begin: int, steps: int, like_KBSC: Tensor) -> Tensor:

@@ -20,4 +20,12 @@ def packed_kernels(device: torch.device) -> ModuleType | None:
         from spikeprop.snn.kernels import cpu
 
         return cpu
+    if device.type == "cuda":
+        try:
+            import triton  # noqa: F401 - torch brings it where there is one for the platform
+        except ImportError:
+            return None
+        from spikeprop.snn.kernels import cuda
+
+        return cuda
     return None

@@ -93,12 +93,10 @@ def scan_back(
     leak_RC: Tensor,
     to_zero: bool,
     surrogate: STDB,
-) -> Tensor:
+    out_KBSC: Tensor,
+) -> None:
     """See ``packed_reference.scan_back``."""
-    values = gradient.values_KBPC
-    steps, batch, positions = len(values), *grad_v_BSC.shape[:2]
-    whole = gradient.pool == 1
-    out_KBSC = values if whole else values.new_empty(steps, batch, positions, values.shape[3])
+    values, positions = gradient.values_KBPC, grad_v_BSC.shape[1]
     grad, out = _array(values), _array(out_KBSC.flatten(1, 2))
     grad_v, words = _array(grad_v_BSC.flatten(0, 1)), _words(words_TBSW.flatten(1))
     summary = _words(any_MBSW.flatten(1))
@@ -119,7 +117,6 @@ def scan_back(
         )  # fmt: skip
 
     in_ranges(len(grad_v), work)
-    return out_KBSC
 
 
 def scan_back_slopes(

@@ -1,10 +1,10 @@
-"""CUDA back end of the packed kernels, in Triton: torch tensors in, one launch a function, no wait for the device.
+"""CUDA back end of the packed kernels, in Triton: torch tensors in, one launch a function, and the host never waits.
 
-A program handles a few rows of one word each (a row is a sample's position, a word 32 channels) and loops over time itself,
-with membranes, gradients and spike times in registers: currents and gradients are read once and written once. STDB's backward
-pass turns the words of up to 32 steps into one integer a neuron, a bit a step, in which the last spike is the highest bit; what
-lies before is looked for in the words of earlier steps. Suffix legend: K steps, T all steps, B batch, S positions, P pooled
-positions, C channels, W words, R = S or 1; in the Triton functions N rows of a program, L its 32 lanes.
+A program handles a few rows of one word each (a row is a position of a sample, a word 32 channels) and loops over time itself,
+membranes, gradients and spike times in registers: what comes in is read once, what goes out written once. STDB's backward pass
+turns the words of up to 32 steps into one integer a neuron, a bit a step, whose highest bit is the last spike; what lies before
+is looked for in the words of earlier steps. Suffix legend: K steps, T all steps, B batch, S positions, P pooled positions,
+C channels, W words, M chunks, R = S or 1; in the Triton functions X the neurons of a program, N its rows.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from spikeprop.snn.surrogate import STDB
 if TYPE_CHECKING:
     from spikeprop.snn.kernels.cpu import Spikes
 
-STREAM = (16, 4)  # rows and warps of a program: four neurons a thread, loaded 16 bytes at once
-SEARCH = (2, 2)  # the same for one that looks back: it searches until its last neuron is found, so the fewer the better
+STREAM = (16, 4)  # rows and warps of a program: four neurons a thread, 16 bytes a load
+SEARCH = (2, 2)  # of one that looks back, which goes on until its last neuron is found: the fewer the better. With one neuron
+# a thread all its values lie alike in the threads, so none passes through shared memory from one step to the next.
 
 _NEVER: Any = tl.constexpr(int(NEVER))
 _jit: Any = triton.jit
@@ -37,8 +38,8 @@ _jit_over_time: Any = triton.jit(do_not_specialize=["steps", "begin", "chunk"]) 
 
 @_jit
 def _tile(rows, channels, word_count, SIZE: tl.constexpr):
-    """This program's neurons: row (64 bits, as row * channels may pass 2^31), word, bit, channel, and which of them exist."""
-    program = tl.program_id(0)  # programs of one row's words are neighbours: what they read and write is too
+    """This program's neurons: row (64 bits, since row * channels may pass 2^31), word, bit, channel, and which of them exist."""
+    program = tl.program_id(0)  # the words of one row go to programs side by side, as they lie in memory
     x_X = tl.arange(0, SIZE)
     n_X = (program // word_count).to(tl.int64) * (SIZE // 32) + x_X // 32
     w, bit_X = program % word_count, x_X % 32
@@ -57,7 +58,7 @@ def _pooled_row(n_X, positions, width, POOL: tl.constexpr):
 
 @_jit
 def _fired(words, bit_X, exists):
-    """Whether the neurons fired, 0 or 1, from the address of each one's word."""
+    """1 for neurons that fired, else 0, from the address of each one's word."""
     return (tl.load(words, mask=exists, other=0) >> bit_X) & 1
 
 
@@ -116,7 +117,7 @@ def _scan(
     v_X = tl.load(v + at, mask=exists, other=0.0)
     theta_X = tl.load(theta + of, mask=exists, other=1.0)
     leak_X = tl.load(leak + of, mask=exists, other=1.0)
-    n_N = (tl.program_id(0) // word_count).to(tl.int64) * (SIZE // 32) + tl.arange(0, SIZE // 32)
+    n_N = (tl.program_id(0) // word_count).to(tl.int64) * (SIZE // 32) + tl.arange(0, SIZE // 32)  # one word each
     current += at
     words += n_N * word_count + w
     for _ in range(steps):
@@ -146,10 +147,9 @@ def _any_of(words, found, count, steps, SIZE: tl.constexpr):
 def _since_at_end(words, summary, since, rows, word_count, steps, chunk, SIZE: tl.constexpr):
     n_X, w, bit_X, c_X, exists = _tile(rows, word_count * 32, word_count, SIZE)
     word_at = n_X * word_count + w
-    found_X = _look_back(
-        tl.zeros([SIZE], tl.int32), exists.to(tl.int32), words + word_at, summary + word_at, bit_X, exists, rows * word_count, steps, chunk
-    )
-    tl.store(since + n_X * (word_count * 32) + c_X, found_X, mask=exists)
+    since_X, wanted_X = tl.zeros([SIZE], tl.int32), exists.to(tl.int32)
+    since_X = _look_back(since_X, wanted_X, words + word_at, summary + word_at, bit_X, exists, rows * word_count, steps, chunk)
+    tl.store(since + n_X * (word_count * 32) + c_X, since_X, mask=exists)
 
 
 @_jit_over_time
@@ -179,10 +179,11 @@ def _scan_back(
         for k in range(length):
             history_X |= _fired(now, bit_X, exists) << k
             now += words_step
-        since_X = _look_back(since_X - length, (history_X != 0).to(tl.int32), words, summary, bit_X, exists, words_step, begin + first, chunk)
+        since_X, fired_X = since_X - length, (history_X != 0).to(tl.int32)
+        since_X = _look_back(since_X, fired_X, words, summary, bit_X, exists, words_step, begin + first, chunk)
         for k in range(length - 1, -1, -1):
             values -= values_step
-            earlier_X = tl.load(values, mask=exists & (first + k > 0), other=0.0).to(g_X.dtype)  # on its way meanwhile
+            earlier_X = tl.load(values, mask=exists & (first + k > 0), other=0.0).to(g_X.dtype)  # comes while this step is done
             recent_X = history_X << (31 - k)  # step k at the top, later steps gone
             since_k_X = tl.where(recent_X != 0, 31 - _highest_bit(recent_X), since_X + k + 1)
             slope_X = tl.exp(since_k_X.to(g_X.dtype) * -BETA) * ALPHA
@@ -241,12 +242,13 @@ def _pool(
     out += n_X * channels + c_X
     for _ in range(steps):
         total_X = tl.zeros([SIZE], out.dtype.element_ty)
-        for d in range(POOL * POOL):
-            row_X = top_X + (d // POOL) * width + d % POOL
-            values_X = _fired(words + row_X * word_count, bit_X, exists).to(total_X.dtype)
-            if SCALED:
-                values_X *= tl.load(scale + row_X * channels + c_X, mask=exists, other=0.0)
-            total_X += values_X
+        for y in range(POOL):
+            for x in range(POOL):
+                row_X = top_X + y * width + x
+                value_X = _fired(words + row_X * word_count, bit_X, exists).to(total_X.dtype)
+                if SCALED:
+                    value_X *= tl.load(scale + row_X * channels + c_X, mask=exists, other=0.0).to(total_X.dtype)
+                total_X += value_X
         tl.store(out, total_X * (1.0 / (POOL * POOL)), mask=exists)
         words += unpooled_rows * word_count
         out += tl.cast(rows, tl.int64) * channels
@@ -274,7 +276,7 @@ def _spread(
 
 
 def _launch(kernel: Any, size: tuple[int, int], rows: int, words: int, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel on the device of its first argument, a program for each ``size[0]`` rows of each word."""
+    """Run a kernel, a program for each ``size[0]`` rows of each word, on the device of its first argument."""
     tile, warps = size
     with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
         kernel[(triton.cdiv(rows, tile) * words,)](*arguments, **constants, SIZE=tile * 32, num_warps=warps)
@@ -290,13 +292,13 @@ def scan(
 ) -> int:
     """See ``packed_reference.scan``; returns 0.
 
-    Counting the spikes would make the host wait for the device in every layer of every chunk, and nothing on CUDA asks: the count
-    chooses between spike by spike and dense, a choice that only the CPU has.
+    A count would make the host wait for the device in every layer of every chunk, and nothing on CUDA asks for it: it chooses
+    between spike by spike and dense, a choice that only the CPU has.
     """
     current_KBSC = current_KBSC if potential else current_KBSC.contiguous()
     (batch, positions, channels), words = v_BSC.shape, words_KBSW.shape[-1]
     current_step = 0 if len(current_KBSC) == 1 else _step(current_KBSC)
-    # fused, leak * v + current would be rounded once instead of twice, and a neuron at its threshold could differ from the reference
+    # fused, leak * v + current would be rounded once, not twice, and spikes would differ from the reference's
     _launch(
         _scan, STREAM, batch * positions, words, current_KBSC, v_BSC, theta_RC, leak_RC, words_KBSW, batch * positions, channels,
         words, len(theta_RC), current_step, len(words_KBSW), TO_ZERO=to_zero, POTENTIAL=potential, enable_fp_fusion=False,
@@ -306,9 +308,8 @@ def scan(
 
 def any_of(words_KBSW: Tensor, any_BSW: Tensor) -> None:
     """See ``packed_reference.any_of``."""
-    count, size = any_BSW.numel(), 256
-    with torch.cuda.device_of(words_KBSW):
-        _any_of[(triton.cdiv(count, size),)](words_KBSW, any_BSW, count, len(words_KBSW), SIZE=size)
+    count = any_BSW.numel()
+    _launch(_any_of, STREAM, triton.cdiv(count, 32), 1, words_KBSW, any_BSW, count, len(words_KBSW))
 
 
 def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, chunk: int) -> Tensor:

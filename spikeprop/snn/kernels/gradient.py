@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -24,6 +24,10 @@ class Gradient:
     width: int = 1
     pool: int = 1
     scale_BSC: Tensor | None = None
+
+    def steps(self, first: int, last: int) -> Gradient:
+        """That of the steps first..last, in the same memory."""
+        return replace(self, values_KBPC=self.values_KBPC[first:last])
 
     def dense(self) -> Tensor:
         """Gradient of the spikes themselves, (K, B, S, C)."""

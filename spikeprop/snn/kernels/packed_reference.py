@@ -69,8 +69,9 @@ def scan_back(
     leak_RC: Tensor,
     to_zero: bool,
     surrogate: STDB,
-) -> Tensor:
-    """Gradient (K, B, S, C) of the currents of steps begin.. from that of their spikes, with the STDB surrogate.
+    out_KBSC: Tensor,
+) -> None:
+    """Gradient of the currents of steps begin.. from that of their spikes, with the STDB surrogate.
 
     Args:
         gradient: of the chunk's spikes; its memory may be written over.
@@ -79,12 +80,13 @@ def scan_back(
         words_TBSW: spikes of all steps.
         any_MBSW: words of each chunk of ``chunk`` steps or-ed, which lets a faster search skip chunks.
         begin: first step of the chunk.
+        out_KBSC: where the gradient goes; the memory of ``gradient`` itself, where that is not pooled.
     """
     grad_KBSC = gradient.dense().contiguous()
     end = begin + len(grad_KBSC)
     slopes = stdb_slopes(words_TBSW[:end], grad_KBSC.shape[-1], grad_KBSC.dtype, surrogate)[begin:]
     scan_back_slopes(grad_KBSC, grad_v_BSC, words_TBSW[begin:end], slopes, theta_RC, leak_RC, to_zero)
-    return grad_KBSC
+    out_KBSC.copy_(grad_KBSC)
 
 
 def stdb_slopes(words_TBSW: Tensor, channels: int, dtype: torch.dtype, surrogate: STDB) -> Tensor:
