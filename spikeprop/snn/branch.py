@@ -12,13 +12,21 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from spikeprop.snn.kernels import cpu, dense
+from spikeprop.snn.kernels import cpu, dense, winograd
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.words import channels_first, channels_last, pack
-from spikeprop.snn.layout import ConvLayout, DenseLayout, LinearLayout, Pair, WeightedLayout
+from spikeprop.snn.layout import (
+    ConvGathering,
+    ConvLayout,
+    DenseLayout,
+    Gathering,
+    LinearGathering,
+    LinearLayout,
+    WeightedLayout,
+)
 from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.synapse import DropoutMasks
 
@@ -65,30 +73,19 @@ class Source:
 
 
 class Branch(Generic[AnyLayout]):
-    """One synapse of one simulation; gradients of its parameters gather in ``grads``."""
+    """One synapse of one simulation."""
 
     def __init__(self, layout: AnyLayout, key: str, masks: DropoutMasks | None, source: Source):
         self.layout, self.key, self.masks = layout, key, masks
         self.batch, self.shape, self.dtype, self.scratch = source.batch, source.shape, source.dtype, source.scratch
-        self.grads: dict[nn.Parameter, Tensor] = {}
 
     def forward(self, source: Chunk) -> Tensor:
         """Current (K, B, P, O); K = 1 where the source is one step that stands for all."""
         raise NotImplementedError
 
-    def backward(self, source: Chunk, grad_KBPO: Tensor, want_source: bool) -> Gradient | None:
+    def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
         """Gather gradients of the parameters; returns that of the source's spikes where it is wanted."""
         raise NotImplementedError
-
-    def finish(self) -> dict[nn.Parameter, Tensor]:
-        """The parameters' gradients, after the last chunk."""
-        return self.grads
-
-    def _gather(self, parameter: nn.Parameter | None, grad: Tensor | None) -> None:
-        if parameter is None or grad is None or not parameter.requires_grad:
-            return
-        known = self.grads.get(parameter)
-        self.grads[parameter] = grad if known is None else known.add_(grad)
 
 
 class DenseBranch(Branch[DenseLayout]):
@@ -106,7 +103,7 @@ class DenseBranch(Branch[DenseLayout]):
         current_KB = self.layout.synapse(self._values(source), self.masks, self.key)
         return channels_last(current_KB.flatten(0, 1), len(current_KB))
 
-    def backward(self, source: Chunk, grad_KBPO: Tensor, want_source: bool) -> Gradient | None:
+    def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
         synapse = self.layout.synapse
         values = self._values(source).requires_grad_(want_source)
         parameters = [p for p in synapse.parameters() if p.requires_grad]
@@ -119,7 +116,7 @@ class DenseBranch(Branch[DenseLayout]):
         found = list(torch.autograd.grad(current_KB, wanted, grad.to(current_KB.dtype)))
         grad_values = found.pop(0) if want_source else None
         for parameter, grad in zip(parameters, found):
-            self._gather(parameter, grad)
+            into.add(parameter, grad)
         return Gradient(channels_last(grad_values.flatten(0, 1), len(grad_values))) if grad_values is not None else None
 
 
@@ -130,9 +127,6 @@ class WeightedBranch(Branch[AnyWeighted]):
         super().__init__(layout, key, masks, source)
         self.scale_BSC = self._dropout() if layout.synapse.training and masks is not None else None
         self.mask_BSW = pack(self.scale_BSC) if self.scale_BSC is not None else None
-        kept = max(1.0, float(self.scale_BSC.max())) if self.scale_BSC is not None else 1.0
-        self.kept = 1 / kept  # fraction of the spikes that dropout lets through
-        self.gain = kept / layout.pool**2  # what one of them is worth
         self.compute = _compute_dtype(layout.layer.weight)
 
     def _dropout(self) -> Tensor | None:
@@ -153,16 +147,14 @@ class WeightedBranch(Branch[AnyWeighted]):
 
     def _spikes(self, source: Chunk) -> cpu.Spikes:
         assert source.words_KBSW is not None
-        return cpu.Spikes(
-            source.words_KBSW, self.layout.size, self.shape[0], self.layout.pool, self.scale_BSC, self.mask_BSW
-        )
+        return cpu.Spikes(source.words_KBSW, self.layout.size, self.shape[0], self.layout.pool, self.scale_BSC, self.mask_BSW)
 
     def _few(self, source: Chunk, limit: float) -> bool:
         """Whether so few neurons fire that adding their weights one by one is the faster way."""
         if source.words_KBSW is None or source.words_KBSW.device.type != "cpu":
             return False
         steps, batch, positions = source.words_KBSW.shape[:3]
-        return source.count * self.kept < limit * steps * batch * positions / self.layout.pool**2 * self.shape[0]
+        return source.count * self.layout.kept < limit * steps * batch * positions / self.layout.pool**2 * self.shape[0]
 
     def _values(self, source: Chunk) -> Tensor:
         """What the weights see, dense, (K, B, P, C)."""
@@ -189,7 +181,6 @@ class ConvBranch(WeightedBranch[ConvLayout]):
 
     def __init__(self, layout: ConvLayout, key: str, masks: DropoutMasks | None, source: Source):
         super().__init__(layout, key, masks, source)
-        self.events = cpu.EventConv(tuple(layout.weight_OCYX.shape), layout.padding)
         self.weight_OCYX = layout.weight_OCYX.to(self.compute)
 
     def forward(self, source: Chunk) -> Tensor:
@@ -200,30 +191,46 @@ class ConvBranch(WeightedBranch[ConvLayout]):
             current = F.conv2d(images, self.weight_OCYX, bias, layout.stride, layout.padding, layout.dilation)
             return channels_last(current, steps)
         height, width = layout.out_size
-        out = self.scratch.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype).zero_()
-        self.events.forward(self._spikes(source), layout.event_weight, (height, width), out)
-        return _affine(out, self.gain, layout.bias)
+        out = self.scratch.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype)
+        cpu.event_conv(self._spikes(source), layout.event_weight, layout.padding, layout.affine, (height, width), out)
+        return out
 
-    def backward(self, source: Chunk, grad_KBPO: Tensor, want_source: bool) -> Gradient | None:
+    def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
         layout = self.layout
         if layout.bias is not None:
-            self._gather(layout.layer.bias, grad_KBPO.sum((0, 1, 2)))
+            into.add(layout.layer.bias, grad_KBPO.sum((0, 1, 2)))
         if layout.layer.weight.requires_grad:
             if layout.plain and self._few(source, BACKWARD_EVENTS):
-                self.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
+                assert isinstance(into, ConvGathering)
+                into.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
             else:
                 images = channels_first(self._values(source), layout.pooled_shape)
-                self._gather(layout.layer.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
-        if not want_source:
-            return None
+                into.add(layout.layer.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
+        return self._gradient(self._source_grad(grad_KBPO)) if want_source else None
+
+    def _source_grad(self, grad_KBPO: Tensor) -> Tensor:
+        """Gradient of the values that the weights see, (K, B, P, C)."""
+        layout, steps = self.layout, len(grad_KBPO)
+        channels, height, width = layout.pooled_shape
+        if layout.winograd:
+            out_KBPC = self.scratch.take((steps, self.batch, height * width, channels), self.dtype)
+            winograd.input_grad(
+                grad_KBPO.flatten(0, 1),
+                layout.out_size,
+                layout.winograd_weight,
+                layout.padding,
+                out_KBPC.flatten(0, 1),
+                (height, width),
+                self.scratch,
+            )
+            return out_KBPC
         like = torch.empty(
-            len(grad_KBPO) * self.batch,
-            *layout.pooled_shape,
+            (steps * self.batch, channels, height, width),
             dtype=self.compute,
             device=grad_KBPO.device,
             memory_format=torch.channels_last,
         )
-        return self._gradient(channels_last(self._torch_grad(like, grad_KBPO, 0), len(grad_KBPO)))
+        return channels_last(self._torch_grad(like, grad_KBPO, 0), steps)
 
     def _torch_grad(self, images: Tensor, grad_KBPO: Tensor, which: int) -> Tensor:
         """torch's own gradient of a convolution: 0 of its input, 1 of its weights."""
@@ -232,10 +239,6 @@ class ConvBranch(WeightedBranch[ConvLayout]):
         options = (layout.stride, layout.padding, layout.dilation, False, [0, 0], 1, [which == 0, which == 1, False])
         return torch.ops.aten.convolution_backward(grad, images, self.weight_OCYX, None, *options)[which]
 
-    def finish(self) -> dict[nn.Parameter, Tensor]:
-        self._gather(self.layout.layer.weight, self.events.finish(self.gain))
-        return self.grads
-
 
 class LinearBranch(WeightedBranch[LinearLayout]):
     """A fully connected layer: dense, or spike by spike."""
@@ -243,51 +246,33 @@ class LinearBranch(WeightedBranch[LinearLayout]):
     def __init__(self, layout: LinearLayout, key: str, masks: DropoutMasks | None, source: Source):
         super().__init__(layout, key, masks, source)
         self.weight_NO = layout.weight_PCO.flatten(0, 1).to(self.compute)
-        self.grad_PCO: Tensor | None = None
 
     def forward(self, source: Chunk) -> Tensor:
         weight_PCO, bias = self.layout.weight_PCO, self.layout.bias
         shape = (source.steps, self.batch, 1, weight_PCO.shape[2])
         if not self._few(source, FORWARD_EVENTS):
             current_IO = dense.matmul(self._values(source).flatten(0, 1).flatten(1), self.weight_NO)
-            return _affine(current_IO.view(shape), 1.0, bias)
-        out = self.scratch.take(shape, self.dtype).zero_()
-        cpu.event_linear(self._spikes(source), weight_PCO, out)
-        return _affine(out, self.gain, bias)
+            return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
+        out = self.scratch.take(shape, self.dtype)
+        cpu.event_linear(self._spikes(source), weight_PCO, self.layout.affine, out)
+        return out
 
-    def backward(self, source: Chunk, grad_KBPO: Tensor, want_source: bool) -> Gradient | None:
+    def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
         layout, grad_IO = self.layout, grad_KBPO.flatten(0, 2)
         if layout.bias is not None:
-            self._gather(layout.layer.bias, grad_IO.sum(0))
+            into.add(layout.layer.bias, grad_IO.sum(0))
         if layout.layer.weight.requires_grad:
-            if self.grad_PCO is None:
-                self.grad_PCO = torch.zeros_like(layout.weight_PCO)
+            assert isinstance(into, LinearGathering)
             if self._few(source, BACKWARD_EVENTS):
-                cpu.event_linear_weight_grad(self._spikes(source), grad_IO, self.grad_PCO)
+                cpu.event_linear_weight_grad(self._spikes(source), grad_IO, into.grad_PCO)
             else:
                 values_NI = self._values(source).flatten(0, 1).flatten(1).T
-                self.grad_PCO.view(values_NI.shape[0], -1).add_(
-                    dense.matmul(values_NI, grad_IO.to(self.compute)), alpha=1 / self.gain
-                )
+                grad_NO = dense.matmul(values_NI, grad_IO.to(self.compute))
+                into.grad_PCO.view(grad_NO.shape).add_(grad_NO, alpha=1 / layout.gain)
         if not want_source:
             return None
         grad_IN = dense.matmul(grad_IO.to(self.compute), self.weight_NO.T)
         return self._gradient(grad_IN.view(len(grad_KBPO), self.batch, -1, self.shape[0]))
-
-    def finish(self) -> dict[nn.Parameter, Tensor]:
-        if self.grad_PCO is not None:
-            self._gather(self.layout.layer.weight, self.grad_PCO.mul_(self.gain).permute(2, 1, 0).flatten(1))
-            self.grad_PCO = None
-        return self.grads
-
-
-def _affine(current: Tensor, gain: float, bias: Tensor | None) -> Tensor:
-    """gain * current + bias, in place."""
-    if gain != 1:
-        current *= gain
-    if bias is not None:
-        current += bias
-    return current
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

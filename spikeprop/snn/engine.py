@@ -2,36 +2,38 @@
 
 STDB's backward pass needs to know only when a neuron spiked (do/du = alpha exp(-beta (t - t_last)) / theta, Rathi et al.
 2020), so the spikes of all layers, packed, are all that training keeps of the T steps: floats are held for one chunk only, and
-memory grows by one bit a neuron a step. On the CPU the batch is cut into a part for each thread; each part runs through all
-layers of a chunk on its own (``Simulation``), so threads meet once a chunk and share nothing but the weights.
+memory grows by one bit a neuron a step. On the CPU each thread takes its share of the batch, a few samples at a time, through all
+layers of a chunk (``Simulation``), so threads meet once a chunk, and once for the whole backward pass; they share the weights.
 
 Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, O classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from threading import Barrier
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.branch import make_branch, unpacked
+from spikeprop.snn.branch import Branch, Source, make_branch, unpacked
 from spikeprop.snn.kernels import packed_kernels
 from spikeprop.snn.kernels.words import channels_first
-from spikeprop.snn.layout import Layout, make_layout
+from spikeprop.snn.layout import DenseLayout, Layout, make_layout
 from spikeprop.snn.neuron import IF, LIF, Neuron
+from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.simulation import INPUT, Simulation
 from spikeprop.snn.synapse import DropoutMasks
 
 if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork
 
-CHUNK_BYTES = 32 << 20  # of the largest layer's floats
+ROWS = 64  # samples x steps that go through a layer together: enough for its weights to be read seldom
 Observer = Callable[[str, Tensor], None]
 T = TypeVar("T")
 
@@ -50,39 +52,50 @@ def _plain(neuron: Neuron) -> bool:
     return type(neuron) in (IF, LIF) and not (neuron.v_threshold.requires_grad or neuron.leak.requires_grad)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The samples first..last of the batch."""
+
+    first: int
+    last: int
+    simulation: Simulation
+
+
 class Run:
-    """One simulation of a batch, its parts side by side.
+    """One simulation of a batch.
 
     Args:
         network, x_B: what is simulated.
         timesteps: all steps.
-        chunk: steps done at once; None for as many as fit ``CHUNK_BYTES``.
+        chunk: steps done at once; None for about ``ROWS`` rows (samples x steps) at a time.
         keep: keep what the backward pass needs.
     """
 
     def __init__(self, network: SpikingNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
-        kernels = packed_kernels(x_B.device)
-        assert kernels is not None
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
-        self.chunk = chunk or _chunk_size(network, x_B, timesteps)
+        self.chunk = chunk or _even(timesteps, ROWS)
         self.inputs: list[Tensor] = []  # encoded, by chunk, for the backward pass
+        self.layouts = _layouts(network)
         masks = DropoutMasks(x_B.device) if network.training else None
-        layouts = _layouts(network)
-        self.spans = _spans(x_B)
-        self.parts = []
-        for first, last in self.spans:
-            own = masks.part(first, last, len(x_B)) if masks is not None else None
-            self.parts.append(
-                Simulation(
-                    network,
-                    kernels,
-                    x_B[first:last],
-                    lambda key, source, own=own: make_branch(layouts[key], key, own, source),
-                    timesteps,
-                    self.chunk,
-                    keep=keep,
-                )
-            )
+        self.shares = [self._share(first, last, masks) for first, last in _spans(x_B)]
+
+    def _share(self, first: int, last: int, masks: DropoutMasks | None) -> list[Part]:
+        """One thread's samples, a few at a time."""
+        kernels, scratch = packed_kernels(self.x_B.device), Scratch(self.x_B.device)
+        assert kernels is not None
+        size = max(1, ROWS // self.chunk) if self.x_B.device.type == "cpu" else last - first
+        share = []
+        for low in range(first, last, size):
+            high = min(low + size, last)
+            own = masks.part(low, high, len(self.x_B)) if masks is not None else None
+
+            def branch(key: str, source: Source, own: DropoutMasks | None = own) -> Branch[DenseLayout]:
+                return make_branch(self.layouts[key], key, own, source)
+
+            images = self.x_B[low:high]
+            simulation = Simulation(self.network, kernels, images, branch, scratch, self.timesteps, self.chunk, keep=self.keep)
+            share.append(Part(low, high, simulation))
+        return share
 
     def outputs(self, observe: Observer | None = None) -> Iterator[Tensor]:
         """The accumulated output (K, B, O) after each chunk."""
@@ -92,49 +105,71 @@ class Run:
             x_KB = self.network.encoder(self.x_B, steps)
             if self.keep:
                 self.inputs.append(x_KB if self.network.encoder.constant else _small(x_KB))
-            currents = self._each(lambda part, x, begin=begin, steps=steps: part.advance(begin, steps, x), x_KB)
+            current_KBO = self._advance(begin, steps, x_KB)
             if observe is not None:
                 self._show(observe, begin, steps, x_KB)
-            current_KBO = torch.cat(currents, 1).to(self.x_B.dtype).expand(steps, -1, -1)
             if total_KBO is not None:  # in this order the sum does not depend on how time is cut
                 current_KBO = torch.cat([current_KBO[:1] + total_KBO[-1], current_KBO[1:]])
             total_KBO = torch.cumsum(current_KBO, 0)
             yield total_KBO
 
+    def _advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
+        def work(share: list[Part]) -> Tensor:
+            return torch.cat([p.simulation.advance(begin, steps, x_KB[:, p.first : p.last]) for p in share], 1)
+
+        return torch.cat(_each(self.shares, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
+
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
-        grads_BO = dict(zip(self.parts, (grad_BO[first:last] for first, last in self.spans)))
-        for number in reversed(range(len(self.inputs))):
-            self._each(lambda part, x, number=number: part.retreat(number, x, grads_BO[part]), self.inputs.pop())
-        one_step = self.network.encoder(self.x_B, 1) if self.network.encoder.constant else self.x_B[None]
-        found = self._each(lambda part, x: part.finish(x), one_step)
-        return {p: _sum([grads.pop(p) for grads in found]) for p in list(found[0])}
+        one_step = self.network.encoder(self.x_B, 1) if self.network.encoder.constant else None
 
-    def _each(self, work: Callable[[Simulation, Tensor], T], x_KB: Tensor) -> list[T]:
-        """``work(part, its columns of x_KB)`` for every part, each on a thread of its own."""
+        def work(share: list[Part]) -> dict[nn.Parameter, Tensor]:
+            into = {key: layout.gathering() for key, layout in self.layouts.items()}
+            for part in share:
+                mine = slice(part.first, part.last)
+                for number in reversed(range(len(self.inputs))):
+                    part.simulation.retreat(number, self.inputs[number][:, mine], grad_BO[mine], into)
+                if one_step is not None:
+                    part.simulation.retreat_constant(one_step[:, mine], into)
+                part.simulation.drop()
+            return _merged(gathering.finish() for gathering in into.values())
 
-        def alone(part: Simulation, span: tuple[int, int]) -> T:
-            with torch.no_grad():  # a thread's own state, and on by default
-                return work(part, x_KB[:, span[0] : span[1]])
-
-        if len(self.parts) == 1:
-            return [alone(self.parts[0], self.spans[0])]
-        return list(_threads(len(self.parts)).map(alone, self.parts, self.spans))
+        return _merged(_each(self.shares, work))
 
     def _show(self, observe: Observer, begin: int, steps: int, x_KB: Tensor) -> None:
         observe(INPUT, x_KB.expand(steps, *x_KB.shape[1:]))
-        for name, layer in self.parts[0].layers.items():
+        simulations = [part.simulation for share in self.shares for part in share]
+        for name, layer in simulations[0].layers.items():
             if layer.neuron is not None:
-                words = torch.cat([part.words(name, begin, steps) for part in self.parts], 1)
+                words = torch.cat([simulation.words(name, begin, steps) for simulation in simulations], 1)
                 spikes = channels_first(unpacked(words, layer.shape[0], self.x_B.dtype), layer.shape)
                 observe(name, spikes.unflatten(0, (steps, -1)))
 
 
 def _spans(x_B: Tensor) -> list[tuple[int, int]]:
-    """First and last sample of each part: one for each CPU thread, or all together on another device."""
+    """First and last sample of each share: one for each CPU thread, or all together on another device."""
     parts = min(torch.get_num_threads(), len(x_B)) if x_B.device.type == "cpu" else 1
     borders = [len(x_B) * i // parts for i in range(parts + 1)]
-    return list(zip(borders[:-1], borders[1:]))
+    return list(pairwise(borders))
+
+
+def _each(shares: list[list[Part]], work: Callable[[list[Part]], T]) -> list[T]:
+    """``work`` on every share, each on a thread of its own."""
+
+    def alone(share: list[Part]) -> T:
+        with torch.no_grad():  # a thread's own state, and on by default
+            return work(share)
+
+    return [alone(shares[0])] if len(shares) == 1 else list(_threads(len(shares)).map(alone, shares))
+
+
+def _merged(found: Iterable[dict[nn.Parameter, Tensor]]) -> dict[nn.Parameter, Tensor]:
+    total: dict[nn.Parameter, Tensor] = {}
+    for grads in found:
+        for parameter in list(grads):
+            grad = grads.pop(parameter)
+            total[parameter] = total[parameter].add_(grad) if parameter in total else grad
+    return total
 
 
 @lru_cache(maxsize=4)
@@ -158,16 +193,10 @@ def _layouts(network: SpikingNetwork) -> dict[str, Layout]:
     }
 
 
-def _chunk_size(network: SpikingNetwork, x_B: Tensor, timesteps: int) -> int:
-    largest = max(torch.Size(shape).numel() for name, shape in network.shapes().items() if name != INPUT)
-    return max(1, min(timesteps, CHUNK_BYTES // (largest * len(x_B) * x_B.element_size())))
-
-
-def _sum(values: list[Tensor]) -> Tensor:
-    total = values[0]
-    for value in values[1:]:
-        total = total.add_(value)
-    return total
+def _even(timesteps: int, most: int) -> int:
+    """Steps a chunk, so that chunks of at most ``most`` steps are as equal as they can be."""
+    chunks = -(-timesteps // most)
+    return -(-timesteps // chunks)
 
 
 def _small(x_KB: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Suffix legend: P pooled positions, C channels, O output channels, Y and X rows a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.kernels import cpu
+from spikeprop.snn.kernels import cpu, winograd
 from spikeprop.snn.synapse import SampleDropout, Synapse
 
 Pair = tuple[int, int]
@@ -73,6 +74,10 @@ class DenseLayout:
     def __init__(self, synapse: Synapse):
         self.synapse = synapse
 
+    def gathering(self) -> Gathering:
+        """Where a thread gathers the gradients of the parameters."""
+        return Gathering()
+
 
 class WeightedLayout(DenseLayout):
     """Dropout, average pooling and one layer with weights."""
@@ -83,6 +88,11 @@ class WeightedLayout(DenseLayout):
         self.bias: Tensor | None = chain.layer.bias.detach() if chain.layer.bias is not None else None
         self.size: Pair = (shape[1], shape[2]) if len(shape) == 3 else (1, 1)
         self.pooled_shape = (shape[0], self.size[0] // self.pool, self.size[1] // self.pool)
+        drops = [module.p for _, module, _ in chain.dropouts if synapse.training]
+        self.kept = math.prod(1 - p for p in drops)  # fraction of the spikes that dropout lets through
+        self.gain = 1 / (self.kept or 1.0) / self.pool**2  # what one of them is worth
+        weight = chain.layer.weight
+        self.affine = cpu.Affine(self.gain, self.bias if self.bias is not None else weight.new_zeros(len(weight)).detach())
 
 
 class ConvLayout(WeightedLayout):
@@ -94,11 +104,20 @@ class ConvLayout(WeightedLayout):
         self.weight_OCYX = layer.weight.detach().contiguous(memory_format=torch.channels_last)
         self.stride, self.padding, self.dilation = (_pair(v) for v in (layer.stride, layer.padding, layer.dilation))
         self.plain = self.stride == (1, 1) and self.dilation == (1, 1)
-        self.out_size = tuple(map(self._out_side, (0, 1)))
+        self.out_size: Pair = (self._out_side(0), self._out_side(1))
+        self.winograd = self.weight_OCYX.device.type == "cpu" and winograd.serves(self.weight_OCYX, self.stride, self.dilation)
 
     def _out_side(self, i: int) -> int:
         reach = self.dilation[i] * (self.weight_OCYX.shape[2 + i] - 1) + 1
         return (self.pooled_shape[1 + i] + 2 * self.padding[i] - reach) // self.stride[i] + 1
+
+    def gathering(self) -> Gathering:
+        return ConvGathering(self)
+
+    @cached_property
+    def winograd_weight(self) -> Tensor:
+        """For the gradient of the input by Winograd's algorithm; made when first needed."""
+        return winograd.transformed(self.weight_OCYX)
 
     @cached_property
     def event_weight(self) -> Tensor:
@@ -112,7 +131,68 @@ class LinearLayout(WeightedLayout):
     def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
         super().__init__(synapse, shape, chain)
         weight = chain.layer.weight.detach()
-        self.weight_PCO = weight.view(len(weight), shape[0], -1).permute(2, 1, 0).contiguous()
+        self.weight_PCO = _outer_transposed(weight.view(len(weight), shape[0], -1))
+
+    def gathering(self) -> Gathering:
+        return LinearGathering(self)
+
+
+def _outer_transposed(tensor: Tensor) -> Tensor:
+    return cpu.outer_transposed(tensor) if tensor.device.type == "cpu" else tensor.permute(2, 1, 0).contiguous()
+
+
+class Gathering:
+    """Gradients of one synapse's parameters, as one thread gathers them."""
+
+    def __init__(self) -> None:
+        self.grads: dict[nn.Parameter, Tensor] = {}
+
+    def add(self, parameter: nn.Parameter, grad: Tensor) -> None:
+        """Add to a parameter's gradient; ``grad`` becomes ours."""
+        if parameter.requires_grad:
+            known = self.grads.get(parameter)
+            self.grads[parameter] = grad if known is None else known.add_(grad)
+
+    def finish(self) -> dict[nn.Parameter, Tensor]:
+        """Gradient of each parameter."""
+        return self.grads
+
+
+class ConvGathering(Gathering):
+    """The weights' gradient, where it comes spike by spike, in a layout of its own; a spike that is kept counts as 1."""
+
+    def __init__(self, layout: ConvLayout):
+        super().__init__()
+        self.layout = layout
+        self.events = cpu.EventConvGrad(tuple(layout.weight_OCYX.shape), layout.padding)
+
+    def finish(self) -> dict[nn.Parameter, Tensor]:
+        by_events = self.events.finish(self.layout.gain)
+        if by_events is not None:
+            self.add(self.layout.layer.weight, by_events)
+        return self.grads
+
+
+class LinearGathering(Gathering):
+    """The weights' gradient in the layout of the weights; a spike that is kept counts as 1."""
+
+    def __init__(self, layout: LinearLayout):
+        super().__init__()
+        self.layout = layout
+        self._grad_PCO: Tensor | None = None
+
+    @property
+    def grad_PCO(self) -> Tensor:
+        """What to add to."""
+        if self._grad_PCO is None:
+            self._grad_PCO = torch.zeros_like(self.layout.weight_PCO)
+        return self._grad_PCO
+
+    def finish(self) -> dict[nn.Parameter, Tensor]:
+        if self._grad_PCO is not None:
+            self.add(self.layout.layer.weight, _outer_transposed(self._grad_PCO.mul_(self.layout.gain)).flatten(1))
+            self._grad_PCO = None
+        return self.grads
 
 
 Layout = DenseLayout | ConvLayout | LinearLayout

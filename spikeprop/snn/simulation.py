@@ -1,4 +1,4 @@
-"""One part of a batch, run through the layers of a network in chunks of time; what the packed engine hands to each thread.
+"""A few samples of a batch, run through the layers of a network in chunks of time.
 
 The forward pass takes a chunk of steps through the layers: current, scan (integrate, fire, reset), pack, drop the current. The
 backward pass takes the chunks in reverse: the gradient of the output goes down through the layers, scanned against time with the
@@ -16,12 +16,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikeprop.snn.branch import Branch, Chunk, Source, unpacked
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.reference import NEVER, advance_since
 from spikeprop.snn.kernels.words import per_position, word_count
+from spikeprop.snn.layout import Gathering
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.surrogate import STDB
@@ -78,13 +79,14 @@ class Piece:
 
 
 class Simulation:
-    """One simulation of a part of a batch.
+    """One simulation of a few samples of a batch.
 
     Args:
         network: what is simulated.
         kernels: of the device.
-        like_B: the part's images, for their number, type and device.
+        like_B: the samples, for their number, type and device.
         make_branch: from the key of a synapse and its source.
+        scratch: memory of the thread.
         timesteps, chunk: all steps, and those done at once.
         keep: keep what the backward pass needs.
     """
@@ -95,6 +97,7 @@ class Simulation:
         kernels: ModuleType,
         like_B: Tensor,
         make_branch: MakeBranch,
+        scratch: Scratch,
         timesteps: int,
         chunk: int,
         *,
@@ -102,7 +105,7 @@ class Simulation:
     ):
         self.network, self.kernels, self.like_B = network, kernels, like_B
         self.timesteps, self.chunk, self.keep = timesteps, chunk, keep
-        self.scratch = Scratch(like_B.device)
+        self.scratch = scratch
         self.encoded_once = network.encoder.constant
         self.constant: dict[str, Tensor] = {}  # currents of an input that stays the same, computed once
         self.constant_grads: dict[str, Tensor] = {}
@@ -180,8 +183,11 @@ class Simulation:
 
     # backward -----------------------------------------------------------------------------------------------------------------
 
-    def retreat(self, number: int, x_KB: Tensor, grad_BO: Tensor) -> None:
-        """Take the gradient of the accumulated output back through chunk ``number``, whose encoded input is x_KB."""
+    def retreat(self, number: int, x_KB: Tensor, grad_BO: Tensor, into: Mapping[str, Gathering]) -> None:
+        """Take the gradient of the accumulated output back through chunk ``number``, whose encoded input is x_KB.
+
+        The weights' gradients are gathered in ``into``, by synapse.
+        """
         begin = number * self.chunk
         steps = min(self.chunk, self.timesteps - begin)
         values = self._values(number, begin, steps, x_KB)
@@ -189,10 +195,10 @@ class Simulation:
         for name, layer in reversed(self.layers.items()):
             if layer.neuron is None:
                 grad_KBSC = grad_BO.view(1, len(grad_BO), 1, -1).expand(steps, -1, -1, -1).contiguous()
-                self._synapses_back(layer, [Piece(0, steps, values, grad_KBSC)], steps, grads)
+                self._synapses_back(layer, [Piece(0, steps, values, grad_KBSC)], steps, grads, into)
             elif name in grads:  # else nothing reads this layer
                 pieces = self._scanned_back(layer, grads.pop(name), begin, steps, values)
-                self._synapses_back(layer, pieces, steps, grads)
+                self._synapses_back(layer, pieces, steps, grads, into)
 
     def _scanned_back(
         self, layer: Layer, gradient: Gradient, begin: int, steps: int, values: Mapping[str, Chunk]
@@ -203,13 +209,25 @@ class Simulation:
             yield Piece(first, last, own, self._scan_back(layer, gradient.steps(first, last), begin + first, own))
         self.scratch.give(gradient.values_KBPC)
 
-    def _synapses_back(self, layer: Layer, pieces: Iterable[Piece], steps: int, grads: dict[str, Gradient]) -> None:
+    def _synapses_back(
+        self,
+        layer: Layer,
+        pieces: Iterable[Piece],
+        steps: int,
+        grads: dict[str, Gradient],
+        into: Mapping[str, Gathering],
+    ) -> None:
         """Gather the gradients of a layer's weights, and add those of its sources' spikes to ``grads``."""
         found: dict[str, Gradient] = {}
         for piece in pieces:
             here: dict[str, Gradient] = {}
             for source, branch in layer.branches:
-                self._branch_back(source, branch, piece.values[source], piece.grad_KBSC, here)
+                if source == INPUT and self.encoded_once:  # one step stands for all: its gradient is their sum
+                    self._add_constant(branch.key, piece.grad_KBSC.sum(0, keepdim=True))
+                    continue
+                gradient = branch.backward(piece.values[source], piece.grad_KBSC, into[branch.key], source != INPUT)
+                if gradient is not None:
+                    here[source] = self._added(here[source], gradient) if source in here else gradient
             for source, gradient in here.items():
                 found[source] = self._placed(gradient, piece, steps, found.get(source))
             self.scratch.give(piece.grad_KBSC)
@@ -224,21 +242,25 @@ class Simulation:
         if whole is None:
             whole = replace(gradient, values_KBPC=self.scratch.take((steps, *values.shape[1:]), values.dtype))
         whole.values_KBPC[piece.first : piece.last] = values
+        self.scratch.give(values)
         return whole
 
     def _added(self, one: Gradient, other: Gradient) -> Gradient:
         return Gradient(self.kernels.spread(one) + self.kernels.spread(other))
 
-    def finish(self, x_KB: Tensor) -> dict[nn.Parameter, Tensor]:
-        """The parameters' gradients, after the first chunk has been taken back; x_KB: one step of the input."""
-        grads: dict[nn.Parameter, Tensor] = {}
+    def retreat_constant(self, x_KB: Tensor, into: Mapping[str, Gathering]) -> None:
+        """After the last chunk, take back what an input that stays the same has gathered; x_KB: one step of it."""
+        values = Chunk(self.network.input_shape, dense_KB=x_KB)
         for layer in self.layers.values():
             for _, branch in layer.branches:
                 if branch.key in self.constant_grads:
-                    branch.backward(Chunk(self.network.input_shape, dense_KB=x_KB), self.constant_grads[branch.key], False)
-                for parameter, grad in branch.finish().items():
-                    grads[parameter] = grads[parameter] + grad if parameter in grads else grad
-        return grads
+                    branch.backward(values, self.constant_grads[branch.key], into[branch.key], False)
+
+    def drop(self) -> None:
+        """Let go of everything that was kept for the backward pass."""
+        self.layers.clear()
+        self.constant.clear()
+        self.constant_grads.clear()
 
     def _values(self, number: int, begin: int, steps: int, x_KB: Tensor) -> dict[str, Chunk]:
         values = {INPUT: Chunk(self.network.input_shape, dense_KB=x_KB)}
@@ -247,17 +269,9 @@ class Simulation:
                 values[name] = Chunk(layer.shape, layer.words[begin : begin + steps], layer.counts[number])
         return values
 
-    def _branch_back(self, source: str, branch: Branch, values: Chunk, grad_KBSC: Tensor, grads: dict[str, Gradient]) -> None:
-        if source != INPUT:
-            grad = branch.backward(values, grad_KBSC, True)
-            assert grad is not None
-            grads[source] = self._added(grads[source], grad) if source in grads else grad
-        elif self.encoded_once:  # one step stands for all: its gradient is their sum
-            summed = grad_KBSC.sum(0, keepdim=True)
-            known = self.constant_grads.get(branch.key)
-            self.constant_grads[branch.key] = summed if known is None else known.add_(summed)
-        else:
-            branch.backward(values, grad_KBSC, False)
+    def _add_constant(self, key: str, grad_KBSC: Tensor) -> None:
+        known = self.constant_grads.get(key)
+        self.constant_grads[key] = grad_KBSC if known is None else known.add_(grad_KBSC)
 
     def _scan_back(self, layer: Layer, gradient: Gradient, begin: int, values: Mapping[str, Chunk]) -> Tensor:
         """Gradient (K, B, S, C) of a layer's currents from that of its spikes, over a piece."""
@@ -275,7 +289,16 @@ class Simulation:
             (summary,) = layer.summary
             out_KBSC = self._room(layer, gradient)
             self.kernels.scan_back(
-                gradient, layer.grad_v_BSC, layer.since, layer.words, summary, layer.piece, begin, *common, neuron.surrogate, out_KBSC
+                gradient,
+                layer.grad_v_BSC,
+                layer.since,
+                layer.words,
+                summary,
+                layer.piece,
+                begin,
+                *common,
+                neuron.surrogate,
+                out_KBSC,
             )
             return out_KBSC
         grad_KBSC = self.kernels.spread(gradient).contiguous()

@@ -165,7 +165,7 @@ def test_what_is_kept_for_backward_is_one_bit_a_neuron_a_step() -> None:
         run = engine.Run(network, x, timesteps, 8, keep=True)
         for _ in run.outputs():
             pass
-        layers = [layer for part in run.parts for layer in part.layers.values()]
+        layers = [layer for share in run.shares for part in share for layer in part.simulation.layers.values()]
         kept = [layer.words for layer in layers if layer.words is not None]
         kept += [summary for layer in layers for summary in layer.summary]
         held.append(sum(8 * tensor.numel() * tensor.element_size() for tensor in kept))

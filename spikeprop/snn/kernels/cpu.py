@@ -210,29 +210,47 @@ def spread(gradient: Gradient) -> Tensor:
 
 
 def event_weight(weight_OCYX: Tensor) -> Tensor:
-    """Weights of a convolution as ``EventConv`` reads them: (blocks, C, Y, X x channels of a block), flipped."""
+    """Weights of a convolution as ``event_conv`` reads them: (blocks, C, Y, X x channels of a block), flipped."""
     outputs, channels, rows, columns = weight_OCYX.shape
     block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
     flipped = weight_OCYX.detach().flip(2, 3).unflatten(0, (-1, block))
     return flipped.permute(0, 2, 3, 4, 1).flatten(3).contiguous()
 
 
-class EventConv:
-    """A convolution (stride 1, no dilation, one group) whose cost is proportional to the spikes it reads."""
+@dataclass(frozen=True)
+class Affine:
+    """What becomes of the sum of a target's weights: gain * sum + bias."""
+
+    gain: float
+    bias_O: Tensor
+
+    def arrays(self) -> tuple[Any, np.ndarray]:
+        bias = _array(self.bias_O)
+        return bias.dtype.type(self.gain), bias
+
+
+def event_conv(
+    spikes: Spikes, weight: Tensor, padding: tuple[int, int], affine: Affine, size: tuple[int, int], out_KBPO: Tensor
+) -> None:
+    """Current of a convolution (stride 1, no dilation, one group), an image of ``size``, into ``out_KBPO``.
+
+    Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``.
+    """
+    words, mask, masked = spikes.arrays()
+    weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 1)), affine.arrays()
+
+    def work(first: int, last: int) -> None:
+        cpu_loops.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
+
+    in_ranges(len(out), work)
+
+
+class EventConvGrad:
+    """Gradient of the weights of ``event_conv``, gathered spike by spike."""
 
     def __init__(self, shape_OCYX: tuple[int, ...], padding: tuple[int, int]):
         self.shape, self.padding = shape_OCYX, padding
         self.grads: list[np.ndarray] = []
-
-    def forward(self, spikes: Spikes, weight: Tensor, size: tuple[int, int], out_KBPO: Tensor) -> None:
-        """Add the current, an image of ``size``, to ``out_KBPO``, a spike that is kept counted as 1."""
-        words, mask, masked = spikes.arrays()
-        weights, out = _array(weight), _array(out_KBPO.flatten(0, 1))
-
-        def work(first: int, last: int) -> None:
-            cpu_loops.conv(words, spikes.size, spikes.pool, mask, masked, weights, self.padding, out, size, first, last)
-
-        in_ranges(len(out), work)
 
     def weight_grad(self, spikes: Spikes, grad_KBPO: Tensor, size: tuple[int, int]) -> None:
         """Add to the gradient that ``finish`` returns."""
@@ -266,15 +284,22 @@ class EventConv:
         return unfolded.reshape(outputs, channels, rows, columns).flip(2, 3)
 
 
-def event_linear(spikes: Spikes, weight_PCO: Tensor, out_KBPO: Tensor) -> None:
-    """Add the current of a fully connected layer to ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
+def event_linear(spikes: Spikes, weight_PCO: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
+    """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
     words, mask, masked = spikes.arrays()
-    weight, out = _array(weight_PCO), _array(out_KBPO.flatten(0, 2))
+    weight, out, (gain, bias) = _array(weight_PCO), _array(out_KBPO.flatten(0, 2)), affine.arrays()
 
     def work(first: int, last: int) -> None:
-        cpu_loops.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, out, first, last)
+        cpu_loops.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, gain, bias, out, first, last)
 
     in_ranges(len(out), work)
+
+
+def outer_transposed(from_AMB: Tensor) -> Tensor:
+    """(A, M, B) as (B, M, A), contiguous."""
+    source, out = _array(from_AMB), torch.empty(from_AMB.shape[::-1], dtype=from_AMB.dtype)
+    in_ranges(source.shape[1], lambda first, last: cpu_loops.outer_transposed(source, _array(out), first, last))
+    return out
 
 
 def event_linear_weight_grad(spikes: Spikes, grad_IO: Tensor, total_PCO: Tensor) -> None:

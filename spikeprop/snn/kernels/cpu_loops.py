@@ -257,8 +257,8 @@ def spread(grad_IPC, width, pool, scale_BSC, scaled, factor, out_ISC, first, las
 
 
 @_jit
-def conv(words_ISW, shape, pool, mask_BSW, masked, weight_XCYJ, padding, out_IPO, out_shape, first, last):
-    """Current of a convolution with stride 1, spike by spike, added to ``out_IPO``.
+def conv(words_ISW, shape, pool, mask_BSW, masked, weight_XCYJ, padding, gain, bias_O, out_IPO, out_shape, first, last):
+    """gain * (sum of the weights of the spikes) + bias of a convolution with stride 1, spike by spike, into ``out_IPO``.
 
     weight_XCYJ: (blocks of output channels, input channels, kernel rows, kernel columns x channels of a block), flipped along
     rows and columns: a spike adds one contiguous run of it to each row of a tile that has a border for what falls outside.
@@ -272,7 +272,7 @@ def conv(words_ISW, shape, pool, mask_BSW, masked, weight_XCYJ, padding, out_IPO
     found = np.empty(weight_XCYJ.shape[1], np.int64)
     skip_y, skip_x = rows - 1 - padding[0], (columns - 1 - padding[1]) * block
     for x in range(blocks):
-        weight = weight_XCYJ[x]
+        weight, bias = weight_XCYJ[x], bias_O[x * block : (x + 1) * block]
         for i in range(first, last):
             tile[:] = 0
             for s in range(words_ISW.shape[1]):
@@ -299,7 +299,7 @@ def conv(words_ISW, shape, pool, mask_BSW, masked, weight_XCYJ, padding, out_IPO
                     to = out_IPO[i, y * out_shape[1] + z, x * block : (x + 1) * block]
                     row = tile[y + skip_y, skip_x + z * block : skip_x + (z + 1) * block]
                     for c in range(block):
-                        to[c] += row[c]
+                        to[c] = gain * row[c] + bias[c]
 
 
 @_jit
@@ -334,10 +334,11 @@ def conv_weight_grad(words_ISW, shape, pool, mask_BSW, masked, grad_IPO, out_sha
 
 
 @_jit
-def linear(words_ISW, width, pool, mask_BSW, masked, weight_PCO, out_IO, first, last):
-    """Current of a fully connected layer, spike by spike, added to ``out_IO``; a position's weights stay in cache."""
+def linear(words_ISW, width, pool, mask_BSW, masked, weight_PCO, gain, bias_O, out_IO, first, last):
+    """The same of a fully connected layer; a position's weights stay in cache."""
     pooled_width = width // pool
     found = np.empty(weight_PCO.shape[1], np.int64)
+    out_IO[first:last] = 0
     for p in range(weight_PCO.shape[0]):
         weight = weight_PCO[p]
         top = (p // pooled_width) * pool * width + (p % pooled_width) * pool
@@ -357,6 +358,22 @@ def linear(words_ISW, width, pool, mask_BSW, masked, weight_PCO, out_IO, first, 
                     for c in range(to.shape[0]):
                         to[c] += w0[c]
                     e += 1
+    for i in range(first, last):
+        to = out_IO[i]
+        for c in range(to.shape[0]):
+            to[c] = gain * to[c] + bias_O[c]
+
+
+@_jit
+def outer_transposed(from_AMB, to_BMA, first, last):
+    """(A, M, B) as (B, M, A), for the rows first..last of M; square tiles, so that both sides' lines are used whole."""
+    side = 16
+    for m in range(first, last):
+        for a in range(0, from_AMB.shape[0], side):
+            for b in range(0, from_AMB.shape[2], side):
+                for i in range(b, min(b + side, from_AMB.shape[2])):
+                    for j in range(a, min(a + side, from_AMB.shape[0])):
+                        to_BMA[i, m, j] = from_AMB[j, m, i]
 
 
 @_jit

@@ -63,6 +63,12 @@ def _fired(words, bit_X, exists):
 
 
 @_jit
+def _spikes(words, bit_X, exists):
+    """The same as floats."""
+    return tl.where(_fired(words, bit_X, exists) != 0, 1.0, 0.0)
+
+
+@_jit
 def _highest_bit(bits):
     """Number of the highest bit that is set, of 32-bit patterns other than 0: the exponent of the number as a float."""
     pattern = bits.to(tl.uint32, bitcast=True)
@@ -226,7 +232,7 @@ def _scan_back_slopes(
 @_jit
 def _unpack(words, out, rows, channels, word_count, SIZE: tl.constexpr):
     n_X, w, bit_X, c_X, exists = _tile(rows, channels, word_count, SIZE)
-    tl.store(out + n_X * channels + c_X, _fired(words + n_X * word_count + w, bit_X, exists), mask=exists)
+    tl.store(out + n_X * channels + c_X, _spikes(words + n_X * word_count + w, bit_X, exists), mask=exists)
 
 
 @_jit_over_time
@@ -245,7 +251,7 @@ def _pool(
         for y in range(POOL):
             for x in range(POOL):
                 row_X = top_X + y * width + x
-                value_X = _fired(words + row_X * word_count, bit_X, exists).to(total_X.dtype)
+                value_X = _spikes(words + row_X * word_count, bit_X, exists).to(total_X.dtype)
                 if SCALED:
                     value_X *= tl.load(scale + row_X * channels + c_X, mask=exists, other=0.0).to(total_X.dtype)
                 total_X += value_X
@@ -333,18 +339,18 @@ def scan_back(
     leak_RC: Tensor,
     to_zero: bool,
     surrogate: STDB,
-) -> Tensor:
+    out_KBSC: Tensor,
+) -> None:
     """See ``packed_reference.scan_back``."""
+    assert out_KBSC.is_contiguous()
     values, scale = gradient.values_KBPC.contiguous(), gradient.scale_BSC
-    (batch, positions, channels), words, steps = grad_v_BSC.shape, words_TBSW.shape[-1], len(values)
-    out_KBSC = values if gradient.pool == 1 else values.new_empty(steps, batch, positions, channels)
+    (batch, positions, channels), words = grad_v_BSC.shape, words_TBSW.shape[-1]
     rows = batch * positions
     _launch(
         _scan_back, SEARCH, rows, words, values, out_KBSC, grad_v_BSC, since_BSC, words_TBSW, any_MBSW, theta_RC, leak_RC,
-        scale, rows, channels, words, len(theta_RC), positions, gradient.width, _step(values), _step(out_KBSC), steps, begin,
-        chunk, POOL=gradient.pool, ALPHA=surrogate.alpha, BETA=surrogate.beta, TO_ZERO=to_zero, SCALED=scale is not None,
+        scale, rows, channels, words, len(theta_RC), positions, gradient.width, _step(values), _step(out_KBSC), len(values),
+        begin, chunk, POOL=gradient.pool, ALPHA=surrogate.alpha, BETA=surrogate.beta, TO_ZERO=to_zero, SCALED=scale is not None,
     )  # fmt: skip
-    return out_KBSC
 
 
 def scan_back_slopes(

@@ -1,0 +1,36 @@
+"""Scratch memory of one simulation: large blocks that are taken, given back and taken again.
+
+Memory fresh from the system costs a page fault every 4 KiB, which for blocks of megabytes is as dear as the arithmetic on them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Blocks of memory on one device, for one thread."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._free: list[Tensor] = []
+        self._taken: dict[int, Tensor] = {}
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of any content, in the smallest free block that holds it."""
+        size = torch.Size(shape).numel() * dtype.itemsize
+        fitting = [block for block in self._free if len(block) >= size]
+        if fitting:
+            block = min(fitting, key=len)
+            self._free = [other for other in self._free if other is not block]
+        else:
+            block = torch.empty(max(size, dtype.itemsize), dtype=torch.uint8, device=self._device)
+        self._taken[block.data_ptr()] = block
+        return block[:size].view(dtype).view(shape)
+
+    def give(self, tensor: Tensor) -> None:
+        """Give back what ``take`` returned, or a view from its start; what came from elsewhere is left to itself."""
+        block = self._taken.pop(tensor.data_ptr(), None)
+        if block is not None:
+            self._free.append(block)
