@@ -9,13 +9,14 @@ Suffix legend: K steps of a chunk, B batch, S positions, P pooled positions, C c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeprop.snn.kernels import cpu, dense, winograd
+from spikeprop.snn.kernels import cpu, dense, packed_kernels, winograd
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.words import channels_first, channels_last, pack
 from spikeprop.snn.layout import (
@@ -160,11 +161,9 @@ class WeightedBranch(Branch[AnyWeighted]):
         """What the weights see, dense, (K, B, P, C)."""
         if source.dense_KB is not None:
             values = channels_last(source.dense_KB.flatten(0, 1).to(self.compute), len(source.dense_KB))
-        elif source.words_KBSW is not None and source.words_KBSW.device.type == "cpu":
-            return cpu.pooled(self._spikes(source), self.dtype)
         else:
             assert source.words_KBSW is not None
-            values = unpacked(source.words_KBSW, self.shape[0], self.compute)
+            return kernels_of(source.words_KBSW).pooled(self._spikes(source), self.compute)
         if self.scale_BSC is not None:
             values = values * self.scale_BSC.to(self.compute)
         if self.layout.pool == 1:
@@ -198,7 +197,7 @@ class ConvBranch(WeightedBranch[ConvLayout]):
     def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
         layout = self.layout
         if layout.bias is not None:
-            into.add(layout.layer.bias, grad_KBPO.sum((0, 1, 2)))
+            into.add(layout.layer.bias, grad_KBPO.sum((0, 1, 2), dtype=self.dtype))
         if layout.layer.weight.requires_grad:
             if layout.plain and self._few(source, BACKWARD_EVENTS):
                 assert isinstance(into, ConvGathering)
@@ -260,7 +259,7 @@ class LinearBranch(WeightedBranch[LinearLayout]):
     def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
         layout, grad_IO = self.layout, grad_KBPO.flatten(0, 2)
         if layout.bias is not None:
-            into.add(layout.layer.bias, grad_IO.sum(0))
+            into.add(layout.layer.bias, grad_IO.sum(0, dtype=self.dtype))
         if layout.layer.weight.requires_grad:
             assert isinstance(into, LinearGathering)
             if self._few(source, BACKWARD_EVENTS):
@@ -291,10 +290,13 @@ def make_branch(layout: DenseLayout, key: str, masks: DropoutMasks | None, sourc
     return DenseBranch(layout, key, masks, source)
 
 
+def kernels_of(tensor: Tensor) -> ModuleType:
+    """The kernels of a tensor's device."""
+    kernels = packed_kernels(tensor.device)
+    assert kernels is not None
+    return kernels
+
+
 def unpacked(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """Spikes (K, B, S, C) on the words' device."""
-    if words_KBSW.device.type == "cpu":
-        return cpu.unpack(words_KBSW, channels, dtype)
-    from spikeprop.snn.kernels.words import unpack
-
-    return unpack(words_KBSW, channels, dtype)
+    return kernels_of(words_KBSW).unpack(words_KBSW, channels, dtype)

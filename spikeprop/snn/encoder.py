@@ -20,10 +20,12 @@ class Encoder(ABC):
 
     Attributes:
         constant: every step is the same, so one step is returned and the first layer is computed once.
+        spikes: what it makes is -1, 0 or 1, so it can be kept in a byte.
         limit: largest magnitude that it can represent, or None.
     """
 
     constant: ClassVar[bool] = False
+    spikes: ClassVar[bool] = False
     limit: ClassVar[float | None] = None
 
     @abstractmethod
@@ -38,6 +40,7 @@ class Poisson(Encoder):
     Draws from torch's global generator, one draw a step, so a run does not depend on how it is cut into chunks.
     """
 
+    spikes: ClassVar[bool] = True
     limit: ClassVar[float | None] = 1.0
 
     def __call__(self, x: Tensor, timesteps: int) -> Tensor:

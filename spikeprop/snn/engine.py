@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from spikeprop.snn.branch import Branch, Source, make_branch, unpacked
 from spikeprop.snn.kernels import packed_kernels
 from spikeprop.snn.kernels.words import channels_first
-from spikeprop.snn.layout import DenseLayout, Layout, make_layout
+from spikeprop.snn.layout import DenseLayout, Gathering, Layout, make_layout
 from spikeprop.snn.neuron import IF, LIF, Neuron
 from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.simulation import INPUT, Simulation
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork
 
 ROWS = 64  # samples x steps that go through a layer together: enough for its weights to be read seldom
+CUDA_BYTES = 1 << 30  # of the largest layer's floats at once, on a GPU
 Observer = Callable[[str, Tensor], None]
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class Run:
 
     def __init__(self, network: SpikingNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
-        self.chunk = chunk or _even(timesteps, ROWS)
+        self.chunk = chunk or _even(timesteps, _most_steps(network, x_B))
         self.inputs: list[Tensor] = []  # encoded, by chunk, for the backward pass
         self.layouts = _layouts(network)
         masks = DropoutMasks(x_B.device) if network.training else None
@@ -104,7 +105,7 @@ class Run:
             steps = min(self.chunk, self.timesteps - begin)
             x_KB = self.network.encoder(self.x_B, steps)
             if self.keep:
-                self.inputs.append(x_KB if self.network.encoder.constant else _small(x_KB))
+                self.inputs.append(x_KB.to(torch.int8) if self.network.encoder.spikes else x_KB)
             current_KBO = self._advance(begin, steps, x_KB)
             if observe is not None:
                 self._show(observe, begin, steps, x_KB)
@@ -115,7 +116,11 @@ class Run:
 
     def _advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
         def work(share: list[Part]) -> Tensor:
-            return torch.cat([p.simulation.advance(begin, steps, x_KB[:, p.first : p.last]) for p in share], 1)
+            currents = [p.simulation.advance(begin, steps, x_KB[:, p.first : p.last]) for p in share]
+            current_KBO = torch.cat(currents, 1)
+            for part, current in zip(share, currents):
+                part.simulation.scratch.give(current)
+            return current_KBO
 
         return torch.cat(_each(self.shares, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
 
@@ -123,7 +128,7 @@ class Run:
         """Gradients of the parameters for that of the accumulated output after the last step."""
         one_step = self.network.encoder(self.x_B, 1) if self.network.encoder.constant else None
 
-        def work(share: list[Part]) -> dict[nn.Parameter, Tensor]:
+        def work(share: list[Part]) -> dict[str, Gathering]:
             into = {key: layout.gathering() for key, layout in self.layouts.items()}
             for part in share:
                 mine = slice(part.first, part.last)
@@ -132,9 +137,15 @@ class Run:
                 if one_step is not None:
                     part.simulation.retreat_constant(one_step[:, mine], into)
                 part.simulation.drop()
-            return _merged(gathering.finish() for gathering in into.values())
+            return into
 
-        return _merged(_each(self.shares, work))
+        first, *others = _each(self.shares, work)
+        self.shares.clear()
+        self.layouts.clear()
+        for key, gathering in first.items():
+            for other in others:
+                gathering.merge(other.pop(key))
+        return _added_up(gathering.finish() for gathering in first.values())
 
     def _show(self, observe: Observer, begin: int, steps: int, x_KB: Tensor) -> None:
         observe(INPUT, x_KB.expand(steps, *x_KB.shape[1:]))
@@ -163,12 +174,12 @@ def _each(shares: list[list[Part]], work: Callable[[list[Part]], T]) -> list[T]:
     return [alone(shares[0])] if len(shares) == 1 else list(_threads(len(shares)).map(alone, shares))
 
 
-def _merged(found: Iterable[dict[nn.Parameter, Tensor]]) -> dict[nn.Parameter, Tensor]:
+def _added_up(found: Iterable[dict[nn.Parameter, Tensor]]) -> dict[nn.Parameter, Tensor]:
+    """One gradient a parameter; one that several synapses share has one from each."""
     total: dict[nn.Parameter, Tensor] = {}
     for grads in found:
-        for parameter in list(grads):
-            grad = grads.pop(parameter)
-            total[parameter] = total[parameter].add_(grad) if parameter in total else grad
+        for parameter, grad in grads.items():
+            total[parameter] = total[parameter] + grad if parameter in total else grad
     return total
 
 
@@ -193,16 +204,18 @@ def _layouts(network: SpikingNetwork) -> dict[str, Layout]:
     }
 
 
+def _most_steps(network: SpikingNetwork, x_B: Tensor) -> int:
+    """Steps that may go through a layer together."""
+    if x_B.device.type == "cpu":
+        return ROWS
+    largest = max(torch.Size(shape).numel() for name, shape in network.shapes().items() if name != INPUT)
+    return max(1, CUDA_BYTES // (largest * len(x_B) * x_B.element_size()))
+
+
 def _even(timesteps: int, most: int) -> int:
     """Steps a chunk, so that chunks of at most ``most`` steps are as equal as they can be."""
     chunks = -(-timesteps // most)
     return -(-timesteps // chunks)
-
-
-def _small(x_KB: Tensor) -> Tensor:
-    """The input in a byte a value where its values are -1, 0 and 1."""
-    small = x_KB.to(torch.int8)
-    return small if bool((small == x_KB).all()) else x_KB
 
 
 class _Training(torch.autograd.Function):

@@ -153,6 +153,11 @@ class Gathering:
             known = self.grads.get(parameter)
             self.grads[parameter] = grad if known is None else known.add_(grad)
 
+    def merge(self, other: Any) -> None:
+        """Take over what another thread has gathered for the same synapse."""
+        for parameter in list(other.grads):
+            self.add(parameter, other.grads.pop(parameter))
+
     def finish(self) -> dict[nn.Parameter, Tensor]:
         """Gradient of each parameter."""
         return self.grads
@@ -165,6 +170,10 @@ class ConvGathering(Gathering):
         super().__init__()
         self.layout = layout
         self.events = cpu.EventConvGrad(tuple(layout.weight_OCYX.shape), layout.padding)
+
+    def merge(self, other: ConvGathering) -> None:
+        super().merge(other)
+        self.events.grads += other.events.grads
 
     def finish(self) -> dict[nn.Parameter, Tensor]:
         by_events = self.events.finish(self.layout.gain)
@@ -187,6 +196,12 @@ class LinearGathering(Gathering):
         if self._grad_PCO is None:
             self._grad_PCO = torch.zeros_like(self.layout.weight_PCO)
         return self._grad_PCO
+
+    def merge(self, other: LinearGathering) -> None:
+        super().merge(other)
+        if other._grad_PCO is not None:
+            self.grad_PCO.add_(other._grad_PCO)
+            other._grad_PCO = None
 
     def finish(self) -> dict[nn.Parameter, Tensor]:
         if self._grad_PCO is not None:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork, Stage
 
 INPUT = "input"
-PIECE_BYTES = 4 << 20  # of a layer's floats at once: a part of the last cache, and small enough for its memory to be used again
+# Of a layer's floats at once. On the CPU a part of the cache, small enough for its memory to be used again.
+PIECE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 MakeBranch = Callable[[str, Source], Branch]
 
 
@@ -53,8 +54,9 @@ class Layer:
 
     def start(self, like_B: Tensor, chunk: int) -> None:
         """State before the first step, and the steps that are done at once: a divisor of the chunk."""
+        limit = PIECE_BYTES[like_B.device.type]
         each = torch.Size(self.shape).numel() * len(like_B) * like_B.element_size()
-        self.piece = max(n for n in range(1, chunk + 1) if chunk % n == 0 and (n == 1 or n * each <= PIECE_BYTES))
+        self.piece = max(n for n in range(1, chunk + 1) if chunk % n == 0 and (n == 1 or n * each <= limit))
         if self.neuron is None:
             return
         self.theta_RC = per_position(self.neuron.v_threshold, self.shape, like_B.dtype)
@@ -279,6 +281,7 @@ class Simulation:
         assert neuron is not None
         assert layer.words is not None
         if layer.grad_v_BSC is None:
+            layer.v_BSC = None
             layer.grad_v_BSC = self.like_B.new_zeros(len(self.like_B), layer.positions, layer.shape[0])
         common = (layer.theta_RC, layer.leak_RC, neuron.reset == "zero")
         if not layer.potential_kept:

@@ -24,9 +24,9 @@ from spikeprop.snn.surrogate import STDB
 if TYPE_CHECKING:
     from spikeprop.snn.kernels.cpu import Spikes
 
-STREAM = (16, 4)  # rows and warps of a program: four neurons a thread, 16 bytes a load
-SEARCH = (2, 2)  # of one that looks back, which goes on until its last neuron is found: the fewer the better. With one neuron
-# a thread all its values lie alike in the threads, so none passes through shared memory from one step to the next.
+# Rows and warps of a program.
+STREAM = (16, 4)  # four neurons a thread, 16 bytes a load
+SEARCH = (2, 2)  # one neuron a thread: few to wait for in a search, and no exchange among threads from step to step
 
 _NEVER: Any = tl.constexpr(int(NEVER))
 _jit: Any = triton.jit
@@ -87,6 +87,7 @@ def _quotient(x, y):
 
 @_jit
 def _any(flags_X):
+    """Whether any of them is 1."""
     return tl.max(flags_X, 0) != 0
 
 

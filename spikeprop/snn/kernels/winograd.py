@@ -35,6 +35,7 @@ _G = torch.tensor(
     ],
     dtype=torch.float64,
 )
+TILES_BYTES = 4 << 20  # of transformed tiles at once
 LEAST_CHANNELS = 128  # with fewer, the transforms cost more than the multiplications that they save
 
 
@@ -73,12 +74,17 @@ def input_grad(
         scratch: memory for the tiles.
     """
     tiles = (-(-out_size[0] // 4), -(-out_size[1] // 4))
-    shape = (36, len(grad_ISO) * tiles[0] * tiles[1], grad_ISO.shape[2])
-    tiles_36NO = scratch.take(shape, torch.float32)
-    _tiles_in(grad_ISO.numpy(), size, (2 - padding[0], 2 - padding[1]), tiles, tiles_36NO.numpy())
-    products = tuple(matmul(tile, w).numpy() for tile, w in zip(tiles_36NO, weight))
-    _tiles_out(products, tiles, out_ISC.numpy(), out_size)
-    scratch.give(tiles_36NO)
+    margin = (2 - padding[0], 2 - padding[1])
+    each = tiles[0] * tiles[1]
+    images = max(1, TILES_BYTES // (36 * each * grad_ISO.shape[2] * 4))
+    for first in range(0, len(grad_ISO), images):
+        here = slice(first, first + images)
+        shape = (36, len(grad_ISO[here]) * each, grad_ISO.shape[2])
+        tiles_36NO = scratch.take(shape, torch.float32)
+        _tiles_in(grad_ISO[here].numpy(), size, margin, tiles, tiles_36NO.numpy())
+        products = tuple(matmul(tile, w).numpy() for tile, w in zip(tiles_36NO, weight))
+        _tiles_out(products, tiles, out_ISC[here].numpy(), out_size)
+        scratch.give(tiles_36NO)
 
 
 @_jit
