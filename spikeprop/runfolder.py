@@ -1,8 +1,8 @@
 """``RunFolder``: where a run keeps its recipe, its versions, its finished stages and its files, so that it can be taken
 up again.
 
-``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result and the seconds
-of every finished stage. Both are replaced whole. A folder belongs to one recipe: another one is refused rather than
+``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result, the seconds and
+the commit of every finished stage. Both are replaced whole. A folder belongs to one recipe: another one is refused rather than
 mixed in.
 """
 
@@ -60,7 +60,7 @@ class RunFolder:
                 write_text(clock, f"{before + time.monotonic() - started:.3f}")
                 raise
             seconds = round(before + time.monotonic() - started, 2)
-            self._stages[name] = {"seconds": seconds, "result": result}
+            self._stages[name] = {"seconds": seconds, "commit": _commit(), "result": result}
             write_json(self.path / "stages.json", self._stages)
             clock.unlink(missing_ok=True)
         return self._stages[name]["result"]
@@ -74,8 +74,9 @@ class RunFolder:
         return {name: stage["seconds"] for name, stage in self._stages.items()}
 
     def provenance(self) -> dict[str, Any]:
-        """Seed, commit, versions and machine, as recorded when the run began."""
-        return {k: v for k, v in read_json(self.path / "run.json").items() if k != "recipe"}
+        """Commit, versions and machine as recorded when the run began, and the commit that each stage ran at."""
+        begun = {k: v for k, v in read_json(self.path / "run.json").items() if k != "recipe"}
+        return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
 
     def _check_same(self, described: dict[str, Any]) -> None:
         before = read_json(self.path / "run.json")["recipe"]

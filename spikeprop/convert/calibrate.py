@@ -13,7 +13,6 @@ then a scale factor).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,6 @@ from spikeprop.convert.graph import relu_activations
 from spikeprop.errors import ConversionError
 from spikeprop.seeding import seed_torch
 from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SpikingNetwork, Stage
-from spikeprop.snn.kernels.bits import PackedSpikes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ class ThresholdBalancing(ThresholdCalibrator):
     """theta = scale * max over images, neurons and steps of the input current W*s of one step, in forward order.
 
     Each layer is measured on the spikes of layers that already have their threshold (Rathi et al. 2020). Their spike trains
-    are kept, one bit a neuron a step, so the whole search costs one pass a layer. Neurons run without leak meanwhile.
+    are kept, one bit a neuron a step, so the whole search costs two passes a layer. Neurons run without leak meanwhile.
 
     Differences from the authors' code: every layer of a residual network is balanced (theirs balances the first three), and
     the threshold that later layers see includes ``scale``, as it will when the network runs.
@@ -84,78 +82,48 @@ class ThresholdBalancing(ThresholdCalibrator):
     percentile: float = 100.0
 
     def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
+        from spikeprop.snn.stagewise import Stagewise  # here, since it brings Numba
+
         if self.timesteps < 1 or self.scale <= 0:
             raise ValueError(f"timesteps={self.timesteps}, scale={self.scale}: both must be positive")
         units = {INPUT: torch.ones((), dtype=x.dtype)}
-        trains: Trains = {INPUT: _EncodedInput(network.encoder, x, self.timesteps)}
+        stages = Stagewise(network, x, self.timesteps, _EncodedInput(network.encoder, x))
         thresholds = {}
         for name, stage in network.each():
             base = _fold_units(stage, units)
             if stage.neuron is None:
                 break
-            peak = max(_quantile(current, self.percentile / 100) for current in _currents(stage, trains))
+            peak = max(_peak(current_KBSC, self.percentile / 100) for current_KBSC in stages.currents(name))
             theta = _set_threshold(stage.neuron, _positive(name, peak) * self.scale)
             thresholds[name], units[name] = theta, theta * base
-            trains[name] = _fire(stage, trains)
-            _forget(network, name, trains)
+            stages.fire(name)
         return thresholds
 
 
 class _EncodedInput:
-    """The encoder's output step by step, drawn again (the same) on each pass rather than kept."""
+    """The encoder's output at any steps, drawn again (the same) when it is asked for again, rather than kept."""
 
-    def __init__(self, encoder: Encoder, x: Tensor, timesteps: int):
-        self.encoder, self.x, self.timesteps = encoder, x, timesteps
+    def __init__(self, encoder: Encoder, x: Tensor):
+        self.encoder, self.x = encoder, x
         self.seed = int(torch.randint(2**62, ()))
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __call__(self, first: int, steps: int) -> Tensor:
+        """Steps first.. of the input, (steps or 1, B, ...)."""
         if self.encoder.constant:
-            yield from [self.encoder(self.x, 1)[0]] * self.timesteps
-            return
-        for t in range(self.timesteps):
-            with torch.random.fork_rng():
-                seed_torch(self.seed, t)
-                (step,) = self.encoder(self.x, 1)
-            yield step
+            return self.encoder(self.x, 1)
+        with torch.random.fork_rng():
+            return torch.cat([self._step(t) for t in range(first, first + steps)])
+
+    def _step(self, t: int) -> Tensor:
+        seed_torch(self.seed, t)
+        return self.encoder(self.x, 1)
 
 
-Trains = dict[str, _EncodedInput | PackedSpikes]
-
-
-def _currents(stage: Stage, trains: Trains) -> Iterator[Tensor]:
-    """Input current (B, ...) of a stage, step by step; steps that repeat the one before are computed once."""
-    sources = [trains[source] for source in stage.sources]
-    previous: list[Tensor] = []
-    current = None
-    for spikes in zip(*sources):
-        if current is None or any(new is not old for new, old in zip(spikes, previous)):
-            current = torch.stack([syn(s.unsqueeze(0))[0] for (_, _, syn), s in zip(stage.branches(), spikes)]).sum(0)
-        previous = list(spikes)
-        yield current
-
-
-def _fire(stage: Stage, trains: Trains) -> PackedSpikes:
-    """The stage's spike trains, its neurons run without leak."""
-    neuron = stage.neuron
-    assert neuron is not None
-    leak = neuron.leak.clone()
-    neuron.leak.fill_(1.0)
-    packed, state = PackedSpikes(), None
-    for current in _currents(stage, trains):
-        state = neuron.initial_state(current) if state is None else state
-        spikes, state = neuron.step(current, state)
-        packed.append(spikes)
-    neuron.leak.copy_(leak)
-    return packed
-
-
-def _forget(network: SpikingNetwork, done: str, trains: Trains) -> None:
-    """Drop the spike trains that no later stage reads."""
-    names = list(network.stages)
-    later = {source for n, stage in network.each() if names.index(n) > names.index(done) for source in stage.sources}
-    for name in list(trains):
-        if name not in later:
-            del trains[name]
+def _peak(current_KBSC: Tensor, q: float) -> Tensor:
+    """The largest, over steps, of a step's quantile."""
+    if q >= 1:
+        return current_KBSC.max()
+    return torch.stack([_quantile(current_BSC, q) for current_BSC in current_KBSC]).max()
 
 
 def _fold_units(stage: Stage, units: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,6 @@ Suffix legend: K steps of a chunk, B batch, S positions, P pooled positions, C c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Generic, TypeVar
 
 import torch
@@ -163,7 +162,7 @@ class WeightedBranch(Branch[AnyWeighted]):
             values = channels_last(source.dense_KB.flatten(0, 1).to(self.compute), len(source.dense_KB))
         else:
             assert source.words_KBSW is not None
-            return kernels_of(source.words_KBSW).pooled(self._spikes(source), self.compute)
+            return packed_kernels(source.words_KBSW.device).pooled(self._spikes(source), self.compute)
         if self.scale_BSC is not None:
             values = values * self.scale_BSC.to(self.compute)
         if self.layout.pool == 1:
@@ -290,13 +289,6 @@ def make_branch(layout: DenseLayout, key: str, masks: DropoutMasks | None, sourc
     return DenseBranch(layout, key, masks, source)
 
 
-def kernels_of(tensor: Tensor) -> ModuleType:
-    """The kernels of a tensor's device."""
-    kernels = packed_kernels(tensor.device)
-    assert kernels is not None
-    return kernels
-
-
 def unpacked(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """Spikes (K, B, S, C) on the words' device."""
-    return kernels_of(words_KBSW).unpack(words_KBSW, channels, dtype)
+    return packed_kernels(words_KBSW.device).unpack(words_KBSW, channels, dtype)

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.branch import Branch, Source, make_branch, unpacked
-from spikeprop.snn.kernels import packed_kernels
+from spikeprop.snn.kernels import packed_kernels, packed_reference
 from spikeprop.snn.kernels.words import channels_first
 from spikeprop.snn.layout import DenseLayout, Gathering, Layout, make_layout
-from spikeprop.snn.neuron import IF, LIF, Neuron
+from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.simulation import INPUT, Simulation
 from spikeprop.snn.synapse import DropoutMasks
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 def supports(network: SpikingNetwork, x_B: Tensor) -> bool:
     """Whether the engine can run this network on this input; if not, the reference does."""
-    if x_B.requires_grad or packed_kernels(x_B.device) is None:
+    if x_B.requires_grad or packed_kernels(x_B.device) is packed_reference:
         return False
     parameters = list(network.parameters())
     if not parameters or any(p.dtype != x_B.dtype or p.device != x_B.device for p in parameters):
@@ -50,7 +50,7 @@ def supports(network: SpikingNetwork, x_B: Tensor) -> bool:
 
 
 def _plain(neuron: Neuron) -> bool:
-    return type(neuron) in (IF, LIF) and not (neuron.v_threshold.requires_grad or neuron.leak.requires_grad)
+    return is_integrate_and_fire(neuron) and not (neuron.v_threshold.requires_grad or neuron.leak.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,6 @@ class Run:
     def _share(self, first: int, last: int, masks: DropoutMasks | None) -> list[Part]:
         """One thread's samples, a few at a time."""
         kernels, scratch = packed_kernels(self.x_B.device), Scratch(self.x_B.device)
-        assert kernels is not None
         size = max(1, ROWS // self.chunk) if self.x_B.device.type == "cpu" else last - first
         share = []
         for low in range(first, last, size):

@@ -125,3 +125,8 @@ class LIF(_IntegrateAndFire):
         surrogate: Surrogate | None = None,
     ):
         super().__init__(v_threshold, leak, reset, v_init, surrogate)
+
+
+def is_integrate_and_fire(neuron: Neuron) -> bool:
+    """Whether the packed kernels know a neuron: ours, not a subclass with rules of its own, nor another library's."""
+    return type(neuron) in (IF, LIF)

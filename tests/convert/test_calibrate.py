@@ -9,7 +9,6 @@ from torch import nn
 from spikeprop import CNN, IF, LIF, Digits, MaxActivation, Percentile, Poisson, ThresholdBalancing, convert, snn_accuracy
 from spikeprop.convert import ConversionError, ThresholdCalibrator, relu_activations, to_spiking
 from spikeprop.snn import Direct, SpikingNetwork
-from spikeprop.snn.kernels.bits import PackedSpikes
 
 CALIBRATORS = [MaxActivation(), Percentile(percentile=99.0), ThresholdBalancing(timesteps=60), ThresholdBalancing(scale=0.7)]
 
@@ -141,15 +140,6 @@ def test_a_dead_layer_and_no_images_are_errors(digits_cnn: CNN) -> None:
 def test_poisson_beyond_its_range_is_told(digits_cnn: CNN) -> None:
     with pytest.warns(UserWarning, match="saturates beyond 1"):
         convert(digits_cnn, [3 * torch.rand(4, 1, 8, 8)], IF(), MaxActivation(), encoder=Poisson())
-
-
-def test_packed_spikes_hold_one_bit_a_neuron_a_step() -> None:
-    trains = [(torch.rand(7, 3, 5) < 0.3).float() for _ in range(9)]
-    packed = PackedSpikes()
-    for spikes in trains:
-        packed.append(spikes)
-    assert all(torch.equal(a, b) for a, b in zip(packed, trains))
-    assert packed.nbytes == 9 * -(-7 * 3 * 5 // 8)
 
 
 @torch.no_grad()

@@ -14,18 +14,25 @@ from spikeprop.snn.kernels.reference import integrate_and_fire
 __all__ = ["integrate_and_fire", "packed_kernels"]
 
 
-def packed_kernels(device: torch.device) -> ModuleType | None:
-    """The module of kernels over packed spikes for a device, or None where there is none."""
+def packed_kernels(device: torch.device) -> ModuleType:
+    """The module of kernels over packed spikes for a device; the plain one where there is no better."""
     if device.type == "cpu":
         from spikeprop.snn.kernels import cpu
 
         return cpu
-    if device.type == "cuda":
-        try:
-            import triton  # noqa: F401 - torch brings it where there is one for the platform
-        except ImportError:
-            return None
+    if device.type == "cuda" and _has_triton():
         from spikeprop.snn.kernels import cuda
 
         return cuda
-    return None
+    from spikeprop.snn.kernels import packed_reference
+
+    return packed_reference
+
+
+def _has_triton() -> bool:
+    """Torch brings it where there is one for the platform."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True

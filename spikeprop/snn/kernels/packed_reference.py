@@ -1,18 +1,26 @@
 """Reference for the kernels over packed spikes: the plain kernel of ``reference.py`` with words in and words out.
 
-Every back end has these three functions; ``cpu.py`` and ``cuda.py`` are tested against them.
-Suffix legend: K steps of the chunk, T all steps, B batch, S positions, C channels, W words, R = S or 1.
+Every back end has these functions; ``cpu.py`` and ``cuda.py`` are tested against them.
+Suffix legend: K steps of the chunk, T all steps, B batch, S positions, P pooled positions, C channels, W words, R = S or 1.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.reference import NEVER
-from spikeprop.snn.kernels.words import BITS, pack, unpack
+from spikeprop.snn.kernels.words import BITS, channels_first, channels_last, pack, unpack
 from spikeprop.snn.surrogate import STDB
+
+if TYPE_CHECKING:
+    from spikeprop.snn.kernels.cpu import Spikes
+
+__all__ = ["any_of", "pooled", "scan", "scan_back", "scan_back_slopes", "since_at_end", "spread", "unpack"]
 
 
 def scan(
@@ -115,3 +123,19 @@ def scan_back_slopes(
         kept = grad_v_BSC * (1 - spikes[k]) if to_zero else grad_v_BSC
         grad_KBSC[k].mul_(slope_KBSC[k] / theta_RC).add_(kept)
         grad_v_BSC.copy_(grad_KBSC[k] * leak_RC)
+
+
+def pooled(spikes: Spikes, dtype: torch.dtype) -> Tensor:
+    """The values (K, B, P, C) that a synapse's weights see: masked, average-pooled spikes."""
+    values_KBSC = unpack(spikes.words_KBSW, spikes.channels, dtype)
+    if spikes.scale_BSC is not None:
+        values_KBSC = values_KBSC * spikes.scale_BSC.to(dtype)
+    if spikes.pool == 1:
+        return values_KBSC
+    images = channels_first(values_KBSC, (spikes.channels, *spikes.size))
+    return channels_last(F.avg_pool2d(images, spikes.pool), len(values_KBSC))
+
+
+def spread(gradient: Gradient) -> Tensor:
+    """Gradient of the spikes from that of the values: the transpose of ``pooled``."""
+    return gradient.dense()

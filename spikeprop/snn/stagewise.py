@@ -1,0 +1,141 @@
+"""A network run one stage at a time over all steps, each stage's spikes kept packed for the stages that read them.
+
+This is how thresholds are balanced: a stage's threshold is found from the spikes below it before its own spikes exist, and no
+stage is run again for the sake of a later one, so a search costs two passes a stage however deep the network is.
+
+Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, W words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from spikeprop.snn.branch import Branch, Chunk, Source, make_branch
+from spikeprop.snn.kernels import packed_kernels
+from spikeprop.snn.kernels.words import channels_first, channels_last, pack, per_position, word_count
+from spikeprop.snn.layout import DenseLayout, make_layout
+from spikeprop.snn.network import INPUT, SpikingNetwork, Stage
+from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
+from spikeprop.snn.scratch import Scratch
+
+CHUNK_BYTES = 64 << 20  # of a stage's current
+
+
+class Stagewise:
+    """Spike trains of a network's stages, made in order.
+
+    Args:
+        network: in evaluation mode; its neurons run without leak.
+        x_B: images.
+        timesteps: steps.
+        encoded: (first step, number of steps) to the encoded input (K or 1, B, ...), the same whenever it is asked.
+    """
+
+    def __init__(self, network: SpikingNetwork, x_B: Tensor, timesteps: int, encoded: Callable[[int, int], Tensor]):
+        self.network, self.x_B, self.timesteps, self.encoded = network, x_B, timesteps, encoded
+        self.kernels = packed_kernels(x_B.device)
+        self.shapes = network.shapes()
+        self.trains: dict[str, Tensor] = {}
+        self.counts: dict[str, list[int]] = {}
+
+    def currents(self, name: str) -> Iterator[Tensor]:
+        """Input current of a stage, (K, B, S, C) a chunk; one step in all where it is the same at every step.
+
+        The memory of a chunk is used again for the next.
+        """
+        for _, _, current_KBSC in self._chunks(name):
+            yield current_KBSC
+            if self._constant(self._stage(name)):
+                return
+
+    def fire(self, name: str) -> None:
+        """Run a stage's neurons and keep their spikes; trains that no later stage reads are dropped."""
+        neuron, shape = self.network.neurons()[name], self.shapes[name]
+        positions = shape[1] * shape[2] if len(shape) == 3 else 1
+        size = (self.timesteps, len(self.x_B), positions, word_count(shape[0]))
+        words_TBSW = torch.empty(size, dtype=torch.int32, device=self.x_B.device)
+        leak = neuron.leak.clone()
+        neuron.leak.fill_(1.0)
+        run = self._scan(neuron, shape) if is_integrate_and_fire(neuron) else self._step(neuron, shape)
+        self.counts[name] = []
+        for first, last, current_KBSC in self._chunks(name):
+            self.counts[name].append(run(current_KBSC, words_TBSW[first:last]))
+        neuron.leak.copy_(leak)
+        self.trains[name] = words_TBSW
+        self._forget(name)
+
+    def _chunks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        """First step, last step and current of each chunk."""
+        stage, scratch = self._stage(name), Scratch(self.x_B.device)
+        branches = []
+        for _, source, synapse in stage.branches():
+            read = Source(len(self.x_B), self.shapes[source], self.x_B.dtype, scratch)
+            branches.append((source, make_branch(make_layout(synapse, self.shapes[source]), name, None, read)))
+        current_KBSC = None
+        for first, last in self._spans(name):
+            if current_KBSC is None or not self._constant(stage):
+                current_KBSC = self._current(branches, first, last)
+            yield first, last, current_KBSC
+            if not self._constant(stage):
+                scratch.give(current_KBSC)
+
+    def _current(self, branches: list[tuple[str, Branch[DenseLayout]]], first: int, last: int) -> Tensor:
+        total = None
+        for source, branch in branches:
+            current = branch.forward(self._read(source, first, last))
+            total = current if total is None else total + current
+        assert total is not None
+        return total
+
+    def _read(self, source: str, first: int, last: int) -> Chunk:
+        if source == INPUT:
+            return Chunk(self.shapes[INPUT], dense_KB=self.encoded(first, last - first))
+        words_TBSW = self.trains[source]
+        rate = sum(self.counts[source]) / len(words_TBSW)
+        return Chunk(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
+
+    def _spans(self, name: str) -> list[tuple[int, int]]:
+        each = torch.Size(self.shapes[name]).numel() * len(self.x_B) * self.x_B.element_size()
+        chunk = max(1, min(self.timesteps, CHUNK_BYTES // each))
+        return [(first, min(first + chunk, self.timesteps)) for first in range(0, self.timesteps, chunk)]
+
+    def _stage(self, name: str) -> Stage:
+        return dict(self.network.each())[name]
+
+    def _constant(self, stage: Stage) -> bool:
+        return self.network.encoder.constant and set(stage.sources) == {INPUT}
+
+    def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        theta_RC, leak_RC = (per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.leak))
+        positions = shape[1] * shape[2] if len(shape) == 3 else 1
+        v_BSC = self.x_B.new_zeros(len(self.x_B), positions, shape[0]) + neuron.v_init * theta_RC
+
+        def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:
+            to_zero = neuron.reset == "zero"
+            return self.kernels.scan(current_KBSC, v_BSC, theta_RC, leak_RC, to_zero, words_KBSW, potential=False)
+
+        return run
+
+    def _step(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        """For neurons of other libraries: their own steps."""
+        state = None
+
+        def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:
+            nonlocal state
+            steps = len(words_KBSW)
+            current_KB = channels_first(current_KBSC, shape).unflatten(0, (len(current_KBSC), -1))
+            state = neuron.initial_state(current_KB[0]) if state is None else state
+            spikes_KB, state = neuron.run(current_KB.expand(steps, *current_KB.shape[1:]), state)
+            words_KBSW.copy_(pack(channels_last(spikes_KB.flatten(0, 1), steps)))
+            return int(spikes_KB.sum())
+
+        return run
+
+    def _forget(self, done: str) -> None:
+        names = list(self.network.stages)
+        later = {source for n, stage in self.network.each() if names.index(n) > names.index(done) for source in stage.sources}
+        for name in self.trains.keys() - later:
+            del self.trains[name]
