@@ -50,14 +50,16 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 
 
-def in_own_process(script: str, contender: str, given: Mapping[str, Any]) -> Result | None:
+def in_own_process(
+    script: str, contender: str, given: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> Result | None:
     """The JSON on the last line of ``script --only contender`` with these settings; None where the contender is not installed."""
     command = [sys.executable, script, "--only", contender]
     for name, value in given.items():
         if value is not None:
             values = value if isinstance(value, list) else [value]
             command += [f"--{name.replace('_', '-')}", *map(str, values)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})})
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     if "ModuleNotFoundError" in done.stderr:
@@ -98,10 +100,11 @@ def measure(
         action()
         synchronize()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "median": statistics.median(seconds), "peak_mib": _peak_mib(cuda) - idle}
+    peak = peak_mib(device) - idle
+    return {"seconds": seconds, "median": statistics.median(seconds), "idle_mib": idle, "peak_mib": peak}
 
 
-def resident_mib(field: str) -> float:
+def _resident_mib(field: str) -> float:
     """VmRSS (now) or VmHWM (the highest since it was reset) of this process, MiB; Linux."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
@@ -113,7 +116,7 @@ def _held_mib(cuda: bool) -> float:
     if cuda:
         return torch.cuda.memory_allocated() / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # what is free but not yet given back is not held
-    return resident_mib("VmRSS")
+    return _resident_mib("VmRSS")
 
 
 def _reset_peak(cuda: bool) -> None:
@@ -123,8 +126,9 @@ def _reset_peak(cuda: bool) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mib(cuda: bool) -> float:
-    return torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_mib("VmHWM")
+def peak_mib(device: str) -> float:
+    """The most that was held since measuring began."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.device(device).type == "cuda" else _resident_mib("VmHWM")
 
 
 def machine() -> dict[str, Any]:

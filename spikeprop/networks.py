@@ -43,7 +43,7 @@ def describe_network(model: nn.Module, experiment: Any, data: ImageData) -> dict
     }
 
 
-def load_network(path: Path) -> LoadedNetwork:
+def load_network(path: str | Path) -> LoadedNetwork:
     """Build the network of a checkpoint and fill in its tensors.
 
     Raises:

@@ -70,7 +70,9 @@ def snn_accuracy(
         for number, (x, y) in enumerate(batches):
             seed_torch(seed, number)
             observe = meter.start(len(y)) if meter is not None else None
-            steps = (step for chunk in network.unroll(x, wanted[-1], observe=observe) for step in chunk)
+            watched = meter.timesteps if meter is not None else 0
+            chunks = network.unroll(x, wanted[-1], observe=observe, observed_steps=watched)
+            steps = (step for chunk in chunks for step in chunk)
             for t, output_BK in enumerate(steps, 1):
                 if t in correct:
                     correct[t] += int((output_BK.argmax(1) == y).sum())

@@ -52,12 +52,13 @@ def save_checkpoint(
     write_json(path.with_suffix(".json"), described)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
         CheckpointError: no file, a damaged one, or one that spikeprop did not write.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:

@@ -97,8 +97,8 @@ class Run:
             share.append(Part(low, high, simulation))
         return share
 
-    def outputs(self, observe: Observer | None = None) -> Iterator[Tensor]:
-        """The accumulated output (K, B, O) after each chunk."""
+    def outputs(self, observe: Observer | None = None, observed_steps: int = 0) -> Iterator[Tensor]:
+        """The accumulated output (K, B, O) after each chunk; the first ``observed_steps`` are observed."""
         total_KBO: Tensor | None = None
         for begin in range(0, self.timesteps, self.chunk):
             steps = min(self.chunk, self.timesteps - begin)
@@ -106,8 +106,8 @@ class Run:
             if self.keep:
                 self.inputs.append(x_KB.to(torch.int8) if self.network.encoder.spikes else x_KB)
             current_KBO = self._advance(begin, steps, x_KB)
-            if observe is not None:
-                self._show(observe, begin, steps, x_KB)
+            if observe is not None and begin < observed_steps:
+                self._show(observe, begin, min(steps, observed_steps - begin), x_KB)
             if total_KBO is not None:  # in this order the sum does not depend on how time is cut
                 current_KBO = torch.cat([current_KBO[:1] + total_KBO[-1], current_KBO[1:]])
             total_KBO = torch.cumsum(current_KBO, 0)
@@ -147,7 +147,7 @@ class Run:
         return _added_up(gathering.finish() for gathering in first.values())
 
     def _show(self, observe: Observer, begin: int, steps: int, x_KB: Tensor) -> None:
-        observe(INPUT, x_KB.expand(steps, *x_KB.shape[1:]))
+        observe(INPUT, x_KB[:steps].expand(steps, *x_KB.shape[1:]))
         simulations = [part.simulation for share in self.shares for part in share]
         for name, layer in simulations[0].layers.items():
             if layer.neuron is not None:
@@ -244,9 +244,16 @@ def train(network: SpikingNetwork, x_B: Tensor, timesteps: int, chunk: int | Non
 
 
 @torch.compiler.disable
-def infer(network: SpikingNetwork, x_B: Tensor, timesteps: int, chunk: int | None, observe: Observer | None) -> Iterator[Tensor]:
+def infer(
+    network: SpikingNetwork,
+    x_B: Tensor,
+    timesteps: int,
+    chunk: int | None,
+    observe: Observer | None,
+    observed_steps: int,
+) -> Iterator[Tensor]:
     """Accumulated output (k, B, O) after each chunk of steps, where gradients are off; memory does not grow with T."""
-    return Run(network, x_B, timesteps, chunk, keep=False).outputs(observe)
+    return Run(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps)
 
 
 def stage_shapes(network: SpikingNetwork) -> dict[str, tuple[int, ...]]:

@@ -142,11 +142,22 @@ class SpikingNetwork(nn.Module):
         return self.packed and _engine().supports(self, x_B)
 
     def unroll(
-        self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None
+        self,
+        x_B: Tensor,
+        timesteps: int,
+        *,
+        chunk: int | None = None,
+        observe: Observer | None = None,
+        observed_steps: int | None = None,
     ) -> Iterator[Tensor]:
-        """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps."""
+        """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps.
+
+        What is observed are all steps, or the chunks in which the first ``observed_steps`` lie.
+        """
+        if observed_steps is None:
+            observed_steps = timesteps
         if self._packed(x_B, timesteps) and not torch.is_grad_enabled():
-            yield from _engine().infer(self, x_B, timesteps, chunk, observe)
+            yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
         if chunk is None:
             chunk = timesteps if torch.is_grad_enabled() else 1
@@ -154,7 +165,8 @@ class SpikingNetwork(nn.Module):
         state.constant = {} if self.encoder.constant else None
         for start in range(0, timesteps, chunk):
             steps = min(chunk, timesteps - start)
-            output_TBK, state = self._advance(self.encoder(x_B, steps), steps, state, observe)
+            watching = observe if start < observed_steps else None
+            output_TBK, state = self._advance(self.encoder(x_B, steps), steps, state, watching)
             yield output_TBK
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:

@@ -1,0 +1,165 @@
+"""Peak memory of one training step against the number of steps T, ours and the peers', each in a process of its own.
+
+python benchmarks/memory.py --plot results/benchmarks/memory.png --out results/benchmarks/memory.json
+
+A spiking VGG5; memory is the process's (on a GPU the device's) above what it held when idle, Adam's state included. malloc is
+told to give large blocks back when they are freed, for everyone, so that a peak is what is held; it costs time, so times mean
+nothing here. A line through our points from T = 25 on gives the growth in bits a neuron a step, of forward and backward alone,
+since Adam's own peak hides theirs while T is small: one bit for the spikes, and the input's byte a value. Inference must not
+grow.
+
+``--network vgg16 --timesteps 100 --batch 32`` measures only ours, as it runs: one full training step of VGG16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import OURS, Result, in_own_process, measure, option_parser, parse, peak_mib, ratios, save, settings
+from networks import balanced, random_images, vgg, vgg5
+from peers import PEERS, contender, small_step, training_step
+
+from spikeprop.files import write_atomically
+
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+FROM = 25  # fewer steps may lie in one chunk of the engine
+Curves = dict[str, dict[int, Result | None]]  # contender to T to what was measured
+
+
+def one_step(options: argparse.Namespace) -> Result:
+    """Peak memory and seconds of the first step of training, or of inference; libraries and kernels are loaded before."""
+    (timesteps,), training = options.timesteps, options.phase == "train"
+    network = vgg5(options.seed) if options.network == "vgg5" else balanced(vgg(options.network, options.seed))
+    model, forward = contender(options.only, network.to(options.device).train(training))
+    model.train(training)
+    x = random_images(options.batch, options.device)
+    once = partial(measure, repeats=1, warm_ups=0, device=options.device)
+    if not training:
+        with torch.no_grad():
+            return once(partial(forward, x, timesteps), prepare=partial(forward, x[:1], 2))
+    peaks: list[float] = []
+    step = training_step(model, forward, x, timesteps, before_adam=lambda: peaks.append(peak_mib(options.device)))
+    found = once(step, prepare=partial(small_step, model, forward, x))
+    return {**found, "gradient_mib": peaks[0] - found["idle_mib"]}
+
+
+def curve(options: argparse.Namespace, name: str, phase: str) -> dict[int, Result | None]:
+    """One contender at every T, peers up to their cap."""
+    given = {**settings(options), "phase": phase}
+    steps = [t for t in options.timesteps if name == OURS or t <= options.peer_cap]
+    return {t: in_own_process(__file__, name, {**given, "timesteps": [t]}, GIVE_BACK) for t in steps}
+
+
+def bits(points: dict[int, Result | None], key: str, neurons: int) -> float | None:
+    """Slope of a line through the peaks from T = ``FROM`` on, in bits a neuron a step; None for fewer than two points."""
+    found = {t: r[key] for t, r in points.items() if r is not None and t >= FROM}
+    if len(found) < 2:
+        return None
+    slope, _ = np.polyfit(list(found), list(found.values()), 1)
+    return float(slope) * 2**20 * 8 / neurons
+
+
+def growth(training: Curves, inference: Curves, batch: int) -> dict[str, float | None]:
+    """Growth of our peaks with T, and what the kept spikes and input must take, in bits a neuron a step."""
+    network = vgg("vgg5", 0)
+    neurons = sum(math.prod(network.shapes()[name]) for name in network.neurons())
+    return {
+        "training": bits(training.get(OURS, {}), "gradient_mib", neurons * batch),
+        "kept": 1 + 8 * math.prod(network.input_shape) / neurons,
+        "inference": bits(inference.get(OURS, {}), "peak_mib", neurons * batch),
+    }
+
+
+def memory_ratios(training: Curves) -> dict[int, float]:
+    """Best peer / ours at every T at which both were measured."""
+    steps = sorted({t for points in training.values() for t in points})
+    found = {t: ratios({name: points[t] for name, points in training.items() if t in points}) for t in steps}
+    return {t: ratio["memory"] for t, ratio in found.items() if ratio}
+
+
+def rows(training: Curves, inference: Curves, timesteps: list[int]) -> str:
+    """The table: a row for each contender, a column for each T, MiB."""
+    lines = [f"{'MiB at T =':<22}" + "".join(f"{t:>9}" for t in timesteps)]
+    for phase, curves in (("", training), (", inference", inference)):
+        for name, points in curves.items():
+            cells = [f"{r['peak_mib']:.0f}" if (r := points.get(t)) is not None else "-" for t in timesteps]
+            lines.append(f"{name + phase:<22}" + "".join(f"{cell:>9}" for cell in cells))
+    return "\n".join(lines)
+
+
+def draw(training: Curves, inference: Curves, title: str, path: Path) -> None:
+    """Peak memory against T on a logarithmic axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for phase, curves, style in (("", training, "o-"), (", inference", inference, "o--")):
+        for name, points in curves.items():
+            found = {t: r["peak_mib"] for t, r in points.items() if r is not None}
+            color, width = ("#d95f0e", 2.5) if name == OURS else (None, 1.2)
+            axes.plot(list(found), list(found.values()), style, ms=4, lw=width, color=color, label=name + phase)
+    axes.set(yscale="log", xlabel="time steps T", ylabel="peak memory above idle (MiB)", title=title)
+    axes.grid(alpha=0.3, which="both")
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis("{x:g}")
+    axes.legend()
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """All contenders at all T."""
+    training = {name: curve(options, name, "train") for name in options.contenders}
+    inference = {OURS: curve(options, OURS, "infer")} if OURS in options.contenders else {}
+    title = f"one training step of a spiking VGG5, batch {options.batch}"
+    print(title)
+    print(rows(training, inference, options.timesteps))
+    grown = growth(training, inference, options.batch)
+    shown = {name: "-" if value is None else f"{value:.2f}" for name, value in grown.items()}
+    print(f"{OURS} grows by {shown['training']} bits a neuron a step (kept: {shown['kept']}); inference by {shown['inference']}")
+    ratio = memory_ratios(training)
+    if ratio:
+        print(f"best peer / {OURS}: " + ", ".join(f"memory at T = {t} {value:.2f}" for t, value in ratio.items()))
+    if options.plot:
+        draw(training, inference, title, options.plot)
+    save(__file__, options, training=training, inference=inference, bits=grown, ratios=ratio)
+
+
+def vgg16_step(options: argparse.Namespace) -> None:
+    """Only ours: one full training step."""
+    (timesteps,) = options.timesteps
+    result = in_own_process(__file__, OURS, {**settings(options), "phase": "train"})
+    assert result is not None
+    peak, idle = result["peak_mib"] / 1024, result["idle_mib"] / 1024
+    print(f"one training step of a spiking VGG16, T = {timesteps}, batch {options.batch}")
+    print(f"process peak {peak + idle:.2f} GiB ({peak:.2f} GiB above idle), {result['median']:.1f} s")
+    save(__file__, options, results={OURS: result})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = option_parser(__doc__, [OURS, *PEERS], batch=16, peer_cap=100)
+    parser.add_argument("--timesteps", type=int, nargs="+", default=[10, 25, 50, 100, 175, 250], help="numbers of steps T")
+    parser.add_argument("--network", choices=["vgg5", "vgg16"], default="vgg5", help="default vgg5")
+    parser.add_argument("--phase", choices=["train", "infer"], default="train", help="with --only")
+    parser.add_argument("--plot", type=Path, help="draw memory against T here (PNG)")
+    options = parse(parser, argv)
+    if options.network == "vgg16" and len(options.timesteps) != 1:
+        parser.error("--network vgg16 measures one number of steps, for example --timesteps 100 --batch 32")
+    if options.only:
+        print(json.dumps(one_step(options)))
+    elif options.network == "vgg16":
+        vgg16_step(options)
+    else:
+        compare(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Benchmarks: peers that spike as ours do, clear refusals, and each script from end to end at a tiny size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from spikeprop import CNN, IF, LIF, Direct, MaxActivation, Poisson, SpikingNetwork, convert
+from spikeprop.snn import Encoder, Neuron
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LIBRARIES = {"snnTorch": "snntorch", "Norse": "norse", "SpikingJelly": "spikingjelly", "SpikingJelly s": "spikingjelly"}
+FEW = ["--contenders", "spikeprop", "plain loop"]
+TINY = {
+    "step": ["--timesteps", "3", "--batch", "1", "--repeats", "1"],
+    "infer": ["--timesteps", "10", "--batch", "2", "--images", "3", "--repeats", "1"],
+    "memory": ["--timesteps", "3", "--batch", "1"],
+    "balance": ["--network", "vgg5", "--timesteps", "10", "--images", "1"],
+    "open_neuromorphic": ["--sizes", "32", "--timesteps", "20", "--batch", "2", "--repeats", "1"],
+}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the benchmarks, which are scripts and not a package."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def need(contender: str) -> None:
+    """Skip where a peer's library is not installed."""
+    if contender in LIBRARIES:
+        pytest.importorskip(LIBRARIES[contender], reason="the bench extra is not installed")
+
+
+def network_of(neuron: Neuron, encoder: Encoder) -> SpikingNetwork:
+    """A small network whose sums are exact in float32 in any order, and whose potentials never equal a threshold."""
+    torch.manual_seed(0)
+    ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[16, "A", 16, "A"], hidden=[32], dropout=0.2)
+    images = torch.rand(16, 1, 8, 8)
+    network = convert(ann, [images], neuron, MaxActivation(), encoder=encoder)
+    for _, stage in network.each():
+        for _, _, synapse in stage.branches():
+            for layer in synapse.weighted():
+                layer.weight.data.mul_(16).round_().div_(16)
+        if stage.neuron is not None:
+            stage.neuron.v_threshold = (stage.neuron.v_threshold * 64).round().div(64) + 2**-12
+    return network
+
+
+@pytest.mark.parametrize("encoder", [Direct(), Poisson()], ids=["direct", "poisson"])
+@pytest.mark.parametrize("v_init", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["plain loop", *LIBRARIES])
+def test_peers_give_our_outputs_exactly(load: Any, name: str, v_init: float, encoder: Encoder) -> None:
+    need(name)
+    network = network_of(IF(v_init=v_init), encoder)
+    x = torch.randint(-4, 5, (6, 1, 8, 8), generator=torch.Generator().manual_seed(1)) / 4
+    _, ours = load("peers").contender("spikeprop", network)
+    model, theirs = load("peers").contender(name, network)
+    model.eval()
+    with torch.inference_mode():
+        for timesteps in (1, 2, 7, 20):
+            outputs = []
+            for forward in (ours, theirs):
+                torch.manual_seed(2)
+                outputs.append(forward(x, timesteps))
+            assert torch.equal(*outputs), timesteps
+    assert outputs[0].std() > 1
+
+
+def test_refusals_name_what_the_peers_lack(load: Any) -> None:
+    peers: ModuleType = load("peers")
+    cases = [
+        (network_of(LIF(), Direct()), "IF neurons"),
+        (network_of(IF(reset="zero"), Direct()), "IF neurons"),
+        (network_of(IF(v_init=2.0), Direct()), "above its threshold"),
+        (network_of(IF(), Direct()).train(), "trains with dropout"),
+    ]
+    several = network_of(IF(), Direct())
+    next(iter(several.neurons().values())).v_threshold = torch.ones(16, 1, 1)
+    for network, reason in [*cases, (several, "16 thresholds")]:
+        with pytest.raises(peers.NotComparable, match=reason):
+            peers.layers(network)
+
+
+@pytest.mark.parametrize("name", ["plain loop", "snnTorch", "Norse", "SpikingJelly"])
+def test_open_neuromorphic_contenders_fire_equally_often(load: Any, name: str) -> None:
+    need(name)
+    contenders = load("open_neuromorphic").CONTENDERS
+    torch.manual_seed(0)
+    linear, x_TBN = torch.nn.Linear(32, 32), torch.randn(40, 3, 32)
+    losses = []
+    for contender in ("spikeprop", name):
+        linear.zero_grad()
+        loss = contenders[contender](linear)(x_TBN)
+        loss.backward()
+        assert linear.weight.grad is not None
+        assert float(linear.weight.grad.abs().sum()) > 0
+        losses.append(float(loss.detach()))
+    assert losses[0] == losses[1] > 100
+
+
+def test_memory_growth_is_the_slope_in_bits(load: Any) -> None:
+    points = {10: {"peak_mib": 99.0}, 50: {"peak_mib": 100.0}, 100: {"peak_mib": 101.0}, 150: None}
+    assert load("memory").bits(points, "peak_mib", 2**20 * 8) == pytest.approx(1 / 50)
+
+
+def run(module: ModuleType, arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    module.main([*arguments, "--out", str(folder / "found.json")])
+    assert "best peer / spikeprop: " in capsys.readouterr().out
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["step", "infer", "memory"])
+def test_scripts_run(load: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(load(name), [*TINY[name], *FEW], tmp_path, capsys)
+    assert found["benchmark"] == name
+    assert found["machine"]["threads"] == found["machine"]["cores"]
+    if name == "infer":
+        assert [result["agreement"] for result in found["results"].values()] == [100, 100]
+        assert set(found["results"]["spikeprop"]["rates"]) > {"input", "features_0"}
+
+
+def test_balancing_equals_its_definition(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(load("balance"), TINY["balance"], tmp_path, capsys)["largest_difference"] < 1e-6
+
+
+def test_open_neuromorphic_runs(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run(load("open_neuromorphic"), [*TINY["open_neuromorphic"], *FEW], tmp_path, capsys)["results"]["32"]
+    assert results["spikeprop"]["spikes"] == results["plain loop"]["spikes"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_scripts_run_with_every_contender(load: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for library in LIBRARIES:
+        need(library)
+    plot = ["--plot", str(tmp_path / "plot.png")] if name == "memory" else []
+    run(load(name), [*TINY[name], *plot], tmp_path, capsys)
+    assert not plot or (tmp_path / "plot.png").stat().st_size > 10_000
