@@ -30,7 +30,7 @@ bench: .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/step.py --timesteps 20 --batch 8 --repeats 3 --out results/benchmarks/step.json
 	$(BIN)/python benchmarks/infer.py --timesteps 50 --batch 16 --images 16 --repeats 2 --out results/benchmarks/infer.json
-	$(BIN)/python benchmarks/memory.py --timesteps 10 25 50 --peer-cap 25 --plot results/benchmarks/memory.png --out results/benchmarks/memory.json
+	$(BIN)/python benchmarks/memory.py --timesteps 16 64 128 --batch 4 --peer-cap 16 --plot results/benchmarks/memory.png --out results/benchmarks/memory.json
 	$(BIN)/python benchmarks/balance.py --images 4 --out results/benchmarks/balance.json
 	$(BIN)/python benchmarks/open_neuromorphic.py --sizes 1024 --out results/benchmarks/open_neuromorphic.json
 

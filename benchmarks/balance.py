@@ -4,7 +4,9 @@ python benchmarks/balance.py --timesteps 100 --images 32 --out results/benchmark
 
 VGG16 with random weights, random images, Poisson input. The definition (Sengupta et al. 2019, Rathi et al. 2020): for each layer
 in order, run the network from the input up to it for T steps, thresholds before it set; its threshold is the largest input
-current. That is O(L^2) layer passes for L layers, ours O(L). Both see the same spikes of the encoder, so thresholds must agree.
+current. That is O(L^2) layer passes for L layers, ours O(L). Both see the same spikes of the encoder, so thresholds must agree:
+with ``--dtype float64`` to many digits. In float32 a sum in another order may move a spike, and one spike more or less changes
+the largest current of a deep layer, on which few spikes act, by a weight, which is some percent.
 """
 
 from __future__ import annotations
@@ -56,8 +58,9 @@ CONTENDERS: dict[str, Callable[[SpikingNetwork, Tensor, int], dict[str, float]]]
 @torch.no_grad()
 def search(options: argparse.Namespace) -> Result:
     """Measure one search; libraries are loaded before."""
-    network, balance = vgg(options.network, options.seed).to(options.device), CONTENDERS[options.only]
-    x = random_images(options.images, options.device)
+    kind, balance = {"device": options.device, "dtype": getattr(torch, options.dtype)}, CONTENDERS[options.only]
+    network = vgg(options.network, options.seed).to(**kind)
+    x = random_images(options.images).to(**kind)
     thresholds: dict[str, float] = {}
 
     def action() -> None:
@@ -76,6 +79,7 @@ def difference(first: dict[str, float], second: dict[str, float]) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = option_parser(__doc__, list(CONTENDERS), timesteps=100, images=32, repeats=1)
     parser.add_argument("--network", choices=list(DEPTHS), default="vgg16", help="default vgg16")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default float32")
     options = parse(parser, argv)
     if options.only:
         print(json.dumps(search(options)))

@@ -21,7 +21,7 @@ TINY = {
     "step": ["--timesteps", "3", "--batch", "1", "--repeats", "1"],
     "infer": ["--timesteps", "10", "--batch", "2", "--images", "3", "--repeats", "1"],
     "memory": ["--timesteps", "3", "--batch", "1"],
-    "balance": ["--network", "vgg5", "--timesteps", "10", "--images", "1"],
+    "balance": ["--network", "vgg5", "--timesteps", "10", "--images", "1", "--dtype", "float64"],
     "open_neuromorphic": ["--sizes", "32", "--timesteps", "20", "--batch", "2", "--repeats", "1"],
 }
 
@@ -29,6 +29,7 @@ TINY = {
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a module of the benchmarks, which are scripts and not a package."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # threads that wait do not keep a busy machine's cores from others
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
@@ -107,7 +108,7 @@ def test_open_neuromorphic_contenders_fire_equally_often(load: Any, name: str) -
 
 
 def test_memory_growth_is_the_slope_in_bits(load: Any) -> None:
-    points = {10: {"peak_mib": 99.0}, 50: {"peak_mib": 100.0}, 100: {"peak_mib": 101.0}, 150: None}
+    points = {10: {"peak_mib": 9.0}, 100: {"peak_mib": 100.0}, 150: {"peak_mib": 101.0}, 200: None}
     assert load("memory").bits(points, "peak_mib", 2**20 * 8) == pytest.approx(1 / 50)
 
 
@@ -128,7 +129,7 @@ def test_scripts_run(load: Any, name: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_balancing_equals_its_definition(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(load("balance"), TINY["balance"], tmp_path, capsys)["largest_difference"] < 1e-6
+    assert run(load("balance"), TINY["balance"], tmp_path, capsys)["largest_difference"] < 1e-12
 
 
 def test_open_neuromorphic_runs(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ from spikeprop.snn.synapse import DropoutMasks
 # Spikes per value that the weights see, below which adding weights spike by spike is the faster way; on the careful side.
 FORWARD_EVENTS = 0.15
 BACKWARD_EVENTS = 0.11
+LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
 
 AnyLayout = TypeVar("AnyLayout", bound=DenseLayout)
 AnyWeighted = TypeVar("AnyWeighted", bound=WeightedLayout)
@@ -261,12 +262,15 @@ class LinearBranch(WeightedBranch[LinearLayout]):
             into.add(layout.layer.bias, grad_IO.sum(0, dtype=self.dtype))
         if layout.layer.weight.requires_grad:
             assert isinstance(into, LinearGathering)
-            if self._few(source, BACKWARD_EVENTS):
+            if self._few(source, LINEAR_BACKWARD_EVENTS):
                 cpu.event_linear_weight_grad(self._spikes(source), grad_IO, into.grad_PCO)
             else:
                 values_NI = self._values(source).flatten(0, 1).flatten(1).T
-                grad_NO = dense.matmul(values_NI, grad_IO.to(self.compute))
-                into.grad_PCO.view(grad_NO.shape).add_(grad_NO, alpha=1 / layout.gain)
+                total_NO = into.grad_PCO.flatten(0, 1)
+                if self.compute is self.dtype:
+                    total_NO.addmm_(values_NI, grad_IO, alpha=1 / layout.gain)
+                else:
+                    total_NO.add_(values_NI @ grad_IO.to(self.compute), alpha=1 / layout.gain)
         if not want_source:
             return None
         grad_IN = dense.matmul(grad_IO.to(self.compute), self.weight_NO.T)

@@ -84,6 +84,7 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         limit = 1e9 if request.param == "by event" else 0.0
         monkeypatch.setattr(branch, "FORWARD_EVENTS", limit)
         monkeypatch.setattr(branch, "BACKWARD_EVENTS", limit)
+        monkeypatch.setattr(branch, "LINEAR_BACKWARD_EVENTS", limit)
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
