@@ -25,7 +25,7 @@ lint: .venv
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# A short form of every benchmark, a few minutes; the sizes that the README reports are in each script's first lines.
+# A short form of every benchmark, a few minutes in all; each script's first lines have the command at full size.
 bench: .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/step.py --timesteps 20 --batch 8 --repeats 3 --out results/benchmarks/step.json

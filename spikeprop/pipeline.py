@@ -151,6 +151,8 @@ class _Run:
         settings = self.experiment.finetune
         network = self._load("converted")
         rule = settings.rule.build(**_timesteps(settings.rule, settings.timesteps))
+        if settings.dropout is not None:
+            network.set_dropout(settings.dropout)
         self._warn_of_silence(network, settings.timesteps)
         guard = CollapseGuard(self.data.classes)
         history = self._fit("finetune", network, settings, rule, self.experiment.seed + 2, guard)

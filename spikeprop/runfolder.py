@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spikeprop.errors import RecipeError
 from spikeprop.files import read_json, write_json, write_text
 from spikeprop.recipe import Recipe, dump
@@ -94,7 +96,7 @@ def describe_machine() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in LIBRARIES},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system()},
     }
 
 

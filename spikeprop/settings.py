@@ -66,6 +66,7 @@ class FineTuning:
     Attributes:
         rule, optimizer, schedule: components; the rule is given ``timesteps``.
         timesteps: steps of a simulation.
+        dropout: probability of every dropout while fine-tuning; null keeps the ANN's.
         epochs, batch_size, lr, weight_decay, clip: as in training.
     """
 
@@ -73,6 +74,7 @@ class FineTuning:
     optimizer: Component[Optimizer]
     schedule: Component[Schedule]
     timesteps: int
+    dropout: float | None = None
     epochs: int = 20
     batch_size: int = 64
     lr: float = 1e-4
@@ -82,6 +84,8 @@ class FineTuning:
     def __post_init__(self) -> None:
         _check_training(self)
         _positive(self, "timesteps")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it lies in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

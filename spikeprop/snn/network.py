@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.neuron import Neuron, NeuronState
-from spikeprop.snn.synapse import DropoutMasks, Synapse
+from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
 INPUT = "input"
 
@@ -101,6 +101,12 @@ class SpikingNetwork(nn.Module):
     def neurons(self) -> dict[str, Neuron]:
         """Stage name to its neurons, the output stage left out."""
         return {name: stage.neuron for name, stage in self.each() if stage.neuron is not None}
+
+    def set_dropout(self, p: float) -> None:
+        """Give every dropout of the network the probability ``p`` in [0, 1)."""
+        for module in self.modules():
+            if isinstance(module, SampleDropout):
+                module.p = p
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one sample of the input and of every stage."""
