@@ -22,7 +22,7 @@ from peers import layers
 from torch import Tensor
 
 from spikeprop import ThresholdBalancing
-from spikeprop.convert.calibrate import _EncodedInput
+from spikeprop.convert.calibrate import EncodedInput
 from spikeprop.snn import SpikingNetwork
 
 DEFINITION = "definition"
@@ -35,7 +35,7 @@ def ours(network: SpikingNetwork, x: Tensor, timesteps: int) -> dict[str, float]
 
 def definition(network: SpikingNetwork, x: Tensor, timesteps: int) -> dict[str, float]:
     """The definition, written plainly."""
-    encoded = _EncodedInput(network.encoder, x)
+    encoded = EncodedInput(network.encoder, x)
     synapses = [layer.synapse for layer in layers(network)]
     thetas: list[float] = []
     for measured in range(len(synapses) - 1):

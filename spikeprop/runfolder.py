@@ -96,7 +96,12 @@ def describe_machine() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in LIBRARIES},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system()},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+        },
     }
 
 

@@ -87,7 +87,7 @@ class ThresholdBalancing(ThresholdCalibrator):
         if self.timesteps < 1 or self.scale <= 0:
             raise ValueError(f"timesteps={self.timesteps}, scale={self.scale}: both must be positive")
         units = {INPUT: torch.ones((), dtype=x.dtype)}
-        stages = Stagewise(network, x, self.timesteps, _EncodedInput(network.encoder, x))
+        stages = Stagewise(network, x, self.timesteps, EncodedInput(network.encoder, x))
         thresholds = {}
         for name, stage in network.each():
             base = _fold_units(stage, units)
@@ -100,7 +100,7 @@ class ThresholdBalancing(ThresholdCalibrator):
         return thresholds
 
 
-class _EncodedInput:
+class EncodedInput:
     """The encoder's output at any steps, drawn again (the same) when it is asked for again, rather than kept."""
 
     def __init__(self, encoder: Encoder, x: Tensor):

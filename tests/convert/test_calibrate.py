@@ -153,3 +153,35 @@ def test_relu_activations_follow_gains() -> None:
     torch.testing.assert_close(calibrated["a"], plain["a"])
     unit = float(network.neurons()["a"].v_threshold)
     assert float(network.neurons()["b"].v_threshold) * unit == pytest.approx(float(plain["b"].max()), rel=1e-5)
+
+
+def definition(network: SpikingNetwork, x: torch.Tensor, timesteps: int, scale: float) -> list[float]:
+    """Balancing as it is defined: for each layer anew, the network from the input up to it, on the plain reference."""
+    network.packed = False
+    found: list[float] = []
+    names = list(network.neurons())
+    for name, neuron in network.neurons().items():
+        peaks = []
+        trains: dict[str, list[torch.Tensor]] = {}
+        for later in names[names.index(name) :]:
+            network.neurons()[later].v_threshold.fill_(1e30)
+        network(x, timesteps, observe=lambda layer, s, trains=trains: trains.setdefault(layer, []).append(s.clone()))
+        stage = dict(network.each())[name]
+        for t in range(timesteps):
+            currents = [synapse(torch.stack([trains[source][t][0]])) for _, source, synapse in stage.branches()]
+            peaks.append(float(torch.stack(currents).sum(0).max()))
+        neuron.v_threshold.fill_(max(peaks) * scale)
+        found.append(max(peaks) * scale)
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("neuron", [IF(), IF(v_init=0.5), LIF(leak=1.0, reset="zero")], ids=str)
+def test_balancing_is_its_definition(neuron: IF | LIF) -> None:
+    torch.manual_seed(0)
+    ann = CNN(input_shape=(2, 8, 8), classes=4, plan=[6, "A", 7, 8, "A"], hidden=[9]).double()
+    x = torch.rand(5, 2, 8, 8, dtype=torch.float64)
+    balancing = ThresholdBalancing(timesteps=17, scale=0.6)
+    network = convert(ann, [x], neuron.double(), balancing)
+    ours = [float(n.v_threshold) for n in network.neurons().values()]
+    assert ours == pytest.approx(definition(network, x, 17, 0.6), rel=1e-12)

@@ -208,3 +208,112 @@ def test_shared_and_frozen_parameters() -> None:
         tied.packed = packed
         results.append(output_and_gradient(tied, torch.ones(2, 6, dtype=torch.float64), 9))
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cnn with dropout", "skips"])
+def test_threads_change_nothing_but_the_order_of_sums(name: str) -> None:
+    """A batch of 5 on 1, 2 and 3 threads: uneven shares, the same masks, and torch's own setting left as it was."""
+    network, x = spiking(name, IF(), Poisson())
+    usual, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(output_and_gradient(network, x, 70))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(usual)
+    for output, gradient in results[1:]:
+        torch.testing.assert_close(output, results[0][0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradient, results[0][1], rtol=1e-10, atol=1e-13)
+
+
+def test_the_same_threads_give_the_same_bits() -> None:
+    network, x = spiking("cnn with dropout", IF(), Poisson())
+    network.float()
+    first, second = (output_and_gradient(network, x.float(), 33) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second))
+
+
+def test_wide_convolutions_are_within_a_hundred_thousandth_too() -> None:
+    """128 channels: the gradient of the input goes by Winograd's algorithm."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        nn.Conv2d(3, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Conv2d(128, 128, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5),
+    )  # fmt: skip
+    network = convert(ann, [torch.rand(4, 3, 8, 8)], IF(), ThresholdBalancing(timesteps=20, scale=0.5)).train()
+    x = torch.rand(2, 3, 8, 8)
+    assert any(getattr(layout, "winograd", False) for layout in engine.Run(network, x, 2, None, keep=False).layouts.values())
+    with torch.no_grad():
+        for parameter in network.parameters():  # sums of spikes are exact, so all spikes are equal
+            parameter.copy_((parameter * 64).round() / 64)
+        for neuron in network.neurons().values():
+            neuron.v_threshold.fill_(float((neuron.v_threshold * 64).round().clamp(min=1) / 64))
+    x = (x * 16).round() / 16
+    network.packed = False
+    _, wanted = output_and_gradient(network, x, 12)
+    network.packed = True
+    _, gradient = output_and_gradient(network, x, 12)
+    assert float((gradient - wanted).norm() / wanted.norm()) < 1e-5
+    assert float(wanted.norm()) > 1e-3
+
+
+def test_inference_holds_one_chunk_however_many_steps() -> None:
+    network, x = spiking("cnn with dropout", IF())
+    network.eval()
+    held = []
+    for timesteps in (128, 640):
+        run = engine.Run(network, x, timesteps, None, keep=False)
+        with torch.no_grad():
+            for _ in run.outputs():
+                pass
+        layers = [layer for share in run.shares for part in share for layer in part.simulation.layers.values()]
+        assert not any(layer.summary or layer.borders or layer.counts for layer in layers)
+        held.append(sum(layer.words.numel() for layer in layers if layer.words is not None))
+        assert run.inputs == []
+    assert held[0] == held[1]
+
+
+def count(seen: dict[str, int], name: str, spikes_TB: Tensor) -> None:
+    seen[name] = seen.get(name, 0) + len(spikes_TB)
+
+
+def test_only_the_steps_asked_for_are_observed() -> None:
+    network, x = spiking("mlp", IF())
+    for packed in (True, False):
+        network.packed = packed
+        seen: dict[str, int] = {}
+        with torch.no_grad():
+            for _ in network.unroll(
+                x,
+                12,
+                chunk=4,
+                observe=lambda name, s, seen=seen: seen.update({name: seen.get(name, 0) + len(s)}),
+                observed_steps=4,
+            ):
+                pass
+        assert set(seen.values()) == {4}
+
+
+def test_compiled_networks_run_the_engine() -> None:
+    network, x = spiking("cnn with dropout", IF())
+    wanted, wanted_gradient = output_and_gradient(network, x, 9)
+    compiled = torch.compile(network, backend="eager")
+    network.zero_grad()
+    torch.manual_seed(5)
+    output = compiled(x, 9)
+    F.cross_entropy(output, torch.arange(len(x)) % output.shape[1]).backward()
+    gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    assert torch.equal(output, wanted)
+    assert torch.equal(gradient, wanted_gradient)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_autocast_multiplies_in_half_precision_and_integrates_in_single() -> None:
+    network, x = spiking("cnn with dropout", IF())
+    network, x = network.float().cuda(), x.float().cuda()
+    _, wanted_gradient = output_and_gradient(network, x, 20)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        output, gradient = output_and_gradient(network, x, 20)
+    assert output.dtype is torch.float32
+    assert float((gradient - wanted_gradient).norm() / wanted_gradient.norm()) < 0.2

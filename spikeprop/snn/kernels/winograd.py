@@ -67,12 +67,13 @@ def input_grad(
     """Gradient of the input of a convolution, into ``out_ISC``.
 
     Args:
-        grad_ISO: gradient of its output, images of ``size``, contiguous.
+        grad_ISO: gradient of its output, images of ``size``.
         weight: ``transformed`` weights.
         padding: the convolution's.
         out_ISC: images of ``out_size``, contiguous.
         scratch: memory for the tiles.
     """
+    grad_ISO = grad_ISO.contiguous()
     tiles = (-(-out_size[0] // 4), -(-out_size[1] // 4))
     margin = (2 - padding[0], 2 - padding[1])
     each = tiles[0] * tiles[1]
