@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -284,13 +285,7 @@ def test_only_the_steps_asked_for_are_observed() -> None:
         network.packed = packed
         seen: dict[str, int] = {}
         with torch.no_grad():
-            for _ in network.unroll(
-                x,
-                12,
-                chunk=4,
-                observe=lambda name, s, seen=seen: seen.update({name: seen.get(name, 0) + len(s)}),
-                observed_steps=4,
-            ):
+            for _ in network.unroll(x, 12, chunk=4, observe=partial(count, seen), observed_steps=4):
                 pass
         assert set(seen.values()) == {4}
 
