@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 INPUT = "input"
 # Of a layer's floats at once. On the CPU a part of the cache, small enough for its memory to be used again.
-PIECE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 MakeBranch = Callable[[str, Source], Branch]
 
 
