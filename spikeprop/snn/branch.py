@@ -102,7 +102,8 @@ class DenseBranch(Branch[DenseLayout]):
 
     def forward(self, source: Chunk) -> Tensor:
         current_KB = self.layout.synapse(self._values(source), self.masks, self.key)
-        return channels_last(current_KB.flatten(0, 1), len(current_KB))
+        current_KBPO = channels_last(current_KB.flatten(0, 1), len(current_KB))
+        return current_KBPO.clone() if _share_memory(current_KBPO, source.dense_KB) else current_KBPO
 
     def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
         synapse = self.layout.synapse
@@ -118,7 +119,10 @@ class DenseBranch(Branch[DenseLayout]):
         grad_values = found.pop(0) if want_source else None
         for parameter, grad in zip(parameters, found):
             into.add(parameter, grad)
-        return Gradient(channels_last(grad_values.flatten(0, 1), len(grad_values))) if grad_values is not None else None
+        if grad_values is None:
+            return None
+        grad_KBSC = channels_last(grad_values.flatten(0, 1), len(grad_values))
+        return Gradient(grad_KBSC.clone() if _share_memory(grad_KBSC, grad_KBPO) else grad_KBSC)
 
 
 class WeightedBranch(Branch[AnyWeighted]):
@@ -155,7 +159,10 @@ class WeightedBranch(Branch[AnyWeighted]):
         if source.words_KBSW is None or source.words_KBSW.device.type != "cpu":
             return False
         steps, batch, positions = source.words_KBSW.shape[:3]
-        return source.count * self.layout.kept < limit * steps * batch * positions / self.layout.pool**2 * self.shape[0]
+        return (
+            source.count * self.layout.kept
+            < limit * self.layout.few * steps * batch * positions / self.layout.pool**2 * self.shape[0]
+        )
 
     def _values(self, source: Chunk) -> Tensor:
         """What the weights see, dense, (K, B, P, C)."""
@@ -275,6 +282,11 @@ class LinearBranch(WeightedBranch[LinearLayout]):
             return None
         grad_IN = dense.matmul(grad_IO.to(self.compute), self.weight_NO.T)
         return self._gradient(grad_IN.view(len(grad_KBPO), self.batch, -1, self.shape[0]))
+
+
+def _share_memory(one: Tensor, other: Tensor | None) -> bool:
+    """An identity returns what it was given; what a branch returns may be written over."""
+    return other is not None and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

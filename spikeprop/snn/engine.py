@@ -10,6 +10,7 @@ Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from itertools import chain, pairwise
 from threading import Barrier
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from spikeprop.snn.branch import Branch, Source, make_branch, unpacked
 from spikeprop.snn.kernels import packed_kernels, packed_reference
@@ -62,6 +65,20 @@ class Part:
     simulation: Simulation
 
 
+class SignedBits:
+    """Values -1, 0 and 1 in two bits each; index as the tensor (K, B, ...) that they were."""
+
+    def __init__(self, x_KB: Tensor):
+        self._shape, self._like = x_KB.shape, x_KB[:0]
+        self._planes = [np.packbits(plane.flatten(2).cpu().numpy(), axis=2) for plane in (x_KB > 0, x_KB < 0)]
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        count = self._shape[2:].numel()
+        positive, negative = (np.unpackbits(plane[index], axis=2, count=count) for plane in self._planes)
+        signed = torch.from_numpy(positive.view(np.int8) - negative.view(np.int8))
+        return signed.view(*signed.shape[:2], *self._shape[2:]).to(self._like)
+
+
 class Run:
     """One simulation of a batch.
 
@@ -75,7 +92,7 @@ class Run:
     def __init__(self, network: SpikingNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
         self.chunk = chunk or _even(timesteps, _most_steps(network, x_B))
-        self.inputs: list[Tensor] = []  # encoded, by chunk, for the backward pass
+        self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.layouts = _layouts(network)
         masks = DropoutMasks(x_B.device) if network.training else None
         self.shares = [self._share(first, last, masks) for first, last in _spans(x_B)]
@@ -104,7 +121,7 @@ class Run:
             steps = min(self.chunk, self.timesteps - begin)
             x_KB = self.network.encoder(self.x_B, steps)
             if self.keep:
-                self.inputs.append(x_KB.to(torch.int8) if self.network.encoder.spikes else x_KB)
+                self.inputs.append(SignedBits(x_KB) if self.network.encoder.spikes else x_KB)
             current_KBO = self._advance(begin, steps, x_KB)
             if observe is not None and begin < observed_steps:
                 self._show(observe, begin, min(steps, observed_steps - begin), x_KB)
@@ -193,6 +210,9 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of its parent's threads
+
+
 def _layouts(network: SpikingNetwork) -> dict[str, Layout]:
     """Weights of each synapse as its branches read them, by key; shared by the parts."""
     shapes = network.shapes()
@@ -224,13 +244,16 @@ class _Training(torch.autograd.Function):
         for output_KBO in run.outputs():
             output = output_KBO[-1]
         assert output is not None
-        ctx.run, ctx.parameters = run, parameters
+        ctx.run, ctx.parameters, ctx.versions = run, parameters, [p._version for p in parameters]
         return output.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
         if ctx.run is None:
             raise RuntimeError("this simulation's spikes were dropped by its first backward pass; run forward again")
+        if ctx.versions != [p._version for p in ctx.parameters]:
+            raise RuntimeError("a parameter was changed in place between forward and backward; step the optimiser after backward")
         found = ctx.run.backward(grads[0].contiguous())
         parameters, ctx.run, ctx.parameters = ctx.parameters, None, None
         return None, *(found.get(p) for p in parameters)

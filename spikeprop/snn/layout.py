@@ -40,13 +40,19 @@ def _chain(synapse: Synapse, shape: tuple[int, ...]) -> Chain | None:
             pool = _window(op, shape)
             if pool == 0:
                 return None
-        elif not (isinstance(op, nn.Flatten) and isinstance(ops[-1], nn.Linear)):
+        elif not (isinstance(ops[-1], nn.Linear) and _flattens_all(op)):
             return None
     layer = ops[-1] if ops else None
     if isinstance(layer, nn.Conv2d):
         plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
         return Chain(layer, pool, tuple(dropouts)) if plain and len(shape) == 3 else None
-    return Chain(layer, pool, tuple(dropouts)) if isinstance(layer, nn.Linear) else None
+    if not isinstance(layer, nn.Linear) or (len(shape) == 3) != any(isinstance(op, nn.Flatten) for op in ops):
+        return None
+    return Chain(layer, pool, tuple(dropouts)) if len(shape) in (1, 3) else None
+
+
+def _flattens_all(op: nn.Module) -> bool:
+    return isinstance(op, nn.Flatten) and (op.start_dim, op.end_dim) == (1, -1)
 
 
 def _window(op: nn.Module, shape: tuple[int, ...]) -> int:
@@ -80,7 +86,13 @@ class DenseLayout:
 
 
 class WeightedLayout(DenseLayout):
-    """Dropout, average pooling and one layer with weights."""
+    """Dropout, average pooling and one layer with weights.
+
+    Attributes:
+        few: share of the usual limit on spikes below which it goes spike by spike.
+    """
+
+    few: float
 
     def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
         super().__init__(synapse)
@@ -103,9 +115,13 @@ class ConvLayout(WeightedLayout):
         layer = chain.layer
         self.weight_OCYX = layer.weight.detach().contiguous(memory_format=torch.channels_last)
         self.stride, self.padding, self.dilation = (_pair(v) for v in (layer.stride, layer.padding, layer.dilation))
-        self.plain = self.stride == (1, 1) and self.dilation == (1, 1)
+        inside = all(pad < side for pad, side in zip(self.padding, layer.kernel_size))  # what the event kernels' border holds
+        self.plain = self.stride == (1, 1) and self.dilation == (1, 1) and inside
+        self.few = _few(columns=layer.kernel_size[1], outputs=len(layer.weight))
         self.out_size: Pair = (self._out_side(0), self._out_side(1))
-        self.winograd = self.weight_OCYX.device.type == "cpu" and winograd.serves(self.weight_OCYX, self.stride, self.dilation)
+        self.winograd = self.weight_OCYX.device.type == "cpu" and winograd.serves(
+            self.weight_OCYX, self.stride, self.padding, self.dilation
+        )
 
     def _out_side(self, i: int) -> int:
         reach = self.dilation[i] * (self.weight_OCYX.shape[2 + i] - 1) + 1
@@ -132,9 +148,21 @@ class LinearLayout(WeightedLayout):
         super().__init__(synapse, shape, chain)
         weight = chain.layer.weight.detach()
         self.weight_PCO = _outer_transposed(weight.view(len(weight), shape[0], -1))
+        self.few = 1.0 if len(weight) >= 64 else 0.6
 
     def gathering(self) -> Gathering:
         return LinearGathering(self)
+
+
+def _few(columns: int, outputs: int) -> float:
+    """Share of the usual limit on spikes below which a convolution goes spike by spike.
+
+    A spike adds runs of columns x outputs numbers: short runs cost more a number, and a kernel of one column has a dense product
+    that is hard to beat. Measured on the layers of common networks, on the careful side.
+    """
+    if columns == 1:
+        return 0.0
+    return max(0.55, min(1.0, columns * outputs / 96))
 
 
 def _outer_transposed(tensor: Tensor) -> Tensor:

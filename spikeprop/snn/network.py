@@ -104,6 +104,8 @@ class SpikingNetwork(nn.Module):
 
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout probability is {p}; it lies in [0, 1)")
         for module in self.modules():
             if isinstance(module, SampleDropout):
                 module.p = p
@@ -135,7 +137,7 @@ class SpikingNetwork(nn.Module):
         Raises:
             ValueError: shape, NaN or infinity in the input, or timesteps < 1.
         """
-        if torch.is_grad_enabled() and observe is None and self._packed(x_B, timesteps):
+        if torch.is_grad_enabled() and observe is None and self._packed(x_B, timesteps, chunk):
             return _engine().train(self, x_B, timesteps, chunk)
         output = None
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
@@ -143,8 +145,10 @@ class SpikingNetwork(nn.Module):
         assert output is not None
         return output
 
-    def _packed(self, x_B: Tensor, timesteps: int) -> bool:
+    def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
         self._check_input(x_B, timesteps)
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk is {chunk}; a layer takes at least 1 step at once")
         return self.packed and _engine().supports(self, x_B)
 
     def unroll(
@@ -162,7 +166,7 @@ class SpikingNetwork(nn.Module):
         """
         if observed_steps is None:
             observed_steps = timesteps
-        if self._packed(x_B, timesteps) and not torch.is_grad_enabled():
+        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled():
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
         if chunk is None:
@@ -180,6 +184,12 @@ class SpikingNetwork(nn.Module):
             raise ValueError(f"timesteps is {timesteps}; a simulation needs at least 1 step")
         if tuple(x_B.shape[1:]) != self.input_shape:
             raise ValueError(f"input has shape {tuple(x_B.shape)}; this network reads (batch, *{self.input_shape})")
+        if len(x_B) == 0:
+            raise ValueError("the batch holds no sample; a simulation needs at least 1")
+        weight = next(self.parameters(), None)
+        if not x_B.is_floating_point() or (weight is not None and x_B.dtype != weight.dtype):
+            wanted = weight.dtype if weight is not None else "a floating-point type"
+            raise ValueError(f"input is {x_B.dtype}; this network computes in {wanted}: convert it with x.to(...)")
         if not torch.isfinite(x_B).all():
             bad = int((~torch.isfinite(x_B)).flatten(1).any(1).sum())
             raise ValueError(f"input holds NaN or infinity in {bad} of {len(x_B)} samples; clean the data before encoding")

@@ -162,8 +162,12 @@ class Simulation:
                 total, owned = current, branch.key not in self.constant
             elif owned and len(total) >= len(current):
                 total += current
+                self.scratch.give(current)
             else:
+                both = (total, current)
                 total, owned = total + current, True
+                for one in both:
+                    self.scratch.give(one)
         assert total is not None
         return total if owned or not layer.potential_kept else total.clone()
 
@@ -248,7 +252,10 @@ class Simulation:
         return whole
 
     def _added(self, one: Gradient, other: Gradient) -> Gradient:
-        return Gradient(self.kernels.spread(one) + self.kernels.spread(other))
+        total = Gradient(self.kernels.spread(one) + self.kernels.spread(other))
+        for gradient in (one, other):
+            self.scratch.give(gradient.values_KBPC)
+        return total
 
     def retreat_constant(self, x_KB: Tensor, into: Mapping[str, Gathering]) -> None:
         """After the last chunk, take back what an input that stays the same has gathered; x_KB: one step of it."""

@@ -59,11 +59,11 @@ class Stagewise:
         words_TBSW = torch.empty(size, dtype=torch.int32, device=self.x_B.device)
         leak = neuron.leak.clone()
         neuron.leak.fill_(1.0)
-        run = self._scan(neuron, shape) if is_integrate_and_fire(neuron) else self._step(neuron, shape)
-        self.counts[name] = []
-        for first, last, current_KBSC in self._chunks(name):
-            self.counts[name].append(run(current_KBSC, words_TBSW[first:last]))
-        neuron.leak.copy_(leak)
+        try:
+            run = self._scan(neuron, shape) if is_integrate_and_fire(neuron) else self._step(neuron, shape)
+            self.counts[name] = [run(current, words_TBSW[first:last]) for first, last, current in self._chunks(name)]
+        finally:
+            neuron.leak.copy_(leak)
         self.trains[name] = words_TBSW
         self._forget(name)
 
@@ -77,16 +77,21 @@ class Stagewise:
         current_KBSC = None
         for first, last in self._spans(name):
             if current_KBSC is None or not self._constant(stage):
-                current_KBSC = self._current(branches, first, last)
+                current_KBSC = self._current(branches, scratch, first, last)
             yield first, last, current_KBSC
             if not self._constant(stage):
                 scratch.give(current_KBSC)
 
-    def _current(self, branches: list[tuple[str, Branch[DenseLayout]]], first: int, last: int) -> Tensor:
+    def _current(self, branches: list[tuple[str, Branch[DenseLayout]]], scratch: Scratch, first: int, last: int) -> Tensor:
         total = None
         for source, branch in branches:
             current = branch.forward(self._read(source, first, last))
-            total = current if total is None else total + current
+            if total is None:
+                total = current
+                continue
+            both, total = (total, current), total + current
+            for one in both:
+                scratch.give(one)
         assert total is not None
         return total
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import os
+import signal
+import warnings
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeprop import CNN, IF, LIF, MLP, Direct, MaxActivation, Poisson, ResNet, ThresholdBalancing, convert
-from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Neuron, SpikingNetwork, Triangle, branch, engine
+from spikeprop.convert import to_spiking
+from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Neuron, SpikingNetwork, Synapse, Triangle, branch, engine
+from spikeprop.snn.layout import DenseLayout, LinearLayout, make_layout
 from tests.convert.test_calibrate import Skips
 
 NETWORKS = {
@@ -312,3 +319,130 @@ def test_autocast_multiplies_in_half_precision_and_integrates_in_single() -> Non
         output, gradient = output_and_gradient(network, x, 20)
     assert output.dtype is torch.float32
     assert float((gradient - wanted_gradient).norm() / wanted_gradient.norm()) < 0.2
+
+
+class Identities(nn.Module):
+    """Skip connections without any layer on them, from the input too, two of them into one stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = (nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(4))
+        self.last = nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(x + self.first(x))
+        b = torch.relu(self.second(a) + a)
+        c = torch.relu(self.third(b) + a + b)
+        return self.last(torch.flatten(torch.relu(self.fourth(c) + x), 1))
+
+
+def identities(neuron: Neuron, encoder: Encoder) -> tuple[SpikingNetwork, Tensor]:
+    """Straight from ``to_spiking``: calibration would put a gain on every skip."""
+    torch.manual_seed(0)
+    network = to_spiking(Identities(), lambda: copy.deepcopy(neuron), encoder, (3, 4, 4)).double().train()
+    for own in network.neurons().values():
+        own.v_threshold.fill_(0.7)
+    return network, torch.rand(5, 3, 4, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("neuron", [IF(), IF(surrogate=Triangle())], ids=str)
+def test_identities_return_what_may_be_written_over(neuron: Neuron, threads: int, how_events: None) -> None:
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for encoder in (Poisson(), Direct()):
+            network, x = identities(neuron, encoder)
+            network.packed = False
+            wanted, wanted_gradient = output_and_gradient(network, x, 9)
+            network.packed = True
+            for chunk in (9, 4, None):
+                output, gradient = output_and_gradient(network, x, 9, **({"chunk": chunk} if chunk else {}))
+                torch.testing.assert_close(output, wanted, rtol=1e-10, atol=1e-10)
+                torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-9, atol=1e-11)
+    finally:
+        torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding"), [(1, 0), (1, 1), (3, 0), (3, 2), (3, 3), (2, 1), ((1, 3), (0, 1)), ((3, 1), (1, 0))]
+)
+def test_any_padding(kernel: Any, padding: Any, how_events: None) -> None:
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 6, kernel, padding=padding), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+    network = convert(ann, [torch.rand(4, 2, 6, 6)], IF(), MaxActivation()).double().train()
+    x = torch.rand(3, 2, 6, 6, dtype=torch.float64)
+    network.packed = False
+    wanted = output_and_gradient(network, x, 11)
+    network.packed = True
+    for ours, theirs in zip(output_and_gradient(network, x, 11), wanted):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_a_linear_layer_that_does_not_see_the_whole_image_is_no_chain() -> None:
+    """Applied to the last axis only, or after a partial flatten: torch's own operations run it."""
+    shape = (4, 6, 6)
+    assert type(make_layout(Synapse([nn.Flatten(), nn.Linear(144, 3)]), shape)) is LinearLayout
+    for ops in ([nn.Linear(6, 3)], [nn.Flatten(2), nn.Linear(36, 3)]):
+        assert type(make_layout(Synapse(ops), shape)) is DenseLayout
+
+
+def test_memory_that_is_taken_does_not_grow_with_time_where_branches_meet() -> None:
+    held = []
+    for timesteps in (16, 64):
+        torch.manual_seed(0)
+        ann = ResNet(depth=8, input_shape=(2, 8, 8), classes=3)
+        network = convert(ann, [torch.rand(2, 2, 8, 8)], IF(), ThresholdBalancing(timesteps=20, scale=0.5)).train()
+        run = engine.Run(network, torch.rand(2, 2, 8, 8), timesteps, 4, keep=True)
+        scratches = [part.simulation.scratch for share in run.shares for part in share]
+        last = [output_KBO[-1] for output_KBO in run.outputs()][-1]
+        run.backward(torch.ones_like(last))
+        held.append(max(len(scratch._taken) for scratch in scratches))
+    assert held[0] == held[1] == 0
+
+
+def test_a_weight_changed_before_backward_is_noticed() -> None:
+    network, x = spiking("mlp", IF())
+    output = network(x, 5)
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
+        output.sum().backward()
+
+
+def test_bad_input_is_named() -> None:
+    network, x = spiking("mlp", IF())
+    for packed in (True, False):
+        network.packed = packed
+        with pytest.raises(ValueError, match="holds no sample"):
+            network(x[:0], 3)
+        with pytest.raises(ValueError, match="this network computes in"):
+            network(x.float(), 3)
+        with pytest.raises(ValueError, match="chunk is 0"):
+            network(x, 3, chunk=0)
+    with pytest.raises(ValueError, match="dropout probability is"):
+        network.set_dropout(1.5)
+
+
+def test_the_input_is_kept_in_two_bits_a_value() -> None:
+    x = torch.randint(-1, 2, (6, 4, 3, 5)).double()
+    kept = engine.SignedBits(x)
+    assert torch.equal(kept[:, 1:3], x[:, 1:3])
+    assert torch.equal(kept[2:5, :], x[2:5])
+    assert sum(plane.nbytes for plane in kept._planes) == 2 * 6 * 4 * 2  # 15 values in 2 bytes, twice
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    network, x = spiking("mlp", IF())
+    network.eval()(x, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of any fork beside threads; that is what is tried here
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        with torch.no_grad():
+            os._exit(0 if torch.equal(network(x, 5), network(x, 5)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -8,6 +8,7 @@ O output channels, I = K*B, W words, R = S or 1.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ CACHE_BYTES = 1 << 20  # of weights that a spike's rows should come from: half o
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="spikeprop")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads
 
 
 def in_ranges(count: int, work: Callable[[int, int], Any]) -> list[Any]:

@@ -39,12 +39,13 @@ TILES_BYTES = 4 << 20  # of transformed tiles at once
 LEAST_CHANNELS = 128  # with fewer, the transforms cost more than the multiplications that they save
 
 
-def serves(weight_OCYX: Tensor, stride: tuple[int, int], dilation: tuple[int, int]) -> bool:
+def serves(weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> bool:
     """Whether ``input_grad`` can and should be used for a convolution on the CPU."""
     outputs, channels, *kernel = weight_OCYX.shape
     return (
         weight_OCYX.dtype is torch.float32
         and (kernel, stride, dilation) == ([3, 3], (1, 1), (1, 1))
+        and max(padding) <= 2
         and min(outputs, channels) >= LEAST_CHANNELS
     )
 
