@@ -8,7 +8,7 @@ cannot be expressed exactly is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import chain
 from typing import Any
 
@@ -18,17 +18,32 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import NirError
-from spikeprop.snn import IF, INPUT, LIF, Direct, Encoder, Gain, Neuron, SampleDropout, SpikingNetwork, Stage, Surrogate, Synapse
+from spikeprop.snn import (
+    IF,
+    INPUT,
+    LIF,
+    Direct,
+    Encoder,
+    Gain,
+    Neuron,
+    Poisson,
+    SampleDropout,
+    SpikingNetwork,
+    Stage,
+    Surrogate,
+    Synapse,
+)
 
 OUTPUT = "output"
 DT_MS = 1.0
+ENCODERS: dict[str, type[Encoder]] = {"Direct": Direct, "Poisson": Poisson}  # what the graph's metadata may name
 
 
 def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
     """The network as a NIR graph; dropout is left out, the output node receives the current that is to be accumulated.
 
     Raises:
-        NirError: an operation that NIR cannot express exactly.
+        NirError: an operation that NIR cannot express exactly, or two nodes of one name.
     """
     shapes = _shapes(network)
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
@@ -42,14 +57,14 @@ def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
                     continue
                 node, after = _op_to_node(op, shape, name)
                 label = f"{name}_synapse{i}_{j}"
-                nodes[label] = node
+                _put(nodes, label, node)
                 edges.append((at, label))
                 at, shape = label, after
             edges.append((at, end))
         if stage.neuron is not None:
-            nodes[name] = _neuron_to_node(stage.neuron, shapes[name], name)
+            _put(nodes, name, _neuron_to_node(stage.neuron, shapes[name], name))
         else:
-            nodes[OUTPUT] = nir.Output(output_type={"output": np.array(shapes[name])})
+            _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
     metadata = {"encoder": type(network.encoder).__name__, "writer": "spikeprop"}
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata)
 
@@ -57,21 +72,27 @@ def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
 def from_nir(
     graph: nir.NIRGraph, *, encoder: Encoder | None = None, surrogate: Surrogate | None = None, dt: float | None = None
 ) -> SpikingNetwork:
-    """A network from a NIR graph.
+    """A network from a NIR graph, in float64 where its weights are, else in float32.
 
     Args:
         graph: feed-forward graph of linear nodes and IF/LIF, one input and one output.
-        encoder: from image to input; default ``Direct()``.
+        encoder: from image to input; default what the graph's metadata names, or ``Direct()`` where it names none.
         surrogate: for training; default ``STDB()``.
         dt: time step in the unit of tau, for LIF nodes that do not record one.
 
     Raises:
         NirError: naming the node that is not known or cannot be expressed exactly.
     """
-    return _Importer(graph, surrogate, dt).build(encoder if encoder is not None else Direct())
+    return _Importer(graph, surrogate, dt).build(encoder if encoder is not None else _encoder(graph))
 
 
 # writing ----------------------------------------------------------------------------------------------------------------------
+
+
+def _put(nodes: dict[str, Any], name: str, node: Any) -> None:
+    if name in nodes:
+        raise NirError(f"two nodes of the graph would be called {name!r}; rename that layer of the network")
+    nodes[name] = node
 
 
 @torch.no_grad()
@@ -105,7 +126,7 @@ def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], s
         padding=_pair(op.padding),
         dilation=_pair(op.dilation),
         groups=op.groups,
-        bias=_array(op.bias) if op.bias is not None else np.zeros(op.out_channels, dtype=np.float32),
+        bias=_array(op.bias) if op.bias is not None else np.zeros_like(_array(op.weight), shape=op.out_channels),
     )
 
 
@@ -174,23 +195,24 @@ class _Importer:
 
     def build(self, encoder: Encoder) -> SpikingNetwork:
         inputs = [n for n, node in self.graph.nodes.items() if isinstance(node, nir.Input)]
-        if len(inputs) != 1:
-            raise NirError(f"the graph has {len(inputs)} inputs; a network has one")
+        outputs = [n for n, node in self.graph.nodes.items() if isinstance(node, nir.Output)]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise NirError(f"the graph has {len(inputs)} inputs and {len(outputs)} outputs; a network has one of each")
         values: dict[str, list[_Branch]] = {inputs[0]: [(INPUT, ())]}
         stages: dict[str, Stage] = {}
         for name in self._order(inputs[0]):
             node = self.graph.nodes[name]
             branches = [b for source, target in self.graph.edges if target == name for b in values[source]]
             if isinstance(node, nir.IF | nir.LIF):
-                stage = name.replace(".", "_")  # torch forbids dots in a module's name
+                stage = _stage_name(name, {*stages, INPUT, OUTPUT})
                 stages[stage] = _stage(branches, self._read_neuron(name, node))
                 values[name] = [(stage, ())]
             elif isinstance(node, nir.Output):
-                stages[name] = _stage(branches, None)
+                stages[_stage_name(name, {*stages, INPUT})] = _stage(branches, None)
             else:
                 values[name] = [self._through(name, node, branch, len(branches)) for branch in branches]
         shape = tuple(int(n) for n in self.graph.nodes[inputs[0]].input_type["input"])
-        return SpikingNetwork(stages, encoder, shape).eval()
+        return SpikingNetwork(stages, encoder, shape).to(_dtype(self.graph)).eval()
 
     def _order(self, first: str) -> list[str]:
         """All nodes but the input, each after its sources, the output last."""
@@ -226,8 +248,12 @@ class _Importer:
                 raise NirError(f"node {name!r} is an IF with r other than 1; fold r into the weights before it")
             neuron = IF(**common)
         else:
-            neuron = LIF(leak=self._leak(name, node, metadata), **common)
+            leak = self._leak(name, node, metadata)
+            neuron = LIF(leak=leak, **common)
+            neuron.leak = _tensor(leak)
         neuron.v_threshold = _tensor(_uniform(node.v_threshold))
+        if not (neuron.v_threshold > 0).all():
+            raise NirError(f"node {name!r} has a threshold of {float(neuron.v_threshold.min()):.4g}; thresholds are positive")
         return neuron
 
     def _leak(self, name: str, node: nir.LIF, metadata: dict[str, Any]) -> float:
@@ -241,7 +267,30 @@ class _Importer:
             raise NirError(f"node {name!r} scales its current by r*dt/tau = {float(np.ravel(r * dt / tau)[0]):.4g}, not 1")
         leak = float(1 - dt / tau)
         exact = float(metadata.get("leak", leak))  # tau rounds; the writer's own number does not
-        return exact if np.isclose(leak, exact) else leak
+        leak = exact if np.isclose(leak, exact) else leak
+        if not 0 <= leak <= 1:
+            raise NirError(f"node {name!r} has a leak 1 - dt/tau of {leak:.4g}; it must lie in [0, 1]")
+        return leak
+
+
+def _encoder(graph: nir.NIRGraph) -> Encoder:
+    name = (graph.metadata or {}).get("encoder", "Direct")
+    if name not in ENCODERS:
+        raise NirError(f"the graph was written with encoder {name!r}, which is not one of {list(ENCODERS)}; pass encoder=...")
+    return ENCODERS[name]()
+
+
+def _dtype(graph: nir.NIRGraph) -> torch.dtype:
+    """The weights decide: r, tau and scale are float64 in many a file of a float32 network."""
+    weights = [np.asarray(getattr(node, "weight", 0)).dtype for node in graph.nodes.values()]
+    return torch.float64 if np.dtype(np.float64) in weights else torch.float32
+
+
+def _stage_name(name: str, taken: Collection[str]) -> str:
+    name = name.replace(".", "_")  # torch forbids dots in a module's name
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _stage(branches: list[_Branch], neuron: Neuron | None) -> Stage:
@@ -251,6 +300,8 @@ def _stage(branches: list[_Branch], neuron: Neuron | None) -> Stage:
 def _read_conv(node: nir.Conv2d, name: str) -> nn.Conv2d:
     weight, bias = _tensor(node.weight), _tensor(node.bias)
     padding: Any = node.padding if isinstance(node.padding, str) else _pair(node.padding)
+    if padding == "same" and _pair(node.stride) != (1, 1):
+        raise NirError(f"node {name!r} has padding 'same' with stride {_pair(node.stride)}; give the padding as numbers")
     op = nn.Conv2d(
         weight.shape[1] * int(node.groups),
         weight.shape[0],
@@ -284,7 +335,9 @@ def _read_scale(node: nir.Scale, name: str) -> Gain:
     scale = _uniform(node.scale)
     if scale.size != 1:
         raise NirError(f"node {name!r} scales each value differently; only one factor can be expressed")
-    return Gain(float(scale))
+    gain = Gain(1.0)
+    gain.gain = _tensor(scale)
+    return gain
 
 
 _READERS: dict[type, Callable[..., nn.Module]] = {
@@ -309,7 +362,8 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _tensor(array: Any) -> Tensor:
-    return torch.as_tensor(np.array(array), dtype=torch.float32)
+    """In float64, which loses nothing; the network that is built gets the graph's dtype at the end."""
+    return torch.as_tensor(np.array(array), dtype=torch.float64)
 
 
 def _pair(value: Any) -> Any:

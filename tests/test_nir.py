@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, IF, LIF, ResNet, ThresholdBalancing, convert
+from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, ThresholdBalancing, convert
 from spikeprop.deploy import export, record
 from spikeprop.errors import NirError
 from spikeprop.nir import from_nir, to_nir
-from spikeprop.snn import Neuron, SpikingNetwork
+from spikeprop.snn import INPUT, Neuron, SpikingNetwork, Stage, Synapse
 from tests.convert.test_calibrate import Skips
 
 NEURONS = [IF(), IF(reset="zero"), LIF(leak=0.93), LIF(leak=0.7, reset="zero", v_init=0.5)]
@@ -91,6 +92,10 @@ def lif(**changes: Any) -> nir.LIF:
         (lif(), "without a time step"),
         (lif(metadata={"dt": 1.0}, r=np.ones(3)), "not 1"),
         (lif(metadata={"dt": 1.0}, v_leak=np.full(3, 0.1)), "v_leak = 0"),
+        (lif(metadata={"dt": 20.0}, r=np.full(3, 0.5)), "node 'x' has a leak"),
+        (nir.IF(r=np.ones(3), v_threshold=np.array([1.0, 1.0, 0.0])), "node 'x' has a threshold of 0"),
+        (nir.IF(r=np.ones(3), v_threshold=np.full(3, -2.0)), "node 'x' has a threshold of -2"),
+        (nir.IF(r=np.ones(3), v_threshold=np.full(3, np.nan)), "node 'x' has a threshold of nan"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -114,3 +119,88 @@ def test_what_nir_has_no_node_for_is_refused_on_writing() -> None:
     per_neuron.neurons()["a"].leak = torch.rand(3, 4, 4)
     with pytest.raises(NirError, match="one leak a layer"):
         to_nir(per_neuron)
+
+
+def dense(name: str) -> SpikingNetwork:
+    flat, first, last = nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)
+    layers: OrderedDict[str, nn.Module] = OrderedDict({"flat": flat, name: first, "relu": nn.ReLU(), "last": last})
+    return network_of(nn.Sequential(layers), IF(), (1, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_a_hidden_layer_may_be_called_as_the_input_and_output_nodes_are(tmp_path: Path, name: str) -> None:
+    network = dense(name)
+    assert list(network.neurons()) == [f"{name}_2"]
+    export(network, tmp_path / "n.nir")
+    assert from_nir(nir.read(tmp_path / "n.nir")).neurons().keys() == network.neurons().keys()
+
+
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_two_nodes_of_one_name_are_refused_on_writing(name: str) -> None:
+    hidden = Stage([(INPUT, Synapse([nn.Linear(3, 3)]))], IF())
+    last = Stage([(name, Synapse([nn.Linear(3, 3)]))], None)
+    with pytest.raises(NirError, match=f"two nodes of the graph would be called '{name}'"):
+        to_nir(SpikingNetwork({name: hidden, "last": last}, Direct(), (3,)))
+
+
+def test_neurons_of_a_foreign_graph_keep_apart_from_its_input() -> None:
+    graph = graph_with(nir.IF(r=np.ones(3), v_threshold=np.ones(3)))
+    renamed = {"input": "image", "x": "input", "last": "last", "output": "output"}
+    nodes = {renamed[name]: node for name, node in graph.nodes.items()}
+    network = from_nir(nir.NIRGraph(nodes=nodes, edges=[(renamed[a], renamed[b]) for a, b in graph.edges]))
+    assert list(network.stages) == ["input_", "output"]
+    to_nir(network)
+
+
+def test_the_encoder_is_restored_from_the_file(tmp_path: Path) -> None:
+    network = dense("first")
+    network.encoder = Poisson()
+    export(network, tmp_path / "n.nir")
+    graph = nir.read(tmp_path / "n.nir")
+    assert from_nir(graph).encoder == Poisson()
+    assert from_nir(graph, encoder=Direct()).encoder == Direct()
+    graph.metadata["encoder"] = "Latency"
+    with pytest.raises(NirError, match=r"encoder 'Latency'.*pass encoder="):
+        from_nir(graph)
+    assert from_nir(graph, encoder=Direct()).encoder == Direct()
+    del graph.metadata["encoder"]
+    assert from_nir(graph).encoder == Direct()
+
+
+def test_a_second_output_is_refused() -> None:
+    graph = graph_with(nir.IF(r=np.ones(3), v_threshold=np.ones(3)))
+    nodes = {**graph.nodes, "second": nir.Output(output_type={"output": np.array([3])})}
+    with pytest.raises(NirError, match="1 inputs and 2 outputs"):
+        from_nir(nir.NIRGraph(nodes=nodes, edges=[*graph.edges, ("last", "second")]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_graphs_precision_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = network_of(Skips(), LIF(leak=0.93), (1, 4, 4)).to(dtype)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data.mul_(1 + 1e-9)  # float64 values that float32 does not have
+    export(network, tmp_path / "n.nir")
+    back = from_nir(nir.read(tmp_path / "n.nir"))
+    ours, theirs = network.state_dict(), back.state_dict()
+    assert len(ours) == len(theirs)
+    for (name, value), read in zip(ours.items(), theirs.values()):  # the output stage's name alone differs
+        assert read.dtype == dtype
+        assert (read == value).all(), name
+
+
+def test_padding_same_is_read_unless_it_is_strided() -> None:
+    def graph(stride: int) -> nir.NIRGraph:
+        conv = nir.Conv2d(
+            input_shape=(4, 4), weight=np.ones((1, 1, 3, 3)), stride=stride, padding="same", dilation=1, groups=1,
+            bias=np.zeros(1),
+        )  # fmt: skip
+        nodes = {
+            "x": nir.Input(input_type={"input": np.array([1, 4, 4])}),
+            "c": conv,
+            "y": nir.Output(output_type={"output": np.array([1, 4, 4])}),
+        }
+        return nir.NIRGraph(nodes=nodes, edges=[("x", "c"), ("c", "y")], type_check=False)
+
+    assert [m.padding for m in from_nir(graph(1)).modules() if isinstance(m, nn.Conv2d)] == ["same"]
+    with pytest.raises(NirError, match="'c' has padding 'same' with stride"):
+        from_nir(graph(2))

@@ -18,7 +18,7 @@ BITS = 48  # spikes a number: Lava hands variables back as float64, whole up to 
 
 
 def run_on_lava(
-    plan: Plan, inputs: np.ndarray, progress: Callable[[int, int], None], slices: int = 20
+    plan: Plan, inputs: np.ndarray, progress: Callable[[int, int], None], slices: int = 100
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Run every sample through Lava.
 
@@ -26,7 +26,7 @@ def run_on_lava(
         plan: the network.
         inputs: (samples, steps, values) float64.
         progress: called with (time steps done, all time steps).
-        slices: how often progress is told.
+        slices: how often progress is told; often enough that its absence means that Lava hangs.
 
     Returns:
         spikes by population (samples, steps, neurons) bool, and the accumulated output (samples, steps, classes).
@@ -38,7 +38,7 @@ def run_on_lava(
     samples, period, _ = inputs.shape
     steps = samples * period
     source = RingBuffer(data=np.ascontiguousarray(inputs.reshape(steps, -1).T))
-    ports = {"input": source.s_out}
+    ports = {plan.input: source.s_out}
     processes = [_add(population, ports, period, steps) for population in plan.populations]
     done, total = 0, steps + plan.depth
     try:
@@ -70,7 +70,7 @@ def _add(population: Population, ports: dict[str, Any], period: int, steps: int)
         )
         ports[population.name] = process.s_out
     for connection in population.connections:
-        port = ports[connection.source] if connection.source in ports else ports["input"]
+        port = ports[connection.source]
         if connection.delay:
             line = DelayLine(size=connection.matrix.shape[1], delay=connection.delay)
             port.connect(line.s_in)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from spikeprop_hardware.errors import HardwareError
@@ -31,17 +32,43 @@ def lava_python(notify: Callable[[str], None]) -> Path:
         HardwareError: no Python 3.10, or the installation failed.
     """
     folder = cache_folder() / "lava-0.10.0"
-    python, ready = folder / "bin" / "python", folder / ".ready"
-    if ready.exists() and python.exists():
-        return python
-    base = find_python310()
+    if not _is_ready(folder):
+        base = find_python310()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.parent / f"{folder.name}.lock", notify):
+            if not _is_ready(folder):  # else another process has made it meanwhile
+                _make(folder, base, notify)
+    return _python_of(folder)
+
+
+def _python_of(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def _is_ready(folder: Path) -> bool:
+    return (folder / ".ready").exists() and _python_of(folder).exists()
+
+
+def _make(folder: Path, base: Path, notify: Callable[[str], None]) -> None:
     notify(f"making Lava's environment once, in {folder}, with {base}")
     shutil.rmtree(folder, ignore_errors=True)  # half-made by a run that was stopped
-    folder.parent.mkdir(parents=True, exist_ok=True)
     _must([str(base), "-m", "venv", str(folder)], "cannot make the environment")
-    _must([str(python), "-m", "pip", "install", "--quiet", *PACKAGES], "cannot install Lava")
-    ready.touch()
-    return python
+    _must([str(_python_of(folder)), "-m", "pip", "install", "--quiet", *PACKAGES], "cannot install Lava")
+    (folder / ".ready").touch()
+
+
+@contextmanager
+def _locked(path: Path, notify: Callable[[str], None]) -> Iterator[None]:
+    """Hold the file's lock; the system frees it when its process ends, however that ends."""
+    import fcntl  # not on Windows, where Lava's environment is not made either
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            notify(f"waiting for another process, which is making Lava's environment ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def find_python310() -> Path:

@@ -17,6 +17,7 @@ from scipy import sparse
 from spikeprop_hardware.errors import HardwareError
 
 Shape = tuple[int, ...]
+Margins = tuple[tuple[int, int], tuple[int, int]]  # padding (above, below), (left, right)
 Linear = tuple[sparse.csr_matrix, np.ndarray, Shape]  # matrix, bias, shape of the result
 
 
@@ -24,7 +25,7 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
     """Matrix, bias and output shape of a linear node reading a tensor of ``shape``.
 
     Raises:
-        HardwareError: a node type that is not linear or not known.
+        HardwareError: a node that is not linear or not known, or whose settings do not fit the tensor.
     """
     maker = _MAKERS.get(type(node))
     if maker is None:
@@ -32,42 +33,48 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
         raise HardwareError(
             f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF"
         )
-    return maker(node, shape)
+    return maker(node, shape, name)
 
 
-def _conv(node: nir.Conv2d, shape: Shape) -> Linear:
+def _conv(node: nir.Conv2d, shape: Shape, name: str) -> Linear:
     weight = np.asarray(node.weight, dtype=np.float64)
-    matrix, out = _convolution(weight, shape, _pair(node.stride), _padding(node, weight), _pair(node.dilation), int(node.groups))
+    margins = _margins(node, weight, name)
+    matrix, out = _convolution(weight, shape, _pair(node.stride), margins, _pair(node.dilation), int(node.groups))
     return matrix, np.repeat(np.asarray(node.bias, dtype=np.float64), out[1] * out[2]), out
 
 
-def _pool(average: bool) -> Callable[[Any, Shape], Linear]:
-    def make(node: Any, shape: Shape) -> Linear:
+def _pool(average: bool) -> Callable[[Any, Shape, str], Linear]:
+    def make(node: Any, shape: Shape, name: str) -> Linear:
         height, width = _pair(node.kernel_size)
         weight = np.full((shape[0], 1, height, width), 1 / (height * width) if average else 1.0)
-        matrix, out = _convolution(weight, shape, _pair(node.stride), _pair(node.padding), (1, 1), shape[0])
+        matrix, out = _convolution(weight, shape, _pair(node.stride), _even(node.padding), (1, 1), shape[0])
         return matrix, np.zeros(matrix.shape[0]), out
 
     return make
 
 
-def _dense(node: Any, shape: Shape) -> Linear:
+def _dense(node: Any, shape: Shape, name: str) -> Linear:
     weight = np.asarray(node.weight, dtype=np.float64)
     bias = np.asarray(node.bias, dtype=np.float64) if isinstance(node, nir.Affine) else np.zeros(len(weight))
     return sparse.csr_matrix(weight), bias, (len(weight),)
 
 
-def _flatten(node: nir.Flatten, shape: Shape) -> Linear:
+def _flatten(node: nir.Flatten, shape: Shape, name: str) -> Linear:
+    """Values stay in C-order, so only the shape changes; NIR counts axes without the batch."""
+    first, last = (int(axis) + len(shape) * (int(axis) < 0) for axis in (node.start_dim, node.end_dim))
+    if not 0 <= first <= last < len(shape):
+        raise HardwareError(f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}, but {shape} arrives")
     size = int(np.prod(shape))
-    return sparse.identity(size, format="csr"), np.zeros(size), (size,)
+    merged = (*shape[:first], int(np.prod(shape[first : last + 1])), *shape[last + 1 :])
+    return sparse.identity(size, format="csr"), np.zeros(size), merged
 
 
-def _scale(node: nir.Scale, shape: Shape) -> Linear:
+def _scale(node: nir.Scale, shape: Shape, name: str) -> Linear:
     gains = np.broadcast_to(np.asarray(node.scale, dtype=np.float64), shape).ravel()
     return sparse.diags(gains, format="csr"), np.zeros(len(gains)), shape
 
 
-_MAKERS: dict[type, Callable[[Any, Shape], Linear]] = {
+_MAKERS: dict[type, Callable[[Any, Shape, str], Linear]] = {
     nir.Conv2d: _conv,
     nir.AvgPool2d: _pool(average=True),
     nir.SumPool2d: _pool(average=False),
@@ -79,19 +86,20 @@ _MAKERS: dict[type, Callable[[Any, Shape], Linear]] = {
 
 
 def _convolution(
-    weight: np.ndarray, shape: Shape, stride: Shape, padding: Shape, dilation: Shape, groups: int
+    weight: np.ndarray, shape: Shape, stride: Shape, margins: Margins, dilation: Shape, groups: int
 ) -> tuple[sparse.csr_matrix, Shape]:
     outputs, per_group, kernel_h, kernel_w = weight.shape
     channels, height, width = shape
-    out_h = (height + 2 * padding[0] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
-    out_w = (width + 2 * padding[1] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    (top, bottom), (left, right) = margins
+    out_h = (height + top + bottom - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
+    out_w = (width + left + right - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
     o, c = np.meshgrid(np.arange(outputs), np.arange(per_group), indexing="ij")
     source = c + (o // (outputs // groups)) * per_group  # input channel of each (output, group member)
     total = sparse.csr_matrix((outputs * out_h * out_w, channels * height * width))
     for ky in range(kernel_h):
         for kx in range(kernel_w):
             y, x = np.meshgrid(np.arange(out_h), np.arange(out_w), indexing="ij")
-            in_y, in_x = y * stride[0] - padding[0] + ky * dilation[0], x * stride[1] - padding[1] + kx * dilation[1]
+            in_y, in_x = y * stride[0] - top + ky * dilation[0], x * stride[1] - left + kx * dilation[1]
             inside = (in_y >= 0) & (in_y < height) & (in_x >= 0) & (in_x < width)
             to, at = (y * out_w + x)[inside], (in_y * width + in_x)[inside]
             rows = (o[..., None] * (out_h * out_w) + to).ravel()
@@ -106,9 +114,19 @@ def _pair(value: Any) -> Shape:
     return int(values[0]), int(values[1])
 
 
-def _padding(node: nir.Conv2d, weight: np.ndarray) -> Shape:
-    if isinstance(node.padding, str):
-        if node.padding == "valid":
-            return 0, 0
-        return (weight.shape[2] - 1) // 2, (weight.shape[3] - 1) // 2
-    return _pair(node.padding)
+def _even(padding: Any) -> Margins:
+    height, width = _pair(padding)
+    return (height, height), (width, width)
+
+
+def _margins(node: nir.Conv2d, weight: np.ndarray, name: str) -> Margins:
+    """The convolution's padding; "same" as torch has it, an odd margin's larger half below and to the right."""
+    if not isinstance(node.padding, str):
+        return _even(node.padding)
+    if node.padding == "valid":
+        return _even(0)
+    if _pair(node.stride) != (1, 1):
+        raise HardwareError(f"node {name!r} has padding 'same' with stride {_pair(node.stride)}; give the padding as numbers")
+    totals = [d * (k - 1) for d, k in zip(_pair(node.dilation), weight.shape[2:])]
+    high, wide = ((total // 2, total - total // 2) for total in totals)
+    return high, wide

@@ -20,7 +20,7 @@ from spikeprop_hardware.matrix import Shape, linear_of
 
 @dataclass
 class Connection:
-    """Matrix from a source population (or "input"), with extra delay in steps beyond the synapse's own one."""
+    """Matrix from a source (a population, or the graph's input), with extra delay in steps beyond the synapse's own one."""
 
     source: str
     matrix: sparse.csr_matrix
@@ -47,6 +47,7 @@ class Plan:
     """Populations in the order in which they compute; the last one is the readout."""
 
     input_shape: Shape
+    input: str = "input"  # name of the input node
     populations: list[Population] = field(default_factory=list)
 
     @property
@@ -74,7 +75,7 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
     if len(inputs) != 1 or len(outputs) != 1:
         raise HardwareError(f"the graph has {len(inputs)} inputs and {len(outputs)} outputs; this simulator runs one of each")
     shape = tuple(int(n) for n in graph.nodes[inputs[0]].input_type["input"])
-    plan = Plan(shape)
+    plan = Plan(shape, inputs[0])
     depths = {inputs[0]: 0}
     size = int(np.prod(shape))
     paths = {inputs[0]: [_Path(inputs[0], sparse.identity(size, format="csr"), np.zeros(size), shape)]}
@@ -83,6 +84,7 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
             continue
         node = graph.nodes[name]
         arriving = [path for source, target in graph.edges if target == name for path in paths[source]]
+        _check_sum(name, arriving)
         if isinstance(node, nir.IF | nir.LIF | nir.Output):
             population = _population(name, node, arriving, depths)
             plan.populations.append(population)
@@ -90,20 +92,29 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
             count = len(population.bias)
             paths[name] = [_Path(name, sparse.identity(count, format="csr"), np.zeros(count), population.shape)]
         else:
-            paths[name] = [_through(node, path, name) for path in arriving]
+            paths[name] = _through(name, node, arriving)
     return plan
 
 
-def _through(node: Any, path: _Path, name: str) -> _Path:
-    matrix, bias, shape = linear_of(node, path.shape, name)
-    if matrix.shape[1] != path.matrix.shape[0]:
-        raise HardwareError(f"node {name!r} reads {matrix.shape[1]} values, but {path.shape} arrive")
-    return _Path(path.source, (matrix @ path.matrix).tocsr(), matrix @ path.bias + bias, shape)
+def _check_sum(name: str, arriving: list[_Path]) -> None:
+    if not arriving:
+        raise HardwareError(f"nothing is connected to node {name!r}")
+    shapes = {path.shape for path in arriving}
+    if len(shapes) > 1:
+        raise HardwareError(f"node {name!r} reads a sum of tensors of different shapes: {sorted(shapes)}")
+
+
+def _through(name: str, node: Any, arriving: list[_Path]) -> list[_Path]:
+    """The paths beyond a linear node, which reads their sum: M (sum of paths) + bias."""
+    matrix, bias, shape = linear_of(node, arriving[0].shape, name)
+    if matrix.shape[1] != arriving[0].matrix.shape[0]:
+        raise HardwareError(f"node {name!r} reads {matrix.shape[1]} values, but {arriving[0].shape} arrive")
+    beyond = [_Path(p.source, (matrix @ p.matrix).tocsr(), matrix @ p.bias, shape) for p in arriving]
+    beyond[0].bias = beyond[0].bias + bias  # one path carries it: what reads the paths sums them
+    return beyond
 
 
 def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, int]) -> Population:
-    if not arriving:
-        raise HardwareError(f"nothing is connected to node {name!r}")
     depth = 1 + max(depths[path.source] for path in arriving)
     connections = [Connection(p.source, p.matrix, depth - 1 - depths[p.source]) for p in arriving]
     bias = np.sum([p.bias for p in arriving], axis=0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import queue
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import nir
 import numpy as np
@@ -27,6 +31,10 @@ class Simulation:
     output: np.ndarray
 
 
+PATIENCE = 600.0
+Steps = tuple[int, int]  # time steps done, all
+
+
 def _silent(*_: object) -> None:
     return None
 
@@ -37,6 +45,7 @@ def simulate(
     *,
     notify: Callable[[str], None] = _silent,
     progress: Callable[[int, int], None] = _silent,
+    patience: float = PATIENCE,
 ) -> Simulation:
     """Run a network on Lava.
 
@@ -45,9 +54,10 @@ def simulate(
         inputs: what the network reads at each step, (samples, steps, *shape); each sample starts from rest.
         notify: told once where the environment is made.
         progress: told (time steps done, all).
+        patience: seconds without progress after which the simulation is ended, for Lava can hang.
 
     Raises:
-        HardwareError: naming what is wrong with the network, the inputs or the environment.
+        HardwareError: naming what is wrong with the network, the inputs or the environment; or Lava hangs.
     """
     plan = make_plan(nir.read(str(network)))  # refuses here, before an environment is made
     if inputs.ndim < 3 or inputs.shape[2:] != plan.input_shape or 0 in inputs.shape:
@@ -59,7 +69,7 @@ def simulate(
         here = Path(folder)
         shutil.copytree(Path(__file__).parent, here / "spikeprop_hardware", ignore=shutil.ignore_patterns("__pycache__"))
         np.savez(here / "inputs.npz", inputs=inputs)
-        _run(python, here, Path(network).resolve(), progress)
+        _run(python, here, Path(network).resolve(), progress, patience)
         with np.load(here / "result.npz") as file:
             output = file["output"]
             spikes = {
@@ -71,20 +81,50 @@ def simulate(
     return Simulation(spikes, output)
 
 
-def _run(python: Path, here: Path, network: Path, progress: Callable[[int, int], None]) -> None:
+def _run(python: Path, here: Path, network: Path, progress: Callable[[int, int], None], patience: float) -> None:
     """Run the worker; only this package is on its path, for the caller's libraries are of another Python."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYENV"))} | {"PYTHONPATH": str(here)}
     command = [str(python), "-m", "spikeprop_hardware.worker", str(network), "inputs.npz", "result.npz"]
     tail: deque[str] = deque(maxlen=30)
-    with subprocess.Popen(
-        command, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as worker:
-        assert worker.stdout is not None
-        for line in worker.stdout:
-            words = line.split()
-            if len(words) == 3 and words[0] == "progress":
-                progress(int(words[1]), int(words[2]))
-            else:
-                tail.append(line)
+    worker = subprocess.Popen(
+        command,
+        cwd=here,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a process group of its own, so that Lava's own processes end with it
+    )
+    try:
+        _follow(worker, tail, progress, patience)
+    except (queue.Empty, subprocess.TimeoutExpired):
+        raise HardwareError(f"Lava made no progress for {patience:g} s and was ended; it said last:\n{''.join(tail)}") from None
+    finally:
+        if worker.returncode is None:
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
     if worker.returncode != 0 or not (here / "result.npz").exists():
         raise HardwareError(f"the Lava simulation failed (exit status {worker.returncode}):\n{''.join(tail)}")
+
+
+def _follow(worker: subprocess.Popen[str], tail: deque[str], progress: Callable[[int, int], None], patience: float) -> None:
+    """Pass on the worker's progress until it ends; queue.Empty or TimeoutExpired after ``patience`` seconds without any."""
+    reports: queue.SimpleQueue[Steps | None] = queue.SimpleQueue()
+    assert worker.stdout is not None
+    threading.Thread(target=_listen, args=(worker.stdout, tail, reports), daemon=True).start()
+    while (report := reports.get(timeout=patience)) is not None:
+        progress(*report)
+    worker.wait(timeout=patience)
+
+
+def _listen(stdout: IO[str], tail: deque[str], reports: queue.SimpleQueue[Steps | None]) -> None:
+    """Read to the end: "progress DONE ALL" goes to ``reports``, then None; all else to ``tail``."""
+    with stdout:
+        for line in stdout:
+            words = line.split()
+            if len(words) == 3 and words[0] == "progress":
+                reports.put((int(words[1]), int(words[2])))
+            else:
+                tail.append(line)
+    reports.put(None)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from spikeprop.errors import ConversionError
@@ -26,6 +27,7 @@ from spikeprop.snn import INPUT, Encoder, Neuron, SampleDropout, SpikingNetwork,
 POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 LINEAR = (nn.Conv2d, nn.Linear, nn.Flatten, *POOLING)
 DROPOUT = (nn.Dropout, nn.Dropout2d)
+OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 ADVICE = {
     "MaxPool2d": "spikes have no maximum; train with AvgPool2d instead",
@@ -74,12 +76,32 @@ def to_spiking(
         ConversionError: naming the node, the operation and what to do.
     """
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(ann).eval())  # a copy: the caller's modules keep their mode
+        traced = fx.symbolic_trace(_plain_copy(ann))
     except Exception as error:
         raise ConversionError(
             f"torch.fx cannot trace {type(ann).__name__}: {error}. Remove control flow that depends on the data."
         ) from error
     return _Builder(traced, neuron).build(encoder, input_shape)
+
+
+def _plain_copy(ann: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, for the caller's modules stay as they are; parametrised tensors become plain parameters."""
+    plain = copy.deepcopy(ann).eval()
+    for module in list(plain.modules()):
+        if parametrize.is_parametrized(module):
+            _remove_parametrizations(module)
+    return plain
+
+
+def _remove_parametrizations(module: nn.Module) -> None:
+    # removal deletes properties from the module's class, which deepcopy shares with the caller's module: take a class of its own
+    shared: Any = type(module)
+    own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    module.__class__ = own
+    names = list(module.parametrizations)  # type: ignore[arg-type]
+    with torch.enable_grad():  # without it torch leaves a tensor of several originals as a buffer
+        for name in names:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 class _Builder:
@@ -124,6 +146,8 @@ class _Builder:
         if isinstance(module, BATCH_NORM):
             return self._fold(node, value, module)
         if isinstance(module, LINEAR):
+            if isinstance(module, nn.Flatten):
+                _check_flatten(node, module.start_dim, module.end_dim)
             _check_padding(node, module)
             return self._append(node, value, copy.deepcopy(module), str(node.target))
         raise _refuse(node, type(module).__name__)
@@ -164,8 +188,8 @@ class _Builder:
 
     def flatten(self, node: fx.Node) -> Value:
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        if start != 1:
-            raise _refuse(node, f"flatten from axis {start}", "flatten from axis 1: the batch axis stays")
+        end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
+        _check_flatten(node, start, end)
         return self._append(node, self._value(node.args, node), nn.Flatten())
 
     def pool(self, node: fx.Node) -> Value:
@@ -186,16 +210,16 @@ class _Builder:
             raise _refuse(node, "an output right after ReLU", "end with a Linear layer: its currents are the class scores")
         if not any(isinstance(op, nn.Conv2d | nn.Linear) for branch in value for op in branch.ops):
             raise _refuse(node, "a ReLU with no weighted layer before it", "remove it")
-        name = self._name(value)
+        name = self._name(value, {INPUT} if output else {INPUT, OUTPUT})
         # deep copies: a value read by two layers must not share modules between them, nor with the ANN
         synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
         self.stages[name] = Stage(synapses, None if output else self.neuron())
         return name
 
-    def _name(self, value: Value) -> str:
+    def _name(self, value: Value, reserved: set[str]) -> str:
         label = next(branch.label for branch in value if branch.label).replace(".", "_")
         name, count = label, 2
-        while name in self.stages or name == INPUT:
+        while name in self.stages or name in reserved:
             name, count = f"{label}_{count}", count + 1
         return name
 
@@ -210,6 +234,11 @@ FUNCTIONS: dict[str, Callable[[_Builder, fx.Node], Value]] = {
     F.adaptive_avg_pool2d.__name__: _Builder.adaptive_pool,
     F.dropout.__name__: _Builder.dropout,
 }
+
+
+def _check_flatten(node: fx.Node, start: Any, end: Any) -> None:
+    if (start, end) != (1, -1):
+        raise _refuse(node, f"flatten from axis {start} to {end}", "flatten from axis 1 to -1: the batch axis alone stays")
 
 
 def _check_padding(node: fx.Node, module: nn.Module) -> None:

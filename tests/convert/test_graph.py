@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from spikeprop import CNN, IF, MLP, VGG, Direct, ResNet, convert
 from spikeprop.convert import ConversionError, MaxActivation, relu_activations, to_spiking
@@ -98,6 +99,8 @@ def test_refusals_name_the_node_the_operation_and_the_way_out() -> None:
     assert "right before it" in refused(conv, nn.ReLU(), nn.BatchNorm2d(2))
     assert "Linear layer" in refused(conv, nn.ReLU())
     assert "no weighted layer" in refused(nn.ReLU(), conv)
+    assert "flatten from axis 2 to -1" in refused(conv, nn.ReLU(), nn.Flatten(2), nn.Linear(36, 2))
+    assert "flatten from axis 1 to 2" in refused(conv, nn.ReLU(), nn.Flatten(1, 2), nn.Linear(6, 2))
     assert "padding_mode" in refused(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU())
 
 
@@ -121,9 +124,36 @@ class Forward(nn.Module):
         (lambda m, x: m.conv(x).view(x.size(0), -1), r"torch\.flatten\(x, 1\)"),
         (lambda m, x: m.conv(torch.relu(m.conv(x)) + torch.relu(m.conv(x))), "sum of 2 branches"),
         (lambda m, x: m.conv(x) * 2, "mul"),
+        (lambda m, x: torch.flatten(m.conv(x), 1, 2), "flatten from axis 1 to 2"),
+        (lambda m, x: m.conv(x).flatten(1, end_dim=2), "flatten from axis 1 to 2"),
         (lambda m, x: m.conv(x) if x.sum() > 0 else x, "control flow"),
     ],
 )
 def test_functional_operations_that_cannot_be_converted(forward, says: str) -> None:
     with pytest.raises(ConversionError, match=says):
         to_spiking(Forward(forward), IF, Direct(), (1, 8, 8))
+
+
+def parametrised() -> nn.Sequential:
+    torch.manual_seed(0)
+    conv = parametrizations.weight_norm(nn.Conv2d(2, 4, 3))
+    twice = parametrizations.weight_norm(parametrizations.spectral_norm(nn.Linear(36, 6)), "bias")
+    head = parametrizations.orthogonal(nn.Linear(6, 3))
+    return nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), twice, nn.ReLU(), head).double()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_parametrised_layers_become_plain_ones(grad: bool) -> None:
+    ann, x = parametrised().eval(), torch.randn(5, 2, 8, 8, dtype=torch.float64)
+    before, expected, kinds = copy.deepcopy(ann.state_dict()), ann(x).detach(), [type(m) for m in ann.modules()]
+    with torch.set_grad_enabled(grad):
+        network = to_spiking(ann, lambda: IF(v_threshold=0.05), Direct(), (2, 8, 8)).double()
+    torch.testing.assert_close(list(relu_activations(network, x).values())[-1].detach(), expected, rtol=1e-9, atol=1e-9)
+    assert [type(m) for m in ann.modules()] == kinds
+    assert torch.equal(ann(x), expected)  # the class that does it for the caller's module was not taken apart
+    assert all(torch.equal(before[name], value) for name, value in ann.state_dict().items())
+    assert {type(m) for m in network.modules() if hasattr(m, "weight")} == {nn.Conv2d, nn.Linear}
+    assert {name.rsplit(".", 1)[1] for name, _ in network.named_parameters()} == {"weight", "bias"}
+    network.train()(x.clamp(-1, 1), 8).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    assert all(p.grad is None for p in ann.parameters())

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import threading
+import time
 from pathlib import Path
 
+import nir
 import numpy as np
 import pytest
 import torch
-from spikeprop_hardware import HardwareError, simulate
-from spikeprop_hardware.environment import find_python310
+from spikeprop_hardware import HardwareError, environment, simulate
+from spikeprop_hardware.environment import find_python310, lava_python
 from torch import nn
 
 from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, ThresholdBalancing, convert
 from spikeprop.deploy import compare_on_lava, export, record
+from spikeprop.nir import from_nir
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
 from tests.convert.test_calibrate import Skips
 
@@ -57,6 +60,24 @@ def test_every_spike_and_output_is_equal(
         assert 0 < train.mean() < 1, name
         assert (train == lava.spikes[name]).all(), name
     np.testing.assert_allclose(output, lava.output, rtol=1e-9, atol=1e-9)
+
+
+def test_a_population_may_be_called_input(tmp_path: Path) -> None:
+    lava_or_skip()
+    ones = np.ones(3)
+    nodes = {
+        "x": nir.Input(input_type={"input": np.array([3])}),
+        "input": nir.IF(r=ones, v_threshold=ones),
+        "b": nir.IF(r=ones, v_threshold=ones * 0.7),
+        "last": nir.Linear(weight=np.eye(3)),
+        "y": nir.Output(output_type={"output": np.array([3])}),
+    }
+    edges = [("x", "input"), ("x", "b"), ("input", "b"), ("b", "last"), ("last", "y")]
+    nir.write(tmp_path / "n.nir", nir.NIRGraph(nodes=nodes, edges=edges))
+    ours, _ = record(from_nir(nir.read(tmp_path / "n.nir")), torch.rand(2, 3), 12)
+    lava = simulate(tmp_path / "n.nir", ours.pop(INPUT))
+    assert (lava.spikes["b"] == ours["b"]).all()
+    assert (lava.spikes["input"] == ours["input_"]).all()
 
 
 def test_compare_reports_a_network_that_differs(tmp_path: Path, digits_cnn: CNN) -> None:
@@ -105,13 +126,65 @@ def test_python_310_is_looked_for_and_its_absence_explained(tmp_path: Path, monk
     assert find_python310() == working
 
 
-def test_a_worker_that_dies_is_reported_with_its_words(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:
-    export(network_of(digits_cnn, IF(), (1, 8, 8), Direct()), tmp_path / "n.nir")
-    dying = tmp_path / "python"
-    dying.write_text("#!/bin/sh\necho the board is on fire\nexit 3\n")
-    dying.chmod(0o755)
+def export_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cnn: CNN, script: str) -> None:
+    """Write a network; in Lava's Python's place, a shell script."""
+    export(network_of(cnn, IF(), (1, 8, 8), Direct()), tmp_path / "n.nir")
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
     module = sys.modules["spikeprop_hardware.simulate"]  # the package's attribute of that name is the function
-    monkeypatch.setattr(module, "lava_python", lambda notify: dying)
+    monkeypatch.setattr(module, "lava_python", lambda notify: python)
+
+
+def test_a_worker_that_dies_is_reported_with_its_words(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_for(tmp_path, monkeypatch, digits_cnn, "echo the board is on fire\nexit 3")
     with pytest.raises(HardwareError, match=r"exit status 3(?s:.*)the board is on fire"):
         simulate(tmp_path / "n.nir", np.zeros((1, 2, 1, 8, 8)))
-    assert os.listdir(tmp_path)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_worker_that_hangs_is_ended_with_its_children(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    chatter = "while true; do echo still here; sleep 0.05; done"  # words are no progress
+    script = f"sleep 60 & echo $! > {tmp_path}/child; echo progress 1 20; {chatter}"
+    export_for(tmp_path, monkeypatch, digits_cnn, script)
+    told: list[tuple[int, int]] = []
+    with pytest.raises(HardwareError, match=r"no progress for 0\.5 s(?s:.*)still here"):
+        simulate(tmp_path / "n.nir", np.zeros((1, 2, 1, 8, 8)), progress=lambda *steps: told.append(steps), patience=0.5)
+    assert told == [(1, 20)]
+    child, deadline = int((tmp_path / "child").read_text()), time.monotonic() + 10
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(child)
+
+
+def test_two_that_make_the_environment_at_once_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, made, told, found = threading.Barrier(2), [], [], []
+
+    def make(command: list[str], problem: str) -> None:
+        if "venv" in command:
+            made.append(command[-1])
+            (Path(command[-1]) / "bin").mkdir(parents=True)  # fails if another is making it
+            (Path(command[-1]) / "bin" / "python").touch()
+        time.sleep(0.1)
+
+    def find() -> Path:
+        both.wait(timeout=10)  # neither has found an environment
+        return Path("python3.10")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(environment, "_must", make)
+    monkeypatch.setattr(environment, "find_python310", find)
+    threads = [threading.Thread(target=lambda: found.append(lava_python(told.append))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert made == [str(tmp_path / "spikeprop" / "lava-0.10.0")]
+    assert found == [Path(made[0]) / "bin" / "python"] * 2
+    assert sum("waiting for another process" in words for words in told) == 1

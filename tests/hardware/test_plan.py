@@ -23,9 +23,12 @@ from tests.test_nir import graph_with, lif
         {"kernel_size": (3, 2), "stride": (2, 1), "padding": (0, 1)},
         {"kernel_size": 3, "dilation": 2, "padding": 2, "groups": 2},
         {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 3, "dilation": 2, "padding": "same"},
+        {"kernel_size": (2, 4), "padding": "same"},
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 def test_convolution_matrices_are_torchs_convolution(settings: dict) -> None:
     conv, x = nn.Conv2d(4, 6, **settings).double(), torch.randn(4, 7, 9, dtype=torch.float64)
     node = nir.Conv2d(
@@ -70,11 +73,12 @@ def test_chains_are_folded_and_skips_get_the_missing_delay() -> None:
         (nir.IF(r=np.ones(3), v_threshold=np.ones(3), v_reset=np.full(3, 0.5)), "v_reset other than 0"),
         (lif(), "without a time step"),
         (nir.Linear(weight=np.eye(5)[:3]), "reads 5 values"),
+        (nir.Flatten(input_type={"input": np.array([3])}, start_dim=1), "'x' flattens axes 1 to -1"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_what_is_not_known_is_refused(node: nir.NIRNode, says: str) -> None:
-    if isinstance(node, nir.Linear):
+    if isinstance(node, nir.Linear | nir.Flatten):
         output = nir.Output(output_type={"output": np.array([3])})
         graph = nir.NIRGraph(
             nodes={
@@ -89,3 +93,44 @@ def test_what_is_not_known_is_refused(node: nir.NIRNode, says: str) -> None:
         graph = graph_with(node)
     with pytest.raises(HardwareError, match=says):
         make_plan(graph)
+
+
+def unit(*, metadata: dict | None = None) -> nir.IF:
+    return nir.IF(r=np.ones(3), v_threshold=np.ones(3), metadata=metadata or {})
+
+
+def test_a_linear_node_that_reads_a_sum_adds_its_bias_once() -> None:
+    given, taken = nir.Input(input_type={"input": np.array([3])}), nir.Output(output_type={"output": np.array([3])})
+    nodes = {"x": given, "a": unit(), "b": unit(), "sum": nir.Affine(np.eye(3) * 2, np.full(3, 0.25)), "c": unit(), "y": taken}
+    edges = [("x", "a"), ("x", "b"), ("a", "sum"), ("b", "sum"), ("sum", "c"), ("c", "y")]
+    plan = make_plan(nir.NIRGraph(nodes=nodes, edges=edges))
+    c = plan.populations[2]
+    np.testing.assert_array_equal(c.bias, np.full(3, 0.25))
+    assert [(connection.source, connection.matrix.sum()) for connection in c.connections] == [("a", 6), ("b", 6)]
+
+
+def test_a_sum_of_different_shapes_is_refused() -> None:
+    nodes = {
+        "x": nir.Input(input_type={"input": np.array([3])}),
+        "a": nir.Linear(weight=np.ones((1, 3))),
+        "b": nir.Linear(weight=np.ones((3, 3))),
+        "c": unit(),
+        "y": nir.Output(output_type={"output": np.array([3])}),
+    }
+    edges = [("x", "a"), ("x", "b"), ("a", "c"), ("b", "c"), ("c", "y")]
+    with pytest.raises(HardwareError, match="node 'c' reads a sum of tensors of different shapes"):
+        make_plan(nir.NIRGraph(nodes=nodes, edges=edges, type_check=False))
+
+
+def test_flatten_keeps_the_axes_that_it_is_not_given() -> None:
+    for start, end, shape in ((0, -1, (24,)), (1, -1, (2, 12)), (0, 1, (6, 4)), (-2, 2, (2, 12))):
+        node = nir.Flatten(input_type={"input": None}, start_dim=start, end_dim=end)  # type: ignore[dict-item]
+        assert linear_of(node, (2, 3, 4), "f")[2] == shape
+
+
+def test_a_strided_convolution_with_padding_same_is_refused() -> None:
+    conv = nir.Conv2d(
+        input_shape=(6, 6), weight=np.ones((1, 1, 3, 3)), stride=2, padding="same", dilation=1, groups=1, bias=np.zeros(1)
+    )
+    with pytest.raises(HardwareError, match="'c' has padding 'same' with stride"):
+        linear_of(conv, (1, 6, 6), "c")
