@@ -4,12 +4,13 @@ BIN := .venv/bin
 
 .PHONY: demo test test-slow lint bench clean
 
+# After a failed install the folder is dated back: newer than its prerequisites, half an environment would be believed in.
 .venv: pyproject.toml hardware/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("spikeprop needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e hardware -e '.[dev,interop]'
-	touch .venv
+	($(PYTHON) -m venv .venv \
+	&& $(BIN)/python -m pip install --quiet --upgrade pip \
+	&& $(BIN)/python -m pip install --quiet -c constraints.txt -e hardware -e '.[dev,interop]' \
+	&& touch .venv) || { touch -c -t 197001020000 .venv; exit 1; }
 
 demo: .venv
 	$(BIN)/spikeprop run digits_cnn_stdb --out runs/demo
@@ -25,14 +26,14 @@ lint: .venv
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# A short form of every benchmark, a few minutes in all; each script's first lines have the command at full size.
+# A short form of every benchmark, a few minutes in all, apart from results/, which holds the figures at full size; each script's first lines have the command at full size.
 bench: .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/step.py --timesteps 20 --batch 8 --repeats 3 --out results/benchmarks/step.json
-	$(BIN)/python benchmarks/infer.py --timesteps 50 --batch 16 --images 16 --repeats 2 --out results/benchmarks/infer.json
-	$(BIN)/python benchmarks/memory.py --timesteps 16 64 128 --batch 4 --peer-cap 16 --plot results/benchmarks/memory.png --out results/benchmarks/memory.json
-	$(BIN)/python benchmarks/balance.py --images 4 --out results/benchmarks/balance.json
-	$(BIN)/python benchmarks/open_neuromorphic.py --sizes 1024 --out results/benchmarks/open_neuromorphic.json
+	$(BIN)/python benchmarks/step.py --timesteps 20 --batch 8 --repeats 3 --out runs/bench/step.json
+	$(BIN)/python benchmarks/infer.py --timesteps 50 --batch 16 --images 16 --repeats 2 --out runs/bench/infer.json
+	$(BIN)/python benchmarks/memory.py --timesteps 16 64 128 --batch 4 --peer-cap 16 --plot runs/bench/memory.png --out runs/bench/memory.json
+	$(BIN)/python benchmarks/balance.py --images 4 --out runs/bench/balance.json
+	$(BIN)/python benchmarks/open_neuromorphic.py --sizes 1024 --out runs/bench/open_neuromorphic.json
 
 clean:
 	rm -rf .venv runs dist

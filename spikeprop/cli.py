@@ -13,12 +13,12 @@ from spikeprop.errors import SpikepropError
 
 
 class _Friendly(click.Group):
-    """Shows spikeprop's own errors as one message; Ctrl-C and bad files end without a traceback."""
+    """Shows errors that a user can mend as one message; Ctrl-C and bad files end without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (SpikepropError, OSError) as error:
+        except (SpikepropError, OSError, ValueError) as error:
             raise click.ClickException(str(error)) from error
 
 
@@ -34,7 +34,7 @@ def main() -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps, to see that it runs.")
-@click.option("--threads", type=int, help="CPU threads; default torch's choice.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None) -> None:
     """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped."""
     import dataclasses
@@ -50,6 +50,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     loaded = load_recipe(recipe, overrides)
     if smoke:
         loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
+    _check(loaded.experiment, here=True)  # before the folder is made, which belongs to one recipe for good
     folder = RunFolder(out or Path("runs") / (loaded.name + ("-smoke" if smoke else "")), loaded, smoke)
     _say(f"{loaded.name} -> {folder.path}")
     report = loaded.experiment.run(Context(folder, loaded.name, _say))
@@ -66,6 +67,7 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 
     for recipe in recipes:
         loaded = load_recipe(recipe, overrides)
+        _check(loaded.experiment)
         click.echo(f"{loaded.name}: ok ({type(loaded.experiment).__name__})")
 
 
@@ -76,14 +78,18 @@ def ls(slot: str | None) -> None:
     from spikeprop.pipeline import HybridConversion
     from spikeprop.recipe import components, recipe_folder, slots
 
+    bases: dict[type, list[str]] = {}
+    for path, base in slots(HybridConversion).items():
+        bases.setdefault(base, []).append(path)
+    bases |= _nested(bases)
+    known = [name for base, paths in bases.items() for name in (base.__name__, *paths)]
+    if slot is not None and slot not in known:
+        raise click.BadParameter(f"{slot!r} is not a slot; known: {', '.join(known)}")
     if slot is None:
         click.echo("recipes")
         for path in sorted(recipe_folder().glob("*.yaml")):
             click.echo(f"  {path.stem}")
-    bases: dict[type, list[str]] = {}
-    for path, base in slots(HybridConversion).items():
-        bases.setdefault(base, []).append(path)
-    for base, paths in {**bases, **_nested(bases)}.items():
+    for base, paths in bases.items():
         if slot is None or slot in (base.__name__, *paths):
             _list_slot(", ".join(paths), components(base))
 
@@ -95,15 +101,20 @@ def ls(slot: str | None) -> None:
 @click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default the recipe's.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many test images.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
-def evaluate(checkpoint: Path, data: str, root: str | None, timesteps: str | None, limit: int | None, batch_size: int) -> None:
+@click.option("--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:1.")
+def evaluate(
+    checkpoint: Path, data: str, root: str | None, timesteps: str | None, limit: int | None, batch_size: int, device: str
+) -> None:
     """Accuracy of a CHECKPOINT (ann, converted or finetuned.safetensors) on test images, at each number of steps."""
     from spikeprop.data import ImageData
     from spikeprop.evaluate import ann_accuracy, snn_accuracy
     from spikeprop.networks import load_network
     from spikeprop.recipe import component
+    from spikeprop.settings import find_device
     from spikeprop.snn import SpikingNetwork
 
     loaded = load_network(checkpoint)
+    loaded.network.to(find_device(device))
     described = loaded.description
     same = {"mean": described["data"]["mean"], "std": described["data"]["std"]}  # the normalisation it was trained with
     settings = {"use": data, "test_limit": limit, "root": root, **same}
@@ -161,6 +172,12 @@ def simulate(checkpoint: Path, data: str | None, root: str | None, samples: int,
         ("largest output difference", f"{result['output_error']:.2g}"),
     ]
     _table(str(checkpoint), rows)
+
+
+def _check(experiment: Any, **options: bool) -> None:
+    """An experiment's own test of itself; one from outside may have none."""
+    if hasattr(experiment, "check"):
+        experiment.check(**options)
 
 
 def _spiking(checkpoint: Path) -> Any:

@@ -1,4 +1,6 @@
-"""Networks in and out of checkpoints: a checkpoint's description says how to build the network that its tensors fit.
+"""Networks in and out of checkpoints, and the test that a recipe's network can work, made before it is trained.
+
+A checkpoint's description says how to build the network that its tensors fit.
 
 An ANN is built from its component; a spiking network from its ANN's component, converted without calibration, since
 thresholds are tensors of the checkpoint. So a checkpoint needs neither its recipe nor its run folder.
@@ -15,9 +17,9 @@ from torch import nn
 
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData
-from spikeprop.errors import CheckpointError
+from spikeprop.errors import CheckpointError, RecipeError
 from spikeprop.learn import load_checkpoint, load_model
-from spikeprop.recipe import component
+from spikeprop.recipe import Component, component
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork
 
 
@@ -64,6 +66,41 @@ def load_network(path: str | Path) -> LoadedNetwork:
         _make_room(network, checkpoint.part("model"))
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
+
+
+def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder: Component[Encoder], data: ImageData) -> None:
+    """Build an ANN, ask it for the scores of one image and convert it, without training and without data on disk.
+
+    Raises:
+        RecipeError: it cannot be built, cannot read the data's images, or has another number of outputs than there are classes.
+        ConversionError: it holds something that cannot be converted.
+    """
+    try:
+        network, outputs = _outline(ann, data, torch.device("meta"))
+    except Exception:  # not every constructor can do without numbers: the CPU says whether it is a mistake
+        network, outputs = _outline(ann, data, torch.device("cpu"))
+    if outputs != (1, data.classes):
+        fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
+        name, found = type(data).__name__, outputs[1] if len(outputs) == 2 else f"scores of shape {outputs} and not the"
+        raise RecipeError(f"{ann.path}: {ann.use} has {found} outputs, but data: {name} has {data.classes} classes; {fix}")
+    to_spiking(network, neuron.build, encoder.build(), data.input_shape)
+
+
+@torch.no_grad()
+def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -> tuple[nn.Module, tuple[int, ...]]:
+    """An ANN on ``device`` ("meta" computes shapes alone, in no time), and the shape of its scores for one image."""
+    with device:
+        try:
+            network = ann.build().eval()
+        except (RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
+            raise RecipeError(f"{ann.path}: {ann.use} cannot be built: {error}") from error
+        try:
+            return network, tuple(network(torch.zeros(1, *data.input_shape)).shape)
+        except Exception as error:
+            raise RecipeError(
+                f"{ann.path}: {ann.use} cannot read the images of data: {type(data).__name__}, which are "
+                f"{'x'.join(map(str, data.input_shape))}: {error}"
+            ) from error
 
 
 def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:

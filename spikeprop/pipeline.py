@@ -14,11 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spikeprop.convert import convert
 from spikeprop.data import ImageData
 from spikeprop.deploy import compare_on_lava, export
+from spikeprop.errors import RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
     ActivityMeter,
@@ -31,11 +33,11 @@ from spikeprop.evaluate import (
     snn_accuracy,
 )
 from spikeprop.learn import CollapseGuard, MetricsLog, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
-from spikeprop.networks import describe_network, load_network
+from spikeprop.networks import check_network, describe_network, load_network
 from spikeprop.recipe import Component
 from spikeprop.runfolder import RunFolder
 from spikeprop.seeding import seed_torch
-from spikeprop.settings import Conversion, Evaluation, FineTuning, Simulation, Training
+from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Precision, Simulation, Training, find_device
 from spikeprop.snn import SpikingNetwork
 
 SMOKE_IMAGES = 64
@@ -58,6 +60,9 @@ class HybridConversion:
         seed: of everything random.
         data, ann: components.
         train, convert, finetune, evaluate, simulate: settings of the stages.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may go on on another one.
+        precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
+            prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation.
     """
 
     seed: int
@@ -68,6 +73,28 @@ class HybridConversion:
     finetune: FineTuning
     evaluate: Evaluation
     simulate: Simulation
+    device: str = "auto"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"device is {self.device!r}; use auto, cpu, cuda or cuda:1")
+
+    def check(self, *, here: bool = False) -> None:
+        """Build every component, and an outline of the ANN and its conversion: what cannot work is found before training.
+
+        Args:
+            here: ask too whether this machine has the device.
+
+        Raises:
+            RecipeError: a bad value, an ANN that does not fit the data, or a device that is not here.
+            ConversionError: an ANN that cannot be converted.
+        """
+        for settings in (self.train, self.convert, self.finetune):
+            settings.check()
+        check_network(self.ann, self.convert.neuron, self.convert.encoder, self.data.build())
+        if here and find_device(self.device).type == "cpu" and self.precision != "float32":
+            raise RecipeError(f"precision: {self.precision} is for CUDA, and this run is on the CPU; use precision=float32")
 
     def smoke(self) -> HybridConversion:
         """The same on a few images, epochs and steps: does it run from end to end?"""
@@ -92,23 +119,24 @@ class _Run:
 
     def __init__(self, experiment: HybridConversion, context: Context):
         self.experiment, self.context, self.folder = experiment, context, context.folder
+        experiment.check(here=True)
         self.data = experiment.data.build()
-        for slot in (experiment.convert.encoder, experiment.convert.calibrator, experiment.finetune.rule):
-            slot.build(**_timesteps(slot, experiment.finetune.timesteps))  # a bad value is found before hours of training
+        self.device = find_device(experiment.device)
 
     def report(self) -> Report:
-        results = {
-            name: self.folder.stage(name, work)
-            for name, work in (
-                ("data", self.load_data),
-                ("ann", self.train_ann),
-                ("convert", self.convert),
-                ("finetune", self.finetune),
-                ("evaluate", self.evaluate),
-                ("export", self.export),
-                ("simulate", self.simulate),
-            )
+        stages = {
+            "data": self.load_data,
+            "ann": self.train_ann,
+            "convert": self.convert,
+            "finetune": self.finetune,
+            "evaluate": self.evaluate,
+            "export": self.export,
+            "simulate": self.simulate,
         }
+        results = {}
+        for name, work in stages.items():
+            results[name] = self.folder.stage(name, work)
+            self._drop_progress(name)
         values = {
             "name": self.context.name,
             "seed": self.experiment.seed,
@@ -117,6 +145,7 @@ class _Run:
             "thresholds": results["convert"]["thresholds"],
             "simulate": results["simulate"],
             "seconds": self.folder.seconds(),
+            "device": str(self.device),
             "provenance": self.folder.provenance(),
         }
         report = Report(name=self.context.name, values=values, rows=accuracy_rows(values))
@@ -149,13 +178,12 @@ class _Run:
 
     def finetune(self) -> dict[str, Any]:
         settings = self.experiment.finetune
-        network = self._load("converted")
-        rule = settings.rule.build(**_timesteps(settings.rule, settings.timesteps))
+        network = self._load("converted").to(self.device)
         if settings.dropout is not None:
             network.set_dropout(settings.dropout)
         self._warn_of_silence(network, settings.timesteps)
         guard = CollapseGuard(self.data.classes)
-        history = self._fit("finetune", network, settings, rule, self.experiment.seed + 2, guard)
+        history = self._fit("finetune", network, settings, settings.build_rule(), self.experiment.seed + 2, guard)
         self._save(network, "finetuned")
         return {"history": history}
 
@@ -168,7 +196,7 @@ class _Run:
         macs = count_macs(ann, self.data.input_shape)
         result: dict[str, Any] = {"ann": {"accuracy": ann_accuracy(ann, test.epoch(0))}}
         for kind, at in (("converted", wanted), ("finetuned", [t for t in wanted if t <= limit])):
-            network = self._load(kind)
+            network = self._load(kind).to(self.device)
             meter = ActivityMeter(network, steps)
             accuracy = snn_accuracy(
                 network, _Sized(test.epoch(0), len(test)), at, meter=meter, seed=self.experiment.seed, label=f"evaluate {kind}"
@@ -202,10 +230,10 @@ class _Run:
     ) -> list[dict[str, Any]]:
         if settings.epochs == 0:
             return []
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = settings.optimizer.build(trainable, lr=settings.lr, weight_decay=settings.weight_decay)
-        progress = self.folder.path / f"{stage}.progress.safetensors"
-        history = fit(
+        model.to(self.device)
+        optimizer = settings.build_optimizer(p for p in model.parameters() if p.requires_grad)
+        precision = self.experiment.precision
+        return fit(
             model,
             rule,
             self.data.train(settings.batch_size, seed),
@@ -215,9 +243,17 @@ class _Run:
             seed=seed,
             clip=settings.clip,
             callbacks=[ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage), *guards],
-            checkpoint=progress,
+            checkpoint=self._progress(stage),
+            autocast=None if precision == "float32" else getattr(torch, precision),
         )
-        return history
+
+    def _progress(self, stage: str) -> Path:
+        return self.folder.path / f"{stage}.progress.safetensors"
+
+    def _drop_progress(self, stage: str) -> None:
+        """A finished stage needs no optimiser state, which is up to three times the network's size."""
+        for file in (self._progress(stage), self._progress(stage).with_suffix(".json")):
+            file.unlink(missing_ok=True)
 
     def _warn_of_silence(self, network: SpikingNetwork, timesteps: int) -> None:
         images, _ = next(self.data.test(32).epoch(0))
@@ -242,7 +278,7 @@ class _Run:
     def _load_ann(self) -> nn.Module:
         ann = self.experiment.ann.build()
         load_model(ann, load_checkpoint(self._file("ann")))
-        return ann.eval()
+        return ann.to(self.device).eval()
 
     def _load(self, name: str) -> SpikingNetwork:
         network = load_network(self._file(name)).network
@@ -264,11 +300,6 @@ class _Sized:
 
     def __iter__(self) -> Iterator[Any]:
         return self.iterator
-
-
-def _timesteps(slot: Component[Any], timesteps: int) -> dict[str, int]:
-    """The rule's number of steps, where it takes one and the recipe does not give it there."""
-    return {"timesteps": timesteps} if "timesteps" in slot.parameters() and "timesteps" not in slot.arguments else {}
 
 
 def _shortened(calibrator: Component[Any]) -> Component[Any]:

@@ -8,6 +8,7 @@ mixed in.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -21,8 +22,9 @@ import torch
 
 from spikeprop.errors import RecipeError
 from spikeprop.files import read_json, write_json, write_text
-from spikeprop.recipe import Recipe, dump
+from spikeprop.recipe import Recipe, check, dump
 
+MACHINE = {"device"}  # where a run takes place is no part of what it is
 LIBRARIES = ("spikeprop", "torch", "torchvision", "numpy", "nir", "safetensors")
 
 
@@ -59,7 +61,8 @@ class RunFolder:
             try:
                 result = work()
             except BaseException:
-                write_text(clock, f"{before + time.monotonic() - started:.3f}")
+                with contextlib.suppress(OSError):  # a full disk must not hide what went wrong first
+                    write_text(clock, f"{before + time.monotonic() - started:.3f}")
                 raise
             seconds = round(before + time.monotonic() - started, 2)
             self._stages[name] = {"seconds": seconds, "commit": _commit(), "result": result}
@@ -81,13 +84,21 @@ class RunFolder:
         return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
 
     def _check_same(self, described: dict[str, Any]) -> None:
-        before = read_json(self.path / "run.json")["recipe"]
-        changed = [key for key in _leaves(described) | _leaves(before) if _leaves(described).get(key) != _leaves(before).get(key)]
+        old, new = _leaves(_completed(read_json(self.path / "run.json")["recipe"])), _leaves(described)
+        changed = {key for key in old | new if old.get(key) != new.get(key)} - MACHINE
         if changed:
             raise RecipeError(
                 f"{self.path} holds a run of another recipe (it differs in {', '.join(sorted(changed)[:4])}); "
                 "choose another --out folder or delete that one"
             )
+
+
+def _completed(described: dict[str, Any]) -> dict[str, Any]:
+    """A recorded recipe with the defaults of settings that did not exist when it was recorded."""
+    try:
+        return Recipe("", check(described)).describe()
+    except RecipeError:  # it names what is gone by now: it is another recipe, as it stands
+        return described
 
 
 def describe_machine() -> dict[str, Any]:

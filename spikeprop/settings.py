@@ -6,14 +6,23 @@ weight decay 5e-4, batch 64 and 300 epochs for the ANN; Adam 1e-4 with weight de
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from spikeprop.convert import ThresholdCalibrator
+from spikeprop.errors import RecipeError
 from spikeprop.learn import LearningRule, Schedule
 from spikeprop.recipe import Component
 from spikeprop.snn import Encoder, Neuron
+
+Precision = Literal["float32", "bfloat16", "float16"]
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,15 @@ class Training:
     def __post_init__(self) -> None:
         _check_training(self)
 
+    def check(self) -> None:
+        """Build every component once: RecipeError for a bad value."""
+        self.rule.build()
+        _build_rest(self)
+
+    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The optimiser with this stage's lr and weight decay."""
+        return _build_optimizer(self, parameters)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
@@ -57,6 +75,11 @@ class Conversion:
 
     def __post_init__(self) -> None:
         _positive(self, "images")
+
+    def check(self) -> None:
+        """Build every component once: RecipeError for a bad value."""
+        for slot in (self.neuron, self.encoder, self.calibrator):
+            slot.build()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +110,20 @@ class FineTuning:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it lies in [0, 1)")
 
+    def check(self) -> None:
+        """Build every component once: RecipeError for a bad value."""
+        self.build_rule()
+        _build_rest(self)
+
+    def build_rule(self) -> LearningRule:
+        """The rule, given ``timesteps`` where it takes them and the recipe does not give it others there."""
+        takes = "timesteps" in self.rule.parameters() and "timesteps" not in self.rule.arguments
+        return self.rule.build(**({"timesteps": self.timesteps} if takes else {}))
+
+    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The optimiser with this stage's lr and weight decay."""
+        return _build_optimizer(self, parameters)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -106,6 +143,8 @@ class Evaluation:
         _positive(self, "batch_size")
         if not self.timesteps or min(self.timesteps) < 1:
             raise ValueError(f"timesteps is {self.timesteps}; give at least one number, each at least 1")
+        if self.finetuned_up_to is not None:
+            _positive(self, "finetuned_up_to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +167,36 @@ def _check_training(settings: Training | FineTuning) -> None:
     _positive(settings, "lr")
     if settings.epochs < 0:
         raise ValueError(f"epochs is {settings.epochs}; use 0 to skip training")
+    if not settings.weight_decay >= 0:
+        raise ValueError(f"weight_decay is {settings.weight_decay}; use 0 for none")
+    if settings.clip is not None and not settings.clip > 0:
+        raise ValueError(f"clip is {settings.clip}; it is the largest gradient norm, so it is positive, or null for no limit")
+
+
+def _build_rest(settings: Training | FineTuning) -> None:
+    settings.schedule.build()
+    settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
+
+
+def _build_optimizer(settings: Training | FineTuning, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return settings.optimizer.build(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def _positive(settings: object, name: str) -> None:
     if not getattr(settings, name) > 0:
         raise ValueError(f"{name} is {getattr(settings, name)}; it must be positive")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this machine that a recipe or ``--device`` means; "auto" is CUDA where there is one.
+
+    Raises:
+        RecipeError: an unknown name, or a device that this machine lacks.
+    """
+    if not DEVICE.fullmatch(name):
+        raise RecipeError(f"device: {name!r} is unknown; use auto, cpu, cuda or cuda:1")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(("cuda" if found else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise RecipeError(f"device: {name!r} is not on this machine, where torch finds {found} CUDA devices; use auto or cpu")
+    return device

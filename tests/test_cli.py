@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
+from torch import nn
 
 from spikeprop.cli import main
+from spikeprop.learn import save_checkpoint
 from spikeprop.recipe import recipe_folder
 from tests.conftest import need
 from tests.hardware.test_lava import lava_or_skip
@@ -46,7 +50,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     assert {"recipe.yaml", "run.json", "stages.json", "metrics.jsonl", "report.json", "report.png", "network.nir"} <= names
     for kind in ("ann", "converted", "finetuned"):
         assert {f"{kind}.safetensors", f"{kind}.json"} <= names
-    assert not [name for name in names if name.startswith(".") or "part" in name]
+    assert not [name for name in names if name.startswith(".") or "part" in name or "progress" in name]
     run = json.loads((finished / "run.json").read_text())
     assert run["recipe"]["seed"] == 0
     assert run["versions"]["torch"]
@@ -79,6 +83,18 @@ def test_a_folder_of_another_recipe_is_refused(finished: Path) -> None:
     assert "--out" in result.output
 
 
+def test_a_folder_from_before_a_setting_existed_goes_on_and_so_does_one_of_another_device(finished: Path) -> None:
+    file = finished / "run.json"
+    whole = file.read_text()
+    described = json.loads(whole)
+    del described["recipe"]["device"], described["recipe"]["precision"]
+    try:
+        file.write_text(json.dumps(described))
+        assert spikeprop("run", "digits_cnn_stdb", *SHORT, "device=cpu", "--out", finished).exit_code == 0
+    finally:
+        file.write_text(whole)
+
+
 def test_sigkill_in_the_middle_of_fine_tuning_changes_nothing(finished: Path, tmp_path: Path) -> None:
     """A real process, killed where it stands; the second process takes over from its files."""
     command = [sys.executable, "-c", "from spikeprop.cli import main; main()", "run", "digits_cnn_stdb", *SHORT, "--out", "r"]
@@ -99,6 +115,18 @@ def test_sigkill_in_the_middle_of_fine_tuning_changes_nothing(finished: Path, tm
     assert report(tmp_path / "r")["finetuned"] == report(finished)["finetuned"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_whole_job_runs_on_cuda(tmp_path: Path, precision: str) -> None:
+    folder = tmp_path / "run"
+    result = spikeprop("run", "digits_cnn_stdb", *SHORT, "device=cuda", f"precision={precision}", "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert report(folder)["device"].startswith("cuda")
+    assert report(folder)["finetuned"]["accuracy"]["8"] > 80
+    shown = [spikeprop("eval", folder / "ann.safetensors", "--data", "Digits", "--device", d).output for d in ("cpu", "cuda")]
+    assert shown[0] == shown[1]
+
+
 def test_eval_agrees_with_the_report(finished: Path) -> None:
     accuracy = report(finished)["finetuned"]["accuracy"]["8"]
     result = spikeprop("eval", finished / "finetuned.safetensors", "--data", "Digits", "--timesteps", "2,8", "--batch-size", 360)
@@ -115,11 +143,13 @@ def test_eval_agrees_with_the_report(finished: Path) -> None:
         (["eval", "finetuned.safetensors", "--data", "Digits", "--timesteps", "ten"], "whole numbers"),
         (["eval", "finetuned.safetensors", "--data", "Digit"], "did you mean 'Digits'"),
         (["eval", "missing.safetensors", "--data", "Digits"], "no checkpoint at"),
-        (["eval", "finetune.progress.safetensors", "--data", "Digits"], "training progress"),
+        (["eval", "half.progress.safetensors", "--data", "Digits"], "training progress"),
+        (["eval", "finetuned.safetensors", "--data", "Digits", "--device", "tpu"], "use auto, cpu, cuda or cuda:1"),
         (["export", "ann.safetensors"], "is an ANN"),
     ],
 )
 def test_bad_commands_say_what_is_wrong(finished: Path, arguments: list[str], says: str) -> None:
+    save_checkpoint(finished / "half.progress.safetensors", nn.Linear(1, 1), {"training": {}})
     result = spikeprop(arguments[0], finished / arguments[1], *arguments[2:])
     assert result.exit_code != 0
     assert says in result.output
@@ -149,12 +179,49 @@ def test_ls_shows_recipes_and_components() -> None:
     assert "Poisson" in only
     assert "LIF" not in only
 
+    assert "convert.neuron.surrogate" in spikeprop("ls", "convert.neuron.surrogate").output
+    unknown = spikeprop("ls", "foo")
+    assert unknown.exit_code != 0
+    assert "'foo' is not a slot; known: " in " ".join(unknown.output.split())
+
 
 def test_check_names_mistakes() -> None:
     assert "digits_mlp_stdb: ok" in spikeprop("check", "digits_mlp_stdb", "cifar10_vgg5_stdb").output
     result = spikeprop("check", "digits_mlp_stdb", "--set", "finetune.lr=fast")
     assert result.exit_code == 1
     assert "finetune.lr" in result.output
+    result = spikeprop("check", "digits_mlp_stdb", "--set", "convert.neuron.leak=1.5")
+    assert result.exit_code == 1
+    assert "convert.neuron: LIF: leak is 1.5" in result.output
+
+
+def test_a_run_that_cannot_work_leaves_no_folder(tmp_path: Path) -> None:
+    for override in ("ann.classes=5", "data.train_limit=0", "device=cuda:99", "train.clip=-1"):
+        result = spikeprop("run", "digits_mlp_stdb", override, "--out", tmp_path / "run")
+        assert result.exit_code == 1, result.output
+        assert override.partition("=")[0].split(".")[-1] in result.output
+        assert isinstance(result.exception, SystemExit)
+    assert not (tmp_path / "run").exists()
+    assert spikeprop("run", "digits_mlp_stdb", "--threads", 0).exit_code == 2
+
+
+def test_a_full_disk_while_saving_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write fails from the first network on, the one of the stage's seconds too."""
+    import spikeprop.files as files
+
+    monkeypatch.setattr(files.os, "fsync", _disk_fills_up(tmp_path / "run" / "stages.json"))
+    result = spikeprop("run", "digits_mlp_stdb", "--smoke", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "metrics.jsonl: No space left on device; nothing was changed there" in result.output
+
+
+def _disk_fills_up(after: Path) -> Callable[[int], None]:
+    def fsync(_: int) -> None:
+        if after.exists():
+            raise OSError(28, "No space left on device")
+
+    return fsync
 
 
 SMOKE = {"digits": None, "fashion": "FashionMNIST", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}

@@ -17,11 +17,11 @@ class TorchvisionModel(nn.Module):
     Args:
         name: as in ``torchvision.models.list_models()``, for example "resnet18".
         weights: a name of the model's weights enum ("IMAGENET1K_V1", "DEFAULT"; downloads), a local .safetensors or .pth file,
-            or None for random weights.
+            or None for random weights. On the meta device, where tensors have no numbers, they are named but not read.
         classes: number of outputs; other than the model's own only without an enum's weights.
 
     Raises:
-        ValueError: an unknown model, with the nearest names.
+        ValueError: an unknown model or unknown weights, with the names there are.
         CheckpointError: a weights file whose tensors do not fit, naming them.
     """
 
@@ -34,14 +34,25 @@ class TorchvisionModel(nn.Module):
             near = ", ".join(difflib.get_close_matches(name, known)) or "see torchvision.models.list_models()"
             raise ValueError(f"torchvision has no model {name!r}; nearest: {near}")
         from_file = weights is not None and Path(weights).suffix in {".safetensors", ".pth", ".pt"}
-        self.model = models.get_model(name, weights=None if from_file else weights, num_classes=classes)
-        if from_file:
+        if weights is not None and not from_file:
+            _check_weights(name, weights)
+        nothing_to_fill = torch.get_default_device().type == "meta"
+        self.model = models.get_model(name, weights=None if from_file or nothing_to_fill else weights, num_classes=classes)
+        if from_file and not nothing_to_fill:
             assert weights is not None
             load_tensors(self.model, Path(weights))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, classes) for images (B, 3, H, W)."""
         return self.model(x)
+
+
+def _check_weights(name: str, weights: str) -> None:
+    from torchvision import models
+
+    known = [*models.get_model_weights(name).__members__]
+    if weights not in known:
+        raise ValueError(f"{name} has no weights {weights!r}; known: {', '.join(known)}, or a .safetensors or .pth file")
 
 
 def load_tensors(model: nn.Module, path: Path) -> None:

@@ -38,7 +38,7 @@ def convert(
     """Convert an ANN to a spiking network and calibrate its thresholds.
 
     Args:
-        ann: the trained network; it is not changed.
+        ann: the trained network; it is not changed, and the images go to its device.
         batches: calibration images (B, ...), alone or in (images, labels) pairs.
         neuron: prototype, copied for every layer.
         calibrator: sets the thresholds.
@@ -54,6 +54,7 @@ def convert(
     if not images:
         raise ConversionError("no calibration images: pass at least one batch")
     x = torch.cat(images)
+    x = x.to(next((p.device for p in ann.parameters()), x.device))
     if not torch.isfinite(x).all():
         raise ConversionError("the calibration images hold NaN or infinity; clean the data first")
     encoder = encoder if encoder is not None else Direct()

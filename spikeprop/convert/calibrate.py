@@ -39,10 +39,11 @@ class Percentile(ThresholdCalibrator):
 
     percentile: float = 99.9
 
+    def __post_init__(self) -> None:
+        _check_percentile(self.percentile)
+
     def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-        if not 0 < self.percentile <= 100:
-            raise ValueError(f"percentile is {self.percentile}; it lies in (0, 100]")
-        units = {INPUT: torch.ones((), dtype=x.dtype)}
+        units = {INPUT: torch.ones((), dtype=x.dtype, device=x.device)}
         activations = relu_activations(network, x)
         thresholds = {}
         for name, stage in network.each():
@@ -81,12 +82,17 @@ class ThresholdBalancing(ThresholdCalibrator):
     scale: float = 1.0
     percentile: float = 100.0
 
+    def __post_init__(self) -> None:
+        _check_percentile(self.percentile)
+        if self.timesteps < 1:
+            raise ValueError(f"timesteps is {self.timesteps}; the search needs at least 1 step")
+        if not self.scale > 0:
+            raise ValueError(f"scale is {self.scale}; a factor on thresholds is positive")
+
     def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
         from spikeprop.snn.stagewise import Stagewise  # here, since it brings Numba
 
-        if self.timesteps < 1 or self.scale <= 0:
-            raise ValueError(f"timesteps={self.timesteps}, scale={self.scale}: both must be positive")
-        units = {INPUT: torch.ones((), dtype=x.dtype)}
+        units = {INPUT: torch.ones((), dtype=x.dtype, device=x.device)}
         stages = Stagewise(network, x, self.timesteps, EncodedInput(network.encoder, x))
         thresholds = {}
         for name, stage in network.each():
@@ -111,7 +117,7 @@ class EncodedInput:
         """Steps first.. of the input, (steps or 1, B, ...)."""
         if self.encoder.constant:
             return self.encoder(self.x, 1)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []):
             return torch.cat([self._step(t) for t in range(first, first + steps)])
 
     def _step(self, t: int) -> Tensor:
@@ -145,6 +151,11 @@ def _fold_units(stage: Stage, units: dict[str, Tensor]) -> Tensor:
 def _set_threshold(neuron: Neuron, theta: Tensor) -> Tensor:
     neuron.v_threshold = theta.detach().clone().to(neuron.v_threshold)
     return neuron.v_threshold
+
+
+def _check_percentile(percentile: float) -> None:
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile is {percentile}; it lies in (0, 100]")
 
 
 def _positive(name: str, value: Tensor) -> Tensor:

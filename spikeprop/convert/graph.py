@@ -173,6 +173,8 @@ class _Builder:
         if norm.running_var is None:
             raise _refuse(node, type(norm).__name__, "it keeps no running statistics; train it with track_running_stats=True")
         fused = fuse_conv_bn_eval(last, norm) if isinstance(last, nn.Conv2d) else fuse_linear_bn_eval(last, norm)  # type: ignore[arg-type]
+        if fused.bias is not None:  # torch freezes the bias of a layer that had none
+            fused.bias.requires_grad_(fused.weight.requires_grad)
         return (Branch(value[0].source, (*value[0].ops[:-1], fused), value[0].label),)
 
     # what the tables call -----------------------------------------------------------------------------------------------------

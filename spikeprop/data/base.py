@@ -55,6 +55,16 @@ class ImageData(ABC):
     input_shape: ClassVar[tuple[int, int, int]]
     classes: ClassVar[int]
 
+    def __post_init__(self) -> None:
+        for name in ("train_limit", "test_limit"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is {limit}, which leaves nothing; use at least 1 image, or null for all")
+        if not self.std > 0:
+            raise ValueError(f"std is {self.std}; images are divided by it, so it must be positive")
+        if self.crop < 0:
+            raise ValueError(f"crop is {self.crop}; use 0 for none")
+
     @abstractmethod
     def train(self, batch_size: int, seed: int) -> Split:
         """Shuffled, augmented batches of normalised images (B, C, H, W) and labels (B,)."""
@@ -125,6 +135,4 @@ def augment(x: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tensor:
 
 def limited(images: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
     """The first ``limit`` images and labels, or all."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"a limit of {limit} images leaves nothing; use at least 1")
     return images[:limit], labels[:limit]

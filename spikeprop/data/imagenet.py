@@ -27,6 +27,8 @@ class ImageNet(ImageData):
     ``root`` holds ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; default ``$SPIKEPROP_DATA/imagenet``. Classes are numbered
     by sorted folder name, or, where ``root/classes.tsv`` (wnid, index, name) exists, by its index column.
 
+    A limit takes images at even distances, since files lie sorted by class: the first thousand would show twenty classes.
+
     Attributes:
         workers: processes that decode images.
     """
@@ -45,8 +47,8 @@ class ImageNet(ImageData):
 
     def _split(self, name: str, batch_size: int, seed: int | None, limit: int | None) -> FolderSplit:
         root = self.folder() if self.root else self.folder() / "imagenet"
-        samples = _list_images(root, name)
-        return FolderSplit(samples[:limit], batch_size, self.mean, self.std, self.workers, seed)
+        samples = _spread(_list_images(root, name), limit)
+        return FolderSplit(samples, batch_size, self.mean, self.std, self.workers, seed)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,13 @@ def _list_images(root: Path, split: str) -> list[tuple[str, int]]:
     if unknown:
         raise MissingDataError(f"ImageNet: {root / 'classes.tsv'} has no line for class folder {unknown[0]}")
     return [(str(p), numbers[w]) for w in wnids for p in sorted((folder / w).iterdir()) if p.suffix.lower() in {".jpeg", ".jpg"}]
+
+
+def _spread(samples: list[tuple[str, int]], limit: int | None) -> list[tuple[str, int]]:
+    """``limit`` samples at even distances, or all."""
+    if limit is None or limit >= len(samples):
+        return samples
+    return [samples[i * len(samples) // limit] for i in range(limit)]
 
 
 def _class_numbers(path: Path) -> dict[str, int]:

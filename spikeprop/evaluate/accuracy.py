@@ -12,7 +12,7 @@ from operator import length_hint
 import torch
 from torch import Tensor, nn
 
-from spikeprop.evaluate.activity import ActivityMeter
+from spikeprop.evaluate.activity import ActivityMeter, device_of
 from spikeprop.progress import bar
 from spikeprop.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
@@ -29,8 +29,9 @@ def ann_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     """
     model.eval()
     correct = seen = 0
+    device = device_of(model)
     for x, y in batches:
-        correct += int((model(x).argmax(1) == y).sum())
+        correct += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
         seen += len(y)
     if seen == 0:
         raise ValueError("no images to evaluate on")
@@ -64,10 +65,10 @@ def snn_accuracy(
     if not wanted or wanted[0] < 1:
         raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
     network.eval()
-    correct = dict.fromkeys(wanted, 0)
-    seen = 0
+    correct, seen, device = dict.fromkeys(wanted, 0), 0, device_of(network)
     with bar(label, total=length_hint(batches) or None, leave=False) as shown:
         for number, (x, y) in enumerate(batches):
+            x, y = x.to(device), y.to(device)
             seed_torch(seed, number)
             observe = meter.start(len(y)) if meter is not None else None
             watched = meter.timesteps if meter is not None else 0

@@ -34,6 +34,7 @@ class ActivityMeter:
         self.fan_out = {name: maps.double() for name, maps in fan_out(network).items()}
         self.spikes = dict.fromkeys(self.fan_out, 0.0)
         self.events = dict.fromkeys(self.fan_out, 0.0)
+        self.steps = dict.fromkeys(self.fan_out, 0)  # of all images together
         self.images = 0
 
     def start(self, images: int) -> Callable[[str, Tensor], None]:
@@ -45,16 +46,17 @@ class ActivityMeter:
             left = self.timesteps - steps_seen[name]
             steps_seen[name] += len(spikes_TB)
             if left > 0:
-                count = (spikes_TB[:left] != 0).flatten(0, 1).sum(0).double()
+                count = (spikes_TB[:left] != 0).sum((0, 1), dtype=torch.float32).double()
+                self.fan_out[name] = self.fan_out[name].to(count.device)
+                self.steps[name] += images * min(left, len(spikes_TB))
                 self.spikes[name] += float(count.sum())
                 self.events[name] += float((count * self.fan_out[name]).sum())
 
         return observe
 
     def rates(self) -> dict[str, float]:
-        """Mean spikes a neuron a step, by layer; the input counts its non-zero values."""
-        steps = max(1, self.images * self.timesteps)
-        return {name: count / (steps * self.fan_out[name].numel()) for name, count in self.spikes.items()}
+        """Mean spikes a neuron a step that was seen, by layer; the input counts its non-zero values."""
+        return {name: count / (max(1, self.steps[name]) * self.fan_out[name].numel()) for name, count in self.spikes.items()}
 
     def synops(self) -> dict[str, float]:
         """Synaptic operations an image, by the layer that sends the spikes."""
@@ -76,8 +78,13 @@ def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[st
         if bool((spikes_TB != 0).any()):
             active.add(name)
 
-    network.eval()(x, timesteps, observe=observe)
+    network.eval()(x.to(device_of(network)), timesteps, observe=observe)
     return [name for name in network.neurons() if name not in active]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes; the CPU for one without tensors."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:

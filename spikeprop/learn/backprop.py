@@ -20,6 +20,10 @@ class Backprop(LearningRule):
 
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1]")
+
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         scores = model(x)
         loss = F.cross_entropy(scores, y, label_smoothing=self.label_smoothing)

@@ -30,6 +30,12 @@ class BPTT(LearningRule):
     chunk: int | None = None
     average: bool = False
 
+    def __post_init__(self) -> None:
+        if self.timesteps < 1:
+            raise ValueError(f"timesteps is {self.timesteps}; a simulation needs at least 1 step")
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; use at least 1 step, or null for as many as the cache likes")
+
     def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         scores = model(x, self.timesteps, chunk=self.chunk)
         if self.average:

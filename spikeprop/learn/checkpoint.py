@@ -7,7 +7,10 @@ pickled.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +51,18 @@ def save_checkpoint(
         tensors |= state
         described["optimizer"] = groups
     header = {"spikeprop": json.dumps(described)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_atomically(path, lambda temporary: _write(tensors, temporary, header))
     write_json(path.with_suffix(".json"), described)
+
+
+def _write(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    """``save_file``, whose own error type for a full disk becomes the OSError that it is."""
+    try:
+        save_file(tensors, path, metadata=header)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error)) from error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -69,7 +82,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); delete it and run again") from error
     if "spikeprop" not in header:
         raise CheckpointError(f"{path} holds tensors but was not written by spikeprop: its header has no 'spikeprop' entry")
-    return Checkpoint(path, tensors, json.loads(header["spikeprop"]))
+    description = json.loads(header["spikeprop"])
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {description.get('format')}, this spikeprop reads {FORMAT}; use the version that wrote it"
+        )
+    return Checkpoint(path, tensors, description)
 
 
 def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:

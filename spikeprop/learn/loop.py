@@ -7,8 +7,11 @@ weights as one that was not.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +27,7 @@ from spikeprop.learn.schedule import Constant, Schedule
 from spikeprop.seeding import seed_torch
 
 Batch = tuple[Tensor, Tensor]
+READ_SECONDS = 1.0  # between readings of the loss on a device that computes ahead of us
 
 
 @runtime_checkable
@@ -48,6 +52,21 @@ class _Replayed:
         return islice(iter(self.batches), start, None)
 
 
+@dataclass(frozen=True)
+class _How:
+    """What stays the same over all steps."""
+
+    rule: LearningRule
+    schedule: Schedule
+    seed: int
+    clip: float | None
+    autocast: torch.dtype | None
+    device: torch.device
+    callbacks: Sequence[Callback]
+    checkpoint: Path | None
+    checkpoint_seconds: float
+
+
 def fit(
     model: nn.Module,
     rule: LearningRule,
@@ -61,11 +80,12 @@ def fit(
     callbacks: Sequence[Callback] = (),
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    autocast: torch.dtype | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place and leave it in evaluation mode.
 
     Args:
-        model: network that ``rule`` can train.
+        model: network that ``rule`` can train; batches go to its device.
         rule: fills ``.grad``.
         batches: (images, labels) batches; ``Batches`` resume without rereading, any sized iterable works.
         optimizer: over the model's parameters; its learning rate is the base that ``schedule`` multiplies.
@@ -76,6 +96,7 @@ def fit(
         callbacks: hooks.
         checkpoint: file to resume from if it exists, and to keep up to date: each epoch and every ``checkpoint_seconds``.
         checkpoint_seconds: seconds between checkpoints within an epoch.
+        autocast: lower precision of convolutions and linear layers (torch.autocast; the loss is not scaled), or None.
 
     Returns:
         one dict an epoch: epoch, loss, accuracy (percent), lr, seconds.
@@ -92,13 +113,14 @@ def fit(
         group.setdefault("initial_lr", group["lr"])
     if checkpoint is not None and checkpoint.exists():
         _resume(training, checkpoint)
-    schedule = schedule if schedule is not None else Constant()
+    device = next(model.parameters()).device
+    how = _How(rule, schedule or Constant(), seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds)
     model.train()
     for callback in callbacks:
         callback.on_start(training)
     try:
         while training.epoch < epochs:
-            _run_epoch(training, rule, source, schedule, seed, clip, callbacks, checkpoint, checkpoint_seconds)
+            _run_epoch(training, source, how)
     finally:
         for callback in callbacks:
             callback.on_end(training)
@@ -106,54 +128,81 @@ def fit(
     return training.history
 
 
-def _run_epoch(
-    training: Training,
-    rule: LearningRule,
-    batches: Batches,
-    schedule: Schedule,
-    seed: int,
-    clip: float | None,
-    callbacks: Sequence[Callback],
-    checkpoint: Path | None,
-    checkpoint_seconds: float,
-) -> None:
+def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
     started = saved = time.monotonic()
+    unread = _Unread(training, how.device)
     for x, y in batches.epoch(training.epoch, training.step):
-        seed_torch(seed, training.epoch, training.step)
-        _set_lr(training, schedule)
-        _one_step(training, rule, x, y, clip)
-        for callback in callbacks:
+        seed_torch(how.seed, training.epoch, training.step)
+        _set_lr(training, how.schedule)
+        _one_step(training, how, x.to(how.device, non_blocking=True), y.to(how.device, non_blocking=True), unread)
+        for callback in how.callbacks:
             callback.on_step(training)
-        if checkpoint and training.step < training.steps_per_epoch and time.monotonic() - saved > checkpoint_seconds:
-            _save(training, checkpoint)
+        due = time.monotonic() - saved > how.checkpoint_seconds
+        if how.checkpoint and due and training.step < training.steps_per_epoch:
+            unread.read()
+            _save(training, how.checkpoint)
             saved = time.monotonic()
+    unread.read()
     lr = training.optimizer.param_groups[0]["lr"]
     metrics = {**training.metrics, "lr": lr, "seconds": round(time.monotonic() - started, 2)}
-    for callback in callbacks:
+    for callback in how.callbacks:
         callback.on_epoch(training, metrics)
     training.history.append(metrics)
     training.epoch, training.step = training.epoch + 1, 0
     training.loss_sum, training.correct, training.seen = 0.0, 0, 0
-    if checkpoint is not None:
-        _save(training, checkpoint)
+    if how.checkpoint is not None:
+        _save(training, how.checkpoint)
 
 
-def _one_step(training: Training, rule: LearningRule, x: Tensor, y: Tensor, clip: float | None) -> None:
+def _one_step(training: Training, how: _How, x: Tensor, y: Tensor, unread: _Unread) -> None:
     training.optimizer.zero_grad(set_to_none=True)
-    result = rule.step(training.model, x, y)
-    loss = float(result["loss"])
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise TrainingCollapsed(
-            f"the loss is {loss} in epoch {training.epoch + 1}, batch {training.step + 1}: lower the learning rate "
-            "or clip the gradient (clip: 1.0); the last checkpoint is untouched"
-        )
-    if clip is not None:
-        nn.utils.clip_grad_norm_(training.model.parameters(), clip)
+    with nullcontext() if how.autocast is None else torch.autocast(how.device.type, how.autocast):
+        result = how.rule.step(training.model, x, y)  # its backward pass recomputes, so it too runs under autocast
+    unread.add(result, y)
+    if how.clip is not None:
+        nn.utils.clip_grad_norm_(training.model.parameters(), how.clip)
     training.optimizer.step()
     training.step += 1
-    training.loss_sum += loss * len(y)
-    training.correct += int((result["scores"].argmax(1) == y).sum())
-    training.seen += len(y)
+
+
+class _Unread:
+    """Losses and hits that are still on the device: reading one waits for it, so on CUDA many are read at once.
+
+    On the CPU each is read as it comes. A loss that is not finite is found before anything is saved.
+    """
+
+    def __init__(self, training: Training, device: torch.device):
+        self.training, self.patience = training, _patience(device)
+        self.steps: list[tuple[int, Tensor, Tensor, int]] = []
+        self.last = time.monotonic()
+
+    def add(self, result: dict[str, Tensor], y: Tensor) -> None:
+        hits = (result["scores"].argmax(1) == y).sum()
+        self.steps.append((self.training.step, result["loss"], hits, len(y)))
+        if time.monotonic() - self.last >= self.patience:
+            self.read()
+
+    def read(self) -> None:
+        """Add what has come to the epoch's sums."""
+        if not self.steps:
+            return
+        numbers, losses, hits, sizes = zip(*self.steps)
+        for number, loss in zip(numbers, read := torch.stack(losses).tolist()):
+            if not math.isfinite(loss):
+                raise TrainingCollapsed(
+                    f"the loss is {loss} in epoch {self.training.epoch + 1}, batch {number + 1}: lower the learning rate "
+                    "or clip the gradient (clip: 1.0); the last checkpoint is untouched"
+                )
+        for loss, size in zip(read, sizes):
+            self.training.loss_sum += loss * size
+        self.training.correct += int(torch.stack(hits).sum())
+        self.training.seen += sum(sizes)
+        self.steps.clear()
+        self.last = time.monotonic()
+
+
+def _patience(device: torch.device) -> float:
+    return READ_SECONDS if device.type == "cuda" else 0.0
 
 
 def _set_lr(training: Training, schedule: Schedule) -> None:

@@ -23,6 +23,12 @@ class Steps(Schedule):
     milestones: tuple[float, ...] = (0.6, 0.8, 0.9)
     divisor: float = 10.0
 
+    def __post_init__(self) -> None:
+        if not self.divisor > 0:
+            raise ValueError(f"divisor is {self.divisor}; it must be positive")
+        if not all(0 <= m <= 1 for m in self.milestones):
+            raise ValueError(f"milestones are {list(self.milestones)}; each is a share of the training, in [0, 1]")
+
     def __call__(self, progress: float) -> float:
         return self.divisor ** -sum(progress >= m for m in self.milestones)
 
@@ -32,6 +38,10 @@ class Cosine(Schedule):
     """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017)."""
 
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}; it is a share of the training, in [0, 1)")
 
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:

@@ -53,6 +53,11 @@ class STDB(Surrogate):
     needs_potential: ClassVar[bool] = False
     needs_spike_times: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        _positive(self, "alpha")
+        if not self.beta >= 0:
+            raise ValueError(f"beta is {self.beta}; a derivative that grows with time has no limit: use 0 or more")
+
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
         return torch.exp(since * -self.beta).mul_(self.alpha)
 
@@ -62,6 +67,9 @@ class Triangle(Surrogate):
     """height * max(0, 1 - |x|): the "Linear" surrogate of Rathi et al. 2020 (after Bellec et al. 2018)."""
 
     height: float = 0.3
+
+    def __post_init__(self) -> None:
+        _positive(self, "height")
 
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
         return (1 - x.abs()).clamp_(min=0).mul_(self.height)
@@ -73,6 +81,9 @@ class FastSigmoid(Surrogate):
 
     slope: float = 25.0
 
+    def __post_init__(self) -> None:
+        _positive(self, "slope")
+
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
         return (x.abs() * self.slope + 1).pow_(-2)
 
@@ -83,5 +94,13 @@ class ATan(Surrogate):
 
     alpha: float = 2.0
 
+    def __post_init__(self) -> None:
+        _positive(self, "alpha")
+
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
         return (self.alpha / 2) / (1 + (math.pi / 2 * self.alpha * x) ** 2)
+
+
+def _positive(surrogate: Surrogate, name: str) -> None:
+    if not getattr(surrogate, name) > 0:
+        raise ValueError(f"{name} is {getattr(surrogate, name)}; it must be positive")

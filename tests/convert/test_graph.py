@@ -157,3 +157,10 @@ def test_parametrised_layers_become_plain_ones(grad: bool) -> None:
     network.train()(x.clamp(-1, 1), 8).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
     assert all(p.grad is None for p in ann.parameters())
+
+
+def test_a_folded_bias_is_trained_like_its_weight() -> None:
+    ann = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    network = convert(ann.eval(), [torch.rand(4, 1, 4, 4)], IF(), MaxActivation())
+    assert all(p.requires_grad for p in network.parameters())
+    assert sum(p.dim() == 1 for p in network.parameters()) == 2

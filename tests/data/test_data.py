@@ -65,7 +65,19 @@ def test_limits() -> None:
     assert len(Digits(train_limit=10, test_limit=7).train(4, 0)) == 3
     assert len(next(Digits(test_limit=7).test(100).epoch(0))[1]) == 7
     with pytest.raises(ValueError, match="leaves nothing"):
-        Digits(train_limit=0).train(4, 0)
+        Digits(train_limit=0)
+    with pytest.raises(ValueError, match="test_limit is -1, which leaves nothing"):
+        ImageNet(test_limit=-1)
+
+
+def test_a_limit_on_imagenet_sees_all_classes(tmp_path: Path) -> None:
+    for wnid in ("n1", "n2", "n3"):
+        (tmp_path / "val" / wnid).mkdir(parents=True)
+        for i in range(4):
+            (tmp_path / "val" / wnid / f"{i}.JPEG").touch()
+    for limit, labels in ((3, [0, 1, 2]), (6, [0, 0, 1, 1, 2, 2]), (99, [0] * 4 + [1] * 4 + [2] * 4)):
+        samples = ImageNet(root=str(tmp_path), test_limit=limit).test(4).samples
+        assert [label for _, label in samples] == labels
 
 
 @pytest.mark.parametrize(

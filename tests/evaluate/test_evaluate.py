@@ -94,6 +94,9 @@ def test_rates_synops_and_energy_by_hand() -> None:
     assert meter.rates() == {INPUT: pytest.approx(0.5), "hidden": pytest.approx(2 / 6)}
     assert meter.synops() == {INPUT: 6.0, "hidden": 4.0}
     assert meter.energy() == pytest.approx(6 * MAC_JOULES + 4 * ADD_JOULES)
+    short = ActivityMeter(network, timesteps=6)
+    snn_accuracy(network, [(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))], [3], meter=short)
+    assert short.rates() == {INPUT: pytest.approx(0.5), "hidden": pytest.approx(1 / 3)}  # of the three steps there were
     network.encoder = Poisson()
     assert meter.energy() == pytest.approx(10 * ADD_JOULES)
 

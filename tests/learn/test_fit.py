@@ -261,6 +261,52 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatc
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 
 
+def test_the_error_of_a_full_disk_is_an_oserror(tmp_path: Path) -> None:
+    """safetensors has an error type of its own; here its real one, from a limit on the size of files."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*a\.safetensors: .*; nothing was changed there"):
+            save_checkpoint(tmp_path / "a.safetensors", small_ann(), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spikeprop.learn import checkpoint as module
+
+    monkeypatch.setattr(module, "FORMAT", 2)
+    save_checkpoint(tmp_path / "a.safetensors", small_ann(), {})
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="has format 2, this spikeprop reads 1"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_losses_that_are_read_late_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where many steps' losses are read at once."""
+    from spikeprop.learn import loop
+
+    data, histories = Digits(train_limit=160).train(32, seed=4), []
+    for patience in (0.0, 1e9):
+        model = small_ann()
+        monkeypatch.setattr(loop, "_patience", lambda _, seconds=patience: seconds)
+        histories.append(fit(model, Backprop(), data, adam(model), epochs=2))
+    assert [{**h, "seconds": 0} for h in histories[0]] == [{**h, "seconds": 0} for h in histories[1]]
+    batches = [(torch.full((4, 1, 8, 8), value), torch.zeros(4, dtype=torch.long)) for value in (0.5, float("nan"), 0.5)]
+    with pytest.raises(TrainingCollapsed, match="batch 2"):
+        fit(model, Backprop(), batches, adam(model), epochs=1)
+
+
+def test_lower_precision_trains() -> None:
+    model = small_ann()
+    history = fit(model, Backprop(), Digits(train_limit=160).train(32, seed=4), adam(model), epochs=2, autocast=torch.bfloat16)
+    assert history[1]["loss"] < history[0]["loss"]
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
 def test_progress_of_another_run_is_refused(tmp_path: Path) -> None:
     model, file = small_ann(), tmp_path / "a.safetensors"
     fit(model, Backprop(), Digits(train_limit=64).train(16, seed=0), adam(model), epochs=1, checkpoint=file)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from spikeprop.errors import RecipeError
+from spikeprop.errors import ConversionError, RecipeError
 from spikeprop.pipeline import HybridConversion
 from spikeprop.recipe import check, components, dump, load_recipe, recipe_folder, slots
+from spikeprop.settings import find_device
 
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
 
@@ -67,6 +69,67 @@ def test_the_papers_table_is_there() -> None:
 def test_mistakes_are_named(override: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         load_recipe("digits_cnn_stdb", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("convert.neuron.v_threshold=0", r"convert\.neuron: IF: v_threshold is 0"),
+        ("convert.neuron.surrogate.alpha=0", r"convert\.neuron\.surrogate: STDB: alpha is 0"),
+        ("convert.neuron.surrogate={use: Triangle, height: -1}", r"Triangle: height is -1"),
+        ("convert.calibrator.scale=-1", r"convert\.calibrator: ThresholdBalancing: scale is -1"),
+        ("convert.calibrator.timesteps=0", r"ThresholdBalancing: timesteps is 0"),
+        ("convert.calibrator={use: Percentile, percentile: 101}", r"convert\.calibrator: Percentile: percentile is 101"),
+        ("finetune.rule.timesteps=0", r"finetune\.rule: BPTT: timesteps is 0"),
+        ("finetune.rule.chunk=0", r"finetune\.rule: BPTT: chunk is 0"),
+        ("finetune.schedule={use: Cosine, warmup: 1.0}", r"finetune\.schedule: Cosine: warmup is 1"),
+        ("train.rule.label_smoothing=2", r"train\.rule: Backprop: label_smoothing is 2"),
+        ("train.optimizer={use: SGD, momentum: -1.0}", r"train\.optimizer: SGD: Invalid momentum"),
+        ("train.clip=0.0", r"train: clip is 0"),
+        ("data.test_limit=-3", r"data: Digits: test_limit is -3"),
+        ("data.std=0.0", r"data: Digits: std is 0"),
+        ("device=tpu", r"device is 'tpu'"),
+        ("precision=half", r"precision: 'half'"),
+        ("ann.classes=5", r"ann: CNN has 5 outputs, but data: Digits has 10 classes; set ann\.classes=10"),
+        ("ann.input_shape=[1, 16, 16]", r"ann: CNN cannot read the images of data: Digits, which are 1x8x8"),
+        ("ann={use: TorchvisionModel, name: resnet18, weights: FOO}", r"no weights 'FOO'; known: IMAGENET1K_V1, DEFAULT"),
+    ],
+)
+def test_values_that_cannot_work_are_found_by_check(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("digits_cnn_stdb", [override]).experiment.check()
+
+
+def test_check_needs_no_data_and_refuses_what_cannot_be_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPIKEPROP_DATA", raising=False)
+    load_recipe("imagenet_resnet34_stdb").experiment.check()
+    squeeze = "ann={use: TorchvisionModel, name: squeezenet1_0}"
+    with pytest.raises(ConversionError, match="MaxPool2d"):
+        load_recipe("imagenet_resnet34_stdb", [squeeze]).experiment.check()
+
+
+def test_an_ann_that_cannot_do_without_numbers_is_checked_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Scaled(nn.Sequential):\n    def __init__(self, *, classes: int):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, classes))\n"
+        "        self.scale = float(self[1].weight.abs().max())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    load_recipe("digits_cnn_stdb", ["ann={use: my_nets.Scaled, classes: 10}"]).experiment.check()
+    with pytest.raises(RecipeError, match=r"has 9 outputs.*set ann\.classes=10"):
+        load_recipe("digits_cnn_stdb", ["ann={use: my_nets.Scaled, classes: 9}"]).experiment.check()
+
+
+def test_devices_that_are_not_here_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
+    with pytest.raises(RecipeError, match="torch finds 0 CUDA devices"):
+        find_device("cuda:1")
+    lowered = load_recipe("digits_cnn_stdb", ["precision=bfloat16"]).experiment
+    lowered.check()  # the recipe is sound
+    with pytest.raises(RecipeError, match="precision: bfloat16 is for CUDA"):
+        lowered.check(here=True)
 
 
 def test_missing_keys_are_named() -> None:
