@@ -232,9 +232,10 @@ def _most_steps(network: SpikingNetwork, x_B: Tensor) -> int:
 
 
 def _even(timesteps: int, most: int) -> int:
-    """Steps a chunk, so that chunks of at most ``most`` steps are as equal as they can be."""
+    """Steps a chunk, so that chunks of at most ``most`` steps are about equal; several are multiples of 8: good divisors."""
     chunks = -(-timesteps // most)
-    return -(-timesteps // chunks)
+    each = -(-timesteps // chunks)
+    return each if chunks == 1 else min(-(-each // 8) * 8, max(most, each))
 
 
 class _Training(torch.autograd.Function):

@@ -52,11 +52,13 @@ class Layer:
         self.summary: list[Tensor] = []  # words of each piece, or-ed
         self.since: Tensor | None = None
 
-    def start(self, like_B: Tensor, chunk: int) -> None:
-        """State before the first step, and the steps that are done at once: a divisor of the chunk."""
-        limit = PIECE_BYTES[like_B.device.type]
+    def start(self, like_B: Tensor, chunk: int, *, only: bool) -> None:
+        """State before the first step, and the steps that are done at once: a divisor of the chunk, unless it is the only one."""
         each = torch.Size(self.shape).numel() * len(like_B) * like_B.element_size()
-        self.piece = max(n for n in range(1, chunk + 1) if chunk % n == 0 and (n == 1 or n * each <= limit))
+        fitting = max(1, min(chunk, PIECE_BYTES[like_B.device.type] // each))
+        self.piece = max(n for n in range(1, fitting + 1) if chunk % n == 0)
+        if only and self.piece < fitting / 2:  # of one chunk alone, the last piece may be shorter
+            self.piece = fitting
         if self.neuron is None:
             return
         self.theta_RC = per_position(self.neuron.v_threshold, self.shape, like_B.dtype)
@@ -118,7 +120,7 @@ class Simulation:
             for i, source, _ in stage.branches():
                 read = Source(len(like_B), shapes[source], like_B.dtype, self.scratch)
                 layer.branches.append((source, make_branch(f"{name}/{i}", read)))
-            layer.start(like_B, chunk)
+            layer.start(like_B, chunk, only=timesteps <= chunk)
             self.layers[name] = layer
 
     # forward ------------------------------------------------------------------------------------------------------------------

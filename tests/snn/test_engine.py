@@ -19,6 +19,8 @@ from spikeprop import CNN, IF, LIF, MLP, Direct, MaxActivation, Poisson, ResNet,
 from spikeprop.convert import to_spiking
 from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Neuron, SpikingNetwork, Synapse, Triangle, branch, engine
 from spikeprop.snn.layout import DenseLayout, LinearLayout, make_layout
+from spikeprop.snn.network import Stage
+from spikeprop.snn.simulation import PIECE_BYTES, Layer
 from tests.convert.test_calibrate import Skips
 
 NETWORKS = {
@@ -446,3 +448,25 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
         with torch.no_grad():
             os._exit(0 if torch.equal(network(x, 5), network(x, 5)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("timesteps", [1, 7, 59, 64, 65, 100, 118, 175, 250])
+def test_pieces_are_of_use_whatever_the_number_of_steps(timesteps: int) -> None:
+    """A prime number of steps a chunk would leave pieces of one step."""
+    chunk = engine._even(timesteps, 64)
+    assert chunk <= 64
+    assert -(-timesteps // chunk) == -(-timesteps // 64)
+    layer = Layer("wide", Stage([], IF()), (64, 32, 32))
+    layer.start(torch.zeros(1), chunk, only=timesteps <= chunk)
+    assert layer.piece >= min(8, timesteps)
+    assert timesteps <= chunk or chunk % layer.piece == 0
+
+
+def test_a_prime_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PIECE_BYTES, "cpu", 100_000)
+    network, x = spiking("cnn with dropout", IF(), Poisson())
+    network.packed = False
+    wanted = output_and_gradient(network, x, 13)
+    network.packed = True
+    for ours, theirs in zip(output_and_gradient(network, x, 13), wanted):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
