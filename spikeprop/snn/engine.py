@@ -69,14 +69,14 @@ class SignedBits:
     """Values -1, 0 and 1 in two bits each; index as the tensor (K, B, ...) that they were."""
 
     def __init__(self, x_KB: Tensor):
-        self._shape, self._like = x_KB.shape, x_KB[:0]
+        self._shape, self._dtype, self._device = x_KB.shape, x_KB.dtype, x_KB.device
         self._planes = [np.packbits(plane.flatten(2).cpu().numpy(), axis=2) for plane in (x_KB > 0, x_KB < 0)]
 
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         count = self._shape[2:].numel()
         positive, negative = (np.unpackbits(plane[index], axis=2, count=count) for plane in self._planes)
         signed = torch.from_numpy(positive.view(np.int8) - negative.view(np.int8))
-        return signed.view(*signed.shape[:2], *self._shape[2:]).to(self._like)
+        return signed.view(*signed.shape[:2], *self._shape[2:]).to(self._device, self._dtype)
 
 
 class Run:
