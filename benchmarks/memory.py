@@ -5,7 +5,7 @@ python benchmarks/memory.py --plot results/benchmarks/memory.png --out results/b
 A spiking VGG5; memory is the process's (on a GPU the device's) above what it held when idle, Adam's state included. malloc is
 told to give large blocks back when they are freed, for everyone, so that a peak is what is held; it costs time, so times mean
 nothing here. A line through our points from T = 64 on gives the growth in bits a neuron a step, of forward and backward alone,
-since Adam's own peak may hide theirs. What must be kept is one bit for the spikes, and the input's two bits a value; the floats of
+since Adam's own peak may hide theirs. What must be kept is one bit for the spikes and two for a value of the input; the floats of
 one chunk of at most 64 steps come on top, so multiples of 64 show the growth alone. Inference must not grow.
 
 ``--network vgg16 --timesteps 100 --batch 32`` measures only ours, as it runs: one full training step of VGG16.
