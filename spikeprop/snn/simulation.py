@@ -21,7 +21,7 @@ from torch import Tensor
 from spikeprop.snn.branch import Branch, Chunk, Source, unpacked
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.reference import NEVER, advance_since
-from spikeprop.snn.kernels.words import per_position, word_count
+from spikeprop.snn.kernels.words import per_position, position_count, word_count
 from spikeprop.snn.layout import Gathering
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.scratch import Scratch
@@ -40,9 +40,9 @@ class Layer:
     """One stage in one simulation: its branches, its neurons' parameters and state, and its packed spikes."""
 
     def __init__(self, name: str, stage: Stage, shape: tuple[int, ...]):
-        self.name, self.stage, self.shape = name, stage, shape
+        self.name, self.shape = name, shape
         self.neuron = stage.neuron
-        self.positions = shape[1] * shape[2] if len(shape) == 3 else 1
+        self.positions = position_count(shape)
         self.branches: list[tuple[str, Branch]] = []
         self.v_BSC: Tensor | None = None
         self.grad_v_BSC: Tensor | None = None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikeprop.snn.branch import Branch, Chunk, Source, make_branch
 from spikeprop.snn.kernels import packed_kernels
-from spikeprop.snn.kernels.words import channels_first, channels_last, pack, per_position, word_count
+from spikeprop.snn.kernels.words import channels_first, channels_last, pack, per_position, position_count, word_count
 from spikeprop.snn.layout import DenseLayout, make_layout
 from spikeprop.snn.network import INPUT, SpikingNetwork, Stage
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
@@ -54,8 +54,7 @@ class Stagewise:
     def fire(self, name: str) -> None:
         """Run a stage's neurons and keep their spikes; trains that no later stage reads are dropped."""
         neuron, shape = self.network.neurons()[name], self.shapes[name]
-        positions = shape[1] * shape[2] if len(shape) == 3 else 1
-        size = (self.timesteps, len(self.x_B), positions, word_count(shape[0]))
+        size = (self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]))
         words_TBSW = torch.empty(size, dtype=torch.int32, device=self.x_B.device)
         leak = neuron.leak.clone()
         neuron.leak.fill_(1.0)
@@ -115,8 +114,7 @@ class Stagewise:
 
     def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
         theta_RC, leak_RC = (per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.leak))
-        positions = shape[1] * shape[2] if len(shape) == 3 else 1
-        v_BSC = self.x_B.new_zeros(len(self.x_B), positions, shape[0]) + neuron.v_init * theta_RC
+        v_BSC = self.x_B.new_zeros(len(self.x_B), position_count(shape), shape[0]) + neuron.v_init * theta_RC
 
         def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:
             to_zero = neuron.reset == "zero"

@@ -17,6 +17,11 @@ def word_count(channels: int) -> int:
     return -(-channels // BITS)
 
 
+def position_count(shape: tuple[int, ...]) -> int:
+    """Positions S of a sample of ``shape``: height x width, or 1 for a vector."""
+    return shape[1] * shape[2] if len(shape) == 3 else 1
+
+
 def pack(values_KBSC: Tensor) -> Tensor:
     """Words (..., W) int32 of values (..., C); whatever is not 0 is a spike."""
     channels = values_KBSC.shape[-1]
