@@ -56,7 +56,7 @@ def layers(network: SpikingNetwork) -> list[Layer]:
         if network.training and any(op.p > 0 for op in synapse if isinstance(op, SampleDropout)):
             raise NotComparable(f"stage {name!r} trains with dropout; the peers' loops have none")
         theta = _threshold(name, stage.neuron) if stage.neuron is not None else None
-        start = stage.neuron.v_init * theta if theta is not None and stage.neuron is not None else 0.0
+        start = float(stage.neuron.v_init) * theta if theta is not None and stage.neuron is not None else 0.0
         found.append(Layer(nn.Sequential(*ops), theta, start))
         before = name
     return found
@@ -67,8 +67,8 @@ def _threshold(name: str, neuron: nn.Module) -> float:
         raise NotComparable(f"stage {name!r} has {neuron}; the peers are built with IF neurons that subtract their threshold")
     if neuron.v_threshold.numel() != 1:
         raise NotComparable(f"stage {name!r} has {neuron.v_threshold.numel()} thresholds; the peers' neurons have one a layer")
-    if neuron.v_init > 1:  # snnTorch would reset such a neuron before its first step
-        raise NotComparable(f"stage {name!r} starts at v_init={neuron.v_init}, above its threshold")
+    if neuron.v_init.numel() != 1 or neuron.v_init > 1:  # snnTorch would reset such a neuron before its first step
+        raise NotComparable(f"stage {name!r} starts at v_init={float(neuron.v_init.max()):g}, above its threshold")
     return float(neuron.v_threshold)
 
 

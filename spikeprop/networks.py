@@ -20,7 +20,7 @@ from spikeprop.data import ImageData
 from spikeprop.errors import CheckpointError, RecipeError
 from spikeprop.learn import load_checkpoint, load_model
 from spikeprop.recipe import Component, component
-from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork
+from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,25 @@ def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -
 
 
 def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
-    """Give the fresh network what calibration added: gains on skip connections, thresholds of another shape."""
+    """Give the fresh network what calibration added: gains before synapses, biases, tensors of another shape."""
     for name, stage in network.each():
         for i, _, synapse in stage.branches():
-            end = len(synapse.ops)
-            if f"stages.{name}.synapses.{i}.ops.{end}.gain" in tensors:
-                synapse.ops.append(Gain(1.0))
+            _make_room_in_synapse(synapse, f"stages.{name}.synapses.{i}.ops", tensors)
         if stage.neuron is not None:
-            saved = tensors.get(f"stages.{name}.neuron.v_threshold")
-            if saved is not None and saved.shape != stage.neuron.v_threshold.shape:
-                stage.neuron.v_threshold = torch.ones_like(saved)
+            for key in ("v_threshold", "v_init"):
+                saved = tensors.get(f"stages.{name}.neuron.{key}")
+                if saved is not None and saved.shape != getattr(stage.neuron, key).shape:
+                    setattr(stage.neuron, key, torch.ones_like(saved))
+
+
+def _make_room_in_synapse(synapse: Synapse, key: str, tensors: dict[str, torch.Tensor]) -> None:
+    gain = tensors.get(f"{key}.0.gain")
+    first = next(iter(synapse), None)
+    if gain is not None and not isinstance(first, Gain):
+        synapse.ops.insert(0, Gain(torch.ones_like(gain)))
+    elif gain is not None and isinstance(first, Gain):
+        first.gain = torch.ones_like(gain)
+    for j, op in enumerate(synapse):
+        bias = tensors.get(f"{key}.{j}.bias")
+        if bias is not None and isinstance(op, nn.Conv2d | nn.Linear) and op.bias is None:
+            op.bias = nn.Parameter(torch.zeros_like(bias))

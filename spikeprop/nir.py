@@ -22,6 +22,7 @@ from spikeprop.snn import (
     IF,
     INPUT,
     LIF,
+    ChannelPad,
     Direct,
     Encoder,
     Gain,
@@ -154,7 +155,19 @@ def _write_flatten(op: nn.Flatten, shape: tuple[int, ...], after: tuple[int, ...
 
 
 def _write_gain(op: Gain, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Scale:
-    return nir.Scale(scale=np.full(shape, float(op.gain)))
+    return nir.Scale(scale=np.broadcast_to(_array(op.gain), shape).copy())
+
+
+def _write_place(op: ChannelPad, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Conv2d:
+    """A place among concatenated channels is a convolution 1x1 that copies."""
+    if len(shape) != 3:
+        raise NirError(f"stage {stage!r}: a concatenation of vectors has no NIR node; concatenate before flattening")
+    weight = np.zeros((after[0], shape[0], 1, 1), dtype=np.float32)
+    weight[np.arange(shape[0]) + op.before, np.arange(shape[0])] = 1
+    return nir.Conv2d(
+        input_shape=(shape[1], shape[2]), weight=weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
+        bias=np.zeros(after[0], dtype=np.float32),
+    )  # fmt: skip
 
 
 _WRITERS: dict[type, Callable[..., Any]] = {
@@ -163,6 +176,7 @@ _WRITERS: dict[type, Callable[..., Any]] = {
     nn.AvgPool2d: _write_pool,
     nn.AdaptiveAvgPool2d: _write_adaptive,
     nn.Flatten: _write_flatten,
+    ChannelPad: _write_place,
     Gain: _write_gain,
 }
 
@@ -174,7 +188,8 @@ def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
         raise NirError(f"stage {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
     threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()
     leak = float(neuron.leak)
-    metadata = {"reset": neuron.reset, "v_init": float(neuron.v_init), "dt": DT_MS, "leak": leak}
+    v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
+    metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
     ones, zeros = np.ones(shape), np.zeros(shape)
     if leak == 1:
         return nir.IF(r=ones, v_threshold=threshold, v_reset=zeros, metadata=metadata)
@@ -241,7 +256,7 @@ class _Importer:
             raise NirError(f"node {name!r} has reset mode {reset!r}; known: 'subtract', 'zero'")
         if np.any(np.asarray(node.v_reset) != 0):
             raise NirError(f"node {name!r} resets to v_reset = {np.ravel(node.v_reset)[0]}; only 0 can be expressed")
-        common: dict[str, Any] = {"reset": reset, "v_init": float(metadata.get("v_init", 0.0)), "surrogate": self.surrogate}
+        common: dict[str, Any] = {"reset": reset, "surrogate": self.surrogate}
         neuron: Neuron
         if isinstance(node, nir.IF):
             if not np.allclose(node.r, 1):
@@ -251,6 +266,7 @@ class _Importer:
             leak = self._leak(name, node, metadata)
             neuron = LIF(leak=leak, **common)
             neuron.leak = _tensor(leak)
+        neuron.v_init = _tensor(_uniform(metadata.get("v_init", 0.0)))
         neuron.v_threshold = _tensor(_uniform(node.v_threshold))
         if not (neuron.v_threshold > 0).all():
             raise NirError(f"node {name!r} has a threshold of {float(neuron.v_threshold.min()):.4g}; thresholds are positive")
@@ -333,8 +349,10 @@ def _read_flatten(node: nir.Flatten, name: str) -> nn.Flatten:
 
 def _read_scale(node: nir.Scale, name: str) -> Gain:
     scale = _uniform(node.scale)
-    if scale.size != 1:
-        raise NirError(f"node {name!r} scales each value differently; only one factor can be expressed")
+    if scale.ndim == 3 and np.all(scale == scale[:, :1, :1]):
+        scale = scale[:, :1, :1]
+    elif scale.size != 1:
+        raise NirError(f"node {name!r} scales each value differently; one factor, or one a channel, can be expressed")
     gain = Gain(1.0)
     gain.gain = _tensor(scale)
     return gain

@@ -38,7 +38,7 @@ class Population:
     depth: int
     theta: np.ndarray | None = None
     leak: np.ndarray | None = None
-    v_init: float = 0.0
+    v_init: np.ndarray | float = 0.0
     to_zero: bool = False
 
 
@@ -130,7 +130,7 @@ def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, i
     size = (len(bias),)
     population.theta = _flat(node.v_threshold, population.shape, size)
     population.leak = np.broadcast_to(_leak(name, node, metadata), size).astype(np.float64)
-    population.v_init = float(metadata.get("v_init", 0.0))
+    population.v_init = _flat(metadata.get("v_init", 0.0), population.shape, size)
     population.to_zero = reset == "zero"
     return population
 

@@ -9,13 +9,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.calibrate import MaxActivation, Percentile, ThresholdBalancing, ThresholdCalibrator
+from spikeprop.convert.balancing import ThresholdBalancing
+from spikeprop.convert.calibrate import ThresholdCalibrator
 from spikeprop.convert.graph import relu_activations, to_spiking
+from spikeprop.convert.statistics import LearnedCeiling, LeastError, MaxActivation, Percentile
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
 
 __all__ = [
     "ConversionError",
+    "LearnedCeiling",
+    "LeastError",
     "MaxActivation",
     "Percentile",
     "ThresholdBalancing",

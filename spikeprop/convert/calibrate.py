@@ -1,27 +1,27 @@
-"""Threshold calibrators: how large an activation one spike stands for, layer by layer.
+"""Calibration: how large an activation one spike of each layer stands for, and the units that follow from it.
 
 A layer whose spikes each stand for an activation S fires at rate a/S for activation a. With sources of units S_j, a
 stage is computed in units of its first source, S_0: branch j gets the gain S_j/S_0, biases are divided by S_0, and
 the threshold is theta = S/S_0. In a sequential network without biases the weights stay exactly the ANN's and theta is
-the paper's threshold.
-
-Sources: maximum activation, Diehl et al. 2015; percentile, Rueckauer et al. 2017; threshold balancing, Sengupta et
-al. 2019 and Rathi et al. 2020 (theta = max over time of the weighted input current, layers before it already spiking;
-then a scale factor).
+the paper's threshold. Where a source has a unit for each channel, the stage is computed in the ANN's own units (S_0 = 1).
+``Stage.scale`` keeps S_0, so a spike's worth is always ``v_threshold * scale``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spikeprop.convert.graph import relu_activations
+from spikeprop.convert.graph import rectified
 from spikeprop.errors import ConversionError
-from spikeprop.seeding import seed_torch
-from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SpikingNetwork, Stage
+from spikeprop.snn import INPUT, ChannelPad, Gain, Neuron, SpikingMaxPool, SpikingNetwork, Stage, Synapse
+
+Per = Literal["layer", "channel"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,146 +30,180 @@ class ThresholdCalibrator(ABC):
 
     @abstractmethod
     def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-        """Calibrate ``network`` in place on images x (B, ...); returns the threshold of each stage."""
+        """Calibrate ``network`` in place on images x (B, ...); returns the threshold of each layer of neurons."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Percentile(ThresholdCalibrator):
-    """S = the given percentile of the layer's ReLU activations over images and neurons (Rueckauer et al. 2017)."""
+class Units:
+    """The activation that one spike of each source stands for: a number, or one a channel in a shape that multiplies a sample.
 
-    percentile: float = 99.9
-
-    def __post_init__(self) -> None:
-        _check_percentile(self.percentile)
-
-    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-        units = {INPUT: torch.ones((), dtype=x.dtype, device=x.device)}
-        activations = relu_activations(network, x)
-        thresholds = {}
-        for name, stage in network.each():
-            base = _fold_units(stage, units)
-            if stage.neuron is not None:
-                units[name] = _positive(name, _quantile(activations[name], self.percentile / 100))
-                thresholds[name] = _set_threshold(stage.neuron, units[name] / base)
-        return thresholds
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaxActivation(ThresholdCalibrator):
-    """S = the largest ReLU activation of the layer (Diehl et al. 2015)."""
-
-    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-        return Percentile(percentile=100.0).calibrate(network, x)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThresholdBalancing(ThresholdCalibrator):
-    """theta = scale * max over images, neurons and steps of the input current W*s of one step, in forward order.
-
-    Each layer is measured on the spikes of layers that already have their threshold (Rathi et al. 2020). Their spike trains
-    are kept, one bit a neuron a step, so the whole search costs two passes a layer. Neurons run without leak meanwhile.
-
-    Differences from the authors' code: every layer of a residual network is balanced (theirs balances the first three), and
-    the threshold that later layers see includes ``scale``, as it will when the network runs.
-
-    Attributes:
-        timesteps: length of the search in steps.
-        scale: factor on every threshold; the paper's code has 0.7 for T > 100, smaller for fewer steps.
-        percentile: 100 is the paper's maximum; DIET-SNN takes 99.7.
+    Args:
+        network: freshly converted; its stages are to be folded in order.
+        x: images, for their type and device.
     """
 
-    timesteps: int = 100
-    scale: float = 1.0
-    percentile: float = 100.0
+    def __init__(self, network: SpikingNetwork, x: Tensor):
+        self._shapes = network.shapes()
+        self._of: dict[str, Tensor] = {INPUT: torch.ones((), dtype=x.dtype, device=x.device)}
 
-    def __post_init__(self) -> None:
-        _check_percentile(self.percentile)
-        if self.timesteps < 1:
-            raise ValueError(f"timesteps is {self.timesteps}; the search needs at least 1 step")
-        if not self.scale > 0:
-            raise ValueError(f"scale is {self.scale}; a factor on thresholds is positive")
+    def fold(self, stage: Stage) -> None:
+        """Express a stage in units of its first source: gains on the branches, biases divided."""
+        units = [self._of[source] for source in stage.sources]
+        scalar = all(unit.numel() == 1 for unit in units)
+        base = units[0].reshape(()) if scalar else torch.ones_like(units[0].reshape(-1)[0])
+        if isinstance(stage.neuron, SpikingMaxPool):  # passes spikes on as they are
+            return
+        for _, source, synapse in stage.branches():
+            self._apply(synapse, self._of[source] / base, self._shapes[source])
+            for layer in synapse.weighted():
+                if layer.bias is not None:
+                    layer.bias.data.div_(base)
+        stage.scale = base.clone().to(stage.scale)
 
-    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-        from spikeprop.snn.stagewise import Stagewise  # here, since it brings Numba
+    def settle(self, name: str, stage: Stage, worth: Tensor | None = None) -> Tensor | None:
+        """Set the threshold of a stage whose spikes are to stand for ``worth``; pooled spikes keep what they stood for."""
+        if isinstance(stage.neuron, SpikingMaxPool):
+            self._of[name] = self._pooled(stage)
+            return None
+        assert stage.neuron is not None and worth is not None
+        self._of[name] = worth
+        return set_threshold(stage.neuron, worth / stage.scale.to(worth))
 
-        units = {INPUT: torch.ones((), dtype=x.dtype, device=x.device)}
-        stages = Stagewise(network, x, self.timesteps, EncodedInput(network.encoder, x))
-        thresholds = {}
-        for name, stage in network.each():
-            base = _fold_units(stage, units)
-            if stage.neuron is None:
-                break
-            peak = max(_peak(current_KBSC, self.percentile / 100) for current_KBSC in stages.currents(name))
-            theta = _set_threshold(stage.neuron, _positive(name, peak) * self.scale)
-            thresholds[name], units[name] = theta, theta * base
-            stages.fire(name)
-        return thresholds
+    def _pooled(self, stage: Stage) -> Tensor:
+        units = [self._of[source] for source in stage.sources]
+        if all(unit.numel() == 1 and unit == units[0] for unit in units):
+            return units[0]
+        placed: Any = 0.0
+        for (_, source, synapse), unit in zip(stage.branches(), units):
+            channels = self._shapes[source][0]
+            placed = placed + synapse(unit.expand(channels, 1, 1).reshape(1, 1, channels, 1, 1))
+        return placed.reshape(-1, 1, 1)
 
-
-class EncodedInput:
-    """The encoder's output at any steps, drawn again (the same) when it is asked for again, rather than kept."""
-
-    def __init__(self, encoder: Encoder, x: Tensor):
-        self.encoder, self.x = encoder, x
-        self.seed = int(torch.randint(2**62, ()))
-
-    def __call__(self, first: int, steps: int) -> Tensor:
-        """Steps first.. of the input, (steps or 1, B, ...)."""
-        if self.encoder.constant:
-            return self.encoder(self.x, 1)
-        with torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []):
-            return torch.cat([self._step(t) for t in range(first, first + steps)])
-
-    def _step(self, t: int) -> Tensor:
-        seed_torch(self.seed, t)
-        return self.encoder(self.x, 1)
-
-
-def _peak(current_KBSC: Tensor, q: float) -> Tensor:
-    """The largest, over steps, of a step's quantile."""
-    if q >= 1:
-        return current_KBSC.max()
-    return torch.stack([_quantile(current_BSC, q) for current_BSC in current_KBSC]).max()
-
-
-def _fold_units(stage: Stage, units: dict[str, Tensor]) -> Tensor:
-    """Express a stage in units of its first source: gains on the branches, biases divided; returns that unit."""
-    base = units[stage.sources[0]]
-    for _, source, synapse in stage.branches():
-        gain = units[source] / base
+    def _apply(self, synapse: Synapse, gain: Tensor, shape: tuple[int, ...]) -> None:
+        """Multiply what arrives: in the first layer with weights, or where there is none by a gain before all else."""
         weighted = synapse.weighted()
-        if weighted:
-            weighted[0].weight.data.mul_(gain)
-        elif gain != 1:
-            synapse.ops.append(Gain(float(gain)))
-        for layer in weighted:
-            if layer.bias is not None:
-                layer.bias.data.div_(base)
-    return base
+        if weighted and gain.numel() == 1:
+            weighted[0].weight.data.mul_(gain.reshape(()))
+        elif weighted:
+            before = list(synapse)[: list(synapse).index(weighted[0])]
+            _scale_inputs(weighted[0], _passed_on(gain.expand(shape[0], *gain.shape[1:]), before, shape))
+        elif (gain != 1).any():
+            _put_gain(synapse, gain if gain.numel() > 1 else gain.reshape(()))
 
 
-def _set_threshold(neuron: Neuron, theta: Tensor) -> Tensor:
+def _passed_on(gain: Tensor, ops: Iterable[nn.Module], shape: tuple[int, ...]) -> Tensor:
+    """A gain by channel, as it is where linear operations on single channels have been passed."""
+    for op in ops:
+        if isinstance(op, ChannelPad):
+            gain = torch.cat([gain.new_ones(op.before, *gain.shape[1:]), gain, gain.new_ones(op.after, *gain.shape[1:])])
+        elif isinstance(op, nn.Flatten):
+            positions = torch.Size(_shape_through(ops, shape)[1:])
+            gain = gain.expand(-1, *positions).flatten()
+    return gain.flatten()
+
+
+def _shape_through(ops: Iterable[nn.Module], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a sample before it is flattened."""
+    probe = torch.zeros(1, *shape)
+    for op in ops:
+        if isinstance(op, nn.Flatten):
+            break
+        if not isinstance(op, Gain):
+            probe = op(probe)
+    return tuple(probe.shape[1:])
+
+
+def _scale_inputs(layer: nn.Conv2d | nn.Linear, gain_C: Tensor) -> None:
+    weight = layer.weight.data
+    if isinstance(layer, nn.Linear):
+        weight.mul_(gain_C)
+        return
+    by_group = gain_C.reshape(layer.groups, 1, -1, 1, 1)
+    weight.view(layer.groups, -1, *weight.shape[1:]).mul_(by_group)
+
+
+def _put_gain(synapse: Synapse, gain: Tensor) -> None:
+    first = next(iter(synapse), None)
+    if isinstance(first, Gain):
+        first.gain = first.gain * gain.to(first.gain)
+    else:
+        synapse.ops.insert(0, Gain(gain))
+
+
+def set_threshold(neuron: Neuron, theta: Tensor) -> Tensor:
+    """Give a layer its threshold."""
     neuron.v_threshold = theta.detach().clone().to(neuron.v_threshold)
     return neuron.v_threshold
 
 
-def _check_percentile(percentile: float) -> None:
+def currents(stage: Stage, values: dict[str, Tensor]) -> Tensor:
+    """Input current (B, ...) of a stage for its sources' values (B, ...)."""
+    return torch.stack([synapse(values[source].unsqueeze(0))[0] for _, source, synapse in stage.branches()]).sum(0)
+
+
+def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Stage, Tensor]]:
+    """(name, stage, the ANN's activation (B, ...)) of an uncalibrated network, in order; what no later stage reads is let go.
+
+    A stage may be changed once it has been given: its own activation is computed by then.
+    """
+    values = {INPUT: x}
+    for name, stage in list(network.each()):
+        values[name] = rectified(stage, currents(stage, values))
+        yield name, stage, values[name]
+        forget(network, values, name)
+
+
+def forget(network: SpikingNetwork, values: dict[str, Tensor], done: str) -> None:
+    """Drop the values that no stage after ``done`` reads."""
+    names = list(network.stages)
+    later = {source for n, stage in network.each() if names.index(n) > names.index(done) for source in stage.sources}
+    for name in values.keys() - later:
+        del values[name]
+
+
+def limited(stage: Stage, worth: Tensor) -> Tensor:
+    """A spike's worth, not above what the ANN's activation is clipped at."""
+    return worth if stage.ceiling is None else torch.minimum(worth, stage.ceiling.to(worth))
+
+
+def by_channel(activation: Tensor) -> Tensor:
+    """(B, C, ...) as (C, everything else)."""
+    return activation.transpose(0, 1).flatten(1)
+
+
+def in_shape(worth_C: Tensor, activation: Tensor) -> Tensor:
+    """A value a channel in a shape that multiplies (B, C, ...)."""
+    return worth_C.reshape(-1, *(1,) * (activation.dim() - 2))
+
+
+def check_percentile(percentile: float) -> None:
+    """Raises ValueError outside (0, 100]."""
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it lies in (0, 100]")
 
 
-def _positive(name: str, value: Tensor) -> Tensor:
-    if not value > 0:
+def check_steps(timesteps: int, what: str) -> None:
+    """Raises ValueError below one step."""
+    if timesteps < 1:
+        raise ValueError(f"timesteps is {timesteps}; {what} at least 1 step")
+
+
+def positive(name: str, worth: Tensor) -> Tensor:
+    """A spike's worth that is a positive number; channels that are never active get the layer's largest.
+
+    Raises:
+        ConversionError: the layer is never active.
+    """
+    largest = worth.max()
+    if not largest > 0:
         raise ConversionError(
-            f"layer {name!r} is never active on the calibration images (peak {float(value):g}); the ANN has a dead layer: "
+            f"layer {name!r} is never active on the calibration images (peak {float(largest):g}); the ANN has a dead layer: "
             "train it further or at a lower learning rate"
         )
-    return value
+    return torch.where(worth > 0, worth, largest)
 
 
-def _quantile(values: Tensor, q: float) -> Tensor:
-    """Quantile over all elements; the exact order statistic (torch.quantile refuses large tensors)."""
+def quantile(values: Tensor, q: float) -> Tensor:
+    """Quantile over the last axis; the exact order statistic (torch.quantile refuses large tensors)."""
     if q >= 1:
-        return values.max()
-    flat = values.flatten()
-    return flat.kthvalue(max(1, round(q * flat.numel()))).values
+        return values.amax(-1)
+    return values.kthvalue(max(1, round(q * values.shape[-1])), dim=-1).values

@@ -1,61 +1,70 @@
-"""From an ANN to a spiking graph: trace, fold batch-norm, put a neuron at each ReLU, refuse the rest.
+"""From an ANN to a spiking graph: trace, fold batch-norm, put neurons at each ReLU, refuse the rest.
 
-The ANN is traced by torch.fx. Each traced value is a sum of branches, a branch being a source (the image or an
-earlier layer of neurons) and the chain of linear operations applied to it. A ReLU closes a stage: its branches become
-synapses and the ReLU becomes neurons. Batch-norm is folded into the layer before it (Rueckauer et al. 2017, sec.
-2.3). Nothing is left out in silence: an operation outside the two tables below raises ConversionError. The ANN itself
-is never changed.
+The ANN is traced by torch.fx. Each traced value is a sum of branches (``convert/value.py``); a ReLU closes a stage: its
+branches become synapses and the ReLU becomes neurons. A clipped ReLU (ReLU6, Hardtanh, any module with a ``ceiling``) is a
+layer whose neurons cannot stand for more; a leaky one is two layers, one for each sign. Max pooling is a layer of
+``SpikingMaxPool``. Nothing is left out in silence: an operation outside the tables (here and in ``convert/operations.py``)
+raises ConversionError. The ANN itself is never changed.
 """
 
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from spikeprop.convert.value import Branch, Value, is_spikes, scale
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, Encoder, Neuron, SampleDropout, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SpikingMaxPool, SpikingNetwork, Stage, Synapse
 
-POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-LINEAR = (nn.Conv2d, nn.Linear, nn.Flatten, *POOLING)
-DROPOUT = (nn.Dropout, nn.Dropout2d)
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH = 7  # images of the outline, a number that tells the batch axis from others
 ADVICE = {
-    "MaxPool2d": "spikes have no maximum; train with AvgPool2d instead",
-    "max_pool2d": "spikes have no maximum; train with avg_pool2d instead",
-    "Sigmoid": "only ReLU has a firing-rate counterpart; train with ReLU",
-    "GELU": "only ReLU has a firing-rate counterpart; train with ReLU",
-    "LeakyReLU": "negative rates cannot be fired; train with ReLU",
-    "cat": "concatenation is not supported; add the branches instead",
-    "view": "write torch.flatten(x, 1), which says what is meant",
-    "reshape": "write torch.flatten(x, 1), which says what is meant",
-    "size": "write torch.flatten(x, 1) rather than x.view(x.size(0), -1)",
+    "Sigmoid": "only ReLU and its kin have a firing-rate counterpart; train with ReLU",
+    "GELU": "only ReLU and its kin have a firing-rate counterpart; train with ReLU",
+    "SiLU": "only ReLU and its kin have a firing-rate counterpart; train with ReLU",
     "LayerNorm": "its statistics change with the input; train with BatchNorm2d, which folds into the weights",
 }
+OTHERWISE = "use Conv2d, Linear, BatchNorm, ReLU (clipped or leaky too), pooling, Dropout, Flatten, additions and concatenation"
 
 
 @dataclass(frozen=True)
-class Branch:
-    """Linear operations applied to one source's spikes."""
+class Rectifier:
+    """ReLU and its kin: clip(z, 0, ceiling) - slope * clip(-z, 0, depth); None stands for no limit."""
 
-    source: str
-    ops: tuple[nn.Module, ...] = ()
-    label: str = ""  # path of the last layer with weights, which names the stage
+    ceiling: float | Tensor | None = None
+    slope: float | Tensor = 0.0
+    depth: float | None = None
 
-    def then(self, op: nn.Module, label: str = "") -> Branch:
-        return Branch(self.source, (*self.ops, op), label or self.label)
+    @property
+    def one_sided(self) -> bool:
+        """Whether nothing negative comes out."""
+        return not isinstance(self.slope, Tensor) and self.slope == 0
 
 
-Value = tuple[Branch, ...]
+class ReLUTracer(fx.Tracer):
+    """A tracer that does not look into activations: a module with a ``ceiling`` is one."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return hasattr(m, "ceiling") or super().is_leaf_module(m, module_qualified_name)
+
+
+class Outline(fx.Interpreter):
+    """Runs a traced network on the meta device, where tensors have shapes alone, and keeps what every node gives."""
+
+    def __init__(self, traced: fx.GraphModule):
+        super().__init__(copy.deepcopy(traced).to("meta"), garbage_collect_values=False)
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            return super().run_node(n)
+        except Exception as error:
+            raise ConversionError(f"node {n.name!r} ({n.op} {n.target}) cannot run on images of the given shape: {error}") from error
 
 
 def to_spiking(
@@ -67,7 +76,8 @@ def to_spiking(
     """The spiking network with the ANN's weights and uncalibrated thresholds.
 
     Args:
-        ann: network of convolutions, linear layers, ReLU, average pooling, dropout, batch-norm, flatten and additions.
+        ann: network of convolutions, linear layers, batch-norm, ReLU (clipped or leaky ones too), average and max pooling, dropout,
+            flatten, additions and concatenations, as modules or functions.
         neuron: makes one layer of neurons.
         encoder: from image to input.
         input_shape: shape of one image.
@@ -75,13 +85,14 @@ def to_spiking(
     Raises:
         ConversionError: naming the node, the operation and what to do.
     """
+    plain = _plain_copy(ann)
     try:
-        traced = fx.symbolic_trace(_plain_copy(ann))
+        traced = fx.GraphModule(plain, ReLUTracer().trace(plain))
     except Exception as error:
         raise ConversionError(
             f"torch.fx cannot trace {type(ann).__name__}: {error}. Remove control flow that depends on the data."
         ) from error
-    return _Builder(traced, neuron).build(encoder, input_shape)
+    return Builder(traced, neuron, input_shape).build(encoder)
 
 
 def _plain_copy(ann: nn.Module) -> nn.Module:
@@ -104,159 +115,201 @@ def _remove_parametrizations(module: nn.Module) -> None:
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
-class _Builder:
-    """Walks the traced graph and collects stages."""
+class Builder:
+    """Walks the traced graph and collects stages.
 
-    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron]):
+    Attributes:
+        modules: of the traced network, by path.
+        outline: what each node gives: a tensor on the meta device, or a constant such as a size.
+    """
+
+    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
+        self.traced, self.neuron, self.input_shape = traced, neuron, input_shape
         self.modules = dict(traced.named_modules())
-        self.graph = traced.graph
-        self.neuron = neuron
+        dtype = next((p.dtype for p in traced.parameters()), torch.get_default_dtype())
+        run = Outline(traced)
+        inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
+        if len(inputs) != 1:
+            raise refuse(inputs[1] if inputs else next(iter(traced.graph.nodes)), f"{len(inputs)} inputs", "convert networks of one")
+        with torch.no_grad():
+            run.run(torch.zeros(BATCH, *input_shape, device="meta", dtype=dtype))
+        outlined = {n.name: result for n, result in run.env.items()}
+        self.outline = {n: outlined.get(n.name) for n in traced.graph.nodes}
         self.values: dict[fx.Node, Value] = {}
         self.stages: dict[str, Stage] = {}
+        self.ceilings: dict[str, float | Tensor | None] = {}
 
-    def build(self, encoder: Encoder, input_shape: tuple[int, ...]) -> SpikingNetwork:
-        for node in self.graph.nodes:
+    def build(self, encoder: Encoder) -> SpikingNetwork:
+        """The network, stage by stage."""
+        for node in self.traced.graph.nodes:
             if node.op == "placeholder":
-                if INPUT in {b.source for v in self.values.values() for b in v}:
-                    raise _refuse(node, "a second input", "convert networks of one input")
                 self.values[node] = (Branch(INPUT),)
             elif node.op == "output":
-                self._close(node, self._value(node.args, node), output=True)
-            else:
+                self._close(node, self.value(node), None)
+            elif isinstance(self.outline[node], Tensor) and node.op != "get_attr":
                 self.values[node] = self._convert(node)
-        return SpikingNetwork(self.stages, encoder, input_shape)
+        return SpikingNetwork(self.stages, encoder, self.input_shape)
 
     def _convert(self, node: fx.Node) -> Value:
+        from spikeprop.convert.operations import FUNCTIONS, MODULES
+
+        rectifier = self.rectifier(node)
+        if rectifier is not None:
+            return self._rectify(node, rectifier)
         if node.op == "call_module":
-            return self._convert_module(node, self.modules[str(node.target)])
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        handler = FUNCTIONS.get(str(name).rstrip("_"))
-        if node.op == "get_attr" or handler is None:
-            raise _refuse(node, str(name))
-        return handler(self, node)
+            module = self.modules[str(node.target)]
+            kind = next((base for base in type(module).__mro__ if base in MODULES), None)
+            if kind is None:
+                raise refuse(node, type(module).__name__)
+            return MODULES[kind](self, node, module)
+        name = function_name(node)
+        if name not in FUNCTIONS:
+            raise refuse(node, name)
+        return FUNCTIONS[name](self, node)
 
-    def _convert_module(self, node: fx.Node, module: nn.Module) -> Value:
-        if isinstance(module, nn.ReLU):
-            return self.relu(node)
-        value = self._value(node.args, node)
-        if isinstance(module, nn.Identity):
-            return value
-        if isinstance(module, DROPOUT):
-            return self._append(node, value, SampleDropout(module.p))
-        if isinstance(module, BATCH_NORM):
-            return self._fold(node, value, module)
-        if isinstance(module, LINEAR):
-            if isinstance(module, nn.Flatten):
-                _check_flatten(node, module.start_dim, module.end_dim)
-            _check_padding(node, module)
-            return self._append(node, value, copy.deepcopy(module), str(node.target))
-        raise _refuse(node, type(module).__name__)
+    def rectifier(self, node: fx.Node) -> Rectifier | None:
+        """What a node is if it is ReLU or its kin, else None."""
+        from spikeprop.convert.operations import RECTIFIERS, module_rectifier
 
-    def _value(self, arguments: Any, node: fx.Node, index: int = 0) -> Value:
-        argument = arguments[index]
-        if not isinstance(argument, fx.Node):
-            raise _refuse(node, f"a constant operand ({argument!r})", "fold constants into a layer's bias")
+        if node.op == "call_module":
+            return module_rectifier(node, self.modules[str(node.target)])
+        found = RECTIFIERS.get(function_name(node))
+        return found(self, node) if found is not None else None
+
+    # what operations are told -------------------------------------------------------------------------------------------------
+
+    def value(self, node: fx.Node, index: int = 0) -> Value:
+        """The value that is a node's argument."""
+        arguments = [*node.args, *node.kwargs.values()]
+        return self.value_of(node, arguments[index] if index < len(arguments) else None)
+
+    def value_of(self, node: fx.Node, argument: Any) -> Value:
+        """The value that an argument stands for."""
+        if not isinstance(argument, fx.Node) or argument not in self.values:
+            raise refuse(node, f"a constant operand ({argument!r})", "fold constants into a layer's bias")
         return self.values[argument]
 
-    def _append(self, node: fx.Node, value: Value, op: nn.Module, label: str = "") -> Value:
-        weighted = isinstance(op, nn.Conv2d | nn.Linear)
-        if len(value) > 1 and (weighted or isinstance(op, SampleDropout)):
-            raise _refuse(
-                node, f"{type(op).__name__} on a sum of {len(value)} branches", "put a ReLU between the addition and this layer"
-            )
-        return tuple(branch.then(copy.deepcopy(op), label if weighted else "") for branch in value)
+    def shape(self, argument: Any) -> tuple[int, ...]:
+        """Shape of one sample of a node's tensor."""
+        return tuple(self.outline[argument].shape[1:])
 
-    def _fold(self, node: fx.Node, value: Value, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Value:
-        last = value[0].ops[-1] if len(value) == 1 and value[0].ops else None
-        if not isinstance(last, nn.Conv2d | nn.Linear):
-            raise _refuse(node, type(norm).__name__, "batch-norm folds into the Conv2d or Linear right before it; move it there")
-        if norm.running_var is None:
-            raise _refuse(node, type(norm).__name__, "it keeps no running statistics; train it with track_running_stats=True")
-        fused = fuse_conv_bn_eval(last, norm) if isinstance(last, nn.Conv2d) else fuse_linear_bn_eval(last, norm)  # type: ignore[arg-type]
-        if fused.bias is not None:  # torch freezes the bias of a layer that had none
-            fused.bias.requires_grad_(fused.weight.requires_grad)
-        return (Branch(value[0].source, (*value[0].ops[:-1], fused), value[0].label),)
+    def constant(self, argument: Any) -> Any:
+        """An argument in which sizes that were computed are numbers."""
+        if isinstance(argument, fx.Node):
+            return self.outline[argument]
+        if isinstance(argument, tuple | list):
+            return type(argument)(self.constant(a) for a in argument)
+        return argument
 
-    # what the tables call -----------------------------------------------------------------------------------------------------
+    def arguments(self, node: fx.Node, *names: str) -> dict[str, Any]:
+        """A function's arguments after the first, by name."""
+        given = {**dict(zip(names, node.args[1:])), **{k: v for k, v in node.kwargs.items() if k != "input"}}
+        return {name: self.constant(argument) for name, argument in given.items()}
 
-    def relu(self, node: fx.Node) -> Value:
-        name = self._close(node, self._value(node.args, node))
-        return (Branch(name),)
+    def tensor(self, node: fx.Node, argument: Any) -> Tensor | None:
+        """A parameter that a function is given."""
+        if argument is None:
+            return None
+        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+            raise refuse(node, "weights that are computed", "use a layer with its own parameters")
+        found: Any = self.traced
+        for part in str(argument.target).split("."):
+            found = getattr(found, part)
+        return found
 
-    def add(self, node: fx.Node) -> Value:
-        if node.kwargs.get("alpha", 1) != 1:
-            raise _refuse(node, "add with alpha", "scale the branch in a layer")
-        return self._value(node.args, node) + self._value(node.args, node, 1)
+    # neurons ------------------------------------------------------------------------------------------------------------------
 
-    def flatten(self, node: fx.Node) -> Value:
-        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-        _check_flatten(node, start, end)
-        return self._append(node, self._value(node.args, node), nn.Flatten())
+    def _rectify(self, node: fx.Node, rectifier: Rectifier) -> Value:
+        result = self.fire(node, self.value(node), rectifier)
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        in_place = getattr(module, "inplace", False) or node.kwargs.get("inplace") or str(node.target).endswith("_")
+        if in_place and isinstance(node.args[0], fx.Node):
+            self.values[node.args[0]] = result  # whoever reads the argument later reads what it has become
+        return result
 
-    def pool(self, node: fx.Node) -> Value:
-        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        settings: dict[str, Any] = {**dict(zip(names, node.args[1:])), **node.kwargs}
-        return self._append(node, self._value(node.args, node), nn.AvgPool2d(**settings))
+    def fire(self, node: fx.Node, value: Value, rectifier: Rectifier) -> Value:
+        """A layer of neurons that stands for the rectified value; two where it has a negative side."""
+        if rectifier.one_sided and self._already(value, rectifier, self.shape(node)[0]):
+            return value
+        positive: Value = (Branch(self._close(node, value, self.neuron(), rectifier.ceiling)),)
+        if rectifier.one_sided:
+            return positive
+        mirrored = self._close(node, scale(value, -1.0), self.neuron(), rectifier.depth, suffix="_negative")
+        return (*positive, Branch(mirrored, (Gain(-_by_channel(rectifier.slope)),)))
 
-    def adaptive_pool(self, node: fx.Node) -> Value:
-        size: Any = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
-        return self._append(node, self._value(node.args, node), nn.AdaptiveAvgPool2d(size))
+    def _already(self, value: Value, rectifier: Rectifier, channels: int) -> bool:
+        """Whether a value is spikes that keep the rectifier's limits as they are."""
+        sources = [b.source for b in value]
+        limits = [self.ceilings.get(source) for source in sources]
+        kept = rectifier.ceiling is None or all(limit is rectifier.ceiling or limit == rectifier.ceiling for limit in limits)
+        return INPUT not in sources and is_spikes(value, channels) and kept
 
-    def dropout(self, node: fx.Node) -> Value:
-        p: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-        return self._append(node, self._value(node.args, node), SampleDropout(float(p)))
+    def max_pool(self, node: fx.Node, pool: SpikingMaxPool) -> Value:
+        """A layer of max pooling; ReLU comes before it, for the largest of the rectified is the rectified largest."""
+        value, source = self.value(node), node.args[0]
+        if not is_spikes(value, self.shape(source)[0]):
+            after = [self.rectifier(user) for user in node.users]
+            first = after[0] if after else None
+            if first is None or not first.one_sided or any(other != first for other in after):
+                raise refuse(node, "max pooling of a value that is not rectified", "put ReLU right before or right after it")
+            value = self.fire(source, value, first)  # type: ignore[arg-type]
+        limits = {id(self.ceilings.get(b.source)): self.ceilings.get(b.source) for b in value}
+        return (Branch(self._close(node, value, pool, next(iter(limits.values())) if len(limits) == 1 else None)),)
 
-    def _close(self, node: fx.Node, value: Value, output: bool = False) -> str:
-        if output and any(not branch.ops for branch in value):
-            raise _refuse(node, "an output right after ReLU", "end with a Linear layer: its currents are the class scores")
-        if not any(isinstance(op, nn.Conv2d | nn.Linear) for branch in value for op in branch.ops):
-            raise _refuse(node, "a ReLU with no weighted layer before it", "remove it")
-        name = self._name(value, {INPUT} if output else {INPUT, OUTPUT})
-        # deep copies: a value read by two layers must not share modules between them, nor with the ANN
+    def _close(
+        self, node: fx.Node, value: Value, neuron: Neuron | None, ceiling: float | Tensor | None = None, suffix: str = ""
+    ) -> str:
+        labels = [] if isinstance(neuron, SpikingMaxPool) else [b.label for b in value if b.label]
+        name = self._free(_stage_name(labels[0] if labels else node.name) + suffix, {INPUT} if neuron is None else {INPUT, OUTPUT})
+        # one deep copy of the whole: a value read by two layers must not share modules between them
         synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
-        self.stages[name] = Stage(synapses, None if output else self.neuron())
+        limit = torch.as_tensor(ceiling).detach().clone() if ceiling is not None else None
+        self.stages[name] = Stage(synapses, neuron, limit)
+        self.ceilings[name] = ceiling
         return name
 
-    def _name(self, value: Value, reserved: set[str]) -> str:
-        label = next(branch.label for branch in value if branch.label).replace(".", "_")
+    def _free(self, label: str, reserved: set[str]) -> str:
         name, count = label, 2
         while name in self.stages or name in reserved:
             name, count = f"{label}_{count}", count + 1
         return name
 
 
-FUNCTIONS: dict[str, Callable[[_Builder, fx.Node], Value]] = {
-    F.relu.__name__: _Builder.relu,
-    torch.relu.__name__: _Builder.relu,
-    operator.add.__name__: _Builder.add,
-    operator.iadd.__name__: _Builder.add,
-    torch.flatten.__name__: _Builder.flatten,
-    F.avg_pool2d.__name__: _Builder.pool,
-    F.adaptive_avg_pool2d.__name__: _Builder.adaptive_pool,
-    F.dropout.__name__: _Builder.dropout,
-}
+def _stage_name(label: str) -> str:
+    return label.replace(".", "_")
 
 
-def _check_flatten(node: fx.Node, start: Any, end: Any) -> None:
-    if (start, end) != (1, -1):
-        raise _refuse(node, f"flatten from axis {start} to {end}", "flatten from axis 1 to -1: the batch axis alone stays")
+def _by_channel(slope: float | Tensor) -> Tensor:
+    """A slope, or one a channel, that multiplies (B, C, ...)."""
+    slope = torch.as_tensor(slope).detach()
+    return slope.reshape(-1, 1, 1) if slope.numel() > 1 else slope.reshape(())
 
 
-def _check_padding(node: fx.Node, module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-        raise _refuse(node, f"Conv2d with padding_mode={module.padding_mode!r}", "use padding_mode='zeros'")
+def function_name(node: fx.Node) -> str:
+    """Name of the function or method that a node calls, without the mark of in-place."""
+    target = node.target
+    return (target if isinstance(target, str) else getattr(target, "__name__", str(target))).rstrip("_")
 
 
-def _refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionError:
-    advice = advice or ADVICE.get(what, "use Conv2d, Linear, ReLU, AvgPool2d, BatchNorm, Dropout, Flatten and additions")
+def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionError:
+    """The error that says which operation cannot be converted and what to do."""
+    advice = advice or ADVICE.get(what, OTHERWISE)
     return ConversionError(f"cannot convert node {node.name!r} ({node.op} {node.target}): {what}; {advice}")
 
 
+def rectified(stage: Stage, total: Tensor) -> Tensor:
+    """The ANN's activation of a stage for its pre-activation (B, ...): clipped, pooled, or for the output as it is."""
+    if isinstance(stage.neuron, SpikingMaxPool):
+        return stage.neuron.window(total)
+    if stage.neuron is None:
+        return total
+    return torch.relu(total) if stage.ceiling is None else torch.minimum(torch.relu(total), stage.ceiling)
+
+
 def relu_activations(network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-    """The network computed as the ANN it came from: each neuron a ReLU. Stage name to activation (B, ...)."""
+    """An uncalibrated network computed as the ANN it came from: each neuron a (clipped) ReLU. Stage name to activation (B, ...)."""
     values = {INPUT: x.unsqueeze(0)}
     for name, stage in network.each():
         total = torch.stack([synapse(values[source]) for _, source, synapse in stage.branches()]).sum(0)
-        values[name] = total if stage.neuron is None else torch.relu(total)
+        values[name] = rectified(stage, total[0]).unsqueeze(0)
     return {name: value[0] for name, value in values.items() if name != INPUT}

@@ -2,9 +2,9 @@
 
 from spikeprop.snn.encoder import Direct, Encoder, Poisson
 from spikeprop.snn.network import INPUT, NetworkState, SpikingNetwork, Stage
-from spikeprop.snn.neuron import IF, LIF, Neuron, NeuronState
+from spikeprop.snn.neuron import IF, LIF, Neuron, NeuronState, SpikingMaxPool
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
-from spikeprop.snn.synapse import DropoutMasks, Gain, SampleDropout, Synapse
+from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
 
 __all__ = [
     "IF",
@@ -12,6 +12,7 @@ __all__ = [
     "LIF",
     "STDB",
     "ATan",
+    "ChannelPad",
     "Direct",
     "DropoutMasks",
     "Encoder",
@@ -22,6 +23,7 @@ __all__ = [
     "NeuronState",
     "Poisson",
     "SampleDropout",
+    "SpikingMaxPool",
     "SpikingNetwork",
     "Stage",
     "Surrogate",

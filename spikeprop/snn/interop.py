@@ -149,8 +149,9 @@ def rebuild(network: SpikingNetwork, library: str) -> SpikingNetwork:
     rebuilt = copy.deepcopy(network)
     for name, stage in rebuilt.each():
         if stage.neuron is not None:
-            if stage.neuron.v_init != 0:
-                raise ConversionError(f"layer {name!r} starts at v_init={stage.neuron.v_init}; {library}'s neurons start at 0")
+            if (stage.neuron.v_init != 0).any():
+                started = float(stage.neuron.v_init.max())
+                raise ConversionError(f"layer {name!r} starts at v_init={started:g}; {library}'s neurons start at 0")
             foreign = makers[library](name, stage.neuron).to(stage.neuron.v_threshold.device)
             foreign.v_threshold = stage.neuron.v_threshold.clone()
             foreign.leak = stage.neuron.leak.clone()

@@ -35,10 +35,20 @@ Observer = Callable[[str, Tensor], None]
 
 
 class Stage(nn.Module):
-    """Synapses from named sources, summed into one layer of neurons (None: the accumulating output)."""
+    """Synapses from named sources, summed into one layer of neurons (None: the accumulating output).
 
-    def __init__(self, synapses: list[tuple[str, Synapse]], neuron: Neuron | None):
+    Attributes:
+        scale: buffer, the ANN's activation that a potential of 1 stands for; a spike stands for ``v_threshold * scale``.
+        ceiling: buffer, what the ANN's activation is clipped at, where it is; not in the checkpoint.
+    """
+
+    scale: Tensor
+    ceiling: Tensor | None
+
+    def __init__(self, synapses: list[tuple[str, Synapse]], neuron: Neuron | None, ceiling: Tensor | None = None):
         super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("ceiling", ceiling, persistent=False)
         self.sources = tuple(source for source, _ in synapses)
         self.synapses = nn.ModuleList(synapse for _, synapse in synapses)
         self.neuron = neuron

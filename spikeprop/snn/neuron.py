@@ -10,7 +10,7 @@ step later a layer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,13 @@ class Neuron(nn.Module, ABC):
         v_threshold: buffer, threshold, scalar or broadcastable to one sample's shape; lives in the checkpoint.
         leak: buffer, factor on the potential each step (1 = no leak).
         reset: "subtract" or "zero".
-        v_init: potential before the first step, as a fraction of the threshold.
+        v_init: buffer, potential before the first step, as a fraction of the threshold; broadcastable like it.
         surrogate: derivative of the spike in the backward pass.
     """
 
     v_threshold: Tensor
     leak: Tensor
+    v_init: Tensor
 
     def __init__(self, v_threshold: float, leak: float, reset: Reset, v_init: float, surrogate: Surrogate | None):
         super().__init__()
@@ -53,7 +54,7 @@ class Neuron(nn.Module, ABC):
         self.register_buffer("v_threshold", torch.tensor(float(v_threshold)))
         self.register_buffer("leak", torch.tensor(float(leak)))
         self.reset: Reset = reset
-        self.v_init = v_init
+        self.register_buffer("v_init", torch.tensor(float(v_init)))
         self.surrogate = surrogate if surrogate is not None else STDB()
 
     def initial_state(self, current: Tensor) -> NeuronState:
@@ -125,6 +126,32 @@ class LIF(_IntegrateAndFire):
         surrogate: Surrogate | None = None,
     ):
         super().__init__(v_threshold, leak, reset, v_init, surrogate)
+
+
+class SpikingMaxPool(Neuron):
+    """Max pooling of spikes, exact for rates: the number of spikes sent so far is the largest of its window.
+
+        N[t] = N[t-1] + s[t];   o[t] = max(N[t]) - max(N[t-1])
+
+    A count grows by at most one a step, so the difference is a spike. On real-valued input that stays the same it is the
+    ordinary maximum. (Rueckauer et al. 2017, sec. 2.2.6, let the most active input through instead, which may send more
+    spikes than any input has sent.)
+
+    Args:
+        kernel_size, stride, padding, ceil_mode: as of ``torch.nn.MaxPool2d``.
+    """
+
+    def __init__(self, kernel_size: int | tuple[int, int], stride: Any = None, padding: Any = 0, ceil_mode: bool = False):
+        super().__init__(1.0, 1.0, "subtract", 0.0, None)
+        self.window = nn.MaxPool2d(kernel_size, stride, padding, ceil_mode=ceil_mode)
+
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        counts_TB = torch.cumsum(torch.cat([state.v.unsqueeze(0), currents]), 0)
+        largest_TB = self.window(counts_TB.flatten(0, 1)).unflatten(0, (len(counts_TB), -1))
+        return largest_TB[1:] - largest_TB[:-1], NeuronState(counts_TB[-1], state.since)
+
+    def extra_repr(self) -> str:
+        return ""
 
 
 def is_integrate_and_fire(neuron: Neuron) -> bool:

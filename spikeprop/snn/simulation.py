@@ -64,7 +64,7 @@ class Layer:
         self.theta_RC = per_position(self.neuron.v_threshold, self.shape, like_B.dtype)
         self.leak_RC = per_position(self.neuron.leak, self.shape, like_B.dtype)
         flat = (len(like_B), self.positions, self.shape[0])
-        self.v_BSC = like_B.new_zeros(flat) + self.neuron.v_init * self.theta_RC
+        self.v_BSC = like_B.new_zeros(flat) + per_position(self.neuron.v_init, self.shape, like_B.dtype) * self.theta_RC
 
     @property
     def potential_kept(self) -> bool:

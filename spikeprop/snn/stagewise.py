@@ -113,8 +113,10 @@ class Stagewise:
         return self.network.encoder.constant and set(stage.sources) == {INPUT}
 
     def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
-        theta_RC, leak_RC = (per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.leak))
-        v_BSC = self.x_B.new_zeros(len(self.x_B), position_count(shape), shape[0]) + neuron.v_init * theta_RC
+        theta_RC, leak_RC, start_RC = (
+            per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.leak, neuron.v_init)
+        )
+        v_BSC = self.x_B.new_zeros(len(self.x_B), position_count(shape), shape[0]) + start_RC * theta_RC
 
         def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:
             to_zero = neuron.reset == "zero"

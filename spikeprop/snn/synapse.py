@@ -1,7 +1,7 @@
 """Synapses: the linear path from one layer's spikes to the next layer's current.
 
 A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, flatten, dropout, a
-gain); time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout draws one mask a
+gain, a place among concatenated channels); time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout draws one mask a
 sample and keeps it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network, not a
 new one each step.
 """
@@ -13,6 +13,7 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spikeprop.seeding import mix_seed
 
@@ -68,16 +69,31 @@ class _PartOfMasks(DropoutMasks):
 
 
 class Gain(nn.Module):
-    """Multiplies by a constant: the weight of a skip connection that has no layer of its own."""
+    """Multiplies by a constant, one number or one a channel (C, 1, 1): the weight of a path that has no layer of its own."""
 
     gain: Tensor
 
-    def __init__(self, gain: float):
+    def __init__(self, gain: float | Tensor):
         super().__init__()
-        self.register_buffer("gain", torch.tensor(float(gain)))
+        self.register_buffer("gain", torch.as_tensor(gain, dtype=torch.get_default_dtype()).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain
+
+
+class ChannelPad(nn.Module):
+    """Puts a path's channels at their place among those of a concatenation: zero channels before and after them."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) to (B, before + C + after, ...)."""
+        return F.pad(x, (0, 0) * (x.dim() - 2) + (self.before, self.after))
+
+    def extra_repr(self) -> str:
+        return f"{self.before}, {self.after}"
 
 
 class Synapse(nn.Module):
