@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from spikeprop.convert.balancing import ThresholdBalancing
 from spikeprop.convert.calibrate import ThresholdCalibrator
+from spikeprop.convert.correction import AdvancedCalibration, LightCalibration
 from spikeprop.convert.graph import relu_activations, to_spiking
 from spikeprop.convert.statistics import LearnedCeiling, LeastError, MaxActivation, Percentile
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
 
 __all__ = [
+    "AdvancedCalibration",
     "ConversionError",
     "LearnedCeiling",
     "LeastError",
+    "LightCalibration",
     "MaxActivation",
     "Percentile",
     "ThresholdBalancing",
@@ -69,6 +72,6 @@ def convert(
             "normalise them to [-1, 1] (mean 0.5, std 0.5) or use Direct",
             stacklevel=2,
         )
-    network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:])).to(x.device).eval()
+    network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:])).to(x).eval()
     calibrator.calibrate(network, x)
     return network

@@ -65,8 +65,9 @@ class Units:
             self._of[name] = self._pooled(stage)
             return None
         assert stage.neuron is not None and worth is not None
-        self._of[name] = worth
-        return set_threshold(stage.neuron, worth / stage.scale.to(worth))
+        theta = set_threshold(stage.neuron, worth / stage.scale)
+        self._of[name] = theta * stage.scale
+        return theta
 
     def _pooled(self, stage: Stage) -> Tensor:
         units = [self._of[source] for source in stage.sources]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from spikeprop.snn.branch import Branch, Chunk, Source, make_branch
+from spikeprop.snn.branch import Branch, Chunk, Source, make_branch, unpacked
 from spikeprop.snn.kernels import packed_kernels
 from spikeprop.snn.kernels.words import channels_first, channels_last, pack, per_position, position_count, word_count
 from spikeprop.snn.layout import DenseLayout, make_layout
@@ -52,7 +52,7 @@ class Stagewise:
                 return
 
     def fire(self, name: str) -> None:
-        """Run a stage's neurons and keep their spikes; trains that no later stage reads are dropped."""
+        """Run a stage's neurons and keep their spikes; trains that neither it (it may be run again) nor a later stage reads are dropped."""
         neuron, shape = self.network.neurons()[name], self.shapes[name]
         size = (self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]))
         words_TBSW = torch.empty(size, dtype=torch.int32, device=self.x_B.device)
@@ -65,6 +65,16 @@ class Stagewise:
             neuron.leak.copy_(leak)
         self.trains[name] = words_TBSW
         self._forget(name)
+
+    def rate(self, name: str) -> Tensor:
+        """Spikes a step of a stage that was fired last, (B, ...)."""
+        words_TBSW, shape = self.trains[name], self.shapes[name]
+        total = None
+        for words_KBSW in words_TBSW.split(max(1, CHUNK_BYTES // (words_TBSW[0].numel() * 32 * 4))):
+            some = unpacked(words_KBSW, shape[0], self.x_B.dtype).sum(0)
+            total = some if total is None else total + some
+        assert total is not None
+        return channels_first((total / self.timesteps).unsqueeze(0), shape).contiguous()
 
     def _chunks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         """First step, last step and current of each chunk."""
@@ -141,6 +151,6 @@ class Stagewise:
 
     def _forget(self, done: str) -> None:
         names = list(self.network.stages)
-        later = {source for n, stage in self.network.each() if names.index(n) > names.index(done) for source in stage.sources}
-        for name in self.trains.keys() - later:
+        later = {source for n, stage in self.network.each() if names.index(n) >= names.index(done) for source in stage.sources}
+        for name in self.trains.keys() - later - {done}:
             del self.trains[name]

@@ -1,0 +1,278 @@
+"""Calibrators that correct a network with its own spikes, layer by layer (Li et al. 2021, "A free lunch from ANN").
+
+Each layer is looked at while the layers below it, corrected already, fire as they will when the network runs for ``timesteps``
+steps; so it makes up for their errors as well as for its own. The light way changes thresholds, biases and initial potentials; the
+advanced way also fits weights to the ANN's activations. Neurons run without leak meanwhile.
+
+Differences from the authors' code: thresholds are searched on the currents that spikes give, not on the ANN's; a fit takes weights,
+biases, thresholds and initial potentials together, through the rate of a constant current with a straight-through gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.convert.balancing import EncodedInput
+from spikeprop.convert.calibrate import (
+    Per,
+    ThresholdCalibrator,
+    Units,
+    activations,
+    by_channel,
+    check_steps,
+    currents,
+    forget,
+    in_shape,
+    limited,
+    positive,
+)
+from spikeprop.convert.statistics import least_error, quantised
+from spikeprop.progress import bar
+from spikeprop.snn import INPUT, Neuron, SpikingMaxPool, SpikingNetwork, Stage
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is being calibrated.
+
+    Attributes:
+        target: the ANN's activation, or for the output its scores, in units of the layer's potential (B, ...).
+        rates: of the layer's sources, by name (B, ...).
+    """
+
+    name: str
+    stage: Stage
+    target: Tensor
+    rates: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpikeCalibrator(ThresholdCalibrator):
+    """Walks through the layers, each seeing the spikes of those below.
+
+    Attributes:
+        timesteps: steps that the network is to run for.
+        per: one threshold a layer, or one a channel.
+        grid: fractions of the largest activation that are tried as threshold.
+    """
+
+    timesteps: int = 16
+    per: Per = "channel"
+    grid: int = 50
+
+    def __post_init__(self) -> None:
+        check_steps(self.timesteps, "a rate needs")
+        if self.grid < 1:
+            raise ValueError(f"grid is {self.grid}; the search needs at least 1 fraction")
+
+    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
+        thresholds = {}
+        for layer, spikes in self._layers(network, x):
+            neuron = layer.stage.neuron
+            self.adjust(layer, spikes)
+            if neuron is not None and not isinstance(neuron, SpikingMaxPool):
+                thresholds[layer.name] = neuron.v_threshold
+        return thresholds
+
+    def adjust(self, layer: Layer, spikes: Spikes) -> None:
+        """Change one layer whose threshold is set; ``spikes`` runs it."""
+        raise NotImplementedError
+
+    def _layers(self, network: SpikingNetwork, x: Tensor) -> Iterator[tuple[Layer, Spikes]]:
+        units, spikes = Units(network, x), Spikes(network, x, self.timesteps)
+        rates = {INPUT: spikes.input_rate()}
+        for name, stage, activation in bar_over(activations(network, x), len(network.stages)):
+            units.fold(stage)
+            layer = Layer(name, stage, activation / stage.scale, rates)
+            if isinstance(stage.neuron, SpikingMaxPool):
+                units.settle(name, stage)
+            elif stage.neuron is not None:
+                units.settle(name, stage, self._worth(layer, stage.neuron))
+                yield layer, spikes
+                units.settle(name, stage, stage.neuron.v_threshold * stage.scale)
+            else:
+                yield layer, spikes
+                return
+            rates[name] = spikes.rate(name)
+            forget(network, rates, name)
+
+    def _worth(self, layer: Layer, neuron: Neuron) -> Tensor:
+        """The threshold of least error for the currents that spikes give."""
+        current = currents(layer.stage, layer.rates)
+        if self.per == "layer":
+            current, target = current.reshape(1, -1), layer.target.reshape(1, -1)
+        else:
+            current, target = by_channel(current), by_channel(layer.target)
+        theta_C = positive(layer.name, least_error(current, target, float(neuron.v_init.mean()), self.timesteps, self.grid))
+        theta = theta_C.reshape(()) if self.per == "layer" else in_shape(theta_C, layer.target)
+        return limited(layer.stage, theta * layer.stage.scale)
+
+
+class Spikes:
+    """What the layers of a network fire, made in order and kept packed.
+
+    Args:
+        network: in evaluation mode.
+        x: images.
+        timesteps: steps.
+    """
+
+    def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int):
+        from spikeprop.snn.stagewise import Stagewise  # here, since it brings Numba
+
+        self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x)
+        self.stages = Stagewise(network, x, timesteps, self.encoded)
+
+    def input_rate(self) -> Tensor:
+        """Mean of the encoded input over the steps (B, ...)."""
+        return self.encoded(0, self.timesteps).mean(0)
+
+    def rate(self, name: str) -> Tensor:
+        """Fire a layer, again if it was changed, and give its spikes a step (B, ...)."""
+        self.stages.fire(name)
+        return self.stages.rate(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightCalibration(SpikeCalibrator):
+    """Thresholds of least error, then biases and initial potentials that make up for the mean error of the rates.
+
+    Attributes:
+        bias: correct biases, by channel.
+        potential: correct initial potentials, by neuron.
+    """
+
+    bias: bool = True
+    potential: bool = False
+
+    def adjust(self, layer: Layer, spikes: Spikes) -> None:
+        if layer.stage.neuron is None:
+            return
+        if self.bias:
+            shift_bias(layer.stage, by_channel(_error(layer, spikes)).mean(1))
+        if self.potential:
+            shift_potential(layer.stage.neuron, _error(layer, spikes).mean(0), self.timesteps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvancedCalibration(SpikeCalibrator):
+    """Thresholds of least error, then a fit of weights, biases, thresholds and initial potentials to the ANN's activations.
+
+    The fit minimises the squared error of theta * rate against the activation by Adam, ``iterations`` steps on ``batch_size``
+    images, each number moving by about ``step`` of its tensor's size a step at first, and less and less (cosine). The mean error
+    that is left in each channel's true rates goes into the biases.
+
+    Attributes:
+        iterations, batch_size, step: of the fit.
+    """
+
+    iterations: int = 300
+    batch_size: int = 64
+    step: float = 0.01
+
+    def adjust(self, layer: Layer, spikes: Spikes) -> None:
+        with torch.enable_grad():
+            _Fit(layer, self.timesteps).run(self.iterations, self.batch_size, self.step)
+        if layer.stage.neuron is not None:
+            shift_bias(layer.stage, by_channel(_error(layer, spikes)).mean(1))
+
+
+class _Fit:
+    """The fit of one layer."""
+
+    def __init__(self, layer: Layer, timesteps: int):
+        self.layer, self.timesteps, self.neuron = layer, timesteps, layer.stage.neuron
+        add_bias(layer.stage)
+        self.trained: list[Tensor] = [p for p in layer.stage.synapses.parameters() if p.requires_grad]
+        if self.neuron is not None:
+            self.log_theta = self.neuron.v_threshold.log().requires_grad_()
+            start = self.neuron.v_init.expand_as(self.neuron.v_threshold)
+            self.start = start.clone().requires_grad_()
+            self.limit = layer.stage.ceiling
+            self.trained += [self.log_theta, self.start]
+
+    def run(self, iterations: int, batch_size: int, step: float) -> None:
+        """Minimise, and leave the result in the stage."""
+        if iterations == 0 or not self.trained:
+            return
+        sizes = [max(float(p.detach().square().mean().sqrt()), 1e-3) for p in self.trained]
+        groups = [{"params": [p], "lr": step * size} for p, size in zip(self.trained, sizes)]
+        if self.neuron is not None:
+            groups[-2]["lr"] = groups[-1]["lr"] = step
+        optimizer = torch.optim.Adam(groups)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+        draws = torch.Generator().manual_seed(0)
+        size = self.layer.target.square().mean()
+        for _ in range(iterations):
+            some = torch.randperm(len(self.layer.target), generator=draws)[:batch_size]
+            loss = (self._output(some) - self.layer.target[some]).square().mean() / size
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        self._settle()
+
+    def _output(self, some: Tensor) -> Tensor:
+        current = currents(self.layer.stage, {name: rate[some] for name, rate in self.layer.rates.items()})
+        if self.neuron is None:
+            return current
+        theta = self._theta()
+        return theta * rate_through(current / theta, self.start, self.timesteps)
+
+    def _theta(self) -> Tensor:
+        theta = self.log_theta.exp()
+        return theta if self.limit is None else torch.minimum(theta, self.limit / self.layer.stage.scale)
+
+    def _settle(self) -> None:
+        for parameter in self.layer.stage.synapses.parameters():
+            parameter.grad = None
+        if self.neuron is not None:
+            self.neuron.v_threshold = self._theta().detach().clone()
+            self.neuron.v_init = self.start.detach().clone()
+
+
+def rate_through(ratio: Tensor, start: Tensor, timesteps: int) -> Tensor:
+    """The rate of a constant current, with the gradient of its ramp: the steps of the staircase let it through."""
+    ramp = (ratio + (start - 0.5) / timesteps).clamp(0, 1)
+    return ramp + (quantised(ratio.detach(), start.detach(), timesteps) - ramp.detach())
+
+
+def _error(layer: Layer, spikes: Spikes) -> Tensor:
+    """What the true rates miss of the target (B, ...)."""
+    assert layer.stage.neuron is not None
+    return layer.target - layer.stage.neuron.v_threshold * spikes.rate(layer.name)
+
+
+def add_bias(stage: Stage) -> Any:
+    """The layer of a stage whose bias acts on all its channels, given a bias of zeros where it has none; None where no layer is last."""
+    last = [next(reversed(list(synapse)), None) for _, _, synapse in stage.branches()]
+    for op in sorted((op for op in last if isinstance(op, nn.Conv2d | nn.Linear)), key=lambda op: op.bias is None):
+        if op.bias is None:
+            op.bias = nn.Parameter(op.weight.new_zeros(len(op.weight)).detach(), op.weight.requires_grad)
+        return op
+    return None
+
+
+def shift_bias(stage: Stage, shift_C: Tensor) -> None:
+    """Add to a stage's current, by channel."""
+    op = add_bias(stage)
+    if op is not None:
+        op.bias.data.add_(shift_C.to(op.bias))
+
+
+def shift_potential(neuron: Neuron, error: Tensor, timesteps: int) -> None:
+    """Start each neuron where the mean error of its rate would be made up for within ``timesteps`` steps."""
+    neuron.v_init = (neuron.v_init + timesteps * error / neuron.v_threshold).clamp(-1, 1)
+
+
+def bar_over(layers: Iterator[Any], total: int) -> Iterator[Any]:
+    """The layers, with a bar that shows how far the calibration is."""
+    with bar("calibrate", total=total, leave=False) as shown:
+        for layer in layers:
+            yield layer
+            shown.update()
