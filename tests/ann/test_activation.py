@@ -92,7 +92,8 @@ def test_in_a_recipe_it_is_a_component_and_is_described() -> None:
     vgg = component(nn.Module, settings, "ann")
     assert vgg.describe()["activation"] == {"use": "QCFS", "levels": 4, "ceiling": 8.0}
     assert component(nn.Module, vgg.describe(), "ann").describe() == vgg.describe()
-    assert vgg.build().features[1].levels == 4
+    built = [m for m in vgg.build().modules() if isinstance(m, QCFS)]
+    assert [m.levels for m in built] == [4] * 4
     assert set(components(Clipped)) == {"QCFS", "ClippedReLU"}
     with pytest.raises(RecipeError, match=r"ann\.activation\.level: QCFS has no 'level'; did you mean 'levels'"):
         component(nn.Module, {**settings, "activation": {"use": "QCFS", "level": 4}}, "ann")
