@@ -105,20 +105,20 @@ class QCFS(Clipped):
 class _ClipFloorShift(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, ceiling: Tensor, levels: int) -> Tensor:
-        ctx.save_for_backward(z, ceiling)
-        ctx.levels = levels
-        return torch.floor(z * (levels / ceiling) + 0.5).clamp_(0, levels).mul_(ceiling / levels)
+        h = (z * (levels / ceiling)).add_(0.5).floor_().clamp_(0, levels).mul_(ceiling / levels)
+        ctx.save_for_backward(z, h, ceiling)
+        ctx.half = 0.5 / levels
+        return h
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad_h,) = grads
-        z, ceiling = ctx.saved_tensors
-        x = z * (ctx.levels / ceiling)
-        level = torch.floor(x + 0.5)
-        above = level >= ctx.levels
-        inside = (level >= 0) & ~above
-        slope = torch.where(inside, (level - x) / ctx.levels, above.to(x.dtype))
-        return grad_h * inside, (grad_h * slope).sum(dtype=ceiling.dtype), None
+        z, h, ceiling = ctx.saved_tensors
+        half = ceiling * ctx.half
+        grad_z = grad_h * ((z >= -half) & (z < ceiling - half))
+        # above the window h is the ceiling, below it 0: there h / ceiling is the slope, and grad_z is 0
+        grad_ceiling = (grad_h * h).sub_(grad_z * z).sum(dtype=ceiling.dtype) / ceiling
+        return grad_z, grad_ceiling, None
 
 
 def make(activation: Clipped | None) -> nn.Module:
