@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, VGG, Backprop, Digits, ResNet, fit
+from spikeprop import CNN, IF, VGG, Backprop, Digits, ResNet, fit
 from spikeprop.ann import MLP
 from spikeprop.ann.activation import QCFS, Clipped, ClippedReLU
 from spikeprop.errors import RecipeError
@@ -39,6 +39,15 @@ def test_qcfs_gradients_are_the_papers() -> None:
 def test_many_levels_are_the_clipped_relu() -> None:
     z = torch.randn(1000)
     torch.testing.assert_close(QCFS(levels=10_000, ceiling=1.5)(z), ClippedReLU(ceiling=1.5)(z), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("levels", [1, 4, 8])
+def test_qcfs_is_what_an_if_neuron_fires_in_as_many_steps(levels: int) -> None:
+    """Bu et al. 2022, theorem 1 with the shift: what makes the conversion exact, layer by layer, for a constant current."""
+    z, ceiling = torch.linspace(-1, 4, 401, dtype=torch.float64) + 1e-5, 2.5
+    neuron = IF(v_threshold=ceiling, v_init=QCFS.v_init).double()
+    spikes, _ = neuron.run(z.expand(levels, 401), neuron.initial_state(z))
+    torch.testing.assert_close(spikes.mean(0) * ceiling, QCFS(levels=levels, ceiling=ceiling).double()(z).detach())
 
 
 def test_clipped_relu_and_its_gradients() -> None:
