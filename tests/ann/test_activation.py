@@ -9,7 +9,10 @@ from torch import nn
 from spikeprop import CNN, IF, VGG, Backprop, Digits, ResNet, fit
 from spikeprop.ann import MLP
 from spikeprop.ann.activation import QCFS, Clipped, ClippedReLU
+from spikeprop.convert import LearnedCeiling, convert
 from spikeprop.errors import RecipeError
+from spikeprop.evaluate import ann_accuracy, snn_accuracy
+from spikeprop.learn import Cosine
 from spikeprop.recipe import component, components
 
 
@@ -85,6 +88,23 @@ def test_every_ann_takes_one_and_gives_each_layer_its_own(activation: Clipped) -
         assert not any(isinstance(m, nn.ReLU) for m in ann.modules())
         ann.eval()(torch.rand(2, *shape)).sum().backward()
         assert all(m.ceiling.grad is not None for m in found)
+
+
+@pytest.mark.parametrize("activation", [QCFS(levels=4, ceiling=1.0), ClippedReLU(ceiling=1.0)], ids=["qcfs", "tcl"])
+def test_what_was_trained_with_it_converts_at_few_steps(activation: Clipped) -> None:
+    torch.manual_seed(0)
+    data = Digits()
+    ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[16, "A", 32, "A"], hidden=[32], dropout=0.1, activation=activation)
+    optimizer = torch.optim.SGD(ann.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    fit(ann, Backprop(), data.train(32, seed=0), optimizer, epochs=20, schedule=Cosine())
+    before = ann_accuracy(ann, data.test(360).epoch(0))
+    images = [next(iter(data.train(256, seed=0).epoch(0)))[0]]
+    network = convert(ann, images, IF(v_init=0.5), LearnedCeiling())
+    first = next(m for m in ann.modules() if isinstance(m, Clipped))
+    assert torch.equal(next(iter(network.neurons().values())).v_threshold, first.ceiling.detach())
+    after = snn_accuracy(network, data.test(360).epoch(0), [8])[8]
+    assert before > 93
+    assert after > before - 2, before
 
 
 def test_the_loop_keeps_ceilings_positive() -> None:
