@@ -28,8 +28,8 @@ class Clipped(nn.Module, ABC):
     """An activation with a ceiling that is learnt, one a layer.
 
     The ceiling is an ordinary parameter, with the optimiser's learning rate and weight decay like the weights: so do the authors
-    of QCFS, and for TCL weight decay is its L2 penalty on the ceiling, with the weights' coefficient. ``fit`` keeps it positive
-    by calling ``project_parameters`` after every step; a loop of your own must do so too.
+    of QCFS; an L2 penalty on TCL's ceiling is that weight decay, without a coefficient of its own. ``fit`` keeps it positive by
+    calling ``project_parameters`` after every step; a loop of your own must do so too.
 
     Attributes:
         ceiling: parameter (), positive: the value at which it clips, in the units of the layer's input.
@@ -74,7 +74,7 @@ class ClippedReLU(Clipped):
 class QCFS(Clipped):
     """Quantisation clip-floor-shift of Bu et al. 2022, eq. 16 with shift 1/2.
 
-    The floor passes its gradient straight through (their sec. 4.3): with c the ceiling,
+    The floor passes its gradient straight through (their sec. 4.3), which gives, with c the ceiling,
 
         dh/dz = 1                where -c/2L < z < c - c/2L, else 0
         dh/dc = (h - z) / c      there, 1 above it, 0 below it
