@@ -109,10 +109,15 @@ def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> Non
         for i, _, synapse in stage.branches():
             _make_room_in_synapse(synapse, f"stages.{name}.synapses.{i}.ops", tensors)
         if stage.neuron is not None:
-            for key in ("v_threshold", "v_init"):
-                saved = tensors.get(f"stages.{name}.neuron.{key}")
-                if saved is not None and saved.shape != getattr(stage.neuron, key).shape:
-                    setattr(stage.neuron, key, torch.ones_like(saved))
+            _make_room_in_neuron(stage.neuron, f"stages.{name}.neuron", tensors)
+
+
+def _make_room_in_neuron(neuron: Neuron, key: str, tensors: dict[str, torch.Tensor]) -> None:
+    theta, start = tensors.get(f"{key}.v_threshold"), tensors.get(f"{key}.v_init")
+    if theta is not None:
+        neuron.set_threshold(torch.ones_like(theta))
+    if start is not None:
+        neuron.v_init = torch.ones_like(start)
 
 
 def _make_room_in_synapse(synapse: Synapse, key: str, tensors: dict[str, torch.Tensor]) -> None:

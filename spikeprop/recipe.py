@@ -27,7 +27,11 @@ from spikeprop.errors import RecipeError
 T = TypeVar("T")
 EXPERIMENTS = "spikeprop.pipeline"
 DEFAULT_EXPERIMENT = "HybridConversion"
-HOMES = {"torch.nn.modules.module.Module": "spikeprop.ann", "torch.optim.optimizer.Optimizer": "torch.optim"}
+HOMES = {
+    "torch.nn.modules.module.Module": "spikeprop.ann",
+    "torch.optim.optimizer.Optimizer": "torch.optim",
+    "spikeprop.ann.activation.Clipped": "spikeprop.ann.activation",
+}
 RESERVED = {"params"}  # an optimiser's parameters exist only once the network does
 GIVEN_LATER = RESERVED | {"timesteps"}  # may come from the stage's own setting
 

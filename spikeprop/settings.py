@@ -90,7 +90,7 @@ class FineTuning:
         rule, optimizer, schedule: components; the rule is given ``timesteps``.
         timesteps: steps of a simulation.
         dropout: probability of every dropout while fine-tuning; null keeps the ANN's.
-        epochs, batch_size, lr, weight_decay, clip: as in training.
+        epochs, batch_size, lr, weight_decay, clip: as in training; trained thresholds and leaks share them with the weights.
     """
 
     rule: Component[LearningRule]

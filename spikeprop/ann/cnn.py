@@ -1,7 +1,8 @@
 """Convolutional ANNs that convert well: ``CNN`` from a plan, and the paper's ``VGG`` family.
 
 Rathi et al. 2020: convolutions 3x3 and linear layers without bias, ReLU, average pooling, dropout after each ReLU
-except where a pooling follows (the pooling takes its place), no batch-norm, no max-pooling. Weights start from N(0,
+except where a pooling follows (the pooling takes its place), no batch-norm, no max-pooling. An ``activation`` of
+``spikeprop.ann.activation`` can stand in every ReLU's place. Weights start from N(0,
 sqrt(2 / (k^2 * C_out))) for convolutions and N(0, 0.01) for linear layers.
 """
 
@@ -13,6 +14,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from spikeprop.ann.activation import Clipped, make
 
 POOL = "A"
 Plan = Sequence[int | Literal["A"]]
@@ -39,8 +42,8 @@ def initialise(model: nn.Module, linear_std: float | None = 0.01) -> None:
             nn.init.normal_(module.weight, 0, linear_std or math.sqrt(2 / module.in_features))
 
 
-def features(plan: Plan, channels: int, dropout: float, batch_norm: bool) -> nn.Sequential:
-    """Convolution 3x3, (batch-norm,) ReLU, dropout for each number of the plan; the pooling replaces the dropout before it."""
+def features(plan: Plan, channels: int, dropout: float, batch_norm: bool, activation: Clipped | None) -> nn.Sequential:
+    """Convolution 3x3, (batch-norm,) activation, dropout for each number of the plan; pooling replaces the dropout before it."""
     layers: list[nn.Module] = []
     for i, entry in enumerate(plan):
         if not isinstance(entry, int):
@@ -48,18 +51,18 @@ def features(plan: Plan, channels: int, dropout: float, batch_norm: bool) -> nn.
             continue
         layers.append(nn.Conv2d(channels, entry, 3, padding=1, bias=False))
         layers += [nn.BatchNorm2d(entry)] if batch_norm else []
-        layers.append(nn.ReLU())
+        layers.append(make(activation))
         if plan[i + 1 : i + 2] != [POOL]:
             layers.append(nn.Dropout(dropout))
         channels = entry
     return nn.Sequential(*layers)
 
 
-def classifier(inputs: int, hidden: Sequence[int], classes: int, dropout: float) -> nn.Sequential:
-    """Linear, ReLU, dropout for each hidden width, then a linear layer; no biases."""
+def classifier(inputs: int, hidden: Sequence[int], classes: int, dropout: float, activation: Clipped | None) -> nn.Sequential:
+    """Linear, activation, dropout for each hidden width, then a linear layer; no biases."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:
-        layers += [nn.Linear(inputs, width, bias=False), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(inputs, width, bias=False), make(activation), nn.Dropout(dropout)]
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, classes, bias=False))
 
@@ -86,6 +89,7 @@ class CNN(nn.Module):
         dropout: after convolutions.
         hidden_dropout: after hidden linear layers.
         batch_norm: after each convolution; it is folded away by conversion.
+        activation: prototype, copied for every layer; null is ReLU.
     """
 
     def __init__(
@@ -98,10 +102,12 @@ class CNN(nn.Module):
         dropout: float = 0.2,
         hidden_dropout: float = 0.5,
         batch_norm: bool = False,
+        activation: Clipped | None = None,
     ):
         super().__init__()
-        self.features = features(list(plan), input_shape[0], dropout, batch_norm)
-        self.classifier = classifier(features_out(self.features, input_shape), hidden or [], classes, hidden_dropout)
+        self.features = features(list(plan), input_shape[0], dropout, batch_norm, activation)
+        inputs = features_out(self.features, input_shape)
+        self.classifier = classifier(inputs, hidden or [], classes, hidden_dropout, activation)
         initialise(self, linear_std=None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,6 +124,7 @@ class VGG(nn.Module):
         classes: number of classes.
         dropout: after convolutions (0.2 for ANNs in the authors' code); 0.5 after linear layers.
         batch_norm: after each convolution; not in the paper.
+        activation: prototype, copied for every layer; null is the paper's ReLU.
     """
 
     def __init__(
@@ -128,6 +135,7 @@ class VGG(nn.Module):
         classes: int = 10,
         dropout: float = 0.2,
         batch_norm: bool = False,
+        activation: Clipped | None = None,
     ):
         super().__init__()
         if depth not in VGG_PLANS:
@@ -135,9 +143,9 @@ class VGG(nn.Module):
         plan = list(VGG_PLANS[depth])
         if input_shape[1] >= 64:
             plan.append(POOL)
-        self.features = features(plan, input_shape[0], dropout, batch_norm)
+        self.features = features(plan, input_shape[0], dropout, batch_norm, activation)
         hidden = VGG_HIDDEN.get(depth, (4096, 4096))
-        self.classifier = classifier(features_out(self.features, input_shape), hidden, classes, 0.5)
+        self.classifier = classifier(features_out(self.features, input_shape), hidden, classes, 0.5, activation)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

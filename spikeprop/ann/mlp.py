@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from spikeprop.ann.activation import Clipped
 from spikeprop.ann.cnn import classifier, initialise
 
 
@@ -17,11 +18,20 @@ class MLP(nn.Module):
         classes: number of classes.
         hidden: widths of the hidden layers.
         dropout: after each hidden layer.
+        activation: prototype, copied for every layer; null is ReLU.
     """
 
-    def __init__(self, *, input_shape: tuple[int, ...], classes: int, hidden: list[int], dropout: float = 0.2):
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        classes: int,
+        hidden: list[int],
+        dropout: float = 0.2,
+        activation: Clipped | None = None,
+    ):
         super().__init__()
-        self.layers = classifier(math.prod(input_shape), hidden, classes, dropout)
+        self.layers = classifier(math.prod(input_shape), hidden, classes, dropout, activation)
         initialise(self, linear_std=None)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spikeprop.ann.activation import Clipped, make
 from spikeprop.ann.cnn import features_out, initialise
 
 BLOCKS = {8: (1, 1), 20: (2, 2, 2, 2), 34: (3, 4, 5, 3)}
@@ -22,13 +23,14 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Con
 
 
 class Block(nn.Module):
-    """conv, ReLU, dropout, conv, plus skip; then ReLU and dropout."""
+    """conv, ReLU (or ``activation``), dropout, conv, plus skip; then ReLU and dropout."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, activation: Clipped | None = None):
         super().__init__()
-        self.residual = nn.Sequential(_conv(inputs, outputs, stride), nn.ReLU(), nn.Dropout(dropout), _conv(outputs, outputs))
+        first = (_conv(inputs, outputs, stride), make(activation), nn.Dropout(dropout))
+        self.residual = nn.Sequential(*first, _conv(outputs, outputs))
         self.skip = nn.Identity() if stride == 1 and inputs == outputs else _conv(inputs, outputs, stride, kernel=1)
-        self.out = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
+        self.out = nn.Sequential(make(activation), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H/stride, W/stride)."""
@@ -44,6 +46,7 @@ class ResNet(nn.Module):
             and averaged over the whole map before the head (our choice: the paper's text does not settle it).
         classes: number of classes.
         dropout: after each ReLU.
+        activation: prototype, copied for every layer; null is the paper's ReLU.
     """
 
     def __init__(
@@ -53,18 +56,19 @@ class ResNet(nn.Module):
         input_shape: tuple[int, int, int] = (3, 32, 32),
         classes: int = 10,
         dropout: float = 0.2,
+        activation: Clipped | None = None,
     ):
         super().__init__()
         if depth not in BLOCKS:
             raise ValueError(f"ResNet has depths {sorted(BLOCKS)}, not {depth}")
         large = input_shape[1] >= 64
-        self.preprocess = _preprocess(input_shape[0], dropout, stride=2 if large else 1)
+        self.preprocess = _preprocess(input_shape[0], dropout, 2 if large else 1, activation)
         blocks: list[nn.Module] = []
         width = WIDTHS[0]
         for stage, count in enumerate(BLOCKS[depth]):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(Block(width, WIDTHS[stage], stride, dropout))
+                blocks.append(Block(width, WIDTHS[stage], stride, dropout, activation))
                 width = WIDTHS[stage]
         if large:
             blocks.append(nn.AdaptiveAvgPool2d(1))
@@ -78,9 +82,9 @@ class ResNet(nn.Module):
         return self.head(torch.flatten(self.blocks(self.preprocess(x)), 1))
 
 
-def _preprocess(channels: int, dropout: float, stride: int) -> nn.Sequential:
+def _preprocess(channels: int, dropout: float, stride: int, activation: Clipped | None) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i in range(3):
-        layers += [_conv(channels if i == 0 else 64, 64, stride if i == 0 else 1), nn.ReLU()]
+        layers += [_conv(channels if i == 0 else 64, 64, stride if i == 0 else 1), make(activation)]
         layers += [nn.Dropout(dropout)] if i < 2 else [nn.AvgPool2d(2)]
     return nn.Sequential(*layers)

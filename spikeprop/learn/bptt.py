@@ -2,7 +2,7 @@
 
 Rathi et al. 2020: the loss is the cross-entropy of the output accumulated over T steps; the gradient flows back
 through the leak and the weights and, at each spike, through the neuron's surrogate; none flows through the reset.
-Which surrogate is the neuron's own setting.
+Which surrogate is the neuron's own setting, and so is whether its threshold and leak are trained too (DIET-SNN).
 """
 
 from __future__ import annotations

@@ -39,6 +39,13 @@ class Batches(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
+@runtime_checkable
+class Constrained(Protocol):
+    """A module with parameters that must stay in a range, which an optimiser's step does not know."""
+
+    def project_parameters(self) -> None: ...
+
+
 class _Replayed:
     """An ordinary sized iterable of batches as ``Batches``: earlier batches of a resumed epoch are read and dropped."""
 
@@ -65,6 +72,7 @@ class _How:
     callbacks: Sequence[Callback]
     checkpoint: Path | None
     checkpoint_seconds: float
+    constrained: Sequence[Constrained]
 
 
 def fit(
@@ -83,6 +91,9 @@ def fit(
     autocast: torch.dtype | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place and leave it in evaluation mode.
+
+    After every step each module's ``project_parameters()`` is called, where it has one: it puts back what must stay in a range,
+    as thresholds do.
 
     Args:
         model: network that ``rule`` can train; batches go to its device.
@@ -114,7 +125,8 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         _resume(training, checkpoint)
     device = next(model.parameters()).device
-    how = _How(rule, schedule or Constant(), seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds)
+    constrained = [module for module in model.modules() if isinstance(module, Constrained)]
+    how = _How(rule, schedule or Constant(), seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds, constrained)
     model.train()
     for callback in callbacks:
         callback.on_start(training)
@@ -162,6 +174,8 @@ def _one_step(training: Training, how: _How, x: Tensor, y: Tensor, unread: _Unre
     if how.clip is not None:
         nn.utils.clip_grad_norm_(training.model.parameters(), how.clip)
     training.optimizer.step()
+    for module in how.constrained:
+        module.project_parameters()
     training.step += 1
 
 

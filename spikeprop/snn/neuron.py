@@ -5,11 +5,15 @@
 One order everywhere: integrate, fire on a strict ``>``, reset in the same step. It is the order of Lava and of
 DIET-SNN (Rathi & Roy 2021). The STDB authors' code fires from the previous membrane: for IF the same spike train, one
 step later a layer.
+
+Threshold and leak can be trained, as in DIET-SNN (arXiv:2008.03658): ``LIF(leak=1.0, trainable=("threshold", "leak"))``. The
+gradients are those of ``spikeprop.snn.kernels.reference``. Such a layer trains on the reference kernel.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +23,8 @@ from spikeprop.snn.kernels.reference import NEVER, integrate_and_fire
 from spikeprop.snn.surrogate import STDB, Surrogate
 
 Reset = Literal["subtract", "zero"]
+Trainable = Literal["threshold", "leak"]
+LEAST = 1e-4  # where a trained threshold or leak is stopped on its way to zero
 
 
 class NeuronState(NamedTuple):
@@ -32,8 +38,9 @@ class Neuron(nn.Module, ABC):
     """A layer of spiking neurons.
 
     Attributes:
-        v_threshold: buffer, threshold, scalar or broadcastable to one sample's shape; lives in the checkpoint.
-        leak: buffer, factor on the potential each step (1 = no leak).
+        v_threshold: threshold, scalar or broadcastable to one sample's shape; lives in the checkpoint. A buffer, or a parameter
+            where "threshold" is trainable; change it with ``set_threshold``.
+        leak: factor on the potential each step (1 = no leak); a buffer, or a parameter where "leak" is trainable.
         reset: "subtract" or "zero".
         v_init: buffer, potential before the first step, as a fraction of the threshold; broadcastable like it.
         surrogate: derivative of the spike in the backward pass.
@@ -43,7 +50,15 @@ class Neuron(nn.Module, ABC):
     leak: Tensor
     v_init: Tensor
 
-    def __init__(self, v_threshold: float, leak: float, reset: Reset, v_init: float, surrogate: Surrogate | None):
+    def __init__(
+        self,
+        v_threshold: float,
+        leak: float,
+        reset: Reset,
+        v_init: float,
+        surrogate: Surrogate | None,
+        trainable: Sequence[Trainable] = (),
+    ):
         super().__init__()
         if reset not in ("subtract", "zero"):
             raise ValueError(f"reset is {reset!r}; use 'subtract' or 'zero'")
@@ -51,11 +66,45 @@ class Neuron(nn.Module, ABC):
             raise ValueError(f"v_threshold is {v_threshold}; a threshold is positive")
         if not 0 <= leak <= 1:
             raise ValueError(f"leak is {leak}; the factor on the potential lies in [0, 1], 1 meaning no leak")
-        self.register_buffer("v_threshold", torch.tensor(float(v_threshold)))
-        self.register_buffer("leak", torch.tensor(float(leak)))
+        for name in trainable:
+            if name not in ("threshold", "leak"):
+                raise ValueError(f"trainable holds {name!r}; use 'threshold' and 'leak'")
+        self._register("v_threshold", v_threshold, "threshold" in trainable)
+        self._register("leak", leak, "leak" in trainable)
         self.reset: Reset = reset
         self.register_buffer("v_init", torch.tensor(float(v_init)))
         self.surrogate = surrogate if surrogate is not None else STDB()
+
+    def _register(self, name: str, value: float, trained: bool) -> None:
+        tensor = torch.tensor(float(value))
+        if trained:
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+
+    def set_threshold(self, theta: Tensor) -> None:
+        """Give the layer a new threshold, scalar or broadcastable to one sample's shape; a trained one stays a parameter.
+
+        Its shape may differ from the present one's, so do it before an optimiser is made. Precision and device stay.
+
+        Raises:
+            ValueError: a threshold that is not positive.
+        """
+        if not (theta > 0).all():
+            raise ValueError(f"the smallest of these thresholds is {float(theta.detach().min()):g}; a threshold is positive")
+        value = theta.detach().clone().to(self.v_threshold)
+        self.v_threshold = nn.Parameter(value) if isinstance(self.v_threshold, nn.Parameter) else value
+
+    @torch.no_grad()
+    def project_parameters(self) -> None:
+        """Put a trained threshold back to at least 1e-4 and a trained leak into [1e-4, 1]; ``fit`` does so after every step.
+
+        DIET-SNN's code stops the leak at 1 and nothing else. A leak beyond 1 would make the potential grow by itself.
+        """
+        if isinstance(self.v_threshold, nn.Parameter):
+            self.v_threshold.clamp_(min=LEAST)
+        if isinstance(self.leak, nn.Parameter):
+            self.leak.clamp_(LEAST, 1.0)
 
     def initial_state(self, current: Tensor) -> NeuronState:
         """State before the first step, for one step's current (B, ...)."""
@@ -94,13 +143,21 @@ class _IntegrateAndFire(Neuron):
         return spikes, NeuronState(v, since)
 
     def extra_repr(self) -> str:
-        shown = f"{float(self.v_threshold):.4g}" if self.v_threshold.numel() == 1 else str(tuple(self.v_threshold.shape))
-        leak = f", leak={float(self.leak):.4g}" if (self.leak != 1).any() else ""
-        return f"v_threshold={shown}{leak}, reset={self.reset!r}, surrogate={self.surrogate}"
+        theta, lam = self.v_threshold.detach(), self.leak.detach()
+        shown = f"{float(theta):.4g}" if theta.numel() == 1 else str(tuple(theta.shape))
+        leak = f", leak={float(lam):.4g}" if (lam != 1).any() else ""
+        trained = ", ".join(name for name, _ in self.named_parameters(recurse=False))
+        trained = f", trained: {trained}" if trained else ""
+        return f"v_threshold={shown}{leak}, reset={self.reset!r}, surrogate={self.surrogate}{trained}"
 
 
 class IF(_IntegrateAndFire):
-    """Integrate-and-fire: no leak. The neuron of the paper's default (lambda = 1)."""
+    """Integrate-and-fire: no leak. The neuron of the paper's default (lambda = 1).
+
+    Args:
+        v_threshold, reset, v_init, surrogate: as ``Neuron``'s attributes.
+        trainable: ["threshold"], or nothing. For a leak that starts at 1 and is trained, take ``LIF(leak=1.0)``.
+    """
 
     def __init__(
         self,
@@ -109,12 +166,20 @@ class IF(_IntegrateAndFire):
         reset: Reset = "subtract",
         v_init: float = 0.0,
         surrogate: Surrogate | None = None,
+        trainable: tuple[Literal["threshold"], ...] = (),
     ):
-        super().__init__(v_threshold, 1.0, reset, v_init, surrogate)
+        if "leak" in trainable:
+            raise ValueError("IF has no leak to train; use LIF, with leak=1.0 to start without one")
+        super().__init__(v_threshold, 1.0, reset, v_init, surrogate, trainable)
 
 
 class LIF(_IntegrateAndFire):
-    """Leaky integrate-and-fire: ``u = leak * v + I``; the current is not scaled by the leak."""
+    """Leaky integrate-and-fire: ``u = leak * v + I``; the current is not scaled by the leak.
+
+    Args:
+        v_threshold, leak, reset, v_init, surrogate: as ``Neuron``'s attributes.
+        trainable: which of "threshold" and "leak" are trained.
+    """
 
     def __init__(
         self,
@@ -124,8 +189,9 @@ class LIF(_IntegrateAndFire):
         reset: Reset = "subtract",
         v_init: float = 0.0,
         surrogate: Surrogate | None = None,
+        trainable: tuple[Trainable, ...] = (),
     ):
-        super().__init__(v_threshold, leak, reset, v_init, surrogate)
+        super().__init__(v_threshold, leak, reset, v_init, surrogate, trainable)
 
 
 class SpikingMaxPool(Neuron):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import BPTT, CNN, IF, Backprop, Digits, MaxActivation, Poisson, SpikingNetwork, convert, fit
+from spikeprop import BPTT, CNN, IF, LIF, Backprop, Digits, MaxActivation, Poisson, SpikingNetwork, convert, fit
+from spikeprop.convert import to_spiking
 from spikeprop.errors import CheckpointError, TrainingCollapsed
 from spikeprop.learn import (
     Callback,
@@ -52,19 +53,28 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
+def trained_neurons(ann: nn.Module) -> SpikingNetwork:
+    network = to_spiking(ann, lambda: LIF(leak=0.9, trainable=("threshold", "leak")), Poisson(), (1, 8, 8))
+    for neuron in network.neurons().values():
+        neuron.set_threshold(torch.tensor(0.1))
+    return network
+
+
 def spiking(ann: nn.Module) -> SpikingNetwork:
     torch.manual_seed(1)
     return convert(ann, [torch.rand(16, 1, 8, 8)], IF(), MaxActivation(), encoder=Poisson())
 
 
 @pytest.mark.parametrize("after", [3, 7, 9], ids=lambda n: f"after {n} steps")
-@pytest.mark.parametrize("kind", ["ann", "snn"])
+@pytest.mark.parametrize("kind", ["ann", "snn", "trained neurons"])
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, kind: str, after: int) -> None:
     data = Digits(train_limit=160, crop=1).train(32, seed=4)  # five batches, augmented
     rule: LearningRule = Backprop() if kind == "ann" else BPTT(timesteps=4)
     common: dict[str, Any] = {"epochs": 2, "schedule": Steps(), "seed": 3}
 
     def start() -> nn.Module:
+        if kind == "trained neurons":
+            return trained_neurons(small_ann())
         return small_ann() if kind == "ann" else spiking(small_ann())
 
     whole = start()
@@ -99,7 +109,6 @@ def test_bptt_is_the_gradient_of_the_accumulated_output() -> None:
     """Without a hidden layer there is no spike to differentiate: BPTT is plain backprop on T times the scores."""
     torch.manual_seed(0)
     ann = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    from spikeprop.convert import to_spiking
     from spikeprop.snn import Direct
 
     network = to_spiking(ann, IF, Direct(), (1, 8, 8)).double().train()
@@ -137,6 +146,19 @@ def test_fine_tuning_raises_accuracy_at_few_steps(digits_cnn: CNN) -> None:
     after = snn_accuracy(network, data.test(360).epoch(0), [4])[4]
     assert before < 90
     assert after > max(before + 5, 90), before
+
+
+def test_the_loop_keeps_trained_thresholds_and_leaks_in_their_ranges() -> None:
+    network, data = trained_neurons(small_ann()), Digits(train_limit=64).train(16, seed=0)
+    seen = []
+
+    class Look(Callback):
+        def on_step(self, training: Training) -> None:
+            seen.extend((float(n.v_threshold.detach()), float(n.leak.detach())) for n in network.neurons().values())
+
+    greedy = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=15.0)  # draws everything beyond zero
+    fit(network, BPTT(timesteps=3), data, greedy, epochs=1, callbacks=[Look()])
+    assert min(theta for theta, _ in seen) == min(leak for _, leak in seen) == pytest.approx(1e-4)
 
 
 def test_schedules() -> None:
