@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spikeprop.errors import CheckpointError
+from spikeprop.ann.weights import find_weights, load_tensors
 
 
 class TorchvisionModel(nn.Module):
@@ -16,8 +16,8 @@ class TorchvisionModel(nn.Module):
 
     Args:
         name: as in ``torchvision.models.list_models()``, for example "resnet18".
-        weights: a name of the model's weights enum ("IMAGENET1K_V1", "DEFAULT"; downloads), a local .safetensors or .pth file,
-            or None for random weights. On the meta device, where tensors have no numbers, they are named but not read.
+        weights: a name of the model's weights enum ("IMAGENET1K_V1", "DEFAULT"; downloads), a .safetensors or .pth file (or
+            its name in the folder ``weights`` of $SPIKEPROP_DATA), or None for random weights. On the meta device, where tensors have no numbers, they are named but not read.
         classes: number of outputs; other than the model's own only without an enum's weights.
 
     Raises:
@@ -40,7 +40,7 @@ class TorchvisionModel(nn.Module):
         self.model = models.get_model(name, weights=None if from_file or nothing_to_fill else weights, num_classes=classes)
         if from_file and not nothing_to_fill:
             assert weights is not None
-            load_tensors(self.model, Path(weights))
+            load_tensors(self.model, find_weights(Path(weights)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, classes) for images (B, 3, H, W)."""
@@ -53,19 +53,3 @@ def _check_weights(name: str, weights: str) -> None:
     known = [*models.get_model_weights(name).__members__]
     if weights not in known:
         raise ValueError(f"{name} has no weights {weights!r}; known: {', '.join(known)}, or a .safetensors or .pth file")
-
-
-def load_tensors(model: nn.Module, path: Path) -> None:
-    """Load a file of tensors into a model, every name and shape matching."""
-    if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-    else:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spikeprop.convert.graph import rectified
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, ChannelPad, Gain, Neuron, SpikingMaxPool, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, ChannelPad, Gain, SpikingMaxPool, SpikingNetwork, Stage, Synapse
 
 Per = Literal["layer", "channel"]
 
@@ -65,7 +65,8 @@ class Units:
             self._of[name] = self._pooled(stage)
             return None
         assert stage.neuron is not None and worth is not None
-        theta = set_threshold(stage.neuron, worth / stage.scale)
+        stage.neuron.set_threshold(worth / stage.scale)
+        theta = stage.neuron.v_threshold.detach().clone()
         self._of[name] = theta * stage.scale
         return theta
 
@@ -128,12 +129,6 @@ def _put_gain(synapse: Synapse, gain: Tensor) -> None:
         first.gain = first.gain * gain.to(first.gain)
     else:
         synapse.ops.insert(0, Gain(gain))
-
-
-def set_threshold(neuron: Neuron, theta: Tensor) -> Tensor:
-    """Give a layer its threshold."""
-    neuron.v_threshold = theta.detach().clone().to(neuron.v_threshold)
-    return neuron.v_threshold
 
 
 def currents(stage: Stage, values: dict[str, Tensor]) -> Tensor:

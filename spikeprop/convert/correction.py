@@ -76,7 +76,7 @@ class SpikeCalibrator(ThresholdCalibrator):
             neuron = layer.stage.neuron
             self.adjust(layer, spikes)
             if neuron is not None and not isinstance(neuron, SpikingMaxPool):
-                thresholds[layer.name] = neuron.v_threshold
+                thresholds[layer.name] = neuron.v_threshold.detach().clone()
         return thresholds
 
     def adjust(self, layer: Layer, spikes: Spikes) -> None:
@@ -190,7 +190,7 @@ class _Fit:
         add_bias(layer.stage)
         self.trained: list[Tensor] = [p for p in layer.stage.synapses.parameters() if p.requires_grad]
         if self.neuron is not None:
-            self.log_theta = self.neuron.v_threshold.log().requires_grad_()
+            self.log_theta = self.neuron.v_threshold.detach().log().requires_grad_()
             start = self.neuron.v_init.expand_as(self.neuron.v_threshold)
             self.start = start.clone().requires_grad_()
             self.limit = layer.stage.ceiling
@@ -232,7 +232,7 @@ class _Fit:
         for parameter in self.layer.stage.synapses.parameters():
             parameter.grad = None
         if self.neuron is not None:
-            self.neuron.v_threshold = self._theta().detach().clone()
+            self.neuron.set_threshold(self._theta().detach())
             self.neuron.v_init = self.start.detach().clone()
 
 

@@ -1,0 +1,191 @@
+"""Conversion without training: accuracy against T of our calibrators and of SpikingJelly's recipes, on one ANN and one set of images.
+
+python benchmarks/convert.py --data CIFAR10 --images 10000 --out results/benchmarks/convert_cifar10.json
+python benchmarks/convert.py --data FashionMNIST --ann runs/fashion_mnist_cnn_stdb/ann.safetensors --images 10000 \
+    --out results/benchmarks/convert_fashion_mnist.json
+
+The ANN is the pretrained CIFAR-10 ResNet-20 (its weights lie in $SPIKEPROP_DATA/weights), or that of a run. SpikingJelly refuses its
+padded shortcut, so there it is given the same map as a convolution of ones and zeros. A contender whose calibration knows T is
+calibrated for each T anew; T counts every step, and a delayed readout (SpikingJelly's own estimate of the delay) is counted in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from common import Result, option_parser, parse, save
+from peers import NotComparable
+from torch import Tensor, nn
+
+from spikeprop import IF, convert
+from spikeprop.ann import CIFARResNet
+from spikeprop.ann.cifar_resnet import Shortcut
+from spikeprop.convert import AdvancedCalibration, LeastError, LightCalibration, Percentile, ThresholdBalancing, ThresholdCalibrator
+from spikeprop.data import ImageData
+from spikeprop.errors import SpikepropError
+from spikeprop.evaluate import ann_accuracy, snn_accuracy
+from spikeprop.networks import load_network
+from spikeprop.progress import bar
+from spikeprop.recipe import component
+
+Batches = list[tuple[Tensor, Tensor]]
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
+    "percentile by channel": lambda t: Percentile(per="channel"),
+    "threshold balancing": lambda t: ThresholdBalancing(timesteps=100, percentile=99.7),
+    "least error": lambda t: LeastError(timesteps=t),
+    "light": lambda t: LightCalibration(timesteps=t),
+    "advanced": lambda t: AdvancedCalibration(timesteps=t),
+}
+ONE_FOR_ALL = ("percentile by channel", "threshold balancing")  # T does not matter to these
+SPIKINGJELLY: dict[str, dict[str, object] | None] = {
+    "SpikingJelly max": {"mode": "Max"},
+    "SpikingJelly 99.9": {"mode": "99.9%"},
+    "SpikingJelly 99.9 by channel, half": {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
+    "SpikingJelly LTB": None,
+}
+
+
+def load(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Batches]:
+    """The ANN, calibration images, and batches of test images with labels."""
+    if options.ann is None:
+        ann: nn.Module = CIFARResNet(weights="resnet20_cifar10_akamaster.safetensors").eval()
+        described: dict[str, object] = {"use": options.data, **IMAGENET}
+    else:
+        loaded = load_network(options.ann)
+        if loaded.description["kind"] != "ann":
+            raise NotComparable(f"{options.ann} is a spiking network; give the ANN of its run")
+        ann, described = loaded.network, {**loaded.description["data"], "use": options.data}
+    settings = {**described, "root": options.root, "test_limit": options.images}
+    data = component(ImageData, settings, "--data").build()
+    generator = torch.Generator().manual_seed(options.seed)
+    plain = component(ImageData, {**settings, "train_limit": None}, "--data").build()
+    images = torch.cat([x for x, _ in _first(plain.train(256, int(torch.randint(1 << 30, (), generator=generator))), options.calibration)])
+    return ann, images[: options.calibration], list(data.test(options.batch).epoch(0))
+
+
+def _first(split: object, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    seen = 0
+    for x, y in split.epoch(0):  # type: ignore[attr-defined]
+        yield x, y
+        seen += len(x)
+        if seen >= images:
+            return
+
+
+def ours(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> dict[int, float]:
+    """Accuracy at each T."""
+    if name in ONE_FOR_ALL:
+        network = convert(ann, [images], IF(v_init=0.5), OURS[name](0))
+        return snn_accuracy(network, test, timesteps, label=name)
+    found = {}
+    for t in timesteps:
+        network = convert(ann, [images], IF(v_init=0.5), OURS[name](t))
+        found |= snn_accuracy(network, test, [t], label=f"{name}, T = {t}")
+    return found
+
+
+class _AsConvolution(nn.Module):
+    """A padded shortcut as a convolution of ones and zeros."""
+
+    def __init__(self, shortcut: Shortcut, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels + 2 * shortcut.added, 1, shortcut.stride, bias=False)
+        self.conv.weight.data.zero_()
+        self.conv.weight.data[shortcut.added + torch.arange(channels), torch.arange(channels)] = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def without_padding(ann: nn.Module) -> nn.Module:
+    """The same function without F.pad."""
+    ann = copy.deepcopy(ann)
+    for module in ann.modules():
+        if isinstance(getattr(module, "shortcut", None), Shortcut):
+            module.shortcut = _AsConvolution(module.shortcut, module.conv1.in_channels)  # type: ignore[arg-type, union-attr]
+        if isinstance(module, CIFARResNet):
+            module.forward = lambda x, m=module: m.linear(  # type: ignore[method-assign]
+                nn.functional.adaptive_avg_pool2d(m.layer3(m.layer2(m.layer1(m.relu(m.bn1(m.conv1(x)))))), 1).flatten(1)
+            )
+    return ann
+
+
+def spikingjelly(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Accuracy at each T, read out from the first step on, and with the library's delayed readout."""
+    from spikingjelly.activation_based import ann2snn, functional
+
+    loader = [(x, torch.zeros(len(x))) for x in images.split(100)]
+    chosen = SPIKINGJELLY[name]
+    recipe = ann2snn.RateCodingRecipe(loader, **chosen) if chosen is not None else ann2snn.LocalThresholdBalancingRecipe(loader)
+    network = ann2snn.Converter(recipe)(without_padding(ann)).eval()
+    starts = {t: min(t - 1, int(ann2snn.estimate_delay_start(network, loader, "cpu", t))) for t in timesteps}
+    plain, delayed, seen = dict.fromkeys(timesteps, 0), dict.fromkeys(timesteps, 0), 0
+    with torch.no_grad(), bar(name, total=len(test)) as shown:
+        for x, y in test:
+            functional.reset_net(network)
+            total, before = torch.zeros(()), {}
+            for t in range(max(timesteps) + 1):
+                before |= {wanted: total for wanted, start in starts.items() if start == t}
+                if t in plain:
+                    plain[t] += int((total.argmax(1) == y).sum())
+                    delayed[t] += int(((total - before[t]).argmax(1) == y).sum())
+                if t < max(timesteps):
+                    total = total + network(x)
+            seen += len(y)
+            shown.update()
+    percent = [{t: 100 * n / seen for t, n in counts.items()} for counts in (plain, delayed)]
+    return {name: percent[0], f"{name}, delayed": percent[1]}
+
+
+def table(results: dict[str, dict[int, float]], timesteps: Sequence[int]) -> str:
+    """A line a contender, a column a T."""
+    lines = [f"{'':<45}" + "".join(f"{'T = ' + str(t):>9}" for t in timesteps)]
+    lines += [f"{name:<45}" + "".join(f"{row[t]:>9.2f}" for t in timesteps) for name, row in results.items()]
+    return "\n".join(lines)
+
+
+def gaps(results: dict[str, dict[int, float]], timesteps: Sequence[int]) -> dict[int, float]:
+    """Our best accuracy less SpikingJelly's best, in points; empty without both."""
+    peers = [row for name, row in results.items() if name.startswith("SpikingJelly")]
+    mine = [row for name, row in results.items() if not name.startswith("SpikingJelly")]
+    return {t: max(r[t] for r in mine) - max(r[t] for r in peers) for t in timesteps} if peers and mine else {}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = option_parser(__doc__, [*OURS, *SPIKINGJELLY], images=1000, calibration=512, batch=100)
+    parser.add_argument("--data", default="CIFAR10", help="default CIFAR10")
+    parser.add_argument("--root", help="folder of the data; default $SPIKEPROP_DATA")
+    parser.add_argument("--ann", type=Path, help="ann.safetensors of a run; default the pretrained CIFAR-10 ResNet-20")
+    parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--threads", type=int)
+    options = parse(parser, argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        ann, images, test = load(options)
+    except (NotComparable, SpikepropError) as error:
+        parser.error(str(error))
+    accuracy = ann_accuracy(ann, test)
+    print(f"ANN {accuracy:.2f} % of {sum(len(y) for _, y in test)} images; {len(images)} calibration images")
+    results: dict[str, dict[int, float]] = {}
+    for name in options.contenders:
+        torch.manual_seed(options.seed)
+        if name in OURS:
+            results[name] = ours(name, ann, images, test, options.timesteps)
+        else:
+            results |= spikingjelly(name, ann, images, test, options.timesteps)
+        print(table({n: r for n, r in results.items() if n.startswith(name)}, options.timesteps), flush=True)
+    found: Result = {"ann": accuracy, "accuracy": results, "points_above_the_best_peer": gaps(results, options.timesteps)}
+    print(table(results, options.timesteps))
+    print("points above the best peer: " + ", ".join(f"{gap:+.2f} at T = {t}" for t, gap in gaps(results, options.timesteps).items()))
+    save(__file__, options, **found)
+
+
+if __name__ == "__main__":
+    main()
