@@ -31,7 +31,7 @@ def draw(values: dict[str, Any], path: Path, title: str) -> None:
     macs = values["energy_joules"]["ann"] * 1e6
     energy.plot([macs], [ann["accuracy"]], "s", color=GREY, label="ANN")
     _energy_axis(energy)
-    _layer_bars(rates, _rates_of_kinds(values), "firing rate, T = {}".format(values["timesteps"]))
+    _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {values['timesteps']}")
     _save(figure, path)
 
 
@@ -155,14 +155,20 @@ def _energy_curve(axis: Any, curve: Curve, activity: Mapping[str, Any], label: s
 
 
 def _energy_axis(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axis.set(xscale="log", xlabel="uJ an image (arithmetic, 45 nm)", ylabel="accuracy (%)", title="accuracy against energy")
-    axis.grid(alpha=0.3, which="both")
+    axis.grid(alpha=0.3)
+    axis.margins(x=0.12)  # room for the numbers of steps
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
     if axis.get_lines():
         axis.legend(loc="lower right")
 
 
 def _rates_of_kinds(values: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
-    """Label to (colour, rates by layer) at the steps of fine-tuning; a report from before there were several has one."""
+    """Label to (colour as in the other plots, rates by layer) at the steps of fine-tuning; older reports have one network's."""
     steps = str(values["timesteps"])
     found = {
         label: (color, values[kind]["activity"][steps]["rates"])
@@ -181,7 +187,6 @@ def _layer_bars(axis: Any, rates: Mapping[str, tuple[str, dict[str, float]]], ti
         axis.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= 12 else 5)
     axis.invert_yaxis()
     axis.set(xlabel="spikes a neuron a step", title=title)
-    axis.legend()
 
 
 def _rates_by_steps(axis: Any, activity: Mapping[str, Any]) -> None:
@@ -196,6 +201,10 @@ def _rates_by_steps(axis: Any, activity: Mapping[str, Any]) -> None:
     image = axis.imshow(cells, cmap="viridis", vmin=0, aspect="auto")
     axis.set_xticks(range(len(steps)), steps)
     axis.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= 12 else 5)
+    for row, line in enumerate(cells):
+        for column, cell in enumerate(line):
+            shade = "w" if cell < 0.6 * max(map(max, cells)) else "k"
+            axis.text(column, row, f"{cell:.3f}", ha="center", va="center", fontsize=7, color=shade)
     axis.figure.colorbar(image, ax=axis)
 
 

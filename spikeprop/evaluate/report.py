@@ -33,8 +33,8 @@ def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     converted, finetuned = values["converted"]["accuracy"], values["finetuned"]["accuracy"]
     ann, snn = values["energy_joules"]["ann"], values["energy_joules"]["snn"]
     rows = [("ANN", f"{values['ann']['accuracy']:.2f} %")]
-    rows += [(f"converted, T = {t}", f"{a:.2f} %") for t, a in converted.items()]
-    rows += [(f"STDB fine-tuned, T = {t}", f"{a:.2f} %") for t, a in finetuned.items()]
+    rows += [(f"converted, T = {t}", _percent(a)) for t, a in converted.items()]
+    rows += [(f"STDB fine-tuned, T = {t}", _percent(a)) for t, a in finetuned.items()]
     synops = sum(values["synops"].values())
     rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
     rows.append(("energy an image, ANN / SNN (45 nm)", f"{ann * 1e6:.2f} uJ / {snn * 1e6:.2f} uJ"))
@@ -45,3 +45,7 @@ def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Lava spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
+
+
+def _percent(accuracy: float | None) -> str:
+    return "no answer yet" if accuracy is None else f"{accuracy:.2f} %"

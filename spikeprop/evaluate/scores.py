@@ -52,7 +52,8 @@ def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
     middle = p + z * z / (2 * total)
     reach = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+    low = (middle - reach) / scale if count else 0.0  # exactly, where rounding would leave a trace
+    return low, (middle + reach) / scale if count < total else 1.0
 
 
 @dataclass(frozen=True)
