@@ -7,6 +7,7 @@ The folder holds ``report.json``, ``classes.csv`` and ``report.png`` beside the 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Assessment:
     limit: int | None = None
     timesteps: Sequence[int] = ()
     batch_size: int = 100
-    activity_images: int = 500
+    activity_images: int = 200
     device: str = "auto"
     save_every: float = 5.0
 
@@ -121,7 +122,9 @@ def assess(
     folder = out or checkpoint.parent / f"eval-{type(data).__name__}" / checkpoint.stem
     journal = Journal(folder, settings)
     if processes.rank == 0:
-        journal.open({"checkpoint": checkpoint.name, **describe_machine()}, restart=restart)
+        about = {"checkpoint": checkpoint.name, **describe_machine()}
+        journal.open(about, restart=restart)
+        _warn_of_other_code(journal, about["commit"])
     processes.wait()
     network = loaded.network.to(device)
     batches = evaluate(
@@ -193,12 +196,20 @@ def _ann_beside(journal: Journal, data: ImageData) -> dict[str, Any] | None:
     return report if same and report["network"] == "ann" else None
 
 
+def _warn_of_other_code(journal: Journal, commit: str | None) -> None:
+    """What one version of the code began, another one may answer otherwise."""
+    begun = journal.about()["commit"]
+    if begun != commit:
+        warnings.warn(f"{journal.path} was begun at commit {begun}, and this is {commit}; --restart begins anew", stacklevel=3)
+
+
 def _question(loaded: LoadedNetwork, how: Assessment, data: ImageData) -> Question:
     if not isinstance(loaded.network, SpikingNetwork):
         return Question(classes=data.classes)
+    extra = latency_of(loaded.network)
     return Question(
-        timesteps=tuple(sorted(set(how.timesteps) or {loaded.description["timesteps"]})),
-        extra_steps=latency_of(loaded.network),
+        timesteps=tuple(sorted(set(how.timesteps) or {loaded.description["timesteps"] + extra})),
+        extra_steps=extra,
         classes=data.classes,
         seed=loaded.description["seed"],
     )

@@ -103,7 +103,7 @@ def ls(slot: str | None) -> None:
 @click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default the recipe's.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many test images.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--activity-images", type=click.IntRange(min=0), default=500, show_default=True,
+@click.option("--activity-images", type=click.IntRange(min=0), default=200, show_default=True,
               help="Count the spikes of about so many images.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:1.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")

@@ -44,6 +44,7 @@ from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Preci
 from spikeprop.snn import SpikingNetwork
 
 SMOKE_IMAGES = 64
+ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ class _Run:
         return {"history": history}
 
     def evaluate(self) -> dict[str, Any]:
-        settings, steps = self.experiment.evaluate, self.experiment.finetune.timesteps
+        settings = self.experiment.evaluate
+        steps = self.experiment.finetune.timesteps + latency_of(self._load("finetuned"))  # those of its simulation, and before
         wanted = sorted({*settings.timesteps, steps})
         limit = max(settings.finetuned_up_to or max(wanted), steps)
         ann = self._load_ann()
@@ -212,7 +214,8 @@ class _Run:
             "snn": active["energy_joules"],
             "constants": "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)",
         }
-        return {**result, "rates": active["rates"], "synops": active["synops"], "macs": macs, "energy_joules": energy}
+        at_steps = {"rates_at": steps, "rates": active["rates"], "synops": active["synops"]}
+        return {**result, **at_steps, "macs": macs, "energy_joules": energy}
 
     def export(self) -> dict[str, Any]:
         export(self._load("finetuned"), self.folder.path / "network.nir")
@@ -261,7 +264,7 @@ class _Run:
             journal.open({})
         except EvaluationError:  # a run may go on on another device, and what was begun there is begun again
             journal.open({}, restart=True)
-        batches = evaluate(network, split, question, journal=journal, label=f"evaluate {kind}")
+        batches = evaluate(network, split, question, journal=journal, activity_images=ACTIVITY_IMAGES, label=f"evaluate {kind}")
         return summarise(network, question, batches)
 
     def _answers(self) -> Path:

@@ -19,6 +19,7 @@ from spikeprop.snn import INPUT, SpikingNetwork, Synapse
 
 MAC_JOULES = 4.6e-12
 ADD_JOULES = 0.9e-12
+WATCHED_BYTES = 256 << 20
 
 
 class ActivityMeter:
@@ -96,6 +97,12 @@ class ActivityMeter:
         return self._counts[:, self.marks.index(self.timesteps if timesteps is None else timesteps)]
 
 
+def watched_chunk(network: SpikingNetwork, images: int, timesteps: int) -> int:
+    """Steps at once while someone watches: a layer's unpacked spikes stay within ``WATCHED_BYTES``, or are one step's."""
+    largest = max(torch.Size(shape).numel() for shape in network.shapes().values())
+    return max(1, min(timesteps, WATCHED_BYTES // (4 * images * largest)))
+
+
 def segments(marks: Sequence[int], first: int, steps: int) -> Iterator[tuple[int, slice]]:
     """A chunk of ``steps`` steps from step ``first`` on, cut at the marks: (index of the mark that ends it, slice of the chunk).
 
@@ -118,7 +125,8 @@ def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[st
         if bool((spikes_TB != 0).any()):
             active.add(name)
 
-    network.eval()(x.to(device_of(network)), timesteps, observe=observe)
+    chunk = watched_chunk(network, len(x), timesteps)
+    network.eval()(x.to(device_of(network)), timesteps, chunk=chunk, observe=observe)
     return [name for name in network.neurons() if name not in active]
 
 

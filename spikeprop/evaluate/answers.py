@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate.activity import ActivityMeter, device_of
+from spikeprop.evaluate.activity import ActivityMeter, device_of, watched_chunk
 from spikeprop.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
@@ -102,9 +103,8 @@ class Question:
         found: dict[int, Tensor] = {}
         wanted = self.main_steps
         if wanted[-1] >= 1:
-            observe = meter.start(len(x)) if meter is not None else None
-            watched = meter.timesteps if meter is not None else 0
-            chunks = network.unroll(x, wanted[-1], observe=observe, observed_steps=watched)
+            watching = _watching(network, len(x), wanted[-1], meter) if meter is not None else {}
+            chunks = network.unroll(x, wanted[-1], **watching)
             outputs = enumerate((step for chunk in chunks for step in chunk), 1)
             found = {t: self._best(output_NC) for t, output_NC in outputs if t in wanted}
         width = min(self.top, *(best.shape[1] for best in found.values())) if found else self.top
@@ -118,6 +118,12 @@ class Question:
             raise EvaluationError(f"the network tells {outputs} classes apart, and the data have {self.classes}")
         order = torch.sort(scores_NC, dim=1, descending=True, stable=True).indices
         return order[:, : self.top].to("cpu", torch.int16)
+
+
+def _watching(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:
+    """How a simulation is unrolled while a meter watches it."""
+    chunk = watched_chunk(network, images, steps)
+    return {"observe": meter.start(images), "observed_steps": meter.timesteps, "chunk": chunk}
 
 
 def pack(batches: Sequence[BatchAnswers]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprop.evaluate.activity import device_of, segments
+from spikeprop.evaluate.activity import device_of, segments, watched_chunk
 from spikeprop.snn import INPUT, SpikingNetwork
 
 
@@ -87,7 +87,7 @@ def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[
                 found[name][marks[i]] = total[name]
         seen[name] += len(spikes_TB)
 
-    network.eval()(x_B, marks[-1], observe=observe)
+    network.eval()(x_B, marks[-1], chunk=watched_chunk(network, len(x_B), marks[-1]), observe=observe)
     return found
 
 

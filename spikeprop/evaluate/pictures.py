@@ -31,7 +31,7 @@ def draw(values: dict[str, Any], path: Path, title: str) -> None:
     macs = values["energy_joules"]["ann"] * 1e6
     energy.plot([macs], [ann["accuracy"]], "s", color=GREY, label="ANN")
     _energy_axis(energy)
-    _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {values['timesteps']}")
+    _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {_rates_at(values)}")
     _save(figure, path)
 
 
@@ -68,7 +68,8 @@ def draw_evaluation(
         _confusions(grid[-1], by_class, names)
     else:
         _sorted_classes(grid[-1], by_class, names)
-    figure.suptitle(f"{values['network']} on {values['settings']['data']['use']}, {values['images']:,} images")
+    told = "" if spiking else f", top-1 {values['accuracy']['ANN']['top1']:.2f} %"
+    figure.suptitle(f"{values['network']} on {values['settings']['data']['use']}, {values['images']:,} images{told}")
     _save(figure, path)
 
 
@@ -169,13 +170,17 @@ def _energy_axis(axis: Any) -> None:
 
 def _rates_of_kinds(values: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
     """Label to (colour as in the other plots, rates by layer) at the steps of fine-tuning; older reports have one network's."""
-    steps = str(values["timesteps"])
+    steps = str(_rates_at(values))
     found = {
         label: (color, values[kind]["activity"][steps]["rates"])
         for kind, (label, color) in KINDS.items()
         if steps in values[kind].get("activity", {})
     }
     return found or {KINDS["finetuned"][0]: (ORANGE, values["rates"])}
+
+
+def _rates_at(values: dict[str, Any]) -> int:
+    return values.get("rates_at", values["timesteps"])
 
 
 def _layer_bars(axis: Any, rates: Mapping[str, tuple[str, dict[str, float]]], title: str) -> None:
@@ -230,4 +235,10 @@ def _sorted_classes(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]
     named = [f"{a:3.0f} %  {name}" for a, name in seen]
     text = "\n".join(["worst", *named[:5], "", "best", *named[-5:][::-1]])
     axis.text(0.03, 0.97, text, transform=axis.transAxes, va="top", fontsize=7, family="monospace")
-    axis.set(xlabel="classes, sorted", ylabel="top-1 (%)", ylim=(0, 100), title=f"accuracy by class, {by_class['column']}")
+    axis.set(
+        xlabel="classes, sorted",
+        ylabel="top-1 (%)",
+        ylim=(0, 100),
+        xlim=(0, len(seen) - 1),
+        title=f"accuracy by class, {by_class['column']}",
+    )

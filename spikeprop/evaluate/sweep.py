@@ -41,7 +41,7 @@ def evaluate(
     *,
     journal: Journal | None = None,
     processes: Processes = ALONE,
-    activity_images: int = 500,
+    activity_images: int = 200,
     label: str | None = None,
     save_every: float = SAVE_EVERY,
 ) -> list[BatchAnswers]:

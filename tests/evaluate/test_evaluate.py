@@ -10,6 +10,7 @@ from torch import nn
 
 from spikeprop import CNN, IF, Digits, Direct, MaxActivation, Poisson, ResNet, convert, snn_accuracy
 from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out
+from spikeprop.evaluate.activity import WATCHED_BYTES, watched_chunk
 from spikeprop.snn import INPUT, SpikingNetwork, Stage, Synapse
 
 
@@ -118,6 +119,15 @@ def test_one_meter_counts_at_every_number_of_steps(chunk: int, digits_cnn: CNN) 
     assert together.rates(7) == dict.fromkeys(together.fan_out, 0.0)
     together.put(taken, images)
     assert together.synops(16) == alone.synops()
+
+
+def test_watching_large_layers_takes_few_steps_at_once(digits_cnn: CNN) -> None:
+    """Unpacked spikes of a layer stay within a quarter of a gigabyte: VGG16 at 224x224 would have 80 of them in 64 steps."""
+    network = network_of(digits_cnn, (1, 8, 8))
+    largest = 16 * 64 * 4
+    assert watched_chunk(network, 10, 30) == 30
+    assert watched_chunk(network, WATCHED_BYTES // (7 * largest), 30) == 7
+    assert watched_chunk(network, WATCHED_BYTES, 30) == 1
 
 
 def test_the_networks_latency_counts_as_steps(digits_cnn: CNN) -> None:
