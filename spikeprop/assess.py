@@ -121,11 +121,7 @@ def assess(
     }
     folder = out or checkpoint.parent / f"eval-{type(data).__name__}" / checkpoint.stem
     journal = Journal(folder, settings)
-    if processes.rank == 0:
-        about = {"checkpoint": checkpoint.name, **describe_machine()}
-        journal.open(about, restart=restart)
-        _warn_of_other_code(journal, about["commit"])
-    processes.wait()
+    processes.first(lambda: _open(journal, checkpoint.name, restart))
     network = loaded.network.to(device)
     batches = evaluate(
         network,
@@ -196,9 +192,11 @@ def _ann_beside(journal: Journal, data: ImageData) -> dict[str, Any] | None:
     return report if same and report["network"] == "ann" else None
 
 
-def _warn_of_other_code(journal: Journal, commit: str | None) -> None:
-    """What one version of the code began, another one may answer otherwise."""
-    begun = journal.about()["commit"]
+def _open(journal: Journal, checkpoint: str, restart: bool) -> None:
+    """Begin, or go on, with a warning where another version of the code began: it may have answered otherwise."""
+    about = {"checkpoint": checkpoint, **describe_machine()}
+    journal.open(about, restart=restart)
+    begun, commit = journal.about()["commit"], about["commit"]
     if begun != commit:
         warnings.warn(f"{journal.path} was begun at commit {begun}, and this is {commit}; --restart begins anew", stacklevel=3)
 

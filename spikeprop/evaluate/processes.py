@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 from torch import distributed
+
+from spikeprop.errors import EvaluationError, SpikepropError
 
 PATIENCE = timedelta(days=30)  # shares differ in length, and a rank that dies is noticed at once
 T = TypeVar("T")
@@ -38,6 +41,26 @@ class Processes:
         """Until all processes are here."""
         if self.count > 1:
             distributed.barrier()
+
+    def first(self, work: Callable[[], None]) -> None:
+        """Rank 0 does the work while the others wait; if it fails, all end.
+
+        Raises:
+            EvaluationError: on other ranks, where rank 0 failed.
+        """
+        failure: Exception | None = None
+        if self.rank == 0:
+            try:
+                work()
+            except (SpikepropError, OSError) as error:
+                failure = error
+        if self.count > 1:
+            failed = torch.tensor(int(failure is not None))
+            distributed.broadcast(failed, 0)
+            if self.rank and failed:
+                raise EvaluationError(f"rank {self.rank} ends, since rank 0 could not begin")
+        if failure is not None:
+            raise failure
 
 
 ALONE = Processes()
