@@ -96,35 +96,39 @@ def ls(slot: str | None) -> None:
 
 @main.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", "data", required=True, help="Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100 or ImageNet.")
+@click.option("--network", "networks", multiple=True, type=click.Choice(["ann", "converted", "finetuned"]),
+              help="Of a run folder; may be given several times; default the best there.")  # fmt: skip
+@click.option("--data", help="Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100 or ImageNet; default the network's own.")
 @click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
 @click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default the recipe's.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many test images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many test images.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--activity-images", type=click.IntRange(min=0), default=200, show_default=True,
+              help="Count the spikes of about so many images.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:1.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")
+@click.option("--restart", is_flag=True, help="Throw away what the folder holds.")
+@click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds between two writes.")
 def evaluate(
-    checkpoint: Path, data: str, root: str | None, timesteps: str | None, limit: int | None, batch_size: int, device: str
+    checkpoint: Path, networks: tuple[str, ...], out: Path | None, restart: bool, timesteps: str | None, **settings: Any
 ) -> None:
-    """Accuracy of a CHECKPOINT (ann, converted or finetuned.safetensors) on test images, at each number of steps."""
-    from spikeprop.data import ImageData
-    from spikeprop.evaluate import ann_accuracy, snn_accuracy
-    from spikeprop.networks import load_network
-    from spikeprop.recipe import component
-    from spikeprop.settings import find_device
-    from spikeprop.snn import SpikingNetwork
+    """Accuracy of a CHECKPOINT, or of a run folder's networks, on test images at each number of steps.
 
-    loaded = load_network(checkpoint)
-    loaded.network.to(find_device(device))
-    described = loaded.description
-    same = {"mean": described["data"]["mean"], "std": described["data"]["std"]}  # the normalisation it was trained with
-    settings = {"use": data, "test_limit": limit, "root": root, **same}
-    test = component(ImageData, settings, "--data").build().test(batch_size)
-    if isinstance(loaded.network, SpikingNetwork):
-        steps = _numbers(timesteps) if timesteps else [described["timesteps"]]
-        accuracy = snn_accuracy(loaded.network, test.epoch(0), steps, seed=described["seed"], label=f"evaluate on {data}")
-        _table(str(checkpoint), [(f"T = {t}", f"{a:.2f} %") for t, a in accuracy.items()])
-    else:
-        _table(str(checkpoint), [("ANN", f"{ann_accuracy(loaded.network, test.epoch(0)):.2f} %")])
+    Writes a report (JSON, CSV by class, PNG). The same command again goes on where it was stopped. With several processes:
+    torchrun --nproc-per-node=2 -m spikeprop eval ...
+    """
+    from spikeprop.assess import Assessment, assess, find_checkpoints
+    from spikeprop.evaluate import processes
+
+    how = Assessment(timesteps=_numbers(timesteps) if timesteps else (), **settings)
+    found = find_checkpoints(checkpoint, networks)
+    with processes() as group:
+        for file in found:
+            folder = out / file.stem if out is not None and len(found) > 1 else out
+            report, folder = assess(file, how, out=folder, restart=restart, processes=group)
+            if group.rank == 0:
+                _table(str(file), report.rows)
+                click.echo(f"\nreport: {folder / 'report.json'}")
 
 
 @main.command()

@@ -8,7 +8,8 @@ stopped goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,17 +21,19 @@ from torch import Tensor, nn
 from spikeprop.convert import convert
 from spikeprop.data import ImageData
 from spikeprop.deploy import compare_on_lava, export
-from spikeprop.errors import RecipeError
+from spikeprop.errors import EvaluationError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
-    ActivityMeter,
+    Journal,
+    Question,
     Report,
     accuracy_rows,
-    ann_accuracy,
     count_macs,
     draw,
+    evaluate,
+    latency_of,
     silent_layers,
-    snn_accuracy,
+    summarise,
 )
 from spikeprop.learn import CollapseGuard, MetricsLog, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.networks import check_network, describe_network, load_network
@@ -41,6 +44,7 @@ from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Preci
 from spikeprop.snn import SpikingNetwork
 
 SMOKE_IMAGES = 64
+ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
 
 
 @dataclass(frozen=True)
@@ -188,26 +192,30 @@ class _Run:
         return {"history": history}
 
     def evaluate(self) -> dict[str, Any]:
-        settings, steps = self.experiment.evaluate, self.experiment.finetune.timesteps
+        settings = self.experiment.evaluate
+        steps = self.experiment.finetune.timesteps + latency_of(self._load("finetuned"))  # those of its simulation, and before
         wanted = sorted({*settings.timesteps, steps})
         limit = max(settings.finetuned_up_to or max(wanted), steps)
-        test = self.data.test(settings.batch_size)
         ann = self._load_ann()
+        found = self._ask("ann", ann, ())["accuracy"]["ANN"]
         macs = count_macs(ann, self.data.input_shape)
-        result: dict[str, Any] = {"ann": {"accuracy": ann_accuracy(ann, test.epoch(0))}}
+        result: dict[str, Any] = {"ann": {"accuracy": found["top1"], "interval": found["top1_interval"]}}
         for kind, at in (("converted", wanted), ("finetuned", [t for t in wanted if t <= limit])):
-            network = self._load(kind).to(self.device)
-            meter = ActivityMeter(network, steps)
-            accuracy = snn_accuracy(
-                network, _Sized(test.epoch(0), len(test)), at, meter=meter, seed=self.experiment.seed, label=f"evaluate {kind}"
-            )
-            result[kind] = {"accuracy": {str(t): a for t, a in accuracy.items()}}
+            summary = self._ask(kind, self._load(kind).to(self.device), at)
+            result[kind] = {
+                "accuracy": {t: found and found["top1"] for t, found in summary["accuracy"].items()},
+                "interval": {t: found and found["top1_interval"] for t, found in summary["accuracy"].items()},
+                "activity": summary["activity"],
+                "activity_images": summary["activity_images"],
+            }
+        active = result["finetuned"]["activity"][str(steps)]
         energy = {
             "ann": macs * MAC_JOULES,
-            "snn": meter.energy(),
+            "snn": active["energy_joules"],
             "constants": "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)",
         }
-        return {**result, "rates": meter.rates(), "synops": meter.synops(), "macs": macs, "energy_joules": energy}
+        at_steps = {"rates_at": steps, "rates": active["rates"], "synops": active["synops"]}
+        return {**result, **at_steps, "macs": macs, "energy_joules": energy}
 
     def export(self) -> dict[str, Any]:
         export(self._load("finetuned"), self.folder.path / "network.nir")
@@ -247,6 +255,21 @@ class _Run:
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
 
+    def _ask(self, kind: str, network: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
+        """The summary of a network's answers to the test images; one that was stopped goes on."""
+        split = self.data.test(self.experiment.evaluate.batch_size)
+        question = Question(timesteps=tuple(timesteps), extra_steps=latency_of(network), seed=self.experiment.seed)
+        journal = Journal(self._answers() / kind, {**dataclasses.asdict(question), "device": self.device.type})
+        try:
+            journal.open({})
+        except EvaluationError:  # a run may go on on another device, and what was begun there is begun again
+            journal.open({}, restart=True)
+        batches = evaluate(network, split, question, journal=journal, activity_images=ACTIVITY_IMAGES, label=f"evaluate {kind}")
+        return summarise(network, question, batches)
+
+    def _answers(self) -> Path:
+        return self.folder.path / "evaluate.progress"
+
     def _progress(self, stage: str) -> Path:
         return self.folder.path / f"{stage}.progress.safetensors"
 
@@ -254,6 +277,8 @@ class _Run:
         """A finished stage needs no optimiser state, which is up to three times the network's size."""
         for file in (self._progress(stage), self._progress(stage).with_suffix(".json")):
             file.unlink(missing_ok=True)
+        if stage == "evaluate":
+            shutil.rmtree(self._answers(), ignore_errors=True)
 
     def _warn_of_silence(self, network: SpikingNetwork, timesteps: int) -> None:
         images, _ = next(self.data.test(32).epoch(0))
@@ -287,19 +312,6 @@ class _Run:
 
     def _file(self, name: str) -> Path:
         return self.folder.path / f"{name}.safetensors"
-
-
-class _Sized:
-    """An iterator with a length, for the progress bar."""
-
-    def __init__(self, iterator: Iterator[Any], length: int):
-        self.iterator, self.length = iterator, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.iterator
 
 
 def _shortened(calibrator: Component[Any]) -> Component[Any]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "spikeprop"
 LEAVES = {"errors", "files", "progress", "seeding"}
 STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
-PIPELINE = {"pipeline", "settings", "networks", "deploy", "runfolder", "recipe"}
+PIPELINE = {"assess", "pipeline", "settings", "networks", "deploy", "runfolder", "recipe"}
 ALLOWED = {
     **{room: LEAVES | {"snn"} for room in STAGES},
     **dict.fromkeys(LEAVES, LEAVES),
@@ -19,6 +19,7 @@ ALLOWED = {
     "recipe": LEAVES,
     **{room: LEAVES | STAGES | {"snn"} | PIPELINE for room in PIPELINE - {"recipe"}},
     "cli": LEAVES | STAGES | {"snn"} | PIPELINE,
+    "__main__": {"cli"},
     "__init__": LEAVES | STAGES | {"snn"},
     "plugins": LEAVES | {"learn", "snn", "ann"},
 }

@@ -123,7 +123,7 @@ def test_the_whole_job_runs_on_cuda(tmp_path: Path, precision: str) -> None:
     assert result.exit_code == 0, result.output
     assert report(folder)["device"].startswith("cuda")
     assert report(folder)["finetuned"]["accuracy"]["8"] > 80
-    shown = [spikeprop("eval", folder / "ann.safetensors", "--data", "Digits", "--device", d).output for d in ("cpu", "cuda")]
+    shown = [spikeprop("eval", folder, "--network", "ann", "--device", device, "--restart").output for device in ("cpu", "cuda")]
     assert shown[0] == shown[1]
 
 
@@ -132,8 +132,22 @@ def test_eval_agrees_with_the_report(finished: Path) -> None:
     result = spikeprop("eval", finished / "finetuned.safetensors", "--data", "Digits", "--timesteps", "2,8", "--batch-size", 360)
     assert result.exit_code == 0, result.output
     assert f"T = 8  {accuracy:.2f} %" in result.output
-    result = spikeprop("eval", finished / "ann.safetensors", "--data", "Digits")
+    assert (finished / "eval-Digits" / "finetuned" / "report.png").exists()
+    result = spikeprop("eval", finished / "ann.safetensors")
     assert f"{report(finished)['ann']['accuracy']:.2f} %" in result.output
+
+
+def test_the_report_has_activity_at_every_number_of_steps(finished: Path) -> None:
+    values = report(finished)
+    for kind in ("converted", "finetuned"):
+        found = values[kind]
+        assert set(found["activity"]) == set(found["interval"]) == {"2", "8"}
+        low, high = found["interval"]["8"]
+        assert low < found["accuracy"]["8"] < high
+        assert found["activity"]["2"]["energy_joules"] < found["activity"]["8"]["energy_joules"]
+    assert values["rates"] == values["finetuned"]["activity"]["8"]["rates"]
+    assert values["energy_joules"]["snn"] == values["finetuned"]["activity"]["8"]["energy_joules"]
+    assert not (finished / "evaluate.progress").exists()
 
 
 @pytest.mark.parametrize(

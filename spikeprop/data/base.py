@@ -7,9 +7,10 @@ random flip.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -27,9 +28,16 @@ Batch = tuple[Tensor, Tensor]
 class Split(Protocol):
     """Batches of one split; ``epoch(e, start)`` yields the batches of epoch e from number ``start`` on."""
 
+    @property
+    def batch_size(self) -> int: ...
+
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+
+    def fingerprint(self) -> str:
+        """A hash of the images, their order and their labels: two splits that share it hold the same."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,7 @@ class ImageData(ABC):
 
     input_shape: ClassVar[tuple[int, int, int]]
     classes: ClassVar[int]
+    names: ClassVar[Sequence[str]] = ()  # of the classes, where a number says too little
 
     def __post_init__(self) -> None:
         for name in ("train_limit", "test_limit"):
@@ -72,6 +81,10 @@ class ImageData(ABC):
     @abstractmethod
     def test(self, batch_size: int) -> Split:
         """Batches of the test images in their own order, not augmented."""
+
+    def class_names(self) -> list[str]:
+        """A name for each class, for tables; its number where there is no better one."""
+        return list(self.names) or [str(number) for number in range(self.classes)]
 
     def folder(self) -> Path:
         """The data root.
@@ -115,6 +128,13 @@ class InMemorySplit:
             if self.seed is not None:
                 x = augment(x, self.crop, self.flip, generator(self.seed, epoch, number))
             yield (x.float().div_(self.scale) - self.mean) / self.std, self.labels[index]
+
+    def fingerprint(self) -> str:
+        """Hash of the bytes of images and labels, in order."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def augment(x: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tensor:

@@ -1,12 +1,15 @@
 """``ImageNet``: photographs in torchvision's ImageFolder layout, decoded by worker processes.
 
-Training: random resized crop to 224 and flip; testing: the short side to 256, centre crop 224 (the usual evaluation).
+Training: random resized crop to 224 and flip; testing: the short side to 256, centre crop 224 (the usual evaluation). Another
+``size`` keeps that ratio.
 Each image's augmentation is seeded from (seed, epoch, image), so an epoch can be taken up anywhere and come out the
 same.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +28,38 @@ class ImageNet(ImageData):
     """ImageNet (ILSVRC-2012) or any folder of class folders named by WordNet id.
 
     ``root`` holds ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; default ``$SPIKEPROP_DATA/imagenet``. Classes are numbered
-    by sorted folder name, or, where ``root/classes.tsv`` (wnid, index, name) exists, by its index column.
+    by the index column of ``root/classes.tsv`` (wnid, index, name) where there is one, else by their place among ILSVRC-2012's
+    sorted WordNet ids, so a part of ImageNet keeps the numbers that a network of 1000 classes was trained with. Folders of
+    other names are numbered in sorted order if there are 1000 of them.
 
     A limit takes images at even distances, since files lie sorted by class: the first thousand would show twenty classes.
 
     Attributes:
-        workers: processes that decode images.
+        size: side of the images in pixels.
+        workers: processes that decode images; no more than there are CPU cores.
     """
 
     mean: float = 0.5
     std: float = 0.5
+    size: int = 224
     workers: int = 4
-    input_shape: ClassVar = (3, 224, 224)
     classes: ClassVar = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; images have at least 1 pixel a side")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 3, self.size, self.size
+
+    def class_names(self) -> list[str]:
+        from torchvision.models import ResNet18_Weights
+
+        return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
     def train(self, batch_size: int, seed: int) -> FolderSplit:
         return self._split("train", batch_size, seed, self.train_limit)
@@ -48,7 +70,7 @@ class ImageNet(ImageData):
     def _split(self, name: str, batch_size: int, seed: int | None, limit: int | None) -> FolderSplit:
         root = self.folder() if self.root else self.folder() / "imagenet"
         samples = _spread(_list_images(root, name), limit)
-        return FolderSplit(samples, batch_size, self.mean, self.std, self.workers, seed)
+        return FolderSplit(samples, batch_size, self.mean, self.std, self.workers, seed, self.size)
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,7 @@ class FolderSplit:
     std: float
     workers: int
     seed: int | None
+    size: int = 224
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
@@ -72,21 +95,29 @@ class FolderSplit:
             order = torch.randperm(len(order), generator=generator(self.seed, epoch)).tolist()
         seed = None if self.seed is None else mix_seed(self.seed, epoch)
         loader = torch.utils.data.DataLoader(
-            _Photographs(self.samples, self.mean, self.std, seed),
+            _Photographs(self.samples, self.mean, self.std, seed, self.size),
             batch_size=self.batch_size,
             sampler=order[start * self.batch_size :],
-            num_workers=min(self.workers, len(self)),
+            num_workers=min(self.workers, len(self) - start, os.cpu_count() or 1),
         )
         yield from loader
 
+    def fingerprint(self) -> str:
+        """Hash of the names and sizes of the files, their labels and the crop; reading the photographs would take minutes."""
+        digest = hashlib.sha256(str(self.size).encode())
+        for path, label in self.samples:
+            file = Path(path)
+            digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size} {label}\n".encode())
+        return digest.hexdigest()
+
 
 class _Photographs(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, samples: list[tuple[str, int]], mean: float, std: float, seed: int | None):
+    def __init__(self, samples: list[tuple[str, int]], mean: float, std: float, seed: int | None, size: int):
         from torchvision.transforms import v2
 
-        crop: list[Any] = [v2.Resize(256, antialias=True), v2.CenterCrop(224)]
+        crop: list[Any] = [v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)]
         if seed is not None:
-            crop = [v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()]
+            crop = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
         normalise = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([mean] * 3, [std] * 3)]
         self.transform = v2.Compose([*crop, *normalise])
         self.samples, self.seed = samples, seed
@@ -117,10 +148,7 @@ def _list_images(root: Path, split: str) -> list[tuple[str, int]]:
             f"ImageNet: no class folders at {folder}; it should hold <wnid>/*.JPEG. ImageNet must be obtained from its owners; "
             "then set data.root to the folder that holds train/ and val/"
         )
-    numbers = _class_numbers(root / "classes.tsv") or {wnid: i for i, wnid in enumerate(wnids)}
-    unknown = [wnid for wnid in wnids if wnid not in numbers]
-    if unknown:
-        raise MissingDataError(f"ImageNet: {root / 'classes.tsv'} has no line for class folder {unknown[0]}")
+    numbers = _class_numbers(root / "classes.tsv", wnids)
     return [(str(p), numbers[w]) for w in wnids for p in sorted((folder / w).iterdir()) if p.suffix.lower() in {".jpeg", ".jpg"}]
 
 
@@ -131,8 +159,35 @@ def _spread(samples: list[tuple[str, int]], limit: int | None) -> list[tuple[str
     return [samples[i * len(samples) // limit] for i in range(limit)]
 
 
-def _class_numbers(path: Path) -> dict[str, int]:
+def _class_numbers(table: Path, wnids: list[str]) -> dict[str, int]:
+    """The number of each class folder: from the table, ILSVRC-2012's list, or, of a thousand folders, their order.
+
+    Raises:
+        MissingDataError: a folder without a number, naming it and what would give it one.
+    """
+    numbers = _read_table(table)
+    known = numbers or {wnid: i for i, wnid in enumerate(_ilsvrc_wnids())}
+    unknown = [wnid for wnid in wnids if wnid not in known]
+    if not unknown:
+        return known
+    if numbers:
+        raise MissingDataError(f"ImageNet: {table} has no line for class folder {unknown[0]}")
+    if len(wnids) == ImageNet.classes:
+        return {wnid: i for i, wnid in enumerate(wnids)}
+    raise MissingDataError(
+        f"ImageNet: class folder {unknown[0]} is not one of ILSVRC-2012's 1000 WordNet ids, so its class is not known "
+        f"({len(wnids)} folders, {len(unknown)} of them unknown); write {table} with lines of wnid, class index (0-999) and name"
+    )
+
+
+def _ilsvrc_wnids() -> list[str]:
+    """The WordNet ids of ILSVRC-2012's classes in order."""
+    return Path(__file__).with_name("imagenet_wnids.txt").read_text(encoding="utf-8").split()
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    """The index column of a classes.tsv; a table without one (wnid, name) gives no numbers."""
     if not path.is_file():
         return {}
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {row[0]: int(row[1]) for row in rows if row[1].isdigit()}
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}

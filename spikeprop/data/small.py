@@ -96,6 +96,9 @@ class FashionMNIST(_TorchvisionData):
 
     input_shape: ClassVar = (1, 28, 28)
     classes: ClassVar = 10
+    names: ClassVar = (
+        "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+    )  # fmt: skip
     files: ClassVar = "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 
 
@@ -109,6 +112,7 @@ class CIFAR10(_TorchvisionData):
     flip: bool = True
     input_shape: ClassVar = (3, 32, 32)
     classes: ClassVar = 10
+    names: ClassVar = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     files: ClassVar = "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}"
 
 

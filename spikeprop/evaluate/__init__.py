@@ -1,19 +1,45 @@
-"""Evaluation: accuracy against time steps, activity, cost, and the report."""
+"""Evaluation: accuracy against time steps with intervals, activity, cost, errors of the conversion, and the report."""
 
-from spikeprop.evaluate.accuracy import ann_accuracy, snn_accuracy
+from spikeprop.evaluate.accuracy import ann_accuracy, latency_of, snn_accuracy
 from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, fan_out, silent_layers
-from spikeprop.evaluate.report import Report, accuracy_rows, draw
+from spikeprop.evaluate.answers import BatchAnswers, Question
+from spikeprop.evaluate.error import LayerError, conversion_error
+from spikeprop.evaluate.journal import Journal
+from spikeprop.evaluate.pictures import draw, draw_conversion_error, draw_evaluation
+from spikeprop.evaluate.processes import Processes, processes
+from spikeprop.evaluate.report import Report, accuracy_rows
+from spikeprop.evaluate.scores import Answers, Share, wilson
+from spikeprop.evaluate.summary import accuracy_lines, class_table, seconds, summarise
+from spikeprop.evaluate.sweep import evaluate
 
 __all__ = [
     "ADD_JOULES",
     "MAC_JOULES",
     "ActivityMeter",
+    "Answers",
+    "BatchAnswers",
+    "Journal",
+    "LayerError",
+    "Processes",
+    "Question",
     "Report",
+    "Share",
+    "accuracy_lines",
     "accuracy_rows",
     "ann_accuracy",
+    "class_table",
+    "conversion_error",
     "count_macs",
     "draw",
+    "draw_conversion_error",
+    "draw_evaluation",
+    "evaluate",
     "fan_out",
+    "latency_of",
+    "processes",
+    "seconds",
     "silent_layers",
     "snn_accuracy",
+    "summarise",
+    "wilson",
 ]

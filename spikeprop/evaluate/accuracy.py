@@ -1,7 +1,7 @@
-"""Accuracy of an ANN, and of a spiking network at every number of steps of interest from one pass.
+"""Accuracy of an ANN, and of a spiking network at every number of steps of interest from one pass, for use in a program.
 
 The accumulated output after t steps is the network's answer at T = t, so one simulation of max(T) steps answers for all
-smaller T; memory does not grow with T.
+smaller T; memory does not grow with T. ``evaluate`` does the same over days, with a report.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import length_hint
 
-import torch
 from torch import Tensor, nn
 
-from spikeprop.evaluate.activity import ActivityMeter, device_of
+from spikeprop.evaluate.activity import ActivityMeter
+from spikeprop.evaluate.answers import BatchAnswers, Question
+from spikeprop.evaluate.scores import hits
 from spikeprop.progress import bar
-from spikeprop.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
 Batch = tuple[Tensor, Tensor]
 
 
-@torch.no_grad()
 def ann_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Top-1 accuracy in percent, in evaluation mode.
 
@@ -28,17 +27,10 @@ def ann_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
         ValueError: no images.
     """
     model.eval()
-    correct = seen = 0
-    device = device_of(model)
-    for x, y in batches:
-        correct += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
-        seen += len(y)
-    if seen == 0:
-        raise ValueError("no images to evaluate on")
-    return 100 * correct / seen
+    (accuracy,) = _percent(Question(top=1).ask(model, number, x, y) for number, (x, y) in enumerate(batches))
+    return accuracy
 
 
-@torch.no_grad()
 def snn_accuracy(
     network: SpikingNetwork,
     batches: Iterable[Batch],
@@ -47,6 +39,7 @@ def snn_accuracy(
     meter: ActivityMeter | None = None,
     seed: int = 0,
     label: str | None = None,
+    extra_steps: int | None = None,
 ) -> dict[int, float]:
     """Top-1 accuracy in percent at each number of steps.
 
@@ -54,9 +47,13 @@ def snn_accuracy(
         network: spiking network; evaluated in evaluation mode.
         batches: (images, labels).
         timesteps: numbers of steps, in any order, each at least 1.
-        meter: counts spikes over the meter's own number of steps.
+        meter: counts spikes over the meter's own numbers of steps of the simulation.
         seed: seeds the encoder's draws, a batch at a time.
         label: text of the progress bar, None for no bar.
+        extra_steps: steps before the first answer, which ``timesteps`` include; default the network's ``latency``, or 0.
+
+    Returns:
+        Number of steps to accuracy; numbers up to ``extra_steps`` have no answer and are left out.
 
     Raises:
         ValueError: no images, or timesteps below 1.
@@ -64,21 +61,32 @@ def snn_accuracy(
     wanted = sorted(set(timesteps))
     if not wanted or wanted[0] < 1:
         raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
+    extra = latency_of(network) if extra_steps is None else extra_steps
+    question = Question(timesteps=tuple(wanted), extra_steps=extra, top=1, seed=seed)
     network.eval()
-    correct, seen, device = dict.fromkeys(wanted, 0), 0, device_of(network)
     with bar(label, total=length_hint(batches) or None, leave=False) as shown:
-        for number, (x, y) in enumerate(batches):
-            x, y = x.to(device), y.to(device)
-            seed_torch(seed, number)
-            observe = meter.start(len(y)) if meter is not None else None
-            watched = meter.timesteps if meter is not None else 0
-            chunks = network.unroll(x, wanted[-1], observe=observe, observed_steps=watched)
-            steps = (step for chunk in chunks for step in chunk)
-            for t, output_BK in enumerate(steps, 1):
-                if t in correct:
-                    correct[t] += int((output_BK.argmax(1) == y).sum())
-            seen += len(y)
+
+        def ask(number: int, x: Tensor, y: Tensor) -> BatchAnswers:
+            answers = question.ask(network, number, x, y, meter)
             shown.update()
-    if seen == 0:
+            return answers
+
+        percents = _percent(ask(number, x, y) for number, (x, y) in enumerate(batches))
+    return {t: percent for t, percent in zip(wanted, percents) if t > extra}
+
+
+def latency_of(network: nn.Module) -> int:
+    """Steps that a network computes before its first answer."""
+    return int(getattr(network, "latency", 0))
+
+
+def _percent(answers: Iterable[BatchAnswers]) -> list[float]:
+    """Top-1 accuracy of each column of the answers."""
+    right, seen = None, 0
+    for batch in answers:
+        found = hits(batch.best, batch.labels).sum(0)
+        right = found if right is None else right + found
+        seen += len(batch.labels)
+    if right is None:
         raise ValueError("no images to evaluate on")
-    return {t: 100 * count / seen for t, count in correct.items()}
+    return (100 * right.double() / seen).tolist()

@@ -9,7 +9,7 @@ common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ a MAC (3.7 mult
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,54 +19,101 @@ from spikeprop.snn import INPUT, SpikingNetwork, Synapse
 
 MAC_JOULES = 4.6e-12
 ADD_JOULES = 0.9e-12
+WATCHED_BYTES = 256 << 20
 
 
 class ActivityMeter:
-    """Counts spikes of a network over the first ``timesteps`` steps of each simulation.
+    """Counts spikes of a network over the first steps of each simulation, for every number of steps of interest at once.
+
+    A layer's spikes must be unpacked to be counted, which costs several times what simulating it does: watch a sample of
+    the images where there are many.
 
     Args:
         network: the network that will be observed.
-        timesteps: steps to count.
+        timesteps: steps to count, or several numbers of steps.
+
+    Attributes:
+        timesteps: the largest of them.
+        marks: all of them, ascending.
+        images: images counted.
     """
 
-    def __init__(self, network: SpikingNetwork, timesteps: int):
-        self.network, self.timesteps = network, timesteps
+    def __init__(self, network: SpikingNetwork, timesteps: int | Iterable[int]):
+        self.network = network
+        self.marks = sorted({timesteps} if isinstance(timesteps, int) else set(timesteps))
+        self.timesteps = self.marks[-1]
         self.fan_out = {name: maps.double() for name, maps in fan_out(network).items()}
-        self.spikes = dict.fromkeys(self.fan_out, 0.0)
-        self.events = dict.fromkeys(self.fan_out, 0.0)
-        self.steps = dict.fromkeys(self.fan_out, 0)  # of all images together
         self.images = 0
+        self._counts = self._zeros()
+
+    def _zeros(self) -> Tensor:
+        """(spikes, events, steps of all images together) by mark and layer."""
+        return torch.zeros(3, len(self.marks), len(self.fan_out), dtype=torch.float64)
 
     def start(self, images: int) -> Callable[[str, Tensor], None]:
         """Observer for one simulation of ``images`` images."""
         self.images += images
-        steps_seen = dict.fromkeys(self.fan_out, 0)
+        seen = dict.fromkeys(self.fan_out, 0)
+        column = {name: i for i, name in enumerate(self.fan_out)}
 
         def observe(name: str, spikes_TB: Tensor) -> None:
-            left = self.timesteps - steps_seen[name]
-            steps_seen[name] += len(spikes_TB)
-            if left > 0:
-                count = (spikes_TB[:left] != 0).sum((0, 1), dtype=torch.float32).double()
+            for mark, part in segments(self.marks, seen[name], len(spikes_TB)):
+                count = (spikes_TB[part] != 0).sum((0, 1), dtype=torch.float32).double()
                 self.fan_out[name] = self.fan_out[name].to(count.device)
-                self.steps[name] += images * min(left, len(spikes_TB))
-                self.spikes[name] += float(count.sum())
-                self.events[name] += float((count * self.fan_out[name]).sum())
+                steps = images * (part.stop - part.start)
+                found = [float(count.sum()), float((count * self.fan_out[name]).sum()), float(steps)]
+                self._counts[:, mark:, column[name]] += torch.tensor(found, dtype=torch.float64)[:, None]
+            seen[name] += len(spikes_TB)
 
         return observe
 
-    def rates(self) -> dict[str, float]:
+    def take(self) -> Tensor:
+        """The counts since the last ``take``, (3, marks, layers), which this meter forgets; ``put`` gives them back."""
+        counts, self._counts, self.images = self._counts, self._zeros(), 0
+        return counts
+
+    def put(self, counts: Tensor, images: int) -> None:
+        """Add counts that were taken."""
+        self._counts += counts
+        self.images += images
+
+    def rates(self, timesteps: int | None = None) -> dict[str, float]:
         """Mean spikes a neuron a step that was seen, by layer; the input counts its non-zero values."""
-        return {name: count / (max(1, self.steps[name]) * self.fan_out[name].numel()) for name, count in self.spikes.items()}
+        spikes, _, steps = self._at(timesteps)
+        neurons = torch.tensor([maps.numel() for maps in self.fan_out.values()])
+        return dict(zip(self.fan_out, (spikes / (steps.clamp(min=1) * neurons)).tolist()))
 
-    def synops(self) -> dict[str, float]:
+    def synops(self, timesteps: int | None = None) -> dict[str, float]:
         """Synaptic operations an image, by the layer that sends the spikes."""
-        return {name: count / max(1, self.images) for name, count in self.events.items()}
+        return dict(zip(self.fan_out, (self._at(timesteps)[1] / max(1, self.images)).tolist()))
 
-    def energy(self) -> float:
+    def energy(self, timesteps: int | None = None) -> float:
         """Joules an image: additions for spikes, MACs for input that is not spikes."""
-        synops = self.synops()
+        synops = self.synops(timesteps)
         price = MAC_JOULES if self.network.encoder.constant else ADD_JOULES
         return synops.pop(INPUT) * price + sum(synops.values()) * ADD_JOULES
+
+    def _at(self, timesteps: int | None) -> Tensor:
+        return self._counts[:, self.marks.index(self.timesteps if timesteps is None else timesteps)]
+
+
+def watched_chunk(network: SpikingNetwork, images: int, timesteps: int) -> int:
+    """Steps at once while someone watches: a layer's unpacked spikes stay within ``WATCHED_BYTES``, or are one step's."""
+    largest = max(torch.Size(shape).numel() for shape in network.shapes().values())
+    return max(1, min(timesteps, WATCHED_BYTES // (4 * images * largest)))
+
+
+def segments(marks: Sequence[int], first: int, steps: int) -> Iterator[tuple[int, slice]]:
+    """A chunk of ``steps`` steps from step ``first`` on, cut at the marks: (index of the mark that ends it, slice of the chunk).
+
+    Steps behind the last mark are left out.
+    """
+    begin = 0
+    for i, mark in enumerate(marks):
+        end = min(mark - first, steps)
+        if end > begin:
+            yield i, slice(begin, end)
+            begin = end
 
 
 @torch.no_grad()
@@ -78,7 +125,8 @@ def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[st
         if bool((spikes_TB != 0).any()):
             active.add(name)
 
-    network.eval()(x.to(device_of(network)), timesteps, observe=observe)
+    chunk = watched_chunk(network, len(x), timesteps)
+    network.eval()(x.to(device_of(network)), timesteps, chunk=chunk, observe=observe)
     return [name for name in network.neurons() if name not in active]
 
 

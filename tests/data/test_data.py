@@ -10,6 +10,7 @@ import torch
 
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageData, ImageNet
 from spikeprop.data.base import augment
+from spikeprop.data.imagenet import _class_numbers, _ilsvrc_wnids, _read_table
 from spikeprop.errors import MissingDataError
 from tests.conftest import need
 
@@ -75,6 +76,7 @@ def test_a_limit_on_imagenet_sees_all_classes(tmp_path: Path) -> None:
         (tmp_path / "val" / wnid).mkdir(parents=True)
         for i in range(4):
             (tmp_path / "val" / wnid / f"{i}.JPEG").touch()
+    (tmp_path / "classes.tsv").write_text("wnid\tindex\tname\nn1\t0\ta\nn2\t1\tb\nn3\t2\tc\n")
     for limit, labels in ((3, [0, 1, 2]), (6, [0, 0, 1, 1, 2, 2]), (99, [0] * 4 + [1] * 4 + [2] * 4)):
         samples = ImageNet(root=str(tmp_path), test_limit=limit).test(4).samples
         assert [label for _, label in samples] == labels
@@ -99,7 +101,9 @@ def test_imagenet_layout(data_root: Path, tmp_path: Path) -> None:
     need(data_root, "imagenet-sample")
     data = ImageNet(root=str(data_root / "imagenet-sample"), workers=0, test_limit=6)
     x, y = next(data.test(6).epoch(0))
-    assert x.shape == (6, 3, 224, 224)
+    assert x.shape == (6, *data.input_shape) == (6, 3, 224, 224)
+    small = ImageNet(root=str(data_root / "imagenet-sample"), workers=0, test_limit=1, size=64)
+    assert next(small.test(1).epoch(0))[0].shape == (1, *small.input_shape) == (1, 3, 64, 64)
     rows = [line.split("\t") for line in (data_root / "imagenet-sample" / "classes.tsv").read_text().splitlines()]
     numbers = [int(number) for _, number, _ in sorted(row for row in rows if row[1].isdigit())]
     assert y.tolist() == [numbers[i * 100 // 6] for i in range(6)]  # numbered by classes.tsv, not by folder; from all over
@@ -115,6 +119,54 @@ def test_imagenet_layout(data_root: Path, tmp_path: Path) -> None:
     photograph.write_bytes(photograph.read_bytes()[:2000])
     with pytest.raises(MissingDataError, match="truncated"):
         next(ImageNet(root=str(tmp_path), workers=0).test(1).epoch(0))
+
+
+def folders(root: Path, *wnids: str) -> ImageNet:
+    """A data set with one empty file in each class folder."""
+    for wnid in wnids:
+        (root / "val" / wnid).mkdir(parents=True)
+        (root / "val" / wnid / "0.JPEG").touch()
+    return ImageNet(root=str(root), workers=0)
+
+
+def test_a_part_of_imagenet_keeps_its_class_numbers(tmp_path: Path) -> None:
+    """Goldfish and orange are classes 1 and 950 of ILSVRC-2012, however few folders there are and with a table of names alone."""
+    data = folders(tmp_path, "n01443537", "n07747607")
+    (tmp_path / "classes.tsv").write_text("wnid\tname\nn01443537\tgoldfish\nn07747607\torange\n")
+    assert [label for _, label in data.test(2).samples] == [1, 950]
+    assert [data.class_names()[i] for i in (1, 950)] == ["goldfish", "orange"]
+
+
+def test_class_folders_that_nobody_knows_are_refused(tmp_path: Path) -> None:
+    data = folders(tmp_path, "n01443537", "n99999999")
+    with pytest.raises(MissingDataError, match=r"class folder n99999999 is not one of ILSVRC-2012's.*write .*classes\.tsv"):
+        data.test(2)
+    (tmp_path / "classes.tsv").write_text("wnid\tindex\tname\nn01443537\t1\tgoldfish\n")
+    with pytest.raises(MissingDataError, match=r"classes\.tsv has no line for class folder n99999999"):
+        data.test(2)
+
+
+def test_a_thousand_folders_of_other_names_are_numbered_in_order(tmp_path: Path) -> None:
+    data = folders(tmp_path, *(f"c{i:03d}" for i in range(1000)))
+    assert [label for _, label in data.test(2).samples] == list(range(1000))
+
+
+def test_the_list_of_wnids_agrees_with_the_sample(data_root: Path) -> None:
+    need(data_root, "imagenet-sample")
+    table = data_root / "imagenet-sample" / "classes.tsv"
+    wnids = sorted(line.split("\t")[0] for line in table.read_text().splitlines()[1:])
+    assert _read_table(table) == {wnid: number for wnid, number in _class_numbers(Path("none"), wnids).items() if wnid in wnids}
+    assert len(_ilsvrc_wnids()) == len(set(_ilsvrc_wnids())) == 1000
+    assert _ilsvrc_wnids() == sorted(_ilsvrc_wnids())
+
+
+def test_the_fingerprint_tells_what_is_evaluated(tmp_path: Path) -> None:
+    assert Digits().test(7).fingerprint() == Digits().test(50).fingerprint()
+    assert Digits().test(7).fingerprint() != Digits(test_limit=99).test(7).fingerprint()
+    data = folders(tmp_path / "a", "n01443537", "n07747607")
+    assert data.test(1).fingerprint() == folders(tmp_path / "b", "n01443537", "n07747607").test(1).fingerprint()
+    (tmp_path / "b" / "val" / "n01443537" / "0.JPEG").write_bytes(b"more")
+    assert data.test(1).fingerprint() != ImageNet(root=str(tmp_path / "b")).test(1).fingerprint()
 
 
 @pytest.mark.parametrize("cls", [FashionMNIST, CIFAR10, CIFAR100, MNIST])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, IF, Direct, MaxActivation, Poisson, ResNet, convert, snn_accuracy
+from spikeprop import CNN, IF, Digits, Direct, MaxActivation, Poisson, ResNet, convert, snn_accuracy
 from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out
+from spikeprop.evaluate.activity import WATCHED_BYTES, watched_chunk
 from spikeprop.snn import INPUT, SpikingNetwork, Stage, Synapse
 
 
@@ -19,8 +20,6 @@ def network_of(ann: nn.Module, shape: tuple[int, ...]) -> SpikingNetwork:
 
 
 def test_one_pass_gives_the_accuracy_of_every_number_of_steps(digits_cnn: CNN) -> None:
-    from spikeprop import Digits
-
     network, data = network_of(digits_cnn, (1, 8, 8)), Digits(test_limit=100)
     together = snn_accuracy(network, data.test(50).epoch(0), [12, 3, 6])
     assert list(together) == [3, 6, 12]
@@ -74,21 +73,23 @@ def test_fan_out_counts_pooling_as_part_of_its_synapse_and_both_branches_of_a_sk
     assert fan_out(residual)["preprocess_6"].min() >= 4 * 64 + 1  # the block's convolution, and the identity skip
 
 
+def two_neurons() -> SpikingNetwork:
+    """Two inputs -> one IF neuron (theta 1, weights .5 and 1) -> two outputs."""
+    first = nn.Linear(2, 1, bias=False)
+    first.weight.data = torch.tensor([[0.5, 1.0]])
+    stages = {
+        "hidden": Stage([(INPUT, Synapse([first]))], IF()),
+        "out": Stage([("hidden", Synapse([nn.Linear(1, 2, bias=False)]))], None),
+    }
+    return SpikingNetwork(stages, Direct(), (2,))
+
+
 def test_rates_synops_and_energy_by_hand() -> None:
     """Two inputs -> one IF neuron (theta 1, weights .5 and 1) -> two outputs; direct input (1, 0), 6 steps.
 
     Current .5 a step: u = .5, 1, 1.5* -> .5, 1, 1.5*, ... : spikes at steps 3, 5: two in six steps.
     """
-    first = nn.Linear(2, 1, bias=False)
-    first.weight.data = torch.tensor([[0.5, 1.0]])
-    network = SpikingNetwork(
-        {
-            "hidden": Stage([(INPUT, Synapse([first]))], IF()),
-            "out": Stage([("hidden", Synapse([nn.Linear(1, 2, bias=False)]))], None),
-        },
-        Direct(),
-        (2,),
-    )
+    network = two_neurons()
     meter = ActivityMeter(network, timesteps=6)
     snn_accuracy(network, [(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))], [6, 20], meter=meter)
     assert meter.rates() == {INPUT: pytest.approx(0.5), "hidden": pytest.approx(2 / 6)}
@@ -99,6 +100,43 @@ def test_rates_synops_and_energy_by_hand() -> None:
     assert short.rates() == {INPUT: pytest.approx(0.5), "hidden": pytest.approx(1 / 3)}  # of the three steps there were
     network.encoder = Poisson()
     assert meter.energy() == pytest.approx(10 * ADD_JOULES)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_one_meter_counts_at_every_number_of_steps(chunk: int, digits_cnn: CNN) -> None:
+    network, x = network_of(digits_cnn, (1, 8, 8)), next(Digits(test_limit=20).test(20).epoch(0))[0]
+    together = ActivityMeter(network, [7, 2, 16])
+    with torch.no_grad():
+        for _ in network.unroll(x, 20, chunk=chunk, observe=together.start(20)):
+            pass
+    for t in (2, 7, 16):
+        alone = ActivityMeter(network, t)
+        network(x, t, observe=alone.start(20))
+        assert together.rates(t) == alone.rates()
+        assert together.synops(t) == alone.synops()
+        assert together.energy(t) == alone.energy()
+    taken, images = together.take(), 20
+    assert together.rates(7) == dict.fromkeys(together.fan_out, 0.0)
+    together.put(taken, images)
+    assert together.synops(16) == alone.synops()
+
+
+def test_watching_large_layers_takes_few_steps_at_once(digits_cnn: CNN) -> None:
+    """Unpacked spikes of a layer stay within a quarter of a gigabyte: VGG16 at 224x224 would have 80 of them in 64 steps."""
+    network = network_of(digits_cnn, (1, 8, 8))
+    largest = 16 * 64 * 4
+    assert watched_chunk(network, 10, 30) == 30
+    assert watched_chunk(network, WATCHED_BYTES // (7 * largest), 30) == 7
+    assert watched_chunk(network, WATCHED_BYTES, 30) == 1
+
+
+def test_the_networks_latency_counts_as_steps(digits_cnn: CNN) -> None:
+    network, data = network_of(digits_cnn, (1, 8, 8)), Digits(test_limit=60)
+    plain = snn_accuracy(network, data.test(60).epoch(0), [3, 6])
+    network.latency = 4  # type: ignore[assignment]
+    late = snn_accuracy(network, data.test(60).epoch(0), [3, 4, 7, 10])
+    assert late == {7: plain[3], 10: plain[6]}
+    assert snn_accuracy(network, data.test(60).epoch(0), [3], extra_steps=0) == {3: plain[3]}
 
 
 def test_macs_by_hand() -> None:

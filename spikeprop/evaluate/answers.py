@@ -1,0 +1,156 @@
+"""What a network answers to a batch: its best classes for every image at every number of steps of interest.
+
+The accumulated output after t steps is the answer at T = t, so one simulation of max(T) steps answers for all smaller
+T. A network that computes ``extra_steps`` steps before its first answer (a pipeline's delay, steps run in advance)
+gives at T what it has accumulated in T - extra_steps steps, and nothing (``NO_ANSWER``) up to T = extra_steps.
+
+Suffix legend: N images of the batch, T numbers of steps, K best classes, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.errors import EvaluationError
+from spikeprop.evaluate.activity import ActivityMeter, device_of, watched_chunk
+from spikeprop.seeding import seed_torch
+from spikeprop.snn import SpikingNetwork
+
+NO_ANSWER = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchAnswers:
+    """The answers to one batch.
+
+    Attributes:
+        number: of the batch, from 0.
+        labels: true classes (N,) int64.
+        best: best classes (N, T, K) int16, best first.
+        counts: of the activity (3, T, L) as ``ActivityMeter`` takes them; zeros where it was not counted.
+        counted: images whose activity was counted.
+        seconds: from wanting the batch to having its answers, loading included.
+    """
+
+    number: int
+    labels: Tensor
+    best: Tensor
+    counts: Tensor = field(default_factory=lambda: torch.zeros(3, 0, 0, dtype=torch.float64))
+    counted: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a network is asked.
+
+    Attributes:
+        timesteps: numbers of steps, ascending; none for an ANN.
+        extra_steps: steps before the first answer, which the numbers include.
+        top: classes to name for each image.
+        classes: that the data have, to be compared with the network's outputs; None for no comparison.
+        seed: seeds the encoder's draws, a batch at a time, so a batch's answers do not depend on the batches before it.
+    """
+
+    timesteps: tuple[int, ...] = ()
+    extra_steps: int = 0
+    top: int = 5
+    classes: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.timesteps and self.timesteps[0] < 1) or list(self.timesteps) != sorted(set(self.timesteps)):
+            raise ValueError(f"timesteps {list(self.timesteps)}: give numbers, each at least 1, in ascending order")
+        if self.extra_steps < 0:
+            raise ValueError(f"extra_steps is {self.extra_steps}; it counts steps")
+
+    @property
+    def main_steps(self) -> list[int]:
+        """Steps of the simulation at each of the numbers of steps; below 1 where there is no answer yet."""
+        return [t - self.extra_steps for t in self.timesteps]
+
+    def meter(self, network: nn.Module) -> ActivityMeter | None:
+        """A meter for all numbers of steps that have an answer; None for an ANN."""
+        steps = [t for t in self.main_steps if t >= 1]
+        return ActivityMeter(network, steps) if isinstance(network, SpikingNetwork) and steps else None
+
+    @torch.no_grad()
+    def ask(self, network: nn.Module, number: int, x: Tensor, y: Tensor, meter: ActivityMeter | None = None) -> BatchAnswers:
+        """Put batch ``number`` to the network, in evaluation mode.
+
+        Args:
+            network: spiking network, or an ANN where there are no ``timesteps``.
+            number: of the batch.
+            x, y: images (N, ...) and their classes (N,).
+            meter: counts spikes over its own number of steps.
+
+        Raises:
+            EvaluationError: the network answers another number of classes than it is asked for.
+        """
+        x = x.to(device_of(network))
+        seed_torch(self.seed, number)
+        spiking = isinstance(network, SpikingNetwork)
+        best = self._simulate(network, x, meter) if spiking else self._best(network(x)).unsqueeze(1)
+        return BatchAnswers(number=number, labels=y.cpu().long(), best=best)
+
+    def _simulate(self, network: SpikingNetwork, x: Tensor, meter: ActivityMeter | None) -> Tensor:
+        """The best classes after each number of steps, (N, T, K)."""
+        found: dict[int, Tensor] = {}
+        wanted = self.main_steps
+        if wanted[-1] >= 1:
+            watching = _watching(network, len(x), wanted[-1], meter) if meter is not None else {}
+            chunks = network.unroll(x, wanted[-1], **watching)
+            outputs = enumerate((step for chunk in chunks for step in chunk), 1)
+            found = {t: self._best(output_NC) for t, output_NC in outputs if t in wanted}
+        width = min(self.top, *(best.shape[1] for best in found.values())) if found else self.top
+        none = torch.full((len(x), width), NO_ANSWER, dtype=torch.int16)
+        return torch.stack([found.get(t, none) for t in wanted], 1)
+
+    def _best(self, scores_NC: Tensor) -> Tensor:
+        """The classes of the largest scores (N, K) int16 on the CPU; of equal scores the first class, as argmax has it."""
+        outputs = scores_NC.shape[1]
+        if self.classes not in (None, outputs):
+            raise EvaluationError(f"the network tells {outputs} classes apart, and the data have {self.classes}")
+        order = torch.sort(scores_NC, dim=1, descending=True, stable=True).indices
+        return order[:, : self.top].to("cpu", torch.int16)
+
+
+def _watching(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:
+    """How a simulation is unrolled while a meter watches it."""
+    chunk = watched_chunk(network, images, steps)
+    return {"observe": meter.start(images), "observed_steps": meter.timesteps, "chunk": chunk}
+
+
+def pack(batches: Sequence[BatchAnswers]) -> dict[str, Tensor]:
+    """Several batches as tensors by name, to be written to one file."""
+    return {
+        "numbers": torch.tensor([b.number for b in batches]),
+        "sizes": torch.tensor([len(b.labels) for b in batches]),
+        "labels": torch.cat([b.labels for b in batches]),
+        "best": torch.cat([b.best for b in batches]),
+        "counted": torch.tensor([b.counted for b in batches]),
+        "seconds": torch.tensor([b.seconds for b in batches], dtype=torch.float64),
+        "counts": torch.cat([b.counts.unsqueeze(0) for b in batches if b.counted] or [torch.zeros(0)]),
+    }
+
+
+def unpack(tensors: dict[str, Tensor]) -> list[BatchAnswers]:
+    """The batches that were packed."""
+    sizes = tensors["sizes"].tolist()
+    counts = iter(tensors["counts"])
+    batches = [
+        BatchAnswers(number=number, labels=labels, best=best, counted=counted, seconds=seconds)
+        for number, labels, best, counted, seconds in zip(
+            tensors["numbers"].tolist(),
+            tensors["labels"].split(sizes),
+            tensors["best"].split(sizes),
+            tensors["counted"].tolist(),
+            tensors["seconds"].tolist(),
+        )
+    ]
+    return [replace(batch, counts=next(counts)) if batch.counted else batch for batch in batches]

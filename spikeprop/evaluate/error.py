@@ -1,0 +1,108 @@
+"""Where a conversion loses: each layer's firing rate against the activation of the ANN that it stands for.
+
+A spike of a layer stands for ``unit``, so after T steps a neuron that fired n times stands for n/T * unit, which should be the
+ANN's activation a. The relative error of a layer is |n/T * unit - a| / |a|, norms over images and neurons, and has three
+parts (Bu et al. 2022, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks"), each of
+which is given on its own, relative to |a| as well:
+
+    clipping      min(a, unit) - a                    a neuron fires at most once a step
+    quantisation  m/T * unit - min(a, unit)           a whole number of spikes; m is what a constant current would give
+    unevenness    (n - m)/T * unit                    more or fewer spikes, since they do not come evenly
+
+With the neurons' strict threshold m = ceil(a T/unit + v_init) - 1, between 0 and T. The parts add up as vectors, not as norms.
+
+Suffix legend: B images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprop.evaluate.activity import device_of, segments, watched_chunk
+from spikeprop.snn import INPUT, SpikingNetwork
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Relative errors of one layer after some number of steps."""
+
+    total: float
+    clipping: float
+    quantisation: float
+    unevenness: float
+
+
+@torch.no_grad()
+def conversion_error(
+    network: SpikingNetwork,
+    x: Tensor,
+    activations: Mapping[str, Tensor],
+    units: Mapping[str, Tensor | float],
+    timesteps: Sequence[int],
+) -> dict[str, dict[int, LayerError]]:
+    """Relative error of each layer of neurons after each number of steps: stage name to number of steps to errors.
+
+    Args:
+        network: the converted network.
+        x: images (B, ...).
+        activations: the ANN's, by stage name, (B, ...), for these images.
+        units: activation that a spike stands for, by stage name; a number, or a tensor that broadcasts to one sample's shape.
+        timesteps: numbers of steps of the simulation, each at least 1. Where layers start after one another, as in a
+            pipeline, a layer's first steps are silent and count as error.
+
+    Raises:
+        ValueError: a layer without activations or unit, or numbers of steps below 1.
+    """
+    marks = sorted(set(timesteps))
+    if not marks or marks[0] < 1:
+        raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
+    absent = [name for name in network.neurons() if name not in activations or name not in units]
+    if absent:
+        raise ValueError(f"no activation or no unit for {', '.join(absent)}")
+    counts = _counts(network, x.to(device_of(network)), marks)
+    found: dict[str, dict[int, LayerError]] = {}
+    for name, neuron in network.neurons().items():
+        a_B = activations[name].to(x.device)
+        unit = torch.as_tensor(units[name]).to(a_B)
+        found[name] = {t: _compare(count_B.to(a_B), t, a_B, unit, neuron.v_init) for t, count_B in counts[name].items()}
+    return found
+
+
+def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[str, dict[int, Tensor]]:
+    """Spikes of every neuron after each number of steps: stage name to number of steps to (B, ...)."""
+    total: dict[str, Tensor] = {}
+    seen = dict.fromkeys(network.neurons(), 0)
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in seen}
+
+    def observe(name: str, spikes_TB: Tensor) -> None:
+        if name == INPUT:
+            return
+        for i, part in segments(marks, seen[name], len(spikes_TB)):
+            total[name] = total.get(name, 0) + spikes_TB[part].sum(0)
+            if seen[name] + part.stop == marks[i]:
+                found[name][marks[i]] = total[name]
+        seen[name] += len(spikes_TB)
+
+    network.eval()(x_B, marks[-1], chunk=watched_chunk(network, len(x_B), marks[-1]), observe=observe)
+    return found
+
+
+def _compare(count_B: Tensor, steps: int, a_B: Tensor, unit: Tensor, v_init: float) -> LayerError:
+    spiked_B = count_B * unit / steps
+    clipped_B = torch.minimum(a_B, unit)
+    quantised_B = (torch.ceil(a_B * steps / unit + v_init) - 1).clamp(0, steps) * unit / steps
+    scale = a_B.norm().clamp(min=torch.finfo(a_B.dtype).tiny)
+
+    def relative(difference_B: Tensor) -> float:
+        return float(difference_B.norm() / scale)
+
+    return LayerError(
+        total=relative(spiked_B - a_B),
+        clipping=relative(clipped_B - a_B),
+        quantisation=relative(quantised_B - clipped_B),
+        unevenness=relative(spiked_B - quantised_B),
+    )

@@ -1,0 +1,126 @@
+"""``Journal``: the folder of one evaluation, which can be killed at any moment and go on.
+
+``evaluation.json`` says what is evaluated and how. ``parts/`` gets a file with the answers to a few batches every few
+seconds, written to a temporary name and renamed, so a batch is there whole or not at all, whichever process answered it.
+When all are there they become ``answers.safetensors``. A folder belongs to one evaluation: another one is refused
+rather than mixed in.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spikeprop.errors import EvaluationError
+from spikeprop.evaluate.answers import BatchAnswers, pack, unpack
+from spikeprop.files import read_json, write_atomically, write_json
+
+FORMAT = 1
+
+
+class Journal:
+    """The folder of one evaluation.
+
+    Args:
+        path: of the folder; made by ``open``.
+        settings: JSON values that say what is evaluated; a folder with others is refused.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.path = path
+        self.settings: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **settings}))
+
+    def open(self, about: Mapping[str, Any], *, restart: bool = False) -> None:
+        """Make the folder, or check that it is this evaluation's.
+
+        Args:
+            about: JSON values to keep beside the settings (machine, versions), which may differ when it goes on.
+            restart: throw away what lies there.
+
+        Raises:
+            EvaluationError: the folder holds another evaluation, naming what differs.
+        """
+        file = self.path / "evaluation.json"
+        if file.exists() and not restart:
+            return self._check_same(read_json(file)["settings"])
+        self._forget()
+        return write_json(file, {"settings": self.settings, **about})
+
+    def about(self) -> dict[str, Any]:
+        """What was kept beside the settings when the evaluation began."""
+        return {key: value for key, value in read_json(self.path / "evaluation.json").items() if key != "settings"}
+
+    def read(self) -> dict[int, BatchAnswers]:
+        """The batches that are answered, by number, ascending."""
+        whole = self.path / "answers.safetensors"
+        files = [whole] if whole.exists() else self._parts()
+        found = {batch.number: batch for file in files for batch in unpack(_load(file))}
+        return dict(sorted(found.items()))
+
+    def add(self, batches: Sequence[BatchAnswers]) -> None:
+        """Keep the answers to these batches."""
+        if batches:
+            _save(self.path / "parts" / f"{batches[0].number:06d}-{batches[-1].number:06d}.safetensors", batches)
+
+    def finish(self, batches: Sequence[BatchAnswers]) -> None:
+        """Put all answers into one file."""
+        if not (self.path / "answers.safetensors").exists():
+            _save(self.path / "answers.safetensors", batches)
+        shutil.rmtree(self.path / "parts", ignore_errors=True)
+
+    def _parts(self) -> list[Path]:
+        """Those that are whole: what was being written when a process was killed has a name with a dot."""
+        return sorted(p for p in (self.path / "parts").glob("*.safetensors") if not p.name.startswith("."))
+
+    def _forget(self) -> None:
+        (self.path / "evaluation.json").unlink(missing_ok=True)
+        (self.path / "answers.safetensors").unlink(missing_ok=True)
+        if (self.path / "parts").exists():
+            shutil.rmtree(self.path / "parts")
+
+    def _check_same(self, recorded: dict[str, Any]) -> None:
+        old, new = leaves(recorded), leaves(self.settings)
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        if changed:
+            shown = ", ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} here" for key in changed[:4])
+            raise EvaluationError(
+                f"{self.path} holds another evaluation ({shown}); use another --out folder, or --restart to throw that one away"
+            )
+
+
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """The values of a tree of mappings by dotted key."""
+    if isinstance(tree, dict):
+        return {k: v for key, below in tree.items() for k, v in leaves(below, f"{path}.{key}" if path else str(key)).items()}
+    return {path: tree}
+
+
+def _short(value: Any) -> str:
+    """A value in a message; hashes are cut."""
+    return value[:12] if isinstance(value, str) else json.dumps(value)
+
+
+def _save(path: Path, batches: Sequence[BatchAnswers]) -> None:
+    tensors = pack(batches)
+    write_atomically(path, lambda temporary: _write(tensors, temporary))
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # its own type for a full disk, say
+        raise OSError(None, str(error)) from error
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise EvaluationError(f"{path} is damaged ({error}); delete it and evaluate again") from error

@@ -1,0 +1,244 @@
+"""Pictures for people: accuracy against time steps and against energy, firing rates, classes, errors of the conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spikeprop.evaluate.error import LayerError
+from spikeprop.files import write_atomically
+
+GREY, VIOLET, ORANGE = "#333333", "#8c6bb1", "#d95f0e"
+KINDS = {"converted": ("converted", VIOLET), "finetuned": ("STDB fine-tuned", ORANGE)}
+FEW_CLASSES = 20  # more of them are shown as a curve rather than one by one
+Curve = dict[int, float]
+
+
+def draw(values: dict[str, Any], path: Path, title: str) -> None:
+    """A hybrid conversion: accuracy against steps, accuracy against energy, and firing rates by layer."""
+    figure = _figure(12.5, 3.6)
+    steps, energy, rates = figure.subplots(1, 3, width_ratios=[1.6, 1.4, 1.4])
+    ann = values["ann"]
+    for kind, (label, color) in KINDS.items():
+        found = values[kind]
+        curve = {int(t): a for t, a in found["accuracy"].items() if a is not None}
+        bands = {int(t): tuple(band) for t, band in found.get("interval", {}).items() if band is not None}
+        _curve(steps, curve, label, color, bands)
+        _energy_curve(energy, curve, found.get("activity", {}), label, color)
+    _ann_line(steps, ann["accuracy"], ann.get("interval"))
+    _steps_axis(steps, title)
+    macs = values["energy_joules"]["ann"] * 1e6
+    energy.plot([macs], [ann["accuracy"]], "s", color=GREY, label="ANN")
+    _energy_axis(energy)
+    _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {_rates_at(values)}")
+    _save(figure, path)
+
+
+def draw_evaluation(
+    values: dict[str, Any],
+    path: Path,
+    *,
+    names: Sequence[str],
+    by_class: Mapping[str, Any],
+    ann: Mapping[str, Any] | None = None,
+) -> None:
+    """One evaluation: accuracy against steps, against energy, firing rates and classes; of an ANN the classes alone.
+
+    Args:
+        values: of the report.
+        path: PNG file.
+        names: of the classes.
+        by_class: "confusion" (C, C) counts and "top1" (C,) percent, NaN for classes without images, at "column".
+        ann: the ANN's summary, for its line.
+    """
+    spiking = bool(values["timesteps"])
+    figure = _figure(11.5, 8.6) if spiking else _figure(6.4, 5.2)
+    grid = figure.subplots(2, 2).flatten() if spiking else [figure.subplots()]
+    if spiking:
+        steps, energy, rates = grid[:3]
+        _evaluation_curves(steps, values, ann)
+        top1 = _column(values, "top1")
+        _energy_curve(energy, top1, values["activity"], values["network"], ORANGE)
+        if ann and ann.get("energy_joules"):
+            energy.plot([ann["energy_joules"] * 1e6], [ann["accuracy"]["ANN"]["top1"]], "s", color=GREY, label="ANN")
+        _energy_axis(energy)
+        _rates_by_steps(rates, values["activity"])
+    if len(names) <= FEW_CLASSES:
+        _confusions(grid[-1], by_class, names)
+    else:
+        _sorted_classes(grid[-1], by_class, names)
+    told = "" if spiking else f", top-1 {values['accuracy']['ANN']['top1']:.2f} %"
+    figure.suptitle(f"{values['network']} on {values['settings']['data']['use']}, {values['images']:,} images{told}")
+    _save(figure, path)
+
+
+def draw_conversion_error(errors: Mapping[str, Mapping[int, LayerError]], path: Path, title: str) -> None:
+    """Heat maps, layer by number of steps, of the relative error and its three parts."""
+    layers, steps = list(errors), [*next(iter(errors.values()))]
+    figure = _figure(2.2 + 4 * (1.1 + 0.5 * len(steps)), 1.6 + 0.34 * len(layers))
+    axes = figure.subplots(1, 4, sharey=True)
+    parts = ("total", "clipping", "quantisation", "unevenness")
+    images = []
+    for axis, part in zip(axes, parts):
+        cells = [[getattr(errors[layer][t], part) for t in steps] for layer in layers]
+        images.append(axis.imshow(cells, cmap="magma_r", vmin=0, vmax=1, aspect="auto"))
+        axis.set_xticks(range(len(steps)), [str(t) for t in steps])
+        axis.set_yticks(range(len(layers)), layers)
+        axis.set(title=part, xlabel="T")
+        for row, line in enumerate(cells):
+            for column, cell in enumerate(line):
+                axis.text(column, row, f"{cell:.2f}", ha="center", va="center", fontsize=7, color="w" if cell > 0.5 else "k")
+    figure.colorbar(images[0], ax=axes, label="relative error", extend="max")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+# parts of pictures ------------------------------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+
+
+def _column(values: dict[str, Any], key: str) -> dict[int, Any]:
+    return {int(t): found[key] for t, found in values["accuracy"].items() if found is not None and key in found}
+
+
+def _curve(axis: Any, curve: Curve, label: str, color: str, bands: Mapping[int, Any], style: str = "o-") -> None:
+    axis.plot(list(curve), list(curve.values()), style, color=color, label=label, ms=4)
+    if bands:
+        low, high = zip(*bands.values())
+        axis.fill_between(list(bands), low, high, color=color, alpha=0.2, lw=0)
+
+
+def _ann_line(axis: Any, accuracy: float, interval: Sequence[float] | None) -> None:
+    axis.axhline(accuracy, color=GREY, ls="--", lw=1, label="ANN")
+    if interval:
+        axis.axhspan(*interval, color=GREY, alpha=0.1, lw=0)
+
+
+def _steps_axis(axis: Any, title: str) -> None:
+    steps = sorted({int(x) for line in axis.get_lines() if line.get_label() != "ANN" for x in line.get_xdata()})
+    axis.set(xscale="log", xlabel="time steps T", ylabel="accuracy (%)", title=title)
+    axis.set_xticks(steps, [str(t) for t in steps])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+
+
+def _evaluation_curves(axis: Any, values: dict[str, Any], ann: Mapping[str, Any] | None) -> None:
+    _curve(axis, _column(values, "top1"), "top-1", ORANGE, _column(values, "top1_interval"))
+    if _column(values, "top5"):
+        _curve(axis, _column(values, "top5"), "top-5", VIOLET, _column(values, "top5_interval"), "o:")
+    if ann:
+        found = ann["accuracy"]["ANN"]
+        _ann_line(axis, found["top1"], found["top1_interval"])
+    _steps_axis(axis, "accuracy, with 95 % intervals")
+
+
+def _energy_curve(axis: Any, curve: Curve, activity: Mapping[str, Any], label: str, color: str) -> None:
+    points = [(activity[str(t)]["energy_joules"] * 1e6, a, t) for t, a in curve.items() if str(t) in activity]
+    if points:
+        energies, accuracies, _ = zip(*points)
+        axis.plot(energies, accuracies, "o-", color=color, label=label, ms=4)
+        for x, y, t in points:
+            axis.annotate(f"T={t}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=color)
+
+
+def _energy_axis(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set(xscale="log", xlabel="uJ an image (arithmetic, 45 nm)", ylabel="accuracy (%)", title="accuracy against energy")
+    axis.grid(alpha=0.3)
+    axis.margins(x=0.12)  # room for the numbers of steps
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+    if axis.get_lines():
+        axis.legend(loc="lower right")
+
+
+def _rates_of_kinds(values: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
+    """Label to (colour as in the other plots, rates by layer) at the steps of fine-tuning; older reports have one network's."""
+    steps = str(_rates_at(values))
+    found = {
+        label: (color, values[kind]["activity"][steps]["rates"])
+        for kind, (label, color) in KINDS.items()
+        if steps in values[kind].get("activity", {})
+    }
+    return found or {KINDS["finetuned"][0]: (ORANGE, values["rates"])}
+
+
+def _rates_at(values: dict[str, Any]) -> int:
+    return values.get("rates_at", values["timesteps"])
+
+
+def _layer_bars(axis: Any, rates: Mapping[str, tuple[str, dict[str, float]]], title: str) -> None:
+    thickness = 0.8 / len(rates)
+    for i, (label, (color, by_layer)) in enumerate(rates.items()):
+        layers = [name for name in by_layer if name != "input"]
+        places = [row + (i - (len(rates) - 1) / 2) * thickness for row in range(len(layers))]
+        axis.barh(places, [by_layer[name] for name in layers], thickness, color=color, label=label)
+        axis.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= 12 else 5)
+    axis.invert_yaxis()
+    axis.set(xlabel="spikes a neuron a step", title=title)
+
+
+def _rates_by_steps(axis: Any, activity: Mapping[str, Any]) -> None:
+    """Heat map of the firing rates, layer by number of steps."""
+    axis.set(title="spikes a neuron a step", xlabel="T")
+    if not activity:
+        axis.text(0.5, 0.5, "not counted", ha="center", transform=axis.transAxes)
+        return
+    steps = list(activity)
+    layers = [name for name in activity[steps[0]]["rates"] if name != "input"]
+    cells = [[activity[t]["rates"][layer] for t in steps] for layer in layers]
+    image = axis.imshow(cells, cmap="viridis", vmin=0, aspect="auto")
+    axis.set_xticks(range(len(steps)), steps)
+    axis.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= 12 else 5)
+    for row, line in enumerate(cells):
+        for column, cell in enumerate(line):
+            shade = "w" if cell < 0.6 * max(map(max, cells)) else "k"
+            axis.text(column, row, f"{cell:.3f}", ha="center", va="center", fontsize=7, color=shade)
+    axis.figure.colorbar(image, ax=axis)
+
+
+def _confusions(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Heat map of true class by answer, in percent of the true class; a class without images is a blank row."""
+    counts = by_class["confusion"].double()
+    cells = (100 * counts / counts.sum(1, keepdim=True)).numpy()
+    axis.imshow(cells, cmap="Oranges", vmin=0, vmax=100)
+    for row, line in enumerate(cells):
+        for column, cell in enumerate(line):
+            if cell >= 0.5:
+                axis.text(column, row, f"{cell:.0f}", ha="center", va="center", fontsize=7, color="w" if cell > 60 else "k")
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(xlabel="answer", ylabel="class", title=f"confusions, {by_class['column']} (% of the class)")
+
+
+def _sorted_classes(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Accuracy of every class, the worst first; the worst and the best are named."""
+    seen = [(float(a), name) for a, name in zip(by_class["top1"], names) if a == a]
+    seen.sort()
+    axis.fill_between(range(len(seen)), [a for a, _ in seen], color=ORANGE, alpha=0.35, lw=0, step="mid")
+    named = [f"{a:3.0f} %  {name}" for a, name in seen]
+    text = "\n".join(["worst", *named[:5], "", "best", *named[-5:][::-1]])
+    axis.text(0.03, 0.97, text, transform=axis.transAxes, va="top", fontsize=7, family="monospace")
+    axis.set(
+        xlabel="classes, sorted",
+        ylabel="top-1 (%)",
+        ylim=(0, 100),
+        xlim=(0, len(seen) - 1),
+        title=f"accuracy by class, {by_class['column']}",
+    )

@@ -1,0 +1,93 @@
+"""From answers to figures: top-1 and top-5 with intervals, accuracy by class, confusions.
+
+Intervals are Wilson's score intervals (Wilson 1927; Brown, Cai & DasGupta 2001 recommend them): for p = k/n,
+
+    (p + z^2/2n  -+  z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+
+They say how far the accuracy on n images may lie from that on all such images, if the n were drawn at random.
+
+Suffix legend: N images, T numbers of steps, K best classes, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprop.evaluate.answers import BatchAnswers
+
+Z95 = 1.959963984540054  # two-sided 95 %
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of images in percent, with its 95 % interval."""
+
+    percent: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, count: int, total: int) -> Share:
+        """``count`` of ``total``."""
+        return cls(100 * count / total, *(100 * bound for bound in wilson(count, total)))
+
+    def __str__(self) -> str:
+        return f"{self.percent:.2f} % ({self.low:.2f} to {self.high:.2f})"
+
+
+def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of the share ``count / total``, in [0, 1].
+
+    Raises:
+        ValueError: not 0 <= count <= total, or total is 0.
+    """
+    if not 0 <= count <= total or total == 0:
+        raise ValueError(f"{count} of {total} is no share")
+    p = count / total
+    middle = p + z * z / (2 * total)
+    reach = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    low = (middle - reach) / scale if count else 0.0  # exactly, where rounding would leave a trace
+    return low, (middle + reach) / scale if count < total else 1.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to a whole data set: true classes (N,) and best classes (N, T, K), best first."""
+
+    labels_N: Tensor
+    best_NTK: Tensor
+
+    @classmethod
+    def of(cls, batches: Sequence[BatchAnswers]) -> Answers:
+        """Of all batches, in order."""
+        return cls(torch.cat([b.labels for b in batches]), torch.cat([b.best for b in batches]))
+
+    def top(self, k: int) -> list[Share]:
+        """Share of images whose class is among the ``k`` best, at each number of steps."""
+        right_T = hits(self.best_NTK[..., :k], self.labels_N).sum(0)
+        return [Share.of(int(right), len(self.labels_N)) for right in right_T]
+
+    def images(self, classes: int) -> Tensor:
+        """Images of each class (C,)."""
+        return torch.bincount(self.labels_N, minlength=classes)
+
+    def right(self, classes: int) -> Tensor:
+        """Images of each class that are told right, (C, T)."""
+        right_NT = hits(self.best_NTK[..., :1], self.labels_N).long()
+        return torch.zeros(classes, right_NT.shape[1], dtype=torch.long).index_add_(0, self.labels_N, right_NT)
+
+    def confusion(self, classes: int, column: int) -> Tensor:
+        """Images (C, C) by true class (row) and answer, at one of the numbers of steps."""
+        told = self.best_NTK[:, column, 0].long()
+        return torch.bincount(self.labels_N * classes + told, minlength=classes * classes).view(classes, classes)
+
+
+def hits(best_NTK: Tensor, labels_N: Tensor) -> Tensor:
+    """Whether the true class is among the best, (N, T)."""
+    return (best_NTK == labels_N[:, None, None]).any(2)

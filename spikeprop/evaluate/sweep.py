@@ -1,0 +1,148 @@
+"""``evaluate``: a network over a whole data set, at several numbers of time steps, in one pass that can be taken up again.
+
+Batches are what is shared out: processes answer each its own, and those that a journal holds are not answered again. A
+batch's answers depend on the batch and the seed alone, so neither changes the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from spikeprop.evaluate.activity import ActivityMeter
+from spikeprop.evaluate.answers import BatchAnswers, Question
+from spikeprop.evaluate.journal import Journal
+from spikeprop.evaluate.processes import ALONE, Processes
+from spikeprop.progress import bar
+
+SAVE_EVERY = 5.0  # seconds: what a kill costs at most, besides the batch that it falls into
+
+
+class Batches(Protocol):
+    """A split of a data set, as spikeprop.data has them."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def evaluate(
+    network: nn.Module,
+    split: Batches,
+    question: Question,
+    *,
+    journal: Journal | None = None,
+    processes: Processes = ALONE,
+    activity_images: int = 200,
+    label: str | None = None,
+    save_every: float = SAVE_EVERY,
+) -> list[BatchAnswers]:
+    """The answers to all batches of a split, in order; on other ranks than 0, those of this process and of the journal.
+
+    Args:
+        network: spiking network, or an ANN.
+        split: the images.
+        question: what is asked.
+        journal: open; where answers are kept and found. Several processes need one.
+        processes: that share the work.
+        activity_images: about so many images' activity is counted, in whole batches at even distances; 0 for none.
+        label: text of the progress bar, None for no bar.
+        save_every: seconds between two writes.
+
+    Raises:
+        EvaluationError: the network tells another number of classes apart than the question says.
+        ValueError: no images.
+    """
+    if len(split) == 0:
+        raise ValueError("no images to evaluate on")
+    network.eval()
+    found = journal.read() if journal is not None else {}
+    missing = [number for number in range(len(split)) if number not in found]
+    processes.wait()  # all have read the same journal before anyone adds to it
+    mine = processes.share(missing)
+    if mine:
+        counted = _counted(len(split), split.batch_size, activity_images)
+        meter = question.meter(network) if counted else None
+        with bar(label if processes.rank == 0 else None, total=len(mine), leave=False) as shown:
+            found |= _answer(network, split, question, mine, meter, counted, _Saver(journal, save_every), shown)
+    processes.wait()
+    if processes.rank == 0 and journal is not None:
+        found = journal.read() if processes.count > 1 else found
+        journal.finish([found[number] for number in sorted(found)])
+    processes.wait()
+    return [found[number] for number in sorted(found)]
+
+
+def _answer(
+    network: nn.Module,
+    split: Batches,
+    question: Question,
+    numbers: Sequence[int],
+    meter: ActivityMeter | None,
+    counted: range,
+    saver: _Saver,
+    shown: Any,
+) -> dict[int, BatchAnswers]:
+    """The batches of these numbers, put to the network one after the other."""
+    answers: dict[int, BatchAnswers] = {}
+    started = time.monotonic()
+    try:
+        for number, x, y in _chosen(split, numbers):
+            metered = meter if number in counted else None
+            batch = question.ask(network, number, x, y, metered)
+            if metered is not None:
+                batch = replace(batch, counts=metered.take(), counted=len(y))
+            now = time.monotonic()
+            answers[number], started = replace(batch, seconds=now - started), now
+            saver.add(answers[number])
+            shown.update()
+    finally:  # Ctrl-C keeps what is answered
+        saver.save()
+    return answers
+
+
+class _Saver:
+    """Hands answers to the journal every few seconds."""
+
+    def __init__(self, journal: Journal | None, every: float):
+        self.journal, self.every = journal, every
+        self.waiting: list[BatchAnswers] = []
+        self.last = time.monotonic()
+
+    def add(self, batch: BatchAnswers) -> None:
+        self.waiting.append(batch)
+        if time.monotonic() - self.last >= self.every:
+            self.save()
+
+    def save(self) -> None:
+        if self.journal is not None:
+            self.journal.add(self.waiting)
+        self.waiting, self.last = [], time.monotonic()
+
+
+def _chosen(split: Batches, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(number, images, labels) of the batches of these ascending numbers; each gap starts the split anew."""
+    first = 0
+    while first < len(numbers):
+        last = first
+        while last + 1 < len(numbers) and numbers[last + 1] == numbers[last] + 1:
+            last += 1
+        run = numbers[first : last + 1]
+        for number, (x, y) in zip(run, islice(split.epoch(0, run[0]), len(run))):
+            yield number, x, y
+        first = last + 1
+
+
+def _counted(batches: int, batch_size: int, images: int) -> range:
+    """The batches whose activity is counted, at even distances: about so many images' worth, but at least one."""
+    if images == 0:
+        return range(0)
+    return range(0, batches, max(1, batches * batch_size // max(images, batch_size)))
