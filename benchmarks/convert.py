@@ -123,7 +123,7 @@ def spikingjelly(name: str, ann: nn.Module, images: Tensor, test: Batches, times
     loader = [(x, torch.zeros(len(x))) for x in images.split(100)]
     chosen = SPIKINGJELLY[name]
     recipe = ann2snn.RateCodingRecipe(loader, **chosen) if chosen is not None else ann2snn.LocalThresholdBalancingRecipe(loader)
-    network = ann2snn.Converter(recipe)(without_padding(ann)).eval()
+    network = ann2snn.Converter(recipe).convert(without_padding(ann)).eval()
     starts = {t: min(t - 1, int(ann2snn.estimate_delay_start(network, loader, "cpu", t))) for t in timesteps}
     plain, delayed, seen = dict.fromkeys(timesteps, 0), dict.fromkeys(timesteps, 0), 0
     with torch.no_grad(), bar(name, total=len(test)) as shown:

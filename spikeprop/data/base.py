@@ -46,15 +46,15 @@ class ImageData(ABC):
 
     Attributes:
         root: folder that holds the data as torchvision lays it out; default ``$SPIKEPROP_DATA``.
-        mean, std: normalisation (pixel/255 - mean) / std, shared by ANN and SNN.
+        mean, std: normalisation (pixel/255 - mean) / std, shared by ANN and SNN; one number, or one a channel.
         train_limit, test_limit: use only the first so many images.
         crop: zero padding in pixels before a random crop in training, 0 for none.
         flip: random horizontal flip in training.
     """
 
     root: str | None = None
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | list[float] = 0.0
+    std: float | list[float] = 1.0
     train_limit: int | None = None
     test_limit: int | None = None
     crop: int = 0
@@ -69,7 +69,11 @@ class ImageData(ABC):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise ValueError(f"{name} is {limit}, which leaves nothing; use at least 1 image, or null for all")
-        if not self.std > 0:
+        for name in ("mean", "std"):
+            value, channels = getattr(self, name), self.input_shape[0]
+            if isinstance(value, list) and len(value) != channels:
+                raise ValueError(f"{name} is {value}; these images have {channels} channels: give one number, or one for each")
+        if not min(as_list(self.std)) > 0:
             raise ValueError(f"std is {self.std}; images are divided by it, so it must be positive")
         if self.crop < 0:
             raise ValueError(f"crop is {self.crop}; use 0 for none")
@@ -108,8 +112,8 @@ class InMemorySplit:
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,) int64
     batch_size: int
-    mean: float
-    std: float
+    mean: float | list[float]
+    std: float | list[float]
     scale: float = 255.0
     seed: int | None = None  # None: own order, no augmentation
     crop: int = 0
@@ -127,7 +131,8 @@ class InMemorySplit:
             x = self.images[index]
             if self.seed is not None:
                 x = augment(x, self.crop, self.flip, generator(self.seed, epoch, number))
-            yield (x.float().div_(self.scale) - self.mean) / self.std, self.labels[index]
+            mean, std = (torch.tensor(as_list(value)).view(-1, 1, 1) for value in (self.mean, self.std))
+            yield (x.float().div_(self.scale) - mean) / std, self.labels[index]
 
     def fingerprint(self) -> str:
         """Hash of the bytes of images and labels, in order."""
@@ -135,6 +140,11 @@ class InMemorySplit:
         for tensor in (self.images, self.labels):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def as_list(value: float | list[float]) -> list[float]:
+    """One number, or one a channel, as a list."""
+    return value if isinstance(value, list) else [value]
 
 
 def augment(x: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tensor:

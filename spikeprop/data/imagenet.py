@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spikeprop.data.base import Batch, ImageData
+from spikeprop.data.base import Batch, ImageData, as_list
 from spikeprop.errors import MissingDataError
 from spikeprop.seeding import generator, mix_seed
 
@@ -39,8 +39,8 @@ class ImageNet(ImageData):
         workers: processes that decode images; no more than there are CPU cores.
     """
 
-    mean: float = 0.5
-    std: float = 0.5
+    mean: float | list[float] = 0.5
+    std: float | list[float] = 0.5
     size: int = 224
     workers: int = 4
     classes: ClassVar = 1000
@@ -79,8 +79,8 @@ class FolderSplit:
 
     samples: list[tuple[str, int]]
     batch_size: int
-    mean: float
-    std: float
+    mean: float | list[float]
+    std: float | list[float]
     workers: int
     seed: int | None
     size: int = 224
@@ -112,13 +112,13 @@ class FolderSplit:
 
 
 class _Photographs(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, samples: list[tuple[str, int]], mean: float, std: float, seed: int | None, size: int):
+    def __init__(self, samples: list[tuple[str, int]], mean: Any, std: Any, seed: int | None, size: int):
         from torchvision.transforms import v2
 
         crop: list[Any] = [v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)]
         if seed is not None:
             crop = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-        normalise = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([mean] * 3, [std] * 3)]
+        normalise = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((as_list(mean) * 3)[:3], (as_list(std) * 3)[:3])]
         self.transform = v2.Compose([*crop, *normalise])
         self.samples, self.seed = samples, seed
 

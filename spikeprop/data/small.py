@@ -106,8 +106,8 @@ class FashionMNIST(_TorchvisionData):
 class CIFAR10(_TorchvisionData):
     """CIFAR-10, 50,000 + 10,000 images of 3x32x32; normalised to [-1, 1] so that Poisson coding does not saturate."""
 
-    mean: float = 0.5
-    std: float = 0.5
+    mean: float | list[float] = 0.5
+    std: float | list[float] = 0.5
     crop: int = 4
     flip: bool = True
     input_shape: ClassVar = (3, 32, 32)
@@ -120,8 +120,8 @@ class CIFAR10(_TorchvisionData):
 class CIFAR100(_TorchvisionData):
     """CIFAR-100, 50,000 + 10,000 images of 3x32x32; normalised to [-1, 1]."""
 
-    mean: float = 0.5
-    std: float = 0.5
+    mean: float | list[float] = 0.5
+    std: float | list[float] = 0.5
     crop: int = 4
     flip: bool = True
     input_shape: ClassVar = (3, 32, 32)
