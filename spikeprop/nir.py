@@ -66,7 +66,7 @@ def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
             _put(nodes, name, _neuron_to_node(stage.neuron, shapes[name], name))
         else:
             _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
-    metadata = {"encoder": type(network.encoder).__name__, "writer": "spikeprop"}
+    metadata = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout_from)}
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata)
 
 
@@ -227,7 +227,9 @@ class _Importer:
             else:
                 values[name] = [self._through(name, node, branch, len(branches)) for branch in branches]
         shape = tuple(int(n) for n in self.graph.nodes[inputs[0]].input_type["input"])
-        return SpikingNetwork(stages, encoder, shape).to(_dtype(self.graph)).eval()
+        network = SpikingNetwork(stages, encoder, shape).to(_dtype(self.graph)).eval()
+        network.readout_from.fill_(int((self.graph.metadata or {}).get("readout_from", 0)))
+        return network
 
     def _order(self, first: str) -> list[str]:
         """All nodes but the input, each after its sources, the output last."""

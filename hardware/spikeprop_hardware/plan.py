@@ -49,6 +49,7 @@ class Plan:
     input_shape: Shape
     input: str = "input"  # name of the input node
     populations: list[Population] = field(default_factory=list)
+    readout_from: int = 0  # steps that pass before the readout counts
 
     @property
     def depth(self) -> int:
@@ -76,6 +77,7 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
         raise HardwareError(f"the graph has {len(inputs)} inputs and {len(outputs)} outputs; this simulator runs one of each")
     shape = tuple(int(n) for n in graph.nodes[inputs[0]].input_type["input"])
     plan = Plan(shape, inputs[0])
+    plan.readout_from = int((graph.metadata or {}).get("readout_from", 0))
     depths = {inputs[0]: 0}
     size = int(np.prod(shape))
     paths = {inputs[0]: [_Path(inputs[0], sparse.identity(size, format="csr"), np.zeros(size), shape)]}

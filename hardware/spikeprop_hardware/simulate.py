@@ -25,7 +25,8 @@ from spikeprop_hardware.plan import make_plan
 
 @dataclass(frozen=True)
 class Simulation:
-    """Result: ``spikes[node]`` (samples, steps, *shape) bool; ``output`` (samples, steps, classes), accumulated."""
+    """Result: ``spikes[node]`` (samples, steps, *shape) bool; ``output`` (samples, steps, classes), accumulated from the
+    network's ``readout_from`` on."""
 
     spikes: dict[str, np.ndarray]
     output: np.ndarray
@@ -78,7 +79,14 @@ def simulate(
                 .reshape(*inputs.shape[:2], *p.shape)
                 for p in plan.populations[:-1]
             }
-    return Simulation(spikes, output)
+    return Simulation(spikes, less_the_first(output, plan.readout_from))
+
+
+def less_the_first(output: np.ndarray, delay: int) -> np.ndarray:
+    """Accumulated outputs (samples, steps, classes), less the one after ``delay`` steps once more steps have passed."""
+    if 0 < delay < output.shape[1]:
+        output[:, delay:] -= output[:, delay - 1 : delay].copy()
+    return output
 
 
 def _run(python: Path, here: Path, network: Path, progress: Callable[[int, int], None], patience: float) -> None:

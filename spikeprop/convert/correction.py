@@ -59,11 +59,13 @@ class SpikeCalibrator(ThresholdCalibrator):
         timesteps: steps that the network is to run for.
         per: one threshold a layer, or one a channel.
         grid: fractions of the largest activation that are tried as threshold.
+        delay: choose from which step on the output is read (``delay_readout``).
     """
 
     timesteps: int = 16
     per: Per = "channel"
     grid: int = 50
+    delay: bool = True
 
     def __post_init__(self) -> None:
         check_steps(self.timesteps, "a rate needs")
@@ -75,6 +77,8 @@ class SpikeCalibrator(ThresholdCalibrator):
         for layer, spikes in self._layers(network, x):
             neuron = layer.stage.neuron
             self.adjust(layer, spikes)
+            if neuron is None and self.delay:
+                delay_readout(network, x, layer.target, self.timesteps)
             if neuron is not None and not isinstance(neuron, SpikingMaxPool):
                 thresholds[layer.name] = neuron.v_threshold.detach().clone()
         return thresholds
@@ -268,6 +272,42 @@ def shift_bias(stage: Stage, shift_C: Tensor) -> None:
 def shift_potential(neuron: Neuron, error: Tensor, timesteps: int) -> None:
     """Start each neuron where the mean error of its rate would be made up for within ``timesteps`` steps."""
     neuron.v_init = (neuron.v_init + timesteps * error / neuron.v_threshold).clamp(-1, 1)
+
+
+@torch.no_grad()
+def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps: int) -> int:
+    """Choose ``readout_from`` for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
+
+    Args:
+        network: calibrated, in evaluation mode; its ``readout_from`` is set.
+        x: images (B, ...).
+        scores: of the ANN, in units of the output's potential (B, K).
+        timesteps: T; at most three quarters of it are passed over.
+
+    Returns:
+        the number of steps passed over; 0 keeps the whole sum. Distance is cross-entropy, from the ANN's probabilities.
+    """
+    network.readout_from.zero_()
+    wanted = (scores * _output_scale(network)).softmax(1)
+    total_TBK = torch.cat(list(_in_batches(network, x, timesteps)), 1) * _output_scale(network)
+    best, least = 0, torch.inf
+    for delay in range(timesteps * 3 // 4 + 1):
+        passed = total_TBK[delay - 1] if delay else 0
+        mean = (total_TBK[-1] - passed) / (timesteps - delay)
+        distance = float(-(wanted * mean.log_softmax(1)).sum(1).mean())
+        if distance < least:
+            best, least = delay, distance
+    network.readout_from.fill_(best)
+    return best
+
+
+def _in_batches(network: SpikingNetwork, x: Tensor, timesteps: int) -> Iterator[Tensor]:
+    for some in x.split(64):
+        yield torch.cat(list(network.unroll(some, timesteps)))
+
+
+def _output_scale(network: SpikingNetwork) -> Tensor:
+    return next(stage for _, stage in network.each() if stage.neuron is None).scale
 
 
 def bar_over(layers: Iterator[Any], total: int) -> Iterator[Any]:

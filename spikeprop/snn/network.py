@@ -80,10 +80,15 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
+        readout_from: buffer, steps that pass before the output counts (delayed readout): after them, what was accumulated in them
+            is taken off, so that first spikes, fired before the network has settled, have no say. T includes them.
     """
+
+    readout_from: Tensor
 
     def __init__(self, stages: Mapping[str, Stage], encoder: Encoder, input_shape: tuple[int, ...]):
         super().__init__()
+        self.register_buffer("readout_from", torch.tensor(0))
         self.stages = nn.ModuleDict(stages)
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
@@ -147,7 +152,8 @@ class SpikingNetwork(nn.Module):
         Raises:
             ValueError: shape, NaN or infinity in the input, or timesteps < 1.
         """
-        if torch.is_grad_enabled() and observe is None and self._packed(x_B, timesteps, chunk):
+        delayed = int(self.readout_from) > 0
+        if torch.is_grad_enabled() and observe is None and not delayed and self._packed(x_B, timesteps, chunk):
             return _engine().train(self, x_B, timesteps, chunk)
         output = None
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
@@ -174,8 +180,14 @@ class SpikingNetwork(nn.Module):
 
         What is observed are all steps, or the chunks in which the first ``observed_steps`` lie.
         """
-        if observed_steps is None:
-            observed_steps = timesteps
+        watched = timesteps if observed_steps is None else observed_steps
+        outputs = self._accumulated(x_B, timesteps, chunk, observe, watched)
+        delay = int(self.readout_from)
+        yield from outputs if delay == 0 else _less_the_first(outputs, delay)
+
+    def _accumulated(
+        self, x_B: Tensor, timesteps: int, chunk: int | None, observe: Observer | None, observed_steps: int
+    ) -> Iterator[Tensor]:
         if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled():
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
@@ -239,3 +251,17 @@ class SpikingNetwork(nn.Module):
             total = current if total is None else total + current
         assert total is not None
         return total
+
+
+def _less_the_first(outputs: Iterator[Tensor], delay: int) -> Iterator[Tensor]:
+    """Accumulated outputs (t, B, K), less the one after ``delay`` steps once more steps have passed."""
+    before, first = 0, None
+    for output_TBK in outputs:
+        left = delay - before
+        if first is None and left <= len(output_TBK):
+            first = output_TBK[left - 1].clone()
+            output_TBK = torch.cat([output_TBK[:left], output_TBK[left:] - first])
+        elif first is not None:
+            output_TBK = output_TBK - first
+        before += len(output_TBK)
+        yield output_TBK
