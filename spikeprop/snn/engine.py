@@ -203,11 +203,16 @@ def _added_up(found: Iterable[dict[nn.Parameter, Tensor]]) -> dict[nn.Parameter,
 def _threads(count: int) -> ThreadPoolExecutor:
     """Threads on which torch itself runs single-threaded; the setting of every other thread stays as it is."""
     usual = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "spikeprop", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, "spikeprop", initializer=_run_torch_alone)
     all_started = Barrier(count)
     list(pool.map(lambda _: all_started.wait(), range(count)))
     torch.set_num_threads(usual)  # what threads that are yet to start will use
     return pool
+
+
+def _run_torch_alone() -> None:
+    torch.get_num_threads()  # a thread's first call, whichever it is, sets its number to the process's: that must not come later
+    torch.set_num_threads(1)
 
 
 os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of its parent's threads
