@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeprop.snn.kernels import cpu_loops
+from spikeprop.snn.kernels import cpu_forward, cpu_loops
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.reference import NEVER
 from spikeprop.snn.kernels.words import BITS
@@ -62,10 +62,10 @@ def scan(
 ) -> int:
     """See ``packed_reference.scan``."""
     current, v, words = _array(current_KBSC.flatten(1, 2)), _array(v_BSC.flatten(0, 1)), _words(words_KBSW.flatten(1, 2))
-    theta, leak, leaky = _array(theta_RC), _array(leak_RC), _leaky(leak_RC)
+    theta, leak = _array(theta_RC), _array(leak_RC)
 
     def work(first: int, last: int) -> int:
-        return cpu_loops.scan(current, v, theta, leak, leaky, to_zero, words, potential, first, last)
+        return cpu_forward.scan(current, v, theta, leak, to_zero, words, potential, first, last)
 
     return sum(in_ranges(len(v), work))
 
@@ -214,11 +214,10 @@ def spread(gradient: Gradient) -> Tensor:
 
 
 def event_weight(weight_OCYX: Tensor) -> Tensor:
-    """Weights of a convolution as ``event_conv`` reads them: (blocks, C, Y, X x channels of a block), flipped."""
+    """Weights of a convolution as ``event_conv`` reads them: (blocks, Y, X, C, channels of a block)."""
     outputs, channels, rows, columns = weight_OCYX.shape
     block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
-    flipped = weight_OCYX.detach().flip(2, 3).unflatten(0, (-1, block))
-    return flipped.permute(0, 2, 3, 4, 1).flatten(3).contiguous()
+    return weight_OCYX.detach().unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,7 @@ def event_conv(
     weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 1)), affine.arrays()
 
     def work(first: int, last: int) -> None:
-        cpu_loops.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
+        cpu_forward.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
 
     in_ranges(len(out), work)
 
@@ -273,7 +272,7 @@ class EventConvGrad:
         in_ranges(len(grad), work)
 
     def _zeros(self, dtype: Any) -> np.ndarray:
-        """A gradient in the layout of ``event_weight``."""
+        """A gradient as ``conv_weight_grad`` adds to it."""
         outputs, channels, rows, columns = self.shape
         block = _block(outputs, channels * rows * columns * np.dtype(dtype).itemsize)
         return np.zeros((outputs // block, channels, rows, columns * block), dtype)
@@ -292,9 +291,10 @@ def event_linear(spikes: Spikes, weight_PCO: Tensor, affine: Affine, out_KBPO: T
     """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
     words, mask, masked = spikes.arrays()
     weight, out, (gain, bias) = _array(weight_PCO), _array(out_KBPO.flatten(0, 2)), affine.arrays()
+    together = max(1, CACHE_BYTES // weight[0].nbytes)
 
     def work(first: int, last: int) -> None:
-        cpu_loops.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, gain, bias, out, first, last)
+        cpu_forward.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, gain, bias, out, together, first, last)
 
     in_ranges(len(out), work)
 
