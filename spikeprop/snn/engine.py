@@ -127,6 +127,7 @@ class Run:
             current_KBO = self._advance(begin, steps, x_KB)
             if observe is not None and begin < observed_steps:
                 self._show(observe, begin, min(steps, observed_steps - begin), x_KB)
+            del x_KB  # before the next is drawn
             if total_KBO is not None:  # in this order the sum does not depend on how time is cut
                 current_KBO = torch.cat([current_KBO[:1] + total_KBO[-1], current_KBO[1:]])
             total_KBO = torch.cumsum(current_KBO, 0)
