@@ -8,7 +8,7 @@ import pytest
 import torch
 from numba.core.errors import TypingError
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from spikeprop.snn.kernels import cpu, packed_reference, winograd
 from spikeprop.snn.kernels.dense import matmul
@@ -120,6 +120,31 @@ def test_currents_spike_by_spike_are_the_dense_ones(channels: int, outputs: int,
     cpu.event_linear(spikes, linear, affine, summed)
     by_position = images.flatten(2).transpose(1, 2).flatten(1)
     assert torch.equal(summed.flatten(0, 2), by_position @ linear.flatten(0, 1) + affine.bias_O)
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(3, 1), (33, 70), (64, 128)])
+@pytest.mark.parametrize("together", [1, 1 << 16], ids=["image by image", "all at once"])
+@pytest.mark.parametrize("pool", [1, 2])
+def test_a_weights_gradient_spike_by_spike_is_the_dense_one(
+    channels: int, outputs: int, together: int, pool: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients that are multiples of 1/64 make every sum exact; weights in one block and in several."""
+    monkeypatch.setattr(cpu, "CACHE_BYTES", 1 << 14)
+    monkeypatch.setattr(cpu, "TARGETS", together)
+    torch.manual_seed(0)
+    images, size = 5, (8, 6)
+    pooled, out_size = (size[0] // pool, size[1] // pool), (size[0] // pool + 2, size[1] // pool + 1)
+    words = pack((torch.rand(images, 1, size[0] * size[1], channels) < 0.1).float())
+    spikes = cpu.Spikes(words, size, channels, pool, None, None)
+    grad = (torch.randn(images, 1, out_size[0] * out_size[1], outputs) * 64).round() / 64
+    gathered = cpu.EventConvGrad((outputs, channels, 3, 2), (2, 1))
+    gathered.weight_grad(spikes, grad, out_size)
+    found = gathered.finish(1 / pool**2)
+    values, grads = (x.flatten(0, 1).transpose(1, 2) for x in (cpu.pooled(spikes, torch.float32), grad))
+    shape = (outputs, channels, 3, 2)
+    wanted = conv2d_weight(values.unflatten(2, pooled), shape, grads.unflatten(2, out_size), padding=(2, 1))  # type: ignore[arg-type]
+    assert found is not None
+    assert torch.equal(found, wanted)
 
 
 def test_what_is_not_contiguous_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit, uint32
 
-from spikeprop.snn.kernels.cpu_forward import popcount
+from spikeprop.snn.kernels.cpu_vectors import popcount
 
 BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
@@ -218,37 +218,6 @@ def spread(grad_IPC, width, pool, scale_BSC, scaled, factor, out_ISC, first, las
             else:
                 for c in range(out.shape[0]):
                     out[c] = grad[c] * factor
-
-
-@_jit
-def conv_weight_grad(words_ISW, shape, pool, mask_BSW, masked, grad_IPO, out_shape, padding, grad_XCYJ, first, last):
-    """Gradient of the weights of a convolution, added to ``grad_XCYJ`` (blocks, C, Y, X x channels of a block), flipped."""
-    height, width = shape[0] // pool, shape[1] // pool
-    blocks, rows = grad_XCYJ.shape[0], grad_XCYJ.shape[2]
-    run = grad_XCYJ.shape[3]
-    block = grad_IPO.shape[2] // blocks
-    columns = run // block
-    tile = np.zeros((height + rows - 1, (width + columns - 1) * block), grad_IPO.dtype)
-    found = np.empty(grad_XCYJ.shape[1], np.int64)
-    skip_y, skip_x = rows - 1 - padding[0], (columns - 1 - padding[1]) * block
-    for x in range(blocks):
-        weight = grad_XCYJ[x]
-        for i in range(first, last):
-            for y in range(out_shape[0]):
-                for z in range(out_shape[1]):
-                    source = grad_IPO[i, y * out_shape[1] + z, x * block : (x + 1) * block]
-                    row = tile[y + skip_y, skip_x + z * block : skip_x + (z + 1) * block]
-                    for c in range(block):
-                        row[c] = source[c]
-            for s in range(words_ISW.shape[1]):
-                n = _channels(words_ISW[i, s], mask_BSW[i % mask_BSW.shape[0], s], masked, found)
-                ty, tx = s // shape[1] // pool, (s % shape[1]) // pool * block
-                for j in range(rows):
-                    source = tile[ty + j, tx : tx + run]
-                    for e in range(n):
-                        to = weight[found[e], j]
-                        for c in range(run):
-                            to[c] += source[c]
 
 
 @_jit

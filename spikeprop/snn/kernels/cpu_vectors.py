@@ -1,4 +1,4 @@
-"""The CPU's forward loops: integrate and fire, and currents spike by spike, on LLVM vectors.
+"""The CPU's loops on LLVM vectors: integrate and fire; currents, and a convolution's gradient, spike by spike.
 
 Numba's own vectoriser checks at every run of numbers whether arrays overlap, and keeps no sum in registers across a loop over
 spikes. Here the innermost steps are written as LLVM vectors of 64, 32, ... 1 numbers, which LLVM fits to the processor's: 32
@@ -276,29 +276,29 @@ def scan(current_KNC, v_NC, theta_RC, leak_RC, to_zero, words_KNW, potential, fi
 
 
 @_jit
-def _add_rows(out, at, weight, rows, size):
-    """out[at : at + size] += the sum of the rows of ``weight`` that begin at ``rows``, up to a negative one."""
+def _add_rows(out, at, weight, base, rows, size):
+    """out[at : at + size] += the sum of the rows of ``weight`` that begin at ``base`` + ``rows``, up to a negative one."""
     low = 0
     while size - low >= 64:
-        _add_64(out, at + low, weight, low, rows)
+        _add_64(out, at + low, weight, base + low, rows)
         low += 64
     if size & 32:
-        _add_32(out, at + low, weight, low, rows)
+        _add_32(out, at + low, weight, base + low, rows)
         low += 32
     if size & 16:
-        _add_16(out, at + low, weight, low, rows)
+        _add_16(out, at + low, weight, base + low, rows)
         low += 16
     if size & 8:
-        _add_8(out, at + low, weight, low, rows)
+        _add_8(out, at + low, weight, base + low, rows)
         low += 8
     if size & 4:
-        _add_4(out, at + low, weight, low, rows)
+        _add_4(out, at + low, weight, base + low, rows)
         low += 4
     if size & 2:
-        _add_2(out, at + low, weight, low, rows)
+        _add_2(out, at + low, weight, base + low, rows)
         low += 2
     if size & 1:
-        _add_1(out, at + low, weight, low, rows)
+        _add_1(out, at + low, weight, base + low, rows)
 
 
 @_jit
@@ -384,6 +384,81 @@ def conv(words_ISW, shape, pool, mask_BSW, masked, weight_XYJCO, padding, gain, 
 
 
 @_jit
+def _list_by_channel(words_ISW, mask_BSW, masked, low, high, size, pool, lengths, begin_C, found, place, reach):
+    """Where each channel spikes in the images low..high: offsets in a tile, lengths[0] an image, [1] a row, [2] a position.
+
+    Those of channel c begin at reach[begin_C[c]] and end before a negative one. found, place: room for all spikes.
+    """
+    n = 0
+    begin_C[:] = 1  # the negative one
+    for i in range(low, high):
+        words, mask = words_ISW[i], mask_BSW[i % mask_BSW.shape[0]]
+        for s in range(words.shape[0]):
+            end = _list_spikes(words, mask, masked, s, 0, 1, found, n)
+            at = (i - low) * lengths[0] + s // size[1] // pool * lengths[1] + s % size[1] // pool * lengths[2]
+            for e in range(n, end):
+                place[e] = at
+                begin_C[found[e]] += 1
+            n = end
+    begin = 0
+    for c in range(begin_C.shape[0]):
+        begin, begin_C[c] = begin + begin_C[c], begin
+    for e in range(n):
+        c = found[e]
+        reach[begin_C[c]] = place[e]
+        begin_C[c] += 1
+    begin = 0
+    for c in range(begin_C.shape[0]):
+        end = begin_C[c]
+        reach[end] = -1
+        begin, begin_C[c] = end + 1, begin
+
+
+@_jit
+def _fill_tile(grad_IPO, low, high, out_shape, skip, x, block, tile_GYJ):
+    """The gradients of block x of the images low..high, each image with a border."""
+    for i in range(low, high):
+        for y in range(out_shape[0]):
+            for z in range(out_shape[1]):
+                source = grad_IPO[i, y * out_shape[1] + z, x * block : (x + 1) * block]
+                to = tile_GYJ[i - low, y + skip[0], (skip[1] + z) * block : (skip[1] + z + 1) * block]
+                for c in range(block):
+                    to[c] = source[c]
+
+
+@_jit
+def conv_weight_grad(words_ISW, shape, pool, mask_BSW, masked, grad_IPO, out_shape, padding, targets, grad_XYJCO, first, last):
+    """Gradient of the weights of ``conv``, added to ``grad_XYJCO`` (in the layout of its weights).
+
+    A weight's is the sum of the gradients of the targets that the spikes of its channel reach, in as many images
+    at once as have ``targets`` numbers.
+    """
+    blocks, rows, columns, channels, block = grad_XYJCO.shape
+    height, width = shape[0] // pool + rows - 1, shape[1] // pool + columns - 1
+    lengths = (height * width * block, width * block, block)
+    together = min(last - first, max(1, targets // lengths[0]))
+    tile = np.zeros((together, height, width * block), grad_IPO.dtype)
+    found = np.empty(together * shape[0] * shape[1] * channels + COPIED, np.int32)
+    place, begins = np.empty(found.shape[0], np.int32), np.empty(channels, np.int64)
+    reach = np.empty(found.shape[0] + channels, np.int32)
+    skip = (rows - 1 - padding[0], columns - 1 - padding[1])
+    for x in range(blocks):
+        grad = grad_XYJCO[x]
+        for low in range(first, last, together):
+            high = min(low + together, last)
+            _fill_tile(grad_IPO, low, high, out_shape, skip, x, block, tile)
+            _list_by_channel(words_ISW, mask_BSW, masked, low, high, shape, pool, lengths, begins, found, place, reach)
+            for c in range(channels):
+                spikes = reach[begins[c] :]
+                if spikes[0] < 0:
+                    continue
+                for j in range(rows):
+                    for k in range(columns):
+                        base = (rows - 1 - j) * lengths[1] + (columns - 1 - k) * block
+                        _add_rows(grad, ((j * columns + k) * channels + c) * block, tile, base, spikes, block)
+
+
+@_jit
 def linear(words_ISW, width, pool, mask_BSW, masked, weight_PCO, gain, bias_O, out_IO, together, first, last):
     """The same of a fully connected layer; the weights of ``together`` positions, done together, stay in cache."""
     across, outputs = width // pool, out_IO.shape[1]
@@ -401,7 +476,7 @@ def linear(words_ISW, width, pool, mask_BSW, masked, weight_PCO, gain, bias_O, o
                     n = _list_spikes(words, mask, masked, at, (p - low) * each, outputs, found, n)
             if n > 0:
                 found[n] = -1
-                _add_rows(out_IO, i * outputs, weight, found, outputs)
+                _add_rows(out_IO, i * outputs, weight, 0, found, outputs)
     for i in range(first, last):
         to = out_IO[i]
         for c in range(outputs):
