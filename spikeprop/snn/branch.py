@@ -31,8 +31,8 @@ from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.synapse import DropoutMasks
 
 # Spikes per value that the weights see, below which adding weights spike by spike is the faster way; on the careful side.
-FORWARD_EVENTS = 0.15
-BACKWARD_EVENTS = 0.11
+FORWARD_EVENTS = 0.28
+BACKWARD_EVENTS = 0.22
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
 
 AnyLayout = TypeVar("AnyLayout", bound=DenseLayout)

@@ -36,7 +36,9 @@ from spikeprop.snn.synapse import DropoutMasks
 if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork
 
-ROWS = 64  # samples x steps that go through a layer together: enough for its weights to be read seldom
+STEPS = 64  # at most, that go through a layer together: enough for its weights to be read seldom
+# Samples x steps that do so on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
+ROWS = {"keep": 64, "drop": 512}
 CUDA_BYTES = 1 << 30  # of the largest layer's floats at once, on a GPU
 Observer = Callable[[str, Tensor], None]
 T = TypeVar("T")
@@ -85,7 +87,7 @@ class Run:
     Args:
         network, x_B: what is simulated.
         timesteps: all steps.
-        chunk: steps done at once; None for about ``ROWS`` rows (samples x steps) at a time.
+        chunk: steps done at once; None for about ``STEPS``.
         keep: keep what the backward pass needs.
     """
 
@@ -100,7 +102,7 @@ class Run:
     def _share(self, first: int, last: int, masks: DropoutMasks | None) -> list[Part]:
         """One thread's samples, a few at a time."""
         kernels, scratch = packed_kernels(self.x_B.device), Scratch(self.x_B.device)
-        size = max(1, ROWS // self.chunk) if self.x_B.device.type == "cpu" else last - first
+        size = max(1, ROWS["keep" if self.keep else "drop"] // self.chunk) if self.x_B.device.type == "cpu" else last - first
         share = []
         for low in range(first, last, size):
             high = min(low + size, last)
@@ -125,6 +127,7 @@ class Run:
             current_KBO = self._advance(begin, steps, x_KB)
             if observe is not None and begin < observed_steps:
                 self._show(observe, begin, min(steps, observed_steps - begin), x_KB)
+            del x_KB  # before the next is drawn
             if total_KBO is not None:  # in this order the sum does not depend on how time is cut
                 current_KBO = torch.cat([current_KBO[:1] + total_KBO[-1], current_KBO[1:]])
             total_KBO = torch.cumsum(current_KBO, 0)
@@ -203,11 +206,16 @@ def _added_up(found: Iterable[dict[nn.Parameter, Tensor]]) -> dict[nn.Parameter,
 def _threads(count: int) -> ThreadPoolExecutor:
     """Threads on which torch itself runs single-threaded; the setting of every other thread stays as it is."""
     usual = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "spikeprop", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, "spikeprop", initializer=_run_torch_alone)
     all_started = Barrier(count)
     list(pool.map(lambda _: all_started.wait(), range(count)))
     torch.set_num_threads(usual)  # what threads that are yet to start will use
     return pool
+
+
+def _run_torch_alone() -> None:
+    torch.get_num_threads()  # a thread's first call, whichever it is, sets its number to the process's: that must not come later
+    torch.set_num_threads(1)
 
 
 os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of its parent's threads
@@ -226,7 +234,7 @@ def _layouts(network: SpikingNetwork) -> dict[str, Layout]:
 def _most_steps(network: SpikingNetwork, x_B: Tensor) -> int:
     """Steps that may go through a layer together."""
     if x_B.device.type == "cpu":
-        return ROWS
+        return STEPS
     largest = max(torch.Size(shape).numel() for name, shape in network.shapes().items() if name != INPUT)
     return max(1, CUDA_BYTES // (largest * len(x_B) * x_B.element_size()))
 

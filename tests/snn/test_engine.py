@@ -237,6 +237,17 @@ def test_threads_change_nothing_but_the_order_of_sums(name: str) -> None:
         torch.testing.assert_close(gradient, results[0][1], rtol=1e-10, atol=1e-13)
 
 
+def test_each_thread_of_the_engine_runs_torch_alone() -> None:
+    """Else every kernel of each of them would be cut up once more, for as many threads again."""
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert list(engine._threads(3).map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(usual)
+
+
 def test_the_same_threads_give_the_same_bits() -> None:
     network, x = spiking("cnn with dropout", IF(), Poisson())
     network.float()

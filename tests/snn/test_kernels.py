@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from torch.nn.grad import conv2d_input
+from numba.core.errors import TypingError
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
-from spikeprop.snn.kernels import cpu, winograd
+from spikeprop.snn.kernels import cpu, packed_reference, winograd
 from spikeprop.snn.kernels.dense import matmul
+from spikeprop.snn.kernels.words import pack
 from spikeprop.snn.scratch import Scratch
 
 
@@ -70,3 +75,80 @@ def test_scratch_memory_is_used_again_and_never_twice_at_once() -> None:
     smaller = scratch.take((3, 2), torch.float64)
     assert smaller.data_ptr() == place
     assert scratch.take((4, 8), torch.float32).data_ptr() not in (place, second.data_ptr())
+
+
+@pytest.mark.parametrize("channels", [1, 7, 31, 32, 33, 48, 70, 96])
+@pytest.mark.parametrize("steps_of_current", [1, 5])
+def test_neurons_fire_as_the_references_do(channels: int, steps_of_current: int) -> None:
+    """All lengths of vectors, thresholds for a layer and for each neuron, both resets, with and without the potentials."""
+    torch.manual_seed(0)
+    shape = (2, 6, channels)
+    for rows, to_zero, potential in itertools.product((1, 6), (False, True), (False, True)):
+        if potential and steps_of_current == 1:
+            continue  # the potentials of all steps need room
+        current = torch.rand(steps_of_current, *shape)
+        theta, leak = torch.rand(rows, channels) + 0.5, torch.rand(rows, channels)
+        found = []
+        for kernels in (cpu, packed_reference):
+            v, words, own = torch.full(shape, 0.25), torch.empty(5, 2, 6, -(-channels // 32), dtype=torch.int32), current.clone()
+            count = kernels.scan(own, v, theta, leak, to_zero, words, potential)
+            found.append((count, v, words, own))
+        assert found[0][0] == found[1][0]
+        for ours, theirs in zip(found[0][1:], found[1][1:]):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(3, 1), (33, 70), (64, 128), (40, 15)])
+@pytest.mark.parametrize("rate", [0.02, 0.5, 1.0], ids=lambda rate: f"rate {rate}")
+@pytest.mark.parametrize("pool", [1, 2])
+def test_currents_spike_by_spike_are_the_dense_ones(channels: int, outputs: int, rate: float, pool: int) -> None:
+    """Weights that are multiples of 1/64 make every sum exact."""
+    torch.manual_seed(0)
+    steps, batch, size = 2, 3, (8, 6)
+    positions, pooled = size[0] * size[1], (size[0] // pool, size[1] // pool)
+    words = pack((torch.rand(steps, batch, positions, channels) < rate).float())
+    spikes = cpu.Spikes(words, size, channels, pool, None, None)
+    images = cpu.pooled(spikes, torch.float32).flatten(0, 1).unflatten(1, pooled).permute(0, 3, 1, 2)
+    weight = (torch.randn(outputs, channels, 3, 2) * 64).round() / 64
+    affine = cpu.Affine(1 / pool**2, (torch.randn(outputs) * 64).round() / 64)
+    wanted = F.conv2d(images, weight, affine.bias_O, padding=(2, 1))
+    out = torch.full((steps, batch, wanted.shape[2] * wanted.shape[3], outputs), torch.nan)
+    cpu.event_conv(spikes, cpu.event_weight(weight), (2, 1), affine, (wanted.shape[2], wanted.shape[3]), out)
+    assert torch.equal(out.flatten(0, 1), wanted.flatten(2).transpose(1, 2))
+    linear = (torch.randn(pooled[0] * pooled[1], channels, outputs) * 64).round() / 64
+    summed = torch.full((steps, batch, 1, outputs), torch.nan)
+    cpu.event_linear(spikes, linear, affine, summed)
+    by_position = images.flatten(2).transpose(1, 2).flatten(1)
+    assert torch.equal(summed.flatten(0, 2), by_position @ linear.flatten(0, 1) + affine.bias_O)
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(3, 1), (33, 70), (64, 128)])
+@pytest.mark.parametrize("together", [1, 1 << 16], ids=["image by image", "all at once"])
+@pytest.mark.parametrize("pool", [1, 2])
+def test_a_weights_gradient_spike_by_spike_is_the_dense_one(
+    channels: int, outputs: int, together: int, pool: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients that are multiples of 1/64 make every sum exact; weights in one block and in several."""
+    monkeypatch.setattr(cpu, "CACHE_BYTES", 1 << 14)
+    monkeypatch.setattr(cpu, "TARGETS", together)
+    torch.manual_seed(0)
+    images, size = 5, (8, 6)
+    pooled, out_size = (size[0] // pool, size[1] // pool), (size[0] // pool + 2, size[1] // pool + 1)
+    words = pack((torch.rand(images, 1, size[0] * size[1], channels) < 0.1).float())
+    spikes = cpu.Spikes(words, size, channels, pool, None, None)
+    grad = (torch.randn(images, 1, out_size[0] * out_size[1], outputs) * 64).round() / 64
+    gathered = cpu.EventConvGrad((outputs, channels, 3, 2), (2, 1))
+    gathered.weight_grad(spikes, grad, out_size)
+    found = gathered.finish(1 / pool**2)
+    values, grads = (x.flatten(0, 1).transpose(1, 2) for x in (cpu.pooled(spikes, torch.float32), grad))
+    shape = (outputs, channels, 3, 2)
+    wanted = conv2d_weight(values.unflatten(2, pooled), shape, grads.unflatten(2, out_size), padding=(2, 1))  # type: ignore[arg-type]
+    assert found is not None
+    assert torch.equal(found, wanted)
+
+
+def test_what_is_not_contiguous_is_refused() -> None:
+    """The vectors' addresses are counted as in a contiguous array."""
+    v, words = torch.zeros(2, 3, 8), torch.empty(1, 2, 3, 1, dtype=torch.int32)
+    with pytest.raises(TypingError, match="contiguous"):
+        cpu.scan(torch.zeros(1, 2, 3, 16)[..., ::2], v, torch.ones(1, 8), torch.ones(1, 8), False, words, False)

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeprop.snn.kernels import cpu_loops
+from spikeprop.snn.kernels import cpu_loops, cpu_vectors
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.reference import NEVER
 from spikeprop.snn.kernels.words import BITS
 from spikeprop.snn.surrogate import STDB
 
+TARGETS = 1 << 16  # numbers whose sums are gathered from the second-level cache
 CACHE_BYTES = 1 << 20  # of weights that a spike's rows should come from: half of a common second-level cache
 
 
@@ -62,10 +63,10 @@ def scan(
 ) -> int:
     """See ``packed_reference.scan``."""
     current, v, words = _array(current_KBSC.flatten(1, 2)), _array(v_BSC.flatten(0, 1)), _words(words_KBSW.flatten(1, 2))
-    theta, leak, leaky = _array(theta_RC), _array(leak_RC), _leaky(leak_RC)
+    theta, leak = _array(theta_RC), _array(leak_RC)
 
     def work(first: int, last: int) -> int:
-        return cpu_loops.scan(current, v, theta, leak, leaky, to_zero, words, potential, first, last)
+        return cpu_vectors.scan(current, v, theta, leak, to_zero, words, potential, first, last)
 
     return sum(in_ranges(len(v), work))
 
@@ -214,11 +215,10 @@ def spread(gradient: Gradient) -> Tensor:
 
 
 def event_weight(weight_OCYX: Tensor) -> Tensor:
-    """Weights of a convolution as ``event_conv`` reads them: (blocks, C, Y, X x channels of a block), flipped."""
+    """Weights of a convolution as ``event_conv`` reads them: (blocks, Y, X, C, channels of a block)."""
     outputs, channels, rows, columns = weight_OCYX.shape
     block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
-    flipped = weight_OCYX.detach().flip(2, 3).unflatten(0, (-1, block))
-    return flipped.permute(0, 2, 3, 4, 1).flatten(3).contiguous()
+    return weight_OCYX.detach().unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def event_conv(
     weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 1)), affine.arrays()
 
     def work(first: int, last: int) -> None:
-        cpu_loops.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
+        cpu_vectors.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
 
     in_ranges(len(out), work)
 
@@ -266,8 +266,8 @@ class EventConvGrad:
         total = {len(grad) * i // threads: own for i, own in enumerate(self.grads[:threads])}
 
         def work(first: int, last: int) -> None:
-            cpu_loops.conv_weight_grad(
-                words, spikes.size, spikes.pool, mask, masked, grad, size, self.padding, total[first], first, last
+            cpu_vectors.conv_weight_grad(
+                words, spikes.size, spikes.pool, mask, masked, grad, size, self.padding, TARGETS, total[first], first, last
             )
 
         in_ranges(len(grad), work)
@@ -276,7 +276,7 @@ class EventConvGrad:
         """A gradient in the layout of ``event_weight``."""
         outputs, channels, rows, columns = self.shape
         block = _block(outputs, channels * rows * columns * np.dtype(dtype).itemsize)
-        return np.zeros((outputs // block, channels, rows, columns * block), dtype)
+        return np.zeros((outputs // block, rows, columns, channels, block), dtype)
 
     def finish(self, gain: float) -> Tensor | None:
         """The weights' gradient (O, C, Y, X), where there is any."""
@@ -284,17 +284,17 @@ class EventConvGrad:
             return None
         outputs, channels, rows, columns = self.shape
         total = torch.from_numpy(sum(self.grads[1:], self.grads[0])).mul_(gain)
-        unfolded = total.view(total.shape[0], channels, rows, columns, -1).permute(0, 4, 1, 2, 3)
-        return unfolded.reshape(outputs, channels, rows, columns).flip(2, 3)
+        return total.permute(0, 4, 3, 1, 2).reshape(outputs, channels, rows, columns)
 
 
 def event_linear(spikes: Spikes, weight_PCO: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
     """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
     words, mask, masked = spikes.arrays()
     weight, out, (gain, bias) = _array(weight_PCO), _array(out_KBPO.flatten(0, 2)), affine.arrays()
+    together = max(1, CACHE_BYTES // weight[0].nbytes)
 
     def work(first: int, last: int) -> None:
-        cpu_loops.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, gain, bias, out, first, last)
+        cpu_vectors.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, gain, bias, out, together, first, last)
 
     in_ranges(len(out), work)
 

@@ -12,17 +12,11 @@ from typing import Any
 import numpy as np
 from numba import njit, uint32
 
+from spikeprop.snn.kernels.cpu_vectors import popcount
+
 BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
-
-
-@_jit
-def popcount(word):
-    word = word - ((word >> uint32(1)) & uint32(0x55555555))
-    word = (word & uint32(0x33333333)) + ((word >> uint32(2)) & uint32(0x33333333))
-    word = (word + (word >> uint32(4))) & uint32(0x0F0F0F0F)
-    return int(uint32(word * uint32(0x01010101)) >> uint32(24))
 
 
 @_jit
@@ -39,36 +33,6 @@ def _channels(words_W, mask_W, masked, found):
             n += 1
             word ^= lowest
     return n
-
-
-@_jit
-def scan(current_KNC, v_NC, theta_RC, leak_RC, leaky, to_zero, words_KNW, potential, first, last):
-    """Integrate, fire, reset; returns the number of spikes."""
-    channels, count = v_NC.shape[1], 0
-    constant, rows = current_KNC.shape[0] == 1, theta_RC.shape[0]
-    fired = np.zeros(words_KNW.shape[2] * 32, np.uint32)
-    zero, one = v_NC.dtype.type(0), v_NC.dtype.type(1)
-    for k in range(words_KNW.shape[0]):
-        for n in range(first, last):
-            v, theta, leak = v_NC[n], theta_RC[n % rows], leak_RC[n % rows]
-            current = current_KNC[0 if constant else k, n]
-            if leaky:
-                for c in range(channels):
-                    v[c] *= leak[c]
-            for c in range(channels):
-                u = v[c] + current[c]
-                if potential:
-                    current[c] = u / theta[c] - one
-                above = u > theta[c]
-                fired[c] = uint32(above) << uint32(c & 31)
-                v[c] = (zero if to_zero else u - theta[c]) if above else u
-            for w in range(words_KNW.shape[2]):
-                word = uint32(0)
-                for c in range(32):
-                    word |= fired[w * 32 + c]
-                words_KNW[k, n, w] = word
-                count += popcount(word)
-    return count
 
 
 @_jit
@@ -257,114 +221,6 @@ def spread(grad_IPC, width, pool, scale_BSC, scaled, factor, out_ISC, first, las
 
 
 @_jit
-def conv(words_ISW, shape, pool, mask_BSW, masked, weight_XCYJ, padding, gain, bias_O, out_IPO, out_shape, first, last):
-    """gain * (sum of the weights of the spikes) + bias of a convolution with stride 1, spike by spike, into ``out_IPO``.
-
-    weight_XCYJ: (blocks of output channels, input channels, kernel rows, kernel columns x channels of a block), flipped along
-    rows and columns: a spike adds one contiguous run of it to each row of a tile that has a border for what falls outside.
-    """
-    height, width = shape[0] // pool, shape[1] // pool
-    blocks, rows = weight_XCYJ.shape[0], weight_XCYJ.shape[2]
-    run = weight_XCYJ.shape[3]
-    block = out_IPO.shape[2] // blocks
-    columns = run // block
-    tile = np.empty((height + rows - 1, (width + columns - 1) * block), out_IPO.dtype)
-    found = np.empty(weight_XCYJ.shape[1], np.int64)
-    skip_y, skip_x = rows - 1 - padding[0], (columns - 1 - padding[1]) * block
-    for x in range(blocks):
-        weight, bias = weight_XCYJ[x], bias_O[x * block : (x + 1) * block]
-        for i in range(first, last):
-            tile[:] = 0
-            for s in range(words_ISW.shape[1]):
-                n = _channels(words_ISW[i, s], mask_BSW[i % mask_BSW.shape[0], s], masked, found)
-                if n == 0:
-                    continue
-                ty, tx = s // shape[1] // pool, (s % shape[1]) // pool * block
-                for j in range(rows):
-                    to = tile[ty + j, tx : tx + run]
-                    e = 0
-                    while e + 4 <= n:  # four at a time: the target is read and written once
-                        w0, w1 = weight[found[e], j], weight[found[e + 1], j]
-                        w2, w3 = weight[found[e + 2], j], weight[found[e + 3], j]
-                        for c in range(run):
-                            to[c] += (w0[c] + w1[c]) + (w2[c] + w3[c])
-                        e += 4
-                    while e < n:
-                        w0 = weight[found[e], j]
-                        for c in range(run):
-                            to[c] += w0[c]
-                        e += 1
-            for y in range(out_shape[0]):
-                for z in range(out_shape[1]):
-                    to = out_IPO[i, y * out_shape[1] + z, x * block : (x + 1) * block]
-                    row = tile[y + skip_y, skip_x + z * block : skip_x + (z + 1) * block]
-                    for c in range(block):
-                        to[c] = gain * row[c] + bias[c]
-
-
-@_jit
-def conv_weight_grad(words_ISW, shape, pool, mask_BSW, masked, grad_IPO, out_shape, padding, grad_XCYJ, first, last):
-    """Gradient of the weights of ``conv``, added to ``grad_XCYJ`` (in the layout of its weights)."""
-    height, width = shape[0] // pool, shape[1] // pool
-    blocks, rows = grad_XCYJ.shape[0], grad_XCYJ.shape[2]
-    run = grad_XCYJ.shape[3]
-    block = grad_IPO.shape[2] // blocks
-    columns = run // block
-    tile = np.zeros((height + rows - 1, (width + columns - 1) * block), grad_IPO.dtype)
-    found = np.empty(grad_XCYJ.shape[1], np.int64)
-    skip_y, skip_x = rows - 1 - padding[0], (columns - 1 - padding[1]) * block
-    for x in range(blocks):
-        weight = grad_XCYJ[x]
-        for i in range(first, last):
-            for y in range(out_shape[0]):
-                for z in range(out_shape[1]):
-                    source = grad_IPO[i, y * out_shape[1] + z, x * block : (x + 1) * block]
-                    row = tile[y + skip_y, skip_x + z * block : skip_x + (z + 1) * block]
-                    for c in range(block):
-                        row[c] = source[c]
-            for s in range(words_ISW.shape[1]):
-                n = _channels(words_ISW[i, s], mask_BSW[i % mask_BSW.shape[0], s], masked, found)
-                ty, tx = s // shape[1] // pool, (s % shape[1]) // pool * block
-                for j in range(rows):
-                    source = tile[ty + j, tx : tx + run]
-                    for e in range(n):
-                        to = weight[found[e], j]
-                        for c in range(run):
-                            to[c] += source[c]
-
-
-@_jit
-def linear(words_ISW, width, pool, mask_BSW, masked, weight_PCO, gain, bias_O, out_IO, first, last):
-    """The same of a fully connected layer; a position's weights stay in cache."""
-    pooled_width = width // pool
-    found = np.empty(weight_PCO.shape[1], np.int64)
-    out_IO[first:last] = 0
-    for p in range(weight_PCO.shape[0]):
-        weight = weight_PCO[p]
-        top = (p // pooled_width) * pool * width + (p % pooled_width) * pool
-        for i in range(first, last):
-            to = out_IO[i]
-            for d in range(pool * pool):
-                s = top + (d // pool) * width + d % pool
-                n = _channels(words_ISW[i, s], mask_BSW[i % mask_BSW.shape[0], s], masked, found)
-                e = 0
-                while e + 4 <= n:
-                    w0, w1, w2, w3 = weight[found[e]], weight[found[e + 1]], weight[found[e + 2]], weight[found[e + 3]]
-                    for c in range(to.shape[0]):
-                        to[c] += (w0[c] + w1[c]) + (w2[c] + w3[c])
-                    e += 4
-                while e < n:
-                    w0 = weight[found[e]]
-                    for c in range(to.shape[0]):
-                        to[c] += w0[c]
-                    e += 1
-    for i in range(first, last):
-        to = out_IO[i]
-        for c in range(to.shape[0]):
-            to[c] = gain * to[c] + bias_O[c]
-
-
-@_jit
 def outer_transposed(from_AMB, to_BMA, first, last):
     """(A, M, B) as (B, M, A), for the rows first..last of M; square tiles, so that both sides' lines are used whole."""
     side = 16
@@ -378,7 +234,7 @@ def outer_transposed(from_AMB, to_BMA, first, last):
 
 @_jit
 def linear_weight_grad(words_ISW, width, pool, mask_BSW, masked, grad_IO, grad_PCO, first, last):
-    """Gradient of the weights of ``linear``, added to ``grad_PCO``, for the pooled positions first..last."""
+    """Gradient of the weights of a fully connected layer, added to ``grad_PCO``, for the pooled positions first..last."""
     pooled_width = width // pool
     found = np.empty(grad_PCO.shape[1], np.int64)
     for p in range(first, last):
