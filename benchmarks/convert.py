@@ -42,6 +42,7 @@ OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
     "light": lambda t: LightCalibration(timesteps=t),
     "advanced": lambda t: AdvancedCalibration(timesteps=t),
 }
+PASSES = 30  # of local threshold balancing through the calibration images
 ONE_FOR_ALL = ("percentile by channel", "threshold balancing")  # T does not matter to these
 SPIKINGJELLY: dict[str, dict[str, object] | None] = {
     "SpikingJelly max": {"mode": "Max"},
@@ -122,7 +123,10 @@ def spikingjelly(name: str, ann: nn.Module, images: Tensor, test: Batches, times
 
     loader = [(x, torch.zeros(len(x))) for x in images.split(100)]
     chosen = SPIKINGJELLY[name]
-    recipe = ann2snn.RateCodingRecipe(loader, **chosen) if chosen is not None else ann2snn.LocalThresholdBalancingRecipe(loader)
+    if chosen is not None:
+        recipe = ann2snn.RateCodingRecipe(loader, **chosen)
+    else:  # its thresholds grow from 0 a little with each batch: it is given the images again and again
+        recipe = ann2snn.LocalThresholdBalancingRecipe(loader * PASSES)
     network = ann2snn.Converter(recipe).convert(without_padding(ann)).eval()
     starts = {t: min(t - 1, int(ann2snn.estimate_delay_start(network, loader, "cpu", t))) for t in timesteps}
     plain, delayed, seen = dict.fromkeys(timesteps, 0), dict.fromkeys(timesteps, 0), 0
