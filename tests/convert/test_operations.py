@@ -1,0 +1,217 @@
+"""Any ordinary CNN: torchvision's families and hand-made cases compute the ANN's function exactly, and rates approach it like 1/T."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from spikeprop import IF, Direct, convert
+from spikeprop.ann import CIFARResNet
+from spikeprop.convert import ConversionError, MaxActivation, relu_activations, to_spiking
+from spikeprop.snn import SpikingMaxPool, SpikingNetwork
+
+FAMILIES = {
+    "vgg11": 32,
+    "vgg13_bn": 32,
+    "resnet18": 32,
+    "resnet50": 32,
+    "squeezenet1_1": 48,
+    "densenet121": 32,
+    "googlenet": 32,
+    "mobilenet_v2": 32,
+    "alexnet": 64,
+    "resnext50_32x4d": 32,
+}
+
+
+def lively(ann: nn.Module) -> nn.Module:
+    """Batch-norm statistics that are worth folding, and shifts small enough for the image to be seen through all layers."""
+    for module in ann.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    return ann.double().eval()
+
+
+def torchvision_model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name == "googlenet" else {}
+    return lively(models.get_model(name, weights=None, num_classes=10, **options))
+
+
+@torch.no_grad()
+def assert_same_function(ann: nn.Module, shape: tuple[int, ...], **tolerance: float) -> SpikingNetwork:
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    network = to_spiking(ann, IF, Direct(), shape).double()
+    expected = ann(x)
+    output = list(relu_activations(network, x).values())[-1]
+    torch.testing.assert_close(output, expected, **{"rtol": 1e-9, "atol": 1e-9 * float(expected.abs().max()), **tolerance})
+    return network
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_torchvision_families_keep_their_function(name: str) -> None:
+    assert_same_function(torchvision_model(name), (3, FAMILIES[name], FAMILIES[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg19_bn", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "densenet201", "mnasnet1_0"])
+def test_deeper_members_keep_their_function_at_full_size(name: str) -> None:
+    assert_same_function(torchvision_model(name), (3, 224, 224))
+
+
+@torch.no_grad()
+def errors(ann: nn.Module, shape: tuple[int, ...], checkpoints: tuple[int, ...]) -> dict[str, list[float]]:
+    """By layer of neurons: mean |rate * worth - clipped activation|, relative to the mean activation, at each number of steps."""
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    wanted = relu_activations(to_spiking(ann, IF, Direct(), shape).double(), x)
+    network = convert(ann, [x], IF(v_init=0.5), MaxActivation(per="channel"))
+    counts: dict[str, Tensor] = {}
+    steps: dict[str, int] = {}
+    found: dict[str, list[float]] = {}
+
+    def observe(name: str, spikes_TB: Tensor) -> None:
+        counts[name] = counts.get(name, 0) + spikes_TB.sum(0)
+        steps[name] = steps.get(name, 0) + len(spikes_TB)
+        neuron = network.neurons().get(name)
+        if neuron is not None and not isinstance(neuron, SpikingMaxPool) and steps[name] in checkpoints:
+            worth = neuron.v_threshold * dict(network.each())[name].scale  # type: ignore[union-attr]
+            size = wanted[name].abs().mean().clamp(min=1e-12)
+            found.setdefault(name, []).append(float((counts[name] / steps[name] * worth - wanted[name]).abs().mean() / size))
+
+    network(x, max(checkpoints), chunk=8, observe=observe)
+    return found
+
+
+def assert_falls_like_one_over_t(found: dict[str, list[float]], times: float) -> None:
+    """From the first to the last, T grows ``times`` fold: the error must fall by half as much at least, or be nothing already."""
+    assert found
+    for name, (first, *_, last) in found.items():
+        assert last < max(2 * first / times, 1e-4), f"{name}: {first:.4f} -> {last:.4f}"
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "squeezenet1_1", "mobilenet_v2"])
+def test_rates_of_every_layer_approach_the_activations_like_one_over_t(name: str) -> None:
+    found = errors(torchvision_model(name), (3, FAMILIES[name], FAMILIES[name]), (64, 512))
+    assert_falls_like_one_over_t(found, 512 / 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rates_of_all_families_approach_the_activations_up_to_1024_steps(name: str) -> None:
+    found = errors(torchvision_model(name), (3, FAMILIES[name], FAMILIES[name]), (64, 256, 1024))
+    assert_falls_like_one_over_t(found, 1024 / 64)
+
+
+class Case(nn.Module):
+    """A network whose forward is given, with layers for every case."""
+
+    def __init__(self, forward: Callable[[Case, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = forward
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.wide, self.grouped = nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(8, 4, 3, padding=2, dilation=2, groups=4)
+        self.norm, self.wide_norm = nn.BatchNorm2d(4), nn.BatchNorm2d(8)
+        self.prelu, self.pool = nn.PReLU(4), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
+        self.vector_norm, self.head, self.long = nn.BatchNorm1d(4), nn.Linear(4, 5), nn.Linear(4 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+CASES: dict[str, Callable[[Case, Tensor], Tensor]] = {
+    "concatenation": lambda m, x: m.long(torch.relu(m.wide(torch.cat([torch.relu(m.a(x)), m.b(torch.relu(m.a(x)))], 1))).flatten(1)),
+    "concatenation, batch-norm, groups": lambda m, x: m.long(
+        torch.relu(m.grouped(torch.relu(m.wide_norm(torch.cat([torch.relu(m.a(x)), m.a(x)], dim=1))))).flatten(1)
+    ),
+    "a shared layer": lambda m, x: m.long(torch.relu(m.b(torch.relu(m.b(torch.relu(m.a(x)))))).flatten(1)),
+    "a sum, then a layer": lambda m, x: m.long(torch.relu(m.b(torch.relu(m.a(x)) + m.b(torch.relu(m.a(x))))).flatten(1)),
+    "a sum, then batch-norm": lambda m, x: m.long(torch.relu(m.norm(m.a(x) + m.b(torch.relu(m.a(x))))).flatten(1)),
+    "batch-norm after ReLU": lambda m, x: m.long(torch.relu(m.b(m.norm(torch.relu(m.a(x))))).flatten(1)),
+    "batch-norm of vectors": lambda m, x: m.head(torch.relu(m.vector_norm(torch.relu(m.a(x)).mean((2, 3))))),
+    "max pooling after ReLU": lambda m, x: m.head(m.pool(torch.relu(m.a(x))).mean([-1, -2])),
+    "max pooling before ReLU": lambda m, x: m.head(F.relu(F.max_pool2d(m.norm(m.a(x)), 2)).mean((2, 3))),
+    "max pooling of a concatenation": lambda m, x: m.long(
+        torch.relu(m.wide(F.max_pool2d(torch.cat([torch.relu(m.a(x)), torch.relu(m.b(torch.relu(m.a(x))))], 1), 1))).flatten(1)
+    ),
+    "max pooling of the image": lambda m, x: m.head(torch.relu(m.a(F.adaptive_max_pool2d(x, 4))).mean((2, 3))),
+    "ReLU6": lambda m, x: m.long(F.relu6(9 * m.a(x)).flatten(1)),
+    "clamp": lambda m, x: m.long(torch.clamp(m.a(x), 0, 0.3).flatten(1)),
+    "hardtanh": lambda m, x: m.long(F.hardtanh(m.a(x), -0.2, 0.3).flatten(1)),
+    "leaky ReLU": lambda m, x: m.long(F.leaky_relu(m.b(F.leaky_relu(m.a(x), 0.2)), 0.1).flatten(1)),
+    "PReLU": lambda m, x: m.long(m.prelu(m.a(x)).flatten(1)),
+    "in-place ReLU seen by a skip": lambda m, x: m.long(_in_place(m, x).flatten(1)),
+    "in-place sum": lambda m, x: m.long(_in_place_sum(m, x).flatten(1)),
+    "differences and factors": lambda m, x: m.long(torch.relu(m.b(torch.relu(m.a(x))) / 2 - 3 * m.a(x) * 0.5).flatten(1)),
+    "a negated branch": lambda m, x: m.long(torch.relu(-m.a(x)).flatten(1)),
+    "view and sizes": lambda m, x: m.long(torch.relu(m.a(x)).view(x.size(0), -1)),
+    "pooling by a computed size": lambda m, x: m.head(F.avg_pool2d(torch.relu(m.a(x)), x.shape[3]).reshape(x.shape[0], 4)),
+    "squeeze": lambda m, x: m.head(F.adaptive_avg_pool2d(torch.relu(m.a(x)), 1).squeeze(-1).squeeze(-1)),
+    "zero padding": lambda m, x: m.head(torch.relu(m.a(F.pad(x, (1, 2, 0, 1)))).mean((2, 3))),
+    "channel padding and every second pixel": lambda m, x: m.head(
+        torch.relu(m.b(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 0)))).mean((2, 3))
+    ),
+    "functional layers": lambda m, x: F.linear(
+        torch.relu(F.conv2d(x, m.a.weight, m.a.bias, padding=1)).flatten(1), m.long.weight, m.long.bias
+    ),
+    "an output of spikes": lambda m, x: F.adaptive_avg_pool2d(torch.relu(m.a(x)), 1).flatten(1),
+}
+
+
+def _in_place(m: Case, x: Tensor) -> Tensor:
+    before = m.a(x)
+    return torch.relu(m.b(F.relu(before, inplace=True)) + before)
+
+
+def _in_place_sum(m: Case, x: Tensor) -> Tensor:
+    total = m.a(x)
+    total += m.b(torch.relu(m.a(x)))
+    return torch.relu(total)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_users_write(name: str) -> None:
+    torch.manual_seed(0)
+    assert_same_function(lively(Case(CASES[name])), (3, 8, 8))
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "output" not in n])
+def test_rates_of_what_users_write(name: str) -> None:
+    torch.manual_seed(0)
+    assert_falls_like_one_over_t(errors(lively(Case(CASES[name])), (3, 8, 8), (64, 1024)), 16)
+
+
+def test_the_pretrained_resnets_shortcut() -> None:
+    assert_same_function(lively(CIFARResNet()), (3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("forward", "says"),
+    [
+        (lambda m, x: torch.sigmoid(m.a(x)), "sigmoid; use Conv2d"),
+        (lambda m, x: m.long(F.max_pool2d(m.a(x), 1).flatten(1)), "max pooling of a value that is not rectified; put ReLU"),
+        (lambda m, x: F.max_pool2d(torch.relu(m.a(x)), 2, dilation=2), "dilation"),
+        (lambda m, x: torch.relu(m.a(x)) * torch.relu(m.a(x)), "product of two values"),
+        (lambda m, x: torch.cat([m.a(x), m.a(x)], 2), "concatenation along axis 2"),
+        (lambda m, x: m.a(x)[:, 1:], "the part"),
+        (lambda m, x: m.a(x).mean(1), "a mean over 1"),
+        (lambda m, x: F.pad(m.a(x), (1, 1, 1, 1), mode="reflect"), "only zeros"),
+        (lambda m, x: torch.clamp(m.a(x), 1, 2), "an interval that holds 0"),
+        (lambda m, x: torch.clamp(m.a(x), max=2), "give min=0"),
+        (lambda m, x: m.a(x) + 1.0, "constant operand"),
+        (lambda m, x: torch.flatten(m.a(x), 1, 2), "a new shape, 4x8x8 to 32x8"),
+        (lambda m, x: m.head(m.a(x).flatten(1)), "cannot run on images of the given shape"),
+        (lambda m, x: m.a(x) if x.sum() > 0 else x, "control flow"),
+        (lambda m, x: F.conv2d(m.a(x), m.b.weight * 2), "weights that are computed"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(forward: Callable[[Case, Tensor], Tensor], says: str) -> None:
+    with pytest.raises(ConversionError, match=says):
+        to_spiking(Case(forward), IF, Direct(), (3, 8, 8))
