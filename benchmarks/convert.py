@@ -1,12 +1,12 @@
-"""Conversion without training: accuracy against T of our calibrators and of SpikingJelly's recipes, on one ANN and one set of images.
+"""Conversion without training: accuracy against T of our calibrators and SpikingJelly's recipes, on one ANN and the same images.
 
 python benchmarks/convert.py --data CIFAR10 --images 10000 --out results/benchmarks/convert_cifar10.json
 python benchmarks/convert.py --data FashionMNIST --ann runs/fashion_mnist_cnn_stdb/ann.safetensors --images 10000 \
     --out results/benchmarks/convert_fashion_mnist.json
 
-The ANN is the pretrained CIFAR-10 ResNet-20 (its weights lie in $SPIKEPROP_DATA/weights), or that of a run. SpikingJelly refuses its
-padded shortcut, so there it is given the same map as a convolution of ones and zeros. A contender whose calibration knows T is
-calibrated for each T anew; T counts every step, and a delayed readout (SpikingJelly's own estimate of the delay) is counted in.
+The ANN is the pretrained CIFAR-10 ResNet-20 (its weights lie in $SPIKEPROP_DATA/weights), or that of a run. SpikingJelly refuses
+its padded shortcut, so there it is given the same map as a convolution of ones and zeros. A contender whose calibration knows T
+is calibrated for each T anew; T counts every step, those of a delayed readout (SpikingJelly's own estimate of the delay) included.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import Result, option_parser, parse, save
@@ -24,7 +25,14 @@ from torch import Tensor, nn
 from spikeprop import IF, convert
 from spikeprop.ann import CIFARResNet
 from spikeprop.ann.cifar_resnet import Shortcut
-from spikeprop.convert import AdvancedCalibration, LeastError, LightCalibration, Percentile, ThresholdBalancing, ThresholdCalibrator
+from spikeprop.convert import (
+    AdvancedCalibration,
+    LeastError,
+    LightCalibration,
+    Percentile,
+    ThresholdBalancing,
+    ThresholdCalibrator,
+)
 from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
 from spikeprop.evaluate import ann_accuracy, snn_accuracy
@@ -44,7 +52,7 @@ OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
 }
 PASSES = 30  # of local threshold balancing through the calibration images
 ONE_FOR_ALL = ("percentile by channel", "threshold balancing")  # T does not matter to these
-SPIKINGJELLY: dict[str, dict[str, object] | None] = {
+SPIKINGJELLY: dict[str, dict[str, Any] | None] = {
     "SpikingJelly max": {"mode": "Max"},
     "SpikingJelly 99.9": {"mode": "99.9%"},
     "SpikingJelly 99.9 by channel, half": {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
@@ -64,9 +72,8 @@ def load(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Batches]:
         ann, described = loaded.network, {**loaded.description["data"], "use": options.data}
     settings = {**described, "root": options.root, "test_limit": options.images}
     data = component(ImageData, settings, "--data").build()
-    generator = torch.Generator().manual_seed(options.seed)
-    plain = component(ImageData, {**settings, "train_limit": None}, "--data").build()
-    images = torch.cat([x for x, _ in _first(plain.train(256, int(torch.randint(1 << 30, (), generator=generator))), options.calibration)])
+    draw = int(torch.randint(1 << 30, (), generator=torch.Generator().manual_seed(options.seed)))
+    images = torch.cat([x for x, _ in _first(data.train(256, draw), options.calibration)])
     return ann, images[: options.calibration], list(data.test(options.batch).epoch(0))
 
 
@@ -117,7 +124,9 @@ def without_padding(ann: nn.Module) -> nn.Module:
     return ann
 
 
-def spikingjelly(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> dict[str, dict[int, float]]:
+def spikingjelly(
+    name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]
+) -> dict[str, dict[int, float]]:
     """Accuracy at each T, read out from the first step on, and with the library's delayed readout."""
     from spikingjelly.activation_based import ann2snn, functional
 
@@ -187,7 +196,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table({n: r for n, r in results.items() if n.startswith(name)}, options.timesteps), flush=True)
     found: Result = {"ann": accuracy, "accuracy": results, "points_above_the_best_peer": gaps(results, options.timesteps)}
     print(table(results, options.timesteps))
-    print("points above the best peer: " + ", ".join(f"{gap:+.2f} at T = {t}" for t, gap in gaps(results, options.timesteps).items()))
+    print(
+        "points above the best peer: "
+        + ", ".join(f"{gap:+.2f} at T = {t}" for t, gap in gaps(results, options.timesteps).items())
+    )
     save(__file__, options, **found)
 
 

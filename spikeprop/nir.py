@@ -46,7 +46,7 @@ def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
     Raises:
         NirError: an operation that NIR cannot express exactly, or two nodes of one name.
     """
-    shapes = _shapes(network)
+    shapes = network.shapes()
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
     edges: list[tuple[str, str]] = []
     for name, stage in network.each():
@@ -94,17 +94,6 @@ def _put(nodes: dict[str, Any], name: str, node: Any) -> None:
     if name in nodes:
         raise NirError(f"two nodes of the graph would be called {name!r}; rename that layer of the network")
     nodes[name] = node
-
-
-@torch.no_grad()
-def _shapes(network: SpikingNetwork) -> dict[str, tuple[int, ...]]:
-    """Shape of one sample of each stage's output."""
-    device = next(network.parameters()).device
-    dtype = next(network.parameters()).dtype
-    values = {INPUT: torch.zeros(1, 1, *network.input_shape, device=device, dtype=dtype)}
-    for name, stage in network.each():
-        values[name] = next(synapse(values[source]) for _, source, synapse in stage.branches())
-    return {name: tuple(value.shape[2:]) for name, value in values.items()}
 
 
 @torch.no_grad()
@@ -187,7 +176,7 @@ def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
     if neuron.leak.numel() != 1:
         raise NirError(f"stage {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
     threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()
-    leak = float(neuron.leak)
+    leak = float(neuron.leak.detach())
     v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
     metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
     ones, zeros = np.ones(shape), np.zeros(shape)

@@ -108,7 +108,7 @@ class HybridConversion:
             data=self.data.replace(train_limit=SMOKE_IMAGES, test_limit=SMOKE_IMAGES // 2),
             train=small(self.train, epochs=min(1, self.train.epochs), batch_size=16),
             convert=small(self.convert, images=16, calibrator=_shortened(self.convert.calibrator)),
-            finetune=small(self.finetune, epochs=1, batch_size=16, timesteps=2),
+            finetune=small(self.finetune, epochs=min(1, self.finetune.epochs), batch_size=16, timesteps=2),
             evaluate=small(self.evaluate, timesteps=[2, 4], finetuned_up_to=None, batch_size=16),
             simulate=Simulation(samples=min(1, self.simulate.samples)),
         )
@@ -178,7 +178,7 @@ class _Run:
         neuron = settings.neuron.build()
         network = convert(ann, self._calibration_images(), neuron, settings.calibrator.build(), encoder=settings.encoder.build())
         self._save(network, "converted")
-        return {"thresholds": {name: float(n.v_threshold.max()) for name, n in network.neurons().items()}}
+        return {"thresholds": {name: float(n.v_threshold.detach().max()) for name, n in network.neurons().items()}}
 
     def finetune(self) -> dict[str, Any]:
         settings = self.experiment.finetune

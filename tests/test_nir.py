@@ -177,14 +177,14 @@ def test_a_second_output_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_graphs_precision_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
     network = network_of(Skips(), LIF(leak=0.93), (1, 4, 4)).to(dtype)
-    for tensor in (*network.parameters(), *network.buffers()):
+    for tensor in (*network.parameters(), *(n.v_threshold for n in network.neurons().values())):
         tensor.data.mul_(1 + 1e-9)  # float64 values that float32 does not have
     export(network, tmp_path / "n.nir")
     back = from_nir(nir.read(tmp_path / "n.nir"))
     ours, theirs = network.state_dict(), back.state_dict()
     assert len(ours) == len(theirs)
     for (name, value), read in zip(ours.items(), theirs.values()):  # the output stage's name alone differs
-        assert read.dtype == dtype
+        assert read.dtype == value.dtype
         assert (read == value).all(), name
 
 

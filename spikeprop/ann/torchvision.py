@@ -16,8 +16,9 @@ class TorchvisionModel(nn.Module):
 
     Args:
         name: as in ``torchvision.models.list_models()``, for example "resnet18".
-        weights: a name of the model's weights enum ("IMAGENET1K_V1", "DEFAULT"; downloads), a .safetensors or .pth file (or
-            its name in the folder ``weights`` of $SPIKEPROP_DATA), or None for random weights. On the meta device, where tensors have no numbers, they are named but not read.
+        weights: a name of the model's weights enum ("IMAGENET1K_V1", "DEFAULT"; downloads), a .safetensors or .pth file (or its
+            name in the folder ``weights`` of $SPIKEPROP_DATA), or None for random weights. On the meta device, where tensors have
+            no numbers, they are named but not read.
         classes: number of outputs; other than the model's own only without an enum's weights.
 
     Raises:

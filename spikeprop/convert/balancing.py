@@ -13,7 +13,8 @@ from torch import Tensor
 
 from spikeprop.convert.calibrate import ThresholdCalibrator, Units, check_percentile, check_steps, limited, positive, quantile
 from spikeprop.seeding import seed_torch
-from spikeprop.snn import Encoder, SpikingMaxPool, SpikingNetwork
+from spikeprop.snn import Encoder, SpikingNetwork
+from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True, kw_only=True)

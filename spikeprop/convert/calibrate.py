@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from spikeprop.convert.graph import rectified
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, ChannelPad, Gain, SpikingMaxPool, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, ChannelPad, Gain, SpikingNetwork, Stage, Synapse
+from spikeprop.snn.neuron import SpikingMaxPool
 
 Per = Literal["layer", "channel"]
 
@@ -64,7 +65,8 @@ class Units:
         if isinstance(stage.neuron, SpikingMaxPool):
             self._of[name] = self._pooled(stage)
             return None
-        assert stage.neuron is not None and worth is not None
+        assert stage.neuron is not None
+        assert worth is not None
         stage.neuron.set_threshold(worth / stage.scale)
         theta = stage.neuron.v_threshold.detach().clone()
         self._of[name] = theta * stage.scale

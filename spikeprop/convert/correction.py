@@ -1,11 +1,12 @@
 """Calibrators that correct a network with its own spikes, layer by layer (Li et al. 2021, "A free lunch from ANN").
 
 Each layer is looked at while the layers below it, corrected already, fire as they will when the network runs for ``timesteps``
-steps; so it makes up for their errors as well as for its own. The light way changes thresholds, biases and initial potentials; the
-advanced way also fits weights to the ANN's activations. Neurons run without leak meanwhile.
+steps; so it makes up for their errors as well as for its own. The light way changes thresholds, biases and initial potentials;
+the advanced way also fits weights to the ANN's activations. Neurons run without leak meanwhile.
 
-Differences from the authors' code: thresholds are searched on the currents that spikes give, not on the ANN's; a fit takes weights,
-biases, thresholds and initial potentials together, through the rate of a constant current with a straight-through gradient.
+Differences from the authors' code: thresholds are searched on the currents that spikes give, not on the ANN's; a fit takes
+weights, biases, thresholds and initial potentials together, through the rate of a constant current with a straight-through
+gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from spikeprop.convert.calibrate import (
 )
 from spikeprop.convert.statistics import least_error, quantised
 from spikeprop.progress import bar
-from spikeprop.snn import INPUT, Neuron, SpikingMaxPool, SpikingNetwork, Stage
+from spikeprop.snn import INPUT, Neuron, SpikingNetwork, Stage
+from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def _error(layer: Layer, spikes: Spikes) -> Tensor:
 
 
 def add_bias(stage: Stage) -> Any:
-    """The layer of a stage whose bias acts on all its channels, given a bias of zeros where it has none; None where no layer is last."""
+    """The last layer of a branch, whose bias acts on all channels, given one of zeros where it has none; None without one."""
     last = [next(reversed(list(synapse)), None) for _, _, synapse in stage.branches()]
     for op in sorted((op for op in last if isinstance(op, nn.Conv2d | nn.Linear)), key=lambda op: op.bias is None):
         if op.bias is None:

@@ -20,7 +20,8 @@ from torch.nn.utils import parametrize
 
 from spikeprop.convert.value import Branch, Value, is_spikes, scale
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SpikingMaxPool, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SpikingNetwork, Stage, Synapse
+from spikeprop.snn.neuron import SpikingMaxPool
 
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 BATCH = 7  # images of the outline, a number that tells the batch axis from others
@@ -64,7 +65,9 @@ class Outline(fx.Interpreter):
         try:
             return super().run_node(n)
         except Exception as error:
-            raise ConversionError(f"node {n.name!r} ({n.op} {n.target}) cannot run on images of the given shape: {error}") from error
+            raise ConversionError(
+                f"node {n.name!r} ({n.op} {n.target}) cannot run on images of the given shape: {error}"
+            ) from error
 
 
 def to_spiking(
@@ -76,8 +79,8 @@ def to_spiking(
     """The spiking network with the ANN's weights and uncalibrated thresholds.
 
     Args:
-        ann: network of convolutions, linear layers, batch-norm, ReLU (clipped or leaky ones too), average and max pooling, dropout,
-            flatten, additions and concatenations, as modules or functions.
+        ann: network of convolutions, linear layers, batch-norm, ReLU (clipped or leaky ones too), average and max pooling,
+            dropout, flatten, additions and concatenations, as modules or functions.
         neuron: makes one layer of neurons.
         encoder: from image to input.
         input_shape: shape of one image.
@@ -126,13 +129,15 @@ class Builder:
     def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
         self.traced, self.neuron, self.input_shape = traced, neuron, input_shape
         self.modules = dict(traced.named_modules())
-        dtype = next((p.dtype for p in traced.parameters()), torch.get_default_dtype())
+        self.dtype = next((p.dtype for p in traced.parameters()), torch.get_default_dtype())
         run = Outline(traced)
         inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
         if len(inputs) != 1:
-            raise refuse(inputs[1] if inputs else next(iter(traced.graph.nodes)), f"{len(inputs)} inputs", "convert networks of one")
+            raise refuse(
+                inputs[1] if inputs else next(iter(traced.graph.nodes)), f"{len(inputs)} inputs", "convert networks of one"
+            )
         with torch.no_grad():
-            run.run(torch.zeros(BATCH, *input_shape, device="meta", dtype=dtype))
+            run.run(torch.zeros(BATCH, *input_shape, device="meta", dtype=self.dtype))
         outlined = {n.name: result for n, result in run.env.items()}
         self.outline = {n: outlined.get(n.name) for n in traced.graph.nodes}
         self.values: dict[fx.Node, Value] = {}
@@ -146,9 +151,9 @@ class Builder:
                 self.values[node] = (Branch(INPUT),)
             elif node.op == "output":
                 self._close(node, self.value(node), None)
-            elif isinstance(self.outline[node], Tensor) and node.op != "get_attr":
+            elif _holds_tensors(self.outline[node]) and node.op != "get_attr":
                 self.values[node] = self._convert(node)
-        return SpikingNetwork(self.stages, encoder, self.input_shape)
+        return SpikingNetwork(self.stages, encoder, self.input_shape).to(self.dtype)
 
     def _convert(self, node: fx.Node) -> Value:
         from spikeprop.convert.operations import FUNCTIONS, MODULES
@@ -191,7 +196,9 @@ class Builder:
 
     def shape(self, argument: Any) -> tuple[int, ...]:
         """Shape of one sample of a node's tensor."""
-        return tuple(self.outline[argument].shape[1:])
+        outlined = self.outline[argument]
+        assert isinstance(outlined, Tensor)
+        return tuple(outlined.shape[1:])
 
     def constant(self, argument: Any) -> Any:
         """An argument in which sizes that were computed are numbers."""
@@ -241,8 +248,9 @@ class Builder:
         """Whether a value is spikes that keep the rectifier's limits as they are."""
         sources = [b.source for b in value]
         limits = [self.ceilings.get(source) for source in sources]
-        kept = rectifier.ceiling is None or all(limit is rectifier.ceiling or limit == rectifier.ceiling for limit in limits)
-        return INPUT not in sources and is_spikes(value, channels) and kept
+        if INPUT in sources or not is_spikes(value, channels):
+            return False
+        return rectifier.ceiling is None or all(_same(limit, rectifier.ceiling) for limit in limits)
 
     def max_pool(self, node: fx.Node, pool: SpikingMaxPool) -> Value:
         """A layer of max pooling; ReLU comes before it, for the largest of the rectified is the rectified largest."""
@@ -260,10 +268,12 @@ class Builder:
         self, node: fx.Node, value: Value, neuron: Neuron | None, ceiling: float | Tensor | None = None, suffix: str = ""
     ) -> str:
         labels = [] if isinstance(neuron, SpikingMaxPool) else [b.label for b in value if b.label]
-        name = self._free(_stage_name(labels[0] if labels else node.name) + suffix, {INPUT} if neuron is None else {INPUT, OUTPUT})
+        name = self._free(
+            _stage_name(labels[0] if labels else node.name) + suffix, {INPUT} if neuron is None else {INPUT, OUTPUT}
+        )
         # one deep copy of the whole: a value read by two layers must not share modules between them
         synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
-        limit = torch.as_tensor(ceiling).detach().clone() if ceiling is not None else None
+        limit = torch.as_tensor(ceiling, dtype=self.dtype).detach().clone() if ceiling is not None else None
         self.stages[name] = Stage(synapses, neuron, limit)
         self.ceilings[name] = ceiling
         return name
@@ -279,9 +289,14 @@ def _stage_name(label: str) -> str:
     return label.replace(".", "_")
 
 
+def _holds_tensors(result: Any) -> bool:
+    """Whether a node gives a tensor, or several at once, rather than a size or another constant."""
+    return isinstance(result, Tensor) or (isinstance(result, tuple | list) and any(isinstance(r, Tensor) for r in result))
+
+
 def _by_channel(slope: float | Tensor) -> Tensor:
     """A slope, or one a channel, that multiplies (B, C, ...)."""
-    slope = torch.as_tensor(slope).detach()
+    slope = torch.as_tensor(slope, dtype=None if isinstance(slope, Tensor) else torch.float64).detach()
     return slope.reshape(-1, 1, 1) if slope.numel() > 1 else slope.reshape(())
 
 
@@ -307,9 +322,14 @@ def rectified(stage: Stage, total: Tensor) -> Tensor:
 
 
 def relu_activations(network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-    """An uncalibrated network computed as the ANN it came from: each neuron a (clipped) ReLU. Stage name to activation (B, ...)."""
+    """An uncalibrated network computed as the ANN it came from, each neuron a (clipped) ReLU: stage to activation (B, ...)."""
     values = {INPUT: x.unsqueeze(0)}
     for name, stage in network.each():
         total = torch.stack([synapse(values[source]) for _, source, synapse in stage.branches()]).sum(0)
         values[name] = rectified(stage, total[0]).unsqueeze(0)
     return {name: value[0] for name, value in values.items() if name != INPUT}
+
+
+def _same(one: float | Tensor | None, other: float | Tensor | None) -> bool:
+    """Whether two ceilings are one: the same tensor, for a learnt one's value may yet change, or equal numbers."""
+    return one is other or (isinstance(one, float | int) and isinstance(other, float | int) and one == other)

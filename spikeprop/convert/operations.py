@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from spikeprop.convert import value as values
 from spikeprop.convert.graph import Builder, Rectifier, refuse
 from spikeprop.convert.value import Value
-from spikeprop.snn import SampleDropout, SpikingMaxPool
+from spikeprop.snn import SampleDropout
+from spikeprop.snn.neuron import SpikingMaxPool
 
 # rectifiers -------------------------------------------------------------------------------------------------------------------
 
@@ -114,9 +115,14 @@ def _reshaped(builder: Builder, node: fx.Node, *_: Any) -> Value:
     whole = len(builder.outline[node]) == len(builder.outline[node.args[0]])  # type: ignore[arg-type, index]
     if before == after and whole:
         return builder.value(node)
-    if not whole or after != (torch.Size(before).numel(),):
+    one_position = len(before) == 3 and torch.Size(before[1:]).numel() == 1 and after[0] == before[0]
+    if not whole or not (after == (torch.Size(before).numel(),) or one_position):
         shown = "x".join(map(str, before)), "x".join(map(str, after))
-        raise refuse(node, f"a new shape, {shown[0]} to {shown[1]}", "the axes of a sample can only be flattened into one, from axis 1 to -1")
+        raise refuse(
+            node,
+            f"a new shape, {shown[0]} to {shown[1]}",
+            "the axes of a sample can only be flattened into one, from axis 1 to -1",
+        )
     return values.flatten(builder.value(node))
 
 
@@ -177,7 +183,7 @@ def _negate(builder: Builder, node: fx.Node) -> Value:
 
 
 def _concatenate(builder: Builder, node: fx.Node) -> Value:
-    given = {**dict(zip(("tensors", "dim"), node.args)), **node.kwargs}
+    given: dict[str, Any] = {**dict(zip(("tensors", "dim"), node.args)), **node.kwargs}
     parts, axis = given["tensors"], given.get("dim", given.get("axis", 0))
     if axis % (len(builder.shape(node)) + 1) != 1:
         raise refuse(node, f"concatenation along axis {axis}", "only channels (axis 1) can stand side by side")

@@ -27,8 +27,8 @@ from spikeprop.convert.calibrate import (
     quantile,
 )
 from spikeprop.errors import ConversionError
-from spikeprop.snn import Neuron, SpikingMaxPool, SpikingNetwork, Stage
-
+from spikeprop.snn import Neuron, SpikingNetwork, Stage
+from spikeprop.snn.neuron import SpikingMaxPool
 
 SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
 

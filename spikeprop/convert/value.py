@@ -62,7 +62,7 @@ def append(value: Value, op: nn.Module) -> Value:
 
 def flatten(value: Value) -> Value:
     """One axis of all that a sample has."""
-    return tuple(b.then(nn.Flatten()) for b in value)
+    return tuple(b if isinstance(b.last, nn.Flatten) else b.then(nn.Flatten()) for b in value)
 
 
 def append_weighted(value: Value, layer: nn.Conv2d | nn.Linear, label: str) -> Value:
@@ -87,7 +87,7 @@ def _read_part(branch: Branch, layer: nn.Conv2d | nn.Linear, label: str) -> Bran
 def _copy(layer: nn.Conv2d | nn.Linear, bias: bool) -> nn.Conv2d | nn.Linear:
     own = copy.deepcopy(layer)
     if not bias:
-        own.bias = None
+        own.register_parameter("bias", None)
     return own
 
 
@@ -117,7 +117,7 @@ def scale(value: Value, factor: float) -> Value:
 
     def scaled(branch: Branch) -> Branch:
         if not isinstance(branch.last, nn.Conv2d | nn.Linear):
-            return branch.then(Gain(factor))
+            return branch.then(Gain(torch.tensor(factor, dtype=torch.float64)))  # the network's type is given at the end
         layer = copy.deepcopy(branch.last)
         layer.weight.data.mul_(factor)
         if layer.bias is not None:

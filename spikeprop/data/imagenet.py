@@ -118,7 +118,11 @@ class _Photographs(torch.utils.data.Dataset[tuple[Tensor, int]]):
         crop: list[Any] = [v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)]
         if seed is not None:
             crop = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-        normalise = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((as_list(mean) * 3)[:3], (as_list(std) * 3)[:3])]
+        normalise = [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((as_list(mean) * 3)[:3], (as_list(std) * 3)[:3]),
+        ]
         self.transform = v2.Compose([*crop, *normalise])
         self.samples, self.seed = samples, seed
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn import INPUT, SpikingNetwork, Synapse
+from spikeprop.snn import INPUT, Neuron, SpikingNetwork, Synapse
+from spikeprop.snn.neuron import SpikingMaxPool
 
 MAC_JOULES = 4.6e-12
 ADD_JOULES = 0.9e-12
@@ -148,12 +149,21 @@ def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
             ones = _ones(synapse)
             with torch.enable_grad():
                 probe = values[source].detach().requires_grad_()
-                out = ones(probe)
+                out = _windows(stage.neuron, ones(probe))
                 (grad,) = torch.autograd.grad(out.sum(), probe)
             maps[source] = maps.get(source, 0) + grad[0, 0]
             total = out.detach()
         values[name] = torch.zeros_like(total)
     return maps
+
+
+def _windows(neuron: Neuron | None, spikes_TB: Tensor) -> Tensor:
+    """Of max pooling, what its windows hold together, for each spike is compared once in every window; else the spikes."""
+    if not isinstance(neuron, SpikingMaxPool):
+        return spikes_TB
+    pool = neuron.window
+    summed = nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, divisor_override=1)  # type: ignore[arg-type]
+    return summed(spikes_TB[0])[None]
 
 
 def _ones(synapse: Synapse) -> Synapse:

@@ -91,7 +91,7 @@ def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[
     return found
 
 
-def _compare(count_B: Tensor, steps: int, a_B: Tensor, unit: Tensor, v_init: float) -> LayerError:
+def _compare(count_B: Tensor, steps: int, a_B: Tensor, unit: Tensor, v_init: Tensor) -> LayerError:
     spiked_B = count_B * unit / steps
     clipped_B = torch.minimum(a_B, unit)
     quantised_B = (torch.ceil(a_B * steps / unit + v_init) - 1).clamp(0, steps) * unit / steps

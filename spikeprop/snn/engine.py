@@ -28,7 +28,7 @@ from spikeprop.snn.branch import Branch, Source, make_branch, unpacked
 from spikeprop.snn.kernels import packed_kernels, packed_reference
 from spikeprop.snn.kernels.words import channels_first
 from spikeprop.snn.layout import DenseLayout, Gathering, Layout, make_layout
-from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
+from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
 from spikeprop.snn.scratch import Scratch
 from spikeprop.snn.simulation import INPUT, Simulation
 from spikeprop.snn.synapse import DropoutMasks
@@ -55,7 +55,8 @@ def supports(network: SpikingNetwork, x_B: Tensor) -> bool:
 
 
 def _plain(neuron: Neuron) -> bool:
-    return is_integrate_and_fire(neuron) and not (neuron.v_threshold.requires_grad or neuron.leak.requires_grad)
+    trained = torch.is_grad_enabled() and (neuron.v_threshold.requires_grad or neuron.leak.requires_grad)
+    return is_integrate_and_fire(neuron) and not trained
 
 
 @dataclass(frozen=True)
@@ -294,5 +295,6 @@ def stage_shapes(network: SpikingNetwork) -> dict[str, tuple[int, ...]]:
     values = {INPUT: torch.zeros(1, 1, *network.input_shape, device=like.device, dtype=like.dtype)}
     with torch.no_grad():
         for name, stage in network.each():
-            values[name] = next(synapse(values[source]) for _, source, synapse in stage.branches())
+            current = next(synapse(values[source]) for _, source, synapse in stage.branches())
+            values[name] = stage.neuron.window(current[0])[None] if isinstance(stage.neuron, SpikingMaxPool) else current
     return {name: tuple(value.shape[2:]) for name, value in values.items()}

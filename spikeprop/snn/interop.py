@@ -153,14 +153,14 @@ def rebuild(network: SpikingNetwork, library: str) -> SpikingNetwork:
                 started = float(stage.neuron.v_init.max())
                 raise ConversionError(f"layer {name!r} starts at v_init={started:g}; {library}'s neurons start at 0")
             foreign = makers[library](name, stage.neuron).to(stage.neuron.v_threshold.device)
-            foreign.v_threshold = stage.neuron.v_threshold.clone()
-            foreign.leak = stage.neuron.leak.clone()
+            foreign.v_threshold = stage.neuron.v_threshold.detach().clone()
+            foreign.leak = stage.neuron.leak.detach().clone()
             stage.neuron = foreign
     return rebuilt
 
 
 def _as_snntorch(name: str, neuron: Neuron) -> Neuron:
-    leak = neuron.leak.double()
+    leak = neuron.leak.detach().double()
     if neuron.reset == "subtract" and bool((leak != 1).any()):
         raise ConversionError(
             f"layer {name!r} leaks and subtracts: snnTorch's Leaky has beta*u - theta*o where ours is leak*(u - theta*o), "
@@ -170,7 +170,7 @@ def _as_snntorch(name: str, neuron: Neuron) -> Neuron:
 
 
 def _as_norse(name: str, neuron: Neuron) -> Neuron:
-    leak = float(neuron.leak.double())
+    leak = float(neuron.leak.detach().double())
     if leak == 1:
         raise ConversionError(
             f"layer {name!r} has no leak: Norse's box neuron scales its current by 1 - leak, which is 0; use LIF"

@@ -18,7 +18,7 @@ from spikeprop.snn.kernels import packed_kernels
 from spikeprop.snn.kernels.words import channels_first, channels_last, pack, per_position, position_count, word_count
 from spikeprop.snn.layout import DenseLayout, make_layout
 from spikeprop.snn.network import INPUT, SpikingNetwork, Stage
-from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
+from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
 from spikeprop.snn.scratch import Scratch
 
 CHUNK_BYTES = 64 << 20  # of a stage's current
@@ -52,14 +52,14 @@ class Stagewise:
                 return
 
     def fire(self, name: str) -> None:
-        """Run a stage's neurons and keep their spikes; trains that neither it (it may be run again) nor a later stage reads are dropped."""
+        """Run a stage's neurons and keep their spikes; trains that neither it (again) nor a later stage reads are dropped."""
         neuron, shape = self.network.neurons()[name], self.shapes[name]
         size = (self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]))
         words_TBSW = torch.empty(size, dtype=torch.int32, device=self.x_B.device)
         leak = neuron.leak.clone()
         neuron.leak.fill_(1.0)
         try:
-            run = self._scan(neuron, shape) if is_integrate_and_fire(neuron) else self._step(neuron, shape)
+            run = self._scan(neuron, shape) if is_integrate_and_fire(neuron) else self._step(neuron, self._current_shape(name))
             self.counts[name] = [run(current, words_TBSW[first:last]) for first, last, current in self._chunks(name)]
         finally:
             neuron.leak.copy_(leak)
@@ -122,6 +122,13 @@ class Stagewise:
     def _constant(self, stage: Stage) -> bool:
         return self.network.encoder.constant and set(stage.sources) == {INPUT}
 
+    def _current_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a sample's current, which pooled neurons do not share."""
+        stage = self._stage(name)
+        if not isinstance(stage.neuron, SpikingMaxPool):
+            return self.shapes[name]
+        return (self.shapes[name][0], *self.shapes[stage.sources[0]][1:])
+
     def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
         theta_RC, leak_RC, start_RC = (
             per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.leak, neuron.v_init)
@@ -135,7 +142,7 @@ class Stagewise:
         return run
 
     def _step(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
-        """For neurons of other libraries: their own steps."""
+        """For max pooling and neurons of other libraries: their own steps."""
         state = None
 
         def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:

@@ -1,9 +1,9 @@
 """Synapses: the linear path from one layer's spikes to the next layer's current.
 
-A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, flatten, dropout, a
-gain, a place among concatenated channels); time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout draws one mask a
-sample and keeps it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network, not a
-new one each step.
+A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, flatten, dropout, a gain, a
+place among concatenated channels); time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout
+draws one mask a sample and keeps it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network, not
+a new one each step.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Gain(nn.Module):
 
     def __init__(self, gain: float | Tensor):
         super().__init__()
-        self.register_buffer("gain", torch.as_tensor(gain, dtype=torch.get_default_dtype()).clone())
+        self.register_buffer("gain", torch.as_tensor(gain).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain

@@ -93,6 +93,8 @@ def test_real_sets(data_root: Path, data: ImageData, folder: str, images: int) -
     x, y = next(split.epoch(0))
     assert x.shape == (images, *data.input_shape)
     assert torch.bincount(y).min() > 0.08 * images
+    assert not isinstance(data.mean, list)
+    assert not isinstance(data.std, list)
     low, high = (0 - data.mean) / data.std, (1 - data.mean) / data.std
     assert (float(x.min()), float(x.max())) == (low, high)
 
@@ -194,3 +196,14 @@ def test_truncated_files_are_errors(data_root: Path, tmp_path: Path) -> None:
     images.write_bytes(images.read_bytes()[:-1000])
     with pytest.raises(MissingDataError, match="truncated or damaged"):
         FashionMNIST(root=str(tmp_path)).test(4)
+
+
+def test_normalisation_by_channel() -> None:
+    data = CIFAR10(mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 4.0])
+    split = InMemorySplit(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), torch.zeros(1).long(), 1, data.mean, data.std)
+    x, _ = next(split.epoch(0))
+    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([0.9, 0.4, 0.175]))
+    with pytest.raises(ValueError, match="3 channels"):
+        CIFAR10(mean=[0.1, 0.2])
+    with pytest.raises(ValueError, match="must be positive"):
+        CIFAR10(std=[1.0, 0.0, 1.0])

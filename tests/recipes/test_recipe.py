@@ -104,9 +104,10 @@ def test_values_that_cannot_work_are_found_by_check(override: str, says: str) ->
 def test_check_needs_no_data_and_refuses_what_cannot_be_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPIKEPROP_DATA", raising=False)
     load_recipe("imagenet_resnet34_stdb").experiment.check()
-    squeeze = "ann={use: TorchvisionModel, name: squeezenet1_0}"
-    with pytest.raises(ConversionError, match="MaxPool2d"):
-        load_recipe("imagenet_resnet34_stdb", [squeeze]).experiment.check()
+    load_recipe("imagenet_resnet34_stdb", ["ann={use: TorchvisionModel, name: squeezenet1_0}"]).experiment.check()
+    shuffle = "ann={use: TorchvisionModel, name: shufflenet_v2_x0_5}"
+    with pytest.raises(ConversionError, match="view"):
+        load_recipe("imagenet_resnet34_stdb", [shuffle]).experiment.check()
 
 
 def test_an_ann_that_cannot_do_without_numbers_is_checked_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +180,9 @@ def test_every_slot_has_components() -> None:
     found = {path: components(base) for path, base in slots(HybridConversion).items()}
     assert {"IF", "LIF"} == set(found["convert.neuron"])
     assert {"Direct", "Poisson"} == set(found["convert.encoder"])
-    assert {"MaxActivation", "Percentile", "ThresholdBalancing"} == set(found["convert.calibrator"])
+    assert {"MaxActivation", "Percentile", "ThresholdBalancing", "LeastError", "LightCalibration"} < set(
+        found["convert.calibrator"]
+    )
     assert {"CNN", "MLP", "VGG", "ResNet", "TorchvisionModel"} == set(found["ann"])
     assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet"} == set(found["data"])
     assert found["convert.neuron"]["LIF"]["leak"] == 0.99
