@@ -6,7 +6,7 @@ python benchmarks/convert.py --data FashionMNIST --ann runs/fashion_mnist_cnn_st
 
 The ANN is the pretrained CIFAR-10 ResNet-20 (its weights lie in $SPIKEPROP_DATA/weights), or that of a run. SpikingJelly refuses
 its padded shortcut, so there it is given the same map as a convolution of ones and zeros. A contender whose calibration knows T
-is calibrated for each T anew; T counts every step, those of a delayed readout (SpikingJelly's own estimate of the delay) included.
+is calibrated for each T anew; T counts every step, those of a delayed readout (SpikingJelly's estimate of the delay) included.
 """
 
 from __future__ import annotations

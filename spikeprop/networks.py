@@ -108,6 +108,9 @@ def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> Non
     for name, stage in network.each():
         for i, _, synapse in stage.branches():
             _make_room_in_synapse(synapse, f"stages.{name}.synapses.{i}.ops", tensors)
+        scale = tensors.get(f"stages.{name}.scale")
+        if scale is not None:
+            stage.scale = torch.ones_like(scale)
         if stage.neuron is not None:
             _make_room_in_neuron(stage.neuron, f"stages.{name}.neuron", tensors)
 

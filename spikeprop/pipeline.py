@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert import convert
+from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
 from spikeprop.data import ImageData
 from spikeprop.deploy import compare_on_lava, export
 from spikeprop.errors import EvaluationError, RecipeError
@@ -28,8 +28,10 @@ from spikeprop.evaluate import (
     Question,
     Report,
     accuracy_rows,
+    conversion_error,
     count_macs,
     draw,
+    draw_conversion_error,
     evaluate,
     latency_of,
     silent_layers,
@@ -41,9 +43,10 @@ from spikeprop.recipe import Component
 from spikeprop.runfolder import RunFolder
 from spikeprop.seeding import seed_torch
 from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Precision, Simulation, Training, find_device
-from spikeprop.snn import SpikingNetwork
+from spikeprop.snn import IF, SpikingNetwork
 
 SMOKE_IMAGES = 64
+ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
 
 
@@ -146,6 +149,7 @@ class _Run:
             "seed": self.experiment.seed,
             "timesteps": self.experiment.finetune.timesteps,
             **results["evaluate"],
+            "finetuned_epochs": self.experiment.finetune.epochs,
             "thresholds": results["convert"]["thresholds"],
             "simulate": results["simulate"],
             "seconds": self.folder.seconds(),
@@ -208,6 +212,7 @@ class _Run:
                 "activity": summary["activity"],
                 "activity_images": summary["activity_images"],
             }
+        result["conversion_error"] = self._conversion_error(ann, wanted)
         active = result["finetuned"]["activity"][str(steps)]
         energy = {
             "ann": macs * MAC_JOULES,
@@ -279,6 +284,16 @@ class _Run:
             file.unlink(missing_ok=True)
         if stage == "evaluate":
             shutil.rmtree(self._answers(), ignore_errors=True)
+
+    def _conversion_error(self, ann: nn.Module, timesteps: list[int]) -> dict[str, Any]:
+        """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""
+        images = next(self.data.test(ERROR_IMAGES).epoch(0))[0].to(self.device)
+        network = self._load("converted").to(self.device)
+        plain = to_spiking(ann, IF, network.encoder, self.data.input_shape).to(images).eval()
+        with torch.no_grad():
+            errors = conversion_error(network, images, relu_activations(plain, images), spike_worths(network), timesteps)
+        draw_conversion_error(errors, self.folder.path / "conversion_error.png", self.context.name)
+        return {name: {str(t): dataclasses.asdict(error) for t, error in by_t.items()} for name, by_t in errors.items()}
 
     def _warn_of_silence(self, network: SpikingNetwork, timesteps: int) -> None:
         images, _ = next(self.data.test(32).epoch(0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.convert.balancing import ThresholdBalancing
-from spikeprop.convert.calibrate import ThresholdCalibrator
+from spikeprop.convert.calibrate import ThresholdCalibrator, spike_worths
 from spikeprop.convert.correction import AdvancedCalibration, LightCalibration
 from spikeprop.convert.graph import relu_activations, to_spiking
 from spikeprop.convert.statistics import LearnedCeiling, LeastError, MaxActivation, Percentile
@@ -29,6 +29,7 @@ __all__ = [
     "ThresholdCalibrator",
     "convert",
     "relu_activations",
+    "spike_worths",
     "to_spiking",
 ]
 

@@ -64,6 +64,7 @@ class Units:
         """Set the threshold of a stage whose spikes are to stand for ``worth``; pooled spikes keep what they stood for."""
         if isinstance(stage.neuron, SpikingMaxPool):
             self._of[name] = self._pooled(stage)
+            stage.scale = self._of[name].clone().to(stage.scale)
             return None
         assert stage.neuron is not None
         assert worth is not None
@@ -131,6 +132,11 @@ def _put_gain(synapse: Synapse, gain: Tensor) -> None:
         first.gain = first.gain * gain.to(first.gain)
     else:
         synapse.ops.insert(0, Gain(gain))
+
+
+def spike_worths(network: SpikingNetwork) -> dict[str, Tensor]:
+    """The activation that a spike of each layer of a calibrated network stands for: a number, or one a channel (C, 1, 1)."""
+    return {name: stage.neuron.v_threshold.detach() * stage.scale for name, stage in network.each() if stage.neuron is not None}
 
 
 def currents(stage: Stage, values: dict[str, Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from spikeprop.evaluate.error import LayerError
 from spikeprop.files import write_atomically
 
 GREY, VIOLET, ORANGE = "#333333", "#8c6bb1", "#d95f0e"
-KINDS = {"converted": ("converted", VIOLET), "finetuned": ("STDB fine-tuned", ORANGE)}
+KINDS = {"converted": ("converted", VIOLET), "finetuned": ("fine-tuned", ORANGE)}
 FEW_CLASSES = 20  # more of them are shown as a curve rather than one by one
 Curve = dict[int, float]
 

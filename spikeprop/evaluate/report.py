@@ -34,7 +34,8 @@ def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     ann, snn = values["energy_joules"]["ann"], values["energy_joules"]["snn"]
     rows = [("ANN", f"{values['ann']['accuracy']:.2f} %")]
     rows += [(f"converted, T = {t}", _percent(a)) for t, a in converted.items()]
-    rows += [(f"STDB fine-tuned, T = {t}", _percent(a)) for t, a in finetuned.items()]
+    if values.get("finetuned_epochs", 1):
+        rows += [(f"fine-tuned, T = {t}", _percent(a)) for t, a in finetuned.items()]
     synops = sum(values["synops"].values())
     rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
     rows.append(("energy an image, ANN / SNN (45 nm)", f"{ann * 1e6:.2f} uJ / {snn * 1e6:.2f} uJ"))

@@ -38,7 +38,8 @@ class Stage(nn.Module):
     """Synapses from named sources, summed into one layer of neurons (None: the accumulating output).
 
     Attributes:
-        scale: buffer, the ANN's activation that a potential of 1 stands for; a spike stands for ``v_threshold * scale``.
+        scale: buffer, the ANN's activation that a potential of 1 stands for (by channel for pooled spikes whose channels differ);
+            a spike stands for ``v_threshold * scale``.
         ceiling: buffer, what the ANN's activation is clipped at, where it is; not in the checkpoint.
     """
 

@@ -2,8 +2,8 @@
 
 A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, flatten, dropout, a gain, a
 place among concatenated channels); time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout
-draws one mask a sample and keeps it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network, not
-a new one each step.
+draws one mask a sample and keeps it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network,
+not a new one each step.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageData, ImageNet
+from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageData, ImageNet, InMemorySplit
 from spikeprop.data.base import augment
 from spikeprop.data.imagenet import _class_numbers, _ilsvrc_wnids, _read_table
 from spikeprop.errors import MissingDataError

@@ -183,6 +183,6 @@ def test_every_slot_has_components() -> None:
     assert {"MaxActivation", "Percentile", "ThresholdBalancing", "LeastError", "LightCalibration"} < set(
         found["convert.calibrator"]
     )
-    assert {"CNN", "MLP", "VGG", "ResNet", "TorchvisionModel"} == set(found["ann"])
+    assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "TorchvisionModel"} == set(found["ann"])
     assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet"} == set(found["data"])
     assert found["convert.neuron"]["LIF"]["leak"] == 0.99
