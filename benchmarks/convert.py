@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     accuracy = ann_accuracy(ann, test)
     print(f"ANN {accuracy:.2f} % of {sum(len(y) for _, y in test)} images; {len(images)} calibration images")
-    results: dict[str, dict[int, float]] = {}
+    results: dict[str, Row] = {}
     for name in options.contenders:
         torch.manual_seed(options.seed)
         if name in OURS:
@@ -194,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             results |= spikingjelly(name, ann, images, test, options.timesteps)
         print(table({n: r for n, r in results.items() if n.startswith(name)}, options.timesteps), flush=True)
-    found: Result = {"ann": accuracy, "accuracy": results, "points_above_the_best_peer": gaps(results, options.timesteps)}
+        found: Result = {"ann": accuracy, "accuracy": results, "points_above_the_best_peer": gaps(results, options.timesteps)}
+        save(__file__, options, contenders=list(results), **found)  # after each: all of them take an hour
     print(table(results, options.timesteps))
     print(
         "points above the best peer: "
