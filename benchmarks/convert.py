@@ -41,6 +41,7 @@ from spikeprop.progress import bar
 from spikeprop.recipe import component
 
 Batches = list[tuple[Tensor, Tensor]]
+Row = dict[int, float]  # accuracy in percent, by T
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
@@ -197,11 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found: Result = {"ann": accuracy, "accuracy": results, "points_above_the_best_peer": gaps(results, options.timesteps)}
         save(__file__, options, contenders=list(results), **found)  # after each: all of them take an hour
     print(table(results, options.timesteps))
-    print(
-        "points above the best peer: "
-        + ", ".join(f"{gap:+.2f} at T = {t}" for t, gap in gaps(results, options.timesteps).items())
-    )
-    save(__file__, options, **found)
+    above = [f"{gap:+.2f} at T = {t}" for t, gap in gaps(results, options.timesteps).items()]
+    print("points above the best peer: " + ", ".join(above))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
     Raises:
         NirError: an operation that NIR cannot express exactly, or two nodes of one name.
     """
+    if int(network.pre_run):
+        raise NirError(
+            f"a run beforehand of {int(network.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
+        )
     shapes = network.shapes()
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
     edges: list[tuple[str, str]] = []

@@ -184,6 +184,8 @@ def test_the_graphs_precision_is_kept(tmp_path: Path, dtype: torch.dtype) -> Non
     ours, theirs = network.state_dict(), back.state_dict()
     assert len(ours) == len(theirs)
     for (name, value), read in zip(ours.items(), theirs.values()):  # the output stage's name alone differs
+        if name.endswith("scale"):  # of the ANN that it came from, which the file does not know
+            continue
         assert read.dtype == value.dtype
         assert (read == value).all(), name
 

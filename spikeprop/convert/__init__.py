@@ -13,6 +13,7 @@ from spikeprop.convert.balancing import ThresholdBalancing
 from spikeprop.convert.calibrate import ThresholdCalibrator, spike_worths
 from spikeprop.convert.correction import AdvancedCalibration, LightCalibration
 from spikeprop.convert.graph import relu_activations, to_spiking
+from spikeprop.convert.local import LocalThresholdBalancing, OffsetSpike
 from spikeprop.convert.statistics import LearnedCeiling, LeastError, MaxActivation, Percentile
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
@@ -23,7 +24,9 @@ __all__ = [
     "LearnedCeiling",
     "LeastError",
     "LightCalibration",
+    "LocalThresholdBalancing",
     "MaxActivation",
+    "OffsetSpike",
     "Percentile",
     "ThresholdBalancing",
     "ThresholdCalibrator",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.neuron import Neuron, NeuronState
+from spikeprop.snn.offset import shifted_start
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
 INPUT = "input"
@@ -83,13 +84,17 @@ class SpikingNetwork(nn.Module):
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
         readout_from: buffer, steps that pass before the output counts (delayed readout): after them, what was accumulated in them
             is taken off, so that first spikes, fired before the network has settled, have no say. T includes them.
+        pre_run: buffer, steps after which the simulation starts once more from potentials shifted by what was learnt in them
+            (``snn/offset.py``). T includes them.
     """
 
     readout_from: Tensor
+    pre_run: Tensor
 
     def __init__(self, stages: Mapping[str, Stage], encoder: Encoder, input_shape: tuple[int, ...]):
         super().__init__()
         self.register_buffer("readout_from", torch.tensor(0))
+        self.register_buffer("pre_run", torch.tensor(0))
         self.stages = nn.ModuleDict(stages)
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
@@ -153,8 +158,8 @@ class SpikingNetwork(nn.Module):
         Raises:
             ValueError: shape, NaN or infinity in the input, or timesteps < 1.
         """
-        delayed = int(self.readout_from) > 0
-        if torch.is_grad_enabled() and observe is None and not delayed and self._packed(x_B, timesteps, chunk):
+        plain = int(self.readout_from) == 0 and int(self.pre_run) == 0
+        if torch.is_grad_enabled() and observe is None and plain and self._packed(x_B, timesteps, chunk):
             return _engine().train(self, x_B, timesteps, chunk)
         output = None
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
@@ -189,18 +194,28 @@ class SpikingNetwork(nn.Module):
     def _accumulated(
         self, x_B: Tensor, timesteps: int, chunk: int | None, observe: Observer | None, observed_steps: int
     ) -> Iterator[Tensor]:
-        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled():
+        pre_run = int(self.pre_run)
+        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled() and pre_run == 0:
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
         if chunk is None:
             chunk = timesteps if torch.is_grad_enabled() else 1
         state = self.init_state()
         state.constant = {} if self.encoder.constant else None
-        for start in range(0, timesteps, chunk):
-            steps = min(chunk, timesteps - start)
+        start = 0
+        while start < timesteps:
+            if start == pre_run > 0:
+                state = self._start_again(state)
+            steps = min(chunk, timesteps - start, *([pre_run - start] if start < pre_run else []))
             watching = observe if start < observed_steps else None
             output_TBK, state = self._advance(self.encoder(x_B, steps), steps, state, watching)
+            start += steps
             yield output_TBK
+
+    def _start_again(self, after: NetworkState) -> NetworkState:
+        """The state after the steps beforehand: neurons start shifted; what does not change with time is kept."""
+        neurons = {name: shifted_start(neuron, after.neurons[name]) for name, neuron in self.neurons().items()}
+        return NetworkState(neurons, after.masks, after.constant)
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
         if timesteps < 1:

@@ -1,0 +1,84 @@
+"""Local threshold balancing, and offset spikes on top of any calibrator.
+
+Local threshold balancing (Bu et al. 2024, "Inference-scale complexity in ANN-SNN conversion") lets each channel's threshold
+follow the gradient of its own layer's error. The error here is that of the rate after T steps against the activation, so that
+small thresholds are held back by clipping and large ones by rounding; starting at half the threshold (``v_init`` 0.5) rounds
+fairly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprop.convert.calibrate import ThresholdCalibrator, by_channel, check_steps, in_shape
+from spikeprop.convert.statistics import ActivationCalibrator, quantised
+from spikeprop.snn import Neuron, SpikingNetwork, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalThresholdBalancing(ActivationCalibrator):
+    """S of each channel by gradient descent on the squared error of S * rate against the activation.
+
+    Attributes:
+        timesteps: T of the rate.
+        iterations: steps of the descent, each on ``samples`` activations of every channel.
+        step: its learning rate, falling to 0 by a cosine.
+        samples: activations a step.
+    """
+
+    timesteps: int = 16
+    iterations: int = 200
+    step: float = 1.0
+    samples: int = 1024
+
+    def __post_init__(self) -> None:
+        check_steps(self.timesteps, "a rate needs")
+        if self.iterations < 1 or self.samples < 1 or not self.step > 0:
+            raise ValueError(f"iterations {self.iterations}, samples {self.samples}, step {self.step}: each must be positive")
+
+    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor) -> Tensor:
+        flat_CN, start = by_channel(activation), float(neuron.v_init.mean())
+        worth_C1 = flat_CN.amax(1, keepdim=True) / 2  # in the middle between rounding and clipping
+        least_C1 = flat_CN.amax(1, keepdim=True) * 1e-3
+        draws = torch.Generator().manual_seed(0)
+        for i in range(self.iterations):
+            some_CN = flat_CN[:, torch.randint(flat_CN.shape[1], (self.samples,), generator=draws)]
+            rate = self.step * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * i / self.iterations)))
+            worth_C1 = torch.maximum(worth_C1 - float(rate) * _gradient(some_CN, worth_C1, start, self.timesteps), least_C1)
+        return in_shape(worth_C1.squeeze(1), activation)
+
+
+def _gradient(a_CN: Tensor, worth_C1: Tensor, start: float, timesteps: int) -> Tensor:
+    """Of the mean squared error by the worth S, rounding passed through: 2 (S r - a) (r - a/S), or with 1 where clipped."""
+    ratio_CN = torch.where(worth_C1 > 0, a_CN / worth_C1, 0.0)
+    rate_CN = quantised(ratio_CN, start, timesteps)
+    slope_CN = torch.where(ratio_CN < 1, rate_CN - ratio_CN, 1.0)
+    return (2 * (worth_C1 * rate_CN - a_CN) * slope_CN).mean(1, keepdim=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsetSpike(ThresholdCalibrator):
+    """Any calibrator, and ``pre_run`` steps beforehand that shift where neurons start (Hao et al. 2023; ``snn/offset.py``).
+
+    The latency of the network includes the steps beforehand; the authors count them apart.
+
+    Attributes:
+        calibrator: sets the thresholds; theirs is that of a QCFS network (``LearnedCeiling``).
+        pre_run: steps beforehand.
+    """
+
+    calibrator: ThresholdCalibrator
+    pre_run: int = 4
+
+    def __post_init__(self) -> None:
+        if self.pre_run < 1:
+            raise ValueError(f"pre_run is {self.pre_run}; offsets are learnt in at least 1 step")
+
+    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
+        thresholds = self.calibrator.calibrate(network, x)
+        network.pre_run.fill_(self.pre_run)
+        network.readout_from.zero_()  # its output starts anew after them
+        return thresholds

@@ -1,0 +1,184 @@
+"""Calibrators that know T: optima by hand and by search, errors that shrink, delays and shifts that do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spikeprop import CNN, IF, Digits, Percentile, convert, snn_accuracy
+from spikeprop.ann.activation import QCFS
+from spikeprop.convert import (
+    AdvancedCalibration,
+    ConversionError,
+    LearnedCeiling,
+    LeastError,
+    LightCalibration,
+    LocalThresholdBalancing,
+    OffsetSpike,
+    ThresholdCalibrator,
+    relu_activations,
+    spike_worths,
+    to_spiking,
+)
+from spikeprop.convert.statistics import quantised
+from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
+from spikeprop.networks import _make_room
+from spikeprop.snn import Direct, SpikingNetwork, Stage, Synapse
+
+STEPS = 2
+KNOWING_T: list[ThresholdCalibrator] = [
+    LeastError(timesteps=STEPS),
+    LocalThresholdBalancing(timesteps=STEPS),
+    LightCalibration(timesteps=STEPS),
+    LightCalibration(timesteps=STEPS, potential=True),
+    AdvancedCalibration(timesteps=STEPS, iterations=60),
+]
+
+
+def digits_images(count: int) -> torch.Tensor:
+    return next(iter(Digits().train(count, seed=0).epoch(0)))[0]
+
+
+def error(worth: torch.Tensor, activation: torch.Tensor, steps: int) -> float:
+    return float((quantised(activation / worth, 0.5, steps) * worth - activation).square().mean())
+
+
+def test_least_error_is_the_grids_best() -> None:
+    """By brute force over the same 50 fractions, and never worse than the largest activation as threshold."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
+    x = torch.randn(400, 6)
+    activation = next(iter(relu_activations(to_spiking(ann, IF, Direct(), (6,)), x).values())).detach()
+    network = convert(ann, [x], IF(v_init=0.5), LeastError(timesteps=STEPS))
+    (worths,) = spike_worths(network).values()
+    for channel, worth in enumerate(worths):
+        a = activation[:, channel]
+        grid = [float(a.max()) * k / 50 for k in range(1, 51)]
+        best = min(error(torch.tensor(s), a, STEPS) for s in grid)
+        assert error(worth, a, STEPS) == pytest.approx(best, rel=1e-4)
+
+
+def test_local_balancing_ends_near_the_least_error() -> None:
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
+    x = torch.randn(4000, 6)
+    activation = next(iter(relu_activations(to_spiking(ann, IF, Direct(), (6,)), x).values())).detach()
+    (local,) = spike_worths(convert(ann, [x], IF(v_init=0.5), LocalThresholdBalancing(timesteps=16))).values()
+    for channel, worth in enumerate(local):
+        a = activation[:, channel]
+        assert error(worth, a, 16) < 1.3 * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
+
+
+@pytest.mark.parametrize("calibrator", KNOWING_T, ids=str)
+def test_few_steps_are_served_better_than_by_a_percentile(digits_cnn: CNN, calibrator: ThresholdCalibrator) -> None:
+    x, test = digits_images(512), list(Digits().test(360).epoch(0))
+    plain = snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), Percentile()), test, [STEPS])[STEPS]
+    assert snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), calibrator), test, [STEPS])[STEPS] > plain + 1
+
+
+@torch.no_grad()
+def test_light_calibration_leaves_less_mean_error(digits_cnn: CNN) -> None:
+    """The mean rate of the last hidden layer comes nearer to the mean of the ANN's activation, neuron by neuron."""
+    x = digits_images(512)
+    wanted = relu_activations(to_spiking(digits_cnn, IF, Direct(), (1, 8, 8)), x)
+    found = {}
+    for light in (False, True):
+        calibrator = LightCalibration(timesteps=STEPS, bias=light, delay=False)
+        network = convert(digits_cnn, [x], IF(v_init=0.5), calibrator)
+        counts: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            network(x, STEPS, observe=lambda n, s, c=counts: c.__setitem__(n, c.get(n, 0) + s.sum(0)))
+        last = list(network.neurons())[-1]
+        missed = (counts[last] / STEPS * spike_worths(network)[last] - wanted[last].detach()).mean(0)
+        found[light] = float(missed.abs().mean() / wanted[last].mean())
+    assert found[True] < 0.6 * found[False]
+
+
+@pytest.mark.parametrize(
+    "calibrator", [LightCalibration(timesteps=STEPS), AdvancedCalibration(timesteps=STEPS, iterations=5)], ids=str
+)
+def test_what_calibration_adds_lives_in_the_checkpoint(digits_cnn: CNN, calibrator: ThresholdCalibrator, tmp_path: Path) -> None:
+    """Biases, thresholds by channel, gains, initial potentials, scales and the delay come back into a fresh network."""
+    x = digits_images(128)
+    network = convert(digits_cnn, [x], IF(v_init=0.5), calibrator)
+    save_checkpoint(tmp_path / "n.safetensors", network, {})
+    checkpoint = load_checkpoint(tmp_path / "n.safetensors")
+    fresh = to_spiking(digits_cnn, IF, Direct(), (1, 8, 8)).eval()
+    _make_room(fresh, checkpoint.part("model"))
+    load_model(fresh, checkpoint)
+    with torch.no_grad():
+        assert torch.equal(fresh(x, 9), network(x, 9))
+
+
+def ramp() -> SpikingNetwork:
+    """One input, one neuron with threshold 1, and an output that counts its spikes."""
+    hidden, out = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    for layer in (hidden, out):
+        layer.weight.data.fill_(1.0)
+    stages = {"hidden": Stage([("input", Synapse([hidden]))], IF()), "out": Stage([("hidden", Synapse([out]))], None)}
+    return SpikingNetwork(stages, Direct(), (1,)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_delayed_readout_takes_the_first_steps_off(packed: bool) -> None:
+    """Current 0.4: u = .4, .8, 1.2*, .6, 1.0, 1.4*, .8, 1.2*, .6, 1.0: spikes in steps 3, 6 and 8."""
+    network = ramp()
+    network.packed = packed
+    network.readout_from.fill_(6)
+    x = torch.full((1, 1), 0.4)
+    outputs = torch.cat([o[:, 0, 0] for o in network.unroll(x, 9, chunk=2)])
+    assert outputs.tolist() == [0, 0, 1, 1, 1, 2, 0, 1, 1]
+    assert float(network(x, 9)) == 1
+    assert float(network(x, 5)) == 1  # not past the delay yet: the plain sum
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [1, 3, 20])
+def test_offset_spikes_by_hand(chunk: int) -> None:
+    """Current 0.45: u = .45, .9, 1.35*, and 0.35 is left: it kept up, and the run that counts is the same anew.
+
+    Current 1.5 fires in every step and holds 1.5 after three: it starts again at 1, and still fires in every step.
+    """
+    network = ramp()
+    network.pre_run.fill_(3)
+    outputs = torch.cat([o[:, 0, 0] for o in network.unroll(torch.tensor([[0.45]]), 8, chunk=chunk)])
+    assert outputs.tolist() == [0, 0, 1, 0, 0, 1, 1, 2]
+    late = torch.cat([o[:, 0, 0] for o in network.unroll(torch.tensor([[1.5]]), 5, chunk=chunk)])
+    assert late.tolist() == [1, 2, 3, 1, 2]
+
+
+def test_offset_spike_counts_its_pre_run(digits_cnn: CNN) -> None:
+    network = convert(digits_cnn, [digits_images(64)], IF(v_init=0.5), OffsetSpike(calibrator=Percentile(), pre_run=4))
+    assert int(network.pre_run) == 4
+    test = list(Digits().test(360).epoch(0))
+    accuracy = snn_accuracy(network, test, [4, 5, 40])
+    assert accuracy[40] > 95
+    assert accuracy[5] < accuracy[40]
+
+
+def test_a_learnt_ceiling_is_the_threshold() -> None:
+    torch.manual_seed(0)
+    ann = CNN(input_shape=(1, 8, 8), classes=4, plan=[6, "A"], hidden=[5], activation=QCFS(levels=4, ceiling=0.7))
+    network = convert(ann.eval(), [torch.rand(8, 1, 8, 8)], IF(v_init=0.5), LearnedCeiling())
+    assert [float(worth) for worth in spike_worths(network).values()] == pytest.approx([0.7, 0.7])
+    with pytest.raises(ConversionError, match="without a ceiling"):
+        convert(CNN(input_shape=(1, 8, 8), classes=4, plan=[6]), [torch.rand(8, 1, 8, 8)], IF(), LearnedCeiling())
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: LeastError(timesteps=0), "at least 1 step"),
+        (lambda: LeastError(grid=0), "at least 1 fraction"),
+        (lambda: LightCalibration(timesteps=0), "at least 1 step"),
+        (lambda: LocalThresholdBalancing(step=0), "must be positive"),
+        (lambda: OffsetSpike(calibrator=Percentile(), pre_run=0), "at least 1 step"),
+    ],
+)
+def test_bad_settings_are_refused(make, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
