@@ -20,7 +20,7 @@ def draw(values: dict[str, Any], path: Path, title: str) -> None:
     figure = _figure(12.5, 3.6)
     steps, energy, rates = figure.subplots(1, 3, width_ratios=[1.6, 1.4, 1.4])
     ann = values["ann"]
-    for kind, (label, color) in KINDS.items():
+    for kind, (label, color) in _kinds(values).items():
         found = values[kind]
         curve = {int(t): a for t, a in found["accuracy"].items() if a is not None}
         bands = {int(t): tuple(band) for t, band in found.get("interval", {}).items() if band is not None}
@@ -168,12 +168,17 @@ def _energy_axis(axis: Any) -> None:
         axis.legend(loc="lower right")
 
 
+def _kinds(values: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """The networks that there are: one that was not fine-tuned is the converted one."""
+    return {kind: shown for kind, shown in KINDS.items() if kind != "finetuned" or values.get("finetuned_epochs", 1)}
+
+
 def _rates_of_kinds(values: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
     """Label to (colour as in the other plots, rates by layer) at the steps of fine-tuning; older reports have one network's."""
     steps = str(_rates_at(values))
     found = {
         label: (color, values[kind]["activity"][steps]["rates"])
-        for kind, (label, color) in KINDS.items()
+        for kind, (label, color) in _kinds(values).items()
         if steps in values[kind].get("activity", {})
     }
     return found or {KINDS["finetuned"][0]: (ORANGE, values["rates"])}

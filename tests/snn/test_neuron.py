@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spikeprop.snn import IF, LIF, Neuron, Triangle
+from spikeprop.snn.neuron import SpikingMaxPool
 
 
 def trace(neuron: Neuron, currents: list[float]) -> tuple[list[float], list[float]]:
@@ -89,3 +90,37 @@ def test_bad_settings_are_named(settings: dict, named: str) -> None:
 def test_a_leak_beyond_one_is_refused() -> None:
     with pytest.raises(ValueError, match="leak"):
         LIF(leak=1.1)
+
+
+def test_max_pooling_of_spikes_is_exact_for_counts() -> None:
+    """Two inputs of one window, by hand: the largest count grows only when its holder, or one that has drawn level, fires."""
+    pool = SpikingMaxPool((1, 2))
+    a, b = [1, 0, 0, 1, 0, 1], [0, 1, 1, 1, 0, 0]  # counts 1 1 1 2 2 3 and 0 1 2 3 3 3: the largest 1 1 2 3 3 3
+    spikes = torch.tensor([a, b], dtype=torch.float32).T.reshape(6, 1, 1, 1, 2)
+    out, state = pool.run(spikes, pool.initial_state(spikes[0]))
+    assert out.flatten().tolist() == [1, 0, 1, 1, 0, 0]
+    assert state.v.flatten().tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12])
+def test_max_pooling_fires_single_spikes_whose_sum_is_the_largest_sum(cut: int) -> None:
+    torch.manual_seed(0)
+    pool = SpikingMaxPool(3, 2, 1, ceil_mode=True)
+    spikes = (torch.rand(12, 2, 4, 7, 7) < 0.3).float()
+    state, outs = pool.initial_state(spikes[0]), []
+    for part in spikes.split(cut):
+        out, state = pool.run(part, state)
+        outs.append(out)
+    out = torch.cat(outs)
+    assert set(out.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(out.sum(0), torch.nn.functional.max_pool2d(spikes.sum(0), 3, 2, 1, ceil_mode=True))
+
+
+def test_max_pooling_passes_gradients_to_the_largest_inputs() -> None:
+    """The sum of what is sent is the largest sum, so its gradient is 1 for every step of that input and 0 for the others."""
+    pool = SpikingMaxPool((1, 2))
+    spikes = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]).T.reshape(3, 1, 1, 1, 2).clone().requires_grad_()
+    out, _ = pool.run(spikes, pool.initial_state(spikes[0].detach()))
+    out.sum().backward()
+    assert spikes.grad is not None
+    assert spikes.grad.reshape(3, 2).T.tolist() == [[1, 1, 1], [0, 0, 0]]
