@@ -22,6 +22,8 @@ from spikeprop.learn import load_checkpoint, load_model
 from spikeprop.recipe import Component, component
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 
+LATER = (".scale", ".v_init", "readout_from", "pre_run")  # tensors that checkpoints did not have at first
+
 
 @dataclass(frozen=True)
 class LoadedNetwork:
@@ -64,6 +66,7 @@ def load_network(path: str | Path) -> LoadedNetwork:
         encoder = component(Encoder, described["encoder"], "encoder").build()
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
         _make_room(network, checkpoint.part("model"))
+        _fill_in(network, checkpoint.tensors)
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
 
@@ -101,6 +104,13 @@ def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -
                 f"{ann.path}: {ann.use} cannot read the images of data: {type(data).__name__}, which are "
                 f"{'x'.join(map(str, data.input_shape))}: {error}"
             ) from error
+
+
+def _fill_in(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
+    """What a checkpoint from before these tensors were kept lacks, as it was then."""
+    for name, value in network.state_dict().items():
+        if name.endswith(LATER):
+            tensors.setdefault(f"model.{name}", value.clone())
 
 
 def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:

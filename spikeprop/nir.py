@@ -346,7 +346,7 @@ def _read_scale(node: nir.Scale, name: str) -> Gain:
     scale = _uniform(node.scale)
     if scale.ndim == 3 and np.all(scale == scale[:, :1, :1]):
         scale = scale[:, :1, :1]
-    elif scale.size != 1:
+    elif scale.size != 1 and scale.ndim != 1:
         raise NirError(f"node {name!r} scales each value differently; one factor, or one a channel, can be expressed")
     gain = Gain(1.0)
     gain.gain = _tensor(scale)

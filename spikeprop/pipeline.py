@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
 from spikeprop.data import ImageData
 from spikeprop.deploy import compare_on_lava, export
-from spikeprop.errors import EvaluationError, RecipeError
+from spikeprop.errors import EvaluationError, NirError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
     Journal,
@@ -187,6 +187,10 @@ class _Run:
     def finetune(self) -> dict[str, Any]:
         settings = self.experiment.finetune
         network = self._load("converted").to(self.device)
+        if settings.epochs and (int(network.readout_from) or int(network.pre_run)):
+            self.context.notify("fine-tuning trains the sum over all steps: the delay that calibration chose is taken back")
+            network.readout_from.zero_()
+            network.pre_run.zero_()
         if settings.dropout is not None:
             network.set_dropout(settings.dropout)
         self._warn_of_silence(network, settings.timesteps)
@@ -223,12 +227,16 @@ class _Run:
         return {**result, **at_steps, "macs": macs, "energy_joules": energy}
 
     def export(self) -> dict[str, Any]:
-        export(self._load("finetuned"), self.folder.path / "network.nir")
+        try:
+            export(self._load("finetuned"), self.folder.path / "network.nir")
+        except NirError as error:  # not a reason to lose the report
+            self.context.notify(f"warning: the network cannot be written for the hardware: {error}")
+            return {"file": None, "why": str(error)}
         return {"file": "network.nir"}
 
     def simulate(self) -> dict[str, Any]:
         samples, steps = self.experiment.simulate.samples, self.experiment.finetune.timesteps
-        if samples == 0:
+        if samples == 0 or not (self.folder.path / "network.nir").exists():
             return {"samples": 0}
         images, labels = next(self.data.test(samples).epoch(0))
         seed_torch(self.experiment.seed, 3)

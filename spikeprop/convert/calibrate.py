@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.graph import rectified
+from spikeprop.convert.graph import NEGATIVE, rectified
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, ChannelPad, Gain, SpikingNetwork, Stage, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -81,7 +81,7 @@ class Units:
         for (_, source, synapse), unit in zip(stage.branches(), units):
             channels = self._shapes[source][0]
             placed = placed + synapse(unit.expand(channels, 1, 1).reshape(1, 1, channels, 1, 1))
-        return placed.reshape(-1, 1, 1)
+        return torch.where(placed == 0, 1.0, placed).reshape(-1, 1, 1)  # channels of zeros stand for nothing
 
     def _apply(self, synapse: Synapse, gain: Tensor, shape: tuple[int, ...]) -> None:
         """Multiply what arrives: in the first layer with weights, or where there is none by a gain before all else."""
@@ -198,6 +198,8 @@ def positive(name: str, worth: Tensor) -> Tensor:
         ConversionError: the layer is never active.
     """
     largest = worth.max()
+    if name.endswith(NEGATIVE) and largest == 0:
+        return torch.ones_like(worth)  # of an activation whose input never is negative; it will not fire
     if not largest > 0:
         raise ConversionError(
             f"layer {name!r} is never active on the calibration images (peak {float(largest):g}); the ANN has a dead layer: "

@@ -74,6 +74,7 @@ class SpikeCalibrator(ThresholdCalibrator):
         if self.grid < 1:
             raise ValueError(f"grid is {self.grid}; the search needs at least 1 fraction")
 
+    @torch.no_grad()
     def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
         thresholds = {}
         for layer, spikes in self._layers(network, x):
@@ -171,7 +172,7 @@ class AdvancedCalibration(SpikeCalibrator):
 
     The fit minimises the squared error of theta * rate against the activation by Adam, ``iterations`` steps on ``batch_size``
     images, each number moving by about ``step`` of its tensor's size a step at first, and less and less (cosine). The mean error
-    that is left in each channel's true rates goes into the biases.
+    that is left in each channel's true rates goes into the biases. A fit that does not lower the error is taken back.
 
     Attributes:
         iterations, batch_size, step: of the fit.
@@ -214,6 +215,7 @@ class _Fit:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
         draws = torch.Generator().manual_seed(0)
         size = self.layer.target.square().mean()
+        before, first = self._error(), [p.detach().clone() for p in self.trained]
         for _ in range(iterations):
             some = torch.randperm(len(self.layer.target), generator=draws)[:batch_size]
             loss = (self._output(some) - self.layer.target[some]).square().mean() / size
@@ -221,7 +223,16 @@ class _Fit:
             loss.backward()
             optimizer.step()
             schedule.step()
+        if self._error() > before:  # the straight-through gradient is not the staircase's own: few steps can mislead it
+            for parameter, value in zip(self.trained, first):
+                parameter.data.copy_(value)
         self._settle()
+
+    @torch.no_grad()
+    def _error(self) -> float:
+        """Mean squared error over all images."""
+        parts = torch.arange(len(self.layer.target)).split(64)
+        return sum(float((self._output(some) - self.layer.target[some]).square().sum()) for some in parts)
 
     def _output(self, some: Tensor) -> Tensor:
         current = currents(self.layer.stage, {name: rate[some] for name, rate in self.layer.rates.items()})

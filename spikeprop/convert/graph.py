@@ -18,13 +18,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from spikeprop.convert.value import Branch, Value, is_spikes, scale
+from spikeprop.convert.value import Branch, Value, append, is_spikes, scale, without_dropout
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SampleDropout, SpikingNetwork, Stage, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
 
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
+NEGATIVE = "_negative"  # ends the name of a layer that stands for the negative side of an activation
 BATCH = 7  # images of the outline, a number that tells the batch axis from others
+IN_PLACE = ("iadd", "isub", "imul", "itruediv")
+VIEWS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # modules that pass their input's tensor on, in evaluation
+VIEW_FUNCTIONS = ("flatten", "view", "reshape", "squeeze", "detach", "contiguous", "getitem", "dropout", "dropout2d")
 ADVICE = {
     "Sigmoid": "only ReLU and its kin have a firing-rate counterpart; train with ReLU",
     "GELU": "only ReLU and its kin have a firing-rate counterpart; train with ReLU",
@@ -52,7 +56,7 @@ class ReLUTracer(fx.Tracer):
     """A tracer that does not look into activations: a module with a ``ceiling`` is one."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "ceiling") or super().is_leaf_module(m, module_qualified_name)
+        return (hasattr(m, "ceiling") and not any(m.children())) or super().is_leaf_module(m, module_qualified_name)
 
 
 class Outline(fx.Interpreter):
@@ -100,8 +104,16 @@ def to_spiking(
 
 def _plain_copy(ann: nn.Module) -> nn.Module:
     """A copy in evaluation mode, for the caller's modules stay as they are; parametrised tensors become plain parameters."""
-    plain = copy.deepcopy(ann).eval()
+    try:
+        plain = copy.deepcopy(ann).eval()
+    except RuntimeError as error:
+        raise ConversionError(
+            f"{type(ann).__name__} cannot be copied: {error}. Make pruning (prune.remove) and old-style weight or spectral norm "
+            "(remove_weight_norm, remove_spectral_norm) permanent first."
+        ) from error
     for module in list(plain.modules()):
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
+            hooks.clear()  # what watches the ANN does not belong to the spiking network
         if parametrize.is_parametrized(module):
             _remove_parametrizations(module)
     return plain
@@ -140,6 +152,7 @@ class Builder:
             run.run(torch.zeros(BATCH, *input_shape, device="meta", dtype=self.dtype))
         outlined = {n.name: result for n, result in run.env.items()}
         self.outline = {n: outlined.get(n.name) for n in traced.graph.nodes}
+        self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
         self.values: dict[fx.Node, Value] = {}
         self.stages: dict[str, Stage] = {}
         self.ceilings: dict[str, float | Tensor | None] = {}
@@ -227,12 +240,40 @@ class Builder:
     # neurons ------------------------------------------------------------------------------------------------------------------
 
     def _rectify(self, node: fx.Node, rectifier: Rectifier) -> Value:
-        result = self.fire(node, self.value(node), rectifier)
-        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        in_place = getattr(module, "inplace", False) or node.kwargs.get("inplace") or str(node.target).endswith("_")
-        if in_place and isinstance(node.args[0], fx.Node):
-            self.values[node.args[0]] = result  # whoever reads the argument later reads what it has become
+        return self.changed(node, self.fire(node, self.value(node), rectifier))
+
+    def changed(self, node: fx.Node, result: Value) -> Value:
+        """The result of an operation; done in place, it is what later readers of its argument read.
+
+        Raises:
+            ConversionError: another name of the changed tensor (a view, or what Identity and Dropout pass on) is read later.
+        """
+        argument = node.args[0] if node.args else None
+        if not isinstance(argument, fx.Node) or not self._in_place(node):
+            return result
+        done = self.order[node]
+        for other in (n for n in self.order if self.order[n] < done and n is not argument):
+            if any(self.order[user] > done for user in other.users) and self._root(other) is self._root(argument):
+                what = f"a change in place of what {other.name!r} holds and others read later"
+                raise refuse(node, what, "use the operation that makes a new tensor")
+        self.values[argument] = result
         return result
+
+    def _in_place(self, node: fx.Node) -> bool:
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        named = node.op != "call_module" and (name.endswith("_") or name in IN_PLACE)
+        return bool(named or getattr(module, "inplace", False) or node.kwargs.get("inplace"))
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        """The node whose tensor a node shares."""
+        while node.args and isinstance(node.args[0], fx.Node) and self._shares(node):
+            node = node.args[0]
+        return node
+
+    def _shares(self, node: fx.Node) -> bool:
+        kind = type(self.modules[str(node.target)]) if node.op == "call_module" else None
+        return kind in VIEWS or function_name(node) in VIEW_FUNCTIONS or self._in_place(node)
 
     def fire(self, node: fx.Node, value: Value, rectifier: Rectifier) -> Value:
         """A layer of neurons that stands for the rectified value; two where it has a negative side."""
@@ -241,8 +282,8 @@ class Builder:
         positive: Value = (Branch(self._close(node, value, self.neuron(), rectifier.ceiling)),)
         if rectifier.one_sided:
             return positive
-        mirrored = self._close(node, scale(value, -1.0), self.neuron(), rectifier.depth, suffix="_negative")
-        return (*positive, Branch(mirrored, (Gain(-_by_channel(rectifier.slope)),)))
+        mirrored = self._close(node, scale(value, -1.0), self.neuron(), rectifier.depth, suffix=NEGATIVE)
+        return (*positive, Branch(mirrored, (Gain(-_by_channel(rectifier.slope, len(self.shape(node)))),)))
 
     def _already(self, value: Value, rectifier: Rectifier, channels: int) -> bool:
         """Whether a value is spikes that keep the rectifier's limits as they are."""
@@ -255,14 +296,20 @@ class Builder:
     def max_pool(self, node: fx.Node, pool: SpikingMaxPool) -> Value:
         """A layer of max pooling; ReLU comes before it, for the largest of the rectified is the rectified largest."""
         value, source = self.value(node), node.args[0]
+        if any(b.source == INPUT for b in value if not any(isinstance(op, nn.Conv2d | nn.Linear) for op in b.ops)):
+            raise refuse(
+                node, "max pooling of the image", "pool the images before they enter the network, or put a layer before it"
+            )
+        value, dropouts = without_dropout(value)
         if not is_spikes(value, self.shape(source)[0]):
             after = [self.rectifier(user) for user in node.users]
             first = after[0] if after else None
             if first is None or not first.one_sided or any(other != first for other in after):
-                raise refuse(node, "max pooling of a value that is not rectified", "put ReLU right before or right after it")
+                raise refuse(node, "max pooling of what is not a ReLU's output", "put ReLU right before or right after it")
             value = self.fire(source, value, first)  # type: ignore[arg-type]
         limits = {id(self.ceilings.get(b.source)): self.ceilings.get(b.source) for b in value}
-        return (Branch(self._close(node, value, pool, next(iter(limits.values())) if len(limits) == 1 else None)),)
+        pooled: Value = (Branch(self._close(node, value, pool, next(iter(limits.values())) if len(limits) == 1 else None)),)
+        return append(pooled, SampleDropout(max(dropouts))) if dropouts else pooled
 
     def _close(
         self, node: fx.Node, value: Value, neuron: Neuron | None, ceiling: float | Tensor | None = None, suffix: str = ""
@@ -294,10 +341,10 @@ def _holds_tensors(result: Any) -> bool:
     return isinstance(result, Tensor) or (isinstance(result, tuple | list) and any(isinstance(r, Tensor) for r in result))
 
 
-def _by_channel(slope: float | Tensor) -> Tensor:
-    """A slope, or one a channel, that multiplies (B, C, ...)."""
+def _by_channel(slope: float | Tensor, axes: int) -> Tensor:
+    """A slope, or one a channel, that multiplies (B, C, ...) of ``axes`` axes a sample."""
     slope = torch.as_tensor(slope, dtype=None if isinstance(slope, Tensor) else torch.float64).detach()
-    return slope.reshape(-1, 1, 1) if slope.numel() > 1 else slope.reshape(())
+    return slope.reshape(-1, *(1,) * (axes - 1)) if slope.numel() > 1 else slope.reshape(())
 
 
 def function_name(node: fx.Node) -> str:

@@ -1,20 +1,20 @@
 """Local threshold balancing, and offset spikes on top of any calibrator.
 
 Local threshold balancing (Bu et al. 2024, "Inference-scale complexity in ANN-SNN conversion") lets each channel's threshold
-follow the gradient of its own layer's error. The error here is that of the rate after T steps against the activation, so that
-small thresholds are held back by clipping and large ones by rounding; starting at half the threshold (``v_init`` 0.5) rounds
-fairly.
+follow the gradient of its own layer's error. The error here is that of the rate after T steps against the activation: rounding to
+steps of S/T, taken as uniform, holds large thresholds back, clipping at S small ones.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spikeprop.convert.calibrate import ThresholdCalibrator, by_channel, check_steps, in_shape
-from spikeprop.convert.statistics import ActivationCalibrator, quantised
+from spikeprop.convert.statistics import ActivationCalibrator
 from spikeprop.snn import Neuron, SpikingNetwork, Stage
 
 
@@ -40,23 +40,22 @@ class LocalThresholdBalancing(ActivationCalibrator):
             raise ValueError(f"iterations {self.iterations}, samples {self.samples}, step {self.step}: each must be positive")
 
     def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor) -> Tensor:
-        flat_CN, start = by_channel(activation), float(neuron.v_init.mean())
+        flat_CN = by_channel(activation)
         worth_C1 = flat_CN.amax(1, keepdim=True) / 2  # in the middle between rounding and clipping
         least_C1 = flat_CN.amax(1, keepdim=True) * 1e-3
         draws = torch.Generator().manual_seed(0)
         for i in range(self.iterations):
             some_CN = flat_CN[:, torch.randint(flat_CN.shape[1], (self.samples,), generator=draws)]
-            rate = self.step * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * i / self.iterations)))
-            worth_C1 = torch.maximum(worth_C1 - float(rate) * _gradient(some_CN, worth_C1, start, self.timesteps), least_C1)
+            rate = self.step * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
+            worth_C1 = torch.maximum(worth_C1 - rate * _gradient(some_CN, worth_C1, self.timesteps), least_C1)
         return in_shape(worth_C1.squeeze(1), activation)
 
 
-def _gradient(a_CN: Tensor, worth_C1: Tensor, start: float, timesteps: int) -> Tensor:
-    """Of the mean squared error by the worth S, rounding passed through: 2 (S r - a) (r - a/S), or with 1 where clipped."""
-    ratio_CN = torch.where(worth_C1 > 0, a_CN / worth_C1, 0.0)
-    rate_CN = quantised(ratio_CN, start, timesteps)
-    slope_CN = torch.where(ratio_CN < 1, rate_CN - ratio_CN, 1.0)
-    return (2 * (worth_C1 * rate_CN - a_CN) * slope_CN).mean(1, keepdim=True)
+def _gradient(a_CN: Tensor, worth_C1: Tensor, timesteps: int) -> Tensor:
+    """Of the mean squared error by the worth S: S^2 / 12 T^2 of rounding where a neuron fires at all, (a - S)^2 where clipped."""
+    firing_C1 = ((a_CN > 0) & (a_CN < worth_C1)).to(a_CN).mean(1, keepdim=True)
+    clipped_C1 = (a_CN - worth_C1).clamp(min=0).mean(1, keepdim=True)
+    return worth_C1 * firing_C1 / (6 * timesteps**2) - 2 * clipped_C1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,14 @@ def _same(builder: Builder, node: fx.Node, *_: Any) -> Value:
 def _weighted(builder: Builder, node: fx.Node, layer: Any) -> Value:
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         raise refuse(node, f"Conv2d with padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
+    _check_linear(builder, node, layer)
     return values.append_weighted(builder.value(node), layer, str(node.target))
+
+
+def _check_linear(builder: Builder, node: fx.Node, layer: nn.Module) -> None:
+    axes = len(builder.shape(node.args[0]))
+    if isinstance(layer, nn.Linear) and axes != 1:
+        raise refuse(node, f"Linear on samples of {axes} axes", "flatten them first, or use a Conv2d with kernel 1")
 
 
 def _by_channel(builder: Builder, node: fx.Node, module: nn.Module) -> Value:
@@ -147,20 +154,12 @@ MODULES: dict[type, Callable[[Builder, fx.Node, Any], Value]] = {
 
 def _add(builder: Builder, node: fx.Node) -> Value:
     factor = builder.arguments(node, "other").get("alpha", 1)
-    return _in_place(builder, node, builder.value(node) + values.scale(builder.value(node, 1), float(factor)))
+    return builder.changed(node, builder.value(node) + values.scale(builder.value(node, 1), float(factor)))
 
 
 def _subtract(builder: Builder, node: fx.Node) -> Value:
     factor = builder.arguments(node, "other").get("alpha", 1)
-    return _in_place(builder, node, builder.value(node) + values.scale(builder.value(node, 1), -float(factor)))
-
-
-def _in_place(builder: Builder, node: fx.Node, result: Value) -> Value:
-    """``x += y`` changes what later readers of x read."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if (name.endswith("_") or name in ("iadd", "isub")) and isinstance(node.args[0], fx.Node):
-        builder.values[node.args[0]] = result
-    return result
+    return builder.changed(node, builder.value(node) + values.scale(builder.value(node, 1), -float(factor)))
 
 
 def _multiply(builder: Builder, node: fx.Node) -> Value:
@@ -168,14 +167,14 @@ def _multiply(builder: Builder, node: fx.Node) -> Value:
     numbers = [f for f in factors if isinstance(f, int | float)]
     if len(numbers) != 1:
         raise refuse(node, "a product of two values", "spikes are added, not multiplied; only a constant factor converts")
-    return values.scale(builder.value(node, 0 if numbers[0] is factors[1] else 1), float(numbers[0]))
+    return builder.changed(node, values.scale(builder.value(node, 0 if numbers[0] is factors[1] else 1), float(numbers[0])))
 
 
 def _divide(builder: Builder, node: fx.Node) -> Value:
     divisor = builder.constant(node.args[1])
-    if not isinstance(divisor, int | float):
-        raise refuse(node, "a quotient of two values", "only a constant divisor converts")
-    return values.scale(builder.value(node), 1 / divisor)
+    if not isinstance(divisor, int | float) or node.kwargs.get("rounding_mode") is not None:
+        raise refuse(node, "a quotient of two values, or one that is rounded", "only a constant divisor converts")
+    return builder.changed(node, values.scale(builder.value(node), 1 / divisor))
 
 
 def _negate(builder: Builder, node: fx.Node) -> Value:
@@ -281,6 +280,7 @@ def _functional_linear(builder: Builder, node: fx.Node) -> Value:
 
 
 def _functional_weighted(builder: Builder, node: fx.Node, layer: Any, weight: Tensor, bias: Tensor | None) -> Value:
+    _check_linear(builder, node, layer)
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())

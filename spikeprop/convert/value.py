@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn import ChannelPad, Gain
+from spikeprop.snn import ChannelPad, Gain, SampleDropout
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,12 @@ Value = tuple[Branch, ...]
 def is_spikes(value: Value, channels: int) -> bool:
     """Whether a value is what layers fire (or the image), alone or side by side: nothing has been added up."""
     return all(not b.ops or (len(b.ops) == 1 and isinstance(b.last, ChannelPad)) for b in value) and _disjoint(value, channels)
+
+
+def without_dropout(value: Value) -> tuple[Value, list[float]]:
+    """A value without the dropouts at its end, and their probabilities."""
+    dropped = [b.last.p for b in value if isinstance(b.last, SampleDropout)]
+    return tuple(b.without_last() if isinstance(b.last, SampleDropout) else b for b in value), dropped
 
 
 def append(value: Value, op: nn.Module) -> Value:

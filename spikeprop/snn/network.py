@@ -142,7 +142,13 @@ class SpikingNetwork(nn.Module):
         return NetworkState(masks=DropoutMasks(next(self.parameters()).device) if self.training else None)
 
     def step(self, x_B: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
-        """Advance one step on an already encoded input (B, ...); returns the accumulated output (B, K)."""
+        """Advance one step on an already encoded input (B, ...); returns the accumulated output (B, K).
+
+        Raises:
+            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do.
+        """
+        if int(self.readout_from) or int(self.pre_run):
+            raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
         output_TBK, state = self._advance(x_B.unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
 

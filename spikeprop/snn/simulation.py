@@ -21,7 +21,7 @@ from torch import Tensor
 from spikeprop.snn.branch import Branch, Chunk, Source, unpacked
 from spikeprop.snn.kernels.gradient import Gradient
 from spikeprop.snn.kernels.reference import NEVER, advance_since
-from spikeprop.snn.kernels.words import per_position, position_count, word_count
+from spikeprop.snn.kernels.words import per_position, position_count, same_rows, word_count
 from spikeprop.snn.layout import Gathering
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.scratch import Scratch
@@ -61,8 +61,9 @@ class Layer:
             self.piece = fitting
         if self.neuron is None:
             return
-        self.theta_RC = per_position(self.neuron.v_threshold, self.shape, like_B.dtype)
-        self.leak_RC = per_position(self.neuron.leak, self.shape, like_B.dtype)
+        neuron = self.neuron
+        theta_RC, leak_RC = (per_position(value, self.shape, like_B.dtype) for value in (neuron.v_threshold, neuron.leak))
+        self.theta_RC, self.leak_RC = same_rows(theta_RC, leak_RC)
         flat = (len(like_B), self.positions, self.shape[0])
         self.v_BSC = like_B.new_zeros(flat) + per_position(self.neuron.v_init, self.shape, like_B.dtype) * self.theta_RC
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikeprop.snn.branch import Branch, Chunk, Source, make_branch, unpacked
 from spikeprop.snn.kernels import packed_kernels
-from spikeprop.snn.kernels.words import channels_first, channels_last, pack, per_position, position_count, word_count
+from spikeprop.snn.kernels.words import channels_first, channels_last, pack, per_position, position_count, same_rows, word_count
 from spikeprop.snn.layout import DenseLayout, make_layout
 from spikeprop.snn.network import INPUT, SpikingNetwork, Stage
 from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
@@ -130,9 +130,8 @@ class Stagewise:
         return (self.shapes[name][0], *self.shapes[stage.sources[0]][1:])
 
     def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
-        theta_RC, leak_RC, start_RC = (
-            per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.leak, neuron.v_init)
-        )
+        given = (neuron.v_threshold, neuron.leak, neuron.v_init)
+        theta_RC, leak_RC, start_RC = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in given))
         v_BSC = self.x_B.new_zeros(len(self.x_B), position_count(shape), shape[0]) + start_RC * theta_RC
 
         def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:

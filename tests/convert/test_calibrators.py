@@ -23,10 +23,12 @@ from spikeprop.convert import (
     spike_worths,
     to_spiking,
 )
+from spikeprop.convert.correction import Layer, _Fit, delay_readout
 from spikeprop.convert.statistics import quantised
 from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
 from spikeprop.networks import _make_room
-from spikeprop.snn import Direct, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import Direct, NeuronState, SpikingNetwork, Stage, Synapse
+from spikeprop.snn.offset import offset, shifted_start
 
 STEPS = 2
 KNOWING_T: list[ThresholdCalibrator] = [
@@ -62,14 +64,17 @@ def test_least_error_is_the_grids_best() -> None:
 
 
 def test_local_balancing_ends_near_the_least_error() -> None:
+    """And far below the error of the largest activation where activations have a long tail."""
     torch.manual_seed(0)
     ann = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
-    x = torch.randn(4000, 6)
-    activation = next(iter(relu_activations(to_spiking(ann, IF, Direct(), (6,)), x).values())).detach()
-    (local,) = spike_worths(convert(ann, [x], IF(v_init=0.5), LocalThresholdBalancing(timesteps=16))).values()
-    for channel, worth in enumerate(local):
-        a = activation[:, channel]
-        assert error(worth, a, 16) < 1.6 * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
+    for power in (1, 3):
+        x = torch.randn(4000, 6) ** power
+        activation = next(iter(relu_activations(to_spiking(ann, IF, Direct(), (6,)), x).values())).detach()
+        (local,) = spike_worths(convert(ann, [x], IF(v_init=0.5), LocalThresholdBalancing(timesteps=16))).values()
+        for channel, worth in enumerate(local):
+            a = activation[:, channel]
+            assert error(worth, a, 16) < 1.6 * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
+            assert power == 1 or error(worth, a, 16) < 0.5 * error(a.max(), a, 16)
 
 
 @pytest.mark.parametrize("calibrator", KNOWING_T, ids=str)
@@ -149,6 +154,93 @@ def test_offset_spikes_by_hand(chunk: int) -> None:
     assert outputs.tolist() == [0, 0, 1, 0, 0, 1, 1, 2]
     late = torch.cat([o[:, 0, 0] for o in network.unroll(torch.tensor([[1.5]]), 5, chunk=chunk)])
     assert late.tolist() == [1, 2, 3, 1, 2]
+
+
+@torch.no_grad()
+def test_offset_spikes_make_up_for_a_late_input() -> None:
+    """A neuron that is left with 1.9 thresholds starts a threshold higher, one that is below 0 starts a threshold lower."""
+    assert offset(torch.tensor([-0.3, 0.0, 0.4, 1.0, 1.9, 2.5]), torch.tensor(1.0)).tolist() == [-1, 0, 0, 1, 1, 2]
+    network = ramp()
+    network.pre_run.fill_(2)
+    neuron = network.neurons()["hidden"]
+    neuron.v_init = torch.tensor(0.9)  # 0.9, then current 0.65: u = 1.55*, 1.2*: two spikes, 0.2 is left: no shift
+    assert [float(o) for o in torch.cat(list(network.unroll(torch.tensor([[0.65]]), 4, chunk=1)))[:, 0, 0]] == [1, 2, 1, 2]
+    neuron.v_init = torch.tensor(
+        2.5
+    )  # current 0.1: u = 2.6*, 1.7*, and 0.7 is left: no shift; without current 1.5 is left after one
+    network.pre_run.fill_(1)
+    shifted = torch.cat(list(network.unroll(torch.tensor([[0.1]]), 3, chunk=1)))[:, 0, 0]
+    assert shifted.tolist() == [1, 1, 2]  # 1.6 left: starts at 2.5 + 1: u = 3.6*, 2.7*
+    assert float(shifted_start(neuron, NeuronState(torch.tensor([1.6]), None)).v) == pytest.approx(3.5)
+    assert float(shifted_start(neuron, NeuronState(torch.tensor([-0.1]), None)).v) == pytest.approx(1.5)
+
+
+@torch.no_grad()
+def test_the_readout_waits_for_a_network_that_starts_late() -> None:
+    """Two classes; the right one's neuron needs four steps to charge, the wrong one's fires at once for a while (v_init)."""
+    network = ramp()
+    stage = dict(network.each())["hidden"]
+    layer = nn.Linear(1, 2, bias=False)
+    layer.weight.data = torch.tensor([[0.24], [0.0]])
+    out = nn.Linear(2, 2, bias=False)
+    out.weight.data = torch.eye(2)
+    stages = {
+        "hidden": Stage([("input", Synapse([layer]))], stage.neuron),
+        "out": Stage([("hidden", Synapse([out]))], None),
+    }
+    late = SpikingNetwork(stages, Direct(), (1,)).eval()
+    late.neurons()["hidden"].v_init = torch.tensor([0.0, 3.0])  # the second neuron fires in steps 1 and 2, for nothing
+    x = torch.ones(3, 1)
+    chosen = delay_readout(late, x, torch.tensor([[0.24, 0.0]]).expand(3, 2) * 20, 12)
+    assert chosen >= 2
+    assert int(late.readout_from) == chosen
+    assert late(x, 12).argmax(1).tolist() == [0, 0, 0]
+
+
+def test_the_fit_of_advanced_calibration_finds_weights_that_were_spoilt() -> None:
+    """A layer with half of each weight, and the activations of the whole ones as its target."""
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 5, bias=False)
+    rates = torch.rand(256, 8)
+    target = torch.relu(linear(rates)).detach()
+    linear.weight.data.mul_(0.5)
+    stage = Stage([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
+    fit = _Fit(Layer("hidden", stage, target, {"input": rates}), 16)
+    before = fit._error()
+    fit.run(iterations=300, batch_size=64, step=0.01)
+    assert fit._error() < 0.2 * before
+
+
+def test_a_fit_that_does_not_help_is_taken_back() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 5)
+    rates = torch.rand(256, 8)
+    target = torch.relu(linear(rates)).detach()
+    stage = Stage([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
+    weight = linear.weight.detach().clone()
+    _Fit(Layer("hidden", stage, target, {"input": rates}), 1000).run(iterations=3, batch_size=8, step=1.0)
+    assert torch.equal(linear.weight, weight)
+
+
+def test_initial_potentials_make_up_for_each_neurons_mean_error(digits_cnn: CNN) -> None:
+    x = digits_images(256)
+    with torch.no_grad():
+        wanted = relu_activations(to_spiking(digits_cnn, IF, Direct(), (1, 8, 8)), x)
+    first = next(iter(wanted))
+    left = {}
+    for potential in (False, True):
+        network = convert(digits_cnn, [x], IF(v_init=0.5), LightCalibration(timesteps=STEPS, bias=False, potential=potential))
+        left[potential] = float(
+            (rates_of(network, x, STEPS)[first] * spike_worths(network)[first] - wanted[first]).mean(0).abs().mean()
+        )
+    assert left[True] < 0.8 * left[False]
+
+
+@torch.no_grad()
+def rates_of(network: SpikingNetwork, x: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    counts: dict[str, torch.Tensor] = {}
+    network(x, steps, observe=lambda n, s: counts.__setitem__(n, counts.get(n, 0) + s.sum(0)))
+    return {name: count / steps for name, count in counts.items()}
 
 
 def test_offset_spike_counts_its_pre_run(digits_cnn: CNN) -> None:

@@ -92,10 +92,10 @@ def errors(ann: nn.Module, shape: tuple[int, ...], checkpoints: tuple[int, ...])
 
 
 def assert_falls_like_one_over_t(found: dict[str, list[float]], times: float) -> None:
-    """From the first to the last, T grows ``times`` fold: the error must fall by half as much at least, or be nothing already."""
+    """From the first to the last, T grows ``times`` fold: the error must fall by half as much at least, or be tiny already."""
     assert found
     for name, (first, *_, last) in found.items():
-        assert last < max(2 * first / times, 1e-4), f"{name}: {first:.4f} -> {last:.4f}"
+        assert last < max(2 * first / times, 5e-4), f"{name}: {first:.4f} -> {last:.4f}"
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18", "squeezenet1_1", "mobilenet_v2"])
@@ -144,7 +144,11 @@ CASES: dict[str, Callable[[Case, Tensor], Tensor]] = {
     "max pooling of a concatenation": lambda m, x: m.long(
         torch.relu(m.wide(F.max_pool2d(torch.cat([torch.relu(m.a(x)), torch.relu(m.b(torch.relu(m.a(x))))], 1), 1))).flatten(1)
     ),
-    "max pooling of the image": lambda m, x: m.head(torch.relu(m.a(F.adaptive_max_pool2d(x, 4))).mean((2, 3))),
+    "adaptive max pooling": lambda m, x: m.head(F.adaptive_max_pool2d(torch.relu(m.a(x)), 4).mean((2, 3))),
+    "max pooling after dropout": lambda m, x: m.head(m.pool(F.dropout(torch.relu(m.a(x)), 0.3, m.training)).mean((2, 3))),
+    "PReLU of vectors": lambda m, x: m.head(m.prelu(m.a(x).mean((2, 3)))),
+    "a leaky ReLU that never leaks": lambda m, x: m.long(F.leaky_relu(torch.relu(m.a(x)) * 2, 0.1).flatten(1)),
+    "in-place product": lambda m, x: m.long(torch.relu(_in_place_product(m, x)).flatten(1)),
     "ReLU6": lambda m, x: m.long(F.relu6(9 * m.a(x)).flatten(1)),
     "clamp": lambda m, x: m.long(torch.clamp(m.a(x), 0, 0.3).flatten(1)),
     "hardtanh": lambda m, x: m.long(F.hardtanh(m.a(x), -0.2, 0.3).flatten(1)),
@@ -173,6 +177,25 @@ def _in_place(m: Case, x: Tensor) -> Tensor:
     return torch.relu(m.b(F.relu(before, inplace=True)) + before)
 
 
+def _changed_under_another_name(m: Case, x: Tensor) -> Tensor:
+    before = m.a(x)
+    same = F.dropout(before, 0.1, m.training)
+    return F.relu(same, inplace=True) + before
+
+
+def _changed_behind_a_view(m: Case, x: Tensor) -> Tensor:
+    before = m.a(x)
+    flat = before.flatten(1)
+    F.relu(before, inplace=True)
+    return m.long(flat)
+
+
+def _in_place_product(m: Case, x: Tensor) -> Tensor:
+    before = m.a(x)
+    after = before.mul_(2)
+    return before + after
+
+
 def _in_place_sum(m: Case, x: Tensor) -> Tensor:
     total = m.a(x)
     total += m.b(torch.relu(m.a(x)))
@@ -199,7 +222,12 @@ def test_the_pretrained_resnets_shortcut() -> None:
     ("forward", "says"),
     [
         (lambda m, x: torch.sigmoid(m.a(x)), "sigmoid; use Conv2d"),
-        (lambda m, x: m.long(F.max_pool2d(m.a(x), 1).flatten(1)), "max pooling of a value that is not rectified; put ReLU"),
+        (lambda m, x: m.head(m.a(F.max_pool2d(x, 2)).mean((2, 3))), "max pooling of the image; pool the images"),
+        (lambda m, x: nn.functional.linear(torch.relu(m.a(x)), m.a.weight[0, 0]), "Linear on samples of 3 axes|cannot run"),
+        (lambda m, x: torch.div(m.a(x), 2, rounding_mode="floor"), "one that is rounded"),
+        (lambda m, x: _changed_under_another_name(m, x), "a change in place of what 'a'"),
+        (lambda m, x: _changed_behind_a_view(m, x), "a change in place of what 'flatten'"),
+        (lambda m, x: m.long(F.max_pool2d(m.a(x), 1).flatten(1)), "max pooling of what is not a ReLU's output; put ReLU"),
         (lambda m, x: F.max_pool2d(torch.relu(m.a(x)), 2, dilation=2), "dilation"),
         (lambda m, x: torch.relu(m.a(x)) * torch.relu(m.a(x)), "product of two values"),
         (lambda m, x: torch.cat([m.a(x), m.a(x)], 2), "concatenation along axis 2"),

@@ -481,3 +481,29 @@ def test_a_prime_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     network.packed = True
     for ours, theirs in zip(output_and_gradient(network, x, 13), wanted):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("full", ["threshold", "leak"])
+def test_threshold_and_leak_may_vary_over_different_axes(full: str, reset: Any) -> None:
+    """One by neuron, the other a number or one a channel: kernels read both at the same place."""
+    torch.manual_seed(0)
+    for other in ((), (6, 1, 1)):
+        conv, head = nn.Conv2d(2, 6, 3, padding=1), nn.Linear(6 * 36, 3)
+        neuron = LIF(reset=reset)
+        shapes = {"threshold": (6, 6, 6) if full == "threshold" else other, "leak": (6, 6, 6) if full == "leak" else other}
+        neuron.v_threshold, neuron.leak = torch.rand(shapes["threshold"]) * 0.3 + 0.1, torch.rand(shapes["leak"]) * 0.5 + 0.5
+        stages = {
+            "hidden": Stage([("input", Synapse([conv]))], neuron),
+            "out": Stage([("hidden", Synapse([nn.Flatten(), head]))], None),
+        }
+        network = SpikingNetwork(stages, Direct(), (2, 6, 6)).double()
+        x = torch.rand(3, 2, 6, 6, dtype=torch.float64)
+        grads = []
+        for packed in (True, False):
+            network.packed = packed
+            network.zero_grad()
+            network(x, 20).square().sum().backward()
+            grads.append([network(x, 20).detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+        for ours, plain in zip(*grads):
+            torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)

@@ -52,6 +52,12 @@ def channels_first(flat_KBSC: Tensor, shape: tuple[int, ...]) -> Tensor:
     return merged.unflatten(1, shape[1:]).permute(0, 3, 1, 2)
 
 
+def same_rows(*values_RC: Tensor) -> tuple[Tensor, ...]:
+    """Parameters of one layer with as many rows as the one that has most: kernels read them all at one offset."""
+    rows = max(len(value_RC) for value_RC in values_RC)
+    return tuple(value_RC.expand(rows, -1).contiguous() for value_RC in values_RC)
+
+
 def per_position(value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A neuron's parameter, broadcastable to ``shape``, as (1, C), or (S, C) where it varies over positions."""
     channels = shape[0]
