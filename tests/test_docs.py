@@ -1,0 +1,80 @@
+"""What README.md and results/README.md say holds: their snippets run, and the recipes and runs that they name are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import SqueezeNet1_0_Weights, squeezenet1_0
+
+from spikeprop.recipe import recipe_folder
+
+ROOT = Path(__file__).parents[1]
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+CLASSES = ("n01440764", "n02102040")
+NAMED = re.compile(r"\b(?:digits|fashion_mnist|cifar10|cifar100|imagenet)_[a-z0-9_]+")
+
+
+def folder_of_imagenet(path: Path) -> None:
+    """A folder in ImageNet's layout, with one image of noise in each of two classes."""
+    draws = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        for wnid in CLASSES:
+            (path / split / wnid).mkdir(parents=True)
+            image = torch.randint(256, (64, 64, 3), generator=draws, dtype=torch.uint8)
+            Image.fromarray(image.numpy()).save(path / split / wnid / f"{wnid}_1.JPEG")
+
+
+def weights_that_need_no_network(folder: Path) -> None:
+    """A file of random weights where torchvision keeps what it has downloaded."""
+    torch.manual_seed(0)
+    file = folder / "hub" / "checkpoints" / SqueezeNet1_0_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
+    file.parent.mkdir(parents=True)
+    ann = squeezenet1_0()
+    nn.init.kaiming_normal_(ann.classifier[1].weight)  # type: ignore[arg-type]
+    torch.save(ann.state_dict(), file)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.splitlines()[0])
+def test_snippets_of_the_readme_run(snippet: str, tmp_path: Path) -> None:
+    """As a program of its own, in an empty folder; what it needs to be there is made of noise."""
+    folder_of_imagenet(tmp_path / "imagenet")
+    weights_that_need_no_network(tmp_path / "torch")
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    environment = {**os.environ, "TORCH_HOME": str(tmp_path / "torch"), "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("}")  # accuracy by number of steps
+
+
+def test_there_are_snippets() -> None:
+    assert len(SNIPPETS) == 2
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+def test_recipes_that_are_named_exist(page: str) -> None:
+    named = set(NAMED.findall((ROOT / page).read_text()))
+    assert named
+    assert named <= {file.stem for file in recipe_folder().glob("*.yaml")}
+
+
+def test_the_results_page_tells_every_run_as_its_report_does() -> None:
+    rows = [line for line in (ROOT / "results/README.md").read_text().splitlines() if line.startswith("|")]
+    for file in (ROOT / "results").glob("*/report.json"):
+        report = json.loads(file.read_text())
+        (row,) = (row for row in rows if f"`{file.parent.name}`" in row)
+        kind = "finetuned" if report.get("finetuned_epochs", 1) else "converted"
+        found = report[kind]["accuracy"]
+        claims = re.findall(r"(\d+\.\d\d) at (?:T = )?(\d+)", row.split("|")[5])
+        assert claims, row
+        assert {t: f"{found[t]:.2f}" for _, t in claims} == {t: claim for claim, t in claims}
+        commit = re.findall(r"`([0-9a-f]{12}(?:-dirty)?)`", row)
+        assert commit == [report["provenance"]["commits"]["evaluate"]]
