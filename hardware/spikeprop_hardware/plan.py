@@ -118,6 +118,8 @@ def _through(name: str, node: Any, arriving: list[_Path]) -> list[_Path]:
 
 def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, int]) -> Population:
     depth = 1 + max(depths[path.source] for path in arriving)
+    for path in arriving:
+        path.matrix.sum_duplicates()  # sorts the columns as well: one order of summation for all who simulate the plan
     connections = [Connection(p.source, p.matrix, depth - 1 - depths[p.source]) for p in arriving]
     bias = np.sum([p.bias for p in arriving], axis=0)
     population = Population(name, arriving[0].shape, connections, bias, depth)
