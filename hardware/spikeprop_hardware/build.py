@@ -1,8 +1,8 @@
 """Plan -> connected Lava processes, run over all samples in one go.
 
-Each population is a SoftIF (ChipIF in integers), each connection a Sparse synapse (graded messages, since coded input may be
-signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run; see processes/soft_reset.py for how they are
-kept apart.
+Each population is a SoftIF (ChipIF in integers), each connection a Sparse synapse (graded messages, since coded input may
+be signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run; see
+processes/soft_reset.py for how they are kept apart.
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ def _synapse(connection: Connection | IntegerConnection) -> Any:
     if isinstance(connection, Connection):
         return Sparse(weights=connection.matrix, num_message_bits=32)
     # nine bits with the lowest dropped, whatever the signs: the mantissas are made for that
-    return Sparse(
-        weights=connection.matrix * 2, num_message_bits=32, weight_exp=connection.exponent, sign_mode=SignMode.MIXED
-    )
+    return Sparse(weights=connection.matrix * 2, num_message_bits=32, weight_exp=connection.exponent, sign_mode=SignMode.MIXED)
 
 
 def _floating(population: Population, run: dict[str, int], trace: bool) -> Any:

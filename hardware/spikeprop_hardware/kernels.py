@@ -1,13 +1,14 @@
 """The inner loops of the reference simulator: spikes through a connection, and one step of a layer of neurons.
 
 A connection is kept by source: for each, runs of neighbouring targets, whose weights lie in a pool. A convolution gives all
-places of a channel the same weights, so a pool is hardly larger than the kernel and stays in the cache; with channels last in the
-targets' order, runs are long enough for vector instructions. Sources that are silent cost nothing. Numba compiles the loops; without
-it scipy's and numpy's do the same work, to the bit, since the order of every sum is that of a row of the matrix.
+places of a channel the same weights, so a pool is hardly larger than the kernel and stays in the cache; with channels last
+in the targets' order, runs are long enough for vector instructions. Sources that are silent cost nothing. Numba compiles
+the loops; without it scipy and numpy do the same work, to the bit, since every sum has the order of a row of the matrix.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,13 @@ from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, STATE_LIMIT
 
 try:
     from numba import njit
-
-    NUMBA = True
 except ImportError:
-    NUMBA = False
+    njit = None
+NUMBA = njit is not None
 
 
 def _jit(function: Any) -> Any:
-    return njit(cache=True, nogil=True)(function) if NUMBA else function
+    return function if njit is None else njit(cache=True, nogil=True)(function)
 
 
 class Synapses:
@@ -37,9 +37,7 @@ class Synapses:
         in_c_order: sum in C-order of the sources rather than in that of their layer (floating point: the order matters).
     """
 
-    def __init__(
-        self, matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, dtype: Any, in_c_order: bool
-    ):
+    def __init__(self, matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, dtype: Any, in_c_order: bool):
         self.dtype = np.dtype(dtype)
         if NUMBA:
             self.at, self.runs, self.pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
@@ -82,7 +80,7 @@ def _shared(data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Where each column's values lie in a pool that holds equal columns once, and the pool."""
     found: dict[bytes, int] = {}
     bases, pieces, size = np.zeros(len(ends) - 1, dtype=np.int64), [data[:0]], 0
-    for j, (start, end) in enumerate(zip(ends[:-1], ends[1:])):
+    for j, (start, end) in enumerate(pairwise(ends)):
         piece = data[start:end]
         key = piece.tobytes()
         if key not in found:
@@ -106,18 +104,19 @@ def _deliver(values, at, first, to, offset, length, pool, out):
             x = values[b, at[j]]
             if x != 0:
                 for r in range(first[j], first[j + 1]):
-                    target, start = to[r], offset[r]
-                    for k in range(length[r]):
-                        out[b, target + k] += x * pool[start + k]
+                    n = length[r]
+                    targets, weights = out[b, to[r] : to[r] + n], pool[offset[r] : offset[r] + n]
+                    for k in range(n):
+                        targets[k] += x * weights[k]
 
 
-def add_shifted(sums: np.ndarray, exponent: int, current: np.ndarray) -> None:
+def add_shifted_numpy(sums: np.ndarray, exponent: int, current: np.ndarray) -> None:
     """current += (2 * sums) << exponent, or >> -exponent."""
     doubled = sums.astype(np.int32) * 2
     current += doubled << exponent if exponent > 0 else doubled >> -exponent
 
 
-def fire_float(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, leak: Any, to_zero: bool) -> None:
+def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, leak: Any, to_zero: bool) -> None:
     """One step in floating point, in place: v = leak * v + (current + bias); fire on v > theta; reset."""
     np.multiply(v, leak, out=v)
     v += current + bias
@@ -125,7 +124,7 @@ def fire_float(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, leak: A
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
 
 
-def fire_fixed(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, to_zero: bool) -> None:
+def fire_fixed_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, to_zero: bool) -> None:
     """One step in the chip's integers, in place; bias and theta as they are added to and compared with 24-bit potentials."""
     decayed = v.astype(np.int64) * (DECAY_UNITY - decay)
     decayed = np.sign(decayed) * (np.abs(decayed) // DECAY_UNITY)
@@ -173,5 +172,6 @@ def _fire_fixed(current, v, spikes, bias, theta, decay, to_zero):
             v[b, i] = rest if fired else u
 
 
-if NUMBA:
-    add_shifted, fire_float, fire_fixed = _add_shifted, _fire_float, _fire_fixed
+add_shifted, fire_float, fire_fixed = (
+    (_add_shifted, _fire_float, _fire_fixed) if NUMBA else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy)
+)

@@ -1,14 +1,15 @@
-"""``quantize``: a NIR graph in float -> an integer network for Loihi 2, on one scale a layer, with a report of what it costs.
+"""``quantize``: a NIR graph in float -> an integer network for Loihi 2, one scale a layer, with a report of what it costs.
 
 A layer's weights, bias, threshold and start potential share one real scale S (only their ratios matter to a spike):
 
     m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
 
-with X = 1 for spikes and the input's scale for the network's input. The search goes over S, 32 values an octave, and over an
-exponent e for each connection, and takes the least sum of the relative errors of weights (root mean square, each weight as often
-as it is used; those clipped at the ends of the range included), thresholds and bias. It admits only scales on which no current can wrap around in
-24 bits, whatever the spikes, and potentials have room for a few steps of the largest one. Average pooling is already in the matrix:
-windows do not overlap as a rule, so its entries are the next weights over k^2, and the factor goes into S without a loss.
+with X = 1 for spikes and the input's scale for the network's input. The search goes over S, 32 values an octave, and over
+an exponent e for each connection, and takes the least sum of the relative errors of weights (root mean square, each weight
+as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
+which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
+largest one. Average pooling is in the matrix already: where windows do not overlap, its entries are the next weights over
+k^2, and that factor goes into S without a loss.
 """
 
 from __future__ import annotations
@@ -89,8 +90,12 @@ def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None) -> Quanti
     Raises:
         HardwareError: what ``make_plan`` refuses.
     """
-    plan = make_plan(graph)
-    spiking = (graph.metadata or {}).get("encoder") == "Poisson"
+    return quantize_plan(make_plan(graph), input_limit)
+
+
+def quantize_plan(plan: Plan, input_limit: float | None = None) -> Quantized:
+    """``quantize`` for a graph that is laid out already."""
+    spiking = plan.encoder == "Poisson"
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
     network = IntegerNetwork(plan.input_shape, plan.input, 1.0 if spiking else GRADED, limit, plan.readout_from)
     report = []
@@ -236,10 +241,8 @@ def _clip(values: np.ndarray) -> np.ndarray:
 
 
 def _mantissas(matrix: sparse.csr_matrix, factor: float) -> sparse.csr_matrix:
-    held = matrix.copy()  # its own indices too, which lose the zeros
-    held.data = _clip(matrix.data * factor).astype(np.int32)
-    held.eliminate_zeros()
-    return held
+    data = _clip(matrix.data * factor).astype(np.int32)  # those that become zero stay: a kernel's places remain in one piece
+    return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def _theta(values: np.ndarray) -> np.ndarray:
@@ -249,11 +252,10 @@ def _theta(values: np.ndarray) -> np.ndarray:
 def _bias(values: np.ndarray) -> tuple[np.ndarray, int]:
     """Mantissas and the least exponent that holds them; values in units of the scale."""
     wanted = values * 2**ALIGN
-    for exponent in BIAS_EXPONENTS:
-        mantissa = np.rint(wanted / 2**exponent)
-        if BIAS[0] <= mantissa.min() and mantissa.max() <= BIAS[1]:
-            break
-    return np.clip(mantissa, *BIAS).astype(np.int32), exponent
+    low, high = np.rint(wanted.min() / 2.0 ** np.array(BIAS_EXPONENTS)), np.rint(wanted.max() / 2.0 ** np.array(BIAS_EXPONENTS))
+    holding = np.flatnonzero((low >= BIAS[0]) & (high <= BIAS[1]))
+    exponent = int(holding[0]) if len(holding) else BIAS_EXPONENTS[-1]
+    return np.clip(np.rint(wanted / 2**exponent), *BIAS).astype(np.int32), exponent
 
 
 def _decay(leak: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The reference simulator: many samples at once, in numpy and Numba, of a plan in float64 or of an integer network.
 
-All layers advance together, step by step, so memory does not grow with the number of steps unless spikes are recorded. In float64 its
-sums have the order of Lava's, and in integers it is the arithmetic of integer.py, so either equals the Lava models of processes/ to
-the bit. Lava's delays only line paths up; here, a step passes through the whole network, as in PyTorch.
+All layers advance together, step by step, so memory does not grow with the number of steps unless spikes are recorded. In
+float64 its sums have the order of Lava's, and in integers it is the arithmetic of integer.py, so either equals the Lava
+models of processes/ to the bit. Lava's delays only line paths up; here, a step passes through the whole network, as in
+PyTorch.
 """
 
 from __future__ import annotations

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nir
 import numpy as np
 
 from spikeprop_hardware.build import run_on_lava
 from spikeprop_hardware.integer import load
-from spikeprop_hardware.plan import make_plan
+from spikeprop_hardware.plan import make_plan, read_graph
 
 
 def _tell(done: int, total: int) -> None:
@@ -24,7 +23,7 @@ def _tell(done: int, total: int) -> None:
 
 def main(network: str, inputs: str, result: str) -> None:
     """Read a network and its inputs, run them, write every spike (as bits), output and, if asked for, potential."""
-    plan = load(Path(network)) if network.endswith(".npz") else make_plan(nir.read(network))
+    plan = load(Path(network)) if network.endswith(".npz") else make_plan(read_graph(network))
     with np.load(inputs) as file:
         data, membranes = file["inputs"], bool(file["membranes"])
     recording = run_on_lava(plan, data.reshape(*data.shape[:2], -1), _tell, membranes=membranes)

@@ -1,18 +1,18 @@
-"""Lava Process and ProcessModel pairs in the chip's integers: soft- and hard-reset integrate-and-fire, readout. Tag ``fixed_pt``.
+"""Lava Process and ProcessModel pairs in the chip's integers: soft- and hard-reset integrate-and-fire, readout; ``fixed_pt``.
 
     u = wrap(a << 6);   v = clip(decay(v) + u + (bias << bias_exp));   s = v > (theta << 6) (strict)
     v = v - (theta << 6) where s   (or 0 where s, with hard reset);   decay(v) = sign(v) * (|v| * (4096 - d) >> 12)
 
-u and v have 24 bits: a current that overflows wraps around, a potential stops at +-(2^23 - 1). It is the arithmetic of Lava's
-bit-accurate LIF (lava/proc/lif/models.py, lava-nc 0.10) with a current that does not outlive its step (du = 4095, dv = d), but for
-the reset. Samples follow one another as in soft_reset.py.
+u and v have 24 bits: a current that overflows wraps around, a potential stops at +-(2^23 - 1). It is the arithmetic of
+Lava's bit-accurate LIF (lava/proc/lif/models.py, lava-nc 0.10) with a current that does not outlive its step (du = 4095,
+dv = d), but for the reset. Samples follow one another as in soft_reset.py.
 
-What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own. Hard reset to zero is the
-built-in LIF. Soft reset is not: it takes a neuron program (microcode) that ends with ``v -= theta`` where the built-in one clears v,
-and, if theta differs within a layer, that reads theta from the neuron's own memory rather than from the core's. Starting each
-sample at v_init takes a program that loads it when the host (or a counter) says so. The readout is a neuron without a threshold
-whose v the host reads; built in, it is a LIF with the largest threshold. A delay line is the chip's axonal or synaptic delay, up to 62
-steps. Such programs need Intel's compiler; nothing here was run on a chip.
+What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own, and hard reset to
+zero is the built-in LIF. Soft reset is not: it takes a neuron program (microcode) that ends with ``v -= theta`` where the
+built-in one clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each
+sample at v_init takes a program that loads it when the host (or a counter) says so. The readout is a neuron without a
+threshold whose v the host reads: built in, a LIF with the largest threshold. A delay line is the chip's synaptic delay, up
+to 62 steps. Such programs need Intel's compiler; nothing here was run on a chip.
 """
 
 import numpy as np
