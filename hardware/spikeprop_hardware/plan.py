@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nir
 import numpy as np
+from nir.serialization import read_node
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
@@ -78,7 +80,22 @@ def read_graph(path: str | Path) -> nir.NIRGraph:
     except FileNotFoundError:
         raise HardwareError(f"there is no file {path}") from None
     except (OSError, KeyError, ValueError, RuntimeError, AssertionError) as error:
-        raise HardwareError(f"{path} is not a NIR file, or only a part of one: {error}") from error
+        raise HardwareError(_culprit(path) or f"{path} is not a NIR file, or only a part of one: {error}") from error
+
+
+def _culprit(path: str | Path) -> str | None:
+    """Which node nir cannot read, for its own message does not say."""
+    try:
+        with h5py.File(path) as file:
+            nodes: Any = file["node/nodes"]
+            for name, node in nodes.items():
+                try:
+                    read_node(node)
+                except Exception as error:
+                    return f"{path}: node {name!r} cannot be read: {error}"
+    except (OSError, KeyError, RuntimeError):
+        return None
+    return None
 
 
 def make_plan(graph: nir.NIRGraph) -> Plan:

@@ -57,6 +57,7 @@ Backend = Literal["lava", "reference"]
 Precision = Literal["float", "fixed"]
 Steps = tuple[int, int]  # time steps done, all
 Network = Plan | IntegerNetwork
+Source = str | Path | IntegerNetwork | Simulator
 
 
 def _silent(*_: object) -> None:
@@ -64,7 +65,7 @@ def _silent(*_: object) -> None:
 
 
 def simulate(
-    network: str | Path | IntegerNetwork,
+    network: Source,
     inputs: np.ndarray,
     *,
     backend: Backend = "lava",
@@ -77,7 +78,8 @@ def simulate(
     """Run a network.
 
     Args:
-        network: NIR file, or what ``quantize`` made (precision is then "fixed").
+        network: NIR file; what ``quantize`` made (precision is then "fixed"); or, for the reference, a ``Simulator`` of either,
+            which is ready and can be used for many inputs.
         inputs: what the network reads at each step, (samples, steps, *shape); each sample starts from rest. A constant input
             may be ``np.broadcast_to`` over the steps.
         backend: "lava", Lava's CPU simulation in its own Python 3.10, or "reference", the batched simulator of reference.py.
@@ -90,11 +92,14 @@ def simulate(
     Raises:
         HardwareError: naming what is wrong with the network, the inputs or the environment; or Lava hangs.
     """
+    if isinstance(network, Simulator) and (backend != "reference" or network.fixed != (precision == "fixed")):
+        raise HardwareError(f"a Simulator runs on the reference, this one with precision {'fixed' if network.fixed else 'float'}")
     if backend not in get_args(Backend) or precision not in get_args(Precision):
         raise HardwareError(f"backend {backend!r} with precision {precision!r}: there are lava, reference; and float, fixed")
     plan = _network(network, inputs, precision)  # refuses here, before an environment is made
     if backend == "reference":
-        result = Simulator(plan).run(inputs, record=record.spikes, membranes=record.membranes, progress=progress)
+        simulator = network if isinstance(network, Simulator) else Simulator(plan)
+        result = simulator.run(inputs, record=record.spikes, membranes=record.membranes, progress=progress)
         return _simulation(plan, inputs, result.spikes, result.output, result.membranes, result.counts)
     python = lava_python(notify)
     with tempfile.TemporaryDirectory(prefix="spikeprop-lava-") as folder:
@@ -105,7 +110,7 @@ def simulate(
             save(plan, file)
             data = plan.encode(inputs)
         else:
-            assert not isinstance(network, IntegerNetwork)
+            assert isinstance(network, str | Path)
             file, data = Path(network).resolve(), inputs.astype(np.float64)
         np.savez(here / "inputs.npz", inputs=data, membranes=record.membranes)
         _run(python, here, file, progress, patience)
@@ -117,12 +122,13 @@ def simulate(
     return _simulation(plan, inputs, spikes if record.spikes else {}, arrays["output"], membranes, counts)
 
 
-def _network(network: str | Path | IntegerNetwork, inputs: np.ndarray, precision: Precision) -> Network:
+def _network(network: Source, inputs: np.ndarray, precision: Precision) -> Network:
     """The network laid out, or quantised; inputs that do not fit it are refused."""
     shown = inputs[:, :1] if inputs.ndim > 1 and inputs.strides[1] == 0 else inputs
-    if isinstance(network, IntegerNetwork) and precision != "fixed":
+    made = network.network if isinstance(network, Simulator) else network
+    plan = make_plan(read_graph(made)) if isinstance(made, str | Path) else made
+    if isinstance(plan, IntegerNetwork) and precision != "fixed":
         raise HardwareError("this network is in integers; simulate it with precision fixed")
-    plan = network if isinstance(network, IntegerNetwork) else make_plan(read_graph(network))
     if inputs.ndim < 3 or inputs.shape[2:] != plan.input_shape or 0 in inputs.shape:
         raise HardwareError(f"inputs have shape {inputs.shape}; the network reads (samples, steps, {plan.input_shape})")
     if not np.isfinite(shown).all():
