@@ -47,7 +47,6 @@ class Synapses:
     def deliver(self, values: np.ndarray, out: np.ndarray) -> None:
         """values (B, sources) of any kind of number -> out (B, targets)."""
         if NUMBA:
-            out[...] = 0
             _deliver(values, self.at, *self.runs, self.pool, out)
         else:
             out[...] = (self.matrix @ values.T.astype(self.dtype)).T
@@ -100,6 +99,7 @@ def _inverse(order: np.ndarray) -> np.ndarray:
 @_jit
 def _deliver(values, at, first, to, offset, length, pool, out):
     for b in range(values.shape[0]):
+        out[b, :] = 0
         for j in range(at.shape[0]):
             x = values[b, at[j]]
             if x != 0:
@@ -124,8 +124,15 @@ def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, l
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
 
 
-def fire_fixed_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, to_zero: bool) -> None:
-    """One step in the chip's integers, in place; bias and theta as they are added to and compared with 24-bit potentials."""
+def fire_fixed_numpy(
+    sums: Any, exponent: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool, to_zero: bool
+) -> None:
+    """One step in the chip's integers, in place; the current is (2 * sums) << exponent, or >> -exponent.
+
+    bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere.
+    """
+    current = np.zeros(v.shape, np.int32)
+    add_shifted_numpy(sums, exponent, current)
     decayed = v.astype(np.int64) * (DECAY_UNITY - decay)
     decayed = np.sign(decayed) * (np.abs(decayed) // DECAY_UNITY)
     low = STATE_LIMIT - 1
@@ -158,17 +165,22 @@ def _fire_float(current, v, spikes, bias, theta, leak, to_zero):
 
 
 @_jit
-def _fire_fixed(current, v, spikes, bias, theta, decay, to_zero):
-    low = np.int32(STATE_LIMIT - 1)
+def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
+    low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
+    left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
     for b in range(v.shape[0]):
-        for i in range(v.shape[1]):
-            old = np.int64(v[b, i]) * (DECAY_UNITY - decay[i])
-            u = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
-            u += (((np.int64(current[b, i]) << ALIGN) + low) & (2 * STATE_LIMIT - 1)) - low
-            u = min(max(u + bias[i], -low), low)
+        if leaky:
+            for i in range(v.shape[1]):
+                old = np.int64(v[b, i]) * (DECAY_UNITY - decay[i])
+                v[b, i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
+        for i in range(v.shape[1]):  # in 32 bits throughout: eight at once
+            current = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
+            u = np.int32(np.int32(np.int32(np.int32(current << ALIGN) + low) & mask) - low)
+            u = np.int32(np.int32(v[b, i] + u) + bias[i])
+            u = min(max(u, np.int32(-low)), low)
             fired = u > theta[i]
             spikes[b, i] = fired
-            rest = 0 if to_zero else u - theta[i]
+            rest = np.int32(0) if to_zero else np.int32(u - theta[i])
             v[b, i] = rest if fired else u
 
 

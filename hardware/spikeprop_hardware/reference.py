@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, In
 from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float
 from spikeprop_hardware.plan import Connection, Plan, Population
 
-BATCH = 32  # samples that advance together: a layer's state stays in the second-level cache
+CACHE = 2**17  # neurons of one layer in all samples that advance together: their state stays in the cache
+BATCH = 512  # samples that advance together at most
 INT16 = 2**15 - 1
 
 
@@ -71,17 +73,17 @@ class Simulator:
         """
         samples, steps = inputs.shape[:2]
         kept = self._room(samples, steps, record, membranes)
-        starts = range(0, samples, BATCH)
+        size = max(1, min(BATCH, CACHE // max(layer.size for layer in self.layers), -(-samples // self.threads)))
 
         def run_batch(start: int) -> dict[str, int]:
-            return self._batch(inputs[start : start + BATCH], kept, slice(start, start + BATCH))
+            return self._batch(inputs[start : start + size], kept, slice(start, start + size))
 
         done = 0
         with ThreadPoolExecutor(self.threads) as pool:
-            for counts in pool.map(run_batch, starts):
+            for counts in pool.map(run_batch, range(0, samples, size)):
                 for name, count in counts.items():
                     kept.counts[name] = kept.counts.get(name, 0) + count
-                done = min(done + BATCH, samples)
+                done = min(done + size, samples)
                 progress(done * steps, samples * steps)
         return kept
 
@@ -127,7 +129,6 @@ class Simulator:
 class _State:
     v: np.ndarray
     spikes: np.ndarray
-    current: np.ndarray
     sums: list[np.ndarray]
 
 
@@ -150,7 +151,7 @@ class _Layer:
         if isinstance(population, IntegerPopulation):
             bias = population.bias.astype(np.int64) << population.bias_exponent
             shift = 0 if population.theta is None else ALIGN
-            numbers = [bias, theta.astype(np.int64) << shift, population.decay.astype(np.int64)]
+            numbers = [n.astype(np.int32) for n in (bias, theta.astype(np.int64) << shift, population.decay)]
             rest = population.v_init
         else:
             leak = np.ones(self.size) if population.leak is None else population.leak
@@ -158,6 +159,7 @@ class _Layer:
             rest = np.zeros(self.size) if population.theta is None else population.v_init * population.theta
         self.parameters = [np.ascontiguousarray(n[order]) for n in numbers]
         self.rest = rest[order]
+        self.leaky = isinstance(population, IntegerPopulation) and bool(population.decay.any())
         self.to_zero = bool(population.to_zero)
 
     def start(self, samples: int) -> _State:
@@ -165,20 +167,29 @@ class _Layer:
         shape = (samples, self.size)
         sums = [np.empty(shape, s.dtype) for s in self.synapses]
         v = np.repeat(self.rest[None], samples, 0)
-        return _State(v, np.zeros(shape, np.uint8), np.empty(shape, v.dtype), sums)
+        return _State(v, np.zeros(shape, np.uint8), sums)
 
     def step(self, values: dict[str, np.ndarray], state: _State, same_input: bool) -> None:
         """Advance one step, in place."""
-        state.current[...] = 0
-        for i, ((source, own), synapses, sums) in enumerate(zip(self.sources, self.synapses, state.sums)):
+        for (source, own), synapses, sums in zip(self.sources, self.synapses, state.sums):
             if not (own and same_input):
                 synapses.deliver(values[source], sums)
-            if self.fixed:
-                add_shifted(sums, self.exponents[i], state.current)
-            else:
-                state.current += sums
-        fire: Any = fire_fixed if self.fixed else fire_float
-        fire(state.current, state.v, state.spikes, *self.parameters, self.to_zero)
+        if self.fixed:
+            fire_fixed(*self._total_fixed(state), state.v, state.spikes, *self.parameters, self.leaky, self.to_zero)
+        else:
+            fire_float(self._total_float(state), state.v, state.spikes, *self.parameters, self.to_zero)
+
+    def _total_fixed(self, state: _State) -> tuple[np.ndarray, int]:
+        """Sums and the exponent that makes them a current; of several connections each has had its own, and -1 undoes the 2."""
+        if len(state.sums) == 1:
+            return state.sums[0], self.exponents[0]
+        total = np.zeros_like(state.v)
+        for sums, exponent in zip(state.sums, self.exponents):
+            add_shifted(sums, exponent, total)
+        return total, -1
+
+    def _total_float(self, state: _State) -> np.ndarray:
+        return state.sums[0] if len(state.sums) == 1 else reduce(np.add, state.sums)
 
 
 def _dtype(connection: Connection | IntegerConnection, graded: bool) -> Any:

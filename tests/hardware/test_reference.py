@@ -119,6 +119,6 @@ def test_a_broadcast_input_is_a_constant_one() -> None:
     told: list[tuple[int, int]] = []
     ours = simulator.run(constant, membranes=True, progress=lambda *steps: told.append(steps))
     assert_same(ours, simulator.run(constant.copy(), membranes=True))
-    assert told == [(20, 20)]
+    assert told[-1] == (20, 20)
     lean = simulator.run(constant, record=False)
     assert (lean.spikes, lean.membranes, lean.counts) == ({}, {}, ours.counts)
