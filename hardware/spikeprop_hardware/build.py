@@ -8,25 +8,15 @@ processes/soft_reset.py for how they are kept apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.plan import Connection, Plan, Population
+from spikeprop_hardware.reference import Result
 
 BITS = 48  # spikes a number: Lava hands variables back as float64, whole up to 2^53
-
-
-@dataclass
-class Recording:
-    """What a simulation leaves: spikes (samples, steps, neurons) bool by population, the accumulated output (samples, steps,
-    classes), and potentials after each step where asked for."""
-
-    spikes: dict[str, np.ndarray]
-    output: np.ndarray
-    membranes: dict[str, np.ndarray]
 
 
 def run_on_lava(
@@ -35,7 +25,7 @@ def run_on_lava(
     progress: Callable[[int, int], None],
     slices: int = 100,
     membranes: bool = False,
-) -> Recording:
+) -> Result:
     """Run every sample through Lava; an integer network runs on the fixed-point models, potentials and output as integers.
 
     Args:
@@ -70,7 +60,7 @@ def run_on_lava(
         output = processes[-1].sums.get().T.reshape(shape)
     finally:
         processes[-1].stop()
-    return Recording(spikes, output, traces)
+    return Result(spikes, output, traces)
 
 
 def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: bool) -> Any:

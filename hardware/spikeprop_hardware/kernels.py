@@ -184,6 +184,9 @@ def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
             v[b, i] = rest if fired else u
 
 
+add_shifted: Any
+fire_float: Any
+fire_fixed: Any
 add_shifted, fire_float, fire_fixed = (
     (_add_shifted, _fire_float, _fire_fixed) if NUMBA else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy)
 )

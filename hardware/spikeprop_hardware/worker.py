@@ -26,10 +26,10 @@ def main(network: str, inputs: str, result: str) -> None:
     plan = load(Path(network)) if network.endswith(".npz") else make_plan(read_graph(network))
     with np.load(inputs) as file:
         data, membranes = file["inputs"], bool(file["membranes"])
-    recording = run_on_lava(plan, data.reshape(*data.shape[:2], -1), _tell, membranes=membranes)
-    arrays: Any = {f"spikes/{name}": np.packbits(train, axis=-1) for name, train in recording.spikes.items()}
-    arrays |= {f"membranes/{name}": trace for name, trace in recording.membranes.items()}
-    np.savez_compressed(result, output=recording.output, **arrays)
+    recorded = run_on_lava(plan, data.reshape(*data.shape[:2], -1), _tell, membranes=membranes)
+    arrays: Any = {f"spikes/{name}": np.packbits(train, axis=-1) for name, train in recorded.spikes.items()}
+    arrays |= {f"membranes/{name}": trace for name, trace in recorded.membranes.items()}
+    np.savez_compressed(result, output=recorded.output, **arrays)
 
 
 if __name__ == "__main__":
