@@ -149,12 +149,16 @@ def export(checkpoint: Path, out: Path | None) -> None:
 @click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--timesteps", type=click.IntRange(min=1), help="Default the recipe's.")
-def simulate(checkpoint: Path, data: str | None, root: str | None, samples: int, timesteps: int | None) -> None:
+@click.option("--backend", type=click.Choice(["lava", "reference"]), default="lava", show_default=True,
+              help="Lava's CPU simulation (needs Python 3.10), or the fast simulator that equals it.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
+              help="fixed: in the integers of Loihi 2.")  # fmt: skip
+def simulate(checkpoint: Path, data: str | None, root: str | None, samples: int, timesteps: int | None, **target: Any) -> None:
     """Run a spiking network's CHECKPOINT on Lava and compare every spike with PyTorch's on the same encoded inputs."""
     import tempfile
 
     from spikeprop.data import ImageData
-    from spikeprop.deploy import compare_on_lava
+    from spikeprop.deploy import Target, compare
     from spikeprop.deploy import export as write
     from spikeprop.recipe import component
     from spikeprop.seeding import seed_torch
@@ -167,15 +171,30 @@ def simulate(checkpoint: Path, data: str | None, root: str | None, samples: int,
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.nir"
         write(loaded.network, file)
-        result = compare_on_lava(loaded.network, file, images, labels, timesteps or described["timesteps"], _say)
-    equal = "all equal" if result["spikes_equal"] else f"NOT equal: {result['mismatches']}"
+        steps = timesteps or described["timesteps"]
+        result = compare(loaded.network, file, images, labels, steps, _say, Target(**target))
+    _table(str(checkpoint), _comparison(result))
+
+
+def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows on a simulation that ``compare`` held against PyTorch's."""
+    equal = "all equal" if result["spikes_equal"] else "NOT equal"
     rows = [
         ("samples, steps", f"{result['samples']}, {result['timesteps']}"),
         ("predictions agree", f"{result['agreement']:.1f} %"),
+        *((f"accuracy, {name}", f"{percent:.2f} %") for name, percent in result["accuracy"].items()),
         ("spike trains", f"{equal} ({result['spikes']:,} spikes)"),
         ("largest output difference", f"{result['output_error']:.2g}"),
     ]
-    _table(str(checkpoint), rows)
+    for name, (ours, theirs) in result["layers"].items():
+        rows.append((f"spikes of {name}", f"{ours:,}, there {theirs:,}; {result['mismatches'][name]:,} differ"))
+    first = result["first_difference"]
+    if first:
+        rows.append(("first difference", ", ".join(f"{key} {value}" for key, value in first.items())))
+    for layer in result.get("quantization", []):
+        weights = f"weights off by {100 * layer['weight_error']:.2f} % in {layer['bits']} bits"
+        rows.append((f"integers of {layer['name']}", f"{weights}, {layer['saturated']:,} of {layer['weights']:,} clipped"))
+    return rows
 
 
 def _check(experiment: Any, **options: bool) -> None:

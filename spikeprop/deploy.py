@@ -1,14 +1,15 @@
-"""Deployment: write a network as NIR, run the file on Lava, and compare every spike with PyTorch's.
+"""Deployment: write a network as NIR, run the file on Lava or in the reference simulator, and compare every spike with PyTorch's.
 
-PyTorch runs in float64, as Lava does, on the very inputs that Lava is given: the encoder draws once.
+PyTorch runs in float64 on the very inputs that the other is given: the encoder draws once.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nir
 import numpy as np
@@ -20,6 +21,8 @@ from spikeprop.files import write_atomically
 from spikeprop.nir import to_nir
 from spikeprop.progress import bar
 from spikeprop.snn import INPUT, SpikingNetwork
+
+REFERENCE_BATCH = 100  # samples whose spikes are compared at once
 
 
 def export(network: SpikingNetwork, path: Path) -> None:
@@ -51,18 +54,62 @@ def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dic
     return spikes, torch.cat(outputs).transpose(0, 1).numpy()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where and how a NIR file runs: on Lava or in spikeprop-hardware's batched reference simulator, in float64 or in the
+    chip's integers."""
+
+    backend: Literal["lava", "reference"] = "lava"
+    precision: Literal["float", "fixed"] = "float"
+
+
 def compare_on_lava(
     network: SpikingNetwork, file: Path, images: Tensor, labels: Tensor, timesteps: int, notify: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run a NIR file on Lava and compare with the network it was written from.
+    """``compare`` on Lava in float64, where everything must be equal."""
+    return compare(network, file, images, labels, timesteps, notify)
+
+
+def compare(
+    network: SpikingNetwork,
+    file: Path,
+    images: Tensor,
+    labels: Tensor,
+    timesteps: int,
+    notify: Callable[[str], None],
+    target: Target = Target(),
+) -> dict[str, Any]:
+    """Run a NIR file and compare with the network it was written from.
 
     Returns:
         samples, agreement (percent of equal predictions), spikes_equal (every train of every layer), spikes (how many were
-        compared), mismatches by layer, output_error (largest absolute difference), accuracy of both on these images.
+        compared), mismatches by layer, first_difference (sample, step, layer, neuron) or None, layers (spikes here and there),
+        output_error (largest absolute difference), accuracy of both on these images, and with fixed precision the
+        quantisation's report by layer.
 
     Raises:
-        HardwareError: spikeprop-hardware or Python 3.10 is missing, or Lava failed.
+        HardwareError: spikeprop-hardware or Python 3.10 is missing, or the simulation failed.
     """
+    hardware = _hardware()
+    size = len(images) if target.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
+    with bar(f"simulate on {target.backend}", unit="step") as shown:
+        shown.total = len(images) * timesteps
+        try:
+            source, report = _source(hardware, network, file, images, target)
+            parts = []
+            for start in range(0, len(images), size):
+                rows = slice(start, start + size)
+                ours, output = record(network, images[rows], timesteps)
+                inputs = ours.pop(INPUT)
+                progress = _follow(shown, start * timesteps)
+                theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
+                parts.append(_compare(ours, output, theirs.spikes, theirs.output, labels[rows].numpy(), start))
+        except hardware.HardwareError as error:
+            raise HardwareError(str(error)) from error
+    return _merged(parts, target.backend) | report
+
+
+def _hardware() -> Any:
     try:
         import spikeprop_hardware
     except ImportError as error:
@@ -70,19 +117,27 @@ def compare_on_lava(
             "the simulation needs the package spikeprop-hardware; install it (in a checkout: pip install ./hardware), or "
             "leave the stage out with simulate.samples=0"
         ) from error
-    ours, output = record(network, images, timesteps)
-    inputs = ours.pop(INPUT)
-    with bar("simulate on Lava", unit="step") as shown:
+    return spikeprop_hardware
 
-        def progress(done: int, total: int) -> None:
-            shown.total = total
-            shown.update(done - shown.n)
 
-        try:
-            lava = spikeprop_hardware.simulate(file, inputs, notify=notify, progress=progress)
-        except spikeprop_hardware.HardwareError as error:
-            raise HardwareError(str(error)) from error
-    return _compare(ours, output, lava.spikes, lava.output, labels.numpy())
+def _source(
+    hardware: Any, network: SpikingNetwork, file: Path, images: Tensor, target: Target
+) -> tuple[Any, dict[str, list[dict[str, Any]]]]:
+    """What is to be simulated, made ready once, and the report of its quantisation."""
+    on_lava = target.backend == "lava"
+    if target.precision == "float":
+        return file if on_lava else hardware.Simulator(hardware.make_plan(hardware.read_graph(file))), {}
+    limit = network.encoder.limit if network.encoder.limit is not None else float(images.abs().max())
+    made, report = hardware.quantize(hardware.read_graph(file), input_limit=limit)
+    return made if on_lava else hardware.Simulator(made), {"quantization": [asdict(layer) for layer in report]}
+
+
+def _follow(shown: Any, before: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        shown.total = max(shown.total, before + total)  # Lava runs a few steps more, until the last spike is through
+        shown.update(before + done - shown.n)
+
+    return progress
 
 
 def _compare(
@@ -91,16 +146,46 @@ def _compare(
     theirs: dict[str, np.ndarray],
     their_output: np.ndarray,
     labels: np.ndarray,
+    start: int,
 ) -> dict[str, Any]:
-    mismatches = {name: int((train.astype(bool) != theirs[name]).sum()) for name, train in ours.items()}
-    mine, lava = output[:, -1].argmax(1), their_output[:, -1].argmax(1)
+    mine, other = output[:, -1].argmax(1), their_output[:, -1].argmax(1)
+    differing = {name: train.astype(bool) != theirs[name] for name, train in ours.items()}
     return {
         "samples": len(labels),
         "timesteps": output.shape[1],
-        "agreement": 100 * float((mine == lava).mean()),
-        "spikes_equal": not any(mismatches.values()),
-        "spikes": int(sum(train.sum() for train in ours.values())),
-        "mismatches": mismatches,
+        "agree": int((mine == other).sum()),
+        "layers": {name: np.array([train.sum(), theirs[name].sum()], dtype=int) for name, train in ours.items()},
+        "mismatches": {name: int(wrong.sum()) for name, wrong in differing.items()},
+        "first_difference": _first(differing, start),
         "output_error": float(np.abs(output - their_output).max()),
-        "accuracy": {"pytorch": 100 * float((mine == labels).mean()), "lava": 100 * float((lava == labels).mean())},
+        "right": np.array([(mine == labels).sum(), (other == labels).sum()]),
+    }
+
+
+def _first(differing: dict[str, np.ndarray], start: int) -> dict[str, Any] | None:
+    """The first spike that differs, by sample, then step, then layer."""
+    found = []
+    for order, (name, wrong) in enumerate(differing.items()):
+        if wrong.any():
+            sample, step, *neuron = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+            found.append((sample, step, order, {"sample": start + sample, "step": step, "layer": name, "neuron": neuron}))
+    return min(found, key=lambda f: f[:3])[3] if found else None
+
+
+def _merged(parts: list[dict[str, Any]], backend: str) -> dict[str, Any]:
+    samples = sum(part["samples"] for part in parts)
+    layers = {name: np.sum([part["layers"][name] for part in parts], axis=0) for name in parts[0]["layers"]}
+    mismatches = {name: sum(part["mismatches"][name] for part in parts) for name in layers}
+    right = np.sum([part["right"] for part in parts], axis=0)
+    return {
+        "samples": samples,
+        "timesteps": parts[0]["timesteps"],
+        "agreement": 100 * sum(part["agree"] for part in parts) / samples,
+        "spikes_equal": not any(mismatches.values()),
+        "spikes": int(sum(counts[0] for counts in layers.values())),
+        "mismatches": mismatches,
+        "first_difference": next((p["first_difference"] for p in parts if p["first_difference"]), None),
+        "layers": {name: counts.tolist() for name, counts in layers.items()},
+        "output_error": max(part["output_error"] for part in parts),
+        "accuracy": {"pytorch": 100 * float(right[0]) / samples, backend: 100 * float(right[1]) / samples},
     }

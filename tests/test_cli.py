@@ -180,6 +180,18 @@ def test_export_and_simulate(finished: Path, tmp_path: Path) -> None:
     assert "predictions agree          100.0 %" in result.output
 
 
+def test_the_reference_simulator_needs_no_python_310(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIKEPROP_LAVA_PYTHON", "/nowhere")
+    arguments = ("simulate", finished / "converted.safetensors", "--samples", 120, "--timesteps", 6)
+    result = spikeprop(*arguments, "--backend", "reference")
+    assert result.exit_code == 0, result.output
+    assert "all equal" in result.output
+    fixed = spikeprop(*arguments, "--backend", "reference", "--precision", "fixed")
+    assert fixed.exit_code == 0, fixed.output
+    for text in ("accuracy, pytorch", "accuracy, reference", "spikes of ", "weights off by", "first difference"):
+        assert text in fixed.output
+
+
 def test_ls_shows_recipes_and_components() -> None:
     output = spikeprop("ls").output
     for text in (

@@ -1,7 +1,24 @@
-"""Runs a NIR file of a spiking network on Lava processes: ``simulate(nir_file, inputs)`` returns every spike and output."""
+"""Runs a NIR file of a spiking network on Lava processes or in a batched simulator equal to them, in floating point or in the
+integers of Loihi 2: ``simulate(nir_file, inputs)`` returns every spike and output, ``quantize(graph)`` the integer network."""
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.simulate import Simulation, simulate
+from spikeprop_hardware.integer import IntegerNetwork
+from spikeprop_hardware.plan import make_plan, read_graph
+from spikeprop_hardware.quantize import LayerReport, Quantized, quantize
+from spikeprop_hardware.reference import Simulator
+from spikeprop_hardware.simulate import Recording, Simulation, simulate
 
-__all__ = ["HardwareError", "Simulation", "simulate"]
+__all__ = [
+    "HardwareError",
+    "IntegerNetwork",
+    "LayerReport",
+    "Quantized",
+    "Recording",
+    "Simulation",
+    "Simulator",
+    "make_plan",
+    "quantize",
+    "read_graph",
+    "simulate",
+]
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """Plan -> connected Lava processes, run over all samples in one go.
 
-Each population is a SoftIF, each connection a Sparse synapse (graded messages, since coded input may be signed or
-real), the output a Readout. Samples follow one another in the same run; see processes/soft_reset.py for how they are
-kept apart.
+Each population is a SoftIF (ChipIF in integers), each connection a Sparse synapse (graded messages, since coded input may
+be signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run; see
+processes/soft_reset.py for how they are kept apart.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from typing import Any
 
 import numpy as np
 
-from spikeprop_hardware.plan import Plan, Population
+from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
+from spikeprop_hardware.plan import Connection, Plan, Population
+from spikeprop_hardware.reference import Result
 
 BITS = 48  # spikes a number: Lava hands variables back as float64, whole up to 2^53
 
 
 def run_on_lava(
-    plan: Plan, inputs: np.ndarray, progress: Callable[[int, int], None], slices: int = 100
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Run every sample through Lava.
+    plan: Plan | IntegerNetwork,
+    inputs: np.ndarray,
+    progress: Callable[[int, int], None],
+    slices: int = 100,
+    membranes: bool = False,
+) -> Result:
+    """Run every sample through Lava; an integer network runs on the fixed-point models, potentials and output as integers.
 
     Args:
         plan: the network.
-        inputs: (samples, steps, values) float64.
+        inputs: (samples, steps, values) float64, or the int32 that an integer network's ``encode`` makes.
         progress: called with (time steps done, all time steps).
         slices: how often progress is told; often enough that its absence means that Lava hangs.
-
-    Returns:
-        spikes by population (samples, steps, neurons) bool, and the accumulated output (samples, steps, classes).
+        membranes: record potentials, which Lava hands over slowly.
     """
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
@@ -39,35 +43,33 @@ def run_on_lava(
     steps = samples * period
     source = RingBuffer(data=np.ascontiguousarray(inputs.reshape(steps, -1).T))
     ports = {plan.input: source.s_out}
-    processes = [_add(population, ports, period, steps) for population in plan.populations]
+    run = {"period": period, "steps": steps}
+    processes = [_add(population, ports, run, membranes) for population in plan.populations]
+    select = "fixed_pt" if isinstance(plan, IntegerNetwork) else "floating_pt"
     done, total = 0, steps + plan.depth
     try:
         while done < total:
             count = min(max(1, total // slices), total - done)
-            processes[-1].run(condition=RunSteps(num_steps=count), run_cfg=Loihi2SimCfg(select_tag="floating_pt"))
+            processes[-1].run(condition=RunSteps(num_steps=count), run_cfg=Loihi2SimCfg(select_tag=select))
             done += count
             progress(done, total)
         shape = (samples, period, -1)
-        spikes = {p.name: _unpack(proc.bits.get(), steps).reshape(shape) for p, proc in zip(plan.populations[:-1], processes)}
+        layers = list(zip(plan.populations[:-1], processes))
+        spikes = {p.name: _unpack(proc.bits.get(), steps).reshape(shape) for p, proc in layers}
+        traces = {p.name: proc.trace.get().T.reshape(shape) for p, proc in layers} if membranes else {}
         output = processes[-1].sums.get().T.reshape(shape)
     finally:
         processes[-1].stop()
-    return spikes, output
+    return Result(spikes, output, traces)
 
 
-def _add(population: Population, ports: dict[str, Any], period: int, steps: int) -> Any:
+def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: bool) -> Any:
     """Make a population's process and its synapses, connected; records its output port in ``ports``."""
-    from lava.proc.sparse.process import Sparse
+    from spikeprop_hardware.processes.soft_reset import DelayLine
 
-    from spikeprop_hardware.processes.soft_reset import DelayLine, Readout, SoftIF
-
-    common: dict[str, Any] = {"bias": population.bias, "onset": population.depth, "period": period, "steps": steps}
-    if population.theta is None:
-        process: Any = Readout(**common)
-    else:
-        process = SoftIF(
-            theta=population.theta, leak=population.leak, v_init=population.v_init, to_zero=population.to_zero, **common
-        )
+    fixed = isinstance(population, IntegerPopulation)
+    process = _fixed(population, run, trace) if fixed else _floating(population, run, trace)
+    if population.theta is not None:
         ports[population.name] = process.s_out
     for connection in population.connections:
         port = ports[connection.source]
@@ -75,10 +77,42 @@ def _add(population: Population, ports: dict[str, Any], period: int, steps: int)
             line = DelayLine(size=connection.matrix.shape[1], delay=connection.delay)
             port.connect(line.s_in)
             port = line.s_out
-        synapse = Sparse(weights=connection.matrix, num_message_bits=32)
+        synapse = _synapse(connection)
         port.connect(synapse.s_in)
         synapse.a_out.connect(process.a_in)
     return process
+
+
+def _synapse(connection: Connection | IntegerConnection) -> Any:
+    from lava.proc.sparse.process import Sparse
+    from lava.utils.weightutils import SignMode
+
+    if isinstance(connection, Connection):
+        return Sparse(weights=connection.matrix, num_message_bits=32)
+    # nine bits with the lowest dropped, whatever the signs: the mantissas are made for that
+    return Sparse(weights=connection.matrix * 2, num_message_bits=32, weight_exp=connection.exponent, sign_mode=SignMode.MIXED)
+
+
+def _floating(population: Population, run: dict[str, int], trace: bool) -> Any:
+    from spikeprop_hardware.processes.soft_reset import Readout, SoftIF
+
+    if population.theta is None:
+        return Readout(bias=population.bias, onset=population.depth, **run)
+    return SoftIF(
+        theta=population.theta, bias=population.bias, leak=population.leak, v_init=population.v_init,
+        to_zero=population.to_zero, onset=population.depth, trace=trace, **run,
+    )  # fmt: skip
+
+
+def _fixed(population: IntegerPopulation, run: dict[str, int], trace: bool) -> Any:
+    from spikeprop_hardware.processes.fixed_point import ChipIF, ChipReadout
+
+    common: dict[str, Any] = {"bias": population.bias, "bias_exp": population.bias_exponent, "onset": population.depth, **run}
+    if population.theta is None:
+        return ChipReadout(**common)
+    return ChipIF(
+        theta=population.theta, decay=population.decay, rest=population.v_init, to_zero=population.to_zero, trace=trace, **common
+    )
 
 
 def _unpack(packed: np.ndarray, steps: int) -> np.ndarray:

@@ -38,8 +38,13 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
 
 def _conv(node: nir.Conv2d, shape: Shape, name: str) -> Linear:
     weight = np.asarray(node.weight, dtype=np.float64)
+    groups = int(node.groups)
+    if len(shape) != 3 or shape[0] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise HardwareError(
+            f"node {name!r} has weights {weight.shape} in {groups} groups, which do not fit {shape}, what it reads"
+        )
     margins = _margins(node, weight, name)
-    matrix, out = _convolution(weight, shape, _pair(node.stride), margins, _pair(node.dilation), int(node.groups))
+    matrix, out = _convolution(weight, shape, _pair(node.stride), margins, _pair(node.dilation), groups)
     return matrix, np.repeat(np.asarray(node.bias, dtype=np.float64), out[1] * out[2]), out
 
 

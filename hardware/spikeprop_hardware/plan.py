@@ -8,10 +8,13 @@ extra delay.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import h5py
 import nir
 import numpy as np
+from nir.serialization import read_node
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
@@ -50,6 +53,7 @@ class Plan:
     input: str = "input"  # name of the input node
     populations: list[Population] = field(default_factory=list)
     readout_from: int = 0  # steps that pass before the readout counts
+    encoder: str | None = None  # what made the inputs, where the graph says it
 
     @property
     def depth(self) -> int:
@@ -65,6 +69,35 @@ class _Path:
     shape: Shape
 
 
+def read_graph(path: str | Path) -> nir.NIRGraph:
+    """Read a NIR file. Its shapes are left to ``make_plan``: nir 1.0.8 takes kernels as square and forgets groups.
+
+    Raises:
+        HardwareError: no such file, or not a whole NIR file.
+    """
+    try:
+        return nir.read(str(path), type_check=False)
+    except FileNotFoundError:
+        raise HardwareError(f"there is no file {path}") from None
+    except (OSError, KeyError, ValueError, RuntimeError, AssertionError) as error:
+        raise HardwareError(_culprit(path) or f"{path} is not a NIR file, or only a part of one: {error}") from error
+
+
+def _culprit(path: str | Path) -> str | None:
+    """Which node nir cannot read, for its own message does not say."""
+    try:
+        with h5py.File(path) as file:
+            nodes: Any = file["node/nodes"]
+            for name, node in nodes.items():
+                try:
+                    read_node(node)
+                except Exception as error:
+                    return f"{path}: node {name!r} cannot be read: {error}"
+    except (OSError, KeyError, RuntimeError):
+        return None
+    return None
+
+
 def make_plan(graph: nir.NIRGraph) -> Plan:
     """Lay out a NIR graph.
 
@@ -77,7 +110,8 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
         raise HardwareError(f"the graph has {len(inputs)} inputs and {len(outputs)} outputs; this simulator runs one of each")
     shape = tuple(int(n) for n in graph.nodes[inputs[0]].input_type["input"])
     plan = Plan(shape, inputs[0])
-    plan.readout_from = int((graph.metadata or {}).get("readout_from", 0))
+    metadata = graph.metadata or {}
+    plan.readout_from, plan.encoder = int(metadata.get("readout_from", 0)), metadata.get("encoder")
     depths = {inputs[0]: 0}
     size = int(np.prod(shape))
     paths = {inputs[0]: [_Path(inputs[0], sparse.identity(size, format="csr"), np.zeros(size), shape)]}
@@ -85,6 +119,7 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
         if name == inputs[0]:
             continue
         node = graph.nodes[name]
+        _check_numbers(name, node)
         arriving = [path for source, target in graph.edges if target == name for path in paths[source]]
         _check_sum(name, arriving)
         if isinstance(node, nir.IF | nir.LIF | nir.Output):
@@ -96,6 +131,12 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
         else:
             paths[name] = _through(name, node, arriving)
     return plan
+
+
+def _check_numbers(name: str, node: Any) -> None:
+    for key, value in {**vars(node), **(node.metadata or {})}.items():
+        if isinstance(value, np.ndarray | float) and np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
+            raise HardwareError(f"node {name!r} holds NaN or infinity in its {key}")
 
 
 def _check_sum(name: str, arriving: list[_Path]) -> None:
@@ -118,6 +159,8 @@ def _through(name: str, node: Any, arriving: list[_Path]) -> list[_Path]:
 
 def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, int]) -> Population:
     depth = 1 + max(depths[path.source] for path in arriving)
+    for path in arriving:
+        path.matrix.sum_duplicates()  # sorts the columns as well: one order of summation for all who simulate the plan
     connections = [Connection(p.source, p.matrix, depth - 1 - depths[p.source]) for p in arriving]
     bias = np.sum([p.bias for p in arriving], axis=0)
     population = Population(name, arriving[0].shape, connections, bias, depth)
@@ -129,10 +172,13 @@ def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, i
         raise HardwareError(f"node {name!r} has reset mode {reset!r}; this simulator knows 'subtract' and 'zero'")
     if np.any(np.asarray(node.v_reset) != 0):
         raise HardwareError(f"node {name!r} resets to v_reset other than 0, which is not supported")
-    size = (len(bias),)
-    population.theta = _flat(node.v_threshold, population.shape, size)
-    population.leak = np.broadcast_to(_leak(name, node, metadata), size).astype(np.float64)
-    population.v_init = _flat(metadata.get("v_init", 0.0), population.shape, size)
+    shape = population.shape
+    population.theta = _flat(name, "thresholds", node.v_threshold, shape)
+    if population.theta.min() <= 0:
+        raise HardwareError(f"node {name!r} has a threshold of {population.theta.min():.4g}; thresholds are positive")
+    leak = _leak(name, node, metadata)
+    population.leak = _flat(name, "tau", leak if leak.size == 1 else leak.reshape(np.shape(node.tau)), shape)
+    population.v_init = _flat(name, "v_init", metadata.get("v_init", 0.0), shape)
     population.to_zero = reset == "zero"
     return population
 
@@ -156,8 +202,12 @@ def _leak(name: str, node: Any, metadata: dict[str, Any]) -> np.ndarray:
     return np.full(1, float(exact)) if exact is not None and np.allclose(leak, exact) else leak
 
 
-def _flat(value: Any, shape: Shape, size: Shape) -> np.ndarray:
-    return np.broadcast_to(np.asarray(value, dtype=np.float64), shape).reshape(size)
+def _flat(name: str, what: str, value: Any, shape: Shape) -> np.ndarray:
+    values = np.asarray(value, dtype=np.float64)
+    try:
+        return np.broadcast_to(values, shape).ravel()
+    except ValueError:
+        raise HardwareError(f"node {name!r} has {what} of shape {values.shape}, but {shape} arrives") from None
 
 
 def _topological(graph: nir.NIRGraph) -> list[str]:

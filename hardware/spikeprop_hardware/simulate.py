@@ -1,4 +1,5 @@
-"""``simulate``: a NIR file and inputs in, every spike and output out, by way of Lava in its own environment."""
+"""``simulate``: a NIR file and inputs in, every spike and output out, by way of Lava in its own environment or of the reference
+simulator here; in floating point or in the chip's integers."""
 
 from __future__ import annotations
 
@@ -11,29 +12,52 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal, get_args
 
-import nir
 import numpy as np
 
 from spikeprop_hardware.environment import lava_python
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.plan import make_plan
+from spikeprop_hardware.integer import IntegerNetwork, IntegerPopulation, save
+from spikeprop_hardware.plan import Plan, make_plan, read_graph
+from spikeprop_hardware.quantize import quantize_plan
+from spikeprop_hardware.reference import Simulator
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """Result: ``spikes[node]`` (samples, steps, *shape) bool; ``output`` (samples, steps, classes), accumulated from the
-    network's ``readout_from`` on."""
+    """Result.
+
+    Attributes:
+        spikes: by node, (samples, steps, *shape) bool; empty where they were not to be recorded.
+        output: (samples, steps, classes), accumulated from the network's ``readout_from`` on, in real units in either precision.
+        membranes: by node, (samples, steps, *shape): potentials after each step's reset, with fixed precision in the chip's
+            integers; empty unless asked for.
+        counts: spikes by node, over all samples and steps.
+    """
 
     spikes: dict[str, np.ndarray]
     output: np.ndarray
+    membranes: dict[str, np.ndarray] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What a simulation keeps: every spike (bytes: samples * steps * neurons), every potential (slow on Lava)."""
+
+    spikes: bool = True
+    membranes: bool = False
 
 
 PATIENCE = 600.0
+Backend = Literal["lava", "reference"]
+Precision = Literal["float", "fixed"]
 Steps = tuple[int, int]  # time steps done, all
+Network = Plan | IntegerNetwork
+Source = str | Path | IntegerNetwork | Simulator
 
 
 def _silent(*_: object) -> None:
@@ -41,45 +65,101 @@ def _silent(*_: object) -> None:
 
 
 def simulate(
-    network: str | Path,
+    network: Source,
     inputs: np.ndarray,
     *,
+    backend: Backend = "lava",
+    precision: Precision = "float",
+    record: Recording = Recording(),
     notify: Callable[[str], None] = _silent,
     progress: Callable[[int, int], None] = _silent,
     patience: float = PATIENCE,
 ) -> Simulation:
-    """Run a network on Lava.
+    """Run a network.
 
     Args:
-        network: NIR file.
-        inputs: what the network reads at each step, (samples, steps, *shape); each sample starts from rest.
-        notify: told once where the environment is made.
+        network: NIR file; what ``quantize`` made (precision is then "fixed"); or, for the reference, a ``Simulator`` of either,
+            which is ready and can be used for many inputs.
+        inputs: what the network reads at each step, (samples, steps, *shape); each sample starts from rest. A constant input
+            may be ``np.broadcast_to`` over the steps.
+        backend: "lava", Lava's CPU simulation in its own Python 3.10, or "reference", the batched simulator of reference.py.
+        precision: "float" or "fixed": the chip's integers, which a NIR file is quantised to for inputs of this size.
+        record: what to keep.
+        notify: told once where Lava's environment is made.
         progress: told (time steps done, all).
-        patience: seconds without progress after which the simulation is ended, for Lava can hang.
+        patience: seconds without progress after which Lava is ended, for it can hang.
 
     Raises:
         HardwareError: naming what is wrong with the network, the inputs or the environment; or Lava hangs.
     """
-    plan = make_plan(nir.read(str(network)))  # refuses here, before an environment is made
-    if inputs.ndim < 3 or inputs.shape[2:] != plan.input_shape or 0 in inputs.shape:
-        raise HardwareError(f"inputs have shape {inputs.shape}; the network reads (samples, steps, {plan.input_shape})")
-    if not np.isfinite(inputs).all():
-        raise HardwareError("inputs hold NaN or infinity")
+    if isinstance(network, Simulator) and (backend != "reference" or network.fixed != (precision == "fixed")):
+        raise HardwareError(f"a Simulator runs on the reference, this one with precision {'fixed' if network.fixed else 'float'}")
+    if backend not in get_args(Backend) or precision not in get_args(Precision):
+        raise HardwareError(f"backend {backend!r} with precision {precision!r}: there are lava, reference; and float, fixed")
+    plan = _network(network, inputs, precision)  # refuses here, before an environment is made
+    if backend == "reference":
+        simulator = network if isinstance(network, Simulator) else Simulator(plan)
+        result = simulator.run(inputs, record=record.spikes, membranes=record.membranes, progress=progress)
+        return _simulation(plan, inputs, result.spikes, result.output, result.membranes, result.counts)
     python = lava_python(notify)
     with tempfile.TemporaryDirectory(prefix="spikeprop-lava-") as folder:
         here = Path(folder)
         shutil.copytree(Path(__file__).parent, here / "spikeprop_hardware", ignore=shutil.ignore_patterns("__pycache__"))
-        np.savez(here / "inputs.npz", inputs=inputs)
-        _run(python, here, Path(network).resolve(), progress, patience)
-        with np.load(here / "result.npz") as file:
-            output = file["output"]
-            spikes = {
-                p.name: np.unpackbits(file[f"spikes/{p.name}"], axis=-1, count=len(p.bias))
-                .astype(bool)
-                .reshape(*inputs.shape[:2], *p.shape)
-                for p in plan.populations[:-1]
-            }
-    return Simulation(spikes, less_the_first(output, plan.readout_from))
+        if isinstance(plan, IntegerNetwork):
+            file = here / "network.npz"
+            save(plan, file)
+            data = plan.encode(inputs)
+        else:
+            assert isinstance(network, str | Path)
+            file, data = Path(network).resolve(), inputs.astype(np.float64)
+        np.savez(here / "inputs.npz", inputs=data, membranes=record.membranes)
+        _run(python, here, file, progress, patience)
+        with np.load(here / "result.npz") as found:
+            arrays = {name: found[name] for name in found.files}
+    spikes = {p.name: _bits(arrays[f"spikes/{p.name}"], len(p.bias)) for p in plan.populations[:-1]}
+    membranes = {p.name: arrays[f"membranes/{p.name}"] for p in plan.populations[:-1] if record.membranes}
+    counts = {name: int(train.sum()) for name, train in spikes.items()}
+    return _simulation(plan, inputs, spikes if record.spikes else {}, arrays["output"], membranes, counts)
+
+
+def _network(network: Source, inputs: np.ndarray, precision: Precision) -> Network:
+    """The network laid out, or quantised; inputs that do not fit it are refused."""
+    shown = inputs[:, :1] if inputs.ndim > 1 and inputs.strides[1] == 0 else inputs
+    made = network.network if isinstance(network, Simulator) else network
+    plan = make_plan(read_graph(made)) if isinstance(made, str | Path) else made
+    if isinstance(plan, IntegerNetwork) and precision != "fixed":
+        raise HardwareError("this network is in integers; simulate it with precision fixed")
+    if inputs.ndim < 3 or inputs.shape[2:] != plan.input_shape or 0 in inputs.shape:
+        raise HardwareError(f"inputs have shape {inputs.shape}; the network reads (samples, steps, {plan.input_shape})")
+    if not np.isfinite(shown).all():
+        raise HardwareError("inputs hold NaN or infinity")
+    if precision == "fixed" and isinstance(plan, Plan):
+        return quantize_plan(plan, float(np.abs(shown).max())).network
+    return plan
+
+
+def _bits(packed: np.ndarray, count: int) -> np.ndarray:
+    return np.unpackbits(packed, axis=-1, count=count).astype(bool)
+
+
+def _simulation(
+    plan: Network,
+    inputs: np.ndarray,
+    spikes: dict[str, np.ndarray],
+    output: np.ndarray,
+    membranes: dict[str, np.ndarray],
+    counts: dict[str, int],
+) -> Simulation:
+    """Flat arrays in the populations' shapes, the output in real units and from ``readout_from`` on."""
+    shapes = {p.name: (*inputs.shape[:2], *p.shape) for p in plan.populations[:-1]}
+    last = plan.populations[-1]
+    output = less_the_first(output, plan.readout_from)
+    return Simulation(
+        {name: train.reshape(shapes[name]) for name, train in spikes.items()},
+        output * last.unit if isinstance(last, IntegerPopulation) else output,
+        {name: trace.reshape(shapes[name]) for name, trace in membranes.items()},
+        counts,
+    )
 
 
 def less_the_first(output: np.ndarray, delay: int) -> np.ndarray:

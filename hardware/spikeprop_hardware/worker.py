@@ -1,19 +1,19 @@
-"""``python -m spikeprop_hardware.worker NETWORK.nir INPUTS.npz RESULT.npz``: the part that runs inside Lava's Python
-3.10.
+"""``python -m spikeprop_hardware.worker NETWORK INPUTS.npz RESULT.npz``: the part that runs inside Lava's Python 3.10.
 
-Progress goes to standard output, one "done total" line at a time.
+NETWORK is a NIR file, or the NPZ of an integer network. Progress goes to standard output, one "progress DONE ALL" line at a time.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
-import nir
 import numpy as np
 
 from spikeprop_hardware.build import run_on_lava
-from spikeprop_hardware.plan import make_plan
+from spikeprop_hardware.integer import load
+from spikeprop_hardware.plan import make_plan, read_graph
 
 
 def _tell(done: int, total: int) -> None:
@@ -22,13 +22,14 @@ def _tell(done: int, total: int) -> None:
 
 
 def main(network: str, inputs: str, result: str) -> None:
-    """Read a network and its inputs, run them, write every spike (as bits) and output."""
-    plan = make_plan(nir.read(network))
+    """Read a network and its inputs, run them, write every spike (as bits), output and, if asked for, potential."""
+    plan = load(Path(network)) if network.endswith(".npz") else make_plan(read_graph(network))
     with np.load(inputs) as file:
-        data = file["inputs"].astype(np.float64)
-    spikes, output = run_on_lava(plan, data.reshape(*data.shape[:2], -1), _tell)
-    arrays: Any = {f"spikes/{name}": np.packbits(train, axis=-1) for name, train in spikes.items()}
-    np.savez_compressed(result, output=output, **arrays)
+        data, membranes = file["inputs"], bool(file["membranes"])
+    recorded = run_on_lava(plan, data.reshape(*data.shape[:2], -1), _tell, membranes=membranes)
+    arrays: Any = {f"spikes/{name}": np.packbits(train, axis=-1) for name, train in recorded.spikes.items()}
+    arrays |= {f"membranes/{name}": trace for name, trace in recorded.membranes.items()}
+    np.savez_compressed(result, output=recorded.output, **arrays)
 
 
 if __name__ == "__main__":

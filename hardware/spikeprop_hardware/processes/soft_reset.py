@@ -1,11 +1,11 @@
-"""Lava Process and ProcessModel pairs: soft-reset integrate-and-fire, accumulating readout, delay line. Floating point.
+"""Lava Process and ProcessModel pairs: soft-reset integrate-and-fire, accumulating readout, delay line. Tag ``floating_pt``.
 
     u = leak * v + (a + bias);   s = u > theta (strict);   v = u - theta * s   (or 0 where s, with hard reset)
 
 Lava's own LIF only resets to zero. Samples follow one another without a gap: a population that lies ``onset``
 synapses behind the input sees step k of sample n at time step n*period + k + onset + 1, and begins each sample from
-v_init. Until its first input arrives it rests, so biases do not charge it early. Spikes are kept as bits, eight time
-steps a byte, because Lava hands variables back one number at a time.
+v_init. Until its first input arrives it rests, so biases do not charge it early. Spikes are kept as bits, 48 time
+steps a number, because Lava hands variables back one number at a time; potentials (``trace``) only where asked for.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 class SoftIF(AbstractProcess):
     """Integrate-and-fire neurons; ``a_in`` current, ``s_out`` spikes, ``bits`` the packed record of all spikes."""
 
-    def __init__(self, *, theta, bias, leak, v_init, to_zero, onset, period, steps):
+    def __init__(self, *, theta, bias, leak, v_init, to_zero, onset, period, steps, trace):
         super().__init__()
         shape = theta.shape
         self.a_in = InPort(shape=shape)
@@ -37,6 +37,7 @@ class SoftIF(AbstractProcess):
         self.onset = Var(shape=(1,), init=onset)
         self.period = Var(shape=(1,), init=period)
         self.bits = Var(shape=(shape[0], -(-steps // 48)), init=0)
+        self.trace = Var(shape=(shape[0], steps if trace else 1), init=0.0)
 
 
 @implements(proc=SoftIF, protocol=LoihiProtocol)
@@ -56,6 +57,7 @@ class PySoftIFFloat(PyLoihiProcessModel):
     onset: np.ndarray = LavaPyType(np.ndarray, int)
     period: np.ndarray = LavaPyType(np.ndarray, int)
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    trace: np.ndarray = LavaPyType(np.ndarray, float)
 
     def run_spk(self):
         """One time step."""
@@ -69,6 +71,8 @@ class PySoftIFFloat(PyLoihiProcessModel):
             spikes = (self.v > self.theta).astype(float)
             self.v[:] = self.v * (1 - spikes) if self.to_zero[0] else self.v - self.theta * spikes
             self.bits[:, k // 48] |= spikes.astype(np.int64) << (k % 48)
+            if k < self.trace.shape[1]:
+                self.trace[:, k] = self.v
         self.s_out.send(spikes)
 
 
@@ -131,3 +135,14 @@ class PyDelayLineFloat(PyLoihiProcessModel):
         slot = (self.time_step - 1) % len(self.line)
         self.s_out.send(self.line[slot].copy())
         self.line[slot] = self.s_in.recv()
+
+
+@implements(proc=DelayLine, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("bit_accurate_loihi", "fixed_pt")
+class PyDelayLineFixed(PyDelayLineFloat):
+    """DelayLine in integers."""
+
+    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    line: np.ndarray = LavaPyType(np.ndarray, np.int32)

@@ -1,0 +1,132 @@
+"""An integer network: a plan in the number formats of Loihi 2, and the file that carries it into Lava's Python.
+
+A synapse adds ``a = (sum of 2*m*s) << exponent`` (``>>`` with a negative one; m is an 8-bit mantissa, -128..127; the chip
+drops the lowest of nine bits where signs are mixed, hence the 2). A neuron, all state in 24 bits:
+
+    u = wrap(a << 6);   v = clip(sign(v) * (|v| * (4096 - decay) >> 12) + u + (bias << bias_exponent))
+    spike = v > (theta << 6);   v = v - (theta << 6) where it spiked (or 0 with hard reset)
+
+A potential v stands for the real potential v / 64 / scale. Formats as in Lava's bit-accurate LIF (lava-nc 0.10,
+lava/proc/lif/models.py), with its current decaying at once, and as documented for Loihi (Davies et al. 2018).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.plan import Shape
+
+STATE_LIMIT = 2**23  # 24-bit potentials and currents
+ALIGN = 6  # bits by which the chip shifts currents and thresholds up
+DECAY_UNITY = 2**12
+MANTISSA = (-128, 127)
+THETA_LIMIT = 2**17 - 1
+BIAS = (-(2**12), 2**12 - 1)
+EXPONENTS = range(-8, 8)
+BIAS_EXPONENTS = range(8)
+
+
+@dataclass(frozen=True)
+class IntegerConnection:
+    """Mantissas (int32 CSR, each in -128..127) from a source, their exponent, and extra delay in steps."""
+
+    source: str
+    matrix: sparse.csr_matrix
+    exponent: int
+    delay: int = 0
+
+
+@dataclass(frozen=True)
+class IntegerPopulation:
+    """Neurons of one NIR node, flattened; the readout has no threshold. ``v_init`` is a potential (24 bits)."""
+
+    name: str
+    shape: Shape
+    connections: list[IntegerConnection]
+    depth: int
+    scale: float
+    bias: np.ndarray
+    bias_exponent: int
+    decay: np.ndarray
+    v_init: np.ndarray
+    theta: np.ndarray | None = None
+    to_zero: bool = False
+
+    @property
+    def unit(self) -> float:
+        """What a potential of 1 stands for."""
+        return 1 / (self.scale * 2**ALIGN)
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """Populations in the order in which they compute, the readout last; inputs arrive as round(x * input_scale)."""
+
+    input_shape: Shape
+    input: str
+    input_scale: float
+    input_limit: float
+    readout_from: int
+    populations: list[IntegerPopulation] = field(default_factory=list)
+
+    @property
+    def depth(self) -> int:
+        """Synapses between input and readout."""
+        return self.populations[-1].depth
+
+    def encode(self, inputs: np.ndarray) -> np.ndarray:
+        """Inputs as the chip's graded messages.
+
+        Raises:
+            HardwareError: a value beyond what the network's scales were chosen for, which could wrap around.
+        """
+        largest = float(np.abs(inputs).max())
+        if largest > self.input_limit:
+            raise HardwareError(f"inputs reach {largest:.4g}, but the network was quantised for up to {self.input_limit:.4g}")
+        return np.rint(inputs * self.input_scale).astype(np.int32)
+
+
+_ARRAYS = ("bias", "decay", "v_init", "theta")
+
+
+def save(network: IntegerNetwork, path: Path) -> None:
+    """Write the network as NPZ."""
+    arrays: dict[str, Any] = {}
+    header = {k: v for k, v in vars(network).items() if k != "populations"} | {"populations": []}
+    for i, p in enumerate(network.populations):
+        known = {k: v for k, v in vars(p).items() if k not in ("connections", *_ARRAYS)}
+        known["connections"] = [{"source": c.source, "exponent": c.exponent, "delay": c.delay} for c in p.connections]
+        header["populations"].append(known)
+        arrays |= {f"{i}/{k}": getattr(p, k) for k in _ARRAYS if getattr(p, k) is not None}
+        for j, c in enumerate(p.connections):
+            parts = {"data": c.matrix.data, "indices": c.matrix.indices, "indptr": c.matrix.indptr, "shape": c.matrix.shape}
+            arrays |= {f"{i}/{j}/{k}": v for k, v in parts.items()}
+    np.savez(path, header=np.array(json.dumps(header)), **arrays)
+
+
+def load(path: Path) -> IntegerNetwork:
+    """Read what ``save`` wrote."""
+    with np.load(path) as file:
+        header = json.loads(str(file["header"]))
+        populations = []
+        for i, known in enumerate(header.pop("populations")):
+            connections = [
+                IntegerConnection(matrix=_matrix(file, f"{i}/{j}/"), **c) for j, c in enumerate(known.pop("connections"))
+            ]
+            known["shape"] = tuple(known["shape"])
+            arrays = {k: file[f"{i}/{k}"] for k in _ARRAYS if f"{i}/{k}" in file}
+            populations.append(IntegerPopulation(connections=connections, **known, **arrays))
+    header["input_shape"] = tuple(header["input_shape"])
+    return IntegerNetwork(populations=populations, **header)
+
+
+def _matrix(file: Any, prefix: str) -> sparse.csr_matrix:
+    data, indices, indptr, shape = (file[prefix + k] for k in ("data", "indices", "indptr", "shape"))
+    return sparse.csr_matrix((data, indices, indptr), shape=tuple(shape))

@@ -1,0 +1,192 @@
+"""The inner loops of the reference simulator: spikes through a connection, and one step of a layer of neurons.
+
+A connection is kept by source: for each, runs of neighbouring targets, whose weights lie in a pool. A convolution gives all
+places of a channel the same weights, so a pool is hardly larger than the kernel and stays in the cache; with channels last
+in the targets' order, runs are long enough for vector instructions. Sources that are silent cost nothing. Numba compiles
+the loops; without it scipy and numpy do the same work, to the bit, since every sum has the order of a row of the matrix.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, STATE_LIMIT
+
+try:
+    from numba import njit
+except ImportError:
+    njit = None
+NUMBA = njit is not None
+
+
+def _jit(function: Any) -> Any:
+    return function if njit is None else njit(cache=True, nogil=True)(function)
+
+
+class Synapses:
+    """A connection's matrix, made ready: ``deliver(values, out)`` sets out = values @ matrix.T.
+
+    Args:
+        matrix: CSR, rows and columns in C-order of the two layers.
+        row_order, column_order: C-order index by position in each layer's own order.
+        dtype: of the sums, and of the weights.
+        in_c_order: sum in C-order of the sources rather than in that of their layer (floating point: the order matters).
+    """
+
+    def __init__(self, matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, dtype: Any, in_c_order: bool):
+        self.dtype = np.dtype(dtype)
+        if NUMBA:
+            self.at, self.runs, self.pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
+        else:
+            self.matrix = matrix.astype(self.dtype)[row_order][:, column_order]
+
+    def deliver(self, values: np.ndarray, out: np.ndarray) -> None:
+        """values (B, sources) of any kind of number -> out (B, targets)."""
+        if NUMBA:
+            _deliver(values, self.at, *self.runs, self.pool, out)
+        else:
+            out[...] = (self.matrix @ values.T.astype(self.dtype)).T
+
+
+def _columns(
+    matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, in_c_order: bool
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
+    """Position of each source in its layer; (first run of each source, and of each run target, offset, length); pool."""
+    columns = matrix.tocsc()
+    columns.indices = _inverse(row_order)[columns.indices]
+    columns.has_sorted_indices = False
+    columns.sort_indices()
+    at = _inverse(column_order) if in_c_order else np.arange(len(column_order), dtype=np.int32)
+    if not in_c_order:
+        columns = columns[:, column_order]
+    rows, ends = columns.indices, columns.indptr.astype(np.int64)
+    begins = np.ones(len(rows), dtype=bool)
+    begins[1:] = rows[1:] != rows[:-1] + 1
+    begins[ends[:-1][ends[:-1] < ends[1:]]] = True
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(np.append(starts, len(rows))).astype(np.int32)
+    first = np.searchsorted(starts, ends)
+    bases, pool = _shared(columns.data, ends)
+    source = np.searchsorted(ends, starts, side="right") - 1
+    return at, (first, rows[starts].astype(np.int32), bases[source] + starts - ends[source], lengths), pool
+
+
+def _shared(data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each column's values lie in a pool that holds equal columns once, and the pool."""
+    found: dict[bytes, int] = {}
+    bases, pieces, size = np.zeros(len(ends) - 1, dtype=np.int64), [data[:0]], 0
+    for j, (start, end) in enumerate(pairwise(ends)):
+        piece = data[start:end]
+        key = piece.tobytes()
+        if key not in found:
+            found[key] = size
+            pieces.append(piece)
+            size += len(piece)
+        bases[j] = found[key]
+    return bases, np.concatenate(pieces)
+
+
+def _inverse(order: np.ndarray) -> np.ndarray:
+    inverse = np.empty(len(order), dtype=np.int32)
+    inverse[order] = np.arange(len(order), dtype=np.int32)
+    return inverse
+
+
+@_jit
+def _deliver(values, at, first, to, offset, length, pool, out):
+    for b in range(values.shape[0]):
+        out[b, :] = 0
+        for j in range(at.shape[0]):
+            x = values[b, at[j]]
+            if x != 0:
+                for r in range(first[j], first[j + 1]):
+                    n = length[r]
+                    targets, weights = out[b, to[r] : to[r] + n], pool[offset[r] : offset[r] + n]
+                    for k in range(n):
+                        targets[k] += x * weights[k]
+
+
+def add_shifted_numpy(sums: np.ndarray, exponent: int, current: np.ndarray) -> None:
+    """current += (2 * sums) << exponent, or >> -exponent."""
+    doubled = sums.astype(np.int32) * 2
+    current += doubled << exponent if exponent > 0 else doubled >> -exponent
+
+
+def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, leak: Any, to_zero: bool) -> None:
+    """One step in floating point, in place: v = leak * v + (current + bias); fire on v > theta; reset."""
+    np.multiply(v, leak, out=v)
+    v += current + bias
+    np.greater(v, theta, out=spikes.view(bool))
+    np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
+
+
+def fire_fixed_numpy(
+    sums: Any, exponent: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool, to_zero: bool
+) -> None:
+    """One step in the chip's integers, in place; the current is (2 * sums) << exponent, or >> -exponent.
+
+    bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere.
+    """
+    current = np.zeros(v.shape, np.int32)
+    add_shifted_numpy(sums, exponent, current)
+    decayed = v.astype(np.int64) * (DECAY_UNITY - decay)
+    decayed = np.sign(decayed) * (np.abs(decayed) // DECAY_UNITY)
+    low = STATE_LIMIT - 1
+    wrapped = (((current.astype(np.int64) << ALIGN) + low) & (2 * STATE_LIMIT - 1)) - low
+    v[...] = np.clip(decayed + wrapped + bias, -low, low)
+    np.greater(v, theta, out=spikes.view(bool))
+    np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
+
+
+@_jit
+def _add_shifted(sums, exponent, current):
+    for b in range(sums.shape[0]):
+        if exponent >= 0:
+            for i in range(sums.shape[1]):
+                current[b, i] += np.int32(2 * sums[b, i]) << exponent
+        else:
+            for i in range(sums.shape[1]):
+                current[b, i] += np.int32(2 * sums[b, i]) >> -exponent
+
+
+@_jit
+def _fire_float(current, v, spikes, bias, theta, leak, to_zero):
+    for b in range(v.shape[0]):
+        for i in range(v.shape[1]):
+            u = v[b, i] * leak[i] + (current[b, i] + bias[i])
+            fired = u > theta[i]
+            spikes[b, i] = fired
+            rest = 0.0 if to_zero else u - theta[i]
+            v[b, i] = rest if fired else u
+
+
+@_jit
+def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
+    low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
+    left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
+    for b in range(v.shape[0]):
+        if leaky:
+            for i in range(v.shape[1]):
+                old = np.int64(v[b, i]) * (DECAY_UNITY - decay[i])
+                v[b, i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
+        for i in range(v.shape[1]):  # in 32 bits throughout: eight at once
+            current = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
+            u = np.int32(np.int32(np.int32(np.int32(current << ALIGN) + low) & mask) - low)
+            u = np.int32(np.int32(v[b, i] + u) + bias[i])
+            u = min(max(u, np.int32(-low)), low)
+            fired = u > theta[i]
+            spikes[b, i] = fired
+            rest = np.int32(0) if to_zero else np.int32(u - theta[i])
+            v[b, i] = rest if fired else u
+
+
+add_shifted: Any
+fire_float: Any
+fire_fixed: Any
+add_shifted, fire_float, fire_fixed = (
+    (_add_shifted, _fire_float, _fire_fixed) if NUMBA else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy)
+)

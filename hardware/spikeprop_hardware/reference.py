@@ -1,0 +1,206 @@
+"""The reference simulator: many samples at once, in numpy and Numba, of a plan in float64 or of an integer network.
+
+All layers advance together, step by step, so memory does not grow with the number of steps unless spikes are recorded. In
+float64 its sums have the order of Lava's, and in integers it is the arithmetic of integer.py, so either equals the Lava
+models of processes/ to the bit. Lava's delays only line paths up; here, a step passes through the whole network, as in
+PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
+from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float
+from spikeprop_hardware.plan import Connection, Plan, Population
+
+CACHE = 2**17  # neurons of one layer in all samples that advance together: their state stays in the cache
+BATCH = 512  # samples that advance together at most
+INT16 = 2**15 - 1
+
+
+@dataclass
+class Result:
+    """Spikes and potentials (samples, steps, neurons) by population, output (samples, steps, classes), and spike counts;
+    in integers where the network is. What was not to be recorded is missing."""
+
+    spikes: dict[str, np.ndarray]
+    output: np.ndarray
+    membranes: dict[str, np.ndarray]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Simulator:
+    """A network made ready; ``run`` may be called any number of times.
+
+    Args:
+        network: a plan (float64) or an integer network.
+        threads: batches of samples that run at once; default one for each processor that the process may use.
+    """
+
+    def __init__(self, network: Plan | IntegerNetwork, threads: int | None = None):
+        self.network = network
+        self.fixed = isinstance(network, IntegerNetwork)
+        self.threads = threads or len(os.sched_getaffinity(0))
+        orders = {network.input: np.arange(int(np.prod(network.input_shape)))}
+        self.layers: list[_Layer] = []
+        for population in network.populations:
+            orders[population.name] = _order(population.shape)
+            self.layers.append(_Layer(population, orders, network.input))
+
+    def run(
+        self,
+        inputs: np.ndarray,
+        *,
+        record: bool = True,
+        membranes: bool = False,
+        progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> Result:
+        """Simulate.
+
+        Args:
+            inputs: (samples, steps, ...); a constant input may be ``np.broadcast_to`` over the steps and takes no memory.
+            record: keep every spike: samples * steps * neurons bytes; spikes are counted in any case.
+            membranes: keep every potential.
+            progress: told (time steps done, all) of all samples.
+        """
+        samples, steps = inputs.shape[:2]
+        kept = self._room(samples, steps, record, membranes)
+        size = max(1, min(BATCH, CACHE // max(layer.size for layer in self.layers), -(-samples // self.threads)))
+
+        def run_batch(start: int) -> dict[str, int]:
+            return self._batch(inputs[start : start + size], kept, slice(start, start + size))
+
+        done = 0
+        with ThreadPoolExecutor(self.threads) as pool:
+            for counts in pool.map(run_batch, range(0, samples, size)):
+                for name, count in counts.items():
+                    kept.counts[name] = kept.counts.get(name, 0) + count
+                done = min(done + size, samples)
+                progress(done * steps, samples * steps)
+        return kept
+
+    def _room(self, samples: int, steps: int, record: bool, membranes: bool) -> Result:
+        hidden = [(layer.name, (samples, steps, layer.size)) for layer in self.layers[:-1]]
+        state = np.int32 if self.fixed else np.float64
+        return Result(
+            {name: np.zeros(shape, bool) for name, shape in hidden} if record else {},
+            np.zeros((samples, steps, self.layers[-1].size), state),
+            {name: np.zeros(shape, state) for name, shape in hidden} if membranes else {},
+        )
+
+    def _batch(self, inputs: np.ndarray, kept: Result, rows: slice) -> dict[str, int]:
+        states = [layer.start(len(inputs)) for layer in self.layers]
+        counts = dict.fromkeys((layer.name for layer in self.layers[:-1]), 0)
+        values: dict[str, np.ndarray] = {}
+        for t, (x, same) in enumerate(self._steps(inputs)):
+            values[self.network.input] = x
+            for layer, state in zip(self.layers, states):
+                layer.step(values, state, same)
+                values[layer.name] = state.spikes
+                if layer.name in counts:
+                    counts[layer.name] += int(np.count_nonzero(state.spikes))
+                if layer.name in kept.spikes:
+                    kept.spikes[layer.name][rows, t] = state.spikes[:, layer.back]
+                if layer.name in kept.membranes:
+                    kept.membranes[layer.name][rows, t] = state.v[:, layer.back]
+            kept.output[rows, t] = states[-1].v[:, self.layers[-1].back]
+        return counts
+
+    def _steps(self, inputs: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
+        """Each step's input (B, values), and whether it is the one before again."""
+        last: np.ndarray | None = None
+        for t in range(inputs.shape[1]):
+            same = last is not None and (inputs.strides[1] == 0 or np.array_equal(inputs[:, t], inputs[:, t - 1]))
+            if last is None or not same:
+                raw = inputs[:, t].reshape(len(inputs), -1)
+                last = self.network.encode(raw) if isinstance(self.network, IntegerNetwork) else raw.astype(np.float64)
+            yield last, same
+
+
+@dataclass
+class _State:
+    v: np.ndarray
+    spikes: np.ndarray
+    sums: list[np.ndarray]
+
+
+class _Layer:
+    """A population with its connections, in its own order of neurons: channels last."""
+
+    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], given: str):
+        self.name, self.size = population.name, len(population.bias)
+        order = orders[population.name]
+        self.back = np.argsort(order)
+        self.sources = [(c.source, c.source == given) for c in population.connections]
+        self.fixed = isinstance(population, IntegerPopulation)
+        self.synapses = [
+            Synapses(c.matrix, order, orders[c.source], _dtype(c, own), not self.fixed)
+            for c, (_, own) in zip(population.connections, self.sources)
+        ]
+        self.exponents = [c.exponent for c in population.connections if isinstance(c, IntegerConnection)]
+        never = STATE_LIMIT if self.fixed else np.inf  # the readout's threshold
+        theta = np.full(self.size, never) if population.theta is None else population.theta
+        if isinstance(population, IntegerPopulation):
+            bias = population.bias.astype(np.int64) << population.bias_exponent
+            shift = 0 if population.theta is None else ALIGN
+            numbers = [n.astype(np.int32) for n in (bias, theta.astype(np.int64) << shift, population.decay)]
+            rest = population.v_init
+        else:
+            leak = np.ones(self.size) if population.leak is None else population.leak
+            numbers = [population.bias, theta, leak]
+            rest = np.zeros(self.size) if population.theta is None else population.v_init * population.theta
+        self.parameters = [np.ascontiguousarray(n[order]) for n in numbers]
+        self.rest = rest[order]
+        self.leaky = isinstance(population, IntegerPopulation) and bool(population.decay.any())
+        self.to_zero = bool(population.to_zero)
+
+    def start(self, samples: int) -> _State:
+        """State of so many samples before the first step."""
+        shape = (samples, self.size)
+        sums = [np.empty(shape, s.dtype) for s in self.synapses]
+        v = np.repeat(self.rest[None], samples, 0)
+        return _State(v, np.zeros(shape, np.uint8), sums)
+
+    def step(self, values: dict[str, np.ndarray], state: _State, same_input: bool) -> None:
+        """Advance one step, in place."""
+        for (source, own), synapses, sums in zip(self.sources, self.synapses, state.sums):
+            if not (own and same_input):
+                synapses.deliver(values[source], sums)
+        if self.fixed:
+            fire_fixed(*self._total_fixed(state), state.v, state.spikes, *self.parameters, self.leaky, self.to_zero)
+        else:
+            fire_float(self._total_float(state), state.v, state.spikes, *self.parameters, self.to_zero)
+
+    def _total_fixed(self, state: _State) -> tuple[np.ndarray, int]:
+        """Sums and the exponent that makes them a current; of several connections each has had its own, and -1 undoes the 2."""
+        if len(state.sums) == 1:
+            return state.sums[0], self.exponents[0]
+        total = np.zeros_like(state.v)
+        for sums, exponent in zip(state.sums, self.exponents):
+            add_shifted(sums, exponent, total)
+        return total, -1
+
+    def _total_float(self, state: _State) -> np.ndarray:
+        return state.sums[0] if len(state.sums) == 1 else reduce(np.add, state.sums)
+
+
+def _dtype(connection: Connection | IntegerConnection, graded: bool) -> Any:
+    """16 bits where no set of spikes can overflow them: twice as many at once."""
+    if isinstance(connection, Connection):
+        return np.float64
+    largest = abs(connection.matrix).sum(axis=1).max() if connection.matrix.nnz else 0
+    return np.int32 if graded or largest > INT16 else np.int16
+
+
+def _order(shape: tuple[int, ...]) -> np.ndarray:
+    """C-order index by position: channels last, where the compiled loops gain by it."""
+    index = np.arange(int(np.prod(shape)))
+    return index.reshape(shape).transpose(1, 2, 0).ravel() if len(shape) == 3 and NUMBA else index

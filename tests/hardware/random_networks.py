@@ -1,0 +1,189 @@
+"""Random spiking networks of every kind that hardware/ has to lay out, and inputs for them.
+
+Weights, thresholds, leaks and inputs are short binary fractions unless ``real`` asks for others. Every sum is then exact in
+float64 in whatever order it is taken, so simulators must agree to the bit, also where a potential meets its threshold.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikeprop import IF, LIF, Direct, Poisson
+from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Neuron, SpikingNetwork, Stage, Synapse
+
+KINDS = ["dense", "conv", "strided", "grouped", "pooled", "residual", "concatenated"]
+STEPS = 10
+Shape = tuple[int, ...]
+Trains = dict[str, np.ndarray]
+
+
+def random_network(seed: int, real: bool = False) -> tuple[SpikingNetwork, np.ndarray]:
+    """A network of the kind ``KINDS[seed % 7]`` in float64, and inputs (2 samples, steps, ...) that change from step to step."""
+    return _Maker(seed, real).make(KINDS[seed % len(KINDS)])
+
+
+class _Maker:
+    def __init__(self, seed: int, real: bool):
+        self.rng, self.real = np.random.default_rng(seed), real
+        self.stages: dict[str, Stage] = {}
+
+    def make(self, kind: str) -> tuple[SpikingNetwork, np.ndarray]:
+        poisson = self.chance(0.4)
+        size = int(self.rng.integers(6, 9))
+        shape: Shape = (int(self.rng.integers(4, 9)),) if kind == "dense" else (2, size, size)
+        last, after = getattr(self, kind)(shape)
+        self.stages["head"] = Stage([(last, Synapse([nn.Flatten(), self.linear(int(np.prod(after)), 3)]))], None)
+        network = SpikingNetwork(self.stages, Poisson() if poisson else Direct(), shape).double().eval()
+        network.readout_from.fill_(self.pick([0, 0, 3]))
+        full = (2, STEPS, *shape)
+        inputs = self.rng.integers(-1, 2, full).astype(float) if poisson else self.rng.integers(-8, 17, full) / 8
+        if self.real and not poisson:
+            inputs = self.rng.standard_normal(full)
+        return network, inputs
+
+    # kinds: each adds stages and returns the last one's name and shape
+
+    def dense(self, shape: Shape) -> tuple[str, Shape]:
+        name = INPUT
+        for i in range(self.pick([1, 2, 3])):
+            out = int(self.rng.integers(4, 10))
+            name, shape = self.stage(f"d{i}", name, (self.linear(shape[0], out),), (out,)), (out,)
+        return name, shape
+
+    def conv(self, shape: Shape) -> tuple[str, Shape]:
+        kernel = (self.pick([1, 2, 3]), self.pick([1, 2, 3]))
+        name, shape = self.conv_stage("c0", INPUT, shape, kernel_size=kernel, padding=self.pick([0, 1]))
+        return self.conv_stage("c1", name, shape, kernel_size=3, padding=2, dilation=2)
+
+    def strided(self, shape: Shape) -> tuple[str, Shape]:
+        stride, padding = (self.pick([1, 2]), 2), (self.pick([0, 1]), 1)
+        name, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, stride=stride, padding=padding)
+        return self.conv_stage("c1", name, shape, kernel_size=(1, 2), stride=2)
+
+    def grouped(self, shape: Shape) -> tuple[str, Shape]:
+        name, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1, groups=2)
+        return self.conv_stage("c1", name, shape, kernel_size=2, groups=self.pick([2, 4]))
+
+    def pooled(self, shape: Shape) -> tuple[str, Shape]:
+        name, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
+        pool = nn.AvgPool2d(2, stride=self.pick([1, 2]), padding=self.pick([0, 1]))
+        name, shape = self.conv_stage("c1", name, shape, pool, kernel_size=3, padding=1)
+        flat = [nn.AvgPool2d(2), nn.Flatten(), self.linear(4 * (shape[1] // 2) * (shape[2] // 2), 6)]
+        return self.stage("d", name, flat, (6,)), (6,)
+
+    def residual(self, shape: Shape) -> tuple[str, Shape]:
+        first, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
+        middle, _ = self.conv_stage("c1", first, shape, kernel_size=3, padding=1)
+        skip = self.pick([[], [Gain(0.75)], [self.conv2d(4, 4, kernel_size=1)]])
+        paths = [(middle, Synapse([self.conv2d(4, 4, kernel_size=3, padding=1)])), (first, Synapse(skip))]
+        self.stages["sum"] = Stage(paths, self.neuron(shape))
+        return "sum", shape
+
+    def concatenated(self, shape: Shape) -> tuple[str, Shape]:
+        first, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
+        second, _ = self.conv_stage("c1", first, shape, kernel_size=3, padding=1)
+        mix = self.conv2d(8, 4, kernel_size=3)
+        other = self.conv2d(8, 4, kernel_size=3)
+        paths = [(first, Synapse([ChannelPad(0, 4), mix])), (second, Synapse([ChannelPad(4, 0), other]))]
+        after = (4, shape[1] - 2, shape[2] - 2)
+        self.stages["joined"] = Stage(paths, self.neuron(after))
+        return "joined", after
+
+    # parts
+
+    def conv_stage(self, name: str, source: str, shape: Shape, *before: nn.Module, **settings: Any) -> tuple[str, Shape]:
+        ops = [*before, self.conv2d(shape[0], 4, **settings)]
+        with torch.no_grad():
+            x = torch.zeros(1, *shape, dtype=torch.float64)
+            for op in ops:
+                x = op.double()(x)
+        after = tuple(x.shape[1:])
+        return self.stage(name, source, ops, after), after
+
+    def stage(self, name: str, source: str, ops: Any, shape: Shape) -> str:
+        self.stages[name] = Stage([(source, Synapse(ops))], self.neuron(shape))
+        return name
+
+    def neuron(self, shape: Shape) -> Neuron:
+        reset = self.pick(["subtract", "zero"])
+        leak = self.pick([0.9, 0.77]) if self.real else self.pick([0.5, 0.75, 0.875])
+        neuron = self.pick([IF(reset=reset), LIF(leak=leak, reset=reset)])
+        per_channel = (shape[0], *([1] * (len(shape) - 1)))
+        where = self.pick([(), per_channel])
+        neuron.v_threshold = self.numbers(where, 8, 33)
+        neuron.v_init = self.pick([torch.tensor(0.0), torch.tensor(0.5), self.fractions(shape)])
+        if not self.real:
+            neuron.leak = torch.tensor(float(neuron.leak) if isinstance(neuron, LIF) else 1.0, dtype=torch.float64)
+        return neuron
+
+    def conv2d(self, inputs: int, outputs: int, **settings: Any) -> nn.Conv2d:
+        return self.filled(nn.Conv2d(inputs, outputs, bias=self.chance(0.5), **settings))
+
+    def linear(self, inputs: int, outputs: int) -> nn.Linear:
+        return self.filled(nn.Linear(inputs, outputs, bias=self.chance(0.5)))
+
+    def filled(self, op: Any) -> Any:
+        op.double()
+        op.weight.data = self.numbers(tuple(op.weight.shape), -12, 16)
+        if op.bias is not None:
+            op.bias.data = self.numbers(tuple(op.bias.shape), -4, 8)
+        return op
+
+    def numbers(self, shape: Shape, low: int, high: int) -> Tensor:
+        """Sixteenths from low to high - 1, or real numbers between them."""
+        drawn = self.rng.uniform(low, high, shape) if self.real else self.rng.integers(low, high, shape)
+        return torch.tensor(np.asarray(drawn) / 16, dtype=torch.float64)
+
+    def fractions(self, shape: Shape) -> Tensor:
+        return torch.tensor(self.rng.integers(0, 8, shape) / 8, dtype=torch.float64)
+
+    def pick(self, choices: Any) -> Any:
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def chance(self, p: float) -> bool:
+        return bool(self.rng.random() < p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay(Encoder):
+    """Hands out given inputs (T, B, ...) step by step, whatever the image."""
+
+    inputs: Tensor
+    position: list[int] = field(default_factory=lambda: [0])
+
+    def __call__(self, x: Tensor, timesteps: int) -> Tensor:
+        start = self.position[0]
+        self.position[0] += timesteps
+        return self.inputs[start : start + timesteps]
+
+
+@torch.no_grad()
+def simulate_in_torch(network: SpikingNetwork, inputs: np.ndarray) -> tuple[Trains, Trains, np.ndarray]:
+    """Spikes and potentials by stage, (samples, steps, ...), and the output (samples, steps, K), in float64."""
+    x = torch.from_numpy(np.ascontiguousarray(inputs.swapaxes(0, 1)))
+    trains: dict[str, list[Tensor]] = {}
+    potentials: dict[str, list[Tensor]] = {}
+    network = copy.deepcopy(network)
+    network.encoder = Replay(inputs=x)
+
+    def observe(name: str, spikes_TB: Tensor) -> None:
+        trains.setdefault(name, []).append(spikes_TB[0].clone())
+
+    outputs = list(network.unroll(x[0], len(x), chunk=1, observe=observe))
+    state = network.init_state()
+    for x_B in x:
+        _, state = network.step(x_B, state)
+        for name in network.neurons():
+            potentials.setdefault(name, []).append(state.neurons[name].v.clone())
+    del trains[INPUT]
+    return _stacked(trains), _stacked(potentials), torch.cat(outputs).transpose(0, 1).numpy()
+
+
+def _stacked(steps: dict[str, list[Tensor]]) -> Trains:
+    return {name: torch.stack(values, 1).numpy() for name, values in steps.items()}

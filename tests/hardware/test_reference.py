@@ -1,0 +1,124 @@
+"""The reference simulator against PyTorch and against Lava, in float64 and in the chip's integers, over random networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from spikeprop_hardware import Recording, kernels, quantize, reference, simulate
+from spikeprop_hardware.plan import make_plan
+from spikeprop_hardware.reference import Result, Simulator
+from spikeprop_hardware.simulate import less_the_first
+
+from spikeprop.deploy import export
+from spikeprop.nir import to_nir
+from tests.hardware.random_networks import KINDS, random_network, simulate_in_torch
+from tests.hardware.test_lava import lava_or_skip
+
+ALL = Recording(membranes=True)
+MANY = 20 * len(KINDS)
+
+
+def shaped(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return values.reshape(like.shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float_equals_pytorch_spike_for_spike_and_membrane_for_membrane(kind: str) -> None:
+    """Weights and inputs are short binary fractions: sums are exact, ties at the threshold occur, and nothing may differ."""
+    fired = 0
+    for seed in range(KINDS.index(kind), MANY, len(KINDS)):
+        network, inputs = random_network(seed)
+        simulator = Simulator(make_plan(to_nir(network)), threads=1)
+        ours = simulator.run(inputs, membranes=True)
+        spikes, membranes, output = simulate_in_torch(network, inputs)
+        assert ours.spikes.keys() == spikes.keys()
+        for name, train in spikes.items():
+            np.testing.assert_array_equal(shaped(ours.spikes[name], train), train.astype(bool), f"seed {seed}, {name}")
+            np.testing.assert_array_equal(shaped(ours.membranes[name], train), membranes[name], f"seed {seed}, {name}")
+            assert ours.counts[name] == train.sum()
+            fired += int(train.sum())
+        np.testing.assert_array_equal(less_the_first(ours.output, int(network.readout_from)), output, f"seed {seed}")
+    assert fired > 1000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float_with_real_weights_equals_pytorch_up_to_rounding(kind: str) -> None:
+    """PyTorch sums in another order, so potentials may differ in the last bits; no spike did in these networks."""
+    for seed in range(KINDS.index(kind), 5 * len(KINDS), len(KINDS)):
+        network, inputs = random_network(seed, real=True)
+        ours = Simulator(make_plan(to_nir(network)), threads=1).run(inputs, membranes=True)
+        spikes, membranes, _ = simulate_in_torch(network, inputs)
+        for name, train in spikes.items():
+            np.testing.assert_array_equal(shaped(ours.spikes[name], train), train.astype(bool), f"seed {seed}, {name}")
+            np.testing.assert_allclose(shaped(ours.membranes[name], train), membranes[name], rtol=0, atol=1e-12)
+
+
+def against_lava(tmp_path: Path, seed: int, real: bool) -> None:
+    network, inputs = random_network(seed, real)
+    export(network, tmp_path / "n.nir")
+    for precision in ("float", "fixed"):
+        lava = simulate(tmp_path / "n.nir", inputs, precision=precision, record=ALL)
+        ours = simulate(tmp_path / "n.nir", inputs, precision=precision, record=ALL, backend="reference")
+        for name in lava.spikes:
+            where = f"seed {seed}, {precision}, {name}"
+            np.testing.assert_array_equal(ours.spikes[name], lava.spikes[name], where)
+            np.testing.assert_array_equal(ours.membranes[name], lava.membranes[name], where)
+        np.testing.assert_array_equal(ours.output, lava.output)
+        assert ours.counts == lava.counts
+    spikes, _, output = simulate_in_torch(network, inputs)
+    float_run = simulate(tmp_path / "n.nir", inputs, backend="reference")
+    for name, train in spikes.items():
+        np.testing.assert_array_equal(float_run.spikes[name], train.astype(bool))
+    np.testing.assert_allclose(float_run.output, output, rtol=0, atol=1e-12 if real else 0)
+
+
+@pytest.mark.parametrize("seed", range(len(KINDS)), ids=KINDS)
+def test_either_precision_equals_lava_to_the_bit(tmp_path: Path, seed: int) -> None:
+    lava_or_skip()
+    against_lava(tmp_path, seed + 7 * len(KINDS), real=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(MANY))
+def test_either_precision_equals_lava_on_many_networks(tmp_path: Path, seed: int) -> None:
+    lava_or_skip()
+    against_lava(tmp_path, seed, real=seed % 2 == 0)
+
+
+def assert_same(a: Result, b: Result) -> None:
+    for name in a.spikes:
+        np.testing.assert_array_equal(a.spikes[name], b.spikes[name])
+        np.testing.assert_array_equal(a.membranes[name], b.membranes[name])
+    np.testing.assert_array_equal(a.output, b.output)
+    assert a.counts == b.counts
+
+
+def test_threads_batches_and_missing_numba_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(len(KINDS)):
+        network, inputs = random_network(seed, real=True)
+        plan = make_plan(to_nir(network))
+        inputs = np.concatenate([inputs] * 3) * np.linspace(0.3, 1, 6).reshape(-1, *[1] * (inputs.ndim - 1))
+        for made in (plan, quantize(to_nir(network), input_limit=6.0).network):
+            whole = Simulator(made, threads=1).run(inputs, membranes=True)
+            with monkeypatch.context() as changed:
+                changed.setattr(reference, "BATCH", 2)
+                assert_same(whole, Simulator(made, threads=3).run(inputs, membranes=True))
+                changed.setattr(kernels, "NUMBA", False)
+                changed.setattr(reference, "NUMBA", False)
+                for name in ("add_shifted", "fire_float", "fire_fixed"):
+                    changed.setattr(reference, name, getattr(kernels, f"{name}_numpy"))
+                assert_same(whole, Simulator(made, threads=1).run(inputs, membranes=True))
+
+
+def test_a_broadcast_input_is_a_constant_one() -> None:
+    network, inputs = random_network(1)
+    simulator = Simulator(make_plan(to_nir(network)))
+    constant = np.broadcast_to(inputs[:, :1], inputs.shape)
+    told: list[tuple[int, int]] = []
+    ours = simulator.run(constant, membranes=True, progress=lambda *steps: told.append(steps))
+    assert_same(ours, simulator.run(constant.copy(), membranes=True))
+    assert told[-1] == (20, 20)
+    lean = simulator.run(constant, record=False)
+    assert (lean.spikes, lean.membranes, lean.counts) == ({}, {}, ours.counts)
