@@ -73,7 +73,7 @@ def test_local_balancing_ends_near_the_least_error() -> None:
         (local,) = spike_worths(convert(ann, [x], IF(v_init=0.5), LocalThresholdBalancing(timesteps=16))).values()
         for channel, worth in enumerate(local):
             a = activation[:, channel]
-            assert error(worth, a, 16) < 1.6 * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
+            assert error(worth, a, 16) < 2 * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
             assert power == 1 or error(worth, a, 16) < 0.5 * error(a.max(), a, 16)
 
 
