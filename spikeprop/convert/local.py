@@ -25,13 +25,13 @@ class LocalThresholdBalancing(ActivationCalibrator):
     Attributes:
         timesteps: T of the rate.
         iterations: steps of the descent, each on ``samples`` activations of every channel.
-        step: its learning rate, falling to 0 by a cosine.
+        step: share of a Newton step that is taken, falling to 0 by a cosine.
         samples: activations a step.
     """
 
     timesteps: int = 16
     iterations: int = 200
-    step: float = 1.0
+    step: float = 0.3
     samples: int = 1024
 
     def __post_init__(self) -> None:
@@ -47,15 +47,21 @@ class LocalThresholdBalancing(ActivationCalibrator):
         for i in range(self.iterations):
             some_CN = flat_CN[:, torch.randint(flat_CN.shape[1], (self.samples,), generator=draws)]
             rate = self.step * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
-            worth_C1 = torch.maximum(worth_C1 - rate * _gradient(some_CN, worth_C1, self.timesteps), least_C1)
+            worth_C1 = torch.maximum(worth_C1 - rate * _newton_step(some_CN, worth_C1, self.timesteps), least_C1)
         return in_shape(worth_C1.squeeze(1), activation)
 
 
-def _gradient(a_CN: Tensor, worth_C1: Tensor, timesteps: int) -> Tensor:
-    """Of the mean squared error by the worth S: S^2 / 12 T^2 of rounding where a neuron fires at all, (a - S)^2 where clipped."""
-    firing_C1 = ((a_CN > 0) & (a_CN < worth_C1)).to(a_CN).mean(1, keepdim=True)
-    clipped_C1 = (a_CN - worth_C1).clamp(min=0).mean(1, keepdim=True)
-    return worth_C1 * firing_C1 / (6 * timesteps**2) - 2 * clipped_C1
+def _newton_step(a_CN: Tensor, worth_C1: Tensor, timesteps: int) -> Tensor:
+    """Gradient by curvature of the mean squared error by the worth S.
+
+    The error is S^2 / 12 T^2 of rounding where a neuron fires at all, and (a - S)^2 where it is clipped. The gradient alone is
+    of size S/T^2, far too small a step for large T.
+    """
+    firing_C1 = ((a_CN > 0) & (a_CN < worth_C1)).to(a_CN).mean(1, keepdim=True) / (6 * timesteps**2)
+    over_CN = a_CN - worth_C1
+    gradient_C1 = worth_C1 * firing_C1 - 2 * over_CN.clamp(min=0).mean(1, keepdim=True)
+    curvature_C1 = firing_C1 + 2 * (over_CN > 0).to(a_CN).mean(1, keepdim=True)
+    return torch.where(curvature_C1 > 0, gradient_C1 / curvature_C1, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
