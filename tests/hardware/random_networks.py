@@ -176,6 +176,7 @@ def simulate_in_torch(network: SpikingNetwork, inputs: np.ndarray) -> tuple[Trai
         trains.setdefault(name, []).append(spikes_TB[0].clone())
 
     outputs = list(network.unroll(x[0], len(x), chunk=1, observe=observe))
+    network.readout_from.zero_()  # not for step, which does not delay the output
     state = network.init_state()
     for x_B in x:
         _, state = network.step(x_B, state)
