@@ -251,7 +251,14 @@ def _disk_fills_up(after: Path) -> Callable[[int], None]:
 
 
 SMOKE = {"digits": None, "fashion": "FashionMNIST", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-LARGE = {"cifar10_vgg16_stdb", "cifar10_vgg16_qcfs", "cifar10_vgg16_diet", "cifar10_resnet20_stdb", "cifar10_vgg9_stdb"}
+LARGE = {
+    "cifar10_resnet20_light",
+    "cifar10_vgg16_stdb",
+    "cifar10_vgg16_qcfs",
+    "cifar10_vgg16_diet",
+    "cifar10_resnet20_stdb",
+    "cifar10_vgg9_stdb",
+}
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
 
 
