@@ -52,13 +52,11 @@ class ThresholdBalancing(ThresholdCalibrator):
         for name, stage in network.each():
             units.fold(stage)
             if isinstance(stage.neuron, SpikingMaxPool):
-                units.settle(name, stage)
+                units.pass_on(name, stage)
             elif stage.neuron is not None:
                 peak = max(_peak(current_KBSC, self.percentile / 100) for current_KBSC in stages.currents(name))
                 worth = limited(stage, positive(name, peak) * self.scale * stage.scale.to(peak))
-                theta = units.settle(name, stage, worth)
-                assert theta is not None
-                thresholds[name] = theta
+                thresholds[name] = units.settle(name, stage, worth)
             if stage.neuron is not None:
                 stages.fire(name)
         return thresholds

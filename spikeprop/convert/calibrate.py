@@ -10,14 +10,14 @@ the paper's threshold. Where a source has a unit for each channel, the stage is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.graph import NEGATIVE, rectified
+from spikeprop.convert.graph import NEGATIVE
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, ChannelPad, Gain, SpikingNetwork, Stage, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -60,18 +60,18 @@ class Units:
                     layer.bias.data.div_(base)
         stage.scale = base.clone().to(stage.scale)
 
-    def settle(self, name: str, stage: Stage, worth: Tensor | None = None) -> Tensor | None:
-        """Set the threshold of a stage whose spikes are to stand for ``worth``; pooled spikes keep what they stood for."""
-        if isinstance(stage.neuron, SpikingMaxPool):
-            self._of[name] = self._pooled(stage)
-            stage.scale = self._of[name].clone().to(stage.scale)
-            return None
+    def settle(self, name: str, stage: Stage, worth: Tensor) -> Tensor:
+        """Set the threshold of a stage whose spikes are to stand for ``worth``, and return it."""
         assert stage.neuron is not None
-        assert worth is not None
         stage.neuron.set_threshold(worth / stage.scale)
         theta = stage.neuron.v_threshold.detach().clone()
         self._of[name] = theta * stage.scale
         return theta
+
+    def pass_on(self, name: str, stage: Stage) -> None:
+        """Pooled spikes keep what they stood for."""
+        self._of[name] = self._pooled(stage)
+        stage.scale = self._of[name].clone().to(stage.scale)
 
     def _pooled(self, stage: Stage) -> Tensor:
         units = [self._of[source] for source in stage.sources]
@@ -139,31 +139,6 @@ def spike_worths(network: SpikingNetwork) -> dict[str, Tensor]:
     return {name: stage.neuron.v_threshold.detach() * stage.scale for name, stage in network.each() if stage.neuron is not None}
 
 
-def currents(stage: Stage, values: dict[str, Tensor]) -> Tensor:
-    """Input current (B, ...) of a stage for its sources' values (B, ...)."""
-    return torch.stack([synapse(values[source].unsqueeze(0))[0] for _, source, synapse in stage.branches()]).sum(0)
-
-
-def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Stage, Tensor]]:
-    """(name, stage, the ANN's activation (B, ...)) of an uncalibrated network, in order; what no later stage reads is let go.
-
-    A stage may be changed once it has been given: its own activation is computed by then.
-    """
-    values = {INPUT: x}
-    for name, stage in list(network.each()):
-        values[name] = rectified(stage, currents(stage, values))
-        yield name, stage, values[name]
-        forget(network, values, name)
-
-
-def forget(network: SpikingNetwork, values: dict[str, Tensor], done: str) -> None:
-    """Drop the values that no stage after ``done`` reads."""
-    names = list(network.stages)
-    later = {source for n, stage in network.each() if names.index(n) > names.index(done) for source in stage.sources}
-    for name in values.keys() - later:
-        del values[name]
-
-
 def limited(stage: Stage, worth: Tensor) -> Tensor:
     """A spike's worth, not above what the ANN's activation is clipped at."""
     return worth if stage.ceiling is None else torch.minimum(worth, stage.ceiling.to(worth))
@@ -183,6 +158,12 @@ def check_percentile(percentile: float) -> None:
     """Raises ValueError outside (0, 100]."""
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it lies in (0, 100]")
+
+
+def check_grid(grid: int) -> None:
+    """Raises ValueError below one fraction."""
+    if grid < 1:
+        raise ValueError(f"grid is {grid}; the search needs at least 1 fraction")
 
 
 def check_steps(timesteps: int, what: str) -> None:

@@ -11,6 +11,7 @@ gradient.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +24,14 @@ from spikeprop.convert.calibrate import (
     Per,
     ThresholdCalibrator,
     Units,
-    activations,
     by_channel,
+    check_grid,
     check_steps,
-    currents,
-    forget,
-    in_shape,
     limited,
     positive,
 )
-from spikeprop.convert.statistics import least_error, quantised
+from spikeprop.convert.graph import activations, currents, forget
+from spikeprop.convert.statistics import best_worth, quantised
 from spikeprop.progress import bar
 from spikeprop.snn import INPUT, Neuron, SpikingNetwork, Stage
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -71,8 +70,7 @@ class SpikeCalibrator(ThresholdCalibrator):
 
     def __post_init__(self) -> None:
         check_steps(self.timesteps, "a rate needs")
-        if self.grid < 1:
-            raise ValueError(f"grid is {self.grid}; the search needs at least 1 fraction")
+        check_grid(self.grid)
 
     @torch.no_grad()
     def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
@@ -80,24 +78,25 @@ class SpikeCalibrator(ThresholdCalibrator):
         for layer, spikes in self._layers(network, x):
             neuron = layer.stage.neuron
             self.adjust(layer, spikes)
-            if neuron is None and self.delay:
-                delay_readout(network, x, layer.target, self.timesteps)
-            if neuron is not None and not isinstance(neuron, SpikingMaxPool):
+            if neuron is not None:
                 thresholds[layer.name] = neuron.v_threshold.detach().clone()
+            elif self.delay:
+                delay_readout(network, x, layer.target, self.timesteps)
         return thresholds
 
+    @abstractmethod
     def adjust(self, layer: Layer, spikes: Spikes) -> None:
         """Change one layer whose threshold is set; ``spikes`` runs it."""
-        raise NotImplementedError
 
     def _layers(self, network: SpikingNetwork, x: Tensor) -> Iterator[tuple[Layer, Spikes]]:
+        """The layers that can be changed, in order: those of neurons, and the output."""
         units, spikes = Units(network, x), Spikes(network, x, self.timesteps)
         rates = {INPUT: spikes.input_rate()}
         for name, stage, activation in bar_over(activations(network, x), len(network.stages)):
             units.fold(stage)
             layer = Layer(name, stage, activation / stage.scale, rates)
             if isinstance(stage.neuron, SpikingMaxPool):
-                units.settle(name, stage)
+                units.pass_on(name, stage)
             elif stage.neuron is not None:
                 units.settle(name, stage, self._worth(layer, stage.neuron))
                 yield layer, spikes
@@ -111,12 +110,7 @@ class SpikeCalibrator(ThresholdCalibrator):
     def _worth(self, layer: Layer, neuron: Neuron) -> Tensor:
         """The threshold of least error for the currents that spikes give."""
         current = currents(layer.stage, layer.rates)
-        if self.per == "layer":
-            current, target = current.reshape(1, -1), layer.target.reshape(1, -1)
-        else:
-            current, target = by_channel(current), by_channel(layer.target)
-        theta_C = positive(layer.name, least_error(current, target, float(neuron.v_init.mean()), self.timesteps, self.grid))
-        theta = theta_C.reshape(()) if self.per == "layer" else in_shape(theta_C, layer.target)
+        theta = positive(layer.name, best_worth(current, layer.target, neuron, self.per, self.timesteps, self.grid))
         return limited(layer.stage, theta * layer.stage.scale)
 
 
@@ -161,7 +155,7 @@ class LightCalibration(SpikeCalibrator):
         if layer.stage.neuron is None:
             return
         if self.bias:
-            shift_bias(layer.stage, by_channel(_error(layer, spikes)).mean(1))
+            _correct_bias(layer, spikes)
         if self.potential:
             shift_potential(layer.stage.neuron, _error(layer, spikes).mean(0), self.timesteps)
 
@@ -186,7 +180,7 @@ class AdvancedCalibration(SpikeCalibrator):
         with torch.enable_grad():
             _Fit(layer, self.timesteps).run(self.iterations, self.batch_size, self.step)
         if layer.stage.neuron is not None:
-            shift_bias(layer.stage, by_channel(_error(layer, spikes)).mean(1))
+            _correct_bias(layer, spikes)
 
 
 class _Fit:
@@ -259,6 +253,13 @@ def rate_through(ratio: Tensor, start: Tensor, timesteps: int) -> Tensor:
     return ramp + (quantised(ratio.detach(), start.detach(), timesteps) - ramp.detach())
 
 
+def _correct_bias(layer: Layer, spikes: Spikes) -> None:
+    """Add each channel's mean error to its current."""
+    op = add_bias(layer.stage)
+    if op is not None:
+        op.bias.data.add_(by_channel(_error(layer, spikes)).mean(1).to(op.bias))
+
+
 def _error(layer: Layer, spikes: Spikes) -> Tensor:
     """What the true rates miss of the target (B, ...)."""
     assert layer.stage.neuron is not None
@@ -273,13 +274,6 @@ def add_bias(stage: Stage) -> Any:
             op.bias = nn.Parameter(op.weight.new_zeros(len(op.weight)).detach(), op.weight.requires_grad)
         return op
     return None
-
-
-def shift_bias(stage: Stage, shift_C: Tensor) -> None:
-    """Add to a stage's current, by channel."""
-    op = add_bias(stage)
-    if op is not None:
-        op.bias.data.add_(shift_C.to(op.bias))
 
 
 def shift_potential(neuron: Neuron, error: Tensor, timesteps: int) -> None:

@@ -10,7 +10,7 @@ raises ConversionError. The ANN itself is never changed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,7 +261,7 @@ class Builder:
 
     def _in_place(self, node: fx.Node) -> bool:
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        name = _called(node)
         named = node.op != "call_module" and (name.endswith("_") or name in IN_PLACE)
         return bool(named or getattr(module, "inplace", False) or node.kwargs.get("inplace"))
 
@@ -315,9 +315,8 @@ class Builder:
         self, node: fx.Node, value: Value, neuron: Neuron | None, ceiling: float | Tensor | None = None, suffix: str = ""
     ) -> str:
         labels = [] if isinstance(neuron, SpikingMaxPool) else [b.label for b in value if b.label]
-        name = self._free(
-            _stage_name(labels[0] if labels else node.name) + suffix, {INPUT} if neuron is None else {INPUT, OUTPUT}
-        )
+        label = (labels[0] if labels else node.name).replace(".", "_") + suffix
+        name = self._free(label, {INPUT} if neuron is None else {INPUT, OUTPUT})
         # one deep copy of the whole: a value read by two layers must not share modules between them
         synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
         limit = torch.as_tensor(ceiling, dtype=self.dtype).detach().clone() if ceiling is not None else None
@@ -330,10 +329,6 @@ class Builder:
         while name in self.stages or name in reserved:
             name, count = f"{label}_{count}", count + 1
         return name
-
-
-def _stage_name(label: str) -> str:
-    return label.replace(".", "_")
 
 
 def _holds_tensors(result: Any) -> bool:
@@ -349,8 +344,12 @@ def _by_channel(slope: float | Tensor, axes: int) -> Tensor:
 
 def function_name(node: fx.Node) -> str:
     """Name of the function or method that a node calls, without the mark of in-place."""
+    return _called(node).rstrip("_")
+
+
+def _called(node: fx.Node) -> str:
     target = node.target
-    return (target if isinstance(target, str) else getattr(target, "__name__", str(target))).rstrip("_")
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionError:
@@ -368,13 +367,32 @@ def rectified(stage: Stage, total: Tensor) -> Tensor:
     return torch.relu(total) if stage.ceiling is None else torch.minimum(torch.relu(total), stage.ceiling)
 
 
+def currents(stage: Stage, values: dict[str, Tensor]) -> Tensor:
+    """Input current (B, ...) of a stage for its sources' values (B, ...)."""
+    return torch.stack([synapse(values[source].unsqueeze(0))[0] for _, source, synapse in stage.branches()]).sum(0)
+
+
+def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Stage, Tensor]]:
+    """(name, stage, the ANN's activation (B, ...)) of an uncalibrated network, in order; what no later stage reads is let go.
+
+    A stage may be changed once it has been given: its own activation is computed by then.
+    """
+    values = {INPUT: x}
+    for name, stage in list(network.each()):
+        values[name] = rectified(stage, currents(stage, values))
+        yield name, stage, values[name]
+        forget(network, values, name)
+
+
+def forget(network: SpikingNetwork, values: dict[str, Tensor], done: str) -> None:
+    """Drop the values that no stage after ``done`` reads."""
+    for name in values.keys() - network.read_after(done):
+        del values[name]
+
+
 def relu_activations(network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
     """An uncalibrated network computed as the ANN it came from, each neuron a (clipped) ReLU: stage to activation (B, ...)."""
-    values = {INPUT: x.unsqueeze(0)}
-    for name, stage in network.each():
-        total = torch.stack([synapse(values[source]) for _, source, synapse in stage.branches()]).sum(0)
-        values[name] = rectified(stage, total[0]).unsqueeze(0)
-    return {name: value[0] for name, value in values.items() if name != INPUT}
+    return {name: activation for name, _, activation in activations(network, x)}
 
 
 def _same(one: float | Tensor | None, other: float | Tensor | None) -> bool:

@@ -112,8 +112,25 @@ def _max_pool_module(builder: Builder, node: fx.Node, module: Any) -> Value:
     return _max_pool(builder, node, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
 
 
-def _adaptive_max_pool_module(builder: Builder, node: fx.Node, module: Any) -> Value:
-    return _adaptive_max_pool(builder, node)
+def _max_pool(
+    builder: Builder,
+    node: fx.Node,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Value:
+    if dilation not in (1, (1, 1)):
+        raise refuse(node, f"max pooling with dilation {dilation}", "use dilation=1")
+    return builder.max_pool(node, SpikingMaxPool(kernel_size, stride, padding, ceil_mode))
+
+
+def _adaptive_max_pool(builder: Builder, node: fx.Node, *_: Any) -> Value:
+    before, after = builder.shape(node.args[0])[1:], builder.shape(node)[1:]
+    if any(b % a for a, b in zip(after, before)):
+        raise refuse(node, f"adaptive max pooling from {before} to {after}", "windows must be of one size")
+    return builder.max_pool(node, SpikingMaxPool((before[0] // after[0], before[1] // after[1])))
 
 
 def _reshaped(builder: Builder, node: fx.Node, *_: Any) -> Value:
@@ -143,7 +160,7 @@ MODULES: dict[type, Callable[[Builder, fx.Node, Any], Value]] = {
     nn.AdaptiveAvgPool2d: _by_channel,
     nn.ZeroPad2d: _by_channel,
     nn.MaxPool2d: _max_pool_module,
-    nn.AdaptiveMaxPool2d: _adaptive_max_pool_module,
+    nn.AdaptiveMaxPool2d: _adaptive_max_pool,
     nn.Dropout: _dropout,
     nn.Dropout2d: _dropout,
     nn.Flatten: _reshaped,
@@ -233,27 +250,6 @@ def _adaptive_avg_pool(builder: Builder, node: fx.Node) -> Value:
 def _functional_max_pool(builder: Builder, node: fx.Node) -> Value:
     given = builder.arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
     return _max_pool(builder, node, **{k: v for k, v in given.items() if k != "return_indices"})
-
-
-def _max_pool(
-    builder: Builder,
-    node: fx.Node,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Value:
-    if dilation not in (1, (1, 1)):
-        raise refuse(node, f"max pooling with dilation {dilation}", "use dilation=1")
-    return builder.max_pool(node, SpikingMaxPool(kernel_size, stride, padding, ceil_mode))
-
-
-def _adaptive_max_pool(builder: Builder, node: fx.Node) -> Value:
-    before, after = builder.shape(node.args[0])[1:], builder.shape(node)[1:]
-    if any(b % a for a, b in zip(after, before)):
-        raise refuse(node, f"adaptive max pooling from {before} to {after}", "windows must be of one size")
-    return builder.max_pool(node, SpikingMaxPool((before[0] // after[0], before[1] // after[1])))
 
 
 def _functional_dropout(builder: Builder, node: fx.Node) -> Value:

@@ -17,8 +17,8 @@ from spikeprop.convert.calibrate import (
     Per,
     ThresholdCalibrator,
     Units,
-    activations,
     by_channel,
+    check_grid,
     check_percentile,
     check_steps,
     in_shape,
@@ -26,6 +26,7 @@ from spikeprop.convert.calibrate import (
     positive,
     quantile,
 )
+from spikeprop.convert.graph import activations
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Neuron, SpikingNetwork, Stage
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -42,12 +43,10 @@ class ActivationCalibrator(ThresholdCalibrator):
         for name, stage, activation in activations(network, x):
             units.fold(stage)
             if isinstance(stage.neuron, SpikingMaxPool):
-                units.settle(name, stage)
+                units.pass_on(name, stage)
             elif stage.neuron is not None:
                 worth = limited(stage, positive(name, self.worth(name, stage, stage.neuron, activation)))
-                theta = units.settle(name, stage, worth)
-                assert theta is not None
-                thresholds[name] = theta
+                thresholds[name] = units.settle(name, stage, worth)
         return thresholds
 
     @abstractmethod
@@ -112,14 +111,18 @@ class LeastError(ActivationCalibrator):
 
     def __post_init__(self) -> None:
         check_steps(self.timesteps, "a rate needs")
-        if self.grid < 1:
-            raise ValueError(f"grid is {self.grid}; the search needs at least 1 fraction")
+        check_grid(self.grid)
 
     def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor) -> Tensor:
-        flat = by_channel(activation) if self.per == "channel" else activation.reshape(1, -1)
-        start = float(neuron.v_init.mean())
-        worth_C = least_error(flat, flat, start, self.timesteps, self.grid)
-        return in_shape(worth_C, activation) if self.per == "channel" else worth_C.reshape(())
+        return best_worth(activation, activation, neuron, self.per, self.timesteps, self.grid)
+
+
+def best_worth(current: Tensor, target: Tensor, neuron: Neuron, per: Per, timesteps: int, grid: int) -> Tensor:
+    """The worth of least error, for currents and targets (B, C, ...): a number, or one a channel (C, 1, 1)."""
+    start = float(neuron.v_init.mean())
+    if per == "layer":
+        return least_error(current.reshape(1, -1), target.reshape(1, -1), start, timesteps, grid).reshape(())
+    return in_shape(least_error(by_channel(current), by_channel(target), start, timesteps, grid), target)
 
 
 def least_error(current_CN: Tensor, target_CN: Tensor, start: float, timesteps: int, grid: int) -> Tensor:

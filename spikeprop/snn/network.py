@@ -119,6 +119,12 @@ class SpikingNetwork(nn.Module):
             assert isinstance(stage, Stage)
             yield name, stage
 
+    def read_after(self, done: str) -> set[str]:
+        """Sources that the stages after ``done`` read."""
+        names = list(self.stages)
+        later = names[names.index(done) + 1 :]
+        return {source for name, stage in self.each() if name in later for source in stage.sources}
+
     def neurons(self) -> dict[str, Neuron]:
         """Stage name to its neurons, the output stage left out."""
         return {name: stage.neuron for name, stage in self.each() if stage.neuron is not None}

@@ -156,7 +156,6 @@ class Stagewise:
         return run
 
     def _forget(self, done: str) -> None:
-        names = list(self.network.stages)
-        later = {source for n, stage in self.network.each() if names.index(n) >= names.index(done) for source in stage.sources}
-        for name in self.trains.keys() - later - {done}:
+        read = self.network.read_after(done) | {done, *self._stage(done).sources}
+        for name in self.trains.keys() - read:
             del self.trains[name]
