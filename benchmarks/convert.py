@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,8 @@ def load(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Batches]:
     settings = {**described, "root": options.root, "test_limit": options.images}
     data = component(ImageData, settings, "--data").build()
     draw = int(torch.randint(1 << 30, (), generator=torch.Generator().manual_seed(options.seed)))
-    images = torch.cat([x for x, _ in _first(data.train(256, draw), options.calibration)])
+    images = torch.cat([x for x, _ in islice(data.train(256, draw).epoch(0), -(-options.calibration // 256))])
     return ann, images[: options.calibration], list(data.test(options.batch).epoch(0))
-
-
-def _first(split: object, images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    seen = 0
-    for x, y in split.epoch(0):  # type: ignore[attr-defined]
-        yield x, y
-        seen += len(x)
-        if seen >= images:
-            return
 
 
 def ours(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> dict[int, float]:

@@ -63,13 +63,6 @@ class Target:
     precision: Literal["float", "fixed"] = "float"
 
 
-def compare_on_lava(
-    network: SpikingNetwork, file: Path, images: Tensor, labels: Tensor, timesteps: int, notify: Callable[[str], None]
-) -> dict[str, Any]:
-    """``compare`` on Lava in float64, where everything must be equal."""
-    return compare(network, file, images, labels, timesteps, notify)
-
-
 def compare(
     network: SpikingNetwork,
     file: Path,

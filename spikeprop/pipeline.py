@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
 from spikeprop.data import ImageData
-from spikeprop.deploy import compare_on_lava, export
+from spikeprop.deploy import compare, export
 from spikeprop.errors import EvaluationError, NirError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
@@ -240,9 +240,7 @@ class _Run:
             return {"samples": 0}
         images, labels = next(self.data.test(samples).epoch(0))
         seed_torch(self.experiment.seed, 3)
-        return compare_on_lava(
-            self._load("finetuned"), self.folder.path / "network.nir", images, labels, steps, self.context.notify
-        )
+        return compare(self._load("finetuned"), self.folder.path / "network.nir", images, labels, steps, self.context.notify)
 
     # helpers ------------------------------------------------------------------------------------------------------------------
 

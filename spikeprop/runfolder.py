@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from spikeprop.errors import RecipeError
-from spikeprop.files import read_json, write_json, write_text
+from spikeprop.files import leaves, read_json, write_json, write_text
 from spikeprop.recipe import Recipe, check, dump
 
 MACHINE = {"device"}  # where a run takes place is no part of what it is
@@ -84,7 +84,7 @@ class RunFolder:
         return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
 
     def _check_same(self, described: dict[str, Any]) -> None:
-        old, new = _leaves(_completed(read_json(self.path / "run.json")["recipe"])), _leaves(described)
+        old, new = leaves(_completed(read_json(self.path / "run.json")["recipe"])), leaves(described)
         changed = {key for key in old | new if old.get(key) != new.get(key)} - MACHINE
         if changed:
             raise RecipeError(
@@ -145,9 +145,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        return {k: v for key, below in tree.items() for k, v in _leaves(below, f"{path}.{key}" if path else str(key)).items()}
-    return {path: tree}

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from spikeprop.errors import EvaluationError
 from spikeprop.evaluate.answers import BatchAnswers, pack, unpack
-from spikeprop.files import read_json, write_atomically, write_json
+from spikeprop.files import leaves, read_json, write_json, write_tensors
 
 FORMAT = 1
 
@@ -95,28 +95,13 @@ class Journal:
             )
 
 
-def leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """The values of a tree of mappings by dotted key."""
-    if isinstance(tree, dict):
-        return {k: v for key, below in tree.items() for k, v in leaves(below, f"{path}.{key}" if path else str(key)).items()}
-    return {path: tree}
-
-
 def _short(value: Any) -> str:
     """A value in a message; hashes are cut."""
     return value[:12] if isinstance(value, str) else json.dumps(value)
 
 
 def _save(path: Path, batches: Sequence[BatchAnswers]) -> None:
-    tensors = pack(batches)
-    write_atomically(path, lambda temporary: _write(tensors, temporary))
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # its own type for a full disk, say
-        raise OSError(None, str(error)) from error
+    write_tensors(path, pack(batches))
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -7,10 +7,7 @@ pickled.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError
-from spikeprop.files import write_atomically, write_json
+from spikeprop.files import write_json, write_tensors
 
 FORMAT = 1
 
@@ -51,18 +47,8 @@ def save_checkpoint(
         tensors |= state
         described["optimizer"] = groups
     header = {"spikeprop": json.dumps(described)}
-    write_atomically(path, lambda temporary: _write(tensors, temporary, header))
+    write_tensors(path, tensors, header)
     write_json(path.with_suffix(".json"), described)
-
-
-def _write(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    """``save_file``, whose own error type for a full disk becomes the OSError that it is."""
-    try:
-        save_file(tensors, path, metadata=header)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        raise OSError(code, os.strerror(code) if number else str(error)) from error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

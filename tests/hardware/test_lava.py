@@ -16,7 +16,7 @@ from spikeprop_hardware.environment import find_python310, lava_python
 from torch import nn
 
 from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, ThresholdBalancing, convert
-from spikeprop.deploy import compare_on_lava, export, record
+from spikeprop.deploy import compare, export, record
 from spikeprop.nir import from_nir
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
 from tests.convert.test_calibrate import Skips
@@ -86,14 +86,14 @@ def test_compare_reports_a_network_that_differs(tmp_path: Path, digits_cnn: CNN)
     network = network_of(digits_cnn, IF(), (1, 8, 8), Direct())
     export(network, tmp_path / "n.nir")
     images, labels = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
-    same = compare_on_lava(network, tmp_path / "n.nir", images, labels, 10, lambda _: None)
+    same = compare(network, tmp_path / "n.nir", images, labels, 10, lambda _: None)
     assert same["spikes_equal"]
     assert same["agreement"] == 100
     assert same["samples"] == 4
     assert same["output_error"] < 1e-9
     last = list(network.neurons().values())[-1]
     last.v_threshold = last.v_threshold * 0.7
-    other = compare_on_lava(network, tmp_path / "n.nir", images, labels, 10, lambda _: None)
+    other = compare(network, tmp_path / "n.nir", images, labels, 10, lambda _: None)
     assert not other["spikes_equal"]
     wrong = [count > 0 for count in other["mismatches"].values()]
     assert wrong == [False, False, True]
