@@ -20,11 +20,12 @@ from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
-from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout
 
 LIMIT = 2**23
 ALIGN = 6
@@ -46,20 +47,10 @@ class ChipIF(AbstractProcess):
 
     def __init__(self, *, theta, bias, bias_exp, decay, rest, to_zero, onset, period, steps, trace):
         super().__init__()
-        shape = theta.shape
-        self.a_in = InPort(shape=shape)
-        self.s_out = OutPort(shape=shape)
-        self.theta = Var(shape=shape, init=theta)
-        self.bias = Var(shape=shape, init=bias)
+        timing = {"onset": onset, "period": period, "steps": steps}
+        declare_neurons(self, theta=theta, bias=bias, rest=rest, to_zero=to_zero, trace=trace, **timing)
         self.bias_exp = Var(shape=(1,), init=bias_exp)
-        self.decay = Var(shape=shape, init=decay)
-        self.rest = Var(shape=shape, init=rest)
-        self.v = Var(shape=shape, init=rest)
-        self.to_zero = Var(shape=(1,), init=int(to_zero))
-        self.onset = Var(shape=(1,), init=onset)
-        self.period = Var(shape=(1,), init=period)
-        self.bits = Var(shape=(shape[0], -(-steps // 48)), init=0)
-        self.trace = Var(shape=(shape[0], steps if trace else 1), init=0)
+        self.decay = Var(shape=theta.shape, init=decay)
 
 
 @implements(proc=ChipIF, protocol=LoihiProtocol)
@@ -106,13 +97,8 @@ class ChipReadout(AbstractProcess):
 
     def __init__(self, *, bias, bias_exp, onset, period, steps):
         super().__init__()
-        shape = bias.shape
-        self.a_in = InPort(shape=shape)
-        self.bias = Var(shape=shape, init=bias)
+        declare_readout(self, bias=bias, onset=onset, period=period, steps=steps, zero=0)
         self.bias_exp = Var(shape=(1,), init=bias_exp)
-        self.onset = Var(shape=(1,), init=onset)
-        self.period = Var(shape=(1,), init=period)
-        self.sums = Var(shape=(shape[0], steps), init=0)
 
 
 @implements(proc=ChipReadout, protocol=LoihiProtocol)

@@ -19,25 +19,17 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout
+
 
 class SoftIF(AbstractProcess):
     """Integrate-and-fire neurons; ``a_in`` current, ``s_out`` spikes, ``bits`` the packed record of all spikes."""
 
     def __init__(self, *, theta, bias, leak, v_init, to_zero, onset, period, steps, trace):
         super().__init__()
-        shape = theta.shape
-        self.a_in = InPort(shape=shape)
-        self.s_out = OutPort(shape=shape)
-        self.theta = Var(shape=shape, init=theta)
-        self.bias = Var(shape=shape, init=bias)
-        self.leak = Var(shape=shape, init=leak)
-        self.rest = Var(shape=shape, init=v_init * theta)
-        self.v = Var(shape=shape, init=v_init * theta)
-        self.to_zero = Var(shape=(1,), init=int(to_zero))
-        self.onset = Var(shape=(1,), init=onset)
-        self.period = Var(shape=(1,), init=period)
-        self.bits = Var(shape=(shape[0], -(-steps // 48)), init=0)
-        self.trace = Var(shape=(shape[0], steps if trace else 1), init=0.0)
+        timing = {"onset": onset, "period": period, "steps": steps}
+        declare_neurons(self, theta=theta, bias=bias, rest=v_init * theta, to_zero=to_zero, trace=trace, **timing)
+        self.leak = Var(shape=theta.shape, init=leak)
 
 
 @implements(proc=SoftIF, protocol=LoihiProtocol)
@@ -81,12 +73,7 @@ class Readout(AbstractProcess):
 
     def __init__(self, *, bias, onset, period, steps):
         super().__init__()
-        shape = bias.shape
-        self.a_in = InPort(shape=shape)
-        self.bias = Var(shape=shape, init=bias)
-        self.onset = Var(shape=(1,), init=onset)
-        self.period = Var(shape=(1,), init=period)
-        self.sums = Var(shape=(shape[0], steps), init=0.0)
+        declare_readout(self, bias=bias, onset=onset, period=period, steps=steps, zero=0.0)
 
 
 @implements(proc=Readout, protocol=LoihiProtocol)
