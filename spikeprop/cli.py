@@ -41,7 +41,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
 
     import torch
 
-    from spikeprop.pipeline import Context
+    from spikeprop.experiment import Context
     from spikeprop.recipe import load_recipe
     from spikeprop.runfolder import RunFolder
 

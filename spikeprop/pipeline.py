@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,10 +37,10 @@ from spikeprop.evaluate import (
     silent_layers,
     summarise,
 )
+from spikeprop.experiment import Context
 from spikeprop.learn import CollapseGuard, MetricsLog, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.networks import check_network, describe_network, load_network
 from spikeprop.recipe import Component
-from spikeprop.runfolder import RunFolder
 from spikeprop.seeding import seed_torch
 from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Precision, Simulation, Training, find_device
 from spikeprop.snn import IF, SpikingNetwork
@@ -48,15 +48,6 @@ from spikeprop.snn import IF, SpikingNetwork
 SMOKE_IMAGES = 64
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a run is given: its folder, and how to tell people what is going on."""
-
-    folder: RunFolder
-    name: str
-    notify: Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

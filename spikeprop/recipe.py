@@ -88,7 +88,9 @@ class Recipe:
 
     def describe(self) -> dict[str, Any]:
         """Everything, defaults included, as YAML and JSON can hold it."""
-        return {"use": type(self.experiment).__name__, **_describe(self.experiment)}
+        kind = type(self.experiment)
+        use = kind.__name__ if kind.__module__ == EXPERIMENTS else f"{kind.__module__}.{kind.__qualname__}"
+        return {"use": use, **_describe(self.experiment)}
 
 
 def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "spikeprop"
 LEAVES = {"errors", "files", "progress", "seeding"}
 STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
-PIPELINE = {"assess", "pipeline", "settings", "networks", "deploy", "runfolder", "recipe"}
+PIPELINE = {"assess", "experiment", "pipeline", "settings", "networks", "deploy", "runfolder", "recipe"}
 ALLOWED = {
     **{room: LEAVES | {"snn"} for room in STAGES},
     **dict.fromkeys(LEAVES, LEAVES),
@@ -21,7 +21,8 @@ ALLOWED = {
     "cli": LEAVES | STAGES | {"snn"} | PIPELINE,
     "__main__": {"cli"},
     "__init__": LEAVES | STAGES | {"snn"},
-    "plugins": LEAVES | {"learn", "snn", "ann"},
+    # rules and callbacks need the first three; an experiment of its own also data, a report and the run it is part of
+    "plugins": LEAVES | {"learn", "snn", "ann", "data", "evaluate", "convert", "experiment", "recipe", "settings"},
 }
 
 
