@@ -27,7 +27,7 @@ from spikeprop.convert import MaxActivation, Percentile, ThresholdBalancing, con
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.evaluate import Report, ann_accuracy, snn_accuracy
 from spikeprop.learn import BPTT, Backprop, fit
-from spikeprop.snn import IF, LIF, STDB, Direct, Poisson, SpikingNetwork, Triangle
+from spikeprop.snn import IF, LIF, STDB, Direct, Poisson, SignedIF, SpikingNetwork, Triangle
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "Poisson",
     "Report",
     "ResNet",
+    "SignedIF",
     "SpikingNetwork",
     "ThresholdBalancing",
     "Triangle",

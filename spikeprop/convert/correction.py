@@ -33,7 +33,7 @@ from spikeprop.convert.calibrate import (
 from spikeprop.convert.graph import activations, currents, forget
 from spikeprop.convert.statistics import best_worth, quantised
 from spikeprop.progress import bar
-from spikeprop.snn import INPUT, Neuron, SpikingNetwork, Stage
+from spikeprop.snn import INPUT, Neuron, SignedIF, SpikingNetwork, Stage
 from spikeprop.snn.neuron import SpikingMaxPool
 
 
@@ -60,7 +60,7 @@ class SpikeCalibrator(ThresholdCalibrator):
         timesteps: steps that the network is to run for.
         per: one threshold a layer, or one a channel.
         grid: fractions of the largest activation that are tried as threshold.
-        delay: choose from which step on the output is read (``delay_readout``).
+        delay: choose from which step on the output is read (``delay_readout``); signed neurons need no settling and get none.
     """
 
     timesteps: int = 16
@@ -80,7 +80,7 @@ class SpikeCalibrator(ThresholdCalibrator):
             self.adjust(layer, spikes)
             if neuron is not None:
                 thresholds[layer.name] = neuron.v_threshold.detach().clone()
-            elif self.delay:
+            elif self.delay and not any(isinstance(n, SignedIF) for n in network.neurons().values()):
                 delay_readout(network, x, layer.target, self.timesteps)
         return thresholds
 

@@ -3,6 +3,7 @@
 from spikeprop.snn.encoder import Direct, Encoder, Poisson
 from spikeprop.snn.network import INPUT, NetworkState, SpikingNetwork, Stage
 from spikeprop.snn.neuron import IF, LIF, Neuron, NeuronState
+from spikeprop.snn.signed import SignedIF
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
 from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
 
@@ -23,6 +24,7 @@ __all__ = [
     "NeuronState",
     "Poisson",
     "SampleDropout",
+    "SignedIF",
     "SpikingNetwork",
     "Stage",
     "Surrogate",

@@ -28,10 +28,17 @@ LEAST = 1e-4  # where a trained threshold or leak is stopped on its way to zero
 
 
 class NeuronState(NamedTuple):
-    """State of one layer: potential ``v`` and steps ``since`` the last spike (None where nothing reads it)."""
+    """State of one layer.
+
+    Attributes:
+        v: potential.
+        since: steps since the last spike; None where nothing reads it.
+        sent: spikes sent less spikes taken back; None for neurons that take none back.
+    """
 
     v: Tensor
     since: Tensor | None
+    sent: Tensor | None = None
 
 
 class Neuron(nn.Module, ABC):

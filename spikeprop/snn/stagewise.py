@@ -20,6 +20,7 @@ from spikeprop.snn.layout import DenseLayout, make_layout
 from spikeprop.snn.network import INPUT, SpikingNetwork, Stage
 from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
 from spikeprop.snn.scratch import Scratch
+from spikeprop.snn.signed import SignedIF
 
 CHUNK_BYTES = 64 << 20  # of a stage's current
 
@@ -38,7 +39,7 @@ class Stagewise:
         self.network, self.x_B, self.timesteps, self.encoded = network, x_B, timesteps, encoded
         self.kernels = packed_kernels(x_B.device)
         self.shapes = network.shapes()
-        self.trains: dict[str, Tensor] = {}
+        self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, ...)
         self.counts: dict[str, list[int]] = {}
 
     def currents(self, name: str) -> Iterator[Tensor]:
@@ -54,21 +55,35 @@ class Stagewise:
     def fire(self, name: str) -> None:
         """Run a stage's neurons and keep their spikes; trains that neither it (again) nor a later stage reads are dropped."""
         neuron, shape = self.network.neurons()[name], self.shapes[name]
-        size = (self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]))
-        words_TBSW = torch.empty(size, dtype=torch.int32, device=self.x_B.device)
+        train = self._room(name, shape)
         leak = neuron.leak.clone()
         neuron.leak.fill_(1.0)
         try:
             run = self._scan(neuron, shape) if is_integrate_and_fire(neuron) else self._step(neuron, self._current_shape(name))
-            self.counts[name] = [run(current, words_TBSW[first:last]) for first, last, current in self._chunks(name)]
+            self.counts[name] = [run(current, train[first:last]) for first, last, current in self._chunks(name)]
         finally:
             neuron.leak.copy_(leak)
-        self.trains[name] = words_TBSW
+        self.trains[name] = train
         self._forget(name)
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Memory for the train of a stage."""
+        if self._signed(name):
+            return torch.empty((self.timesteps, len(self.x_B), *shape), dtype=torch.int8, device=self.x_B.device)
+        size = (self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]))
+        return torch.empty(size, dtype=torch.int32, device=self.x_B.device)
+
+    def _signed(self, name: str) -> bool:
+        """Whether a stage's spikes may be -1: its own, or those that it pools."""
+        stage = self._stage(name)
+        pools = isinstance(stage.neuron, SpikingMaxPool)
+        return isinstance(stage.neuron, SignedIF) or (pools and any(self._signed(s) for s in stage.sources if s != INPUT))
 
     def rate(self, name: str) -> Tensor:
         """Spikes a step of a stage that was fired last, (B, ...)."""
         words_TBSW, shape = self.trains[name], self.shapes[name]
+        if words_TBSW.dtype == torch.int8:
+            return words_TBSW.sum(0, dtype=self.x_B.dtype) / self.timesteps
         total = None
         for words_KBSW in words_TBSW.split(max(1, CHUNK_BYTES // (words_TBSW[0].numel() * 32 * 4))):
             some = unpacked(words_KBSW, shape[0], self.x_B.dtype).sum(0)
@@ -108,6 +123,8 @@ class Stagewise:
         if source == INPUT:
             return Chunk(self.shapes[INPUT], dense_KB=self.encoded(first, last - first))
         words_TBSW = self.trains[source]
+        if words_TBSW.dtype == torch.int8:
+            return Chunk(self.shapes[source], dense_KB=words_TBSW[first:last].to(self.x_B.dtype))
         rate = sum(self.counts[source]) / len(words_TBSW)
         return Chunk(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
 
@@ -141,16 +158,19 @@ class Stagewise:
         return run
 
     def _step(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
-        """For max pooling and neurons of other libraries: their own steps."""
+        """For max pooling, signed neurons and neurons of other libraries: their own steps."""
         state = None
 
-        def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:
+        def run(current_KBSC: Tensor, train: Tensor) -> int:
             nonlocal state
-            steps = len(words_KBSW)
+            steps = len(train)
             current_KB = channels_first(current_KBSC, shape).unflatten(0, (len(current_KBSC), -1))
             state = neuron.initial_state(current_KB[0]) if state is None else state
             spikes_KB, state = neuron.run(current_KB.expand(steps, *current_KB.shape[1:]), state)
-            words_KBSW.copy_(pack(channels_last(spikes_KB.flatten(0, 1), steps)))
+            if train.dtype == torch.int8:
+                train.copy_(spikes_KB)
+            else:
+                train.copy_(pack(channels_last(spikes_KB.flatten(0, 1), steps)))
             return int(spikes_KB.sum())
 
         return run

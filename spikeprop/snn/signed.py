@@ -1,0 +1,56 @@
+"""Signed integrate-and-fire: a neuron that takes back spikes which later input has proved wrong.
+
+    u = v + I;   o = 1 if u > theta;  -1 if u < 0 and more spikes were sent than taken back;  else 0;   v = u - theta * o
+
+A converted ReLU fires too often where positive input comes before negative, and an ordinary neuron cannot undo that: the error of
+uneven arrival, which few time steps leave no time to even out. With negative spikes the count sent after T steps is that of the
+summed input, floor(sum I / theta + v_init), as long as no more than one spike a step is due. Remembering the count keeps it from
+falling below 0, as a ReLU's output does. (Wang et al. 2022, "Signed Neuron with Memory: Towards Simple, Accurate and
+High-Efficient ANN-SNN Conversion"; here a neuron takes back at once below 0, which rounds exactly, theirs a threshold lower.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spikeprop.snn.neuron import Neuron, NeuronState
+from spikeprop.snn.surrogate import Surrogate
+
+
+class SignedIF(Neuron):
+    """Integrate-and-fire without leak, whose spikes are 1 and -1. For conversion without training: no gradient passes.
+
+    A spike either way is an event of the same cost, and hardware needs events that carry a sign. On the plain reference it runs
+    a few times slower than the packed engine runs ``IF``.
+
+    Args:
+        v_threshold: as ``Neuron``'s attribute.
+        v_init: potential before the first step, as a fraction of the threshold; 0.5 rounds.
+    """
+
+    def __init__(self, *, v_threshold: float = 1.0, v_init: float = 0.5, surrogate: Surrogate | None = None):
+        super().__init__(v_threshold, 1.0, "subtract", v_init, surrogate)
+
+    def initial_state(self, current: Tensor) -> NeuronState:
+        return NeuronState(torch.zeros_like(current) + self.v_init * self.v_threshold, None, torch.zeros_like(current))
+
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        if torch.is_grad_enabled() and currents.requires_grad:
+            raise ValueError(
+                "SignedIF passes no gradient: fine-tune a network of IF neurons instead, or leave fine-tuning out (epochs: 0)"
+            )
+        v, sent = state.v.clone(), state.sent
+        assert sent is not None
+        sent, spikes = sent.clone(), torch.empty_like(currents)
+        for current, out in zip(currents, spikes):
+            v += current
+            torch.gt(v, self.v_threshold, out=out)
+            out -= ((v < 0) & (sent > 0)).to(out)
+            sent += out
+            v -= out * self.v_threshold
+        return spikes, NeuronState(v, None, sent)
+
+    def extra_repr(self) -> str:
+        theta = self.v_threshold.detach()
+        return f"v_threshold={float(theta):.4g}" if theta.numel() == 1 else f"v_threshold={tuple(theta.shape)}"

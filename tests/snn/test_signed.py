@@ -1,0 +1,98 @@
+"""Signed neurons: a trace by hand, the exact count, and conversion with few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from spikeprop import BPTT, CNN, IF, Digits, SignedIF, convert, snn_accuracy
+from spikeprop.convert import LeastError, LightCalibration
+from spikeprop.errors import NirError
+from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
+from spikeprop.nir import to_nir
+from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.stagewise import Stagewise
+
+
+def test_trace_by_hand() -> None:
+    # u from .5: 1.3 -> fires, .3 | -.4 -> takes back, .6 | -.2, nothing sent: stays | 1.0 is not above 1 | 2.5 -> 1.5 | 1.5 -> .5
+    neuron = SignedIF().double()
+    state = neuron.initial_state(torch.zeros(1, dtype=torch.float64))
+    found = []
+    for current in (0.8, -0.7, -0.8, 1.2, 1.5, 0.0):
+        spike, state = neuron.step(torch.tensor([current], dtype=torch.float64), state)
+        found.append((float(spike), round(float(state.v), 12)))
+    assert found == [(1, 0.3), (-1, 0.6), (0, -0.2), (0, 1.0), (1, 1.5), (1, 0.5)]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40])
+def test_the_count_is_that_of_the_summed_input_in_any_order(chunk: int) -> None:
+    """Where no step brings more than a threshold: max(0, floor(sum I / theta + v_init)); an ordinary neuron misses it."""
+    draws = torch.Generator().manual_seed(0)
+    theta, start = 1.5, 0.5
+    currents_TB = theta * (2 * torch.rand(40, 500, generator=draws, dtype=torch.float64) - 1)
+    wanted = torch.floor(currents_TB.sum(0) / theta + start).clamp(min=0)
+    counts = {}
+    for neuron in (SignedIF(v_threshold=theta, v_init=start).double(), IF(v_threshold=theta, v_init=start).double()):
+        state, total = neuron.initial_state(currents_TB[0]), torch.zeros(500, dtype=torch.float64)
+        with torch.no_grad():
+            for part in currents_TB.split(chunk):
+                spikes, state = neuron.run(part, state)
+                assert set(spikes.unique().tolist()) <= {-1.0, 0.0, 1.0}
+                total += spikes.sum(0)
+        counts[type(neuron)] = total
+    assert torch.equal(counts[SignedIF], wanted)
+    assert (counts[IF] > wanted).float().mean() > 0.3
+
+
+def test_max_pooling_of_signed_spikes_keeps_the_largest_count() -> None:
+    pool = SpikingMaxPool(2)
+    spikes = torch.tensor([[1.0, 0, 0, 0], [-1, 1, 0, 0], [0, 1, 0, 0], [0, -1, 1, 0]]).reshape(4, 1, 1, 2, 2)
+    out, _ = pool.run(spikes, pool.initial_state(spikes[0]))
+    assert out.flatten().tolist() == [1, 0, 1, -1]
+
+
+def converted(digits_cnn: CNN, neuron: IF | SignedIF, steps: int):
+    x = next(iter(Digits().train(512, seed=0).epoch(0)))[0]
+    return convert(digits_cnn, [x], neuron, LightCalibration(timesteps=steps, delay=False))
+
+
+def test_two_steps_are_enough_where_ordinary_neurons_lose_more(digits_cnn: CNN) -> None:
+    test = list(Digits().test(360).epoch(0))
+    signed = snn_accuracy(converted(digits_cnn, SignedIF(), 2), test, [2])[2]
+    assert signed > snn_accuracy(converted(digits_cnn, IF(v_init=0.5), 2), test, [2])[2]
+
+
+def test_calibration_sees_the_spikes_that_the_network_fires(digits_cnn: CNN) -> None:
+    network = converted(digits_cnn, SignedIF(), 4)
+    x = next(iter(Digits().test(50).epoch(0)))[0]
+    fired: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        network(x, 4, observe=lambda n, s: fired.__setitem__(n, fired.get(n, 0) + s.sum(0)))
+    stages = Stagewise(network, x, 4, lambda first, steps: network.encoder(x, 1))
+    for name in network.neurons():
+        stages.fire(name)
+        assert torch.equal(stages.rate(name) * 4, fired[name])
+    assert any(train.min() < 0 for train in stages.trains.values())
+
+
+def test_it_lives_in_checkpoints_and_is_refused_where_it_cannot_go(digits_cnn: CNN, tmp_path: Path) -> None:
+    network, other = converted(digits_cnn, SignedIF(), 2), converted(digits_cnn, SignedIF(), 3)
+    x, y = next(iter(Digits().test(20).epoch(0)))
+    save_checkpoint(tmp_path / "n.safetensors", network, {})
+    load_model(other, load_checkpoint(tmp_path / "n.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(other(x, 2), network(x, 2))
+    with pytest.raises(NirError, match="SignedIF has no NIR node"):
+        to_nir(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="SignedIF passes no gradient"):
+        fit(network, BPTT(timesteps=2), [(x, y)], optimizer, epochs=1)
+
+
+def test_one_threshold_a_layer_works_too(digits_cnn: CNN) -> None:
+    x = next(iter(Digits().train(512, seed=0).epoch(0)))[0]
+    network = convert(digits_cnn, [x], SignedIF(), LeastError(timesteps=8, per="layer"))
+    assert snn_accuracy(network, list(Digits().test(360).epoch(0)), [8])[8] > 95
