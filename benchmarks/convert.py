@@ -23,7 +23,7 @@ from common import Result, option_parser, parse, save
 from peers import NotComparable
 from torch import Tensor, nn
 
-from spikeprop import IF, convert
+from spikeprop import IF, SignedIF, convert
 from spikeprop.ann import CIFARResNet
 from spikeprop.ann.cifar_resnet import Shortcut
 from spikeprop.convert import (
@@ -51,6 +51,8 @@ OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
     "least error": lambda t: LeastError(timesteps=t),
     "light": lambda t: LightCalibration(timesteps=t),
     "advanced": lambda t: AdvancedCalibration(timesteps=t),
+    "signed, light": lambda t: LightCalibration(timesteps=t),
+    "signed, advanced": lambda t: AdvancedCalibration(timesteps=t),
 }
 PASSES = 30  # of local threshold balancing through the calibration images
 ONE_FOR_ALL = ("percentile by channel", "threshold balancing")  # T does not matter to these
@@ -81,12 +83,13 @@ def load(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Batches]:
 
 def ours(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> dict[int, float]:
     """Accuracy at each T."""
+    neuron = SignedIF() if name.startswith("signed") else IF(v_init=0.5)
     if name in ONE_FOR_ALL:
-        network = convert(ann, [images], IF(v_init=0.5), OURS[name](0))
+        network = convert(ann, [images], neuron, OURS[name](0))
         return snn_accuracy(network, test, timesteps, label=name)
     found = {}
     for t in timesteps:
-        network = convert(ann, [images], IF(v_init=0.5), OURS[name](t))
+        network = convert(ann, [images], neuron, OURS[name](t))
         found |= snn_accuracy(network, test, [t], label=f"{name}, T = {t}")
     return found
 

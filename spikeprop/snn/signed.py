@@ -40,17 +40,35 @@ class SignedIF(Neuron):
             raise ValueError(
                 "SignedIF passes no gradient: fine-tune a network of IF neurons instead, or leave fine-tuning out (epochs: 0)"
             )
-        v, sent = state.v.clone(), state.sent
-        assert sent is not None
-        sent, spikes = sent.clone(), torch.empty_like(currents)
-        for current, out in zip(currents, spikes):
-            v += current
-            torch.gt(v, self.v_threshold, out=out)
-            out -= ((v < 0) & (sent > 0)).to(out)
-            sent += out
-            v -= out * self.v_threshold
+        assert state.sent is not None
+        v, sent = (t.clone(memory_format=torch.contiguous_format) for t in (state.v, state.sent))
+        spikes = torch.empty_like(currents, memory_format=torch.contiguous_format)
+        run = _run_on_cpu if currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64) else _run
+        run(currents, self.v_threshold.to(v), v, sent, spikes)
         return spikes, NeuronState(v, None, sent)
 
     def extra_repr(self) -> str:
         theta = self.v_threshold.detach()
         return f"v_threshold={float(theta):.4g}" if theta.numel() == 1 else f"v_threshold={tuple(theta.shape)}"
+
+
+def _run(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+    """The definition, step by step; v, sent and spikes are overwritten."""
+    for current, out in zip(currents, spikes):
+        v += current
+        torch.gt(v, theta, out=out)
+        out -= ((v < 0) & (sent > 0)).to(out)
+        sent += out
+        v -= out * theta
+
+
+def _run_on_cpu(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+    """The same in one pass over memory."""
+    from spikeprop.snn.kernels.cpu import in_ranges  # here, since it brings Numba
+    from spikeprop.snn.kernels.signed_loops import scan
+
+    batch = len(v)
+    theta_N = theta.expand(v.shape[1:]).reshape(-1).numpy()
+    shown = [t.reshape(*t.shape[: t.dim() - v.dim() + 1], -1) for t in (currents.contiguous(), v, sent, spikes)]
+    current_KBN, v_BN, sent_BN, spikes_KBN = (t.detach().numpy() for t in shown)
+    in_ranges(batch, lambda first, last: scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last))

@@ -13,6 +13,7 @@ from spikeprop.errors import NirError
 from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.nir import to_nir
 from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.signed import _run, _run_on_cpu
 from spikeprop.snn.stagewise import Stagewise
 
 
@@ -45,6 +46,24 @@ def test_the_count_is_that_of_the_summed_input_in_any_order(chunk: int) -> None:
         counts[type(neuron)] = total
     assert torch.equal(counts[SignedIF], wanted)
     assert (counts[IF] > wanted).float().mean() > 0.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loop_over_memory_once_is_the_definition(dtype: torch.dtype) -> None:
+    draws = torch.Generator().manual_seed(1)
+    currents = torch.randn(9, 5, 3, 4, 6, generator=draws, dtype=dtype).transpose(3, 4)  # not contiguous
+    theta = torch.rand(3, 1, 1, generator=draws, dtype=dtype) + 0.5
+    found = []
+    for run in (_run, _run_on_cpu):
+        v, sent, spikes = (
+            torch.zeros(5, 3, 6, 4, dtype=dtype),
+            torch.zeros(5, 3, 6, 4, dtype=dtype),
+            torch.empty(9, 5, 3, 6, 4, dtype=dtype),
+        )
+        run(currents, theta, v, sent, spikes)
+        found.append((v, sent, spikes))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert (found[0][2] < 0).any()
 
 
 def test_max_pooling_of_signed_spikes_keeps_the_largest_count() -> None:
