@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from spikeprop.ann.weights import find_weights, load_tensors
+
+Pooling = Literal["max", "average"]
 
 
 class TorchvisionModel(nn.Module):
@@ -20,15 +23,20 @@ class TorchvisionModel(nn.Module):
             name in the folder ``weights`` of $SPIKEPROP_DATA), or None for random weights. On the meta device, where tensors have
             no numbers, they are named but not read.
         classes: number of outputs; other than the model's own only without an enum's weights.
+        pooling: "max" leaves the model as it is; "average" puts average pooling in the place of ``nn.MaxPool2d``, for training:
+            it converts to a linear operation, which NIR and Lava have, where the pooling of spikes needs counters.
 
     Raises:
         ValueError: an unknown model or unknown weights, with the names there are.
         CheckpointError: a weights file whose tensors do not fit, naming them.
     """
 
-    def __init__(self, *, name: str, weights: str | None = None, classes: int = 1000):
+    def __init__(self, *, name: str, weights: str | None = None, classes: int = 1000, pooling: Pooling = "max"):
         super().__init__()
         from torchvision import models
+
+        if pooling not in ("max", "average"):
+            raise ValueError(f"pooling is {pooling!r}; use 'max' or 'average'")
 
         known = models.list_models(module=models)
         if name not in known:
@@ -42,10 +50,19 @@ class TorchvisionModel(nn.Module):
         if from_file and not nothing_to_fill:
             assert weights is not None
             load_tensors(self.model, find_weights(Path(weights)))
+        if pooling == "average":
+            _average_instead_of_max(self.model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, classes) for images (B, 3, H, W)."""
         return self.model(x)
+
+
+def _average_instead_of_max(model: nn.Module) -> None:
+    for parent in [*model.modules()]:
+        for name, pool in parent.named_children():
+            if isinstance(pool, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode))
 
 
 def _check_weights(name: str, weights: str) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import nir
 import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, VGG, ResNet
+from spikeprop import CNN, IF, VGG, Direct, ResNet
 from spikeprop.ann import TorchvisionModel
+from spikeprop.convert import to_spiking
 from spikeprop.errors import CheckpointError
+from spikeprop.nir import to_nir
 
 
 def weighted(model: nn.Module) -> list[nn.Module]:
@@ -92,3 +95,16 @@ def test_real_weights_from_a_local_file(data_root: Path) -> None:
     model = TorchvisionModel(name="squeezenet1_0", weights=str(file))
     data = ImageNet(root=str(data_root / "imagenet-sample"), workers=2, mean=0.45, std=0.225)
     assert ann_accuracy(model, data.test(50).epoch(0)) >= 45  # 55 with each channel's own statistics
+
+
+def test_average_pooling_takes_the_place_of_max_pooling() -> None:
+    """So a pooled torchvision model becomes linear between its ReLUs, and its network can be exported."""
+    ann = TorchvisionModel(name="resnet18", classes=10, pooling="average").eval()
+    assert not [m for m in ann.modules() if isinstance(m, nn.MaxPool2d)]
+    x = torch.rand(1, 3, 32, 32)
+    network = to_spiking(ann, IF, Direct(), (3, 32, 32))
+    graph = to_nir(network.eval())
+    assert sum(isinstance(n, nir.AvgPool2d) for n in graph.nodes.values()) == 3  # for both branches of a block, and the last
+    assert ann(x).shape == (1, 10)
+    with pytest.raises(ValueError, match="pooling is 'mean'; use 'max' or 'average'"):
+        TorchvisionModel(name="vgg11", pooling="mean")  # type: ignore[arg-type]
