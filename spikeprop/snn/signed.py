@@ -43,8 +43,7 @@ class SignedIF(Neuron):
         assert state.sent is not None
         v, sent = (t.clone(memory_format=torch.contiguous_format) for t in (state.v, state.sent))
         spikes = torch.empty_like(currents, memory_format=torch.contiguous_format)
-        run = _run_on_cpu if currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64) else _run
-        run(currents, self.v_threshold.to(v), v, sent, spikes)
+        scan(currents, self.v_threshold.to(v), v, sent, spikes)
         return spikes, NeuronState(v, None, sent)
 
     def extra_repr(self) -> str:
@@ -52,9 +51,21 @@ class SignedIF(Neuron):
         return f"v_threshold={float(theta):.4g}" if theta.numel() == 1 else f"v_threshold={tuple(theta.shape)}"
 
 
-def _run(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
-    """The definition, step by step; v, sent and spikes are overwritten."""
-    for current, out in zip(currents, spikes):
+def scan(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+    """Advance over the steps of ``spikes`` (K, B, ...); ``v`` and ``sent`` (B, ...) go on from what they are.
+
+    Args:
+        currents: (K, B, ...), or (1, B, ...) for a current that stays the same.
+        theta: thresholds, broadcastable to a sample.
+        spikes: contiguous, overwritten; of the currents' type or int8.
+    """
+    on_cpu = currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64)
+    (_scan_on_cpu if on_cpu else _scan)(currents, theta, v, sent, spikes)
+
+
+def _scan(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+    """The definition, step by step."""
+    for current, out in zip(currents.expand(len(spikes), *v.shape), spikes):
         v += current
         torch.gt(v, theta, out=out)
         out -= ((v < 0) & (sent > 0)).to(out)
@@ -62,13 +73,13 @@ def _run(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tenso
         v -= out * theta
 
 
-def _run_on_cpu(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def _scan_on_cpu(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
     """The same in one pass over memory."""
-    from spikeprop.snn.kernels.cpu import in_ranges  # here, since it brings Numba
-    from spikeprop.snn.kernels.signed_loops import scan
+    from spikeprop.snn.kernels import signed_loops  # here, since it brings Numba
+    from spikeprop.snn.kernels.cpu import in_ranges
 
-    batch = len(v)
-    theta_N = theta.expand(v.shape[1:]).reshape(-1).numpy()
-    shown = [t.reshape(*t.shape[: t.dim() - v.dim() + 1], -1) for t in (currents.contiguous(), v, sent, spikes)]
-    current_KBN, v_BN, sent_BN, spikes_KBN = (t.detach().numpy() for t in shown)
-    in_ranges(batch, lambda first, last: scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last))
+    theta_N = theta.detach().to(v).expand(v.shape[1:]).reshape(-1).numpy()
+    tensors = (currents.contiguous(), v, sent, spikes)
+    flat = [t.detach().reshape(*t.shape[: t.dim() - v.dim() + 1], -1).numpy() for t in tensors]
+    current_KBN, v_BN, sent_BN, spikes_KBN = flat
+    in_ranges(len(v), lambda first, last: signed_loops.scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last))

@@ -20,7 +20,7 @@ from spikeprop.snn.layout import DenseLayout, make_layout
 from spikeprop.snn.network import INPUT, SpikingNetwork, Stage
 from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
 from spikeprop.snn.scratch import Scratch
-from spikeprop.snn.signed import SignedIF
+from spikeprop.snn.signed import SignedIF, scan
 
 CHUNK_BYTES = 64 << 20  # of a stage's current
 
@@ -39,7 +39,7 @@ class Stagewise:
         self.network, self.x_B, self.timesteps, self.encoded = network, x_B, timesteps, encoded
         self.kernels = packed_kernels(x_B.device)
         self.shapes = network.shapes()
-        self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, ...)
+        self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, S, C)
         self.counts: dict[str, list[int]] = {}
 
     def currents(self, name: str) -> Iterator[Tensor]:
@@ -59,7 +59,7 @@ class Stagewise:
         leak = neuron.leak.clone()
         neuron.leak.fill_(1.0)
         try:
-            run = self._scan(neuron, shape) if is_integrate_and_fire(neuron) else self._step(neuron, self._current_shape(name))
+            run = self._runner(neuron, shape, self._current_shape(name))
             self.counts[name] = [run(current, train[first:last]) for first, last, current in self._chunks(name)]
         finally:
             neuron.leak.copy_(leak)
@@ -69,9 +69,8 @@ class Stagewise:
     def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Memory for the train of a stage."""
         if self._signed(name):
-            return torch.empty((self.timesteps, len(self.x_B), *shape), dtype=torch.int8, device=self.x_B.device)
-        size = (self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]))
-        return torch.empty(size, dtype=torch.int32, device=self.x_B.device)
+            return self.x_B.new_empty(self.timesteps, len(self.x_B), position_count(shape), shape[0], dtype=torch.int8)
+        return self.x_B.new_empty(self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]), dtype=torch.int32)
 
     def _signed(self, name: str) -> bool:
         """Whether a stage's spikes may be -1: its own, or those that it pools."""
@@ -83,7 +82,8 @@ class Stagewise:
         """Spikes a step of a stage that was fired last, (B, ...)."""
         words_TBSW, shape = self.trains[name], self.shapes[name]
         if words_TBSW.dtype == torch.int8:
-            return words_TBSW.sum(0, dtype=self.x_B.dtype) / self.timesteps
+            mean_BSC = words_TBSW.sum(0, dtype=self.x_B.dtype) / self.timesteps
+            return channels_first(mean_BSC.unsqueeze(0), shape).contiguous()
         total = None
         for words_KBSW in words_TBSW.split(max(1, CHUNK_BYTES // (words_TBSW[0].numel() * 32 * 4))):
             some = unpacked(words_KBSW, shape[0], self.x_B.dtype).sum(0)
@@ -124,7 +124,8 @@ class Stagewise:
             return Chunk(self.shapes[INPUT], dense_KB=self.encoded(first, last - first))
         words_TBSW = self.trains[source]
         if words_TBSW.dtype == torch.int8:
-            return Chunk(self.shapes[source], dense_KB=words_TBSW[first:last].to(self.x_B.dtype))
+            values_KB = channels_first(words_TBSW[first:last].to(self.x_B.dtype), self.shapes[source])
+            return Chunk(self.shapes[source], dense_KB=values_KB.unflatten(0, (last - first, -1)))
         rate = sum(self.counts[source]) / len(words_TBSW)
         return Chunk(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
 
@@ -146,6 +147,24 @@ class Stagewise:
             return self.shapes[name]
         return (self.shapes[name][0], *self.shapes[stage.sources[0]][1:])
 
+    def _runner(self, neuron: Neuron, shape: tuple[int, ...], current: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        """What advances a stage over a chunk: from its current (K or 1, B, S, C) to its train, giving the number of spikes."""
+        if is_integrate_and_fire(neuron):
+            return self._scan(neuron, shape)
+        return self._scan_signed(neuron, shape) if isinstance(neuron, SignedIF) else self._step(neuron, current)
+
+    def _scan_signed(self, neuron: SignedIF, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.v_init)))
+        theta_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
+        v_BSC = self.x_B.new_zeros(len(self.x_B), *theta_SC.shape) + start_SC * theta_SC
+        sent_BSC = torch.zeros_like(v_BSC)
+
+        def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
+            scan(current_KBSC, theta_SC, v_BSC, sent_BSC, train_KBSC)
+            return 0  # of no use: values with a sign are not run event by event
+
+        return run
+
     def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
         given = (neuron.v_threshold, neuron.leak, neuron.v_init)
         theta_RC, leak_RC, start_RC = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in given))
@@ -158,7 +177,7 @@ class Stagewise:
         return run
 
     def _step(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
-        """For max pooling, signed neurons and neurons of other libraries: their own steps."""
+        """For max pooling and neurons of other libraries: their own steps."""
         state = None
 
         def run(current_KBSC: Tensor, train: Tensor) -> int:
@@ -168,7 +187,7 @@ class Stagewise:
             state = neuron.initial_state(current_KB[0]) if state is None else state
             spikes_KB, state = neuron.run(current_KB.expand(steps, *current_KB.shape[1:]), state)
             if train.dtype == torch.int8:
-                train.copy_(spikes_KB)
+                train.copy_(channels_last(spikes_KB.flatten(0, 1), steps))
             else:
                 train.copy_(pack(channels_last(spikes_KB.flatten(0, 1), steps)))
             return int(spikes_KB.sum())

@@ -13,7 +13,7 @@ from spikeprop.errors import NirError
 from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.nir import to_nir
 from spikeprop.snn.neuron import SpikingMaxPool
-from spikeprop.snn.signed import _run, _run_on_cpu
+from spikeprop.snn.signed import _scan, _scan_on_cpu
 from spikeprop.snn.stagewise import Stagewise
 
 
@@ -54,7 +54,7 @@ def test_the_loop_over_memory_once_is_the_definition(dtype: torch.dtype) -> None
     currents = torch.randn(9, 5, 3, 4, 6, generator=draws, dtype=dtype).transpose(3, 4)  # not contiguous
     theta = torch.rand(3, 1, 1, generator=draws, dtype=dtype) + 0.5
     found = []
-    for run in (_run, _run_on_cpu):
+    for run in (_scan, _scan_on_cpu):
         v, sent, spikes = (
             torch.zeros(5, 3, 6, 4, dtype=dtype),
             torch.zeros(5, 3, 6, 4, dtype=dtype),
