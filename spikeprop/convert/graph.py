@@ -141,7 +141,8 @@ class Builder:
     def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
         self.traced, self.neuron, self.input_shape = traced, neuron, input_shape
         self.modules = dict(traced.named_modules())
-        self.dtype = next((p.dtype for p in traced.parameters()), torch.get_default_dtype())
+        like = next(traced.parameters(), torch.empty(0))
+        self.dtype, self.device = like.dtype, like.device
         run = Outline(traced)
         inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
         if len(inputs) != 1:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikeprop.convert import value as values
-from spikeprop.convert.graph import Builder, Rectifier, refuse
+from spikeprop.convert.graph import Builder, Rectifier, function_name, refuse
 from spikeprop.convert.value import Value
 from spikeprop.snn import SampleDropout
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -171,12 +171,33 @@ MODULES: dict[type, Callable[[Builder, fx.Node, Any], Value]] = {
 
 def _add(builder: Builder, node: fx.Node) -> Value:
     factor = builder.arguments(node, "other").get("alpha", 1)
+    numbers = _numbers(builder, node)
+    if len(numbers) == 1:
+        index, number = next(iter(numbers.items()))
+        return builder.changed(node, _shifted(builder, node, 1 - index, number * (factor if index else 1)))
     return builder.changed(node, builder.value(node) + values.scale(builder.value(node, 1), float(factor)))
 
 
 def _subtract(builder: Builder, node: fx.Node) -> Value:
     factor = builder.arguments(node, "other").get("alpha", 1)
+    number = _numbers(builder, node).get(1)
+    if number is not None:
+        return builder.changed(node, _shifted(builder, node, 0, -number * factor))
     return builder.changed(node, builder.value(node) + values.scale(builder.value(node, 1), -float(factor)))
+
+
+def _numbers(builder: Builder, node: fx.Node) -> dict[int, float]:
+    """Which of the two operands are numbers."""
+    operands = enumerate([*node.args, *node.kwargs.values()][:2])
+    found = {i: builder.constant(operand) for i, operand in operands}
+    return {i: float(number) for i, number in found.items() if isinstance(number, int | float)}
+
+
+def _shifted(builder: Builder, node: fx.Node, index: int, number: float) -> Value:
+    """A number added to each element."""
+    channels, *positions = builder.shape(node)
+    ones_C = torch.ones(channels, dtype=builder.dtype, device=builder.device)
+    return values.affine(builder.value(node, index), ones_C, number * ones_C, (*positions,))
 
 
 def _multiply(builder: Builder, node: fx.Node) -> Value:
@@ -218,14 +239,38 @@ def _pad(builder: Builder, node: fx.Node) -> Value:
 
 
 def _item(builder: Builder, node: fx.Node) -> Value:
-    """Every k-th row and column, which is a pooling of windows of one."""
+    """Every k-th row and column, which is a pooling of windows of one; or some channels, which is a matrix of ones and zeros."""
     index = builder.constant(node.args[1])
     index = index if isinstance(index, tuple) else (index,)
+    if len(index) == 2 and index[0] == slice(None) and len(builder.shape(node.args[0])) == 3 and index[1] != slice(None):
+        return _some_channels(builder, node, index[1])
     plain = all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in index)
     if not plain or any(i.step not in (None, 1) for i in index[:2]) or len(builder.shape(node.args[0])) != 3:
         raise refuse(node, f"the part {index} of a value", "only every k-th row and column can be taken")
     steps = [i.step or 1 for i in index[2:]] + [1, 1]
     return values.append(builder.value(node), nn.AvgPool2d(1, (steps[0], steps[1])))
+
+
+def _some_channels(builder: Builder, node: fx.Node, index: Any) -> Value:
+    """x[:, a:b], or x[:, i] where an unsqueeze gives the axis back."""
+    if isinstance(index, int) and any(user.target not in (torch.unsqueeze, "unsqueeze") for user in node.users):
+        raise refuse(node, f"the part x[:, {index}] of a value", f"keep the axis of channels: x[:, {index}:{index + 1}]")
+    count = builder.shape(node.args[0])[0]
+    mine = torch.arange(count)[index].reshape(-1)
+    layer = nn.Conv2d(count, len(mine), 1, bias=False, device=builder.device, dtype=builder.dtype)
+    chosen = torch.eye(count, dtype=builder.dtype)[mine].reshape(len(mine), count, 1, 1)
+    layer.weight = nn.Parameter(chosen.to(builder.device), layer.weight.requires_grad)
+    return values.append_weighted(builder.value(node), layer, "")
+
+
+def _unsqueeze(builder: Builder, node: fx.Node) -> Value:
+    """The axis that ``x[:, i]`` took away."""
+    before = node.args[0]
+    given = builder.arguments(node, "dim")
+    taken = isinstance(before, fx.Node) and function_name(before) == "getitem" and len(builder.shape(before)) == 2
+    if given.get("dim") != 1 or not taken:
+        raise refuse(node, f"unsqueeze({given.get('dim')})", "an axis can only be put back where x[:, i] took it away")
+    return builder.value(node)
 
 
 def _mean(builder: Builder, node: fx.Node) -> Value:
@@ -294,6 +339,7 @@ FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Value]] = {
     "neg": _negate,
     "pad": _pad,
     "getitem": _item,
+    "unsqueeze": _unsqueeze,
     "mean": _mean,
     "avg_pool2d": _avg_pool,
     "adaptive_avg_pool2d": _adaptive_avg_pool,

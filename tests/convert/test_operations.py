@@ -165,6 +165,13 @@ CASES: dict[str, Callable[[Case, Tensor], Tensor]] = {
     "channel padding and every second pixel": lambda m, x: m.head(
         torch.relu(m.b(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 0)))).mean((2, 3))
     ),
+    "some channels": lambda m, x: m.long(
+        torch.relu(m.b(torch.cat([m.a(x)[:, 1:3], m.a(x)[:, -1:], m.a(x)[:, 0:1]], 1))).flatten(1)
+    ),
+    "a channel changed and put back": lambda m, x: m.head(
+        torch.relu(m.a(torch.cat([torch.unsqueeze(x[:, 0], 1) * 0.4 + 0.1, x[:, 1:] - 0.2], 1))).mean((2, 3))
+    ),
+    "numbers added": lambda m, x: m.long(torch.relu(m.b(torch.relu(m.a(x)) + 0.3) - 0.1 + 1).flatten(1)),
     "functional layers": lambda m, x: F.linear(
         torch.relu(F.conv2d(x, m.a.weight, m.a.bias, padding=1)).flatten(1), m.long.weight, m.long.bias
     ),
@@ -231,12 +238,14 @@ def test_the_pretrained_resnets_shortcut() -> None:
         (lambda m, x: F.max_pool2d(torch.relu(m.a(x)), 2, dilation=2), "dilation"),
         (lambda m, x: torch.relu(m.a(x)) * torch.relu(m.a(x)), "product of two values"),
         (lambda m, x: torch.cat([m.a(x), m.a(x)], 2), "concatenation along axis 2"),
-        (lambda m, x: m.a(x)[:, 1:], "the part"),
+        (lambda m, x: m.a(x)[:, :, 1:], "the part"),
         (lambda m, x: m.a(x).mean(1), "a mean over 1"),
         (lambda m, x: F.pad(m.a(x), (1, 1, 1, 1), mode="reflect"), "only zeros"),
         (lambda m, x: torch.clamp(m.a(x), 1, 2), "an interval that holds 0"),
         (lambda m, x: torch.clamp(m.a(x), max=2), "give min=0"),
-        (lambda m, x: m.a(x) + 1.0, "constant operand"),
+        (lambda m, x: torch.relu(m.a(x)[:, 0]), r"the part x\[:, 0\] of a value; keep the axis of channels: x\[:, 0:1\]"),
+        (lambda m, x: m.a(x).mean((2, 3)).unsqueeze(1), r"unsqueeze\(1\)"),
+        (lambda m, x: 1 - m.a(x), "constant operand"),
         (lambda m, x: torch.flatten(m.a(x), 1, 2), "a new shape, 4x8x8 to 32x8"),
         (lambda m, x: m.head(m.a(x).flatten(1)), "cannot run on images of the given shape"),
         (lambda m, x: m.a(x) if x.sum() > 0 else x, "control flow"),
@@ -246,3 +255,11 @@ def test_the_pretrained_resnets_shortcut() -> None:
 def test_what_cannot_be_is_refused_by_name(forward: Callable[[Case, Tensor], Tensor], says: str) -> None:
     with pytest.raises(ConversionError, match=says):
         to_spiking(Case(forward), IF, Direct(), (3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_models_that_change_the_image_themselves(name: str) -> None:
+    """As with pretrained weights: channels are scaled and shifted one by one, and auxiliary heads are left out."""
+    torch.manual_seed(0)
+    ann = getattr(models, name)(transform_input=True, aux_logits=True, init_weights=False, num_classes=7)
+    assert_same_function(lively(ann), (3, 80, 80))
