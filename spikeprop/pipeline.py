@@ -219,7 +219,8 @@ class _Run:
 
     def export(self) -> dict[str, Any]:
         try:
-            export(self._load("finetuned"), self.folder.path / "network.nir")
+            network = self._load("finetuned")
+            export(network, self.folder.path / "network.nir", describe_network(network, self.experiment, self.data))
         except NirError as error:  # not a reason to lose the report
             self.context.notify(f"warning: the network cannot be written for the hardware: {error}")
             return {"file": None, "why": str(error)}
