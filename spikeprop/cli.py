@@ -1,4 +1,4 @@
-"""The command line: run, check, ls, eval, export, simulate. The only place that prints."""
+"""The command line: run, check, ls, eval, export, simulate, budget. The only place that prints."""
 
 from __future__ import annotations
 
@@ -188,6 +188,40 @@ def simulate(
     _table(str(network), _comparison(result))
     rows = [(name, ours, theirs, result["mismatches"][name]) for name, (ours, theirs) in result["layers"].items()]
     _columns(("layer", "spikes in PyTorch", f"in {backend}", "that differ"), rows)
+
+
+@main.command()
+@_shown
+@click.option("--samples", type=click.IntRange(min=0), default=20, show_default=True, help="To count spikes on; 0 for none.")
+def budget(network: Path, samples: int, data: str | None, encoder: str | None, **told: Any) -> None:
+    """Neurons, synapses, axons, cores and chips of Loihi 2 that a NETWORK (checkpoint or NIR file) takes, SynOps and energy.
+
+    Which limits are published, which are assumed, and whose energy figures these are stands in spikeprop_hardware/budget.py.
+    """
+    from spikeprop.deploy import chip_budget, encoded
+    from spikeprop.evaluate.report import chip_rows
+    from spikeprop.seeding import seed_torch
+    from spikeprop.subject import opened
+
+    with opened(network, encoder if encoder or samples else "Direct") as found:
+        subject, inputs = found.told(use=data, **told), None
+        if samples:
+            images, _ = subject.images(samples)
+            seed_torch(subject.seed, 3)
+            inputs = encoded(subject.network, images, subject.timesteps or 0)
+        chip = chip_budget(subject.file, inputs)
+    rows = chip_rows(chip)
+    if inputs is not None:
+        about = f"{chip['energy_joules'] * 1e6:.3g} uJ, with the operations' energies of the first Loihi; T = {inputs.shape[1]}"
+        synops = sum(layer["synops"] for layer in chip["activity"])
+        rows += [("SynOps a sample", f"{synops:,.0f}"), ("energy a sample, estimated", about)]
+    _table(str(network), rows)
+    keys = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
+    heads = ("layer", *(key.replace("_", " ") for key in keys), "filled by")
+    _columns(heads, [(layer["name"], *(layer[key] for key in keys), layer["bound"]) for layer in chip["layers"]])
+    if inputs is not None:
+        active = [(layer["name"], round(layer["spikes"]), round(layer["synops"])) for layer in chip["activity"]]
+        _columns(("spikes of", "a sample", "SynOps"), active)
 
 
 def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -63,6 +63,40 @@ def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dic
     return spikes, torch.cat(outputs).transpose(0, 1).numpy()
 
 
+@torch.no_grad()
+def encoded(network: SpikingNetwork, images: Tensor, timesteps: int) -> np.ndarray:
+    """What the encoder makes of images (B, ...): (B, T, ...) float64, a constant input without taking memory for its steps."""
+    inputs_TB = network.encoder(images.cpu().double(), timesteps).numpy()
+    return np.broadcast_to(inputs_TB, (timesteps, *inputs_TB.shape[1:])).swapaxes(0, 1)
+
+
+def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
+    """What a NIR file's network takes on Loihi 2.
+
+    Args:
+        file: NIR file.
+        inputs: what it reads, (B, T, ...), to count spikes and synaptic operations on.
+
+    Returns:
+        layers, cores, chips and problems; with inputs also activity (spikes and SynOps by layer, a sample) and energy_joules,
+        an estimate with the first Loihi's figures.
+
+    Raises:
+        HardwareError: spikeprop-hardware is missing, or cannot lay the network out.
+    """
+    hardware = hardware_package()
+    try:
+        plan = hardware.make_plan(hardware.read_graph(file))
+        found = asdict(hardware.budget(plan))
+        if inputs is None:
+            return found
+        active = hardware.activity(plan, inputs)
+    except hardware.HardwareError as error:
+        raise HardwareError(str(error)) from error
+    joules = hardware.energy_joules(plan, active, inputs.shape[1])
+    return found | {"activity": [asdict(layer) for layer in active], "energy_joules": joules}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Where and how a NIR file runs: on Lava or in spikeprop-hardware's batched reference simulator, in float64 or in the

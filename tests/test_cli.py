@@ -244,6 +244,20 @@ def test_simulate_asks_what_a_nir_file_from_elsewhere_does_not_say(tmp_path: Pat
     assert "not a NIR file, or only a part" in refused("--encoder", "Direct")
 
 
+def test_budget(finished: Path) -> None:
+    result = spikeprop("budget", finished / "network.nir", "--samples", 5)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Loihi 2, estimated +\d+ cores, 1 chip", result.output)
+    assert re.search(r"SynOps a sample +[1-9][\d,]+\n +energy a sample, estimated +[\d.]+ uJ", result.output)
+    assert re.search(
+        r"layer +neurons +synapses +fan in +fan out +axons +axons per core +bytes +cores +filled by\n", result.output
+    )
+    of_checkpoint = spikeprop("budget", finished / "finetuned.safetensors", "--samples", 0)
+    assert of_checkpoint.exit_code == 0, of_checkpoint.output
+    assert "SynOps" not in of_checkpoint.output
+    assert "spikes of" not in of_checkpoint.output
+
+
 def test_ls_shows_recipes_and_components() -> None:
     output = spikeprop("ls").output
     for text in (
@@ -346,6 +360,7 @@ def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
     assert values["simulate"]["samples"] >= 20
     assert values["simulate"]["spikes_equal"]
     assert values["simulate"]["agreement"] == 100
+    assert values["simulate"]["chip"]["chips"] == 1
 
 
 def smoke(file: Path, tmp_path: Path, *overrides: str, lava: bool) -> None:
