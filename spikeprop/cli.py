@@ -134,14 +134,19 @@ def evaluate(
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="NIR file; default beside the checkpoint.")
-def export(checkpoint: Path, out: Path | None) -> None:
-    """Write a spiking network's CHECKPOINT as a NIR file."""
+@click.option("--for", "reader", type=click.Choice(["norse", "snntorch"]), help="As that library's own NIR importer reads it.")
+def export(checkpoint: Path, out: Path | None, reader: str | None) -> None:
+    """Write a spiking network's CHECKPOINT as a NIR file.
+
+    Without --for the file is for spikeprop and its hardware: other libraries would take it for something else (reset by
+    subtraction, milliseconds). What a library does not have is refused.
+    """
     from spikeprop.deploy import export as write
 
-    target = out or checkpoint.with_suffix(".nir")
+    file = out or checkpoint.with_suffix(".nir")
     loaded = _spiking(checkpoint)
-    write(loaded.network, target, loaded.description)
-    click.echo(f"wrote {target}")
+    write(loaded.network, file, loaded.description, reader)
+    click.echo(f"wrote {file}")
 
 
 def _shown(command: Callable[..., None]) -> Callable[..., None]:

@@ -20,13 +20,14 @@ from torch import Tensor
 from spikeprop.errors import HardwareError
 from spikeprop.files import write_atomically
 from spikeprop.nir import stage_names, to_nir
+from spikeprop.portable import portable
 from spikeprop.progress import bar
 from spikeprop.snn import INPUT, SpikingNetwork
 
 REFERENCE_BATCH = 100  # samples whose spikes are compared at once
 
 
-def export(network: SpikingNetwork, path: Path, about: Mapping[str, Any] | None = None) -> None:
+def export(network: SpikingNetwork, path: Path, about: Mapping[str, Any] | None = None, target: str | None = None) -> None:
     """Write the network to a NIR file, atomically.
 
     Args:
@@ -34,10 +35,15 @@ def export(network: SpikingNetwork, path: Path, about: Mapping[str, Any] | None 
         path: NIR file.
         about: the description of its checkpoint; the file keeps its number of steps, its data with their normalisation and its
             seed, so that it can be simulated on its own.
+        target: "norse" or "snntorch": as that library's own importer understands it.
+
+    Raises:
+        NirError: what cannot be written, naming the layer; nothing is.
     """
     kept = {key: about[key] for key in ("timesteps", "seed")} if about else {}
     graph = to_nir(network, kept | ({"data": json.dumps(about["data"])} if about else {}))
-    write_atomically(path, lambda temporary: nir.write(str(temporary), graph))
+    written = graph if target is None else portable(graph, target)
+    write_atomically(path, lambda temporary: nir.write(str(temporary), written))
 
 
 @torch.no_grad()

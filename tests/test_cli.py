@@ -176,6 +176,9 @@ def test_bad_commands_say_what_is_wrong(finished: Path, arguments: list[str], sa
 def test_export_and_simulate(finished: Path, tmp_path: Path) -> None:
     assert spikeprop("export", finished / "finetuned.safetensors", "--out", tmp_path / "n.nir").exit_code == 0
     assert (tmp_path / "n.nir").stat().st_size > 1000
+    refused = spikeprop("export", finished / "finetuned.safetensors", "-o", tmp_path / "norse.nir", "--for", "norse")
+    assert "resets by subtraction, which NIR cannot say" in " ".join(refused.output.split())
+    assert not (tmp_path / "norse.nir").exists()
     lava_or_skip()
     result = spikeprop("simulate", finished / "converted.safetensors", "--samples", 3, "--timesteps", 6)
     assert result.exit_code == 0, result.output
