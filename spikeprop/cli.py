@@ -1,4 +1,4 @@
-"""The command line: run, check, ls, eval, export, simulate. The only place that prints."""
+"""The command line: run, check, ls, eval, export, simulate, budget. The only place that prints."""
 
 from __future__ import annotations
 
@@ -133,47 +133,100 @@ def evaluate(
 
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="NIR file; default beside the checkpoint.")
-def export(checkpoint: Path, out: Path | None) -> None:
-    """Write a spiking network's CHECKPOINT as a NIR file."""
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="NIR file; default beside the checkpoint.")
+@click.option("--for", "reader", type=click.Choice(["norse", "snntorch"]), help="As that library's own NIR importer reads it.")
+def export(checkpoint: Path, out: Path | None, reader: str | None) -> None:
+    """Write a spiking network's CHECKPOINT as a NIR file.
+
+    Without --for the file is for spikeprop and its hardware: other libraries would take it for something else (reset by
+    subtraction, milliseconds). What a library does not have is refused.
+    """
     from spikeprop.deploy import export as write
 
-    target = out or checkpoint.with_suffix(".nir")
-    write(_spiking(checkpoint).network, target)
-    click.echo(f"wrote {target}")
+    file = out or checkpoint.with_suffix(".nir")
+    loaded = _spiking(checkpoint)
+    write(loaded.network, file, loaded.description, reader)
+    click.echo(f"wrote {file}")
+
+
+def _shown(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and options of commands that show images to a NETWORK."""
+    options = [
+        click.argument("network", type=click.Path(path_type=Path)),
+        click.option("--data", help="Data set; default the one that it was trained on."),
+        click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),
+        click.option("--mean", type=float, help="Normalisation, where the file does not say it; default 0."),
+        click.option("--std", type=float, help="The same; default 1."),
+        click.option("--timesteps", type=click.IntRange(min=1), help="Default the recipe's."),
+        click.option("--encoder", type=click.Choice(["Direct", "Poisson"]), help="Of a NIR file that does not name its own."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", help="Data set; default the one that it was trained on.")
-@click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
+@_shown
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--timesteps", type=click.IntRange(min=1), help="Default the recipe's.")
 @click.option("--backend", type=click.Choice(["lava", "reference"]), default="lava", show_default=True,
               help="Lava's CPU simulation (needs Python 3.10), or the fast simulator that equals it.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
               help="fixed: in the integers of Loihi 2.")  # fmt: skip
-def simulate(checkpoint: Path, data: str | None, root: str | None, samples: int, timesteps: int | None, **target: Any) -> None:
-    """Run a spiking network's CHECKPOINT on Lava and compare every spike with PyTorch's on the same encoded inputs."""
-    import tempfile
+def simulate(
+    network: Path, samples: int, backend: Any, precision: Any, data: str | None, encoder: str | None, **told: Any
+) -> None:
+    """Run a NETWORK (a spiking network's checkpoint, or a NIR file) on Lava and compare every spike with PyTorch's.
 
-    from spikeprop.data import ImageData
+    Both get the same encoded inputs. A NIR file that `export` wrote says which data, normalisation, encoder and steps belong
+    to it; for any other, the options do.
+    """
     from spikeprop.deploy import Target, compare
-    from spikeprop.deploy import export as write
-    from spikeprop.recipe import component
     from spikeprop.seeding import seed_torch
+    from spikeprop.subject import opened
 
-    loaded = _spiking(checkpoint)
-    described = loaded.description
-    settings = {"root": root, **described["data"]} | ({"use": data} if data else {})
-    images, labels = next(component(ImageData, settings, "--data").build().test(samples).epoch(0))
-    seed_torch(described["seed"], 3)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.nir"
-        write(loaded.network, file)
-        steps = timesteps or described["timesteps"]
-        result = compare(loaded.network, file, images, labels, steps, _say, Target(**target))
-    _table(str(checkpoint), _comparison(result))
+    with opened(network, encoder) as found:
+        subject = found.told(use=data, **told)
+        images, labels = subject.images(samples)
+        seed_torch(subject.seed, 3)
+        target = Target(backend=backend, precision=precision)
+        result = compare(subject.network, subject.file, images, labels, subject.timesteps or 0, _say, target)
+    _table(str(network), _comparison(result))
+    rows = [(name, ours, theirs, result["mismatches"][name]) for name, (ours, theirs) in result["layers"].items()]
+    _columns(("layer", "spikes in PyTorch", f"in {backend}", "that differ"), rows)
+
+
+@main.command()
+@_shown
+@click.option("--samples", type=click.IntRange(min=0), default=20, show_default=True, help="To count spikes on; 0 for none.")
+def budget(network: Path, samples: int, data: str | None, encoder: str | None, **told: Any) -> None:
+    """Neurons, synapses, axons, cores and chips of Loihi 2 that a NETWORK (checkpoint or NIR file) takes, SynOps and energy.
+
+    Which limits are published, which are assumed, and whose energy figures these are stands in spikeprop_hardware/budget.py.
+    """
+    from spikeprop.deploy import chip_budget, encoded
+    from spikeprop.evaluate.report import chip_rows
+    from spikeprop.seeding import seed_torch
+    from spikeprop.subject import opened
+
+    with opened(network, encoder if encoder or samples else "Direct") as found:
+        subject, inputs = found.told(use=data, **told), None
+        if samples:
+            images, _ = subject.images(samples)
+            seed_torch(subject.seed, 3)
+            inputs = encoded(subject.network, images, subject.timesteps or 0)
+        chip = chip_budget(subject.file, inputs)
+    rows = chip_rows(chip)
+    if inputs is not None:
+        about = f"{chip['energy_joules'] * 1e6:.3g} uJ, with the operations' energies of the first Loihi; T = {inputs.shape[1]}"
+        synops = sum(layer["synops"] for layer in chip["activity"])
+        rows += [("SynOps a sample", f"{synops:,.0f}"), ("energy a sample, estimated", about)]
+    _table(str(network), rows)
+    keys = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
+    heads = ("layer", *(key.replace("_", " ") for key in keys), "filled by")
+    _columns(heads, [(layer["name"], *(layer[key] for key in keys), layer["bound"]) for layer in chip["layers"]])
+    if inputs is not None:
+        active = [(layer["name"], round(layer["spikes"]), round(layer["synops"])) for layer in chip["activity"]]
+        _columns(("spikes of", "a sample", "SynOps"), active)
 
 
 def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -186,8 +239,6 @@ def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("spike trains", f"{equal} ({result['spikes']:,} spikes)"),
         ("largest output difference", f"{result['output_error']:.2g}"),
     ]
-    for name, (ours, theirs) in result["layers"].items():
-        rows.append((f"spikes of {name}", f"{ours:,}, there {theirs:,}; {result['mismatches'][name]:,} differ"))
     first = result["first_difference"]
     if first:
         rows.append(("first difference", ", ".join(f"{key} {value}" for key, value in first.items())))
@@ -242,6 +293,15 @@ def _table(title: str, rows: list[tuple[str, str]]) -> None:
     click.echo(f"\n{title}")
     for label, text in rows:
         click.echo(f"  {label:<{width}}  {text}")
+
+
+def _columns(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """A table of numbers, its first column names."""
+    cells = [heads, *([value if isinstance(value, str) else f"{value:,}" for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    click.echo()
+    for first, *others in cells:
+        click.echo("  " + "  ".join([f"{first:<{widths[0]}}", *(f"{text:>{w}}" for text, w in zip(others, widths[1:]))]))
 
 
 _say: Callable[[str], None] = lambda message: click.echo(message, err=True)  # noqa: E731 - progress, beside the bars

@@ -6,7 +6,8 @@ PyTorch runs in float64 on the very inputs that the other is given: the encoder 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +19,31 @@ from torch import Tensor
 
 from spikeprop.errors import HardwareError
 from spikeprop.files import write_atomically
-from spikeprop.nir import to_nir
+from spikeprop.nir import stage_names, to_nir
+from spikeprop.portable import portable
 from spikeprop.progress import bar
 from spikeprop.snn import INPUT, SpikingNetwork
 
 REFERENCE_BATCH = 100  # samples whose spikes are compared at once
 
 
-def export(network: SpikingNetwork, path: Path) -> None:
-    """Write the network to a NIR file, atomically."""
-    graph = to_nir(network)
-    write_atomically(path, lambda temporary: nir.write(str(temporary), graph))
+def export(network: SpikingNetwork, path: Path, about: Mapping[str, Any] | None = None, target: str | None = None) -> None:
+    """Write the network to a NIR file, atomically.
+
+    Args:
+        network: left as it is.
+        path: NIR file.
+        about: the description of its checkpoint; the file keeps its number of steps, its data with their normalisation and its
+            seed, so that it can be simulated on its own.
+        target: "norse" or "snntorch": as that library's own importer understands it.
+
+    Raises:
+        NirError: what cannot be written, naming the layer; nothing is.
+    """
+    kept = {key: about[key] for key in ("timesteps", "seed")} if about else {}
+    graph = to_nir(network, kept | ({"data": json.dumps(about["data"])} if about else {}))
+    written = graph if target is None else portable(graph, target)
+    write_atomically(path, lambda temporary: nir.write(str(temporary), written))
 
 
 @torch.no_grad()
@@ -54,6 +69,40 @@ def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dic
     return spikes, torch.cat(outputs).transpose(0, 1).numpy()
 
 
+@torch.no_grad()
+def encoded(network: SpikingNetwork, images: Tensor, timesteps: int) -> np.ndarray:
+    """What the encoder makes of images (B, ...): (B, T, ...) float64, a constant input without taking memory for its steps."""
+    inputs_TB = network.encoder(images.cpu().double(), timesteps).numpy()
+    return np.broadcast_to(inputs_TB, (timesteps, *inputs_TB.shape[1:])).swapaxes(0, 1)
+
+
+def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
+    """What a NIR file's network takes on Loihi 2.
+
+    Args:
+        file: NIR file.
+        inputs: what it reads, (B, T, ...), to count spikes and synaptic operations on.
+
+    Returns:
+        layers, cores, chips and problems; with inputs also activity (spikes and SynOps by layer, a sample) and energy_joules,
+        an estimate with the first Loihi's figures.
+
+    Raises:
+        HardwareError: spikeprop-hardware is missing, or cannot lay the network out.
+    """
+    hardware = hardware_package()
+    try:
+        plan = hardware.make_plan(hardware.read_graph(file))
+        found = asdict(hardware.budget(plan))
+        if inputs is None:
+            return found
+        active = hardware.activity(plan, inputs)
+    except hardware.HardwareError as error:
+        raise HardwareError(str(error)) from error
+    joules = hardware.energy_joules(plan, active, inputs.shape[1])
+    return found | {"activity": [asdict(layer) for layer in active], "energy_joules": joules}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Where and how a NIR file runs: on Lava or in spikeprop-hardware's batched reference simulator, in float64 or in the
@@ -72,23 +121,24 @@ def compare(
     notify: Callable[[str], None],
     target: Target = Target(),
 ) -> dict[str, Any]:
-    """Run a NIR file and compare with the network it was written from.
+    """Run a NIR file and compare with the network that it holds, as it was written or read.
 
     Returns:
         samples, agreement (percent of equal predictions), spikes_equal (every train of every layer), spikes (how many were
-        compared), mismatches by layer, first_difference (sample, step, layer, neuron) or None, layers (spikes here and there),
+        compared), mismatches by layer, first_difference (sample, layer, neuron, step) or None, layers (spikes here and there),
         output_error (largest absolute difference), accuracy of both on these images, and with fixed precision the
         quantisation's report by layer.
 
     Raises:
         HardwareError: spikeprop-hardware or Python 3.10 is missing, or the simulation failed.
     """
-    hardware = _hardware()
+    hardware = hardware_package()
     size = len(images) if target.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
     with bar(f"simulate on {target.backend}", unit="step") as shown:
         shown.total = len(images) * timesteps
         try:
             source, report = _source(hardware, network, file, images, target)
+            names = stage_names(hardware.read_graph(file))
             parts = []
             for start in range(0, len(images), size):
                 rows = slice(start, start + size)
@@ -96,13 +146,19 @@ def compare(
                 inputs = ours.pop(INPUT)
                 progress = _follow(shown, start * timesteps)
                 theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
-                parts.append(_compare(ours, output, theirs.spikes, theirs.output, labels[rows].numpy(), start))
+                spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
+                parts.append(_compare(ours, output, spikes, theirs.output, labels[rows].numpy(), start))
         except hardware.HardwareError as error:
             raise HardwareError(str(error)) from error
     return _merged(parts, target.backend) | report
 
 
-def _hardware() -> Any:
+def hardware_package() -> Any:
+    """The distribution spikeprop-hardware, which is installed by itself.
+
+    Raises:
+        HardwareError: it is not installed.
+    """
     try:
         import spikeprop_hardware
     except ImportError as error:
@@ -161,7 +217,8 @@ def _first(differing: dict[str, np.ndarray], start: int) -> dict[str, Any] | Non
     for order, (name, wrong) in enumerate(differing.items()):
         if wrong.any():
             sample, step, *neuron = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
-            found.append((sample, step, order, {"sample": start + sample, "step": step, "layer": name, "neuron": neuron}))
+            where = {"sample": start + sample, "layer": name, "neuron": neuron, "step": step}
+            found.append((sample, step, order, where))
     return min(found, key=lambda f: f[:3])[3] if found else None
 
 

@@ -8,7 +8,7 @@ cannot be expressed exactly is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from typing import Any
 
@@ -40,8 +40,12 @@ DT_MS = 1.0
 ENCODERS: dict[str, type[Encoder]] = {"Direct": Direct, "Poisson": Poisson}  # what the graph's metadata may name
 
 
-def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
+def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None) -> nir.NIRGraph:
     """The network as a NIR graph; dropout is left out, the output node receives the current that is to be accumulated.
+
+    Args:
+        network: left as it is.
+        about: more entries for the graph's metadata, beside encoder, readout_from and writer.
 
     Raises:
         NirError: an operation that NIR cannot express exactly, or two nodes of one name.
@@ -70,7 +74,8 @@ def to_nir(network: SpikingNetwork) -> nir.NIRGraph:
             _put(nodes, name, _neuron_to_node(stage.neuron, shapes[name], name))
         else:
             _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
-    metadata = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout_from)}
+    own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout_from)}
+    metadata = {**(about or {}), **own}
     # shapes are torch's own; nir 1.0.8 would take every kernel as square, and forget the groups in the channels
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, type_check=False)
 
@@ -90,6 +95,19 @@ def from_nir(
         NirError: naming the node that is not known or cannot be expressed exactly.
     """
     return _Importer(graph, surrogate, dt).build(encoder if encoder is not None else _encoder(graph))
+
+
+def stage_names(graph: nir.NIRGraph) -> dict[str, str]:
+    """What ``from_nir`` calls the stage of each node of neurons: torch forbids dots, and "input" and "output" are taken.
+
+    Raises:
+        NirError: a loop, or a node that is not connected to the input.
+    """
+    names: dict[str, str] = {}
+    for node in _order(graph, _ends(graph)[0]):
+        if isinstance(graph.nodes[node], nir.IF | nir.LIF):
+            names[node] = _stage_name(node, {*names.values(), INPUT, OUTPUT})
+    return names
 
 
 # writing ----------------------------------------------------------------------------------------------------------------------
@@ -203,38 +221,25 @@ class _Importer:
         self.graph, self.surrogate, self.dt = graph, surrogate, dt
 
     def build(self, encoder: Encoder) -> SpikingNetwork:
-        inputs = [n for n, node in self.graph.nodes.items() if isinstance(node, nir.Input)]
-        outputs = [n for n, node in self.graph.nodes.items() if isinstance(node, nir.Output)]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise NirError(f"the graph has {len(inputs)} inputs and {len(outputs)} outputs; a network has one of each")
-        values: dict[str, list[_Branch]] = {inputs[0]: [(INPUT, ())]}
+        first, _ = _ends(self.graph)
+        values: dict[str, list[_Branch]] = {first: [(INPUT, ())]}
         stages: dict[str, Stage] = {}
-        for name in self._order(inputs[0]):
+        names = stage_names(self.graph)
+        for name in _order(self.graph, first):
             node = self.graph.nodes[name]
             branches = [b for source, target in self.graph.edges if target == name for b in values[source]]
             if isinstance(node, nir.IF | nir.LIF):
-                stage = _stage_name(name, {*stages, INPUT, OUTPUT})
+                stage = names[name]
                 stages[stage] = _stage(branches, self._read_neuron(name, node))
                 values[name] = [(stage, ())]
             elif isinstance(node, nir.Output):
                 stages[_stage_name(name, {*stages, INPUT})] = _stage(branches, None)
             else:
                 values[name] = [self._through(name, node, branch, len(branches)) for branch in branches]
-        shape = tuple(int(n) for n in self.graph.nodes[inputs[0]].input_type["input"])
+        shape = tuple(int(n) for n in self.graph.nodes[first].input_type["input"])
         network = SpikingNetwork(stages, encoder, shape).to(_dtype(self.graph)).eval()
         network.readout_from.fill_(int((self.graph.metadata or {}).get("readout_from", 0)))
         return network
-
-    def _order(self, first: str) -> list[str]:
-        """All nodes but the input, each after its sources, the output last."""
-        sources = {name: {a for a, b in self.graph.edges if b == name} for name in self.graph.nodes}
-        order = [first]
-        while len(order) < len(sources):
-            ready = [n for n in sources if n not in order and sources[n] and sources[n] <= set(order)]
-            if not ready:
-                raise NirError(f"nodes {sorted(set(sources) - set(order))} are in a loop or not connected to the input")
-            order += sorted(ready, key=lambda n: isinstance(self.graph.nodes[n], nir.Output))
-        return order[1:]
 
     def _through(self, name: str, node: Any, branch: _Branch, count: int) -> _Branch:
         reader = _READERS.get(type(node))
@@ -283,6 +288,27 @@ class _Importer:
         if not 0 <= leak <= 1:
             raise NirError(f"node {name!r} has a leak 1 - dt/tau of {leak:.4g}; it must lie in [0, 1]")
         return leak
+
+
+def _ends(graph: nir.NIRGraph) -> tuple[str, str]:
+    """Names of the input and the output node."""
+    inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
+    outputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Output)]
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise NirError(f"the graph has {len(inputs)} inputs and {len(outputs)} outputs; a network has one of each")
+    return inputs[0], outputs[0]
+
+
+def _order(graph: nir.NIRGraph, first: str) -> list[str]:
+    """All nodes but the input, each after its sources, the output last."""
+    sources = {name: {a for a, b in graph.edges if b == name} for name in graph.nodes}
+    order = [first]
+    while len(order) < len(sources):
+        ready = [n for n in sources if n not in order and sources[n] and sources[n] <= set(order)]
+        if not ready:
+            raise NirError(f"nodes {sorted(set(sources) - set(order))} are in a loop or not connected to the input")
+        order += sorted(ready, key=lambda n: isinstance(graph.nodes[n], nir.Output))
+    return order[1:]
 
 
 def _encoder(graph: nir.NIRGraph) -> Encoder:

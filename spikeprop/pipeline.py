@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
 from spikeprop.data import ImageData
-from spikeprop.deploy import compare, export
+from spikeprop.deploy import chip_budget, compare, export
 from spikeprop.errors import EvaluationError, NirError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
@@ -219,7 +219,8 @@ class _Run:
 
     def export(self) -> dict[str, Any]:
         try:
-            export(self._load("finetuned"), self.folder.path / "network.nir")
+            network = self._load("finetuned")
+            export(network, self.folder.path / "network.nir", describe_network(network, self.experiment, self.data))
         except NirError as error:  # not a reason to lose the report
             self.context.notify(f"warning: the network cannot be written for the hardware: {error}")
             return {"file": None, "why": str(error)}
@@ -231,7 +232,9 @@ class _Run:
             return {"samples": 0}
         images, labels = next(self.data.test(samples).epoch(0))
         seed_torch(self.experiment.seed, 3)
-        return compare(self._load("finetuned"), self.folder.path / "network.nir", images, labels, steps, self.context.notify)
+        file = self.folder.path / "network.nir"
+        found = compare(self._load("finetuned"), file, images, labels, steps, self.context.notify)
+        return found | {"chip": chip_budget(file)}
 
     # helpers ------------------------------------------------------------------------------------------------------------------
 

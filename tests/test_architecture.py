@@ -11,7 +11,19 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "spikeprop"
 LEAVES = {"errors", "files", "progress", "seeding"}
 STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
-PIPELINE = {"assess", "experiment", "pipeline", "settings", "networks", "deploy", "runfolder", "recipe"}
+PIPELINE = {
+    "assess",
+    "experiment",
+    "pipeline",
+    "settings",
+    "networks",
+    "deploy",
+    "portable",
+    "quantised",
+    "subject",
+    "runfolder",
+    "recipe",
+}
 ALLOWED = {
     **{room: LEAVES | {"snn"} for room in STAGES},
     **dict.fromkeys(LEAVES, LEAVES),

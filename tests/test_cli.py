@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nir
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -173,6 +176,9 @@ def test_bad_commands_say_what_is_wrong(finished: Path, arguments: list[str], sa
 def test_export_and_simulate(finished: Path, tmp_path: Path) -> None:
     assert spikeprop("export", finished / "finetuned.safetensors", "--out", tmp_path / "n.nir").exit_code == 0
     assert (tmp_path / "n.nir").stat().st_size > 1000
+    refused = spikeprop("export", finished / "finetuned.safetensors", "-o", tmp_path / "norse.nir", "--for", "norse")
+    assert "resets by subtraction, which NIR cannot say" in " ".join(refused.output.split())
+    assert not (tmp_path / "norse.nir").exists()
     lava_or_skip()
     result = spikeprop("simulate", finished / "converted.safetensors", "--samples", 3, "--timesteps", 6)
     assert result.exit_code == 0, result.output
@@ -188,8 +194,71 @@ def test_the_reference_simulator_needs_no_python_310(finished: Path, monkeypatch
     assert "all equal" in result.output
     fixed = spikeprop(*arguments, "--backend", "reference", "--precision", "fixed")
     assert fixed.exit_code == 0, fixed.output
-    for text in ("accuracy, pytorch", "accuracy, reference", "spikes of ", "weights off by", "first difference"):
+    for text in ("accuracy, pytorch", "accuracy, reference", "weights off by"):
         assert text in fixed.output
+    assert re.search(r"first difference +sample \d+, layer \w+, neuron \[[\d, ]+\], step \d", fixed.output)
+    assert re.search(r"layer +spikes in PyTorch +in reference +that differ\n +\w+ +[\d,]+ +[\d,]+ +[\d,]+\n", fixed.output)
+
+
+def test_simulate_takes_a_nir_file_that_export_wrote(finished: Path) -> None:
+    for options in ([], ["--precision", "fixed"]):
+        shared = ["--samples", 30, "--backend", "reference", *options]
+        of_file = spikeprop("simulate", finished / "network.nir", *shared)
+        assert of_file.exit_code == 0, of_file.output
+        of_checkpoint = spikeprop("simulate", finished / "finetuned.safetensors", *shared)
+        assert of_file.stdout.splitlines()[2:] == of_checkpoint.stdout.splitlines()[2:]  # the first names the file
+        assert ("all equal" in of_file.stdout) == (not options)
+
+
+def test_simulate_asks_what_a_nir_file_from_elsewhere_does_not_say(tmp_path: Path) -> None:
+    """Names with dots, neurons that reset to zero, no metadata."""
+    shape, ones = (1, 8, 8), np.ones(64)
+    nodes = {
+        "in": nir.Input(input_type={"input": np.array(shape)}),
+        "flat": nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1),
+        "a.b": nir.IF(r=ones, v_threshold=ones * 0.7),
+        "input": nir.IF(r=ones, v_threshold=ones * 1.3),
+        "last": nir.Linear(weight=np.random.default_rng(0).normal(size=(10, 64))),
+        "out": nir.Output(output_type={"output": np.array([10])}),
+    }
+    edges = [("in", "flat"), ("flat", "a.b"), ("a.b", "input"), ("input", "last"), ("last", "out")]
+    file = tmp_path / "theirs.h5"
+    nir.write(str(file), nir.NIRGraph(nodes=nodes, edges=edges))
+
+    def refused(*options: str | int) -> str:
+        result = spikeprop("simulate", file, "--backend", "reference", *options)
+        assert result.exit_code != 0
+        return " ".join(result.output.split())
+
+    assert "theirs.h5 does not name its encoder; pass --encoder Direct or Poisson" in refused()
+    assert "pass --data and --timesteps" in refused("--encoder", "Direct")
+    assert "pass --timesteps" in refused("--encoder", "Direct", "--data", "Digits")
+    assert "images of MNIST are (1, 28, 28); pass another --data" in refused(
+        "--encoder", "Direct", "--data", "MNIST", "--timesteps", 5
+    )
+    result = spikeprop(
+        "simulate", file, "--backend", "reference", "--encoder", "Direct", "--data", "Digits", "--timesteps", 5, "--samples", 9
+    )
+    assert result.exit_code == 0, result.output
+    assert "all equal" in result.output
+    assert re.search(r"a_b +[1-9]\d+ +[1-9]\d+ +0", result.output)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "not a NIR file, or only a part" in refused("--encoder", "Direct")
+
+
+def test_budget(finished: Path) -> None:
+    result = spikeprop("budget", finished / "network.nir", "--samples", 5)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Loihi 2, estimated +\d+ cores, 1 chip", result.output)
+    assert re.search(r"SynOps a sample +[1-9][\d,]+\n +energy a sample, estimated +[\d.]+ uJ", result.output)
+    assert re.search(
+        r"layer +neurons +synapses +fan in +fan out +axons +axons per core +bytes +cores +filled by\n", result.output
+    )
+    of_checkpoint = spikeprop("budget", finished / "finetuned.safetensors", "--samples", 0)
+    assert of_checkpoint.exit_code == 0, of_checkpoint.output
+    assert "SynOps" not in of_checkpoint.output
+    assert "spikes of" not in of_checkpoint.output
 
 
 def test_ls_shows_recipes_and_components() -> None:
@@ -294,6 +363,7 @@ def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
     assert values["simulate"]["samples"] >= 20
     assert values["simulate"]["spikes_equal"]
     assert values["simulate"]["agreement"] == 100
+    assert values["simulate"]["chip"]["chips"] == 1
 
 
 def smoke(file: Path, tmp_path: Path, *overrides: str, lava: bool) -> None:

@@ -17,6 +17,7 @@ from spikeprop_hardware.errors import HardwareError
 
 PACKAGES = ["lava-nc==0.10.0", "nir>=1.0.8", "h5py>=3.11", "scipy>=1.11,<1.16"]
 VARIABLE = "SPIKEPROP_LAVA_PYTHON"
+NEEDED = "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, ('lava', 'nir', 'h5py', 'scipy'))))"
 VERSION = "import sys; sys.stdout.write('%d.%d' % sys.version_info[:2])"
 
 
@@ -26,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def lava_python(notify: Callable[[str], None]) -> Path:
-    """Python of the environment that has Lava, made if need be.
+    """Python of the environment that has Lava, made if need be, and made again where it is broken.
 
     Raises:
         HardwareError: no Python 3.10, or the installation failed.
@@ -46,11 +47,21 @@ def _python_of(folder: Path) -> Path:
 
 
 def _is_ready(folder: Path) -> bool:
-    return (folder / ".ready").exists() and _python_of(folder).exists()
+    return (folder / ".ready").exists() and _has_lava(_python_of(folder))
+
+
+def _has_lava(python: Path) -> bool:
+    """Whether it runs and finds its packages: the Python that it came from may be gone, or a package of its own."""
+    try:
+        return subprocess.run([python, "-c", NEEDED], capture_output=True, check=False, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _make(folder: Path, base: Path, notify: Callable[[str], None]) -> None:
-    notify(f"making Lava's environment once, in {folder}, with {base}")
+    broken = (folder / ".ready").exists()
+    what = "Lava's environment is broken, so it is made again" if broken else "making Lava's environment once"
+    notify(f"{what}, in {folder}, with {base}")
     shutil.rmtree(folder, ignore_errors=True)  # half-made by a run that was stopped
     _must([str(base), "-m", "venv", str(folder)], "cannot make the environment")
     _must([str(_python_of(folder)), "-m", "pip", "install", "--quiet", *PACKAGES], "cannot install Lava")

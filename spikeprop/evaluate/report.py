@@ -44,8 +44,20 @@ def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
         rows.append((f"Lava vs PyTorch, {simulated['samples']} samples", f"predictions agree {simulated['agreement']:.1f} %"))
         rows.append(("Lava spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
+        rows += chip_rows(simulated["chip"]) if "chip" in simulated else []
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
+
+
+def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows on a network's place on Loihi 2."""
+    size = f"{_count(chip['cores'], 'core')}, {_count(chip['chips'], 'chip')}"
+    rows = [("Loihi 2, estimated", f"{size}, each synapse with a weight of its own")]
+    return rows + [("cannot be placed", problem) for problem in chip["problems"]]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _percent(accuracy: float | None) -> str:

@@ -163,6 +163,48 @@ def test_a_worker_that_hangs_is_ended_with_its_children(tmp_path: Path, digits_c
     assert not alive(child)
 
 
+def stand_in(python: Path, script: str) -> None:
+    """A program in a Python's place."""
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+
+
+@pytest.mark.parametrize("damage", ["no python", "its base is gone", "no lava", "half-made"])
+def test_a_broken_environment_is_made_again_and_a_whole_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    made: list[str] = []
+    told: list[str] = []
+
+    def make(command: list[str], problem: str) -> None:
+        made.append("venv" if "venv" in command else "pip")
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir(parents=True)  # fails where the old one was not cleared away
+            stand_in(Path(command[-1]) / "bin" / "python", "exit 0")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(environment, "_must", make)
+    monkeypatch.setattr(environment, "find_python310", lambda: Path("python3.10"))
+    python = lava_python(told.append)
+    assert lava_python(told.append) == python
+    assert made == ["venv", "pip"]
+    assert len(told) == 1
+    if damage == "no python":
+        python.unlink()
+    elif damage == "its base is gone":
+        python.unlink()
+        python.symlink_to(tmp_path / "gone" / "python3.10")
+    elif damage == "no lava":
+        stand_in(python, "exit 1")
+    else:
+        (python.parents[1] / ".ready").unlink()
+    assert lava_python(told.append) == python
+    assert lava_python(told.append) == python
+    assert made == ["venv", "pip"] * 2
+    assert len(told) == 2
+    assert ("is broken, so it is made again" in told[1]) == (damage != "half-made")
+
+
 def test_two_that_make_the_environment_at_once_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both, made, told, found = threading.Barrier(2), [], [], []
 
@@ -170,7 +212,7 @@ def test_two_that_make_the_environment_at_once_make_it_once(tmp_path: Path, monk
         if "venv" in command:
             made.append(command[-1])
             (Path(command[-1]) / "bin").mkdir(parents=True)  # fails if another is making it
-            (Path(command[-1]) / "bin" / "python").touch()
+            stand_in(Path(command[-1]) / "bin" / "python", "exit 0")
         time.sleep(0.1)
 
     def find() -> Path:
