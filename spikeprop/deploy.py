@@ -198,12 +198,12 @@ def _compare(
     start: int,
 ) -> dict[str, Any]:
     mine, other = output[:, -1].argmax(1), their_output[:, -1].argmax(1)
-    differing = {name: train.astype(bool) != theirs[name] for name, train in ours.items()}
+    differing = {name: train != theirs[name] for name, train in ours.items()}
     return {
         "samples": len(labels),
         "timesteps": output.shape[1],
         "agree": int((mine == other).sum()),
-        "layers": {name: np.array([train.sum(), theirs[name].sum()], dtype=int) for name, train in ours.items()},
+        "layers": {name: np.array([np.count_nonzero(train), np.count_nonzero(theirs[name])]) for name, train in ours.items()},
         "mismatches": {name: int(wrong.sum()) for name, wrong in differing.items()},
         "first_difference": _first(differing, start),
         "output_error": float(np.abs(output - their_output).max()),

@@ -1,9 +1,9 @@
 """SpikingNetwork <-> NIR graph: the contract with hardware and with other libraries (Pedersen et al. 2024).
 
 NIR's IF and LIF are continuous and reset to ``v_reset``; ours are discrete and may reset by subtraction. So each
-neuron node carries in its metadata ``reset`` ("subtract" or "zero"), ``dt`` (ms), ``leak`` and ``v_init``. In one
-Euler step of ``dt`` NIR's LIF is ours with leak = 1 - dt/tau and r = tau/dt, and NIR's IF with r = 1 is ours. What
-cannot be expressed exactly is refused.
+neuron node carries in its metadata ``reset`` ("subtract" or "zero"), ``dt`` (ms), ``leak`` and ``v_init``, and ``signed`` where
+spikes are taken back. In one Euler step of ``dt`` NIR's LIF is ours with leak = 1 - dt/tau and r = tau/dt, and NIR's IF with
+r = 1 is ours. What cannot be expressed exactly is refused.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spikeprop.snn import (
     Neuron,
     Poisson,
     SampleDropout,
+    SignedIF,
     SpikingNetwork,
     Stage,
     Surrogate,
@@ -194,14 +195,16 @@ _WRITERS: dict[type, Callable[..., Any]] = {
 
 
 def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
-    if type(neuron) not in (IF, LIF):
-        raise NirError(f"stage {name!r}: {type(neuron).__name__} has no NIR node; only IF and LIF have")
+    if type(neuron) not in (IF, LIF, SignedIF):
+        raise NirError(f"stage {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF and SignedIF have")
     if neuron.leak.numel() != 1:
         raise NirError(f"stage {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
     threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()
     leak = float(neuron.leak.detach())
     v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
     metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
+    if isinstance(neuron, SignedIF):
+        metadata["signed"] = 1
     ones, zeros = np.ones(shape), np.zeros(shape)
     if leak == 1:
         return nir.IF(r=ones, v_threshold=threshold, v_reset=zeros, metadata=metadata)
@@ -262,7 +265,7 @@ class _Importer:
         if isinstance(node, nir.IF):
             if not np.allclose(node.r, 1):
                 raise NirError(f"node {name!r} is an IF with r other than 1; fold r into the weights before it")
-            neuron = IF(**common)
+            neuron = _if(name, bool(metadata.get("signed", 0)), common)
         else:
             leak = self._leak(name, node, metadata)
             neuron = LIF(leak=leak, **common)
@@ -288,6 +291,14 @@ class _Importer:
         if not 0 <= leak <= 1:
             raise NirError(f"node {name!r} has a leak 1 - dt/tau of {leak:.4g}; it must lie in [0, 1]")
         return leak
+
+
+def _if(name: str, signed: bool, common: dict[str, Any]) -> Neuron:
+    if not signed:
+        return IF(**common)
+    if common["reset"] != "subtract":
+        raise NirError(f"node {name!r} is signed and resets to zero; signed neurons reset by subtraction")
+    return SignedIF(surrogate=common["surrogate"])
 
 
 def _ends(graph: nir.NIRGraph) -> tuple[str, str]:

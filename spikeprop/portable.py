@@ -85,6 +85,8 @@ def _chain(graph: nir.NIRGraph, target: str) -> list[str]:
 def _leak(name: str, node: Any, target: str) -> float:
     """The factor on the potential a step, after a look at what neither library does."""
     metadata = node.metadata or {}
+    if metadata.get("signed"):
+        raise NirError(f"node {name!r} takes spikes back (SignedIF), which {target} does not have; convert with IF, reset: zero")
     if metadata.get("reset", "zero") != "zero":
         raise NirError(
             f"node {name!r} resets by subtraction, which NIR cannot say: {target} would reset to zero, and its spikes would "

@@ -322,6 +322,7 @@ def _disk_fills_up(after: Path) -> Callable[[int], None]:
 SMOKE = {"digits": None, "fashion": "FashionMNIST", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 LARGE = {
     "cifar10_resnet20_light",
+    "cifar10_resnet20_signed",
     "cifar10_vgg16_stdb",
     "cifar10_vgg16_qcfs",
     "cifar10_vgg16_diet",

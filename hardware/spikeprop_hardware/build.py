@@ -55,7 +55,7 @@ def run_on_lava(
             progress(done, total)
         shape = (samples, period, -1)
         layers = list(zip(plan.populations[:-1], processes))
-        spikes = {p.name: _unpack(proc.bits.get(), steps).reshape(shape) for p, proc in layers}
+        spikes = {p.name: _trains(p, proc, steps).reshape(shape) for p, proc in layers}
         traces = {p.name: proc.trace.get().T.reshape(shape) for p, proc in layers} if membranes else {}
         output = processes[-1].sums.get().T.reshape(shape)
     finally:
@@ -100,7 +100,7 @@ def _floating(population: Population, run: dict[str, int], trace: bool) -> Any:
         return Readout(bias=population.bias, onset=population.depth, **run)
     return SoftIF(
         theta=population.theta, bias=population.bias, leak=population.leak, v_init=population.v_init,
-        to_zero=population.to_zero, onset=population.depth, trace=trace, **run,
+        to_zero=population.to_zero, signed=population.signed, onset=population.depth, trace=trace, **run,
     )  # fmt: skip
 
 
@@ -110,9 +110,14 @@ def _fixed(population: IntegerPopulation, run: dict[str, int], trace: bool) -> A
     common: dict[str, Any] = {"bias": population.bias, "bias_exp": population.bias_exponent, "onset": population.depth, **run}
     if population.theta is None:
         return ChipReadout(**common)
-    return ChipIF(
-        theta=population.theta, decay=population.decay, rest=population.v_init, to_zero=population.to_zero, trace=trace, **common
-    )
+    kind = {"to_zero": population.to_zero, "signed": population.signed}
+    return ChipIF(theta=population.theta, decay=population.decay, rest=population.v_init, trace=trace, **kind, **common)
+
+
+def _trains(population: Population | IntegerPopulation, process: Any, steps: int) -> np.ndarray:
+    """(steps, neurons): bool, or -1, 0 and 1 of signed neurons."""
+    fired = _unpack(process.bits.get(), steps)
+    return fired.astype(np.int8) - _unpack(process.back.get(), steps) if population.signed else fired
 
 
 def _unpack(packed: np.ndarray, steps: int) -> np.ndarray:

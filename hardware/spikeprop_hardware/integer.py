@@ -5,6 +5,7 @@ drops the lowest of nine bits where signs are mixed, hence the 2). A neuron, all
 
     u = wrap(a << 6);   v = clip(sign(v) * (|v| * (4096 - decay) >> 12) + u + (bias << bias_exponent))
     spike = v > (theta << 6);   v = v - (theta << 6) where it spiked (or 0 with hard reset)
+    signed neurons: spike = -1 and v = v + (theta << 6) where v < 0 and more spikes were sent than taken back
 
 A potential v stands for the real potential v / 64 / scale. Formats as in Lava's bit-accurate LIF (lava-nc 0.10,
 lava/proc/lif/models.py), with its current decaying at once, and as documented for Loihi (Davies et al. 2018).
@@ -58,6 +59,7 @@ class IntegerPopulation:
     v_init: np.ndarray
     theta: np.ndarray | None = None
     to_zero: bool = False
+    signed: bool = False
 
     @property
     def unit(self) -> float:

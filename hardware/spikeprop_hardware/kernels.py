@@ -142,6 +142,26 @@ def fire_fixed_numpy(
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
 
 
+def take_back_numpy(v: Any, spikes: Any, theta: Any, sent: Any) -> None:
+    """After a step of signed neurons, in place: a spike of -1 where v < 0 and more were sent than taken back."""
+    back = (v < 0) & (sent > 0)
+    spikes[back] = -1
+    np.copyto(v, v + theta, where=back)
+    sent += spikes
+
+
+@_jit
+def _take_back(v, spikes, theta, sent):
+    for b in range(v.shape[0]):
+        for i in range(v.shape[1]):
+            back = v[b, i] < 0 and sent[b, i] > 0
+            spike = np.int8(-1) if back else spikes[b, i]
+            spikes[b, i] = spike
+            sent[b, i] += spike
+            if back:
+                v[b, i] += theta[i]
+
+
 @_jit
 def _add_shifted(sums, exponent, current):
     for b in range(sums.shape[0]):
@@ -187,6 +207,9 @@ def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
 add_shifted: Any
 fire_float: Any
 fire_fixed: Any
-add_shifted, fire_float, fire_fixed = (
-    (_add_shifted, _fire_float, _fire_fixed) if NUMBA else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy)
+take_back: Any
+add_shifted, fire_float, fire_fixed, take_back = (
+    (_add_shifted, _fire_float, _fire_fixed, _take_back)
+    if NUMBA
+    else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy, take_back_numpy)
 )

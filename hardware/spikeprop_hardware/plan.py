@@ -43,6 +43,7 @@ class Population:
     leak: np.ndarray | None = None
     v_init: np.ndarray | float = 0.0
     to_zero: bool = False
+    signed: bool = False  # also fires -1, below 0, as long as it has sent more spikes than it took back
 
 
 @dataclass
@@ -180,6 +181,9 @@ def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, i
     population.leak = _flat(name, "tau", leak if leak.size == 1 else leak.reshape(np.shape(node.tau)), shape)
     population.v_init = _flat(name, "v_init", metadata.get("v_init", 0.0), shape)
     population.to_zero = reset == "zero"
+    population.signed = bool(metadata.get("signed", False))
+    if population.signed and (population.to_zero or (population.leak != 1).any()):
+        raise HardwareError(f"node {name!r} is signed, but leaks or resets to zero; signed neurons do neither")
     return population
 
 

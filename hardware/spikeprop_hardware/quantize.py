@@ -142,6 +142,7 @@ class _Layer:
             v_init=np.zeros(size, np.int32) if p.theta is None else _potential(p.v_init * p.theta * scale),
             theta=theta,
             to_zero=p.to_zero,
+            signed=p.signed,
         )
         return quantized, self._report(quantized)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
-from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float
+from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float, take_back
 from spikeprop_hardware.plan import Connection, Plan, Population
 
 CACHE = 2**17  # neurons of one layer in all samples that advance together: their state stays in the cache
@@ -28,8 +28,8 @@ INT16 = 2**15 - 1
 
 @dataclass
 class Result:
-    """Spikes and potentials (samples, steps, neurons) by population, output (samples, steps, classes), and spike counts;
-    in integers where the network is. What was not to be recorded is missing."""
+    """Spikes (bool; int8 of signed neurons) and potentials (samples, steps, neurons) by population, output (samples, steps,
+    classes), and spike counts; in integers where the network is. What was not to be recorded is missing."""
 
     spikes: dict[str, np.ndarray]
     output: np.ndarray
@@ -89,9 +89,10 @@ class Simulator:
 
     def _room(self, samples: int, steps: int, record: bool, membranes: bool) -> Result:
         hidden = [(layer.name, (samples, steps, layer.size)) for layer in self.layers[:-1]]
+        signed = {layer.name for layer in self.layers if layer.signed}
         state = np.int32 if self.fixed else np.float64
         return Result(
-            {name: np.zeros(shape, bool) for name, shape in hidden} if record else {},
+            {name: np.zeros(shape, np.int8 if name in signed else bool) for name, shape in hidden} if record else {},
             np.zeros((samples, steps, self.layers[-1].size), state),
             {name: np.zeros(shape, state) for name, shape in hidden} if membranes else {},
         )
@@ -130,6 +131,7 @@ class _State:
     v: np.ndarray
     spikes: np.ndarray
     sums: list[np.ndarray]
+    sent: np.ndarray | None  # of signed neurons, spikes sent less spikes taken back
 
 
 class _Layer:
@@ -160,14 +162,16 @@ class _Layer:
         self.parameters = [np.ascontiguousarray(n[order]) for n in numbers]
         self.rest = rest[order]
         self.leaky = isinstance(population, IntegerPopulation) and bool(population.decay.any())
-        self.to_zero = bool(population.to_zero)
+        self.to_zero, self.signed = bool(population.to_zero), population.signed
 
     def start(self, samples: int) -> _State:
         """State of so many samples before the first step."""
         shape = (samples, self.size)
         sums = [np.empty(shape, s.dtype) for s in self.synapses]
         v = np.repeat(self.rest[None], samples, 0)
-        return _State(v, np.zeros(shape, np.uint8), sums)
+        if self.signed:
+            return _State(v, np.zeros(shape, np.int8), sums, np.zeros(shape, np.int32))
+        return _State(v, np.zeros(shape, np.uint8), sums, None)
 
     def step(self, values: dict[str, np.ndarray], state: _State, same_input: bool) -> None:
         """Advance one step, in place."""
@@ -178,6 +182,8 @@ class _Layer:
             fire_fixed(*self._total_fixed(state), state.v, state.spikes, *self.parameters, self.leaky, self.to_zero)
         else:
             fire_float(self._total_float(state), state.v, state.spikes, *self.parameters, self.to_zero)
+        if state.sent is not None:
+            take_back(state.v, state.spikes, self.parameters[1], state.sent)
 
     def _total_fixed(self, state: _State) -> tuple[np.ndarray, int]:
         """Sums and the exponent that makes them a current; of several connections each has had its own, and -1 undoes the 2."""

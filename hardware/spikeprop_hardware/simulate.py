@@ -116,9 +116,9 @@ def simulate(
         _run(python, here, file, progress, patience)
         with np.load(here / "result.npz") as found:
             arrays = {name: found[name] for name in found.files}
-    spikes = {p.name: _bits(arrays[f"spikes/{p.name}"], len(p.bias)) for p in plan.populations[:-1]}
+    spikes = {p.name: _trains(arrays, p.name, len(p.bias)) for p in plan.populations[:-1]}
     membranes = {p.name: arrays[f"membranes/{p.name}"] for p in plan.populations[:-1] if record.membranes}
-    counts = {name: int(train.sum()) for name, train in spikes.items()}
+    counts = {name: int(np.count_nonzero(train)) for name, train in spikes.items()}
     return _simulation(plan, inputs, spikes if record.spikes else {}, arrays["output"], membranes, counts)
 
 
@@ -136,6 +136,13 @@ def _network(network: Source, inputs: np.ndarray, precision: Precision) -> Netwo
     if precision == "fixed" and isinstance(plan, Plan):
         return quantize_plan(plan, float(np.abs(shown).max())).network
     return plan
+
+
+def _trains(arrays: dict[str, np.ndarray], name: str, count: int) -> np.ndarray:
+    """Spikes (samples, steps, neurons): bool, or int8 where the worker wrote spikes that were taken back."""
+    fired = _bits(arrays[f"spikes/{name}"], count)
+    back = arrays.get(f"back/{name}")
+    return fired if back is None else fired.astype(np.int8) - _bits(back, count)
 
 
 def _bits(packed: np.ndarray, count: int) -> np.ndarray:

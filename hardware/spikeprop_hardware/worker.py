@@ -27,7 +27,8 @@ def main(network: str, inputs: str, result: str) -> None:
     with np.load(inputs) as file:
         data, membranes = file["inputs"], bool(file["membranes"])
     recorded = run_on_lava(plan, data.reshape(*data.shape[:2], -1), _tell, membranes=membranes)
-    arrays: Any = {f"spikes/{name}": np.packbits(train, axis=-1) for name, train in recorded.spikes.items()}
+    arrays: Any = {f"spikes/{name}": np.packbits(train > 0, axis=-1) for name, train in recorded.spikes.items()}
+    arrays |= {f"back/{name}": np.packbits(t < 0, axis=-1) for name, t in recorded.spikes.items() if t.dtype == np.int8}
     arrays |= {f"membranes/{name}": trace for name, trace in recorded.membranes.items()}
     np.savez_compressed(result, output=recorded.output, **arrays)
 

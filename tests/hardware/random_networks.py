@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikeprop import IF, LIF, Direct, Poisson
+from spikeprop import IF, LIF, Direct, Poisson, SignedIF
 from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Neuron, SpikingNetwork, Stage, Synapse
 
 KINDS = ["dense", "conv", "strided", "grouped", "pooled", "residual", "concatenated"]
@@ -23,14 +23,14 @@ Shape = tuple[int, ...]
 Trains = dict[str, np.ndarray]
 
 
-def random_network(seed: int, real: bool = False) -> tuple[SpikingNetwork, np.ndarray]:
+def random_network(seed: int, real: bool = False, signed: bool = False) -> tuple[SpikingNetwork, np.ndarray]:
     """A network of the kind ``KINDS[seed % 7]`` in float64, and inputs (2 samples, steps, ...) that change from step to step."""
-    return _Maker(seed, real).make(KINDS[seed % len(KINDS)])
+    return _Maker(seed, real, signed).make(KINDS[seed % len(KINDS)])
 
 
 class _Maker:
-    def __init__(self, seed: int, real: bool):
-        self.rng, self.real = np.random.default_rng(seed), real
+    def __init__(self, seed: int, real: bool, signed: bool):
+        self.rng, self.real, self.signed = np.random.default_rng(seed), real, signed
         self.stages: dict[str, Stage] = {}
 
     def make(self, kind: str) -> tuple[SpikingNetwork, np.ndarray]:
@@ -113,12 +113,12 @@ class _Maker:
     def neuron(self, shape: Shape) -> Neuron:
         reset = self.pick(["subtract", "zero"])
         leak = self.pick([0.9, 0.77]) if self.real else self.pick([0.5, 0.75, 0.875])
-        neuron = self.pick([IF(reset=reset), LIF(leak=leak, reset=reset)])
+        neuron = self.pick([IF(reset=reset), LIF(leak=leak, reset=reset)]) if not self.signed else SignedIF()
         per_channel = (shape[0], *([1] * (len(shape) - 1)))
         where = self.pick([(), per_channel])
         neuron.v_threshold = self.numbers(where, 8, 33)
         neuron.v_init = self.pick([torch.tensor(0.0), torch.tensor(0.5), self.fractions(shape)])
-        if not self.real:
+        if not self.real and not self.signed:
             neuron.leak = torch.tensor(float(neuron.leak) if isinstance(neuron, LIF) else 1.0, dtype=torch.float64)
         return neuron
 

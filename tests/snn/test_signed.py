@@ -11,7 +11,8 @@ from spikeprop import BPTT, CNN, IF, Digits, SignedIF, convert, snn_accuracy
 from spikeprop.convert import LeastError, LightCalibration
 from spikeprop.errors import NirError
 from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
-from spikeprop.nir import to_nir
+from spikeprop.nir import from_nir, to_nir
+from spikeprop.portable import portable
 from spikeprop.snn.neuron import SpikingMaxPool
 from spikeprop.snn.signed import _scan, _scan_on_cpu
 from spikeprop.snn.stagewise import Stagewise
@@ -104,8 +105,12 @@ def test_it_lives_in_checkpoints_and_is_refused_where_it_cannot_go(digits_cnn: C
     load_model(other, load_checkpoint(tmp_path / "n.safetensors"))
     with torch.no_grad():
         assert torch.equal(other(x, 2), network(x, 2))
-    with pytest.raises(NirError, match="SignedIF has no NIR node"):
-        to_nir(network)
+    again = from_nir(to_nir(network))
+    assert all(isinstance(neuron, SignedIF) for neuron in again.neurons().values())
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(x, 2), network(x, 2))
+    with pytest.raises(NirError, match="takes spikes back"):
+        portable(to_nir(network), "norse")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="SignedIF passes no gradient"):
         fit(network, BPTT(timesteps=2), [(x, y)], optimizer, epochs=1)

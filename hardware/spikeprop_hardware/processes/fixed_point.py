@@ -12,7 +12,8 @@ zero is the built-in LIF. Soft reset is not: it takes a neuron program (microcod
 built-in one clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each
 sample at v_init takes a program that loads it when the host (or a counter) says so. The readout is a neuron without a
 threshold whose v the host reads: built in, a LIF with the largest threshold. A delay line is the chip's synaptic delay, up
-to 62 steps. Such programs need Intel's compiler; nothing here was run on a chip.
+to 62 steps. Signed neurons take a program that counts what it has sent, and graded spikes, for the sign. Such programs need
+Intel's compiler; nothing here was run on a chip.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, take_back
 
 LIMIT = 2**23
 ALIGN = 6
@@ -41,14 +42,15 @@ class ChipIF(AbstractProcess):
         decay: 0 to 4095, the part of 4096 by which a potential shrinks in a step.
         rest: potential that each sample starts from, 24 bits.
         to_zero: hard reset.
+        signed: spikes are taken back, too.
         onset, period, steps: see soft_reset.py.
         trace: keep the potential after every step, too.
     """
 
-    def __init__(self, *, theta, bias, bias_exp, decay, rest, to_zero, onset, period, steps, trace):
+    def __init__(self, *, theta, bias, bias_exp, decay, rest, to_zero, signed, onset, period, steps, trace):
         super().__init__()
         timing = {"onset": onset, "period": period, "steps": steps}
-        declare_neurons(self, theta=theta, bias=bias, rest=rest, to_zero=to_zero, trace=trace, **timing)
+        declare_neurons(self, theta=theta, bias=bias, rest=rest, to_zero=to_zero, signed=signed, trace=trace, **timing)
         self.bias_exp = Var(shape=(1,), init=bias_exp)
         self.decay = Var(shape=theta.shape, init=decay)
 
@@ -68,9 +70,12 @@ class PyChipIFFixed(PyLoihiProcessModel):
     rest: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
     v: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
     to_zero: np.ndarray = LavaPyType(np.ndarray, int)
+    signed: np.ndarray = LavaPyType(np.ndarray, int)
+    sent: np.ndarray = LavaPyType(np.ndarray, np.int64)
     onset: np.ndarray = LavaPyType(np.ndarray, int)
     period: np.ndarray = LavaPyType(np.ndarray, int)
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    back: np.ndarray = LavaPyType(np.ndarray, np.int64)
     trace: np.ndarray = LavaPyType(np.ndarray, np.int64)
 
     def run_spk(self):
@@ -80,13 +85,15 @@ class PyChipIFFixed(PyLoihiProcessModel):
         spikes = np.zeros_like(self.v)
         if 0 <= k < self.bits.shape[1] * 48:
             if k % int(self.period[0]) == 0:
-                self.v[:] = self.rest
+                self.v[:], self.sent[:] = self.rest, 0
             bias = np.left_shift(self.bias.astype(np.int64), int(self.bias_exp[0]))
             theta = np.left_shift(self.theta, ALIGN)
             self.v[:] = np.clip(_decayed(self.v, self.decay) + current + bias, 1 - LIMIT, LIMIT - 1)
             spikes = (self.v > theta).astype(np.int32)
             self.v[:] = np.where(spikes, 0, self.v) if self.to_zero[0] else self.v - theta * spikes
             self.bits[:, k // 48] |= spikes.astype(np.int64) << (k % 48)
+            if self.signed[0]:
+                spikes -= take_back(self, theta, k)
             if k < self.trace.shape[1]:
                 self.trace[:, k] = self.v
         self.s_out.send(spikes)

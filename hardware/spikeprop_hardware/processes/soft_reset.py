@@ -1,6 +1,7 @@
 """Lava Process and ProcessModel pairs: soft-reset integrate-and-fire, accumulating readout, delay line. Tag ``floating_pt``.
 
     u = leak * v + (a + bias);   s = u > theta (strict);   v = u - theta * s   (or 0 where s, with hard reset)
+    signed: s = -1 where u < 0 and more spikes were sent than taken back
 
 Lava's own LIF only resets to zero. Samples follow one another without a gap: a population that lies ``onset``
 synapses behind the input sees step k of sample n at time step n*period + k + onset + 1, and begins each sample from
@@ -19,16 +20,16 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, take_back
 
 
 class SoftIF(AbstractProcess):
     """Integrate-and-fire neurons; ``a_in`` current, ``s_out`` spikes, ``bits`` the packed record of all spikes."""
 
-    def __init__(self, *, theta, bias, leak, v_init, to_zero, onset, period, steps, trace):
+    def __init__(self, *, theta, bias, leak, v_init, to_zero, signed, onset, period, steps, trace):
         super().__init__()
         timing = {"onset": onset, "period": period, "steps": steps}
-        declare_neurons(self, theta=theta, bias=bias, rest=v_init * theta, to_zero=to_zero, trace=trace, **timing)
+        declare_neurons(self, theta=theta, bias=bias, rest=v_init * theta, to_zero=to_zero, signed=signed, trace=trace, **timing)
         self.leak = Var(shape=theta.shape, init=leak)
 
 
@@ -46,9 +47,12 @@ class PySoftIFFloat(PyLoihiProcessModel):
     rest: np.ndarray = LavaPyType(np.ndarray, float)
     v: np.ndarray = LavaPyType(np.ndarray, float)
     to_zero: np.ndarray = LavaPyType(np.ndarray, int)
+    signed: np.ndarray = LavaPyType(np.ndarray, int)
+    sent: np.ndarray = LavaPyType(np.ndarray, np.int64)
     onset: np.ndarray = LavaPyType(np.ndarray, int)
     period: np.ndarray = LavaPyType(np.ndarray, int)
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    back: np.ndarray = LavaPyType(np.ndarray, np.int64)
     trace: np.ndarray = LavaPyType(np.ndarray, float)
 
     def run_spk(self):
@@ -58,11 +62,13 @@ class PySoftIFFloat(PyLoihiProcessModel):
         spikes = np.zeros_like(self.v)
         if 0 <= k < self.bits.shape[1] * 48:
             if k % int(self.period[0]) == 0:
-                self.v[:] = self.rest
+                self.v[:], self.sent[:] = self.rest, 0
             self.v[:] = self.v * self.leak + (current + self.bias)
             spikes = (self.v > self.theta).astype(float)
             self.v[:] = self.v * (1 - spikes) if self.to_zero[0] else self.v - self.theta * spikes
             self.bits[:, k // 48] |= spikes.astype(np.int64) << (k % 48)
+            if self.signed[0]:
+                spikes -= take_back(self, self.theta, k)
             if k < self.trace.shape[1]:
                 self.trace[:, k] = self.v
         self.s_out.send(spikes)
