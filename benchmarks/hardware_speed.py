@@ -3,8 +3,9 @@
 python benchmarks/hardware_speed.py --checkpoint runs/RECIPE/finetuned.safetensors --out results/benchmarks/hardware_speed.json
 
 Without a checkpoint the network is a small CNN with random weights. Both simulate the same integers (or floats) on the same
-encoded inputs, and their spikes are compared. Lava's time is that of ``--lava`` samples less that of one, so that its start-up,
-several seconds, does not count (take enough of them: the difference of two times is noisy on a busy machine); the reference simulates ``--images`` and has its network ready, as for a whole test set.
+encoded inputs, and their spikes are compared. Lava's time is that of one sample and ``--lava`` more, less that of one, so that
+its start-up, several seconds, does not count (take enough of them: the difference of two times is noisy on a busy machine). The
+reference simulates ``--images`` and has its network ready, as for a whole test set.
 """
 
 from __future__ import annotations
