@@ -219,7 +219,8 @@ def simulate(
 def budget(network: Path, samples: int, data: str | None, encoder: str | None, **told: Any) -> None:
     """Neurons, synapses, axons, cores and chips of Loihi 2 that a NETWORK (checkpoint or NIR file) takes, SynOps and energy.
 
-    Which limits are published, which are assumed, and whose energy figures these are stands in spikeprop_hardware/budget.py.
+    An estimate: which limits are published, which are assumed, and whose energy figures these are stands in
+    spikeprop_hardware/budget.py.
     """
     from spikeprop.deploy import chip_budget, encoded
     from spikeprop.evaluate.report import chip_rows
