@@ -34,6 +34,7 @@ bench: .venv
 	$(BIN)/python benchmarks/memory.py --timesteps 16 64 128 --batch 4 --peer-cap 16 --plot runs/bench/memory.png --out runs/bench/memory.json
 	$(BIN)/python benchmarks/balance.py --images 4 --out runs/bench/balance.json
 	$(BIN)/python benchmarks/open_neuromorphic.py --sizes 1024 --out runs/bench/open_neuromorphic.json
+	$(BIN)/python benchmarks/hardware_speed.py --images 50 --lava 4 --out runs/bench/hardware_speed.json
 
 clean:
 	rm -rf .venv runs dist

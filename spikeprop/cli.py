@@ -135,18 +135,36 @@ def evaluate(
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="NIR file; default beside the checkpoint.")
 @click.option("--for", "reader", type=click.Choice(["norse", "snntorch"]), help="As that library's own NIR importer reads it.")
-def export(checkpoint: Path, out: Path | None, reader: str | None) -> None:
-    """Write a spiking network's CHECKPOINT as a NIR file.
+@click.option("--format", "form", type=click.Choice(["nir", "netx"]), default="nir", show_default=True,
+              help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases.")  # fmt: skip
+def export(checkpoint: Path, out: Path | None, reader: str | None, form: str) -> None:
+    """Write a spiking network's CHECKPOINT as a NIR file, or for lava-dl.
 
     Without --for the file is for spikeprop and its hardware: other libraries would take it for something else (reset by
     subtraction, milliseconds). What a library does not have is refused.
     """
     from spikeprop.deploy import export as write
+    from spikeprop.deploy import export_netx
 
-    file = out or checkpoint.with_suffix(".nir")
+    if reader and form == "netx":
+        raise click.UsageError("--for is for NIR; netx is lava-dl's alone")
+    file = out or checkpoint.with_suffix(".nir" if form == "nir" else ".net")
     loaded = _spiking(checkpoint)
-    write(loaded.network, file, loaded.description, reader)
-    click.echo(f"wrote {file}")
+    if form == "nir":
+        write(loaded.network, file, loaded.description, reader)
+        click.echo(f"wrote {file}")
+        return
+    layers = export_netx(loaded.network, file)
+    _table(f"wrote {file}", _integers(layers))
+
+
+def _integers(layers: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Rows on what quantisation did to each layer."""
+    rows = []
+    for layer in layers:
+        weights = f"weights off by {100 * layer['weight_error']:.2f} % in {layer['bits']} bits"
+        rows.append((f"integers of {layer['name']}", f"{weights}, {layer['saturated']:,} of {layer['weights']:,} clipped"))
+    return rows
 
 
 def _shown(command: Callable[..., None]) -> Callable[..., None]:
@@ -201,7 +219,8 @@ def simulate(
 def budget(network: Path, samples: int, data: str | None, encoder: str | None, **told: Any) -> None:
     """Neurons, synapses, axons, cores and chips of Loihi 2 that a NETWORK (checkpoint or NIR file) takes, SynOps and energy.
 
-    Which limits are published, which are assumed, and whose energy figures these are stands in spikeprop_hardware/budget.py.
+    An estimate: which limits are published, which are assumed, and whose energy figures these are stands in
+    spikeprop_hardware/budget.py.
     """
     from spikeprop.deploy import chip_budget, encoded
     from spikeprop.evaluate.report import chip_rows
@@ -242,10 +261,7 @@ def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
     first = result["first_difference"]
     if first:
         rows.append(("first difference", ", ".join(f"{key} {value}" for key, value in first.items())))
-    for layer in result.get("quantization", []):
-        weights = f"weights off by {100 * layer['weight_error']:.2f} % in {layer['bits']} bits"
-        rows.append((f"integers of {layer['name']}", f"{weights}, {layer['saturated']:,} of {layer['weights']:,} clipped"))
-    return rows
+    return rows + _integers(result.get("quantization", []))
 
 
 def _check(experiment: Any, **options: bool) -> None:

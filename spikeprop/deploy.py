@@ -46,6 +46,22 @@ def export(network: SpikingNetwork, path: Path, about: Mapping[str, Any] | None 
     write_atomically(path, lambda temporary: nir.write(str(temporary), written))
 
 
+def export_netx(network: SpikingNetwork, path: Path) -> list[dict[str, Any]]:
+    """Write the network for lava-dl's netx, in integers, atomically; returns the quantisation's report by layer.
+
+    Raises:
+        NirError: what NIR, on the way there, cannot hold.
+        HardwareError: what netx does not have, naming the layer; nothing is written.
+    """
+    hardware = hardware_package()
+    try:
+        made, report = hardware.quantize_for_netx(to_nir(network))
+    except hardware.HardwareError as error:
+        raise HardwareError(str(error)) from error
+    write_atomically(path, lambda temporary: hardware.write_netx(made, temporary))
+    return [asdict(layer) for layer in report]
+
+
 @torch.no_grad()
 def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Every spike of a simulation in float64.

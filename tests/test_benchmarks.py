@@ -13,6 +13,7 @@ import torch
 
 from spikeprop import CNN, IF, LIF, Direct, MaxActivation, Poisson, SpikingNetwork, convert
 from spikeprop.snn import Encoder, Neuron
+from tests.hardware.test_lava import lava_or_skip
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LIBRARIES = {"snnTorch": "snntorch", "Norse": "norse", "SpikingJelly": "spikingjelly", "SpikingJelly s": "spikingjelly"}
@@ -135,6 +136,17 @@ def test_balancing_equals_its_definition(load: Any, tmp_path: Path, capsys: pyte
 def test_open_neuromorphic_runs(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = run(load("open_neuromorphic"), [*TINY["open_neuromorphic"], *FEW], tmp_path, capsys)["results"]["32"]
     assert results["spikeprop"]["spikes"] == results["plain loop"]["spikes"] > 0
+
+
+def test_hardware_speed_runs_and_its_simulators_agree(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lava_or_skip()
+    for precision in ("float", "fixed"):
+        arguments = ["--images", "5", "--lava", "2", "--repeats", "1", "--precision", precision]
+        load("hardware_speed").main([*arguments, "--out", str(tmp_path / "found.json")])
+        assert "spikes all equal" in capsys.readouterr().out
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert found["results"]["spikes"] > 0
+        assert found["settings"]["precision"] == precision
 
 
 @pytest.mark.slow

@@ -179,6 +179,9 @@ def test_export_and_simulate(finished: Path, tmp_path: Path) -> None:
     refused = spikeprop("export", finished / "finetuned.safetensors", "-o", tmp_path / "norse.nir", "--for", "norse")
     assert "resets by subtraction, which NIR cannot say" in " ".join(refused.output.split())
     assert not (tmp_path / "norse.nir").exists()
+    netx = spikeprop("export", finished / "finetuned.safetensors", "-o", tmp_path / "n.net", "--format", "netx")
+    assert "netx has no exponent for real-valued input, and this network's encoder is Direct" in " ".join(netx.output.split())
+    assert not (tmp_path / "n.net").exists()
     lava_or_skip()
     result = spikeprop("simulate", finished / "converted.safetensors", "--samples", 3, "--timesteps", 6)
     assert result.exit_code == 0, result.output

@@ -5,6 +5,7 @@ integers of Loihi 2: ``simulate(nir_file, inputs)`` returns every spike and outp
 from spikeprop_hardware.budget import Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerNetwork
+from spikeprop_hardware.netx import quantize_for_netx, write_netx
 from spikeprop_hardware.plan import make_plan, read_graph
 from spikeprop_hardware.quantize import LayerReport, Quantized, quantize
 from spikeprop_hardware.reference import Simulator
@@ -27,7 +28,9 @@ __all__ = [
     "energy_joules",
     "make_plan",
     "quantize",
+    "quantize_for_netx",
     "read_graph",
     "simulate",
+    "write_netx",
 ]
 __version__ = "0.1.0"

@@ -3,7 +3,9 @@
 Published, and where: a chip has 128 neuron cores, up to 1 million neurons (8192 a core) and 120 million synapses, and each
 core has 192 KB of memory that is shared out freely (Intel Labs, "Taking Neuromorphic Computing to the Next Level with Loihi
 2", technology brief, 2021); the largest system, Hala Point, has 1152 chips (Intel, April 2024); delays reach 62 steps
-(Davies et al. 2018, IEEE Micro 38(1), for the first Loihi).
+(Davies et al. 2018, IEEE Micro 38(1), for the first Loihi). Of these, cores, neurons and synapses were looked up when this was
+written (open-neuromorphic.org, "Loihi 2 - Intel"); the memory, Hala Point's size, the delay and the energies below are cited
+from memory of the sources named and should be checked there before anyone relies on them.
 
 Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a
 connection is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron

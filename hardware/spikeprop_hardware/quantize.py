@@ -14,6 +14,7 @@ k^2, and that factor goes into S without a loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,14 +94,14 @@ def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None) -> Quanti
     return quantize_plan(make_plan(graph), input_limit)
 
 
-def quantize_plan(plan: Plan, input_limit: float | None = None) -> Quantized:
-    """``quantize`` for a graph that is laid out already."""
+def quantize_plan(plan: Plan, input_limit: float | None = None, exponents: Sequence[int] = EXPONENTS) -> Quantized:
+    """``quantize`` for a graph that is laid out already, with the exponents that connections may have."""
     spiking = plan.encoder == "Poisson"
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
     network = IntegerNetwork(plan.input_shape, plan.input, 1.0 if spiking else GRADED, limit, plan.readout_from)
     report = []
     for population in plan.populations:
-        quantized, layer = _Layer(population, plan, network).quantize()
+        quantized, layer = _Layer(population, plan, network, exponents).quantize()
         network.populations.append(quantized)
         report.append(layer)
     return Quantized(network, report)
@@ -109,8 +110,8 @@ def quantize_plan(plan: Plan, input_limit: float | None = None) -> Quantized:
 class _Layer:
     """One population on its way to integers."""
 
-    def __init__(self, population: Population, plan: Plan, network: IntegerNetwork):
-        self.population = population
+    def __init__(self, population: Population, plan: Plan, network: IntegerNetwork, exponents: Sequence[int]):
+        self.population, self.exponents = population, exponents
         at_input = [c.source == plan.input for c in population.connections]
         self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
         self.source_limits = [network.input_limit if own else 1.0 for own in at_input]
@@ -154,8 +155,8 @@ class _Layer:
         for n in range(self._highest(), self._highest() - 20 * OCTAVE, -1):
             scale, chosen, error = 2.0 ** (n / OCTAVE), [], 0.0
             for table, energy, x in zip(tables, energies, self.source_scales):
-                steps = {e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in EXPONENTS}
-                e = min(EXPONENTS, key=lambda e: (table.get(steps[e], 1.0), abs(e)))
+                steps = {e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in self.exponents}
+                e = min(self.exponents, key=lambda e: (table.get(steps[e], 1.0), abs(e)))
                 chosen.append(e)
                 error += table.get(steps[e], 1.0) ** 2 * energy
             total = (error / (sum(energies) or 1.0)) ** 0.5 + self._rest_error(scale, chosen)

@@ -1,0 +1,109 @@
+"""Simulation of the exported network: samples/s of the reference simulator against Lava's CPU simulation, in one run.
+
+python benchmarks/hardware_speed.py --checkpoint runs/RECIPE/finetuned.safetensors --out results/benchmarks/hardware_speed.json
+
+Without a checkpoint the network is a small CNN with random weights. Both simulate the same integers (or floats) on the same
+encoded inputs, and their spikes are compared. Lava's time is that of one sample and ``--lava`` more, less that of one, so that
+its start-up, several seconds, does not count (take enough of them: the difference of two times is noisy on a busy machine). The
+reference simulates ``--images`` and has its network ready, as for a whole test set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import parse, save
+from spikeprop_hardware import HardwareError, Recording, Simulator, make_plan, quantize, read_graph, simulate
+
+from spikeprop import CNN, IF, Direct, MaxActivation, convert
+from spikeprop.deploy import encoded, export
+from spikeprop.seeding import seed_torch
+from spikeprop.subject import opened
+
+SHAPE = (1, 8, 8)
+
+
+def prepare(options: argparse.Namespace, file: Path) -> np.ndarray:
+    """Write the network to ``file``; returns the encoded inputs (images, T, ...)."""
+    seed_torch(options.seed)
+    if options.checkpoint is None:
+        network = convert(CNN(input_shape=SHAPE, classes=10, plan=[16, "A"]), [torch.rand(16, *SHAPE)], IF(), MaxActivation())
+        network.encoder = Direct()
+        export(network, file)
+        return encoded(network, torch.rand(options.images, *SHAPE), options.timesteps)
+    with opened(options.checkpoint) as found:
+        subject = found.told(timesteps=options.timesteps, root=options.root)
+        images, _ = subject.images(options.images)
+        export(subject.network, file)
+        return encoded(subject.network, images, options.timesteps)
+
+
+def timed(action: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds and result."""
+    start = time.perf_counter()
+    result = action()
+    return time.perf_counter() - start, result
+
+
+def compare(options: argparse.Namespace, file: Path, inputs: np.ndarray) -> dict[str, Any]:
+    """Samples/s of both, the ratio, and whether every spike is equal."""
+    graph, fixed = read_graph(file), options.precision == "fixed"
+    made = quantize(graph, input_limit=float(np.abs(inputs).max())).network if fixed else make_plan(graph)
+    simulator = Simulator(made, threads=options.threads)
+    simulator.run(inputs[:1])  # compiles the loops
+    seconds = [timed(lambda: simulator.run(inputs, record=False))[0] for _ in range(options.repeats)]
+
+    def lava(samples: int) -> Any:
+        source: Any = made if fixed else file
+        return simulate(source, inputs[:samples], precision=options.precision, record=Recording())
+
+    lava(1)  # makes the environment where there is none
+    start_up, _ = timed(lambda: lava(1))
+    whole, theirs = timed(lambda: lava(1 + options.lava))
+    ours = simulator.run(inputs[: 1 + options.lava])
+    equal = all(np.array_equal(ours.spikes[n].reshape(train.shape), train) for n, train in theirs.spikes.items())
+    rates = {"spikeprop": len(inputs) / statistics.median(seconds), "Lava": options.lava / (whole - start_up)}
+    return {
+        "samples_per_s": rates,
+        "ratio": rates["spikeprop"] / rates["Lava"],
+        "seconds": {"spikeprop": seconds, "Lava, one sample": start_up, f"Lava, {1 + options.lava} samples": whole},
+        "spikes_equal": equal,
+        "spikes": int(sum(ours.counts.values())),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"timesteps": 10, "images": 200, "lava": 8, "repeats": 3, "threads": 1, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--out", type=Path, help="write the results here as JSON")
+    parser.add_argument("--checkpoint", type=Path, help="finetuned or converted.safetensors of a run")
+    parser.add_argument("--precision", choices=["float", "fixed"], default="fixed", help="default fixed")
+    parser.add_argument("--root", help="folder of the data; default $SPIKEPROP_DATA")
+    options = parse(parser, argv)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.nir"
+        inputs = prepare(options, file)
+        try:
+            found = compare(options, file, inputs)
+        except HardwareError as error:
+            parser.error(str(error))
+    shown = options.checkpoint or "a small CNN with random weights"
+    print(f"simulation of {shown}, T = {options.timesteps}, {options.precision}, {options.threads} thread(s) of ours")
+    for name, rate in found["samples_per_s"].items():
+        print(f"  {name:<10} {rate:>10.2f} samples/s")
+    equal = "all equal" if found["spikes_equal"] else "NOT equal"
+    print(f"  ratio      {found['ratio']:>10.1f}   spikes {equal} ({found['spikes']:,})")
+    save(__file__, options, results=found, ratios={"time": found["ratio"]})
+
+
+if __name__ == "__main__":
+    main()
