@@ -135,7 +135,7 @@ def activity(network: Plan | IntegerNetwork, inputs: np.ndarray) -> list[Activit
     for start in range(0, len(inputs), BATCH):
         part = inputs[start : start + BATCH]
         for name, train in simulator.run(part).spikes.items():
-            spikes[name] += train.sum((0, 1))
+            spikes[name] += np.count_nonzero(train, axis=(0, 1))
         spikes[network.input] += np.count_nonzero(part, axis=(0, 1)).ravel()
     samples = len(inputs)
     return [
