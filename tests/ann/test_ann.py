@@ -108,3 +108,13 @@ def test_average_pooling_takes_the_place_of_max_pooling() -> None:
     assert ann(x).shape == (1, 10)
     with pytest.raises(ValueError, match="pooling is 'mean'; use 'max' or 'average'"):
         TorchvisionModel(name="vgg11", pooling="mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depth", [8, 20, 34])
+@torch.no_grad()
+def test_a_deep_residual_network_starts_with_outputs_of_order_one(depth: int) -> None:
+    torch.manual_seed(0)
+    net = ResNet(depth=depth, classes=10).eval()
+    x = torch.randn(8, 3, 32, 32)
+    before = net.preprocess(x).square().mean()
+    assert 0.1 < float(net.blocks(net.preprocess(x)).square().mean() / before) < 3
