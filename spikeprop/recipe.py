@@ -26,6 +26,7 @@ from spikeprop.errors import RecipeError
 
 T = TypeVar("T")
 EXPERIMENTS = "spikeprop.pipeline"
+PLUGINS = "spikeprop.plugins"  # listed beside a slot's own components; a recipe names them with this prefix
 DEFAULT_EXPERIMENT = "HybridConversion"
 HOMES = {
     "torch.nn.modules.module.Module": "spikeprop.ann",
@@ -143,10 +144,14 @@ def home(base: type) -> str:
 
 
 def components(base: type) -> dict[str, dict[str, Any]]:
-    """The components of a slot: name to {parameter: default}."""
-    module = importlib.import_module(home(base))
-    found = {name: getattr(module, name) for name in sorted(getattr(module, "__all__", dir(module)))}
+    """The components of a slot: name to {parameter: default}; those of plugins under the name that a recipe gives them."""
+    found = _public(home(base)) | {f"{PLUGINS}.{name}": cls for name, cls in _public(PLUGINS).items()}
     return {name: _defaults(cls) for name, cls in found.items() if _fits(cls, base)}
+
+
+def _public(name: str) -> dict[str, Any]:
+    module = importlib.import_module(name)
+    return {key: getattr(module, key) for key in sorted(getattr(module, "__all__", dir(module)))}
 
 
 def slots(experiment: type) -> dict[str, type]:
@@ -155,6 +160,8 @@ def slots(experiment: type) -> dict[str, type]:
     for name, hint in get_type_hints(experiment).items():
         if get_origin(hint) is Component:
             found[name] = get_args(hint)[0]
+        elif _is_list_of_components(hint):
+            found[name] = get_args(get_args(hint)[0])[0]
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= {f"{name}.{inner}": base for inner, base in slots(hint).items()}
     return found
@@ -241,12 +248,20 @@ def _dataclass(cls: type, settings: Any, path: str) -> Any:
 def _value(hint: Any, value: Any, path: str) -> Any:
     if get_origin(hint) is Component:
         return component(get_args(hint)[0], value, path)
+    if _is_list_of_components(hint):
+        if not isinstance(value, list):
+            raise RecipeError(f"{path}: expected a list of components, as in '[Name, {{use: Name, key: value}}]', got {value!r}")
+        return [_value(get_args(hint)[0], item, f"{path}.{i}") for i, item in enumerate(value)]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not inspect.isabstract(hint):
         return _dataclass(hint, value, path)
     base = _slot_base(hint)
     if base is not None and value is not None:
         return component(base, value, path)
     return _typed(hint, value, path)
+
+
+def _is_list_of_components(hint: Any) -> bool:
+    return get_origin(hint) is list and get_origin(get_args(hint)[0]) is Component
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
@@ -366,7 +381,11 @@ def _describe(value: Any) -> dict[str, Any]:
         elif dataclasses.is_dataclass(item):
             out[field.name] = _describe(item)
         else:
-            out[field.name] = _plain(item)
+            out[field.name] = (
+                [i.describe() if isinstance(i, Component) else i for i in _plain(item)]
+                if isinstance(item, list)
+                else _plain(item)
+            )
     return out
 
 
