@@ -8,7 +8,7 @@ dropout masks are fixed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -169,11 +169,18 @@ class StagePass:
         graph: stages.
         x: the network's input (B, ...).
         context: in which every stage runs, such as a mode that gives operations other gradients.
+        at: outputs by stage, at which the stages run instead of at each other's.
     """
 
-    def __init__(self, graph: StageGraph, x: Tensor, context: AbstractContextManager | None = None):
+    def __init__(
+        self,
+        graph: StageGraph,
+        x: Tensor,
+        context: AbstractContextManager | None = None,
+        at: Mapping[str, Tensor] | None = None,
+    ):
         self.graph = graph
-        self.values: dict[str, Tensor] = {INPUT: x}  # detached
+        self.values: dict[str, Tensor] = {**(at or {}), INPUT: x}  # detached
         self._inputs: dict[str, list[Tensor]] = {}
         self._outputs: dict[str, Tensor] = {}
         with torch.enable_grad(), context or nullcontext():
@@ -191,10 +198,13 @@ class StagePass:
         found = iter(self._grad(name, inputs, cotangent))
         return [next(found) if leaf.requires_grad else None for leaf in self._inputs[name]]
 
+    def parameter_gradients(self, name: str, cotangent: Tensor) -> Sequence[Tensor | None]:
+        """(d output / d parameter)^T cotangent for each of a stage's parameters."""
+        return self._grad(name, self.graph.by_name[name].parameters(), cotangent)
+
     def add_parameter_gradients(self, name: str, cotangent: Tensor) -> None:
-        """Add (d output / d parameters)^T cotangent to the ``.grad`` of a stage's parameters."""
-        parameters = self.graph.by_name[name].parameters()
-        for p, g in zip(parameters, self._grad(name, parameters, cotangent)):
+        """Add them to the parameters' ``.grad``."""
+        for p, g in zip(self.graph.by_name[name].parameters(), self.parameter_gradients(name, cotangent)):
             if g is not None:
                 p.grad = g if p.grad is None else p.grad + g
 
@@ -205,7 +215,7 @@ class StagePass:
         if not isinstance(out, Tensor):
             raise StageError(f"stage {stage.name!r} gives a {type(out).__name__}; a stage's output is one tensor")
         self._inputs[stage.name], self._outputs[stage.name] = leaves, out
-        self.values[stage.name] = out.detach()
+        self.values.setdefault(stage.name, out.detach())
 
     def _leaf(self, name: str) -> Tensor:
         value = self.values[name].detach()

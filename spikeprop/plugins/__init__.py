@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_MODULES: dict[str, str] = {}  # name to the module, below this package, that defines it
+# name to the module, below this package, that defines it
+_MODULES: dict[str, str] = {
+    "ActivationRelaxation": "activation_relaxation",
+}
 
 
 def __getattr__(name: str) -> Any:
