@@ -11,6 +11,7 @@ from typing import Any
 # name to the module, below this package, that defines it
 _MODULES: dict[str, str] = {
     "ActivationRelaxation": "activation_relaxation",
+    "RuleComparison": "comparison",
 }
 
 

@@ -69,21 +69,22 @@ def relax(
         start: first value of each stage's variable.
         clamped: dL/d output.
         step_size: eta, in (0, 1].
-        sweeps: largest number.
+        sweeps: largest number, at least 1.
         sweep: "jacobi" or "gauss-seidel".
         tolerance: stop once the residual is below it.
         moved: the vector-Jacobian products at the present x, for the pass that is not frozen; made anew for each sweep.
     """
     x = {**start, graph.output: clamped}
+    step = _jacobi if sweep == "jacobi" else _gauss_seidel
     residual, done = clamped.new_zeros(()), 0
     while done < sweeps:
-        if moved is not None:
-            vjp = moved(x)
-        step = _jacobi if sweep == "jacobi" else _gauss_seidel
-        x, residual = step(graph, vjp, x, step_size)
+        before = x
+        x, target = step(graph, vjp if moved is None else moved(x), before, step_size)
         done += 1
-        if tolerance is not None and float(residual) < tolerance:
-            break
+        if tolerance is not None or done == sweeps:  # a norm over everything, so not for nothing
+            residual = _residual(before, target)
+            if tolerance is not None and float(residual) < tolerance:
+                break
     return Relaxed(x, residual, done)
 
 
@@ -95,16 +96,16 @@ def adjoints(graph: StageGraph, vjp: Vjp, clamped: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _jacobi(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], Tensor]:
+def _jacobi(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     target: dict[str, Tensor] = {}
     for stage in graph.stages:
         if set(stage.reads) != {INPUT}:
             _add(target, stage.reads, vjp(stage.name, x[stage.name]))
     moved = {name: torch.lerp(x[name], goal, eta) for name, goal in target.items()}
-    return {**moved, graph.output: x[graph.output]}, _residual(x, target)
+    return {**moved, graph.output: x[graph.output]}, target
 
 
-def _gauss_seidel(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], Tensor]:
+def _gauss_seidel(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     target: dict[str, Tensor] = {}
     new = {graph.output: x[graph.output]}
     for stage in reversed(graph.stages):
@@ -112,7 +113,7 @@ def _gauss_seidel(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float)
             new[stage.name] = torch.lerp(x[stage.name], target[stage.name], eta)
         if set(stage.reads) != {INPUT}:
             _add(target, stage.reads, vjp(stage.name, new[stage.name]))
-    return new, _residual(x, target)
+    return new, target
 
 
 def _add(into: dict[str, Tensor], names: tuple[str, ...], values: list[Tensor | None]) -> None:
