@@ -210,7 +210,7 @@ class StagePass:
 
     def _run(self, stage: Stage) -> None:
         leaves = [self._leaf(name) for name in stage.reads]
-        mutates = _works_in_place(stage.module)
+        mutates = works_in_place(stage.module)
         out = stage.module(*(leaf.clone() if mutates else leaf for leaf in leaves))
         if not isinstance(out, Tensor):
             raise StageError(f"stage {stage.name!r} gives a {type(out).__name__}; a stage's output is one tensor")
@@ -228,7 +228,8 @@ class StagePass:
         return torch.autograd.grad(out, wanted, cotangent, retain_graph=True, allow_unused=True)
 
 
-def _works_in_place(module: nn.Module) -> bool:
+def works_in_place(module: nn.Module) -> bool:
+    """Whether a stage may overwrite what it reads."""
     if any(getattr(m, "inplace", False) for m in module.modules()):
         return True
     nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()

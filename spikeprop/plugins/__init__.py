@@ -11,7 +11,12 @@ from typing import Any
 # name to the module, below this package, that defines it
 _MODULES: dict[str, str] = {
     "ActivationRelaxation": "activation_relaxation",
+    "BasicResNet": "interlocking",
+    "ConvHead": "interlocking",
+    "Interlocking": "interlocking",
+    "PooledHead": "interlocking",
     "RuleComparison": "comparison",
+    "TokenHead": "interlocking",
 }
 
 

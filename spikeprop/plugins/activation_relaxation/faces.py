@@ -28,6 +28,7 @@ class Faces(TorchFunctionMode):
 
     Args:
         backward_weights: B by the id of the weight W in whose place it stands.
+        activations: whether activations can be skipped at all.
 
     Attributes:
         exact: cotangents take the true graph; otherwise B's, and past activations if ``skip_activations``.
@@ -35,8 +36,9 @@ class Faces(TorchFunctionMode):
         weights: whether the gradient of weights is asked for.
     """
 
-    def __init__(self, backward_weights: Mapping[int, Tensor]):
+    def __init__(self, backward_weights: Mapping[int, Tensor], activations: bool = True):
         super().__init__()
+        self.activations = activations
         self.backward_weights = backward_weights
         self.exact = False
         self.skip_activations = False
@@ -44,7 +46,7 @@ class Faces(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in ACTIVATIONS and args:
+        if self.activations and func in ACTIVATIONS and args:
             kwargs.pop("inplace", None)
             return _Activation.apply(args[0], self, func, (args[1:], kwargs))
         if func in PRODUCTS:
@@ -74,12 +76,14 @@ class _Product(torch.autograd.Function):
             ctx.true = f(*ctx.leaves, *more, **kwargs)
             ctx.twin = x.detach().requires_grad_()
             ctx.other = f(ctx.twin, other.detach(), None, *more, **kwargs)
-        ctx.mode = mode
+        ctx.mode, ctx.matrix = mode, other.detach() if f is F.linear else None
         return ctx.true.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
+        if ctx.matrix is not None and not (ctx.mode.exact or ctx.mode.weights):  # as below, without a graph to walk
+            return g @ ctx.matrix, None, None, None, None, None, None
         x, w, b = ctx.leaves
         wanted = [t for t in (w, b) if t is not None] if ctx.mode.weights else []
         found = [*torch.autograd.grad(ctx.true, wanted, g, retain_graph=True), None, None] if wanted else [None, None]

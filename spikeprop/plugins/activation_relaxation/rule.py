@@ -140,7 +140,8 @@ class ActivationRelaxation(LearningRule):
             return Faces({})
         if not self.own:
             raise ValueError("the backward weights have not been made: call rule.prepare(model, x) before training")
-        return Faces({id(w): self.own[name.replace(".", "/")][0] for name, w in _products(model).items()})  # type: ignore[index]
+        held = {id(w): self.own[name.replace(".", "/")][0] for name, w in _products(model).items()}  # type: ignore[index]
+        return Faces(held, activations=self.drop_derivative != "never")
 
     def _learn_backward_weights(self, model: nn.Module) -> None:
         """The same update as the forward weight's: dB = dW^T, kept in the shape of W."""
