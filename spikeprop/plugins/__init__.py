@@ -14,9 +14,12 @@ _MODULES: dict[str, str] = {
     "BasicResNet": "interlocking",
     "ConvHead": "interlocking",
     "Interlocking": "interlocking",
+    "L2SP": "rifle",
     "PooledHead": "interlocking",
+    "RIFLE": "rifle",
     "RuleComparison": "comparison",
     "TokenHead": "interlocking",
+    "Transfer": "rifle",
 }
 
 
