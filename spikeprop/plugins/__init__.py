@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_MODULES: dict[str, str] = {}  # name to the module, below this package, that defines it
+_MODULES: dict[str, str] = {"MAPPropagation": "map_propagation"}  # name to the module, below this package, that defines it
 
 
 def __getattr__(name: str) -> Any:

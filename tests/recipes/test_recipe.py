@@ -31,7 +31,7 @@ def test_the_papers_table_is_there() -> None:
     rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
     others = {f"{ann}_{method}" for ann in ("fashion_mnist_cnn", "cifar10_vgg16") for method in ("qcfs", "diet")}
     others.add("cifar10_resnet20_light")
-    assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES}
+    assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES if not f.stem.startswith("map_")}
 
 
 @pytest.mark.parametrize(
