@@ -20,7 +20,7 @@ from torch import Tensor
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment import Context
-from spikeprop.plugins.map_propagation import kernels
+from spikeprop.plugins.map_propagation import kernels, updates
 from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, deterministic, make_net
 from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
@@ -187,9 +187,9 @@ class BanditRun:
         reward = self.task.reward(self.net.units[kernels.VALUE, :, -outputs:], answer)
         kernels.signals(self.net, x, self.rule, self.task.temperature is None and self.learner != "reinforce")
         self.gradient[:] = 0
-        kernels.accumulate(self.net, x, self.gradient, self.task.weights(self.net, self.learner, x, answer, reward))
+        updates.accumulate(self.net, x, self.gradient, self.task.weights(self.net, self.learner, x, answer, reward))
         self.step += 1
-        kernels.adam(self.net, self.gradient, self.step, 0)
+        updates.adam(self.net, self.gradient, self.step, 0)
         self._sum += float(reward.mean())
         if self.step % run_steps(self.task) == 0:
             self._close()

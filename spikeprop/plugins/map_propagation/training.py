@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import TrainingCollapsed
-from spikeprop.plugins.map_propagation import kernels
+from spikeprop.plugins.map_propagation import kernels, updates
 from spikeprop.plugins.map_propagation.environments import Environments
 from spikeprop.plugins.map_propagation.network import Noise, deterministic
 
@@ -56,7 +56,7 @@ class ActorCritic:
         reward = world.reward
         if self.reward_limit is not None:
             reward = np.clip(reward, -self.reward_limit, self.reward_limit)
-        kernels.actor_critic_step(
+        updates.actor_critic_step(
             self.critic, self.actor, self.rule, world.x, self.noise(self.step), reward, world.ended, world.truncated,
             world.started, self.value, self.step,
         )  # fmt: skip
