@@ -160,8 +160,8 @@ def slots(experiment: type) -> dict[str, type]:
     for name, hint in get_type_hints(experiment).items():
         if get_origin(hint) is Component:
             found[name] = get_args(hint)[0]
-        elif _is_list_of_components(hint):
-            found[name] = get_args(get_args(hint)[0])[0]
+        elif _held_component(hint) is not None:
+            found[name] = get_args(_held_component(hint))[0]
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= {f"{name}.{inner}": base for inner, base in slots(hint).items()}
     return found
@@ -248,10 +248,15 @@ def _dataclass(cls: type, settings: Any, path: str) -> Any:
 def _value(hint: Any, value: Any, path: str) -> Any:
     if get_origin(hint) is Component:
         return component(get_args(hint)[0], value, path)
-    if _is_list_of_components(hint):
-        if not isinstance(value, list):
-            raise RecipeError(f"{path}: expected a list of components, as in '[Name, {{use: Name, key: value}}]', got {value!r}")
-        return [_value(get_args(hint)[0], item, f"{path}.{i}") for i, item in enumerate(value)]
+    held = _held_component(hint)
+    if held is not None:
+        kind = get_origin(hint)
+        if not isinstance(value, kind):
+            shown = "[Name, {use: Name, key: value}]" if kind is list else "{key: Name, other: {use: Name, key: value}}"
+            raise RecipeError(f"{path}: expected a {kind.__name__} of components, as in '{shown}', got {value!r}")
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        built = {str(key): _value(held, item, f"{path}.{key}") for key, item in items}
+        return built if kind is dict else list(built.values())
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not inspect.isabstract(hint):
         return _dataclass(hint, value, path)
     base = _slot_base(hint)
@@ -260,8 +265,10 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     return _typed(hint, value, path)
 
 
-def _is_list_of_components(hint: Any) -> bool:
-    return get_origin(hint) is list and get_origin(get_args(hint)[0]) is Component
+def _held_component(hint: Any) -> Any:
+    """Component[X] of list[Component[X]] and dict[str, Component[X]]; else None."""
+    inner = get_args(hint)[-1] if get_origin(hint) in (list, dict) else None
+    return inner if get_origin(inner) is Component else None
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
@@ -338,8 +345,10 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _defaults(target: Any) -> dict[str, Any]:
+    made = {f.name: f.default_factory for f in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else {}
+    made = {name: factory() for name, factory in made.items() if factory is not dataclasses.MISSING}
     return {
-        name: "(required)" if p.default is p.empty else p.default
+        name: "(required)" if p.default is p.empty else made.get(name, p.default)
         for name, p in _parameters(target).items()
         if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in RESERVED
     }
@@ -373,20 +382,19 @@ def _expected(hint: Any) -> str:
 
 
 def _describe(value: Any) -> dict[str, Any]:
-    out = {}
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if isinstance(item, Component):
-            out[field.name] = item.describe()
-        elif dataclasses.is_dataclass(item):
-            out[field.name] = _describe(item)
-        else:
-            out[field.name] = (
-                [i.describe() if isinstance(i, Component) else i for i in _plain(item)]
-                if isinstance(item, list)
-                else _plain(item)
-            )
-    return out
+    return {field.name: _described(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _described(item: Any) -> Any:
+    if isinstance(item, Component):
+        return item.describe()
+    if dataclasses.is_dataclass(item):
+        return _describe(item)
+    if isinstance(item, list | dict) and any(
+        isinstance(i, Component) for i in (item.values() if isinstance(item, dict) else item)
+    ):
+        return {k: _described(i) for k, i in item.items()} if isinstance(item, dict) else [_described(i) for i in item]
+    return _plain(item)
 
 
 def _plain(value: Any) -> Any:

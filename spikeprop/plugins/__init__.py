@@ -8,7 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_MODULES: dict[str, str] = {"MAPPropagation": "map_propagation"}  # name to the module, below this package, that defines it
+# name to the module, below this package, that defines it
+_MODULES: dict[str, str] = {
+    "ActivationRelaxation": "activation_relaxation",
+    "BasicResNet": "interlocking",
+    "ConvHead": "interlocking",
+    "Interlocking": "interlocking",
+    "MAPPropagation": "map_propagation",
+    "PooledHead": "interlocking",
+    "RuleComparison": "comparison",
+    "TokenHead": "interlocking",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from spikeprop.learn import (
     CollapseGuard,
     Constant,
     Cosine,
+    CrossEntropy,
     LearningRule,
     MetricsLog,
+    SquaredError,
     Steps,
     Training,
     load_checkpoint,
@@ -174,6 +177,14 @@ def test_a_rule_fills_gradients_and_moves_nothing() -> None:
         assert not result["loss"].requires_grad
         assert torch.equal(weights(model), before)
         assert all(p.grad is not None for p in model.parameters())
+
+
+def test_losses_by_hand() -> None:
+    scores, y = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    assert float(SquaredError()(scores, y)) == (0 + 4 + 0 + 1) / 2
+    assert float(CrossEntropy()(scores, y)) == pytest.approx((math.log(1 + math.e) + math.log(2)) / 2)
+    with pytest.raises(ValueError, match="give it or a loss, not both"):
+        Backprop(label_smoothing=0.1, loss=SquaredError())
 
 
 def test_bptt_is_the_gradient_of_the_accumulated_output() -> None:

@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +17,7 @@ from spikeprop.plugins import MAPPropagation
 from spikeprop.plugins.map_propagation import TeamSettings, kernels, updates
 from spikeprop.plugins.map_propagation.network import LEARNERS, as_team, layers_of, make_net
 from spikeprop.plugins.map_propagation.reference import Team, critic_factor, gradients
-from spikeprop.plugins.map_propagation.statistics import curve, interval, student_quantile
+from spikeprop.plugins.map_propagation.statistics import curve
 
 needs_gymnasium = pytest.mark.skipif(
     find_spec("gymnasium") is None, reason="gymnasium is not installed: pip install 'spikeprop[rl]'"
@@ -282,14 +281,6 @@ class _Plain:
 
 
 # statistics -------------------------------------------------------------------------------------------------------------------
-
-
-def test_intervals_are_students() -> None:
-    for degrees in (1, 2, 4, 9, 30):
-        assert student_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-5)
-    values = [1.0, 2.0, 4.0, 3.5]
-    assert interval(values) == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)), rel=1e-5)
-    assert interval([2.0]) == [2.0, 2.0]
 
 
 def test_curves_are_running_means() -> None:

@@ -30,8 +30,9 @@ def test_the_papers_table_is_there() -> None:
     rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
     rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
     others = {f"{ann}_{method}" for ann in ("fashion_mnist_cnn", "cifar10_vgg16") for method in ("qcfs", "diet")}
-    others.add("cifar10_resnet20_light")
-    assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES if not f.stem.startswith("map_")}
+    others |= {"cifar10_resnet20_light", "digits_cnn_ar", "mnist_mlp_ar"}
+    others |= {f"map_{task}" for task in ("acrobot", "cartpole", "lunar_lander", "mountain_car", "multiplexer", "regression")}
+    assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,24 @@ def test_callbacks_are_a_list_of_components() -> None:
         load_recipe("digits_cnn_stdb", ["train.callbacks=[Guard]"])
     with pytest.raises(RecipeError, match=r"train\.callbacks: expected a list of components"):
         load_recipe("digits_cnn_stdb", ["train.callbacks=CollapseGuard"])
+
+
+def test_arms_are_a_mapping_of_components() -> None:
+    recipe = load_recipe("mnist_mlp_ar", ["arms.backprop.loss.use=CrossEntropy", "arms.backprop.loss.label_smoothing=0.1"])
+    assert recipe.experiment.arms["backprop"].build().loss.label_smoothing == 0.1
+    with pytest.raises(
+        RecipeError, match=r"arms\.backprop: no component 'Backprob' in spikeprop\.learn; did you mean 'Backprop'"
+    ):
+        load_recipe("mnist_mlp_ar", ["arms.backprop={use: Backprob}"])
+    with pytest.raises(RecipeError, match=r"arms: expected a dict of components"):
+        load_recipe("mnist_mlp_ar", ["arms=[Backprop]"])
+    for override, says in {
+        "baseline=none": "not an arm; arms: backprop",
+        "seeds=[1, 1]": "each once",
+        "ann.classes=9": "9 outputs",
+    }.items():
+        with pytest.raises(RecipeError, match=says):
+            load_recipe("mnist_mlp_ar", [override]).experiment.check()
 
 
 def test_every_slot_has_components() -> None:

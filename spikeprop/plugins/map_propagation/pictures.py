@@ -45,8 +45,8 @@ def _one_learner(curves: Any, means: Any, place: int, learner: str, found: Mappi
     curves.fill_between(line["at"], line["low"], line["high"], color=color, alpha=0.2, lw=0)
     total = found["whole_run"]
     means.plot([place] * len(total["by_seed"]), total["by_seed"], "o", color=color, ms=3, alpha=0.4)
-    half = (total["interval"][1] - total["interval"][0]) / 2
-    means.errorbar([place + 0.15], [total["mean"]], [half], fmt="s", color=color, capsize=4)
+    low, high = total["interval"] or [total["mean"]] * 2
+    means.errorbar([place + 0.15], [total["mean"]], [(high - low) / 2], fmt="s", color=color, capsize=4)
     if published is not None:
         means.hlines(published, place - 0.4, place + 0.4, color=color, ls="--", lw=1, label="paper" if place == 0 else None)
         means.legend(loc="best", fontsize=8)
