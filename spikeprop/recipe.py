@@ -158,10 +158,9 @@ def slots(experiment: type) -> dict[str, type]:
     """Path to base class of every component slot of an experiment, nested settings included."""
     found: dict[str, type] = {}
     for name, hint in get_type_hints(experiment).items():
-        if get_origin(hint) is Component:
-            found[name] = get_args(hint)[0]
-        elif _held_component(hint) is not None:
-            found[name] = get_args(_held_component(hint))[0]
+        base = _base_of(hint)
+        if base is not None:
+            found[name] = base
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= {f"{name}.{inner}": base for inner, base in slots(hint).items()}
     return found
@@ -248,7 +247,7 @@ def _dataclass(cls: type, settings: Any, path: str) -> Any:
 def _value(hint: Any, value: Any, path: str) -> Any:
     if get_origin(hint) is Component:
         return component(get_args(hint)[0], value, path)
-    held = _held_component(hint)
+    held = _held(hint)
     if held is not None:
         kind = get_origin(hint)
         if not isinstance(value, kind):
@@ -265,10 +264,17 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     return _typed(hint, value, path)
 
 
-def _held_component(hint: Any) -> Any:
-    """Component[X] of list[Component[X]] and dict[str, Component[X]]; else None."""
+def _base_of(hint: Any) -> Any:
+    """X of Component[X], and of lists and dictionaries of such; else None."""
+    if get_origin(hint) is Component:
+        return get_args(hint)[0]
+    return _base_of(get_args(hint)[-1]) if get_origin(hint) in (list, dict) else None
+
+
+def _held(hint: Any) -> Any:
+    """What a list or dictionary of components holds, which may be lists of them; None for other hints."""
     inner = get_args(hint)[-1] if get_origin(hint) in (list, dict) else None
-    return inner if get_origin(inner) is Component else None
+    return None if inner is None or _base_of(inner) is None else inner
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
@@ -390,11 +396,9 @@ def _described(item: Any) -> Any:
         return item.describe()
     if dataclasses.is_dataclass(item):
         return _describe(item)
-    if isinstance(item, list | dict) and any(
-        isinstance(i, Component) for i in (item.values() if isinstance(item, dict) else item)
-    ):
-        return {k: _described(i) for k, i in item.items()} if isinstance(item, dict) else [_described(i) for i in item]
-    return _plain(item)
+    if isinstance(item, Mapping):
+        return {k: _described(i) for k, i in item.items()}
+    return [_described(i) for i in item] if isinstance(item, list | tuple) else item
 
 
 def _plain(value: Any) -> Any:

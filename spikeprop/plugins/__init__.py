@@ -14,10 +14,13 @@ _MODULES: dict[str, str] = {
     "BasicResNet": "interlocking",
     "ConvHead": "interlocking",
     "Interlocking": "interlocking",
+    "L2SP": "rifle",
     "MAPPropagation": "map_propagation",
     "PooledHead": "interlocking",
+    "RIFLE": "rifle",
     "RuleComparison": "comparison",
     "TokenHead": "interlocking",
+    "Transfer": "rifle",
 }
 
 

@@ -17,12 +17,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from spikeprop.data import ImageData
-from spikeprop.errors import RecipeError
+from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report, ann_accuracy
-from spikeprop.evaluate.intervals import in_words, mean_interval, paired_difference
 from spikeprop.experiment import Context
 from spikeprop.learn import LearningRule, ProgressBar, Schedule, fit
-from spikeprop.plugins.pictures import draw_arms
+from spikeprop.plugins.arms import check_seeds, report_arms
 from spikeprop.recipe import Component
 from spikeprop.seeding import seed_torch
 from spikeprop.settings import find_device
@@ -57,10 +56,7 @@ class RuleComparison:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.baseline not in self.arms:
-            raise ValueError(f"baseline is {self.baseline!r}, which is not an arm; arms: {', '.join(self.arms)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; give at least one, each once")
+        check_seeds(self.seeds, self.baseline, self.arms)
         for name in ("epochs", "batch_size", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
@@ -98,7 +94,7 @@ class RuleComparison:
         for seed in self.seeds:  # seeds outside, so that an unfinished run has all arms of the seeds that it has
             for name in self.arms:
                 found[name].append(context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context)))
-        return self._report(found, context)
+        return report_arms(found, self.baseline, context, seeds=self.seeds, epochs=self.epochs)
 
     def _train(self, name: str, seed: int, context: Context) -> dict[str, Any]:
         data, device = self.data.build(), find_device(self.device)
@@ -109,56 +105,29 @@ class RuleComparison:
         seed_torch(seed, 2)  # what a rule draws leaves the network's weights as they are
         rule.prepare(model, next(batches.epoch(0))[0].to(device))
         progress = context.folder.path / f"{_plain(name)}.{seed}.progress.safetensors"
-        history = fit(
-            model,
-            rule,
-            batches,
-            self._optimizer(rule, model),
-            epochs=self.epochs,
-            schedule=self.schedule.build(),
-            seed=seed,
-            callbacks=[ProgressBar(f"{name}, seed {seed}")],
-            checkpoint=progress,
-        )
+        result: dict[str, Any] = {}
+        try:
+            history = fit(
+                model,
+                rule,
+                batches,
+                self._optimizer(rule, model),
+                epochs=self.epochs,
+                schedule=self.schedule.build(),
+                seed=seed,
+                callbacks=[ProgressBar(f"{name}, seed {seed}")],
+                checkpoint=progress,
+            )
+            result["last_epoch"] = {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")}
+        except TrainingCollapsed as error:  # so it is with this rule at this rate: a result, of the network as it stands
+            context.notify(f"{name}, seed {seed}: {error}")
+            result["collapsed"] = str(error)
         accuracy = ann_accuracy(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
         _remove(progress)
-        return {"accuracy": accuracy, "parameters": sum(p.numel() for p in model.parameters()), "history": history}
+        return {"accuracy": accuracy, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
     def _optimizer(self, rule: LearningRule, model: nn.Module) -> Optimizer:
         return self.optimizer.build(rule.param_groups(model), lr=self.lr, weight_decay=self.weight_decay)
-
-    def _report(self, found: dict[str, list[dict[str, Any]]], context: Context) -> Report:
-        accuracy = {name: [one["accuracy"] for one in runs] for name, runs in found.items()}
-        base = accuracy[self.baseline]
-        arms = {
-            name: {
-                "accuracy": values,
-                **mean_interval(values),
-                "against_baseline": paired_difference(values, base),
-                "last_epoch": [{k: v for k, v in one["history"][-1].items() if k != "seconds"} for one in found[name]],
-            }
-            for name, values in accuracy.items()
-        }
-        values = {
-            "name": context.name,
-            "baseline": self.baseline,
-            "seeds": self.seeds,
-            "epochs": self.epochs,
-            "parameters": found[self.baseline][0]["parameters"],
-            "arms": arms,
-            "seconds": context.folder.seconds(),
-            "provenance": context.folder.provenance(),
-        }
-        rows = [(name, _in_words(arm, name == self.baseline)) for name, arm in arms.items()]
-        report = Report(name=context.name, values=values, rows=rows)
-        report.save(context.folder.path / "report.json")
-        draw_arms(accuracy, self.baseline, context.folder.path / "report.png", context.name)
-        return report
-
-
-def _in_words(arm: dict[str, Any], is_baseline: bool) -> str:
-    text = in_words(arm, unit=" %")
-    return text if is_baseline else f"{text}   against the baseline {in_words(arm['against_baseline'], sign=True)}"
 
 
 def _plain(name: str) -> str:

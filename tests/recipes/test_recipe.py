@@ -30,7 +30,14 @@ def test_the_papers_table_is_there() -> None:
     rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
     rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
     others = {f"{ann}_{method}" for ann in ("fashion_mnist_cnn", "cifar10_vgg16") for method in ("qcfs", "diet")}
-    others |= {"cifar10_resnet20_light", "digits_cnn_ar", "mnist_mlp_ar"}
+    others |= {
+        "cifar10_resnet20_light",
+        "digits_cnn_ar",
+        "mnist_mlp_ar",
+        "mnist_cnn_rifle",
+        "cifar10_cnn_ar",
+        "cifar10_resnet32_interlocking",
+    }
     others |= {f"map_{task}" for task in ("acrobot", "cartpole", "lunar_lander", "mountain_car", "multiplexer", "regression")}
     assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES}
 
@@ -207,6 +214,8 @@ def test_every_slot_has_components() -> None:
     assert {"MaxActivation", "Percentile", "ThresholdBalancing", "LeastError", "LightCalibration"} < set(
         found["convert.calibrator"]
     )
-    assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "TorchvisionModel"} == set(found["ann"])
+    assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "TorchvisionModel", "spikeprop.plugins.BasicResNet"} == set(
+        found["ann"]
+    )
     assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet"} == set(found["data"])
     assert found["convert.neuron"]["LIF"]["leak"] == 0.99
