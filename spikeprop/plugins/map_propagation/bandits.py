@@ -93,6 +93,9 @@ class Bandit(ABC):
     def weights(self, net: kernels.Net, learner: str, x: np.ndarray, answer: np.ndarray, reward: np.ndarray) -> np.ndarray:
         """(count,) what each question's signals are multiplied by."""
 
+    def check(self, *, here: bool = False) -> None:
+        """Nothing more to find out: the settings were checked as they were read, and no task needs more than numpy and numba."""
+
     def smoke(self) -> Bandit:
         """Two seeds of as few questions as there can be."""
         return dataclasses.replace(self, seeds=min(2, self.seeds), batch=8, samples=8 * BINS)
