@@ -94,7 +94,9 @@ class Bandit(ABC):
         """(count,) what each question's signals are multiplied by."""
 
     def check(self, *, here: bool = False) -> None:
-        """Nothing more to find out: the settings were checked as they were read, and no task needs more than numpy and numba."""
+        """Make a team of each learner: nothing else can fail, since the settings were checked as they were read."""
+        for learner in self.learners:
+            self.start(learner, self.seed)
 
     def smoke(self) -> Bandit:
         """Two seeds of as few questions as there can be."""
