@@ -16,6 +16,7 @@ _MODULES: dict[str, str] = {
     "ConvHead": "interlocking",
     "Interlocking": "interlocking",
     "L2SP": "rifle",
+    "MAPPropagation": "map_propagation",
     "PooledHead": "interlocking",
     "RIFLE": "rifle",
     "RuleComparison": "comparison",

@@ -1,0 +1,150 @@
+"""Making the kernels' flat arrays from a team's settings, and reading them back as layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeprop.plugins.map_propagation import kernels
+from spikeprop.plugins.map_propagation.reference import Team
+from spikeprop.seeding import mix_seed
+
+LEARNERS = {"map": kernels.MAP, "backprop": kernels.BACKPROP, "reinforce": kernels.REINFORCE}
+LABELS = {"map": "MAP propagation", "backprop": "backprop", "reinforce": "REINFORCE"}
+
+
+def check_learners(learners: Sequence[str]) -> None:
+    """Raises ValueError where there is none, or one twice."""
+    if not learners or len(set(learners)) < len(learners):
+        raise ValueError(f"learners are {list(learners)}; name each once, of {', '.join(LEARNERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeamSettings:
+    """A team of units: how noisy its layers are and how fast they learn.
+
+    Attributes:
+        variances: of each layer, that of the output last (which counts where the output is Gaussian).
+        rates: Adam's learning rate of each layer.
+        final_rates: what they are annealed to; default: they stay.
+        trace: decay lambda of the eligibility trace.
+    """
+
+    variances: list[float]
+    rates: list[float]
+    final_rates: list[float] | None = None
+    trace: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("variances", "rates"):
+            if min(getattr(self, name), default=0) <= 0:
+                raise ValueError(f"{name} are {getattr(self, name)}; all must be positive")
+        if not 0 <= self.trace <= 1:
+            raise ValueError(f"trace is {self.trace}; it lies in [0, 1]")
+
+    def check(self, layers: int, name: str) -> None:
+        """Raises ValueError where a list does not have one number for each layer."""
+        for key in ("variances", "rates", "final_rates"):
+            found = getattr(self, key)
+            if found is not None and len(found) != layers:
+                raise ValueError(f"{name}.{key} has {len(found)} numbers for {layers} layers (hidden ones and the output)")
+
+
+def make_net(
+    sizes: Sequence[int],
+    team: TeamSettings,
+    *,
+    learner: str,
+    seed: int,
+    batch: int,
+    temperature: float | None,
+    discount: float = 0.0,
+    with_trace: bool = True,
+) -> kernels.Net:
+    """A team's arrays: weights uniform within sqrt(6 / (inputs + outputs)) (Glorot), biases zero.
+
+    Args:
+        sizes: inputs, hidden layers, outputs.
+        team: variances, rates, trace.
+        learner: "map", "backprop" (hidden units are then deterministic) or "reinforce".
+        seed: of the weights; the learners of one seed start from the same.
+        batch: environments, or images, at once.
+        temperature: of the softmax output; None: a Gaussian one.
+        discount: the trace decays by discount * lambda.
+        with_trace: whether eligibility is kept at all.
+    """
+    rng = np.random.Generator(np.random.PCG64(mix_seed(seed, 0)))
+    rows = []
+    for n, k in pairwise(sizes):
+        limit = math.sqrt(6 / (n + k))
+        rows += [rng.uniform(-limit, limit, n * k), np.zeros(k)]
+    theta = np.concatenate(rows)
+    layers = np.zeros((len(sizes) - 1, 4))
+    layers[:, kernels.VARIANCE] = team.variances
+    layers[:, kernels.DEVIATION] = np.sqrt(team.variances)
+    if learner == "backprop":
+        layers[:-1, kernels.DEVIATION] = 0
+    layers[:, kernels.RATE] = team.rates
+    layers[:, kernels.FINAL_RATE] = team.rates if team.final_rates is None else team.final_rates
+    return kernels.Net(
+        sizes=np.array(sizes, dtype=np.int64),
+        layers=layers,
+        params=np.stack([theta, np.zeros_like(theta), np.zeros_like(theta)]),
+        trace=np.zeros((batch if with_trace else 1, theta.size)),
+        units=np.zeros((4, batch, sum(sizes[1:]))),
+        output=kernels.GAUSSIAN if temperature is None else kernels.SOFTMAX,
+        temperature=1.0 if temperature is None else float(temperature),
+        decay=float(discount * team.trace),
+    )
+
+
+def deterministic(net: kernels.Net, batch: int = 1) -> kernels.Net:
+    """The same parameters without noise, for ``batch`` inputs at once."""
+    layers = net.layers.copy()
+    layers[:, kernels.DEVIATION] = 0
+    return net._replace(layers=layers, units=np.zeros((4, batch, net.units.shape[2])))
+
+
+def as_team(net: kernels.Net) -> Team:
+    """The reference's view of a net's parameters: copies, float64."""
+    weights, biases, start = [], [], 0
+    for n, k in pairwise(net.sizes):
+        weights.append(torch.from_numpy(net.params[kernels.WEIGHT, start : start + n * k].reshape(n, k).copy()))
+        biases.append(torch.from_numpy(net.params[kernels.WEIGHT, start + n * k : start + (n + 1) * k].copy()))
+        start += (n + 1) * k
+    temperature = net.temperature if net.output == kernels.SOFTMAX else None
+    variances = [float(v) for v in net.layers[:, kernels.VARIANCE]]
+    return Team(weights=weights, biases=biases, variances=variances, temperature=temperature)
+
+
+def layers_of(net: kernels.Net, row: int) -> list[Tensor]:
+    """Means, slopes, values or errors (``kernels.MEAN`` and so on) of each layer, (E, units)."""
+    return list(torch.from_numpy(net.units[row].copy()).split([int(k) for k in net.sizes[1:]], dim=-1))
+
+
+class Noise:
+    """Standard normal numbers that depend on the seed and the step alone, so that a resumed run needs no generator's state.
+
+    Args:
+        seed: of the run.
+        shape: of one step's numbers.
+        block: steps whose numbers are drawn at once; part of what they are.
+    """
+
+    def __init__(self, seed: int, shape: tuple[int, ...], block: int = 256):
+        self.seed, self.shape, self.block = seed, shape, block
+        self._block, self._numbers = -1, np.empty(0)
+
+    def __call__(self, step: int) -> np.ndarray:
+        """The numbers of a step."""
+        block, row = divmod(step, self.block)
+        if block != self._block:
+            rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, 1, block)))
+            self._block, self._numbers = block, rng.standard_normal((self.block, *self.shape))
+        return self._numbers[row]

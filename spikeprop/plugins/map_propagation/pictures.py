@@ -1,0 +1,52 @@
+"""Pictures of a comparison of learners: their learning curves, and each seed's mean beside the published one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spikeprop.files import write_atomically
+from spikeprop.plugins.map_propagation.network import LABELS
+
+COLORS = {"map": "#d95f0e", "backprop": "#8c6bb1", "reinforce": "#333333"}
+
+
+def draw(values: Mapping[str, Any], path: Path, *, title: str, unit: str, quantity: str) -> None:
+    """Learning curves with 95 % intervals, and means of whole runs: a dot a seed, a bar for the interval, a line for the paper.
+
+    Args:
+        values: of the report.
+        path: PNG file.
+        title: of the picture.
+        unit: of a curve's horizontal axis.
+        quantity: of its vertical axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    curves, means = figure.subplots(1, 2, width_ratios=[2, 1])
+    for place, (learner, found) in enumerate(values["learners"].items()):
+        _one_learner(curves, means, place, learner, found, values["published"].get(learner))
+    curves.set(xlabel=unit, ylabel=f"{quantity}, running mean of {values['window']}", title=title)
+    curves.legend(loc="best")
+    means.set(title="mean of whole runs", ylabel=quantity, xlim=(-0.6, len(values["learners"]) - 0.4))
+    means.set_xticks(range(len(values["learners"])), [LABELS[name] for name in values["learners"]], fontsize=8)
+    for axis in (curves, means):
+        axis.grid(alpha=0.3)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+
+
+def _one_learner(curves: Any, means: Any, place: int, learner: str, found: Mapping[str, Any], published: float | None) -> None:
+    color, line = COLORS[learner], found["curve"]
+    curves.plot(line["at"], line["mean"], color=color, label=LABELS[learner])
+    curves.fill_between(line["at"], line["low"], line["high"], color=color, alpha=0.2, lw=0)
+    total = found["whole_run"]
+    means.plot([place] * len(total["by_seed"]), total["by_seed"], "o", color=color, ms=3, alpha=0.4)
+    low, high = total["interval"] or [total["mean"]] * 2
+    means.errorbar([place + 0.15], [total["mean"]], [(high - low) / 2], fmt="s", color=color, capsize=4)
+    if published is not None:
+        means.hlines(published, place - 0.4, place + 0.4, color=color, ls="--", lw=1, label="paper" if place == 0 else None)
+        means.legend(loc="best", fontsize=8)

@@ -1,0 +1,73 @@
+"""The file of one learner's runs, the finished ones and the one under way: a killed run goes on and ends with the same result."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from spikeprop.files import write_json, write_tensors
+from spikeprop.learn import load_checkpoint
+
+CHECKPOINT_SECONDS = 30.0
+FORMAT = 1  # of spikeprop's checkpoints
+
+
+class Resumable(Protocol):
+    """A run whose state is tensors and JSON values; those that end in "params" hold (parameters, Adam's moments)."""
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def place(self) -> dict[str, Any]: ...
+
+    def load(self, tensors: dict[str, Tensor], place: dict[str, Any]) -> None: ...
+
+
+class Progress:
+    """The file of a learner's runs: those that are finished, and the one under way.
+
+    Args:
+        path: safetensors file; its description lies beside it as JSON.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.finished: list[dict[str, Any]] = []
+        self._tensors: dict[str, Tensor] = {}
+        self._pending: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._saved = time.monotonic()
+        if path.exists():
+            saved = load_checkpoint(path)
+            self.finished = saved.description["finished"]
+            self._tensors = {k: v for k, v in saved.tensors.items() if not k.startswith("run.")}
+            if saved.description["run"] is not None:
+                self._pending = saved.part("run"), saved.description["run"]
+
+    def resume(self, run: Resumable) -> None:
+        """Put the run that was under way, if there was one, into a fresh one."""
+        if self._pending is not None:
+            run.load(*self._pending)
+            self._pending = None
+
+    def keep(self, run: Resumable) -> None:
+        """Write the run under way, if the last time is long ago."""
+        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self.write(run.place(), run.tensors())
+
+    def finish(self, run: Resumable, result: dict[str, Any]) -> None:
+        """Write the result of a finished run and its networks."""
+        number = len(self.finished)
+        self.finished.append(result)
+        kept = {k: v for k, v in run.tensors().items() if k.endswith("params")}
+        self._tensors |= {f"{number}.{k}": v[0].contiguous() for k, v in kept.items()}  # without Adam's moments
+        self.write(None, {})
+
+    def write(self, run: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
+        """Replace the file."""
+        header = {"spikeprop": json.dumps({"format": FORMAT, "finished": self.finished, "run": run})}
+        write_tensors(self.path, self._tensors | {f"run.{k}": v for k, v in tensors.items()}, header)
+        write_json(self.path.with_suffix(".json"), {"format": FORMAT, "finished": len(self.finished), "run": run and run["step"]})
+        self._saved = time.monotonic()
