@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -145,3 +147,27 @@ def test_scripts_run_with_every_contender(load: Any, name: str, tmp_path: Path, 
     plot = ["--plot", str(tmp_path / "plot.png")] if name == "memory" else []
     run(load(name), [*TINY[name], *plot], tmp_path, capsys)
     assert not plot or (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_interlocking_runs_beside_pytorchs_pipelines(load: Any, tmp_path: Path) -> None:
+    """Real processes: as a program, since they import it anew."""
+    arguments = [
+        "--processes",
+        "2",
+        "--width",
+        "4",
+        "--size",
+        "16",
+        "--batch",
+        "8",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "a.json"),
+    ]
+    subprocess.run([sys.executable, str(BENCHMARKS / "interlocking.py"), *arguments], check=True, capture_output=True)
+    found = json.loads((tmp_path / "a.json").read_text())["stages"]["2"]
+    for part in ("processes", "simulated"):
+        assert set(found[part]) == {"local", "pairwise", "3-wise", "global", "GPipe", "1F1B"}
+        assert all(one["images_per_second"] > 0 for one in found[part].values())

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ def test_the_results_page_tells_every_run_as_its_report_does() -> None:
     rows = [line for line in (ROOT / "results/README.md").read_text().splitlines() if line.startswith("|")]
     for file in (ROOT / "results").glob("*/report.json"):
         report = json.loads(file.read_text())
-        if "converted" not in report:  # a plugin's experiment has a table of its own
+        if "arms" in report:  # a plugin's experiment has a table of its own
+            _check_arms(report, rows)
             continue
         (row,) = (row for row in rows if f"`{file.parent.name}`" in row)
         kind = "finetuned" if report.get("finetuned_epochs", 1) else "converted"
@@ -78,3 +80,11 @@ def test_the_results_page_tells_every_run_as_its_report_does() -> None:
         assert {t: f"{found[t]:.2f}" for _, t in claims} == {t: claim for claim, t in claims}
         commit = re.findall(r"`([0-9a-f]{12}(?:-dirty)?)`", row)
         assert commit == [report["provenance"]["commits"]["evaluate"]]
+
+
+def _check_arms(report: dict[str, Any], rows: list[str]) -> None:
+    """Each of the experiment's means and differences that the page tells stands in its report."""
+    text = "\n".join(rows)
+    told = [arm for arm in report["arms"].values() if f"{arm['mean']:.2f} ({arm['interval'][0]:.2f} to" in text]
+    assert len(told) >= 2
+    assert any(f"{arm['against_baseline']['mean']:+.2f} (" in text for arm in told)

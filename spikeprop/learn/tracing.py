@@ -163,13 +163,12 @@ def even_borders(traced: fx.GraphModule, count: int) -> list[int]:
     steps = steps_of(traced)
     number = {node: i for i, node in enumerate(steps)}
     reach = [max((number.get(user, len(steps)) for user in node.users), default=i) for i, node in enumerate(steps)]
-    weight, done = 0, []
+    weight = 0
     places: list[tuple[int, int]] = []  # (border, layers before it)
     for i, node in enumerate(steps[:-1]):
         weight += is_layer(traced, node)
-        done.append(weight)
         single = sum(reach[j] > i for j in range(i + 1)) == 1 and reach[i] > i
-        if single and weight and any(is_layer(traced, user) for user in node.users):
+        if single and weight and _begins(traced, node):
             places.append((i, weight))
     total = weight + is_layer(traced, steps[-1])
     if len(places) < count - 1:
@@ -180,6 +179,16 @@ def even_borders(traced: fx.GraphModule, count: int) -> list[int]:
         free = [p for p in places[: len(places) - left] if not borders or p[0] > borders[-1]]
         borders.append(min(free, key=lambda p: abs(p[1] - k * total / count))[0])
     return borders
+
+
+def _begins(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a layer begins behind a node, with its own normalisation before it or without; not one that belongs to the node."""
+    before = [u for u in node.users if _is_norm(traced, u)] if not is_layer(traced, node) else []
+    return bool(before) or any(is_layer(traced, user) for user in node.users)
+
+
+def _is_norm(traced: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), NORMS)
 
 
 def split(model: nn.Module, traced: fx.GraphModule, parts: Sequence[int]) -> fx.GraphModule:

@@ -12,6 +12,7 @@ from typing import Any
 _MODULES: dict[str, str] = {
     "ActivationRelaxation": "activation_relaxation",
     "BasicResNet": "interlocking",
+    "CharTransformer": "interlocking",
     "ConvHead": "interlocking",
     "Interlocking": "interlocking",
     "L2SP": "rifle",

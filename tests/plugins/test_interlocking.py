@@ -124,6 +124,12 @@ def test_who_sends_what() -> None:
     assert [p.has_loss for p in places] == [False, False, True, True, True]
     assert [p.received() for p in places] == [[2], [2, 3], [3, 4], [4], []]
     assert [p.sent() for p in places] == [[], [2], [2, 3], [3, 4], [4]]
+    assert [p.others() for p in places] == [[2], [2, 3], [3, 4], [4], []]
+    for place in places:
+        done = place.order(3)
+        assert sorted(m for kind, m, _ in done if kind == "F") == [0, 1, 2]
+        assert {(m, j) for kind, m, j in done if kind == "V"} >= {(m, j) for m in range(3) for j in place.others()}
+        assert all(done.index(("F", m, -1)) < done.index((kind, m, j)) for kind, m, j in done if kind == "V")
 
 
 def test_heads_resume_bit_for_bit(tmp_path: Path) -> None:

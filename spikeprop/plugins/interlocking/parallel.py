@@ -1,9 +1,10 @@
 """``StageProcess``: one stage of ``Interlocking`` in a process of its own, over torch.distributed (gloo or nccl).
 
-Rank i holds stage i. For each micro-batch activations go up and cotangents come down; a stage runs min(n - 1, K - 1 - i)
-forward passes ahead, as in the 1F1B schedule, which is as far as it must. Nothing waits for the end of a batch: a stage steps
-its own optimiser as soon as its own gradients are whole, and starts on the next batch. The gradients are those of the rule in
-one process with as many micro-batches, since every stage still sees the activations of stages that have made as many steps.
+Rank i holds stage i. For each micro-batch activations go up and cotangents come down. The cotangent for a stage's own loss goes
+down at once; for those of losses above a stage waits while it is target - i forward passes ahead, as in the 1F1B schedule. So
+nobody waits for more than the n - 1 stages above, nor for the end of a batch: a stage steps its own optimiser as soon as its own
+gradients are whole, and starts on the next batch. The gradients are those of the rule in one process with as many
+micro-batches, since every stage still sees the activations of stages that have made as many steps.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ class StageProcess:
         self.input_shape = (self.size, *(shapes[self.rank - 1] if self.rank else x.shape[1:]))
         self.output_shape = (self.size, *shapes[self.rank])
         self.like = next(model.parameters())
+        self.above = rule.places(self.graph)[self.rank + 1] if self.rank + 1 < self.place.stages else None
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
+        self._coming: deque[tuple[int, int]] = deque()  # (micro-batch, loss) in the order in which they are sent
+        self._kept: dict[tuple[int, int], Tensor] = {}
 
     def parameters(self) -> list[nn.Parameter]:
         """What this process trains: its stage's parameters and its head's."""
@@ -79,14 +83,16 @@ class StageProcess:
         """
         count = self.rule.microbatches
         inputs, labels = x.chunk(count), y.chunk(count)
-        ahead = min(self.place.reach - 1, self.place.stages - 1 - self.place.stage, count - 1)
-        running: deque[tuple[int, Work]] = deque()
+        works: dict[int, Work] = {}
         losses: list[Tensor] = []
-        for m in range(count + ahead):
-            if m < count:
-                running.append((m, self._forward(m, inputs[m], count)))
-            if m >= ahead:
-                losses += self._backward(*running.popleft(), labels)
+        self._coming = deque(self.above.messages(count) if self.above is not None else ())
+        for kind, m, j in self.place.order(count):
+            if kind == "F":
+                works[m] = self._forward(inputs[m], count)
+            elif j == self.rank:
+                losses.append(self._own_loss(works[m], labels[m]))
+            else:
+                self._backward(works[m], j, self._cotangent(m, j))
         return torch.stack(losses).sum() / count if losses else None
 
     def train(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer) -> list[float | None]:
@@ -105,7 +111,7 @@ class StageProcess:
         while self._sent:
             self._wait(self._sent.popleft()[0])
 
-    def _forward(self, m: int, x: Tensor, count: int) -> Work:
+    def _forward(self, x: Tensor, count: int) -> Work:
         work = self.rule.work(self.graph, self.rank, 1 / count)
         h = x if self.rank == 0 else self._receive(self.rank - 1, self.input_shape)
         started = time.perf_counter()
@@ -115,18 +121,25 @@ class StageProcess:
             self._send(out, self.rank + 1)
         return work
 
-    def _backward(self, m: int, work: Work, labels: tuple[Tensor, ...]) -> list[Tensor]:
+    def _own_loss(self, work: Work, y: Tensor) -> Tensor:
         started = time.perf_counter()
-        loss, cotangents = work.own_cotangent(labels[m])
+        loss, cotangent = work.own_cotangent(y)
         self.clock.busy += time.perf_counter() - started
-        for j in self.place.received():
-            cotangents[j] = self._receive(self.rank + 1, self.output_shape)
+        self._backward(work, self.rank, cotangent)
+        return loss
+
+    def _backward(self, work: Work, j: int, cotangent: Tensor) -> None:
         started = time.perf_counter()
-        passed = work.backward(cotangents)
+        passed = work.backward(j, cotangent)
         self.clock.busy += time.perf_counter() - started
-        for j in self.place.sent():
-            self._send(passed[j], self.rank - 1)
-        return [] if loss is None else [loss]
+        if passed is not None:
+            self._send(passed, self.rank - 1)
+
+    def _cotangent(self, m: int, j: int) -> Tensor:
+        """That of micro-batch m for loss j; what the stage above sends before it is kept for later."""
+        while (m, j) not in self._kept:
+            self._kept[self._coming.popleft()] = self._receive(self.rank + 1, self.output_shape)
+        return self._kept.pop((m, j))
 
     def _receive(self, source: int, shape: tuple[int, ...]) -> Tensor:
         buffer = torch.empty(shape, dtype=self.like.dtype, device=self.like.device)

@@ -110,10 +110,11 @@ class Interlocking(LearningRule):
         losses: dict[str, Tensor] = {}
         received: dict[int, Tensor] = {}
         for work, stage in zip(reversed(works), reversed(graph.stages)):
-            loss, own = work.own_cotangent(y)
-            received = work.backward({**received, **own})
-            if loss is not None:
+            if work.place.has_loss:
+                loss, received[work.place.stage] = work.own_cotangent(y)
                 losses[stage.name] = loss * share
+            passed = {j: work.backward(j, cotangent) for j, cotangent in received.items()}
+            received = {j: cotangent for j, cotangent in passed.items() if cotangent is not None}
         return losses, h
 
 

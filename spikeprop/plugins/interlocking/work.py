@@ -9,7 +9,7 @@ to the stage below. A loss that no stage is to follow is not computed: heads bel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,32 @@ class Place:
         """Losses whose cotangents go to the stage below."""
         return [] if self.stage == 0 else Place(self.stage - 1, self.stages, self.reach).received()
 
+    def others(self) -> list[int]:
+        """Losses of stages above whose cotangents this stage works on: it updates its parameters by them or passes them on."""
+        return [j for j in sorted({*self.sent(), self.target}) if j != self.stage]
+
+    @property
+    def ahead(self) -> int:
+        """Forward passes that it must be ahead of the cotangents from above, for nobody to wait longer than for its target."""
+        return self.target - self.stage
+
+    def messages(self, microbatches: int) -> list[tuple[int, int]]:
+        """(micro-batch, loss) of the cotangents that it sends below, in the order in which it does."""
+        return [(m, j) for kind, m, j in self.order(microbatches) if kind == "V" and j in self.sent()]
+
+    def order(self, microbatches: int, ahead: int | None = None) -> list[tuple[str, int, int]]:
+        """What it does for a batch: ("F", micro-batch, -1) and ("V", micro-batch, loss), its own loss as soon as it can."""
+        ahead = min(self.ahead if ahead is None else ahead, microbatches - 1)
+        order: list[tuple[str, int, int]] = []
+        for step in range(microbatches + ahead):
+            if step < microbatches:
+                order.append(("F", step, -1))
+                order += [("V", step, self.stage)] if self.has_loss and not (ahead and not self.others()) else []
+            if step >= ahead:
+                order += [("V", step - ahead, j) for j in self.others()]
+                order += [("V", step - ahead, self.stage)] if self.has_loss and ahead and not self.others() else []
+        return order
+
 
 class Work:
     """One stage on one batch: forward once, then as many vector-Jacobian products as there are losses.
@@ -78,39 +104,29 @@ class Work:
             self.output: Tensor = self.stage.module(self.input.clone() if works_in_place(self.stage.module) else self.input)
         return self.output.detach()
 
-    def own_cotangent(self, y: Tensor) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """(loss or None, {stage: cotangent of the output for it}); the head's gradient is added to its ``.grad``."""
-        if not self.place.has_loss:
-            return None, {}
+    def own_cotangent(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(the stage's loss, cotangent of its output for it); the head's gradient is added to its ``.grad``."""
         h = self.output.detach().requires_grad_()
         parameters = [p for p in self.head.parameters() if p.requires_grad] if self.head is not None else []
         with torch.enable_grad():
             loss = self.loss(h if self.head is None else self.head(h), y)
             cotangent, *grads = torch.autograd.grad(loss * self.share, [h, *parameters])
         _add(parameters, grads)
-        return loss.detach(), {self.place.stage: cotangent}
+        return loss.detach(), cotangent
 
-    def backward(self, cotangents: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Add the stage's gradient to ``.grad``.
-
-        Args:
-            cotangents: of the output by loss: the stage's own, and those received.
+    def backward(self, j: int, cotangent: Tensor) -> Tensor | None:
+        """One vector-Jacobian product; it adds to the parameters' ``.grad`` if they follow loss j.
 
         Returns:
-            cotangents of the input by loss, for the stage below.
+            the cotangent of the input for loss j, if the stage below needs it.
         """
-        passed: dict[int, Tensor] = {}
-        below = self.place.sent()
-        parameters = self.stage.parameters()
-        for j in sorted({*below, self.place.target}):
-            wanted = [self.input] if j in below else []
-            updated = parameters if j == self.place.target else []
-            grads = torch.autograd.grad(self.output, [*wanted, *updated], cotangents[j], retain_graph=True, allow_unused=True)
-            if wanted:
-                passed[j] = grads[0]  # type: ignore[assignment]
-            _add(updated, grads[len(wanted) :])
-        del self.output
-        return passed
+        wanted = [self.input] if j in self.place.sent() else []
+        updated = self.stage.parameters() if j == self.place.target else []
+        if not (wanted or updated):
+            return None
+        grads = torch.autograd.grad(self.output, [*wanted, *updated], cotangent, retain_graph=True, allow_unused=True)
+        _add(updated, grads[len(wanted) :])
+        return grads[0] if wanted else None
 
 
 def _add(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:

@@ -1,0 +1,132 @@
+"""A small Transformer language model, character by character, and real text for it: the source of Python's standard library.
+
+The text is read from the interpreter that runs, so it is there wherever Python is. Pre-norm blocks (attention that sees no later
+character, then an MLP), learnt positions, and a head of its own: with tied embeddings the first and the last stage would share
+parameters, which interlocking refuses.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikeprop.plugins.interlocking.heads import TokensLast
+from spikeprop.seeding import generator
+
+CHARACTERS = 128  # ASCII; anything else is read as "?"
+MODULES = ("argparse", "ast", "datetime", "decimal", "difflib", "doctest", "inspect", "ipaddress", "optparse", "tarfile")
+
+
+class CharacterEmbedding(nn.Module):
+    """Characters (B, T) to vectors (B, T, width), a vector for each position added."""
+
+    def __init__(self, characters: int, context: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(characters, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(context, width) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.embedding(x, self.weight) + self.position[: x.shape[1]]
+
+
+class CausalAttention(nn.Module):
+    """Attention of ``heads`` heads over (B, T, width), each character seeing itself and those before."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width is {width}, which does not divide into {heads} heads")
+        self.heads = heads
+        self.weight = nn.Parameter(torch.randn(3 * width, width) * 0.02)
+        self.out = nn.Parameter(torch.randn(width, width) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        parts = F.linear(x, self.weight).view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return F.linear(mixed.transpose(1, 2).reshape(batch, length, width), self.out)
+
+
+class Block(nn.Module):
+    """x + attention, then + MLP, each on a layer-norm."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.attend = nn.Sequential(nn.LayerNorm(width), CausalAttention(width, heads), nn.Dropout(dropout))
+        inner = (nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.think = nn.Sequential(nn.LayerNorm(width), *inner, nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(x)
+        return x + self.think(x)
+
+
+class CharTransformer(nn.Sequential):
+    """Scores (B, characters, T) of the next character for characters (B, T).
+
+    Args:
+        context: longest T.
+        width: of the vectors.
+        depth: blocks.
+        heads: of the attention.
+        dropout: after attention and MLP.
+        characters: number of different ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        context: int = 64,
+        width: int = 64,
+        depth: int = 4,
+        heads: int = 4,
+        dropout: float = 0.0,
+        characters: int = CHARACTERS,
+    ):
+        blocks = [Block(width, heads, dropout) for _ in range(depth)]
+        head = (nn.LayerNorm(width), nn.Linear(width, characters), TokensLast())
+        super().__init__(CharacterEmbedding(characters, context, width), *blocks, *head)
+
+
+@dataclass(frozen=True)
+class TextBatches:
+    """Random stretches of a text: characters (B, context) and those that follow them (B, context).
+
+    Attributes:
+        text: character numbers (N,), int64.
+        batch_size, context: of a batch.
+        steps: batches of an epoch.
+        seed: of the stretches.
+    """
+
+    text: Tensor
+    batch_size: int
+    context: int
+    steps: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of one epoch, from batch number ``start`` on."""
+        for step in range(start, self.steps):
+            rng = generator(self.seed, epoch, step)
+            begin = torch.randint(len(self.text) - self.context, (self.batch_size, 1), generator=rng)
+            stretch = self.text[begin + torch.arange(self.context + 1)]
+            yield stretch[:, :-1], stretch[:, 1:]
+
+
+def source_text(held_out: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Source of modules of the standard library as character numbers: a part to train on, and the last share of it to test on."""
+    text = "".join(inspect.getsource(importlib.import_module(name)) for name in MODULES)
+    numbers = torch.tensor([ord(c) if ord(c) < CHARACTERS else ord("?") for c in text])
+    train = round(len(numbers) * (1 - held_out))
+    return numbers[:train], numbers[train:]

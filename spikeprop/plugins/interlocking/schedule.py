@@ -1,0 +1,119 @@
+"""What a pipeline of stages would take: measured seconds of each stage's work, put in order by the schedule. A simulation.
+
+Every stage does its operations in its own order (``Place.order``), one at a time: a forward pass after that of the stage below,
+the product for a loss above after that of the stage above. Transfers take no time and devices do not disturb each other, so it
+is the upper limit of what the schedule allows. Backpropagation in micro-batches is a reach of all stages: GPipe runs all forward
+passes of a batch before the first backward pass, 1F1B as few as it must.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from spikeprop.learn.stages import StageGraph
+from spikeprop.plugins.interlocking.rule import Interlocking
+from spikeprop.plugins.interlocking.work import Place
+
+Operation = tuple[str, int, int]  # "F" or "V", number of the micro-batch, loss
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Seconds of a stage for one micro-batch: its forward pass, and the products for each loss, the head in that for its own."""
+
+    forward: float
+    backward: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What the simulation found.
+
+    Attributes:
+        seconds: until the last stage is done.
+        idle: share of that time in which each stage waits.
+    """
+
+    seconds: float
+    idle: list[float]
+
+
+def simulate(
+    times: Sequence[StageTimes], reach: int, microbatches: int, batches: int, *, all_forward_first: bool = False
+) -> Simulated:
+    """Run the schedule.
+
+    Args:
+        times: of each stage.
+        reach: n.
+        microbatches: of a batch.
+        batches: one after the other; a stage starts on the next as soon as its own gradients are whole.
+        all_forward_first: as GPipe does.
+    """
+    places = [Place(i, len(times), reach) for i in range(len(times))]
+    queues = [_operations(place, microbatches, batches, all_forward_first) for place in places]
+    end: dict[tuple[int, Operation], float] = {}
+    free, position = [0.0] * len(times), [0] * len(times)
+    while any(position[i] < len(queue) for i, queue in enumerate(queues)):
+        for i, queue in enumerate(queues):
+            while position[i] < len(queue):
+                kind, m, j = queue[position[i]]
+                needed = _needs(places[i], (kind, m, j))
+                if needed is not None and needed not in end:
+                    break
+                start = max(free[i], end[needed] if needed is not None else 0.0)
+                free[i] = start + (times[i].forward if kind == "F" else times[i].backward[j])
+                end[i, (kind, m, j)] = free[i]
+                position[i] += 1
+    seconds = max(free)
+    work = [batches * microbatches * (t.forward + sum(t.backward.values())) for t in times]
+    return Simulated(seconds, [1 - w / seconds for w in work])
+
+
+def measure_times(rule: Interlocking, model: nn.Module, x: Tensor, y: Tensor, repeats: int = 3) -> list[StageTimes]:
+    """The least seconds of each stage for a micro-batch, one stage after the other in this process."""
+    graph = rule.graph(model)
+    found = [_measure(rule, graph, x, y) for _ in range(repeats)]
+    model.zero_grad()
+    rule.own.zero_grad()
+    return [
+        StageTimes(min(t.forward for t in same), {j: min(t.backward[j] for t in same) for j in same[0].backward})
+        for same in zip(*found)
+    ]
+
+
+def _measure(rule: Interlocking, graph: StageGraph, x: Tensor, y: Tensor) -> list[StageTimes]:
+    works = [rule.work(graph, i) for i in range(len(graph.stages))]
+    forward, h = [], x
+    for work in works:
+        started = time.perf_counter()
+        h = work.forward(h)
+        forward.append(time.perf_counter() - started)
+    times: list[StageTimes] = []
+    received: dict[int, Tensor] = {}
+    for work, seconds in zip(reversed(works), reversed(forward)):
+        place, backward, passed = work.place, {}, {}
+        for j in [*place.others(), *([place.stage] if place.has_loss else [])]:
+            started = time.perf_counter()
+            cotangent = work.own_cotangent(y)[1] if j == place.stage else received[j]
+            passed[j] = work.backward(j, cotangent)
+            backward[j] = time.perf_counter() - started
+        received = {j: c for j, c in passed.items() if c is not None}
+        times.insert(0, StageTimes(seconds, backward))
+    return times
+
+
+def _operations(place: Place, microbatches: int, batches: int, all_forward_first: bool) -> list[Operation]:
+    order = place.order(microbatches, microbatches - 1 if all_forward_first else None)
+    return [(kind, batch * microbatches + m, j) for batch in range(batches) for kind, m, j in order]
+
+
+def _needs(place: Place, operation: Operation) -> tuple[int, Operation] | None:
+    kind, _, j = operation
+    if kind == "F":
+        return (place.stage - 1, operation) if place.stage else None
+    return (place.stage + 1, operation) if j != place.stage else None

@@ -1,0 +1,48 @@
+"""The simulated schedules against arithmetic by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spikeprop.plugins.interlocking.schedule import StageTimes, measure_times, simulate
+from spikeprop.plugins.interlocking.work import Place
+from tests.plugins.test_interlocking import prepared, resnet
+
+
+def even(reach: int, stages: int = 4) -> list[StageTimes]:
+    """One second for a forward pass, two for the products of each loss."""
+    places = [Place(i, stages, reach) for i in range(stages)]
+    return [StageTimes(1.0, dict.fromkeys([*p.others(), *([p.stage] if p.has_loss else [])], 2.0)) for p in places]
+
+
+def test_gpipe_takes_its_formula() -> None:
+    """(M + K - 1) (f + b) a batch, of which (K - 1)/(M + K - 1) is idle."""
+    for m in (1, 4, 16):
+        found = simulate(even(4), 4, m, 1, all_forward_first=True)
+        assert found.seconds == pytest.approx((m + 3) * 3)
+        assert found.idle == pytest.approx([3 / (m + 3)] * 4)
+        assert simulate(even(4), 4, m, 1).seconds == pytest.approx((m + 3) * 3)  # 1F1B: as long, with less memory
+
+
+def test_local_learning_waits_for_the_pipe_to_fill_once() -> None:
+    found = simulate(even(1), 1, 1, 100)
+    assert found.seconds == pytest.approx(100 * 3 + 3 * 1)
+    assert simulate(even(4), 4, 1, 100).seconds == pytest.approx(100 * 4 * 3)  # global, a batch at a time: one stage works
+
+
+def test_pairwise_waits_for_one_stage_above_only() -> None:
+    """A period is the forward pass, two products, and what is not hidden of the stage above: far from the global K (f + b)."""
+    for stages in (4, 8):
+        period = simulate(even(2, stages), 2, 1, 100).seconds / 100
+        assert 5 <= period <= 8.1
+        assert simulate(even(stages, stages), stages, 1, 100).seconds / 100 == pytest.approx(3 * stages)
+
+
+def test_times_are_measured_and_leave_no_gradient() -> None:
+    model = resnet().double()
+    rule = prepared(model, reach=2)
+    times = measure_times(rule, model, torch.rand(4, 1, 8, 8).double(), torch.arange(4))
+    assert len(times) == 4
+    assert all(t.forward > 0 and min(t.backward.values()) > 0 for t in times)
+    assert all(p.grad is None for p in (*model.parameters(), *rule.parameters()))
