@@ -96,10 +96,15 @@ class HybridConversion:
         Raises:
             RecipeError: a bad value, an ANN that does not fit the data, or a device that is not here.
             ConversionError: an ANN that cannot be converted.
+            StageError: an ANN that the learning rule cannot cut into stages.
         """
         for settings in (self.train, self.convert, self.finetune):
             settings.check()
-        check_network(self.ann, self.convert.neuron, self.convert.encoder, self.data.build())
+        data = self.data.build()
+        check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
+        rule = self.train.rule.build()
+        if self.train.epochs and type(rule).prepare is not LearningRule.prepare:  # it may not be able to train this network
+            rule.prepare(self.ann.build(), torch.zeros(2, *data.input_shape))
         if here and find_device(self.device).type == "cpu" and self.precision != "float32":
             raise RecipeError(f"precision: {self.precision} is for CUDA, and this run is on the CPU; use precision=float32")
 

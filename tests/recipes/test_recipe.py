@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from spikeprop.errors import ConversionError, RecipeError
+from spikeprop.errors import ConversionError, RecipeError, StageError
 from spikeprop.pipeline import HybridConversion
 from spikeprop.recipe import Recipe, check, components, dump, load_recipe, recipe_folder, slots
 from spikeprop.settings import find_device
@@ -187,6 +187,13 @@ def test_callbacks_are_a_list_of_components() -> None:
         load_recipe("digits_cnn_stdb", ["train.callbacks=[Guard]"])
     with pytest.raises(RecipeError, match=r"train\.callbacks: expected a list of components"):
         load_recipe("digits_cnn_stdb", ["train.callbacks=CollapseGuard"])
+
+
+def test_a_rule_that_cannot_train_the_network_says_so_before_training() -> None:
+    with pytest.raises(StageError, match="at most 4 stages, not 9"):
+        load_recipe("digits_cnn_ar", ["train.rule={use: spikeprop.plugins.Interlocking, cuts: 9}"]).experiment.check()
+    with pytest.raises(RecipeError, match=r"train\.rule: spikeprop\.plugins\.ActivationRelaxation: step_size is 2"):
+        load_recipe("digits_cnn_ar", ["train.rule.step_size=2.0"]).experiment.check()
 
 
 def test_arms_are_a_mapping_of_components() -> None:
