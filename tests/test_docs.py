@@ -73,6 +73,9 @@ def test_the_results_page_tells_every_run_as_its_report_does() -> None:
             _check_arms(report, rows)
             continue
         (row,) = (row for row in rows if f"`{file.parent.name}`" in row)
+        if "learners" in report:
+            _check_learners(report, row)
+            continue
         kind = "finetuned" if report.get("finetuned_epochs", 1) else "converted"
         found = report[kind]["accuracy"]
         claims = re.findall(r"(\d+\.\d\d) at (?:T = )?(\d+)", row.split("|")[5])
@@ -88,3 +91,12 @@ def _check_arms(report: dict[str, Any], rows: list[str]) -> None:
     told = [arm for arm in report["arms"].values() if f"{arm['mean']:.2f} ({arm['interval'][0]:.2f} to" in text]
     assert len(told) >= 2
     assert any(f"{arm['against_baseline']['mean']:+.2f} (" in text for arm in told)
+
+
+def _check_learners(report: dict[str, Any], row: str) -> None:
+    """The mean of each learner, and MAP propagation's lead over backprop, with their intervals, as the row tells them."""
+    digits = 2 if "environment" in report else 3
+    signed = [(found["whole_run"], "") for found in report["learners"].values()] + [(report["difference"]["map - backprop"], "+")]
+    for found, sign in signed:
+        mean, low, high = (f"{value:{sign}.{digits}f}" for value in (found["mean"], *found["interval"]))
+        assert f"{mean}, {low} to {high}" in row
