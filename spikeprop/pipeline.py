@@ -213,12 +213,15 @@ class _Run:
         found = self._ask("ann", ann, ())["accuracy"]["ANN"]
         macs = count_macs(ann, self.data.input_shape)
         result: dict[str, Any] = {"ann": {"accuracy": found["top1"], "interval": found["top1_interval"]}}
+        summary: dict[str, Any] = {}
         for kind, at in (("converted", wanted), ("finetuned", [t for t in wanted if t <= limit])):
-            summary = self._ask(kind, self._load(kind).to(self.device), at)
+            if kind == "converted" or self.experiment.finetune.epochs:  # else it is the same network
+                summary = self._ask(kind, self._load(kind).to(self.device), at)
+            answered = {t: found for t, found in summary["accuracy"].items() if int(t) in at}
             result[kind] = {
-                "accuracy": {t: found and found["top1"] for t, found in summary["accuracy"].items()},
-                "interval": {t: found and found["top1_interval"] for t, found in summary["accuracy"].items()},
-                "activity": summary["activity"],
+                "accuracy": {t: found and found["top1"] for t, found in answered.items()},
+                "interval": {t: found and found["top1_interval"] for t, found in answered.items()},
+                "activity": {t: found for t, found in summary["activity"].items() if int(t) in at},
                 "activity_images": summary["activity_images"],
             }
         result["conversion_error"] = self._conversion_error(ann, wanted)

@@ -183,3 +183,11 @@ def test_interlocking_runs_beside_pytorchs_pipelines(load: Any, tmp_path: Path) 
     for part in ("processes", "simulated"):
         assert set(found[part]) == {"local", "pairwise", "3-wise", "global", "GPipe", "1F1B"}
         assert all(one["images_per_second"] > 0 for one in found[part].values())
+
+
+def test_agreement_runs_on_photographs(data_root: Path) -> None:
+    """Two photographs, two steps: each half calibrates the network that is asked about the other."""
+    command = [sys.executable, str(BENCHMARKS / "agreement.py"), "--images", "2", "--timesteps", "2", "--batch", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "of 2 at T = 2" in done.stdout
