@@ -2,8 +2,8 @@
 
 python benchmarks/agreement.py --timesteps 64 --out results/benchmarks/agreement.json
 
-The photographs are those of a folder in ImageNet's layout (--root, default $SPIKEPROP_DATA/imagenet-sample; only val/ is read). The
-images at even places calibrate a network that is asked about those at odd places, and the other way round, so each is asked about
+The photographs are those of a folder in ImageNet's layout (--root, default $SPIKEPROP_DATA/imagenet-sample; only val/ is read).
+Those at even places calibrate a network that is asked about those at odd places, and the other way round, so each is asked about
 once and never by a network that has seen it. Weights: squeezenet1_0_imagenet.safetensors in $SPIKEPROP_DATA/weights.
 """
 
