@@ -25,6 +25,10 @@ class TrainingCollapsed(SpikepropError):
     """The loss is not finite or accuracy fell under chance."""
 
 
+class StageError(SpikepropError):
+    """A network cannot be cut into stages as a learning rule needs them."""
+
+
 class EvaluationError(SpikepropError):
     """An evaluation's folder holds another evaluation, or the network and the data do not fit each other."""
 

@@ -38,7 +38,16 @@ from spikeprop.evaluate import (
     summarise,
 )
 from spikeprop.experiment import Context
-from spikeprop.learn import CollapseGuard, MetricsLog, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
+from spikeprop.learn import (
+    CollapseGuard,
+    LearningRule,
+    MetricsLog,
+    ProgressBar,
+    fit,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
 from spikeprop.networks import check_network, describe_network, load_network
 from spikeprop.recipe import Component
 from spikeprop.seeding import seed_torch
@@ -239,23 +248,27 @@ class _Run:
     # helpers ------------------------------------------------------------------------------------------------------------------
 
     def _fit(
-        self, stage: str, model: nn.Module, settings: Training | FineTuning, rule: Any, seed: int, *guards: CollapseGuard
+        self, stage: str, model: nn.Module, settings: Training | FineTuning, rule: LearningRule, seed: int, *guards: CollapseGuard
     ) -> list[dict[str, Any]]:
         if settings.epochs == 0:
             return []
         model.to(self.device)
-        optimizer = settings.build_optimizer(p for p in model.parameters() if p.requires_grad)
+        batches, callbacks = self.data.train(settings.batch_size, seed), [c.build() for c in settings.callbacks]
+        rule.prepare(model, next(batches.epoch(0))[0].to(self.device))
+        groups = rule.param_groups(model)
+        for callback in callbacks:
+            groups = callback.param_groups(model, groups)
         precision = self.experiment.precision
         return fit(
             model,
             rule,
-            self.data.train(settings.batch_size, seed),
-            optimizer,
+            batches,
+            settings.build_optimizer(groups),
             epochs=settings.epochs,
             schedule=settings.schedule.build(),
             seed=seed,
             clip=settings.clip,
-            callbacks=[ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage), *guards],
+            callbacks=[ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage), *guards, *callbacks],
             checkpoint=self._progress(stage),
             autocast=None if precision == "float32" else getattr(torch, precision),
         )

@@ -26,6 +26,7 @@ from spikeprop.errors import RecipeError
 
 T = TypeVar("T")
 EXPERIMENTS = "spikeprop.pipeline"
+PLUGINS = "spikeprop.plugins"  # listed beside a slot's own components; a recipe names them with this prefix
 DEFAULT_EXPERIMENT = "HybridConversion"
 HOMES = {
     "torch.nn.modules.module.Module": "spikeprop.ann",
@@ -143,18 +144,23 @@ def home(base: type) -> str:
 
 
 def components(base: type) -> dict[str, dict[str, Any]]:
-    """The components of a slot: name to {parameter: default}."""
-    module = importlib.import_module(home(base))
-    found = {name: getattr(module, name) for name in sorted(getattr(module, "__all__", dir(module)))}
+    """The components of a slot: name to {parameter: default}; those of plugins under the name that a recipe gives them."""
+    found = _public(home(base)) | {f"{PLUGINS}.{name}": cls for name, cls in _public(PLUGINS).items()}
     return {name: _defaults(cls) for name, cls in found.items() if _fits(cls, base)}
+
+
+def _public(name: str) -> dict[str, Any]:
+    module = importlib.import_module(name)
+    return {key: getattr(module, key) for key in sorted(getattr(module, "__all__", dir(module)))}
 
 
 def slots(experiment: type) -> dict[str, type]:
     """Path to base class of every component slot of an experiment, nested settings included."""
     found: dict[str, type] = {}
     for name, hint in get_type_hints(experiment).items():
-        if get_origin(hint) is Component:
-            found[name] = get_args(hint)[0]
+        base = _base_of(hint)
+        if base is not None:
+            found[name] = base
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= {f"{name}.{inner}": base for inner, base in slots(hint).items()}
     return found
@@ -241,12 +247,34 @@ def _dataclass(cls: type, settings: Any, path: str) -> Any:
 def _value(hint: Any, value: Any, path: str) -> Any:
     if get_origin(hint) is Component:
         return component(get_args(hint)[0], value, path)
+    held = _held(hint)
+    if held is not None:
+        kind = get_origin(hint)
+        if not isinstance(value, kind):
+            shown = "[Name, {use: Name, key: value}]" if kind is list else "{key: Name, other: {use: Name, key: value}}"
+            raise RecipeError(f"{path}: expected a {kind.__name__} of components, as in '{shown}', got {value!r}")
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        built = {str(key): _value(held, item, f"{path}.{key}") for key, item in items}
+        return built if kind is dict else list(built.values())
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not inspect.isabstract(hint):
         return _dataclass(hint, value, path)
     base = _slot_base(hint)
     if base is not None and value is not None:
         return component(base, value, path)
     return _typed(hint, value, path)
+
+
+def _base_of(hint: Any) -> Any:
+    """X of Component[X], and of lists and dictionaries of such; else None."""
+    if get_origin(hint) is Component:
+        return get_args(hint)[0]
+    return _base_of(get_args(hint)[-1]) if get_origin(hint) in (list, dict) else None
+
+
+def _held(hint: Any) -> Any:
+    """What a list or dictionary of components holds, which may be lists of them; None for other hints."""
+    inner = get_args(hint)[-1] if get_origin(hint) in (list, dict) else None
+    return None if inner is None or _base_of(inner) is None else inner
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
@@ -323,8 +351,10 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _defaults(target: Any) -> dict[str, Any]:
+    made = {f.name: f.default_factory for f in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else {}
+    made = {name: factory() for name, factory in made.items() if factory is not dataclasses.MISSING}
     return {
-        name: "(required)" if p.default is p.empty else p.default
+        name: "(required)" if p.default is p.empty else made.get(name, p.default)
         for name, p in _parameters(target).items()
         if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in RESERVED
     }
@@ -358,16 +388,17 @@ def _expected(hint: Any) -> str:
 
 
 def _describe(value: Any) -> dict[str, Any]:
-    out = {}
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if isinstance(item, Component):
-            out[field.name] = item.describe()
-        elif dataclasses.is_dataclass(item):
-            out[field.name] = _describe(item)
-        else:
-            out[field.name] = _plain(item)
-    return out
+    return {field.name: _described(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _described(item: Any) -> Any:
+    if isinstance(item, Component):
+        return item.describe()
+    if dataclasses.is_dataclass(item):
+        return _describe(item)
+    if isinstance(item, Mapping):
+        return {k: _described(i) for k, i in item.items()}
+    return [_described(i) for i in item] if isinstance(item, list | tuple) else item
 
 
 def _plain(value: Any) -> Any:

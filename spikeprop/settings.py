@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from spikeprop.convert import ThresholdCalibrator
 from spikeprop.errors import RecipeError
-from spikeprop.learn import LearningRule, Schedule
+from spikeprop.learn import Callback, LearningRule, Schedule
 from spikeprop.recipe import Component
 from spikeprop.snn import Encoder, Neuron
 
@@ -35,6 +35,7 @@ class Training:
         batch_size: images a step.
         lr, weight_decay: of the optimiser.
         clip: largest gradient norm, or null.
+        callbacks: components, in the order in which they are called.
     """
 
     rule: Component[LearningRule]
@@ -45,6 +46,7 @@ class Training:
     lr: float = 1e-2
     weight_decay: float = 5e-4
     clip: float | None = None
+    callbacks: list[Component[Callback]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_training(self)
@@ -54,7 +56,7 @@ class Training:
         self.rule.build()
         _build_rest(self)
 
-    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
         return _build_optimizer(self, parameters)
 
@@ -90,7 +92,7 @@ class FineTuning:
         rule, optimizer, schedule: components; the rule is given ``timesteps``.
         timesteps: steps of a simulation.
         dropout: probability of every dropout while fine-tuning; null keeps the ANN's.
-        epochs, batch_size, lr, weight_decay, clip: as in training; trained thresholds and leaks share them with the weights.
+        epochs, batch_size, lr, weight_decay, clip, callbacks: as in training, for trained thresholds and leaks too.
     """
 
     rule: Component[LearningRule]
@@ -103,6 +105,7 @@ class FineTuning:
     lr: float = 1e-4
     weight_decay: float = 5e-4
     clip: float | None = None
+    callbacks: list[Component[Callback]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_training(self)
@@ -120,7 +123,7 @@ class FineTuning:
         takes = "timesteps" in self.rule.parameters() and "timesteps" not in self.rule.arguments
         return self.rule.build(**({"timesteps": self.timesteps} if takes else {}))
 
-    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
         return _build_optimizer(self, parameters)
 
@@ -176,9 +179,11 @@ def _check_training(settings: Training | FineTuning) -> None:
 def _build_rest(settings: Training | FineTuning) -> None:
     settings.schedule.build()
     settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
+    for callback in settings.callbacks:
+        callback.build()
 
 
-def _build_optimizer(settings: Training | FineTuning, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def _build_optimizer(settings: Training | FineTuning, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
     return settings.optimizer.build(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay)
 
 

@@ -23,7 +23,8 @@ from torch import nn
 
 from spikeprop.cli import main
 from spikeprop.learn import save_checkpoint
-from spikeprop.recipe import recipe_folder
+from spikeprop.pipeline import HybridConversion
+from spikeprop.recipe import load_recipe, recipe_folder
 from tests.conftest import need
 from tests.hardware.test_lava import lava_or_skip
 
@@ -269,6 +270,7 @@ def test_ls_shows_recipes_and_components() -> None:
     for text in (
         "digits_cnn_stdb",
         "LIF(v_threshold=1.0, leak=0.99",
+        "spikeprop.plugins.ActivationRelaxation(loss=CrossEntropy",
         "ThresholdBalancing(timesteps=100",
         "STDB(alpha=0.3, beta=0.01)",
     ):
@@ -322,7 +324,13 @@ def _disk_fills_up(after: Path) -> Callable[[int], None]:
     return fsync
 
 
-SMOKE = {"digits": None, "fashion": "FashionMNIST", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+SMOKE = {
+    "digits": None,
+    "mnist": "MNIST",
+    "fashion": "FashionMNIST",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
 LARGE = {
     "cifar10_resnet20_light",
     "cifar10_resnet20_signed",
@@ -371,10 +379,14 @@ def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
 
 
 def smoke(file: Path, tmp_path: Path, *overrides: str, lava: bool) -> None:
-    simulate = [] if lava else ["simulate.samples=0"]
+    hybrid = isinstance(load_recipe(str(file)).experiment, HybridConversion)
+    simulate = [] if lava or not hybrid else ["simulate.samples=0"]
     result = spikeprop("run", file, *overrides, *simulate, "--smoke", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     values = report(tmp_path / "run")
+    if not hybrid:
+        assert (tmp_path / "run" / "report.png").exists()
+        return
     assert set(values["converted"]["accuracy"]) == {"2", "4"}
     if lava:
         assert values["simulate"]["spikes_equal"]

@@ -5,6 +5,7 @@ from spikeprop.learn.bptt import BPTT
 from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, Training
 from spikeprop.learn.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from spikeprop.learn.loop import Batches, fit
+from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
 
@@ -17,10 +18,13 @@ __all__ = [
     "CollapseGuard",
     "Constant",
     "Cosine",
+    "CrossEntropy",
     "LearningRule",
+    "Loss",
     "MetricsLog",
     "ProgressBar",
     "Schedule",
+    "SquaredError",
     "Steps",
     "Training",
     "fit",

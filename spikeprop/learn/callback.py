@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.files import write_text
@@ -29,19 +29,39 @@ class Training:
     correct: int = 0
     seen: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Running means of the current epoch; accuracy in percent."""
+        """Running means of the current epoch, with those of the rule's own scalars; accuracy in percent."""
         seen = max(self.seen, 1)
-        return {"epoch": self.epoch, "loss": self.loss_sum / seen, "accuracy": 100 * self.correct / seen}
+        own = {name: total / seen for name, total in self.sums.items()}
+        return {"epoch": self.epoch, "loss": self.loss_sum / seen, "accuracy": 100 * self.correct / seen, **own}
 
 
 class Callback:
-    """Hooks of the loop; each does nothing unless overridden."""
+    """Hooks of the loop; each does nothing unless overridden.
+
+    A callback whose behaviour depends on more than ``training`` and its settings keeps that as tensors in ``state_dict``, which
+    the loop's checkpoints save and resume.
+    """
+
+    def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The optimiser's groups before it is made, split where the callback needs a group of its own."""
+        return groups
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors to resume with, by name."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take ``state_dict``'s tensors back; before ``on_start``, and only on a resume."""
 
     def on_start(self, training: Training) -> None:
         """Before the first step of this process, after a resume."""
+
+    def on_gradient(self, training: Training) -> None:
+        """Once the rule has filled the gradients and the schedule has set the rates; before clipping and the optimiser's step."""
 
     def on_step(self, training: Training) -> None:
         """After each optimiser step."""

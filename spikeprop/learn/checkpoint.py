@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file with its description as JSON in the header, and the same JSON beside it to read.
 
 The header is what is read back, so a checkpoint is one file, renamed into place whole. Tensors are named
-``model.<name>`` and ``optimizer.<parameter>.<key>``; whatever is not a tensor lives in the description. Nothing is
-pickled.
+``model.<name>``, ``optimizer.<parameter>.<key>`` and ``<part>.<name>`` of whatever else has a state; what is not a
+tensor lives in the description. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -37,10 +37,23 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, description: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
+    path: Path,
+    model: nn.Module,
+    description: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write model (and optimiser) to ``path`` atomically, with ``description`` (JSON values) in the header and beside it."""
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    """Write a network to ``path`` atomically, with ``description`` (JSON values) in the header and beside it.
+
+    Args:
+        path: the safetensors file.
+        model: the network.
+        description: JSON values.
+        optimizer: saved too, to go on training.
+        others: further tensors by prefix and name.
+    """
+    parts = {"model": model.state_dict(), **(others or {})}
+    tensors = {f"{part}.{k}": v.detach().cpu().contiguous() for part, state in parts.items() for k, v in state.items()}
     described = {"format": FORMAT, **description}
     if optimizer is not None:
         state, groups = _split_optimizer(optimizer)

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError, TrainingCollapsed
 from spikeprop.learn.callback import Callback, Training
-from spikeprop.learn.checkpoint import load_checkpoint, load_model, load_optimizer, save_checkpoint
+from spikeprop.learn.checkpoint import Checkpoint, load_checkpoint, load_model, load_optimizer, save_checkpoint
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
 from spikeprop.seeding import seed_torch
 
 Batch = tuple[Tensor, Tensor]
+POSITION = ("epoch", "step", "loss_sum", "correct", "seen", "history", "sums")  # of a training, in its checkpoint
 READ_SECONDS = 1.0  # between readings of the loss on a device that computes ahead of us
 
 
@@ -73,6 +74,29 @@ class _How:
     checkpoint: Path | None
     checkpoint_seconds: float
     constrained: Sequence[Constrained]
+    saves: _Saves
+
+
+@dataclass(frozen=True)
+class _Saves:
+    """Whose state a checkpoint holds beside the network's and the optimiser's."""
+
+    rule: LearningRule
+    callbacks: Sequence[Callback]
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        return {"rule": self.rule.state_dict(), **{f"callback.{i}": c.state_dict() for i, c in enumerate(self.callbacks)}}
+
+    def resume(self, saved: Checkpoint) -> None:
+        own, names = saved.part("rule"), set(self.rule.state_dict())
+        if set(own) != names:
+            raise CheckpointError(
+                f"{saved.path} is of a run with another learning rule: the rule's own tensors differ in "
+                f"{', '.join(sorted(names ^ set(own))[:4])}; use another --out folder, or the same recipe"
+            )
+        self.rule.load_state_dict(own)
+        for i, callback in enumerate(self.callbacks):
+            callback.load_state_dict(saved.part(f"callback.{i}"))
 
 
 def fit(
@@ -97,7 +121,8 @@ def fit(
 
     Args:
         model: network that ``rule`` can train; batches go to its device.
-        rule: fills ``.grad``.
+        rule: fills ``.grad``; one with parameters of its own has been prepared, and the optimiser holds them
+            (``rule.param_groups``).
         batches: (images, labels) batches; ``Batches`` resume without rereading, any sized iterable works.
         optimizer: over the model's parameters; its learning rate is the base that ``schedule`` multiplies.
         epochs: passes over ``batches``.
@@ -113,6 +138,7 @@ def fit(
         one dict an epoch: epoch, loss, accuracy (percent), lr, seconds.
 
     Raises:
+        ValueError: no batches, or an optimiser without the rule's own parameters.
         TrainingCollapsed: a loss that is not finite.
         CheckpointError: ``checkpoint`` belongs to another network or another number of batches.
     """
@@ -120,14 +146,17 @@ def fit(
     training = Training(model, optimizer, epochs, len(source))
     if training.steps_per_epoch == 0:
         raise ValueError("no batches to train on")
+    _check_optimizer(rule, optimizer)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
+    saves = _Saves(rule, callbacks)
     if checkpoint is not None and checkpoint.exists():
-        _resume(training, checkpoint)
+        _resume(training, checkpoint, saves)
     device = next(model.parameters()).device
     constrained = [module for module in model.modules() if isinstance(module, Constrained)]
-    how = _How(rule, schedule or Constant(), seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds, constrained)
-    model.train()
+    schedule = schedule or Constant()
+    how = _How(rule, schedule, seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds, constrained, saves)
+    _set_mode(model, rule, True)
     for callback in callbacks:
         callback.on_start(training)
     try:
@@ -136,7 +165,7 @@ def fit(
     finally:
         for callback in callbacks:
             callback.on_end(training)
-        model.eval()
+        _set_mode(model, rule, False)
     return training.history
 
 
@@ -152,7 +181,7 @@ def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
         due = time.monotonic() - saved > how.checkpoint_seconds
         if how.checkpoint and due and training.step < training.steps_per_epoch:
             unread.read()
-            _save(training, how.checkpoint)
+            _save(training, how.checkpoint, how.saves)
             saved = time.monotonic()
     unread.read()
     lr = training.optimizer.param_groups[0]["lr"]
@@ -161,9 +190,9 @@ def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
         callback.on_epoch(training, metrics)
     training.history.append(metrics)
     training.epoch, training.step = training.epoch + 1, 0
-    training.loss_sum, training.correct, training.seen = 0.0, 0, 0
+    training.loss_sum, training.correct, training.seen, training.sums = 0.0, 0, 0, {}
     if how.checkpoint is not None:
-        _save(training, how.checkpoint)
+        _save(training, how.checkpoint, how.saves)
 
 
 def _one_step(training: Training, how: _How, x: Tensor, y: Tensor, unread: _Unread) -> None:
@@ -171,8 +200,10 @@ def _one_step(training: Training, how: _How, x: Tensor, y: Tensor, unread: _Unre
     with nullcontext() if how.autocast is None else torch.autocast(how.device.type, how.autocast):
         result = how.rule.step(training.model, x, y)  # its backward pass recomputes, so it too runs under autocast
     unread.add(result, y)
+    for callback in how.callbacks:
+        callback.on_gradient(training)
     if how.clip is not None:
-        nn.utils.clip_grad_norm_(training.model.parameters(), how.clip)
+        nn.utils.clip_grad_norm_([*training.model.parameters(), *how.rule.parameters()], how.clip)
     training.optimizer.step()
     for module in how.constrained:
         module.project_parameters()
@@ -187,12 +218,13 @@ class _Unread:
 
     def __init__(self, training: Training, device: torch.device):
         self.training, self.patience = training, _patience(device)
-        self.steps: list[tuple[int, Tensor, Tensor, int]] = []
+        self.steps: list[tuple[int, Tensor, Tensor, int, dict[str, Tensor]]] = []
         self.last = time.monotonic()
 
     def add(self, result: dict[str, Tensor], y: Tensor) -> None:
         hits = (result["scores"].argmax(1) == y).sum()
-        self.steps.append((self.training.step, result["loss"], hits, len(y)))
+        own = {name: value for name, value in result.items() if name not in ("loss", "scores")}
+        self.steps.append((self.training.step, result["loss"], hits, y.numel(), own))
         if time.monotonic() - self.last >= self.patience:
             self.read()
 
@@ -200,7 +232,7 @@ class _Unread:
         """Add what has come to the epoch's sums."""
         if not self.steps:
             return
-        numbers, losses, hits, sizes = zip(*self.steps)
+        numbers, losses, hits, sizes, owns = zip(*self.steps)
         for number, loss in zip(numbers, read := torch.stack(losses).tolist()):
             if not math.isfinite(loss):
                 raise TrainingCollapsed(
@@ -209,6 +241,9 @@ class _Unread:
                 )
         for loss, size in zip(read, sizes):
             self.training.loss_sum += loss * size
+        for own, size in zip(owns, sizes):
+            for name, value in own.items():
+                self.training.sums[name] = self.training.sums.get(name, 0.0) + float(value) * size
         self.training.correct += int(torch.stack(hits).sum())
         self.training.seen += sum(sizes)
         self.steps.clear()
@@ -226,14 +261,29 @@ def _set_lr(training: Training, schedule: Schedule) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def _save(training: Training, path: Path) -> None:
-    names = ("epoch", "step", "loss_sum", "correct", "seen", "history", "steps_per_epoch", "epochs")
-    save_checkpoint(path, training.model, {"training": {n: getattr(training, n) for n in names}}, training.optimizer)
+def _check_optimizer(rule: LearningRule, optimizer: torch.optim.Optimizer) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = sum(id(p) not in held for p in rule.parameters() if p.requires_grad)
+    if missing:
+        raise ValueError(
+            f"the optimiser lacks {missing} parameters of {type(rule).__name__}'s own: "
+            "call rule.prepare(model, x), then make it of rule.param_groups(model)"
+        )
 
 
-def _resume(training: Training, path: Path) -> None:
+def _set_mode(model: nn.Module, rule: LearningRule, training: bool) -> None:
+    model.train(training)
+    rule.own.train(training)
+
+
+def _save(training: Training, path: Path, saves: _Saves) -> None:
+    described = {name: getattr(training, name) for name in (*POSITION, "steps_per_epoch", "epochs")}
+    save_checkpoint(path, training.model, {"training": described}, training.optimizer, saves.state())
+
+
+def _resume(training: Training, path: Path, saves: _Saves) -> None:
     saved = load_checkpoint(path)
-    position = saved.description["training"]
+    position = {"sums": {}, **saved.description["training"]}  # older checkpoints have no sums
     for name in ("steps_per_epoch", "epochs"):
         if position[name] != getattr(training, name):
             raise CheckpointError(
@@ -241,6 +291,7 @@ def _resume(training: Training, path: Path) -> None:
                 "use another --out folder, or the same recipe"
             )
     load_model(training.model, saved)
+    saves.resume(saved)  # names another rule, which the optimiser would only notice by its number of parameters
     load_optimizer(training.optimizer, saved)
-    for name in ("epoch", "step", "loss_sum", "correct", "seen", "history"):
+    for name in POSITION:
         setattr(training, name, position[name])

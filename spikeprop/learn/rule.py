@@ -1,20 +1,29 @@
 """``LearningRule``: where gradients come from.
 
-The loop owns the optimiser, the schedule and the checkpoints; a rule only fills ``.grad``.
+The loop owns the optimiser, the schedule and the checkpoints; a rule only fills ``.grad``. A rule that needs parameters of its
+own (auxiliary heads, backward weights, traces) makes them in ``prepare``, once the network is known, and keeps them in
+``own``: the same optimiser trains them, and checkpoints of the loop save and resume them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRule(ABC):
-    """Computes gradients for one batch."""
+    """Computes gradients for one batch.
+
+    Attributes:
+        own: modules of the rule's own, by name; empty for most rules. Not a setting: the rule fills it in ``prepare``.
+    """
+
+    own: nn.ModuleDict = field(init=False, default_factory=nn.ModuleDict, repr=False, compare=False)
 
     @abstractmethod
     def step(self, model: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -26,5 +35,30 @@ class LearningRule(ABC):
             y: labels (B,), int64.
 
         Returns:
-            {"loss": mean loss (), "scores": class scores (B, K)}, both detached.
+            {"loss": mean loss (), "scores": class scores (B, K)}, both detached; further entries are scalars () that the loop
+            averages over the epoch into its metrics.
         """
+
+    def prepare(self, model: nn.Module, x: Tensor) -> None:  # noqa: B027 - most rules have nothing to make
+        """Make what is the rule's own, on the network's device; before the optimiser is made. The network stays as it is.
+
+        Args:
+            model: the network to train.
+            x: a batch of its inputs, to see shapes by.
+        """
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the rule's own, which the optimiser trains beside the network's."""
+        return self.own.parameters()
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """What the optimiser is made of: groups as torch.optim takes them, by default all that is trained in one."""
+        return [{"params": [p for p in (*model.parameters(), *self.parameters()) if p.requires_grad]}]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors of the rule's own, by name."""
+        return self.own.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of ``state_dict`` back, after ``prepare``."""
+        self.own.load_state_dict(dict(state))

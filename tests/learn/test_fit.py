@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from spikeprop.learn import (
     CollapseGuard,
     Constant,
     Cosine,
+    CrossEntropy,
     LearningRule,
     MetricsLog,
+    SquaredError,
     Steps,
     Training,
     load_checkpoint,
@@ -92,6 +96,76 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, kind: str
     assert not torch.equal(weights(first), weights(second))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Helped(Backprop):
+    """A rule with a trained part and a trace of its own, and a scalar to tell."""
+
+    def prepare(self, model: nn.Module, x: torch.Tensor) -> None:
+        self.own["helper"] = nn.Linear(10, 10)
+        self.own["trace"] = nn.BatchNorm1d(10, affine=False)
+
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = model(x)
+        loss = nn.functional.cross_entropy(self.own["helper"](self.own["trace"](scores)), y)
+        loss.backward()
+        return {"loss": loss.detach(), "scores": scores.detach(), "spread": scores.detach().std()}
+
+
+class Remembers(Callback):
+    """Draws the weights towards where they started, which only a checkpoint can tell after a kill."""
+
+    start: torch.Tensor | None = None
+
+    def on_start(self, training: Training) -> None:
+        self.start = weights(training.model).clone() if self.start is None else self.start
+
+    def on_gradient(self, training: Training) -> None:
+        assert self.start is not None
+        for p, start in zip(training.model.parameters(), self.start.split([p.numel() for p in training.model.parameters()])):
+            assert p.grad is not None
+            p.grad += 0.1 * (p.detach() - start.view_as(p))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {} if self.start is None else {"start": self.start}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.start = state["start"]
+
+
+def test_a_rule_and_a_callback_with_a_state_of_their_own_resume_bit_for_bit(tmp_path: Path) -> None:
+    data, file = Digits(train_limit=160).train(32, seed=4), tmp_path / "progress.safetensors"
+
+    def run(*extra: Callback, checkpoint: Path | None = None) -> tuple[nn.Module, Helped, list[dict[str, Any]]]:
+        model, rule = small_ann(), Helped()
+        rule.prepare(model, torch.zeros(2, 1, 8, 8))
+        optimizer = torch.optim.Adam(rule.param_groups(model), lr=1e-2)
+        history: list[dict[str, Any]] = []
+        try:
+            callbacks = [Remembers(), *extra]
+            history = fit(
+                model, rule, data, optimizer, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0, callbacks=callbacks, clip=1.0
+            )
+        except KeyboardInterrupt:
+            pass
+        return model, rule, history
+
+    whole, rule, history = run()
+    run(Interrupt(8), checkpoint=file)
+    resumed, again, rest = run(checkpoint=file)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert all(torch.equal(rule.state_dict()[name], value) for name, value in again.state_dict().items())
+    assert [h["spread"] for h in history] == [h["spread"] for h in rest]
+    with pytest.raises(CheckpointError, match=r"another learning rule.*helper"):
+        fit(small_ann(), Backprop(), data, adam(small_ann()), epochs=2, checkpoint=file)
+
+
+def test_an_optimiser_without_the_rules_own_parameters_is_refused() -> None:
+    model, rule = small_ann(), Helped()
+    rule.prepare(model, torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"lacks 2 parameters of Helped's own: call rule\.prepare"):
+        fit(model, rule, Digits(train_limit=32).train(32, seed=0), adam(model), epochs=1)
+
+
 def test_a_rule_fills_gradients_and_moves_nothing() -> None:
     x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
     models: list[tuple[Any, LearningRule]] = [(small_ann(), Backprop()), (spiking(small_ann()), BPTT(timesteps=5))]
@@ -103,6 +177,14 @@ def test_a_rule_fills_gradients_and_moves_nothing() -> None:
         assert not result["loss"].requires_grad
         assert torch.equal(weights(model), before)
         assert all(p.grad is not None for p in model.parameters())
+
+
+def test_losses_by_hand() -> None:
+    scores, y = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    assert float(SquaredError()(scores, y)) == (0 + 4 + 0 + 1) / 2
+    assert float(CrossEntropy()(scores, y)) == pytest.approx((math.log(1 + math.e) + math.log(2)) / 2)
+    with pytest.raises(ValueError, match="give it or a loss, not both"):
+        Backprop(label_smoothing=0.1, loss=SquaredError())
 
 
 def test_bptt_is_the_gradient_of_the_accumulated_output() -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from spikeprop.errors import ConversionError, RecipeError
 from spikeprop.pipeline import HybridConversion
-from spikeprop.recipe import check, components, dump, load_recipe, recipe_folder, slots
+from spikeprop.recipe import Recipe, check, components, dump, load_recipe, recipe_folder, slots
 from spikeprop.settings import find_device
 
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
@@ -19,25 +19,26 @@ RECIPES = sorted(recipe_folder().glob("*.yaml"))
 @pytest.mark.parametrize("file", RECIPES, ids=lambda f: f.stem)
 def test_every_recipe_is_checked_complete_and_opens_with_its_command(file: Path) -> None:
     recipe = load_recipe(str(file))
-    assert isinstance(recipe.experiment, HybridConversion)
     assert file.read_text().splitlines()[0] == f"# spikeprop run {file.stem}"
     described = recipe.describe()
     again = check(yaml.safe_load(dump(described)))
     assert load_recipe(file.stem).describe() == described
-    assert {**described, "use": "HybridConversion"} == {"use": "HybridConversion", **_describe(again)}
-
-
-def _describe(experiment: HybridConversion) -> dict:
-    from spikeprop.recipe import Recipe
-
-    return Recipe("again", experiment).describe()
+    assert described == Recipe("again", again).describe()
 
 
 def test_the_papers_table_is_there() -> None:
     rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
     rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
     others = {f"{ann}_{method}" for ann in ("fashion_mnist_cnn", "cifar10_vgg16") for method in ("qcfs", "diet")}
-    others |= {"cifar10_resnet20_light", "cifar10_resnet20_signed"}
+    others |= {
+        "cifar10_resnet20_light",
+        "cifar10_resnet20_signed",
+        "digits_cnn_ar",
+        "mnist_mlp_ar",
+        "mnist_cnn_rifle",
+        "cifar10_cnn_ar",
+        "cifar10_resnet32_interlocking",
+    }
     assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES}
 
 
@@ -177,6 +178,35 @@ def test_code_outside_the_tree_fits_a_slot(tmp_path: Path, monkeypatch: pytest.M
         load_recipe("digits_cnn_stdb", ["convert.encoder=my_lab.Quarter"])
 
 
+def test_callbacks_are_a_list_of_components() -> None:
+    override = "train.callbacks=[{use: spikeprop.learn.CollapseGuard, classes: 10}]"
+    recipe = load_recipe("digits_cnn_stdb", [override])
+    assert [c.build().chance for c in recipe.experiment.train.callbacks] == [10]
+    assert check(yaml.safe_load(dump(recipe.describe()))).train.callbacks[0].arguments == {"classes": 10, "least": 500}
+    with pytest.raises(RecipeError, match=r"train\.callbacks\.0: no component 'Guard'"):
+        load_recipe("digits_cnn_stdb", ["train.callbacks=[Guard]"])
+    with pytest.raises(RecipeError, match=r"train\.callbacks: expected a list of components"):
+        load_recipe("digits_cnn_stdb", ["train.callbacks=CollapseGuard"])
+
+
+def test_arms_are_a_mapping_of_components() -> None:
+    recipe = load_recipe("mnist_mlp_ar", ["arms.backprop.loss.use=CrossEntropy", "arms.backprop.loss.label_smoothing=0.1"])
+    assert recipe.experiment.arms["backprop"].build().loss.label_smoothing == 0.1
+    with pytest.raises(
+        RecipeError, match=r"arms\.backprop: no component 'Backprob' in spikeprop\.learn; did you mean 'Backprop'"
+    ):
+        load_recipe("mnist_mlp_ar", ["arms.backprop={use: Backprob}"])
+    with pytest.raises(RecipeError, match=r"arms: expected a dict of components"):
+        load_recipe("mnist_mlp_ar", ["arms=[Backprop]"])
+    for override, says in {
+        "baseline=none": "not an arm; arms: backprop",
+        "seeds=[1, 1]": "each once",
+        "ann.classes=9": "9 outputs",
+    }.items():
+        with pytest.raises(RecipeError, match=says):
+            load_recipe("mnist_mlp_ar", [override]).experiment.check()
+
+
 def test_every_slot_has_components() -> None:
     found = {path: components(base) for path, base in slots(HybridConversion).items()}
     assert {"IF", "LIF"} == set(found["convert.neuron"])
@@ -184,6 +214,8 @@ def test_every_slot_has_components() -> None:
     assert {"MaxActivation", "Percentile", "ThresholdBalancing", "LeastError", "LightCalibration"} < set(
         found["convert.calibrator"]
     )
-    assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "TorchvisionModel"} == set(found["ann"])
+    assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "TorchvisionModel", "spikeprop.plugins.BasicResNet"} == set(
+        found["ann"]
+    )
     assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet"} == set(found["data"])
     assert found["convert.neuron"]["LIF"]["leak"] == 0.99

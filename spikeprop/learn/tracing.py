@@ -1,0 +1,205 @@
+"""Cutting a network into stages with torch.fx: what ``spikeprop.learn.stages`` builds its graph from.
+
+Modules without children are opaque, so what they do inside (control flow, dropout, custom gradients) need not be traceable.
+The trace keeps the order of execution; a partition numbers its nodes, and torch.fx makes a module of each part. All parts
+share the network's own modules and parameters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, fx, nn
+from torch.fx.passes.split_module import split_module
+from torch.nn.modules.batchnorm import _NormBase
+
+from spikeprop.errors import StageError
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+QUERIES = {"size", "dim"}  # methods that ask a tensor for numbers
+
+
+class _Held(nn.Module):
+    """A parameter or buffer that the network uses directly, as a module, so that it goes into the part that uses it."""
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        if isinstance(value, nn.Parameter):
+            self.value = value
+        else:
+            self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, whole: Iterable[str]):
+        super().__init__()
+        self.whole = set(whole)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        bare = next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
+        return bare or module_qualified_name in self.whole
+
+
+def trace(model: nn.Module, whole: Iterable[str] = ()) -> fx.GraphModule:
+    """The network as a graph; modules without children, and those named in ``whole``, are single nodes.
+
+    Raises:
+        StageError: with torch.fx's reason.
+    """
+    try:
+        graph = _Tracer(whole).trace(model)
+    except Exception as error:
+        raise StageError(
+            f"{type(model).__name__} cannot be cut into stages: torch.fx cannot trace it ({error}). Name submodules "
+            "to cut after, so that what is inside them need not be traced, or write it as nn.Sequential"
+        ) from error
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
+    if len(inputs) != 1:
+        raise StageError(f"{type(model).__name__} reads {len(inputs)} inputs ({', '.join(map(str, inputs))}); stages need one")
+    _refuse_frozen_modes(model, graph)
+    traced = fx.GraphModule(model, graph)
+    _hold_attributes(traced)
+    return traced
+
+
+def _hold_attributes(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            held = _Held(getattr(traced.get_submodule(owner), name))
+            traced.add_module(f"held_{node.name}", held)
+            with traced.graph.inserting_before(node):
+                node.replace_all_uses_with(traced.graph.call_module(f"held_{node.name}"))
+            traced.graph.erase_node(node)
+
+
+def _refuse_frozen_modes(model: nn.Module, graph: fx.Graph) -> None:
+    """Functional dropout or batch-norm outside a leaf module would keep the mode that it was traced in."""
+    for node in graph.nodes:
+        if node.op == "call_function" and ("training" in node.kwargs):
+            raise StageError(
+                f"{type(model).__name__} calls {getattr(node.target, '__name__', node.target)}(training=...), whose mode a trace "
+                "fixes; use the module (nn.Dropout, nn.BatchNorm2d) instead"
+            )
+
+
+def steps_of(traced: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that compute, in order of execution."""
+    return [n for n in traced.graph.nodes if n.op in ("call_module", "call_function", "call_method") and n.all_input_nodes]
+
+
+def is_layer(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is a module with weights, other than a normalisation."""
+    if node.op != "call_module":
+        return False
+    module = traced.get_submodule(str(node.target))
+    return not isinstance(module, (*NORMS, _Held)) and next(module.parameters(), None) is not None
+
+
+def is_query(node: fx.Node) -> bool:
+    """Whether a node asks a tensor for its shape: no gradient passes through it."""
+    asks = node.op == "call_method" and node.target in QUERIES
+    return asks or (node.op == "call_function" and node.target is getattr)
+
+
+def by_layers(traced: fx.GraphModule) -> list[int]:
+    """A part for each layer with weights and for each join, with what follows it alone; a number for each step."""
+    part: dict[fx.Node, int] = {}
+    ends: dict[int, fx.Node] = {}
+    weighty: set[int] = set()
+    for node in steps_of(traced):
+        above = [n for n in node.all_input_nodes if n in part]
+        last = max(above, key=lambda n: part[n], default=None)
+        layer = is_layer(traced, node)
+        if last is not None and is_query(node):
+            part[node] = part[last]
+            continue
+        joins = last is not None and ends[part[last]] in (last, *last.all_input_nodes)
+        joins = joins and _only_reader(ends[part[last]], node) and not (layer and part[last] in weighty)  # type: ignore[index]
+        number = part[last] if joins and last is not None else len(ends)
+        part[node], ends[number] = number, node
+        weighty |= {number} if layer else set()
+    return list(part.values())
+
+
+def _only_reader(value: fx.Node, node: fx.Node) -> bool:
+    return all(user is node or is_query(user) for user in value.users)
+
+
+def by_borders(traced: fx.GraphModule, borders: Sequence[int]) -> list[int]:
+    """A part for each stretch between borders; ``borders`` are numbers of the steps that end a part, the last one excluded."""
+    return [sum(i > border for border in borders) for i in range(len(steps_of(traced)))]
+
+
+def borders_after(traced: fx.GraphModule, names: Sequence[str]) -> list[int]:
+    """The steps that are calls of the named submodules.
+
+    Raises:
+        StageError: a name that is not called exactly once, or is the network's last step.
+    """
+    steps = steps_of(traced)
+    found = []
+    for name in names:
+        calls = [i for i, n in enumerate(steps) if n.op == "call_module" and n.target == name]
+        if len(calls) != 1:
+            known = ", ".join(str(n.target) for n in steps if n.op == "call_module")
+            raise StageError(f"cannot cut after {name!r}, which the network calls {len(calls)} times; its modules: {known}")
+        if calls[0] == len(steps) - 1:
+            raise StageError(f"cannot cut after {name!r}: it is the network's end")
+        found.append(calls[0])
+    return sorted(found)
+
+
+def even_borders(traced: fx.GraphModule, count: int) -> list[int]:
+    """Borders for ``count`` parts with about equally many layers, where a single value passes from one part to the next.
+
+    Raises:
+        StageError: there are not so many such places.
+    """
+    steps = steps_of(traced)
+    number = {node: i for i, node in enumerate(steps)}
+    reach = [max((number.get(user, len(steps)) for user in node.users), default=i) for i, node in enumerate(steps)]
+    weight, done = 0, []
+    places: list[tuple[int, int]] = []  # (border, layers before it)
+    for i, node in enumerate(steps[:-1]):
+        weight += is_layer(traced, node)
+        done.append(weight)
+        single = sum(reach[j] > i for j in range(i + 1)) == 1 and reach[i] > i
+        if single and weight and any(is_layer(traced, user) for user in node.users):
+            places.append((i, weight))
+    total = weight + is_layer(traced, steps[-1])
+    if len(places) < count - 1:
+        raise StageError(f"the network can be cut at {len(places)} places, so into at most {len(places) + 1} stages, not {count}")
+    borders: list[int] = []
+    for k in range(1, count):
+        left = count - 1 - k  # places that later borders need
+        free = [p for p in places[: len(places) - left] if not borders or p[0] > borders[-1]]
+        borders.append(min(free, key=lambda p: abs(p[1] - k * total / count))[0])
+    return borders
+
+
+def split(model: nn.Module, traced: fx.GraphModule, parts: Sequence[int]) -> fx.GraphModule:
+    """A module of one submodule for each part."""
+    of = dict(zip(steps_of(traced), parts))
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and not node.all_input_nodes:
+            of[node] = min(of[user] for user in node.users if user in of)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.fx's own, about attributes
+        return split_module(traced, model, lambda node: of[node], keep_original_order=True)
+
+
+def output_of(graph: fx.Graph) -> fx.Node:
+    """The one value that a network returns.
+
+    Raises:
+        StageError: it returns something else.
+    """
+    (node,) = (n for n in graph.nodes if n.op == "output")
+    if not isinstance(node.args[0], fx.Node):
+        raise StageError(f"the network returns {node.args[0]}; stages need one tensor")
+    return node.args[0]

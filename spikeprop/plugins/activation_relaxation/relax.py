@@ -1,0 +1,130 @@
+"""``relax``: the dynamics of Activation Relaxation on a graph of stages (Millidge et al. 2020, equation 5 and algorithm 1).
+
+Each stage's output h_s gets a variable x_s, that of the network's output is clamped to dL/dh. A sweep does, for every other s,
+
+    x_s <- x_s - eta (x_s - sum over readers r of (dh_r/dh_s)^T x_r)
+
+whose fixed point is backprop's adjoint dL/dh_s. All at once from the old values (Jacobi), or from the output down with the new
+ones (Gauss-Seidel). From x = 0 a path of k hops to the output has contributed, after T sweeps, P(Bin(T, eta) >= k) of its share
+(Jacobi) or P(Bin(T + k - 1, eta) >= k) (Gauss-Seidel): each hop must succeed once. So T of about (k + 3 sqrt k)/eta serves a
+depth of k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spikeprop.learn.stages import INPUT, StageGraph
+
+Sweep = Literal["jacobi", "gauss-seidel"]
+Vjp = Callable[[str, Tensor], list[Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Where the relaxation ended.
+
+    Attributes:
+        x: by stage.
+        residual: norm of the last sweep's (x - target) over that of the targets; 0 at the fixed point.
+        iterations: sweeps done.
+    """
+
+    x: dict[str, Tensor]
+    residual: Tensor
+    iterations: int
+
+
+def enough_sweeps(hops: int, step_size: float, sweep: Sweep) -> int:
+    """Sweeps after which a path of ``hops`` hops has all but about a thousandth of its share."""
+    if step_size == 1.0:
+        return max(1, hops if sweep == "jacobi" else 1)
+    sweeps = math.ceil((hops + 3 * math.sqrt(hops)) / step_size)
+    return max(1, sweeps - (hops - 1 if sweep == "gauss-seidel" else 0))
+
+
+def relax(
+    graph: StageGraph,
+    vjp: Vjp,
+    start: Mapping[str, Tensor],
+    clamped: Tensor,
+    *,
+    step_size: float,
+    sweeps: int,
+    sweep: Sweep = "jacobi",
+    tolerance: float | None = None,
+    moved: Callable[[Mapping[str, Tensor]], Vjp] | None = None,
+) -> Relaxed:
+    """Relax the activations of all stages but the last.
+
+    Args:
+        graph: stages.
+        vjp: (stage, cotangent of its output) to the cotangents of what it reads.
+        start: first value of each stage's variable.
+        clamped: dL/d output.
+        step_size: eta, in (0, 1].
+        sweeps: largest number, at least 1.
+        sweep: "jacobi" or "gauss-seidel".
+        tolerance: stop once the residual is below it.
+        moved: the vector-Jacobian products at the present x, for the pass that is not frozen; made anew for each sweep.
+    """
+    x = {**start, graph.output: clamped}
+    step = _jacobi if sweep == "jacobi" else _gauss_seidel
+    residual, done = clamped.new_zeros(()), 0
+    while done < sweeps:
+        before = x
+        x, target = step(graph, vjp if moved is None else moved(x), before, step_size)
+        done += 1
+        if tolerance is not None or done == sweeps:  # a norm over everything, so not for nothing
+            residual = _residual(before, target)
+            if tolerance is not None and float(residual) < tolerance:
+                break
+    return Relaxed(x, residual, done)
+
+
+def adjoints(graph: StageGraph, vjp: Vjp, clamped: Tensor) -> dict[str, Tensor]:
+    """The fixed point itself: backprop's dL/dh_s, last stage first."""
+    found = {graph.output: clamped}
+    for stage in reversed(graph.stages):
+        _add(found, stage.reads, vjp(stage.name, found[stage.name]))
+    return found
+
+
+def _jacobi(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    target: dict[str, Tensor] = {}
+    for stage in graph.stages:
+        if set(stage.reads) != {INPUT}:
+            _add(target, stage.reads, vjp(stage.name, x[stage.name]))
+    moved = {name: torch.lerp(x[name], goal, eta) for name, goal in target.items()}
+    return {**moved, graph.output: x[graph.output]}, target
+
+
+def _gauss_seidel(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    target: dict[str, Tensor] = {}
+    new = {graph.output: x[graph.output]}
+    for stage in reversed(graph.stages):
+        if stage.name != graph.output:
+            new[stage.name] = torch.lerp(x[stage.name], target[stage.name], eta)
+        if set(stage.reads) != {INPUT}:
+            _add(target, stage.reads, vjp(stage.name, new[stage.name]))
+    return new, target
+
+
+def _add(into: dict[str, Tensor], names: tuple[str, ...], values: list[Tensor | None]) -> None:
+    for name, value in zip(names, values):
+        if value is not None:
+            into[name] = into[name] + value if name in into else value
+
+
+def _residual(x: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+    if not target:
+        return next(iter(x.values())).new_zeros(())
+    off = sum(((x[name] - goal).square().sum() for name, goal in target.items()), start=torch.zeros(()))
+    size = sum((goal.square().sum() for goal in target.values()), start=torch.zeros(()))
+    return (off / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()

@@ -1,0 +1,18 @@
+"""Interlocking backpropagation (Gomez et al. 2022): stages that learn from the loss a few stages ahead, one or many processes."""
+
+from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead, PooledHead, TokenHead
+from spikeprop.plugins.interlocking.networks import BasicResNet
+from spikeprop.plugins.interlocking.parallel import StageProcess
+from spikeprop.plugins.interlocking.rule import Interlocking
+from spikeprop.plugins.interlocking.work import reach_of
+
+__all__ = [
+    "AuxiliaryHead",
+    "BasicResNet",
+    "ConvHead",
+    "Interlocking",
+    "PooledHead",
+    "StageProcess",
+    "TokenHead",
+    "reach_of",
+]

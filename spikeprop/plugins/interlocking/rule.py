@@ -1,0 +1,138 @@
+"""``Interlocking``: Gomez et al. 2022, "Interlocking backpropagation: improving depthwise model-parallelism", JMLR 23(171).
+
+A network cut into K stages, each with an auxiliary head. Stage i learns from the loss n - 1 stages ahead of it and from no
+other: n = 1 is local learning, n = K backpropagation. The definition is in ``work``; here it runs in one process, one stage
+after the other, which is slower than backpropagation: the gain is in processes that wait less for each other (``parallel``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.errors import StageError
+from spikeprop.learn import CrossEntropy, LearningRule, Loss
+from spikeprop.learn.stages import Stage, StageGraph, stage_graph
+from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead
+from spikeprop.plugins.interlocking.work import Place, Work, reach_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interlocking(LearningRule):
+    """Gradients of losses a few stages ahead.
+
+    Attributes:
+        cuts: a number of stages, or names of the submodules to cut after.
+        reach: n: 1 is local, 2 pairwise, and so on; null is global, which is backpropagation.
+        head: makes the auxiliary heads; those whose loss no stage follows (of the first n - 1 stages) are left out.
+        loss: of every head and of the network.
+        microbatches: parts that a batch is cut into; their gradients add up to the batch's.
+    """
+
+    cuts: int | list[str]
+    reach: int | None = 2
+    head: AuxiliaryHead = field(default_factory=ConvHead)
+    loss: Loss = field(default_factory=CrossEntropy)
+    microbatches: int = 1
+    _graphs: WeakKeyDictionary[nn.Module, StageGraph] = field(
+        init=False, default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("reach", "microbatches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; use at least 1")
+
+    def graph(self, model: nn.Module) -> StageGraph:
+        """The network's stages.
+
+        Raises:
+            StageError: it cannot be cut so, a stage reads more than the one before it, or stages share parameters.
+        """
+        if model not in self._graphs:
+            graph = stage_graph(model, self.cuts)
+            if not graph.is_chain:
+                crossing = next(s for s in graph.stages if len(s.reads) != 1 or s.reads[0] not in _before(graph, s))
+                raise StageError(
+                    f"stage {crossing.name!r} reads {', '.join(crossing.reads)}; each may read the one before it only"
+                )
+            for name, users in graph.shared().items():
+                raise StageError(
+                    f"{name} belongs to the stages {' and '.join(users)}, which follow different losses: "
+                    "untie it, or cut so that one stage has all its uses"
+                )
+            self._graphs[model] = graph
+        return self._graphs[model]
+
+    def prepare(self, model: nn.Module, x: Tensor) -> None:
+        """Cut the network and make a head for each stage whose loss is followed."""
+        graph = self.graph(model)
+        shapes = output_shapes(model, graph, x)
+        classes = shapes[-1][0]
+        for place in self.places(graph)[:-1]:
+            if place.has_loss:
+                self.own[str(place.stage)] = self.head.build(shapes[place.stage], classes).to(next(model.parameters()))
+
+    def places(self, graph: StageGraph) -> list[Place]:
+        """Where each stage stands."""
+        count = len(graph.stages)
+        return [Place(i, count, reach_of(self.reach, count)) for i in range(count)]
+
+    def work(self, graph: StageGraph, stage: int, share: float = 1.0) -> Work:
+        """A stage's part on a batch that is ``share`` of the whole.
+
+        Raises:
+            ValueError: the rule has not been prepared.
+        """
+        place, key = self.places(graph)[stage], str(stage)
+        needs = place.has_loss and stage < len(graph.stages) - 1
+        if needs and key not in self.own:
+            raise ValueError("the auxiliary heads have not been made: call rule.prepare(model, x) before training")
+        return Work(place, graph.stages[stage], self.own[key] if needs else None, self.loss, share)
+
+    def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        graph = self.graph(model)
+        parts = [self._part(graph, a, b, len(x)) for a, b in zip(x.chunk(self.microbatches), y.chunk(self.microbatches))]
+        losses = {name: torch.stack([part[0][name] for part in parts]).sum() for name in parts[0][0]}
+        last = losses.pop(graph.output)
+        return {"loss": last, "scores": torch.cat([s for _, s in parts]), **{f"loss.{n}": v for n, v in losses.items()}}
+
+    def _part(self, graph: StageGraph, x: Tensor, y: Tensor, batch: int) -> tuple[dict[str, Tensor], Tensor]:
+        share = len(x) / batch
+        works = [self.work(graph, i, share) for i in range(len(graph.stages))]
+        h = x
+        for work in works:
+            h = work.forward(h)
+        losses: dict[str, Tensor] = {}
+        received: dict[int, Tensor] = {}
+        for work, stage in zip(reversed(works), reversed(graph.stages)):
+            loss, own = work.own_cotangent(y)
+            received = work.backward({**received, **own})
+            if loss is not None:
+                losses[stage.name] = loss * share
+        return losses, h
+
+
+def output_shapes(model: nn.Module, graph: StageGraph, x: Tensor) -> list[tuple[int, ...]]:
+    """Shape of each stage's output for one sample; nothing of the network changes."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        shapes, h = [], x[:1]
+        with torch.no_grad():
+            for stage in graph.stages:
+                h = stage.module(h.clone())
+                shapes.append(tuple(h.shape[1:]))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return shapes
+
+
+def _before(graph: StageGraph, stage: Stage) -> tuple[str, ...]:
+    index = graph.stages.index(stage)
+    return (graph.stages[index - 1].name,) if index else ("input",)

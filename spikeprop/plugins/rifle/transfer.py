@@ -1,0 +1,207 @@
+"""``Transfer``: a network learns some classes of a data set and is then fine-tuned on a few images of the others, arm by arm.
+
+The experiment for RIFLE. A seed gives the first weights, the pretraining and the few images, which all arms share: differences
+are paired. Nothing is chosen on test images: every arm is reported as it is after the last epoch. How far each layer moved from
+its pretrained weights is kept too, since that is what RIFLE is to change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spikeprop.data import ImageData, InMemorySplit
+from spikeprop.errors import RecipeError
+from spikeprop.evaluate import Report, ann_accuracy
+from spikeprop.experiment import Context
+from spikeprop.learn import (
+    Backprop,
+    Callback,
+    LearningRule,
+    ProgressBar,
+    Schedule,
+    fit,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
+from spikeprop.plugins.arms import check_seeds, report_arms
+from spikeprop.plugins.rifle.callbacks import find_head
+from spikeprop.recipe import Component
+from spikeprop.seeding import generator, seed_torch
+from spikeprop.settings import find_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Pretrain, then fine-tune on few images.
+
+    Attributes:
+        seeds: of everything random; they pair the arms.
+        data: a data set that fits in memory.
+        ann: the network, with as many classes as ``source_classes``; its head is made anew for ``target_classes``.
+        source_classes, target_classes: class numbers.
+        shots: training images of each target class.
+        arms: callbacks by name of the arm.
+        baseline: arm that the others are held against.
+        rule, optimizer, schedule, epochs, batch_size, lr, weight_decay: of the fine-tuning.
+        pretrain_epochs, pretrain_lr: of the pretraining, by backpropagation with the same optimiser and schedule.
+        device: as for the main job.
+    """
+
+    seeds: list[int]
+    data: Component[ImageData]
+    ann: Component[nn.Module]
+    source_classes: list[int]
+    target_classes: list[int]
+    shots: int
+    arms: dict[str, list[Component[Callback]]]
+    baseline: str
+    rule: Component[LearningRule]
+    optimizer: Component[Optimizer]
+    schedule: Component[Schedule]
+    epochs: int = 40
+    batch_size: int = 32
+    lr: float = 1e-2
+    weight_decay: float = 1e-4
+    pretrain_epochs: int = 5
+    pretrain_lr: float = 0.05
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds, self.baseline, self.arms)
+        for name in ("shots", "epochs", "batch_size", "lr", "pretrain_epochs", "pretrain_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+
+    def check(self, *, here: bool = False) -> None:
+        """Build every component, and find the network's head.
+
+        Raises:
+            RecipeError: a bad value, or classes that the data set or the network has not.
+        """
+        data, model = self.data.build(), self.ann.build()
+        for name in ("source_classes", "target_classes"):
+            wrong = [c for c in getattr(self, name) if not 0 <= c < data.classes]
+            if wrong:
+                raise RecipeError(f"{name}: {wrong} are not among the {data.classes} classes of data")
+        with torch.no_grad():
+            scores = model.eval()(torch.zeros(1, *data.input_shape))
+        if scores.shape[1] != len(self.source_classes):
+            raise RecipeError(
+                f"ann: {scores.shape[1]} outputs for {len(self.source_classes)} source classes; they must be as many"
+            )
+        _new_head(model, len(self.target_classes))
+        for arm in self.arms.values():
+            for callback in arm:
+                callback.build()
+        self.rule.build()
+        self.schedule.build()
+        self._optimizer(model.parameters(), self.lr)
+        if here:
+            find_device(self.device)
+
+    def smoke(self) -> Transfer:
+        """The same on few images, two epochs and two seeds."""
+        data = self.data.replace(train_limit=300, test_limit=200)
+        return dataclasses.replace(self, data=data, seeds=self.seeds[:2], epochs=5, pretrain_epochs=1, shots=min(self.shots, 4))
+
+    def run(self, context: Context) -> Report:
+        """Every seed and arm; finished ones are read from the folder."""
+        self.check(here=True)
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.arms}
+        pretrained = []
+        for seed in self.seeds:
+            pretrained.append(context.folder.stage(f"pretrain.{seed}", lambda s=seed: self._pretrain(s, context)))
+            for name in self.arms:
+                found[name].append(context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._finetune(n, s, context)))
+        more = {"seeds": self.seeds, "shots": self.shots, "pretrained": pretrained}
+        return report_arms(found, self.baseline, context, **more)
+
+    def _pretrain(self, seed: int, context: Context) -> dict[str, Any]:
+        data = self.data.build()
+        seed_torch(seed, 1)
+        model = self.ann.build().to(find_device(self.device))
+        fit(
+            model,
+            Backprop(),
+            only(data.train(64, seed), self.source_classes),
+            self._optimizer(model.parameters(), self.pretrain_lr),
+            epochs=self.pretrain_epochs,
+            schedule=self.schedule.build(),
+            seed=seed,
+            callbacks=[ProgressBar(f"pretrain, seed {seed}")],
+        )
+        save_checkpoint(context.folder.path / f"pretrained.{seed}.safetensors", model, {})
+        return {"accuracy": self._accuracy(model, data, self.source_classes)}
+
+    def _finetune(self, name: str, seed: int, context: Context) -> dict[str, Any]:
+        data, device = self.data.build(), find_device(self.device)
+        model = self.ann.build().to(device)
+        load_model(model, load_checkpoint(context.folder.path / f"pretrained.{seed}.safetensors"))
+        seed_torch(seed, 2)
+        _new_head(model, len(self.target_classes))
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        batches = few(only(data.train(self.batch_size, seed), self.target_classes), self.shots, seed)
+        rule, callbacks = self.rule.build(), [c.build() for c in self.arms[name]]
+        rule.prepare(model, next(batches.epoch(0))[0].to(device))
+        groups = rule.param_groups(model)
+        for callback in callbacks:
+            groups = callback.param_groups(model, groups)
+        history = fit(
+            model,
+            rule,
+            batches,
+            self._optimizer(groups, self.lr),
+            epochs=self.epochs,
+            schedule=self.schedule.build(),
+            seed=seed,
+            callbacks=[ProgressBar(f"{name}, seed {seed}"), *callbacks],
+        )
+        moved = {n: float((p.detach() - before[n]).norm() / before[n].norm()) for n, p in model.named_parameters()}
+        accuracy = self._accuracy(model, data, self.target_classes)
+        return {"accuracy": accuracy, "training_loss": history[-1]["loss"], "moved": moved}
+
+    def _optimizer(self, parameters: Any, lr: float) -> Optimizer:
+        return self.optimizer.build(list(parameters), lr=lr, weight_decay=self.weight_decay)
+
+    def _accuracy(self, model: nn.Module, data: ImageData, classes: Sequence[int]) -> float:
+        device = next(model.parameters()).device
+        return ann_accuracy(model, ((x.to(device), y.to(device)) for x, y in only(data.test(500), classes).epoch(0)))
+
+
+def only(split: Any, classes: Sequence[int]) -> InMemorySplit:
+    """The images of some classes, which are numbered anew in the order given.
+
+    Raises:
+        RecipeError: a split that is not in memory.
+    """
+    if not isinstance(split, InMemorySplit):
+        raise RecipeError(f"data: {type(split).__name__} is not in memory; use Digits, MNIST, FashionMNIST or CIFAR")
+    matches = split.labels[:, None] == torch.tensor(list(classes))
+    chosen = matches.any(1)
+    return dataclasses.replace(split, images=split.images[chosen], labels=matches[chosen].int().argmax(1))
+
+
+def few(split: InMemorySplit, shots: int, seed: int) -> InMemorySplit:
+    """``shots`` random images of each class."""
+    order = torch.randperm(len(split.labels), generator=generator(seed, 3))
+    chosen: list[Tensor] = [order[split.labels[order] == c][:shots] for c in split.labels.unique()]
+    index = torch.cat(chosen)
+    return dataclasses.replace(split, images=split.images[index], labels=split.labels[index])
+
+
+def _new_head(model: nn.Module, classes: int) -> None:
+    name = find_head(model)
+    owner, _, last = name.rpartition(".")
+    old = model.get_submodule(name)
+    if not isinstance(old, nn.Linear):
+        raise RecipeError(f"ann: the head {name} is a {type(old).__name__}; a transfer needs an nn.Linear there")
+    new = nn.Linear(old.in_features, classes, bias=old.bias is not None).to(old.weight)
+    setattr(model.get_submodule(owner), last, new)

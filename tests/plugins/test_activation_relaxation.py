@@ -1,0 +1,276 @@
+"""Activation Relaxation against autograd: exact in its limit, the binomial law elsewhere, and its relaxed forms by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from spikeprop import Digits, fit
+from spikeprop.ann import CNN, CIFARResNet, ResNet
+from spikeprop.errors import StageError
+from spikeprop.learn import CrossEntropy, Loss, SquaredError
+from spikeprop.plugins import ActivationRelaxation
+from spikeprop.plugins.activation_relaxation.relax import adjoints, enough_sweeps, relax
+from tests.learn.test_fit import Interrupt, small_ann, weights
+from tests.learn.test_stages import Branchy
+
+SWEEPS: list[Literal["jacobi", "gauss-seidel"]] = ["jacobi", "gauss-seidel"]
+
+
+def networks() -> dict[str, tuple[nn.Module, Tensor]]:
+    torch.manual_seed(0)
+    grey, colour = torch.rand(6, 1, 8, 8), torch.rand(4, 3, 16, 16)
+    mlp = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
+    cnn = CNN(input_shape=(1, 8, 8), classes=5, plan=[4, "A", 4], hidden=[8], batch_norm=True)
+    return {
+        "mlp": (mlp, grey),
+        "cnn": (cnn, grey),
+        "branchy": (Branchy(), grey),
+        "resnet": (ResNet(depth=8, input_shape=(3, 16, 16), classes=5), colour),
+        "cifar resnet": (CIFARResNet(depth=20, classes=5), colour),
+    }
+
+
+def compared(model: nn.Module, x: Tensor, rule: ActivationRelaxation) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    """The network with the rule's gradient, a copy with autograd's, and what the rule told."""
+    y = torch.arange(len(x)) % 5
+    ours = model.double().train()
+    ours.zero_grad()
+    plain = copy.deepcopy(ours)
+    rule.prepare(ours, x.double())
+    torch.manual_seed(3)
+    result = rule.step(ours, x.double(), y)
+    torch.manual_seed(3)
+    loss = rule.loss(plain(x.double()), y)
+    loss.backward()
+    assert torch.equal(result["loss"], loss.detach())
+    return ours, plain, result
+
+
+def largest_difference(a: nn.Module, b: nn.Module) -> float:
+    pairs = list(zip(a.parameters(), b.parameters()))
+    assert all(p.grad is not None and q.grad is not None for p, q in pairs)
+    return max(float((p.grad - q.grad).abs().max()) for p, q in pairs)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(label_smoothing=0.1), SquaredError()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("kind", list(networks()))
+def test_a_whole_step_is_backprop(kind: str, sweep: Literal["jacobi", "gauss-seidel"], loss: Loss) -> None:
+    """eta = 1: Jacobi after as many sweeps as the network is deep, Gauss-Seidel after one; batch-norm, dropout, skips and all."""
+    model, x = networks()[kind]
+    rule = ActivationRelaxation(step_size=1.0, sweep=sweep, loss=loss, measure_angle=True)
+    ours, plain, told = compared(model, x, rule)
+    assert largest_difference(ours, plain) <= 1e-10
+    assert float(told["angle"]) < 1e-3
+    assert float(told["iterations"]) == (1 if sweep == "gauss-seidel" else max(rule.graph(model).hops().values()))
+    for a, b in zip(ours.buffers(), plain.buffers()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize(("eta", "sweeps"), [(0.1, 20), (0.3, 9), (0.5, 3)])
+def test_the_binomial_law(eta: float, sweeps: int, sweep: Literal["jacobi", "gauss-seidel"]) -> None:
+    torch.manual_seed(1)
+    layers = [m for _ in range(6) for m in (nn.Linear(7, 7), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(7, 5))
+    x = torch.rand(6, 7)
+    rule = ActivationRelaxation(step_size=eta, iterations=sweeps, start="zero", sweep=sweep)
+    ours, plain, _ = compared(model, x, rule)
+    for stage in rule.graph(model).stages:
+        k = rule.graph(model).hops()[stage.name]
+        tries = sweeps if sweep == "jacobi" or k == 0 else sweeps + k - 1
+        share = float(binom.sf(k - 1, tries, eta))
+        expected = plain.get_submodule(stage.name).weight.grad
+        assert isinstance(expected, Tensor)
+        got = ours.get_submodule(stage.name).weight.grad
+        assert isinstance(got, Tensor)
+        assert (got - share * expected).abs().max() <= 1e-10
+
+
+def test_the_law_holds_for_every_path_through_a_skip() -> None:
+    """Paths of different lengths have shares of their own: y = C(relu(B a) + a) as matrices."""
+    torch.manual_seed(2)
+    rule = ActivationRelaxation(step_size=0.3, iterations=4, start="zero")
+
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 5, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.c(self.b(h) + h)
+
+    ours, _, _ = compared(Skip(), torch.rand(3, 4), rule)
+    assert isinstance(ours, Skip)
+    graph = rule.graph(ours)
+    assert [s.reads for s in graph.stages][-1] == (graph.stages[-2].name,)
+    x = torch.rand(3, 4).double()
+    y = torch.arange(3)
+    ours.zero_grad()
+    scores = rule.step(ours, x, y)["scores"].requires_grad_()
+    (clamped,) = torch.autograd.grad(rule.loss(scores, y), scores)
+    hops = graph.hops()
+    long = binom.sf(hops["a"] - 1, 4, 0.3)
+    short = binom.sf(hops["a"] - 2, 4, 0.3) if len(graph.stages) == 4 else long
+    joined = clamped @ ours.c.weight.detach()
+    expected = (long * joined @ ours.b.weight.detach() + short * joined).T @ x
+    assert ours.a.weight.grad is not None
+    assert (ours.a.weight.grad - expected).abs().max() <= 1e-10
+
+
+def test_a_tolerance_stops_early_and_enough_sweeps_are_enough() -> None:
+    model, x = networks()["cifar resnet"]
+    for sweep in SWEEPS:
+        rule = ActivationRelaxation(step_size=0.5, start="zero", sweep=sweep, measure_angle=True)
+        _, _, told = compared(model, x, rule)
+        assert float(told["angle"]) < 2
+        assert float(told["residual"]) < 0.05
+        few = ActivationRelaxation(step_size=0.5, start="zero", sweep=sweep, tolerance=0.3)
+        _, _, early = compared(model, x, few)
+        assert float(early["residual"]) < 0.3
+        assert float(early["iterations"]) < float(told["iterations"])
+    assert enough_sweeps(6, 0.1, "jacobi") == math.ceil((6 + 3 * 6**0.5) / 0.1)
+
+
+def test_from_the_forward_pass_it_reaches_the_same_fixed_point() -> None:
+    model, x = networks()["mlp"]
+    ours, plain, _ = compared(model, x, ActivationRelaxation(step_size=0.2, iterations=400))
+    assert largest_difference(ours, plain) <= 1e-10
+
+
+@pytest.mark.parametrize("drop", ["never", "relaxation", "always"])
+@pytest.mark.parametrize("kind", ["symmetric", "learnt", "fixed"])
+def test_the_relaxed_forms_by_hand(kind: Any, drop: Any) -> None:
+    model, x = networks()["mlp"]
+    rule = ActivationRelaxation(
+        step_size=1.0, backward_weights=kind, drop_derivative=drop, loss=SquaredError(), measure_angle=True
+    )
+    ours, _, told = compared(model, x, rule)
+    first, second, third = (m for m in ours if isinstance(m, nn.Linear))  # type: ignore[attr-defined]
+    h0 = x.double().flatten(1)
+    h1 = first(h0).tanh().detach()
+    h2 = second(h1).tanh().detach()
+    target = nn.functional.one_hot(torch.arange(6) % 5, 5)
+    x3 = 2 * (third(h2).detach() - target) / 6
+    b2, b3 = (
+        second.weight.detach() if kind == "symmetric" else rule.own["3"][0].detach(),  # type: ignore[index]
+        third.weight.detach() if kind == "symmetric" else rule.own["5"][0].detach(),  # type: ignore[index]
+    )
+    slope2, slope1 = 1 - h2**2, 1 - h1**2
+    relaxed2 = x3 @ b3
+    relaxed1 = (relaxed2 * (slope2 if drop == "never" else 1)) @ b2
+    pre2 = relaxed2 * (1 if drop == "always" else slope2)
+    pre1 = relaxed1 * (1 if drop == "always" else slope1)
+    for layer, delta, below in ((third, x3, h2), (second, pre2, h1), (first, pre1, h0)):
+        assert (layer.weight.grad - delta.T @ below).abs().max() <= 1e-10
+        assert (layer.bias.grad - delta.sum(0)).abs().max() <= 1e-10
+    if kind == "learnt":
+        assert all(torch.equal(next(rule.own[n].parameters()).grad, ours.get_submodule(n).weight.grad) for n in "135")  # type: ignore[arg-type]
+    assert (float(told["angle"]) < 1e-3) == (kind == "symmetric" and drop == "never")
+    assert len(list(rule.parameters())) == (0 if kind == "symmetric" else 3)
+
+
+def test_backward_weights_work_inside_residual_networks_and_convolutions() -> None:
+    for kind in ("branchy", "cifar resnet"):
+        model, x = networks()[kind]
+        rule = ActivationRelaxation(step_size=1.0, backward_weights="learnt", drop_derivative="relaxation", backward_std=None)
+        ours, plain, _ = compared(model, x, rule)
+        assert largest_difference(ours, plain) > 1e-4
+        for name, held in rule.own.items():
+            held.load_state_dict({"0": ours.get_parameter(name.replace("/", ".") + ".weight").detach()})
+        ours.zero_grad()
+        symmetric = ActivationRelaxation(step_size=1.0, backward_weights="learnt")
+        symmetric.own.update(rule.own)
+        torch.manual_seed(3)
+        ours.load_state_dict(plain.state_dict())
+        symmetric.step(ours, x.double(), torch.arange(len(x)) % 5)
+        assert largest_difference(ours, plain) <= 1e-10  # B = W: backprop again
+
+
+def test_a_pass_that_is_not_frozen_takes_jacobians_where_activations_are() -> None:
+    model, x = networks()["mlp"]
+    rule = ActivationRelaxation(step_size=0.5, iterations=1, frozen=False)
+    ours, plain, _ = compared(model, x, rule)
+    graph = rule.graph(model)
+    frozen, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=1))
+    assert largest_difference(ours, frozen) <= 1e-10  # the first sweep is where the pass was
+    longer, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=9, frozen=False))
+    still, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=9))
+    assert largest_difference(longer, still) > 1e-5
+    assert len(graph.stages) == 3
+    with pytest.raises(StageError, match=r"features\.1 is BatchNorm2d, which answers differently.*frozen: true"):
+        ActivationRelaxation(frozen=False).graph(CNN(input_shape=(1, 8, 8), classes=5, plan=[4], batch_norm=True))
+
+
+def test_relax_leaves_the_fixed_point_where_it_is() -> None:
+    from spikeprop.learn.stages import StagePass, stage_graph
+
+    model, x = networks()["cnn"]
+    graph = stage_graph(model.double())
+    run = StagePass(graph, x.double())
+    clamped = torch.randn_like(run.output)
+    fixed = adjoints(graph, run.vjp, clamped)
+    relaxed = relax(graph, run.vjp, fixed, clamped, step_size=0.3, sweeps=5)
+    assert float(relaxed.residual) < 1e-12
+    assert all(torch.allclose(relaxed.x[name], value, atol=1e-13) for name, value in fixed.items())
+
+
+def test_learnt_backward_weights_resume_bit_for_bit(tmp_path: Path) -> None:
+    data, file = Digits(train_limit=160).train(32, seed=4), tmp_path / "progress.safetensors"
+
+    def run(*callbacks: Any, checkpoint: Path | None = None) -> tuple[nn.Module, ActivationRelaxation]:
+        torch.manual_seed(8)
+        model, rule = small_ann(), ActivationRelaxation(step_size=0.5, backward_weights="learnt")
+        rule.prepare(model, torch.zeros(2, 1, 8, 8))
+        optimizer = torch.optim.Adam(rule.param_groups(model), lr=1e-2)
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(model, rule, data, optimizer, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0, callbacks=callbacks)
+        return model, rule
+
+    whole, rule = run()
+    run(Interrupt(7), checkpoint=file)
+    resumed, again = run(checkpoint=file)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert all(torch.equal(a, b) for a, b in zip(rule.parameters(), again.parameters()))
+
+
+def test_it_learns_digits_as_well_as_backprop() -> None:
+    from spikeprop import Backprop, ann_accuracy
+
+    found = {}
+    for name, rule in {"ar": ActivationRelaxation(step_size=0.5), "backprop": Backprop()}.items():
+        model = small_ann()
+        fit(model, rule, Digits().train(32, seed=1), torch.optim.Adam(model.parameters(), lr=3e-3), epochs=6)
+        found[name] = ann_accuracy(model, Digits().test(360).epoch(0))
+    assert found["ar"] > 80
+    assert abs(found["ar"] - found["backprop"]) < 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"step_size": 0.0}, r"step_size is 0\.0; it lies in"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"tolerance": -1.0}, "tolerance is -1"),
+        ({"backward_std": 0.0}, "backward_std is 0"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ActivationRelaxation(**settings)
+
+
+def test_backward_weights_must_be_made_first() -> None:
+    model, x = networks()["mlp"]
+    with pytest.raises(ValueError, match=r"call rule\.prepare"):
+        ActivationRelaxation(backward_weights="fixed").step(model, x, torch.arange(6) % 5)

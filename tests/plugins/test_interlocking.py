@@ -1,0 +1,227 @@
+"""Interlocking against its definition, written out with autograd for every loss; and its processes against one process."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from spikeprop import Digits, fit
+from spikeprop.errors import StageError
+from spikeprop.learn import CrossEntropy, SquaredError
+from spikeprop.plugins import BasicResNet, ConvHead, Interlocking, PooledHead, TokenHead
+from spikeprop.plugins.interlocking import StageProcess
+from spikeprop.plugins.interlocking.work import Place
+from tests.learn.test_fit import Interrupt, small_ann, weights
+
+
+def resnet(seed: int = 0) -> BasicResNet:
+    torch.manual_seed(seed)
+    return BasicResNet(input_shape=(1, 8, 8), classes=5, width=4, blocks=(1, 1, 1, 1))
+
+
+def prepared(model: nn.Module, **settings: Any) -> Interlocking:
+    rule = Interlocking(**{"cuts": 4, "head": ConvHead(widths=[6, 4]), **settings})
+    torch.manual_seed(7)
+    rule.prepare(model, torch.rand(2, 1, 8, 8).to(next(model.parameters())))
+    return rule
+
+
+def batch(size: int = 6) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.rand(size, 1, 8, 8, dtype=torch.float64), torch.arange(size) % 5
+
+
+def by_definition(model: nn.Module, rule: Interlocking, x: Tensor, y: Tensor) -> list[Tensor]:
+    """The gradient of each of the model's parameters: that of its stage's one loss, through the whole history."""
+    graph = rule.graph(model)
+    outputs, h = [], x
+    for stage in graph.stages:
+        h = stage.module(h)
+        outputs.append(h)
+    count = len(outputs)
+    found: dict[int, Tensor] = {}
+    for i, stage in enumerate(graph.stages):
+        target = min(i + (rule.reach or count) - 1, count - 1)
+        scores = outputs[target] if target == count - 1 else rule.own[str(target)](outputs[target])
+        parameters = stage.parameters()
+        grads = torch.autograd.grad(rule.loss(scores, y), parameters, retain_graph=True)
+        found |= {id(p): g for p, g in zip(parameters, grads)}
+    return [found[id(p)] for p in model.parameters()]
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("reach", [1, 2, 3, 4, None])
+def test_each_stage_follows_one_loss(reach: int | None, loss: Any) -> None:
+    model = resnet().double().train()
+    x, y = batch()
+    rule = prepared(model, reach=reach, loss=loss)
+    expected = by_definition(copy.deepcopy(model), _same(rule, copy.deepcopy(model)), x, y)
+    plain = copy.deepcopy(model)
+    told = rule.step(model, x, y)
+    grads = [p.grad for p in model.parameters()]
+    for got, want in zip(grads, expected):
+        assert got is not None
+        assert (got - want).abs().max() <= 1e-10
+    scores = plain(x)
+    assert torch.equal(told["scores"], scores)
+    for a, b in zip(model.buffers(), plain.buffers()):
+        assert torch.equal(a, b)  # batch statistics: once
+    if reach in (4, None):
+        loss(scores, y).backward()
+        assert all((p.grad - q.grad).abs().max() <= 1e-10 for p, q in zip(model.parameters(), plain.parameters()))  # type: ignore[operator]
+        assert not rule.own
+
+
+def _same(rule: Interlocking, model: nn.Module) -> Interlocking:
+    other = Interlocking(cuts=rule.cuts, reach=rule.reach, head=rule.head, loss=rule.loss)
+    other.own.update({name: copy.deepcopy(head) for name, head in rule.own.items()})
+    other.graph(model)
+    return other
+
+
+def test_local_is_each_stage_with_its_head_alone() -> None:
+    model = resnet().double().train()
+    x, y = batch()
+    rule = prepared(model, reach=1)
+    graph = rule.graph(model)
+    alone, heads = copy.deepcopy(model), copy.deepcopy(rule.own)
+    rule.step(model, x, y)
+    h = x
+    for i, stage in enumerate(_same(rule, alone).graph(alone).stages):
+        h = stage.module(h.detach())
+        scores = h if i == 3 else heads[str(i)](h)
+        nn.functional.cross_entropy(scores, y).backward()
+    trained = [*model.parameters(), *rule.parameters()]
+    for p, q in zip(trained, [*alone.parameters(), *heads.parameters()], strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert (p.grad - q.grad).abs().max() <= 1e-10
+    assert len(graph.stages) == 4
+
+
+def test_micro_batches_add_up() -> None:
+    model = small_ann().double().eval()  # no batch-norm, no dropout: the parts of a batch do not see each other
+    x, y = batch(7)
+    whole, parts = (copy.deepcopy(model) for _ in range(2))
+    for m, count in ((whole, 1), (parts, 3)):
+        rule = prepared(m, cuts=3, reach=2, microbatches=count, head=PooledHead(size=2))
+        told = rule.step(m, x, y)
+        assert told["scores"].shape == (7, 10)
+    for p, q in zip(whole.parameters(), parts.parameters()):
+        assert (p.grad - q.grad).abs().max() <= 1e-12  # type: ignore[operator]
+
+
+def test_who_sends_what() -> None:
+    places = [Place(i, 5, 3) for i in range(5)]
+    assert [p.target for p in places] == [2, 3, 4, 4, 4]
+    assert [p.has_loss for p in places] == [False, False, True, True, True]
+    assert [p.received() for p in places] == [[2], [2, 3], [3, 4], [4], []]
+    assert [p.sent() for p in places] == [[], [2], [2, 3], [3, 4], [4]]
+
+
+def test_heads_resume_bit_for_bit(tmp_path: Path) -> None:
+    data, file = Digits(train_limit=160).train(32, seed=4), tmp_path / "progress.safetensors"
+
+    def run(*callbacks: Any, checkpoint: Path | None = None) -> tuple[nn.Module, Interlocking]:
+        torch.manual_seed(0)
+        model = BasicResNet(input_shape=(1, 8, 8), width=4, blocks=(1, 1, 0, 0))
+        rule = prepared(model, cuts=2, reach=1)
+        optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.05, momentum=0.9)
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(model, rule, data, optimizer, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0, callbacks=callbacks)
+        return model, rule
+
+    whole, rule = run()
+    run(Interrupt(7), checkpoint=file)
+    resumed, again = run(checkpoint=file)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert len(rule.state_dict()) == 14  # batch statistics of heads among them
+    assert all(torch.equal(rule.state_dict()[name], value) for name, value in again.state_dict().items())
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(64, 64)
+        self.b = nn.Linear(64, 64)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "says"),
+    [
+        (Tied(), {"cuts": ["a"]}, r"a\.weight belongs to the stages a and b, which follow different losses: untie"),
+        (resnet(), {"cuts": 99}, "at most"),
+        (resnet(), {"cuts": ["features.3.residual.0"]}, "more than one value leaves|reads"),
+        (resnet(), {"cuts": 4, "reach": 1, "head": TokenHead()}, r"TokenHead reads tokens"),
+    ],
+)
+def test_what_cannot_be_interlocked_is_refused(model: nn.Module, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(StageError, match=says):
+        prepared(model, **settings)
+
+
+def test_bad_settings_and_a_rule_that_was_not_prepared_are_named() -> None:
+    with pytest.raises(ValueError, match="reach is 0"):
+        Interlocking(cuts=2, reach=0)
+    with pytest.raises(ValueError, match=r"call rule\.prepare"):
+        Interlocking(cuts=4, reach=1).step(resnet(), torch.rand(2, 1, 8, 8), torch.arange(2))
+
+
+# processes --------------------------------------------------------------------------------------------------------------------
+
+
+def _one_of_many(rank: int, world: int, reaches: list[int | None], folder: str) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    for reach in reaches:
+        model = resnet().double().train()
+        rule = prepared(model, cuts=world, reach=reach, microbatches=2)
+        x, y = batch(8)
+        process = StageProcess(model, rule, x)
+        losses = process.train([(x, y), (x.flip(0), y.flip(0))], torch.optim.SGD(process.parameters(), lr=0.1))
+        names = {id(p): n for n, p in model.named_parameters()}
+        own = {names[id(p)]: [p.detach(), p.grad] for p in process.stage.parameters()}
+        torch.save((own, losses, process.clock.idle, process.clock.busy), f"{folder}/{reach}.{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("world", "reaches"), [(2, [1]), (4, [2, None])], ids=["2", "4"])
+def test_processes_give_the_gradients_of_one_process(world: int, reaches: list[int | None], tmp_path: Path) -> None:
+    mp.spawn(_one_of_many, (world, reaches, str(tmp_path)), nprocs=world)
+    for reach in reaches:
+        model = resnet().double().train()
+        rule = prepared(model, cuts=world, reach=reach, microbatches=2)
+        optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
+        x, y = batch(8)
+        told = {}
+        for a, b in ((x, y), (x.flip(0), y.flip(0))):
+            optimizer.zero_grad()
+            told = rule.step(model, a, b)
+            optimizer.step()
+        seen = set()
+        for rank in range(world):
+            own, losses, idle, busy = torch.load(tmp_path / f"{reach}.{rank}.pt")
+            for name, (value, grad) in own.items():
+                p = model.get_parameter(name)
+                assert p.grad is not None
+                assert (grad - p.grad).abs().max() <= 1e-10
+                assert (value - p).abs().max() <= 1e-10
+                seen.add(name)
+            assert idle >= 0
+            assert busy > 0
+            if rank == world - 1:
+                assert losses[-1] == pytest.approx(float(told["loss"]), abs=1e-12)
+        assert seen == {name for name, _ in model.named_parameters()}
