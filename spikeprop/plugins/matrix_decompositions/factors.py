@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import isfinite
 
+import numpy as np
 import torch
 from scipy.linalg import lapack
 from torch import Tensor
@@ -44,15 +45,13 @@ def factor_pivoted(a_mn: Tensor, complete: bool, check: str) -> tuple[Tensor, Te
     """Q, R and pivots p of each matrix of a batch: A[:, p] = Q R, with the diagonal of R descending in size.
 
     Raises:
-        RankError: ``check`` is not empty, and the rank is below min(m, n), or an entry is not finite.
+        RankError: ``check`` is not empty, and the rank is below min(m, n), or R is not finite.
     """
     *batch, m, n = a_mn.shape
     k = min(m, n)
     # rows of the transposed copy are columns in LAPACK's order: geqp3 overwrites it in place
-    packed_BNM = a_mn.detach().reshape(-1, m, n).mT.to("cpu", copy=True, memory_format=torch.contiguous_format).resolve_conj()
-    if check and not packed_BNM.isfinite().all():
-        raise RankError("pivoted_qr: the matrix has entries that are not finite; look for where they come from")
-    packed_BNM, pivots, tau = _geqp3(packed_BNM.contiguous())
+    packed_BNM = a_mn.detach().reshape(-1, m, n).mT.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    packed_BNM, pivots, tau = _geqp3(packed_BNM.resolve_conj().resolve_neg())
     reflectors = packed_BNM.mT.reshape(*batch, m, n).to(a_mn.device)
     tau, pivots = tau.reshape(*batch, k).to(a_mn.device), pivots.reshape(*batch, n).to(a_mn.device)
     width = m if complete else k
@@ -66,19 +65,21 @@ def factor_pivoted(a_mn: Tensor, complete: bool, check: str) -> tuple[Tensor, Te
 
 
 def _geqp3(packed_BNM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Householder vectors in the place of the matrices, pivots (B, N) and scales of the vectors (B, min(M, N))."""
     batch, n, m = packed_BNM.shape
-    routine, real = _GEQP3[packed_BNM.dtype], not packed_BNM.dtype.is_complex
-    pivots = torch.empty(batch, n, dtype=torch.int64)
-    tau = packed_BNM.new_empty(batch, min(m, n))
-    for index in range(batch):
-        work = (n + 1) * _BLOCK + 2 * n * real
-        found, order, scales, _, info = routine(packed_BNM[index].numpy().T, lwork=work, overwrite_a=1)
+    routine, matrices = _GEQP3[packed_BNM.dtype], packed_BNM.numpy()
+    pivots = np.empty((batch, n), np.int64)
+    scales = np.empty((batch, min(m, n)), matrices.dtype)
+    work = (n + 1) * _BLOCK + (0 if packed_BNM.is_complex() else 2 * n)
+    for index, matrix in enumerate(matrices):
+        given = matrix.T
+        found, order, scales[index], _, info = routine(given, lwork=work, overwrite_a=1)
         if info:
             raise RuntimeError(f"pivoted_qr: LAPACK's geqp3 refused its argument {-info}")
-        packed_BNM[index].copy_(torch.from_numpy(found.T))
-        pivots[index].copy_(torch.from_numpy(order - 1))  # LAPACK counts from one
-        tau[index].copy_(torch.from_numpy(scales))
-    return packed_BNM, pivots, tau
+        if found is not given:
+            given[...] = found
+        pivots[index] = order - 1  # LAPACK counts from one
+    return packed_BNM, torch.from_numpy(pivots), torch.from_numpy(scales)
 
 
 def _check_rank(r: Tensor, shape: torch.Size, check: str, pivots: Tensor | None) -> None:
@@ -86,9 +87,10 @@ def _check_rank(r: Tensor, shape: torch.Size, check: str, pivots: Tensor | None)
     k = min(shape[-2:])
     diagonal = r.diagonal(dim1=-2, dim2=-1)[..., :k].abs()
     factor = torch.finfo(r.dtype).eps * max(shape[-2:])
-    bound = factor * torch.linalg.vector_norm(r[..., :k, :], dim=-2).amax(-1, keepdim=True)
-    if bool((diagonal > bound).all()):
+    bound = factor * torch.linalg.vector_norm(r, dim=-2).amax(-1)
+    if bool((diagonal.amin(-1) > bound).all()):  # False where either is not a number
         return
+    bound = bound.unsqueeze(-1)
     *where, column = (~(diagonal > bound)).nonzero()[0].tolist()
     size, limit = float(diagonal[(*where, column)]), float(bound[(*where, 0)])
     place = f" of matrix {where[0] if len(where) == 1 else tuple(where)}" if where else ""

@@ -8,6 +8,7 @@ constant: A[:, p] = Q R is differentiated as the QR of A[:, p] (``rules`` has th
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -204,6 +205,8 @@ def _pull_pivoted(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None,
 
 def _take_columns(a: Tensor, p: Tensor) -> Tensor:
     """A[..., :, p], with other columns for each matrix of a batch."""
+    if p.ndim == 1:
+        return a.index_select(-1, p)
     return a.gather(-1, p.unsqueeze(-2).expand(*p.shape[:-1], *a.shape[-2:]))
 
 
@@ -262,6 +265,10 @@ class _PivotedQR(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, tuple[int, ...]]:
         a, *options = arguments
         return _PivotedQR.apply(a.movedim(in_dims[0], 0), *options), (0, 0, 0)
+
+
+for _function in (_QR, _PivotedQR):  # torch asks for it in every call, and would find it out anew
+    _function.forward.__signature__ = inspect.signature(_function.forward)
 
 
 # operators, for compiled graphs ------------------------------------------------------------------------------------------------

@@ -20,34 +20,43 @@ def pull_back(q_mk: Tensor, r_kn: Tensor, g_q_mk: Tensor | None, g_r_kn: Tensor 
     """Cotangent of A from those of reduced Q and R; None stands for zero."""
     if g_q_mk is None and g_r_kn is None:
         return None
-    if g_r_kn is not None:
-        g_r_kn = g_r_kn.triu()  # below its diagonal R is zero whatever A is
     deep = q_mk.shape[-2] >= r_kn.shape[-1]
     return _pull_back_deep(q_mk, r_kn, g_q_mk, g_r_kn) if deep else _pull_back_wide(q_mk, r_kn, g_q_mk, g_r_kn)
 
 
 def _pull_back_deep(q_mn: Tensor, r_nn: Tensor, g_q_mn: Tensor | None, g_r_nn: Tensor | None) -> Tensor:
-    parts = []
-    if g_r_nn is not None:
-        parts.append(r_nn @ g_r_nn.mH)
+    # M^H, whose upper triangle is all that is used, and that only meets G_R's upper one
+    inner = None if g_r_nn is None else g_r_nn @ r_nn.mH
     if g_q_mn is not None:
-        parts.append(-(g_q_mn.mH @ q_mn))
-    mirrored = q_mn @ _copyltu(sum(parts[1:], parts[0]))
-    right = mirrored if g_q_mn is None else g_q_mn + mirrored
+        inner = _add_product(inner, q_mn.mH, g_q_mn, -1)
+    assert inner is not None
+    # transposed, since Q lies in memory column after column
+    right = _add_product(None if g_q_mn is None else g_q_mn.mT, _copyltu(inner.mH).mT, q_mn.mT, 1).mT
     return solve_triangular(r_nn.mH, right, upper=False, left=False)
 
 
 def _pull_back_wide(q_mm: Tensor, r_mn: Tensor, g_q_mm: Tensor | None, g_r_mn: Tensor | None) -> Tensor:
-    rows, columns = r_mn.shape[-2:]
-    parts = []
-    if g_q_mm is not None:
-        parts.append(q_mm.mH @ g_q_mm)
+    rows = r_mn.shape[-2]
+    u_mm, v = r_mn[..., :rows], r_mn[..., rows:]
+    inner = None if g_q_mm is None else q_mm.mH @ g_q_mm
+    g_u_mm, g_v = None, torch.zeros_like(v)
     if g_r_mn is not None:
-        parts.append(-(g_r_mn @ r_mn.mH))
-    turn = _skew_lower(sum(parts[1:], parts[0]))
-    g_u = solve_triangular(r_mn[..., :rows].mH, turn, upper=False, left=False)
-    padded = torch.nn.functional.pad(g_u, (0, columns - rows))
-    return q_mm @ (padded if g_r_mn is None else g_r_mn + padded)
+        g_u_mm, g_v = g_r_mn[..., :rows].triu(), g_r_mn[..., rows:]  # below its diagonal R is zero whatever A is
+        inner = _add_product(_add_product(inner, g_u_mm, u_mm.mH, -1), g_v, v.mH, -1)
+    assert inner is not None
+    turned = solve_triangular(u_mm.mH, _skew_lower(inner), upper=False, left=False)
+    return q_mm @ torch.cat([turned if g_u_mm is None else g_u_mm + turned, g_v], -1)
+
+
+def _add_product(base: Tensor | None, x: Tensor, y: Tensor, factor: int) -> Tensor:
+    """base + factor x y in one pass over memory where torch has one."""
+    if base is None:
+        return x @ y if factor == 1 else -(x @ y)
+    if x.ndim == 2:
+        return torch.addmm(base, x, y, alpha=factor)
+    if x.ndim == 3:
+        return torch.baddbmm(base, x, y, alpha=factor)
+    return torch.add(base, x @ y, alpha=factor)
 
 
 def push_forward(q_mk: Tensor, r_kn: Tensor, d_a_mn: Tensor) -> tuple[Tensor, Tensor]:
