@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
-from spikeprop.errors import RankError
+from spikeprop.errors import RankError, RecipeError
+from spikeprop.experiment import Context
 from spikeprop.plugins.matrix_decompositions import least_squares, lq, pivoted_qr, qr
+from spikeprop.recipe import load_recipe
+from spikeprop.runfolder import RunFolder
 
 # torch warns of its own torch.jit.script when forward mode is first used
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")
@@ -256,6 +261,32 @@ def test_least_squares_solves_both_ways_with_both_derivatives() -> None:
             assert gradcheck(least_squares, inputs, check_forward_ad=True, fast_mode=True)
             assert gradgradcheck(least_squares, inputs, fast_mode=True)
             a = a.detach()
+
+
+def test_the_experiment_reports_accuracy_and_what_float32_leaves_of_gradients(tmp_path: Path) -> None:
+    recipe = load_recipe("qr_least_squares", ["seeds=[0, 1]", "steps=20", "closeness=[0.1, 1e-4]"])
+    recipe.experiment.run(Context(RunFolder(tmp_path, recipe), "qr_least_squares", lambda _: None))
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert all(0.3 < score < 0.8 for arm in values["arms"].values() for score in arm["r2"])
+    mild, hard = values["gradients"]
+    assert mild["errors"]["QR"] < 1e-4 < hard["errors"]["QR"] < 1
+    assert mild["errors"]["normal equations"] > 3 * mild["errors"]["QR"]
+    assert hard["condition"] > 100 * mild["condition"]
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("ridge=0.0", "ridge is 0"),
+        ("test_share=1.0", "test_share is 1"),
+        ("seeds=[1]", "at least two"),
+        ("closeness=[]", "closeness"),
+    ],
+)
+def test_the_experiments_values_are_checked(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("qr_least_squares", [override])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
