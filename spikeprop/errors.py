@@ -39,3 +39,7 @@ class NirError(SpikepropError):
 
 class HardwareError(SpikepropError):
     """The Lava simulation cannot be started or failed."""
+
+
+class RankError(SpikepropError):
+    """A matrix is rank-deficient (or not finite), so its factors have no derivative."""

@@ -327,6 +327,7 @@ def _disk_fills_up(after: Path) -> Callable[[int], None]:
 SMOKE = {
     "digits": None,
     "mnist": "MNIST",
+    "qr": None,
     "fashion": "FashionMNIST",
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",

@@ -22,6 +22,7 @@ _MODULES: dict[str, str] = {
     "RuleComparison": "comparison",
     "TokenHead": "interlocking",
     "Transfer": "rifle",
+    "VariableProjection": "matrix_decompositions.projection",
 }
 
 

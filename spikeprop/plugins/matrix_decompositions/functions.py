@@ -1,0 +1,317 @@
+"""``qr``, ``lq`` and ``pivoted_qr``: the factorisations with first and second derivatives, forward and reverse.
+
+Eagerly each is an ``autograd.Function`` with rules for reverse mode, forward mode and ``vmap``. While ``torch.compile`` traces,
+it is the custom operator with the same reverse rule; forward mode and ``torch.func.grad`` break it there (``fullgraph=True``
+refuses them), and torch itself takes no second derivative through a compiled graph. LQ is the QR of A^H. Pivots are locally
+constant: A[:, p] = Q R is differentiated as the QR of A[:, p] (``rules`` has the equations and the paper).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
+
+from spikeprop.plugins.matrix_decompositions.factors import factor, factor_pivoted
+from spikeprop.plugins.matrix_decompositions.rules import (
+    pull_back,
+    pull_back_null_space,
+    push_forward,
+    push_forward_null_space,
+    rotation_dependence,
+)
+
+Mode = Literal["reduced", "complete", "r"]
+NullSpace = Literal["refuse", "checked", "invariant"]
+NAMESPACE = "spikeprop_matrix_decompositions"
+NULL_SPACES = ("refuse", "checked", "invariant")
+
+
+class QR(NamedTuple):
+    """A = Q R."""
+
+    Q: Tensor
+    R: Tensor
+
+
+class LQ(NamedTuple):
+    """A = L Q."""
+
+    L: Tensor
+    Q: Tensor
+
+
+class PivotedQR(NamedTuple):
+    """A[..., p] = Q R."""
+
+    Q: Tensor
+    R: Tensor
+    p: Tensor
+
+
+def qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", check: bool = True) -> QR:
+    """A = Q R with orthonormal columns of Q and upper triangular R; torch.linalg.qr's factors, signs included.
+
+    Args:
+        A: (..., m, n), float32, float64, complex64 or complex128, on any device where torch.linalg.qr runs.
+        mode: "reduced": Q (..., m, k), R (..., k, n) with k = min(m, n); "complete": Q (..., m, m), R (..., m, n);
+            "r": R as in "reduced", and an empty Q.
+        null_space: what the derivative of a complete Q with m > n does about its last m - n columns, of which A fixes only the
+            span. "refuse": differentiating raises; "invariant": the derivative whose rotation among them is zero, exact for a
+            loss that such rotations leave alone, as any function of the projector Q2 Q2^H; "checked": that, and the backward
+            pass raises if the loss does depend on them (it looks at values: not inside vmap or torch.compile).
+        check: refuse matrices whose factors have no derivative.
+
+    Raises:
+        RankError: with ``check``, one of the first k columns depends on those before it.
+        ValueError: an A or an option that cannot be used.
+    """
+    return _qr(A, mode, null_space, "qr" if check else "")
+
+
+def _qr(A: Tensor, mode: str, null_space: str, check: str) -> QR:
+    _check_arguments("qr", A, mode, null_space)
+    complete = mode == "complete" and A.shape[-2] > A.shape[-1]
+    operator = qr_operator if _in_graph(A) else _QR.apply
+    q, r = operator(A, complete, null_space, check)
+    return QR(A.new_empty(0) if mode == "r" else q, r)
+
+
+def lq(
+    A: Tensor, mode: Literal["reduced", "complete", "l"] = "reduced", *, null_space: NullSpace = "refuse", check: bool = True
+) -> LQ:
+    """A = L Q with lower triangular L and orthonormal rows of Q: the adjoint of ``qr`` of A^H, whose options it shares.
+
+    Args:
+        A: (..., m, n).
+        mode: "reduced": L (..., m, k), Q (..., k, n) with k = min(m, n); "complete": L (..., m, n), Q (..., n, n);
+            "l": L as in "reduced", and an empty Q.
+        null_space, check: as for ``qr``, with rows in the place of columns.
+    """
+    if mode not in ("reduced", "complete", "l"):
+        raise ValueError(f"lq: mode is {mode!r}; use reduced, complete or l")
+    _check_arguments("lq", A, "r" if mode == "l" else mode, null_space)
+    q, r = _qr(_adjoint(A), "r" if mode == "l" else mode, null_space, "lq" if check else "")
+    return LQ(_adjoint(r), q if mode == "l" else _adjoint(q))
+
+
+def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", check: bool = True) -> PivotedQR:
+    """A[..., p] = Q R, where each pivot is the column with most left over: any A of full rank has these factors and derivatives.
+
+    Args:
+        A: (..., m, n); the factorisation itself runs on the host, by LAPACK's geqp3.
+        mode, null_space, check: as for ``qr``.
+
+    Returns:
+        Q and R as from ``qr``, and p (..., n), int64, counted from zero; ``A.take_along_dim(p.unsqueeze(-2), -1)`` is Q R. Where
+        two columns tie, p jumps with the smallest change of A, and there is no derivative.
+
+    Raises:
+        RankError: with ``check``, A has a rank below min(m, n).
+        ValueError: an A or an option that cannot be used.
+    """
+    _check_arguments("pivoted_qr", A, mode, null_space)
+    complete = mode == "complete" and A.shape[-2] > A.shape[-1]
+    operator = pivoted_qr_operator if _in_graph(A) else _PivotedQR.apply
+    q, r, p = operator(A, complete, null_space, "pivoted_qr" if check else "")
+    return PivotedQR(A.new_empty(0) if mode == "r" else q, r, p)
+
+
+def _in_graph(a: Tensor) -> bool:
+    """Whether to use the operator: while a graph is compiled. It would lose tangents, so forward mode breaks the graph."""
+    return torch.compiler.is_compiling() and unpack_dual(a).tangent is None
+
+
+def _adjoint(a: Tensor) -> Tensor:
+    """A^H, conjugated at once: views that are still to be conjugated fail in batched forward mode, and numpy refuses them."""
+    return torch.conj_physical(a).mT if a.is_complex() else a.mT
+
+
+def _check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
+    if a.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        raise ValueError(f"{name}: A is {a.dtype}; LAPACK has float32, float64, complex64 and complex128, so convert it to one")
+    if a.ndim < 2 or 0 in a.shape[-2:]:
+        raise ValueError(f"{name}: A has shape {tuple(a.shape)}; it must be (..., m, n) with m and n at least 1")
+    if mode not in ("reduced", "complete", "r"):
+        raise ValueError(f"{name}: mode is {mode!r}; use reduced, complete or r")
+    if null_space not in NULL_SPACES:
+        raise ValueError(f"{name}: null_space is {null_space!r}; use {', '.join(NULL_SPACES)}")
+
+
+# derivatives, shared by the eager functions and the operators ------------------------------------------------------------------
+
+
+def _pull(ctx: Any, q: Tensor, r: Tensor, g_q: Tensor | None, g_r: Tensor | None) -> Tensor | None:
+    """Cotangent of the matrix that was factored."""
+    if not ctx.complete:
+        return pull_back(q, r, g_q, g_r)
+    n = r.shape[-1]
+    if g_q is not None:
+        _refuse_rotations(ctx.null_space)
+        if ctx.null_space == "checked":
+            _check_invariance(q, g_q, n)
+        g_q = pull_back_null_space(q, g_q, n)
+    return pull_back(q[..., :n], r[..., :n, :], g_q, None if g_r is None else g_r[..., :n, :])
+
+
+def _push(ctx: Any, q: Tensor, r: Tensor, d_a: Tensor) -> tuple[Tensor, Tensor]:
+    """Tangents of Q and R."""
+    if not ctx.complete:
+        return push_forward(q, r, d_a)
+    _refuse_rotations(ctx.null_space)
+    n = r.shape[-1]
+    d_q, d_r = push_forward(q[..., :n], r[..., :n, :], d_a)
+    return push_forward_null_space(q, d_q), torch.nn.functional.pad(d_r, (0, 0, 0, r.shape[-2] - n))
+
+
+def _refuse_rotations(null_space: str) -> None:
+    if null_space == "refuse":
+        raise RuntimeError(
+            "mode='complete' with m > n: A fixes the last m - n columns of Q (rows, for lq) only up to a rotation, so they have "
+            "no derivative. Use mode='reduced', or null_space='invariant' or 'checked' for a loss that rotations leave alone"
+        )
+
+
+def _check_invariance(q: Tensor, g_q: Tensor, n: int) -> None:
+    found, bound = float(rotation_dependence(q, g_q, n).max()), torch.finfo(q.dtype).eps ** 0.5
+    if not found <= bound:
+        raise RuntimeError(
+            f"null_space='checked': the loss depends on how the last m - n columns of Q are rotated (relative derivative "
+            f"{found:.3g} > {bound:.3g} = sqrt(eps)), which A does not fix; make it a function of their projector Q2 Q2^H"
+        )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, ctx.complete, ctx.null_space, _ = inputs
+    ctx.save_for_backward(*output)
+    ctx.set_materialize_grads(False)
+
+
+def _pull_qr(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+    q, r = ctx.saved_tensors
+    g_q, g_r = grads
+    return _pull(ctx, q, r, g_q, g_r), None, None, None
+
+
+def _pull_pivoted(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+    q, r, p = ctx.saved_tensors
+    g_q, g_r, _ = grads
+    g = _pull(ctx, q, r, g_q, g_r)
+    return None if g is None else _take_columns(g, p.argsort(-1)), None, None, None
+
+
+def _take_columns(a: Tensor, p: Tensor) -> Tensor:
+    """A[..., :, p], with other columns for each matrix of a batch."""
+    if p.ndim == 1:
+        return a.index_select(-1, p)
+    return a.gather(-1, p.unsqueeze(-2).expand(*p.shape[:-1], *a.shape[-2:]))
+
+
+class _QR(torch.autograd.Function):
+    """Q and R, eagerly."""
+
+    @staticmethod
+    def forward(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
+        return factor(a, complete, check)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _keep(ctx, inputs, output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        return _pull_qr(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        q, r = ctx.saved_tensors
+        with _set_fwd_grad_enabled(True):  # an outer forward mode goes on inside; autograd.Function turns it off
+            return _push(ctx, q, r, tangents[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, tuple[int, ...]]:
+        a, *options = arguments
+        return _QR.apply(a.movedim(in_dims[0], 0), *options), (0, 0)
+
+
+class _PivotedQR(torch.autograd.Function):
+    """Q, R and pivots, eagerly."""
+
+    @staticmethod
+    def forward(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor, Tensor]:
+        return factor_pivoted(a, complete, check)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _keep(ctx, inputs, output)
+        ctx.save_for_forward(*output)
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        return _pull_pivoted(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None]:
+        q, r, p = ctx.saved_tensors
+        with _set_fwd_grad_enabled(True):
+            return *_push(ctx, q, r, _take_columns(tangents[0], p)), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, tuple[int, ...]]:
+        a, *options = arguments
+        return _PivotedQR.apply(a.movedim(in_dims[0], 0), *options), (0, 0, 0)
+
+
+for _function in (_QR, _PivotedQR):  # torch asks for it in every call, and would find it out anew
+    _function.forward.__signature__ = inspect.signature(_function.forward)
+
+
+# operators, for compiled graphs ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op(f"{NAMESPACE}::qr", mutates_args=())
+def qr_operator(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
+    q, r = factor(a, complete, check)
+    return _by_columns(q), r.contiguous()
+
+
+@torch.library.custom_op(f"{NAMESPACE}::pivoted_qr", mutates_args=())
+def pivoted_qr_operator(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor, Tensor]:
+    q, r, p = factor_pivoted(a, complete, check)
+    return _by_columns(q), r.contiguous(), p
+
+
+def _by_columns(q: Tensor) -> Tensor:
+    """Column after column, as LAPACK leaves it (no copy then): the layout that ``_outline`` promises."""
+    return q.mT.contiguous().mT
+
+
+def _outline(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
+    *batch, m, n = a.shape
+    k = m if complete else min(m, n)
+    return a.new_empty(*batch, k, m).mT, a.new_empty(*batch, k, n)
+
+
+def _outline_pivoted(a: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *_outline(a, *options), a.new_empty(*a.shape[:-2], a.shape[-1], dtype=torch.int64)
+
+
+def _batched(operator: Any) -> Any:
+    def rule(info: Any, in_dims: tuple[int, None, None, None], a: Tensor, *options: Any) -> tuple[Any, tuple[int, ...]]:
+        found = operator(a.movedim(in_dims[0], 0), *options)
+        return found, (0,) * len(found)
+
+    return rule
+
+
+qr_operator.register_fake(_outline)
+qr_operator.register_autograd(_pull_qr, setup_context=lambda ctx, inputs, output: _keep(ctx, inputs, output))
+qr_operator.register_vmap(_batched(qr_operator))
+pivoted_qr_operator.register_fake(_outline_pivoted)
+pivoted_qr_operator.register_autograd(_pull_pivoted, setup_context=lambda ctx, inputs, output: _keep(ctx, inputs, output))
+pivoted_qr_operator.register_vmap(_batched(pivoted_qr_operator))

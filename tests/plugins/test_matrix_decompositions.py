@@ -1,0 +1,296 @@
+"""QR, LQ, pivoted QR, least squares: factors, derivatives against differences and published rules, transforms, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
+
+from spikeprop.errors import RankError, RecipeError
+from spikeprop.experiment import Context
+from spikeprop.plugins.matrix_decompositions import least_squares, lq, pivoted_qr, qr
+from spikeprop.recipe import load_recipe
+from spikeprop.runfolder import RunFolder
+
+# torch warns of its own torch.jit.script when forward mode is first used
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")
+SHAPES = {"square": (3, 3), "deep": (4, 2), "wide": (2, 4)}
+TYPES = {"real": torch.float64, "complex": torch.complex128}
+# what is differentiated: the projector of the null space stands for the last columns, which A fixes only up to a rotation
+CASES: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "qr": lambda a: tuple(qr(a)),
+    "qr r": lambda a: (qr(a, "r").R,),
+    "qr complete": lambda a: _complete(*qr(a, "complete", null_space="invariant"), min(a.shape[-2:])),
+    "pivoted": lambda a: tuple(pivoted_qr(a)[:2]),
+    "pivoted r": lambda a: (pivoted_qr(a, "r").R,),
+    "pivoted complete": lambda a: _complete(*pivoted_qr(a, "complete", null_space="invariant")[:2], min(a.shape[-2:])),
+    "lq": lambda a: tuple(lq(a)),
+    "lq l": lambda a: (lq(a, "l").L,),
+    "lq complete": lambda a: _complete_lq(*lq(a, "complete", null_space="invariant"), min(a.shape[-2:])),
+}
+
+
+def _complete(q: Tensor, r: Tensor, k: int) -> tuple[Tensor, ...]:
+    return q[..., :k], q[..., k:] @ q[..., k:].mH, r
+
+
+def _complete_lq(left: Tensor, q: Tensor, k: int) -> tuple[Tensor, ...]:
+    return left, q[..., :k, :], q[..., k:, :].mH @ q[..., k:, :]
+
+
+def matrix(shape: str, kind: str = "real", batch: tuple[int, ...] = (), seed: int = 0) -> Tensor:
+    """Random, its columns of well separated norms in an order that is not theirs (pivots that a small change leaves alone)."""
+    m, n = SHAPES[shape]
+    found = torch.randn(*batch, m, n, dtype=TYPES[kind], generator=torch.Generator().manual_seed(seed))
+    return found * torch.tensor([1.0, 2.5, 1.6, 4.0])[:n]
+
+
+def test_the_factors_are_torchs_and_lapacks() -> None:
+    for shape, kind, batch in product(SHAPES, TYPES, [(), (2,), (2, 1, 3)]):
+        a = matrix(shape, kind, batch)
+        for mode in ("reduced", "complete"):
+            torch.testing.assert_close(tuple(qr(a, mode)), tuple(torch.linalg.qr(a, mode)), rtol=0, atol=0)
+            left, q = lq(a, mode)
+            torch.testing.assert_close(left @ q, a)
+            torch.testing.assert_close(q @ q.mH, torch.eye(q.shape[-2], dtype=q.dtype).expand(*batch, -1, -1))
+            assert not left.triu(1).any()
+            q, r, p = pivoted_qr(a, mode)
+            torch.testing.assert_close(q @ r, a.take_along_dim(p.unsqueeze(-2), -1))
+            torch.testing.assert_close(q.mH @ q, torch.eye(q.shape[-1], dtype=q.dtype).expand(*batch, -1, -1))
+            diagonal = r.diagonal(dim1=-2, dim2=-1).abs()
+            assert (diagonal[..., :-1] >= diagonal[..., 1:]).all()
+            assert not r.tril(-1).any()
+        assert qr(a, "r").Q.numel() == lq(a, "l").Q.numel() == pivoted_qr(a, "r").Q.numel() == 0
+
+
+def test_pivots_are_scipys() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    for shape, kind in product(SHAPES, TYPES):
+        a = matrix(shape, kind, (2,))
+        found = pivoted_qr(a)
+        for index in range(2):
+            q, r, p = linalg.qr(a[index].numpy(), mode="economic", pivoting=True)
+            torch.testing.assert_close((found.Q[index], found.R[index]), (torch.from_numpy(q), torch.from_numpy(r)))
+            assert found.p[index].tolist() == p.tolist()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_are_finite_differences(case: str, shape: str, kind: str) -> None:
+    for batch in ((), (2,)):
+        a = matrix(shape, kind, batch).requires_grad_()
+        assert gradcheck(CASES[case], a, check_forward_ad=True, fast_mode=batch != ())
+        assert gradgradcheck(CASES[case], a, check_fwd_over_rev=True, fast_mode=True)
+
+
+def test_batched_derivatives_under_vmap_are_finite_differences() -> None:
+    for shape, kind in product(SHAPES, TYPES):
+        for case in ("qr", "pivoted", "lq"):
+            a = matrix(shape, kind, (2,)).requires_grad_()
+            assert gradcheck(
+                CASES[case], a, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True, fast_mode=True
+            )
+
+
+def test_gradients_are_those_of_the_published_rule() -> None:
+    """LQ of a wide matrix and QR of a deep one, as the paper's equations have them, written out with an inverse."""
+
+    def copyltu(x: Tensor) -> Tensor:
+        return x.tril(-1) + x.tril(-1).mH + torch.diag_embed(x.diagonal().real).to(x.dtype)
+
+    for kind in TYPES:
+        a = matrix("wide", kind).requires_grad_()
+        left, q = lq(a)
+        g_l, g_q = torch.randn_like(left).tril(), torch.randn_like(q)
+        expected = torch.linalg.inv(left).mH @ (g_q + copyltu(left.mH @ g_l - g_q @ q.mH) @ q)
+        torch.testing.assert_close(torch.autograd.grad((left, q), a, (g_l, g_q))[0], expected)
+        a = matrix("deep", kind).requires_grad_()
+        q, r = qr(a)
+        g_q, g_r = torch.randn_like(q), torch.randn_like(r).triu()
+        expected = (g_q + q @ copyltu(r @ g_r.mH - g_q.mH @ q)) @ torch.linalg.inv(r).mH
+        torch.testing.assert_close(torch.autograd.grad((q, r), a, (g_q, g_r))[0], expected)
+
+
+def test_gradients_are_torchs_where_it_has_them() -> None:
+    for shape, kind in product(SHAPES, TYPES):
+        a = matrix(shape, kind, (2, 3)).requires_grad_()
+        found = []
+        for function in (qr, torch.linalg.qr):
+            q, r = function(a)
+            loss = (q.abs() ** 3).sum() + q.real.sum() + (r.abs() ** 3).sum()
+            found.append(torch.autograd.grad(loss, a)[0])
+        torch.testing.assert_close(*found)
+
+
+def test_what_lies_below_the_diagonal_of_r_has_no_gradient() -> None:
+    a = matrix("wide").requires_grad_()
+    assert not torch.autograd.grad(qr(a).R.tril(-1).sum(), a)[0].any()
+
+
+def losses(a: Tensor) -> Tensor:
+    """A scalar that depends on every factor."""
+    total = a.new_zeros(())
+    for factors in (qr(a), pivoted_qr(a)[:2], lq(a)):
+        for weight, factor in enumerate(factors, 2):
+            total = total + (weight * factor).cos().sum() + (factor**3).sum()
+    return total
+
+
+def test_func_transforms_nest() -> None:
+    a = matrix("deep", batch=(3,))
+    second = torch.autograd.functional.hessian(losses, a[0])
+    for outer, inner in product((jacfwd, jacrev), repeat=2):
+        torch.testing.assert_close(outer(inner(losses))(a[0]), second)
+    torch.testing.assert_close(vmap(hessian(losses))(a)[0], second)
+    gradients = torch.stack([grad(losses)(one) for one in a])
+    torch.testing.assert_close(vmap(grad(losses))(a), gradients)
+    torch.testing.assert_close(vmap(vmap(grad(losses)), in_dims=1)(a[:, None])[0], gradients)
+    torch.testing.assert_close(vmap(grad(losses), in_dims=2)(a.movedim(0, 2)), gradients)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_compiles_without_a_break_and_keeps_forward_mode_right() -> None:
+    def compiled(function: Callable, fullgraph: bool = True) -> Callable:
+        torch._dynamo.reset()
+        return torch.compile(function, fullgraph=fullgraph, backend="aot_eager")
+
+    a = matrix("deep", batch=(3,)).requires_grad_()
+    expected = torch.autograd.grad(losses(a), a)[0]
+    torch.testing.assert_close(torch.autograd.grad(compiled(losses)(a), a)[0], expected)
+    a = a.detach()
+    torch.testing.assert_close(compiled(vmap(losses))(a), vmap(losses)(a))
+    with_break = compiled(lambda x: torch.func.jvp(losses, (x,), (x,))[1], fullgraph=False)
+    torch.testing.assert_close(with_break(a), (expected * a).sum())
+    with pytest.raises(RankError, match="column 1 of matrix 2"):
+        compiled(lambda x: qr(x).R)(_dependent(a))
+
+
+def test_the_operators_are_what_they_promise() -> None:
+    from spikeprop.plugins.matrix_decompositions.functions import pivoted_qr_operator, qr_operator
+
+    for shape, kind, batch in product(SHAPES, TYPES, [(), (2,)]):
+        for operator, complete in product((qr_operator, pivoted_qr_operator), (False, True)):
+            complete = complete and shape == "deep"
+            a = matrix(shape, kind, batch).requires_grad_(not complete)
+            tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+            torch.library.opcheck(operator, (a, complete, "refuse", "qr"), test_utils=tests)
+
+
+def _dependent(a: Tensor) -> Tensor:
+    """With the second column of the last matrix a multiple of the first."""
+    a = a.clone()
+    a[..., -1, :, 1] = 2 * a[..., -1, :, 0]
+    return a
+
+
+def test_rank_deficiency_names_the_column_and_the_bound() -> None:
+    a = _dependent(matrix("square", batch=(2,)))
+    with pytest.raises(RankError, match=r"qr: column 1 of matrix 1 depends on .* \|R\[1, 1\]\| = .* <= .* max\(m, n\)"):
+        qr(a)
+    with pytest.raises(RankError, match=r"the rank of matrix 1 is 2 of 3, column 0 depends on the pivots before it"):
+        pivoted_qr(a)
+    with pytest.raises(RankError, match="column 1 of matrix 1 depends"):
+        vmap(grad(lambda x: qr(x).R.sum()))(a)
+    q, r = qr(a, check=False)
+    torch.testing.assert_close(q @ r, a)
+    with pytest.raises(RankError, match="row 1 of matrix 1"):
+        lq(a.mT)
+    for function in (qr, pivoted_qr, lq):
+        with pytest.raises(RankError, match="not finite"):
+            function(torch.full((2, 2), float("nan")))
+
+
+def test_pivots_need_only_full_rank() -> None:
+    """The first two columns depend on each other, the rank is full: QR has no derivative, pivoted QR has."""
+    a = torch.tensor([[1.0, 2.0, 0.5, 1.0], [2.0, 4.0, 3.0, 1.0]], dtype=torch.float64).requires_grad_()
+    with pytest.raises(RankError):
+        qr(a)
+    assert gradcheck(lambda x: tuple(pivoted_qr(x)[:2]), a)
+
+
+def test_null_space_columns_are_refused_checked_or_taken_as_invariant() -> None:
+    a = matrix("deep").requires_grad_()
+    for function in (qr, pivoted_qr):
+        with pytest.raises(RuntimeError, match="only up to a rotation"):
+            function(a, "complete").Q.sum().backward()
+    with pytest.raises(RuntimeError, match="only up to a rotation"):
+        torch.func.jvp(lambda x: qr(x, "complete").Q, (a.detach(),), (a.detach(),))
+    assert torch.autograd.grad(qr(a, "complete").R.sum(), a)[0].any()  # R needs no columns of the null space
+
+    q = qr(a, "complete", null_space="checked").Q
+    (q[:, 2:] @ q[:, 2:].mH).pow(3).sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"the loss depends on how the last m - n columns .* sqrt\(eps\)"):
+        q.pow(3).sum().backward()
+
+
+def test_bad_arguments_are_named() -> None:
+    a = torch.ones(3, 2)
+    for call, says in (
+        (lambda: qr(a.half()), r"qr: A is torch\.float16; .*convert"),
+        (lambda: lq(a.long()), r"lq: A is torch\.int64"),
+        (lambda: qr(a[0]), r"qr: A has shape \(2,\); it must be \(\.\.\., m, n\)"),
+        (lambda: pivoted_qr(a[:0]), r"pivoted_qr: A has shape \(0, 2\)"),
+        (lambda: qr(a, "full"), "qr: mode is 'full'; use reduced, complete or r"),  # type: ignore[arg-type]
+        (lambda: lq(a, "r"), "lq: mode is 'r'; use reduced, complete or l"),  # type: ignore[arg-type]
+        (lambda: qr(a, null_space="yes"), "null_space is 'yes'; use refuse, checked, invariant"),  # type: ignore[arg-type]
+        (lambda: least_squares(a, torch.ones(2)), r"b is \(2,\); for an A of \(3, 2\)"),
+        (lambda: least_squares(a, torch.ones(3, dtype=torch.float64)), r"b is torch\.float64; convert"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()
+
+
+def test_least_squares_solves_both_ways_with_both_derivatives() -> None:
+    for shape, kind, batch in product(SHAPES, TYPES, [(), (2,)]):
+        a, m = matrix(shape, kind, batch), SHAPES[shape][0]
+        for extra in ((), (2,)):
+            b = torch.randn(*batch, m, *extra, dtype=a.dtype, generator=torch.Generator().manual_seed(1))
+            expected = torch.linalg.pinv(a) @ (b if extra else b.unsqueeze(-1))
+            torch.testing.assert_close(least_squares(a, b), expected if extra else expected.squeeze(-1))
+            if batch or not extra:
+                continue
+            inputs = (a.requires_grad_(), b.requires_grad_())
+            assert gradcheck(least_squares, inputs, check_forward_ad=True, fast_mode=True)
+            assert gradgradcheck(least_squares, inputs, fast_mode=True)
+            a = a.detach()
+
+
+def test_the_experiment_reports_accuracy_and_what_float32_leaves_of_gradients(tmp_path: Path) -> None:
+    recipe = load_recipe("qr_least_squares", ["seeds=[0, 1]", "steps=20", "closeness=[0.1, 1e-4]"])
+    recipe.experiment.run(Context(RunFolder(tmp_path, recipe), "qr_least_squares", lambda _: None))
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert all(0.3 < score < 0.8 for arm in values["arms"].values() for score in arm["r2"])
+    mild, hard = values["gradients"]
+    assert mild["errors"]["QR"] < 1e-4 < hard["errors"]["QR"] < 1
+    assert mild["errors"]["normal equations"] > 3 * mild["errors"]["QR"]
+    assert hard["condition"] > 100 * mild["condition"]
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("ridge=0.0", "ridge is 0"),
+        ("test_share=1.0", "test_share is 1"),
+        ("seeds=[1]", "at least two"),
+        ("closeness=[]", "closeness"),
+    ],
+)
+def test_the_experiments_values_are_checked(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("qr_least_squares", [override])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_another_device_gives_the_same_gradients() -> None:
+    for shape in SHAPES:
+        a = matrix(shape, batch=(2,))
+        torch.testing.assert_close(vmap(grad(losses))(a.cuda()).cpu(), vmap(grad(losses))(a))
