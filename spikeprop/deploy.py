@@ -169,6 +169,11 @@ def compare(
     return _merged(parts, target.backend) | report
 
 
+def input_limit_of(network: SpikingNetwork, images: Tensor) -> float:
+    """The largest absolute input that an integer network is made for: what the encoder can represent, or the images' largest."""
+    return network.encoder.limit if network.encoder.limit is not None else float(images.abs().max())
+
+
 def hardware_package() -> Any:
     """The distribution spikeprop-hardware, which is installed by itself.
 
@@ -192,8 +197,7 @@ def _source(
     on_lava = target.backend == "lava"
     if target.precision == "float":
         return file if on_lava else hardware.Simulator(hardware.make_plan(hardware.read_graph(file))), {}
-    limit = network.encoder.limit if network.encoder.limit is not None else float(images.abs().max())
-    made, report = hardware.quantize(hardware.read_graph(file), input_limit=limit)
+    made, report = hardware.quantize(hardware.read_graph(file), input_limit=input_limit_of(network, images))
     return made if on_lava else hardware.Simulator(made), {"quantization": [asdict(layer) for layer in report]}
 
 

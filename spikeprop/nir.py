@@ -266,6 +266,8 @@ class _Importer:
             if not np.allclose(node.r, 1):
                 raise NirError(f"node {name!r} is an IF with r other than 1; fold r into the weights before it")
             neuron = _if(name, bool(metadata.get("signed", 0)), common)
+        elif metadata.get("signed"):
+            raise NirError(f"node {name!r} is signed and leaks; signed neurons do not leak")
         else:
             leak = self._leak(name, node, metadata)
             neuron = LIF(leak=leak, **common)

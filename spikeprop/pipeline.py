@@ -52,7 +52,7 @@ from spikeprop.networks import check_network, describe_network, load_network
 from spikeprop.recipe import Component
 from spikeprop.seeding import seed_torch
 from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Precision, Simulation, Training, find_device
-from spikeprop.snn import IF, SpikingNetwork
+from spikeprop.snn import IF, SignedIF, SpikingNetwork
 
 SMOKE_IMAGES = 64
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
@@ -100,6 +100,8 @@ class HybridConversion:
         """
         for settings in (self.train, self.convert, self.finetune):
             settings.check()
+        if self.finetune.epochs and isinstance(self.convert.neuron.build(), SignedIF):
+            raise RecipeError("finetune: SignedIF passes no gradient; use finetune.epochs=0, or convert.neuron=IF")
         data = self.data.build()
         check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
         rule = self.train.rule.build()

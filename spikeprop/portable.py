@@ -45,6 +45,12 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     """
     if target not in _NEURONS:
         raise NirError(f"there is no way to write for {target!r}; known: {', '.join(_NEURONS)}")
+    delay = int((graph.metadata or {}).get("readout_from", 0))
+    if delay:
+        raise NirError(
+            f"the network's output counts from step {delay} on (a delayed readout), which {target} would not know: its scores "
+            "would hold all steps. Convert with delay: false, or set network.readout_from to 0"
+        )
     names = _chain(graph, target)
     first, last = graph.nodes[names[0]], graph.nodes[names[-1]]
     shape: Shape = tuple(int(n) for n in first.input_type["input"])

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikeprop.deploy import hardware_package
+from spikeprop.deploy import hardware_package, input_limit_of
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.nir import OUTPUT, to_nir
@@ -38,7 +38,7 @@ class QuantisedBPTT(BPTT):
 
     Attributes:
         refresh: steps after which the scales are searched again, which lays the network out and takes as long as ``quantize``.
-        input_limit: largest absolute input; default 1 for Poisson, 4 for others.
+        input_limit: largest absolute input; default what the encoder can represent, or the largest of the batch at hand.
     """
 
     refresh: int = 100
@@ -55,7 +55,8 @@ class QuantisedBPTT(BPTT):
     def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         grids, left = self._grids.get(model, (None, [0]))
         if grids is None or left[0] == 0:
-            grids, left = find_grids(model, self.input_limit), [self.refresh]
+            limit = self.input_limit if self.input_limit is not None else input_limit_of(model, x)
+            grids, left = find_grids(model, limit), [self.refresh]
             self._grids[model] = grids, left
         left[0] -= 1
         with rounded(model, grids):

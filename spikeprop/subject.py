@@ -114,6 +114,8 @@ def _read(path: Path, encoder: str | None) -> Subject:
     metadata = graph.metadata or {}
     if encoder is None and "encoder" not in metadata:
         raise NirError(f"{path} does not name its encoder; pass --encoder {' or '.join(ENCODERS)}")
+    if encoder is not None and metadata.get("encoder", encoder) != encoder:
+        raise NirError(f"{path} names its encoder, {metadata['encoder']}, which its integers are made for; leave --encoder out")
     network = from_nir(graph, encoder=ENCODERS[encoder]() if encoder is not None else None)
     steps = int(metadata["timesteps"]) if "timesteps" in metadata else None
     return Subject(network, path, steps, _data(path, metadata), int(metadata.get("seed", 0)))

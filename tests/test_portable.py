@@ -128,3 +128,13 @@ def test_why_the_plain_file_will_not_do(tmp_path: Path) -> None:
     ours, output = record(network, torch.rand(3, 1, 4, 4), STEPS)
     theirs = run_in_snntorch(to_nir(network), ours[INPUT])
     assert not np.allclose(theirs.detach().numpy().cumsum(1), output, rtol=1e-2)
+
+
+@pytest.mark.parametrize("target", ["norse", "snntorch"])
+def test_a_delayed_readout_is_refused(target: str) -> None:
+    network = convert(
+        MLP(input_shape=(4,), classes=3, hidden=[6]), [torch.rand(8, 4)], IF(reset="zero"), Percentile(), encoder=Poisson()
+    )
+    network.readout_from.fill_(5)
+    with pytest.raises(NirError, match=f"counts from step 5 on .*which {target} would not know"):
+        portable(to_nir(network), target)

@@ -45,6 +45,11 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
             f"netx has no exponent for real-valued input, and this network's encoder is {plan.encoder or 'not named'}; export it "
             "as NIR, or convert with convert.encoder=Poisson"
         )
+    if plan.readout_from:
+        raise HardwareError(
+            f"the network's output counts from step {plan.readout_from} on, and netx has no delayed readout: export it as NIR, "
+            "or convert with delay: false"
+        )
     before = plan.input
     for population in plan.populations:
         _check(population, before)

@@ -174,15 +174,18 @@ def _add(builder: Builder, node: fx.Node) -> Value:
     numbers = _numbers(builder, node)
     if len(numbers) == 1:
         index, number = next(iter(numbers.items()))
-        return builder.changed(node, _shifted(builder, node, 1 - index, number * (factor if index else 1)))
+        value = values.scale(builder.value(node, 1 - index), 1.0 if index else float(factor))
+        return builder.changed(node, _shifted(builder, value, node, number * (factor if index else 1)))
     return builder.changed(node, builder.value(node) + values.scale(builder.value(node, 1), float(factor)))
 
 
 def _subtract(builder: Builder, node: fx.Node) -> Value:
     factor = builder.arguments(node, "other").get("alpha", 1)
-    number = _numbers(builder, node).get(1)
-    if number is not None:
-        return builder.changed(node, _shifted(builder, node, 0, -number * factor))
+    numbers = _numbers(builder, node)
+    if 1 in numbers:
+        return builder.changed(node, _shifted(builder, builder.value(node), node, -numbers[1] * factor))
+    if 0 in numbers:
+        return builder.changed(node, _shifted(builder, values.scale(builder.value(node, 1), -float(factor)), node, numbers[0]))
     return builder.changed(node, builder.value(node) + values.scale(builder.value(node, 1), -float(factor)))
 
 
@@ -193,11 +196,11 @@ def _numbers(builder: Builder, node: fx.Node) -> dict[int, float]:
     return {i: float(number) for i, number in found.items() if isinstance(number, int | float)}
 
 
-def _shifted(builder: Builder, node: fx.Node, index: int, number: float) -> Value:
-    """A number added to each element."""
+def _shifted(builder: Builder, value: Value, node: fx.Node, number: float) -> Value:
+    """A number added to each element of what ``node`` gives."""
     channels, *positions = builder.shape(node)
     ones_C = torch.ones(channels, dtype=builder.dtype, device=builder.device)
-    return values.affine(builder.value(node, index), ones_C, number * ones_C, (*positions,))
+    return values.affine(value, ones_C, number * ones_C, (*positions,))
 
 
 def _multiply(builder: Builder, node: fx.Node) -> Value:
@@ -259,7 +262,7 @@ def _some_channels(builder: Builder, node: fx.Node, index: Any) -> Value:
     mine = torch.arange(count)[index].reshape(-1)
     layer = nn.Conv2d(count, len(mine), 1, bias=False, device=builder.device, dtype=builder.dtype)
     chosen = torch.eye(count, dtype=builder.dtype)[mine].reshape(len(mine), count, 1, 1)
-    layer.weight = nn.Parameter(chosen.to(builder.device), layer.weight.requires_grad)
+    layer.weight = nn.Parameter(chosen.to(builder.device), requires_grad=False)  # which channels is not to be trained
     return values.append_weighted(builder.value(node), layer, "")
 
 
@@ -268,7 +271,7 @@ def _unsqueeze(builder: Builder, node: fx.Node) -> Value:
     before = node.args[0]
     given = builder.arguments(node, "dim")
     taken = isinstance(before, fx.Node) and function_name(before) == "getitem" and len(builder.shape(before)) == 2
-    if given.get("dim") != 1 or not taken:
+    if given.get("dim") not in (1, -3) or not taken:
         raise refuse(node, f"unsqueeze({given.get('dim')})", "an axis can only be put back where x[:, i] took it away")
     return builder.value(node)
 

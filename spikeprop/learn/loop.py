@@ -85,7 +85,7 @@ class _Saves:
     callbacks: Sequence[Callback]
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        return {"rule": self.rule.state_dict(), **{f"callback.{i}": c.state_dict() for i, c in enumerate(self.callbacks)}}
+        return {"rule": self.rule.state_dict(), **{name: c.state_dict() for name, c in self._named()}}
 
     def resume(self, saved: Checkpoint) -> None:
         own, names = saved.part("rule"), set(self.rule.state_dict())
@@ -95,8 +95,20 @@ class _Saves:
                 f"{', '.join(sorted(names ^ set(own))[:4])}; use another --out folder, or the same recipe"
             )
         self.rule.load_state_dict(own)
-        for i, callback in enumerate(self.callbacks):
-            callback.load_state_dict(saved.part(f"callback.{i}"))
+        kept = {".".join(name.split(".")[:2]) for name in saved.part("callback")}
+        present = {name.removeprefix("callback.") for name, _ in self._named()}
+        if not kept <= present:
+            missing = ", ".join(sorted(kept - present))
+            raise CheckpointError(
+                f"{saved.path} holds the state of callbacks that this run has not in this order ({missing}); "
+                "use another --out folder, or the same recipe"
+            )
+        for name, callback in self._named():
+            callback.load_state_dict(saved.part(name))
+
+    def _named(self) -> list[tuple[str, Callback]]:
+        """Each callback and what its state is kept under: its place and its class."""
+        return [(f"callback.{i}.{type(c).__name__}", c) for i, c in enumerate(self.callbacks)]
 
 
 def fit(

@@ -36,10 +36,11 @@ class SignedIF(Neuron):
         return NeuronState(torch.zeros_like(current) + self.v_init * self.v_threshold, None, torch.zeros_like(current))
 
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        if torch.is_grad_enabled() and currents.requires_grad:
+        if self.training and torch.is_grad_enabled() and currents.requires_grad:
             raise ValueError(
                 "SignedIF passes no gradient: fine-tune a network of IF neurons instead, or leave fine-tuning out (epochs: 0)"
             )
+        currents = currents.detach()
         assert state.sent is not None
         v, sent = (t.clone(memory_format=torch.contiguous_format) for t in (state.v, state.sent))
         spikes = torch.empty_like(currents, memory_format=torch.contiguous_format)

@@ -14,8 +14,8 @@ from torchvision.models import mobilenet_v2, resnet18, vgg11
 
 from spikeprop import Backprop, Digits, fit
 from spikeprop.ann import MLP, ResNet
-from spikeprop.errors import RecipeError, StageError
-from spikeprop.learn import Callback, Cosine, LearningRule, Training
+from spikeprop.errors import CheckpointError, RecipeError, StageError
+from spikeprop.learn import Callback, Constant, Cosine, LearningRule, Schedule, Training
 from spikeprop.plugins import L2SP, RIFLE, ActivationRelaxation, BasicResNet, Interlocking
 from spikeprop.plugins.rifle.callbacks import find_head
 from spikeprop.plugins.rifle.transfer import few, only
@@ -42,7 +42,12 @@ class Watch(Callback):
 
 
 def train(
-    *callbacks: Callback, rule: LearningRule | None = None, epochs: int = 4, checkpoint: Path | None = None, lr: float = 0.05
+    *callbacks: Callback,
+    rule: LearningRule | None = None,
+    epochs: int = 4,
+    checkpoint: Path | None = None,
+    lr: float = 0.05,
+    schedule: Schedule | None = None,
 ) -> nn.Module:
     model, rule = small_ann(), rule or Backprop()
     rule.prepare(model, torch.zeros(2, 1, 8, 8))
@@ -54,7 +59,7 @@ def train(
     with contextlib.suppress(KeyboardInterrupt):
         fit(
             model, rule, data, optimizer,
-            epochs=epochs, schedule=Cosine(), callbacks=callbacks, checkpoint=checkpoint, checkpoint_seconds=0,
+            epochs=epochs, schedule=schedule or Cosine(), callbacks=callbacks, checkpoint=checkpoint, checkpoint_seconds=0,
         )  # fmt: skip
     return model
 
@@ -76,6 +81,32 @@ def test_no_resets_are_plain_training_with_any_rule(kind: str) -> None:
     assert torch.equal(weights(plain), weights(train(RIFLE(resets=0, cyclic=False), rule=RULES[kind]())))
     torch.manual_seed(0)
     assert not torch.equal(weights(plain), weights(train(RIFLE(resets=1), rule=RULES[kind]())))
+
+
+def test_no_resets_leave_any_schedule_alone() -> None:
+    torch.manual_seed(0)
+    plain = train(schedule=Constant())
+    torch.manual_seed(0)
+    assert torch.equal(weights(plain), weights(train(RIFLE(resets=0), schedule=Constant())))
+
+
+def test_l2sp_takes_each_trainings_own_start() -> None:
+    callback = L2SP(alpha=1.0)
+    first = train(callback)
+    again = {name: value.clone() for name, value in callback.start.items()}
+    other = small_ann()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1.0)
+    callback.on_start(Training(other, torch.optim.SGD(other.parameters(), lr=0.1), 1, 1))
+    assert first is not other
+    assert any(not torch.equal(again[name], value) for name, value in callback.start.items())
+
+
+def test_state_of_other_callbacks_is_refused(tmp_path: Path) -> None:
+    train(Watch(), L2SP(alpha=1.0), checkpoint=tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError, match=r"callbacks that this run has not in this order \(1.L2SP\)"):
+        train(L2SP(alpha=1.0), checkpoint=tmp_path / "c.safetensors")
 
 
 def test_the_head_alone_is_reset_without_momentum_and_never_at_the_end() -> None:

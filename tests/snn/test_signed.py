@@ -9,10 +9,11 @@ import torch
 
 from spikeprop import BPTT, CNN, IF, Digits, SignedIF, convert, snn_accuracy
 from spikeprop.convert import LeastError, LightCalibration
-from spikeprop.errors import NirError
+from spikeprop.errors import NirError, RecipeError
 from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.nir import from_nir, to_nir
 from spikeprop.portable import portable
+from spikeprop.recipe import load_recipe
 from spikeprop.snn.neuron import SpikingMaxPool
 from spikeprop.snn.signed import _scan, _scan_on_cpu
 from spikeprop.snn.stagewise import Stagewise
@@ -120,3 +121,11 @@ def test_one_threshold_a_layer_works_too(digits_cnn: CNN) -> None:
     x = next(iter(Digits().train(512, seed=0).epoch(0)))[0]
     network = convert(digits_cnn, [x], SignedIF(), LeastError(timesteps=8, per="layer"))
     assert snn_accuracy(network, list(Digits().test(360).epoch(0)), [8])[8] > 95
+
+
+def test_inference_needs_no_special_mode_and_check_refuses_to_fine_tune(digits_cnn: CNN) -> None:
+    network = converted(digits_cnn, SignedIF(), 2)
+    assert not network(next(iter(Digits().test(5).epoch(0)))[0], 2).isnan().any()
+    recipe = load_recipe("digits_cnn_stdb", ["convert.neuron=SignedIF"]).experiment
+    with pytest.raises(RecipeError, match=r"SignedIF passes no gradient; use finetune\.epochs=0"):
+        recipe.check()

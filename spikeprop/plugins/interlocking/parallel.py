@@ -82,6 +82,10 @@ class StageProcess:
             y: its labels, read by the stages that have a loss.
         """
         count = self.rule.microbatches
+        if len(x) != self.size * count:
+            raise ValueError(
+                f"the batch holds {len(x)} images; this was made for {self.size * count}: drop a last one that is smaller"
+            )
         inputs, labels = x.chunk(count), y.chunk(count)
         works: dict[int, Work] = {}
         losses: list[Tensor] = []

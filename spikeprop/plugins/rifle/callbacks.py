@@ -41,7 +41,7 @@ class RIFLE(Callback):
         self.resets, self.cyclic, self.head, self.seed = resets, cyclic, head, seed
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if not self.cyclic:
+        if not self._acts:
             return groups
         own = {id(p) for p in self._find(model).parameters()}
         rest = [{**g, "params": [p for p in g["params"] if id(p) not in own]} for g in groups]
@@ -52,14 +52,14 @@ class RIFLE(Callback):
         self._find(training.model)
         if self.resets >= training.epochs:
             raise ValueError(f"resets is {self.resets}, which needs more than {training.epochs} epochs")
-        if self.cyclic and not any(TAG in g for g in training.optimizer.param_groups):
+        if self._acts and not any(TAG in g for g in training.optimizer.param_groups):
             raise ValueError(
                 "the head has no rate of its own: make the optimiser of rifle.param_groups(model, rule.param_groups(model)), "
                 "or use cyclic=False"
             )
 
     def on_gradient(self, training: Training) -> None:
-        if not self.cyclic:
+        if not self._acts:
             return
         done = training.epoch + training.step / training.steps_per_epoch
         starts = [0, *self._ends(training.epochs), training.epochs]
@@ -78,6 +78,11 @@ class RIFLE(Callback):
             head.reset_parameters()  # type: ignore[operator]
         for p in head.parameters():  # momentum of the old head would push the new one
             training.optimizer.state.pop(p, None)
+
+    @property
+    def _acts(self) -> bool:
+        """Whether the head has a rate of its own; without resets training stays as it is."""
+        return self.cyclic and self.resets > 0
 
     def _ends(self, epochs: int) -> list[int]:
         """Epochs after which the head is reset: the ends of all periods but the last."""
@@ -108,18 +113,20 @@ class L2SP(Callback):
                 raise ValueError(f"{name} is {value}; use 0 for none")
         self.alpha, self.beta, self.head = alpha, beta, head
         self.start: dict[str, Tensor] = {}
+        self._resumed = False
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.start
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.start = dict(state)
+        self.start, self._resumed = dict(state), bool(state)
 
     def on_start(self, training: Training) -> None:
         name = find_head(training.model) if self.head is None else self.head
         self.of_head = {id(p) for p in training.model.get_submodule(name).parameters()}
         began = {n: p.detach().clone() for n, p in training.model.named_parameters() if id(p) not in self.of_head}
-        self.start = {n: self.start[n].to(p) if self.start else p for n, p in began.items()}
+        self.start = {n: self.start[n].to(p) if self._resumed else p for n, p in began.items()}
+        self._resumed = False  # another training starts from its own weights
 
     @torch.no_grad()
     def on_gradient(self, training: Training) -> None:

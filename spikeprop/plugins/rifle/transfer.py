@@ -108,7 +108,7 @@ class Transfer:
             find_device(self.device)
 
     def smoke(self) -> Transfer:
-        """The same on few images, two epochs and two seeds."""
+        """The same on few images, a few epochs and two seeds."""
         data = self.data.replace(train_limit=300, test_limit=200)
         return dataclasses.replace(self, data=data, seeds=self.seeds[:2], epochs=5, pretrain_epochs=1, shots=min(self.shots, 4))
 
