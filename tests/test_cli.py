@@ -346,8 +346,6 @@ RECIPES = sorted(recipe_folder().glob("*.yaml"))
 
 # test_map_tasks.py has those that need gymnasium
 HERE = [f for f in RECIPES if not f.stem.startswith(("imagenet", "map"))]
-    f for f in RECIPES if not f.stem.startswith(("imagenet", "map"))
-]  # test_map_tasks.py has the latter, which need gymnasium
 
 
 @pytest.mark.parametrize("file", HERE, ids=lambda f: f.stem)
