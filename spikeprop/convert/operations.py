@@ -169,24 +169,21 @@ MODULES: dict[type, Callable[[Builder, fx.Node, Any], Value]] = {
 # functions --------------------------------------------------------------------------------------------------------------------
 
 
-def _add(builder: Builder, node: fx.Node) -> Value:
-    factor = builder.arguments(node, "other").get("alpha", 1)
+def _add(builder: Builder, node: fx.Node, sign: int = 1) -> Value:
+    """The first operand and ``sign * alpha`` times the second; either may be a number."""
+    factor = sign * float(builder.arguments(node, "other").get("alpha", 1))
     numbers = _numbers(builder, node)
-    if len(numbers) == 1:
-        index, number = next(iter(numbers.items()))
-        value = values.scale(builder.value(node, 1 - index), 1.0 if index else float(factor))
-        return builder.changed(node, _shifted(builder, value, node, number * (factor if index else 1)))
-    return builder.changed(node, builder.value(node) + values.scale(builder.value(node, 1), float(factor)))
+    if 1 in numbers:
+        total = _shifted(builder, builder.value(node), node, factor * numbers[1])
+    elif 0 in numbers:
+        total = _shifted(builder, values.scale(builder.value(node, 1), factor), node, numbers[0])
+    else:
+        total = builder.value(node) + values.scale(builder.value(node, 1), factor)
+    return builder.changed(node, total)
 
 
 def _subtract(builder: Builder, node: fx.Node) -> Value:
-    factor = builder.arguments(node, "other").get("alpha", 1)
-    numbers = _numbers(builder, node)
-    if 1 in numbers:
-        return builder.changed(node, _shifted(builder, builder.value(node), node, -numbers[1] * factor))
-    if 0 in numbers:
-        return builder.changed(node, _shifted(builder, values.scale(builder.value(node, 1), -float(factor)), node, numbers[0]))
-    return builder.changed(node, builder.value(node) + values.scale(builder.value(node, 1), -float(factor)))
+    return _add(builder, node, sign=-1)
 
 
 def _numbers(builder: Builder, node: fx.Node) -> dict[int, float]:

@@ -219,7 +219,7 @@ def test_processes_give_the_gradients_of_one_process(world: int, reaches: list[i
             optimizer.step()
         seen = set()
         for rank in range(world):
-            own, losses, idle, busy = torch.load(tmp_path / f"{reach}.{rank}.pt")
+            own, losses, idle, busy = torch.load(tmp_path / f"{reach}.{rank}.pt", weights_only=True)
             for name, (value, grad) in own.items():
                 p = model.get_parameter(name)
                 assert p.grad is not None
