@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -55,6 +57,25 @@ class Interrupt(Callback):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
+
+
+R = TypeVar("R", bound=LearningRule)
+Made = tuple[nn.Module, R, torch.optim.Optimizer]
+
+
+def uninterrupted_and_resumed(make: Callable[[], Made[R]], file: Path) -> tuple[tuple[nn.Module, R], tuple[nn.Module, R]]:
+    """Network and rule after two epochs in one go, and after two that were stopped at step 7 and taken up from ``file``."""
+
+    def run(*callbacks: Callback, checkpoint: Path | None = None) -> tuple[nn.Module, R]:
+        model, rule, optimizer = make()
+        data = Digits(train_limit=160).train(32, seed=4)
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(model, rule, data, optimizer, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0, callbacks=callbacks)
+        return model, rule
+
+    whole = run()
+    run(Interrupt(7), checkpoint=file)
+    return whole, run(checkpoint=file)
 
 
 def trained_neurons(ann: nn.Module) -> SpikingNetwork:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from pathlib import Path
@@ -19,7 +18,7 @@ from spikeprop.errors import StageError
 from spikeprop.learn import CrossEntropy, Loss, SquaredError
 from spikeprop.plugins import ActivationRelaxation
 from spikeprop.plugins.activation_relaxation.relax import adjoints, enough_sweeps, relax
-from tests.learn.test_fit import Interrupt, small_ann, weights
+from tests.learn.test_fit import small_ann, uninterrupted_and_resumed, weights
 from tests.learn.test_stages import Branchy
 
 SWEEPS: list[Literal["jacobi", "gauss-seidel"]] = ["jacobi", "gauss-seidel"]
@@ -226,20 +225,13 @@ def test_relax_leaves_the_fixed_point_where_it_is() -> None:
 
 
 def test_learnt_backward_weights_resume_bit_for_bit(tmp_path: Path) -> None:
-    data, file = Digits(train_limit=160).train(32, seed=4), tmp_path / "progress.safetensors"
-
-    def run(*callbacks: Any, checkpoint: Path | None = None) -> tuple[nn.Module, ActivationRelaxation]:
+    def make() -> tuple[nn.Module, ActivationRelaxation, torch.optim.Optimizer]:
         torch.manual_seed(8)
         model, rule = small_ann(), ActivationRelaxation(step_size=0.5, backward_weights="learnt")
         rule.prepare(model, torch.zeros(2, 1, 8, 8))
-        optimizer = torch.optim.Adam(rule.param_groups(model), lr=1e-2)
-        with contextlib.suppress(KeyboardInterrupt):
-            fit(model, rule, data, optimizer, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0, callbacks=callbacks)
-        return model, rule
+        return model, rule, torch.optim.Adam(rule.param_groups(model), lr=1e-2)
 
-    whole, rule = run()
-    run(Interrupt(7), checkpoint=file)
-    resumed, again = run(checkpoint=file)
+    (whole, rule), (resumed, again) = uninterrupted_and_resumed(make, tmp_path / "progress.safetensors")
     assert torch.equal(weights(whole), weights(resumed))
     assert all(torch.equal(a, b) for a, b in zip(rule.parameters(), again.parameters()))
 

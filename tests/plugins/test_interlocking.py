@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from spikeprop import Digits, fit
 from spikeprop.errors import StageError
 from spikeprop.learn import CrossEntropy, SquaredError
 from spikeprop.plugins import BasicResNet, ConvHead, Interlocking, PooledHead, TokenHead
 from spikeprop.plugins.interlocking import StageProcess
 from spikeprop.plugins.interlocking.work import Place
-from tests.learn.test_fit import Interrupt, small_ann, weights
+from tests.learn.test_fit import small_ann, uninterrupted_and_resumed, weights
 
 
 def resnet(seed: int = 0) -> BasicResNet:
@@ -133,20 +131,13 @@ def test_who_sends_what() -> None:
 
 
 def test_heads_resume_bit_for_bit(tmp_path: Path) -> None:
-    data, file = Digits(train_limit=160).train(32, seed=4), tmp_path / "progress.safetensors"
-
-    def run(*callbacks: Any, checkpoint: Path | None = None) -> tuple[nn.Module, Interlocking]:
+    def make() -> tuple[nn.Module, Interlocking, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = BasicResNet(input_shape=(1, 8, 8), width=4, blocks=(1, 1, 0, 0))
         rule = prepared(model, cuts=2, reach=1)
-        optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.05, momentum=0.9)
-        with contextlib.suppress(KeyboardInterrupt):
-            fit(model, rule, data, optimizer, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0, callbacks=callbacks)
-        return model, rule
+        return model, rule, torch.optim.SGD(rule.param_groups(model), lr=0.05, momentum=0.9)
 
-    whole, rule = run()
-    run(Interrupt(7), checkpoint=file)
-    resumed, again = run(checkpoint=file)
+    (whole, rule), (resumed, again) = uninterrupted_and_resumed(make, tmp_path / "progress.safetensors")
     assert torch.equal(weights(whole), weights(resumed))
     assert len(rule.state_dict()) == 14  # batch statistics of heads among them
     assert all(torch.equal(rule.state_dict()[name], value) for name, value in again.state_dict().items())
