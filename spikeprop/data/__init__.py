@@ -1,6 +1,6 @@
 """Data sets on local disk: Digits (always there), MNIST, FashionMNIST, CIFAR10, CIFAR100 and ImageNet."""
 
-from spikeprop.data.base import ImageData, InMemorySplit, Split
+from spikeprop.data.base import ImageData, InMemorySplit, LabelledData, Split
 from spikeprop.data.imagenet import FolderSplit, ImageNet
 from spikeprop.data.small import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 
@@ -14,5 +14,6 @@ __all__ = [
     "ImageData",
     "ImageNet",
     "InMemorySplit",
+    "LabelledData",
     "Split",
 ]

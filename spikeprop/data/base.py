@@ -41,13 +41,44 @@ class Split(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageData(ABC):
+class LabelledData(ABC):
+    """Examples of one shape, each with a label, or with one a position, as text has.
+
+    Attributes:
+        train_limit, test_limit: use only the first so many examples.
+    """
+
+    train_limit: int | None = None
+    test_limit: int | None = None
+
+    classes: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        for name in ("train_limit", "test_limit"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is {limit}, which leaves nothing; use at least 1 example, or null for all")
+
+    @abstractmethod
+    def example(self, size: int) -> Tensor:
+        """A batch of zeros of the examples' shape and type: (size, ...)."""
+
+    @abstractmethod
+    def train(self, batch_size: int, seed: int) -> Split:
+        """Shuffled batches of examples (B, ...) and labels (B,) or (B, positions)."""
+
+    @abstractmethod
+    def test(self, batch_size: int) -> Split:
+        """Batches of the test examples in their own order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(LabelledData):
     """A data set of labelled images.
 
     Attributes:
         root: folder that holds the data as torchvision lays it out; default ``$SPIKEPROP_DATA``.
         mean, std: normalisation (pixel/255 - mean) / std, shared by ANN and SNN; one number, or one a channel.
-        train_limit, test_limit: use only the first so many images.
         crop: zero padding in pixels before a random crop in training, 0 for none.
         flip: random horizontal flip in training.
     """
@@ -55,20 +86,14 @@ class ImageData(ABC):
     root: str | None = None
     mean: float | list[float] = 0.0
     std: float | list[float] = 1.0
-    train_limit: int | None = None
-    test_limit: int | None = None
     crop: int = 0
     flip: bool = False
 
     input_shape: ClassVar[tuple[int, int, int]]
-    classes: ClassVar[int]
     names: ClassVar[Sequence[str]] = ()  # of the classes, where a number says too little
 
     def __post_init__(self) -> None:
-        for name in ("train_limit", "test_limit"):
-            limit = getattr(self, name)
-            if limit is not None and limit < 1:
-                raise ValueError(f"{name} is {limit}, which leaves nothing; use at least 1 image, or null for all")
+        super().__post_init__()
         for name in ("mean", "std"):
             value, channels = getattr(self, name), self.input_shape[0]
             if isinstance(value, list) and len(value) != channels:
@@ -78,13 +103,9 @@ class ImageData(ABC):
         if self.crop < 0:
             raise ValueError(f"crop is {self.crop}; use 0 for none")
 
-    @abstractmethod
-    def train(self, batch_size: int, seed: int) -> Split:
-        """Shuffled, augmented batches of normalised images (B, C, H, W) and labels (B,)."""
-
-    @abstractmethod
-    def test(self, batch_size: int) -> Split:
-        """Batches of the test images in their own order, not augmented."""
+    def example(self, size: int) -> Tensor:
+        """Black images (size, C, H, W), before normalisation."""
+        return torch.zeros(size, *self.input_shape)
 
     def class_names(self) -> list[str]:
         """A name for each class, for tables; its number where there is no better one."""

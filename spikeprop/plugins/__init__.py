@@ -18,6 +18,7 @@ _MODULES: dict[str, str] = {
     "L2SP": "rifle",
     "MAPPropagation": "map_propagation",
     "PooledHead": "interlocking",
+    "PythonSource": "interlocking",
     "RIFLE": "rifle",
     "RuleComparison": "comparison",
     "TokenHead": "interlocking",

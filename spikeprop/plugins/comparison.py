@@ -1,24 +1,27 @@
-"""``RuleComparison``: an experiment that trains one network by several learning rules, with the same seeds, images and optimiser.
+"""``RuleComparison``: an experiment that trains one network by several learning rules, with the same seeds, data and optimiser.
 
 Each arm and seed is a stage of its own, so a run that was stopped goes on. Seeds pair the arms: the same first weights, the same
-order of images; differences to the baseline are means over pairs with their 95 % interval. Accuracy is that after the last epoch.
+order of examples; differences to the baseline are means over pairs with their 95 % interval. Accuracy, of images or of every
+character of a text, is that after the last epoch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from spikeprop.data import ImageData
+from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, TrainingCollapsed
-from spikeprop.evaluate import Report, ann_accuracy
+from spikeprop.evaluate import Report
 from spikeprop.experiment import Context
 from spikeprop.learn import LearningRule, ProgressBar, Schedule, fit
 from spikeprop.plugins.arms import check_seeds, report_arms
@@ -26,7 +29,7 @@ from spikeprop.recipe import Component
 from spikeprop.seeding import seed_torch
 from spikeprop.settings import find_device
 
-SMOKE_IMAGES = 64
+SMOKE_EXAMPLES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class RuleComparison:
     """One network, several learning rules.
 
     Attributes:
-        seeds: of weights and order of images; they pair the arms.
+        seeds: of weights and order of examples; they pair the arms.
         data, ann, optimizer, schedule: components shared by all arms.
         arms: learning rules by name.
         baseline: name of the arm that the others are held against.
@@ -43,7 +46,7 @@ class RuleComparison:
     """
 
     seeds: list[int]
-    data: Component[ImageData]
+    data: Component[LabelledData]
     ann: Component[nn.Module]
     arms: dict[str, Component[LearningRule]]
     baseline: str
@@ -69,10 +72,10 @@ class RuleComparison:
             StageError: a network that a rule cannot cut.
         """
         data, ann = self.data.build(), self.ann.build()
-        x = torch.zeros(2, *data.input_shape)
+        x = data.example(2)
         with torch.no_grad():
             scores = ann.eval()(x)
-        if scores.shape != (2, data.classes):
+        if scores.shape[:2] != (2, data.classes):
             raise RecipeError(f"ann: {self.ann.use} has {scores.shape[1]} outputs, but data has {data.classes} classes")
         for arm in self.arms.values():
             rule = arm.build()
@@ -83,8 +86,8 @@ class RuleComparison:
             find_device(self.device)
 
     def smoke(self) -> RuleComparison:
-        """The same on a few images, one epoch and two seeds."""
-        data = self.data.replace(train_limit=SMOKE_IMAGES, test_limit=SMOKE_IMAGES)
+        """The same on a few examples, one epoch and two seeds."""
+        data = self.data.replace(train_limit=SMOKE_EXAMPLES, test_limit=SMOKE_EXAMPLES)
         return dataclasses.replace(self, data=data, epochs=1, batch_size=16, seeds=self.seeds[:2])
 
     def run(self, context: Context) -> Report:
@@ -122,12 +125,25 @@ class RuleComparison:
         except TrainingCollapsed as error:  # so it is with this rule at this rate: a result, of the network as it stands
             context.notify(f"{name}, seed {seed}: {error}")
             result["collapsed"] = str(error)
-        accuracy = ann_accuracy(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
+        tested = measured(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
         _remove(progress)
-        return {"accuracy": accuracy, **result, "parameters": sum(p.numel() for p in model.parameters())}
+        return {**tested, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
     def _optimizer(self, rule: LearningRule, model: nn.Module) -> Optimizer:
         return self.optimizer.build(rule.param_groups(model), lr=self.lr, weight_decay=self.weight_decay)
+
+
+@torch.no_grad()
+def measured(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Top-1 accuracy in percent and mean cross-entropy in nats, over every label, in evaluation mode."""
+    model.eval()
+    right, loss, seen = 0, 0.0, 0
+    for x, y in batches:
+        scores = model(x)
+        right += int((scores.argmax(1) == y).sum())
+        loss += float(F.cross_entropy(scores, y, reduction="sum"))
+        seen += y.numel()
+    return {"accuracy": 100 * right / seen, "test_loss": loss / seen}
 
 
 def _plain(name: str) -> str:

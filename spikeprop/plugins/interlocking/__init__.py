@@ -1,7 +1,7 @@
 """Interlocking backpropagation (Gomez et al. 2022): stages that learn from the loss a few stages ahead, one or many processes."""
 
 from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead, PooledHead, TokenHead
-from spikeprop.plugins.interlocking.language import CharTransformer
+from spikeprop.plugins.interlocking.language import CharTransformer, PythonSource
 from spikeprop.plugins.interlocking.networks import BasicResNet
 from spikeprop.plugins.interlocking.parallel import StageProcess
 from spikeprop.plugins.interlocking.rule import Interlocking
@@ -14,6 +14,7 @@ __all__ = [
     "ConvHead",
     "Interlocking",
     "PooledHead",
+    "PythonSource",
     "StageProcess",
     "TokenHead",
     "reach_of",

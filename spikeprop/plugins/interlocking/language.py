@@ -7,15 +7,19 @@ parameters, which interlocking refuses.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikeprop.data import LabelledData
 from spikeprop.plugins.interlocking.heads import TokensLast
 from spikeprop.seeding import generator
 
@@ -97,33 +101,83 @@ class CharTransformer(nn.Sequential):
 
 @dataclass(frozen=True)
 class TextBatches:
-    """Random stretches of a text: characters (B, context) and those that follow them (B, context).
+    """Stretches of a text: characters (B, context) and those that follow them (B, context).
 
     Attributes:
         text: character numbers (N,), int64.
         batch_size, context: of a batch.
-        steps: batches of an epoch.
-        seed: of the stretches.
+        stretches: of an epoch.
+        seed: of where they begin; None for one after the other, from the start of the text.
     """
 
     text: Tensor
     batch_size: int
     context: int
-    steps: int
-    seed: int = 0
+    stretches: int
+    seed: int | None = 0
 
     def __len__(self) -> int:
-        return self.steps
+        return -(-self.stretches // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of one epoch, from batch number ``start`` on."""
-        for step in range(start, self.steps):
-            rng = generator(self.seed, epoch, step)
-            begin = torch.randint(len(self.text) - self.context, (self.batch_size, 1), generator=rng)
-            stretch = self.text[begin + torch.arange(self.context + 1)]
+        for number in range(start, len(self)):
+            size = min(self.batch_size, self.stretches - number * self.batch_size)
+            stretch = self.text[self._begin(epoch, number, size).unsqueeze(1) + torch.arange(self.context + 1)]
             yield stretch[:, :-1], stretch[:, 1:]
 
+    def fingerprint(self) -> str:
+        """Hash of the text and of how it is cut."""
+        cut = repr((self.context, self.stretches, self.seed)).encode()
+        return hashlib.sha256(cut + bytes(self.text.tolist())).hexdigest()
 
+    def _begin(self, epoch: int, number: int, size: int) -> Tensor:
+        if self.seed is None:
+            return (number * self.batch_size + torch.arange(size)) * self.context
+        return torch.randint(len(self.text) - self.context, (size,), generator=generator(self.seed, epoch, number))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonSource(LabelledData):
+    """The next character of the source of Python's standard library, as it is where the run is; the last tenth is for testing.
+
+    Attributes:
+        context: characters of a stretch, each with the one that follows as its label.
+        train_limit: stretches of an epoch; None for as many as the text holds side by side.
+        test_limit: stretches to test on, from the first; None for all.
+    """
+
+    context: int = 64
+
+    classes: ClassVar[int] = CHARACTERS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context < 1:
+            raise ValueError(f"context is {self.context}; a stretch has at least 1 character")
+
+    def example(self, size: int) -> Tensor:
+        return torch.zeros(size, self.context, dtype=torch.int64)
+
+    def train(self, batch_size: int, seed: int) -> TextBatches:
+        return self._stretches(source_text()[0], self.train_limit, batch_size, seed)
+
+    def test(self, batch_size: int) -> TextBatches:
+        text = source_text()[1]
+        return self._stretches(text, min(self.test_limit or len(text), self._whole(text)), batch_size, None)
+
+    def _stretches(self, text: Tensor, limit: int | None, batch_size: int, seed: int | None) -> TextBatches:
+        if len(text) <= self.context:
+            raise ValueError(
+                f"context is {self.context}; the text has {len(text):,} characters, and needs one more than the context"
+            )
+        return TextBatches(text, batch_size, self.context, limit or self._whole(text), seed)
+
+    def _whole(self, text: Tensor) -> int:
+        return (len(text) - 1) // self.context
+
+
+@functools.cache
 def source_text(held_out: float = 0.1) -> tuple[Tensor, Tensor]:
     """Source of modules of the standard library as character numbers: a part to train on, and the last share of it to test on."""
     text = "".join(inspect.getsource(importlib.import_module(name)) for name in MODULES)
