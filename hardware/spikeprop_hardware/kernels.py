@@ -41,12 +41,17 @@ class Synapses:
         self.dtype = np.dtype(dtype)
         if NUMBA:
             self.at, self.runs, self.pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
+            self.in_c_order = in_c_order
+            if _fits(self.pool, np.int8):  # half of what the cache must hold, or a quarter
+                self.pool = self.pool.astype(np.int8)
         else:
             self.matrix = matrix.astype(self.dtype)[row_order][:, column_order]
 
     def deliver(self, values: np.ndarray, out: np.ndarray) -> None:
         """values (B, sources) of any kind of number -> out (B, targets)."""
-        if NUMBA:
+        if NUMBA and values.dtype == np.uint8 and not self.in_c_order:
+            _deliver_spikes(values, *self.runs, self.pool, out)
+        elif NUMBA:
             _deliver(values, self.at, *self.runs, self.pool, out)
         else:
             out[...] = (self.matrix @ values.T.astype(self.dtype)).T
@@ -94,6 +99,34 @@ def _inverse(order: np.ndarray) -> np.ndarray:
     inverse = np.empty(len(order), dtype=np.int32)
     inverse[order] = np.arange(len(order), dtype=np.int32)
     return inverse
+
+
+def _fits(numbers: np.ndarray, dtype: Any) -> bool:
+    limits = np.iinfo(dtype)
+    whole = numbers.dtype.kind == "i"
+    return whole and (not len(numbers) or (limits.min <= numbers.min() and numbers.max() <= limits.max))
+
+
+@_jit
+def _deliver_spikes(spikes, first, to, offset, length, pool, out):
+    """``_deliver`` of ones, eight zeros at a glance; unsigned counters, for signed ones might count from the end."""
+    sources, eight = np.uint64(spikes.shape[1]), np.uint64(8)
+    for b in range(spikes.shape[0]):
+        row, fired = out[b], spikes[b]
+        row[:] = 0
+        for start in range(np.uint64(0), sources, eight):
+            end = min(start + eight, sources)
+            some = np.uint8(end - start != eight)
+            if end - start == eight:
+                for k in range(eight):
+                    some |= fired[start + k]
+            if some:
+                for j in range(start, end):
+                    if fired[j]:
+                        for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
+                            target, weight = np.uint64(to[r]), np.uint64(offset[r])
+                            for k in range(np.uint64(length[r])):
+                                row[target + k] += pool[weight + k]
 
 
 @_jit
