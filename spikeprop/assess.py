@@ -23,7 +23,6 @@ from spikeprop.evaluate import (
     Answers,
     BatchAnswers,
     Journal,
-    Processes,
     Question,
     Report,
     accuracy_lines,
@@ -37,6 +36,7 @@ from spikeprop.evaluate import (
 )
 from spikeprop.files import read_json, write_text
 from spikeprop.networks import LoadedNetwork, load_network
+from spikeprop.processes import Processes
 from spikeprop.recipe import component
 from spikeprop.runfolder import describe_machine
 from spikeprop.settings import find_device
@@ -110,7 +110,7 @@ def assess(
     data = _data(loaded, how)
     split = data.test(how.batch_size)
     question = _question(loaded, how, data)
-    device = _device(how.device, processes)
+    device = processes.device(find_device(how.device))
     settings = {
         "checkpoint": _hash(checkpoint),
         "data": {**_described(data), "fingerprint": split.fingerprint()},
@@ -226,14 +226,6 @@ def _data(loaded: LoadedNetwork, how: Assessment) -> ImageData:
 def _described(data: ImageData) -> dict[str, Any]:
     """What the data are, wherever they lie."""
     return {"use": type(data).__name__, "mean": data.mean, "std": data.std, "limit": data.test_limit}
-
-
-def _device(name: str, processes: Processes) -> torch.device:
-    """The device; each of several processes on a machine takes a GPU of its own."""
-    device = find_device(name)
-    if device.type == "cuda" and device.index is None and processes.count > 1:
-        return find_device(f"cuda:{processes.local_rank % torch.cuda.device_count()}")
-    return device
 
 
 def _hash(file: Path) -> str:

@@ -36,12 +36,16 @@ def main() -> None:
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps, to see that it runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None) -> None:
-    """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped."""
+    """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped.
+
+    With several processes, which share training and evaluation: torchrun --nproc-per-node=2 -m spikeprop run ...
+    """
     import dataclasses
 
     import torch
 
     from spikeprop.experiment import Context
+    from spikeprop.processes import processes
     from spikeprop.recipe import load_recipe
     from spikeprop.runfolder import RunFolder
 
@@ -51,11 +55,14 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     if smoke:
         loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
     _check(loaded.experiment, here=True)  # before the folder is made, which belongs to one recipe for good
-    folder = RunFolder(out or Path("runs") / (loaded.name + ("-smoke" if smoke else "")), loaded, smoke)
-    _say(f"{loaded.name} -> {folder.path}")
-    report = loaded.experiment.run(Context(folder, loaded.name, _say))
-    _table(report.name, report.rows)
-    click.echo(f"\nreport: {folder.path / 'report.json'}")
+    with processes() as group:
+        say = _say if group.rank == 0 else lambda _: None
+        folder = RunFolder(out or Path("runs") / (loaded.name + ("-smoke" if smoke else "")), loaded, smoke, group)
+        say(f"{loaded.name} -> {folder.path}")
+        report = loaded.experiment.run(Context(folder, loaded.name, say))
+        if group.rank == 0:
+            _table(report.name, report.rows)
+            click.echo(f"\nreport: {folder.path / 'report.json'}")
 
 
 @main.command()
@@ -118,7 +125,7 @@ def evaluate(
     torchrun --nproc-per-node=2 -m spikeprop eval ...
     """
     from spikeprop.assess import Assessment, assess, find_checkpoints
-    from spikeprop.evaluate import processes
+    from spikeprop.processes import processes
 
     how = Assessment(timesteps=_numbers(timesteps) if timesteps else (), **settings)
     found = find_checkpoints(checkpoint, networks)

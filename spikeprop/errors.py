@@ -33,6 +33,10 @@ class EvaluationError(SpikepropError):
     """An evaluation's folder holds another evaluation, or the network and the data do not fit each other."""
 
 
+class ProcessError(SpikepropError):
+    """Of several processes one cannot go on, so none does."""
+
+
 class NirError(SpikepropError):
     """A NIR graph holds something we do not know."""
 

@@ -39,6 +39,7 @@ from spikeprop.evaluate import (
 )
 from spikeprop.experiment import Context
 from spikeprop.learn import (
+    Callback,
     CollapseGuard,
     LearningRule,
     MetricsLog,
@@ -54,6 +55,7 @@ from spikeprop.seeding import seed_torch
 from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Precision, Simulation, Training, find_device
 from spikeprop.snn import IF, SignedIF, SpikingNetwork
 
+TOGETHER = ("ann", "finetune", "evaluate")  # stages whose work several processes share
 SMOKE_IMAGES = 64
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
@@ -135,7 +137,8 @@ class _Run:
         self.experiment, self.context, self.folder = experiment, context, context.folder
         experiment.check(here=True)
         self.data = experiment.data.build()
-        self.device = find_device(experiment.device)
+        self.processes = context.folder.processes
+        self.device = self.processes.device(find_device(experiment.device))
 
     def report(self) -> Report:
         stages = {
@@ -149,8 +152,9 @@ class _Run:
         }
         results = {}
         for name, work in stages.items():
-            results[name] = self.folder.stage(name, work)
-            self._drop_progress(name)
+            results[name] = self.folder.stage(name, work, together=name in TOGETHER)
+            if not self.processes.rank:
+                self._drop_progress(name)
         values = {
             "name": self.context.name,
             "seed": self.experiment.seed,
@@ -164,8 +168,9 @@ class _Run:
             "provenance": self.folder.provenance(),
         }
         report = Report(name=self.context.name, values=values, rows=accuracy_rows(values))
-        report.save(self.folder.path / "report.json")
-        draw(values, self.folder.path / "report.png", self.context.name)
+        if not self.processes.rank:
+            report.save(self.folder.path / "report.json")
+            draw(values, self.folder.path / "report.png", self.context.name)
         return report
 
     # stages -------------------------------------------------------------------------------------------------------------------
@@ -212,13 +217,18 @@ class _Run:
         wanted = sorted({*settings.timesteps, steps})
         limit = max(settings.finetuned_up_to or max(wanted), steps)
         ann = self._load_ann()
-        found = self._ask("ann", ann, ())["accuracy"]["ANN"]
+        plan = {"converted": wanted, "finetuned": [t for t in wanted if t <= limit]}
+        if not self.experiment.finetune.epochs:  # it is the same network
+            del plan["finetuned"]
+        answers = {"ann": self._ask("ann", ann, ())}
+        answers |= {kind: self._ask(kind, self._load(kind).to(self.device), at) for kind, at in plan.items()}
+        if self.processes.rank:  # what the answers say is rank 0's to work out
+            return {}
+        found = answers["ann"]["accuracy"]["ANN"]
         macs = count_macs(ann, self.data.input_shape)
         result: dict[str, Any] = {"ann": {"accuracy": found["top1"], "interval": found["top1_interval"]}}
-        summary: dict[str, Any] = {}
-        for kind, at in (("converted", wanted), ("finetuned", [t for t in wanted if t <= limit])):
-            if kind == "converted" or self.experiment.finetune.epochs:  # else it is the same network
-                summary = self._ask(kind, self._load(kind).to(self.device), at)
+        for kind in ("converted", "finetuned"):
+            at, summary = plan.get(kind, [t for t in wanted if t <= limit]), answers.get(kind, answers["converted"])
             answered = {t: found for t, found in summary["accuracy"].items() if int(t) in at}
             result[kind] = {
                 "accuracy": {t: found and found["top1"] for t, found in answered.items()},
@@ -268,6 +278,7 @@ class _Run:
         groups = rule.param_groups(model)
         for callback in callbacks:
             groups = callback.param_groups(model, groups)
+        log = Callback() if self.processes.rank else MetricsLog(self.folder.path / "metrics.jsonl", stage)
         precision = self.experiment.precision
         return fit(
             model,
@@ -278,8 +289,9 @@ class _Run:
             schedule=settings.schedule.build(),
             seed=seed,
             clip=settings.clip,
-            callbacks=[ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage), *guards, *callbacks],
+            callbacks=[ProgressBar(None if self.processes.rank else stage), log, *guards, *callbacks],
             checkpoint=self._progress(stage),
+            processes=self.processes,
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
 
@@ -288,12 +300,17 @@ class _Run:
         split = self.data.test(self.experiment.evaluate.batch_size)
         question = Question(timesteps=tuple(timesteps), extra_steps=latency_of(network), seed=self.experiment.seed)
         journal = Journal(self._answers() / kind, {**dataclasses.asdict(question), "device": self.device.type})
-        try:
-            journal.open({})
-        except EvaluationError:  # a run may go on on another device, and what was begun there is begun again
-            journal.open({}, restart=True)
-        batches = evaluate(network, split, question, journal=journal, activity_images=ACTIVITY_IMAGES, label=f"evaluate {kind}")
-        return summarise(network, question, batches)
+        self.processes.first(lambda: _open(journal))
+        batches = evaluate(
+            network,
+            split,
+            question,
+            journal=journal,
+            processes=self.processes,
+            activity_images=ACTIVITY_IMAGES,
+            label=f"evaluate {kind}",
+        )
+        return {} if self.processes.rank else summarise(network, question, batches)
 
     def _answers(self) -> Path:
         return self.folder.path / "evaluate.progress"
@@ -335,8 +352,8 @@ class _Run:
             left -= len(x)
 
     def _save(self, model: nn.Module, name: str) -> None:
-        description = describe_network(model, self.experiment, self.data)
-        save_checkpoint(self._file(name), model, description)
+        if not self.processes.rank:
+            save_checkpoint(self._file(name), model, describe_network(model, self.experiment, self.data))
 
     def _load_ann(self) -> nn.Module:
         ann = self.experiment.ann.build()
@@ -350,6 +367,13 @@ class _Run:
 
     def _file(self, name: str) -> Path:
         return self.folder.path / f"{name}.safetensors"
+
+
+def _open(journal: Journal) -> None:
+    try:
+        journal.open({})
+    except EvaluationError:  # a run may go on on another device, and what was begun there is begun again
+        journal.open({}, restart=True)
 
 
 def _shortened(calibrator: Component[Any]) -> Component[Any]:

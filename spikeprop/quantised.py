@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -40,6 +40,8 @@ class QuantisedBPTT(BPTT):
         refresh: steps after which the scales are searched again, which lays the network out and takes as long as ``quantize``.
         input_limit: largest absolute input; default what the encoder can represent, or the largest of the batch at hand.
     """
+
+    overlaps: ClassVar[bool] = False  # it looks into the network
 
     refresh: int = 100
     input_limit: float | None = None

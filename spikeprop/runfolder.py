@@ -22,6 +22,7 @@ import torch
 
 from spikeprop.errors import RecipeError
 from spikeprop.files import leaves, read_json, write_json, write_text
+from spikeprop.processes import ALONE, Processes
 from spikeprop.recipe import Recipe, check, dump
 
 MACHINE = {"device"}  # where a run takes place is no part of what it is
@@ -35,40 +36,61 @@ class RunFolder:
         path: made if absent.
         recipe: what runs there.
         smoke: whether this is the tiny version.
+        processes: that run together; rank 0 writes.
 
     Raises:
         RecipeError: the folder holds a run of another recipe.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, smoke: bool = False):
-        self.path = path
-        described = recipe.describe()
+    def __init__(self, path: Path, recipe: Recipe, smoke: bool = False, processes: Processes = ALONE):
+        self.path, self.processes = path, processes
+        processes.first(lambda: self._begin(recipe.describe(), smoke))
+        self._stages = self._read_stages()
+
+    def _begin(self, described: dict[str, Any], smoke: bool) -> None:
+        path = self.path
         if (path / "run.json").exists():
             self._check_same(described)
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "recipe.yaml", dump(described))
         if not (path / "run.json").exists():
-            write_json(path / "run.json", {"recipe": described, "smoke": smoke, **describe_machine()})
-        stages = path / "stages.json"
-        self._stages: dict[str, Any] = read_json(stages) if stages.exists() else {}
+            more = {"processes": self.processes.count} if self.processes.count > 1 else {}
+            write_json(path / "run.json", {"recipe": described, "smoke": smoke, **more, **describe_machine()})
 
-    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of a stage: from the folder if it is finished, else from ``work``, which is timed and remembered."""
+    def _read_stages(self) -> dict[str, Any]:
+        stages = self.path / "stages.json"
+        return read_json(stages) if stages.exists() else {}
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]], *, together: bool = False) -> dict[str, Any]:
+        """The result of a stage: from the folder if it is finished, else from ``work``, which is timed and remembered.
+
+        Args:
+            name: of the stage.
+            work: what it does.
+            together: of several processes all do it, and rank 0's result counts; else rank 0 does, and the others wait.
+        """
         if name not in self._stages:
-            clock = self.path / f".{name}.seconds"
-            before = float(clock.read_text()) if clock.exists() else 0.0
-            started = time.monotonic()
-            try:
-                result = work()
-            except BaseException:
-                with contextlib.suppress(OSError):  # a full disk must not hide what went wrong first
-                    write_text(clock, f"{before + time.monotonic() - started:.3f}")
-                raise
-            seconds = round(before + time.monotonic() - started, 2)
-            self._stages[name] = {"seconds": seconds, "commit": _commit(), "result": result}
-            write_json(self.path / "stages.json", self._stages)
-            clock.unlink(missing_ok=True)
+            if self.processes.rank == 0:
+                self.processes.together(lambda: self._timed(name, work))
+            else:
+                self.processes.together(work if together else lambda: None)
+                self._stages = self._read_stages()
         return self._stages[name]["result"]
+
+    def _timed(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        clock = self.path / f".{name}.seconds"
+        before = float(clock.read_text()) if clock.exists() else 0.0
+        started = time.monotonic()
+        try:
+            result = work()
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong first
+                write_text(clock, f"{before + time.monotonic() - started:.3f}")
+            raise
+        seconds = round(before + time.monotonic() - started, 2)
+        self._stages[name] = {"seconds": seconds, "commit": _commit(), "result": result}
+        write_json(self.path / "stages.json", self._stages)
+        clock.unlink(missing_ok=True)
 
     def finished(self, name: str) -> bool:
         """Whether a stage is done."""

@@ -6,7 +6,6 @@ from spikeprop.evaluate.answers import BatchAnswers, Question
 from spikeprop.evaluate.error import LayerError, conversion_error
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.pictures import draw, draw_conversion_error, draw_evaluation
-from spikeprop.evaluate.processes import Processes, processes
 from spikeprop.evaluate.report import Report, accuracy_rows
 from spikeprop.evaluate.scores import Answers, Share, wilson
 from spikeprop.evaluate.summary import accuracy_lines, class_table, seconds, summarise
@@ -20,7 +19,6 @@ __all__ = [
     "BatchAnswers",
     "Journal",
     "LayerError",
-    "Processes",
     "Question",
     "Report",
     "Share",
@@ -36,7 +34,6 @@ __all__ = [
     "evaluate",
     "fan_out",
     "latency_of",
-    "processes",
     "seconds",
     "silent_layers",
     "snn_accuracy",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.answers import BatchAnswers, Question
 from spikeprop.evaluate.journal import Journal
-from spikeprop.evaluate.processes import ALONE, Processes
+from spikeprop.processes import ALONE, Processes
 from spikeprop.progress import bar
 
 SAVE_EVERY = 5.0  # seconds: what a kill costs at most, besides the batch that it falls into

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ class Backprop(LearningRule):
         label_smoothing: share of the target spread over all classes.
         loss: in the cross-entropy's place.
     """
+
+    overlaps: ClassVar[bool] = True
 
     label_smoothing: float = 0.0
     loss: Loss | None = None

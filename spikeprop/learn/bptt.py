@@ -8,6 +8,7 @@ Which surrogate is the neuron's own setting, and so is whether its threshold and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +26,8 @@ class BPTT(LearningRule):
         chunk: steps a layer takes at once; default as many as the cache likes.
         average: divide the accumulated output by the number of steps (the paper takes the sum).
     """
+
+    overlaps: ClassVar[bool] = True
 
     timesteps: int
     chunk: int | None = None

@@ -74,9 +74,9 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar over all steps, with time to go, loss and accuracy."""
+    """A bar over all steps, with time to go, loss and accuracy; without a label, none."""
 
-    def __init__(self, label: str):
+    def __init__(self, label: str | None):
         self.label = label
 
     def on_start(self, training: Training) -> None:

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from spikeprop.errors import CheckpointError, TrainingCollapsed
 from spikeprop.learn.callback import Callback, Training
 from spikeprop.learn.checkpoint import Checkpoint, load_checkpoint, load_model, load_optimizer, save_checkpoint
+from spikeprop.learn.distributed import Team
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
+from spikeprop.processes import ALONE, Processes
 from spikeprop.seeding import seed_torch
 
 Batch = tuple[Tensor, Tensor]
@@ -75,6 +77,7 @@ class _How:
     checkpoint_seconds: float
     constrained: Sequence[Constrained]
     saves: _Saves
+    team: Team
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     autocast: torch.dtype | None = None,
+    processes: Processes = ALONE,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place and leave it in evaluation mode.
 
@@ -145,6 +149,7 @@ def fit(
         checkpoint: file to resume from if it exists, and to keep up to date: each epoch and every ``checkpoint_seconds``.
         checkpoint_seconds: seconds between checkpoints within an epoch.
         autocast: lower precision of convolutions and linear layers (torch.autocast; the loss is not scaled), or None.
+        processes: that train together, each its share of every batch; rank 0 writes the checkpoint. All give the same arguments.
 
     Returns:
         one dict an epoch: epoch, loss, accuracy (percent), lr, seconds.
@@ -166,14 +171,15 @@ def fit(
         _resume(training, checkpoint, saves)
     device = next(model.parameters()).device
     constrained = [module for module in model.modules() if isinstance(module, Constrained)]
-    schedule = schedule or Constant()
-    how = _How(rule, schedule, seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds, constrained, saves)
+    schedule, team = schedule or Constant(), Team(processes, model, rule)
+    how = _How(rule, schedule, seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds, constrained, saves, team)
     _set_mode(model, rule, True)
     for callback in callbacks:
         callback.on_start(training)
     try:
-        while training.epoch < epochs:
-            _run_epoch(training, source, how)
+        with team.together():
+            while training.epoch < epochs:
+                _run_epoch(training, source, how)
     finally:
         for callback in callbacks:
             callback.on_end(training)
@@ -185,7 +191,7 @@ def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
     started = saved = time.monotonic()
     unread = _Unread(training, how.device)
     for x, y in batches.epoch(training.epoch, training.step):
-        seed_torch(how.seed, training.epoch, training.step)
+        seed_torch(how.seed, training.epoch, training.step, *_own_number(how.team.processes))
         _set_lr(training, how.schedule)
         _one_step(training, how, x.to(how.device, non_blocking=True), y.to(how.device, non_blocking=True), unread)
         for callback in how.callbacks:
@@ -193,7 +199,7 @@ def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
         due = time.monotonic() - saved > how.checkpoint_seconds
         if how.checkpoint and due and training.step < training.steps_per_epoch:
             unread.read()
-            _save(training, how.checkpoint, how.saves)
+            _save(training, how.checkpoint, how.saves, how.team.processes)
             saved = time.monotonic()
     unread.read()
     lr = training.optimizer.param_groups[0]["lr"]
@@ -204,14 +210,15 @@ def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
     training.epoch, training.step = training.epoch + 1, 0
     training.loss_sum, training.correct, training.seen, training.sums = 0.0, 0, 0, {}
     if how.checkpoint is not None:
-        _save(training, how.checkpoint, how.saves)
+        _save(training, how.checkpoint, how.saves, how.team.processes)
 
 
 def _one_step(training: Training, how: _How, x: Tensor, y: Tensor, unread: _Unread) -> None:
     training.optimizer.zero_grad(set_to_none=True)
+    x, y = how.team.share(x, y)
     with nullcontext() if how.autocast is None else torch.autocast(how.device.type, how.autocast):
-        result = how.rule.step(training.model, x, y)  # its backward pass recomputes, so it too runs under autocast
-    unread.add(result, y)
+        result = how.rule.step(how.team.wrapped, x, y)  # its backward pass recomputes, so it too runs under autocast
+    unread.add(*_totals(result, y, how.team))
     for callback in how.callbacks:
         callback.on_gradient(training)
     if how.clip is not None:
@@ -230,13 +237,11 @@ class _Unread:
 
     def __init__(self, training: Training, device: torch.device):
         self.training, self.patience = training, _patience(device)
-        self.steps: list[tuple[int, Tensor, Tensor, int, dict[str, Tensor]]] = []
+        self.steps: list[tuple[int, list[str], Tensor]] = []
         self.last = time.monotonic()
 
-    def add(self, result: dict[str, Tensor], y: Tensor) -> None:
-        hits = (result["scores"].argmax(1) == y).sum()
-        own = {name: value for name, value in result.items() if name not in ("loss", "scores")}
-        self.steps.append((self.training.step, result["loss"], hits, y.numel(), own))
+    def add(self, names: list[str], totals: Tensor) -> None:
+        self.steps.append((self.training.step, names, totals))
         if time.monotonic() - self.last >= self.patience:
             self.read()
 
@@ -244,22 +249,35 @@ class _Unread:
         """Add what has come to the epoch's sums."""
         if not self.steps:
             return
-        numbers, losses, hits, sizes, owns = zip(*self.steps)
-        for number, loss in zip(numbers, read := torch.stack(losses).tolist()):
+        read = torch.stack([totals for _, _, totals in self.steps]).tolist()
+        for (number, _, _), (seen, _, loss, *_) in zip(self.steps, read):
             if not math.isfinite(loss):
                 raise TrainingCollapsed(
-                    f"the loss is {loss} in epoch {self.training.epoch + 1}, batch {number + 1}: lower the learning rate "
+                    f"the loss is {loss / seen} in epoch {self.training.epoch + 1}, batch {number + 1}: lower the learning rate "
                     "or clip the gradient (clip: 1.0); the last checkpoint is untouched"
                 )
-        for loss, size in zip(read, sizes):
-            self.training.loss_sum += loss * size
-        for own, size in zip(owns, sizes):
-            for name, value in own.items():
-                self.training.sums[name] = self.training.sums.get(name, 0.0) + float(value) * size
-        self.training.correct += int(torch.stack(hits).sum())
-        self.training.seen += sum(sizes)
+        for (_, names, _), (seen, hits, loss, *own) in zip(self.steps, read):
+            self.training.seen += round(seen)
+            self.training.correct += round(hits)
+            self.training.loss_sum += loss
+            for name, value in zip(names, own, strict=True):
+                self.training.sums[name] = self.training.sums.get(name, 0.0) + value
         self.steps.clear()
         self.last = time.monotonic()
+
+
+def _totals(result: dict[str, Tensor], y: Tensor, team: Team) -> tuple[list[str], Tensor]:
+    """Names of the rule's own scalars, and over the whole batch: labels, hits, sum of the loss, sums of those scalars."""
+    names = sorted(set(result) - {"loss", "scores"})
+    hits = (result["scores"].argmax(1) == y).sum()
+    means = torch.stack([result[name].detach().double() for name in ("loss", *names)])
+    size = torch.tensor(y.numel(), dtype=torch.float64, device=means.device)
+    return names, team.join(torch.cat([torch.stack([size, hits.double()]), means * size]))
+
+
+def _own_number(processes: Processes) -> tuple[int, ...]:
+    """Position of this process's random draws, beside the step's; rank 0 draws as one process alone would."""
+    return (processes.rank,) if processes.rank else ()
 
 
 def _patience(device: torch.device) -> float:
@@ -288,7 +306,9 @@ def _set_mode(model: nn.Module, rule: LearningRule, training: bool) -> None:
     rule.own.train(training)
 
 
-def _save(training: Training, path: Path, saves: _Saves) -> None:
+def _save(training: Training, path: Path, saves: _Saves, processes: Processes) -> None:
+    if processes.rank:
+        return
     described = {name: getattr(training, name) for name in (*POSITION, "steps_per_epoch", "epochs")}
     save_checkpoint(path, training.model, {"training": described}, training.optimizer, saves.state())
 

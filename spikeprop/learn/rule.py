@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,6 +22,8 @@ class LearningRule(ABC):
     Attributes:
         own: modules of the rule's own, by name; empty for most rules. Not a setting: the rule fills it in ``prepare``.
     """
+
+    overlaps: ClassVar[bool] = False  # every gradient comes of one backward pass from one call of the network
 
     own: nn.ModuleDict = field(init=False, default_factory=nn.ModuleDict, repr=False, compare=False)
 

@@ -96,11 +96,14 @@ class RuleComparison:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.arms}
         for seed in self.seeds:  # seeds outside, so that an unfinished run has all arms of the seeds that it has
             for name in self.arms:
-                found[name].append(context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context)))
+                found[name].append(
+                    context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context), together=True)
+                )
         return report_arms(found, self.baseline, context, seeds=self.seeds, epochs=self.epochs)
 
     def _train(self, name: str, seed: int, context: Context) -> dict[str, Any]:
-        data, device = self.data.build(), find_device(self.device)
+        group = context.folder.processes
+        data, device = self.data.build(), group.device(find_device(self.device))
         seed_torch(seed, 1)
         model = self.ann.build().to(device)
         batches = data.train(self.batch_size, seed)
@@ -118,15 +121,17 @@ class RuleComparison:
                 epochs=self.epochs,
                 schedule=self.schedule.build(),
                 seed=seed,
-                callbacks=[ProgressBar(f"{name}, seed {seed}")],
+                callbacks=[] if group.rank else [ProgressBar(f"{name}, seed {seed}")],
                 checkpoint=progress,
+                processes=group,
             )
             result["last_epoch"] = {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")}
         except TrainingCollapsed as error:  # so it is with this rule at this rate: a result, of the network as it stands
             context.notify(f"{name}, seed {seed}: {error}")
             result["collapsed"] = str(error)
         tested = measured(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
-        _remove(progress)
+        if not group.rank:
+            _remove(progress)
         return {**tested, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
     def _optimizer(self, rule: LearningRule, model: nn.Module) -> Optimizer:

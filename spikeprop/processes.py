@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from spikeprop.errors import EvaluationError, SpikepropError
+from spikeprop.errors import ProcessError, SpikepropError
 
 PATIENCE = timedelta(days=30)  # shares differ in length, and a rank that dies is noticed at once
 T = TypeVar("T")
@@ -37,6 +37,12 @@ class Processes:
         first, last = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
         return items[first:last]
 
+    def device(self, found: torch.device) -> torch.device:
+        """``found``, or where it is CUDA without a number and there are several processes, this one's own GPU."""
+        if self.count == 1 or found.type != "cuda" or found.index is not None:
+            return found
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
@@ -46,21 +52,28 @@ class Processes:
         """Rank 0 does the work while the others wait; if it fails, all end.
 
         Raises:
-            EvaluationError: on other ranks, where rank 0 failed.
+            ProcessError: on other ranks, where rank 0 failed.
+        """
+        self.together(work if self.rank == 0 else lambda: None)
+
+    def together(self, work: Callable[[], object]) -> None:
+        """All do their work and wait for one another; if one cannot, all end.
+
+        Raises:
+            ProcessError: on a rank whose own work was done.
         """
         failure: Exception | None = None
-        if self.rank == 0:
-            try:
-                work()
-            except (SpikepropError, OSError) as error:
-                failure = error
+        try:
+            work()
+        except (SpikepropError, OSError) as error:
+            failure = error
+        failed = torch.tensor(int(failure is not None))
         if self.count > 1:
-            failed = torch.tensor(int(failure is not None))
-            distributed.broadcast(failed, 0)
-            if self.rank and failed:
-                raise EvaluationError(f"rank {self.rank} ends, since rank 0 could not begin")
+            distributed.all_reduce(failed, distributed.ReduceOp.MAX)
         if failure is not None:
             raise failure
+        if failed:
+            raise ProcessError(f"rank {self.rank} ends, since another process cannot go on; it says why")
 
 
 ALONE = Processes()
@@ -75,7 +88,8 @@ def processes() -> Iterator[Processes]:
         return
     started_here = not distributed.is_initialized()
     if started_here:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
     finally:

@@ -1,0 +1,116 @@
+"""Training in several processes: each has its share of every batch, and one all-reduce after the rule joins the gradients.
+
+With n_r of a batch's n examples, rank r's gradient g_r is that of the mean loss over its share, so the whole batch's is
+
+    g = sum_r w_r g_r,    w_r = n_r / n
+
+for any rule whose gradient is that of a mean over examples. Where a batch has fewer examples than there are processes, all do the
+whole batch, and w_r is one over their number. Losses and hits are summed the same way, so every process sees the same figures
+and ends, or gives up, at the same step. Backpropagation's gradients travel while the backward pass still runs
+(``DistributedDataParallel``, Li et al. 2020, arXiv:2006.15704); those of other rules, and of a network with parameters that the
+loss does not reach, in one piece when the rule is done.
+
+What a rule draws, each process draws for itself. Two rules are not means over examples to the end: a relaxation that stops early
+starts from activations, whose size does not follow the loss's; and Activation Relaxation's cotangents are of sums, which batch-norm
+over unequal shares does not know. With a batch size that the number of processes divides, and enough sweeps, they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spikeprop.learn.batchnorm import synchronised
+from spikeprop.learn.rule import LearningRule
+from spikeprop.processes import Processes
+
+
+class Team:
+    """The processes that train one network together.
+
+    Args:
+        processes: this one among its peers.
+        model: the network, the same in all of them.
+        rule: prepared; its parameters are the same in all.
+    """
+
+    def __init__(self, processes: Processes, model: nn.Module, rule: LearningRule):
+        self.processes, self.model, self.rule = processes, model, rule
+        self.weight, self.factor = 1.0, 1.0
+        self.wrapped: nn.Module = model
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anyone else."""
+        return self.processes.count > 1
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Batch-norm over whole batches for as long as the context lasts; and all begin with the same network."""
+        if not self.several:
+            yield
+            return
+        self._agree()
+        with synchronised([self.model, self.rule.own], lambda: self.weight):
+            yield
+
+    def share(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """This process's part of a batch, for ``join`` to weigh."""
+        size, count, rank = len(y), self.processes.count, self.processes.rank
+        if size < count:
+            self.weight = self.factor = 1 / count
+            return x, y
+        first, last = size * rank // count, size * (rank + 1) // count
+        self.weight, self.factor = (last - first) / size, 1.0
+        return x[first:last], y[first:last]
+
+    def join(self, totals: Tensor) -> Tensor:
+        """Make every ``.grad`` the whole batch's; returns the sums of all processes.
+
+        Args:
+            totals: (K,) sums over this process's share, float64.
+        """
+        if not self.several:
+            return totals
+        late = [] if self.wrapped is not self.model else self._trained()
+        present = totals.new_tensor([float(p.grad is not None) for p in late])
+        sums = torch.cat([totals * self.factor, present])
+        distributed.all_reduce(sums)
+        anywhere = [p for p, count in zip(late, sums[len(totals) :].tolist()) if count]
+        for dtype in sorted({p.dtype for p in anywhere}, key=str):
+            self._join_gradients([p for p in anywhere if p.dtype == dtype])
+        if late and len(anywhere) == len(late) and self.rule.overlaps:  # from the next step on, as all are reached
+            self.wrapped = self._overlapped()
+        return sums[: len(totals)]
+
+    def _join_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """One all-reduce for gradients of one type; a process without one adds nothing."""
+        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([piece.reshape(-1) for piece in pieces]).mul_(self.weight)
+        distributed.all_reduce(flat)
+        for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = g.view_as(p)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in (*self.model.parameters(), *self.rule.parameters()) if p.requires_grad]
+
+    def _agree(self) -> None:
+        """Rank 0's parameters and buffers for all: a process that was restarted may have drawn others."""
+        with torch.no_grad():
+            for module in (self.model, self.rule.own):
+                for value in (*module.parameters(), *module.buffers()):
+                    distributed.broadcast(value, 0)
+
+    def _overlapped(self) -> nn.Module:
+        wrapped = DistributedDataParallel(self.model)
+        wrapped.register_comm_hook(None, self._sum_weighted)
+        return wrapped
+
+    def _sum_weighted(self, _, bucket):  # torch reads annotations here, and they are strings
+        """The bucket's gradients, summed by weight, as soon as they are there."""
+        reduced = distributed.all_reduce(bucket.buffer().mul_(self.weight), async_op=True)
+        return reduced.get_future().then(lambda done: done.value()[0])
