@@ -11,8 +11,8 @@ and ends, or gives up, at the same step. Backpropagation's gradients travel whil
 loss does not reach, in one piece when the rule is done.
 
 What a rule draws, each process draws for itself. Two rules are not means over examples to the end: a relaxation that stops early
-starts from activations, whose size does not follow the loss's; and Activation Relaxation's cotangents are of sums, which batch-norm
-over unequal shares does not know. With a batch size that the number of processes divides, and enough sweeps, they are.
+starts from activations, whose size does not follow the loss's; and Activation Relaxation's cotangents are of sums, as batch-norm
+over unequal shares does not expect. With a batch size that the number of processes divides, and enough sweeps, they are.
 """
 
 from __future__ import annotations
