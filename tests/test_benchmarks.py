@@ -191,3 +191,23 @@ def test_agreement_runs_on_photographs(data_root: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "of 2 at T = 2" in done.stdout
+
+
+def test_the_model_of_many_devices_is_its_formula(load: Any) -> None:
+    scaling = load("scaling")
+    size, step = 100_000_000, 0.05
+    ring = 2 * 999 / 1000 * size / scaling.BANDWIDTH + 2 * 999 * scaling.LATENCY
+    assert scaling._efficiency(size, step, 1000, overlap=False) == pytest.approx(step / (step + ring))
+    assert ring < 2 / 3 * step  # hidden, but for the last bucket
+    assert scaling._efficiency(size, step, 1000) == pytest.approx(step / (step + ring * scaling.BUCKET / size))
+    assert scaling._efficiency(size, step, 1) == 1.0
+    longer = ring + 2 * 999 / 1000 * 9 * size / scaling.BANDWIDTH
+    assert scaling._efficiency(10 * size, step, 1000) == pytest.approx(step / (step / 3 + longer))
+
+
+@pytest.mark.slow
+def test_scaling_runs(load: Any, tmp_path: Path) -> None:
+    load("scaling").main(["--batch", "4", "--steps", "2", "--timesteps", "3", "--out", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    for one in found["measured"].values():
+        assert all(told[kind] > 0 for told in one["processes"].values() for kind in ("strong", "weak"))

@@ -56,7 +56,10 @@ class Team:
             return
         self._agree()
         with synchronised([self.model, self.rule.own], lambda: self.weight):
-            yield
+            try:
+                yield
+            finally:
+                self.wrapped = self.model  # the wrapper must not outlive the group that it speaks through
 
     def share(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """This process's part of a batch, for ``join`` to weigh."""
