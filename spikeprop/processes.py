@@ -37,6 +37,13 @@ class Processes:
         first, last = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
         return items[first:last]
 
+    def rows(self, size: int) -> slice:
+        """This process's part of a batch of so many examples; all of it, where there are fewer than processes."""
+        if size < self.count:
+            return slice(0, size)
+        first, last = (size * rank // self.count for rank in (self.rank, self.rank + 1))
+        return slice(first, last)
+
     def device(self, found: torch.device) -> torch.device:
         """``found``, or where it is CUDA without a number and there are several processes, this one's own GPU."""
         if self.count == 1 or found.type != "cuda" or found.index is not None:

@@ -8,6 +8,7 @@ same.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from spikeprop.data.base import Batch, ImageData, as_list
 from spikeprop.errors import MissingDataError
+from spikeprop.processes import ALONE, Processes
 from spikeprop.seeding import generator, mix_seed
 
 
@@ -84,9 +86,14 @@ class FolderSplit:
     workers: int
     seed: int | None
     size: int = 224
+    processes: Processes = ALONE
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
+
+    def part(self, processes: Processes) -> FolderSplit:
+        """The same batches, of which only a process's own images are read; labels are those of the whole batch."""
+        return dataclasses.replace(self, processes=processes)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of one epoch, from batch number ``start`` on."""
@@ -94,13 +101,14 @@ class FolderSplit:
         if self.seed is not None:
             order = torch.randperm(len(order), generator=generator(self.seed, epoch)).tolist()
         seed = None if self.seed is None else mix_seed(self.seed, epoch)
+        batches = [order[i : i + self.batch_size] for i in range(start * self.batch_size, len(order), self.batch_size)]
         loader = torch.utils.data.DataLoader(
             _Photographs(self.samples, self.mean, self.std, seed, self.size),
-            batch_size=self.batch_size,
-            sampler=order[start * self.batch_size :],
-            num_workers=min(self.workers, len(self) - start, os.cpu_count() or 1),
+            batch_sampler=[batch[self.processes.rows(len(batch))] for batch in batches],
+            num_workers=min(self.workers, len(batches), os.cpu_count() or 1),
         )
-        yield from loader
+        for batch, (x, _) in zip(batches, loader, strict=True):
+            yield x, torch.tensor([self.samples[index][1] for index in batch])
 
     def fingerprint(self) -> str:
         """Hash of the names and sizes of the files, their labels and the crop; reading the photographs would take minutes."""

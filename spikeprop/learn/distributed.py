@@ -62,14 +62,13 @@ class Team:
                 self.wrapped = self.model  # the wrapper must not outlive the group that it speaks through
 
     def share(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """This process's part of a batch, for ``join`` to weigh."""
-        size, count, rank = len(y), self.processes.count, self.processes.rank
-        if size < count:
-            self.weight = self.factor = 1 / count
-            return x, y
-        first, last = size * rank // count, size * (rank + 1) // count
-        self.weight, self.factor = (last - first) / size, 1.0
-        return x[first:last], y[first:last]
+        """This process's part of a batch, for ``join`` to weigh; of x the batches may have read that part alone."""
+        size, rows = len(y), self.processes.rows(len(y))
+        mine = y[rows]
+        repeated = size < self.processes.count
+        self.weight = 1 / self.processes.count if repeated else len(mine) / size
+        self.factor = self.weight if repeated else 1.0
+        return (x if len(x) == len(mine) else x[rows]), mine
 
     def join(self, totals: Tensor) -> Tensor:
         """Make every ``.grad`` the whole batch's; returns the sums of all processes.

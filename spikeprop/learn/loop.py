@@ -43,6 +43,13 @@ class Batches(Protocol):
 
 
 @runtime_checkable
+class Parted(Protocol):
+    """Batches that can read one process's part of each alone: (its examples, the labels of the whole batch)."""
+
+    def part(self, processes: Processes) -> Batches: ...
+
+
+@runtime_checkable
 class Constrained(Protocol):
     """A module with parameters that must stay in a range, which an optimiser's step does not know."""
 
@@ -160,6 +167,8 @@ def fit(
         CheckpointError: ``checkpoint`` belongs to another network or another number of batches.
     """
     source = batches if isinstance(batches, Batches) else _Replayed(batches)
+    if processes.count > 1 and isinstance(batches, Parted):
+        source = batches.part(processes)
     training = Training(model, optimizer, epochs, len(source))
     if training.steps_per_epoch == 0:
         raise ValueError("no batches to train on")

@@ -12,6 +12,7 @@ from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, Image
 from spikeprop.data.base import augment
 from spikeprop.data.imagenet import _class_numbers, _ilsvrc_wnids, _read_table
 from spikeprop.errors import MissingDataError
+from spikeprop.processes import Processes
 from tests.conftest import need
 
 
@@ -97,6 +98,18 @@ def test_real_sets(data_root: Path, data: ImageData, folder: str, images: int) -
     assert not isinstance(data.std, list)
     low, high = (0 - data.mean) / data.std, (1 - data.mean) / data.std
     assert (float(x.min()), float(x.max())) == (low, high)
+
+
+def test_each_process_decodes_its_own_photographs(data_root: Path) -> None:
+    need(data_root, "imagenet-sample")
+    split = ImageNet(root=str(data_root / "imagenet-sample"), workers=0, test_limit=4, size=32).test(3)  # batches of 3 and 1
+    whole = list(split.epoch(0))
+    parts = [list(split.part(Processes(rank, 2)).epoch(0)) for rank in range(2)]
+    assert [[len(x) for x, _ in part] for part in parts] == [[1, 1], [2, 1]]  # too small a batch is everyone's
+    assert torch.equal(torch.cat([part[0][0] for part in parts]), whole[0][0])
+    for part in parts:
+        assert torch.equal(part[1][0], whole[1][0])
+        assert all(torch.equal(mine, y) for (_, mine), (_, y) in zip(part, whole, strict=True))
 
 
 def test_imagenet_layout(data_root: Path, tmp_path: Path) -> None:
