@@ -106,11 +106,21 @@ class HybridConversion:
             raise RecipeError("finetune: SignedIF passes no gradient; use finetune.epochs=0, or convert.neuron=IF")
         data = self.data.build()
         check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
-        rule = self.train.rule.build()
-        if self.train.epochs and type(rule).prepare is not LearningRule.prepare:  # it may not be able to train this network
-            rule.prepare(self.ann.build(), torch.zeros(2, *data.input_shape))
+        self._check_training(data)
         if here and find_device(self.device).type == "cpu" and self.precision != "float32":
             raise RecipeError(f"precision: {self.precision} is for CUDA, and this run is on the CPU; use precision=float32")
+
+    def _check_training(self, data: ImageData) -> None:
+        """Rule and callbacks meet the ANN: not each can train every network, or finds in it what it looks for."""
+        rule, callbacks = self.train.rule.build(), [c.build() for c in self.train.callbacks]
+        if not self.train.epochs or not (callbacks or type(rule).prepare is not LearningRule.prepare):
+            return
+        ann = self.ann.build()
+        rule.prepare(ann, data.example(2))
+        groups = rule.param_groups(ann)
+        for callback in callbacks:
+            groups = callback.param_groups(ann, groups)
+        self.train.build_optimizer(groups)
 
     def smoke(self) -> HybridConversion:
         """The same on a few images, epochs and steps: does it run from end to end?"""

@@ -181,6 +181,13 @@ def test_code_outside_the_tree_fits_a_slot(tmp_path: Path, monkeypatch: pytest.M
         load_recipe("digits_cnn_stdb", ["convert.encoder=my_lab.Quarter"])
 
 
+def test_check_finds_a_callback_that_does_not_fit_the_network() -> None:
+    rifle = "train.callbacks=[{use: spikeprop.plugins.RIFLE, head: nowhere}]"
+    with pytest.raises(ValueError, match="head is 'nowhere', which the network has not"):
+        load_recipe("digits_cnn_stdb", [rifle]).experiment.check()
+    load_recipe("digits_cnn_stdb", [rifle.replace("nowhere", "null")]).experiment.check()
+
+
 def test_callbacks_are_a_list_of_components() -> None:
     override = "train.callbacks=[{use: spikeprop.learn.CollapseGuard, classes: 10}]"
     recipe = load_recipe("digits_cnn_stdb", [override])
