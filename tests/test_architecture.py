@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "spikeprop"
-LEAVES = {"errors", "files", "progress", "seeding"}
+LEAVES = {"errors", "files", "nir_pool", "progress", "seeding"}
 STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
 PIPELINE = {
     "assess",
