@@ -101,7 +101,7 @@ class Simulator:
         )
 
     def _batch(self, inputs: np.ndarray, kept: Result, rows: slice) -> dict[str, int]:
-        states = [layer.start(len(inputs)) for layer in self.layers]
+        states: list[Any] = [layer.start(len(inputs)) for layer in self.layers]
         counts = dict.fromkeys((layer.name for layer in self.layers[:-1]), 0)
         values: dict[str, np.ndarray] = {}
         for t, (x, same) in enumerate(self._steps(inputs)):

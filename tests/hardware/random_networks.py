@@ -25,7 +25,7 @@ Trains = dict[str, np.ndarray]
 
 
 def random_network(seed: int, real: bool = False, signed: bool = False) -> tuple[SpikingNetwork, np.ndarray]:
-    """A network of the kind ``KINDS[seed % len(KINDS)]`` in float64, and inputs (2 samples, steps, ...) that change from step to step."""
+    """A network of kind ``KINDS[seed % len(KINDS)]`` in float64, and inputs (2 samples, steps, ...), others at every step."""
     return _Maker(seed, real, signed).make(KINDS[seed % len(KINDS)])
 
 

@@ -9,9 +9,9 @@ What Loihi 2 would need. A window is a neuron with a count in its own memory for
 that adds to the counts, finds the largest, sends by how much it grew (a graded spike where it may be -1), and clears all when
 a sample starts. The built-in neurons cannot: synapses add, so that a neuron sees the sum of its input and not who sent it.
 Weights that are powers of two would tell its places apart: place i sends 2^i, and the bits of the sum are the places that
-fired. Mantissas of 8 bits with sign hold seven places (so a window of 2x2), a second connection with an exponent of its own
-the next seven (3x3), and 24 bits of current the windows up to 4x4; with signed neurons places are digits to base 3. Here, the
-input keeps places apart by having one for each source instead, at weight 1. Nothing here was run on a chip.
+fired. With mantissas up to 64 and exponents up to 7 weights reach 2^14: 15 places, so windows up to 3x3 (of signed neurons, with
+powers of four, 8 places: 2x2). Here, the input keeps places apart by having one for each source instead, at weight 1. Nothing
+here was run on a chip.
 """
 
 import numpy as np
