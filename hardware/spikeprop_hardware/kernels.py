@@ -190,11 +190,9 @@ def pool_numpy(counts: Any, v: Any, spikes: Any, first: Any, places: Any) -> Non
         counts: (B, sources), up to date.
         first, places: a window's sources, as the rows of a CSR matrix; a window may be empty.
     """
-    padded = np.concatenate([counts, np.zeros((len(counts), 1), counts.dtype)], axis=1)  # an empty window's
-    held = np.split(places, first[1:-1])
-    width = max(map(len, held), default=0) + 1
-    index = np.array([np.pad(one, (0, width - len(one)), constant_values=counts.shape[1]) for one in held])
-    largest = padded[:, index].max(axis=2)
+    largest, some = np.zeros_like(v), first[1:] > first[:-1]
+    if some.any():
+        largest[:, some] = np.maximum.reduceat(counts[:, places], first[:-1][some], axis=1)
     spikes[...] = largest - v
     v[...] = largest
 

@@ -11,7 +11,7 @@ import nir
 import numpy as np
 import pytest
 import torch
-from spikeprop_hardware import HardwareError, Recording, quantize, read_graph, simulate
+from spikeprop_hardware import HardwareError, Recording, kernels, quantize, read_graph, simulate
 from spikeprop_hardware.budget import Chip, budget
 from spikeprop_hardware.netx import quantize_for_netx
 from spikeprop_hardware.plan import make_plan
@@ -157,6 +157,20 @@ def test_what_cannot_be_counted_is_refused_by_name(graph: nir.NIRGraph, says: st
 def test_a_copy_before_it_changes_nothing() -> None:
     plain, copied = make_plan(graph_with(HALVES)), make_plan(graph_with(HALVES, COPY))
     assert abs(plain.populations[1].connections[0].matrix - copied.populations[1].connections[0].matrix).sum() == 0
+
+
+@pytest.mark.parametrize("pool", [kernels.pool, kernels.pool_numpy])
+def test_counts_by_hand_and_a_window_without_places(pool: Any) -> None:
+    """Four sources; windows hold the first two, none, and the last three; a spike of -1 lowers the largest count."""
+    first, places = np.array([0, 2, 2, 5]), np.array([0, 1, 1, 2, 3], dtype=np.int32)
+    counts, v, spikes = np.zeros((1, 4), np.int32), np.zeros((1, 3), np.int32), np.zeros((1, 3), np.int8)
+    sent = []
+    for step in ([1, 0, 0, 0], [1, 1, 1, 0], [-1, 0, 0, 1], [-1, 0, -1, 0], [0, -1, 0, 1]):
+        counts += np.array(step, np.int32)  # counts: 1 0 0 0, 2 1 1 0, 1 1 1 1, 0 1 0 1, 0 0 0 2
+        pool(counts, v, spikes, first, places)
+        sent.append(spikes[0].tolist())
+    assert sent == [[1, 0, 0], [1, 0, 1], [-1, 0, 0], [0, 0, 0], [-1, 0, 1]]
+    assert v[0].tolist() == [0, 0, 2]
 
 
 @pytest.mark.parametrize("read", [read_graph, read_nir])

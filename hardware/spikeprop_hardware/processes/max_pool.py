@@ -78,10 +78,9 @@ class PyMaxPoolFloat(PyLoihiProcessModel):
             if k % int(self.period[0]) == 0:
                 self.counts[:], self.v[:] = 0, 0
             self.counts[:] += arriving.astype(np.int64)
-            # places of windows laid end to end, then the largest of each stretch; what lies outside a window counts 0
-            held, lengths = self.counts[self.places], np.diff(self.first)
-            largest = np.zeros_like(self.v)
-            np.maximum.at(largest, np.repeat(np.arange(len(lengths)), lengths), held)
+            largest, some = np.zeros_like(self.v), self.first[1:] > self.first[:-1]  # a window may be empty
+            if some.any():
+                largest[some] = np.maximum.reduceat(self.counts[self.places], self.first[:-1][some])
             spikes, self.v[:] = largest - self.v, largest
             self.bits[:, k // 48] |= (spikes > 0).astype(np.int64) << (k % 48)
             if self.back.shape == self.bits.shape:
