@@ -46,6 +46,12 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     """
     if target not in _NEURONS:
         raise NirError(f"there is no way to write for {target!r}; known: {', '.join(_NEURONS)}")
+    for name, node in graph.nodes.items():  # first, since nothing else that is mended would help
+        if is_max_pool(node):
+            raise NirError(
+                f"node {name!r} is a max pooling of spikes by their counts, which {target} does not have; train with average "
+                "pooling in its place (TorchvisionModel: pooling: average; a plan of CNN: A)"
+            )
     delay = int((graph.metadata or {}).get("readout_from", 0))
     if delay:
         raise NirError(
@@ -59,11 +65,6 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     weighted: str | None = None  # the last weights before the next neurons
     for name in names[1:-1]:
         node = graph.nodes[name]
-        if is_max_pool(node):
-            raise NirError(
-                f"node {name!r} is a max pooling of spikes by their counts, which {target} does not have; train with average "
-                "pooling in its place (TorchvisionModel: pooling: average; a plan of CNN: A)"
-            )
         if isinstance(node, nir.IF | nir.LIF):
             neuron, factor = _NEURONS[target](name, node, _leak(name, node, target))
             if weighted is None and np.any(factor != 1):

@@ -41,6 +41,12 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
         HardwareError: something that netx does not have, naming the layer.
     """
     plan = make_plan(graph)
+    for population in plan.populations:
+        if population.pools:  # first, since nothing else that is mended would help
+            raise HardwareError(
+                f"layer {population.name!r} is a max pooling of spikes by their counts, and netx has no neuron for it; train "
+                "with average pooling in its place, or export as NIR"
+            )
     if plan.encoder != "Poisson":
         raise HardwareError(
             f"netx has no exponent for real-valued input, and this network's encoder is {plan.encoder or 'not named'}; export it "
@@ -77,11 +83,6 @@ def write_netx(network: IntegerNetwork, path: Path) -> None:
 
 def _check(population: Population, before: str) -> None:
     name = f"layer {population.name!r}"
-    if population.pools:
-        raise HardwareError(
-            f"{name} is a max pooling of spikes by their counts, and netx has no neuron for it; train with average pooling in "
-            "its place, or export as NIR"
-        )
     if len(population.connections) != 1 or population.connections[0].source != before:
         raise HardwareError(f"{name} does not read the layer before it alone; netx has no sums and no skip connections")
     if population.bias.any():

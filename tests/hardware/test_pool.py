@@ -18,7 +18,7 @@ from spikeprop_hardware.plan import make_plan
 from spikeprop_hardware.pool import SpikingMaxPool2d, windows_of
 from torch import nn
 
-from spikeprop import IF, Backprop, Digits, MaxActivation, Poisson, SignedIF, ThresholdBalancing, convert, fit
+from spikeprop import IF, Backprop, Digits, SignedIF, ThresholdBalancing, convert, fit
 from spikeprop.convert import LightCalibration
 from spikeprop.deploy import Target, compare, encoded, export, record
 from spikeprop.errors import NirError
@@ -91,7 +91,7 @@ def test_a_file_without_max_pooling_is_read_as_ever(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library", ["norse", "snntorch"])
 def test_other_libraries_are_not_given_it_and_refuse_it_themselves(tmp_path: Path, library: str) -> None:
-    network = small(IF(reset="zero"))
+    network = small(IF())  # it also resets by subtraction
     with pytest.raises(NirError, match=f"max pooling of spikes by their counts, which {library} does not have; .*average"):
         export(network, tmp_path / "n.nir", target=library)
     assert not list(tmp_path.iterdir())
@@ -106,8 +106,7 @@ def test_other_libraries_are_not_given_it_and_refuse_it_themselves(tmp_path: Pat
 
 
 def test_netx_is_not_given_it() -> None:
-    layers = [nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3, bias=False)]
-    network = convert(nn.Sequential(*layers), [torch.rand(16, 1, 7, 7)], IF(reset="zero"), MaxActivation(), encoder=Poisson())
+    network = small(IF())  # it also resets by subtraction and has biases
     with pytest.raises(
         HardwareError, match=r"is a max pooling of spikes by their counts, and netx has no neuron for it; .*average"
     ):
