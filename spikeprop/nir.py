@@ -3,7 +3,8 @@
 NIR's IF and LIF are continuous and reset to ``v_reset``; ours are discrete and may reset by subtraction. So each
 neuron node carries in its metadata ``reset`` ("subtract" or "zero"), ``dt`` (ms), ``leak`` and ``v_init``, and ``signed`` where
 spikes are taken back. In one Euler step of ``dt`` NIR's LIF is ours with leak = 1 - dt/tau and r = tau/dt, and NIR's IF with
-r = 1 is ours. What cannot be expressed exactly is refused.
+r = 1 is ours. Max pooling of spikes is a node of a type of its own (``spikeprop.nir_pool``): read a file with ``read_nir``. What
+cannot be expressed exactly is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import NirError
+from spikeprop.nir_pool import SpikingMaxPool2d, is_max_pool, read_nir
 from spikeprop.snn import (
     IF,
     INPUT,
@@ -35,7 +37,9 @@ from spikeprop.snn import (
     Surrogate,
     Synapse,
 )
+from spikeprop.snn.neuron import SpikingMaxPool
 
+__all__ = ["from_nir", "read_nir", "stage_names", "to_nir"]
 OUTPUT = "output"
 DT_MS = 1.0
 ENCODERS: dict[str, type[Encoder]] = {"Direct": Direct, "Poisson": Poisson}  # what the graph's metadata may name
@@ -87,7 +91,7 @@ def from_nir(
     """A network from a NIR graph, in float64 where its weights are, else in float32.
 
     Args:
-        graph: feed-forward graph of linear nodes and IF/LIF, one input and one output.
+        graph: feed-forward graph of linear nodes, IF/LIF and max pooling, one input and one output.
         encoder: from image to input; default what the graph's metadata names, or ``Direct()`` where it names none.
         surrogate: for training; default ``STDB()``.
         dt: time step in the unit of tau, for LIF nodes that do not record one.
@@ -106,9 +110,13 @@ def stage_names(graph: nir.NIRGraph) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for node in _order(graph, _ends(graph)[0]):
-        if isinstance(graph.nodes[node], nir.IF | nir.LIF):
+        if _is_stage(graph.nodes[node]):
             names[node] = _stage_name(node, {*names.values(), INPUT, OUTPUT})
     return names
+
+
+def _is_stage(node: Any) -> bool:
+    return isinstance(node, nir.IF | nir.LIF) or is_max_pool(node)
 
 
 # writing ----------------------------------------------------------------------------------------------------------------------
@@ -195,8 +203,10 @@ _WRITERS: dict[type, Callable[..., Any]] = {
 
 
 def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
+    if type(neuron) is SpikingMaxPool:
+        return _write_max_pool(neuron.window)
     if type(neuron) not in (IF, LIF, SignedIF):
-        raise NirError(f"stage {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF and SignedIF have")
+        raise NirError(f"stage {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
     if neuron.leak.numel() != 1:
         raise NirError(f"stage {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
     threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()
@@ -210,6 +220,11 @@ def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
         return nir.IF(r=ones, v_threshold=threshold, v_reset=zeros, metadata=metadata)
     tau = DT_MS / (1 - leak)
     return nir.LIF(tau=ones * tau, r=ones * tau / DT_MS, v_leak=zeros, v_threshold=threshold, v_reset=zeros, metadata=metadata)
+
+
+def _write_max_pool(window: nn.MaxPool2d) -> SpikingMaxPool2d:
+    sizes = (np.array(_pair(size)) for size in (window.kernel_size, window.stride, window.padding))
+    return SpikingMaxPool2d(*sizes, ceil_mode=int(window.ceil_mode))
 
 
 # reading ----------------------------------------------------------------------------------------------------------------------
@@ -231,9 +246,10 @@ class _Importer:
         for name in _order(self.graph, first):
             node = self.graph.nodes[name]
             branches = [b for source, target in self.graph.edges if target == name for b in values[source]]
-            if isinstance(node, nir.IF | nir.LIF):
+            if _is_stage(node):
                 stage = names[name]
-                stages[stage] = _stage(branches, self._read_neuron(name, node))
+                neuron = _read_max_pool(name, node) if is_max_pool(node) else self._read_neuron(name, node)
+                stages[stage] = _stage(branches, neuron)
                 values[name] = [(stage, ())]
             elif isinstance(node, nir.Output):
                 stages[_stage_name(name, {*stages, INPUT})] = _stage(branches, None)
@@ -248,7 +264,9 @@ class _Importer:
         reader = _READERS.get(type(node))
         if reader is None:
             known = ", ".join(t.__name__ for t in _READERS)
-            raise NirError(f"node {name!r} is a {type(node).__name__}, which cannot be imported; known: {known}, IF, LIF")
+            raise NirError(
+                f"node {name!r} is a {type(node).__name__}, which cannot be imported; known: {known}, IF, LIF, SpikingMaxPool2d"
+            )
         if count > 1:
             raise NirError(f"node {name!r} reads a sum of {count} nodes; only neurons may")
         return branch[0], (*branch[1], reader(node, name))
@@ -301,6 +319,19 @@ def _if(name: str, signed: bool, common: dict[str, Any]) -> Neuron:
     if common["reset"] != "subtract":
         raise NirError(f"node {name!r} is signed and resets to zero; signed neurons reset by subtraction")
     return SignedIF(surrogate=common["surrogate"])
+
+
+def _read_max_pool(name: str, node: Any) -> SpikingMaxPool:
+    try:
+        kernel, stride, padding = (_pair(size) for size in (node.kernel_size, node.stride, node.padding))
+    except ValueError:
+        kernel = stride = padding = (0, 0)
+    if min(*kernel, *stride) < 1 or min(padding) < 0 or any(2 * p > k for p, k in zip(padding, kernel)):
+        raise NirError(
+            f"node {name!r} has windows of {node.kernel_size}, stride {node.stride} and padding {node.padding}; windows and "
+            "strides are two numbers from 1 up, padding at most half a window"
+        )
+    return SpikingMaxPool(kernel, stride, padding, bool(node.ceil_mode))
 
 
 def _ends(graph: nir.NIRGraph) -> tuple[str, str]:

@@ -10,8 +10,8 @@ the importers of these versions do with it, read in their code:
   weights.
 
 Both reset to zero and start at zero whatever the file says, so reset by subtraction and other start potentials are refused;
-so are networks that are not one chain. Steps are shown one sample at a time, (C, H, W) without a batch; the network's answer
-is the sum of what comes out at all steps.
+so are max pooling of spikes, which neither has, and networks that are not one chain. Steps are shown one sample at a time,
+(C, H, W) without a batch; the network's answer is the sum of what comes out at all steps.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import nir
 import numpy as np
 
 from spikeprop.errors import NirError
+from spikeprop.nir_pool import is_max_pool
 
 NORSE_DT = 1e-3
 SNNTORCH_DT = 1e-4
@@ -45,6 +46,12 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     """
     if target not in _NEURONS:
         raise NirError(f"there is no way to write for {target!r}; known: {', '.join(_NEURONS)}")
+    for name, node in graph.nodes.items():  # first, since nothing else that is mended would help
+        if is_max_pool(node):
+            raise NirError(
+                f"node {name!r} is a max pooling of spikes by their counts, which {target} does not have; train with average "
+                "pooling in its place (TorchvisionModel: pooling: average; a plan of CNN: A)"
+            )
     delay = int((graph.metadata or {}).get("readout_from", 0))
     if delay:
         raise NirError(

@@ -30,6 +30,7 @@ from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.nir import OUTPUT, to_nir
 from spikeprop.snn import Direct, Gain, SpikingNetwork, Stage, Synapse
+from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,8 @@ def _hold_against(network: SpikingNetwork, grids: Grids, populations: dict[str, 
     with rounded(network, grids):
         plan = hardware.make_plan(to_nir(network))
     for (name, stage), real in zip(network.each(), plan.populations):
+        if real.pools:
+            continue
         p, grid = populations[real.name], grids.stages[name]
         unit = 1.0 if stage.neuron is not None else 1 / grid.scale
         bias = p.bias.astype(np.float64) * 2.0**p.bias_exponent / 64 * unit
@@ -137,7 +140,8 @@ def rounded(network: SpikingNetwork, grids: Grids) -> Iterator[None]:
     try:
         with torch.no_grad():
             for name, stage in network.each():
-                _round_stage(swap, name, stage, grids.stages[name])
+                if not isinstance(stage.neuron, SpikingMaxPool):  # counts spikes: nothing to round
+                    _round_stage(swap, name, stage, grids.stages[name])
         yield
     finally:
         swap.back()

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "spikeprop"
-LEAVES = {"errors", "files", "processes", "progress", "seeding"}
+LEAVES = {"errors", "files", "nir_pool", "processes", "progress", "seeding"}
 STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
 PIPELINE = {
     "assess",

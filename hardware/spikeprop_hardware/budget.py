@@ -1,21 +1,24 @@
 """What a network needs on Loihi 2: neurons, synapses, fan-in and fan-out, axons, cores, chips; SynOps and an energy estimate.
 
-Published, and where: a chip has 128 neuron cores, up to 1 million neurons (8192 a core) and 120 million synapses, and each
-core has 192 KB of memory that is shared out freely (Intel Labs, "Taking Neuromorphic Computing to the Next Level with Loihi
-2", technology brief, 2021); the largest system, Hala Point, has 1152 chips (Intel, April 2024); delays reach 62 steps
-(Davies et al. 2018, IEEE Micro 38(1), for the first Loihi). Of these, cores, neurons and synapses were looked up when this was
-written (open-neuromorphic.org, "Loihi 2 - Intel"); the memory, Hala Point's size, the delay and the energies below are cited
-from memory of the sources named and should be checked there before anyone relies on them.
+Published, and where we read it. A chip has 128 neuron cores, up to 1 million neurons (so 8192 a core) and 120 million synapses
+(open-neuromorphic.org, "Loihi 2 - Intel"), and 192 KB of memory a core, 25 MB in all (matzavreview.com, 4 October 2021, on
+Intel's slides). The largest system, Hala Point, has 1152 chips (eenewseurope.com, "Intel breaks a billion neurons ...", April
+2024; its 140,544 cores are 122 a chip, which this does not reckon with). Delays reach 62 steps: Intel's lava-dl clamps those
+of synapses there (``lava/lib/dl/netx/hdf5.py``). Intel's own brief on the chip ("Taking Neuromorphic Computing to the Next
+Level with Loihi 2", 2021) could not be read for this, so numbers of the chip are at second hand.
 
 Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a
 connection is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron
-that reads. A core's neurons are neighbours in C-order. Loihi 2 can share a convolution's weights, which is not counted on
-here, so convolutional layers may need fewer cores than this says. How many axons a core of Loihi 2 has is not published
-either (the first Loihi: 4096 in and 4096 out): they are counted, and limit nothing.
+that reads. A window of max pooling is a neuron with a 16-bit count more for each of its places, and can tell 15 of them apart
+(8 of signed neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a convolution's
+weights, which is not counted on here, so convolutional layers may need fewer cores than this says. How many axons a core of
+Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, and limit nothing.
 
 Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi, 23.6 pJ
-a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, from simulation before the silicon), every
-neuron active at every step; traffic between cores, input, host and idle power are left out.
+a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, IEEE Micro 38(1), from simulation before the
+silicon; the paper was not at hand, and ``keras_spiking/model_energy.py``, which cites it, has these numbers, the former with 3.5
+pJ more that it does not explain), every neuron active at every step; traffic between cores, input, host and idle power are
+left out.
 
     energy = 23.6 pJ * (sum over spikes of their fan-out) + 81 pJ * neurons * steps
 """
@@ -52,6 +55,9 @@ class Chip:
     bytes_per_weight: int = 1
     bytes_per_target: int = 1
     bytes_per_neuron: int = 12
+    bytes_per_count: int = 2
+    places: int = 15
+    signed_places: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +170,20 @@ def _fan_out(network: Plan | IntegerNetwork) -> dict[str, np.ndarray]:
 def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBudget, list[str]]:
     fan_in = np.sum([np.diff(c.matrix.indptr) for c in population.connections], axis=0)
     memory = chip.bytes_per_neuron + np.sum([_synapse_bytes(c, chip) for c in population.connections], axis=0)
+    if population.pools:
+        memory = memory + chip.bytes_per_count * fan_in
     problems = [
         f"layer {population.name!r} hands spikes of {c.source!r} on {c.delay} steps later, and a synapse delays them by at most "
         f"{chip.delay}; shorten the path that the skip connection goes around"
         for c in population.connections
         if c.delay > chip.delay
     ]
+    places = chip.signed_places if population.signed else chip.places
+    if population.pools and fan_in.max(initial=0) > places:
+        problems.append(
+            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can tell {places} apart"
+            f"{' where spikes have signs' if population.signed else ''}; pool twice with smaller windows, or average"
+        )
     if memory.max() > chip.bytes_per_core:
         problems.append(
             f"layer {population.name!r} has neurons with {fan_in.max():,} synapses, {memory.max():,} bytes, and a core holds "

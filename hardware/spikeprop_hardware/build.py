@@ -1,16 +1,18 @@
 """Plan -> connected Lava processes, run over all samples in one go.
 
-Each population is a SoftIF (ChipIF in integers), each connection a Sparse synapse (graded messages, since coded input may
-be signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run; see
+Each population is a SoftIF (ChipIF in integers) or a MaxPool, each connection a Sparse synapse (graded messages,
+since coded input may be signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run; see
 processes/soft_reset.py for how they are kept apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.plan import Connection, Plan, Population
@@ -68,10 +70,13 @@ def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: boo
     from spikeprop_hardware.processes.soft_reset import DelayLine
 
     fixed = isinstance(population, IntegerPopulation)
-    process = _fixed(population, run, trace) if fixed else _floating(population, run, trace)
+    if population.pools:
+        process = _pooling(population, run, trace)
+    else:
+        process = _fixed(population, run, trace) if fixed else _floating(population, run, trace)
     if population.theta is not None:
         ports[population.name] = process.s_out
-    for connection in population.connections:
+    for connection in _by_source(population) if population.pools else population.connections:
         port = ports[connection.source]
         if connection.delay:
             line = DelayLine(size=connection.matrix.shape[1], delay=connection.delay)
@@ -81,6 +86,28 @@ def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: boo
         port.connect(synapse.s_in)
         synapse.a_out.connect(process.a_in)
     return process
+
+
+def _by_source(population: Population | IntegerPopulation) -> list[Connection | IntegerConnection]:
+    """A pooling's connections with a target of its own for each source: counts must not be sums."""
+    edges = np.cumsum([0, *(c.matrix.shape[1] for c in population.connections)])
+    own = []
+    for connection, first in zip(population.connections, edges):
+        size = connection.matrix.shape[1]
+        ones = np.ones(size, connection.matrix.dtype)
+        matrix = sparse.csr_matrix((ones, (first + np.arange(size), np.arange(size))), shape=(edges[-1], size))
+        own.append(replace(connection, matrix=matrix))
+    return own
+
+
+def _pooling(population: Population | IntegerPopulation, run: dict[str, int], trace: bool) -> Any:
+    from spikeprop_hardware.processes.max_pool import MaxPool
+
+    held = sparse.hstack([c.matrix for c in population.connections], format="csr")
+    return MaxPool(
+        sources=held.shape[1], first=held.indptr.astype(np.int64), places=held.indices.astype(np.int64),
+        signed=population.signed, onset=population.depth, trace=trace, **run,
+    )  # fmt: skip
 
 
 def _synapse(connection: Connection | IntegerConnection) -> Any:

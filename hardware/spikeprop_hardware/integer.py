@@ -6,6 +6,7 @@ drops the lowest of nine bits where signs are mixed, hence the 2). A neuron, all
     u = wrap(a << 6);   v = clip(sign(v) * (|v| * (4096 - decay) >> 12) + u + (bias << bias_exponent))
     spike = v > (theta << 6);   v = v - (theta << 6) where it spiked (or 0 with hard reset)
     signed neurons: spike = -1 and v = v + (theta << 6) where v < 0 and more spikes were sent than taken back
+    max pooling: a spike each is counted, exactly (m = 1, exponent = -1: a = s), and v is the largest count, a whole number
 
 A potential v stands for the real potential v / 64 / scale. Formats as in Lava's bit-accurate LIF (lava-nc 0.10,
 lava/proc/lif/models.py), with its current decaying at once, and as documented for Loihi (Davies et al. 2018).
@@ -46,7 +47,10 @@ class IntegerConnection:
 
 @dataclass(frozen=True)
 class IntegerPopulation:
-    """Neurons of one NIR node, flattened; the readout has no threshold. ``v_init`` is a potential (24 bits)."""
+    """Neurons of one NIR node, flattened; the readout has no threshold. ``v_init`` is a potential (24 bits).
+
+    With ``pools`` they are windows of max pooling, whose potentials are counts.
+    """
 
     name: str
     shape: Shape
@@ -60,6 +64,7 @@ class IntegerPopulation:
     theta: np.ndarray | None = None
     to_zero: bool = False
     signed: bool = False
+    pools: bool = False
 
     @property
     def unit(self) -> float:

@@ -183,6 +183,32 @@ def take_back_numpy(v: Any, spikes: Any, theta: Any, sent: Any) -> None:
     sent += spikes
 
 
+def pool_numpy(counts: Any, v: Any, spikes: Any, first: Any, places: Any) -> None:
+    """One step of max pooling, in place: v becomes the largest of each window's counts, spikes by how much it grew.
+
+    Args:
+        counts: (B, sources), up to date.
+        first, places: a window's sources, as the rows of a CSR matrix; a window may be empty.
+    """
+    largest, some = np.zeros_like(v), first[1:] > first[:-1]
+    if some.any():
+        largest[:, some] = np.maximum.reduceat(counts[:, places], first[:-1][some], axis=1)
+    spikes[...] = largest - v
+    v[...] = largest
+
+
+@_jit
+def _pool(counts, v, spikes, first, places):
+    for b in range(counts.shape[0]):
+        row = counts[b]
+        for i in range(v.shape[1]):
+            largest = np.int32(0)
+            for j in range(first[i], first[i + 1]):
+                largest = max(largest, row[places[j]])
+            spikes[b, i] = largest - v[b, i]
+            v[b, i] = largest
+
+
 @_jit
 def _take_back(v, spikes, theta, sent):
     for b in range(v.shape[0]):
@@ -241,8 +267,9 @@ add_shifted: Any
 fire_float: Any
 fire_fixed: Any
 take_back: Any
-add_shifted, fire_float, fire_fixed, take_back = (
-    (_add_shifted, _fire_float, _fire_fixed, _take_back)
+pool: Any
+add_shifted, fire_float, fire_fixed, take_back, pool = (
+    (_add_shifted, _fire_float, _fire_fixed, _take_back, _pool)
     if NUMBA
-    else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy, take_back_numpy)
+    else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy, take_back_numpy, pool_numpy)
 )

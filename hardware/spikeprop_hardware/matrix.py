@@ -31,7 +31,8 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
     if maker is None:
         known = ", ".join(t.__name__ for t in _MAKERS)
         raise HardwareError(
-            f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF"
+            f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF, "
+            "SpikingMaxPool2d"
         )
     return maker(node, shape, name)
 
@@ -44,15 +45,15 @@ def _conv(node: nir.Conv2d, shape: Shape, name: str) -> Linear:
             f"node {name!r} has weights {weight.shape} in {groups} groups, which do not fit {shape}, what it reads"
         )
     margins = _margins(node, weight, name)
-    matrix, out = _convolution(weight, shape, _pair(node.stride), margins, _pair(node.dilation), groups)
+    matrix, out = _convolution(weight, shape, pair(node.stride), margins, pair(node.dilation), groups)
     return matrix, np.repeat(np.asarray(node.bias, dtype=np.float64), out[1] * out[2]), out
 
 
 def _pool(average: bool) -> Callable[[Any, Shape, str], Linear]:
     def make(node: Any, shape: Shape, name: str) -> Linear:
-        height, width = _pair(node.kernel_size)
+        height, width = pair(node.kernel_size)
         weight = np.full((shape[0], 1, height, width), 1 / (height * width) if average else 1.0)
-        matrix, out = _convolution(weight, shape, _pair(node.stride), _even(node.padding), (1, 1), shape[0])
+        matrix, out = _convolution(weight, shape, pair(node.stride), _even(node.padding), (1, 1), shape[0])
         return matrix, np.zeros(matrix.shape[0]), out
 
     return make
@@ -114,13 +115,14 @@ def _convolution(
     return total, (outputs, out_h, out_w)
 
 
-def _pair(value: Any) -> Shape:
+def pair(value: Any) -> Shape:
+    """(height, width) of a size that may be given as one number."""
     values = np.broadcast_to(np.asarray(value, dtype=int), (2,))
     return int(values[0]), int(values[1])
 
 
 def _even(padding: Any) -> Margins:
-    height, width = _pair(padding)
+    height, width = pair(padding)
     return (height, height), (width, width)
 
 
@@ -130,8 +132,8 @@ def _margins(node: nir.Conv2d, weight: np.ndarray, name: str) -> Margins:
         return _even(node.padding)
     if node.padding == "valid":
         return _even(0)
-    if _pair(node.stride) != (1, 1):
-        raise HardwareError(f"node {name!r} has padding 'same' with stride {_pair(node.stride)}; give the padding as numbers")
-    totals = [d * (k - 1) for d, k in zip(_pair(node.dilation), weight.shape[2:])]
+    if pair(node.stride) != (1, 1):
+        raise HardwareError(f"node {name!r} has padding 'same' with stride {pair(node.stride)}; give the padding as numbers")
+    totals = [d * (k - 1) for d, k in zip(pair(node.dilation), weight.shape[2:])]
     high, wide = ((total // 2, total - total // 2) for total in totals)
     return high, wide

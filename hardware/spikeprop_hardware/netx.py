@@ -8,8 +8,9 @@ decay vDecay in 4096ths, threshold vThMant on the weights' scale, reset to zero,
 whose threshold, 2^18 - 1, is beyond what 24 bits hold; read its potential. Convolutions and pooling are written out as the
 matrices that they are, so that nothing depends on the order of axes: inputs are vectors in C-order, and so is every layer.
 
-What netx would run as something else is refused: reset by subtraction, a start other than 0, skip connections; biases, since
-there they charge each layer from the first step on, before its input arrives; real-valued input, which would need an exponent.
+What netx would run as something else is refused: reset by subtraction, a start other than 0, max pooling of spikes, skip
+connections; biases, since there they charge each layer from the first step on, before its input arrives; real-valued input,
+which would need an exponent.
 Read in lava-dl's code and tested by reading files back; lava-dl itself could not be run for this.
 """
 
@@ -40,6 +41,12 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
         HardwareError: something that netx does not have, naming the layer.
     """
     plan = make_plan(graph)
+    for population in plan.populations:
+        if population.pools:  # first, since nothing else that is mended would help
+            raise HardwareError(
+                f"layer {population.name!r} is a max pooling of spikes by their counts, and netx has no neuron for it; train "
+                "with average pooling in its place, or export as NIR"
+            )
     if plan.encoder != "Poisson":
         raise HardwareError(
             f"netx has no exponent for real-valued input, and this network's encoder is {plan.encoder or 'not named'}; export it "

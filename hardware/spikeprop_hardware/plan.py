@@ -19,6 +19,7 @@ from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.matrix import Shape, linear_of
+from spikeprop_hardware.pool import KIND, has_max_pool, is_max_pool, read_with_max_pool, windows_of
 
 
 @dataclass
@@ -32,7 +33,11 @@ class Connection:
 
 @dataclass
 class Population:
-    """Neurons of one NIR node, flattened; the readout has no threshold."""
+    """Neurons of one NIR node, flattened; the readout has no threshold.
+
+    With ``pools`` they are windows of max pooling, which count the spikes of each source that their rows name (see pool.py); the
+    rest of their numbers says nothing.
+    """
 
     name: str
     shape: Shape
@@ -44,6 +49,7 @@ class Population:
     v_init: np.ndarray | float = 0.0
     to_zero: bool = False
     signed: bool = False  # also fires -1, below 0, as long as it has sent more spikes than it took back
+    pools: bool = False
 
 
 @dataclass
@@ -77,7 +83,9 @@ def read_graph(path: str | Path) -> nir.NIRGraph:
         HardwareError: no such file, or not a whole NIR file.
     """
     try:
-        return nir.read(str(path), type_check=False)
+        with h5py.File(path) as file:
+            pools = has_max_pool(file)
+        return read_with_max_pool(path) if pools else nir.read(str(path), type_check=False)
     except FileNotFoundError:
         raise HardwareError(f"there is no file {path}") from None
     except (OSError, KeyError, ValueError, RuntimeError, AssertionError) as error:
@@ -91,7 +99,8 @@ def _culprit(path: str | Path) -> str | None:
             nodes: Any = file["node/nodes"]
             for name, node in nodes.items():
                 try:
-                    read_node(node)
+                    if node["type"][()] != KIND.encode():
+                        read_node(node)
                 except Exception as error:
                     return f"{path}: node {name!r} cannot be read: {error}"
     except (OSError, KeyError, RuntimeError):
@@ -125,12 +134,15 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
         _check_sum(name, arriving)
         if isinstance(node, nir.IF | nir.LIF | nir.Output):
             population = _population(name, node, arriving, depths)
-            plan.populations.append(population)
-            depths[name] = population.depth
-            count = len(population.bias)
-            paths[name] = [_Path(name, sparse.identity(count, format="csr"), np.zeros(count), population.shape)]
+        elif is_max_pool(node):
+            population = _pooling(name, node, arriving, depths, {p.name: p.signed for p in plan.populations})
         else:
             paths[name] = _through(name, node, arriving)
+            continue
+        plan.populations.append(population)
+        depths[name] = population.depth
+        count = len(population.bias)
+        paths[name] = [_Path(name, sparse.identity(count, format="csr"), np.zeros(count), population.shape)]
     return plan
 
 
@@ -158,11 +170,37 @@ def _through(name: str, node: Any, arriving: list[_Path]) -> list[_Path]:
     return beyond
 
 
-def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, int]) -> Population:
+def _connections(arriving: list[_Path], depths: dict[str, int]) -> tuple[list[Connection], int]:
+    """Connections to a population, and its depth."""
     depth = 1 + max(depths[path.source] for path in arriving)
     for path in arriving:
         path.matrix.sum_duplicates()  # sorts the columns as well: one order of summation for all who simulate the plan
-    connections = [Connection(p.source, p.matrix, depth - 1 - depths[p.source]) for p in arriving]
+    return [Connection(p.source, p.matrix, depth - 1 - depths[p.source]) for p in arriving], depth
+
+
+def _pooling(name: str, node: Any, arriving: list[_Path], depths: dict[str, int], signed: dict[str, bool]) -> Population:
+    """Windows of max pooling, each connection's rows naming the sources that a window holds."""
+    for path in arriving:
+        path.matrix.sum_duplicates()
+        path.matrix.eliminate_zeros()
+    places = np.sum([np.diff(p.matrix.indptr) for p in arriving], axis=0)
+    plain = all((p.matrix.data == 1).all() and not p.bias.any() and p.source in signed for p in arriving)
+    if not plain or places.max(initial=0) > 1:
+        raise HardwareError(
+            f"node {name!r} is a max pooling of what is not single spikes of neurons (it reads the graph's input, or passes "
+            "weights, biases or a sum); put neurons right before it, or use average pooling"
+        )
+    windows, shape = windows_of(node, arriving[0].shape, name)
+    held = [_Path(p.source, (windows @ p.matrix).tocsr(), np.zeros(windows.shape[0]), shape) for p in arriving]
+    connections, depth = _connections(held, depths)
+    ones = np.ones(windows.shape[0])
+    population = Population(name, shape, connections, np.zeros(len(ones)), depth, ones, ones, pools=True)
+    population.signed = any(signed[path.source] for path in arriving)
+    return population
+
+
+def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, int]) -> Population:
+    connections, depth = _connections(arriving, depths)
     bias = np.sum([p.bias for p in arriving], axis=0)
     population = Population(name, arriving[0].shape, connections, bias, depth)
     if isinstance(node, nir.Output):

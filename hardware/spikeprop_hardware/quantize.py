@@ -9,7 +9,7 @@ an exponent e for each connection, and takes the least sum of the relative error
 as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
 which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
 largest one. Average pooling is in the matrix already: where windows do not overlap, its entries are the next weights over
-k^2, and that factor goes into S without a loss.
+k^2, and that factor goes into S without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
 """
 
 from __future__ import annotations
@@ -101,10 +101,26 @@ def quantize_plan(plan: Plan, input_limit: float | None = None, exponents: Seque
     network = IntegerNetwork(plan.input_shape, plan.input, 1.0 if spiking else GRADED, limit, plan.readout_from)
     report = []
     for population in plan.populations:
-        quantized, layer = _Layer(population, plan, network, exponents).quantize()
+        made = _counting(population) if population.pools else _Layer(population, plan, network, exponents).quantize()
+        quantized, layer = made
         network.populations.append(quantized)
         report.append(layer)
     return Quantized(network, report)
+
+
+def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
+    """Max pooling: weights of 1 that arrive as 1, potentials that are counts."""
+    connections = [IntegerConnection(c.source, c.matrix.astype(np.int32), -1, c.delay) for c in p.connections]
+    zeros = np.zeros(len(p.bias), np.int32)
+    layer = IntegerPopulation(
+        name=p.name, shape=p.shape, connections=connections, depth=p.depth, scale=2.0**-ALIGN, bias=zeros, bias_exponent=0,
+        decay=zeros, v_init=zeros, theta=zeros + 1, signed=p.signed, pools=True,
+    )  # fmt: skip
+    report = LayerReport(
+        name=p.name, scale=layer.scale, exponents=(-1,) * len(connections), weight_error=0.0, threshold_error=0.0, bias_error=0.0,
+        leak_error=0.0, weights=sum(c.matrix.nnz for c in connections), saturated=0, bits=2, load=0.0,
+    )  # fmt: skip
+    return layer, report
 
 
 class _Layer:

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
-from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float, take_back
+from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float, pool, take_back
 from spikeprop_hardware.plan import Connection, Plan, Population
 
 CACHE = 2**17  # neurons of one layer in all samples that advance together: their state stays in the cache
@@ -50,10 +52,11 @@ class Simulator:
         self.fixed = isinstance(network, IntegerNetwork)
         self.threads = threads or len(os.sched_getaffinity(0))
         orders = {network.input: np.arange(int(np.prod(network.input_shape)))}
-        self.layers: list[_Layer] = []
+        self.layers: list[_Layer | _Pooling] = []
         for population in network.populations:
             orders[population.name] = _order(population.shape)
-            self.layers.append(_Layer(population, orders, network.input))
+            kind = _Pooling if population.pools else _Layer
+            self.layers.append(kind(population, orders, network.input))
 
     def run(
         self,
@@ -98,7 +101,7 @@ class Simulator:
         )
 
     def _batch(self, inputs: np.ndarray, kept: Result, rows: slice) -> dict[str, int]:
-        states = [layer.start(len(inputs)) for layer in self.layers]
+        states: list[Any] = [layer.start(len(inputs)) for layer in self.layers]
         counts = dict.fromkeys((layer.name for layer in self.layers[:-1]), 0)
         values: dict[str, np.ndarray] = {}
         for t, (x, same) in enumerate(self._steps(inputs)):
@@ -196,6 +199,38 @@ class _Layer:
 
     def _total_float(self, state: _State) -> np.ndarray:
         return state.sums[0] if len(state.sums) == 1 else reduce(np.add, state.sums)
+
+
+@dataclass
+class _Counts:
+    v: np.ndarray  # the largest count of each window
+    spikes: np.ndarray
+    counts: np.ndarray  # of each source, one connection's after the other's
+
+
+class _Pooling:
+    """Windows of max pooling, in either precision the same integers; see pool.py."""
+
+    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], given: str):
+        self.name, self.size, self.signed = population.name, len(population.bias), population.signed
+        order = orders[population.name]
+        self.back = np.argsort(order)
+        self.sources = [c.source for c in population.connections]
+        held = sparse.hstack([c.matrix[order][:, orders[c.source]] for c in population.connections], format="csr")
+        self.windows = held.indptr.astype(np.int64), held.indices.astype(np.int32)
+        self.edges = np.cumsum([0, *(c.matrix.shape[1] for c in population.connections)])
+
+    def start(self, samples: int) -> _Counts:
+        """State of so many samples before the first step."""
+        shape = (samples, self.size)
+        spikes = np.zeros(shape, np.int8 if self.signed else np.uint8)
+        return _Counts(np.zeros(shape, np.int32), spikes, np.zeros((samples, self.edges[-1]), np.int32))
+
+    def step(self, values: dict[str, np.ndarray], state: _Counts, same_input: bool) -> None:
+        """Advance one step, in place."""
+        for source, edge in zip(self.sources, pairwise(self.edges)):
+            state.counts[:, slice(*edge)] += values[source]
+        pool(state.counts, state.v, state.spikes, *self.windows)
 
 
 def _dtype(connection: Connection | IntegerConnection, graded: bool) -> Any:

@@ -1,8 +1,8 @@
 """Convolutional ANNs that convert well: ``CNN`` from a plan, and the paper's ``VGG`` family.
 
 Rathi et al. 2020: convolutions 3x3 and linear layers without bias, ReLU, average pooling, dropout after each ReLU
-except where a pooling follows (the pooling takes its place), no batch-norm, no max-pooling. An ``activation`` of
-``spikeprop.ann.activation`` can stand in every ReLU's place. Weights start from N(0,
+except where a pooling follows (the pooling takes its place), no batch-norm, no max-pooling (which a plan of one's own may
+have). An ``activation`` of ``spikeprop.ann.activation`` can stand in every ReLU's place. Weights start from N(0,
 sqrt(2 / (k^2 * C_out))) for convolutions and N(0, 0.01) for linear layers.
 """
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from spikeprop.ann.activation import Clipped, make
 
-POOL = "A"
-Plan = Sequence[int | Literal["A"]]
+Pool = Literal["A", "M"]
+POOLS: dict[Pool, type[nn.Module]] = {"A": nn.AvgPool2d, "M": nn.MaxPool2d}
+Plan = Sequence[int | Pool]
 
 # "A" is a 2x2 average pooling. For CIFAR's 32x32 the classifier reads 8x8 or 2x2 maps; larger images get one more pooling.
 VGG_PLANS: dict[int, Plan] = {
@@ -47,12 +48,12 @@ def features(plan: Plan, channels: int, dropout: float, batch_norm: bool, activa
     layers: list[nn.Module] = []
     for i, entry in enumerate(plan):
         if not isinstance(entry, int):
-            layers.append(nn.AvgPool2d(2))
+            layers.append(POOLS[entry](2))
             continue
         layers.append(nn.Conv2d(channels, entry, 3, padding=1, bias=False))
         layers += [nn.BatchNorm2d(entry)] if batch_norm else []
         layers.append(make(activation))
-        if plan[i + 1 : i + 2] != [POOL]:
+        if not any(following in POOLS for following in plan[i + 1 : i + 2]):
             layers.append(nn.Dropout(dropout))
         channels = entry
     return nn.Sequential(*layers)
@@ -84,7 +85,7 @@ class CNN(nn.Module):
     Args:
         input_shape: (channels, height, width) of one image.
         classes: number of classes.
-        plan: widths of 3x3 convolutions, "A" for a 2x2 average pooling, for example [32, "A", 64, "A"].
+        plan: widths of 3x3 convolutions, "A" for a 2x2 average pooling, "M" for max pooling, for example [32, "A", 64, "A"].
         hidden: widths of the hidden linear layers.
         dropout: after convolutions.
         hidden_dropout: after hidden linear layers.
@@ -97,7 +98,7 @@ class CNN(nn.Module):
         *,
         input_shape: tuple[int, int, int],
         classes: int,
-        plan: list[int | Literal["A"]],
+        plan: list[int | Pool],
         hidden: list[int] | None = None,
         dropout: float = 0.2,
         hidden_dropout: float = 0.5,
@@ -142,7 +143,7 @@ class VGG(nn.Module):
             raise ValueError(f"VGG has depths {sorted(VGG_PLANS)}, not {depth}")
         plan = list(VGG_PLANS[depth])
         if input_shape[1] >= 64:
-            plan.append(POOL)
+            plan.append("A")
         self.features = features(plan, input_shape[0], dropout, batch_norm, activation)
         hidden = VGG_HIDDEN.get(depth, (4096, 4096))
         self.classifier = classifier(features_out(self.features, input_shape), hidden, classes, 0.5, activation)

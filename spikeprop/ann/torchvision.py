@@ -24,7 +24,7 @@ class TorchvisionModel(nn.Module):
             no numbers, they are named but not read.
         classes: number of outputs; other than the model's own only without an enum's weights.
         pooling: "max" leaves the model as it is; "average" puts average pooling in the place of ``nn.MaxPool2d``, for training:
-            it converts to a linear operation, which NIR and Lava have, where the pooling of spikes needs counters.
+            it converts to a linear operation, which NIR and every chip have, where max pooling of spikes needs counters.
 
     Raises:
         ValueError: an unknown model or unknown weights, with the names there are.

@@ -58,6 +58,13 @@ def test_initial_weights_are_the_papers() -> None:
     assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02)
 
 
+def test_a_plan_may_have_max_pooling() -> None:
+    ann = CNN(input_shape=(1, 8, 8), classes=2, plan=[2, "M", 3, "A", 4], dropout=0.5)
+    kinds = [type(layer).__name__ for layer in ann.features]
+    assert kinds == ["Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU", "AvgPool2d", "Conv2d", "ReLU", "Dropout"]
+    assert ann(torch.rand(3, 1, 8, 8)).shape == (3, 2)
+
+
 def test_bad_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="depths"):
         VGG(depth=7)

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from spikeprop import IF, LIF, Direct, Poisson, SignedIF
 from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Neuron, SpikingNetwork, Stage, Synapse
+from spikeprop.snn.neuron import SpikingMaxPool
 
-KINDS = ["dense", "conv", "strided", "grouped", "pooled", "residual", "concatenated"]
+KINDS = ["dense", "conv", "strided", "grouped", "pooled", "residual", "concatenated", "max_pooled"]
 STEPS = 10
 Shape = tuple[int, ...]
 Trains = dict[str, np.ndarray]
 
 
 def random_network(seed: int, real: bool = False, signed: bool = False) -> tuple[SpikingNetwork, np.ndarray]:
-    """A network of the kind ``KINDS[seed % 7]`` in float64, and inputs (2 samples, steps, ...) that change from step to step."""
+    """A network of kind ``KINDS[seed % len(KINDS)]`` in float64, and inputs (2 samples, steps, ...), others at every step."""
     return _Maker(seed, real, signed).make(KINDS[seed % len(KINDS)])
 
 
@@ -95,7 +96,32 @@ class _Maker:
         self.stages["joined"] = Stage(paths, self.neuron(after))
         return "joined", after
 
+    def max_pooled(self, shape: Shape) -> tuple[str, Shape]:
+        first, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
+        joined = [(first, Synapse([]))]
+        if self.chance(0.4):  # one path is a layer longer
+            second, _ = self.conv_stage("c1", first, shape, kernel_size=3, padding=1)
+            joined = [(first, Synapse([ChannelPad(0, 4)])), (second, Synapse([ChannelPad(4, 0)]))]
+            shape = (8, *shape[1:])
+        name, shape = self.max_pool("m0", joined, shape)
+        what = self.pick(["average", "residual", "again", "head"])
+        if what == "average":
+            return self.conv_stage("c2", name, shape, nn.AvgPool2d(2, stride=1), kernel_size=2, padding=1)
+        if what == "residual":
+            middle, thin = self.conv_stage("c2", name, shape, kernel_size=3, padding=1)
+            paths = [(middle, Synapse([self.conv2d(thin[0], shape[0], kernel_size=3, padding=1)])), (name, Synapse([]))]
+            self.stages["sum"] = Stage(paths, self.neuron(shape))
+            return "sum", shape
+        return self.max_pool("m1", [(name, Synapse([]))], shape) if what == "again" else (name, shape)
+
     # parts
+
+    def max_pool(self, name: str, paths: Any, shape: Shape) -> tuple[str, Shape]:
+        kernel = (self.pick([2, 3]), self.pick([1, 2, 3]))
+        padding = (self.pick([0, kernel[0] // 2]), self.pick([0, kernel[1] // 2]))
+        pool = SpikingMaxPool(kernel, self.pick([1, 2, (2, 3)]), padding, self.chance(0.5))
+        self.stages[name] = Stage(paths, pool)
+        return name, tuple(pool.window(torch.zeros(shape)).shape)
 
     def conv_stage(self, name: str, source: str, shape: Shape, *before: nn.Module, **settings: Any) -> tuple[str, Shape]:
         ops = [*before, self.conv2d(shape[0], 4, **settings)]
@@ -180,8 +206,10 @@ def simulate_in_torch(network: SpikingNetwork, inputs: np.ndarray) -> tuple[Trai
     state = network.init_state()
     for x_B in x:
         _, state = network.step(x_B, state)
-        for name in network.neurons():
-            potentials.setdefault(name, []).append(state.neurons[name].v.clone())
+        for name, neuron in network.neurons().items():
+            v = state.neurons[name].v
+            v = neuron.window(v) if isinstance(neuron, SpikingMaxPool) else v.clone()  # of counts, the largest
+            potentials.setdefault(name, []).append(v)
     del trains[INPUT]
     return _stacked(trains), _stacked(potentials), torch.cat(outputs).transpose(0, 1).numpy()
 

@@ -29,7 +29,7 @@ def test_float_equals_pytorch_spike_for_spike_and_membrane_for_membrane(kind: st
     """Weights and inputs are short binary fractions: sums are exact, ties at the threshold occur, and nothing may differ."""
     fired, back = 0, 0
     for seed in range(KINDS.index(kind), MANY, len(KINDS)):
-        network, inputs = random_network(seed, signed=seed % 4 == 0)
+        network, inputs = random_network(seed, signed=seed // len(KINDS) % 4 == 0)
         simulator = Simulator(make_plan(to_nir(network)), threads=1)
         ours = simulator.run(inputs, membranes=True)
         spikes, membranes, output = simulate_in_torch(network, inputs)
@@ -41,7 +41,7 @@ def test_float_equals_pytorch_spike_for_spike_and_membrane_for_membrane(kind: st
             fired += int((train > 0).sum())
             back += int((train < 0).sum())
         np.testing.assert_array_equal(less_the_first(ours.output, int(network.readout_from)), output, f"seed {seed}")
-    assert fired > 1000
+    assert fired > 900
     assert back > 20
 
 
@@ -82,7 +82,7 @@ def test_either_precision_equals_lava_to_the_bit(tmp_path: Path, seed: int) -> N
     against_lava(tmp_path, seed + 7 * len(KINDS), real=True)
 
 
-@pytest.mark.parametrize("kind", ["conv", "residual"])
+@pytest.mark.parametrize("kind", ["conv", "residual", "max_pooled"])
 def test_signed_neurons_equal_lavas_to_the_bit(tmp_path: Path, kind: str) -> None:
     lava_or_skip()
     against_lava(tmp_path, KINDS.index(kind), real=True, signed=True)
@@ -92,7 +92,7 @@ def test_signed_neurons_equal_lavas_to_the_bit(tmp_path: Path, kind: str) -> Non
 @pytest.mark.parametrize("seed", range(MANY))
 def test_either_precision_equals_lava_on_many_networks(tmp_path: Path, seed: int) -> None:
     lava_or_skip()
-    against_lava(tmp_path, seed, real=seed % 2 == 0, signed=seed % 5 == 0)
+    against_lava(tmp_path, seed, real=seed // len(KINDS) % 2 == 0, signed=seed % 5 == 0)
 
 
 def assert_same(a: Result, b: Result) -> None:
@@ -105,7 +105,7 @@ def assert_same(a: Result, b: Result) -> None:
 
 def test_threads_batches_and_missing_numba_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(len(KINDS)):
-        network, inputs = random_network(seed, real=True, signed=seed in (1, 5))
+        network, inputs = random_network(seed, real=True, signed=seed in (1, 5, 7))
         plan = make_plan(to_nir(network))
         inputs = np.concatenate([inputs] * 3) * np.linspace(0.3, 1, 6).reshape(-1, *[1] * (inputs.ndim - 1))
         for made in (plan, quantize(to_nir(network), input_limit=6.0).network):
@@ -115,7 +115,7 @@ def test_threads_batches_and_missing_numba_change_nothing(monkeypatch: pytest.Mo
                 assert_same(whole, Simulator(made, threads=3).run(inputs, membranes=True))
                 changed.setattr(kernels, "NUMBA", False)
                 changed.setattr(reference, "NUMBA", False)
-                for name in ("add_shifted", "fire_float", "fire_fixed", "take_back"):
+                for name in ("add_shifted", "fire_float", "fire_fixed", "take_back", "pool"):
                     changed.setattr(reference, name, getattr(kernels, f"{name}_numpy"))
                 assert_same(whole, Simulator(made, threads=1).run(inputs, membranes=True))
 

@@ -1,0 +1,100 @@
+"""Lava Process and its two ProcessModels for max pooling of spikes; ``floating_pt`` and ``fixed_pt`` count the same integers.
+
+    N = N + a for each source;   v' = max(N) over each window;   s = v' - v;   v = v'
+
+Input ``a`` holds a place for each source, so that one spike stays apart from another; s is 0 or 1, or -1 too where the sources
+take spikes back. Samples follow one another as in soft_reset.py.
+
+What Loihi 2 would need. A window is a neuron with a count in its own memory for each of its places, and a program (microcode)
+that adds to the counts, finds the largest, sends by how much it grew (a graded spike where it may be -1), and clears all when
+a sample starts. The built-in neurons cannot: synapses add, so that a neuron sees the sum of its input and not who sent it.
+Weights that are powers of two would tell its places apart: place i sends 2^i, and the bits of the sum are the places that
+fired. With mantissas up to 64 and exponents up to 7 weights reach 2^14: 15 places, so windows up to 3x3 (of signed neurons, with
+powers of four, 8 places: 2x2). Here, the input keeps places apart by having one for each source instead, at weight 1. Nothing
+here was run on a chip.
+"""
+
+import numpy as np
+from lava.magma.core.decorator import implements, requires, tag
+from lava.magma.core.model.py.model import PyLoihiProcessModel
+from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.type import LavaPyType
+from lava.magma.core.process.ports.ports import InPort, OutPort
+from lava.magma.core.process.process import AbstractProcess
+from lava.magma.core.process.variable import Var
+from lava.magma.core.resources import CPU
+from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+
+
+class MaxPool(AbstractProcess):
+    """Windows over ``sources``; ``a_in`` spikes by source, ``s_out`` by window, ``bits`` and ``back`` the record of all.
+
+    Args:
+        first, places: the sources of each window, as the rows of a CSR matrix.
+        signed: the sources take spikes back.
+        onset, period, steps, trace: as of SoftIF; the potential is the largest count.
+    """
+
+    def __init__(self, *, sources, first, places, signed, onset, period, steps, trace):
+        super().__init__()
+        size = len(first) - 1
+        self.a_in = InPort(shape=(sources,))
+        self.s_out = OutPort(shape=(size,))
+        self.first = Var(shape=first.shape, init=first)
+        self.places = Var(shape=places.shape, init=places)
+        self.counts = Var(shape=(sources,), init=0)
+        self.v = Var(shape=(size,), init=0)
+        self.onset = Var(shape=(1,), init=onset)
+        self.period = Var(shape=(1,), init=period)
+        self.bits = Var(shape=(size, -(-steps // 48)), init=0)
+        self.back = Var(shape=(size, -(-steps // 48) if signed else 1), init=0)
+        self.trace = Var(shape=(size, steps if trace else 1), init=0)
+
+
+@implements(proc=MaxPool, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyMaxPoolFloat(PyLoihiProcessModel):
+    """MaxPool among neurons in float64."""
+
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+    first: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    places: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    counts: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    v: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    onset: np.ndarray = LavaPyType(np.ndarray, int)
+    period: np.ndarray = LavaPyType(np.ndarray, int)
+    bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    back: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    trace: np.ndarray = LavaPyType(np.ndarray, np.int64)
+
+    def run_spk(self):
+        """One time step."""
+        arriving = self.a_in.recv()
+        k = self.time_step - 1 - int(self.onset[0])
+        spikes = np.zeros_like(self.v)
+        if 0 <= k < self.bits.shape[1] * 48:
+            if k % int(self.period[0]) == 0:
+                self.counts[:], self.v[:] = 0, 0
+            self.counts[:] += arriving.astype(np.int64)
+            largest, some = np.zeros_like(self.v), self.first[1:] > self.first[:-1]  # a window may be empty
+            if some.any():
+                largest[some] = np.maximum.reduceat(self.counts[self.places], self.first[:-1][some])
+            spikes, self.v[:] = largest - self.v, largest
+            self.bits[:, k // 48] |= (spikes > 0).astype(np.int64) << (k % 48)
+            if self.back.shape == self.bits.shape:
+                self.back[:, k // 48] |= (spikes < 0).astype(np.int64) << (k % 48)
+            if k < self.trace.shape[1]:
+                self.trace[:, k] = self.v
+        self.s_out.send(spikes.astype(arriving.dtype))
+
+
+@implements(proc=MaxPool, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("bit_accurate_loihi", "fixed_pt")
+class PyMaxPoolFixed(PyMaxPoolFloat):
+    """MaxPool among neurons in integers."""
+
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
