@@ -38,11 +38,13 @@ class Sections:
         return self.rotations[k, :, :, None] * torch.stack([half, half.conj()])
 
     def jones(self, omega: Tensor) -> Tensor:
-        """(N, 2, 2) product of all sections at angular frequencies (N,)."""
-        total = torch.eye(2, dtype=torch.complex128).expand(len(omega), 2, 2)
-        for k in range(len(self.delays)):
-            total = self.response(k, omega).permute(2, 0, 1) @ total
-        return total
+        """(N, 2, 2) product of all sections at angular frequencies (N,); by pairs, so that few and large products are taken."""
+        half = torch.polar(torch.ones_like(omega), -omega * self.delays[:, None] / 2)
+        factors = self.rotations[:, None] * torch.stack([half, half.conj()], -1)[:, :, None, :]
+        while len(factors) > 1:
+            paired, last = factors[: len(factors) // 2 * 2].unflatten(0, (-1, 2)), factors[len(factors) // 2 * 2 :]
+            factors = torch.cat([paired[:, 1] @ paired[:, 0], last])
+        return factors[0]
 
     def dgd(self, omega: float = 0.0, step: float = 1e9) -> float:
         """Differential group delay in s: of the eigenvalues exp(+-j step dgd / 2) of J(w + step/2) J(w - step/2)^H.
