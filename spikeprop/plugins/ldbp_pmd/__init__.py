@@ -6,6 +6,7 @@ Buetler, Haeger, Pfister, Liga & Alvarado 2020 (arXiv:2010.12313), of which we c
 the PMD link and its training is our choice.
 """
 
+from spikeprop.plugins.ldbp_pmd.pmd import PolarisationMode
 from spikeprop.plugins.ldbp_pmd.single import SinglePolarisation
 
-__all__ = ["SinglePolarisation"]
+__all__ = ["PolarisationMode", "SinglePolarisation"]

@@ -29,14 +29,15 @@ class EqualizerSettings:
 
     Attributes:
         taps: T/2-spaced, odd.
-        step: of normalised LMS, in (0, 2); the noise of its steps adds about step / 2 of the error.
+        step: of normalised LMS in its first pass, in (0, 2); each further pass has half of the one before, since the noise of
+            steps adds about step / 2 of the error.
         passes: over the training symbols.
 
     """
 
     taps: int = 15
-    step: float = 0.01
-    passes: int = 3
+    step: float = 0.05
+    passes: int = 5
 
     def __post_init__(self) -> None:
         if self.taps < 1 or self.taps % 2 == 0:
@@ -91,8 +92,8 @@ def lms(matched: Tensor, symbols: Tensor, settings: EqualizerSettings) -> Tensor
     weights = np.zeros((count, seen.shape[1]), dtype=np.complex128)
     for p in range(count):
         weights[p, p * settings.taps + settings.taps // 2] = 1
-    for _ in range(settings.passes):
-        _lms(seen, wanted, weights, settings.step)
+    for k in range(settings.passes):
+        _lms(seen, wanted, weights, settings.step / 2**k)
     return torch.from_numpy(weights).to(symbols)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ class Backward:
     filters: FilterDesign = field(default_factory=FilterDesign)
     dgd_taps: int = 0
     train_kerr: bool = False
+    rotations: Literal["random", "identity"] = "random"
 
     def __post_init__(self) -> None:
         if self.steps_per_span < 1:
@@ -122,8 +124,17 @@ def backward_steps(fibre: Fibre, count: int, polarisations: int) -> tuple[list[f
     return lengths[::-1] * fibre.spans, kerr[::-1] * fibre.spans
 
 
-def make_receiver(fibre: Fibre, settings: Backward, rate: float, polarisations: int) -> LearnedReceiver:
-    """A receiver that begins as digital backpropagation with short filters, without any PMD.
+def make_receiver(
+    fibre: Fibre, settings: Backward, rate: float, polarisations: int, draws: torch.Generator | None = None
+) -> LearnedReceiver:
+    """A receiver that begins as digital backpropagation with short filters, and DGD filters that do nothing.
+
+    Args:
+        fibre: the link.
+        settings: steps and filters.
+        rate: samples a second at the receiver.
+        polarisations: 1 or 2.
+        draws: of random rotations; without it they are the identity.
 
     Raises:
         ValueError: filters shorter than the dispersion of a step.
@@ -133,7 +144,10 @@ def make_receiver(fibre: Fibre, settings: Backward, rate: float, polarisations: 
     lengths, kerr = backward_steps(fibre, settings.steps_per_span, polarisations)
     (curvature,) = set(curvatures(fibre, lengths[:1], rate))
     half = dispersion_filter(curvature, settings.filters)
-    return LearnedReceiver(half.repeat(len(kerr), 1), kerr, settings.dgd_taps, settings.train_kerr)
+    receiver = LearnedReceiver(half.repeat(len(kerr), 1), kerr, settings.dgd_taps, settings.train_kerr)
+    if draws is not None and receiver.rotation is not None and settings.rotations == "random":
+        receiver.rotation.data = torch.nn.functional.normalize(torch.randn(receiver.rotation.shape, generator=draws), dim=1)
+    return receiver
 
 
 def _convolved(complex_taps: Tensor, real_taps: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
@@ -36,7 +37,9 @@ class Fitting:
         iterations: steps of Adam.
         batch: blocks in each.
         lr: of dispersion filters and Kerr coefficients.
-        pmd_lr: of rotations; the DGD filters' is half of it.
+        rotation_lr, dgd_lr: of rotations and of DGD filters. The latter must be the slower: while the polarisations are not yet
+            apart, filters that shrink to nothing lower the error too.
+        final: share of the rates that is left at the end, on a cosine; 1 for constant rates.
         every: iterations between looks at the test blocks.
 
     """
@@ -44,16 +47,25 @@ class Fitting:
     iterations: int = 1500
     batch: int = 100
     lr: float = 1e-3
-    pmd_lr: float = 2e-2
+    rotation_lr: float = 2e-2
+    dgd_lr: float = 2e-3
+    final: float = 1.0
     every: int = 50
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch", "every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "pmd_lr"):
+        for name in ("lr", "rotation_lr", "dgd_lr"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative, 0 leaves those parameters as they are")
+
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"final is {self.final}; it lies in [0, 1]")
+
+    def share(self, iteration: int) -> float:
+        """Share of the rates at an iteration."""
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * iteration / self.iterations)) / 2
 
     def optimizer(self, receiver: LearnedReceiver) -> torch.optim.Adam:
         """Adam over what has a rate."""
@@ -62,15 +74,19 @@ class Fitting:
         groups = [{"params": others, "lr": self.lr}]
         if pmd:
             dgd, rotation = pmd
-            groups += [{"params": [dgd], "lr": self.pmd_lr / 2}, {"params": [rotation], "lr": self.pmd_lr}]
+            groups += [{"params": [dgd], "lr": self.dgd_lr}, {"params": [rotation], "lr": self.rotation_lr}]
         return torch.optim.Adam([group for group in groups if group["lr"] > 0])
+
+
+def processed(receiver: LearnedReceiver, samples: Tensor) -> Tensor:
+    """(B, P, 2 K) samples through the receiver, without gradients, some blocks at a time."""
+    with torch.no_grad():
+        return torch.cat([receiver(part) for part in samples.split(LOOK)])
 
 
 def judge(receiver: LearnedReceiver, signal: Signal, blocks: Blocks) -> float:
     """Effective SNR in dB."""
-    with torch.no_grad():
-        found = [signal.detect(receiver(part), blocks.power) for part in blocks.samples.split(LOOK)]
-    return effective_snr(blocks.symbols, torch.cat(found))
+    return effective_snr(blocks.symbols, signal.detect(processed(receiver, blocks.samples), blocks.power))
 
 
 def fit_receiver(
@@ -94,13 +110,17 @@ def fit_receiver(
 
     """
     optimizer = settings.optimizer(receiver)
+    rates = [group["lr"] for group in optimizer.param_groups]
     start, curve = _resume(path, receiver, optimizer)
     saved = time.monotonic()
     with bar(path.stem, total=settings.iterations, initial=start, unit="iteration", leave=False) as shown:
         for i in range(start, settings.iterations):
             if i % settings.every == 0:
                 curve.append((i, judge(receiver, signal, data[1])))
-            _advance(receiver, signal, data[0], optimizer, settings, generator(*seed, i))
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * settings.share(i)
+            chosen = torch.randint(len(data[0]), (settings.batch,), generator=generator(*seed, i))
+            _advance(receiver, signal, data[0], optimizer, chosen)
             shown.update()
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(path, receiver, {"iteration": i + 1, "curve": curve}, optimizer)
@@ -118,9 +138,9 @@ def load_receiver(receiver: LearnedReceiver, path: Path) -> LearnedReceiver:
 
 
 def within_one_percent(curve: Sequence[tuple[int, float]]) -> int:
-    """The first iteration at which the SNR in dB is at least 99 % of the highest of the curve."""
+    """The first iteration at which the SNR in dB is within 1 % of the highest of the curve."""
     peak = max(snr for _, snr in curve)
-    return next(i for i, snr in curve if snr >= 0.99 * peak)
+    return next(i for i, snr in curve if snr >= peak - 0.01 * abs(peak))
 
 
 def _resume(path: Path, receiver: LearnedReceiver, optimizer: torch.optim.Optimizer) -> tuple[int, list[Any]]:
@@ -132,19 +152,11 @@ def _resume(path: Path, receiver: LearnedReceiver, optimizer: torch.optim.Optimi
     return checkpoint.description["iteration"], [(i, snr) for i, snr in checkpoint.description["curve"]]
 
 
-def _advance(
-    receiver: LearnedReceiver,
-    signal: Signal,
-    blocks: Blocks,
-    optimizer: torch.optim.Optimizer,
-    settings: Fitting,
-    draws: torch.Generator,
-) -> None:
-    chosen = torch.randint(len(blocks), (settings.batch,), generator=draws)
+def _advance(receiver: LearnedReceiver, signal: Signal, blocks: Blocks, optimizer: torch.optim.Optimizer, chosen: Tensor) -> None:
     optimizer.zero_grad()
     loss = squared_error(blocks.symbols[chosen], signal.detect(receiver(blocks.samples[chosen]), blocks.power))
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise TrainingCollapsed(f"the receiver's loss is {value}: lower training.lr or training.pmd_lr, or the launch power")
+        raise TrainingCollapsed(f"the receiver's loss is {value}: lower training.lr, rotation_lr or dgd_lr, or the launch power")
     loss.backward()
     optimizer.step()
