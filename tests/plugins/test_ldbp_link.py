@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,7 +55,9 @@ def test_the_phase_of_a_block_is_a_genies() -> None:
     symbols = SIGNAL.draw(2, 2, generator(3))
     turned = symbols * torch.polar(torch.ones(2, 1, 1), torch.tensor([0.3, -2.0]).view(2, 1, 1))
     assert torch.allclose(aligned(symbols, turned), symbols, atol=1e-6)
-    assert effective_snr(symbols, 1.1 * turned) == pytest.approx(-20 * math.log10(0.1) - 10 * math.log10(_power(symbols)), abs=1e-3)
+    assert effective_snr(symbols, 1.1 * turned) == pytest.approx(
+        -20 * math.log10(0.1) - 10 * math.log10(_power(symbols)), abs=1e-3
+    )
 
 
 def _power(symbols: Tensor) -> float:
@@ -65,7 +68,9 @@ def test_a_gaussian_pulse_spreads_as_dispersion_says() -> None:
     """U = T0 / sqrt(q) exp(-t^2 / 2q), q = T0^2 - j beta2 z; its width grows by sqrt(1 + (z / L_D)^2)."""
     fibre, width, rate = Fibre(spans=2, span_km=50, gamma=0, loss_db_per_km=0.2), 20e-12, 1e12
     t = (torch.arange(4096, dtype=torch.float64) - 2048) / rate
-    found = propagate(torch.exp(-(t**2) / (2 * width**2)).to(torch.complex128).view(1, 1, -1), fibre, uniform_steps(fibre, 3), rate)
+    found = propagate(
+        torch.exp(-(t**2) / (2 * width**2)).to(torch.complex128).view(1, 1, -1), fibre, uniform_steps(fibre, 3), rate
+    )
     q = width**2 - 1j * fibre.beta2 * fibre.length
     exact = width / torch.sqrt(torch.tensor(q)) * torch.exp(-(t**2) / (2 * q))
     assert relative(found[0, 0], exact) < 1e-6  # the tails wrap around
@@ -86,7 +91,9 @@ def test_standard_fibre_in_numbers() -> None:
 
 @pytest.mark.parametrize(("polarisations", "factor"), [(1, 1.0), (2, 8 / 9)])
 @pytest.mark.parametrize("loss", [0.0, 0.2])
-def test_without_dispersion_the_kerr_phase_is_that_of_the_effective_length(polarisations: int, factor: float, loss: float) -> None:
+def test_without_dispersion_the_kerr_phase_is_that_of_the_effective_length(
+    polarisations: int, factor: float, loss: float
+) -> None:
     fibre = Fibre(spans=3, span_km=70, dispersion=0, loss_db_per_km=loss)
     u = field(polarisations)
     alpha = loss * math.log(10) / 10  # 1/km
@@ -113,7 +120,7 @@ def test_steps_converge_with_their_square() -> None:
 def test_logarithmic_steps_share_the_integral_of_the_loss() -> None:
     fibre = Fibre()
     edges = logarithmic_steps(fibre, 50)
-    shares = [math.exp(-0.4 * fibre.alpha * a) - math.exp(-0.4 * fibre.alpha * b) for a, b in zip(edges, edges[1:])]
+    shares = [math.exp(-0.4 * fibre.alpha * a) - math.exp(-0.4 * fibre.alpha * b) for a, b in pairwise(edges)]
     assert (edges[0], edges[-1]) == (0, 80e3)
     assert shares == pytest.approx([shares[0]] * 50)
     assert logarithmic_steps(Fibre(loss_db_per_km=0), 4) == [0, 20e3, 40e3, 60e3, 80e3]
@@ -206,7 +213,9 @@ def test_unstable_steps_are_refused_at_their_bound() -> None:
     fibre = Fibre()
     bound = 2 * math.pi / (abs(fibre.beta2) * (math.pi * SIGNAL.rate) ** 2)
     check_steps(fibre, [0, 0.999 * bound], SIGNAL.rate, POWER)
-    with pytest.raises(ValueError, match=r"longest step .* is 3\.19 km, but at 96 GHz .* unstable from 3\.19 km on; take more steps"):
+    with pytest.raises(
+        ValueError, match=r"longest step .* is 3\.19 km, but at 96 GHz .* unstable from 3\.19 km on; take more steps"
+    ):
         check_steps(fibre, [0, bound], SIGNAL.rate, POWER)
     with pytest.raises(ValueError, match=r"Kerr phase of a step is 0\.127 rad at 100 mW; the bound is 0\.1 rad"):
         check_steps(fibre, [0, 1e3], SIGNAL.rate, 0.1)
@@ -215,9 +224,9 @@ def test_unstable_steps_are_refused_at_their_bound() -> None:
 
 
 def test_instability_is_real_beyond_the_bound() -> None:
-    """A strong wave with a little noise: noise grows by many orders where steps are too long, and hardly where they are not.
+    """A strong wave with a little noise: noise grows where steps are too long, and hardly where they are not.
 
-    The bound is that of resonance at the edge of the band; normal dispersion, so that no physical modulation instability mixes in.
+    The bound is that of resonance at the edge of the band; the dispersion is normal, so that no physical instability mixes in.
     """
     rate, count = 1e11, 512
     fibre = Fibre(spans=1, span_km=400, loss_db_per_km=0, dispersion=-17, gamma=1.3)

@@ -103,11 +103,10 @@ class LearnedReceiver(nn.Module):
         if self.rotation is None:
             return None
         size = self.rotation.square().sum(1, keepdim=True)
-        if bool((size < NEARLY_ZERO).any()):
+        smallest = float(size.detach().min())
+        if smallest < NEARLY_ZERO:
             step = int(size.argmin())
-            raise ValueError(
-                f"|a|^2 + |b|^2 of step {step} is {float(size[step]):.1e}, under {NEARLY_ZERO:.0e}: no rotation to normalise"
-            )
+            raise ValueError(f"|a|^2 + |b|^2 of step {step} is {smallest:.1e}, under {NEARLY_ZERO:.0e}: no rotation to normalise")
         a, b = torch.view_as_complex((self.rotation / size.sqrt()).view(-1, 2, 2)).unbind(1)
         return torch.stack([a, b, -b.conj(), a.conj()], 1).view(-1, 2, 2)
 
