@@ -17,7 +17,7 @@ from spikeprop.plugins.ldbp_pmd.summary import summarise
 from spikeprop.recipe import Recipe, load_recipe
 from spikeprop.runfolder import RunFolder
 
-SMALL = ["signal.symbols=64", "train_blocks=40", "test_blocks=20"]
+SMALL = ["signal.symbols=64", "train_blocks=30", "test_blocks=10"]
 
 
 def single(*overrides: str) -> Recipe:
@@ -26,7 +26,7 @@ def single(*overrides: str) -> Recipe:
 
 
 def pmd(*overrides: str) -> Recipe:
-    few = "{iterations: 40, batch: 16, lr: 0.0, rotation_lr: 0.05, dgd_lr: 0.01, every: 10}"
+    few = "{iterations: 30, batch: 8, lr: 0.0, rotation_lr: 0.05, dgd_lr: 0.01, every: 10}"
     return load_recipe("ldbp_pmd", [
         *SMALL, "realisations=[0, 1]", "changes=1", "fibre.spans=2", "launch_powers_dbm=[4.0, 8.0]", f"training={few}",
         "pretraining={iterations: 10, batch: 16, lr: 1e-3}", *overrides,

@@ -18,9 +18,13 @@ def draw_training(values: dict[str, Any], path: Path) -> None:
     axis = figure.subplots()
     for k, run in enumerate(values["runs"]):
         axis.plot(*zip(*run["curve"]), color=ORANGE, alpha=0.6, label=None if k else "LDBP, a line a seed")
+    lowest = min(snr for run in values["runs"] for _, snr in run["curve"])
     others = [name for name in values["effective_snr_db"] if not name.startswith("LDBP")]
     for name, color in zip(others, (GREY, VIOLET, BLUE)):
-        axis.axhline(values["effective_snr_db"][name]["mean"], color=color, lw=1, ls="--", label=name)
+        level = values["effective_snr_db"][name]["mean"]
+        shown = f"{name}: {level:.2f} dB" + (" (below)" if level < lowest - 0.3 else "")
+        axis.axhline(level, color=color, lw=1, ls="--", label=shown)
+    axis.set_ylim(bottom=lowest - 0.3)
     axis.set(xlabel="iteration", ylabel="effective SNR (dB)", title=values["name"])
     _finish(axis)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130))

@@ -91,7 +91,7 @@ def judge(receiver: LearnedReceiver, signal: Signal, blocks: Blocks) -> float:
 
 def fit_receiver(
     receiver: LearnedReceiver, signal: Signal, data: tuple[Blocks, Blocks], settings: Fitting, seed: Sequence[int], path: Path
-) -> list[tuple[int, float]]:
+) -> list[list[Any]]:
     """Train on the first of ``data``, look at the second.
 
     Args:
@@ -103,7 +103,7 @@ def fit_receiver(
         path: of the checkpoint, which a killed run goes on from.
 
     Returns:
-        (iteration, effective SNR in dB on the test blocks), from 0 to the last.
+        [iteration, effective SNR in dB on the test blocks], from 0 to the last; lists, as JSON gives them back.
 
     Raises:
         TrainingCollapsed: the loss is not finite.
@@ -116,7 +116,7 @@ def fit_receiver(
     with bar(path.stem, total=settings.iterations, initial=start, unit="iteration", leave=False) as shown:
         for i in range(start, settings.iterations):
             if i % settings.every == 0:
-                curve.append((i, judge(receiver, signal, data[1])))
+                curve.append([i, judge(receiver, signal, data[1])])
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * settings.share(i)
             chosen = torch.randint(len(data[0]), (settings.batch,), generator=generator(*seed, i))
@@ -126,7 +126,7 @@ def fit_receiver(
                 save_checkpoint(path, receiver, {"iteration": i + 1, "curve": curve}, optimizer)
                 saved = time.monotonic()
     if start < settings.iterations:
-        curve.append((settings.iterations, judge(receiver, signal, data[1])))
+        curve.append([settings.iterations, judge(receiver, signal, data[1])])
         save_checkpoint(path, receiver, {"iteration": settings.iterations, "curve": curve}, optimizer)
     return curve
 
@@ -137,7 +137,7 @@ def load_receiver(receiver: LearnedReceiver, path: Path) -> LearnedReceiver:
     return receiver
 
 
-def within_one_percent(curve: Sequence[tuple[int, float]]) -> int:
+def within_one_percent(curve: Sequence[Sequence[Any]]) -> int:
     """The first iteration at which the SNR in dB is within 1 % of the highest of the curve."""
     peak = max(snr for _, snr in curve)
     return next(i for i, snr in curve if snr >= peak - 0.01 * abs(peak))
@@ -149,7 +149,7 @@ def _resume(path: Path, receiver: LearnedReceiver, optimizer: torch.optim.Optimi
     checkpoint = load_checkpoint(path)
     load_model(receiver, checkpoint)
     load_optimizer(optimizer, checkpoint)
-    return checkpoint.description["iteration"], [(i, snr) for i, snr in checkpoint.description["curve"]]
+    return checkpoint.description["iteration"], checkpoint.description["curve"]
 
 
 def _advance(receiver: LearnedReceiver, signal: Signal, blocks: Blocks, optimizer: torch.optim.Optimizer, chosen: Tensor) -> None:
