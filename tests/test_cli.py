@@ -329,6 +329,7 @@ SMOKE = {
     "mnist": "MNIST",
     "qr": None,
     "python": None,
+    "ldbp": None,
     "fashion": "FashionMNIST",
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",

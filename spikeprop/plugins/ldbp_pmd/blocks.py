@@ -1,0 +1,72 @@
+"""Blocks of symbols and what the link makes of them: simulated in pieces, from seeds, so that any set can be had again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_steps, logarithmic_steps
+from spikeprop.plugins.ldbp_pmd.link import Sections, propagate
+from spikeprop.plugins.ldbp_pmd.signals import Signal
+from spikeprop.seeding import generator
+
+PIECE = 50  # blocks that are simulated at once
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sent and received.
+
+    Attributes:
+        symbols: (B, P, K) complex64.
+        samples: (B, P, 2 K) complex64 at the receiver, sqrt(W).
+        power: W, of all polarisations.
+
+    """
+
+    symbols: Tensor
+    samples: Tensor
+    power: float
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A fibre, the signal in it and the steps of its simulation."""
+
+    fibre: Fibre
+    signal: Signal
+    steps: int
+    polarisations: int
+
+    def edges(self) -> list[float]:
+        """Ends of the simulation's steps in a span, m."""
+        return logarithmic_steps(self.fibre, self.steps)
+
+    def check(self, power: float) -> None:
+        """Refuse a simulation that would be unstable or coarse at ``power`` (W): see ``check_steps``."""
+        if self.steps < 1:
+            raise ValueError(f"forward_steps is {self.steps}; it must be at least 1")
+        check_steps(self.fibre, self.edges(), self.signal.rate, power)
+
+    def blocks(self, count: int, power: float, seed: Sequence[int], sections: Sections | None = None) -> Blocks:
+        """``count`` random blocks through the link; the same ones for the same seed."""
+        draws = generator(*seed)
+        symbols, samples = [], []
+        for start in range(0, count, PIECE):
+            sent = self.signal.draw(min(PIECE, count - start), self.polarisations, draws)
+            field = self.signal.modulate(sent, power)
+            received = propagate(field, self.fibre, self.edges(), self.signal.rate, sections, draws)
+            symbols.append(sent)
+            samples.append(self.signal.sample(received))
+        return Blocks(torch.cat(symbols), torch.cat(samples), power)
+
+
+def watts(dbm: float) -> float:
+    """Power in W."""
+    return 10 ** (dbm / 10 - 3)

@@ -1,0 +1,76 @@
+"""``rotate_and_turn``: the rest of a learned step, a 2x2 matrix between the polarisations and the Kerr phase, with its gradient.
+
+z = y exp(j kerr |y|^2), y = M x, |y|^2 summed over polarisations. From the gradient g of z, with phi = sum_p Im(conj(z) g):
+that of y is exp(-j kerr |y|^2) g + 2 kerr phi y, that of kerr is sum phi |y|^2, that of x is M^H g_y and that of M is g_y x^H.
+Nothing but one pass over the samples each way; the chain of elementwise operations under autograd, kept as ``reference``,
+stores and reads several times as much.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spikeprop.plugins.ldbp_pmd import kernels
+from spikeprop.plugins.ldbp_pmd.link import kerr_phase
+
+
+def rotate_and_turn(x: Tensor, kerr: Tensor, matrix: Tensor | None = None) -> Tensor:
+    """A step without its filters.
+
+    Args:
+        x: (B, P, N) complex.
+        kerr: () real, rad/W; negative undoes the fibre's.
+        matrix: (2, 2) complex, for two polarisations.
+
+    Returns:
+        (B, P, N).
+
+    """
+    if x.device.type == "cpu":
+        return _Step.apply(x, kerr, matrix)  # pyright: ignore
+    return reference(x, kerr, matrix)
+
+
+def reference(x: Tensor, kerr: Tensor, matrix: Tensor | None = None) -> Tensor:
+    """The same under autograd."""
+    return kerr_phase(x if matrix is None else torch.einsum("ij,bjn->bin", matrix, x), kerr)
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kerr: Tensor, matrix: Tensor | None) -> Tensor:
+        x = x.contiguous().resolve_conj()
+        y, power = x, torch.empty(x.shape[0], x.shape[2], dtype=x.real.dtype)
+        if matrix is None:
+            torch.sum(x.real.square() + x.imag.square(), -2, out=power)
+        else:
+            y = torch.empty_like(x)
+            kernels.rotate(_pairs(x), _flat(matrix), _pairs(y), power.numpy())
+        turn = torch.polar(torch.ones((), dtype=power.dtype), kerr * power)
+        ctx.save_for_backward(x, kerr, matrix, y, power, turn)
+        return y * turn.unsqueeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # pyright: ignore
+        x, kerr, matrix, y, power, turn = ctx.saved_tensors
+        g = gradient.resolve_conj().clone(memory_format=torch.contiguous_format)
+        by_kerr = kernels.turn_back(_pairs(y), _pairs(turn), power.numpy(), _pairs(g), kerr.detach().to(power).numpy()[()])
+        by_matrix = None
+        if matrix is not None:
+            by_matrix = torch.zeros(8, dtype=torch.float64)
+            kernels.rotate_back(_pairs(x), _flat(matrix), _pairs(g), by_matrix.numpy())
+            by_matrix = torch.view_as_complex(by_matrix.view(2, 2, 2)).to(matrix)
+        return g, torch.as_tensor(by_kerr).to(kerr), by_matrix
+
+
+def _pairs(x: Tensor) -> Any:
+    return torch.view_as_real(x.detach()).flatten(-2).numpy()
+
+
+def _flat(matrix: Tensor) -> Any:
+    return torch.view_as_real(matrix.detach().resolve_conj().contiguous()).flatten().numpy()

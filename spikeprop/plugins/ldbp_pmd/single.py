@@ -1,0 +1,121 @@
+"""``SinglePolarisation``: an experiment that trains digital backpropagation against dispersion and Kerr effect in one
+polarisation.
+
+The published recipe is chaeger/LDBP's isit.ini (Haeger & Pfister 2018): effective SNR from 20.9 to 22.5 dB, as its jobscript
+says, with the noise doubled. Ours differs in that pulses are exact on the period, symmetric forward steps carry their exact
+nonlinear length, and training blocks are drawn from a fixed set, test blocks from another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from spikeprop.evaluate import Report
+from spikeprop.evaluate.intervals import in_words, mean_interval
+from spikeprop.experiment import Context
+from spikeprop.plugins.ldbp_pmd.baselines import backpropagate, undo_dispersion
+from spikeprop.plugins.ldbp_pmd.blocks import Blocks, Link, watts
+from spikeprop.plugins.ldbp_pmd.fibre import Fibre
+from spikeprop.plugins.ldbp_pmd.pictures import draw_training
+from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
+from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr
+from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver
+
+PUBLISHED = {"initial": 20.9, "trained": 22.5}  # dB; comment in the jobscript of chaeger/LDBP
+FINE = 20  # steps a span of the fine digital backpropagation
+TRAIN, TEST = 1, 2  # places of their seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinglePolarisation:
+    """Learned digital backpropagation, one polarisation.
+
+    Attributes:
+        seeds: of symbols, noise and batches; a run each.
+        fibre, signal: the link.
+        launch_power_dbm: mean power of the signal.
+        forward_steps: logarithmic steps a span of the simulation.
+        backward: steps and filters of the receiver.
+        training: iterations and rates.
+        train_blocks, test_blocks: simulated for each seed.
+
+    """
+
+    seeds: list[int]
+    fibre: Fibre = field(default_factory=Fibre)
+    signal: Signal = field(default_factory=Signal)
+    launch_power_dbm: float = 0.0
+    forward_steps: int = 50
+    backward: Backward = field(default_factory=Backward)
+    training: Fitting = field(default_factory=Fitting)
+    train_blocks: int = 2000
+    test_blocks: int = 400
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; give at least one, each once")
+        for name in ("train_blocks", "test_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.backward.dgd_taps or self.fibre.pmd:
+            raise ValueError("backward.dgd_taps and fibre.pmd need two polarisations; use PolarisationMode, or 0 for both")
+        self._link().check(watts(self.launch_power_dbm))
+        self._receiver()
+
+    def check(self, *, here: bool = False) -> None:
+        """Nothing beyond what the values themselves tell."""
+
+    def smoke(self) -> SinglePolarisation:
+        """Two spans, few blocks, three iterations."""
+        training = dataclasses.replace(self.training, iterations=3, batch=4, every=2)
+        fibre = dataclasses.replace(self.fibre, spans=2)
+        return dataclasses.replace(self, seeds=self.seeds[:2], fibre=fibre, training=training, train_blocks=8, test_blocks=4)
+
+    def run(self, context: Context) -> Report:
+        """All seeds; finished ones are read from the folder, one that was stopped goes on."""
+        runs = [context.folder.stage(f"seed_{seed}", lambda s=seed: self._learn(s, context)) for seed in self.seeds]
+        arms = {name: mean_interval([run[name] for run in runs]) for name in runs[0] if name != "curve"}
+        values = {
+            "name": context.name,
+            "seeds": self.seeds,
+            "effective_snr_db": arms,
+            "runs": runs,
+            "published_db": PUBLISHED,
+            "parameters": sum(p.numel() for p in self._receiver().parameters()),
+            "seconds": context.folder.seconds(),
+            "provenance": context.folder.provenance(),
+        }
+        report = Report(name=context.name, values=values, rows=_rows(values))
+        report.save(context.folder.path / "report.json")
+        draw_training(values, context.folder.path / "report.png")
+        return report
+
+    def _learn(self, seed: int, context: Context) -> dict[str, Any]:
+        power, link, receiver = watts(self.launch_power_dbm), self._link(), self._receiver()
+        context.notify(f"seed {seed}: {self.train_blocks + self.test_blocks} blocks through {self.fibre.spans} spans")
+        data = link.blocks(self.train_blocks, power, (seed, TRAIN)), link.blocks(self.test_blocks, power, (seed, TEST))
+        path = context.folder.path / f"seed_{seed}.safetensors"
+        curve = fit_receiver(receiver, self.signal, data, self.training, (seed,), path)
+        return {**self._baselines(data[1]), "LDBP, initial": curve[0][1], "LDBP, trained": curve[-1][1], "curve": curve}
+
+    def _baselines(self, blocks: Blocks) -> dict[str, float]:
+        rate, steps = self.signal.receiver_rate, self.backward.steps_per_span
+        found = {"dispersion undone": undo_dispersion(blocks.samples, self.fibre, rate)}
+        for name, count in ((f"DBP, {steps} a span", steps), (f"DBP, {FINE} a span", FINE)):
+            found[name] = backpropagate(blocks.samples, self.fibre, count, rate)
+        return {name: effective_snr(blocks.symbols, self.signal.detect(x, blocks.power)) for name, x in found.items()}
+
+    def _link(self) -> Link:
+        return Link(self.fibre, self.signal, self.forward_steps, polarisations=1)
+
+    def _receiver(self) -> LearnedReceiver:
+        return make_receiver(self.fibre, self.backward, self.signal.receiver_rate, polarisations=1)
+
+
+def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [(f"effective SNR, {name}", in_words(arm, unit=" dB")) for name, arm in values["effective_snr_db"].items()]
+    published = values["published_db"]
+    rows.append(("published, isit.ini of chaeger/LDBP", f"{published['initial']} dB to {published['trained']} dB"))
+    return [*rows, ("real parameters", f"{values['parameters']:,}")]

@@ -1,0 +1,129 @@
+"""The two experiments on small links: what they report, that a stopped one goes on to the same report, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikeprop.errors import RecipeError
+from spikeprop.evaluate import Report
+from spikeprop.experiment import Context
+from spikeprop.plugins.ldbp_pmd.pmd import PolarisationMode
+from spikeprop.plugins.ldbp_pmd.single import SinglePolarisation
+from spikeprop.plugins.ldbp_pmd.summary import summarise
+from spikeprop.recipe import Recipe, load_recipe
+from spikeprop.runfolder import RunFolder
+
+SMALL = ["signal.symbols=64", "train_blocks=30", "test_blocks=10"]
+
+
+def single(*overrides: str) -> Recipe:
+    training = "training={iterations: 25, batch: 16, lr: 3e-3, every: 5}"
+    return load_recipe("ldbp_single", [*SMALL, "seeds=[3, 4]", "fibre.spans=5", "launch_power_dbm=6.0", training, *overrides])
+
+
+def pmd(*overrides: str) -> Recipe:
+    few = "{iterations: 30, batch: 8, lr: 0.0, rotation_lr: 0.05, dgd_lr: 0.01, every: 10}"
+    return load_recipe("ldbp_pmd", [
+        *SMALL, "realisations=[0, 1]", "changes=1", "fibre.spans=2", "launch_powers_dbm=[4.0, 8.0]", f"training={few}",
+        "pretraining={iterations: 10, batch: 16, lr: 1e-3}", *overrides,
+    ])  # fmt: skip
+
+
+def run(recipe: Recipe, path: Path) -> Report:
+    return recipe.experiment.run(Context(RunFolder(path, recipe), recipe.name, lambda _: None))
+
+
+@pytest.mark.parametrize("make", [single, pmd])
+def test_a_run_that_was_stopped_goes_on_to_the_same_report(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make()
+    whole = run(recipe, tmp_path / "whole")
+    kind = SinglePolarisation if make is single else PolarisationMode
+    name = "_learn" if make is single else "_change"
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kind, name, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    resumed = run(recipe, tmp_path / "stopped").values
+    assert {k: v for k, v in resumed.items() if k not in ("seconds", "provenance")} == {
+        k: v for k, v in whole.values.items() if k not in ("seconds", "provenance")
+    }
+    assert json.loads((tmp_path / "stopped" / "report.json").read_text())["name"] == recipe.name
+    assert (tmp_path / "stopped" / "report.png").stat().st_size > 5000
+    check = _single_learns if make is single else _pmd_is_found
+    check(whole.values)
+
+
+def _single_learns(values: dict[str, Any]) -> None:
+    snr = {arm: found["mean"] for arm, found in values["effective_snr_db"].items()}
+    assert snr["LDBP, trained"] > snr["LDBP, initial"]
+    assert snr["DBP, 20 a span"] > snr["DBP, 1 a span"] > snr["dispersion undone"]
+
+
+def _pmd_is_found(values: dict[str, Any]) -> None:
+    peaks = {arm: found["mean"] for arm, found in values["peak_db"].items()}
+    assert peaks["LDBP + least squares"] > peaks["dispersion undone + least squares"]
+    assert all(curve[-1][1] > curve[0][1] + 6 for curve in values["curves"])
+    (change,) = values["changes"]
+    assert change["before"] == values["curves"][0][-1][1]  # the receiver that was trained, on the same blocks
+    assert change["curve"][0][1] < change["before"] - 3
+    assert change["curve"][-1][1] > change["curve"][0][1] + 3
+
+
+def test_the_summary_by_hand() -> None:
+    free = {2.0: {"LDBP": 20.0}, 4.0: {"LDBP": 21.0}}
+    curve = [[0, 1.0], [10, 20.5], [20, 20.6]]
+
+    def one(ours: float, reference: float) -> dict[str, Any]:
+        return {"DBP + LMS": reference, "LDBP + least squares": reference + 0.5, "LDBP-PMD": ours, "curve": curve, "dgd_ps": 3.0}
+
+    found = {2.0: [one(19.0, 18.0), one(20.6, 18.2)], 4.0: [one(20.8, 19.0), one(20.4, 19.2)]}
+    values = summarise("x", [0, 1], free, found)
+    assert values["best_power_dbm"] == 4.0
+    assert values["peak_db"]["LDBP-PMD"]["values"] == [20.8, 20.6]
+    assert values["gap_db"]["mean"] == pytest.approx(21 - 20.7)
+    assert values["gain_db"]["DBP + LMS"]["mean"] == pytest.approx(20.7 - 19.1)
+    assert values["closed"]["DBP + LMS"]["share"] == pytest.approx(1.6 / 1.9)
+    assert values["iterations_to_1_percent"]["values"] == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("make", "override", "says"),
+    [
+        (single, "fibre.loss_db_per_km=-0.2", r"fibre: loss_db_per_km is -0\.2 dB/km; it cannot be negative"),
+        (single, "backward.filters.taps=1", "taps is 1, but the dispersion of a step of 80 km spreads over 3 samples"),
+        (
+            single,
+            "forward_steps=5",
+            r"longest step of the forward simulation is .* km, but at 64\.2 GHz .* unstable from .* km",
+        ),
+        (single, "launch_power_dbm=30.0", r"Kerr phase of a step is .* rad at 1e\+03 mW; the bound is 0\.1 rad"),
+        (single, "fibre.pmd=0.1", "need two polarisations; use PolarisationMode"),
+        (single, "seeds=[1, 1]", r"seeds is \[1, 1\]; give at least one, each once"),
+        (single, "train_blocks=0", "train_blocks is 0"),
+        (pmd, "backward.dgd_taps=0", r"fibre\.pmd and backward\.dgd_taps must be positive"),
+        (pmd, "changes=2", r"changes is 2; 2 realisations allow 0 to 1"),
+        (pmd, "realisations=[]", r"realisations is \[\]"),
+        (pmd, "test_blocks=0", "test_blocks is 0"),
+        (pmd, "backward.rotations=none", r"backward\.rotations: 'none' is not valid"),
+    ],
+)
+def test_what_cannot_work_is_refused(make: Any, override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        make(override)
+
+
+@pytest.mark.slow
+def test_the_published_gain_is_reached(tmp_path: Path) -> None:
+    """20.9 to 22.5 dB; a third of the iterations and half of the data are enough for most of it."""
+    recipe = load_recipe("ldbp_single", ["seeds=[0]", "training.iterations=500", "train_blocks=1000", "test_blocks=200"])
+    snr = run(recipe, tmp_path / "run").values["effective_snr_db"]
+    assert snr["LDBP, initial"]["mean"] == pytest.approx(20.9, abs=0.15)
+    assert snr["LDBP, trained"]["mean"] == pytest.approx(22.5, abs=0.1)
