@@ -1,4 +1,5 @@
-"""Random numbers of the risk plugin: published words, scipy's quantiles, torch's Sobol points, and any path without those before it."""
+"""Random numbers of the risk plugin: published words, scipy's quantiles, torch's Sobol points, and any path without those
+before it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Prices with a formula, in torch, so that their derivatives come from autograd: what simulations are held against.
 
-Black-Scholes (1973), Bachelier (1900) for one normal variable, and the continuously monitored up-and-out call (Reiner & Rubinstein
-1991) with the shift of the barrier that stands for discrete dates (Broadie, Glasserman & Kou 1997).
+Black-Scholes (1973), Bachelier (1900) for one normal variable, and the continuously monitored up-and-out call (Reiner &
+Rubinstein 1991) with the shift of the barrier that stands for discrete dates (Broadie, Glasserman & Kou 1997).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def bachelier(forward: Any, strike: float, deviation: Any, *, call: bool = True)
 
 
 def up_and_out_call(
-    spot: Any, strike: float, barrier: float, maturity: float, volatility: Any, *, rate: Any = 0.0, dividend: Any = 0.0, monitorings: int = 0
+    spot: Any, strike: float, barrier: float, maturity: float, volatility: Any, *,
+    rate: Any = 0.0, dividend: Any = 0.0, monitorings: int = 0,
 ) -> Tensor:  # fmt: skip
     """Its price, strike < barrier; monitored continuously, or on so many equally spaced dates (approximately)."""
     spot, volatility, rate, dividend = _tensors(spot, volatility, rate, dividend)

@@ -1,9 +1,11 @@
-"""``DifferentialLearning``: an experiment that fits one network to payoffs and one to payoffs and their derivatives, on the same examples.
+"""``DifferentialLearning``: an experiment that fits one network to payoffs, and one to payoffs and their derivatives.
 
-The setting is the authors' Bachelier basket: at T1 the correlated assets lie where a volatility ``spread`` times theirs brought them; the
-payoff at T2 of one antithetic pair of paths from there is the label, its pathwise derivative by the T1 prices the differential label.
-What the networks should have learnt, the price at T1, has a formula, so the errors are exact: at test prices whose basket is uniform
-over a range (the authors' way) and at prices drawn as the examples are.
+The setting is that of the authors' notebooks (Huge & Savine 2020), a basket in Bachelier's model. At T1 the correlated
+assets lie where volatilities ``spread`` times theirs brought them; the label is the mean payoff at T2 of an antithetic pair
+of paths from there, and the differential label its derivative by the T1 prices. What the networks should learn, the price
+at T1, has a formula, so errors are exact. They are measured at prices drawn independently and uniformly (as the authors
+do), where assets of small volatility stand much farther from 1 than in any example, and at prices drawn as the examples
+are.
 """
 
 from __future__ import annotations
@@ -67,12 +69,11 @@ class BasketTask:
         z = torch.randn(n, len(self.weights), generator=draws, dtype=torch.float64)
         return 1 + self.spread * self.first**0.5 * z @ self.factor.T
 
-    def spots_in_range(self, low: float, high: float, n: int, draws: torch.Generator) -> Tensor:
-        """(n, dimension) prices at T1 given a basket that is uniform in [low, high]."""
-        x = self.spots(n, draws)
-        level = low + (high - low) * torch.rand(n, generator=draws, dtype=torch.float64)
-        along = self.factor @ (self.factor.T @ self.weights)
-        return x + (level - x @ self.weights)[:, None] * along / (along @ self.weights)
+    def spots_in_a_box(self, low: float, high: float, n: int, draws: torch.Generator) -> Tensor:
+        """(n, dimension) prices, each uniform and on its own, over [low, high] widened with the dimension so that baskets
+        get there."""
+        wider = 1 + 0.5 * ((len(self.weights) - 1) * (high - low) / 12) ** 0.5
+        return _uniform(1 - (1 - low) * wider, 1 + (high - 1) * wider, (n, len(self.weights)), draws)
 
     def examples(self, n: int, draws: torch.Generator) -> Examples:
         """Payoffs of an antithetic pair of paths, and their pathwise derivatives, by autograd."""
@@ -103,7 +104,7 @@ class DifferentialLearning:
         strike, first, last, volatility, spread: of the task.
         test_range: of the basket at test prices.
         test_size: test prices.
-        epochs: of training; the rest is as ``Training`` has it.
+        epochs, balance: of training; the rest is as ``Training`` has it.
     """
 
     seeds: list[int]
@@ -117,9 +118,10 @@ class DifferentialLearning:
     test_range: tuple[float, float] = (0.5, 1.5)
     test_size: int = 4096
     epochs: int = 100
+    balance: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("dimension", "first", "volatility", "spread", "test_size", "epochs"):
+        for name in ("dimension", "first", "volatility", "spread", "test_size", "epochs", "balance"):
             at_least(name, getattr(self, name), 0, strict=True)
         at_least("last", self.last, self.first, strict=True)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -134,7 +136,7 @@ class DifferentialLearning:
 
     def smoke(self) -> DifferentialLearning:
         """The same with two seeds and few examples and epochs."""
-        return dataclasses.replace(self, seeds=self.seeds[:2], sizes=[512], test_size=256, epochs=8)
+        return dataclasses.replace(self, seeds=self.seeds[:2], sizes=[512], test_size=256, epochs=30)
 
     def run(self, context: Context) -> Report:
         """Every size and seed; finished ones are read from the folder."""
@@ -170,26 +172,26 @@ class DifferentialLearning:
         """Errors of both arms, and a few points of the first test prices for the picture."""
         task = self._task(seed)
         examples = task.examples(size, generator(seed, 1))
-        uniform = task.spots_in_range(*self.test_range, self.test_size, generator(seed, 2))
+        box = task.spots_in_a_box(*self.test_range, self.test_size, generator(seed, 2))
         drawn = task.spots(self.test_size, generator(seed, 3))
         result: dict[str, Any] = {
-            "basket": (uniform[:400] @ task.weights).tolist(),
-            "price": task.truth(uniform[:400])[0].tolist(),
+            "basket": (box[:400] @ task.weights).tolist(),
+            "price": task.truth(box[:400])[0].tolist(),
         }
         for arm in ARMS:
             net = fit_surrogate(
                 examples,
                 differential=arm == ARMS[1],
                 seed=seed,
-                training=Training(epochs=self.epochs),
+                training=Training(epochs=self.epochs, balance=self.balance),
                 label=f"{size}, {seed}, {arm}",
             )
-            errors = {name: _errors(net(x), task.truth(x)) for name, x in (("uniform", uniform), ("as drawn", drawn))}
+            errors = {name: _errors(net(x), task.truth(x)) for name, x in (("in a box", box), ("as drawn", drawn))}
             result[arm] = {
                 **errors,
                 "restarts": net.restarts,
                 "unexplained": net.unexplained,
-                "fitted": net(uniform[:400])[0].tolist(),
+                "fitted": net(box[:400])[0].tolist(),
             }
         return result
 
@@ -207,7 +209,7 @@ class DifferentialLearning:
             axis.legend(frameon=False)
         for arm in ARMS:
             for runs in zip(*found.values()):
-                last.loglog(list(found), [run[arm]["uniform"]["value"] for run in runs], "o-", color=COLORS[arm], alpha=0.5)
+                last.loglog(list(found), [run[arm]["in a box"]["value"] for run in runs], "o-", color=COLORS[arm], alpha=0.5)
             last.plot([], [], "o-", color=COLORS[arm], label=arm)
         last.set_xticks(list(found), [f"{size:,}" for size in found])
         last.minorticks_off()
@@ -228,7 +230,7 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds, and the ratio of errors seed by seed."""
     arms: dict[str, Any] = {arm: {} for arm in ARMS}
     ratios: dict[str, Any] = {}
-    for where in ("uniform", "as drawn"):
+    for where in ("in a box", "as drawn"):
         for what in ("value", "delta"):
             errors = {arm: [run[arm][where][what] for run in runs] for arm in ARMS}
             for arm in ARMS:

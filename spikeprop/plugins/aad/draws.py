@@ -1,8 +1,9 @@
 """Normal numbers by position: Philox4x32-10, Sobol points with O(1) skip-ahead, and the inverse of the normal distribution.
 
-Philox (Salmon et al. 2011) makes four words of a counter and a key, so any path has its numbers without those before it. A Sobol
-point is the exclusive or of the direction numbers at the bits of the Gray code of its index, x_n = shift ^ v_b1 ^ v_b2 ... The
-inverse is Wichura's algorithm AS 241 (1988), exact to about 1e-16. All arrays are (dimension, paths): the inner loops run over paths.
+Philox (Salmon et al. 2011) makes four words of a counter and a key, so any path has its numbers without those before it. A
+Sobol point is the exclusive or of the direction numbers at the bits of the Gray code of its index, x_n = shift ^ v_b1 ^
+v_b2 ... The inverse is Wichura's algorithm AS 241 (1988), exact to about 1e-16. All arrays are (dimension, paths): the
+inner loops run over paths.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     x[k+1] = x[k] + m[k] - v^2 / 2 + v z[k],   v = V[k](x[k])
 
-x is the log-spot, m the drift and V[k] the local volatility times sqrt(dt) at step k, linear in x between the grid's knots and flat
-outside. With l[k] the adjoint of x[k] and e = l[k+1] (z - v) that of v, backwards in time
+x is the log-spot, m the drift and V[k] the local volatility times sqrt(dt) at step k, linear in x between the grid's knots
+and flat outside. With l[k] the adjoint of x[k] and e = l[k+1] (z - v) that of v, backwards in time
 
     l[k] = l[k+1] + e V[k]'(x[k]) + cotangent[k],   adjoint of V[k][j] += e (1 - w),   of V[k][j+1] += e w
 
-so the reverse sweep needs x and recomputes the rest. Paths whose payoff has no derivative (dead, out of the money) are left out of it.
-Time is the outer loop, paths the inner one, without branches. Suffix legend: K steps, J knots, B paths, O observations, C cells.
+so the reverse sweep needs x and recomputes the rest. Paths whose payoff has no derivative (dead, out of the money) are left
+out of it. Time is the outer loop, paths the inner one, without branches. Suffix legend: K steps, J knots, B paths, O
+observations, C cells.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_
 def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB,
                   table_bar_KJ, drift_bar_K, first_slope):  # fmt: skip
     """Add to the adjoints of the table and drifts; return that of x0. The cotangents are those of the prices exp(x), and
-    ``observed_K`` is the row that has them for x[k], or -1. ``first_slope`` is V[0]'(x0): all paths begin there, maybe on a knot."""
+    ``observed_K`` is the row that has them for x[k], or -1. ``first_slope`` is V[0]'(x0): all paths begin there, maybe on a
+    knot."""
     steps, last = normals_KB.shape[0], knots_J.shape[0] - 2
     active_A = _active(cotangents_OB)
     n = active_A.shape[0]
@@ -99,7 +101,8 @@ def _active(cotangents_OB):
 
 @_jit
 def survival(spots_OB, barrier, width, alive_B):
-    """Smoothed survival under an up-and-out barrier: the product over dates of clamp((barrier + width - spot) / (2 width), 0, 1)."""
+    """Smoothed survival under an up-and-out barrier: the product over dates of clamp((barrier + width - spot) / (2 width),
+    0, 1)."""
     alive_B[:] = 1.0
     top, scale = barrier + width, 0.5 / width
     for o in range(spots_OB.shape[0]):

@@ -1,8 +1,9 @@
 """``risk`` and ``price``: Monte Carlo by mini-batches, with the adjoints of every parameter taken along path by path.
 
-For each mini-batch: normal numbers, paths, payoff, then backwards to the mark (what ``Model.prepare`` made) and from there to the
-parameters. A batch's tape is gone before the next begins, so memory does not depend on how many paths there are. Means of
-independent groups of paths give the standard errors, sqrt(sum (mean_g - mean)^2 / (G (G - 1))), of the price and of each sensitivity.
+For each mini-batch: normal numbers, paths, payoff, then backwards to the mark (what ``Model.prepare`` made) and from there
+to the parameters. A batch's tape is gone before the next begins, so memory does not depend on how many paths there are.
+Means of independent groups of paths give the standard errors, sqrt(sum (mean_g - mean)^2 / (G (G - 1))), of the price and
+of each sensitivity.
 """
 
 from __future__ import annotations
@@ -82,6 +83,30 @@ def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, th
     )
 
 
+def bump(
+    model: Model, product: Product, paths: Paths, name: str, index: int, size: float, *, batch: int = BATCH, threads: int = 1
+) -> float:
+    """The central difference of the price by one number of a parameter, on the same paths: what an adjoint is held against.
+
+    Args:
+        model, product, paths: what is simulated; the model is as before afterwards.
+        name, index: which parameter, and which number of it.
+        size: of the bump to either side.
+        batch, threads: as for ``price``.
+    """
+    kept = model.parameters[name]
+    found = []
+    try:
+        for sign in (1, -1):
+            moved = kept.clone()
+            moved.view(-1)[index] += sign * size
+            model.parameters[name] = moved
+            found.append(price(model, product, paths, batch=batch, threads=threads).value)
+    finally:
+        model.parameters[name] = kept
+    return (found[0] - found[1]) / (2 * size)
+
+
 def _check(model: Model, product: Product, batch: int, threads: int) -> None:
     for name, value in (("batch", batch), ("threads", threads)):
         if value < 1:
@@ -121,7 +146,7 @@ def _to_parameters(tape: Prepared, leaves: Parameters, sums: Tensor) -> Tensor:
 def _groups(work: Callable[[Batch], Tensor], batches: Iterator[Batch], threads: int) -> Iterator[tuple[int, Tensor]]:
     """(paths, sums over them) of each group, in order."""
     for _, results in groupby(_each(work, batches, threads), lambda pair: pair[0].group):
-        count, sums = 0, 0.0
+        count, sums = 0, torch.zeros(1, dtype=torch.float64)
         for batch, values in results:
             count, sums = count + batch.count, values + sums
         yield count, sums

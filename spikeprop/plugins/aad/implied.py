@@ -1,11 +1,14 @@
-"""``ImpliedDupire``: local volatility calibrated to implied volatilities, on the tape, so that ``risk`` reaches the quotes (superbuckets).
+"""``ImpliedDupire``: local volatility calibrated to implied volatilities, on the tape, so that ``risk`` reaches the quotes
+(superbuckets).
 
-With y = log(strike / forward) and the total variance w = implied^2 T, the local variance is (Gatheral 2006, equation 1.10; Dupire 1994)
+With y = log(strike / forward) and the total variance w = implied^2 T, the local variance is (Gatheral 2006, equation 1.10;
+Dupire 1994)
 
     sigma^2 = w_T / (1 - y w_y / w + (-1/4 - 1/w + y^2 / w^2) w_y^2 / 4 + w_yy / 2)
 
-Here w is a natural cubic spline in y at each maturity and linear in time between them at equal y; outside the quoted strikes the local
-volatility is flat. The numerator must be positive (else calendar arbitrage), and so must the denominator (butterfly arbitrage).
+Here w is a natural cubic spline in y at each maturity and linear in time between them at equal y; outside the quoted
+strikes the local volatility is flat. The numerator must be positive (else calendar arbitrage), and so must the denominator
+(butterfly arbitrage).
 """
 
 from __future__ import annotations
@@ -93,7 +96,8 @@ class ImpliedDupire(Dupire):
             return Dupire(volatilities=self.local_volatilities(self.parameters), **self._given)
 
     def superbuckets(self, microbuckets: Tensor) -> Tensor:
-        """Sensitivities to the quotes, (strikes, maturities), of those to the local volatilities, (spots, times), by the chain rule."""
+        """Sensitivities to the quotes, (strikes, maturities), of those to the local volatilities, (spots, times), by the
+        chain rule."""
         quotes = self.parameters["implied_volatilities"].clone().requires_grad_()
         local = self.local_volatilities({**self.parameters, "implied_volatilities": quotes})
         return torch.autograd.grad(local, quotes, microbuckets)[0]
@@ -136,8 +140,8 @@ class ImpliedDupire(Dupire):
             drift = float(self.parameters["rate"] - self.parameters["dividend"])
             spot = float(self.parameters["spot"] * (y[i] + drift * t).exp())
             raise MarketError(
-                f"implied_volatilities has {kind} arbitrage: {what} is {float(values[i]):.3g} at strike {spot:.4g} and time {t:.3g}; "
-                "it must be above 0"
+                f"implied_volatilities has {kind} arbitrage: {what} is {float(values[i]):.3g} at strike {spot:.4g} and time "
+                f"{t:.3g}; it must be above 0"
             )
 
     def _check_quoted(self, spline: _Spline, knots: Tensor) -> None:

@@ -1,15 +1,16 @@
 """``Dupire``: local volatility on a grid of spots and times, and its Euler paths, fused or in plain torch.
 
-d log S = (rate - dividend - sigma^2 / 2) dt + sigma dW with sigma(S, t) bilinear in (log S, t) and flat outside the grid (Dupire 1994).
-``prepare`` interpolates in time, once: a row of volatilities times sqrt(dt) for the beginning of each step. The fused engine
-(``dupire_loops``) keeps one number a step and path and recomputes the rest in its reverse sweep; the torch engine is the same map as
-anyone would write it, and what the fused one is held against.
+d log S = (rate - dividend - sigma^2 / 2) dt + sigma dW with sigma(S, t) bilinear in (log S, t) and flat outside the grid
+(Dupire 1994). ``prepare`` interpolates in time, once: a row of volatilities times sqrt(dt) for the beginning of each step.
+The fused engine (``dupire_loops``) keeps one number a step and path and recomputes the rest in its reverse sweep; the torch
+engine is the same map as anyone would write it, and what the fused one is held against.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -70,10 +71,11 @@ class Dupire(Model):
     def check_step(self, volatilities: Tensor) -> None:
         """MarketError where a step's standard deviation is above ``LARGEST_MOVE``."""
         largest = float(volatilities.max())
-        if largest * math.sqrt(self.max_step) > LARGEST_MOVE:
+        move = largest * math.sqrt(self.max_step)
+        if move > LARGEST_MOVE:
             raise MarketError(
                 f"max_step is {self.max_step:g} years: with the largest volatility, {largest:g}, one step moves the log-spot by "
-                f"{largest * math.sqrt(self.max_step):.2g}, above {LARGEST_MOVE}; take at most {(LARGEST_MOVE / largest) ** 2:.3g}"
+                f"{move:.2g}, above {LARGEST_MOVE}; take at most {(LARGEST_MOVE / largest) ** 2:.3g}"
             )
 
     def spots(self) -> Tensor:
@@ -182,14 +184,15 @@ class _Euler(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         drift, table, normals, path, spots = ctx.saved_tensors
         observed = np.full(len(path), -1)
         observed[ctx.at] = np.arange(len(ctx.at))
-        table_bar, drift_bar = np.zeros(table.shape), np.zeros(drift.shape)
+        rows = table.detach().numpy()
+        table_bar, drift_bar = np.zeros(rows.shape), np.zeros(drift.shape)
         log_spot_bar = reverse_euler(
-            cotangents[0].contiguous().numpy(), spots.numpy(), observed, table.detach().numpy(), *ctx.grid.arrays(), normals.numpy(),
-            path.numpy(), table_bar, drift_bar, ctx.grid.slope(table.detach().numpy()[0], float(path[0, 0])),
+            cotangents[0].contiguous().numpy(), spots.numpy(), observed, rows, *ctx.grid.arrays(), normals.numpy(), path.numpy(),
+            table_bar, drift_bar, ctx.grid.slope(rows[0], float(path[0, 0])),
         )  # fmt: skip
         return number(log_spot_bar), torch.from_numpy(drift_bar), torch.from_numpy(table_bar), None, None, None
 
@@ -201,7 +204,7 @@ def check_grid(spots: Sequence[float], times: Sequence[float]) -> tuple[list[flo
         listed = [float(v) for v in values]
         if len(listed) < least:
             raise MarketError(f"{name} has {len(listed)} values; give at least {least}")
-        for before, after in zip(listed, listed[1:]):
+        for before, after in pairwise(listed):
             if not after > before:
                 raise MarketError(f"{name} must increase, but {after:g} follows {before:g}")
         at_least(f"{name}[0]", listed[0], 0.0, strict=name == "grid_spots")

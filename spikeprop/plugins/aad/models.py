@@ -1,9 +1,10 @@
 """Models: parameters, what is prepared once, and the paths that follow from normal numbers.
 
-A model works in two parts, and the mark between them is what makes the adjoint of a simulation cheap. ``prepare`` turns parameters
-into what the paths read (interpolated volatilities, discount factors, Cholesky factors), once, on the tape; ``simulate`` makes a mini-batch of
-paths from it. The adjoints of a batch are taken back to the mark only; from there one linear sweep leads to the parameters.
-Black-Scholes and Bachelier step exactly from date to date. Time is in years, rates are continuous, numbers are float64.
+A model works in two parts, and the mark between them is what makes the adjoint of a simulation cheap. ``prepare`` turns
+parameters into what the paths read (interpolated volatilities, discount factors, Cholesky factors), once, on the tape;
+``simulate`` makes a mini-batch of paths from it. The adjoints of a batch are taken back to the mark only; from there one
+linear sweep leads to the parameters. Black-Scholes and Bachelier step exactly from date to date. Time is in years, rates
+are continuous, numbers are float64.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class BlackScholes(Model):
 
 
 class Bachelier(Model):
-    """Correlated assets in absolute moves: dS_i = volatility_i dW_i; forwards, so they have no drift, and ``rate`` only discounts.
+    """Correlated assets in absolute moves: dS_i = volatility_i dW_i; forwards, so they have no drift, and ``rate`` only
+    discounts.
 
     Args:
         spots: (n,) prices of today.

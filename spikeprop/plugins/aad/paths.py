@@ -1,8 +1,8 @@
 """``PseudoRandom`` and ``Sobol``: how many paths, and the normal numbers of any of them without those before (skip-ahead).
 
-Paths come in groups that are independent of each other: the spread of their means is the standard error, of the price and of every
-sensitivity alike, without keeping anything by path. A group of pseudo-random paths is a mini-batch; one of Sobol paths is a
-scrambling of its own (Owen 1995), since points of one sequence are not independent.
+Paths come in groups that are independent of each other: the spread of their means is the standard error, of the price and
+of every sensitivity alike, without keeping anything by path. A group of pseudo-random paths is a mini-batch; one of Sobol
+paths is a scrambling of its own (Owen 1995), since points of one sequence are not independent.
 """
 
 from __future__ import annotations

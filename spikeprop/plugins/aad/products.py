@@ -1,8 +1,9 @@
 """Products: dates and a payoff, a plain function of prices; what jumps is smoothed, or it would have no pathwise derivative.
 
-A digital event (a barrier hit, a trigger reached) is one or zero, and its derivative zero almost everywhere, so the adjoint of
-a hard barrier misses the risk of crossing it. Smoothed, the event happens in part within ``width`` of the level: a product of
-clamp((level + width - spot) / (2 width), 0, 1), which is exact outside and differentiable (Savine, Modern Computational Finance, 2018).
+A digital event (a barrier hit, a trigger reached) is one or zero, and its derivative zero almost everywhere, so the adjoint
+of a hard barrier misses the risk of crossing it. Smoothed, the event happens in part within ``width`` of the level: a
+product of clamp((level + width - spot) / (2 width), 0, 1), which is exact outside and differentiable (Savine, Modern
+Computational Finance, 2018).
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ class UpAndOut(Product):
         spot = float(model.spots()[0])
         if not self.barrier - self.width > spot:
             raise MarketError(
-                f"barrier is {self.barrier:g} with width {self.width:g}, and the spot is {spot:g}: an up-and-out needs barrier - width "
-                "above the spot"
+                f"barrier is {self.barrier:g} with width {self.width:g}, and the spot is {spot:g}: an up-and-out needs "
+                "barrier - width above the spot"
             )
 
 
@@ -261,8 +262,8 @@ def _one_asset(product: Product, model: Model) -> None:
 class _Survival(torch.autograd.Function):
     """(paths, dates) prices to (paths,) probabilities of survival and last prices.
 
-    In loops over paths, and with the last prices beside: torch's product and slice would each go through all of the memory several
-    times.
+    In loops over paths, and with the last prices beside: torch's product and slice would each go through all of the memory
+    several times.
     """
 
     @staticmethod
@@ -276,7 +277,7 @@ class _Survival(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, alive = ctx.saved_tensors
         alive_bar, last_bar = (one.contiguous().numpy() for one in cotangents)
         bar = np.empty(rows.shape)

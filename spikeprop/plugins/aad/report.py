@@ -1,4 +1,5 @@
-"""What ``price`` and ``risk`` return: numbers with their standard errors, tables of them, and the surface of local-volatility risk."""
+"""What ``price`` and ``risk`` return: numbers with their standard errors, tables of them, and the surface of
+local-volatility risk."""
 
 from __future__ import annotations
 

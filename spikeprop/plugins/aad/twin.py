@@ -8,14 +8,16 @@ so values and derivatives come of one graph, and training differentiates both. I
 
     alpha MSE(y) + beta mean_j MSE(lambda_j dy/dx_j),   alpha = 1 / (1 + n),   beta = n / (1 + n),   lambda_j = 1 / rms(dy/dx_j)
 
-Training can end in a network that is constant (it did in the authors' published notebook, at a peak rate of 0.1). Here that is found,
-as the share of the loss of the best constant that is left, and training begins anew with other weights and half the rate.
+Training can end in a network that is constant (it did in the authors' published notebook, at a peak rate of 0.1). Here that
+is found, as the share of the loss of the best constant that is left, and training begins anew with other weights and half
+the rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -41,7 +43,7 @@ class TwinNet(nn.Module):
     ):
         super().__init__()
         sizes = [inputs, *[width] * depth, 1]
-        scaled = [torch.randn(a, b, generator=draws, dtype=dtype) / a**0.5 for a, b in zip(sizes, sizes[1:])]
+        scaled = [torch.randn(a, b, generator=draws, dtype=dtype) / a**0.5 for a, b in pairwise(sizes)]
         self.weights = nn.ParameterList(scaled)
         self.biases = nn.ParameterList(torch.zeros(b, dtype=dtype) for b in sizes[1:])
 
@@ -103,6 +105,7 @@ class Training:
         least_batch: see ``batches``.
         knots, rates: the learning rate, linear between these parts of training.
         width, depth: of the network.
+        balance: factor on the weight of derivatives against values; the authors' is 1, and then beta / alpha is n.
         collapsed: share of a constant's loss above which a network counts as collapsed.
         attempts: before giving up.
     """
@@ -114,6 +117,7 @@ class Training:
     rates: Sequence[float] = (1e-8, 0.1, 0.01, 1e-6, 1e-8)
     width: int = 20
     depth: int = 4
+    balance: float = 1.0
     collapsed: float = 0.98
     attempts: int = 4
 
@@ -123,6 +127,8 @@ class Training:
                 raise MarketError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if len(self.knots) != len(self.rates) or list(self.knots) != sorted(self.knots) or min(self.rates) <= 0:
             raise MarketError(f"knots {self.knots} and rates {self.rates}: give as many, knots increasing, rates above 0")
+        if not self.balance > 0:
+            raise MarketError(f"balance is {self.balance}; it must be above 0")
         if not 0 < self.collapsed <= 1:
             raise MarketError(f"collapsed is {self.collapsed}; it must lie above 0 and be at most 1")
 
@@ -164,7 +170,7 @@ def fit_surrogate(
     """
     training = training or Training()
     scale = _Scale(examples)
-    weight = examples.x.shape[1] if differential else 0
+    weight = training.balance * examples.x.shape[1] if differential else 0.0
     for attempt in range(training.attempts):
         draws = generator(seed, attempt)
         net = TwinNet(examples.x.shape[1], width=training.width, depth=training.depth, draws=draws, dtype=examples.x.dtype)
@@ -174,8 +180,8 @@ def fit_surrogate(
         if left < training.collapsed:  # false where it is not a number
             return Surrogate(net, scale, attempt, left)
     raise TrainingCollapsed(
-        f"the twin net left {left:.3f} of a constant's loss, at least {training.collapsed}, in {training.attempts} attempts; lower rates, "
-        "give more examples, or raise collapsed where the labels are that noisy"
+        f"the twin net left more than {training.collapsed} of a constant's loss (or a loss that is not a number) in each of "
+        f"{training.attempts} attempts; lower the rates, give more examples, or raise collapsed where the labels are that noisy"
     )
 
 
