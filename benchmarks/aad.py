@@ -39,9 +39,9 @@ Answer = tuple[float, dict[str, Tensor]]
 
 def model(engine: Any = "fused") -> Dupire:
     """30 spots x 36 times; no knot at the spot, where a derivative would not be defined."""
-    spots, times = np.exp(np.linspace(np.log(45), np.log(220), 30)), np.arange(1, 37) / 12
+    spots, times = np.exp(np.linspace(np.log(45), np.log(220), 30)), [month / 12 for month in range(1, 37)]
     y = np.log(spots / 100)[:, None]
-    volatilities = 0.2 - 0.08 * y + 0.06 * y**2 + 0.02 * np.exp(-times)
+    volatilities = 0.2 - 0.08 * y + 0.06 * y**2 + 0.02 * np.exp(-np.array(times))
     return Dupire(
         spot=100,
         rate=0.01,
@@ -211,10 +211,14 @@ class PathByPath:
                     total += y.value
                 tape.resetTo(mark)
             n = len(self.normals)
-            bars = [torch.tensor(x.derivative), torch.tensor([v.derivative for v in drift])]
-            bars += [torch.tensor([[v.derivative for v in row] for row in table]), torch.tensor(discount.derivative)]
+            bars = [
+                x.derivative,
+                [v.derivative for v in drift],
+                [[v.derivative for v in row] for row in table],
+                discount.derivative,
+            ]
         outputs = [tensors["log_spot"], tensors["drift"], tensors["table"], tensors["discounts"][-1]]
-        seeds = [bar.double() / n for bar in bars]
+        seeds = [torch.tensor(bar, dtype=torch.float64) / n for bar in bars]
         return total / n, dict(zip(leaves, torch.autograd.grad(outputs, list(leaves.values()), seeds)))
 
 
@@ -276,7 +280,7 @@ def show(results: Results, memories: Sequence[Result]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = option_parser(__doc__, CONTENDERS, paths=100_000, few=4_000, xad_paths=60, repeats=9)
+    parser = option_parser(__doc__, CONTENDERS, paths=100_000, few=4_000, xad_paths=80, repeats=9)
     parser.add_argument("--memory-paths", type=int, nargs="+", default=[50_000, 100_000, 200_000, 400_000])
     parser.add_argument("--memory-only", type=int, default=0, help="of --only: 1 measures memory alone")
     options = parse(parser, argv)
