@@ -145,7 +145,7 @@ class BarrierRisk:
         return self.level - self.skew * y / (1 + t).sqrt() + self.convexity * y.square() / (1 + t)
 
     def _micro(self) -> dict[str, Any]:
-        """Risk by the grid, and the CPU time that it and prices took, in turns after a warm-up (kernels compile at their first use)."""
+        """Risk by the grid, and the CPU time of risk and price, in turns after a warm-up (kernels compile at their first use)."""
         model, paths = self._model.as_local(), self.paths.build()
         few = self.paths.replace(paths=2048).build()
         risk(model, self._product, few, threads=self.threads)
