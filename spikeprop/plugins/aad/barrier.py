@@ -205,11 +205,13 @@ class BarrierRisk:
         lines = [f'"{what}",{value:.10g},{error:.4g}' for what, value, error in rows]
         write_text(context.folder.path / "sensitivities.csv", "\n".join(["what,sensitivity,standard error", *lines]) + "\n")
         axes = {**local.axes(), **self._model.axes()}
-        for name, found, file in (("volatilities", micro, "report"), ("implied_volatilities", quotes, "superbuckets")):
+        for name, found, file, what in (
+            ("volatilities", micro, "report", "local volatilities"),
+            ("implied_volatilities", quotes, "superbuckets", "implied volatilities"),
+        ):
             one = found["sensitivities"][name]
             estimate = Estimate(*(torch.tensor(one[key], dtype=torch.float64) for key in ("value", "standard_error")))
-            title = f"{context.name}: {name.replace('_', ' ')}"
-            draw_surfaces(estimate, axes[name], context.folder.path / f"{file}.png", title)
+            draw_surfaces(estimate, axes[name], context.folder.path / f"{file}.png", f"{context.name}: {what}")
 
 
 def _as_json(found: Risk, seconds: dict[str, float]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class DifferentialLearning:
             size: [context.folder.stage(f"{size}.{seed}", lambda n=size, s=seed: self._compare(n, s)) for seed in self.seeds]
             for size in self.sizes
         }
-        sizes = {str(size): {"runs": runs, **_summary(runs)} for size, runs in found.items()}
+        sizes = {str(size): {"runs": [_without_points(run) for run in runs], **_summary(runs)} for size, runs in found.items()}
         values = {
             "name": context.name,
             "seeds": self.seeds,
@@ -224,6 +224,11 @@ class DifferentialLearning:
 def _errors(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> dict[str, float]:
     """Root mean squares, of derivatives over all of them."""
     return {name: float((a - b).square().mean().sqrt()) for name, a, b in zip(("value", "delta"), found, truth)}
+
+
+def _without_points(run: dict[str, Any]) -> dict[str, Any]:
+    """A run without what only the picture shows."""
+    return {arm: {k: v for k, v in run[arm].items() if k != "fitted"} for arm in ARMS}
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

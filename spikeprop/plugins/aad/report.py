@@ -116,8 +116,9 @@ def draw_surfaces(found: Estimate, axes: tuple[tuple[str, list[float]], tuple[st
     left.plot_surface(
         x.numpy(), y.numpy(), point.numpy(), cmap="coolwarm", vmin=-bound, vmax=bound, rcount=len(rows), ccount=len(columns)
     )
-    left.set(xlabel=column_name, ylabel=row_name, zlabel="for one point of volatility", title=title)
-    left.view_init(elev=28, azim=-60)
+    left.set(xlabel=column_name, ylabel=row_name, title=f"{title}\nfor one point of volatility (0.01)")
+    left.tick_params(axis="z", pad=7)
+    left.view_init(elev=28, azim=-125)
     error = found.standard_error
     ratio = torch.where(error > 0, found.value / error, torch.zeros_like(error))
     drawn = right.pcolormesh(
