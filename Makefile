@@ -35,6 +35,7 @@ bench: .venv
 	$(BIN)/python benchmarks/balance.py --images 4 --out runs/bench/balance.json
 	$(BIN)/python benchmarks/open_neuromorphic.py --sizes 1024 --out runs/bench/open_neuromorphic.json
 	$(BIN)/python benchmarks/hardware_speed.py --images 50 --lava 4 --out runs/bench/hardware_speed.json
+	$(BIN)/python benchmarks/aad.py --paths 20000 --few 1000 --repeats 3 --memory-paths 20000 80000 --out runs/bench/aad.json
 
 clean:
 	rm -rf .venv runs dist

@@ -134,7 +134,7 @@ def peak_mib(device: str) -> float:
 def machine() -> dict[str, Any]:
     """Processor, cores, threads, versions and commit of this run."""
     versions = {}
-    for name in ("torch", "spikeprop", "snntorch", "norse", "spikingjelly", "numpy", "numba"):
+    for name in ("torch", "spikeprop", "snntorch", "norse", "spikingjelly", "numpy", "numba", "xad"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

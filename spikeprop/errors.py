@@ -47,3 +47,7 @@ class HardwareError(SpikepropError):
 
 class RankError(SpikepropError):
     """A matrix is rank-deficient (or not finite), so its factors have no derivative."""
+
+
+class MarketError(SpikepropError, ValueError):
+    """A market, product or simulation of the risk plugin is impossible: the quantity and its bound are named."""

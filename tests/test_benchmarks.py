@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -149,6 +150,28 @@ def test_hardware_speed_runs_and_its_simulators_agree(load: Any, tmp_path: Path,
         found = json.loads((tmp_path / "found.json").read_text())
         assert found["results"]["spikes"] > 0
         assert found["settings"]["precision"] == precision
+
+
+def test_adjoints_of_every_contender_are_ours(load: Any) -> None:
+    aad = load("aad")
+    found = aad.differences(argparse.Namespace(xad_paths=80))
+    assert "torch, one tape" in found
+    for one in found.values():
+        assert set(one) == {"price", "spot", "volatilities", "rate", "dividend"}
+        assert max(one.values()) < 1e-11
+    assert aad.risk(aad.model(), aad.PRODUCT, aad.PseudoRandom(paths=80)).value > 0.1  # there is something to differentiate
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_adjoints_runs(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("xad", reason="the bench extra is not installed")
+    few = ["--paths", "2000", "--few", "100", "--xad-paths", "20", "--repeats", "1", "--memory-paths", "2000", "4000"]
+    load("aad").main([*few, "--out", str(tmp_path / "found.json")])
+    assert "largest relative difference to ours" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["sensitivities"] == 1083
+    assert all(result["ratio"] > 0 for result in found["results"].values())
+    assert [one["paths"] for one in found["memory"]] == [2000, 4000]
 
 
 @pytest.mark.slow

@@ -72,6 +72,9 @@ def test_the_results_page_tells_every_run_as_its_report_does() -> None:
         if "arms" in report:  # a plugin's experiment has a table of its own
             _check_arms(report, rows)
             continue
+        if "microbuckets" in report or "sizes" in report:
+            (_check_risk if "microbuckets" in report else _check_sizes)(report, rows)
+            continue
         (row,) = (row for row in rows if f"`{file.parent.name}`" in row)
         if "learners" in report:
             _check_learners(report, row)
@@ -91,6 +94,27 @@ def _check_arms(report: dict[str, Any], rows: list[str]) -> None:
     told = [arm for arm in report["arms"].values() if f"{arm['mean']:.2f} ({arm['interval'][0]:.2f} to" in text]
     assert len(told) >= 2
     assert any(f"{arm['against_baseline']['mean']:+.2f} (" in text for arm in told)
+
+
+def _check_risk(report: dict[str, Any], rows: list[str]) -> None:
+    """Price and first sensitivities with their standard errors, and the two sums."""
+    micro, quotes = report["microbuckets"], report["superbuckets"]
+    told = [micro["price"], *(micro["sensitivities"][name] for name in ("spot", "rate", "dividend"))]
+    text = "\n".join(rows)
+    for one in told:
+        assert f"{one['value']:.4f} +- {one['standard_error']:.4f}" in text
+    for found, name in ((micro, "volatilities"), (quotes, "implied_volatilities")):
+        assert f"{sum(map(sum, found['sensitivities'][name]['value'])) / 100:+.4f}" in text
+
+
+def _check_sizes(report: dict[str, Any], rows: list[str]) -> None:
+    """Errors of both arms, hundredfold, and their ratio, in the row of each size and measure."""
+    for size, found in report["sizes"].items():
+        for name, ratio in found["ratios"].items():
+            (row,) = (row for row in rows if row.startswith(f"| {int(size):,} | {name} |"))
+            for arm in found["errors"].values():
+                assert f"{100 * arm[name]['mean']:.3f}" in row
+            assert f"{ratio['of_means']:.1f} (" in row
 
 
 def _check_learners(report: dict[str, Any], row: str) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 # name to the module, below this package, that defines it
 _MODULES: dict[str, str] = {
     "ActivationRelaxation": "activation_relaxation",
+    "BarrierRisk": "aad.barrier",
     "BasicResNet": "interlocking",
     "CharTransformer": "interlocking",
     "ConvHead": "interlocking",
+    "DifferentialLearning": "aad.differential",
     "Interlocking": "interlocking",
     "L2SP": "rifle",
     "MAPPropagation": "map_propagation",

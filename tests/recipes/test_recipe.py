@@ -42,6 +42,8 @@ def test_the_papers_table_is_there() -> None:
         "qr_least_squares",
         "ldbp_single",
         "ldbp_pmd",
+        "aad_barrier",
+        "aad_differential",
     }
     others |= {f"map_{task}" for task in ("acrobot", "cartpole", "lunar_lander", "mountain_car", "multiplexer", "regression")}
     assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES}

@@ -1,0 +1,125 @@
+"""The Euler steps of a local-volatility model and their adjoint, fused: one number kept a step and path.
+
+    x[k+1] = x[k] + m[k] - v^2 / 2 + v z[k],   v = V[k](x[k])
+
+x is the log-spot, m the drift and V[k] the local volatility times sqrt(dt) at step k, linear in x between the grid's knots
+and flat outside. With l[k] the adjoint of x[k] and e = l[k+1] (z - v) that of v, backwards in time
+
+    l[k] = l[k+1] + e V[k]'(x[k]) + cotangent[k],   adjoint of V[k][j] += e (1 - w),   of V[k][j+1] += e w
+
+so the reverse sweep needs x and recomputes the rest. Paths whose payoff has no derivative (dead, out of the money) are left
+out of it. Time is the outer loop, paths the inner one, without branches. Suffix legend: K steps, J knots, B paths, O
+observations, C cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+_jit: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+LANES = 8  # accumulators of a knot, so that paths near each other in price do not wait for each other's sum
+
+
+@_jit
+def _knot(x, knots_J, cells_C, per_cell):
+    """Index of the knot at or below x, at most the last but one: a cell of the table holds at most one knot."""
+    cell = np.int64((x - knots_J[0]) * per_cell)
+    cell = max(0, min(cell, cells_C.shape[0] - 1))
+    j = cells_C[cell]
+    return j + np.int64(x >= knots_J[j + 1])
+
+
+@_jit
+def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB):
+    """Fill x_KB, of K + 1 rows: the log-spot before each step, and at the end."""
+    last = knots_J.shape[0] - 2
+    x_KB[0, :] = x0
+    for k in range(normals_KB.shape[0]):
+        here_B, next_B, z_B, table_J, m = x_KB[k], x_KB[k + 1], normals_KB[k], table_KJ[k], drift_K[k]
+        for p in range(here_B.shape[0]):
+            x = here_B[p]
+            j = min(_knot(x, knots_J, cells_C, per_cell), last)
+            w = max(0.0, min((x - knots_J[j]) * inverse_J[j], 1.0))
+            v = table_J[j] + w * (table_J[j + 1] - table_J[j])
+            next_B[p] = x + m + v * (z_B[p] - 0.5 * v)
+
+
+@_jit
+def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB,
+                  table_bar_KJ, drift_bar_K, first_slope):  # fmt: skip
+    """Add to the adjoints of the table and drifts; return that of x0. The cotangents are those of the prices exp(x), and
+    ``observed_K`` is the row that has them for x[k], or -1. ``first_slope`` is V[0]'(x0): all paths begin there, maybe on a
+    knot."""
+    steps, last = normals_KB.shape[0], knots_J.shape[0] - 2
+    active_A = _active(cotangents_OB)
+    n = active_A.shape[0]
+    adjoint_A, e_A, w_A, j_A = np.zeros(n), np.empty(n), np.empty(n), np.empty(n, np.int64)
+    lanes_JL = np.empty((knots_J.shape[0], LANES))
+    for k in range(steps - 1, -1, -1):
+        if observed_K[k + 1] >= 0:
+            row_B, spots_B = cotangents_OB[observed_K[k + 1]], spots_OB[observed_K[k + 1]]
+            for a in range(n):
+                adjoint_A[a] += row_B[active_A[a]] * spots_B[active_A[a]]
+        here_B, z_B, table_J = x_KB[k], normals_KB[k], table_KJ[k]
+        total = 0.0
+        for a in range(n):
+            p = active_A[a]
+            x = here_B[p]
+            j = min(_knot(x, knots_J, cells_C, per_cell), last)
+            raw = (x - knots_J[j]) * inverse_J[j]
+            w = max(0.0, min(raw, 1.0))
+            rise = table_J[j + 1] - table_J[j]
+            e = adjoint_A[a] * (z_B[p] - (table_J[j] + w * rise))
+            inside = np.float64((raw >= 0.0) & (raw <= 1.0) & (k > 0))
+            total += adjoint_A[a]
+            adjoint_A[a] += e * rise * inverse_J[j] * inside
+            e_A[a], w_A[a], j_A[a] = e, w, j
+        drift_bar_K[k] += total
+        lanes_JL[:] = 0.0
+        for a in range(n):
+            upper = e_A[a] * w_A[a]
+            lanes_JL[j_A[a], a % LANES] += e_A[a] - upper
+            lanes_JL[j_A[a] + 1, a % LANES] += upper
+        for j in range(lanes_JL.shape[0]):
+            table_bar_KJ[k, j] += lanes_JL[j].sum()
+    return adjoint_A.sum() + first_slope * e_A.sum()
+
+
+@_jit
+def _active(cotangents_OB):
+    """Paths with a cotangent that is not zero (one that is not a number counts)."""
+    found_B = np.zeros(cotangents_OB.shape[1], np.bool_)
+    for o in range(cotangents_OB.shape[0]):
+        row_B = cotangents_OB[o]
+        for p in range(row_B.shape[0]):
+            found_B[p] |= row_B[p] != 0.0
+    return np.nonzero(found_B)[0]
+
+
+@_jit
+def survival(spots_OB, barrier, width, alive_B):
+    """Smoothed survival under an up-and-out barrier: the product over dates of clamp((barrier + width - spot) / (2 width),
+    0, 1)."""
+    alive_B[:] = 1.0
+    top, scale = barrier + width, 0.5 / width
+    for o in range(spots_OB.shape[0]):
+        row_B = spots_OB[o]
+        for p in range(row_B.shape[0]):
+            alive_B[p] *= max(0.0, min((top - row_B[p]) * scale, 1.0))
+
+
+@_jit
+def reverse_survival(spots_OB, barrier, width, alive_B, alive_bar_B, last_bar_B, spots_bar_OB):
+    """The adjoint: -alive / (barrier + width - spot) where the factor is between 0 and 1, else nothing (dead paths: alive is 0);
+    and that of the last prices on top."""
+    top = barrier + width
+    for o in range(spots_OB.shape[0]):
+        row_B, bar_B = spots_OB[o], spots_bar_OB[o]
+        for p in range(row_B.shape[0]):
+            distance = top - row_B[p]
+            inside = (distance > 0.0) & (distance < 2.0 * width)
+            bar_B[p] = -alive_bar_B[p] * alive_B[p] / distance if inside else 0.0
+    spots_bar_OB[-1] += last_bar_B

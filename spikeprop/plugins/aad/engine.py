@@ -1,0 +1,181 @@
+"""``risk`` and ``price``: Monte Carlo by mini-batches, with the adjoints of every parameter taken along path by path.
+
+For each mini-batch: normal numbers, paths, payoff, then backwards to the mark (what ``Model.prepare`` made) and from there
+to the parameters. A batch's tape is gone before the next begins, so memory does not depend on how many paths there are.
+Means of independent groups of paths give the standard errors, sqrt(sum (mean_g - mean)^2 / (G (G - 1))), of the price and
+of each sensitivity.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import groupby, islice
+
+import torch
+from torch import Tensor
+
+from spikeprop.errors import MarketError
+from spikeprop.plugins.aad.models import Model, Parameters, Prepared
+from spikeprop.plugins.aad.paths import Batch, Paths
+from spikeprop.plugins.aad.products import Product
+from spikeprop.plugins.aad.report import Estimate, Price, Risk
+
+BATCH = 512  # paths: what a batch keeps stays in a core's cache
+AT_ONCE = 32  # groups whose adjoints are taken from the mark to the parameters together
+
+
+def price(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, threads: int = 1) -> Price:
+    """The value alone.
+
+    Args:
+        model, product, paths: what is simulated.
+        batch: most paths that are held at once by a thread.
+        threads: that share the batches.
+
+    Raises:
+        MarketError: product and model do not go together.
+    """
+    _check(model, product, batch, threads)
+    started = time.perf_counter()
+    prepared = {k: v.detach() for k, v in model.prepare(model.parameters, product.dates).items()}
+    tally = _Tally()
+    for count, values in _groups(partial(_value, model, product, paths, prepared), paths.batches(batch), threads):
+        tally.add(count, values)
+    found = tally.estimate()
+    return Price(estimate=found, paths=paths.paths, seconds=time.perf_counter() - started)
+
+
+def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, threads: int = 1) -> Risk:
+    """The value and its derivative by every parameter of the model, with standard errors.
+
+    Args:
+        model, product, paths: what is simulated.
+        batch: most paths that are held at once by a thread.
+        threads: that share the batches.
+
+    Raises:
+        MarketError: product and model do not go together, or a derivative is not finite.
+    """
+    _check(model, product, batch, threads)
+    started = time.perf_counter()
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in model.parameters.items()}
+    tape = model.prepare(leaves, product.dates)
+    mark = {k: v.detach() for k, v in tape.items()}
+    tally = _Tally()
+    groups = _groups(partial(_value_and_adjoints, model, product, paths, mark), paths.batches(batch), threads)
+    while some := list(islice(groups, AT_ONCE)):
+        for (count, _), row in zip(some, _to_parameters(tape, leaves, torch.stack([sums for _, sums in some]))):
+            tally.add(count, row)
+    whole = tally.estimate()
+    if not bool(whole.value.isfinite().all()):
+        raise MarketError("a derivative is not finite: the payoff has none at some path; smooth it (products.above) or clamp it")
+    sizes = [v.numel() for v in leaves.values()]
+    parts = zip(leaves, *(x[1:].split(sizes) for x in (whole.value, whole.standard_error)))
+    return Risk(
+        estimate=Estimate(whole.value[0], whole.standard_error[0]),
+        paths=paths.paths,
+        seconds=time.perf_counter() - started,
+        model=model,
+        sensitivities={name: Estimate(v.reshape(leaves[name].shape), e.reshape(leaves[name].shape)) for name, v, e in parts},
+    )
+
+
+def bump(
+    model: Model, product: Product, paths: Paths, name: str, index: int, size: float, *, batch: int = BATCH, threads: int = 1
+) -> float:
+    """The central difference of the price by one number of a parameter, on the same paths: what an adjoint is held against.
+
+    Args:
+        model, product, paths: what is simulated; the model is as before afterwards.
+        name, index: which parameter, and which number of it.
+        size: of the bump to either side.
+        batch, threads: as for ``price``.
+    """
+    kept = model.parameters[name]
+    found = []
+    try:
+        for sign in (1, -1):
+            moved = kept.clone()
+            moved.view(-1)[index] += sign * size
+            model.parameters[name] = moved
+            found.append(price(model, product, paths, batch=batch, threads=threads).value)
+    finally:
+        model.parameters[name] = kept
+    return (found[0] - found[1]) / (2 * size)
+
+
+def _check(model: Model, product: Product, batch: int, threads: int) -> None:
+    for name, value in (("batch", batch), ("threads", threads)):
+        if value < 1:
+            raise MarketError(f"{name} is {value}; it must be at least 1")
+    product.check(model)
+
+
+def _value(model: Model, product: Product, paths: Paths, prepared: Prepared, batch: Batch) -> Tensor:
+    """(1,) sum of the payoffs."""
+    with torch.no_grad():
+        spots = model.simulate(prepared, paths.normals(batch, model.dimension(product.dates)), product.dates)
+        return product.payoff(spots, prepared["discounts"]).sum().reshape(1)
+
+
+def _value_and_adjoints(model: Model, product: Product, paths: Paths, mark: Prepared, batch: Batch) -> Tensor:
+    """(1 + numbers at the mark,) sums of the payoffs and of their adjoints; leaves of its own, so that threads share nothing."""
+    prepared = {k: v.detach().requires_grad_() for k, v in mark.items()}
+    spots = model.simulate(prepared, paths.normals(batch, model.dimension(product.dates)), product.dates)
+    total = product.payoff(spots, prepared["discounts"]).sum()
+    if not total.requires_grad:
+        return torch.cat([total.reshape(1), *(v.new_zeros(v.numel()) for v in mark.values())])
+    found = torch.autograd.grad(total, list(prepared.values()), materialize_grads=True)
+    return torch.cat([total.detach().reshape(1), *(g.reshape(-1) for g in found)])
+
+
+def _to_parameters(tape: Prepared, leaves: Parameters, sums: Tensor) -> Tensor:
+    """(groups, 1 + parameters): the adjoints of several groups taken from the mark to the parameters in one sweep."""
+    parts = sums[:, 1:].split([v.numel() for v in tape.values()], 1)
+    reached = [(v, part.reshape(-1, *v.shape)) for v, part in zip(tape.values(), parts) if v.requires_grad]
+    outputs, seeds = (list(one) for one in zip(*reached))
+    found = torch.autograd.grad(
+        outputs, list(leaves.values()), seeds, retain_graph=True, materialize_grads=True, is_grads_batched=True
+    )
+    return torch.cat([sums[:, :1], *(g.reshape(len(sums), -1) for g in found)], 1)
+
+
+def _groups(work: Callable[[Batch], Tensor], batches: Iterator[Batch], threads: int) -> Iterator[tuple[int, Tensor]]:
+    """(paths, sums over them) of each group, in order."""
+    for _, results in groupby(_each(work, batches, threads), lambda pair: pair[0].group):
+        count, sums = 0, torch.zeros(1, dtype=torch.float64)
+        for batch, values in results:
+            count, sums = count + batch.count, values + sums
+        yield count, sums
+
+
+def _each(work: Callable[[Batch], Tensor], batches: Iterator[Batch], threads: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch's result, in order, with no more than a few of them waiting."""
+    if threads == 1:
+        yield from ((batch, work(batch)) for batch in batches)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(batches, 4 * threads)):
+            yield from zip(some, pool.map(work, some))
+
+
+class _Tally:
+    """Mean and spread of groups while they come (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self.groups, self.paths = 0, 0
+        self.total = self.mean = self.spread = torch.zeros(1, dtype=torch.float64)
+
+    def add(self, count: int, sums: Tensor) -> None:
+        """A group: its number of paths and the sums over them."""
+        self.groups, self.paths, self.total = self.groups + 1, self.paths + count, self.total + sums
+        off = sums / count - self.mean
+        self.mean = self.mean + off / self.groups
+        self.spread = self.spread + off * (sums / count - self.mean)
+
+    def estimate(self) -> Estimate:
+        """Of the mean over all paths."""
+        return Estimate(self.total / self.paths, (self.spread / (self.groups * (self.groups - 1))).sqrt())

@@ -1,0 +1,239 @@
+"""``Dupire``: local volatility on a grid of spots and times, and its Euler paths, fused or in plain torch.
+
+d log S = (rate - dividend - sigma^2 / 2) dt + sigma dW with sigma(S, t) bilinear in (log S, t) and flat outside the grid
+(Dupire 1994). ``prepare`` interpolates in time, once: a row of volatilities times sqrt(dt) for the beginning of each step.
+The fused engine (``dupire_loops``) keeps one number a step and path and recomputes the rest in its reverse sweep; the torch
+engine is the same map as anyone would write it, and what the fused one is held against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spikeprop.errors import MarketError
+from spikeprop.plugins.aad.dupire_loops import euler, reverse_euler
+from spikeprop.plugins.aad.models import Model, Parameters, Prepared, at_least, discounts, number
+
+LARGEST_MOVE = 0.5  # of the log-spot in one step, in standard deviations: Euler's volatility is that of the step's beginning
+MOST_CELLS = 2**16
+
+
+class Dupire(Model):
+    """A local-volatility model.
+
+    Args:
+        spot: positive.
+        volatilities: (spots, times) of the grid, not negative.
+        grid_spots, grid_times: of the grid, increasing; at least two spots.
+        rate, dividend: continuous, a year's.
+        max_step: years; the time between two dates is cut into equal steps no longer than this.
+        engine: "fused" or "torch".
+
+    Raises:
+        MarketError: a grid that is not sorted, a value outside its bound, or steps too large for the volatility.
+    """
+
+    def __init__(
+        self,
+        *,
+        spot: float,
+        volatilities: Sequence[Sequence[float]] | Tensor,
+        grid_spots: Sequence[float],
+        grid_times: Sequence[float],
+        rate: float = 0.0,
+        dividend: float = 0.0,
+        max_step: float = 1 / 52,
+        engine: Literal["fused", "torch"] = "fused",
+    ):
+        at_least("spot", spot, 0.0, strict=True)
+        at_least("max_step", max_step, 0.0, strict=True)
+        if engine not in ("fused", "torch"):
+            raise MarketError(f"engine is {engine!r}; it must be 'fused' or 'torch'")
+        self.grid_spots, self.grid_times = check_grid(grid_spots, grid_times)
+        self.max_step, self.engine = max_step, engine
+        self.parameters = {
+            "spot": number(spot),
+            "volatilities": check_volatilities(volatilities, self.grid_spots, self.grid_times),
+            "rate": number(rate),
+            "dividend": number(dividend),
+        }
+        self.check_step(self.parameters["volatilities"])
+        self._grid = _Grid(self.grid_spots)
+
+    def check_step(self, volatilities: Tensor) -> None:
+        """MarketError where a step's standard deviation is above ``LARGEST_MOVE``."""
+        largest = float(volatilities.max())
+        move = largest * math.sqrt(self.max_step)
+        if move > LARGEST_MOVE:
+            raise MarketError(
+                f"max_step is {self.max_step:g} years: with the largest volatility, {largest:g}, one step moves the log-spot by "
+                f"{move:.2g}, above {LARGEST_MOVE}; take at most {(LARGEST_MOVE / largest) ** 2:.3g}"
+            )
+
+    def spots(self) -> Tensor:
+        """The one spot."""
+        return self.parameters["spot"].reshape(1)
+
+    def labels(self, name: str) -> list[str]:
+        """Volatilities by spot and time."""
+        if name == "volatilities":
+            return [f"volatility at spot {s:g}, time {t:g}" for s in self.grid_spots for t in self.grid_times]
+        return super().labels(name)
+
+    def axes(self) -> dict[str, tuple[tuple[str, list[float]], tuple[str, list[float]]]]:
+        """Names and values of rows and columns of the parameters that are grids."""
+        return {"volatilities": (("spot", self.grid_spots), ("time (years)", self.grid_times))}
+
+    def steps(self, times: Sequence[float]) -> tuple[Tensor, list[int]]:
+        """(K + 1,) times of the steps, and the index of each date among them."""
+        found, at, before = [0.0], [], 0.0
+        for time in times:
+            n = max(1, math.ceil((time - before) / self.max_step - 1e-9))
+            found += [before + (time - before) * i / n for i in range(1, n)] + [time]
+            at.append(len(found) - 1)
+            before = time
+        return torch.tensor(found, dtype=torch.float64), at
+
+    def dimension(self, times: Sequence[float]) -> int:
+        """One a step."""
+        return self.steps(times)[1][-1]
+
+    def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
+        """Volatilities times sqrt(dt) and drifts of every step."""
+        when, _ = self.steps(times)
+        dt = when.diff()
+        rows = _time_weights(when[:-1], self.grid_times) @ self.local_volatilities(parameters).T
+        return {
+            "log_spot": parameters["spot"].log(),
+            "table": rows * dt.sqrt()[:, None],
+            "drift": (parameters["rate"] - parameters["dividend"]) * dt,
+            "discounts": discounts(parameters["rate"], times),
+        }
+
+    def local_volatilities(self, parameters: Parameters) -> Tensor:
+        """(spots, times): here parameters themselves."""
+        return parameters["volatilities"]
+
+    def simulate(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
+        """Log-Euler steps."""
+        _, at = self.steps(times)
+        if self.engine == "fused":
+            return _Euler.apply(prepared["log_spot"], prepared["drift"], prepared["table"], normals, self._grid, at).T
+        return self._plain(prepared, normals, at).exp().T
+
+    def _plain(self, prepared: Prepared, normals: Tensor, at: Sequence[int]) -> Tensor:
+        knots, x, found = torch.from_numpy(self._grid.knots), prepared["log_spot"].repeat(normals.shape[1]), []
+        for k, (m, row, z) in enumerate(zip(prepared["drift"], prepared["table"], normals)):
+            at_knots = x.detach() if k == 0 else x
+            j = (torch.searchsorted(knots, x.detach(), right=True) - 1).clamp(0, len(knots) - 2)
+            w = ((at_knots - knots[j]) / (knots[j + 1] - knots[j])).clamp(0, 1)
+            v = row[j] + w * (row[j + 1] - row[j])
+            if k == 0:
+                v = v + self._grid.slope(row.detach().numpy(), float(prepared["log_spot"].detach())) * (x - x.detach())
+            x = x + m + v * (z - v / 2)
+            found.append(x)
+        return torch.stack([found[k - 1] for k in at])
+
+
+class _Grid:
+    """Knots in log-spot, the inverse of their distances, and a table that finds a knot without a search."""
+
+    def __init__(self, spots: Sequence[float]):
+        self.knots = np.array(
+            [float(number(s).log()) for s in spots]
+        )  # one by one, as a spot's: one on a knot is there to the bit
+        gaps = np.diff(self.knots)
+        self.inverse = 1 / gaps
+        cells = math.ceil((self.knots[-1] - self.knots[0]) / (0.999 * gaps.min()))
+        if cells > MOST_CELLS:
+            raise MarketError(f"grid_spots has a gap 1/{cells} of its length in log-spot; the least is 1/{MOST_CELLS}")
+        self.per_cell = cells / (self.knots[-1] - self.knots[0])
+        starts = self.knots[0] + (np.arange(cells) - 1e-9) / self.per_cell
+        self.cells = np.clip(np.searchsorted(self.knots, starts, side="right") - 1, 0, len(self.knots) - 2)
+
+    def slope(self, row: np.ndarray, x: float) -> float:
+        """Of what is linear between the knots; on a knot the mean of both sides, as a central bump finds it."""
+        slopes = np.concatenate([[0.0], np.diff(row) * self.inverse, [0.0]])
+        left, right = (int(np.searchsorted(self.knots, x, side=side)) for side in ("left", "right"))
+        return float(slopes[left] + slopes[right]) / 2
+
+    def arrays(self) -> tuple[Any, ...]:
+        """As the loops take them."""
+        return self.knots, self.inverse, self.cells, self.per_cell
+
+
+class _Euler(torch.autograd.Function):
+    """(log_spot, drift (K,), table (K, J), normals (K, B)) to prices (dates, B)."""
+
+    @staticmethod
+    def forward(ctx: Any, log_spot: Tensor, drift: Tensor, table: Tensor, normals: Tensor, grid: _Grid, at: list[int]) -> Tensor:
+        x = np.empty((normals.shape[0] + 1, normals.shape[1]))
+        euler(float(log_spot), drift.detach().numpy(), table.detach().numpy(), *grid.arrays(), normals.numpy(), x)
+        spots = torch.from_numpy(np.exp(x[1:] if at == list(range(1, len(x))) else x[at]))
+        ctx.save_for_backward(drift, table, normals, torch.from_numpy(x), spots)
+        ctx.grid, ctx.at = grid, at
+        return spots
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        drift, table, normals, path, spots = ctx.saved_tensors
+        observed = np.full(len(path), -1)
+        observed[ctx.at] = np.arange(len(ctx.at))
+        rows = table.detach().numpy()
+        table_bar, drift_bar = np.zeros(rows.shape), np.zeros(drift.shape)
+        log_spot_bar = reverse_euler(
+            cotangents[0].contiguous().numpy(), spots.numpy(), observed, rows, *ctx.grid.arrays(), normals.numpy(), path.numpy(),
+            table_bar, drift_bar, ctx.grid.slope(rows[0], float(path[0, 0])),
+        )  # fmt: skip
+        return number(log_spot_bar), torch.from_numpy(drift_bar), torch.from_numpy(table_bar), None, None, None
+
+
+def check_grid(spots: Sequence[float], times: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The grid as lists, positive and increasing."""
+    found = []
+    for name, values, least in (("grid_spots", spots, 2), ("grid_times", times, 1)):
+        listed = [float(v) for v in values]
+        if len(listed) < least:
+            raise MarketError(f"{name} has {len(listed)} values; give at least {least}")
+        for before, after in pairwise(listed):
+            if not after > before:
+                raise MarketError(f"{name} must increase, but {after:g} follows {before:g}")
+        at_least(f"{name}[0]", listed[0], 0.0, strict=name == "grid_spots")
+        found.append(listed)
+    return found[0], found[1]
+
+
+def check_volatilities(volatilities: Any, spots: Sequence[float], times: Sequence[float]) -> Tensor:
+    """(spots, times), finite and not negative."""
+    found = torch.as_tensor(volatilities, dtype=torch.float64)
+    if found.shape != (len(spots), len(times)):
+        raise MarketError(f"volatilities is {tuple(found.shape)} on a grid of {len(spots)} spots x {len(times)} times")
+    wrong = ~(found.isfinite() & (found >= 0))
+    if bool(wrong.any()):
+        i, j = (int(k) for k in wrong.nonzero()[0])
+        raise MarketError(
+            f"the volatility at spot {spots[i]:g} and time {times[j]:g} is {float(found[i, j]):g}; it must be at least 0"
+        )
+    return found.clone()
+
+
+def _time_weights(when: Tensor, grid: Sequence[float]) -> Tensor:
+    """(steps, times) weights of linear interpolation, flat outside."""
+    at = torch.tensor(grid, dtype=torch.float64)
+    if len(grid) == 1:
+        return torch.ones(len(when), 1, dtype=torch.float64)
+    j = (torch.searchsorted(at, when, right=True) - 1).clamp(0, len(grid) - 2)
+    w = ((when - at[j]) / (at[j + 1] - at[j])).clamp(0, 1)
+    rows = torch.arange(len(when))
+    found = torch.zeros(len(when), len(grid), dtype=torch.float64)
+    found[rows, j], found[rows, j + 1] = 1 - w, w
+    return found

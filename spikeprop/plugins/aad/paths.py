@@ -1,0 +1,140 @@
+"""``PseudoRandom`` and ``Sobol``: how many paths, and the normal numbers of any of them without those before (skip-ahead).
+
+Paths come in groups that are independent of each other: the spread of their means is the standard error, of the price and
+of every sensitivity alike, without keeping anything by path. A group of pseudo-random paths is a mini-batch; one of Sobol
+paths is a scrambling of its own (Owen 1995), since points of one sequence are not independent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeprop.errors import MarketError
+from spikeprop.plugins.aad.draws import philox_normals, sobol_normals
+from spikeprop.seeding import mix_seed
+
+SOBOL_POINTS = 2**30
+SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Paths that are simulated together.
+
+    Attributes:
+        group: whose mean they belong to.
+        first, count: which paths of the source's (Sobol: of the group's) sequence.
+    """
+
+    group: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths(ABC):
+    """A source of paths.
+
+    Attributes:
+        paths: how many.
+        seed: of the numbers.
+    """
+
+    paths: int
+    seed: int = 0
+
+    @abstractmethod
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All paths in mini-batches of at most ``size``, group after group."""
+
+    @abstractmethod
+    def normals(self, batch: Batch, dimension: int) -> Tensor:
+        """(dimension, batch.count) standard normal numbers, float64; the same for the same batch whatever was drawn before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoRandom(Paths):
+    """Independent paths (Philox4x32-10).
+
+    Attributes:
+        paths: at least 2.
+        seed: of the numbers, a whole number of 63 bits.
+        groups: least number of groups; more where mini-batches are smaller.
+    """
+
+    groups: int = 64
+
+    def __post_init__(self) -> None:
+        if self.groups < 2 or self.paths < 2:
+            raise MarketError(f"groups is {self.groups} and paths is {self.paths}; a standard error needs at least 2 of each")
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Each batch is a group."""
+        groups = max(min(self.groups, self.paths), -(-self.paths // size))
+        for group, (first, count) in enumerate(_shares(self.paths, groups)):
+            yield Batch(group, first, count)
+
+    def normals(self, batch: Batch, dimension: int) -> Tensor:
+        """(dimension, batch.count) independent normals."""
+        out = np.empty((dimension, batch.count))
+        philox_normals(mix_seed(self.seed), batch.first, out)
+        return torch.from_numpy(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sobol(Paths):
+    """Quasi-random paths: Sobol points (Joe & Kuo 2008, as torch has them), scrambled.
+
+    Attributes:
+        paths: of all scramblings together; a power of two for each is best.
+        seed: of the scramblings.
+        scramblings: independent ones; the standard errors are of their means.
+    """
+
+    scramblings: int = 16
+
+    def __post_init__(self) -> None:
+        if self.scramblings < 2 or self.paths < self.scramblings:
+            raise MarketError(f"scramblings is {self.scramblings} of {self.paths} paths; give at least 2, with a path each")
+        if self.paths > SOBOL_POINTS * self.scramblings:
+            raise MarketError(f"paths is {self.paths}; {self.scramblings} Sobol sequences of 30 bits have 2^30 points each")
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Scrambling after scrambling."""
+        for group, (_, paths) in enumerate(_shares(self.paths, self.scramblings)):
+            for first in range(0, paths, size):
+                yield Batch(group, first, min(size, paths - first))
+
+    def normals(self, batch: Batch, dimension: int) -> Tensor:
+        """(dimension, batch.count) normals of consecutive points.
+
+        Raises:
+            MarketError: more dimensions than there are direction numbers for.
+        """
+        if dimension > SOBOL_DIMENSIONS:
+            raise MarketError(f"the product needs {dimension} numbers a path; Sobol points have at most {SOBOL_DIMENSIONS}")
+        out = np.empty((dimension, batch.count))
+        directions, shift = _scrambling(mix_seed(self.seed, batch.group), dimension)
+        sobol_normals(directions, shift, batch.first, out)
+        return torch.from_numpy(out)
+
+
+@lru_cache(maxsize=64)
+def _scrambling(seed: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    """(dimension, 30) direction numbers and (dimension,) first point of a scrambled sequence, from torch's engine."""
+    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
+    return engine.sobolstate.numpy().copy(), engine.quasi.numpy().copy()
+
+
+def _shares(total: int, groups: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of each group; counts differ by at most one."""
+    for group in range(groups):
+        first = group * total // groups
+        yield first, (group + 1) * total // groups - first

@@ -1,0 +1,285 @@
+"""Products: dates and a payoff, a plain function of prices; what jumps is smoothed, or it would have no pathwise derivative.
+
+A digital event (a barrier hit, a trigger reached) is one or zero, and its derivative zero almost everywhere, so the adjoint
+of a hard barrier misses the risk of crossing it. Smoothed, the event happens in part within ``width`` of the level: a
+product of clamp((level + width - spot) / (2 width), 0, 1), which is exact outside and differentiable (Savine, Modern
+Computational Finance, 2018).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spikeprop.errors import MarketError
+from spikeprop.plugins.aad.dupire_loops import reverse_survival, survival
+from spikeprop.plugins.aad.models import Model, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product(ABC):
+    """A payoff on prices at dates."""
+
+    @property
+    @abstractmethod
+    def dates(self) -> tuple[float, ...]:
+        """Years from today, increasing."""
+
+    @abstractmethod
+    def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
+        """(paths,) discounted payoffs of (paths, dates[, assets]) prices and (dates,) discount factors."""
+
+    def check(self, model: Model) -> None:
+        """MarketError where the product makes no sense under the model."""
+        for before, after in zip((0.0, *self.dates), self.dates):
+            if not after > before:
+                raise MarketError(f"dates must be positive and increase, but {after:g} follows {before:g}")
+        if not self.dates:
+            raise MarketError("dates is empty; give at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class European(Product):
+    """max(S - strike, 0) for a call, max(strike - S, 0) for a put.
+
+    Attributes:
+        strike: not negative.
+        maturity: years.
+        call: or a put.
+    """
+
+    strike: float
+    maturity: float
+    call: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("strike", self.strike, 0.0)
+
+    @property
+    def dates(self) -> tuple[float, ...]:
+        """Maturity."""
+        return (self.maturity,)
+
+    def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
+        """Discounted."""
+        return discounts[-1] * _vanilla(spots[:, -1], self.strike, self.call)
+
+    def check(self, model: Model) -> None:
+        """For one asset."""
+        super().check(model)
+        _one_asset(self, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpAndOut(Product):
+    """A European that is worthless once a price on a monitoring date is above the barrier (smoothed).
+
+    Attributes:
+        strike, maturity, call: of the European.
+        barrier: above the spot.
+        monitorings: equally spaced dates, the last of them the maturity.
+        width: half the zone in which it dies by part, in units of price.
+    """
+
+    strike: float
+    barrier: float
+    maturity: float
+    monitorings: int
+    width: float
+    call: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("strike", self.strike, 0.0)
+        at_least("width", self.width, 0.0, strict=True)
+        at_least("monitorings", self.monitorings, 1)
+
+    @property
+    def dates(self) -> tuple[float, ...]:
+        """Monitoring dates."""
+        return evenly(self.maturity, self.monitorings)
+
+    def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
+        """Discounted."""
+        alive, last = _Survival.apply(spots, self.barrier, self.width)
+        return discounts[-1] * alive * _vanilla(last, self.strike, self.call)
+
+    def check(self, model: Model) -> None:
+        """The spot must be below the zone in which the product dies."""
+        super().check(model)
+        _one_asset(self, model)
+        spot = float(model.spots()[0])
+        if not self.barrier - self.width > spot:
+            raise MarketError(
+                f"barrier is {self.barrier:g} with width {self.width:g}, and the spot is {spot:g}: an up-and-out needs "
+                "barrier - width above the spot"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basket(Product):
+    """A European on a weighted sum of assets.
+
+    Attributes:
+        weights: one an asset.
+        strike, maturity, call: of the European; the strike may be negative.
+    """
+
+    weights: Sequence[float]
+    strike: float
+    maturity: float
+    call: bool = True
+
+    @property
+    def dates(self) -> tuple[float, ...]:
+        """Maturity."""
+        return (self.maturity,)
+
+    def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
+        """Discounted."""
+        last = spots[:, -1].reshape(len(spots), -1)
+        basket = last @ torch.as_tensor(self.weights, dtype=spots.dtype)
+        return discounts[-1] * _vanilla(basket, self.strike, self.call)
+
+    def check(self, model: Model) -> None:
+        """A weight for each asset."""
+        super().check(model)
+        if len(self.weights) != model.assets:
+            raise MarketError(f"weights has {len(self.weights)} numbers for {model.assets} assets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autocall(Product):
+    """A note that is redeemed early, with its coupons, on the first date on which the worst asset stands at the trigger or above.
+
+    If it never does, the notional is paid at the end, less the loss of the worst asset where that ends below the protection.
+
+    Attributes:
+        maturity: years.
+        calls: equally spaced dates, the last of them the maturity.
+        trigger, protection: levels of the worst asset, relative to ``references``.
+        coupon: of each period, part of the notional.
+        references: a price an asset that performances refer to.
+        width: of the smoothing of both levels, relative to the reference.
+        notional: what is redeemed.
+    """
+
+    maturity: float
+    calls: int
+    trigger: float
+    protection: float
+    coupon: float
+    references: Sequence[float]
+    width: float
+    notional: float = 100.0
+
+    def __post_init__(self) -> None:
+        at_least("calls", self.calls, 1)
+        at_least("width", self.width, 0.0, strict=True)
+        at_least("trigger", self.trigger, self.protection)
+        for i, reference in enumerate(self.references):
+            at_least(f"references[{i}]", reference, 0.0, strict=True)
+
+    @property
+    def dates(self) -> tuple[float, ...]:
+        """Call dates."""
+        return evenly(self.maturity, self.calls)
+
+    def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
+        """Discounted."""
+        references = torch.as_tensor(self.references, dtype=spots.dtype)
+        worst = (spots.reshape(*spots.shape[:2], -1) / references).amin(-1)
+        called = above(worst, self.trigger, self.width)
+        waiting = torch.cat([torch.ones_like(called[:, :1]), (1 - called).cumprod(1)], 1)
+        coupons = 1 + self.coupon * torch.arange(1, self.calls + 1, dtype=spots.dtype)
+        early = (waiting[:, :-1] * called * coupons * discounts).sum(1)
+        kept = above(worst[:, -1], self.protection, self.width)
+        at_end = kept + (1 - kept) * worst[:, -1].clamp(max=1.0)
+        return self.notional * (early + waiting[:, -1] * at_end * discounts[-1])
+
+    def check(self, model: Model) -> None:
+        """A reference for each asset."""
+        super().check(model)
+        if len(self.references) != model.assets:
+            raise MarketError(f"references has {len(self.references)} numbers for {model.assets} assets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted(Product):
+    """Any payoff, as a function in PyTorch.
+
+    Attributes:
+        observations: dates, years.
+        script: (paths, dates[, assets]) prices and (dates,) discount factors to (paths,) discounted payoffs.
+    """
+
+    observations: Sequence[float]
+    script: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+
+    @property
+    def dates(self) -> tuple[float, ...]:
+        """As given."""
+        return tuple(self.observations)
+
+    def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
+        """What the script says.
+
+        Raises:
+            MarketError: its answer has another shape than a number a path.
+        """
+        found = self.script(spots, discounts)
+        if found.shape != spots.shape[:1]:
+            raise MarketError(f"the script returned {tuple(found.shape)} for {len(spots)} paths; it must return {(len(spots),)}")
+        return found
+
+
+def above(x: Tensor, level: float, width: float) -> Tensor:
+    """One where x is above level + width, zero below level - width, linear between."""
+    return ((x - level + width) / (2 * width)).clamp(0, 1)
+
+
+def evenly(maturity: float, count: int) -> tuple[float, ...]:
+    """``count`` equally spaced dates that end at maturity."""
+    at_least("maturity", maturity, 0.0, strict=True)
+    return tuple(maturity * (i + 1) / count for i in range(count))
+
+
+def _vanilla(x: Tensor, strike: float, call: bool) -> Tensor:
+    return torch.relu(x - strike if call else strike - x)
+
+
+def _one_asset(product: Product, model: Model) -> None:
+    if model.assets != 1:
+        raise MarketError(f"{type(product).__name__} is on one asset; the model has {model.assets}")
+
+
+class _Survival(torch.autograd.Function):
+    """(paths, dates) prices to (paths,) probabilities of survival and last prices.
+
+    In loops over paths, and with the last prices beside: torch's product and slice would each go through all of the memory
+    several times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, spots: Tensor, barrier: float, width: float) -> tuple[Tensor, Tensor]:
+        rows = spots.detach().T.contiguous()
+        alive = torch.from_numpy(np.empty(len(spots)))
+        survival(rows.numpy(), barrier, width, alive.numpy())
+        ctx.save_for_backward(rows, alive)
+        ctx.levels = barrier, width
+        return alive, rows[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, alive = ctx.saved_tensors
+        alive_bar, last_bar = (one.contiguous().numpy() for one in cotangents)
+        bar = np.empty(rows.shape)
+        reverse_survival(rows.numpy(), *ctx.levels, alive.numpy(), alive_bar, last_bar, bar)
+        return torch.from_numpy(bar).T, None, None

@@ -1,0 +1,235 @@
+"""Differential machine learning: a network fitted to payoffs and to their pathwise derivatives at once (Huge & Savine 2020).
+
+``TwinNet`` has softplus layers and one output y; its twin walks back over the same weights, explicitly,
+
+    b_L = w_L,   b_l = (b_{l+1} W_l^T) * sigmoid(z_l),   dy/dx = b_0
+
+so values and derivatives come of one graph, and training differentiates both. Inputs and labels are standardised; the loss is
+
+    alpha MSE(y) + beta mean_j MSE(lambda_j dy/dx_j),   alpha = 1 / (1 + n),   beta = n / (1 + n),   lambda_j = 1 / rms(dy/dx_j)
+
+Training can end in a network that is constant (it did in the authors' published notebook, at a peak rate of 0.1). Here that
+is found, as the share of the loss of the best constant that is left, and training begins anew with other weights and half
+the rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikeprop.errors import MarketError, TrainingCollapsed
+from spikeprop.progress import bar
+from spikeprop.seeding import generator
+
+
+class TwinNet(nn.Module):
+    """(batch, inputs) to (batch,), and the derivatives (batch, inputs) beside.
+
+    Args:
+        inputs: numbers of an example.
+        width, depth: of the hidden layers.
+        draws: of the first weights.
+        dtype: of weights and inputs.
+    """
+
+    def __init__(
+        self, inputs: int, *, width: int = 20, depth: int = 4, draws: torch.Generator, dtype: torch.dtype = torch.float64
+    ):
+        super().__init__()
+        sizes = [inputs, *[width] * depth, 1]
+        scaled = [torch.randn(a, b, generator=draws, dtype=dtype) / a**0.5 for a, b in pairwise(sizes)]
+        self.weights = nn.ParameterList(scaled)
+        self.biases = nn.ParameterList(torch.zeros(b, dtype=dtype) for b in sizes[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values."""
+        return self._layers(x)[0]
+
+    def twin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and derivatives."""
+        y, before = self._layers(x)
+        weights = list(self.weights)
+        back = weights[-1].T.expand(len(x), -1)
+        for z, weight in zip(reversed(before), reversed(weights[:-1])):
+            back = (back * torch.sigmoid(z)) @ weight.T
+        return y, back
+
+    def _layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        before = []
+        for weight, bias in zip(list(self.weights)[:-1], self.biases):
+            before.append(torch.addmm(bias, x, weight))
+            x = nn.functional.softplus(before[-1])
+        return torch.addmm(self.biases[-1], x, self.weights[-1]).squeeze(1), before
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labels of a simulation.
+
+    Attributes:
+        x: (n, inputs).
+        y: (n,) payoffs.
+        dydx: (n, inputs) their pathwise derivatives.
+    """
+
+    x: Tensor
+    y: Tensor
+    dydx: Tensor
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2 or self.y.shape != self.x.shape[:1] or self.dydx.shape != self.x.shape:
+            raise MarketError(
+                f"examples need x (n, inputs), y (n,) and dydx (n, inputs), not {tuple(self.x.shape)}, {tuple(self.y.shape)}, "
+                f"{tuple(self.dydx.shape)}"
+            )
+        for name in ("x", "y", "dydx"):
+            if not bool(getattr(self, name).isfinite().all()):
+                raise MarketError(
+                    f"{name} of the examples holds a number that is not finite; labels must be smooth payoffs' derivatives"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How twin nets are trained; the defaults are those of the authors' notebooks.
+
+    Attributes:
+        epochs: passes over the examples.
+        batches: an epoch, of at least ``least_batch`` examples.
+        least_batch: see ``batches``.
+        knots, rates: the learning rate, linear between these parts of training.
+        width, depth: of the network.
+        balance: factor on the weight of derivatives against values; the authors' is 1, and then beta / alpha is n.
+        collapsed: share of a constant's loss above which a network counts as collapsed.
+        attempts: before giving up.
+    """
+
+    epochs: int = 100
+    batches: int = 16
+    least_batch: int = 256
+    knots: Sequence[float] = (0.0, 0.2, 0.6, 0.9, 1.0)
+    rates: Sequence[float] = (1e-8, 0.1, 0.01, 1e-6, 1e-8)
+    width: int = 20
+    depth: int = 4
+    balance: float = 1.0
+    collapsed: float = 0.98
+    attempts: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batches", "least_batch", "width", "depth", "attempts"):
+            if getattr(self, name) < 1:
+                raise MarketError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if len(self.knots) != len(self.rates) or list(self.knots) != sorted(self.knots) or min(self.rates) <= 0:
+            raise MarketError(f"knots {self.knots} and rates {self.rates}: give as many, knots increasing, rates above 0")
+        if not self.balance > 0:
+            raise MarketError(f"balance is {self.balance}; it must be above 0")
+        if not 0 < self.collapsed <= 1:
+            raise MarketError(f"collapsed is {self.collapsed}; it must lie above 0 and be at most 1")
+
+
+class Surrogate:
+    """A trained network in the units of its examples.
+
+    Attributes:
+        restarts: how many trainings collapsed before this one.
+        unexplained: share of a constant's loss that is left.
+    """
+
+    def __init__(self, net: TwinNet, scale: _Scale, restarts: int, unexplained: float):
+        self._net, self._scale = net, scale
+        self.restarts, self.unexplained = restarts, unexplained
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) values and (n, inputs) derivatives."""
+        with torch.no_grad():
+            y, slope = self._net.twin((x - self._scale.x_mean) / self._scale.x_std)
+        return self._scale.y_mean + self._scale.y_std * y, slope * self._scale.y_std / self._scale.x_std
+
+
+def fit_surrogate(
+    examples: Examples, *, differential: bool, seed: int, training: Training | None = None, label: str | None = None
+) -> Surrogate:
+    """Train a network on values, or on values and derivatives; anew where it collapses.
+
+    Args:
+        examples: simulated.
+        differential: whether derivatives are learnt too.
+        seed: of weights and order.
+        training: settings.
+        label: of the progress bar; without one nothing is shown.
+
+    Raises:
+        TrainingCollapsed: every attempt did.
+        MarketError: examples that are all the same.
+    """
+    training = training or Training()
+    scale = _Scale(examples)
+    weight = training.balance * examples.x.shape[1] if differential else 0.0
+    for attempt in range(training.attempts):
+        draws = generator(seed, attempt)
+        net = TwinNet(examples.x.shape[1], width=training.width, depth=training.depth, draws=draws, dtype=examples.x.dtype)
+        _train(net, scale, weight, training, 0.5**attempt, draws, label)
+        with torch.no_grad():
+            left = float(scale.loss(net, slice(None), weight) / scale.constant_loss(weight))
+        if left < training.collapsed:  # false where it is not a number
+            return Surrogate(net, scale, attempt, left)
+    raise TrainingCollapsed(
+        f"the twin net left more than {training.collapsed} of a constant's loss (or a loss that is not a number) in each of "
+        f"{training.attempts} attempts; lower the rates, give more examples, or raise collapsed where the labels are that noisy"
+    )
+
+
+class _Scale:
+    """Standardised examples, the units back, and the loss."""
+
+    def __init__(self, examples: Examples):
+        self.x_mean, self.x_std = examples.x.mean(0), examples.x.std(0)
+        self.y_mean, self.y_std = examples.y.mean(), examples.y.std()
+        for name, spread in (("x", self.x_std), ("y", self.y_std)):
+            if not bool((spread > 0).all()):
+                raise MarketError(f"the standard deviation of {name} is 0 over the examples; there is nothing to learn from")
+        self.x = (examples.x - self.x_mean) / self.x_std
+        self.y = (examples.y - self.y_mean) / self.y_std
+        self.dydx = examples.dydx * self.x_std / self.y_std
+        rms = self.dydx.square().mean(0).sqrt()
+        self.factor = torch.where(rms > 0, 1 / rms, torch.zeros_like(rms))  # an input without derivatives has nothing to teach
+
+    def loss(self, net: TwinNet, which: Tensor | slice, weight: float) -> Tensor:
+        """Of some examples; ``weight`` of the derivatives against that of values, 0 for values alone."""
+        if not weight:
+            return (net(self.x[which]) - self.y[which]).square().mean()
+        y, slope = net.twin(self.x[which])
+        values = (y - self.y[which]).square().mean()
+        slopes = ((slope - self.dydx[which]) * self.factor).square().mean()
+        return (values + weight * slopes) / (1 + weight)
+
+    def constant_loss(self, weight: float) -> Tensor:
+        """Of the best constant: the mean, with derivatives of zero."""
+        return (self.y.square().mean() + weight * (self.dydx * self.factor).square().mean()) / (1 + weight)
+
+
+def _train(
+    net: TwinNet, scale: _Scale, weight: float, training: Training, slowed: float, draws: torch.Generator, label: str | None
+) -> None:
+    n = len(scale.x)
+    size = min(n, max(training.least_batch, n // training.batches))
+    optimizer = torch.optim.Adam(net.parameters())
+    progress = bar(label, total=training.epochs, unit="epoch", leave=False)
+    for epoch in range(training.epochs):
+        rate = slowed * float(np.interp(epoch / training.epochs, training.knots, training.rates))
+        optimizer.param_groups[0]["lr"] = rate
+        for which in torch.randperm(n, generator=draws).split(size):
+            optimizer.zero_grad()
+            loss = scale.loss(net, which, weight)
+            if not bool(loss.isfinite()):
+                return  # fit_surrogate sees it
+            loss.backward()
+            optimizer.step()
+        progress.update()
+    progress.close()
