@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.data.base import Batch, ImageData, as_list
+from spikeprop.data.photographs import read_photograph
 from spikeprop.errors import MissingDataError
 from spikeprop.seeding import generator, mix_seed
 
@@ -100,7 +101,15 @@ class FolderSplit:
             sampler=order[start * self.batch_size :],
             num_workers=min(self.workers, len(self) - start, os.cpu_count() or 1),
         )
-        yield from loader
+        try:
+            yield from loader
+        except RuntimeError as error:  # torch's, of a worker that was killed; errors within one keep their own type
+            if "DataLoader worker" not in str(error):
+                raise
+            raise MissingDataError(
+                f"a process that decodes photographs died ({str(error).splitlines()[0]}): often memory ran out. The same command "
+                "goes on from the last checkpoint; data.workers=1 takes less memory, data.workers=0 decodes in the main process"
+            ) from error
 
     def fingerprint(self) -> str:
         """Hash of the names and sizes of the files, their labels and the crop; reading the photographs would take minutes."""
@@ -130,14 +139,8 @@ class _Photographs(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image, UnidentifiedImageError
-
         path, label = self.samples[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise MissingDataError(f"{path} is truncated or not an image ({error}); replace or delete it") from error
+        image = read_photograph(path)
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.manual_seed(mix_seed(self.seed, index))
