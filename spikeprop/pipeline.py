@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
 from spikeprop.data import ImageData
 from spikeprop.deploy import chip_budget, compare, export
-from spikeprop.errors import EvaluationError, NirError, RecipeError
+from spikeprop.errors import CheckpointError, EvaluationError, NirError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
     Journal,
@@ -43,6 +43,7 @@ from spikeprop.learn import (
     LearningRule,
     MetricsLog,
     ProgressBar,
+    drop_progress,
     fit,
     load_checkpoint,
     load_model,
@@ -54,6 +55,7 @@ from spikeprop.seeding import seed_torch
 from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Precision, Simulation, Training, find_device
 from spikeprop.snn import IF, SignedIF, SpikingNetwork
 
+NETWORKS = {"ann": "ann", "convert": "converted", "finetune": "finetuned"}  # the network that each stage leaves
 SMOKE_IMAGES = 64
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
@@ -148,6 +150,7 @@ class _Run:
             "simulate": self.simulate,
         }
         results = {}
+        self._forget_damaged(list(stages))
         for name, work in stages.items():
             results[name] = self.folder.stage(name, work)
             self._drop_progress(name)
@@ -280,6 +283,7 @@ class _Run:
             clip=settings.clip,
             callbacks=[ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage), *guards, *callbacks],
             checkpoint=self._progress(stage),
+            checkpoint_seconds=self.context.save_every,
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
 
@@ -303,10 +307,23 @@ class _Run:
 
     def _drop_progress(self, stage: str) -> None:
         """A finished stage needs no optimiser state, which is up to three times the network's size."""
-        for file in (self._progress(stage), self._progress(stage).with_suffix(".json")):
-            file.unlink(missing_ok=True)
+        drop_progress(self._progress(stage))
         if stage == "evaluate":
             shutil.rmtree(self._answers(), ignore_errors=True)
+
+    def _forget_damaged(self, stages: list[str]) -> None:
+        """A stage whose network cannot be read any more runs again, and so does what was made of it."""
+        for stage, network in NETWORKS.items():
+            if not self.folder.finished(stage):
+                continue
+            try:
+                load_checkpoint(self._file(network))
+            except CheckpointError as error:
+                again = stages[stages.index(stage) :]
+                self.context.notify(f"warning: {error}. Stage {stage} and those after it run again")
+                self._file(network).unlink(missing_ok=True)
+                self.folder.forget(again)
+                return
 
     def _conversion_error(self, ann: nn.Module, timesteps: list[int]) -> dict[str, Any]:
         """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""
