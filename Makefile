@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow faults fuzz lint bench clean
 
 # After a failed install the folder is dated back: newer than its prerequisites, half an environment would be believed in.
 .venv: pyproject.toml hardware/pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ test: .venv
 
 test-slow: .venv
 	$(BIN)/python -m pytest -m slow
+
+# Runs that are killed, stopped, damaged and starved on purpose, and held against one that was not; `make test` has a few of them.
+faults: .venv
+	$(BIN)/python -m tests.faults
 
 lint: .venv
 	$(BIN)/ruff check .

@@ -2,4 +2,5 @@
 
 from spikeprop.cli import main
 
-main(prog_name="spikeprop")
+if __name__ == "__main__":  # processes that are not forked import this module again
+    main(prog_name="spikeprop")

@@ -35,6 +35,7 @@ from spikeprop.evaluate import (
     summarise,
 )
 from spikeprop.files import read_json, write_text
+from spikeprop.imports import from_file
 from spikeprop.networks import LoadedNetwork, load_network
 from spikeprop.processes import Processes
 from spikeprop.recipe import component
@@ -58,6 +59,7 @@ class Assessment:
         activity_images: about so many images' spikes are counted.
         device: "auto", "cpu", "cuda" or "cuda:1".
         save_every: seconds between two writes.
+        trusted: packages that the checkpoint may have imported.
     """
 
     data: str | None = None
@@ -68,6 +70,7 @@ class Assessment:
     activity_images: int = 200
     device: str = "auto"
     save_every: float = 5.0
+    trusted: tuple[str, ...] = ()
 
 
 def find_checkpoints(path: Path, networks: Sequence[str] = ()) -> list[Path]:
@@ -106,7 +109,7 @@ def assess(
         restart: throw away what the folder holds.
         processes: that share the work; rank 0 writes the report.
     """
-    loaded = load_network(checkpoint)
+    loaded = load_network(checkpoint, how.trusted)
     data = _data(loaded, how)
     split = data.test(how.batch_size)
     question = _question(loaded, how, data)
@@ -215,9 +218,10 @@ def _question(loaded: LoadedNetwork, how: Assessment, data: ImageData) -> Questi
 
 def _data(loaded: LoadedNetwork, how: Assessment) -> ImageData:
     """The data set, with the normalisation and the size of images that the network was trained with."""
-    described = loaded.description["data"]
-    settings = {**described, "use": how.data or described["use"], "test_limit": how.limit, "root": how.root}
-    wanted = component(ImageData, settings, "--data")
+    described = {key: value for key, value in loaded.description["data"].items() if key in ("use", "mean", "std")}
+    settings = {**described, "use": how.data or described.get("use", ""), "test_limit": how.limit, "root": how.root}
+    with from_file():
+        wanted = component(ImageData, settings, "--data")
     if "size" in wanted.parameters():
         wanted = wanted.replace(size=loaded.description["input_shape"][-1])
     return wanted.build()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,15 +11,22 @@ from typing import Any
 
 import click
 
-from spikeprop.errors import SpikepropError
+from spikeprop.errors import SpikepropError, Stopped
 
 
 class _Friendly(click.Group):
     """Shows errors that a user can mend as one message; Ctrl-C and bad files end without a traceback."""
 
+    def main(self, args: Any = None, *rest: Any, **more: Any) -> Any:
+        self.told = list(sys.argv[1:] if args is None else args)
+        return super().main(args, *rest, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except Stopped as stopped:
+            _say(f"stopped, and everything so far is saved; go on with: {shlex.join(['spikeprop', *self.told])}")
+            ctx.exit(128 + stopped.signal)
         except (SpikepropError, OSError, ValueError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -35,7 +44,9 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps, to see that it runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
-def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None) -> None:
+@click.option("--save-every", type=click.FloatRange(min=0), default=60.0, show_default=True,
+              help="Seconds between two checkpoints within an epoch.")  # fmt: skip
+def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, save_every: float) -> None:
     """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped.
 
     With several processes, which share training and evaluation: torchrun --nproc-per-node=2 -m spikeprop run ...
@@ -48,6 +59,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     from spikeprop.processes import processes
     from spikeprop.recipe import load_recipe
     from spikeprop.runfolder import RunFolder
+    from spikeprop.stopping import held
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -59,7 +71,8 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
         say = _say if group.rank == 0 else lambda _: None
         folder = RunFolder(out or Path("runs") / (loaded.name + ("-smoke" if smoke else "")), loaded, smoke, group)
         say(f"{loaded.name} -> {folder.path}")
-        report = loaded.experiment.run(Context(folder, loaded.name, say))
+        with held(say):
+            report = loaded.experiment.run(Context(folder, loaded.name, say, save_every))
         if group.rank == 0:
             _table(report.name, report.rows)
             click.echo(f"\nreport: {folder.path / 'report.json'}")
@@ -68,11 +81,20 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
 @main.command()
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="An override; may be given several times.")
-def check(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+@click.option("--no-import", is_flag=True, help="Only look: name the code from outside that it would import; build nothing.")
+def check(recipes: tuple[str, ...], overrides: tuple[str, ...], no_import: bool) -> None:
     """Check recipes without running them: every key, component and value."""
+    from spikeprop.imports import looking
     from spikeprop.recipe import load_recipe
 
     for recipe in recipes:
+        if no_import:
+            with looking() as noted:
+                name = load_recipe(recipe, overrides).name
+            click.echo(f"{name}: looked at; {'it would import' if noted else 'all of it is part of spikeprop'}")
+            for line in noted:
+                click.echo(f"  {line}")
+            continue
         loaded = load_recipe(recipe, overrides)
         _check(loaded.experiment)
         click.echo(f"{loaded.name}: ok ({type(loaded.experiment).__name__})")
@@ -116,6 +138,7 @@ def ls(slot: str | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")
 @click.option("--restart", is_flag=True, help="Throw away what the folder holds.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds between two writes.")
+@click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that the checkpoint may import.")
 def evaluate(
     checkpoint: Path, networks: tuple[str, ...], out: Path | None, restart: bool, timesteps: str | None, **settings: Any
 ) -> None:
@@ -126,10 +149,11 @@ def evaluate(
     """
     from spikeprop.assess import Assessment, assess, find_checkpoints
     from spikeprop.processes import processes
+    from spikeprop.stopping import held
 
     how = Assessment(timesteps=_numbers(timesteps) if timesteps else (), **settings)
     found = find_checkpoints(checkpoint, networks)
-    with processes() as group:
+    with held(_say), processes() as group:
         for file in found:
             folder = out / file.stem if out is not None and len(found) > 1 else out
             report, folder = assess(file, how, out=folder, restart=restart, processes=group)
@@ -144,7 +168,8 @@ def evaluate(
 @click.option("--for", "reader", type=click.Choice(["norse", "snntorch"]), help="As that library's own NIR importer reads it.")
 @click.option("--format", "form", type=click.Choice(["nir", "netx"]), default="nir", show_default=True,
               help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases.")  # fmt: skip
-def export(checkpoint: Path, out: Path | None, reader: str | None, form: str) -> None:
+@click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that the checkpoint may import.")
+def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, trusted: tuple[str, ...]) -> None:
     """Write a spiking network's CHECKPOINT as a NIR file, or for lava-dl.
 
     Without --for the file is for spikeprop and its hardware: other libraries would take it for something else (reset by
@@ -156,7 +181,7 @@ def export(checkpoint: Path, out: Path | None, reader: str | None, form: str) ->
     if reader and form == "netx":
         raise click.UsageError("--for is for NIR; netx is lava-dl's alone")
     file = out or checkpoint.with_suffix(".nir" if form == "nir" else ".net")
-    loaded = _spiking(checkpoint)
+    loaded = _spiking(checkpoint, trusted)
     if form == "nir":
         write(loaded.network, file, loaded.description, reader)
         click.echo(f"wrote {file}")
@@ -184,6 +209,7 @@ def _shown(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--std", type=float, help="The same; default 1."),
         click.option("--timesteps", type=click.IntRange(min=1), help="Default the recipe's."),
         click.option("--encoder", type=click.Choice(["Direct", "Poisson"]), help="Of a NIR file that does not name its own."),
+        click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code that a checkpoint may import."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -198,7 +224,14 @@ def _shown(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
               help="fixed: in the integers of Loihi 2.")  # fmt: skip
 def simulate(
-    network: Path, samples: int, backend: Any, precision: Any, data: str | None, encoder: str | None, **told: Any
+    network: Path,
+    samples: int,
+    backend: Any,
+    precision: Any,
+    data: str | None,
+    encoder: str | None,
+    trusted: tuple[str, ...],
+    **told: Any,
 ) -> None:
     """Run a NETWORK (a spiking network's checkpoint, or a NIR file) on Lava and compare every spike with PyTorch's.
 
@@ -209,7 +242,7 @@ def simulate(
     from spikeprop.seeding import seed_torch
     from spikeprop.subject import opened
 
-    with opened(network, encoder) as found:
+    with opened(network, encoder, trusted) as found:
         subject = found.told(use=data, **told)
         images, labels = subject.images(samples)
         seed_torch(subject.seed, 3)
@@ -223,7 +256,7 @@ def simulate(
 @main.command()
 @_shown
 @click.option("--samples", type=click.IntRange(min=0), default=20, show_default=True, help="To count spikes on; 0 for none.")
-def budget(network: Path, samples: int, data: str | None, encoder: str | None, **told: Any) -> None:
+def budget(network: Path, samples: int, data: str | None, encoder: str | None, trusted: tuple[str, ...], **told: Any) -> None:
     """Neurons, synapses, axons, cores and chips of Loihi 2 that a NETWORK (checkpoint or NIR file) takes, SynOps and energy.
 
     An estimate: which limits are published, which are assumed, and whose energy figures these are stands in
@@ -234,7 +267,7 @@ def budget(network: Path, samples: int, data: str | None, encoder: str | None, *
     from spikeprop.seeding import seed_torch
     from spikeprop.subject import opened
 
-    with opened(network, encoder if encoder or samples else "Direct") as found:
+    with opened(network, encoder if encoder or samples else "Direct", trusted) as found:
         subject, inputs = found.told(use=data, **told), None
         if samples:
             images, _ = subject.images(samples)
@@ -277,11 +310,11 @@ def _check(experiment: Any, **options: bool) -> None:
         experiment.check(**options)
 
 
-def _spiking(checkpoint: Path) -> Any:
+def _spiking(checkpoint: Path, trusted: tuple[str, ...]) -> Any:
     from spikeprop.errors import CheckpointError
     from spikeprop.networks import load_network
 
-    loaded = load_network(checkpoint)
+    loaded = load_network(checkpoint, trusted)
     if loaded.description["kind"] != "snn":
         raise CheckpointError(f"{checkpoint} is an ANN; give the converted or finetuned checkpoint of its run")
     return loaded

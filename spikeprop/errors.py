@@ -5,6 +5,18 @@ class SpikepropError(Exception):
     """Base of spikeprop's own errors; the command line shows their message without a traceback."""
 
 
+class DamagedFileError(SpikepropError):
+    """A file of ours is truncated, altered, or larger than it can rightly be."""
+
+
+class Stopped(SpikepropError):
+    """A signal asked to stop, and what was done is saved; ``signal`` is its number."""
+
+    def __init__(self, signal: int):
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 class RecipeError(SpikepropError):
     """A recipe, component or override is wrong."""
 

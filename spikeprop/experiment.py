@@ -20,8 +20,10 @@ class Context:
         folder: where stages, figures and checkpoints go.
         name: of the recipe.
         notify: tells people what is going on, one line at a time.
+        save_every: seconds between two checkpoints within an epoch.
     """
 
     folder: RunFolder
     name: str
     notify: Callable[[str], None]
+    save_every: float = 60.0

@@ -1,67 +1,212 @@
-"""Files that are whole or absent: written to a temporary name beside the target, flushed, then renamed."""
+"""Files that are whole or absent: written to a temporary name beside the target, flushed, then renamed; and read with bounds.
+
+Files of tensors (safetensors) carry a SHA-256 of everything else in them, which is compared when they are read: a bit that
+flipped is noticed wherever it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from spikeprop.errors import DamagedFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+CHECKSUM = "sha256"  # its key in a safetensors header
+LARGEST_JSON = 256 * 2**20  # bytes; the longest report of ours has a few
+LARGEST_HEADER = 64 * 2**20  # bytes of a safetensors header; a million tensors take about that
+PART = re.compile(r"\..*\.(\d+)\.part(\.\w+)?")  # a temporary name: whose process, and the target's suffix
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write`` with a temporary path and rename the result to ``path``; on any error nothing is left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+def write_atomically(path: Path, write: Callable[[Path], None], *, keep_previous: bool = False) -> None:
+    """Call ``write`` with a temporary path and rename the result to ``path``; on any error nothing is left behind.
+
+    Args:
+        path: the file.
+        write: makes it under another name.
+        keep_previous: leave what was there under ``previous_of(path)``.
+
+    Raises:
+        OSError: naming the file; what was there is still there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            os.replace(path, previous_of(path))
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def previous_of(path: Path) -> Path:
+    """Where ``write_atomically`` leaves what ``path`` held before."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of processes of this machine that were killed while they wrote."""
+    for file in folder.glob(".*.part*"):
+        found = PART.fullmatch(file.name)
+        if found and not _alive(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    """A name, too, is only safe from a power cut once its folder is on the disk; not all file systems can be asked."""
+    with contextlib.suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def write_text(path: Path, text: str, *, keep_previous: bool = False) -> None:
     """Write a text file atomically."""
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
-    write_atomically(path, write)
+    write_atomically(path, write, keep_previous=keep_previous)
 
 
-def write_json(path: Path, value: Any) -> None:
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; a full disk may leave a part of it, which readers must be ready for."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any, *, keep_previous: bool = False) -> None:
     """Write a JSON file atomically, indented, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n", keep_previous=keep_previous)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Raises:
+        DamagedFileError: it is too large, or not JSON.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_JSON:
+        raise DamagedFileError(f"{path} has {size:,} bytes; no JSON file of ours has more than {LARGEST_JSON:,}")
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged, or not JSON ({error}); delete it or put a copy back") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; its library's own error type for a full disk becomes the OSError that it is."""
+def parse_json(text: str) -> Any:
+    """JSON from text.
+
+    Raises:
+        ValueError: it is not JSON, or nested deeper than Python can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None, *, keep_previous: bool = False
+) -> None:
+    """Write a safetensors file atomically, with its checksum.
+
+    Its library's own error type for a full disk becomes the OSError that it is.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    described = {**(header or {}), CHECKSUM: _checksum(tensors, header or {})}
+
     def write(temporary: Path) -> None:
         try:
-            save_file(dict(tensors), temporary, metadata=dict(header) if header is not None else None)
+            save_file(dict(tensors), temporary, metadata=described)
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             code = int(number[1]) if number else errno.EIO
             raise OSError(code, os.strerror(code) if number else str(error)) from error
 
-    write_atomically(path, write)
+    write_atomically(path, write, keep_previous=keep_previous)
+
+
+def read_tensors(path: Path, entries: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file; its tensors and the entries of its header.
+
+    Args:
+        path: the file.
+        entries: what the header of such a file may hold; None for a file of other people's. A file from before checksums
+            has none; one whose entry lost its name to a flipped bit is found by this.
+
+    Raises:
+        DamagedFileError: it is no safetensors file, truncated, or its checksum is another.
+    """
+    from safetensors import safe_open
+
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except Exception as error:  # its library has an error of its own, and torch has several for impossible tensors
+        raise DamagedFileError(f"{path} is damaged or not a safetensors file ({error})") from error
+    found = header.pop(CHECKSUM, None)
+    if found is not None and found != _checksum(tensors, header):
+        raise DamagedFileError(f"{path} is damaged (its checksum differs from that of its contents)")
+    if entries is not None and not set(header) <= set(entries):
+        raise DamagedFileError(
+            f"{path} is damaged or not ours (its header has {', '.join(sorted(set(header) - set(entries)))!r})"
+        )
+    return tensors, header
+
+
+def _check_header(path: Path) -> None:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(LARGEST_HEADER, path.stat().st_size):
+        raise ValueError(f"a header of {length:,} bytes")
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """SHA-256 of names, types, shapes and bytes, and of the header's other entries."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(dict(sorted(header.items()))).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:

@@ -8,6 +8,8 @@ thresholds are tensors of the checkpoint. So a checkpoint needs neither its reci
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from torch import nn
 
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData
-from spikeprop.errors import CheckpointError, RecipeError
-from spikeprop.learn import load_checkpoint, load_model
+from spikeprop.errors import CheckpointError, RecipeError, SpikepropError
+from spikeprop.imports import from_file
+from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.recipe import Component, component
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 
+LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
+SMALL = 100_000  # numbers that are never too many
 LATER = (".scale", ".v_init", "readout_from", "pre_run")  # tensors that checkpoints did not have at first
 
 
@@ -47,19 +52,39 @@ def describe_network(model: nn.Module, experiment: Any, data: ImageData) -> dict
     }
 
 
-def load_network(path: str | Path) -> LoadedNetwork:
+def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:
     """Build the network of a checkpoint and fill in its tensors.
+
+    A checkpoint may come from anyone, so what it describes is held to what its tensors can fill, and code from outside is not
+    imported for it unless named.
+
+    Args:
+        path: the checkpoint.
+        trusted: packages that it may have imported, beside torch, snnTorch and the like, and those already imported.
 
     Raises:
         CheckpointError: damaged, not a network's checkpoint, or of another architecture (naming tensors).
+        RecipeError: its description names what does not exist, or code from outside.
     """
     checkpoint = load_checkpoint(path)
-    described = checkpoint.description
-    if "kind" not in described:
+    if "kind" not in checkpoint.description:
         raise CheckpointError(f"{path} holds training progress; use ann, converted or finetuned.safetensors")
+    try:
+        with from_file(trusted):
+            return _build(checkpoint)
+    except SpikepropError:
+        raise
+    except Exception as error:  # a description that we did not write can be wrong in any way
+        raise CheckpointError(f"{path} describes a network that cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _build(checkpoint: Checkpoint) -> LoadedNetwork:
+    described = checkpoint.description
+    _check_description(checkpoint)
     ann_component = component(nn.Module, described["ann"], "ann")
     if "weights" in ann_component.arguments:
         ann_component = ann_component.replace(weights=None)  # the checkpoint's tensors replace them
+    _check_size(ann_component, checkpoint)
     network = ann_component.build()
     if described["kind"] == "snn":
         neuron = component(Neuron, described["neuron"], "neuron")
@@ -69,6 +94,33 @@ def load_network(path: str | Path) -> LoadedNetwork:
         _fill_in(network, checkpoint.tensors)
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
+
+
+def _check_description(checkpoint: Checkpoint) -> None:
+    described, path = checkpoint.description, checkpoint.path
+    shape = described.get("input_shape")
+    sizes = shape if isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape) else None
+    if sizes is None or math.prod(sizes) > LARGEST_INPUT:
+        raise CheckpointError(
+            f"{path} says that its network reads {shape!r}, which is no shape of inputs up to {LARGEST_INPUT:,} numbers"
+        )
+    data = described.get("data")
+    if described["kind"] not in ("ann", "snn") or not isinstance(data, dict) or type(described.get("timesteps")) is not int:
+        raise CheckpointError(f"{path} lacks what the checkpoint of a network says: kind, data, timesteps")
+    if type(described.get("seed")) is not int:
+        raise CheckpointError(f"{path} lacks its seed")
+
+
+def _check_size(ann: Component[nn.Module], checkpoint: Checkpoint) -> None:
+    """The network described may not be far larger than the tensors that are to fill it: it is measured before it takes memory."""
+    with torch.device("meta"):
+        try:
+            needed = sum(p.numel() for p in ann.build().parameters())
+        except Exception:  # not every constructor can do without numbers
+            return
+    held = sum(t.numel() for t in checkpoint.part("model").values())
+    if needed > 4 * held + SMALL:
+        raise CheckpointError(f"{checkpoint.path} describes a network of {needed:,} numbers, and has {held:,}")
 
 
 def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder: Component[Encoder], data: ImageData) -> None:

@@ -99,7 +99,12 @@ def from_nir(
     Raises:
         NirError: naming the node that is not known or cannot be expressed exactly.
     """
-    return _Importer(graph, surrogate, dt).build(encoder if encoder is not None else _encoder(graph))
+    try:
+        return _Importer(graph, surrogate, dt).build(encoder if encoder is not None else _encoder(graph))
+    except NirError:
+        raise
+    except Exception as error:  # fields of a file that nobody's writer wrote can be of any type and shape
+        raise NirError(f"the graph does not hold what its nodes say: {type(error).__name__}: {error}") from error
 
 
 def stage_names(graph: nir.NIRGraph) -> dict[str, str]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
 from spikeprop.data import ImageData
 from spikeprop.deploy import chip_budget, compare, export
-from spikeprop.errors import EvaluationError, NirError, RecipeError
+from spikeprop.errors import CheckpointError, EvaluationError, NirError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
     Journal,
@@ -44,6 +44,7 @@ from spikeprop.learn import (
     LearningRule,
     MetricsLog,
     ProgressBar,
+    drop_progress,
     fit,
     load_checkpoint,
     load_model,
@@ -56,6 +57,7 @@ from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Preci
 from spikeprop.snn import IF, SignedIF, SpikingNetwork
 
 TOGETHER = ("ann", "finetune", "evaluate")  # stages whose work several processes share
+NETWORKS = {"ann": "ann", "convert": "converted", "finetune": "finetuned"}  # the network that each stage leaves
 SMOKE_IMAGES = 64
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
@@ -161,6 +163,7 @@ class _Run:
             "simulate": self.simulate,
         }
         results = {}
+        self._forget_damaged(list(stages))
         for name, work in stages.items():
             results[name] = self.folder.stage(name, work, together=name in TOGETHER)
             if not self.processes.rank:
@@ -302,6 +305,7 @@ class _Run:
             callbacks=[ProgressBar(None if self.processes.rank else stage), log, *guards, *callbacks],
             checkpoint=self._progress(stage),
             processes=self.processes,
+            checkpoint_seconds=self.context.save_every,
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
 
@@ -330,10 +334,23 @@ class _Run:
 
     def _drop_progress(self, stage: str) -> None:
         """A finished stage needs no optimiser state, which is up to three times the network's size."""
-        for file in (self._progress(stage), self._progress(stage).with_suffix(".json")):
-            file.unlink(missing_ok=True)
+        drop_progress(self._progress(stage))
         if stage == "evaluate":
             shutil.rmtree(self._answers(), ignore_errors=True)
+
+    def _forget_damaged(self, stages: list[str]) -> None:
+        """A stage whose network cannot be read any more runs again, and so does what was made of it."""
+        for stage, network in NETWORKS.items():
+            if not self.folder.finished(stage):
+                continue
+            try:
+                load_checkpoint(self._file(network))
+            except CheckpointError as error:
+                again = stages[stages.index(stage) :]
+                self.context.notify(f"warning: {error}. Stage {stage} and those after it run again")
+                self._file(network).unlink(missing_ok=True)
+                self.folder.forget(again)
+                return
 
     def _conversion_error(self, ann: nn.Module, timesteps: list[int]) -> dict[str, Any]:
         """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""

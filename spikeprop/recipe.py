@@ -3,7 +3,7 @@
 A recipe names components as ``{use: LIF, leak: 0.99}`` or just ``LIF``. A bare name is looked up in the slot's home
 module, a dotted one is imported; then it must be a subclass of the slot's base, and its keys must be in its signature
 with values of the annotated types. Every mistake is found here, before any data loads, and named by its path
-(``finetune.lr``) with the nearest name.
+(``finetune.lr``) with the nearest name. Within ``spikeprop.imports.looking`` names from outside are noted instead of imported.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from spikeprop import imports
 from spikeprop.errors import RecipeError
 
 T = TypeVar("T")
@@ -34,6 +35,9 @@ HOMES = {
     "spikeprop.ann.activation.Clipped": "spikeprop.ann.activation",
 }
 RESERVED = {"params"}  # an optimiser's parameters exist only once the network does
+LARGEST_RECIPE = 2**20  # bytes
+LARGEST_TREE = 100_000  # values, each counted as often as anchors and merges repeat it
+DEEPEST_TREE = 50
 GIVEN_LATER = RESERVED | {"timesteps"}  # may come from the stage's own setting
 
 
@@ -105,10 +109,13 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: naming the place and the fix.
     """
     path = find_recipe(source)
+    size = path.stat().st_size
+    if size > LARGEST_RECIPE:
+        raise RecipeError(f"{path} has {size:,} bytes; a recipe has at most {LARGEST_RECIPE:,}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
+        tree = _read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"{path} is not YAML that a recipe can be: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must hold a mapping of settings")
     for override in overrides:
@@ -120,7 +127,12 @@ def check(tree: Mapping[str, Any]) -> Any:
     """The experiment that a recipe's tree describes, every component checked."""
     settings = dict(tree)
     use = settings.pop("use", DEFAULT_EXPERIMENT)
+    if not isinstance(use, str):
+        raise RecipeError(f"use: expected the name of an experiment, got {use!r}")
     experiment = _find(use, "use", None, EXPERIMENTS)
+    if experiment is unseen:
+        _note_names(settings, "")
+        return None
     if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "run")):
         raise RecipeError(f"use: {use!r} is not an experiment: a frozen dataclass with run(context) -> Report")
     return _dataclass(experiment, settings, "")  # type: ignore[arg-type]
@@ -134,8 +146,16 @@ def component(base: type[T], value: Any, path: str) -> Component[T]:
     use = settings["use"]
     target = _find(use, path, base, home(base))
     given = {k: v for k, v in settings.items() if k != "use"}
+    if target is unseen:
+        _note_names(given, path)
+        return Component(use, target, given, path)
     arguments = _arguments(_source(target), given, path, use)
     return Component(use, target, arguments, path)
+
+
+def unseen(*_: Any, **__: Any) -> Any:
+    """What stands for a component that was noted and not imported."""
+    raise RecipeError("a recipe that was only looked at cannot be run")
 
 
 def home(base: type) -> str:
@@ -202,6 +222,60 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _read_yaml(text: str) -> Any:
+    """YAML within bounds, which are counted before anything is made of it.
+
+    Raises:
+        ValueError: it is not YAML, or it is too large once anchors are followed.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _count(node, 0, [0])
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # of dates and numbers that are none
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _count(node: Any, depth: int, count: list[int]) -> None:
+    count[0] += 1
+    if count[0] > LARGEST_TREE or depth > DEEPEST_TREE:
+        raise ValueError(f"more than {LARGEST_TREE:,} values, or nested deeper than {DEEPEST_TREE}, its anchors followed")
+    below = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else ()
+    for item in below:
+        for inner in item if isinstance(item, tuple) else (item,):
+            _count(inner, depth + 1, count)
+
+
+def _note_names(value: Any, path: str) -> None:
+    """What lies under something that is not imported: names in it may be components too."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("use"), str) and not imports.importable(value["use"].rpartition(".")[0] or "spikeprop"):
+            _note(value["use"], f"{path}.use")
+        for key, inner in value.items():
+            _note_names(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _note_names(inner, f"{path}.{number}")
+
+
+def _note(use: str, path: str) -> None:
+    found = imports.noted()
+    if found is None:
+        package = use.partition(".")[0]
+        raise RecipeError(
+            f"{path}: {use!r} is code of {package!r}, which the file of a network may not have imported unasked; "
+            f"if you trust it, name it: --import {package}"
+        )
+    found.append(f"{path}: {use}")
+
+
 def _override(tree: dict[str, Any], text: str) -> None:
     path, sign, value = text.partition("=")
     if not sign or not path:
@@ -218,8 +292,8 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(node, dict):
             raise RecipeError(f"override {text!r}: {'.'.join(parents[: i + 1])} is {node!r}, which has no keys")
     try:
-        node[last] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
+        node[last] = _read_yaml(value)
+    except ValueError as error:
         raise RecipeError(f"override {text!r}: the value is not YAML: {error}") from error
 
 
@@ -302,9 +376,14 @@ def _arguments(target: Any, given: Mapping[str, Any], path: str, use: str) -> di
 def _find(use: str, path: str, base: type | None, module: str) -> Any:
     """The class (or function) that a name means in a slot."""
     where, _, name = use.rpartition(".")
+    if any(not part.isidentifier() or part.startswith("_") for part in use.split(".")):
+        raise RecipeError(f"{path}: {use!r} is not a public name; expected Name or package.module.Name")
+    if where and not imports.importable(where):
+        _note(use, path)
+        return unseen
     try:
         found = getattr(importlib.import_module(where or module), name, None)
-    except ImportError as error:
+    except Exception as error:  # the module's own code may raise anything
         extra = _extra_of(where)
         raise RecipeError(f"{path}: cannot import {where!r} for {use!r}: {error}{extra}") from error
     if found is None or (base is not None and not where and not _fits(found, base)):

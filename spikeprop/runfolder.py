@@ -14,16 +14,18 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spikeprop.errors import RecipeError
-from spikeprop.files import leaves, read_json, write_json, write_text
+from spikeprop.errors import DamagedFileError, RecipeError
+from spikeprop.files import leaves, previous_of, read_json, remove_leftovers, write_json, write_text
 from spikeprop.processes import ALONE, Processes
 from spikeprop.recipe import Recipe, check, dump
+from spikeprop.stopping import stop_if_asked
 
 MACHINE = {"device"}  # where a run takes place is no part of what it is
 LIBRARIES = ("spikeprop", "torch", "torchvision", "numpy", "nir", "safetensors")
@@ -40,26 +42,24 @@ class RunFolder:
 
     Raises:
         RecipeError: the folder holds a run of another recipe.
+        DamagedFileError: its ``run.json`` cannot be read.
     """
 
     def __init__(self, path: Path, recipe: Recipe, smoke: bool = False, processes: Processes = ALONE):
         self.path, self.processes = path, processes
         processes.first(lambda: self._begin(recipe.describe(), smoke))
-        self._stages = self._read_stages()
+        self._stages = _read_stages(path / "stages.json")
 
     def _begin(self, described: dict[str, Any], smoke: bool) -> None:
         path = self.path
         if (path / "run.json").exists():
             self._check_same(described)
         path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         write_text(path / "recipe.yaml", dump(described))
         if not (path / "run.json").exists():
             more = {"processes": self.processes.count} if self.processes.count > 1 else {}
             write_json(path / "run.json", {"recipe": described, "smoke": smoke, **more, **describe_machine()})
-
-    def _read_stages(self) -> dict[str, Any]:
-        stages = self.path / "stages.json"
-        return read_json(stages) if stages.exists() else {}
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]], *, together: bool = False) -> dict[str, Any]:
         """The result of a stage: from the folder if it is finished, else from ``work``, which is timed and remembered.
@@ -70,16 +70,17 @@ class RunFolder:
             together: of several processes all do it, and rank 0's result counts; else rank 0 does, and the others wait.
         """
         if name not in self._stages:
+            self.processes.together(stop_if_asked)
             if self.processes.rank == 0:
                 self.processes.together(lambda: self._timed(name, work))
             else:
                 self.processes.together(work if together else lambda: None)
-                self._stages = self._read_stages()
+                self._stages = _read_stages(self.path / "stages.json")
         return self._stages[name]["result"]
 
     def _timed(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         clock = self.path / f".{name}.seconds"
-        before = float(clock.read_text()) if clock.exists() else 0.0
+        before = _read_seconds(clock)
         started = time.monotonic()
         try:
             result = work()
@@ -89,12 +90,21 @@ class RunFolder:
             raise
         seconds = round(before + time.monotonic() - started, 2)
         self._stages[name] = {"seconds": seconds, "commit": _commit(), "result": result}
-        write_json(self.path / "stages.json", self._stages)
+        self._write_stages()
         clock.unlink(missing_ok=True)
 
     def finished(self, name: str) -> bool:
         """Whether a stage is done."""
         return name in self._stages
+
+    def forget(self, names: Collection[str]) -> None:
+        """Take back that these stages are done, so that they run again."""
+        if set(names) & set(self._stages):
+            self._stages = {name: stage for name, stage in self._stages.items() if name not in names}
+            self._write_stages()
+
+    def _write_stages(self) -> None:
+        write_json(self.path / "stages.json", self._stages, keep_previous=True)
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each finished stage."""
@@ -113,6 +123,37 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe (it differs in {', '.join(sorted(changed)[:4])}); "
                 "choose another --out folder or delete that one"
             )
+
+
+def _read_stages(path: Path) -> dict[str, Any]:
+    """The finished stages; where the file is damaged or was being replaced, those of the file before it."""
+    problem = ""
+    for file in (path, previous_of(path)):
+        if not file.exists():
+            continue
+        try:
+            stages = read_json(file)
+            if not isinstance(stages, dict) or not all(
+                isinstance(s, dict) and {"seconds", "result"} <= set(s) for s in stages.values()
+            ):
+                raise DamagedFileError(f"{file} does not hold what a run writes there")
+        except DamagedFileError as error:
+            problem = str(error)
+            continue
+        if problem:
+            warnings.warn(f"{problem}: going on from {file}, {', '.join(stages) or 'no stage'} done", stacklevel=3)
+        return stages
+    if problem:
+        warnings.warn(f"{problem}: its stages run again", stacklevel=3)
+    return {}
+
+
+def _read_seconds(file: Path) -> float:
+    """What earlier attempts at a stage took; a damaged note counts as none."""
+    try:
+        return float(file.read_text(encoding="utf-8")) if file.exists() else 0.0
+    except ValueError:
+        return 0.0
 
 
 def _completed(described: dict[str, Any]) -> dict[str, Any]:

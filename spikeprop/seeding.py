@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -21,6 +23,16 @@ def mix_seed(seed: int, *position: int) -> int:
 def seed_torch(seed: int, *position: int) -> None:
     """Seed torch's global generators from a seed and a position."""
     torch.manual_seed(mix_seed(seed, *position))
+
+
+def seed_everything(seed: int, *position: int) -> None:
+    """Seed the global generators of torch, numpy and Python from a seed and a position."""
+    import numpy as np
+
+    mixed = mix_seed(seed, *position)
+    torch.manual_seed(mixed)
+    np.random.seed(mixed & 0xFFFFFFFF)  # noqa: NPY002 - the global one is what other people's code draws from
+    random.seed(mixed)
 
 
 def generator(seed: int, *position: int) -> torch.Generator:

@@ -5,9 +5,8 @@ A checkpoint says what it was trained on, and so does a NIR file that ``export``
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import Tensor
 from spikeprop.data import ImageData
 from spikeprop.deploy import export, hardware_package
 from spikeprop.errors import CheckpointError, HardwareError, NirError
+from spikeprop.files import parse_json
+from spikeprop.imports import from_file
 from spikeprop.networks import load_network
 from spikeprop.nir import ENCODERS, from_nir
 from spikeprop.recipe import component
@@ -59,7 +60,8 @@ class Subject:
         missing = [option for option, value in (("--data", self.data.get("use")), ("--timesteps", self.timesteps)) if not value]
         if missing:
             raise NirError(f"{self.file} does not say what it is to be simulated with; pass {' and '.join(missing)}")
-        data = component(ImageData, dict(self.data), "--data").build()
+        with from_file():
+            data = component(ImageData, dict(self.data), "--data").build()
         if data.input_shape != self.network.input_shape:
             raise NirError(
                 f"the network reads {self.network.input_shape}, but images of {type(data).__name__} are {data.input_shape}; "
@@ -72,12 +74,13 @@ class Subject:
 
 
 @contextmanager
-def opened(path: Path, encoder: str | None = None) -> Iterator[Subject]:
+def opened(path: Path, encoder: str | None = None, trusted: Collection[str] = ()) -> Iterator[Subject]:
     """A checkpoint or a NIR file, whichever ``path`` is; a checkpoint's NIR file exists only within the block.
 
     Args:
         path: what ``run`` or ``export`` wrote, or a NIR file from elsewhere.
         encoder: "Direct" or "Poisson", for a NIR file that does not name its own.
+        trusted: packages that a checkpoint may have imported.
 
     Raises:
         CheckpointError: a checkpoint that is damaged, or of an ANN.
@@ -87,14 +90,14 @@ def opened(path: Path, encoder: str | None = None) -> Iterator[Subject]:
     if _is_nir(path):
         yield _read(path, encoder)
         return
-    loaded = load_network(path)
+    loaded = load_network(path, trusted)
     if not isinstance(loaded.network, SpikingNetwork):
         raise CheckpointError(f"{path} is an ANN; give the converted or finetuned checkpoint of its run")
     about = loaded.description
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.nir"
         export(loaded.network, file, about)
-        yield Subject(loaded.network, file, about["timesteps"], about["data"], about["seed"])
+        yield Subject(loaded.network, file, about["timesteps"], _kept(about["data"]), about["seed"])
 
 
 def _is_nir(path: Path) -> bool:
@@ -117,15 +120,24 @@ def _read(path: Path, encoder: str | None) -> Subject:
     if encoder is not None and metadata.get("encoder", encoder) != encoder:
         raise NirError(f"{path} names its encoder, {metadata['encoder']}, which its integers are made for; leave --encoder out")
     network = from_nir(graph, encoder=ENCODERS[encoder]() if encoder is not None else None)
-    steps = int(metadata["timesteps"]) if "timesteps" in metadata else None
-    return Subject(network, path, steps, _data(path, metadata), int(metadata.get("seed", 0)))
+    try:
+        steps = int(metadata["timesteps"]) if "timesteps" in metadata else None
+        seed = int(metadata.get("seed", 0))
+    except (TypeError, ValueError) as error:
+        raise NirError(f"{path}: the metadata's timesteps or seed is not a number: {error}") from error
+    return Subject(network, path, steps, _data(path, metadata), seed)
 
 
 def _data(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        data = json.loads(metadata.get("data", "{}"))
+        data = parse_json(metadata.get("data", "{}"))
     except (TypeError, ValueError) as error:
         raise NirError(f"{path}: the metadata's data is not the JSON that `spikeprop export` writes: {error}") from error
     if not isinstance(data, dict):
         raise NirError(f"{path}: the metadata's data is {data!r}, not the JSON object that `spikeprop export` writes")
-    return data
+    return _kept(data)
+
+
+def _kept(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file may say of the data; where they lie and whether to fetch them is the user's to say."""
+    return {key: data[key] for key in ("use", "mean", "std") if key in data}

@@ -6,8 +6,9 @@ from spikeprop_hardware.budget import Activity, Budget, Chip, LayerBudget, activ
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerNetwork
 from spikeprop_hardware.netx import quantize_for_netx, write_netx
-from spikeprop_hardware.plan import make_plan, read_graph
+from spikeprop_hardware.plan import make_plan
 from spikeprop_hardware.quantize import LayerReport, Quantized, quantize
+from spikeprop_hardware.reading import read_graph
 from spikeprop_hardware.reference import Simulator
 from spikeprop_hardware.simulate import Recording, Simulation, simulate
 

@@ -7,6 +7,7 @@ than one sparse product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,22 @@ from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
 
+LARGEST = 2**26  # numbers of a tensor; ImageNet's largest layers have a few million
 Shape = tuple[int, ...]
 Margins = tuple[tuple[int, int], tuple[int, int]]  # padding (above, below), (left, right)
 Linear = tuple[sparse.csr_matrix, np.ndarray, Shape]  # matrix, bias, shape of the result
+
+
+def check_size(name: str, shape: Shape) -> None:
+    """A tensor of a graph must have a size that a machine can hold; a file can say any.
+
+    Raises:
+        HardwareError: naming the node.
+    """
+    if not shape or min(shape) < 1 or math.prod(shape) > LARGEST:
+        raise HardwareError(
+            f"node {name!r} has a tensor of shape {shape}; sizes are positive, and at most {LARGEST:,} numbers are laid out"
+        )
 
 
 def linear_of(node: Any, shape: Shape, name: str) -> Linear:
@@ -34,7 +48,32 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
             f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF, "
             "SpikingMaxPool2d"
         )
+    if isinstance(node, (nir.Conv2d, nir.AvgPool2d, nir.SumPool2d)):
+        _check_window(node, shape, name)
     return maker(node, shape, name)
+
+
+def _check_window(node: Any, shape: Shape, name: str) -> None:
+    """Before a convolution is laid out: that its output is no larger than can be."""
+    if len(shape) != 3:
+        raise HardwareError(f"node {name!r} slides over images (C, H, W), but {shape} arrives")
+    conv = isinstance(node, nir.Conv2d)
+    if conv and np.ndim(node.weight) != 4:
+        raise HardwareError(f"node {name!r} has weights with {np.ndim(node.weight)} axes; a convolution's have 4")
+    kernel = np.shape(node.weight)[2:] if conv else pair(node.kernel_size)
+    outputs = np.shape(node.weight)[0] if conv else shape[0]
+    margins = _margins(node, np.empty((1, 1, *kernel)), name) if conv else _even(node.padding)
+    stride, dilation = pair(node.stride), pair(node.dilation) if conv else (1, 1)
+    if min(*kernel, *stride, *dilation) < 1 or min(min(m) for m in margins) < 0:
+        raise HardwareError(
+            f"node {name!r} has a kernel {kernel}, stride {stride}, dilation {dilation} or padding {margins} out of range"
+        )
+    after = [(n + sum(m) - d * (k - 1) - 1) // s + 1 for n, m, d, k, s in zip(shape[1:], margins, dilation, kernel, stride)]
+    check_size(name, (outputs, *after))
+    if math.prod(after) * math.prod(kernel) > LARGEST:
+        raise HardwareError(
+            f"node {name!r} has a window of {kernel} at {after[0]} x {after[1]} places, more than can be laid out"
+        )
 
 
 def _conv(node: nir.Conv2d, shape: Shape, name: str) -> Linear:

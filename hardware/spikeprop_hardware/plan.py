@@ -8,18 +8,15 @@ extra delay.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import h5py
 import nir
 import numpy as np
-from nir.serialization import read_node
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.matrix import Shape, linear_of
-from spikeprop_hardware.pool import KIND, has_max_pool, is_max_pool, read_with_max_pool, windows_of
+from spikeprop_hardware.matrix import Shape, check_size, linear_of
+from spikeprop_hardware.pool import is_max_pool, windows_of
 
 
 @dataclass
@@ -76,49 +73,27 @@ class _Path:
     shape: Shape
 
 
-def read_graph(path: str | Path) -> nir.NIRGraph:
-    """Read a NIR file. Its shapes are left to ``make_plan``: nir 1.0.8 takes kernels as square and forgets groups.
-
-    Raises:
-        HardwareError: no such file, or not a whole NIR file.
-    """
-    try:
-        with h5py.File(path) as file:
-            pools = has_max_pool(file)
-        return read_with_max_pool(path) if pools else nir.read(str(path), type_check=False)
-    except FileNotFoundError:
-        raise HardwareError(f"there is no file {path}") from None
-    except (OSError, KeyError, ValueError, RuntimeError, AssertionError) as error:
-        raise HardwareError(_culprit(path) or f"{path} is not a NIR file, or only a part of one: {error}") from error
-
-
-def _culprit(path: str | Path) -> str | None:
-    """Which node nir cannot read, for its own message does not say."""
-    try:
-        with h5py.File(path) as file:
-            nodes: Any = file["node/nodes"]
-            for name, node in nodes.items():
-                try:
-                    if node["type"][()] != KIND.encode():
-                        read_node(node)
-                except Exception as error:
-                    return f"{path}: node {name!r} cannot be read: {error}"
-    except (OSError, KeyError, RuntimeError):
-        return None
-    return None
-
-
 def make_plan(graph: nir.NIRGraph) -> Plan:
     """Lay out a NIR graph.
 
     Raises:
-        HardwareError: a node, reset mode or topology that is not known, naming it.
+        HardwareError: a node, reset mode or topology that is not known, naming it; or fields that do not fit each other.
     """
+    try:
+        return _make_plan(graph)
+    except HardwareError:
+        raise
+    except Exception as error:  # a graph from elsewhere can hold anything in its fields
+        raise HardwareError(f"the graph does not hold what its nodes say: {type(error).__name__}: {error}") from error
+
+
+def _make_plan(graph: nir.NIRGraph) -> Plan:
     inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
     outputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Output)]
     if len(inputs) != 1 or len(outputs) != 1:
         raise HardwareError(f"the graph has {len(inputs)} inputs and {len(outputs)} outputs; this simulator runs one of each")
     shape = tuple(int(n) for n in graph.nodes[inputs[0]].input_type["input"])
+    check_size(inputs[0], shape)
     plan = Plan(shape, inputs[0])
     metadata = graph.metadata or {}
     plan.readout_from, plan.encoder = int(metadata.get("readout_from", 0)), metadata.get("encoder")

@@ -21,8 +21,9 @@ import numpy as np
 from spikeprop_hardware.environment import lava_python
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerNetwork, IntegerPopulation, save
-from spikeprop_hardware.plan import Plan, make_plan, read_graph
+from spikeprop_hardware.plan import Plan, make_plan
 from spikeprop_hardware.quantize import quantize_plan
+from spikeprop_hardware.reading import read_graph
 from spikeprop_hardware.reference import Simulator
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from spikeprop_hardware.build import run_on_lava
 from spikeprop_hardware.integer import load
-from spikeprop_hardware.plan import make_plan, read_graph
+from spikeprop_hardware.plan import make_plan
+from spikeprop_hardware.reading import read_graph
 
 
 def _tell(done: int, total: int) -> None:

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError
+from spikeprop.files import read_tensors
 
 
 def find_weights(path: Path) -> Path:
@@ -24,13 +25,19 @@ def load_tensors(model: nn.Module, path: Path) -> None:
     """Load a file of tensors into a model, every name and shape matching."""
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-    else:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else _unpickled(path)
     try:
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that ``torch.save`` wrote, by torch's own reader that calls nothing but what tensors need."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged, or holds more than tensors ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(f"{path} does not hold tensors by name")
+    return found

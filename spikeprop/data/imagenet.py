@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.data.base import Batch, ImageData, as_list
+from spikeprop.data.photographs import read_photograph
 from spikeprop.errors import MissingDataError
 from spikeprop.processes import ALONE, Processes
 from spikeprop.seeding import generator, mix_seed
@@ -107,8 +108,16 @@ class FolderSplit:
             batch_sampler=[batch[self.processes.rows(len(batch))] for batch in batches],
             num_workers=min(self.workers, len(batches), os.cpu_count() or 1),
         )
-        for batch, (x, _) in zip(batches, loader, strict=True):
-            yield x, torch.tensor([self.samples[index][1] for index in batch])
+        try:
+            for batch, (x, _) in zip(batches, loader, strict=True):
+                yield x, torch.tensor([self.samples[index][1] for index in batch])
+        except RuntimeError as error:  # torch's, of a worker that was killed; errors within one keep their own type
+            if "DataLoader worker" not in str(error):
+                raise
+            raise MissingDataError(
+                f"a process that decodes photographs died ({str(error).splitlines()[0]}): often memory ran out. The same command "
+                "goes on from the last checkpoint; data.workers=1 takes less memory, data.workers=0 decodes in the main process"
+            ) from error
 
     def fingerprint(self) -> str:
         """Hash of the names and sizes of the files, their labels and the crop; reading the photographs would take minutes."""
@@ -138,14 +147,8 @@ class _Photographs(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image, UnidentifiedImageError
-
         path, label = self.samples[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise MissingDataError(f"{path} is truncated or not an image ({error}); replace or delete it") from error
+        image = read_photograph(path)
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.manual_seed(mix_seed(self.seed, index))

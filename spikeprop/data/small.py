@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from spikeprop.data.base import ImageData, InMemorySplit, limited
+from spikeprop.data.cifar import read_batch
 from spikeprop.errors import MissingDataError
 
 
@@ -65,20 +67,45 @@ class _TorchvisionData(_InMemoryData):
     files: ClassVar[str]
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        from torchvision import datasets
-
         folder, name = self.folder(), type(self).__name__
         try:
-            dataset = getattr(datasets, name)(root=str(folder), train=train, download=self.download)
+            images, labels = self.read_files(folder, train)
+            if images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape or len(images) != len(labels):
+                raise ValueError(f"images of shape {tuple(images.shape)} and {len(labels)} labels")
+            if not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+                raise ValueError(f"a label beyond {self.classes - 1}")
         except Exception as error:
             raise MissingDataError(
                 f"{name}: cannot read {self.files} under {folder} ({type(error).__name__}: {error}). The files are missing, "
                 "truncated or damaged. Copy them there, point data.root or SPIKEPROP_DATA at them, or let torchvision fetch "
                 "them with data.download=true"
             ) from error
-        images = torch.as_tensor(dataset.data)
-        images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-        return images, torch.as_tensor(dataset.targets).long()
+        return images, labels
+
+    def read_files(self, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
+        """Images and labels of a split, as torchvision reads them."""
+        from torchvision import datasets
+
+        dataset = getattr(datasets, type(self).__name__)(root=str(folder), train=train, download=self.download)
+        return torch.as_tensor(dataset.data).unsqueeze(1), torch.as_tensor(dataset.targets).long()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CIFAR(_TorchvisionData):
+    """Its files are pickles: torchvision knows where they are and their hashes, ``read_batch`` reads them."""
+
+    label: ClassVar[str]
+
+    def read_files(self, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
+        from torchvision import datasets
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        official = getattr(datasets, type(self).__name__)
+        files = official.train_list if train else official.test_list
+        if self.download and not all((folder / official.base_folder / name).is_file() for name, _ in files):
+            download_and_extract_archive(official.url, str(folder), filename=official.filename, md5=official.tgz_md5)
+        parts = [read_batch(folder / official.base_folder / name, md5, self.label, self.classes) for name, md5 in files]
+        return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +130,7 @@ class FashionMNIST(_TorchvisionData):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10(_TorchvisionData):
+class CIFAR10(_CIFAR):
     """CIFAR-10, 50,000 + 10,000 images of 3x32x32; normalised to [-1, 1] so that Poisson coding does not saturate."""
 
     mean: float | list[float] = 0.5
@@ -113,11 +140,12 @@ class CIFAR10(_TorchvisionData):
     input_shape: ClassVar = (3, 32, 32)
     classes: ClassVar = 10
     names: ClassVar = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    files: ClassVar = "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}"
+    files: ClassVar = "cifar-10-batches-py/{data_batch_1..5,test_batch}"
+    label: ClassVar = "labels"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR100(_TorchvisionData):
+class CIFAR100(_CIFAR):
     """CIFAR-100, 50,000 + 10,000 images of 3x32x32; normalised to [-1, 1]."""
 
     mean: float | list[float] = 0.5
@@ -126,4 +154,5 @@ class CIFAR100(_TorchvisionData):
     flip: bool = True
     input_shape: ClassVar = (3, 32, 32)
     classes: ClassVar = 100
-    files: ClassVar = "cifar-100-python/{train,test,meta}"
+    files: ClassVar = "cifar-100-python/{train,test}"
+    label: ClassVar = "fine_labels"

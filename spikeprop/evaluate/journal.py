@@ -2,25 +2,23 @@
 
 ``evaluation.json`` says what is evaluated and how. ``parts/`` gets a file with the answers to a few batches every few
 seconds, written to a temporary name and renamed, so a batch is there whole or not at all, whichever process answered it.
-When all are there they become ``answers.safetensors``. A folder belongs to one evaluation: another one is refused
-rather than mixed in.
+When all are there they become ``answers.safetensors``. Answers that were damaged since are put aside with a warning and asked
+for again. A folder belongs to one evaluation: another one is refused rather than mixed in.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
-from spikeprop.errors import EvaluationError
+from spikeprop.errors import DamagedFileError, EvaluationError
 from spikeprop.evaluate.answers import BatchAnswers, pack, unpack
-from spikeprop.files import leaves, read_json, write_json, write_tensors
+from spikeprop.files import leaves, read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 1
 
@@ -60,8 +58,8 @@ class Journal:
     def read(self) -> dict[int, BatchAnswers]:
         """The batches that are answered, by number, ascending."""
         whole = self.path / "answers.safetensors"
-        files = [whole] if whole.exists() else self._parts()
-        found = {batch.number: batch for file in files for batch in unpack(_load(file))}
+        files = [whole, *self._parts()] if whole.exists() else self._parts()
+        found = {batch.number: batch for file in files for batch in _load(file)}
         return dict(sorted(found.items()))
 
     def add(self, batches: Sequence[BatchAnswers]) -> None:
@@ -104,8 +102,13 @@ def _save(path: Path, batches: Sequence[BatchAnswers]) -> None:
     write_tensors(path, pack(batches))
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> list[BatchAnswers]:
+    """The answers in a file; none where it is damaged, and then it is put aside."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise EvaluationError(f"{path} is damaged ({error}); delete it and evaluate again") from error
+        tensors, _ = read_tensors(path, ())
+        return unpack(tensors)
+    except (DamagedFileError, LookupError, RuntimeError, StopIteration) as error:  # the latter of a file that is not ours
+        warnings.warn(f"{error}: its images are asked again", stacklevel=4)
+        with suppress(FileNotFoundError):  # another process was first
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        return []

@@ -19,6 +19,7 @@ from spikeprop.evaluate.answers import BatchAnswers, Question
 from spikeprop.evaluate.journal import Journal
 from spikeprop.processes import ALONE, Processes
 from spikeprop.progress import bar
+from spikeprop.stopping import stop_if_asked
 
 SAVE_EVERY = 5.0  # seconds: what a kill costs at most, besides the batch that it falls into
 
@@ -104,6 +105,7 @@ def _answer(
             answers[number], started = replace(batch, seconds=now - started), now
             saver.add(answers[number])
             shown.update()
+            stop_if_asked()
     finally:  # Ctrl-C keeps what is answered
         saver.save()
     return answers

@@ -3,7 +3,7 @@
 from spikeprop.learn.backprop import Backprop
 from spikeprop.learn.bptt import BPTT
 from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, Training
-from spikeprop.learn.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from spikeprop.learn.checkpoint import Checkpoint, drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
 from spikeprop.learn.loop import Batches, fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.rule import LearningRule
@@ -27,8 +27,10 @@ __all__ = [
     "SquaredError",
     "Steps",
     "Training",
+    "drop_progress",
     "fit",
     "load_checkpoint",
+    "load_latest",
     "load_model",
     "save_checkpoint",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import TrainingCollapsed
-from spikeprop.files import write_text
+from spikeprop.files import append_line, write_text
 from spikeprop.progress import bar
 
 
@@ -101,20 +101,19 @@ class MetricsLog(Callback):
         self.path, self.stage = path, stage
 
     def on_start(self, training: Training) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         kept = [line for line in lines if not self._runs_again(line, training.epoch)]
         write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def _runs_again(self, line: str, epoch: int) -> bool:
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # half a line, from a killed run
+            return bool(entry["stage"] == self.stage and entry["epoch"] >= epoch)
+        except (ValueError, LookupError, TypeError):  # half a line, from a killed run
             return True
-        return entry["stage"] == self.stage and entry["epoch"] >= epoch
 
     def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": self.stage, **metrics}) + "\n")
+        append_line(self.path, json.dumps({"stage": self.stage, **metrics}))
 
 
 class CollapseGuard(Callback):

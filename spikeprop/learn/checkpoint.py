@@ -2,23 +2,25 @@
 
 The header is what is read back, so a checkpoint is one file, renamed into place whole. Tensors are named
 ``model.<name>``, ``optimizer.<parameter>.<key>`` and ``<part>.<name>`` of whatever else has a state; what is not a
-tensor lives in the description. Nothing is pickled.
+tensor lives in the description. Nothing is pickled. A checksum in the header covers all of it, and of training's progress the
+checkpoint before the last is kept too, to go on from if the last is damaged.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from spikeprop.errors import CheckpointError
-from spikeprop.files import write_json, write_tensors
+from spikeprop.errors import CheckpointError, DamagedFileError
+from spikeprop.files import parse_json, previous_of, read_tensors, write_json, write_tensors
 
 FORMAT = 1
 
@@ -42,6 +44,8 @@ def save_checkpoint(
     description: Mapping[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
     others: Mapping[str, Mapping[str, Tensor]] | None = None,
+    *,
+    keep_previous: bool = False,
 ) -> None:
     """Write a network to ``path`` atomically, with ``description`` (JSON values) in the header and beside it.
 
@@ -51,6 +55,7 @@ def save_checkpoint(
         description: JSON values.
         optimizer: saved too, to go on training.
         others: further tensors by prefix and name.
+        keep_previous: leave the checkpoint that was there beside the new one, for ``load_latest``.
     """
     parts = {"model": model.state_dict(), **(others or {})}
     tensors = {f"{part}.{k}": v.detach().cpu().contiguous() for part, state in parts.items() for k, v in state.items()}
@@ -60,7 +65,7 @@ def save_checkpoint(
         tensors |= state
         described["optimizer"] = groups
     header = {"spikeprop": json.dumps(described)}
-    write_tensors(path, tensors, header)
+    write_tensors(path, tensors, header, keep_previous=keep_previous)
     write_json(path.with_suffix(".json"), described)
 
 
@@ -74,14 +79,56 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); delete it and run again") from error
+        return _read(path)
+    except DamagedFileError as error:
+        raise CheckpointError(f"{error}; put a copy back, or delete it and run again") from error
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is anything that ``load_latest`` could read."""
+    return path.exists() or previous_of(path).exists()
+
+
+def load_latest(path: Path) -> Checkpoint:
+    """Read the progress of a training; where that is damaged, with a warning, the checkpoint before it.
+
+    A damaged file is put aside, under its name with ``.damaged`` at the end: the next one does not take the good one's place.
+
+    Raises:
+        CheckpointError: neither can be read, or spikeprop did not write it.
+    """
+    previous = previous_of(path)
+    if not path.exists() and previous.exists():  # killed between the two renamings
+        return load_checkpoint(previous)
+    try:
+        return _read(path)
+    except DamagedFileError as error:
+        if not previous.exists():
+            raise CheckpointError(f"{error}, and there is none before it; delete it, and its stage begins anew") from error
+        saved = load_checkpoint(previous)
+        os.replace(path, path.with_name(path.name + ".damaged"))
+        warnings.warn(f"{error}: going on from the checkpoint before it, {previous}", stacklevel=3)
+        return saved
+
+
+def drop_progress(path: Path) -> None:
+    """Delete the progress of a training, and what lies beside it."""
+    for file in (path, path.with_suffix(".json"), previous_of(path), path.with_name(path.name + ".damaged")):
+        file.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Checkpoint:
+    tensors, header = read_tensors(path)
     if "spikeprop" not in header:
         raise CheckpointError(f"{path} holds tensors but was not written by spikeprop: its header has no 'spikeprop' entry")
-    description = json.loads(header["spikeprop"])
+    if set(header) != {"spikeprop"}:  # the checksum's own name is gone
+        raise DamagedFileError(f"{path} is damaged (its header has an entry that is not ours)")
+    try:
+        description = parse_json(header["spikeprop"])
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged (its description is not JSON: {error})") from error
+    if not isinstance(description, dict):
+        raise DamagedFileError(f"{path} is damaged (its description is not a JSON object)")
     if description.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {description.get('format')}, this spikeprop reads {FORMAT}; use the version that wrote it"

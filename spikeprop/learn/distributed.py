@@ -17,6 +17,7 @@ over unequal shares does not expect. With a batch size that the number of proces
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,9 +25,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spikeprop.errors import Stopped
 from spikeprop.learn.batchnorm import synchronised
 from spikeprop.learn.rule import LearningRule
 from spikeprop.processes import Processes
+from spikeprop.stopping import stop_asked, stop_if_asked
 
 
 class Team:
@@ -42,6 +45,7 @@ class Team:
         self.processes, self.model, self.rule = processes, model, rule
         self.weight, self.factor = 1.0, 1.0
         self.wrapped: nn.Module = model
+        self.asked = False
 
     @property
     def several(self) -> bool:
@@ -61,6 +65,20 @@ class Team:
             finally:
                 self.wrapped = self.model  # the wrapper must not outlive the group that it speaks through
 
+    def stop_asked(self) -> bool:
+        """Whether a signal has reached one of the processes by the last step: all stop after the same one."""
+        return self.asked if self.several else stop_asked()
+
+    def stop_if_asked(self) -> None:
+        """Stop here, where everything is saved.
+
+        Raises:
+            Stopped: a signal has arrived, here or at another process.
+        """
+        if self.stop_asked():
+            stop_if_asked()
+            raise Stopped(signal.SIGTERM)
+
     def share(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """This process's part of a batch, for ``join`` to weigh; of x the batches may have read that part alone."""
         size, rows = len(y), self.processes.rows(len(y))
@@ -79,10 +97,12 @@ class Team:
         if not self.several:
             return totals
         late = [] if self.wrapped is not self.model else self._trained()
-        present = totals.new_tensor([float(p.grad is not None) for p in late])
+        present = totals.new_tensor([float(stop_asked()), *(float(p.grad is not None) for p in late)])
         sums = torch.cat([totals * self.factor, present])
         distributed.all_reduce(sums)
-        anywhere = [p for p, count in zip(late, sums[len(totals) :].tolist()) if count]
+        asked, *counts = sums[len(totals) :].tolist()
+        self.asked = asked > 0
+        anywhere = [p for p, count in zip(late, counts, strict=True) if count]
         for dtype in sorted({p.dtype for p in anywhere}, key=str):
             self._join_gradients([p for p in anywhere if p.dtype == dtype])
         if late and len(anywhere) == len(late) and self.rule.overlaps:  # from the next step on, as all are reached

@@ -1,8 +1,8 @@
 """``fit``: the one training loop, for ANN and SNN alike.
 
-The loop owns optimiser, schedule, clipping and checkpoints; the rule owns gradients. Randomness is seeded anew at
-every step from (seed, epoch, step), so a run that was killed and resumed in the middle of an epoch ends with the same
-weights as one that was not.
+The loop owns optimiser, schedule, clipping and checkpoints; the rule owns gradients. Randomness (torch's, numpy's and Python's)
+is seeded anew at every step from (seed, epoch, step), so a run that was killed and resumed in the middle of an epoch ends
+with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError, TrainingCollapsed
 from spikeprop.learn.callback import Callback, Training
-from spikeprop.learn.checkpoint import Checkpoint, load_checkpoint, load_model, load_optimizer, save_checkpoint
+from spikeprop.learn.checkpoint import Checkpoint, has_checkpoint, load_latest, load_model, load_optimizer, save_checkpoint
 from spikeprop.learn.distributed import Team
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
 from spikeprop.processes import ALONE, Processes
-from spikeprop.seeding import seed_torch
+from spikeprop.seeding import seed_everything
 
 Batch = tuple[Tensor, Tensor]
 POSITION = ("epoch", "step", "loss_sum", "correct", "seen", "history", "sums")  # of a training, in its checkpoint
@@ -57,16 +56,27 @@ class Constrained(Protocol):
 
 
 class _Replayed:
-    """An ordinary sized iterable of batches as ``Batches``: earlier batches of a resumed epoch are read and dropped."""
+    """An ordinary sized iterable of batches as ``Batches``: earlier batches of a resumed epoch are read and dropped.
 
-    def __init__(self, batches: Iterable[Batch]):
-        self.batches = batches
+    What it draws from global generators (a DataLoader's order, augmentation) depends on epoch and batch alone.
+    """
+
+    def __init__(self, batches: Iterable[Batch], seed: int):
+        self.batches, self.seed = batches, seed
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        return islice(iter(self.batches), start, None)
+        seed_everything(self.seed, epoch, 0, 0)
+        batches = iter(self.batches)
+        for number in range(len(self)):
+            seed_everything(self.seed, epoch, number, 1)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if number >= start:
+                yield batch
 
 
 @dataclass(frozen=True)
@@ -150,10 +160,11 @@ def fit(
         optimizer: over the model's parameters; its learning rate is the base that ``schedule`` multiplies.
         epochs: passes over ``batches``.
         schedule: factor on the learning rate; default constant.
-        seed: seeds torch's global generators at every step.
+        seed: seeds the global generators of torch, numpy and Python at every step.
         clip: largest gradient norm, or None.
         callbacks: hooks.
-        checkpoint: file to resume from if it exists, and to keep up to date: each epoch and every ``checkpoint_seconds``.
+        checkpoint: file to resume from if it exists, and to keep up to date: each epoch, every ``checkpoint_seconds``, where a
+            signal asks to stop, and where reading a batch fails. The one before it is kept beside it.
         checkpoint_seconds: seconds between checkpoints within an epoch.
         autocast: lower precision of convolutions and linear layers (torch.autocast; the loss is not scaled), or None.
         processes: that train together, each its share of every batch; rank 0 writes the checkpoint. All give the same arguments.
@@ -163,10 +174,11 @@ def fit(
 
     Raises:
         ValueError: no batches, or an optimiser without the rule's own parameters.
-        TrainingCollapsed: a loss that is not finite.
+        TrainingCollapsed: a loss, or a weight at a checkpoint, that is not finite.
         CheckpointError: ``checkpoint`` belongs to another network or another number of batches.
+        Stopped: a signal asked to, within ``spikeprop.stopping.held``.
     """
-    source = batches if isinstance(batches, Batches) else _Replayed(batches)
+    source = batches if isinstance(batches, Batches) else _Replayed(batches, seed)
     if processes.count > 1 and isinstance(batches, Parted):
         source = batches.part(processes)
     training = Training(model, optimizer, epochs, len(source))
@@ -176,7 +188,7 @@ def fit(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     saves = _Saves(rule, callbacks)
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None and has_checkpoint(checkpoint):
         _resume(training, checkpoint, saves)
     device = next(model.parameters()).device
     constrained = [module for module in model.modules() if isinstance(module, Constrained)]
@@ -199,17 +211,19 @@ def fit(
 def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
     started = saved = time.monotonic()
     unread = _Unread(training, how.device)
-    for x, y in batches.epoch(training.epoch, training.step):
-        seed_torch(how.seed, training.epoch, training.step, *_own_number(how.team.processes))
+    for x, y in _read(training, batches, how, unread):
+        seed_everything(how.seed, training.epoch, training.step, *_own_number(how.team.processes))
         _set_lr(training, how.schedule)
         _one_step(training, how, x.to(how.device, non_blocking=True), y.to(how.device, non_blocking=True), unread)
         for callback in how.callbacks:
             callback.on_step(training)
-        due = time.monotonic() - saved > how.checkpoint_seconds
-        if how.checkpoint and due and training.step < training.steps_per_epoch:
-            unread.read()
-            _save(training, how.checkpoint, how.saves, how.team.processes)
-            saved = time.monotonic()
+        due = how.team.stop_asked() or time.monotonic() - saved > how.checkpoint_seconds
+        if due and training.step < training.steps_per_epoch:
+            if how.checkpoint is not None:
+                unread.read()
+                _save(training, how.checkpoint, how.saves, how.team.processes)
+                saved = time.monotonic()
+            how.team.stop_if_asked()
     unread.read()
     lr = training.optimizer.param_groups[0]["lr"]
     metrics = {**training.metrics, "lr": lr, "seconds": round(time.monotonic() - started, 2)}
@@ -220,6 +234,20 @@ def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
     training.loss_sum, training.correct, training.seen, training.sums = 0.0, 0, 0, {}
     if how.checkpoint is not None:
         _save(training, how.checkpoint, how.saves, how.team.processes)
+    if training.epoch < training.epochs:  # else the training is whole, and its caller saves it
+        how.team.stop_if_asked()
+
+
+def _read(training: Training, batches: Batches, how: _How, unread: _Unread) -> Iterator[Batch]:
+    """The rest of an epoch's batches; where reading one fails, what is trained so far is saved before the error goes on."""
+    try:
+        yield from batches.epoch(training.epoch, training.step)
+    except Exception:
+        if how.checkpoint is not None and training.step > 0:
+            with suppress(Exception):  # the first error is the one to know
+                unread.read()
+                _save(training, how.checkpoint, how.saves, how.team.processes)
+        raise
 
 
 def _one_step(training: Training, how: _How, x: Tensor, y: Tensor, unread: _Unread) -> None:
@@ -316,14 +344,22 @@ def _set_mode(model: nn.Module, rule: LearningRule, training: bool) -> None:
 
 
 def _save(training: Training, path: Path, saves: _Saves, processes: Processes) -> None:
+    broken = [name for name, p in training.model.named_parameters() if not torch.isfinite(p).all()]
+    if broken:  # a finite loss may have had a gradient that was not; saved, it would be taken up for good
+        raise TrainingCollapsed(
+            f"{broken[0]} is not finite after epoch {training.epoch + 1}, batch {training.step}: lower the learning rate or "
+            "clip the gradient (clip: 1.0); the last checkpoint is untouched"
+        )
     if processes.rank:
         return
     described = {name: getattr(training, name) for name in (*POSITION, "steps_per_epoch", "epochs")}
-    save_checkpoint(path, training.model, {"training": described}, training.optimizer, saves.state())
+    save_checkpoint(path, training.model, {"training": described}, training.optimizer, saves.state(), keep_previous=True)
 
 
 def _resume(training: Training, path: Path, saves: _Saves) -> None:
-    saved = load_checkpoint(path)
+    saved = load_latest(path)
+    if "training" not in saved.description:
+        raise CheckpointError(f"{saved.path} holds a network and not a training's progress; delete it, or name another file")
     position = {"sums": {}, **saved.description["training"]}  # older checkpoints have no sums
     for name in ("steps_per_epoch", "epochs"):
         if position[name] != getattr(training, name):

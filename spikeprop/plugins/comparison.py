@@ -11,7 +11,6 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment import Context
-from spikeprop.learn import LearningRule, ProgressBar, Schedule, fit
+from spikeprop.learn import LearningRule, ProgressBar, Schedule, drop_progress, fit
 from spikeprop.plugins.arms import check_seeds, report_arms
 from spikeprop.recipe import Component
 from spikeprop.seeding import seed_torch
@@ -124,6 +123,7 @@ class RuleComparison:
                 callbacks=[] if group.rank else [ProgressBar(f"{name}, seed {seed}")],
                 checkpoint=progress,
                 processes=group,
+                checkpoint_seconds=context.save_every,
             )
             result["last_epoch"] = {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")}
         except TrainingCollapsed as error:  # so it is with this rule at this rate: a result, of the network as it stands
@@ -131,7 +131,7 @@ class RuleComparison:
             result["collapsed"] = str(error)
         tested = measured(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
         if not group.rank:
-            _remove(progress)
+            drop_progress(progress)
         return {**tested, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
     def _optimizer(self, rule: LearningRule, model: nn.Module) -> Optimizer:
@@ -153,8 +153,3 @@ def measured(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
 
 def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name)
-
-
-def _remove(progress: Path) -> None:
-    for file in (progress, progress.with_suffix(".json")):
-        file.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ import torch
 from spikeprop_hardware import HardwareError, Recording, quantize, simulate
 from spikeprop_hardware.environment import lava_python
 from spikeprop_hardware.integer import IntegerNetwork, load, save
-from spikeprop_hardware.plan import make_plan, read_graph
+from spikeprop_hardware.plan import make_plan
+from spikeprop_hardware.reading import read_graph
 from spikeprop_hardware.reference import Simulator
 
 from spikeprop import CNN, IF, LIF, Direct

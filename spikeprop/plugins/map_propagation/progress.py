@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from spikeprop.files import write_json, write_tensors
-from spikeprop.learn import load_checkpoint
+from spikeprop.files import previous_of, write_json, write_tensors
+from spikeprop.learn import load_latest
+from spikeprop.stopping import stop_asked, stop_if_asked
 
 CHECKPOINT_SECONDS = 30.0
 FORMAT = 1  # of spikeprop's checkpoints
@@ -39,8 +40,8 @@ class Progress:
         self._tensors: dict[str, Tensor] = {}
         self._pending: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._saved = time.monotonic()
-        if path.exists():
-            saved = load_checkpoint(path)
+        if path.exists() or previous_of(path).exists():
+            saved = load_latest(path)
             self.finished = saved.description["finished"]
             self._tensors = {k: v for k, v in saved.tensors.items() if not k.startswith("run.")}
             if saved.description["run"] is not None:
@@ -53,9 +54,10 @@ class Progress:
             self._pending = None
 
     def keep(self, run: Resumable) -> None:
-        """Write the run under way, if the last time is long ago."""
-        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+        """Write the run under way, if the last time is long ago or a signal asks to stop, which it then does."""
+        if stop_asked() or time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             self.write(run.place(), run.tensors())
+        stop_if_asked()
 
     def finish(self, run: Resumable, result: dict[str, Any]) -> None:
         """Write the result of a finished run and its networks."""
@@ -68,6 +70,6 @@ class Progress:
     def write(self, run: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
         """Replace the file."""
         header = {"spikeprop": json.dumps({"format": FORMAT, "finished": self.finished, "run": run})}
-        write_tensors(self.path, self._tensors | {f"run.{k}": v for k, v in tensors.items()}, header)
+        write_tensors(self.path, self._tensors | {f"run.{k}": v for k, v in tensors.items()}, header, keep_previous=True)
         write_json(self.path.with_suffix(".json"), {"format": FORMAT, "finished": len(self.finished), "run": run and run["step"]})
         self._saved = time.monotonic()

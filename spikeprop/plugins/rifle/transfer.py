@@ -8,6 +8,7 @@ its pretrained weights is kept too, since that is what RIFLE is to change.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from spikeprop.learn import (
     LearningRule,
     ProgressBar,
     Schedule,
+    drop_progress,
     fit,
     load_checkpoint,
     load_model,
@@ -137,8 +139,11 @@ class Transfer:
             schedule=self.schedule.build(),
             seed=seed,
             callbacks=[ProgressBar(f"pretrain, seed {seed}")],
+            checkpoint=(progress := context.folder.path / f"pretrain.{seed}.progress.safetensors"),
+            checkpoint_seconds=context.save_every,
         )
         save_checkpoint(context.folder.path / f"pretrained.{seed}.safetensors", model, {})
+        drop_progress(progress)
         return {"accuracy": self._accuracy(model, data, self.source_classes)}
 
     def _finetune(self, name: str, seed: int, context: Context) -> dict[str, Any]:
@@ -154,6 +159,7 @@ class Transfer:
         groups = rule.param_groups(model)
         for callback in callbacks:
             groups = callback.param_groups(model, groups)
+        progress = context.folder.path / f"{re.sub(r'[^a-zA-Z0-9]+', '_', name)}.{seed}.progress.safetensors"
         history = fit(
             model,
             rule,
@@ -163,7 +169,10 @@ class Transfer:
             schedule=self.schedule.build(),
             seed=seed,
             callbacks=[ProgressBar(f"{name}, seed {seed}"), *callbacks],
+            checkpoint=progress,
+            checkpoint_seconds=context.save_every,
         )
+        drop_progress(progress)
         moved = {n: float((p.detach() - before[n]).norm() / before[n].norm()) for n, p in model.named_parameters()}
         accuracy = self._accuracy(model, data, self.target_classes)
         return {"accuracy": accuracy, "training_loss": history[-1]["loss"], "moved": moved}

@@ -1,0 +1,310 @@
+"""The faults: each function does one kind so many times, and afterwards holds the run against one that nothing happened to.
+
+Each returns how often its fault struck a run in the middle of its work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.faults.runs import SETTINGS, Fault, Run, differences, ended, result
+
+WNIDS = ("n01440764", "n01443537", "n01484850")
+NOBODY = 65534
+
+
+class Suite:
+    """Runs in one folder, and the result and the seconds of an undisturbed one.
+
+    Args:
+        folder: empty.
+        seed: of the moments and places of the faults.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0):
+        self.folder, self.random = folder, random.Random(seed)
+        whole = self.fresh("whole")
+        process = whole.start()
+        started = time.monotonic()
+        assert ended(process) == 0, whole.said()
+        self.seconds = time.monotonic() - started
+        self.whole = result(whole.folder)
+
+    def fresh(self, name: str, **settings: Any) -> Run:
+        """A run in a folder of its own."""
+        number = len([p for p in self.folder.iterdir() if p.is_dir()])
+        return Run(self.folder / f"{name}{number}", **settings)
+
+    def after_a_while(self, run: Run, number: int, share: float = 0.6) -> int | None:
+        """Start it and send it a signal at a random moment; its exit code, or None where it was done before that."""
+        process = run.start()
+        process.join(self.random.uniform(0, share * self.seconds))
+        if not process.is_alive():
+            assert ended(process) == 0, run.said()
+            return None
+        os.kill(process.pid, number)
+        code = ended(process)
+        return None if code == 0 else code  # the signal came with the last step
+
+    def check(self, run: Run) -> None:
+        """The same command once more ends the run, with what the undisturbed one gave."""
+        assert run.finish() == 0, run.said()
+        wrong = differences(self.whole, result(run.folder))
+        assert not wrong, f"{run.folder}: {wrong} differ from those of an undisturbed run"
+
+
+def kills(suite: Suite, times: int) -> int:
+    """SIGKILL at random moments, again and again, until the run comes through; then another run."""
+    struck, run = 0, suite.fresh("killed")
+    while struck < times:
+        code = suite.after_a_while(run, signal.SIGKILL)
+        if code is None:
+            suite.check(run)
+            run = suite.fresh("killed")
+            continue
+        assert code == -signal.SIGKILL, run.said()
+        struck += 1
+    suite.check(run)
+    return struck
+
+
+def requests(suite: Suite, times: int) -> int:
+    """SIGINT and SIGTERM: the step is finished and saved, the way to go on is said, the exit code is the shell's."""
+    struck = 0
+    while struck < times:
+        run = suite.fresh("stopped")
+        number = (signal.SIGINT, signal.SIGTERM)[struck % 2]
+        code = suite.after_a_while(run, number)
+        if code is not None:
+            assert code == 128 + number, f"{code}: {run.said()}"
+            assert f"go on with: spikeprop run {run.recipe}" in run.said(), run.said()
+            struck += 1
+        suite.check(run)
+    return struck
+
+
+def damage(suite: Suite, times: int) -> int:
+    """A kill, and then a checkpoint (training's progress, or a stage's network) that is cut off or has a bit flipped."""
+    struck = 0
+    while struck < times:
+        run = suite.fresh("damaged")
+        code = suite.after_a_while(run, signal.SIGKILL)
+        files = [p for p in sorted(run.folder.glob("*.safetensors")) if "previous" not in p.name]
+        if code is not None and files:
+            file = suite.random.choice(files)
+            told = spoil(file, suite.random, truncate=struck % 2 == 0)
+            assert run.finish() == 0, f"{told}: {run.said()}"
+            assert file.name in run.said(), f"{told}, and nobody said it: {run.said()}"
+            assert "going on from" in run.said() or "run again" in run.said(), run.said()
+            struck += 1
+        suite.check(run)
+    return struck
+
+
+def spoil(file: Path, source: random.Random, *, truncate: bool) -> str:
+    """Cut a file off somewhere, or flip one of its bits; in words."""
+    content = bytearray(file.read_bytes())
+    place = source.randrange(len(content))
+    if truncate:
+        file.write_bytes(content[:place])
+        return f"{file} cut off after {place} bytes"
+    bit = source.randrange(8)
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+    return f"{file} with bit {bit} of byte {place} flipped"
+
+
+def full_disk(suite: Suite, times: int) -> int:
+    """No space left at a random write: by a limit on the size of files, and by errors at the nth flush or renaming."""
+    struck = 0
+    while struck < times:
+        run = suite.fresh("full")
+        if struck % 2:
+            fault = Fault(largest_file=suite.random.randrange(20_000, 600_000))
+        else:
+            fault = Fault(prepare=partial(no_space_after, suite.random.randrange(1, 60)))
+        code = run.finish(fault)
+        if code != 0:
+            assert code == 1, run.said()
+            assert "cannot write" in run.said(), run.said()
+            assert "Traceback" not in run.said(), run.said()
+            struck += 1
+        suite.check(run)
+    return struck
+
+
+def no_space_after(writes: int) -> None:
+    """From now on in this process: so many flushes and renamings succeed, and then the disk is full."""
+    left = [writes]
+
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+        def limited(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
+            return call(*arguments)
+
+        return limited
+
+    os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
+    """A file system in memory of that size, where this user may mount one; else None."""
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], capture_output=True)
+    try:
+        yield folder if made.returncode == 0 else None
+    finally:
+        if made.returncode == 0:
+            subprocess.run(["umount", str(folder)], check=True, capture_output=True)
+
+
+def real_full_disk(suite: Suite, times: int) -> int:
+    """A file system that is really full; then it is made larger, as one makes room. Counts 0 where none may be mounted."""
+    struck = 0
+    for number in range(times):
+        with tiny_disk(suite.folder / f"disk{number}", suite.random.randrange(300, 2500)) as disk:
+            if disk is None:
+                return 0
+            run = Run(disk / "run")
+            code = run.finish()
+            struck += code != 0
+            assert code in (0, 1), run.said()
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True, capture_output=True)
+            suite.check(run)
+    return struck
+
+
+def read_only(suite: Suite, times: int) -> int:
+    """A folder that may not be written: said before anything is trained."""
+    for number in range(times):
+        parent = suite.folder / f"closed{number}"
+        parent.mkdir()
+        parent.chmod(0o555)
+        run = Run(parent / "run")
+        log = suite.folder / f"closed{number}.log"
+        code = _elsewhere(run, log).finish(Fault(user=NOBODY if os.getuid() == 0 else None))
+        said = log.read_text()
+        assert code == 1, said
+        assert "Permission denied" in said, said
+        assert "Traceback" not in said, said
+        assert not list(parent.iterdir())
+        parent.chmod(0o755)
+    return times
+
+
+def _elsewhere(run: Run, log: Path) -> Run:
+    """The same run with its log in another place than beside the folder."""
+
+    class Logged(Run):
+        @property
+        def log(self) -> Path:
+            return log
+
+    return Logged(run.folder, run.settings, run.recipe)
+
+
+def not_a_number(suite: Suite, times: int) -> int:
+    """A learning rate that drives the loss to NaN: advice, and no file that holds a number that is none."""
+    for _ in range(times):
+        run = suite.fresh("nan", settings=[*SETTINGS, "train.lr=1e12"])
+        assert run.finish() == 1, run.said()
+        assert "lower the learning rate" in run.said(), run.said()
+        for file in run.folder.glob("*.safetensors"):
+            assert all(torch.isfinite(t).all() for t in load_file(file).values() if t.is_floating_point()), file
+    return times
+
+
+def lost_workers(suite: Suite, times: int) -> int:
+    """A process that decodes photographs is killed: said, saved, and gone on from to the same result."""
+    root = suite.folder / "photographs"
+    _photographs(root)
+    recipe = suite.folder / "photographs.yaml"
+    recipe.write_text(PHOTOGRAPHS.replace("ROOT", str(root)), encoding="utf-8")
+    whole = suite.fresh("workers", settings=[], recipe=str(recipe))
+    assert whole.finish() == 0, whole.said()
+    struck = 0
+    while struck < times:
+        run = suite.fresh("workers", settings=[], recipe=str(recipe))
+        process = run.start()
+        struck += _kill_a_worker(process, suite.random)
+        if ended(process) != 0:
+            assert "a process that decodes photographs died" in run.said(), run.said()
+            assert "Traceback" not in run.said(), run.said()
+        assert run.finish() == 0, run.said()
+        wrong = differences(result(whole.folder), result(run.folder))
+        assert not wrong, f"{run.folder}: {wrong} differ from those of an undisturbed run"
+    return struck
+
+
+def _kill_a_worker(process: Any, source: random.Random) -> bool:
+    """Wait for a child of the run, then a moment, then kill it if it is still there."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    time.sleep(source.uniform(0, 1))
+    deadline = time.monotonic() + 60
+    while process.is_alive() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            found = [int(p) for p in children.read_text().split()]
+            if found:
+                os.kill(found[0], signal.SIGKILL)
+                return True
+        time.sleep(0.001)
+    return False
+
+
+def _photographs(root: Path) -> None:
+    source = random.Random(0)
+    for split, count in (("train", 16), ("val", 4)):
+        for wnid in WNIDS:
+            (root / split / wnid).mkdir(parents=True)
+            for i in range(count):
+                image = Image.frombytes("RGB", (40, 40), source.randbytes(40 * 40 * 3))
+                image.save(root / split / wnid / f"{i}.JPEG")
+
+
+PHOTOGRAPHS = """
+seed: 0
+device: cpu
+data: {use: ImageNet, root: ROOT, size: 32, workers: 2}
+ann: {use: CNN, input_shape: [3, 32, 32], classes: 1000, plan: [A, 4, A], hidden: []}
+train: {rule: Backprop, optimizer: SGD, schedule: Constant, epochs: 2, batch_size: 4, lr: 0.01, weight_decay: 0.0}
+convert: {neuron: IF, encoder: Direct, calibrator: MaxActivation, images: 8}
+finetune: {rule: BPTT, optimizer: Adam, schedule: Constant, timesteps: 2, epochs: 1, batch_size: 4}
+evaluate: {timesteps: [2]}
+simulate: {samples: 0}
+"""
+
+
+def jumping_clock(suite: Suite, times: int) -> int:
+    """A wall clock that jumps by up to a year, forwards and back, each time that it is asked."""
+    for _ in range(times):
+        run = suite.fresh("clock")
+        assert run.finish(Fault(prepare=partial(_jump, suite.random.random()))) == 0, run.said()
+        suite.check(run)
+    return times
+
+
+def _jump(seed: float) -> None:
+    import tqdm.std
+
+    source, real = random.Random(seed), time.time
+
+    def jumping() -> float:
+        return real() + source.uniform(-3e7, 3e7)
+
+    time.time = tqdm.std.time = jumping  # type: ignore[attr-defined]

@@ -1,0 +1,37 @@
+"""A few of the faults of `make faults`, all done to one run."""
+
+from __future__ import annotations
+
+import random
+import signal
+from functools import partial
+
+import pytest
+
+from tests.faults import cases
+from tests.faults.runs import Fault
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> cases.Suite:
+    return cases.Suite(tmp_path_factory.mktemp("faults"))
+
+
+def test_a_run_that_is_killed_stopped_damaged_and_out_of_space_ends_as_if_nothing_had_happened(suite: cases.Suite) -> None:
+    run = suite.fresh("chain")
+    codes = [suite.after_a_while(run, signal.SIGKILL, 0.3) for _ in range(3)]
+    assert codes == [-signal.SIGKILL] * 3, "the kills came too late to mean anything"
+    stopped = suite.after_a_while(run, signal.SIGTERM, 0.2)
+    assert stopped in (143, None)
+    if stopped is not None:
+        assert "go on with: spikeprop run digits_cnn_stdb" in run.said()
+    files = sorted(run.folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+    told = cases.spoil(files[-1], random.Random(0), truncate=False)
+    assert run.finish(Fault(prepare=partial(cases.no_space_after, 9))) == 1
+    assert files[-1].name in run.said(), told
+    assert "No space left on device; nothing was changed there" in run.said()
+    suite.check(run)
+
+
+def test_a_folder_that_may_not_be_written_is_named_at_once(suite: cases.Suite) -> None:
+    assert cases.read_only(suite, 1) == 1

@@ -1,0 +1,202 @@
+"""What a training may lose to damage, bad numbers and broken loaders: nothing that was saved."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from spikeprop import CNN, Backprop, Digits, fit
+from spikeprop.errors import CheckpointError, TrainingCollapsed
+from spikeprop.files import previous_of, remove_leftovers
+from spikeprop.learn import Callback, LearningRule, Training, load_checkpoint, load_latest, save_checkpoint
+
+
+def small() -> CNN:
+    torch.manual_seed(0)
+    return CNN(input_shape=(1, 8, 8), classes=10, plan=[2, "A"], hidden=[], dropout=0.2)
+
+
+def train(
+    file: Path | None, *callbacks: Callback, batches: object = None, rule: LearningRule | None = None, epochs: int = 2
+) -> Tensor:
+    model = small()
+    source = Digits(train_limit=48).train(16, 0) if batches is None else batches
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    fit(model, rule or Backprop(), source, optimizer, epochs=2, callbacks=callbacks, checkpoint=file, checkpoint_seconds=0)  # type: ignore[arg-type]
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Stop(Callback):
+    """Ends training as a kill would, after so many steps."""
+
+    def __init__(self, after: int):
+        self.left = after
+
+    def on_step(self, training: Training) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def interrupted(file: Path, after: int = 4, **how: object) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(file, Stop(after), **how)  # type: ignore[arg-type]
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    """Every bit of the first kilobyte, which is the header's, and some of the rest."""
+    file, source = tmp_path / "a.safetensors", random.Random(0)
+    save_checkpoint(file, nn.Linear(8, 8), {"kind": "test"})
+    whole = file.read_bytes()
+    places = [*range(8 * 300), *(source.randrange(8 * len(whole)) for _ in range(100))]
+    for place in places:
+        spoilt = bytearray(whole)
+        spoilt[place // 8] ^= 1 << place % 8
+        file.write_bytes(spoilt)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(file)
+    for length in range(0, len(whole), 7):
+        file.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            load_checkpoint(file)
+
+
+def test_checkpoints_from_before_checksums_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"model.a": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"spikeprop": '{"format": 1}'})
+    assert load_checkpoint(tmp_path / "a.safetensors").part("model")["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b[:-9] + b"\0" + b[-8:], lambda b: b""])
+def test_where_the_last_checkpoint_is_damaged_the_one_before_it_is_gone_on_from(tmp_path: Path, spoil: object) -> None:
+    file = tmp_path / "p.safetensors"
+    interrupted(file)
+    last, before = (load_checkpoint(f).description["training"] for f in (file, previous_of(file)))
+    assert (last["epoch"], last["step"]) == (1, 1)
+    assert (before["epoch"], before["step"]) == (1, 0)
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(spoil(bytes(content)))  # type: ignore[operator]
+    with pytest.warns(UserWarning, match=r"p\.safetensors is damaged.*going on from the checkpoint before it.*p\.previous"):
+        assert torch.equal(train(file), train(None))
+    assert (tmp_path / "p.safetensors.damaged").exists()
+
+
+def test_a_kill_between_the_two_renamings_costs_one_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    interrupted(file)
+    file.unlink()
+    assert load_latest(file).description["training"]["step"] == 0
+    assert torch.equal(train(file), train(None))
+
+
+def test_without_a_checkpoint_before_it_a_damaged_one_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    file.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"p\.safetensors is damaged.*none before it; delete it"):
+        train(file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noisy(Backprop):
+    """Draws from all three global generators at every step."""
+
+    def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        result = super().step(model, x, y)
+        for p in model.parameters():
+            assert p.grad is not None
+            p.grad += torch.randn_like(p) * np.random.rand() * random.random()  # noqa: NPY002 - as other people's rules do
+        return result
+
+
+def test_rules_that_draw_from_numpy_and_python_resume_bit_for_bit(tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    interrupted(file, rule=Noisy())
+    assert torch.equal(train(file, rule=Noisy()), train(None, rule=Noisy()))
+
+
+class Augmented(TensorDataset):
+    """Draws, as augmentation does, in the process that loads."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        x, y = super().__getitem__(index)
+        return x + 0.1 * torch.randn_like(x) * random.random(), y
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_shuffling_loader_of_torchs_own_resumes_bit_for_bit(tmp_path: Path, after: int) -> None:
+    split = Digits(train_limit=48).test(48)
+    images, labels = next(split.epoch(0))
+    loader = DataLoader(Augmented(images[:48], labels[:48]), batch_size=16, shuffle=True)
+    interrupted(tmp_path / "p.safetensors", after, batches=loader)
+    resumed, whole = train(tmp_path / "p.safetensors", batches=loader), train(None, batches=loader)
+    assert torch.equal(resumed, whole)
+    assert not torch.equal(whole, train(None))
+
+
+class Failing:
+    """Batches whose reading fails once, in the middle of the second epoch."""
+
+    def __init__(self) -> None:
+        self.split, self.failed = Digits(train_limit=48).train(16, 0), False
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for number, batch in enumerate(self.split.epoch(epoch, start), start):
+            if (epoch, number) == (1, 2) and not self.failed:
+                self.failed = True
+                raise RuntimeError("the loader died")
+            yield batch
+
+
+def test_where_reading_fails_what_is_trained_is_saved(tmp_path: Path) -> None:
+    file, batches = tmp_path / "p.safetensors", Failing()
+    model = small()
+    with pytest.raises(RuntimeError, match="the loader died"):
+        fit(model, Backprop(), batches, torch.optim.Adam(model.parameters(), lr=1e-2), epochs=2, checkpoint=file)
+    position = load_latest(file).description["training"]
+    assert (position["epoch"], position["step"]) == (1, 2)
+    assert torch.equal(train(file, batches=batches), train(None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploding(Backprop):
+    """A finite loss, but a gradient that is not, from step ``after`` on."""
+
+    after: int
+
+    def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        result = super().step(model, x, y)
+        if not hasattr(model, "steps"):
+            model.steps = 0  # type: ignore[assignment]
+        model.steps += 1  # type: ignore[operator,assignment]
+        if model.steps == self.after:
+            next(model.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
+        return result
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    with pytest.raises(TrainingCollapsed, match=r"not finite after epoch 2, batch 2.*clip"):
+        train(file, rule=Exploding(after=5))
+    assert all(torch.isfinite(t).all() for t in load_checkpoint(file).part("model").values())
+    assert torch.equal(train(file), train(None))
+
+
+def test_temporary_files_of_the_dead_are_removed_and_of_the_living_are_not(tmp_path: Path) -> None:
+    names = {".a.safetensors.1.part.safetensors": True, ".a.json.99999999.part.json": False, ".ann.seconds": True}
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}
