@@ -34,11 +34,13 @@ from spikeprop.evaluate import (
     draw_conversion_error,
     evaluate,
     latency_of,
+    scalars_by_steps,
     silent_layers,
     summarise,
 )
 from spikeprop.experiment import Context
 from spikeprop.learn import (
+    Callback,
     CollapseGuard,
     LearningRule,
     MetricsLog,
@@ -55,6 +57,7 @@ from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Preci
 from spikeprop.snn import IF, SignedIF, SpikingNetwork
 
 SMOKE_IMAGES = 64
+ANSWERS = "answers"  # folder of the answers to the test images, by network
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
 
@@ -226,6 +229,7 @@ class _Run:
                 "activity": {t: found for t, found in summary["activity"].items() if int(t) in at},
                 "activity_images": summary["activity_images"],
             }
+            self.context.show(kind, scalars_by_steps(result[kind]))
         result["conversion_error"] = self._conversion_error(ann, wanted)
         active = result["finetuned"]["activity"][str(steps)]
         energy = {
@@ -278,10 +282,14 @@ class _Run:
             schedule=settings.schedule.build(),
             seed=seed,
             clip=settings.clip,
-            callbacks=[ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage), *guards, *callbacks],
+            callbacks=[*self._watchers(stage), *guards, *callbacks],
             checkpoint=self._progress(stage),
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
+
+    def _watchers(self, stage: str) -> list[Callback]:
+        log = MetricsLog(self.folder.path / "metrics.jsonl", stage)
+        return [ProgressBar(stage), log, *self.context.watchers(stage)]
 
     def _ask(self, kind: str, network: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
         """The summary of a network's answers to the test images; one that was stopped goes on."""
@@ -306,7 +314,17 @@ class _Run:
         for file in (self._progress(stage), self._progress(stage).with_suffix(".json")):
             file.unlink(missing_ok=True)
         if stage == "evaluate":
+            self._keep_answers()
             shutil.rmtree(self._answers(), ignore_errors=True)
+
+    def _keep_answers(self) -> None:
+        """The answers to the test images stay, under another name: confusions and examples are made from them."""
+        for folder in self._answers().glob("*"):
+            if (folder / "answers.safetensors").exists():
+                kept = self.folder.path / ANSWERS / folder.name
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.parent.mkdir(exist_ok=True)
+                folder.rename(kept)
 
     def _conversion_error(self, ann: nn.Module, timesteps: list[int]) -> dict[str, Any]:
         """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from spikeprop.errors import RecipeError
 from spikeprop.files import leaves, read_json, write_json, write_text
 from spikeprop.recipe import Recipe, check, dump
 
+OWN = {"name", "begun", "recipe"}  # of run.json: what no report repeats
 MACHINE = {"device"}  # where a run takes place is no part of what it is
 LIBRARIES = ("spikeprop", "torch", "torchvision", "numpy", "nir", "safetensors")
 
@@ -48,7 +50,9 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "recipe.yaml", dump(described))
         if not (path / "run.json").exists():
-            write_json(path / "run.json", {"recipe": described, "smoke": smoke, **describe_machine()})
+            begun = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"name": recipe.name, "begun": begun, "recipe": described, "smoke": smoke}
+            write_json(path / "run.json", about | describe_machine())
         stages = path / "stages.json"
         self._stages: dict[str, Any] = read_json(stages) if stages.exists() else {}
 
@@ -80,7 +84,7 @@ class RunFolder:
 
     def provenance(self) -> dict[str, Any]:
         """Commit, versions and machine as recorded when the run began, and the commit that each stage ran at."""
-        begun = {k: v for k, v in read_json(self.path / "run.json").items() if k != "recipe"}
+        begun = {k: v for k, v in read_json(self.path / "run.json").items() if k not in OWN}
         return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
 
     def _check_same(self, described: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ class RuleComparison:
                 epochs=self.epochs,
                 schedule=self.schedule.build(),
                 seed=seed,
-                callbacks=[ProgressBar(f"{name}, seed {seed}")],
+                callbacks=[ProgressBar(f"{name}, seed {seed}"), *context.watchers(f"{name}.{seed}")],
                 checkpoint=progress,
             )
             result["last_epoch"] = {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")}

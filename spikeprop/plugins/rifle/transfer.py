@@ -136,7 +136,7 @@ class Transfer:
             epochs=self.pretrain_epochs,
             schedule=self.schedule.build(),
             seed=seed,
-            callbacks=[ProgressBar(f"pretrain, seed {seed}")],
+            callbacks=[ProgressBar(f"pretrain, seed {seed}"), *context.watchers(f"pretrain.{seed}")],
         )
         save_checkpoint(context.folder.path / f"pretrained.{seed}.safetensors", model, {})
         return {"accuracy": self._accuracy(model, data, self.source_classes)}
@@ -162,7 +162,7 @@ class Transfer:
             epochs=self.epochs,
             schedule=self.schedule.build(),
             seed=seed,
-            callbacks=[ProgressBar(f"{name}, seed {seed}"), *callbacks],
+            callbacks=[ProgressBar(f"{name}, seed {seed}"), *context.watchers(f"{name}.{seed}"), *callbacks],
         )
         moved = {n: float((p.detach() - before[n]).norm() / before[n].norm()) for n, p in model.named_parameters()}
         accuracy = self._accuracy(model, data, self.target_classes)
