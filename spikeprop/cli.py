@@ -378,15 +378,8 @@ def _list_runs(folder: Path) -> None:
     if not found:
         click.echo(f"no runs in {folder}")
         return
-    rows = []
-    for run in found:
-        told = [f"{name} {value:.4g}" for name, value in run.headline().items()]
-        figures = ", ".join(told if len(told) <= 3 else [*told[:3], f"and {len(told) - 3} more"])
-        size = f"{run.size() / 1e6:.1f} MB"
-        rows.append(
-            (str(run.path.relative_to(folder)), run.state, run.recipe, figures or "-", f"{run.date():%Y-%m-%d %H:%M}", size)
-        )
-    _columns(("run", "state", "recipe", "accuracy (%) or means", "date (UTC)", "size"), rows)
+    rows = [(str(r.path.relative_to(folder)), r.state, r.recipe, r.told(), r.begun(), f"{r.size() / 1e6:.1f} MB") for r in found]
+    _columns(("run", "state", "recipe", "accuracy (%) or means", "begun", "size"), rows)
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> None:

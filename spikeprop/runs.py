@@ -100,12 +100,10 @@ class Run:
         report = self.report or {}
         return int(report.get("rates_at", report.get("timesteps", 0)))
 
-    def date(self) -> datetime:
-        """When it began; of older folders, when its report or its last file of stages was written."""
-        if "begun" in self.about:
-            return datetime.fromisoformat(self.about["begun"])
-        files = [self.path / name for name in ("report.json", "stages.json", "run.json")]
-        return datetime.fromtimestamp(next(f for f in files if f.exists()).stat().st_mtime, UTC)
+    def begun(self) -> str:
+        """When it began; older folders do not say it, and the dates of their files are those of a copy."""
+        at = self.about.get("begun")
+        return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at else "not recorded"
 
     def size(self) -> int:
         """Bytes of all files in the folder."""
@@ -118,6 +116,11 @@ class Run:
             return {"ANN": report["ann"]["accuracy"], **self._at_steps()}
         arms = {name: arm["mean"] for name, arm in report.get("arms", {}).items()}
         return arms | {name: found["whole_run"]["mean"] for name, found in report.get("learners", {}).items()}
+
+    def told(self) -> str:
+        """The headline in a line."""
+        parts = [f"{name} {value:.4g}" for name, value in self.headline().items()]
+        return ", ".join(parts if len(parts) <= 3 else [*parts[:3], f"and {len(parts) - 3} more"]) or "-"
 
     def figures(self) -> dict[str, float | None]:
         """Figures for a table of runs: those of the main job at the steps that its network is made for, or the headline."""

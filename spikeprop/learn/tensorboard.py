@@ -6,6 +6,7 @@ epochs that run again is purged.
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from spikeprop.learn.callback import Callback, Training
 def tensorboard_installed() -> bool:
     """Whether scalars can be written here."""
     try:
-        from torch.utils import tensorboard  # noqa: F401
+        importlib.import_module("torch.utils.tensorboard")
     except ImportError:  # absent, or one that does not fit what it needs: either way a run goes on without it
         return False
     return True

@@ -54,12 +54,19 @@ def line_chart(
 
 def legend(lines: Sequence[Line]) -> Markup:
     """What each curve is."""
-    items = []
-    for line in lines:
-        sample = tag("circle", cx=15, cy=6, r=3.5) if line.style == "mark" else tag("path", d="M1 6H29")
-        drawn = tag("svg", sample, class_=f"{_class(line)} sample", viewBox="0 0 30 12", aria_hidden="true")
-        items.append(tag("li", drawn, line.label, data_run=line.run))
+    items = [tag("li", _sample(_class(line), line.style), line.label, data_run=line.run) for line in lines]
     return tag("ul", *items, class_="legend")
+
+
+def styles(meanings: Mapping[str, str]) -> Markup:
+    """What the strokes mean, whatever their colour."""
+    items = [tag("li", _sample(f"plain {style}", style), meaning) for style, meaning in meanings.items()]
+    return tag("ul", *items, class_="legend")
+
+
+def _sample(kind: str, style: str) -> Markup:
+    drawn = tag("circle", cx=15, cy=6, r=3.5) if style == "mark" else tag("path", d="M1 6H29")
+    return tag("svg", drawn, class_=f"{kind} sample", viewBox="0 0 30 12", aria_hidden="true")
 
 
 def bar_chart(title: str, groups: Mapping[str, Mapping[str, float]], x_label: str, colours: Mapping[str, int]) -> Markup:

@@ -61,8 +61,13 @@ def _run(number: int, run: Run, found: Mapping[str, Any], alone: bool) -> Markup
     else:
         inside = plugin.sections(run, name)
     parts = [inside, tag("h3", "Provenance", id=f"{name}-provenance"), _provenance(run)]
+    summary = "Layers, spikes, confusions, provenance" if run.hybrid else "Result and provenance"
     heading = tag("h2", run.name if alone else f"{run.name} ({run.recipe})", id=name)
-    return tag("section", heading, *(parts if alone else [folded("Layers, spikes, confusions, provenance", *parts)]))
+    return tag(
+        "section",
+        heading,
+        *(parts if alone else [folded(summary, *parts)]),
+    )
 
 
 def _provenance(run: Run) -> Markup:
@@ -74,7 +79,7 @@ def _provenance(run: Run) -> Markup:
         ["recipe", run.recipe],
         ["state", run.state],
         ["seed", str(run.settings.get("seed", run.settings.get("seeds", "-")))],
-        ["begun or reported", f"{run.date():%Y-%m-%d %H:%M} UTC"],
+        ["begun", run.begun()],
         ["commit", str(about.get("commit"))],
         ["device", str(report.get("device", "-"))],
         *([key, str(value)] for key, value in machine.items()),
@@ -85,7 +90,7 @@ def _provenance(run: Run) -> Markup:
     stages = [[name, f"{spent:.2f}", str(commits.get(name))] for name, spent in seconds.items()]
     settings = [[key, str(value)] for key, value in leaves(run.settings).items()]
     return join([
-        table("Where it ran, and with what", ["", ""], rows),
+        table("Where it ran, and with what", ["what", "value"], rows),
         table("Seconds and commit by stage", ["stage", "seconds", "commit"], stages) if stages else Markup(),
         folded("Settings", table("The resolved recipe", ["key", "value"], settings)),
     ])  # fmt: skip

@@ -65,11 +65,9 @@ def number(value: Any) -> str:
     """A number as people read it: whole ones with separators, others to four digits."""
     if value is None or isinstance(value, str | bool):
         return "-" if value is None else str(value)
-    if float(value).is_integer() and abs(value) < 1e15:
+    if math.isfinite(value) and float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return (
-        f"{value:.4g}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:,.0f}" if math.isfinite(value) else str(value)
-    )
+    return f"{value:.4g}" if not math.isfinite(value) or abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _cell(value: Any) -> Markup:

@@ -16,13 +16,13 @@ def sections(run: Run, name: str) -> Markup:
     report = run.report or {}
     parts = []
     if report.get("table"):
-        parts.append(table("What the run printed", ["", ""], report["table"], id=f"{name}-printed"))
+        parts.append(table("What the run printed", ["what", "value"], report["table"], id=f"{name}-printed"))
     if "arms" in report:
         parts.append(_arms(report, name))
     if "learners" in report:
-        parts.append(_learners(report["learners"], name))
+        parts.append(_learners(report["learners"], report.get("published", {}), name))
     if not parts:
-        parts.append(table("Values of the report", ["value", ""], _values(report), id=f"{name}-values"))
+        parts.append(table("Values of the report", ["what", "value"], _values(report), id=f"{name}-values"))
     pictures = [_picture(file, run) for file in sorted(run.path.glob("*.png"))] or [note("The folder holds no picture.")]
     lacking = note("Curves against T, rates, rasters and confusions: this experiment's report has none.")
     return join([tag("h3", "Result", id=f"{name}-result"), *parts, *pictures, lacking])
@@ -39,13 +39,13 @@ def _arms(report: Mapping[str, Any], name: str) -> Markup:
     return table("Arms, over seeds", heads, rows, id=f"{name}-arms")
 
 
-def _learners(learners: Mapping[str, Any], name: str) -> Markup:
+def _learners(learners: Mapping[str, Any], published: Mapping[str, float], name: str) -> Markup:
     measures = [key for key, value in next(iter(learners.values())).items() if isinstance(value, dict) and "by_seed" in value]
-    heads = ["learner", *(text for key in measures for text in (key.replace("_", " "), "95 % interval")), "seeds"]
+    heads = ["learner", *(text for key in measures for text in (key.replace("_", " "), "95 % interval")), "seeds", "published"]
     rows = []
     for learner, found in learners.items():
         shares = [text for key in measures for text in (f"{found[key]['mean']:.4g}", _interval(found[key], ".4g"))]
-        rows.append([learner, *shares, found[measures[0]]["n"]])
+        rows.append([learner, *shares, found[measures[0]]["n"], published.get(learner)])
     return table("Learners, over seeds", heads, rows, id=f"{name}-learners")
 
 

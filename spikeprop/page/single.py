@@ -26,9 +26,8 @@ def sections(run: Run, found: Evidence, name: str) -> Markup:
         ("Loihi 2", _chip),
         ("Error of the conversion", _error),
     ]
-    return join(
-        join([tag("h3", title, id=f"{name}-{title.split()[0].lower()}"), make(run, found, name)]) for title, make in parts
-    )
+    heads = [tag("h3", title, id=f"{name}-about-{title.split()[0].lower()}") for title, _ in parts]
+    return join(piece for head, (_, make) in zip(heads, parts) for piece in (head, make(run, found, name)))
 
 
 def _layers(run: Run, found: Evidence, name: str) -> Markup:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spikeprop.page.charts import Line, legend, line_chart
+from spikeprop.page.charts import COLOURS as COUNT
+from spikeprop.page.charts import Line, legend, line_chart, styles
 from spikeprop.page.html import Markup, figure, join, note, number, numbers, percent, table, tag
 from spikeprop.runs import Run
 
@@ -15,17 +16,28 @@ Costs = Callable[[dict[str, Any]], float]
 
 
 def overview(runs: Sequence[Run]) -> Markup:
-    """The table of all runs, a line each."""
-    alike = all(run.hybrid for run in runs if run.report is not None)
-    heads = ["run", "recipe", "state", *(HEADS if alike else ["figures"]), "seed", "begun or reported", "commit"]
-    rows = []
-    for i, run in enumerate(runs):
-        named = join([tag("span", class_=f"swatch c{i % 8}") if len(runs) > 1 else "", tag("a", run.name, href=f"#run-{i}")])
-        figures = _figures(run) if alike else [", ".join(f"{k} {v:.4g}" for k, v in run.headline().items()) or "-"]
-        rows.append([named, run.recipe, run.state, *figures, str(_seed(run)), f"{run.date():%Y-%m-%d %H:%M} UTC", _commit(run)])
-    return table("Runs", heads, rows, class_="runs")
+    """The table of all runs, a line each; experiments of plugins, whose figures are others, have a table of their own."""
+    numbered = list(enumerate(runs))
+    jobs = [(i, run) for i, run in numbered if run.hybrid or run.report is None]
+    others = [(i, run) for i, run in numbered if not (run.hybrid or run.report is None)]
+    several = len(runs) > 1
+    parts = []
+    if jobs:
+        rows = [_row(i, run, _figures(run), several) for i, run in jobs]
+        parts.append(table("Runs" if not others else "Conversions", [*NAMED, *HEADS, *WHERE], rows, class_="runs"))
+    if others:
+        rows = [_row(i, run, [run.told()], several) for i, run in others]
+        parts.append(table("Experiments of plugins", [*NAMED, "figures", *WHERE], rows, class_="runs"))
+    return join(parts)
 
 
+def _row(i: int, run: Run, figures: list[Any], several: bool) -> list[Any]:
+    swatch = tag("span", class_=f"swatch c{i % COUNT}") if several else ""
+    named = tag("span", swatch, tag("a", run.name, href=f"#run-{i}"), class_="named")
+    return [named, run.recipe, run.state, *figures, str(_seed(run)), run.begun(), _commit(run)]
+
+
+NAMED, WHERE = ["run", "recipe", "state"], ["seed", "begun", "commit"]
 HEADS = ["ANN", "converted", "fine-tuned", "T", "MACs", "SynOps", "uJ, ANN", "uJ, SNN", "seconds"]
 
 
@@ -78,7 +90,7 @@ def _against_steps(shown: Sequence[tuple[int, Run]], several: bool) -> Markup:
     rows = [[line.label, number(x), f"{y:.2f}"] for line in lines if line.style != "dotted" for x, y in line.points]
     caption = "Accuracy against the number of time steps, of the test set; bands are 95 % intervals where the report has them."
     below = numbers("Accuracy by T", ["network", "T", "accuracy (%)"], rows)
-    return figure("accuracy-steps", join([legend(lines), picture]), caption, below)
+    return figure("accuracy-steps", join([_legend(lines, several), picture]), caption, below)
 
 
 def _against(
@@ -100,7 +112,7 @@ def _against(
     picture = line_chart(f"Accuracy against {what}", lines, x_label, "accuracy (%)", log=True)
     rows = [[line.label, line.names.get(x, "-"), f"{x:.6g}", f"{y:.2f}"] for line in lines for x, y in line.points]
     below = numbers(f"Accuracy by {what}", ["network", "T", what, "accuracy (%)"], rows)
-    return figure(f"accuracy-{name}", join([legend(lines), picture]), f"Accuracy against {what} an image.", below)
+    return figure(f"accuracy-{name}", join([_legend(lines, several), picture]), f"Accuracy against {what} an image.", below)
 
 
 def _at_one(report: dict[str, Any], kind: str, steps: int) -> dict[str, Any]:
@@ -135,8 +147,16 @@ def _trained(stage: str, key: str, logged: Sequence[tuple[int, Run]], several: b
     title = f"Stage {stage}: {key} by epoch"
     picture = line_chart(title, lines, "epoch", what)
     rows = [[line.label, number(x), f"{y:.6g}"] for line in lines for x, y in line.points]
-    return figure(f"training-{stage}-{key}", join([legend(lines), picture]) if several else picture, title,
+    return figure(f"training-{stage}-{key}", picture, title,
                   numbers(title, ["run", "epoch", what], rows))  # fmt: skip
+
+
+def _legend(lines: Sequence[Line], several: bool) -> Markup:
+    """Of several runs the colours are those of the table, so only what the strokes mean is left to say."""
+    if not several:
+        return legend(lines)
+    last = "mark" if any(line.style == "mark" for line in lines) else "dotted"
+    return styles({"solid": "fine-tuned", "dashed": "converted", last: "ANN"})
 
 
 def _points(found: dict[str, Any]) -> list[tuple[float, float]]:

@@ -131,14 +131,22 @@ class Sweep:
         ended = 0
         for trial in [trial for trial in self.trials if trial.name in running]:
             process = running[trial.name]
-            if process.process is None and not process.start():
-                continue
-            code = process.ended()
+            code = process.ended() if process.process else self._others(trial, process)
             if code is not None:
                 del running[trial.name]
                 self._take_in(trial, process, code)
                 ended += 1
         return ended
+
+    def _others(self, trial: Trial, process: Process) -> int | None:
+        """0 once an earlier sweep's process has finished the trial; where it has left off unfinished, ours goes on."""
+        if process.lock.take():
+            self._look_again(trial)
+            if trial.state == "finished":
+                process.lock.drop()
+                return 0
+            process.start()
+        return None
 
     def _take_in(self, trial: Trial, process: Process, code: int) -> None:
         self._look_again(trial)
