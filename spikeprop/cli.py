@@ -1,4 +1,4 @@
-"""The command line: run, check, ls, eval, export, simulate, budget. The only place that prints."""
+"""The command line: run, sweep, report, check, ls, eval, export, simulate, budget. The only place that prints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def main() -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds between two checkpoints within an epoch.")  # fmt: skip
-def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, save_every: float) -> None:
+@click.option("--tensorboard/--no-tensorboard", default=True, show_default=True, help="Scalars for it, where it is installed.")
+def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, **context: Any) -> None:
     """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped.
 
     With several processes, which share training and evaluation: torchrun --nproc-per-node=2 -m spikeprop run ...
@@ -72,10 +73,67 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
         folder = RunFolder(out or Path("runs") / (loaded.name + ("-smoke" if smoke else "")), loaded, smoke, group)
         say(f"{loaded.name} -> {folder.path}")
         with held(say):
-            report = loaded.experiment.run(Context(folder, loaded.name, say, save_every))
+            report = loaded.experiment.run(Context(folder, loaded.name, say, **context))
         if group.rank == 0:
             _table(report.name, report.rows)
             click.echo(f"\nreport: {folder.path / 'report.json'}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file.")
+@click.option("--samples", type=click.IntRange(min=0), default=500, show_default=True,
+              help="Test images to ask where a run kept no answers; 0 for none.")  # fmt: skip
+def report(runs: tuple[Path, ...], out: Path, samples: int) -> None:
+    """Show run folders on one HTML page that stands alone: curves, layers, spikes, confusions, images, provenance.
+
+    What a report does not hold is made from the run's checkpoint and data, and kept in its folder (page.json); what a folder
+    cannot tell is said on the page.
+    """
+    from spikeprop.evidence import evidence
+    from spikeprop.files import write_text
+    from spikeprop.page import document
+    from spikeprop.runs import Run
+
+    found = [Run.read(path) for path in runs]
+    write_text(out, document(found, [evidence(run, samples) for run in found]))
+    click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
+
+
+@main.command()
+@click.argument("recipe")
+@click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
+@click.option("--sampler", type=click.Choice(["grid", "tpe"]), default="grid", show_default=True,
+              help="grid: all combinations. tpe: Optuna's, with ranges too: KEY=LOW..HIGH, KEY=log:LOW..HIGH.")  # fmt: skip
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Of tpe, in all.")
+@click.option("--metric", help="Key of report.json to sort by, and for tpe to raise; default the last network's accuracy.")
+@click.option("--least/--most", default=False, show_default=True, help="Which values of the metric are good.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a trial; default its share of the cores.")
+@click.option("--smoke", is_flag=True, help="A few images, epochs and steps in every trial.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of tpe.")
+@click.pass_context
+def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path | None, **settings: Any) -> None:
+    """Run RECIPE with every combination of values, such as finetune.lr=1e-4,1e-5 evaluate.timesteps=[2],[4,8].
+
+    Every trial is a run folder. The same command goes on where it was stopped; it writes sweep.csv, sweep.json and report.html.
+    """
+    from spikeprop.sweep import Plan, Sweep
+
+    plan = Plan.of(recipe, axes, **settings)
+    folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
+    swept = Sweep(plan, folder, _say)
+    heads, rows = swept.run()
+    _columns(heads, rows)
+    failed = swept.failed()
+    for trial in failed:
+        _say(f"{trial.name} failed: {trial.why}; its log is {swept.log(trial)}")
+    click.echo(f"\ntable: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+    if swept.finished():
+        context.invoke(report, runs=tuple(swept.finished()), out=folder / "report.html", samples=0)
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {len(rows)} trials failed; the same command tries them again")
 
 
 @main.command()
@@ -102,8 +160,17 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], no_import: bool)
 
 @main.command()
 @click.argument("slot", required=False)
-def ls(slot: str | None) -> None:
-    """List recipes, and the components of every slot with their parameters and defaults (or only of SLOT)."""
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+def ls(slot: str | None, folder: Path | None) -> None:
+    """List recipes, and the components of every slot with their parameters and defaults (or only of SLOT).
+
+    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs) instead.
+    """
+    if slot == "runs":
+        _list_runs(folder or Path("runs"))
+        return
+    if folder is not None:
+        raise click.UsageError(f"a folder is for `ls runs {folder}`; slots have none")
     from spikeprop.pipeline import HybridConversion
     from spikeprop.recipe import components, recipe_folder, slots
 
@@ -342,6 +409,17 @@ def _list_slot(title: str, found: dict[str, dict[str, Any]]) -> None:
     for name, parameters in found.items():
         shown = ", ".join(k if v == "(required)" else f"{k}={v!r}" for k, v in parameters.items())
         click.echo(f"  {name}({shown})")
+
+
+def _list_runs(folder: Path) -> None:
+    from spikeprop.runs import find_runs
+
+    found = find_runs(folder)
+    if not found:
+        click.echo(f"no runs in {folder}")
+        return
+    rows = [(str(r.path.relative_to(folder)), r.state, r.recipe, r.told(), r.begun(), f"{r.size() / 1e6:.1f} MB") for r in found]
+    _columns(("run", "state", "recipe", "accuracy (%) or means", "begun", "size"), rows)
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> None:

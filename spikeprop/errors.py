@@ -41,6 +41,10 @@ class StageError(SpikepropError):
     """A network cannot be cut into stages as a learning rule needs them."""
 
 
+class RunError(SpikepropError):
+    """A folder is no run's, or what lies in it is damaged; or a sweep's folder belongs to another sweep."""
+
+
 class EvaluationError(SpikepropError):
     """An evaluation's folder holds another evaluation, or the network and the data do not fit each other."""
 

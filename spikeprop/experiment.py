@@ -6,9 +6,12 @@ recipe's ``use`` names it. All of them have one command line, one kind of run fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from spikeprop.learn import Callback, TensorBoardLog, tensorboard_installed, write_scalars
 from spikeprop.runfolder import RunFolder
 
 
@@ -21,9 +24,26 @@ class Context:
         name: of the recipe.
         notify: tells people what is going on, one line at a time.
         save_every: seconds between two checkpoints within an epoch.
+        tensorboard: whether scalars are written for TensorBoard where it is installed.
     """
 
     folder: RunFolder
     name: str
     notify: Callable[[str], None]
     save_every: float = 60.0
+    tensorboard: bool = True
+
+    def watchers(self, stage: str) -> list[Callback]:
+        """Callbacks that show a stage's training elsewhere than in the run's own files."""
+        return [TensorBoardLog(self._scalars(stage))] if self._writes() else []
+
+    def show(self, stage: str, scalars: Mapping[str, Mapping[int, float]]) -> None:
+        """Show figures of a stage, by name and step, where training is shown."""
+        if self._writes():
+            write_scalars(self._scalars(stage), scalars)
+
+    def _writes(self) -> bool:
+        return self.tensorboard and not self.folder.processes.rank and tensorboard_installed()
+
+    def _scalars(self, stage: str) -> Path:
+        return self.folder.path / "tensorboard" / re.sub(r"[^\w.-]+", "_", stage)

@@ -34,6 +34,7 @@ from spikeprop.evaluate import (
     draw_conversion_error,
     evaluate,
     latency_of,
+    scalars_by_steps,
     silent_layers,
     summarise,
 )
@@ -59,6 +60,7 @@ from spikeprop.snn import IF, SignedIF, SpikingNetwork
 TOGETHER = ("ann", "finetune", "evaluate")  # stages whose work several processes share
 NETWORKS = {"ann": "ann", "convert": "converted", "finetune": "finetuned"}  # the network that each stage leaves
 SMOKE_IMAGES = 64
+ANSWERS = "answers"  # folder of the answers to the test images, by network
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
 
@@ -163,7 +165,8 @@ class _Run:
             "simulate": self.simulate,
         }
         results = {}
-        self._forget_damaged(list(stages))
+        self.processes.first(lambda: self._forget_damaged(list(stages)))
+        self.folder.reread()
         for name, work in stages.items():
             results[name] = self.folder.stage(name, work, together=name in TOGETHER)
             if not self.processes.rank:
@@ -249,6 +252,7 @@ class _Run:
                 "activity": {t: found for t, found in summary["activity"].items() if int(t) in at},
                 "activity_images": summary["activity_images"],
             }
+            self.context.show(kind, scalars_by_steps(result[kind]))
         result["conversion_error"] = self._conversion_error(ann, wanted)
         active = result["finetuned"]["activity"][str(steps)]
         energy = {
@@ -291,7 +295,6 @@ class _Run:
         groups = rule.param_groups(model)
         for callback in callbacks:
             groups = callback.param_groups(model, groups)
-        log = Callback() if self.processes.rank else MetricsLog(self.folder.path / "metrics.jsonl", stage)
         precision = self.experiment.precision
         return fit(
             model,
@@ -302,12 +305,17 @@ class _Run:
             schedule=settings.schedule.build(),
             seed=seed,
             clip=settings.clip,
-            callbacks=[ProgressBar(None if self.processes.rank else stage), log, *guards, *callbacks],
+            callbacks=[*self._watchers(stage), *guards, *callbacks, *self.context.watchers(stage)],
             checkpoint=self._progress(stage),
             processes=self.processes,
             checkpoint_seconds=self.context.save_every,
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
+
+    def _watchers(self, stage: str) -> list[Callback]:
+        if self.processes.rank:  # nothing to see there; the callbacks after these keep their places
+            return [Callback(), Callback()]
+        return [ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage)]
 
     def _ask(self, kind: str, network: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
         """The summary of a network's answers to the test images; one that was stopped goes on."""
@@ -336,6 +344,7 @@ class _Run:
         """A finished stage needs no optimiser state, which is up to three times the network's size."""
         drop_progress(self._progress(stage))
         if stage == "evaluate":
+            self._keep_answers()
             shutil.rmtree(self._answers(), ignore_errors=True)
 
     def _forget_damaged(self, stages: list[str]) -> None:
@@ -351,6 +360,15 @@ class _Run:
                 self._file(network).unlink(missing_ok=True)
                 self.folder.forget(again)
                 return
+
+    def _keep_answers(self) -> None:
+        """The answers to the test images stay, under another name: confusions and examples are made from them."""
+        for folder in self._answers().glob("*"):
+            if (folder / "answers.safetensors").exists():
+                kept = self.folder.path / ANSWERS / folder.name
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.parent.mkdir(exist_ok=True)
+                folder.rename(kept)
 
     def _conversion_error(self, ann: nn.Module, timesteps: list[int]) -> dict[str, Any]:
         """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""

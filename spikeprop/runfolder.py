@@ -16,6 +16,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from spikeprop.processes import ALONE, Processes
 from spikeprop.recipe import Recipe, check, dump
 from spikeprop.stopping import stop_if_asked
 
+OWN = {"name", "begun", "recipe"}  # of run.json: what no report repeats
 MACHINE = {"device"}  # where a run takes place is no part of what it is
 LIBRARIES = ("spikeprop", "torch", "torchvision", "numpy", "nir", "safetensors")
 
@@ -47,19 +49,21 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, smoke: bool = False, processes: Processes = ALONE):
         self.path, self.processes = path, processes
-        processes.first(lambda: self._begin(recipe.describe(), smoke))
+        processes.first(lambda: self._begin(recipe, smoke))
         self._stages = _read_stages(path / "stages.json")
 
-    def _begin(self, described: dict[str, Any], smoke: bool) -> None:
-        path = self.path
+    def _begin(self, recipe: Recipe, smoke: bool) -> None:
+        path, described = self.path, recipe.describe()
         if (path / "run.json").exists():
             self._check_same(described)
         path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         write_text(path / "recipe.yaml", dump(described))
         if not (path / "run.json").exists():
+            begun = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"name": recipe.name, "begun": begun, "recipe": described, "smoke": smoke}
             more = {"processes": self.processes.count} if self.processes.count > 1 else {}
-            write_json(path / "run.json", {"recipe": described, "smoke": smoke, **more, **describe_machine()})
+            write_json(path / "run.json", about | more | describe_machine())
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]], *, together: bool = False) -> dict[str, Any]:
         """The result of a stage: from the folder if it is finished, else from ``work``, which is timed and remembered.
@@ -75,7 +79,7 @@ class RunFolder:
                 self.processes.together(lambda: self._timed(name, work))
             else:
                 self.processes.together(work if together else lambda: None)
-                self._stages = _read_stages(self.path / "stages.json")
+                self.reread()
         return self._stages[name]["result"]
 
     def _timed(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
@@ -92,6 +96,10 @@ class RunFolder:
         self._stages[name] = {"seconds": seconds, "commit": _commit(), "result": result}
         self._write_stages()
         clock.unlink(missing_ok=True)
+
+    def reread(self) -> None:
+        """What another process has written of finished stages since."""
+        self._stages = _read_stages(self.path / "stages.json")
 
     def finished(self, name: str) -> bool:
         """Whether a stage is done."""
@@ -112,7 +120,7 @@ class RunFolder:
 
     def provenance(self) -> dict[str, Any]:
         """Commit, versions and machine as recorded when the run began, and the commit that each stage ran at."""
-        begun = {k: v for k, v in read_json(self.path / "run.json").items() if k != "recipe"}
+        begun = {k: v for k, v in read_json(self.path / "run.json").items() if k not in OWN}
         return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
 
     def _check_same(self, described: dict[str, Any]) -> None:

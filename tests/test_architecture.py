@@ -23,14 +23,19 @@ PIPELINE = {
     "subject",
     "runfolder",
     "recipe",
+    "runs",
+    "evidence",
+    "sweep",
 }
 ALLOWED = {
     **{room: LEAVES | {"snn"} for room in STAGES},
     **dict.fromkeys(LEAVES, LEAVES),
     "snn": LEAVES,
     "recipe": LEAVES,
-    **{room: LEAVES | STAGES | {"snn"} | PIPELINE for room in PIPELINE - {"recipe"}},
-    "cli": LEAVES | STAGES | {"snn"} | PIPELINE,
+    **{room: LEAVES | STAGES | {"snn"} | PIPELINE for room in PIPELINE - {"recipe", "sweep"}},
+    "sweep": LEAVES | {"recipe", "runs"},
+    "page": {"errors", "files", "runs"},  # from values to text: it computes nothing
+    "cli": LEAVES | STAGES | {"snn"} | PIPELINE | {"page"},
     "__main__": {"cli"},
     "__init__": LEAVES | STAGES | {"snn"},
     # rules and callbacks need the first three; an experiment of its own also data, a report and the run it is part of

@@ -6,7 +6,7 @@ from spikeprop.evaluate.answers import BatchAnswers, Question
 from spikeprop.evaluate.error import LayerError, conversion_error
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.pictures import draw, draw_conversion_error, draw_evaluation
-from spikeprop.evaluate.report import Report, accuracy_rows
+from spikeprop.evaluate.report import Report, accuracy_rows, scalars_by_steps
 from spikeprop.evaluate.scores import Answers, Share, wilson
 from spikeprop.evaluate.summary import accuracy_lines, class_table, seconds, summarise
 from spikeprop.evaluate.sweep import evaluate
@@ -34,6 +34,7 @@ __all__ = [
     "evaluate",
     "fan_out",
     "latency_of",
+    "scalars_by_steps",
     "seconds",
     "silent_layers",
     "snn_accuracy",

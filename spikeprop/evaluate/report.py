@@ -24,8 +24,8 @@ class Report:
     rows: list[tuple[str, str]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write ``values`` as JSON."""
-        write_json(path, self.values)
+        """Write ``values`` as JSON, and the rows as its "table"."""
+        write_json(path, self.values | ({"table": [list(row) for row in self.rows]} if self.rows else {}))
 
 
 def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
@@ -47,6 +47,15 @@ def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows += chip_rows(simulated["chip"]) if "chip" in simulated else []
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
+
+
+def scalars_by_steps(found: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """A spiking network's accuracy and firing rates as scalars by name and number of steps."""
+    scalars = {"accuracy by T": {int(t): a for t, a in found["accuracy"].items() if a is not None}}
+    for t, active in found["activity"].items():
+        for layer, rate in active["rates"].items():
+            scalars.setdefault(f"rate by T/{layer}", {})[int(t)] = rate
+    return scalars
 
 
 def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from spikeprop.learn.loop import Batches, fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
+from spikeprop.learn.tensorboard import TensorBoardLog, tensorboard_installed, write_scalars
 
 __all__ = [
     "BPTT",
@@ -26,6 +27,7 @@ __all__ = [
     "Schedule",
     "SquaredError",
     "Steps",
+    "TensorBoardLog",
     "Training",
     "drop_progress",
     "fit",
@@ -33,4 +35,6 @@ __all__ = [
     "load_latest",
     "load_model",
     "save_checkpoint",
+    "tensorboard_installed",
+    "write_scalars",
 ]

@@ -120,7 +120,7 @@ class RuleComparison:
                 epochs=self.epochs,
                 schedule=self.schedule.build(),
                 seed=seed,
-                callbacks=[] if group.rank else [ProgressBar(f"{name}, seed {seed}")],
+                callbacks=[ProgressBar(None if group.rank else f"{name}, seed {seed}"), *context.watchers(f"{name}.{seed}")],
                 checkpoint=progress,
                 processes=group,
                 checkpoint_seconds=context.save_every,

@@ -138,7 +138,7 @@ class Transfer:
             epochs=self.pretrain_epochs,
             schedule=self.schedule.build(),
             seed=seed,
-            callbacks=[ProgressBar(f"pretrain, seed {seed}")],
+            callbacks=[ProgressBar(f"pretrain, seed {seed}"), *context.watchers(f"pretrain.{seed}")],
             checkpoint=(progress := context.folder.path / f"pretrain.{seed}.progress.safetensors"),
             checkpoint_seconds=context.save_every,
         )
@@ -168,7 +168,7 @@ class Transfer:
             epochs=self.epochs,
             schedule=self.schedule.build(),
             seed=seed,
-            callbacks=[ProgressBar(f"{name}, seed {seed}"), *callbacks],
+            callbacks=[ProgressBar(f"{name}, seed {seed}"), *callbacks, *context.watchers(f"{name}.{seed}")],
             checkpoint=progress,
             checkpoint_seconds=context.save_every,
         )

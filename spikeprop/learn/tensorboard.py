@@ -1,0 +1,59 @@
+"""Scalars for TensorBoard, where it is installed: of training by epoch, and of anything by a step of its own.
+
+Nothing is imported before a run begins. A stage has a folder of its own; when it is taken up again, what TensorBoard has of the
+epochs that run again is purged.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spikeprop.learn.callback import Callback, Training
+
+
+def tensorboard_installed() -> bool:
+    """Whether scalars can be written here."""
+    try:
+        importlib.import_module("torch.utils.tensorboard")
+    except ImportError:  # absent, or one that does not fit what it needs: either way a run goes on without it
+        return False
+    return True
+
+
+class TensorBoardLog(Callback):
+    """Writes an epoch's metrics (loss, accuracy, rate of learning and what the rule tells) as scalars.
+
+    Args:
+        folder: for TensorBoard's files, of this stage alone.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_start(self, training: Training) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(self.folder), purge_step=training.epoch)
+
+    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, metrics["epoch"])
+
+    def on_end(self, training: Training) -> None:
+        self.writer.close()
+
+
+def write_scalars(folder: Path, scalars: Mapping[str, Mapping[int, float]]) -> None:
+    """Write scalars, by name and step, in the place of what ``folder`` holds."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for name, by_step in scalars.items():
+            for step, value in by_step.items():
+                writer.add_scalar(name, value, step)

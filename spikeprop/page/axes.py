@@ -1,0 +1,80 @@
+"""Axes of charts: from values to places on the paper, and which values get a tick."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of values laid over a range of places.
+
+    Attributes:
+        low, high: values at both ends; positive where ``log``.
+        start, end: places of the ends, in the picture's units.
+        log: whether places go by the logarithm.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Where a value lies."""
+        low, high, at = (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return self.start + (self.end - self.start) * (at - low) / (high - low)
+
+
+def axis(values: Sequence[float], start: float, end: float, *, log: bool = False, margin: float = 0.06) -> Axis:
+    """An axis that holds all values, with a margin at both ends."""
+    low, high = (min(values), max(values)) if values else (1.0, 10.0)
+    if log:
+        reach = max(math.log(high / low), 0.5)
+        return Axis(low * math.exp(-margin * reach), high * math.exp(margin * reach), start, end, log=True)
+    reach = (high - low) or abs(high) or 1.0
+    return Axis(low - margin * reach, high + margin * reach, start, end)
+
+
+def ticks(over: Axis, wanted: int = 5) -> list[float]:
+    """Round values on an axis: multiples of 1, 2 or 5; on a logarithmic one, of powers of ten."""
+    if over.log:
+        return _log_ticks(over, wanted)
+    rough = (over.high - over.low) / wanted
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    first = math.ceil(over.low / step)
+    return [round(i * step, 12) for i in range(first, math.floor(over.high / step + 1e-9) + 1)]
+
+
+def _log_ticks(over: Axis, wanted: int) -> list[float]:
+    decades = range(math.floor(math.log10(over.low)), math.ceil(math.log10(over.high)) + 1)
+    every = max(1, len(decades) // wanted)
+    for multiples in ((1, 2, 5), (1,)):
+        found = [m * 10.0**d for d in decades if d % every == 0 for m in multiples]
+        found = [value for value in found if over.low <= value <= over.high]
+        if len(found) <= wanted + 2:
+            break
+    return found
+
+
+def spaced(values: Sequence[float], over: Axis, least: float) -> list[float]:
+    """Those of the values that lie ``least`` apart on the paper, for labels that do not overlap."""
+    kept: list[float] = []
+    for value in sorted(values):
+        if not kept or abs(over.place(value) - over.place(kept[-1])) >= least:
+            kept.append(value)
+    return kept
+
+
+def short(value: float) -> str:
+    """A tick's text."""
+    if value and abs(value) >= 1e4:
+        power = math.floor(math.log10(abs(value)))
+        letter = {1: "k", 2: "M", 3: "G", 4: "T"}.get(power // 3)
+        if letter:
+            return f"{value / 10 ** (3 * (power // 3)):g} {letter}"
+    return f"{value:.6g}"

@@ -1,0 +1,76 @@
+"""HTML as text: elements with everything escaped, tables whose headings say what they head, figures with their numbers."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+VOID = {"img", "meta", "link", "input"}
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
+    """An element; children that are no Markup are escaped, ``class_`` means class, ``data_x`` data-x, None leaves out."""
+    told = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    shown = "".join(f' {key}="{html.escape(str(value))}"' for key, value in told.items())
+    return Markup(f"<{name}{shown}>" if name in VOID else f"<{name}{shown}>{join(children)}</{name}>")
+
+
+def join(parts: Iterable[Any], between: str = "") -> Markup:
+    """Several pieces in a row, escaped unless they are Markup."""
+    return Markup(between.join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts))
+
+
+def table(caption: str, heads: Sequence[Any], rows: Iterable[Sequence[Any]], **attributes: Any) -> Markup:
+    """A table whose first column heads its rows; it scrolls by itself where it is wide."""
+    head = tag("tr", *(tag("th", text, scope="col") for text in heads))
+    body = [tag("tr", tag("th", first, scope="row"), *(_cell(value) for value in others)) for first, *others in rows]
+    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), **attributes)
+    return tag("div", whole, class_="wide", tabindex=0, role="region", aria_label=caption)
+
+
+def numbers(caption: str, heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Markup:
+    """The numbers behind a figure, folded away."""
+    return tag("details", tag("summary", "Numbers"), table(caption, heads, rows))
+
+
+def figure(name: str, picture: Markup, caption: str, *below: Markup) -> Markup:
+    """A picture with its caption, and what belongs below it; ``name`` is its id."""
+    return tag("figure", picture, tag("figcaption", caption), *below, id=name)
+
+
+def note(*text: Any) -> Markup:
+    """A line that says what is not here, and why."""
+    return tag("p", *text, class_="note")
+
+
+def folded(summary: Any, *children: Any, unfolded: bool = False) -> Markup:
+    """Something that opens on demand."""
+    return tag("details", tag("summary", summary), *children, **({"open": "open"} if unfolded else {}))
+
+
+def percent(value: float | None) -> str:
+    """An accuracy."""
+    return "no answer yet" if value is None else f"{value:.2f} %"
+
+
+def number(value: Any) -> str:
+    """A number as people read it: whole ones with separators, others to four digits."""
+    if value is None or isinstance(value, str | bool):
+        return "-" if value is None else str(value)
+    if math.isfinite(value) and float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.4g}" if not math.isfinite(value) or abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _cell(value: Any) -> Markup:
+    if isinstance(value, Markup) and value.startswith("<td"):
+        return value
+    return tag("td", value if isinstance(value, str) else number(value))

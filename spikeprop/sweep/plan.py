@@ -1,0 +1,158 @@
+"""What a sweep tries: ``key=a,b,c`` as an axis of values, ``key=1e-5..1e-3`` as a range, and all combinations of a grid."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spikeprop.errors import RecipeError
+from spikeprop.recipe import load_recipe
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+RANGE = re.compile(rf"(log:)?({NUMBER})\.\.({NUMBER})")
+CLOSING = {"[": "]", "{": "}", "(": ")"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values of one key: a list of YAML texts, or a range from ``low`` to ``high``, whole numbers where both are."""
+
+    key: str
+    values: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether a range holds whole numbers alone."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep.
+
+    Attributes:
+        recipe: name or YAML file.
+        axes: of the keys that vary, and of those that have one value.
+        sampler: "grid" or "tpe".
+        trials: of tpe, in all.
+        metric: dotted key of report.json, or None for the accuracy of the last network.
+        least: whether small values of the metric are good.
+        jobs: trials at once.
+        threads: CPU threads of each; None for its share of the cores.
+        smoke: tiny trials.
+        seed: of tpe.
+    """
+
+    recipe: str
+    axes: tuple[Axis, ...]
+    sampler: str = "grid"
+    trials: int = 20
+    metric: str | None = None
+    least: bool = False
+    jobs: int = 1
+    threads: int | None = None
+    smoke: bool = False
+    seed: int = 0
+
+    @classmethod
+    def of(cls, recipe: str, axes: Sequence[str], **settings: Any) -> Plan:
+        """From the command line.
+
+        Raises:
+            RecipeError: an axis that cannot be read, a key given twice, a range in a grid, or values that no trial can run with.
+        """
+        plan = cls(recipe=recipe, axes=tuple(parse_axis(text) for text in axes), **settings)
+        keys = [axis.key for axis in plan.axes]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise RecipeError(f"{twice} is given twice; list its values in one: {twice}=a,b")
+        ranged = next((axis for axis in plan.axes if not axis.values), None)
+        if plan.sampler == "grid" and ranged is not None:
+            raise RecipeError(f"{ranged.key} is a range, and a grid has values; list them, or use --sampler tpe")
+        plan.check()
+        return plan
+
+    @property
+    def varied(self) -> list[str]:
+        """The keys with more than one value."""
+        return [axis.key for axis in self.axes if len(axis.values) != 1]
+
+    def grid(self) -> Iterator[dict[str, str]]:
+        """All combinations, the last key's values next to each other."""
+        for values in itertools.product(*(axis.values for axis in self.axes)):
+            yield {axis.key: value for axis, value in zip(self.axes, values)}
+
+    def check(self) -> None:
+        """RecipeError where the recipe refuses every value: then the key is wrong; one bad value is a failing trial."""
+        ends = tuple(Axis(a.key, a.values or (repr(a.low),)) for a in self.axes)
+        first: RecipeError | None = None
+        for values in itertools.product(*(axis.values for axis in ends)):
+            try:
+                load_recipe(self.recipe, [f"{axis.key}={value}" for axis, value in zip(ends, values)])
+                return
+            except RecipeError as error:
+                first = first or error
+        assert first is not None
+        raise first
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this sweep and no other, in JSON values; more trials, jobs and threads leave it the same."""
+        axes = {a.key: list(a.values) or {"low": a.low, "high": a.high, "log": a.log} for a in self.axes}
+        recipe = load_recipe(self.recipe, []).describe()
+        own = {"metric": self.metric, "least": self.least, "seed": self.seed} if self.sampler == "tpe" else {}
+        return {"recipe": recipe, "axes": axes, "sampler": self.sampler, "smoke": self.smoke, **own}
+
+
+def parse_axis(text: str) -> Axis:
+    """``key=a,b,c``, ``key=LOW..HIGH`` or ``key=log:LOW..HIGH``.
+
+    Raises:
+        RecipeError: no key, no value, a value twice, brackets that do not close, or a range that is none.
+    """
+    key, sign, written = text.partition("=")
+    if not sign or not key or not written:
+        raise RecipeError(f"{text!r}: write it as path.to.key=value,value")
+    found = RANGE.fullmatch(written)
+    if found is not None:
+        low, high = (float(end) if re.search(r"[.eE]", end) else int(end) for end in found.group(2, 3))
+        if not low < high or (found[1] and low <= 0):
+            raise RecipeError(f"{text!r}: a range goes from a smaller number to a larger one, a logarithmic one from above 0")
+        return Axis(key, (), low, high, bool(found[1]))
+    values = split_values(written, text)
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if "" in values or twice is not None:
+        raise RecipeError(f"{text!r}: " + (f"{twice} is there twice" if twice else "there is nothing between two commas"))
+    return Axis(key, tuple(values))
+
+
+def split_values(written: str, text: str = "") -> list[str]:
+    """Cut at the commas that stand in no brackets and no quotes.
+
+    Raises:
+        RecipeError: brackets or quotes that do not close.
+    """
+    parts, open_, quote = [""], [], ""
+    for letter in written:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in CLOSING:
+            open_.append(CLOSING[letter])
+        elif open_ and letter == open_[-1]:
+            open_.pop()
+        elif letter in CLOSING.values():
+            raise RecipeError(f"{text or written!r}: {letter!r} closes nothing")
+        if letter == "," and not quote and not open_:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if open_ or quote:
+        raise RecipeError(f"{text or written!r}: {(open_ or [quote])[-1]!r} is missing")
+    return [part.strip() for part in parts]

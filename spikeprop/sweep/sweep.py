@@ -1,0 +1,253 @@
+"""``Sweep``: runs the trials of a plan, a few at a time, and keeps a table of all of them, failed ones included.
+
+``sweep.json`` says what is swept and how each trial stands, ``sweep.csv`` is the same as a table. Both are written whenever a
+trial ends, so a sweep can be killed at any moment: the same command skips finished trials, goes on with the others where they
+stopped and tries failed ones again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spikeprop.errors import RunError
+from spikeprop.files import leaves, read_json, write_json, write_text
+from spikeprop.progress import bar
+from spikeprop.runs import Run
+from spikeprop.sweep.plan import Plan
+from spikeprop.sweep.process import Lock, Process
+from spikeprop.sweep.tpe import propose
+
+LOOK_EVERY = 0.1  # seconds
+
+
+@dataclass
+class Trial:
+    """One combination of values.
+
+    Attributes:
+        name: of its run folder.
+        values: YAML text by key.
+        state: "waiting", "finished" or "failed".
+        why: it failed.
+        metric: value of the sweep's metric.
+        figures: accuracies and costs of its report.
+        seconds: of all its stages.
+    """
+
+    name: str
+    values: dict[str, str]
+    state: str = "waiting"
+    why: str = ""
+    metric: float | None = None
+    figures: dict[str, float | None] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+class Sweep:
+    """A plan in its folder.
+
+    Args:
+        plan: what is tried.
+        folder: made if absent; it belongs to one sweep.
+        notify: tells people what is going on.
+
+    Raises:
+        RunError: the folder holds another sweep, or one is at work there.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, notify: Callable[[str], None]):
+        self.plan, self.folder, self.notify = plan, folder, notify
+        self.trials: list[Trial] = []
+        self._identity = plan.identity()
+        file = folder / "sweep.json"
+        if file.exists():
+            self._take_up(read_json(file))
+        elif plan.sampler == "grid":
+            self.trials = [self._trial(i, values) for i, values in enumerate(plan.grid())]
+        self._lock = Lock(folder / "logs" / "sweep.lock")
+        if not self._lock.take():
+            raise RunError(f"another sweep is at work in {folder}; wait for it, or use another --out folder")
+
+    def run(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Run what is not finished; the heads and rows of the table, the best trials first."""
+        running: dict[str, Process] = {}
+        total = len(self.trials) if self.plan.sampler == "grid" else self.plan.trials
+        with _terminated_is_interrupted(), bar("sweep", total=total, unit="trial") as shown:
+            try:
+                for trial in self.trials:
+                    self._look_again(trial)
+                shown.update(len(self.finished()))
+                self._save()
+                todo = iter([trial for trial in self.trials if trial.state != "finished"])
+                while self._fill(running, todo) or running:
+                    time.sleep(LOOK_EVERY)
+                    shown.update(self._gather(running))
+            finally:
+                for process in running.values():
+                    process.stop()
+                self._save()
+                self._lock.drop()
+        return self._table(sort=True)
+
+    def finished(self) -> list[Path]:
+        """Folders of the finished trials."""
+        return [self.folder / trial.name for trial in self.trials if trial.state == "finished"]
+
+    def failed(self) -> list[Trial]:
+        """Those that failed."""
+        return [trial for trial in self.trials if trial.state == "failed"]
+
+    def log(self, trial: Trial) -> Path:
+        """What a trial printed."""
+        return self.folder / "logs" / f"{trial.name}.log"
+
+    # trials -------------------------------------------------------------------------------------------------------------------
+
+    def _fill(self, running: dict[str, Process], todo: Iterator[Trial]) -> bool:
+        """Start trials while there is room; whether any was."""
+        started = False
+        while len(running) < self.plan.jobs:
+            trial = next(todo, None) or self._proposed()
+            if trial is None:
+                return started
+            running[trial.name] = process = self._process(trial)
+            if not process.start():
+                self.notify(f"{trial.name} is still at work for an earlier sweep; waiting for it")
+            started = True
+        return started
+
+    def _gather(self, running: dict[str, Process]) -> int:
+        """Take in what has ended; how many."""
+        ended = 0
+        for trial in [trial for trial in self.trials if trial.name in running]:
+            process = running[trial.name]
+            code = process.ended() if process.process else self._others(trial, process)
+            if code is not None:
+                del running[trial.name]
+                self._take_in(trial, process, code)
+                ended += 1
+        return ended
+
+    def _others(self, trial: Trial, process: Process) -> int | None:
+        """0 once an earlier sweep's process has finished the trial; where it has left off unfinished, ours goes on."""
+        if process.lock.take():
+            self._look_again(trial)
+            if trial.state == "finished":
+                process.lock.drop()
+                return 0
+            process.start()
+        return None
+
+    def _take_in(self, trial: Trial, process: Process, code: int) -> None:
+        self._look_again(trial)
+        if code != 0:
+            trial.state, trial.why = "failed", process.why(code)
+        elif trial.state != "finished":
+            trial.state, trial.why = "failed", "it ended without a report"
+        self._save()
+
+    def _look_again(self, trial: Trial) -> None:
+        """What the trial's folder says now."""
+        path = self.folder / trial.name
+        run = Run.read(path) if (path / "run.json").exists() else None
+        if run is None or run.report is None:
+            trial.state, trial.why = "waiting", ""
+            return
+        trial.state, trial.why, trial.figures = "finished", "", run.figures()
+        trial.seconds = round(sum(run.report.get("seconds", {}).values()), 2)
+        trial.metric = self._metric(run)
+
+    def _metric(self, run: Run) -> float | None:
+        if self.plan.metric is None:
+            headline = list(run.headline().values()) if run.hybrid else []
+            return headline[-1] if headline else None
+        return leaves(run.report).get(self.plan.metric)
+
+    def _proposed(self) -> Trial | None:
+        """The next proposal of tpe, or None."""
+        number = len(self.trials)
+        if self.plan.sampler == "grid" or number >= self.plan.trials:
+            return None
+        done = [trial for trial in self.trials if trial.state != "waiting"]
+        if any(trial.state == "finished" and not isinstance(trial.metric, int | float) for trial in done):
+            known = ", ".join(list(leaves(Run.read(self.finished()[0]).report))[:12])
+            raise RunError(f"the report has no number {self.plan.metric or 'to raise'}; pass --metric, such as one of {known}")
+        told = [(trial.values, trial.metric if trial.state == "finished" else None) for trial in done]
+        self.trials.append(self._trial(number, propose(self.plan, number, told)))
+        self._save()
+        return self.trials[-1]
+
+    def _trial(self, number: int, values: dict[str, str]) -> Trial:
+        shown = "-".join(f"{key.rpartition('.')[2]}={values[key]}" for key in self.plan.varied)
+        name = f"{number:03d}-{re.sub(r'[^A-Za-z0-9.=+-]+', '_', shown)[:60]}".rstrip("-_.")
+        return Trial(name, values)
+
+    def _process(self, trial: Trial) -> Process:
+        threads = self.plan.threads or max(1, (os.cpu_count() or 1) // self.plan.jobs)
+        overrides = [f"{key}={value}" for key, value in trial.values.items()]
+        options = ["--out", str(self.folder / trial.name), "--threads", str(threads), *(["--smoke"] if self.plan.smoke else [])]
+        lock = Lock(self.folder / "logs" / f"{trial.name}.lock")
+        return Process(["run", self.plan.recipe, *overrides, *options], self.log(trial), lock, threads)
+
+    # files --------------------------------------------------------------------------------------------------------------------
+
+    def _take_up(self, found: dict[str, Any]) -> None:
+        old, new = leaves(found["plan"]), leaves(self._identity)
+        changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+        if changed:
+            where = ", ".join(changed[:4])
+            raise RunError(
+                f"{self.folder} holds another sweep (it differs in {where}); use another --out folder, or delete that one"
+            )
+        self.trials = [Trial(**trial) for trial in found["trials"]]
+
+    def _save(self) -> None:
+        write_json(self.folder / "sweep.json", {"plan": self._identity, "trials": [asdict(trial) for trial in self.trials]})
+        text = io.StringIO()
+        heads, rows = self._table(sort=False)
+        csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+        write_text(self.folder / "sweep.csv", text.getvalue())
+
+    def _table(self, *, sort: bool) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        figures = list(dict.fromkeys(name for trial in self.trials for name in trial.figures))
+        keys = self.plan.varied
+        heads = ("trial", *keys, "state", *(["metric"] if self.plan.metric else []), *figures, "seconds", "why")
+        trials = sorted(self.trials, key=self._rank) if sort else self.trials
+        return heads, [self._row(trial, keys, figures) for trial in trials]
+
+    def _row(self, trial: Trial, keys: list[str], figures: list[str]) -> tuple[Any, ...]:
+        numbers = [*([trial.metric] if self.plan.metric else []), *(trial.figures.get(name) for name in figures), trial.seconds]
+        shown = ["" if number is None else f"{number:.6g}" for number in numbers]
+        return (trial.name, *(trial.values[key] for key in keys), trial.state, *shown, trial.why)
+
+    def _rank(self, trial: Trial) -> tuple[bool, float]:
+        value = trial.metric
+        return value is None, 0.0 if value is None else value if self.plan.least else -value
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, so that trials are stopped and saved; as it was afterwards."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,48 @@
+"""Proposals by the tree-structured Parzen estimator (Bergstra et al. 2011), Optuna's.
+
+A proposal depends on the plan, its number and the results before it alone, so a sweep that was killed proposes what it would
+have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spikeprop.errors import RunError
+from spikeprop.seeding import mix_seed
+from spikeprop.sweep.plan import Axis, Plan
+
+Told = tuple[dict[str, str], float | None]
+
+
+def propose(plan: Plan, number: int, told: Sequence[Told]) -> dict[str, str]:
+    """Values for trial ``number``, given (values, metric, or None of a failed trial) of those before.
+
+    Raises:
+        RunError: Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise RunError("--sampler tpe needs Optuna: pip install 'spikeprop[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=mix_seed(plan.seed, number) % 2**32)
+    study = optuna.create_study(direction="minimize" if plan.least else "maximize", sampler=sampler)
+    space = {axis.key: _distribution(optuna, axis) for axis in plan.axes}
+    for values, metric in told:
+        parameters = {axis.key: _parameter(axis, values[axis.key]) for axis in plan.axes}
+        state = optuna.trial.TrialState.COMPLETE if metric is not None else optuna.trial.TrialState.FAIL
+        study.add_trial(optuna.trial.create_trial(state=state, params=parameters, distributions=space, value=metric))
+    return {key: value if isinstance(value, str) else repr(value) for key, value in study.ask(space).params.items()}
+
+
+def _distribution(optuna: Any, axis: Axis) -> Any:
+    if axis.values:
+        return optuna.distributions.CategoricalDistribution(axis.values)
+    kind = optuna.distributions.IntDistribution if axis.whole else optuna.distributions.FloatDistribution
+    return kind(axis.low, axis.high, log=axis.log)
+
+
+def _parameter(axis: Axis, text: str) -> str | int | float:
+    return text if axis.values else int(text) if axis.whole else float(text)

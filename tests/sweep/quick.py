@@ -1,0 +1,35 @@
+"""An experiment that takes a moment, for sweeps: its result is a parabola of x, and it fails where x is negative."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from spikeprop.evaluate import Report
+from spikeprop.experiment import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quick:
+    """value = 1 - (x - 0.3)^2 after ``seconds``; every start leaves a line in the folder's starts.txt."""
+
+    x: float
+    seconds: float = 0.0
+    tags: list[int] | None = None
+
+    def run(self, context: Context) -> Report:
+        with open(context.folder.path / "starts.txt", "a") as file:
+            file.write("start\n")
+        context.folder.stage("wait", self._wait)
+        value = 1 - (self.x - 0.3) ** 2
+        report = Report(
+            name=context.name, values={"value": value, "seconds": context.folder.seconds()}, rows=[("value", f"{value}")]
+        )
+        report.save(context.folder.path / "report.json")
+        return report
+
+    def _wait(self) -> dict[str, float]:
+        if self.x < 0:
+            raise ValueError(f"x is {self.x}; it must not be negative")
+        time.sleep(self.seconds)
+        return {}
