@@ -35,7 +35,7 @@ class Simulation:
         spikes: by node, (samples, steps, *shape) bool; empty where they were not to be recorded.
         output: (samples, steps, classes), accumulated from the network's ``readout_from`` on, in real units in either precision.
         membranes: by node, (samples, steps, *shape): potentials after each step's reset, with fixed precision in the chip's
-            integers; empty unless asked for.
+            integers; of max pooling, a window's largest count; empty unless asked for.
         counts: spikes by node, over all samples and steps.
     """
 
