@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -94,13 +95,7 @@ class Dupire(Model):
 
     def steps(self, times: Sequence[float]) -> tuple[Tensor, list[int]]:
         """(K + 1,) times of the steps, and the index of each date among them."""
-        found, at, before = [0.0], [], 0.0
-        for time in times:
-            n = max(1, math.ceil((time - before) / self.max_step - 1e-9))
-            found += [before + (time - before) * i / n for i in range(1, n)] + [time]
-            at.append(len(found) - 1)
-            before = time
-        return torch.tensor(found, dtype=torch.float64), at
+        return _steps(tuple(times), self.max_step)
 
     def dimension(self, times: Sequence[float]) -> int:
         """One a step."""
@@ -141,6 +136,17 @@ class Dupire(Model):
             x = x + m + v * (z - v / 2)
             found.append(x)
         return torch.stack([found[k - 1] for k in at])
+
+
+@lru_cache(maxsize=64)  # every mini-batch asks
+def _steps(times: tuple[float, ...], max_step: float) -> tuple[Tensor, list[int]]:
+    found, at, before = [0.0], [], 0.0
+    for time in times:
+        n = max(1, math.ceil((time - before) / max_step - 1e-9))
+        found += [before + (time - before) * i / n for i in range(1, n)] + [time]
+        at.append(len(found) - 1)
+        before = time
+    return torch.tensor(found, dtype=torch.float64), at
 
 
 class _Grid:
