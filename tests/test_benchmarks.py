@@ -234,3 +234,31 @@ def test_scaling_runs(load: Any, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     for one in found["measured"].values():
         assert all(told[kind] > 0 for told in one["processes"].values() for kind in ("strong", "weak"))
+
+
+def test_ldbp_races_every_contender(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("ldbp").main(["--repeats", "1", "--blocks", "2", "--out", str(tmp_path / "found.json")])
+    assert "2 pol., 19 taps" in capsys.readouterr().out
+    races = json.loads((tmp_path / "found.json").read_text())["races"]
+    assert [(one["polarisations"], one["samples"]) for one in races] == [(1, 512), (1, 4096), (2, 512), (2, 4096)]
+    assert all(rate > 0 for one in races for rate in one["samples_per_second"].values())
+
+
+@pytest.mark.parametrize("polarisations", [1, 2])
+def test_ldbps_contenders_do_the_same_step(load: Any, polarisations: int) -> None:
+    """A filter with all taps, the same rotation and Kerr coefficient: then ours is the one by FFT."""
+    from spikeprop.plugins.ldbp_pmd.fir import fir
+    from spikeprop.plugins.ldbp_pmd.kerr import rotate_and_turn
+
+    samples, benchmark = 9, load("ldbp")
+    step, parameters = benchmark.with_fft(polarisations, samples, trained=True)
+    phase, *rest, kerr = parameters
+    omega = 2 * torch.pi * torch.fft.fftfreq(samples)
+    delays = torch.stack([-omega, omega]) * rest[0] if polarisations == 2 else torch.zeros(1, samples)
+    taps = torch.fft.fftshift(torch.fft.ifft(torch.exp(1j * (phase + delays))), -1)
+    matrix = None
+    if polarisations == 2:
+        a, b = torch.view_as_complex((rest[1] / rest[1].norm()).view(2, 2)).unbind()
+        matrix = torch.stack([torch.stack([a, b]), torch.stack([-b.conj(), a.conj()])])
+    x = torch.randn(3, polarisations, samples, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(rotate_and_turn(fir(x, taps), kerr, matrix), step(x), atol=1e-5)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate import BatchAnswers, Journal, Processes, Question, evaluate
+from spikeprop.evaluate import BatchAnswers, Journal, Question, evaluate
 from spikeprop.evaluate.sweep import _counted
+from spikeprop.processes import Processes
 
 
 class Numbers:

@@ -124,7 +124,8 @@ def test_rotation_and_kerr_phase_have_the_right_gradient(polarisations: int) -> 
     matrix = complex_normal(2, 2, seed=3).requires_grad_() if polarisations == 2 else None
     phase = torch.tensor(-0.3, dtype=torch.float64, requires_grad=True)
     assert torch.allclose(kerr.rotate_and_turn(x, phase, matrix), kerr.reference(x, phase, matrix))
-    assert torch.autograd.gradcheck(kerr.rotate_and_turn, (x, phase, matrix))
+    inputs: Any = (x, phase, matrix)
+    assert torch.autograd.gradcheck(kerr.rotate_and_turn, inputs)
 
 
 def small_receiver(**arguments: Any) -> LearnedReceiver:
@@ -214,7 +215,8 @@ def linear_link(pmd: float = 2.0) -> tuple[Fibre, Any, Any]:
     fibre = Fibre(spans=2, gamma=0, pmd=pmd, noise_factor=4)
     link = Link(fibre, SIGNAL, 20, 2)
     sections = draw_sections(fibre, uniform_steps(fibre, 20), generator(9))
-    return fibre, *(link.blocks(n, watts(0), (10, k), sections) for k, n in enumerate((150, 30)))
+    train, test = (link.blocks(n, watts(0), (10, k), sections) for k, n in enumerate((150, 30)))
+    return fibre, train, test
 
 
 def test_a_lumped_equaliser_undoes_linear_pmd_and_lms_comes_near_least_squares() -> None:

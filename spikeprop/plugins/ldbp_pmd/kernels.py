@@ -115,6 +115,19 @@ def tap_gradients(x, g, d_re, d_im):  # pyright: ignore
 
 
 @_jit
+def measure(x, power):  # pyright: ignore
+    """Power of all polarisations: (B, P, 2 N) to (B, N), written."""
+    half = x.shape[2] // 2
+    for r in range(len(x)):
+        p = power[r]
+        p[:] = 0
+        for k in range(x.shape[1]):
+            u = x[r, k].reshape(half, 2)
+            for n in range(half):
+                p[n] += u[n, 0] * u[n, 0] + u[n, 1] * u[n, 1]
+
+
+@_jit
 def rotate(x, m, y, power):  # pyright: ignore
     """y = M x for pairs of polarisations, and the power of both.
 
@@ -139,13 +152,25 @@ def rotate(x, m, y, power):  # pyright: ignore
 
 
 @_jit
-def turn_back(y, e, power, g, kerr):  # pyright: ignore
+def turn(y, cosine, sine, z):  # pyright: ignore
+    """z = y (cosine + j sine): (B, P, 2 N) by (B, N), z written."""
+    half = y.shape[2] // 2
+    for r in range(len(y)):
+        c, s = cosine[r], sine[r]
+        for p in range(y.shape[1]):
+            u, w = y[r, p].reshape(half, 2), z[r, p].reshape(half, 2)
+            for n in range(half):
+                w[n, 0] = c[n] * u[n, 0] - s[n] * u[n, 1]
+                w[n, 1] = c[n] * u[n, 1] + s[n] * u[n, 0]
+
+
+@_jit
+def turn_back(y, cosine, sine, power, g, kerr):  # pyright: ignore
     """Gradient through z = y e, e = exp(j kerr power(y)): g becomes conj(e) g + 2 kerr phi y with phi = sum_p Im(conj(z) g).
 
     Args:
         y, g: (B, P, 2 N); g is overwritten.
-        e: (B, 2 N).
-        power: (B, N).
+        cosine, sine, power: (B, N); the first two are e.
         kerr: rad/W.
 
     Returns:
@@ -156,12 +181,12 @@ def turn_back(y, e, power, g, kerr):  # pyright: ignore
     phi = np.empty(half, y.dtype)
     total = 0.0
     for r in range(len(y)):
-        turn, found = e[r].reshape(half, 2), y.dtype.type(0)
+        c, s, found = cosine[r], sine[r], y.dtype.type(0)
         phi[:] = 0
         for p in range(y.shape[1]):
             field, given = y[r, p].reshape(half, 2), g[r, p].reshape(half, 2)
             for n in range(half):
-                er, ei, gr, gi = turn[n, 0], turn[n, 1], given[n, 0], given[n, 1]
+                er, ei, gr, gi = c[n], s[n], given[n, 0], given[n, 1]
                 br, bi = er * gr + ei * gi, er * gi - ei * gr
                 phi[n] += field[n, 0] * bi - field[n, 1] * br
                 given[n, 0], given[n, 1] = br, bi

@@ -46,20 +46,23 @@ class _Step(torch.autograd.Function):
         x = x.contiguous().resolve_conj()
         y, power = x, torch.empty(x.shape[0], x.shape[2], dtype=x.real.dtype)
         if matrix is None:
-            torch.sum(x.real.square() + x.imag.square(), -2, out=power)
+            kernels.measure(_pairs(x), power.numpy())
         else:
             y = torch.empty_like(x)
             kernels.rotate(_pairs(x), _flat(matrix), _pairs(y), power.numpy())
-        turn = torch.polar(torch.ones((), dtype=power.dtype), kerr * power)
-        ctx.save_for_backward(x, kerr, matrix, y, power, turn)
-        return y * turn.unsqueeze(1)
+        phase, z = kerr * power, torch.empty_like(x)
+        cosine, sine = torch.cos(phase), torch.sin(phase)
+        kernels.turn(_pairs(y), cosine.numpy(), sine.numpy(), _pairs(z))
+        ctx.save_for_backward(x, kerr, matrix, y, power, cosine, sine)
+        return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # pyright: ignore
-        x, kerr, matrix, y, power, turn = ctx.saved_tensors
+        x, kerr, matrix, y, power, cosine, sine = ctx.saved_tensors
         g = gradient.resolve_conj().clone(memory_format=torch.contiguous_format)
-        by_kerr = kernels.turn_back(_pairs(y), _pairs(turn), power.numpy(), _pairs(g), kerr.detach().to(power).numpy()[()])
+        number = kerr.detach().to(power).numpy()[()]
+        by_kerr = kernels.turn_back(_pairs(y), cosine.numpy(), sine.numpy(), power.numpy(), _pairs(g), number)
         by_matrix = None
         if matrix is not None:
             by_matrix = torch.zeros(8, dtype=torch.float64)
