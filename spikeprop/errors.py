@@ -43,3 +43,7 @@ class HardwareError(SpikepropError):
 
 class RankError(SpikepropError):
     """A matrix is rank-deficient (or not finite), so its factors have no derivative."""
+
+
+class ExplainError(SpikepropError):
+    """A training step cannot be shown, or what to show cannot be found."""
