@@ -23,6 +23,7 @@ PIPELINE = {
     "subject",
     "runfolder",
     "recipe",
+    "models",
 }
 ALLOWED = {
     **{room: LEAVES | {"snn"} for room in STAGES},

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprop.plugins.explain.trace import Node, Slot, Trace
+from spikeprop.plugins.explain.arguments import Slot
+from spikeprop.plugins.explain.trace import Node, Trace
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Triangle
 
 Kind = tuple[str, dict[str, Any]]

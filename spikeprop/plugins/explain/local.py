@@ -136,13 +136,19 @@ class _Columns:
 
     def _by_differentiating(self, entry: int) -> Tensor | None:
         if not self.down.requires_grad:
-            return None
+            return torch.zeros_like(self.upstream) if self._is_zero() else None
         try:
             found = torch.autograd.grad(self.down[entry], self.moving, retain_graph=True, allow_unused=True)
         except (RuntimeError, NotImplementedError):
             return None
         columns = [torch.zeros_like(up) if c is None else c for up, c in zip(self.moving, found)]
         return torch.cat([c.flatten() for c in columns]).detach()
+
+    def _is_zero(self) -> bool:
+        """Whether nothing comes down whatever the upstream, as through a sign."""
+        other = [torch.ones_like(up) + direction(up) for up in self.moving]
+        (found,) = torch.autograd.grad(self.outputs, [self.leaf], other, retain_graph=True, allow_unused=True)
+        return found is None or not bool(found.any())
 
     def _by_units(self, entry: int) -> Tensor | None:
         if len(self.upstream) > UNITS:
@@ -159,7 +165,7 @@ class _Columns:
 
 def _sums(columns: _Columns, entries: int, terms: int) -> list[Sum]:
     size = columns.down.detach().abs()
-    chosen = size.topk(min(entries, len(size))).indices.sort().values
+    chosen = size.topk(max(1, min(entries, int((size > 0).sum())))).indices.sort().values
     found = [_sum(columns, int(i), terms) for i in chosen]
     return [s for s in found if s is not None]
 

@@ -71,7 +71,8 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
     if int(network.readout_from) or int(network.pre_run):
         raise ExplainError("this network has a delayed readout or a run beforehand, which explain does not show")
     simulation = _Simulation(network, tracer)
-    encoded = network.encoder(x, timesteps)
+    with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
+        encoded = network.encoder(x, timesteps)
     output = None
     for t in range(timesteps):
         tracer.step = t

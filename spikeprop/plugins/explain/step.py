@@ -82,7 +82,8 @@ def trace_step(subject: Subject) -> Step:
     if x.is_floating_point():
         x.requires_grad_()
     tracer = Tracer(model)
-    tracer.add_input(x, "input")
+    if not (isinstance(model, SpikingNetwork) and model.encoder.spikes):  # spikes that were drawn are constants
+        tracer.add_input(x, "input")
     tracer.add_input(y, "target")
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(subject.seed)

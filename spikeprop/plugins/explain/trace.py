@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from spikeprop.errors import ExplainError
+from spikeprop.plugins.explain.arguments import fill, floating, take
 
 Role = Literal["input", "parameter", "constant", "value"]
 ASKING = "has_torch_function"  # how a function of torch's asks whether a mode wants it
@@ -43,13 +44,6 @@ class Value:
     tensor: Tensor
     needs_grad: bool
     cotangent: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of a tensor among a call's arguments."""
-
-    index: int
 
 
 @dataclass
@@ -81,12 +75,12 @@ class Node:
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """The call once more on other tensors; random numbers are drawn as they were."""
-        args, kwargs = _fill(self.arguments, tensors)
+        args, kwargs = fill(self.arguments, tensors)
         with torch.random.fork_rng(devices=[]):
             if self.generator is not None:
                 torch.set_rng_state(self.generator)
             found = self.function(*args, **kwargs)
-        return _floating(found)
+        return floating(found)
 
 
 @dataclass
@@ -175,7 +169,7 @@ class Tracer(TorchFunctionMode):
 
     def _recorded(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         found: list[Tensor] = []
-        template = _take(args, found), _take(kwargs, found)
+        template = take(args, found), take(kwargs, found)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in found)):
             return func(*args, **kwargs)
         inputs = [self._value_of(t) for t in found]
@@ -184,7 +178,7 @@ class Tracer(TorchFunctionMode):
         self._busy = node
         result = func(*args, **kwargs)
         self._busy = None
-        outputs = [t for t in _floating(result) if t.requires_grad]
+        outputs = [t for t in floating(result) if t.requires_grad]
         self._refuse_partial(name, found, outputs, versions)
         if all(versions.get(id(t)) == t._version for t in outputs):
             return result  # nothing with a gradient was made, or the input itself came back
@@ -275,32 +269,3 @@ class Tracer(TorchFunctionMode):
 def _name_of(func: Any) -> str:
     name = getattr(func, "__name__", str(func))
     return getattr(func.__self__, "__name__", name) if name == "__get__" else name
-
-
-def _take(tree: Any, found: list[Tensor]) -> Any:
-    """The tree with a Slot in place of each tensor, which goes to ``found``."""
-    if isinstance(tree, Tensor):
-        found.append(tree)
-        return Slot(len(found) - 1)
-    if isinstance(tree, dict):
-        return {key: _take(value, found) for key, value in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(_take(value, found) for value in tree)
-    return tree
-
-
-def _fill(tree: Any, tensors: list[Tensor]) -> Any:
-    if isinstance(tree, Slot):
-        return tensors[tree.index]
-    if isinstance(tree, dict):
-        return {key: _fill(value, tensors) for key, value in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(_fill(value, tensors) for value in tree)
-    return tree
-
-
-def _floating(result: Any) -> list[Tensor]:
-    """Floating-point tensors of a call's result, in order."""
-    if isinstance(result, Tensor):
-        return [result] if result.is_floating_point() else []
-    return [t for part in result for t in _floating(part)] if isinstance(result, list | tuple) else []
