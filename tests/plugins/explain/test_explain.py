@@ -1,4 +1,4 @@
-"""What `spikeprop explain` is given and writes: recipes, run folders, modules of one's own; variants; the gallery; size and speed."""
+"""What `spikeprop explain` is given and writes: recipes, run folders, modules of one's own; variants; the gallery; the size."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         find_model("own_nets:bare", Request())
     with pytest.raises(RecipeError, match="write it as module:callable"):
         find_model("own_nets:nothing", Request())
+    (tmp_path / "odd_nets.py").write_text("def net():\n    return 3\n")
     with pytest.raises(RecipeError, match="gives a int"):
-        (tmp_path / "odd_nets.py").write_text("def net():\n    return 3\n")
         find_model("odd_nets:net", Request())
 
 
