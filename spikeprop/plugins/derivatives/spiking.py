@@ -8,14 +8,14 @@ The spike's true derivative is 0 almost everywhere; a surrogate stands in for it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import torch
 from torch import Generator, Tensor
 
 from spikeprop.plugins.derivatives.card import Card, Step, Tensors, normal
 from spikeprop.snn.kernels.reference import NEVER, advance_since, integrate_and_fire
-from spikeprop.snn.surrogate import STDB, FastSigmoid, Surrogate
+from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
 
 STEPS, NEURONS = 6, 3
 
@@ -55,16 +55,12 @@ def _states(known: Tensors, surrogate: Surrogate) -> Tensors:
         grads.append(known["o_bar"][t] * slope[t] + passed)
         passed = leak * grads[-1]
     found = {"u": u_TN, "v": torch.stack(after), "t": since_TN, "s": slope, "u_bar": torch.stack(grads[::-1])}
-    return {**found, **_constants(surrogate)}
+    return {**found, **_constants(surrogate), "never": _number(NEVER), "pi": _number(math.pi)}
 
 
 def _constants(surrogate: Surrogate) -> Tensors:
-    names = {"alpha": "alpha", "beta": "beta", "slope": "kappa"}
+    names = {"alpha": "alpha", "beta": "beta", "slope": "kappa", "height": "h"}
     return {names[k]: _number(value) for k, value in vars(surrogate).items() if k in names}
-
-
-def _spiking(surrogate: Surrogate) -> tuple[Callable[[Tensors], Tensors], Callable[[Tensors], Tensors]]:
-    return lambda v: _run(v, surrogate), lambda known: _states(known, surrogate)
 
 
 _SYMBOLS = {
@@ -91,50 +87,78 @@ _BACK = (
     Step("I_bar[n, i]", "u_bar[n, i]"),
 )
 
-_lif, _lif_more = _spiking(FastSigmoid(slope=5.0))
-LIF = Card(
-    key="lif",
-    title="Leaky integrate-and-fire through time",
-    about="Backpropagation through time. Shown with the fast sigmoid's surrogate; the others replace the line of s.",
-    symbols={**_SYMBOLS, "kappa": "steepness of the surrogate"},
-    forward=_DYNAMICS,
-    direct=(
-        Step("s[n, i]", "1 / (theta * (1 + kappa * abs(u[n, i] / theta - 1)) ** 2)", "stands in for the derivative of the step"),
-        Step(
-            "I_bar[n, i]",
-            "Sum(o_bar[m, i] * s[m, i] * lam ** (m - n) * (m >= n), m)",
-            "a current still counts, leaked, at every later step m",
-        ),
-    ),
-    chain=(Step("s[n, i]", "1 / (theta * (1 + kappa * abs(u[n, i] / theta - 1)) ** 2)"), *_BACK),
-    example=_example,
-    wanted=("I",),
-    operation=_lif,
-    outputs=("o",),
-    source="Rathi et al. 2020, arXiv:2005.01807; surrogate: Zenke & Ganguli 2018",
-    more_truth=_lif_more,
+_SUM = Step(
+    "I_bar[n, i]",
+    "Sum(o_bar[m, i] * s[m, i] * lam ** (m - n) * (m >= n), m)",
+    "a current still counts, leaked, at every later step m",
 )
 
-_stdb, _stdb_more = _spiking(STDB(alpha=0.3, beta=0.1))
-STDB_CARD = Card(
-    key="stdb",
+
+def _card(key: str, surrogate: Surrogate, lines: tuple[Step, ...], symbols: dict[str, str], **words: str) -> Card:
+    """A card of spiking neurons whose surrogate derivative s the lines say."""
+    return Card(
+        key=key,
+        symbols={**_SYMBOLS, **symbols},
+        forward=_DYNAMICS,
+        direct=(*lines, _SUM),
+        chain=(lines[-1], *_BACK),
+        example=_example,
+        wanted=("I",),
+        operation=lambda v: _run(v, surrogate),
+        outputs=("o",),
+        more_truth=lambda known: _states(known, surrogate),
+        **words,
+    )
+
+
+def _through_time(key: str, surrogate: Surrogate, line: str, symbols: dict[str, str], source: str) -> Card:
+    name = {"FastSigmoid": "the fast sigmoid's", "Triangle": "the triangle's", "ATan": "the arctangent's"}[
+        type(surrogate).__name__
+    ]
+    return _card(
+        key,
+        surrogate,
+        (Step("s[n, i]", line, "stands in for the derivative of the step"),),
+        symbols,
+        title="Leaky integrate-and-fire through time",
+        about=f"Backpropagation through time, with {name} slope in place of the spike's.",
+        source=f"Rathi et al. 2020, arXiv:2005.01807; surrogate: {source}",
+    )
+
+
+LIF = _through_time(
+    "lif",
+    FastSigmoid(slope=5.0),
+    "1 / (theta * (1 + kappa * abs(u[n, i] / theta - 1)) ** 2)",
+    {"kappa": "steepness of the surrogate"},
+    "Zenke & Ganguli 2018",
+)
+LIF_TRIANGLE = _through_time(
+    "lif_triangle",
+    Triangle(height=0.5),
+    "h * (1 - abs(u[n, i] / theta - 1)) * (abs(u[n, i] / theta - 1) < 1) / theta",
+    {"h": "height of the surrogate"},
+    "Bellec et al. 2018",
+)
+LIF_ATAN = _through_time(
+    "lif_atan",
+    ATan(alpha=2.0),
+    "alpha / (2 * theta * (1 + (pi * alpha * (u[n, i] / theta - 1) / 2) ** 2))",
+    {"alpha": "height and steepness of the surrogate"},
+    "Fang et al. 2021",
+)
+STDB_CARD = _card(
+    "stdb",
+    STDB(alpha=0.3, beta=0.1),
+    (
+        Step("t[n, i]", "(t[n - 1, i] + 1 + never * (n == 0)) * (1 - o[n, i])", "0 when it fires, else one more"),
+        Step("s[n, i]", "alpha * exp(-beta * t[n, i]) / theta"),
+    ),
+    {"t": "steps since the last spike", "alpha": "height", "beta": "decay by step"},
     title="Spike-timing-dependent backpropagation (STDB)",
     about="The surrogate depends on the time since the neuron's last spike alone, so spike times are all that is kept. "
     "t counts steps since that spike; for a neuron that has not fired it is so large that the derivative vanishes.",
-    symbols={**_SYMBOLS, "t": "steps since the last spike", "alpha": "height", "beta": "decay by step"},
-    forward=_DYNAMICS,
-    direct=(
-        Step("t[n, i]", "(t[n - 1, i] + 1 + never * (n == 0)) * (1 - o[n, i])", "0 when it fires, else one more"),
-        Step("s[n, i]", "alpha * exp(-beta * t[n, i]) / theta"),
-        Step("I_bar[n, i]", "Sum(o_bar[m, i] * s[m, i] * lam ** (m - n) * (m >= n), m)"),
-    ),
-    chain=(Step("s[n, i]", "alpha * exp(-beta * t[n, i]) / theta"), *_BACK),
-    example=_example,
-    wanted=("I",),
-    operation=_stdb,
-    outputs=("o",),
     source="Rathi et al. 2020, arXiv:2005.01807",
-    more_truth=lambda known: {**_stdb_more(known), "never": _number(NEVER)},
 )
 
-CARDS: tuple[Card, ...] = (LIF, STDB_CARD)
+CARDS: tuple[Card, ...] = (LIF, LIF_TRIANGLE, LIF_ATAN, STDB_CARD)

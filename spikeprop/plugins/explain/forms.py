@@ -22,8 +22,8 @@ from spikeprop.snn.kernels.reference import advance_since
 
 def card_of(kind: str, settings: Settings) -> str | None:
     """Key of the card that belongs to a kind."""
-    if kind == "fire" and settings["surrogate"] == "STDB":
-        return "stdb"
+    if kind == "fire":
+        return {"STDB": "stdb", "Triangle": "lif_triangle", "ATan": "lif_atan"}.get(settings["surrogate"], "lif")
     return FORMS[kind].card if kind in FORMS else None
 
 

@@ -97,9 +97,11 @@ def _attention_known(inputs: list[Tensor], s: Settings) -> dict[str, Tensor]:
     assert k is not None
     assert v is not None
     known = {"Q": q, "K": k, "V": v, "d": torch.tensor(s["scale"] ** -2, dtype=torch.float64)}
-    for name in ("S", "P"):
-        known[name] = CARDS["attention"].evaluate(name, known)
-    return known
+    known["S"] = CARDS["attention"].evaluate("S", known)
+    if s["causal"]:  # no token sees a later one
+        later = torch.ones(known["S"].shape[-2:], dtype=torch.bool).triu(1)
+        known["S"] = known["S"].masked_fill(later, -torch.inf)
+    return known | {"P": CARDS["attention"].evaluate("P", known)}
 
 
 def _attention_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s: Settings) -> Shares:

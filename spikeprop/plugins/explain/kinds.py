@@ -158,16 +158,16 @@ def _layer_norm(a: _Arguments, inputs: list[Tensor]) -> Kind:
 
 
 def _attention(a: _Arguments, inputs: list[Tensor]) -> Kind:
-    if (
-        a.get(3, "attn_mask") is not None
-        or a.get(4, "dropout_p", 0.0)
-        or a.get(5, "is_causal", False)
-        or a.get(7, "enable_gqa", False)
-    ):
+    if a.get(3, "attn_mask") is not None or a.get(4, "dropout_p", 0.0) or a.get(7, "enable_gqa", False):
         return OPAQUE
     slots = [a.slot(0, "query"), a.slot(1, "key"), a.slot(2, "value")]
     scale = a.get(6, "scale")
-    return "attention", {"slots": slots, "scale": float(inputs[0].shape[-1] ** -0.5 if scale is None else scale)}
+    causal = bool(a.get(5, "is_causal", False))
+    return "attention", {
+        "slots": slots,
+        "causal": causal,
+        "scale": float(inputs[0].shape[-1] ** -0.5 if scale is None else scale),
+    }
 
 
 def _softmax(a: _Arguments, inputs: list[Tensor]) -> Kind:

@@ -96,7 +96,7 @@ def trace_step(subject: Subject) -> Step:
             loss = subject.loss(scores, y)
         _check_loss(loss, trace)
         loss.backward()
-    trace.loss = trace.nodes[-1].outputs[0]
+    trace.loss = tracer.index_of(loss)
     first = next(subject.model.parameters(), subject.x)
     return Step(trace, model, float(loss.detach()), first.element_size())
 

@@ -149,6 +149,10 @@ class Tracer(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
+    def index_of(self, tensor: Tensor) -> int:
+        """Number of the value that a recorded tensor is."""
+        return self._known[id(tensor)][0]
+
     def add_input(self, tensor: Tensor, name: str) -> None:
         """Name a tensor that goes in from outside."""
         self._add(tensor, name, "input")

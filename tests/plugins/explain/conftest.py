@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from spikeprop.plugins.explain import Step, Subject, page_data, trace_step, write_page
-from tests.plugins.explain.subjects import ALL
+from tests.plugins.explain.subjects import ALL, EXTRA
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -81,7 +81,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
 
     def page(name: str) -> Built:
         if name not in made:
-            subject = ALL[name]()
+            subject = {**ALL, **EXTRA}[name]()
             step = trace_step(subject)
             data = page_data(subject, step)
             write_page(folder / f"{name}.html", data)

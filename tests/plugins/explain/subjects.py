@@ -68,6 +68,55 @@ def spiking(surrogate: Surrogate | None = None, timesteps: int = 4, **settings: 
     return Subject(name="spiking", model=snn, x=torch.rand(2, 6), y=torch.tensor([0, 2]), timesteps=timesteps)
 
 
+class Tokens(nn.Module):
+    """Embedded tokens through causal attention; more is computed after the scores than they need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        scores = self.out(F.scaled_dot_product_attention(h, h * 0.5, h, is_causal=True).sum(1))
+        self.unused = scores.mean()
+        return scores
+
+
+def tokens() -> Subject:
+    torch.manual_seed(0)
+    return Subject(name="tokens", model=Tokens(), x=torch.tensor([[1, 2, 2, 6], [0, 3, 1, 1]]), y=torch.tensor([0, 2]))
+
+
+def layers() -> Subject:
+    """Convolutions of every kind, pooling that overlaps, and batch-norm in evaluation mode."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=1, groups=2), nn.BatchNorm2d(4), nn.AvgPool2d(2, 1, 1), nn.Sigmoid(),
+        nn.Conv2d(4, 2, 2, dilation=2, bias=False), nn.MaxPool2d(2, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    return Subject(name="layers", model=model, x=torch.randn(2, 2, 7, 7), y=torch.tensor([0, 1]), training=False)
+
+
+class Arithmetic(nn.Module):
+    """Broadcasting, quotients, joining, splitting, softmax, GELU, and a sum of squares at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = 1 - (x @ self.weight - self.shift).sigmoid() / (2 + self.shift.tanh())
+        h = torch.cat([h, -h], 1).softmax(-1).unsqueeze(1).expand(-1, 2, -1)
+        a, b = torch.chunk(h * 3.0, 2, dim=2)
+        return F.gelu((a * b - 0.5).flatten(1)) + h.sum((1, 2), keepdim=True).squeeze(1)
+
+
+def arithmetic() -> Subject:
+    torch.manual_seed(0)
+    return Subject(name="arithmetic", model=Arithmetic(), x=torch.randn(2, 4), y=torch.randn(2, 6), loss=F.mse_loss)
+
+
+EXTRA = {"tokens": tokens, "layers": layers, "arithmetic": arithmetic}
 ALL = {"mlp": mlp, "residual": residual, "attention": attention, "spiking": spiking}
 
 

@@ -17,7 +17,7 @@ from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import Step, Subject, explain, page_data, replay, trace_step, write_page
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from tests.plugins.explain.conftest import Built, Opened
-from tests.plugins.explain.subjects import ALL
+from tests.plugins.explain.subjects import ALL, EXTRA
 from tests.plugins.explain.test_trace import _Cubed
 
 Build = Callable[[str], Built]
@@ -46,7 +46,7 @@ def assert_equals_torch(opened: Opened, step: Step) -> None:
             torch.testing.assert_close(torch.tensor(cotangent, dtype=torch.float64), true.flatten(), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", list(ALL))
+@pytest.mark.parametrize("name", [*ALL, *EXTRA])
 def test_the_browser_computes_the_same_numbers_as_torch(opened: Opened, build: Build, name: str) -> None:
     built = build(name)
     opened.go(built.file)

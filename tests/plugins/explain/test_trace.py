@@ -17,7 +17,7 @@ from spikeprop.plugins.explain import Subject, page_data, replay, trace_step
 from spikeprop.plugins.explain.forms import FORMS
 from spikeprop.plugins.explain.kinds import kind_of
 from spikeprop.snn import STDB, ATan, FastSigmoid, Surrogate, Triangle
-from tests.plugins.explain.subjects import ALL, Residual, mlp, plain_gradients, residual, spiking
+from tests.plugins.explain.subjects import ALL, EXTRA, Residual, mlp, plain_gradients, residual, spiking
 
 SURROGATES = [STDB(alpha=0.3, beta=0.1), Triangle(height=0.5), FastSigmoid(slope=3.0), ATan(alpha=2.0)]
 
@@ -246,15 +246,14 @@ def test_further_operations_have_closed_forms() -> None:
                     torch.testing.assert_close(share, next(true), rtol=1e-10, atol=1e-12, msg=kind)
 
 
-def test_evaluation_mode_and_convolutions_of_every_kind() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=1, groups=2), nn.BatchNorm2d(4), nn.AvgPool2d(2, 1, 1), nn.Tanh(),
-        nn.Conv2d(4, 2, 2, dilation=2, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-    )  # fmt: skip
-    subject = Subject(name="c", model=model, x=torch.randn(2, 2, 7, 7), y=torch.tensor([0, 1]), training=False)
+@pytest.mark.parametrize("make", EXTRA.values(), ids=list(EXTRA))
+def test_further_networks_are_replayed(make: Callable[[], Subject]) -> None:
+    subject = make()
     page, expected = data_of(subject), plain_gradients(subject)
-    for name, gradient in replay(page).items():
+    assert page["unknown"] == []
+    found = replay(page)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
 
 

@@ -48,8 +48,9 @@ function norm(groupsOf) {
 }
 
 function weightsOfValues(inputs, s) {
-  const [q, k] = named(inputs, s);
-  return softmaxRows(map(product(q, k, false, true), (v) => v * s.scale));
+  const [q, k] = named(inputs, s), [n, m] = [q.shape[q.shape.length - 2], k.shape[k.shape.length - 2]];
+  const later = (i) => s.causal && i % m > Math.floor(i / m) % n; // no token sees a later one
+  return softmaxRows(map(product(q, k, false, true), (v, i) => (later(i) ? -Infinity : v * s.scale)));
 }
 
 const attention = {

@@ -104,6 +104,7 @@ function checkPanel(net) {
     `${c.edges_with_numbers} of ${c.edges} backward edges have upstream, local and downstream as numbers; in ${c.edges_that_match} the products add up to the downstream.`,
     `At ${c.values_whose_edges_add_up} of ${c.values} values the edges add up to the cotangent that autograd's own backward pass had there.`,
     `Finite differences: ${d.agrees} calls agree, ${d.differs} differ, ${d.kink} sit on a kink, ${d.surrogate} are surrogates.`,
+    `The backward pass needs ${bytesText(net.data.nodes.reduce((t, n) => t + n.saved, 0))} that the forward pass keeps, parameters aside.`,
     net.data.complete ? "Every entry of every tensor is in this page." : `Activations are sampled: of each tensor with more than ${net.data.sampled} entries this page holds ${net.data.sampled}, evenly spaced, and statistics of all.`,
     "Computed in double precision on a copy of the network; bytes are given in the network's own precision.",
   ];
