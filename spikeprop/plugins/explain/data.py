@@ -42,6 +42,10 @@ def page_data(subject: Subject, step: Step, limit: int = COMPLETE) -> dict[str, 
     writer = _Writer(trace, complete, step.itemsize)
     flags = flags_of(trace, kinds)
     nodes = [writer.node(n, *settings[n.index], locals_[n.index], flags[n.index]) for n in trace.nodes]
+    firing = {n["module"]: n["card"] for n in nodes if n["kind"] == "fire"}
+    for node in nodes:  # a neuron's other calls are on the card of its surrogate
+        if node["kind"] in ("integrate", "reset"):
+            node["card"] = firing.get(node["module"], node["card"])
     cards = {node["card"] for node in nodes if node["card"]} | ({"add"} if writer.fans_out() else set())
     return {
         "format": 1,
