@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow faults fuzz lint bench clean
+.PHONY: demo gallery test test-slow faults fuzz lint bench clean
 
 # After a failed install the folder is dated back: newer than its prerequisites, half an environment would be believed in.
 .venv: pyproject.toml hardware/pyproject.toml constraints.txt
@@ -14,6 +14,10 @@ BIN := .venv/bin
 
 demo: .venv
 	$(BIN)/spikeprop run digits_cnn_stdb --out runs/demo
+
+# Pages that explain five small networks, and their index docs/gallery/index.html.
+gallery: .venv
+	$(BIN)/python -m spikeprop.plugins.explain.gallery docs/gallery
 
 test: .venv
 	$(BIN)/python -m pytest -m 'not slow'
@@ -42,4 +46,4 @@ bench: .venv
 	$(BIN)/python benchmarks/aad.py --paths 20000 --few 1000 --repeats 3 --memory-paths 20000 80000 --out runs/bench/aad.json
 
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv runs dist docs/gallery

@@ -1,4 +1,4 @@
-"""The command line: run, sweep, report, check, ls, eval, export, simulate, budget. The only place that prints."""
+"""The command line: run, sweep, report, check, ls, eval, export, simulate, budget, explain. The only place that prints."""
 
 from __future__ import annotations
 
@@ -353,6 +353,69 @@ def budget(network: Path, samples: int, data: str | None, encoder: str | None, t
     if inputs is not None:
         active = [(layer["name"], round(layer["spikes"]), round(layer["synops"])) for layer in chip["activity"]]
         _columns(("spikes of", "a sample", "SynOps"), active)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", help="Data set; default the model's own.")
+@click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
+@click.option("--network", type=click.Choice(["ann", "converted", "finetuned"]), help="Of a run folder, or of a recipe.")
+@click.option("--samples", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--timesteps", type=click.IntRange(min=1), help="Of a spiking network; default the recipe's.")
+@click.option(
+    "--rule", "rules", multiple=True, metavar="RULE", help="Shown beside backprop: a name, or '{use: NAME, key: value}'."
+)
+@click.option("--eval", "evaluation", is_flag=True, help="In evaluation mode; default as in training.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of dropout and encoders.")
+@click.option("--entries", type=click.IntRange(min=0), help="Numbers up to which the page holds every one; beyond, samples.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("explain.html"), show_default=True)
+def explain(
+    model: str, rules: tuple[str, ...], evaluation: bool, seed: int, entries: int | None, out: Path, **asked: Any
+) -> None:
+    """Write a page on one training step of MODEL: forward, backward, every edge in numbers, each derivative with its card.
+
+    MODEL is a recipe, a run folder, a checkpoint, or module:callable (the callable returns a network, or network, inputs, targets
+    and perhaps a loss). The page is one HTML file and works without a network.
+    """
+    import importlib
+
+    from spikeprop.learn import LearningRule
+    from spikeprop.models import Request, find_model
+    from spikeprop.recipe import component_of_text
+
+    plugin = importlib.import_module("spikeprop.plugins.explain")  # by name, as recipes name plugins
+    built = [component_of_text(LearningRule, text, "--rule") for text in rules]
+    named = {
+        f"{i + 1}. {rule.use.rpartition('.')[2]}": rule.build(**_steps(rule, asked["timesteps"])) for i, rule in enumerate(built)
+    }
+    found = find_model(model, Request(**asked))
+    subject = plugin.Subject(**vars(found), training=not evaluation, seed=seed)
+    data = plugin.explain(subject, out, named, **({} if entries is None else {"limit": entries}))
+    _table(f"{data['name']} -> {out}", _explained(data))
+
+
+def _steps(rule: Any, timesteps: int | None) -> dict[str, int]:
+    """A rule's number of steps where it needs one and was not given it."""
+    needs = "timesteps" in rule.parameters() and "timesteps" not in rule.arguments
+    return {"timesteps": timesteps} if needs and timesteps else {}
+
+
+def _explained(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows on a page that was written."""
+    checks, differences = data["checks"], data["checks"]["differences"]
+    flags = sorted({flag for node in data["nodes"] for flag in node["flags"]})
+    return [
+        ("loss", f"{data['loss']:.6g}"),
+        ("calls", f"{len(data['nodes'])}" + (f", without a card: {', '.join(data['unknown'])}" if data["unknown"] else "")),
+        (
+            "backward edges",
+            f"{checks['edges']}, of which {checks['edges_with_numbers']} in numbers, {checks['edges_that_match']} add up",
+        ),
+        ("finite differences", ", ".join(f"{count} {verdict}" for verdict, count in differences.items() if count)),
+        ("flags", ", ".join(flags) or "none"),
+        ("saved for backward", f"{sum(node['saved'] for node in data['nodes']):,} bytes"),
+        ("page", f"{data['bytes'] / 1e6:.2f} MB, {'complete' if data['complete'] else 'activations sampled'}"),
+    ]
 
 
 def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -67,3 +67,7 @@ class RankError(SpikepropError):
 
 class MarketError(SpikepropError, ValueError):
     """A market, product or simulation of the risk plugin is impossible: the quantity and its bound are named."""
+
+
+class ExplainError(SpikepropError):
+    """A training step cannot be shown, or what to show cannot be found."""

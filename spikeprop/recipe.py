@@ -158,6 +158,22 @@ def unseen(*_: Any, **__: Any) -> Any:
     raise RecipeError("a recipe that was only looked at cannot be run")
 
 
+def component_of_text(base: type[T], text: str, path: str) -> Component[T]:
+    """Check a component written on the command line, in YAML; a bare name may be that of a plugin.
+
+    Raises:
+        RecipeError: as ``component`` does, or text that is not YAML.
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: {text!r} is not YAML: {error}") from error
+    use = value.get("use") if isinstance(value, dict) else value
+    if isinstance(use, str) and "." not in use and use in dir(importlib.import_module(PLUGINS)):
+        value = {**(value if isinstance(value, dict) else {}), "use": f"{PLUGINS}.{use}"}
+    return component(base, value, path)
+
+
 def home(base: type) -> str:
     """Module in which bare names of a slot are looked up."""
     return HOMES.get(f"{base.__module__}.{base.__qualname__}", base.__module__.rpartition(".")[0])

@@ -26,6 +26,7 @@ PIPELINE = {
     "runs",
     "evidence",
     "sweep",
+    "models",
 }
 ALLOWED = {
     **{room: LEAVES | {"snn"} for room in STAGES},

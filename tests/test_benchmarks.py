@@ -184,6 +184,14 @@ def test_scripts_run_with_every_contender(load: Any, name: str, tmp_path: Path, 
     assert not plot or (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+def test_explain_counts_edges_with_numbers(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("explain").main(["--networks", "xor", "--repeats", "1", "--out", str(tmp_path / "found.json")])
+    assert "100.0 %" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())["results"]["xor"]
+    assert found["edges"]["spikeprop"] == {"edges": 8, "all": 8, "upstream": 8, "local": 8, "downstream": 8}
+    assert found["page"]["checks"]["edges_that_match"] == 8
+
+
 @pytest.mark.slow
 def test_interlocking_runs_beside_pytorchs_pipelines(load: Any, tmp_path: Path) -> None:
     """Real processes: as a program, since they import it anew."""

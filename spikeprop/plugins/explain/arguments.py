@@ -1,0 +1,44 @@
+"""A call's arguments as a pattern with a ``Slot`` for each tensor, so that the call can be made again on other tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tensor among a call's arguments."""
+
+    index: int
+
+
+def take(tree: Any, found: list[Tensor]) -> Any:
+    """The tree with a Slot in place of each tensor, which goes to ``found``."""
+    if isinstance(tree, Tensor):
+        found.append(tree)
+        return Slot(len(found) - 1)
+    if isinstance(tree, dict):
+        return {key: take(value, found) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(take(value, found) for value in tree)
+    return tree
+
+
+def fill(tree: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(tree, Slot):
+        return tensors[tree.index]
+    if isinstance(tree, dict):
+        return {key: fill(value, tensors) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(fill(value, tensors) for value in tree)
+    return tree
+
+
+def floating(result: Any) -> list[Tensor]:
+    """Floating-point tensors of a call's result, in order."""
+    if isinstance(result, Tensor):
+        return [result] if result.is_floating_point() else []
+    return [t for part in result for t in floating(part)] if isinstance(result, list | tuple) else []

@@ -1,0 +1,34 @@
+"""``Form``: what a closed form is, and how its settings name its arguments (``slots``: which input is which)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Settings = dict[str, Any]
+Shares = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Forward and backward of a kind, and the key of its card; for "fire" the settings say which card."""
+
+    forward: Callable[[list[Tensor], Settings], list[Tensor]]
+    backward: Callable[[list[Tensor], list[Tensor], list[Tensor], Settings], Shares]
+    card: str
+
+
+def slots_of(inputs: list[Tensor], s: Settings) -> list[Tensor | None]:
+    return [None if slot is None else inputs[slot] for slot in s["slots"]]
+
+
+def placed(shares: Shares, inputs: list[Tensor], s: Settings) -> Shares:
+    """Shares of named arguments, in the order of the inputs."""
+    found: Shares = [None] * len(inputs)
+    for slot, share in zip(s["slots"], shares):
+        if slot is not None:
+            found[slot] = share
+    return found

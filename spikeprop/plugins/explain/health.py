@@ -1,0 +1,68 @@
+"""Flags on calls whose numbers are a sign of trouble: dead, silent, saturated, vanishing, exploding.
+
+Thresholds are conventions, not laws; a page states them (``MEANINGS``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spikeprop.plugins.explain.local import cotangent_of
+from spikeprop.plugins.explain.trace import Node, Trace
+
+SHARE = 0.5  # of units, from which on a layer is flagged
+FLAT = 0.01  # a derivative below this share of its largest possible value counts as saturated
+RATIO = 1e3  # between the sizes of cotangents
+MEANINGS = {
+    "dead": f"at least {SHARE:.0%} of the units of a ReLU are zero for every sample shown",
+    "silent": f"at least {SHARE:.0%} of the neurons of a spiking layer fire in no step and no sample shown",
+    "saturated": f"at least {SHARE:.0%} of the entries have a derivative below {FLAT:.0%} of the largest possible one",
+    "vanishing": f"the cotangent's root mean square is less than 1/{RATIO:.0f} of that of the network's scores",
+    "exploding": f"the cotangent's root mean square is more than {RATIO:.0f} times that of the network's scores",
+}
+
+
+def flags_of(trace: Trace, kinds: dict[int, str]) -> dict[int, list[str]]:
+    """Flags of each call, by number."""
+    found: dict[int, list[str]] = {node.index: [] for node in trace.nodes}
+    scores = _rms(cotangent_of(trace, trace.nodes[-1].inputs[0]))
+    for node in trace.nodes:
+        found[node.index] += _by_activation(node, trace, kinds[node.index]) + _by_cotangent(node, trace, scores)
+    for nodes in _layers(trace, kinds).values():
+        spikes = torch.stack([trace.values[n.outputs[0]].tensor for n in nodes])
+        if float((spikes == 0).all(0).all(0).double().mean()) >= SHARE:
+            for node in nodes:
+                found[node.index].append("silent")
+    return found
+
+
+def _by_activation(node: Node, trace: Trace, kind: str) -> list[str]:
+    out = trace.values[node.outputs[0]].tensor
+    if kind == "relu":
+        dead = (out <= 0).flatten(1).all(0) if out.dim() > 1 else out <= 0
+        return ["dead"] if float(dead.double().mean()) >= SHARE else []
+    slopes = {"tanh": lambda: 1 - out**2, "sigmoid": lambda: 4 * out * (1 - out)}
+    if kind in slopes and float((slopes[kind]() < FLAT).double().mean()) >= SHARE:
+        return ["saturated"]
+    return []
+
+
+def _by_cotangent(node: Node, trace: Trace, scores: float) -> list[str]:
+    size = _rms(cotangent_of(trace, node.outputs[0]))
+    if node.outputs[0] == trace.loss or scores == 0:
+        return []
+    return ["vanishing"] if size * RATIO < scores else ["exploding"] if size > RATIO * scores else []
+
+
+def _layers(trace: Trace, kinds: dict[int, str]) -> dict[str, list[Node]]:
+    """The firing calls of each layer of spiking neurons."""
+    found: dict[str, list[Node]] = {}
+    for node in trace.nodes:
+        if kinds[node.index] == "fire":
+            found.setdefault(node.module, []).append(node)
+    return found
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0

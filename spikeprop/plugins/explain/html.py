@@ -1,0 +1,65 @@
+"""One HTML file that needs nothing else: data, script, style and the typesetter (KaTeX, MIT licence, fonts as data) in one place.
+
+A content policy in the page forbids every request, so that what works here works without a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from spikeprop.files import write_text
+
+FOLDER = Path(__file__).parent / "page"
+SCRIPTS = ("operations", "layers", "network", "views", "graph", "inspect", "panels", "quiz", "app")
+
+
+def page_html(data: Mapping[str, Any]) -> str:
+    """The page of a step's data (``page_data``)."""
+    parts = {
+        "title": html.escape(f"{data['name']}: backpropagation explained"),
+        "style": f"{_typesetter_style()}\n{_read('style.css')}",
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        "script": _scripts(),
+    }
+    return re.sub(r"@(title|style|data|script)@", lambda found: parts[found[1]], _read("template.html"))
+
+
+def write_page(path: Path, data: Mapping[str, Any]) -> int:
+    """Write the page, whole or not at all; returns its bytes."""
+    text = page_html(data)
+    write_text(path, text)
+    return len(text.encode())
+
+
+@cache
+def _scripts() -> str:
+    own = (_read(f"{name}.js").replace('"use strict";\n', "", 1) for name in SCRIPTS)
+    return "\n".join([_read("katex/katex.min.js"), '"use strict";', *own]).replace("</script", "<\\/script")
+
+
+@cache
+def _typesetter_style() -> str:
+    """KaTeX's style with the fonts that cards need inside of it, and without the others."""
+    faces: list[str] = []
+
+    def face(found: re.Match[str]) -> str:
+        name = re.search(r"fonts/(KaTeX_[\w-]+)\.woff2", found[0])
+        file = FOLDER / "katex" / "fonts" / f"{name[1]}.woff2" if name else None
+        if file is not None and file.exists():
+            font = base64.b64encode(file.read_bytes()).decode()
+            faces.append(re.sub(r"src:[^}]*", f'src:url(data:font/woff2;base64,{font}) format("woff2")', found[0]))
+        return ""
+
+    rest = re.sub(r"@font-face\{[^}]*\}", face, _read("katex/katex.min.css"))
+    return "".join(faces) + rest
+
+
+def _read(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")

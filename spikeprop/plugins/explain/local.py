@@ -1,0 +1,223 @@
+"""What happens at each edge of the backward graph: upstream times local is downstream, with numbers, and checked.
+
+For a call y = f(x, ...) with cotangent y_bar, the edge to x carries the downstream x_bar_i = sum_j y_bar_j dy_j/dx_i. For a few
+entries i the column dy_j/dx_i is computed by itself, its largest terms are kept, and their sum is held against x_bar_i. A
+call's finite differences go along one fixed direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spikeprop.plugins.explain.trace import Node, Trace
+
+WIDTHS = (1e-6, 1e-7)  # of finite differences, times 1 + the largest entry
+AGREES = 1e-5  # relative difference up to which a finite difference is taken to agree
+UNITS = 512  # outputs of a call up to which its Jacobian may be taken row by row
+MATCHES = 1e-9  # and a sum of terms, or of a fan-out's edges
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product of a sum: output entry, upstream there, derivative of it by the input's entry."""
+
+    output: int
+    entry: int
+    upstream: float
+    local: float
+
+
+@dataclass(frozen=True)
+class Sum:
+    """x_bar_i as a sum: its largest terms, what the others come to, and whether all of them make the downstream."""
+
+    entry: int
+    terms: list[Term]
+    others: int
+    rest: float
+    downstream: float
+    matches: bool
+
+
+@dataclass(frozen=True)
+class Edge:
+    """From a call back to one of its inputs."""
+
+    node: int
+    slot: int
+    downstream: Tensor
+    sums: list[Sum]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A call's derivative along a direction, by its backward pass and by finite differences.
+
+    Attributes:
+        verdict: "agrees", "differs", "kink" where there is no derivative because it differs to the right and to the left, or
+            "surrogate" where the backward pass does not mean the derivative.
+    """
+
+    backward: float
+    finite: float
+    verdict: str
+
+
+@dataclass
+class Local:
+    """Edges and finite difference of a call."""
+
+    edges: list[Edge] = field(default_factory=list)
+    difference: Difference | None = None
+
+
+def local_of(node: Node, trace: Trace, entries: int = 3, terms: int = 6) -> Local:
+    """Edges of a call: ``entries`` entries of each with up to ``terms`` terms."""
+    leaves = [_leaf(trace, index) for index in node.inputs]
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the one whose backward pass can be differentiated
+        outputs = _run(node, leaves)
+    upstream = [cotangent_of(trace, index) for index in node.outputs]
+    wanted = [slot for slot, leaf in enumerate(leaves) if leaf.requires_grad]
+    moving = [up.clone().requires_grad_() for up in upstream]
+    downs = torch.autograd.grad(outputs, [leaves[s] for s in wanted], moving, create_graph=True, allow_unused=True)
+    found = Local()
+    for slot, down in zip(wanted, downs):
+        value = torch.zeros_like(leaves[slot]) if down is None else down.detach()
+        sums = [] if down is None else _sums(_Columns(outputs, leaves[slot], moving, down), entries, terms)
+        found.edges.append(Edge(node.index, slot, value.clone(), sums))
+    found.difference = _difference(node, trace, upstream, found.edges)
+    return found
+
+
+def cotangent_of(trace: Trace, index: int) -> Tensor:
+    """dL/d value as autograd had it; zero where none came."""
+    value = trace.values[index]
+    return torch.zeros_like(value.tensor) if value.cotangent is None else value.cotangent
+
+
+def _leaf(trace: Trace, index: int) -> Tensor:
+    value = trace.values[index]
+    return value.tensor.clone().requires_grad_(value.needs_grad)
+
+
+def _run(node: Node, leaves: list[Tensor]) -> list[Tensor]:
+    """The call on leaves, of which it may change its own copies."""
+    found = node.run([leaf * 1 if leaf.requires_grad else leaf.clone() for leaf in leaves])
+    return [t for t in found if t.requires_grad] if torch.is_grad_enabled() else found
+
+
+class _Columns:
+    """Columns of a call's Jacobian for one input.
+
+    The product y_bar -> x_bar is linear in y_bar, so its derivative by y_bar is the column; where a backward pass cannot be
+    differentiated again, the product is taken with every unit vector instead, if there are few enough.
+    """
+
+    def __init__(self, outputs: list[Tensor], leaf: Tensor, moving: list[Tensor], down: Tensor):
+        self.outputs, self.leaf, self.moving, self.down = outputs, leaf, moving, down.flatten()
+        self.upstream = torch.cat([up.detach().flatten() for up in moving])
+        self._all: Tensor | None = None
+
+    def get(self, entry: int) -> Tensor | None:
+        """d outputs / d entry, all outputs end to end; None where it cannot be had."""
+        column = self._by_differentiating(entry)
+        if column is None or not self.fits(column, entry):
+            column = self._by_units(entry)
+        return column
+
+    def fits(self, column: Tensor, entry: int) -> bool:
+        """Whether upstream times column is the downstream."""
+        products, goal = column * self.upstream, float(self.down[entry].detach())
+        return abs(float(products.sum()) - goal) <= MATCHES * (float(products.abs().sum()) + abs(goal)) + 1e-300
+
+    def _by_differentiating(self, entry: int) -> Tensor | None:
+        if not self.down.requires_grad:
+            return torch.zeros_like(self.upstream) if self._is_zero() else None
+        try:
+            found = torch.autograd.grad(self.down[entry], self.moving, retain_graph=True, allow_unused=True)
+        except (RuntimeError, NotImplementedError):
+            return None
+        columns = [torch.zeros_like(up) if c is None else c for up, c in zip(self.moving, found)]
+        return torch.cat([c.flatten() for c in columns]).detach()
+
+    def _is_zero(self) -> bool:
+        """Whether nothing comes down whatever the upstream, as through a sign."""
+        other = [torch.ones_like(up) + direction(up) for up in self.moving]
+        (found,) = torch.autograd.grad(self.outputs, [self.leaf], other, retain_graph=True, allow_unused=True)
+        return found is None or not bool(found.any())
+
+    def _by_units(self, entry: int) -> Tensor | None:
+        if len(self.upstream) > UNITS:
+            return None
+        if self._all is None:
+            rows = []
+            for unit in torch.eye(len(self.upstream), dtype=self.upstream.dtype):
+                parts = [u.view_as(up) for u, up in zip(unit.split([up.numel() for up in self.moving]), self.moving)]
+                (row,) = torch.autograd.grad(self.outputs, [self.leaf], parts, retain_graph=True, allow_unused=True)
+                rows.append(torch.zeros_like(self.leaf).flatten() if row is None else row.detach().flatten())
+            self._all = torch.stack(rows)
+        return self._all[:, entry]
+
+
+def _sums(columns: _Columns, entries: int, terms: int) -> list[Sum]:
+    size = columns.down.detach().abs()
+    chosen = size.topk(max(1, min(entries, int((size > 0).sum())))).indices.sort().values
+    found = [_sum(columns, int(i), terms) for i in chosen]
+    return [s for s in found if s is not None]
+
+
+def _sum(columns: _Columns, entry: int, count: int) -> Sum | None:
+    local, up = columns.get(entry), columns.upstream
+    if local is None:
+        return None
+    products = local * up
+    largest = products.abs().topk(min(count, len(products))).indices
+    kept = [int(j) for j in largest if local[j] != 0]
+    starts = torch.tensor([0, *(u.numel() for u in columns.moving)]).cumsum(0)
+    terms = []
+    for j in kept:
+        output = int((starts <= j).sum()) - 1
+        terms.append(Term(output, j - int(starts[output]), float(up[j]), float(local[j])))
+    others = int((local != 0).sum()) - len(kept)
+    rest = float(products.sum() - products[kept].sum()) if others else 0.0
+    return Sum(entry, terms, others, rest, float(columns.down[entry].detach()), columns.fits(local, entry))
+
+
+def direction(tensor: Tensor) -> Tensor:
+    """The direction along which finite differences are taken: sin(1), sin(2), ..."""
+    return torch.sin(torch.arange(1, tensor.numel() + 1, dtype=torch.float64)).view(tensor.shape)
+
+
+def _difference(node: Node, trace: Trace, upstream: list[Tensor], edges: list[Edge]) -> Difference | None:
+    if not edges:
+        return None
+    backward = sum(float((edge.downstream * direction(edge.downstream)).sum()) for edge in edges)
+    size = sum(float((edge.downstream * direction(edge.downstream)).abs().sum()) for edge in edges)
+    if node.name == "fire":
+        return Difference(backward, 0.0, "surrogate")
+    values = [trace.values[i].tensor for i in node.inputs]
+    sides = [_finite(node, values, upstream, edges, width) for width in WIDTHS]
+    best = min(((right + left) / 2 for right, left in sides), key=lambda f: abs(f - backward))
+    allowed = AGREES * size + 1e-10
+    if abs(best - backward) <= allowed:
+        return Difference(backward, best, "agrees")
+    right, left = sides[-1]
+    return Difference(backward, best, "kink" if abs(right - left) > 100 * allowed else "differs")
+
+
+def _finite(node: Node, values: list[Tensor], upstream: list[Tensor], edges: list[Edge], width: float) -> tuple[float, float]:
+    """Difference quotients of sum(upstream * output) along the direction, to the right and to the left."""
+    largest = max((float(values[edge.slot].abs().max()) if values[edge.slot].numel() else 0.0) for edge in edges)
+    h, totals = width * (1 + largest), []
+    for sign in (1, 0, -1):
+        moved = list(values)
+        for edge in edges:
+            moved[edge.slot] = values[edge.slot] + sign * h * direction(values[edge.slot])
+        with torch.no_grad():
+            outputs = node.run([t.clone() for t in moved])[: len(upstream)]
+        totals.append(sum(float((up * out).sum()) for up, out in zip(upstream, outputs)))
+    return (totals[0] - totals[1]) / h, (totals[1] - totals[2]) / h

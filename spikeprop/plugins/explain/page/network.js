@@ -1,0 +1,136 @@
+// The network of this page: what torch recorded, and, where every operation is known, the same numbers computed here.
+"use strict";
+
+class Network {
+  constructor(data) {
+    this.data = data;
+    this.source = new Map(); // value -> node that made it
+    data.nodes.forEach((n) => n.outputs.forEach((v) => this.source.set(v, n.id)));
+    this.edgesOf = data.nodes.map(() => []);
+    data.edges.forEach((e) => this.edgesOf[e.node].push(e));
+    this.unknown = [...new Set(data.nodes.filter((n) => !OPERATIONS[n.kind]).map((n) => n.name))];
+    this.editable = data.complete && this.unknown.length === 0;
+    this.edits = new Map(); // value -> Map(entry -> number)
+    if (this.editable) this.recompute();
+  }
+
+  get edited() { return this.edits.size > 0; }
+
+  start(id) {
+    const v = this.data.values[id], x = tensor(v.shape, Float64Array.from(v.data.all));
+    x.integer = v.integer;
+    (this.edits.get(id) || new Map()).forEach((number, entry) => { x.data[entry] = number; });
+    return x;
+  }
+
+  edit(id, entry, number) {
+    if (!this.edits.has(id)) this.edits.set(id, new Map());
+    this.edits.get(id).set(entry, number);
+    this.recompute();
+  }
+
+  reset() { this.edits.clear(); this.recompute(); }
+
+  recompute() {
+    const { nodes, values, loss_value } = this.data;
+    this.now = values.map((v) => (this.source.has(v.id) ? null : this.start(v.id)));
+    nodes.forEach((n) => {
+      const found = OPERATIONS[n.kind].forward(n.inputs.map((i) => this.now[i]), n.settings);
+      n.outputs.forEach((o, k) => { this.now[o] = found[k]; });
+    });
+    this.back = values.map(() => null);
+    this.back[loss_value] = like(this.now[loss_value], Float64Array.of(1));
+    this.shares = nodes.map(() => null);
+    for (let k = nodes.length - 1; k >= 0; k--) this.backward(nodes[k]);
+  }
+
+  backward(n) {
+    this.shares[n.id] = this.pull(n, this.upstream(n));
+    n.inputs.forEach((i, slot) => {
+      if (this.data.values[i].cotangent && this.shares[n.id][slot]) this.back[i] = addInto(this.back[i], this.shares[n.id][slot]);
+    });
+  }
+
+  upstream(n) { return n.outputs.map((o) => this.back[o] || like(this.now[o])); }
+
+  pull(n, upstream) {
+    return OPERATIONS[n.kind].backward(upstream, n.inputs.map((i) => this.now[i]), n.outputs.map((o) => this.now[o]), n.settings);
+  }
+
+  loss() { return this.editable ? this.now[this.data.loss_value].data[0] : this.data.loss; }
+
+  // A tensor to look at: {shape, all} or {shape, places, some, least, most, mean, rms, zeros}.
+  value(id) {
+    const v = this.data.values[id];
+    return this.editable ? { shape: v.shape, all: this.now[id].data } : { shape: v.shape, ...v.data };
+  }
+
+  cotangent(id) {
+    const v = this.data.values[id];
+    if (!v.cotangent) return null;
+    if (!this.editable) return { shape: v.shape, ...v.cotangent };
+    return { shape: v.shape, all: (this.back[id] || like(this.now[id])).data };
+  }
+
+  downstream(edge) {
+    const v = this.data.values[edge.value];
+    if (this.editable) return { shape: v.shape, all: (this.shares[edge.node][edge.slot] || like(this.now[edge.value])).data };
+    return { shape: v.shape, ...(edge.downstream || v.cotangent) };
+  }
+
+  // The sum behind one entry of an edge's downstream, computed here by asking for every unit upstream.
+  sumAt(edge, entry, count) {
+    const n = this.data.nodes[edge.node], upstream = this.upstream(n), terms = [];
+    let total = 0;
+    upstream.forEach((up, output) => up.data.forEach((u, j) => {
+      const units = upstream.map((other) => like(other));
+      units[output].data[j] = 1;
+      const share = this.pull(n, units)[edge.slot], local = share ? share.data[entry] : 0;
+      if (local !== 0) { terms.push({ output, entry: j, upstream: u, local }); total += u * local; }
+    }));
+    terms.sort((a, b) => Math.abs(b.upstream * b.local) - Math.abs(a.upstream * a.local));
+    const kept = terms.slice(0, count), downstream = this.downstream(edge).all[entry];
+    const rest = terms.slice(count).reduce((t, x) => t + x.upstream * x.local, 0);
+    const matches = Math.abs(total - downstream) <= 1e-9 * (terms.reduce((t, x) => t + Math.abs(x.upstream * x.local), 0) + Math.abs(downstream)) + 1e-300;
+    return { entry, terms: kept, others: terms.length - kept.length, rest, downstream, matches };
+  }
+
+  sums(edge) {
+    return this.edited ? edge.sums.map((s) => this.sumAt(edge, s.entry, 6)) : edge.sums;
+  }
+
+  // Backward pass and finite differences along the direction sin(1), sin(2), ...
+  difference(n) {
+    if (!this.edited || !n.difference || n.difference.verdict === "surrogate") return n.difference;
+    const up = this.upstream(n), edges = this.edgesOf[n.id], d = (k) => Math.sin(k + 1);
+    const inputs = n.inputs.map((i) => this.now[i]);
+    const backward = edges.reduce((t, e) => t + sum(this.shares[n.id][e.slot].data.map((g, k) => g * d(k))), 0);
+    const size = edges.reduce((t, e) => t + sum(this.shares[n.id][e.slot].data.map((g, k) => Math.abs(g * d(k)))), 0);
+    const h = 1e-6 * (1 + Math.max(...edges.flatMap((e) => Array.from(inputs[e.slot].data, Math.abs))));
+    const at = (sign) => {
+      const moved = inputs.slice();
+      edges.forEach((e) => { moved[e.slot] = map(inputs[e.slot], (v, k) => v + sign * h * d(k)); });
+      const out = OPERATIONS[n.kind].forward(moved, n.settings);
+      return out.reduce((t, y, k) => t + sum(y.data.map((v, i) => v * up[k].data[i])), 0);
+    };
+    const right = (at(1) - at(0)) / h, left = (at(0) - at(-1)) / h, finite = (right + left) / 2, allowed = 1e-5 * size + 1e-9;
+    const verdict = Math.abs(finite - backward) <= allowed ? "agrees" : Math.abs(right - left) > 100 * allowed ? "kink" : "differs";
+    return { backward, finite, verdict };
+  }
+
+  exported() {
+    if (!this.editable) return this.data;
+    const found = structuredClone(this.data);
+    found.loss = this.loss();
+    found.values.forEach((v) => {
+      v.data = { all: Array.from(this.now[v.id].data) };
+      if (v.cotangent) v.cotangent = { all: Array.from(this.cotangent(v.id).all) };
+    });
+    found.edges.forEach((e) => {
+      if (e.downstream) e.downstream = { all: Array.from(this.downstream(e).all) };
+      e.sums = this.sums(e);
+    });
+    found.nodes.forEach((n) => { n.difference = this.difference(n); });
+    return found;
+  }
+}

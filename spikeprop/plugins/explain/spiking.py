@@ -1,0 +1,140 @@
+"""A spiking network unrolled into calls that can be seen: every stage at every step integrates, fires and resets.
+
+    u[t] = leak v[t-1] + I[t];   o[t] = u[t] > theta;   v[t] = u[t] - theta o[t]   (or 0 where o[t] = 1)
+
+with the surrogate in place of the spike's derivative and the spike in the reset a constant, exactly as
+``spikeprop.snn.kernels.reference`` has it, whose gradients these calls reproduce.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
+
+from spikeprop.errors import ExplainError
+from spikeprop.plugins.explain.trace import Tracer
+from spikeprop.snn import SpikingNetwork, Surrogate
+from spikeprop.snn.kernels.reference import NEVER, advance_since
+from spikeprop.snn.network import INPUT, Stage
+from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
+from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
+
+
+def integrate(v: Tensor, current: Tensor, leak: Tensor) -> Tensor:
+    """leak * v + current."""
+    if has_torch_function((v, current, leak)):
+        return handle_torch_function(integrate, (v, current, leak), v, current, leak)
+    return leak * v + current
+
+
+def fire(u: Tensor, theta: Tensor, since: Tensor, surrogate: Surrogate) -> Tensor:
+    """1 where u > theta, else 0; backward with the surrogate. ``since`` counts steps since the last spike before this one."""
+    if has_torch_function((u, theta, since)):
+        return handle_torch_function(fire, (u, theta, since), u, theta, since, surrogate)
+    return _Fire.apply(u, theta, since, surrogate)  # type: ignore[return-value]
+
+
+def reset(u: Tensor, spikes: Tensor, theta: Tensor, to_zero: bool) -> Tensor:
+    """The potential that a step leaves behind; the spikes are constants here."""
+    if has_torch_function((u, spikes, theta)):
+        return handle_torch_function(reset, (u, spikes, theta), u, spikes, theta, to_zero)
+    return u * (1 - spikes) if to_zero else u - theta * spikes
+
+
+class _Fire(torch.autograd.Function):
+    """Backward is written in differentiable operations, so that columns of the Jacobian can be asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, theta: Tensor, since: Tensor, surrogate: Surrogate) -> Tensor:
+        spikes = (u > theta).to(u)
+        ctx.save_for_backward(u, theta, advance_since(since, spikes))
+        ctx.surrogate = surrogate
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u, theta, since = (t.detach() for t in ctx.saved_tensors)
+        by_u = grads[0] * (ctx.surrogate(u / theta - 1, since) / theta)
+        by_theta = -(by_u * u / theta).sum_to_size(theta.shape) if ctx.needs_input_grad[1] else None
+        return by_u, by_theta, None, None
+
+
+def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer) -> Tensor:
+    """The accumulated output (B, K) of ``timesteps`` steps on images (B, ...), one visible call after the other.
+
+    Raises:
+        ExplainError: a delayed readout, or a run beforehand.
+    """
+    if int(network.readout_from) or int(network.pre_run):
+        raise ExplainError("this network has a delayed readout or a run beforehand, which explain does not show")
+    simulation = _Simulation(network, tracer)
+    with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
+        encoded = network.encoder(x, timesteps)
+    output = None
+    for t in range(timesteps):
+        tracer.step = t
+        last = simulation.step(encoded[0 if network.encoder.constant else t])
+        output = last if output is None else output + last
+    tracer.step = None
+    assert output is not None
+    return output
+
+
+class _Simulation:
+    """What one simulation carries from step to step."""
+
+    def __init__(self, network: SpikingNetwork, tracer: Tracer):
+        self.network, self.tracer = network, tracer
+        self.masks = DropoutMasks(next(network.parameters()).device) if network.training else None
+        self.states: dict[str, Any] = {}
+        self.constant: dict[str, Tensor] = {}
+
+    def step(self, x: Tensor) -> Tensor:
+        values = {INPUT: x}
+        for name, stage in self.network.each():
+            with self.tracer.inside(stage):
+                current = self._current(name, stage, values)
+                if stage.neuron is None:
+                    return current
+                with self.tracer.inside(stage.neuron):
+                    values[name] = self._neurons(name, stage.neuron, current)
+        raise AssertionError("the last stage has no neuron; checked at construction")
+
+    def _neurons(self, name: str, neuron: Neuron, current: Tensor) -> Tensor:
+        if not is_integrate_and_fire(neuron):
+            spikes, self.states[name] = neuron.step(current, self.states.get(name) or neuron.initial_state(current))
+            return spikes
+        if name not in self.states:
+            self.states[name] = neuron.initial_state(current).v.detach(), torch.full_like(current, NEVER).detach()
+        v, since = self.states[name]
+        u = integrate(v, current, neuron.leak)
+        spikes = fire(u, neuron.v_threshold, since, neuron.surrogate)
+        fixed = spikes.detach()
+        self.states[name] = reset(u, fixed, neuron.v_threshold, neuron.reset == "zero"), advance_since(since, fixed)
+        return spikes
+
+    def _current(self, name: str, stage: Stage, values: dict[str, Tensor]) -> Tensor:
+        total = None
+        for i, source, synapse in stage.branches():
+            key = f"{name}/{i}"
+            if source == INPUT and self.network.encoder.constant:  # once for all steps, as the network itself does
+                if key not in self.constant:
+                    self.constant[key] = self._synapse(synapse, values[source], key)
+                current = self.constant[key]
+            else:
+                current = self._synapse(synapse, values[source], key)
+            total = current if total is None else total + current
+        assert total is not None
+        return total
+
+    def _synapse(self, synapse: Synapse, x: Tensor, key: str) -> Tensor:
+        for i, op in enumerate(synapse):
+            x = self._dropped(op, x, f"{key}/{i}") if isinstance(op, SampleDropout) else op(x)
+        return x
+
+    def _dropped(self, op: nn.Module, x: Tensor, key: str) -> Tensor:
+        p = float(op.p)  # type: ignore[arg-type]
+        return x if self.masks is None or p == 0 else x * self.masks.get(key, p, x)

@@ -1,0 +1,91 @@
+"""A real browser for the pages: Debian's Chromium, driven by Playwright; the tests skip, saying why, where either is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikeprop.plugins.explain import Step, Subject, page_data, trace_step, write_page
+from tests.plugins.explain.subjects import ALL, EXTRA
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass
+class Opened:
+    """A page in the browser, with what it asked for and complained about."""
+
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def go(self, file: Path, address: str = "") -> None:
+        self.page.goto("about:blank")
+        self.page.goto(f"file://{file}{address}")
+        self.page.wait_for_selector("html[data-ready=yes]", state="attached")
+
+    def where(self) -> str:
+        return self.page.inner_text("#where")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    program = os.environ.get("SPIKEPROP_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("no Chromium: apt-get install chromium, or set SPIKEPROP_CHROMIUM")
+    if find_spec("playwright") is None:
+        pytest.skip("no Playwright: pip install 'spikeprop[dev]'")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Iterator[Opened]:
+    """A fresh tab; after the test it must have asked for nothing but the page itself and complained of nothing."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    found = Opened(context.new_page())
+    found.page.on("request", lambda r: found.requests.append(r.url))
+    found.page.on("console", lambda m: m.type in ("error", "warning") and found.complaints.append(m.text))
+    found.page.on("pageerror", lambda e: found.complaints.append(str(e)))
+    yield found
+    context.close()
+    assert not found.complaints
+    assert not [url for url in found.requests if not url.startswith(("file:", "about:", "data:", "blob:"))]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A page's file, and what it was made of."""
+
+    file: Path
+    subject: Subject
+    step: Step
+    data: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
+    """Pages of the shared networks by name, each made once."""
+    folder, made = tmp_path_factory.mktemp("pages"), {}
+
+    def page(name: str) -> Built:
+        if name not in made:
+            subject = {**ALL, **EXTRA}[name]()
+            step = trace_step(subject)
+            data = page_data(subject, step)
+            write_page(folder / f"{name}.html", data)
+            made[name] = Built(folder / f"{name}.html", subject, step, data)
+        return made[name]
+
+    return page

@@ -1,0 +1,133 @@
+"""Small networks that the tests of explain share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import spikeprop as sp
+from spikeprop.plugins.explain.step import Subject
+from spikeprop.snn import SpikingNetwork, Surrogate
+
+
+class Residual(nn.Module):
+    """A CNN with batch-norm, a skip connection, operations in place and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.second, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.MaxPool2d(2)
+        self.drop, self.out = nn.Dropout(0.3), nn.Linear(27, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = F.relu(self.norm(self.first(x)), inplace=True)
+        h = self.second(skip)
+        h += skip
+        return self.out(self.drop(self.pool(h.relu_()).flatten(1)))
+
+
+class Attention(nn.Module):
+    """A transformer's block over a few tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True, activation="gelu")
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.block(x).mean(1))
+
+
+def mlp() -> Subject:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    x, y = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0], [1.0], [1.0], [0.0]])
+    return Subject(name="XOR", model=model, x=x, y=y, loss=F.binary_cross_entropy_with_logits)
+
+
+def residual() -> Subject:
+    torch.manual_seed(1)
+    return Subject(name="residual", model=Residual(), x=torch.randn(2, 1, 6, 6), y=torch.tensor([1, 3]))
+
+
+def attention() -> Subject:
+    torch.manual_seed(2)
+    return Subject(name="attention", model=Attention(), x=torch.randn(2, 4, 8), y=torch.tensor([0, 2]))
+
+
+def spiking(surrogate: Surrogate | None = None, timesteps: int = 4, **settings: Any) -> Subject:
+    """Two layers of spiking neurons, with thresholds low enough that all of them fire."""
+    torch.manual_seed(3)
+    ann = sp.MLP(input_shape=(6,), hidden=[5, 4], classes=3)
+    snn = sp.convert(ann, [torch.rand(8, 6)], sp.LIF(leak=0.9, surrogate=surrogate, **settings), sp.MaxActivation())
+    for neuron in snn.neurons().values():
+        neuron.set_threshold(neuron.v_threshold * 0.4)
+    return Subject(name="spiking", model=snn, x=torch.rand(2, 6), y=torch.tensor([0, 2]), timesteps=timesteps)
+
+
+class Tokens(nn.Module):
+    """Embedded tokens through causal attention; more is computed after the scores than they need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        scores = self.out(F.scaled_dot_product_attention(h, h * 0.5, h, is_causal=True).sum(1))
+        self.unused = scores.mean()
+        return scores
+
+
+def tokens() -> Subject:
+    torch.manual_seed(0)
+    return Subject(name="tokens", model=Tokens(), x=torch.tensor([[1, 2, 2, 6], [0, 3, 1, 1]]), y=torch.tensor([0, 2]))
+
+
+def layers() -> Subject:
+    """Convolutions of every kind, pooling that overlaps, and batch-norm in evaluation mode."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=1, groups=2), nn.BatchNorm2d(4), nn.AvgPool2d(2, 1, 1), nn.Sigmoid(),
+        nn.Conv2d(4, 2, 2, dilation=2, bias=False), nn.MaxPool2d(2, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    return Subject(name="layers", model=model, x=torch.randn(2, 2, 7, 7), y=torch.tensor([0, 1]), training=False)
+
+
+class Arithmetic(nn.Module):
+    """Broadcasting, quotients, joining, splitting, softmax, GELU, and a sum of squares at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = 1 - (x @ self.weight - self.shift).sigmoid() / (2 + self.shift.tanh())
+        h = torch.cat([h, -h], 1).softmax(-1).unsqueeze(1).expand(-1, 2, -1)
+        a, b = torch.chunk(h * 3.0, 2, dim=2)
+        return F.gelu((a * b - 0.5).flatten(1)) + h.sum((1, 2), keepdim=True).squeeze(1)
+
+
+def arithmetic() -> Subject:
+    torch.manual_seed(0)
+    return Subject(name="arithmetic", model=Arithmetic(), x=torch.randn(2, 4), y=torch.randn(2, 6), loss=F.mse_loss)
+
+
+EXTRA = {"tokens": tokens, "layers": layers, "arithmetic": arithmetic}
+ALL = {"mlp": mlp, "residual": residual, "attention": attention, "spiking": spiking}
+
+
+def plain_gradients(subject: Subject) -> dict[str, Tensor]:
+    """``.grad`` of an ordinary training step in float64, by the network's own forward and torch's autograd."""
+    model, x, y = subject.double()
+    torch.manual_seed(subject.seed)
+    if isinstance(model, SpikingNetwork):
+        model.packed = False
+        scores = model(x, subject.timesteps)
+    else:
+        scores = model(x)
+    subject.loss(scores, y).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

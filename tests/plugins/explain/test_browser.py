@@ -1,0 +1,302 @@
+"""Pages in a real browser: the timeline, the numbers, editing, cards, the quiz, and accessibility by axe-core."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spikeprop.learn import CrossEntropy
+from spikeprop.plugins.activation_relaxation import ActivationRelaxation
+from spikeprop.plugins.explain import Step, Subject, explain, page_data, replay, trace_step, write_page
+from spikeprop.plugins.interlocking import Interlocking, PooledHead
+from tests.plugins.explain.conftest import Built, Opened
+from tests.plugins.explain.subjects import ALL, EXTRA
+from tests.plugins.explain.test_trace import _Cubed
+
+Build = Callable[[str], Built]
+
+
+def serious(opened: Opened) -> list[str]:
+    """What axe-core finds that is serious or worse."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-core: pip install 'spikeprop[dev]'")
+    found = axe.Axe().run(opened.page).response["violations"]
+    return [f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in ("serious", "critical")]
+
+
+def wait_for(opened: Opened, selector: str, text: str) -> None:
+    """Until an element begins with a text; without the evaluation of strings, which the page forbids."""
+    opened.page.locator(selector, has_text=re.compile(f"^{re.escape(text)}")).first.wait_for(timeout=20000)
+
+
+def assert_equals_torch(opened: Opened, step: Step) -> None:
+    """Every value and cotangent that the page computed is the trace's, to 1e-6 and better."""
+    read = "[v.id, Array.from(app.net.value(v.id).all), v.cotangent && Array.from(app.net.cotangent(v.id).all)]"
+    for index, content, cotangent in opened.page.evaluate(f"app.net.data.values.map(v => {read})"):
+        value = step.trace.values[index]
+        torch.testing.assert_close(torch.tensor(content).double(), value.tensor.double().flatten(), rtol=1e-7, atol=1e-7)
+        if value.needs_grad:
+            true = torch.zeros_like(value.tensor) if value.cotangent is None else value.cotangent
+            torch.testing.assert_close(torch.tensor(cotangent, dtype=torch.float64), true.flatten(), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [*ALL, *EXTRA])
+def test_the_browser_computes_the_same_numbers_as_torch(opened: Opened, build: Build, name: str) -> None:
+    built = build(name)
+    opened.go(built.file)
+    assert opened.page.evaluate("app.net.editable")
+    assert_equals_torch(opened, built.step)
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_sums_computed_in_the_browser_equal_those_from_torch(opened: Opened, build: Build, name: str) -> None:
+    built = build(name)
+    opened.go(built.file)
+    edges = built.data["edges"]
+    for k in range(0, len(edges), max(1, len(edges) // 12)):
+        expected = edges[k]["sums"][0]
+        found = opened.page.evaluate(f"app.net.sumAt(app.net.data.edges[{k}], {expected['entry']}, 6)")
+        assert found["matches"]
+        assert found["downstream"] == pytest.approx(expected["downstream"], rel=1e-8, abs=1e-12)
+        assert found["others"] == expected["others"]
+        assert sorted(t["local"] * t["upstream"] for t in found["terms"]) == pytest.approx(
+            sorted(t["local"] * t["upstream"] for t in expected["terms"]), rel=1e-7, abs=1e-12
+        )
+
+
+def test_the_timeline_steps_scrubs_and_plays(opened: Opened, build: Build) -> None:
+    opened.go(build("mlp").file)
+    page = opened.page
+    assert opened.where().startswith("forward 1 of 4: linear")
+    page.keyboard.press("ArrowRight")
+    assert opened.where().startswith("forward 2 of 4: tanh")
+    page.click("#next")
+    page.click("#back")
+    assert opened.where().startswith("forward 2 of 4")
+    page.keyboard.press("End")
+    assert opened.where().startswith("backward 4 of 4: linear")
+    page.focus("#scrub")
+    page.keyboard.press("Home")
+    assert opened.where().startswith("forward 1 of 4")
+    page.fill("#scrub", "5")
+    assert opened.where().startswith("backward 2 of 4: linear")
+    assert page.get_attribute("#scrub", "aria-valuetext") == opened.where()
+    page.click("#first")
+    page.select_option("#speed", "120")
+    page.click("#play")
+    assert page.inner_text("#play") == "Pause"
+    wait_for(opened, "#where", "backward 4 of 4")
+    wait_for(opened, "#play", "Play")
+    page.click("[data-node='1']")
+    assert opened.where().startswith("backward 3 of 4: tanh")
+    assert page.get_attribute("[data-node='1']", "aria-current") == "step"
+
+
+def test_a_step_shows_upstream_local_and_downstream_in_numbers(opened: Opened, build: Build) -> None:
+    built = build("mlp")
+    opened.go(built.file, "#step=6")
+    assert opened.where().startswith("backward 3 of 4: tanh")
+    shown = [
+        float(t) for t in opened.page.eval_on_selector_all("#inspector .edge .numbers td", "cells => cells.map(c => c.title)")
+    ]
+    cotangent = built.step.trace.values[built.step.trace.nodes[0].outputs[0]].cotangent
+    assert cotangent is not None
+    assert shown == pytest.approx(cotangent.flatten().tolist(), rel=1e-6, abs=1e-12)
+    assert "finite differences agree" in opened.page.inner_text("#difference")
+    rows = opened.page.eval_on_selector_all(
+        "#inspector .terms tbody tr:not(.total)", "r => r.map(x => [...x.cells].map(c => c.textContent))"
+    )
+    for row in rows:
+        upstream, local, product = (float(row[i].replace("−", "-")) for i in (1, 3, 5))
+        assert upstream * local == pytest.approx(product, rel=2e-4)
+
+
+def test_fan_outs_are_sums(opened: Opened, build: Build) -> None:
+    built = build("residual")
+    relu = next(n for n in built.data["nodes"] if n["name"] == "relu")
+    opened.go(built.file, f"#step={2 * len(built.data['nodes']) - 1 - relu['id']}")
+    text = opened.page.inner_text(".fan-out")
+    assert "read 2 times" in text
+    first, second, total = (float(t.split()[0].replace("−", "-")) for t in text.split(": ", 2)[2].replace("=", "+").split("+"))
+    assert first + second == pytest.approx(total, rel=1e-3)
+    assert text.endswith("✓")
+
+
+def test_an_edited_input_gives_the_numbers_that_torch_gives(opened: Opened, build: Build) -> None:
+    built = build("mlp")
+    opened.go(built.file, "#step=5")
+    page = opened.page
+    before = page.get_attribute("#loss", "data-value")
+    page.fill("input[aria-label='input [1, 0]']", "0.75")
+    page.press("input[aria-label='input [1, 0]']", "Enter")
+    page.fill("input[aria-label='target [3, 0]']", "1")
+    page.press("input[aria-label='target [3, 0]']", "Tab")
+    page.fill("input[aria-label='0.weight [2, 1]']", "-1.5")
+    page.press("input[aria-label='0.weight [2, 1]']", "Tab")
+    x, y = built.subject.x.clone(), built.subject.y.clone()
+    x[1, 0], y[3, 0] = 0.75, 1.0
+    model, _, _ = built.subject.double()
+    with torch.no_grad():
+        model[0].weight[2, 1] = -1.5  # type: ignore[index, operator]
+    step = trace_step(dataclasses.replace(built.subject, model=model, x=x, y=y))
+    assert float(page.get_attribute("#loss", "data-value")) == pytest.approx(step.loss, rel=1e-9)
+    assert_equals_torch(opened, step)
+    assert "finite differences agree" in page.inner_text("#difference")
+    assert "(edited)" in page.inner_text("#loss")
+    address = page.evaluate("location.hash")
+    opened.go(built.file, address)  # the address carries step and edits
+    assert float(page.get_attribute("#loss", "data-value")) == pytest.approx(step.loss, rel=1e-9)
+    assert opened.where().startswith("backward 2 of 4")
+    page.click("#reset")
+    assert page.get_attribute("#loss", "data-value") == before
+
+
+def test_an_edit_that_makes_no_sense_is_marked_and_ignored(opened: Opened, build: Build) -> None:
+    built = build("attention")
+    opened.go(built.file, "#step=oops&edit=1.0:9,x,2.5:1e999,0.1:nan")
+    before = opened.page.get_attribute("#loss", "data-value")
+    assert float(before) == pytest.approx(built.step.loss, rel=1e-9)
+    for text in ("3", "1.5", ""):
+        opened.page.fill("input[aria-label='target [0]']", text)
+        opened.page.press("input[aria-label='target [0]']", "Tab")
+        assert opened.page.get_attribute("input[aria-label='target [0]']", "aria-invalid") == "true"
+    assert opened.page.get_attribute("#loss", "data-value") == before
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_every_card_opens_typeset(opened: Opened, build: Build, name: str) -> None:
+    built = build(name)
+    opened.go(built.file)
+    opened.page.keyboard.press("c")
+    assert opened.page.is_visible("#card .katex")
+    assert "By the chain rule" in opened.page.inner_text("#card")
+    opened.page.keyboard.press("Escape")
+    assert not opened.page.is_visible("#card")
+    for key, card in built.data["cards"].items():
+        opened.page.evaluate(f"showCard(app.net, {key!r})")
+        lines = sum(len(card[part]) for part in ("statement", "direct", "chain"))
+        assert opened.page.locator("#card .math .katex").count() == lines
+        opened.page.keyboard.press("Escape")
+    fonts = opened.page.evaluate("document.fonts.ready.then(f => [...f].filter(x => x.status === 'error').length)")
+    assert fonts == 0
+
+
+def test_the_quiz_runs_by_keyboard(opened: Opened, build: Build) -> None:
+    opened.go(build("residual").file)
+    page = opened.page
+    page.keyboard.press("q")
+    for asked in range(1, 9):
+        right = page.eval_on_selector_all(".choice", "b => b.findIndex(x => x.dataset.right === 'yes')")
+        count = page.locator(".choice").count()
+        assert 3 <= count <= 4
+        answer = right if asked % 2 else (right + 1) % count
+        page.keyboard.press(str(answer + 1))
+        told = page.inner_text("#quiz-told")
+        assert told.startswith("Right." if asked % 2 else f"No: number {right + 1} is right.")
+        assert told.endswith(f"{(asked + 1) // 2} of {asked} right.")
+        page.keyboard.press("n")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#quiz")
+    page.keyboard.press("ArrowRight")  # the page has its keys back
+
+
+@pytest.mark.parametrize(("name", "theme"), [("mlp", "light"), ("spiking", "dark")])
+def test_axe_finds_nothing_serious(opened: Opened, build: Build, name: str, theme: str) -> None:
+    opened.page.emulate_media(color_scheme=theme)
+    opened.go(build(name).file, "#step=5")
+    assert not serious(opened)
+    opened.page.keyboard.press("q")
+    assert not serious(opened)
+    opened.page.keyboard.press("Escape")
+    opened.page.keyboard.press("End")
+    opened.page.keyboard.press("c")
+    assert opened.page.is_visible("#card")
+    assert not serious(opened)
+
+
+def test_dark_and_light(opened: Opened, build: Build) -> None:
+    opened.page.emulate_media(color_scheme="light")
+    opened.go(build("mlp").file)
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = opened.page.evaluate(colour)
+    opened.page.keyboard.press("t")
+    assert opened.page.evaluate(colour) != light
+    assert opened.page.get_attribute("#theme", "aria-pressed") == "true"
+    opened.page.click("#theme")
+    assert opened.page.evaluate(colour) == light
+
+
+def test_what_is_exported_can_be_replayed(opened: Opened, build: Build, tmp_path: Path) -> None:
+    built = build("spiking")
+    opened.go(built.file)
+    with opened.page.expect_download() as download:
+        opened.page.click("#export")
+    download.value.save_as(tmp_path / "page.json")
+    found = replay(json.loads((tmp_path / "page.json").read_text()), forward=False)
+    for name, p in built.step.model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_spikes_are_drawn_where_they_are(opened: Opened, build: Build) -> None:
+    built = build("spiking")
+    opened.go(built.file, "#step=20")
+    drawn = opened.page.locator("#neurons .spike").count()
+    assert drawn == sum(sum(map(sum, layer["spikes"])) for layer in built.data["neurons"]) > 0
+    step = built.data["nodes"][20]["step"]
+    lit = opened.page.eval_on_selector_all("#neurons .at.on", "r => r.map(x => x.dataset.step)")
+    assert set(lit) == {str(step)}
+
+
+def test_folded_modules_open(opened: Opened, build: Build) -> None:
+    opened.go(build("attention").file)
+    boxes = opened.page.locator(".box").count()
+    opened.page.locator(".box.folded").first.click()
+    assert opened.page.locator(".box").count() > boxes
+    opened.page.select_option("#fold", "0")
+    assert opened.page.locator(".box").count() == len(build("attention").data["nodes"])
+
+
+def test_pages_that_cannot_be_edited_say_why(opened: Opened, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cube = Subject(name="cube", model=_Cubed(3.0), x=torch.randn(2, 3), y=torch.tensor([0, 1]))
+    write_page(tmp_path / "cube.html", page_data(cube, trace_step(cube)))
+    opened.go(tmp_path / "cube.html", "#step=4")
+    assert "Not editable: the page cannot compute Cube" in opened.page.inner_text("#edits")
+    large = ALL["residual"]()
+    write_page(tmp_path / "large.html", page_data(large, trace_step(large), limit=10))
+    opened.go(tmp_path / "large.html", "#step=15")
+    assert "Not editable: this page holds a sample" in opened.page.inner_text("#edits")
+    assert "Activations are sampled" in opened.page.inner_text("#about")
+    assert "entries kept" in opened.page.inner_text("#inspector")
+    assert not serious(opened)
+
+
+def test_variants_stand_side_by_side_and_relax(opened: Opened, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)]
+    subject = Subject(name="v", model=torch.nn.Sequential(*layers), x=torch.randn(4, 4), y=torch.tensor([0, 1, 2, 1]))
+    rules: dict[str, Any] = {
+        "relaxation": ActivationRelaxation(iterations=200, loss=CrossEntropy()),
+        "local": Interlocking(cuts=3, reach=1, head=PooledHead()),
+    }
+    data = explain(subject, tmp_path / "v.html", rules)
+    opened.go(tmp_path / "v.html")
+    page = opened.page
+    assert page.locator(".variant").count() == 2
+    assert page.locator(".variant .stages li").count() == 6
+    assert "learns from the head after 0" in page.inner_text("#variants")
+    frames = data["variants"][0]["frames"]
+    assert [f["at"] for f in frames] == [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200]
+    page.click(".relax")
+    wait_for(opened, ".player output", "iterations: 3")
+    page.click(".relax")
+    page.fill(".player input", "0")
+    shown = page.locator(".variant").first.locator("tbody tr").first.locator("td").first.inner_text()
+    assert float(shown.strip().rstrip("°")) == pytest.approx(frames[0]["layers"][0]["angle"], rel=1e-2)
+    assert not serious(opened)

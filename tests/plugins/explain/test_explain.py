@@ -1,0 +1,187 @@
+"""What `spikeprop explain` is given and writes: recipes, run folders, modules of one's own; variants; the gallery; the size."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from torch.nn import functional as F
+
+import spikeprop as sp
+from spikeprop.cli import main
+from spikeprop.errors import ExplainError, RecipeError
+from spikeprop.models import Request, find_model
+from spikeprop.plugins.activation_relaxation import ActivationRelaxation
+from spikeprop.plugins.explain import Subject, explain, page_html, replay, trace_step, variants
+from spikeprop.plugins.explain.data import page_data
+from spikeprop.plugins.explain.gallery import ENTRIES, subject_of, write_gallery
+from spikeprop.plugins.interlocking import Interlocking, PooledHead
+from spikeprop.plugins.map_propagation import MAPPropagation
+from spikeprop.snn import SpikingNetwork
+from tests.plugins.explain.conftest import Opened
+from tests.plugins.explain.subjects import attention, mlp, plain_gradients, spiking
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(main, ["explain", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_recipe_becomes_a_page(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    told = run("digits_mlp_stdb", "--samples", "1", "--entries", "100", "--rule", "ActivationRelaxation", "-o", str(out))
+    assert re.search(r"backward edges +(\d+), of which \1 in numbers, \1 add up", told)
+    assert "activations sampled" in told
+    assert "ActivationRelaxation" in out.read_text()
+
+
+def test_a_converted_recipe_is_unrolled(tmp_path: Path) -> None:
+    told = run("digits_mlp_stdb", "--network", "converted", "--timesteps", "3", "--samples", "1", "-o", str(tmp_path / "p.html"))
+    assert re.search(r"backward edges +(\d+), of which \1 in numbers, \1 add up", told)
+    assert "surrogate" in told
+
+
+def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import torch\ndef net():\n    return torch.nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, 1])\n"
+    (tmp_path / "own_nets.py").write_text(
+        code + "def bare():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "complete" in run("own_nets:net", "-o", "p.html")
+    assert (tmp_path / "p.html").exists()
+    assert "calls" in run("own_nets:bare", "--data", "Digits", "-o", "q.html")
+    with pytest.raises(RecipeError, match="gives no samples"):
+        find_model("own_nets:bare", Request())
+    with pytest.raises(RecipeError, match="write it as module:callable"):
+        find_model("own_nets:nothing", Request())
+    (tmp_path / "odd_nets.py").write_text("def net():\n    return 3\n")
+    with pytest.raises(RecipeError, match="gives a int"):
+        find_model("odd_nets:net", Request())
+
+
+def test_a_run_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = CliRunner().invoke(main, ["run", "digits_mlp_stdb", "--smoke", "--out", str(folder), "simulate.samples=0"])
+    assert done.exit_code == 0, done.output
+    finetuned, ann = find_model(str(folder), Request()), find_model(str(folder), Request(network="ann"))
+    assert isinstance(finetuned.model, SpikingNetwork)
+    assert finetuned.timesteps == 2
+    assert not isinstance(ann.model, SpikingNetwork)
+    assert ann.x.shape == (2, 1, 8, 8)
+    assert "add up" in run(str(folder), "--samples", "1", "-o", str(tmp_path / "p.html"))
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "message"),
+    [
+        ("no_such_recipe", [], "no recipe"),
+        ("map_cartpole", [], "has no 'ann' and 'data'"),
+        ("digits_mlp_stdb", ["--rule", "NoSuchRule"], "no component 'NoSuchRule'"),
+        ("digits_mlp_stdb", ["--rule", "{use: ["], "is not YAML"),
+        ("digits_mlp_stdb", ["--rule", "MAPPropagation"], "is a dropout"),
+    ],
+)
+def test_what_cannot_be_explained_is_named(source: str, more: list[str], message: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["explain", source, *more, "-o", str(tmp_path / "p.html")])
+    assert done.exit_code == 1
+    assert message in done.output
+    assert not (tmp_path / "p.html").exists()
+
+
+def _classifier() -> Subject:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
+    return Subject(name="c", model=model, x=torch.randn(40, 5), y=torch.arange(40) % 3)
+
+
+def test_a_relaxation_ends_at_backprops_gradient() -> None:
+    subject = _classifier()
+    (shown,) = variants(subject, trace_step(subject), {"AR": ActivationRelaxation(iterations=400)})
+    assert all(layer["angle"] < 1e-3 and abs(layer["ratio"] - 1) < 1e-6 for layer in shown["layers"])
+    angles = [frame["layers"][0]["angle"] for frame in shown["frames"]]
+    assert angles[0] > 10  # the first layer has heard of nothing after one sweep
+    assert angles[-1] == shown["layers"][0]["angle"]
+    assert [frame["at"] for frame in shown["frames"]][-1] == 400
+
+
+def test_interlocking_tells_whose_loss_each_stage_follows() -> None:
+    subject = _classifier()
+    rules = {reach: Interlocking(cuts=3, reach=reach, head=PooledHead()) for reach in (1, 2, None)}
+    local, pairwise, whole = variants(subject, trace_step(subject), {str(reach): rule for reach, rule in rules.items()})
+    assert [s["follows"] for s in local["stages"]] == ["the head after 0", "the head after 2", "the network's own loss"]
+    assert [s["follows"] for s in pairwise["stages"]] == ["the head after 2", "the network's own loss", "the network's own loss"]
+    assert all(layer["angle"] < 1e-4 for layer in whole["layers"])  # a reach of all stages is backpropagation
+    assert local["layers"][0]["angle"] > 5 > 1e-4 > local["layers"][2]["angle"]
+
+
+def test_map_propagation_is_compared_and_animated() -> None:
+    subject = _classifier()
+    (shown,) = variants(subject, trace_step(subject), {"MAP": MAPPropagation(iterations=5)})
+    assert [frame["at"] for frame in shown["frames"]] == [1, 2, 3, 5]
+    assert 0 < shown["layers"][-1]["angle"] < 180
+    assert "reward" in shown["about"]
+
+
+def test_spiking_variants_include_the_engines_own_bptt() -> None:
+    subject = spiking(timesteps=3)
+    (shown,) = variants(subject, trace_step(subject), {"BPTT": sp.BPTT(timesteps=3)})
+    assert all(layer["angle"] < 1e-4 and abs(layer["ratio"] - 1) < 1e-9 for layer in shown["layers"])
+
+
+def test_rules_need_labels() -> None:
+    with pytest.raises(ExplainError, match="class labels"):
+        variants(mlp(), trace_step(mlp()), {"AR": ActivationRelaxation()})
+
+
+def test_the_gallery(tmp_path: Path) -> None:
+    found = write_gallery(tmp_path)
+    index = (tmp_path / "index.html").read_text()
+    for name in ENTRIES:
+        assert f'href="{name}.html"' in index
+        assert (tmp_path / f"{name}.html").stat().st_size < 2e6
+        checks = found[name]["checks"]
+        assert checks["edges"] == checks["edges_that_match"]
+        assert checks["differences"]["differs"] == 0
+        expected, replayed = plain_gradients(subject_of(name)), replay(found[name])
+        for key, gradient in expected.items():
+            torch.testing.assert_close(replayed[key], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_pages_carry_all_that_they_need() -> None:
+    subject = attention()
+    text = page_html(page_data(subject, trace_step(subject)))
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)[^"']+""", text.split("<script", 1)[0])
+    assert "url(fonts/" not in text
+    assert text.count("data:font/woff2;base64,") >= 9
+    assert "default-src 'none'" in text
+
+
+def test_names_cannot_break_out_of_the_page() -> None:
+    subject = Subject(name="</script><b>@data@</b>", model=nn.Linear(2, 2), x=torch.ones(1, 2), y=torch.tensor([0]))
+    text = page_html(page_data(subject, trace_step(subject)))
+    assert "</script><b>" not in text
+    assert text.count("</script>") == 2
+
+
+@pytest.mark.slow
+def test_a_page_of_a_spiking_vgg5_is_small_and_opens_at_once(opened: Opened, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ann = sp.VGG(depth=5, input_shape=(3, 32, 32), classes=10)
+    snn = sp.convert(ann, [torch.rand(4, 3, 32, 32)], sp.IF(), sp.MaxActivation())
+    subject = Subject(name="VGG5", model=snn, x=torch.rand(1, 3, 32, 32), y=torch.tensor([3]), timesteps=10, loss=F.cross_entropy)
+    data = explain(subject, tmp_path / "vgg5.html")
+    assert data["bytes"] < 5e6
+    assert data["checks"]["edges"] == data["checks"]["edges_that_match"]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        opened.go(tmp_path / "vgg5.html")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 2
+    assert "Activations are sampled" in opened.page.inner_text("#about")

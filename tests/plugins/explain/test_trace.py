@@ -1,0 +1,273 @@
+"""A traced step: its gradients are those of the network itself, its data replay them, and every number on an edge is checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import spikeprop as sp
+from spikeprop.errors import ExplainError
+from spikeprop.plugins.explain import Subject, page_data, replay, trace_step
+from spikeprop.plugins.explain.forms import FORMS
+from spikeprop.plugins.explain.kinds import kind_of
+from spikeprop.snn import STDB, ATan, FastSigmoid, Surrogate, Triangle
+from tests.plugins.explain.subjects import ALL, EXTRA, Residual, mlp, plain_gradients, residual, spiking
+
+SURROGATES = [STDB(alpha=0.3, beta=0.1), Triangle(height=0.5), FastSigmoid(slope=3.0), ATan(alpha=2.0)]
+
+SETTINGS = {"subtract": {}, "zero": {"reset": "zero"}, "trained": {"trainable": ("threshold", "leak")}}
+
+
+def data_of(subject: Subject, **more: Any) -> dict[str, Any]:
+    return page_data(subject, trace_step(subject), **more)
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=list(ALL))
+def test_replaying_the_data_gives_the_networks_own_gradients(make: Callable[[], Subject]) -> None:
+    subject = make()
+    page = json.loads(json.dumps(data_of(subject)))
+    expected = plain_gradients(subject)
+    for forward in (True, False):
+        found = replay(page, forward=forward)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert gradient.abs().max() > 1e-6 or name == "first.bias"  # batch-norm takes a bias off again
+            torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "settings", [{}, {"reset": "zero"}, {"trainable": ("threshold", "leak")}], ids=["subtract", "zero", "trained"]
+)
+def test_unrolled_steps_equal_the_reference_kernel(surrogate: Surrogate, settings: dict[str, Any]) -> None:
+    subject = spiking(surrogate, 6, **settings)
+    expected, found = plain_gradients(subject), replay(data_of(subject))
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=list(ALL))
+def test_every_edge_has_numbers_and_they_add_up(make: Callable[[], Subject]) -> None:
+    checks = data_of(make())["checks"]
+    assert checks["edges"] == checks["edges_with_numbers"] == checks["edges_that_match"] > 0
+    assert checks["values"] == checks["values_whose_edges_add_up"]
+    assert checks["differences"]["differs"] == 0
+    assert checks["differences"]["agrees"] > 0
+
+
+def test_terms_are_upstream_times_local() -> None:
+    subject = mlp()
+    step = trace_step(subject)
+    page = page_data(subject, step)
+    edge = next(e for e in page["edges"] if e["node"] == 0 and page["values"][e["value"]]["name"] == "0.weight")
+    one = edge["sums"][0]
+    row, column = divmod(one["entry"], 2)
+    upstream = step.trace.values[step.trace.nodes[0].outputs[0]].cotangent
+    assert upstream is not None
+    expected = {4 * n + row: (float(upstream[n, row]), float(subject.x[n, column])) for n in range(4) if subject.x[n, column]}
+    assert {t["entry"]: (t["upstream"], t["local"]) for t in one["terms"]} == expected
+    assert one["downstream"] == pytest.approx(sum(u * x for u, x in expected.values()), rel=1e-12)
+
+
+class _Cube(torch.autograd.Function):
+    """x^3 with a derivative that is right or wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grads[0].detach() * ctx.factor * x.detach() ** 2, None  # cannot be differentiated again
+
+
+class _Cubed(nn.Module):
+    def __init__(self, factor: float):
+        super().__init__()
+        self.linear, self.factor = nn.Linear(3, 2), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Cube.apply(self.linear(x), self.factor)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(3.0, "agrees"), (2.0, "differs")])
+def test_finite_differences_judge_functions_of_ones_own(factor: float, verdict: str) -> None:
+    torch.manual_seed(0)
+    page = data_of(Subject(name="cube", model=_Cubed(factor), x=torch.randn(2, 3), y=torch.tensor([0, 1])))
+    node = next(n for n in page["nodes"] if n["name"] == "Cube")
+    assert node["difference"]["verdict"] == verdict
+    assert page["unknown"] == ["Cube"]
+    assert page["checks"]["edges_that_match"] == page["checks"]["edges"]
+    with pytest.raises(ExplainError, match="no closed form: Cube"):
+        replay(page)
+
+
+def test_a_maximum_of_equal_entries_has_a_kink() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0), model[0].bias.fill_(0.5)  # type: ignore[union-attr, operator]
+    page = data_of(Subject(name="tie", model=model, x=torch.ones(1, 1, 2, 2), y=torch.tensor([0])))
+    assert page["nodes"][2]["difference"]["verdict"] == "kink"
+
+
+def test_the_network_and_torch_stay_as_they_were() -> None:
+    subject = residual()
+    before = {name: t.clone() for name, t in subject.model.state_dict().items()}
+    apply, random = torch.autograd.Function.__dict__["apply"], torch.get_rng_state()
+    step = trace_step(subject)
+    page_data(subject, step)
+    assert torch.autograd.Function.__dict__["apply"] is apply
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, tensor in subject.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    for model in (subject.model, step.model):
+        assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in subject.model.parameters())
+
+
+def test_calls_are_told_by_module_and_step() -> None:
+    page = data_of(spiking())
+    fires = [n for n in page["nodes"] if n["kind"] == "fire"]
+    assert [n["step"] for n in fires] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len({n["module"] for n in fires}) == 2
+    modules = {n["module"]: n["name"] for n in data_of(mlp())["nodes"]}
+    assert modules == {"0": "linear", "1": "tanh", "2": "linear", "": "binary_cross_entropy_with_logits"}
+
+
+def test_bytes_saved_for_backward_are_counted_once_in_the_networks_own_precision() -> None:
+    saved = [n["saved"] for n in data_of(mlp())["nodes"]]
+    # the first layer keeps its input (4x2), tanh its output (4x4), which the second layer needs too; the loss its logits
+    assert saved[:3] == [4 * 2 * 4, 4 * 4 * 4, 0]
+    assert saved[3] >= 4 * 4
+
+
+def test_flags() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0), model[2].bias.fill_(50.0)  # type: ignore[union-attr, operator]
+    page = data_of(Subject(name="ill", model=model, x=torch.rand(3, 2), y=torch.tensor([0, 1, 0])))
+    flags = {n["name"] + n["module"]: n["flags"] for n in page["nodes"]}
+    assert flags["relu1"] == ["dead", "vanishing"]
+    assert "saturated" in flags["tanh3"]
+    assert flags["linear4"] == []
+    loud = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        loud[1].weight.mul_(1e5)  # type: ignore[operator]
+    page = data_of(Subject(name="loud", model=loud, x=torch.rand(1, 2), y=torch.tensor([0]), loss=lambda s, y: s.sum()))
+    assert [n["flags"] for n in page["nodes"]] == [["exploding"], [], []]
+    silent = spiking()
+    for neuron in silent.model.neurons().values():  # type: ignore[operator]
+        neuron.set_threshold(neuron.v_threshold * 1e3)
+    assert all("silent" in n["flags"] for n in data_of(silent)["nodes"] if n["kind"] == "fire")
+
+
+def test_large_networks_are_sampled_and_say_so() -> None:
+    page = data_of(residual(), limit=10)
+    assert not page["complete"]
+    assert page["sampled"] == 48
+    value = page["values"][page["nodes"][0]["outputs"][0]]
+    assert len(value["data"]["some"]) == 48
+    assert page["checks"]["edges_that_match"] == page["checks"]["edges"]
+    with pytest.raises(ExplainError, match="holds samples"):
+        replay(page)
+
+
+class _Partial(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        h[:, 0] = x[:, 1]
+        return h
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "message"),
+    [
+        (_Partial(), F.cross_entropy, "writes into a part"),
+        (nn.Identity(), lambda s, y: s, "must be one number"),
+        (nn.Flatten(), lambda s, y: s.detach().sum(), "nothing here has a gradient"),
+        (nn.Sequential(nn.Linear(3, 2)), lambda s, y: s.sum() * torch.inf, "the loss is"),
+    ],
+)
+def test_what_cannot_be_shown_is_named(model: nn.Module, loss: Any, message: str) -> None:
+    with pytest.raises(ExplainError, match=message):
+        trace_step(Subject(name="bad", model=model, x=torch.ones(2, 3), y=torch.tensor([0, 1]), loss=loss))
+
+
+def test_a_spiking_network_needs_a_number_of_steps() -> None:
+    with pytest.raises(ExplainError, match="--timesteps"):
+        Subject(name="s", model=spiking().model, x=torch.ones(1, 6), y=torch.tensor([0]))
+
+
+class _Everything(nn.Module):
+    """Operations that the four networks above do not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, r = torch.linalg.qr(self.weight * 1.5 - 0.25)
+        h = torch.cat([x @ q, 1 - x[:, :2].sigmoid() / (2 + x[:, 2:].tanh() ** 1)], 1).unsqueeze(1)
+        h = torch.stack([h.squeeze(1), -h.squeeze(1)], 2).softmax(-1).sum(2, keepdim=True).expand(-1, -1, 2)
+        a, b = torch.chunk(h, 2, dim=2)
+        return F.gelu((a * b).flatten(1)) + (r.sum() - r.mean()) * h.mean((1, 2)).view(-1, 1)
+
+
+def test_further_operations_have_closed_forms() -> None:
+    torch.manual_seed(0)
+    subject = Subject(name="all", model=_Everything(), x=torch.randn(2, 4), y=torch.tensor([0, 1]))
+    page = data_of(subject)
+    assert page["unknown"] == ["pow"]
+    step = trace_step(subject)
+    for node in step.trace.nodes:
+        kind, settings = kind_of(node, step.trace)
+        if kind != "opaque":
+            inputs = [step.trace.values[i].tensor for i in node.inputs]
+            outputs = [step.trace.values[o].tensor for o in node.outputs]
+            for mine, theirs in zip(FORMS[kind].forward(inputs, settings), outputs):
+                torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
+            upstream = [torch.randn_like(o) for o in outputs]
+            leaves = [t.clone().requires_grad_(step.trace.values[i].needs_grad) for i, t in zip(node.inputs, inputs)]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            true = iter(torch.autograd.grad(node.run(leaves), wanted, upstream))
+            for leaf, share in zip(leaves, FORMS[kind].backward(upstream, inputs, outputs, settings)):
+                if leaf.requires_grad:
+                    torch.testing.assert_close(share, next(true), rtol=1e-10, atol=1e-12, msg=kind)
+
+
+@pytest.mark.parametrize("make", EXTRA.values(), ids=list(EXTRA))
+def test_further_networks_are_replayed(make: Callable[[], Subject]) -> None:
+    subject = make()
+    page, expected = data_of(subject), plain_gradients(subject)
+    assert page["unknown"] == []
+    found = replay(page)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_pooled_spiking_network_is_shown_too() -> None:
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+    snn = sp.convert(ann, [torch.rand(4, 1, 6, 6)], sp.IF(), sp.MaxActivation())
+    subject = Subject(name="pool", model=snn, x=torch.rand(1, 1, 6, 6), y=torch.tensor([1]), timesteps=3)
+    step, expected = trace_step(subject), plain_gradients(subject)
+    for name, p in step.model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_residual_runs_twice_with_the_same_dropout() -> None:
+    assert isinstance(residual().model, Residual)
+    first, second = (replay(data_of(residual())) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
