@@ -72,6 +72,9 @@ def test_the_results_page_tells_every_run_as_its_report_does() -> None:
         if "arms" in report:  # a plugin's experiment has a table of its own
             _check_arms(report, rows)
             continue
+        if "effective_snr_db" in report or "peak_db" in report:
+            _check_snr(report, rows)
+            continue
         (row,) = (row for row in rows if f"`{file.parent.name}`" in row)
         if "learners" in report:
             _check_learners(report, row)
@@ -91,6 +94,17 @@ def _check_arms(report: dict[str, Any], rows: list[str]) -> None:
     told = [arm for arm in report["arms"].values() if f"{arm['mean']:.2f} ({arm['interval'][0]:.2f} to" in text]
     assert len(told) >= 2
     assert any(f"{arm['against_baseline']['mean']:+.2f} (" in text for arm in told)
+
+
+def _check_snr(report: dict[str, Any], rows: list[str]) -> None:
+    """An optical link: every figure of its table stands in its report."""
+    found = report.get("effective_snr_db") or report["peak_db"]
+    several = "peak_db" in report
+    told = [
+        f"{one['mean']:.2f}" + (f" ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})" if several else "")
+        for one in found.values()
+    ]
+    assert sum(any(f"| {text} |" in row for row in rows) for text in told) >= 5
 
 
 def _check_learners(report: dict[str, Any], row: str) -> None:
