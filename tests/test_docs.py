@@ -75,6 +75,9 @@ def test_the_results_page_tells_every_run_as_its_report_does() -> None:
         if "microbuckets" in report or "sizes" in report:
             (_check_risk if "microbuckets" in report else _check_sizes)(report, rows)
             continue
+        if "effective_snr_db" in report or "peak_db" in report:
+            _check_snr(report, rows)
+            continue
         (row,) = (row for row in rows if f"`{file.parent.name}`" in row)
         if "learners" in report:
             _check_learners(report, row)
@@ -115,6 +118,17 @@ def _check_sizes(report: dict[str, Any], rows: list[str]) -> None:
             for arm in found["errors"].values():
                 assert f"{100 * arm[name]['mean']:.3f}" in row
             assert f"{ratio['of_means']:.1f} (" in row
+
+
+def _check_snr(report: dict[str, Any], rows: list[str]) -> None:
+    """An optical link: every figure of its table stands in its report."""
+    found = report.get("effective_snr_db") or report["peak_db"]
+    several = "peak_db" in report
+    told = [
+        f"{one['mean']:.2f}" + (f" ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})" if several else "")
+        for one in found.values()
+    ]
+    assert sum(any(f"| {text} |" in row for row in rows) for text in told) >= 5
 
 
 def _check_learners(report: dict[str, Any], row: str) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from spikeprop.experiment import Context
 from spikeprop.learn import Backprop, Callback, TensorBoardLog, Training, fit, tensorboard_installed, write_scalars
+from spikeprop.processes import ALONE
 
 needs_it = pytest.mark.skipif(not tensorboard_installed(), reason="TensorBoard is not installed")
 BATCHES = [(torch.eye(4)[:2].repeat(4, 1), torch.tensor([0, 1] * 4))] * 3
@@ -69,7 +70,7 @@ def test_what_is_written_again_takes_the_place_of_what_was_there(tmp_path: Path)
 
 
 def test_where_it_is_absent_or_not_wanted_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder: Any = type("Folder", (), {"path": tmp_path})()
+    folder: Any = type("Folder", (), {"path": tmp_path, "processes": ALONE})()
     assert Context(folder, "x", print, tensorboard=False).watchers("ann") == []
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert not tensorboard_installed()
