@@ -328,6 +328,7 @@ SMOKE = {
     "digits": None,
     "mnist": "MNIST",
     "qr": None,
+    "aad": None,
     "fashion": "FashionMNIST",
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
