@@ -330,6 +330,7 @@ SMOKE = {
     "qr": None,
     "python": None,
     "ldbp": None,
+    "aad": None,
     "fashion": "FashionMNIST",
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
