@@ -475,14 +475,24 @@ def _list_slot(title: str, found: dict[str, dict[str, Any]]) -> None:
 
 
 def _list_runs(folder: Path) -> None:
-    from spikeprop.runs import find_runs
+    from spikeprop.errors import RunError
+    from spikeprop.runs import Run, run_folders
 
-    found = find_runs(folder)
-    if not found:
+    rows, damaged = [], []
+    for path in run_folders(folder):
+        try:
+            run = Run.read(path)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
+        size = f"{run.size() / 1e6:.1f} MB"
+        rows.append((str(path.relative_to(folder)), run.state, run.recipe, run.told(), run.begun(), size))
+    if rows:
+        _columns(("run", "state", "recipe", "accuracy (%) or means", "begun", "size"), rows)
+    else:
         click.echo(f"no runs in {folder}")
-        return
-    rows = [(str(r.path.relative_to(folder)), r.state, r.recipe, r.told(), r.begun(), f"{r.size() / 1e6:.1f} MB") for r in found]
-    _columns(("run", "state", "recipe", "accuracy (%) or means", "begun", "size"), rows)
+    for why in damaged:
+        _say(why)
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> None:

@@ -145,11 +145,15 @@ class Run:
         return {f"{label}, T = {steps}": value for label, value in found.items() if value is not None}
 
 
-def find_runs(folder: Path) -> list[Run]:
-    """The runs in a folder and in those below it, by path; a folder whose files are damaged raises RunError."""
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders in a folder and below it, by path.
+
+    Raises:
+        RunError: it is no folder.
+    """
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder")
-    return [Run.read(file.parent) for file in sorted(folder.rglob("run.json"))]
+    return [file.parent for file in sorted(folder.rglob("run.json"))]
 
 
 def _mapping(file: Path) -> dict[str, Any]:

@@ -89,8 +89,10 @@ def bar_chart(title: str, groups: Mapping[str, Mapping[str, float]], x_label: st
             if name in values:
                 parts.append(_bar(f"{name}, {series}", values[name], across, top + i * each, each, colours[series]))
     parts.append(text(x_label, (left + WIDTH - RIGHT) / 2, height - 8, "middle", "label"))
+    key = [tag("li", tag("span", class_=f"swatch c{colours[series] % COLOURS}"), series) for series in groups]
     told = "; ".join(f"{series}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) for series, values in groups.items())
-    return svg(title, f"{x_label} by layer. {told}.", WIDTH, height, parts)
+    picture = svg(title, f"{x_label} by layer. {told}.", WIDTH, height, parts)
+    return join([tag("ul", *key, class_="legend"), picture])
 
 
 def svg(title: str, described: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:

@@ -76,6 +76,7 @@ class Sweep:
             self.trials = [self._trial(i, values) for i, values in enumerate(plan.grid())]
         self._lock = Lock(folder / "logs" / "sweep.lock")
         if not self._lock.take():
+            self._lock.drop()
             raise RunError(f"another sweep is at work in {folder}; wait for it, or use another --out folder")
 
     def run(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
@@ -92,6 +93,9 @@ class Sweep:
                 while self._fill(running, todo) or running:
                     time.sleep(LOOK_EVERY)
                     shown.update(self._gather(running))
+            except KeyboardInterrupt:
+                self.notify("stopping; the same command goes on with what is not finished")
+                raise
             finally:
                 for process in running.values():
                     process.stop()

@@ -1,4 +1,4 @@
-"""A short run of digits_cnn_stdb with its check on the reference's figures left out, and a browser where there is one."""
+"""A short run of digits_cnn_stdb without the simulation on Lava, and a browser where there is one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def page_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The system's Chromium, headless; the test is skipped where there is none."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from spikeprop import Digits
+from spikeprop.cli import main
 from spikeprop.deploy import record
 from spikeprop.errors import RunError
 from spikeprop.evaluate.raster import raster
 from spikeprop.evaluate.thumbnails import LARGEST, thumbnail
 from spikeprop.evidence import evidence
 from spikeprop.networks import load_network
-from spikeprop.runs import Run, find_runs
+from spikeprop.runs import Run, run_folders
 
 
 @pytest.fixture
@@ -128,7 +131,7 @@ def test_what_cannot_be_made_is_named_with_the_reason(folder: Path, tmp_path: Pa
 
 
 def test_runs_are_found_with_their_state(folder: Path, tmp_path: Path) -> None:
-    (run,) = find_runs(tmp_path)
+    (run,) = map(Run.read, run_folders(tmp_path))
     assert (run.state, run.recipe, run.name) == ("finished", "digits_cnn_stdb", "run")
     assert run.begun().endswith(" UTC")
     assert run.size() == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
@@ -142,6 +145,22 @@ def test_runs_are_found_with_their_state(folder: Path, tmp_path: Path) -> None:
         Run.read(folder)
     with pytest.raises(RunError, match="is no run folder"):
         Run.read(tmp_path)
+
+
+def test_ls_runs_is_a_table_and_names_what_is_damaged(folder: Path, tmp_path: Path) -> None:
+    def listed() -> str:
+        return CliRunner().invoke(main, ["ls", "runs", str(tmp_path)]).output
+
+    accuracy = f"fine-tuned, T = 8 {right(Run.read(folder)):.4g}"
+    assert re.search(rf"run +finished +digits_cnn_stdb +ANN [\d.]+, converted, T = 8 [\d.]+, {re.escape(accuracy)} +\d", listed())
+    (folder / "report.json").unlink()
+    assert "stopped after simulate" in listed()
+    (folder / "run.json").write_text("{")
+    assert "no runs in" in listed()
+    assert "run.json is damaged" in listed()
+    refused = CliRunner().invoke(main, ["ls", "Neuron", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "a folder is for `ls runs" in refused.output
 
 
 def test_thumbnails_take_the_normalisation_back_and_are_small() -> None:
