@@ -49,9 +49,9 @@ def _by_activation(node: Node, trace: Trace, kind: str) -> list[str]:
 
 
 def _by_cotangent(node: Node, trace: Trace, scores: float) -> list[str]:
+    if node.outputs[0] == trace.loss or scores == 0 or trace.values[node.outputs[0]].cotangent is None:
+        return []  # nothing is asked of a call that the loss does not depend on
     size = _rms(cotangent_of(trace, node.outputs[0]))
-    if node.outputs[0] == trace.loss or scores == 0:
-        return []
     return ["vanishing"] if size * RATIO < scores else ["exploding"] if size > RATIO * scores else []
 
 

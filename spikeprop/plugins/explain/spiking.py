@@ -73,10 +73,11 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
     simulation = _Simulation(network, tracer)
     with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
         encoded = network.encoder(x, timesteps)
+    inputs = [encoded[0]] * timesteps if network.encoder.constant else list(encoded.unbind())
     output = None
     for t in range(timesteps):
         tracer.step = t
-        last = simulation.step(encoded[0 if network.encoder.constant else t])
+        last = simulation.step(inputs[t])
         output = last if output is None else output + last
     tracer.step = None
     assert output is not None
