@@ -29,6 +29,11 @@ test-slow: .venv
 faults: .venv
 	$(BIN)/python -m tests.faults
 
+# More than 100,000 spoilt files of every kind that is read from elsewhere; coverage steers where atheris has a wheel for this Python.
+fuzz: .venv
+	-$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz
+
 lint: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -349,6 +349,8 @@ class _Run:
 
     def _forget_damaged(self, stages: list[str]) -> None:
         """A stage whose network cannot be read any more runs again, and so does what was made of it."""
+        if all(map(self.folder.finished, stages)) and (self.folder.path / "report.json").exists():
+            return  # nothing will be read: what has the networks deleted, to save room, stays done
         for stage, network in NETWORKS.items():
             if not self.folder.finished(stage):
                 continue

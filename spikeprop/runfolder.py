@@ -120,11 +120,17 @@ class RunFolder:
 
     def provenance(self) -> dict[str, Any]:
         """Commit, versions and machine as recorded when the run began, and the commit that each stage ran at."""
-        begun = {k: v for k, v in read_json(self.path / "run.json").items() if k not in OWN}
+        begun = {k: v for k, v in self._recorded().items() if k not in OWN}
         return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
 
+    def _recorded(self) -> dict[str, Any]:
+        recorded = read_json(self.path / "run.json")
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("recipe"), dict):
+            raise DamagedFileError(f"{self.path / 'run.json'} does not hold what a run writes there; use another --out folder")
+        return recorded
+
     def _check_same(self, described: dict[str, Any]) -> None:
-        old, new = leaves(_completed(read_json(self.path / "run.json")["recipe"])), leaves(described)
+        old, new = leaves(_completed(self._recorded()["recipe"])), leaves(described)
         changed = {key for key in old | new if old.get(key) != new.get(key)} - MACHINE
         if changed:
             raise RecipeError(

@@ -22,7 +22,7 @@ from spikeprop.errors import MissingDataError
 
 PIXELS = 3 * 32 * 32
 LARGEST_FILE = 2**28  # bytes; CIFAR-100's training file has 155 million
-MOST_READS = 4_000_000  # from a file; CIFAR-100's training file takes about a million
+MOST_READS = 4_000_000  # from a file; one of CIFAR-10's takes 70,000, and CIFAR-100's have five times the images
 OPCODES = (
     "PROTO", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
     "SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES", "BINUNICODE",

@@ -48,12 +48,13 @@ class Suite:
         number = len([p for p in self.folder.iterdir() if p.is_dir()])
         return Run(self.folder / f"{name}{number}", **settings)
 
-    def after_a_while(self, run: Run, number: int, share: float = 0.6) -> int | None:
+    def after_a_while(self, run: Run, number: int, share: float = 0.4) -> int | None:
         """Start it and send it a signal at a random moment; its exit code, or None where it was done before that."""
         process = run.start()
         process.join(self.random.uniform(0, share * self.seconds))
         if not process.is_alive():
             assert ended(process) == 0, run.said()
+            self.seconds *= 0.8  # the machine is less busy than it was
             return None
         os.kill(process.pid, number)
         code = ended(process)

@@ -1,0 +1,90 @@
+"""``python -m tests.fuzz``: more than 100,000 spoilt files of six kinds are read, with counts.
+
+Workers read what ``mutate`` makes of real files, a process for each kind: one that dies (a crash below Python) or stalls is a
+finding, and the next goes on behind it. Then Hypothesis does the choosing, which shrinks what it finds, and where atheris is
+installed it steers by coverage. A finding is kept as a file, with the number that makes it again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from tests.fuzz.bulk import Job, source_of
+from tests.fuzz.seeds import KINDS
+
+COUNTS = {"recipe": 20_000, "checkpoint": 16_000, "nir": 10_000, "cifar": 30_000, "image": 30_000, "json": 4_000}
+BY_HYPOTHESIS = 500  # of each kind
+BY_ATHERIS = {"recipe": 10_000, "cifar": 30_000}
+
+
+@click.command()
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Multiplies every count.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for findings; default a temporary one.")
+@click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), default=KINDS, help="Only these.")
+@click.option("--number", type=int, help="Read one file of the kind again, and show what happens.")
+def main(seed: int, scale: float, keep: Path | None, processes: int, kinds: tuple[str, ...], number: int | None) -> None:
+    """Read spoilt files; exit code 1 if reading one of them did anything but succeed or raise an error of ours."""
+    folder = keep or Path(tempfile.mkdtemp(prefix="fuzz"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if number is not None:
+        from tests.fuzz.targets import one, ready
+
+        sys.exit(one(kinds[0], source_of(kinds[0], seed, number), ready(folder / kinds[0]))[1])
+    started = time.monotonic()
+    read = _bulk([Job(kind, max(1, round(COUNTS[kind] * scale)), seed, folder) for kind in kinds], processes)
+    read += _steered(kinds, scale, folder)
+    found = sorted(folder.glob("*.txt"))
+    minutes = (time.monotonic() - started) / 60
+    click.echo(f"{read:,} files read in {minutes:.1f} min; {len(found)} findings{f' in {folder}' if found else ''}")
+    for file in found[:20]:
+        click.echo(f"  {file.stem}: {file.read_text(encoding='utf-8').strip().splitlines()[-1][:200]}")
+    sys.exit(1 if found else 0)
+
+
+def _bulk(jobs: list[Job], processes: int) -> int:
+    """All jobs, so many at a time."""
+    waiting, running = list(jobs), []
+    while waiting or running:
+        while waiting and len(running) < processes:
+            running.append(waiting.pop(0))
+            running[-1].start()
+            running[-1].began = time.monotonic()
+        time.sleep(0.2)
+        for job in [job for job in running if job.look()]:
+            running.remove(job)
+            found = len(list(job.folder.glob(f"{job.kind}-*.txt")))
+            seconds = time.monotonic() - job.began
+            click.echo(f"  {job.kind:<12}{job.count:>8,} files in {seconds:>5.0f} s, {found} findings")
+    return sum(job.count for job in jobs)
+
+
+def _steered(kinds: tuple[str, ...], scale: float, folder: Path) -> int:
+    """The same with Hypothesis's choices, then atheris's; each in a process of its own."""
+    read = 0
+    for tool, counts in (("hypothesis", dict.fromkeys(KINDS, BY_HYPOTHESIS)), ("atheris", BY_ATHERIS)):
+        if importlib.util.find_spec(tool) is None:
+            click.echo(f"  {tool} is not installed (pip install 'spikeprop[fuzz]'): left out")
+            continue
+        for kind in (k for k in kinds if k in counts):
+            count = max(1, round(counts[kind] * scale))
+            own = folder / f"{tool}-{kind}"
+            command = [sys.executable, "-m", "tests.fuzz.steered", tool, kind, str(count), str(own)]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if done.returncode:
+                (folder / f"{tool}-{kind}.txt").write_text(done.stdout[-4000:] + done.stderr[-8000:], encoding="utf-8")
+            click.echo(f"  {kind:<12}{count:>8,} files by {tool}{', with a finding' if done.returncode else ''}")
+            read += count
+    return read
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Whole, real files of every kind that is read from elsewhere: what the fuzzing starts from."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from spikeprop import CNN, IF, LIF, Backprop, Digits, Direct, Poisson, fit
+from spikeprop.convert import to_spiking
+from spikeprop.deploy import export
+from spikeprop.learn import load_checkpoint, save_checkpoint
+from spikeprop.recipe import recipe_folder
+
+KINDS = ("recipe", "checkpoint", "nir", "cifar", "image", "json")
+SUFFIXES = {"recipe": ".yaml", "checkpoint": ".safetensors", "nir": ".nir", "cifar": "", "image": ".JPEG", "json": ".json"}
+ANN: dict[str, Any] = {"use": "CNN", "input_shape": [1, 8, 8], "classes": 10, "plan": [2, "A"], "hidden": [], "dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A file's bytes and, where they have one, its parts.
+
+    Attributes:
+        content: the file.
+        tensors, description: of a checkpoint.
+    """
+
+    content: bytes
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
+
+
+@cache
+def seeds(kind: str) -> list[Seed]:
+    """The files of a kind."""
+    torch.manual_seed(0)
+    with TemporaryDirectory() as folder:
+        return _MAKERS[kind](Path(folder))
+
+
+def _recipes(folder: Path) -> list[Seed]:
+    return [Seed(p.read_bytes()) for p in sorted(recipe_folder().glob("*.yaml"))]
+
+
+def _about(kind: str) -> dict[str, Any]:
+    return {
+        "kind": kind, "ann": ANN, "neuron": {"use": "LIF", "leak": 0.9, "surrogate": {"use": "STDB", "alpha": 0.3, "beta": 0.01}},
+        "encoder": {"use": "Poisson"}, "timesteps": 4, "input_shape": [1, 8, 8], "seed": 0,
+        "data": {"use": "Digits", "mean": 0.0, "std": 1.0},
+    }  # fmt: skip
+
+
+def _ann() -> CNN:
+    return CNN(**{k: v for k, v in ANN.items() if k != "use"} | {"input_shape": (1, 8, 8)})
+
+
+def _checkpoints(folder: Path) -> list[Seed]:
+    ann, file = _ann(), folder / "progress.safetensors"
+    optimizer = torch.optim.Adam(ann.parameters(), lr=1e-3)
+    fit(ann, Backprop(), Digits(train_limit=32).train(16, 0), optimizer, epochs=1, checkpoint=file)
+    save_checkpoint(folder / "ann.safetensors", ann, _about("ann"))
+    save_checkpoint(folder / "snn.safetensors", to_spiking(ann, lambda: LIF(leak=0.9), Poisson(), (1, 8, 8)), _about("snn"))
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        if "previous" not in path.name:
+            read = load_checkpoint(path)
+            found.append(Seed(path.read_bytes(), read.tensors, read.description))
+    return found
+
+
+class Residual(nn.Module):
+    """A skip connection, a convolution in groups, a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1, groups=2)
+        self.pool, self.last = nn.AvgPool2d(4), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.second(x) + x)
+        return self.last(torch.flatten(self.pool(x), 1))
+
+
+def _nir(folder: Path) -> list[Seed]:
+    networks = [
+        to_spiking(_ann(), IF, Direct(), (1, 8, 8)),
+        to_spiking(_ann(), lambda: LIF(leak=0.9, reset="zero"), Poisson(), (1, 8, 8)),
+        to_spiking(Residual(), IF, Direct(), (1, 8, 8)),
+    ]
+    for number, network in enumerate(networks):
+        export(network, folder / f"{number}.nir", _about("snn"))
+    return [Seed(p.read_bytes()) for p in sorted(folder.glob("*.nir"))]
+
+
+class _Python2(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes bytes as Python 2's strings, as CIFAR's own files have them."""
+
+    def save_string(self, value: bytes) -> None:
+        head = pickle.SHORT_BINSTRING + bytes([len(value)]) if len(value) < 256 else b"T" + len(value).to_bytes(4, "little")
+        self.write(head + value)
+        self.memoize(value)
+
+    dispatch = {**pickle._Pickler.dispatch, bytes: save_string}  # type: ignore[attr-defined]  # noqa: RUF012
+
+
+def _cifar(folder: Path) -> list[Seed]:
+    source, found = np.random.default_rng(0), []
+    for count in (1, 3):
+        images = source.integers(0, 256, (count, 3072), dtype=np.uint8)
+        batch = {b"data": images, b"labels": [int(n) for n in source.integers(0, 10, count)], b"filenames": [b"a.png"] * count}
+        file = io.BytesIO()
+        _Python2(file, 2).dump(batch)
+        found += [Seed(file.getvalue()), Seed(pickle.dumps(batch, 3))]
+    return found
+
+
+def _images(folder: Path) -> list[Seed]:
+    source, found = np.random.default_rng(0), []
+    smooth = np.add.outer(np.arange(24), np.arange(20))[..., None] * np.array([3, 4, 5])
+    colour = Image.fromarray((smooth + source.integers(0, 40, smooth.shape)).astype(np.uint8))
+    for image in (colour, colour.convert("L"), colour.convert("CMYK"), colour.convert("P"), colour.convert("RGBA")):
+        for form, how in (("JPEG", {}), ("JPEG", {"progressive": True, "quality": 30}), ("PNG", {})):
+            file = io.BytesIO()
+            try:
+                image.save(file, form, **how)
+            except OSError:  # not every mode goes into every form
+                continue
+            found.append(Seed(file.getvalue()))
+    return found
+
+
+def _json(folder: Path) -> list[Seed]:
+    stages = {"data": {"seconds": 0.1, "commit": None, "result": {"use": "Digits"}}, "ann": {"seconds": 1.0, "result": {}}}
+    run = {"recipe": {"use": "HybridConversion", "seed": 0}, "smoke": False, "commit": "abc", "machine": {"cores": 2}}
+    return [Seed(json.dumps(value, indent=2).encode()) for value in (stages, run)]
+
+
+_MAKERS = {"recipe": _recipes, "checkpoint": _checkpoints, "nir": _nir, "cifar": _cifar, "image": _images, "json": _json}

@@ -1,0 +1,148 @@
+"""What is done with each kind of file, and what counts as its failing: anything but a result or an error of ours."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from spikeprop_hardware import HardwareError
+
+from spikeprop.data.cifar import read_batch
+from spikeprop.data.photographs import read_photograph
+from spikeprop.errors import SpikepropError
+from spikeprop.files import read_json
+from spikeprop.imports import from_file, looking
+from spikeprop.learn import load_checkpoint
+from spikeprop.networks import load_network
+from spikeprop.recipe import load_recipe, recipe_folder
+from spikeprop.runfolder import RunFolder
+from spikeprop.subject import opened
+from tests.fuzz.guard import Guard
+from tests.fuzz.mutate import mutated
+from tests.fuzz.seeds import SUFFIXES, seeds
+
+OURS = (SpikepropError, HardwareError)
+ADDRESSES = 16 * 2**30  # bytes of address space, of which torch takes some
+SECONDS = 20.0  # for one input, on a machine that may be busy; what hangs takes for ever
+
+
+class Hang(BaseException):
+    """An input took too long; not an Exception, so that nobody's handler takes it."""
+
+
+def recipe(file: Path) -> None:
+    """Read as ``run`` does; foreign code may not be imported, since spoilt names could name anything."""
+    with from_file():
+        load_recipe(str(file))
+
+
+def looked_at_recipe(file: Path) -> None:
+    """As ``check --no-import`` does."""
+    with looking():
+        load_recipe(str(file))
+
+
+def checked_recipe(file: Path) -> None:
+    """Every component built, as ``check`` does."""
+    with from_file():
+        experiment = load_recipe(str(file)).experiment
+        if hasattr(experiment, "check"):
+            experiment.check()
+
+
+def checkpoint(file: Path) -> None:
+    load_checkpoint(file)
+    load_network(file)
+
+
+def nir(file: Path) -> None:
+    with opened(file):
+        pass
+
+
+def cifar(file: Path) -> None:
+    read_batch(file)
+
+
+def image(file: Path) -> None:
+    read_photograph(file)
+
+
+def json(file: Path) -> None:
+    """As a file of a run folder."""
+    read_json(file)
+    folder = file.parent / "run"
+    folder.mkdir(exist_ok=True)
+    for name in ("run.json", "stages.json"):
+        (folder / name).write_bytes(file.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            RunFolder(folder, load_recipe("digits_cnn_stdb"))
+
+
+TARGETS: dict[str, Callable[[Path], None]] = {
+    "recipe": recipe, "checkpoint": checkpoint, "nir": nir, "cifar": cifar, "image": image, "json": json,
+}  # fmt: skip
+
+
+def attempt(kind: str, content: bytes, guard: Guard, target: Callable[[Path], None] | None = None) -> str | None:
+    """Read one file under guard; None where it went as it may, else what was wrong."""
+    file = guard.folder / f"input{SUFFIXES[kind]}"
+    file.write_bytes(content)
+    before = signal.signal(signal.SIGALRM, _alarm)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        with guard, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (target or TARGETS[kind])(file)
+    except OURS:
+        pass
+    except Hang:
+        return f"it took more than {SECONDS:.0f} s"
+    except OSError as error:
+        if str(file) not in str(error):
+            return traceback.format_exc(limit=-4)
+    except BaseException:
+        return traceback.format_exc(limit=-4)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return f"it touched {guard.touched}" if guard.touched else None
+
+
+def one(kind: str, source: random.Random, guard: Guard) -> tuple[bytes, str | None]:
+    """Spoil a file and read it; the file, and what was wrong with the reading."""
+    content = mutated(kind, source, guard.folder)
+    depth = source.random() if kind == "recipe" else 1.0
+    target = checked_recipe if depth < 0.02 else looked_at_recipe if depth < 0.2 else None
+    return content, attempt(kind, content, guard, target)
+
+
+def ready(folder: Path) -> Guard:
+    """A guard for a folder, once what libraries do only once (caches, imports) is done."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    load_recipe("digits_cnn_stdb").experiment.check()
+    for path in recipe_folder().glob("*.yaml"):
+        load_recipe(str(path))
+    guard = Guard(folder)
+    for kind in SUFFIXES:
+        seeds(kind)
+    return guard
+
+
+def limited() -> None:
+    """In a process for nothing else: memory is bounded, so that a file which asks for all of it gets an error in good time."""
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+
+
+def _alarm(number: int, frame: FrameType | None) -> None:
+    raise Hang
