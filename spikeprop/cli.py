@@ -384,18 +384,17 @@ def explain(
     from spikeprop.recipe import component_of_text
 
     plugin = importlib.import_module("spikeprop.plugins.explain")  # by name, as recipes name plugins
-    built = [component_of_text(LearningRule, text, "--rule") for text in rules]
-    named = {
-        f"{i + 1}. {rule.use.rpartition('.')[2]}": rule.build(**_steps(rule, asked["timesteps"])) for i, rule in enumerate(built)
-    }
+    chosen = [component_of_text(LearningRule, text, "--rule") for text in rules]
     found = find_model(model, Request(**asked))
+    steps = found.timesteps
+    named = {f"{i + 1}. {rule.use.rpartition('.')[2]}": rule.build(**_steps(rule, steps)) for i, rule in enumerate(chosen)}
     subject = plugin.Subject(**vars(found), training=not evaluation, seed=seed)
     data = plugin.explain(subject, out, named, **({} if entries is None else {"limit": entries}))
     _table(f"{data['name']} -> {out}", _explained(data))
 
 
 def _steps(rule: Any, timesteps: int | None) -> dict[str, int]:
-    """A rule's number of steps where it needs one and was not given it."""
+    """The network's number of steps for a rule that needs one and was not given it."""
     needs = "timesteps" in rule.parameters() and "timesteps" not in rule.arguments
     return {"timesteps": timesteps} if needs and timesteps else {}
 

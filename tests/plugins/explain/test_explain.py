@@ -42,9 +42,13 @@ def test_a_recipe_becomes_a_page(tmp_path: Path) -> None:
 
 
 def test_a_converted_recipe_is_unrolled(tmp_path: Path) -> None:
-    told = run("digits_mlp_stdb", "--network", "converted", "--timesteps", "3", "--samples", "1", "-o", str(tmp_path / "p.html"))
+    out = tmp_path / "page.html"
+    told = run(
+        "digits_mlp_stdb", "--network", "converted", "--timesteps", "3", "--samples", "1", "--rule", "BPTT", "-o", str(out)
+    )
     assert re.search(r"backward edges +(\d+), of which \1 in numbers, \1 add up", told)
     assert "surrogate" in told
+    assert "BPTT(timesteps=3" in out.read_text()
 
 
 def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

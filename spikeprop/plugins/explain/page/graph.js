@@ -78,9 +78,10 @@ class Graph {
   inTime(items) {
     const rows_ = new Map(), used = new Map();
     const steps = Math.max(0, ...items.map((i) => (i.step === null ? 0 : i.step)));
+    const begun = Math.min(...items.filter((i) => i.step !== null).map((i) => i.id));
     const order = items.map((item) => {
       const base = `${item.key}/${item.inside === undefined ? (item.key ? "" : item.nodes[0].name) : `${item.nodes[0].name}`}`;
-      const column = item.step === null ? (item.nodes[0].id === 0 || item === items[0] ? 0 : steps + 2) : item.step + 1, place = `${column}:${base}`;
+      const column = item.step === null ? (item.id < begun ? 0 : steps + 2) : item.step + 1, place = `${column}:${base}`;
       used.set(place, (used.get(place) || 0) + 1);
       item.row = `${base}#${used.get(place)}`;
       item.column = column;
