@@ -227,7 +227,9 @@ def nir_file(path: Path) -> Path:
 
 def test_a_nir_file_cannot_reach_another_file(tmp_path: Path) -> None:
     file, other = nir_file(tmp_path / "a.nir"), nir_file(tmp_path / "b.nir")
-    name = next(n for n in h5py.File(file)["node/nodes"] if "weight" in h5py.File(file)[f"node/nodes/{n}"])
+    with h5py.File(file) as found:
+        nodes: Any = found["node/nodes"]
+        name = next(n for n in nodes if "weight" in nodes[n])
     where = f"node/nodes/{name}/weight"
 
     def spoilt(change: Callable[[Any], None]) -> Path:

@@ -103,7 +103,7 @@ def damage(suite: Suite, times: int) -> int:
     while struck < times:
         run = suite.fresh("damaged")
         code = suite.after_a_while(run, signal.SIGKILL)
-        files = [p for p in sorted(run.folder.glob("*.safetensors")) if "previous" not in p.name]
+        files = [p for p in sorted(run.folder.glob("[!.]*.safetensors")) if "previous" not in p.name]
         if code is not None and files:
             file = suite.random.choice(files)
             told = spoil(file, suite.random, truncate=struck % 2 == 0)
@@ -226,7 +226,7 @@ def not_a_number(suite: Suite, times: int) -> int:
         run = suite.fresh("nan", settings=[*SETTINGS, "train.lr=1e12"])
         assert run.finish() == 1, run.said()
         assert "lower the learning rate" in run.said(), run.said()
-        for file in run.folder.glob("*.safetensors"):
+        for file in run.folder.glob("[!.]*.safetensors"):
             assert all(torch.isfinite(t).all() for t in load_file(file).values() if t.is_floating_point()), file
     return times
 

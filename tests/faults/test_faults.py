@@ -25,7 +25,7 @@ def test_a_run_that_is_killed_stopped_damaged_and_out_of_space_ends_as_if_nothin
     assert stopped in (143, None)
     if stopped is not None:
         assert "go on with: spikeprop run digits_cnn_stdb" in run.said()
-    files = sorted(run.folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+    files = sorted(run.folder.glob("[!.]*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
     told = cases.spoil(files[-1], random.Random(0), truncate=False)
     assert run.finish(Fault(prepare=partial(cases.no_space_after, 9))) == 1
     assert files[-1].name in run.said(), told

@@ -71,7 +71,8 @@ def work(kind: str, seed: int, count: int, folder: Path, done: Any) -> None:
     """In a process of its own: read files until ``done`` has reached ``count``."""
     guard = ready(folder / kind)
     limited()
-    while done.value < count:
+    parent = multiprocessing.parent_process()
+    while done.value < count and (parent is None or parent.is_alive()):
         number = done.value
         content, wrong = one(kind, source_of(kind, seed, number), guard)
         if wrong is not None:

@@ -62,7 +62,7 @@ def _about(kind: str) -> dict[str, Any]:
 
 
 def _ann() -> CNN:
-    return CNN(**{k: v for k, v in ANN.items() if k != "use"} | {"input_shape": (1, 8, 8)})
+    return CNN(input_shape=(1, 8, 8), classes=10, plan=[2, "A"], hidden=[], dropout=0.0)
 
 
 def _checkpoints(folder: Path) -> list[Seed]:
@@ -104,13 +104,13 @@ def _nir(folder: Path) -> list[Seed]:
     return [Seed(p.read_bytes()) for p in sorted(folder.glob("*.nir"))]
 
 
-class _Python2(pickle._Pickler):  # type: ignore[name-defined,misc]
+class _Python2(pickle._Pickler):  # type: ignore[name-defined,misc]  # pyright: ignore[reportAttributeAccessIssue]
     """Writes bytes as Python 2's strings, as CIFAR's own files have them."""
 
     def save_string(self, value: bytes) -> None:
         head = pickle.SHORT_BINSTRING + bytes([len(value)]) if len(value) < 256 else b"T" + len(value).to_bytes(4, "little")
-        self.write(head + value)
-        self.memoize(value)
+        self.write(head + value)  # pyright: ignore[reportAttributeAccessIssue]
+        self.memoize(value)  # pyright: ignore[reportAttributeAccessIssue]
 
     dispatch = {**pickle._Pickler.dispatch, bytes: save_string}  # type: ignore[attr-defined]  # noqa: RUF012
 

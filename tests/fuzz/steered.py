@@ -23,8 +23,10 @@ def by_hypothesis(kind: str, count: int, guard: Guard) -> None:
 
     from tests.fuzz.targets import one
 
+    patient = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
     @settings(
-        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck),
+        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=patient,
         phases=(Phase.generate, Phase.shrink),
     )  # fmt: skip
     @given(st.randoms(use_true_random=False))
@@ -63,7 +65,7 @@ def main(tool: str, kind: str, count: str, folder: str) -> None:
         import atheris
 
         sys.modules.pop("pickle", None)  # imported by others, and so not watched
-        with atheris.instrument_imports(include=WATCHED):
+        with atheris.instrument_imports(include=WATCHED):  # pyright: ignore[reportAttributeAccessIssue]
             import tests.fuzz.targets  # noqa: F401 - and with it everything that reads
     from tests.fuzz.targets import limited, ready
 
