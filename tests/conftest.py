@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from spikeprop import CNN, Backprop, Digits, fit
 from spikeprop.learn import Cosine
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +41,19 @@ def need(root: Path, name: str) -> None:
     """Skip where a data set is not under the data root."""
     if not (root / name).exists():
         pytest.skip(f"{name} is not under SPIKEPROP_DATA")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium, headless, driven by Playwright (which starts once a process); skips, saying why, where either is missing."""
+    program = os.environ.get("SPIKEPROP_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium: apt-get install chromium, or set SPIKEPROP_CHROMIUM")
+    if find_spec("playwright") is None:
+        pytest.skip("no Playwright: pip install 'spikeprop[dev]'")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

@@ -33,10 +33,10 @@ def write(out: Path, *runs: Path) -> Path:
 class Opened:
     """A page that is open, with what it asked for and complained of."""
 
-    def __init__(self, browser: Any, file: Path, scheme: str):
+    def __init__(self, chromium: Any, file: Path, scheme: str):
         self.said: list[str] = []
         self.asked: list[str] = []
-        self.page = browser.new_page(color_scheme=scheme)
+        self.page = chromium.new_page(color_scheme=scheme)
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
@@ -60,8 +60,8 @@ def file(page_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["light", "dark"])
-def opened(browser: Any, file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
-    found = Opened(browser, file, request.param)
+def opened(chromium: Any, file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    found = Opened(chromium, file, request.param)
     yield found
     found.page.close()
 
@@ -136,12 +136,12 @@ CONTRAST = """() => {
 }"""
 
 
-def test_several_runs_lie_over_each_other_and_can_be_hidden(browser: Any, page_run: Path, tmp_path: Path) -> None:
+def test_several_runs_lie_over_each_other_and_can_be_hidden(chromium: Any, page_run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(page_run, tmp_path / "other")
     results = [
         RESULTS / name for name in ("fashion_mnist_cnn_diet", "mnist_cnn_rifle", "map_cartpole", "cifar10_resnet20_signed")
     ]
-    opened = Opened(browser, write(tmp_path / "all.html", page_run, Path(other), *results), "light")
+    opened = Opened(chromium, write(tmp_path / "all.html", page_run, Path(other), *results), "light")
     assert (opened.said, len(opened.asked)) == ([], 1)
     rows = opened.cells("Conversions")
     assert [row[0] for row in rows] == [page_run.name, "other", "fashion_mnist_cnn_diet", "cifar10_resnet20_signed"]

@@ -1,12 +1,9 @@
-"""A real browser for the pages: Debian's Chromium, driven by Playwright; the tests skip, saying why, where either is missing."""
+"""Pages of explain in the browser of the shared fixtures."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,6 @@ import pytest
 
 from spikeprop.plugins.explain import Step, Subject, page_data, trace_step, write_page
 from tests.plugins.explain.subjects import ALL, EXTRA
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @dataclass
@@ -33,21 +28,6 @@ class Opened:
 
     def where(self) -> str:
         return self.page.inner_text("#where")
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    program = os.environ.get("SPIKEPROP_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("no Chromium: apt-get install chromium, or set SPIKEPROP_CHROMIUM")
-    if find_spec("playwright") is None:
-        pytest.skip("no Playwright: pip install 'spikeprop[dev]'")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
