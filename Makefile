@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench docs clean
 
 # After a failed install the folder is dated back: newer than its prerequisites, half an environment would be believed in.
 .venv: pyproject.toml hardware/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("spikeprop needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	($(PYTHON) -m venv .venv \
 	&& $(BIN)/python -m pip install --quiet --upgrade pip \
-	&& $(BIN)/python -m pip install --quiet -c constraints.txt -e hardware -e '.[dev,interop]' \
+	&& $(BIN)/python -m pip install --quiet -c constraints.txt -e hardware -e '.[dev,interop,docs]' \
 	&& touch .venv) || { touch -c -t 197001020000 .venv; exit 1; }
 
 demo: .venv
@@ -36,5 +36,9 @@ bench: .venv
 	$(BIN)/python benchmarks/open_neuromorphic.py --sizes 1024 --out runs/bench/open_neuromorphic.json
 	$(BIN)/python benchmarks/hardware_speed.py --images 50 --lava 4 --out runs/bench/hardware_speed.json
 
+# Into site/; open site/index.html. Nothing is fetched while it is built or read.
+docs: .venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv runs dist site
