@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo gallery test test-slow faults fuzz lint bench clean
+.PHONY: demo gallery docs test test-slow faults fuzz lint bench clean
 
 # After a failed install the folder is dated back: newer than its prerequisites, half an environment would be believed in.
 .venv: pyproject.toml hardware/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("spikeprop needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	($(PYTHON) -m venv .venv \
 	&& $(BIN)/python -m pip install --quiet --upgrade pip \
-	&& $(BIN)/python -m pip install --quiet -c constraints.txt -e hardware -e '.[dev,interop]' \
+	&& $(BIN)/python -m pip install --quiet -c constraints.txt -e hardware -e '.[dev,interop,docs]' \
 	&& touch .venv) || { touch -c -t 197001020000 .venv; exit 1; }
 
 demo: .venv
@@ -50,5 +50,9 @@ bench: .venv
 	$(BIN)/python benchmarks/hardware_speed.py --images 50 --lava 4 --out runs/bench/hardware_speed.json
 	$(BIN)/python benchmarks/aad.py --paths 20000 --few 1000 --repeats 3 --memory-paths 20000 80000 --out runs/bench/aad.json
 
+# Into site/; open site/index.html. Nothing is fetched while it is built or read.
+docs: .venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv runs dist docs/gallery
+	rm -rf .venv runs dist docs/gallery site

@@ -45,7 +45,7 @@ def need(root: Path, name: str) -> None:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """Debian's Chromium, headless, driven by Playwright (which starts once a process); skips, saying why, where either is missing."""
+    """Chromium, headless, driven by Playwright, which starts once a process; skips, saying why, where either is missing."""
     program = os.environ.get("SPIKEPROP_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium, or set SPIKEPROP_CHROMIUM")

@@ -86,7 +86,8 @@ class Question:
         Args:
             network: spiking network, or an ANN where there are no ``timesteps``.
             number: of the batch.
-            x, y: images (N, ...) and their classes (N,).
+            x: images (N, ...).
+            y: their classes (N,).
             meter: counts spikes over its own number of steps.
 
         Raises:

@@ -162,7 +162,10 @@ class IF(_IntegrateAndFire):
     """Integrate-and-fire: no leak. The neuron of the paper's default (lambda = 1).
 
     Args:
-        v_threshold, reset, v_init, surrogate: as ``Neuron``'s attributes.
+        v_threshold: as ``Neuron``'s.
+        reset: as ``Neuron``'s.
+        v_init: as ``Neuron``'s.
+        surrogate: as ``Neuron``'s; default ``STDB()``.
         trainable: ["threshold"], or nothing. For a leak that starts at 1 and is trained, take ``LIF(leak=1.0)``.
     """
 
@@ -184,7 +187,11 @@ class LIF(_IntegrateAndFire):
     """Leaky integrate-and-fire: ``u = leak * v + I``; the current is not scaled by the leak.
 
     Args:
-        v_threshold, leak, reset, v_init, surrogate: as ``Neuron``'s attributes.
+        v_threshold: as ``Neuron``'s.
+        leak: as ``Neuron``'s.
+        reset: as ``Neuron``'s.
+        v_init: as ``Neuron``'s.
+        surrogate: as ``Neuron``'s; default ``STDB()``.
         trainable: which of "threshold" and "leak" are trained.
     """
 

@@ -89,7 +89,8 @@ def lq(
         A: (..., m, n).
         mode: "reduced": L (..., m, k), Q (..., k, n) with k = min(m, n); "complete": L (..., m, n), Q (..., n, n);
             "l": L as in "reduced", and an empty Q.
-        null_space, check: as for ``qr``, with rows in the place of columns.
+        null_space: as for ``qr``, with rows in the place of columns.
+        check: as for ``qr``.
     """
     if mode not in ("reduced", "complete", "l"):
         raise ValueError(f"lq: mode is {mode!r}; use reduced, complete or l")
@@ -103,7 +104,9 @@ def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "re
 
     Args:
         A: (..., m, n); the factorisation itself runs on the host, by LAPACK's geqp3.
-        mode, null_space, check: as for ``qr``.
+        mode: as for ``qr``.
+        null_space: as for ``qr``.
+        check: as for ``qr``.
 
     Returns:
         Q and R as from ``qr``, and p (..., n), int64, counted from zero; ``A.take_along_dim(p.unsqueeze(-2), -1)`` is Q R. Where
