@@ -1,7 +1,8 @@
-"""Data sets on local disk: Digits (always there), MNIST, FashionMNIST, CIFAR10, CIFAR100 and ImageNet."""
+"""Data sets on local disk: Digits (always there), MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet and WebDataset shards."""
 
 from spikeprop.data.base import ImageData, InMemorySplit, LabelledData, Split
 from spikeprop.data.imagenet import FolderSplit, ImageNet
+from spikeprop.data.shards import WebDataset
 from spikeprop.data.small import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "InMemorySplit",
     "LabelledData",
     "Split",
+    "WebDataset",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from spikeprop.data.base import Batch, ImageData, as_list
-from spikeprop.data.photographs import read_photograph
+from spikeprop.data.photographs import Member, read_photograph
 from spikeprop.errors import MissingDataError
 from spikeprop.processes import ALONE, Processes
 from spikeprop.seeding import generator, mix_seed
+
+Sample = tuple[str | Member, int]  # where a photograph is, and its class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class ImageNet(ImageData):
 
     def _split(self, name: str, batch_size: int, seed: int | None, limit: int | None) -> FolderSplit:
         root = self.folder() if self.root else self.folder() / "imagenet"
-        samples = _spread(_list_images(root, name), limit)
+        samples = spread(_list_images(root, name), limit)
         return FolderSplit(samples, batch_size, self.mean, self.std, self.workers, seed, self.size)
 
 
@@ -80,7 +82,7 @@ class ImageNet(ImageData):
 class FolderSplit:
     """Image files with labels, in batches."""
 
-    samples: list[tuple[str, int]]
+    samples: Sequence[Sample]
     batch_size: int
     mean: float | list[float]
     std: float | list[float]
@@ -122,14 +124,15 @@ class FolderSplit:
     def fingerprint(self) -> str:
         """Hash of the names and sizes of the files, their labels and the crop; reading the photographs would take minutes."""
         digest = hashlib.sha256(str(self.size).encode())
-        for path, label in self.samples:
-            file = Path(path)
-            digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size} {label}\n".encode())
+        for source, label in self.samples:
+            file = Path(source.path if isinstance(source, Member) else source)
+            place = (source.offset, source.size) if isinstance(source, Member) else file.stat().st_size
+            digest.update(f"{file.parent.name}/{file.name} {place} {label}\n".encode())
         return digest.hexdigest()
 
 
 class _Photographs(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, samples: list[tuple[str, int]], mean: Any, std: Any, seed: int | None, size: int):
+    def __init__(self, samples: Sequence[Sample], mean: Any, std: Any, seed: int | None, size: int):
         from torchvision.transforms import v2
 
         crop: list[Any] = [v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)]
@@ -167,7 +170,7 @@ def _list_images(root: Path, split: str) -> list[tuple[str, int]]:
     return [(str(p), numbers[w]) for w in wnids for p in sorted((folder / w).iterdir()) if p.suffix.lower() in {".jpeg", ".jpg"}]
 
 
-def _spread(samples: list[tuple[str, int]], limit: int | None) -> list[tuple[str, int]]:
+def spread(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
     """``limit`` samples at even distances, or all."""
     if limit is None or limit >= len(samples):
         return samples

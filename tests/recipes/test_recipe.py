@@ -238,5 +238,5 @@ def test_every_slot_has_components() -> None:
     nets = {name for name in found["ann"] if "." not in name}
     assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "TorchvisionModel"} == nets
     assert {"spikeprop.plugins.BasicResNet", "spikeprop.plugins.CharTransformer"} <= set(found["ann"])
-    assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet"} == set(found["data"])
+    assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet", "WebDataset"} == set(found["data"])
     assert found["convert.neuron"]["LIF"]["leak"] == 0.99
