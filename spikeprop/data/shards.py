@@ -2,8 +2,8 @@
 
 A shard is an ordinary tar file in which KEY.jpg (or .jpeg, .png) and KEY.cls, a class number in text, stand together
 (the convention of the WebDataset library, Aizman et al. 2020, arXiv:2001.01858). Shards on a disk need not be streamed: their
-headers say where each photograph lies. So order, augmentation, resuming and the parts of several processes are those of a folder of
-images (``ImageNet``), and nothing is unpacked. Headers are read once a split, which takes seconds for a hundred thousand images.
+headers, read once a split, say where each photograph lies. So order, augmentation, resuming and the parts of several processes
+are those of a folder of images (``ImageNet``), and nothing is unpacked.
 """
 
 from __future__ import annotations
