@@ -17,6 +17,16 @@ class Stopped(SpikepropError):
         self.signal = signal
 
 
+class WorkerDied(SpikepropError):
+    """A process that decodes images was killed."""
+
+    def __init__(self, told: str):
+        super().__init__(
+            f"a process that decodes photographs died ({told.splitlines()[0]}): often memory ran out. The same command goes on "
+            "from the last checkpoint; data.workers=1 takes less memory, data.workers=0 decodes in the main process"
+        )
+
+
 class RecipeError(SpikepropError):
     """A recipe, component or override is wrong."""
 

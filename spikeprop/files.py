@@ -205,7 +205,8 @@ def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(dict(sorted(header.items()))).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,))  # of one number, any stride is contiguous
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

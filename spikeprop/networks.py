@@ -104,11 +104,11 @@ def _check_description(checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{path} says that its network reads {shape!r}, which is no shape of inputs up to {LARGEST_INPUT:,} numbers"
         )
-    data = described.get("data")
-    if described["kind"] not in ("ann", "snn") or not isinstance(data, dict) or type(described.get("timesteps")) is not int:
-        raise CheckpointError(f"{path} lacks what the checkpoint of a network says: kind, data, timesteps")
-    if type(described.get("seed")) is not int:
-        raise CheckpointError(f"{path} lacks its seed")
+    if described["kind"] not in ("ann", "snn") or not isinstance(described.get("data"), dict):
+        raise CheckpointError(f"{path} lacks what the checkpoint of a network says: its kind and its data")
+    missing = [key for key in ("timesteps", "seed") if type(described.get(key)) is not int]
+    if described["kind"] == "snn" and missing:
+        raise CheckpointError(f"{path} lacks what the checkpoint of a spiking network says: {', '.join(missing)}")
 
 
 def _check_size(ann: Component[nn.Module], checkpoint: Checkpoint) -> None:

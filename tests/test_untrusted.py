@@ -190,7 +190,7 @@ def test_json_and_safetensors_are_read_within_bounds(tmp_path: Path) -> None:
         ({"ann": {"use": "antigravity.CNN"}}, "--import antigravity"),
         ({"ann": {"use": "spikeprop.__main__.CNN"}}, "not a public name"),
         ({"kind": "cat"}, "lacks what the checkpoint"),
-        ({"seed": None}, "lacks its seed"),
+        ({"seed": None}, "lacks what the checkpoint of a spiking network says: seed"),
     ],
 )
 def test_a_checkpoint_is_held_to_what_it_holds(tmp_path: Path, changes: dict[str, Any], says: str) -> None:

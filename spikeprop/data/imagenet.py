@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spikeprop.data.base import Batch, ImageData, as_list
 from spikeprop.data.photographs import Member, read_photograph
-from spikeprop.errors import MissingDataError
+from spikeprop.errors import MissingDataError, WorkerDied
 from spikeprop.processes import ALONE, Processes
 from spikeprop.seeding import generator, mix_seed
 
@@ -116,10 +116,7 @@ class FolderSplit:
         except RuntimeError as error:  # torch's, of a worker that was killed; errors within one keep their own type
             if "DataLoader worker" not in str(error):
                 raise
-            raise MissingDataError(
-                f"a process that decodes photographs died ({str(error).splitlines()[0]}): often memory ran out. The same command "
-                "goes on from the last checkpoint; data.workers=1 takes less memory, data.workers=0 decodes in the main process"
-            ) from error
+            raise WorkerDied(str(error)) from error
 
     def fingerprint(self) -> str:
         """Hash of the names and sizes of the files, their labels and the crop; reading the photographs would take minutes."""

@@ -69,6 +69,24 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
             load_checkpoint(file)
 
 
+def test_tensors_of_any_layout_and_type_have_a_checksum(tmp_path: Path) -> None:
+    from spikeprop.files import read_tensors, write_tensors
+
+    odd = [
+        torch.ones(()).expand(1),
+        torch.ones(2, 3).T,
+        torch.zeros(0, 3),
+        torch.tensor(3),
+        torch.ones(4)[::2],
+        torch.tensor([True]),
+    ]
+    odd += [torch.ones(2, dtype=kind) for kind in (torch.bfloat16, torch.float64, torch.int8, torch.complex64)]
+    tensors = {str(n): t.contiguous() for n, t in enumerate(odd)}
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    found, _ = read_tensors(tmp_path / "a.safetensors")
+    assert all(torch.equal(found[name], t) for name, t in tensors.items())
+
+
 def test_checkpoints_from_before_checksums_are_read(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
