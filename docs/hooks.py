@@ -1,9 +1,9 @@
 """What the site takes from elsewhere in the repository while mkdocs builds it: texts, programs, pictures, and tables of figures.
 
-A page asks for a text by ``<!-- include: README.md#use -->`` (a section, its heading left out), ``<!-- include: results/README.md -->``
-(all below the title) or, of a program, ``<!-- include: benchmarks/migrations/norse/ours.py -->``; for a table by
-``<!-- table: scaling -->``. So nothing is written twice, and no figure is typed in. Links of an included text lead to the site's own
-pages and files; where the site has none, the words stay and the link goes.
+A page asks for a text by ``<!-- include: README.md#use -->`` (a section, its heading left out), for all of one below its title by
+``<!-- include: results/README.md -->``, for a program by ``<!-- include: benchmarks/migrations/norse/ours.py -->``, for a table
+by ``<!-- table: scaling -->``. So nothing is written twice, and no figure is typed in. Links of an included text lead to the
+site's own pages and files; where the site has none, the words stay and the link goes.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def table(name: str) -> str:
     base = name.partition("-")[0]
     file = ROOT / "results" / "benchmarks" / f"{base}.json"
     if not file.is_file():
-        return f"!!! note\n    `benchmarks/{base}.py` has not been run for this page: `results/benchmarks/{base}.json` is not there."
+        return (
+            f"!!! note\n    `benchmarks/{base}.py` has not been run for this page: `results/benchmarks/{base}.json` is not there."
+        )
     found = json.loads(file.read_text(encoding="utf-8"))
     makers = {"scaling": measured, "scaling-model": modelled, "scaling-bytes": volume, "migration": migration}
     return f"{makers.get(name, contenders)(found)}\n\n{about(found)}"

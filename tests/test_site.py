@@ -77,6 +77,54 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert not [url for url in loaded if re.match(r"(https?:)?//", url)], page
 
 
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What mkdocs calls while it builds the site, as a module."""
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("hooks")
+
+
+def test_a_section_ends_where_the_next_of_its_level_begins(hooks: Any) -> None:
+    text = "# T\n## One two\na\n```\n# no heading\n```\n### Below\nb\n## Next\nc\n"
+    assert hooks.section(text, "one-two") == "a\n```\n# no heading\n```\n### Below\nb"
+    assert hooks.section(text, "next") == "c"
+    assert hooks.section(text, "three") is None
+
+
+def test_links_of_an_included_text_lead_to_the_site_or_go(hooks: Any) -> None:
+    places = {("results/a.png", ""): "a.png", ("README.md", "use"): "index.html#use"}
+    text = "![p](a.png) [use](../README.md#use) [gone](b.txt) [far](https://a.example/x) [here](#h)"
+    told = hooks.relinked(text, "results", lambda path, anchor: places.get((path, anchor)))
+    assert told == "![p](a.png) [use](index.html#use) gone [far](https://a.example/x) [here](#h)"
+    with pytest.raises(Exception, match=r"no picture 'b\.png'"):
+        hooks.relinked("![p](b.png)", "results", lambda *_: None)
+
+
+def test_a_benchmark_that_was_not_run_is_said_to_be_so(hooks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    for name in ("scaling", "scaling-model"):
+        assert "`benchmarks/scaling.py` has not been run" in hooks.table(name)
+
+
+def test_the_tables_of_scaling_are_those_of_its_benchmark(
+    hooks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The processes are left out: one rate in each's place. The model is the benchmark's own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    scaling = importlib.import_module("scaling")
+    rates = {"gradient_bytes": 4_000_000, "all_reduce_seconds": 0.0125}
+    monkeypatch.setattr(scaling, "_both", lambda name, world, _: {**rates, "strong": 15.0 * world, "weak": 18.0 * world})
+    file = tmp_path / "results/benchmarks/scaling.json"
+    file.parent.mkdir(parents=True)
+    scaling.main(["--processes", "1", "2", "--out", str(file)])
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    assert "| SNN, VGG5 | 2 | 30.0 (2.00 times one's) | 36.0 (2.00 times one's) | 12.50 | 4.00 |" in hooks.table("scaling")
+    assert "| VGG16 | 268.84 |" in hooks.table("scaling-bytes")  # 2 * 999/1000 * 4 bytes * 33,638,218
+    assert f"{100 * scaling._efficiency(4_000_000, 0.05, 1000):.1f} (" in hooks.table("scaling-model")
+    assert "ANN, ResNet-20" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window, which notes what it asks the network for and what its console says."""
