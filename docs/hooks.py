@@ -138,9 +138,10 @@ def about(found: dict[str, Any]) -> str:
     """Where the figures come from."""
     on = found["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
-    said = ", ".join(f"{key} {value}" for key, value in found["settings"].items() if value is not None)
+    listed = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in found["settings"].items()}
+    said = ", ".join(f"{key} {value}" for key, value in listed.items() if value is not None)
     return (
-        f"*`benchmarks/{found['benchmark']}.py` ({said}); {on['cores']} cores of {on['cpu']}, {on['threads']} threads; "
+        f"*`benchmarks/{found['benchmark']}.py` ({said}); {on['cores']} cores of {on['cpu']}, threads: {on['threads']}; "
         f"Python {on['python']}, {versions}; commit `{on['commit']}`.*"
     )
 

@@ -66,6 +66,20 @@ both lines"""
     assert migration.code_lines(source) == 1 + 1 + 4 + 2
 
 
+def test_lines_that_are_told_are_those_of_the_programs(migration: Any) -> None:
+    """In the benchmark's JSON, and in the README."""
+    told = json.loads((BENCHMARKS.parent / "results/benchmarks/migration.json").read_text())["results"]
+    now = {
+        library: {
+            side: migration.code_lines((migration.PROGRAMS / library / f"{side}.py").read_text()) for side in ("theirs", "ours")
+        }
+        for library in LIBRARIES
+    }
+    assert {library: one["lines"] for library, one in told.items()} == now
+    (a, b), (c, d), (e, f) = ((lines["theirs"], lines["ours"]) for lines in now.values())
+    assert f"{a}, {c} and {e} lines of theirs are {b}, {d} and {f} of ours" in (BENCHMARKS.parent / "README.md").read_text()
+
+
 def test_both_programs_are_given_in_full(migration: Any) -> None:
     assert set(LIBRARIES) == set(migration.TASKS)
     for library in LIBRARIES:
