@@ -1,9 +1,9 @@
 """What the site takes from elsewhere in the repository while mkdocs builds it: texts, programs, pictures, and tables of figures.
 
-A page asks for a text by ``<!-- include: README.md#use -->`` (a section, its heading left out), ``<!-- include: results/README.md -->``
-(all below the title) or, of a program, ``<!-- include: benchmarks/migrations/norse/ours.py -->``; for a table by
-``<!-- table: scaling -->``. So nothing is written twice, and no figure is typed in. Links of an included text lead to the site's own
-pages and files; where the site has none, the words stay and the link goes.
+A page asks for a text by ``<!-- include: README.md#use -->`` (a section, its heading left out), for all of one below its title by
+``<!-- include: results/README.md -->``, for a program by ``<!-- include: benchmarks/migrations/norse/ours.py -->``, for a table
+by ``<!-- table: scaling -->``. So nothing is written twice, and no figure is typed in. Links of an included text lead to the
+site's own pages and files; where the site has none, the words stay and the link goes.
 """
 
 from __future__ import annotations
@@ -138,9 +138,10 @@ def about(found: dict[str, Any]) -> str:
     """Where the figures come from."""
     on = found["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
-    said = ", ".join(f"{key} {value}" for key, value in found["settings"].items() if value is not None)
+    listed = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in found["settings"].items()}
+    said = ", ".join(f"{key} {value}" for key, value in listed.items() if value is not None)
     return (
-        f"*`benchmarks/{found['benchmark']}.py` ({said}); {on['cores']} cores of {on['cpu']}, {on['threads']} threads; "
+        f"*`benchmarks/{found['benchmark']}.py` ({said}); {on['cores']} cores of {on['cpu']}, threads: {on['threads']}; "
         f"Python {on['python']}, {versions}; commit `{on['commit']}`.*"
     )
 

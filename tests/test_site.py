@@ -6,18 +6,16 @@ import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DRIVER = shutil.which("chromedriver")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PLACES = ("file:", "data:", "blob:", "about:")
 
 
@@ -77,55 +75,97 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert not [url for url in loaded if re.match(r"(https?:)?//", url)], page
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window, which notes what it asks the network for and what its console says."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, of the docs extra, is not installed")
-    if DRIVER is None or BROWSER is None:
-        pytest.skip("no Chromium with its chromedriver on PATH")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What mkdocs calls while it builds the site, as a module."""
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("hooks")
 
 
-def requested(browser: Any) -> list[str]:
-    """Addresses that the browser asked for since it was last looked."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+def test_a_section_ends_where_the_next_of_its_level_begins(hooks: Any) -> None:
+    text = "# T\n## One two\na\n```\n# no heading\n```\n### Below\nb\n## Next\nc\n"
+    assert hooks.section(text, "one-two") == "a\n```\n# no heading\n```\n### Below\nb"
+    assert hooks.section(text, "next") == "c"
+    assert hooks.section(text, "three") is None
 
 
-def test_pages_open_without_a_network_and_show_their_figures(site: Path, browser: Any) -> None:
+def test_links_of_an_included_text_lead_to_the_site_or_go(hooks: Any) -> None:
+    places = {("results/a.png", ""): "a.png", ("README.md", "use"): "index.html#use"}
+    text = "![p](a.png) [use](../README.md#use) [gone](b.txt) [far](https://a.example/x) [here](#h)"
+    told = hooks.relinked(text, "results", lambda path, anchor: places.get((path, anchor)))
+    assert told == "![p](a.png) [use](index.html#use) gone [far](https://a.example/x) [here](#h)"
+    with pytest.raises(Exception, match=r"no picture 'b\.png'"):
+        hooks.relinked("![p](b.png)", "results", lambda *_: None)
+
+
+def test_a_benchmark_that_was_not_run_is_said_to_be_so(hooks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    for name in ("scaling", "scaling-model"):
+        assert "`benchmarks/scaling.py` has not been run" in hooks.table(name)
+
+
+def test_the_tables_of_scaling_are_those_of_its_benchmark(
+    hooks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The processes are left out: one rate in each's place. The model is the benchmark's own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    scaling = importlib.import_module("scaling")
+    rates = {"gradient_bytes": 4_000_000, "all_reduce_seconds": 0.0125}
+    monkeypatch.setattr(scaling, "_both", lambda name, world, _: {**rates, "strong": 15.0 * world, "weak": 18.0 * world})
+    file = tmp_path / "results/benchmarks/scaling.json"
+    file.parent.mkdir(parents=True)
+    scaling.main(["--processes", "1", "2", "--out", str(file)])
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    assert "| SNN, VGG5 | 2 | 30.0 (2.00 times one's) | 36.0 (2.00 times one's) | 12.50 | 4.00 |" in hooks.table("scaling")
+    assert "| VGG16 | 268.84 |" in hooks.table("scaling-bytes")  # 2 * 999/1000 * 4 bytes * 33,638,218
+    assert f"{100 * scaling._efficiency(4_000_000, 0.05, 1000):.1f} (" in hooks.table("scaling-model")
+    assert "ANN, ResNet-20" in capsys.readouterr().out
+
+
+@dataclass
+class Opened:
+    """A tab, what it asked for, and what its console complained of."""
+
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Iterator[Opened]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+    found = Opened(context.new_page())
+    found.page.on("request", lambda r: found.requests.append(r.url))
+    found.page.on("console", lambda m: m.type in ("error", "warning") and found.complaints.append(m.text))
+    found.page.on("pageerror", lambda e: found.complaints.append(str(e)))
+    yield found
+    context.close()
+
+
+def test_pages_open_without_a_network_and_show_their_figures(site: Path, opened: Opened) -> None:
     figures = 0
     for page in pages(site):
-        browser.get(page.as_uri())
-        shown = browser.execute_script(
-            "return [...document.images].map(i => { i.loading = 'eager'; return [i.src, i.complete && i.naturalWidth] })"
+        opened.page.goto(page.as_uri())
+        shown = opened.page.evaluate(
+            "[...document.images].map(i => { i.loading = 'eager'; return [i.src, i.complete && i.naturalWidth] })"
         )
         assert not [source for source, width in shown if not width], page
         assert len(shown) == len(re.findall(r"<img\b", page.read_text()))
         figures += len(shown)
-        asked = requested(browser)
-        assert page.as_uri() in asked
-        assert not [url for url in asked if not url.startswith(PLACES)], page
-        assert not [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")], page
+        assert page.as_uri() in opened.requests
+        assert not [url for url in opened.requests if not url.startswith(PLACES)], page
+        assert not opened.complaints, page
     assert figures >= 4
 
 
-def test_search_works_from_a_folder(site: Path, browser: Any) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    browser.get((site / "index.html").as_uri())
-    browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
-    browser.find_element(By.CSS_SELECTOR, "[data-md-component=search-query]").send_keys("ThresholdBalancing")
-    hits = "[data-md-component=search-result] .md-search-result__link"
-    WebDriverWait(browser, 30).until(lambda b: b.find_elements(By.CSS_SELECTOR, hits))
-    links = [hit.get_attribute("href") for hit in browser.find_elements(By.CSS_SELECTOR, hits)]
+def test_search_works_from_a_folder(site: Path, opened: Opened) -> None:
+    opened.page.goto((site / "index.html").as_uri())
+    opened.page.evaluate("document.querySelector('[data-md-toggle=search]').click()")
+    opened.page.locator("[data-md-component=search-query]").press_sequentially("ThresholdBalancing")
+    hits = opened.page.locator("[data-md-component=search-result] .md-search-result__link")
+    hits.first.wait_for(state="attached", timeout=30_000)
+    links = hits.evaluate_all("found => found.map(a => a.href)")
     assert any("api/convert.html" in link for link in links)
-    assert not [url for url in requested(browser) if not url.startswith(PLACES)]
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not [url for url in opened.requests if not url.startswith(PLACES)]
+    assert not opened.complaints

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+LONG = ("report", "torchvision")
 BLOCK = re.compile(r"^```(python|console|text)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DRIVER = """
 import contextlib, io, json, pathlib, shlex, sys
@@ -85,7 +86,7 @@ def run(page: list[Block], folder: Path) -> list[str]:
     return json.loads((folder / "told.json").read_text())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in LONG else []) for p in PAGES])
 def test_tutorials_run_and_print_what_they_say(page: Path, tmp_path: Path) -> None:
     told = blocks(page.read_text())
     assert sum(bool(block.prints) for block in told) >= 2
