@@ -19,8 +19,9 @@ demo: .venv
 gallery: .venv
 	$(BIN)/python -m spikeprop.plugins.explain.gallery docs/gallery
 
+# A process for each core, four at most, each with one thread; a file's tests share its fixtures.
 test: .venv
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv
 	$(BIN)/python -m pytest -m slow
