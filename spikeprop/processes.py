@@ -63,8 +63,17 @@ class Processes:
         """
         self.together(work if self.rank == 0 else lambda: None)
 
+    def abreast(self, work: Callable[[], object]) -> None:
+        """All do work in which they meet, and wait for one another.
+
+        Who fails ends at once, without a word to the others: they wait for it elsewhere, and to meet them there is not possible. Its
+        end closes their connections to it, and torchrun ends what is left.
+        """
+        work()
+        self.wait()
+
     def together(self, work: Callable[[], object]) -> None:
-        """All do their work and wait for one another; if one cannot, all end.
+        """All do work in which they do not meet; if one cannot, all end.
 
         Raises:
             ProcessError: on a rank whose own work was done.

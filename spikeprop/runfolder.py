@@ -75,10 +75,12 @@ class RunFolder:
         """
         if name not in self._stages:
             self.processes.together(stop_if_asked)
-            if self.processes.rank == 0:
-                self.processes.together(lambda: self._timed(name, work))
+            own = (lambda: self._timed(name, work)) if self.processes.rank == 0 else work
+            if together:
+                self.processes.abreast(own)
             else:
-                self.processes.together(work if together else lambda: None)
+                self.processes.first(own)
+            if self.processes.rank:
                 self.reread()
         return self._stages[name]["result"]
 

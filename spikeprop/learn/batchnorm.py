@@ -61,6 +61,11 @@ def _remember(module: Any, mean: Tensor, var: Tensor) -> None:
         module.running_var.lerp_(var, rate)
 
 
+def has_batchnorm(models: Sequence[nn.Module]) -> bool:
+    """Whether there is anything to synchronise."""
+    return any(type(module) in KINDS for model in models for module in model.modules())
+
+
 @contextmanager
 def synchronised(models: Sequence[nn.Module], weight: Callable[[], float]) -> Iterator[None]:
     """Batch-norm modules share their statistics for as long as the context lasts.

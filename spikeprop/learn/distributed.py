@@ -26,7 +26,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spikeprop.errors import Stopped
-from spikeprop.learn.batchnorm import synchronised
+from spikeprop.learn.batchnorm import has_batchnorm, synchronised
 from spikeprop.learn.rule import LearningRule
 from spikeprop.processes import Processes
 from spikeprop.stopping import stop_asked, stop_if_asked
@@ -58,6 +58,11 @@ class Team:
         if not self.several:
             yield
             return
+        if not self.rule.whole_batches and has_batchnorm([self.model, self.rule.own]):
+            raise ValueError(
+                f"{type(self.rule).__name__} takes a batch in parts, over which batch-norm cannot be that of the whole batch in several "
+                "processes: use microbatches=1, another normalisation, or one process"
+            )
         self._agree()
         with synchronised([self.model, self.rule.own], lambda: self.weight):
             try:

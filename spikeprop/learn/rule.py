@@ -27,6 +27,11 @@ class LearningRule(ABC):
 
     own: nn.ModuleDict = field(init=False, default_factory=nn.ModuleDict, repr=False, compare=False)
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether ``step`` shows the network all of its examples at once; else batch-norm sees less than a process's part."""
+        return True
+
     @abstractmethod
     def step(self, model: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Leave a gradient in ``.grad`` of each parameter.

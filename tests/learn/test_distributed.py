@@ -95,6 +95,10 @@ def _one_of_two(rank: int, folder: str) -> None:
         state, history = trained(case, Processes(rank, 2))
         save_file({k: v.contiguous().clone() for k, v in state.items()}, f"{folder}/{number}.{rank}.safetensors")
         Path(f"{folder}/{number}.{rank}.json").write_text(json.dumps(history))
+    with pytest.raises(ValueError, match=r"Interlocking takes a batch in parts.*microbatches=1"):
+        rule = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2)
+        rule.prepare(model := resnet(), batches()[0][0])
+        fit(model, rule, batches(), torch.optim.SGD(rule.param_groups(model), lr=0.1), epochs=1, processes=Processes(rank, 2))
     save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
     dist.destroy_process_group()
 

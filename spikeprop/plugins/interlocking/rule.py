@@ -94,6 +94,10 @@ class Interlocking(LearningRule):
             raise ValueError("the auxiliary heads have not been made: call rule.prepare(model, x) before training")
         return Work(place, graph.stages[stage], self.own[key] if needs else None, self.loss, share)
 
+    @property
+    def whole_batches(self) -> bool:
+        return self.microbatches == 1
+
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         graph = self.graph(model)
         parts = [self._part(graph, a, b, len(x)) for a, b in zip(x.chunk(self.microbatches), y.chunk(self.microbatches))]
