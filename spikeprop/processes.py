@@ -55,7 +55,7 @@ class Processes:
         if self.count > 1:
             distributed.barrier()
 
-    def first(self, work: Callable[[], None]) -> None:
+    def first(self, work: Callable[[], object]) -> None:
         """Rank 0 does the work while the others wait; if it fails, all end.
 
         Raises:
@@ -66,8 +66,8 @@ class Processes:
     def abreast(self, work: Callable[[], object]) -> None:
         """All do work in which they meet, and wait for one another.
 
-        Who fails ends at once, without a word to the others: they wait for it elsewhere, and to meet them there is not possible. Its
-        end closes their connections to it, and torchrun ends what is left.
+        Who fails ends at once, without a word to the others, which wait for it elsewhere: its end closes their connections to it,
+        and torchrun ends what is left.
         """
         work()
         self.wait()

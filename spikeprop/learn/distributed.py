@@ -60,8 +60,8 @@ class Team:
             return
         if not self.rule.whole_batches and has_batchnorm([self.model, self.rule.own]):
             raise ValueError(
-                f"{type(self.rule).__name__} takes a batch in parts, over which batch-norm cannot be that of the whole batch in several "
-                "processes: use microbatches=1, another normalisation, or one process"
+                f"{type(self.rule).__name__} takes a batch in parts, over which batch-norm cannot be that of the whole batch "
+                "in several processes: use microbatches=1, another normalisation, or one process"
             )
         self._agree()
         with synchronised([self.model, self.rule.own], lambda: self.weight):

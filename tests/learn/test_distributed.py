@@ -95,10 +95,11 @@ def _one_of_two(rank: int, folder: str) -> None:
         state, history = trained(case, Processes(rank, 2))
         save_file({k: v.contiguous().clone() for k, v in state.items()}, f"{folder}/{number}.{rank}.safetensors")
         Path(f"{folder}/{number}.{rank}.json").write_text(json.dumps(history))
+    rule, model = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2), resnet()
+    rule.prepare(model, batches()[0][0])
+    optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
     with pytest.raises(ValueError, match=r"Interlocking takes a batch in parts.*microbatches=1"):
-        rule = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2)
-        rule.prepare(model := resnet(), batches()[0][0])
-        fit(model, rule, batches(), torch.optim.SGD(rule.param_groups(model), lr=0.1), epochs=1, processes=Processes(rank, 2))
+        fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
     save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
     dist.destroy_process_group()
 
@@ -198,3 +199,23 @@ def test_a_killed_worker_is_started_again_and_the_run_ends_with_all_its_epochs(t
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["provenance"]["processes"] == 2
     assert report["ann"]["accuracy"] > 90
+
+
+def test_where_one_process_fails_none_waits_for_it(tmp_path: Path) -> None:
+    """A full disk at rank 0's first checkpoint, within an epoch, while rank 1 is at its next step."""
+    program = tmp_path / "full.py"
+    program.write_text(
+        "import os, sys\n"
+        "import spikeprop.learn.loop as loop\n"
+        "from spikeprop.cli import main\n"
+        "def full(*_, **__):\n"
+        "    raise OSError(28, 'No space left on device', 'ann.progress.safetensors')\n"
+        "loop.save_checkpoint = full\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(program)]
+    command += ["run", "digits_cnn_stdb", *SHORT, "--save-every", "0", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=200, check=False)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
