@@ -73,7 +73,7 @@ def test_tensors_of_any_layout_and_type_have_a_checksum(tmp_path: Path) -> None:
     from spikeprop.files import read_tensors, write_tensors
 
     odd = [
-        torch.ones(1).expand(1),
+        torch.ones(()).expand(1),
         torch.ones(2, 3).T,
         torch.zeros(0, 3),
         torch.tensor(3),
