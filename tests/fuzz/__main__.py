@@ -74,7 +74,7 @@ def _bulk(jobs: list[Job], processes: int) -> int:
 def _steered(kinds: tuple[str, ...], scale: float, folder: Path) -> int:
     """The same with Hypothesis's choices, then atheris's; each in a process of its own."""
     read = 0
-    for tool, counts in (("hypothesis", dict.fromkeys(KINDS, BY_HYPOTHESIS)), ("atheris", BY_ATHERIS)):
+    for tool, counts in (("hypothesis", dict.fromkeys(COUNTS, BY_HYPOTHESIS)), ("atheris", BY_ATHERIS)):
         if importlib.util.find_spec(tool) is None:
             click.echo(f"  {tool} is not installed (pip install 'spikeprop[fuzz]'): left out")
             continue

@@ -169,6 +169,8 @@ def _nir(seed: Seed, source: random.Random, folder: Path) -> bytes:
         for _ in range(source.choice((1, 1, 2, 4))):
             found: list[str] = []
             file.visit(found.append)
+            if not found:  # all of it is deleted
+                break
             name = source.choice(sorted(found))
             item = file[name]
             with suppress(ValueError, KeyError, RuntimeError, OSError, TypeError):  # what HDF5 itself does not let be
