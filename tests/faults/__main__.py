@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from tests.faults import cases
+from tests.faults import cases, workers
 
 FAULTS: dict[str, tuple[Callable[[cases.Suite, int], int], int]] = {
     "SIGKILL at a random moment": (cases.kills, 60),
@@ -20,7 +20,7 @@ FAULTS: dict[str, tuple[Callable[[cases.Suite, int], int], int]] = {
     "disk full: a file system in memory": (cases.real_full_disk, 4),
     "folder that may not be written": (cases.read_only, 1),
     "loss that is not a number": (cases.not_a_number, 1),
-    "data-loader worker killed": (cases.lost_workers, 4),
+    "data-loader worker killed": (workers.lost_workers, 4),
     "clock that jumps": (cases.jumping_clock, 2),
 }
 

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from tests.faults.runs import SETTINGS, Fault, Run, differences, ended, result
 
-WNIDS = ("n01440764", "n01443537", "n01484850")
 NOBODY = 65534
 
 
@@ -233,65 +231,6 @@ def not_a_number(suite: Suite, times: int) -> int:
         for file in run.folder.glob("[!.]*.safetensors"):
             assert all(torch.isfinite(t).all() for t in load_file(file).values() if t.is_floating_point()), file
     return times
-
-
-def lost_workers(suite: Suite, times: int) -> int:
-    """A process that decodes photographs is killed: said, saved, and gone on from to the same result."""
-    root = suite.folder / "photographs"
-    _photographs(root)
-    recipe = suite.folder / "photographs.yaml"
-    recipe.write_text(PHOTOGRAPHS.replace("ROOT", str(root)), encoding="utf-8")
-    whole = suite.fresh("workers", settings=[], recipe=str(recipe))
-    assert whole.finish() == 0, whole.said()
-    struck = 0
-    while struck < times:
-        run = suite.fresh("workers", settings=[], recipe=str(recipe))
-        process = run.start()
-        struck += _kill_a_worker(process, suite.random)
-        if ended(process) != 0:
-            assert "Error: a process that decodes photographs died" in run.said(), run.said()  # Python's threads may complain too
-        assert run.finish() == 0, run.said()
-        wrong = differences(result(whole.folder), result(run.folder))
-        assert not wrong, f"{run.folder}: {wrong} differ from those of an undisturbed run"
-    return struck
-
-
-def _kill_a_worker(process: Any, source: random.Random) -> bool:
-    """Wait for a child of the run, then a moment, then kill it if it is still there."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    time.sleep(source.uniform(0, 1))
-    deadline = time.monotonic() + 60
-    while process.is_alive() and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            found = [int(p) for p in children.read_text().split()]
-            if found:
-                os.kill(found[0], signal.SIGKILL)
-                return True
-        time.sleep(0.001)
-    return False
-
-
-def _photographs(root: Path) -> None:
-    source = random.Random(0)
-    for split, count in (("train", 16), ("val", 4)):
-        for wnid in WNIDS:
-            (root / split / wnid).mkdir(parents=True)
-            for i in range(count):
-                image = Image.frombytes("RGB", (40, 40), source.randbytes(40 * 40 * 3))
-                image.save(root / split / wnid / f"{i}.JPEG")
-
-
-PHOTOGRAPHS = """
-seed: 0
-device: cpu
-data: {use: ImageNet, root: ROOT, size: 32, workers: 2}
-ann: {use: CNN, input_shape: [3, 32, 32], classes: 1000, plan: [A, 4, A], hidden: []}
-train: {rule: Backprop, optimizer: SGD, schedule: Constant, epochs: 2, batch_size: 4, lr: 0.01, weight_decay: 0.0}
-convert: {neuron: IF, encoder: Direct, calibrator: MaxActivation, images: 8}
-finetune: {rule: BPTT, optimizer: Adam, schedule: Constant, timesteps: 2, epochs: 1, batch_size: 4}
-evaluate: {timesteps: [2]}
-simulate: {samples: 0}
-"""
 
 
 def jumping_clock(suite: Suite, times: int) -> int:
