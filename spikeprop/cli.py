@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from spikeprop.errors import SpikepropError, Stopped, WorkerDied
+from spikeprop.errors import SpikepropError, Stopped, worker_died
 
 
 class _Friendly(click.Group):
@@ -29,10 +29,11 @@ class _Friendly(click.Group):
             ctx.exit(128 + stopped.signal)
         except (SpikepropError, OSError, ValueError) as error:
             raise click.ClickException(str(error)) from error
-        except RuntimeError as error:  # torch raises this of a loader's process wherever the main one is when it hears of it
-            if "DataLoader worker" not in str(error):
+        except Exception as error:
+            died = worker_died(error)
+            if died is None:
                 raise
-            raise click.ClickException(str(WorkerDied(str(error)))) from error
+            raise click.ClickException(str(died)) from error
 
 
 @click.group(cls=_Friendly, context_settings={"help_option_names": ["-h", "--help"]})

@@ -27,6 +27,15 @@ class WorkerDied(SpikepropError):
         )
 
 
+def worker_died(error: BaseException | None) -> WorkerDied | None:
+    """The death of a DataLoader's process, where that is what led to an error; torch tells of it in the middle of anything."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
+            return WorkerDied(str(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
 class RecipeError(SpikepropError):
     """A recipe, component or override is wrong."""
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def remove_leftovers(folder: Path) -> None:
     for file in folder.glob(".*.part*"):
         found = PART.fullmatch(file.name)
         if found and not _alive(int(found[1])):
-            file.unlink(missing_ok=True)
+            shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:
@@ -151,12 +152,17 @@ def write_tensors(
     described = {**(header or {}), CHECKSUM: _checksum(tensors, header or {})}
 
     def write(temporary: Path) -> None:
+        own = temporary.with_suffix("")  # a folder: safetensors has a temporary file too, whose name says nothing if it is killed
+        own.mkdir(exist_ok=True)
         try:
-            save_file(dict(tensors), temporary, metadata=described)
+            save_file(dict(tensors), own / "tensors", metadata=described)
+            os.replace(own / "tensors", temporary)
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             code = int(number[1]) if number else errno.EIO
             raise OSError(code, os.strerror(code) if number else str(error)) from error
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
 
     write_atomically(path, write, keep_previous=keep_previous)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spikeprop.data.base import Batch, ImageData, as_list
 from spikeprop.data.photographs import read_photograph
-from spikeprop.errors import MissingDataError, WorkerDied
+from spikeprop.errors import MissingDataError, worker_died
 from spikeprop.seeding import generator, mix_seed
 
 
@@ -103,10 +103,11 @@ class FolderSplit:
         )
         try:
             yield from loader
-        except RuntimeError as error:  # torch's, of a worker that was killed; errors within one keep their own type
-            if "DataLoader worker" not in str(error):
+        except Exception as error:  # those of a worker's own keep their type
+            died = worker_died(error)
+            if died is None:
                 raise
-            raise WorkerDied(str(error)) from error
+            raise died from error
 
     def fingerprint(self) -> str:
         """Hash of the names and sizes of the files, their labels and the crop; reading the photographs would take minutes."""

@@ -207,3 +207,19 @@ def test_normalisation_by_channel() -> None:
         CIFAR10(mean=[0.1, 0.2])
     with pytest.raises(ValueError, match="must be positive"):
         CIFAR10(std=[1.0, 0.0, 1.0])
+
+
+def test_the_death_of_a_worker_is_found_behind_any_error() -> None:
+    """torch's handler raises in the middle of anything, as of starting a thread, which then fails in its own way."""
+    from spikeprop.errors import worker_died
+
+    def broken() -> None:
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        except RuntimeError:
+            raise KeyError("thread")  # noqa: B904 - as it happens there
+
+    with pytest.raises(KeyError) as caught:
+        broken()
+    assert "pid 7" in str(worker_died(caught.value))
+    assert worker_died(RuntimeError("Caught RuntimeError in DataLoader worker process 0.")) is None

@@ -147,4 +147,6 @@ def _without_time(value: Any) -> Any:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """In which parts two results differ; empty where they are the same to the bit."""
-    return ", ".join(key for key in one if one[key] != other[key])
+    wrong = [key for key in one if one[key] != other[key]]
+    names = set(one["files"]) ^ set(other["files"])
+    return ", ".join(wrong) + (f" ({', '.join(sorted(names))})" if names else "")

@@ -216,5 +216,7 @@ def test_temporary_files_of_the_dead_are_removed_and_of_the_living_are_not(tmp_p
     names = {".a.safetensors.1.part.safetensors": True, ".a.json.99999999.part.json": False, ".ann.seconds": True}
     for name in names:
         (tmp_path / name).touch()
+    (tmp_path / ".b.safetensors.99999998.part").mkdir()
+    (tmp_path / ".b.safetensors.99999998.part" / "half").touch()
     remove_leftovers(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}
