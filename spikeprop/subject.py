@@ -117,14 +117,16 @@ def _read(path: Path, encoder: str | None) -> Subject:
     metadata = graph.metadata or {}
     if encoder is None and "encoder" not in metadata:
         raise NirError(f"{path} does not name its encoder; pass --encoder {' or '.join(ENCODERS)}")
-    if encoder is not None and metadata.get("encoder", encoder) != encoder:
+    if encoder is not None and str(metadata.get("encoder", encoder)) != encoder:
         raise NirError(f"{path} names its encoder, {metadata['encoder']}, which its integers are made for; leave --encoder out")
     network = from_nir(graph, encoder=ENCODERS[encoder]() if encoder is not None else None)
     try:
         steps = int(metadata["timesteps"]) if "timesteps" in metadata else None
         seed = int(metadata.get("seed", 0))
-    except (TypeError, ValueError) as error:
-        raise NirError(f"{path}: the metadata's timesteps or seed is not a number: {error}") from error
+        if steps is not None and steps < 1:
+            raise ValueError(f"{steps} steps")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NirError(f"{path}: the metadata's timesteps or seed is not a number that can be: {error}") from error
     return Subject(network, path, steps, _data(path, metadata), seed)
 
 

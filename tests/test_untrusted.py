@@ -29,7 +29,7 @@ from spikeprop.convert import to_spiking
 from spikeprop.data.cifar import read_batch
 from spikeprop.data.photographs import read_photograph
 from spikeprop.deploy import export
-from spikeprop.errors import CheckpointError, DamagedFileError, MissingDataError, RecipeError, SpikepropError
+from spikeprop.errors import CheckpointError, DamagedFileError, MissingDataError, NirError, RecipeError, SpikepropError
 from spikeprop.files import read_json
 from spikeprop.learn import save_checkpoint
 from spikeprop.networks import load_network
@@ -268,6 +268,16 @@ def test_a_nir_file_cannot_ask_for_more_neurons_than_there_can_be(tmp_path: Path
         del found["node/nodes/input/shape"]
         found["node/nodes/input/shape"] = np.array(shape)
     with pytest.raises(SpikepropError, match="tensor of shape"), opened(file):
+        pass
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0, -3, "many", [1, 2]])
+def test_a_nir_file_says_a_number_of_steps_that_can_be(tmp_path: Path, value: Any) -> None:
+    file = nir_file(tmp_path / "a.nir")
+    with h5py.File(file, "a") as found:
+        del found["node/metadata/timesteps"]
+        found["node/metadata/timesteps"] = value
+    with pytest.raises(NirError, match="timesteps or seed"), opened(file):
         pass
 
 
