@@ -33,17 +33,22 @@ class Context:
     save_every: float = 60.0
     tensorboard: bool = True
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes report, pictures and tables: of several that share a run, rank 0."""
+        return not self.folder.processes.rank
+
     def watchers(self, stage: str) -> list[Callback]:
         """Callbacks that show a stage's training elsewhere than in the run's own files."""
-        return [TensorBoardLog(self._scalars(stage))] if self._writes() else []
+        return [TensorBoardLog(self._scalars(stage))] if self._shows() else []
 
     def show(self, stage: str, scalars: Mapping[str, Mapping[int, float]]) -> None:
         """Show figures of a stage, by name and step, where training is shown."""
-        if self._writes():
+        if self._shows():
             write_scalars(self._scalars(stage), scalars)
 
-    def _writes(self) -> bool:
-        return self.tensorboard and not self.folder.processes.rank and tensorboard_installed()
+    def _shows(self) -> bool:
+        return self.tensorboard and self.writes and tensorboard_installed()
 
     def _scalars(self, stage: str) -> Path:
         return self.folder.path / "tensorboard" / re.sub(r"[^\w.-]+", "_", stage)

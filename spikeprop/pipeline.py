@@ -184,7 +184,7 @@ class _Run:
             "provenance": self.folder.provenance(),
         }
         report = Report(name=self.context.name, values=values, rows=accuracy_rows(values))
-        if not self.processes.rank:
+        if self.context.writes:
             report.save(self.folder.path / "report.json")
             draw(values, self.folder.path / "report.png", self.context.name)
         return report

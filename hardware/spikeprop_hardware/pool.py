@@ -97,6 +97,7 @@ def windows_of(node: Any, shape: Shape, name: str) -> tuple[sparse.csr_matrix, S
         raise HardwareError(f"node {name!r} has windows of {kernel}, which do not fit {shape}, what it reads")
     plane = sparse.kron(rows, columns)
     whole = sparse.kron(sparse.identity(shape[0]), plane).tocsr()
+    whole.eliminate_zeros()  # kron stores dense blocks where it finds that shorter
     return whole, (shape[0], rows.shape[0], columns.shape[0])
 
 

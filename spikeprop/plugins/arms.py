@@ -50,8 +50,9 @@ def report_arms(found: Found, baseline: str, context: Context, **more: Any) -> R
     }
     rows = [(name, _in_words(arm, name == baseline)) for name, arm in arms.items()]
     report = Report(name=context.name, values=values, rows=rows)
-    report.save(context.folder.path / "report.json")
-    draw_arms(accuracy, baseline, context.folder.path / "report.png", context.name)
+    if context.writes:
+        report.save(context.folder.path / "report.json")
+        draw_arms(accuracy, baseline, context.folder.path / "report.png", context.name)
     return report
 
 

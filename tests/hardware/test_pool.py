@@ -65,6 +65,14 @@ def test_windows_are_pytorchs() -> None:
     assert tried == 48
 
 
+@pytest.mark.parametrize(("side", "kernel", "stride"), [(4, 2, 2), (4, 3, 1), (5, 3, 2), (6, 5, 1), (9, 2, 2)])
+def test_windows_store_ones_alone(side: int, kernel: int, stride: int) -> None:
+    node = SpikingMaxPool2d(size(kernel, kernel), size(stride, stride), size(0, 0))
+    windows, shape = windows_of(node, (3, side, side), "p")
+    assert windows.nnz == np.prod(shape) * kernel**2
+    assert (windows.data == 1).all()
+
+
 def test_what_does_not_know_the_node_cannot_read_the_file(tmp_path: Path) -> None:
     network = small(IF())
     export(network, tmp_path / "n.nir")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from spikeprop.errors import RecipeError, SpikepropError
+from spikeprop.errors import RecipeError, SpikepropError, Stopped
 from spikeprop.evaluate import Report
 from spikeprop.experiment import Context
+from spikeprop.plugins.aad import engine, twin
 from spikeprop.recipe import Recipe, load_recipe
 from spikeprop.runfolder import RunFolder
+from spikeprop.stopping import held
 
 
 def run(recipe: Recipe, path: Path) -> Report:
@@ -70,6 +75,40 @@ def test_differential_learning_goes_on_where_it_stopped(tmp_path: Path, monkeypa
     assert resumed.values["sizes"] == whole.values["sizes"]
     assert set(json.loads((tmp_path / "stopped" / "report.json").read_text())["sizes"]) == {"512"}
     assert (tmp_path / "stopped" / "report.png").stat().st_size > 20000
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int) -> list[int]:
+    """Send this process SIGINT at a call of ``owner.name``; its calls, in a list that grows."""
+    original, calls = getattr(owner, name), []
+
+    def counted(*args: Any) -> Any:
+        calls.append(len(calls) + 1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "owner", "name", "at", "most"),
+    [
+        ("aad_differential", ["seeds=[0]", "sizes=[512]", "epochs=20", "dimension=2"], twin._Scale, "loss", 9, 10),
+        ("aad_barrier", ["paths.paths=8192", "repeats=1"], engine, "_value_and_adjoints", 6, 6),
+        ("aad_barrier", ["paths.paths=8192", "repeats=1", "threads=2"], engine, "_value_and_adjoints", 6, 12),
+    ],
+)
+def test_a_signal_stops_within_a_stage(
+    recipe: str, overrides: list[str], owner: Any, name: str, at: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of the epoch (two steps here), of the batch, or of the batches that the threads have."""
+    small = ["monitorings=12", "grid_spots=12", "grid_times=6", "bumps=0"] if recipe == "aad_barrier" else []
+    calls = signal_at(monkeypatch, owner, name, at)
+    with pytest.raises(Stopped), held(lambda _: None):
+        run(load_recipe(recipe, [*small, *overrides]), tmp_path)
+    assert at <= len(calls) <= most
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_settings_of_differential_learning_are_checked() -> None:

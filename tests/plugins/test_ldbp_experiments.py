@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spikeprop.errors import RecipeError
+from spikeprop.errors import RecipeError, Stopped
 from spikeprop.evaluate import Report
 from spikeprop.experiment import Context
-from spikeprop.plugins.ldbp_pmd.pmd import PolarisationMode
-from spikeprop.plugins.ldbp_pmd.single import SinglePolarisation
+from spikeprop.learn import load_checkpoint, load_latest
+from spikeprop.plugins.ldbp_pmd import training
 from spikeprop.plugins.ldbp_pmd.summary import summarise
 from spikeprop.recipe import Recipe, load_recipe
 from spikeprop.runfolder import RunFolder
+from spikeprop.stopping import held
 
 SMALL = ["signal.symbols=64", "train_blocks=30", "test_blocks=10"]
 
 
 def single(*overrides: str) -> Recipe:
-    training = "training={iterations: 25, batch: 16, lr: 3e-3, every: 5}"
-    return load_recipe("ldbp_single", [*SMALL, "seeds=[3, 4]", "fibre.spans=5", "launch_power_dbm=6.0", training, *overrides])
+    how = "training={iterations: 25, batch: 16, lr: 3e-3, every: 5}"
+    return load_recipe("ldbp_single", [*SMALL, "seeds=[3, 4]", "fibre.spans=5", "launch_power_dbm=6.0", how, *overrides])
 
 
 def pmd(*overrides: str) -> Recipe:
@@ -37,28 +42,79 @@ def run(recipe: Recipe, path: Path) -> Report:
     return recipe.experiment.run(Context(RunFolder(path, recipe), recipe.name, lambda _: None))
 
 
-@pytest.mark.parametrize("make", [single, pmd])
-def test_a_run_that_was_stopped_goes_on_to_the_same_report(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = make()
+def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> list[int]:
+    """Do something before a step of training, counted over all trainings; how many steps there were, in a list that grows."""
+    original, steps = training._advance, []
+
+    def advance(*args: Any) -> None:
+        steps.append(len(steps) + 1)
+        if len(steps) == number:
+            act()
+        original(*args)
+
+    monkeypatch.setattr(training, "_advance", advance)
+    return steps
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def spoil(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def results(folder: Path, report: Report) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What a report says but for times, and the bits of every tensor in every file, Adam's too."""
+    values = {k: v for k, v in report.values.items() if k not in ("seconds", "provenance")}
+    files = {file.name: load_checkpoint(file).tensors for file in sorted(folder.glob("*.safetensors"))}
+    return values, {f"{file}: {k}": v.numpy().tobytes() for file, tensors in files.items() for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize(("make", "steps", "at"), [(single, 50, 38), (pmd, 170, 165)])
+def test_a_run_that_was_stopped_goes_on_to_the_same_report(
+    make: Any, steps: int, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the last of its trainings, by a signal."""
+    recipe, stopped = make(), tmp_path / "stopped"
     whole = run(recipe, tmp_path / "whole")
-    kind = SinglePolarisation if make is single else PolarisationMode
-    name = "_learn" if make is single else "_change"
-
-    def stopped(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(kind, name, stopped)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "stopped")
-    monkeypatch.undo()
-    resumed = run(recipe, tmp_path / "stopped").values
-    assert {k: v for k, v in resumed.items() if k not in ("seconds", "provenance")} == {
-        k: v for k, v in whole.values.items() if k not in ("seconds", "provenance")
-    }
-    assert json.loads((tmp_path / "stopped" / "report.json").read_text())["name"] == recipe.name
-    assert (tmp_path / "stopped" / "report.png").stat().st_size > 5000
+    with monkeypatch.context() as patch:
+        before_step(patch, at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped), held(lambda _: None):
+            run(recipe, stopped)
+    (progress,) = stopped.glob("*.progress.safetensors")
+    assert load_latest(progress).description["iteration"] == at - (25 if make is single else 140)
+    left = before_step(monkeypatch, 0, interrupt)
+    assert results(stopped, run(recipe, stopped)) == results(tmp_path / "whole", whole)
+    assert len(left) == steps - at  # the step that was under way was finished and saved
+    assert json.loads((stopped / "report.json").read_text())["name"] == recipe.name
+    assert (stopped / "report.png").stat().st_size > 5000
     check = _single_learns if make is single else _pmd_is_found
     check(whole.values)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_killed_training_goes_on_from_its_last_sound_checkpoint(
+    damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, killed = single("seeds=[3]", "fibre.spans=2"), tmp_path / "killed"
+    whole = run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        before_step(patch, 13, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, killed)
+    if damaged:
+        spoil(killed / "seed_3.progress.safetensors")
+    left = before_step(monkeypatch, 0, interrupt)
+    warned = pytest.warns(UserWarning, match="going on from the checkpoint before it") if damaged else nullcontext()
+    with warned:
+        resumed = run(recipe, killed)
+    assert results(killed, resumed) == results(tmp_path / "whole", whole)
+    assert len(left) == (14 if damaged else 13)
+    assert not list(killed.glob("*progress*"))
 
 
 def _single_learns(values: dict[str, Any]) -> None:

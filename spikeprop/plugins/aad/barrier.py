@@ -113,8 +113,9 @@ class BarrierRisk:
             "provenance": context.folder.provenance(),
         }
         report = Report(name=context.name, values=values, rows=self._rows(micro, quotes, compared))
-        report.save(context.folder.path / "report.json")
-        self._save_surfaces(micro, quotes, context)
+        if context.writes:
+            report.save(context.folder.path / "report.json")
+            self._save_surfaces(micro, quotes, context)
         return report
 
     @cached_property

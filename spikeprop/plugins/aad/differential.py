@@ -153,8 +153,9 @@ class DifferentialLearning:
             "provenance": context.folder.provenance(),
         }
         report = Report(name=context.name, values=values, rows=_rows(sizes))
-        report.save(context.folder.path / "report.json")
-        self._draw(found, context.folder.path / "report.png")
+        if context.writes:
+            report.save(context.folder.path / "report.json")
+            self._draw(found, context.folder.path / "report.png")
         return report
 
     def _task(self, seed: int) -> BasketTask:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from spikeprop.errors import MarketError, TrainingCollapsed
 from spikeprop.progress import bar
 from spikeprop.seeding import generator
+from spikeprop.stopping import stop_if_asked
 
 
 class TwinNet(nn.Module):
@@ -220,16 +221,16 @@ def _train(
     n = len(scale.x)
     size = min(n, max(training.least_batch, n // training.batches))
     optimizer = torch.optim.Adam(net.parameters())
-    progress = bar(label, total=training.epochs, unit="epoch", leave=False)
-    for epoch in range(training.epochs):
-        rate = slowed * float(np.interp(epoch / training.epochs, training.knots, training.rates))
-        optimizer.param_groups[0]["lr"] = rate
-        for which in torch.randperm(n, generator=draws).split(size):
-            optimizer.zero_grad()
-            loss = scale.loss(net, which, weight)
-            if not bool(loss.isfinite()):
-                return  # fit_surrogate sees it
-            loss.backward()
-            optimizer.step()
-        progress.update()
-    progress.close()
+    with bar(label, total=training.epochs, unit="epoch", leave=False) as progress:
+        for epoch in range(training.epochs):
+            stop_if_asked()
+            rate = slowed * float(np.interp(epoch / training.epochs, training.knots, training.rates))
+            optimizer.param_groups[0]["lr"] = rate
+            for which in torch.randperm(n, generator=draws).split(size):
+                optimizer.zero_grad()
+                loss = scale.loss(net, which, weight)
+                if not bool(loss.isfinite()):
+                    return  # fit_surrogate sees it
+                loss.backward()
+                optimizer.step()
+            progress.update()

@@ -12,6 +12,7 @@ from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_steps, logarithmic_ste
 from spikeprop.plugins.ldbp_pmd.link import Sections, propagate
 from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.seeding import generator
+from spikeprop.stopping import stop_if_asked
 
 PIECE = 50  # blocks that are simulated at once
 
@@ -59,6 +60,7 @@ class Link:
         draws = generator(*seed)
         symbols, samples = [], []
         for start in range(0, count, PIECE):
+            stop_if_asked()
             sent = self.signal.draw(min(PIECE, count - start), self.polarisations, draws)
             field = self.signal.modulate(sent, power)
             received = propagate(field, self.fibre, self.edges(), self.signal.rate, sections, draws)

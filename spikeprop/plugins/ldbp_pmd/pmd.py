@@ -124,8 +124,9 @@ class PolarisationMode:
             "provenance": folder.provenance(),
         }
         report = Report(name=context.name, values=values, rows=rows(values))
-        report.save(folder.path / "report.json")
-        draw_pmd(values, folder.path / "report.png")
+        if context.writes:
+            report.save(folder.path / "report.json")
+            draw_pmd(values, folder.path / "report.png")
         return report
 
     def _without_pmd(self, power_dbm: float, context: Context) -> dict[str, Any]:

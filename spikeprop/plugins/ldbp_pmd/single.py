@@ -88,8 +88,9 @@ class SinglePolarisation:
             "provenance": context.folder.provenance(),
         }
         report = Report(name=context.name, values=values, rows=_rows(values))
-        report.save(context.folder.path / "report.json")
-        draw_training(values, context.folder.path / "report.png")
+        if context.writes:
+            report.save(context.folder.path / "report.json")
+            draw_training(values, context.folder.path / "report.png")
         return report
 
     def _learn(self, seed: int, context: Context) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import TrainingCollapsed
-from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
-from spikeprop.learn.checkpoint import load_optimizer
+from spikeprop.learn import drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
+from spikeprop.learn.checkpoint import has_checkpoint, load_optimizer
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks
 from spikeprop.plugins.ldbp_pmd.receiver import LearnedReceiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
 from spikeprop.progress import bar
 from spikeprop.seeding import generator
+from spikeprop.stopping import stop_asked, stop_if_asked
 
 CHECKPOINT_SECONDS = 30.0
 LOOK = 50  # blocks through the receiver at once when it is judged
@@ -100,13 +101,14 @@ def fit_receiver(
         data: training and test blocks.
         settings: iterations, rates.
         seed: of the batches.
-        path: of the checkpoint, which a killed run goes on from.
+        path: of what is left at the end. Until then, progress lies beside it, which a killed run goes on from.
 
     Returns:
         [iteration, effective SNR in dB on the test blocks], from 0 to the last; lists, as JSON gives them back.
 
     Raises:
         TrainingCollapsed: the loss is not finite.
+        Stopped: a signal asked for it; the step is finished and saved.
 
     """
     optimizer = settings.optimizer(receiver)
@@ -122,12 +124,15 @@ def fit_receiver(
             chosen = torch.randint(len(data[0]), (settings.batch,), generator=generator(*seed, i))
             _advance(receiver, signal, data[0], optimizer, chosen)
             shown.update()
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(path, receiver, {"iteration": i + 1, "curve": curve}, optimizer)
+            if stop_asked() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                described = {"iteration": i + 1, "curve": curve}
+                save_checkpoint(_progress(path), receiver, described, optimizer, keep_previous=True)
                 saved = time.monotonic()
-    if start < settings.iterations:
+            stop_if_asked()
+    if curve[-1][0] < settings.iterations:
         curve.append([settings.iterations, judge(receiver, signal, data[1])])
         save_checkpoint(path, receiver, {"iteration": settings.iterations, "curve": curve}, optimizer)
+    drop_progress(_progress(path))
     return curve
 
 
@@ -143,10 +148,17 @@ def within_one_percent(curve: Sequence[Sequence[Any]]) -> int:
     return next(i for i, snr in curve if snr >= peak - 0.01 * abs(peak))
 
 
+def _progress(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.progress{path.suffix}")
+
+
 def _resume(path: Path, receiver: LearnedReceiver, optimizer: torch.optim.Optimizer) -> tuple[int, list[Any]]:
-    if not path.exists():
+    if has_checkpoint(_progress(path)):
+        checkpoint = load_latest(_progress(path))
+    elif path.exists():
+        checkpoint = load_checkpoint(path)
+    else:
         return 0, []
-    checkpoint = load_checkpoint(path)
     load_model(receiver, checkpoint)
     load_optimizer(optimizer, checkpoint)
     return checkpoint.description["iteration"], checkpoint.description["curve"]

@@ -120,9 +120,10 @@ class Bandit(ABC):
             "provenance": folder.provenance(),
         }
         report = Report(name=context.name, values=values, rows=rows(values, "reward"))
-        report.save(folder.path / "report.json")
-        unit = f"questions, in {BINS} parts of {self.samples // BINS:,}"
-        draw(values, folder.path / "report.png", title=context.name, unit=unit, quantity="reward")
+        if context.writes:
+            report.save(folder.path / "report.json")
+            unit = f"questions, in {BINS} parts of {self.samples // BINS:,}"
+            draw(values, folder.path / "report.png", title=context.name, unit=unit, quantity="reward")
         return report
 
     def start(self, learner: str, seed: int) -> BanditRun:

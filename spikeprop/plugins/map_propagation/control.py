@@ -137,8 +137,9 @@ class Control:
             "provenance": folder.provenance(),
         }
         report = Report(name=context.name, values=values, rows=rows(values, "return"))
-        report.save(folder.path / "report.json")
-        draw(values, folder.path / "report.png", title=context.name, unit="episodes", quantity="return")
+        if context.writes:
+            report.save(folder.path / "report.json")
+            draw(values, folder.path / "report.png", title=context.name, unit="episodes", quantity="return")
         return report
 
     def start(self, learner: str, seed: int) -> ActorCritic:

@@ -92,8 +92,9 @@ class VariableProjection:
             "provenance": context.folder.provenance(),
         }
         report = Report(name=context.name, values=values, rows=_rows(arms, gradients, ridges))
-        report.save(context.folder.path / "report.json")
-        _draw(scores, gradients, context.folder.path / "report.png")
+        if context.writes:
+            report.save(context.folder.path / "report.json")
+            _draw(scores, gradients, context.folder.path / "report.png")
         return report
 
     def _fit(self, seed: int) -> dict[str, Any]:
