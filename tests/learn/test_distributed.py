@@ -172,20 +172,25 @@ def _workers(parent: int) -> list[int]:
     return found
 
 
+def _wait_for_lines(file: Path, count: int, run: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and run.poll() is None:
+        if file.exists() and len(file.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.02)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
 def test_a_killed_worker_is_started_again_and_the_run_ends_with_all_its_epochs(tmp_path: Path) -> None:
-    run = _torchrun(tmp_path / "run", "--max-restarts=2")
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while (
-        time.monotonic() < deadline
-        and run.poll() is None
-        and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
-    ):
-        time.sleep(0.02)
-    os.kill(_workers(run.pid)[-1], signal.SIGKILL)
-    assert "ann" not in (tmp_path / "run" / "stages.json").read_text(), "the kill came too late to mean anything"
-    output, _ = run.communicate(timeout=400)
+    with _torchrun(tmp_path / "run", "--max-restarts=2") as run:
+        try:
+            _wait_for_lines(metrics, 2, run)
+            os.kill(_workers(run.pid)[-1], signal.SIGKILL)
+            assert "ann" not in (tmp_path / "run" / "stages.json").read_text(), "the kill came too late to mean anything"
+            output, _ = run.communicate(timeout=400)
+        finally:
+            run.terminate()  # nothing is left running by a test that failed
     assert run.returncode == 0, output
     stages = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert [one["epoch"] for one in stages["ann"]["result"]["history"]] == list(range(6))
