@@ -207,7 +207,13 @@ def test_code_from_outside_is_imported_for_a_checkpoint_only_if_named(tmp_path: 
     assert result.exit_code == 1
     assert "--import strangers" in result.output
     assert "strangers" not in sys.modules
+    page = ("explain", file, "--samples", "1", "--timesteps", "1", "--entries", "0", "-o", tmp_path / "p.html")
+    assert "--import strangers" in spikeprop(*page).output
+    assert "strangers" not in sys.modules
     assert spikeprop("export", file, "--import", "strangers").exit_code == 0
+    assert sys.modules.pop("strangers")
+    result = spikeprop(*page, "--import", "strangers")
+    assert result.exit_code == 0, result.output
     assert sys.modules.pop("strangers")
 
 

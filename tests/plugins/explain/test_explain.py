@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "odd_nets.py").write_text("def net():\n    return 3\n")
     with pytest.raises(RecipeError, match="gives a int"):
         find_model("odd_nets:net", Request())
+
+
+@pytest.mark.parametrize(("body", "error"), [("torch.nn.Lnear(3, 2)", AttributeError), ("__import__('nowhere')", ImportError)])
+def test_an_error_in_a_module_of_ones_own_is_not_taken_for_a_wrong_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception]
+) -> None:
+    (tmp_path / "bad_nets.py").write_text(f"import torch\ndef net():\n    return {body}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_nets", raising=False)
+    with pytest.raises(error, match=r"Lnear|nowhere") as raised:
+        find_model("bad_nets:net", Request())
+    assert raised.traceback[-1].path.name == "bad_nets.py"
 
 
 def test_a_run_folder(tmp_path: Path) -> None:
