@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 import time
@@ -21,6 +23,7 @@ from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import Subject, explain, page_html, replay, trace_step, variants
 from spikeprop.plugins.explain.data import page_data
 from spikeprop.plugins.explain.gallery import ENTRIES, subject_of, write_gallery
+from spikeprop.plugins.explain.numbers import read, written
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from spikeprop.plugins.map_propagation import MAPPropagation
 from spikeprop.snn import SpikingNetwork
@@ -109,6 +112,13 @@ def test_what_cannot_be_explained_is_named(source: str, more: list[str], message
     assert done.exit_code == 1
     assert message in done.output
     assert not (tmp_path / "p.html").exists()
+
+
+def test_numbers_that_are_not_finite_survive_json() -> None:
+    values = {"a": [1.5, -math.inf, {"number": math.inf}], "number": 2.0, "b": (math.inf, 3), "c": "NaN", "d": None}
+    text = json.dumps(written(values), allow_nan=False)
+    assert read(json.loads(text)) == {**values, "b": [math.inf, 3]}
+    assert math.isnan(read(json.loads(json.dumps(written(math.nan), allow_nan=False))))
 
 
 def _classifier() -> Subject:
