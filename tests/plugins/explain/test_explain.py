@@ -82,7 +82,7 @@ def test_an_error_in_a_module_of_ones_own_is_not_taken_for_a_wrong_name(
     monkeypatch.delitem(sys.modules, "bad_nets", raising=False)
     with pytest.raises(error, match=r"Lnear|nowhere") as raised:
         find_model("bad_nets:net", Request())
-    assert raised.traceback[-1].path.name == "bad_nets.py"
+    assert Path(raised.traceback[-1].path).name == "bad_nets.py"
 
 
 def test_a_run_folder(tmp_path: Path) -> None:
