@@ -110,7 +110,8 @@ def _told(run: Run, kind: str, loaded: LoadedNetwork, data: ImageData, samples: 
         if not isinstance(steps, list) or run.steps not in steps:
             raise DamagedFileError(f"{kept.parent / 'evaluation.json'} is damaged: it has no answers at T = {run.steps}")
         batches = list(Journal(kept.parent, settings).read().values())
-        return Told(Answers.of(batches), steps.index(run.steps), True)
+        if batches:  # damaged ones are put aside
+            return Told(Answers.of(batches), steps.index(run.steps), True)
     if samples == 0:
         return None
     limit = min(samples, data.test_limit or samples)

@@ -96,6 +96,10 @@ def test_spikes_that_are_taken_back_have_their_sign(digits_cnn: Any) -> None:
 
 def test_where_no_answers_are_kept_images_are_asked_again(folder: Path) -> None:
     whole = evidence(Run.read(folder))["confusion"]
+    (folder / "page.json").unlink()
+    (folder / "answers" / "finetuned" / "answers.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="asked again"):
+        assert evidence(Run.read(folder))["confusion"] == whole
     shutil.rmtree(folder / "answers")
     asked = evidence(Run.read(folder))
     assert asked["confusion"] == whole
