@@ -89,7 +89,8 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file.")
 @click.option("--samples", type=click.IntRange(min=0), default=500, show_default=True,
               help="Test images to ask where a run kept no answers; 0 for none.")  # fmt: skip
-def report(runs: tuple[Path, ...], out: Path, samples: int) -> None:
+@click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that the runs may import.")
+def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, ...]) -> None:
     """Show run folders on one HTML page that stands alone: curves, layers, spikes, confusions, images, provenance.
 
     What a report does not hold is made from the run's checkpoint and data, and kept in its folder (page.json); what a folder
@@ -101,7 +102,7 @@ def report(runs: tuple[Path, ...], out: Path, samples: int) -> None:
     from spikeprop.runs import Run
 
     found = [Run.read(path) for path in runs]
-    write_text(out, document(found, [evidence(run, samples) for run in found]))
+    write_text(out, document(found, [evidence(run, samples, trusted) for run in found]))
     click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
 
 
@@ -373,6 +374,7 @@ def budget(network: Path, samples: int, data: str | None, encoder: str | None, t
 @click.option("--eval", "evaluation", is_flag=True, help="In evaluation mode; default as in training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of dropout and encoders.")
 @click.option("--entries", type=click.IntRange(min=0), help="Numbers up to which the page holds every one; beyond, samples.")
+@click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a checkpoint may import.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("explain.html"), show_default=True)
 def explain(
     model: str, rules: tuple[str, ...], evaluation: bool, seed: int, entries: int | None, out: Path, **asked: Any

@@ -8,6 +8,7 @@ question are the same. What cannot be made is named with the reason, and nothing
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from spikeprop.data import ImageData
-from spikeprop.errors import SpikepropError
+from spikeprop.errors import DamagedFileError, SpikepropError
 from spikeprop.evaluate import Answers, Journal, Question, evaluate, latency_of
+from spikeprop.evaluate.journal import recorded
 from spikeprop.evaluate.raster import raster
 from spikeprop.evaluate.thumbnails import thumbnail
 from spikeprop.files import read_json, write_json
+from spikeprop.imports import from_file
 from spikeprop.networks import LoadedNetwork, load_network
 from spikeprop.pipeline import ANSWERS
 from spikeprop.recipe import component
@@ -43,12 +46,13 @@ class Told:
     whole: bool
 
 
-def evidence(run: Run, samples: int = 500) -> dict[str, Any]:
+def evidence(run: Run, samples: int = 500, trusted: Collection[str] = ()) -> dict[str, Any]:
     """What can be made of a run now; read from its folder where it was made before.
 
     Args:
         run: finished; plugins' experiments have none of this.
         samples: test images to ask where the run kept no answers; 0 for none.
+        trusted: packages that the folder's files may have imported.
 
     Returns:
         JSON values: network, timesteps, thresholds by layer, confusion, examples, rasters as far as there are any, and "missing":
@@ -65,23 +69,24 @@ def evidence(run: Run, samples: int = 500) -> dict[str, Any]:
     cache = run.path / "page.json"
     if cache.exists() and (found := _cached(cache)).get("asked") == asked:
         return found
-    found = {"asked": asked, **_made(run, kind, samples)}
+    found = {"asked": asked, **_made(run, kind, samples, trusted)}
     if not found.pop("passing"):  # data that are not here today may be here tomorrow
         write_json(cache, found)
     return found
 
 
-def _made(run: Run, kind: str, samples: int) -> dict[str, Any]:
+def _made(run: Run, kind: str, samples: int, trusted: Collection[str]) -> dict[str, Any]:
     try:
-        loaded = load_network(run.path / f"{kind}.safetensors")
+        loaded = load_network(run.path / f"{kind}.safetensors", trusted)
     except SpikepropError as error:  # a damaged checkpoint, or a part that is not installed here
         return {"passing": True, "missing": dict.fromkeys(("thresholds", "confusion", "examples", "rasters"), str(error))}
     network = loaded.network
     assert isinstance(network, SpikingNetwork)
     found: dict[str, Any] = {"network": kind, "timesteps": run.steps, "missing": {}, "thresholds": _thresholds(network)}
     try:
-        data = component(ImageData, run.settings["data"], "data").build()
-        told = _told(run, kind, loaded, data, samples)
+        with from_file(trusted):
+            data = component(ImageData, run.settings["data"], "data").build()
+            told = _told(run, kind, loaded, data, samples)
         if told is None:
             why = "the run kept no answers, and with --samples 0 none are asked for"
             return found | {"passing": False, "missing": dict.fromkeys(("confusion", "examples", "rasters"), why)}
@@ -100,9 +105,13 @@ def _told(run: Run, kind: str, loaded: LoadedNetwork, data: ImageData, samples: 
     """The answers that the run kept, or those to the first images, asked now."""
     kept = _kept(run, kind)
     if kept.is_file():
-        settings = read_json(kept.parent / "evaluation.json")["settings"]
+        settings = recorded(kept.parent)["settings"]
+        steps = settings.get("timesteps")
+        if not isinstance(steps, list) or run.steps not in steps:
+            raise DamagedFileError(f"{kept.parent / 'evaluation.json'} is damaged: it has no answers at T = {run.steps}")
         batches = list(Journal(kept.parent, settings).read().values())
-        return Told(Answers.of(batches), settings["timesteps"].index(run.steps), True)
+        if batches:  # damaged ones are put aside
+            return Told(Answers.of(batches), steps.index(run.steps), True)
     if samples == 0:
         return None
     limit = min(samples, data.test_limit or samples)
@@ -200,7 +209,7 @@ def _batch_size(run: Run) -> int:
 def _cached(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
-    except ValueError:  # it is made again
+    except DamagedFileError:  # it is made again
         return {}
     return found if isinstance(found, dict) else {}
 

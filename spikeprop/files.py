@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, keep_previous
         keep_previous: leave what was there under ``previous_of(path)``.
 
     Raises:
-        OSError: naming the file; what was there is still there.
+        OSError: naming the file, and what became of what was there: it still is, but for a disk that fails twice.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     try:
@@ -45,15 +45,27 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, keep_previous
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            os.replace(path, previous_of(path))
-        os.replace(temporary, path)
+        _put_in_place(temporary, path, keep_previous and path.exists())
         _flush_folder(path.parent)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+        moved = keep_previous and previous_of(path).exists() and not path.exists()
+        left = f"what was there is {previous_of(path)}" if moved else "nothing was changed there"
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {left}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _put_in_place(temporary: Path, path: Path, keep: bool) -> None:
+    if keep:
+        os.replace(path, previous_of(path))
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if keep:
+            with contextlib.suppress(OSError):  # the first error says more
+                os.replace(previous_of(path), path)
+        raise
 
 
 def previous_of(path: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from spikeprop.assess import find_checkpoints
 from spikeprop.convert import convert
 from spikeprop.data import ImageData
 from spikeprop.errors import RecipeError
+from spikeprop.imports import from_file
 from spikeprop.networks import load_network
 from spikeprop.recipe import component, load_recipe
 from spikeprop.seeding import seed_torch
@@ -39,6 +41,7 @@ class Request:
         root: its folder.
         timesteps: of a spiking network, in place of its own.
         network: "ann", "converted" or "finetuned" of a run folder; "ann" or "converted" of a recipe.
+        trusted: packages that a checkpoint may have imported.
     """
 
     samples: int = 2
@@ -46,6 +49,7 @@ class Request:
     root: str | None = None
     timesteps: int | None = None
     network: str | None = None
+    trusted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -88,9 +92,7 @@ def _of_callable(source: str, asked: Request) -> FoundModel:
     where, _, name = source.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
-        made = getattr(importlib.import_module(where), name)()
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"{source}: {error}; write it as module:callable") from error
+        made = _found(source, where, name)()
     finally:
         sys.path.pop(0)
     model, *rest = made if isinstance(made, tuple) else (made,)
@@ -104,10 +106,19 @@ def _of_callable(source: str, asked: Request) -> FoundModel:
     return FoundModel(name=name, model=model, timesteps=asked.timesteps, **given)
 
 
+def _found(source: str, where: str, name: str) -> Callable[[], Any]:
+    """The callable; what goes wrong once it is called is its own, and goes on as it is."""
+    try:
+        return getattr(importlib.import_module(where), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"{source}: {error}; write it as module:callable") from error
+
+
 def _of_checkpoint(path: Path, asked: Request) -> FoundModel:
     (file, *_) = find_checkpoints(path, [asked.network] if asked.network else [])
-    loaded = load_network(file)
-    x, y = _samples(loaded.description["data"], asked)
+    loaded = load_network(file, asked.trusted)
+    with nullcontext() if asked.data is not None else from_file(asked.trusted):  # --data is the user's own word
+        x, y = _samples(loaded.description["data"], asked)
     steps = asked.timesteps or loaded.description["timesteps"]
     spiking = isinstance(loaded.network, SpikingNetwork)
     return FoundModel(name=f"{path.name} ({file.stem})" if path.is_dir() else file.stem, model=loaded.network, x=x, y=y,

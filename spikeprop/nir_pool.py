@@ -21,6 +21,7 @@ import numpy as np
 from nir.serialization import hdf2dict
 
 from spikeprop.errors import NirError
+from spikeprop.hdf5 import measure
 
 
 @dataclass(eq=False)
@@ -51,16 +52,30 @@ def is_max_pool(node: Any) -> bool:
 
 
 def read_nir(path: str | Path) -> nir.NIRGraph:
-    """Read a NIR file as ``nir.read`` does, and max pooling too.
+    """Read a NIR file as ``nir.read`` does, and max pooling too; the file may come from anyone (``spikeprop.hdf5``).
 
     Raises:
-        NirError: a node of max pooling with fields missing or unknown.
+        NirError: no such file, not a whole NIR file, one that holds more than a NIR file may, or a node of max pooling with
+            fields missing or unknown.
     """
-    with h5py.File(path) as file:
-        given: Any = file["node"]
-        if not any(node["type"][()] == KIND.encode() for node in given.get("nodes", {}).values()):
-            return nir.read(path, type_check=False)
-        found = hdf2dict(given)
+    if not Path(path).is_file():
+        raise NirError(f"there is no file {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            measure(file)
+            graph = _graph(hdf2dict(file["node"]))
+    except NirError:
+        raise
+    except Exception as error:  # HDF5's library and nir's constructors raise whatever damage leads them to
+        raise NirError(f"{path} is not a NIR file, or only a part of one: {error}") from error
+    if not isinstance(graph, nir.NIRGraph):
+        raise NirError(f"{path} holds a single node, not a graph")
+    return graph
+
+
+def _graph(found: dict[str, Any]) -> Any:
+    if not any(node["type"] == KIND for node in found.get("nodes", {}).values()):
+        return nir.dict2NIRNode({**found, "type_check": False})
     pools = {name: _pool(name, node) for name, node in found["nodes"].items() if node["type"] == KIND}
     others = {name: node for name, node in found["nodes"].items() if name not in pools}
     graph: Any = nir.dict2NIRNode({**found, "nodes": others, "type_check": False})

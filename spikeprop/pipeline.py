@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
 from spikeprop.data import ImageData
 from spikeprop.deploy import chip_budget, compare, export
-from spikeprop.errors import CheckpointError, EvaluationError, NirError, RecipeError
+from spikeprop.errors import CheckpointError, DamagedFileError, EvaluationError, NirError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
     Journal,
@@ -420,6 +421,9 @@ def _open(journal: Journal) -> None:
     try:
         journal.open({})
     except EvaluationError:  # a run may go on on another device, and what was begun there is begun again
+        journal.open({}, restart=True)
+    except DamagedFileError:
+        warnings.warn(f"{journal.path / 'evaluation.json'} is damaged: its images are asked again", stacklevel=2)
         journal.open({}, restart=True)
 
 

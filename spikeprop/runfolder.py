@@ -114,7 +114,9 @@ class RunFolder:
             self._write_stages()
 
     def _write_stages(self) -> None:
-        write_json(self.path / "stages.json", self._stages, keep_previous=True)
+        file = self.path / "stages.json"
+        _put_aside_damaged(file)
+        write_json(file, self._stages, keep_previous=True)
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each finished stage."""
@@ -148,11 +150,7 @@ def _read_stages(path: Path) -> dict[str, Any]:
         if not file.exists():
             continue
         try:
-            stages = read_json(file)
-            if not isinstance(stages, dict) or not all(
-                isinstance(s, dict) and {"seconds", "result"} <= set(s) for s in stages.values()
-            ):
-                raise DamagedFileError(f"{file} does not hold what a run writes there")
+            stages = _whole_stages(file)
         except DamagedFileError as error:
             problem = str(error)
             continue
@@ -162,6 +160,22 @@ def _read_stages(path: Path) -> dict[str, Any]:
     if problem:
         warnings.warn(f"{problem}: its stages run again", stacklevel=3)
     return {}
+
+
+def _whole_stages(file: Path) -> dict[str, Any]:
+    stages = read_json(file)
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) and {"seconds", "result"} <= set(s) for s in stages.values()):
+        raise DamagedFileError(f"{file} does not hold what a run writes there")
+    return stages
+
+
+def _put_aside_damaged(file: Path) -> None:
+    """So that it does not take the place of its whole predecessor, which is all there is until the next is written."""
+    try:
+        if file.exists():
+            _whole_stages(file)
+    except DamagedFileError:
+        file.replace(file.with_name(f"{file.name}.damaged"))
 
 
 def _read_seconds(file: Path) -> float:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spikeprop.errors import RunError
+from spikeprop.errors import DamagedFileError, RunError
 from spikeprop.files import read_json
 
 NETWORKS = {"converted": "converted", "finetuned": "fine-tuned"}
@@ -159,8 +159,9 @@ def run_folders(folder: Path) -> list[Path]:
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
-    except (ValueError, OSError) as error:
-        raise RunError(f"{file} is damaged ({error}); delete the folder {file.parent} and run again") from error
+    except (DamagedFileError, OSError) as error:
+        why = error.__cause__ or error  # the file is named once
+        raise RunError(f"{file} is damaged ({why}); delete the folder {file.parent} and run again") from error
     if not isinstance(found, dict):
         raise RunError(f"{file} is damaged: it holds no JSON object; delete the folder {file.parent} and run again")
     return found

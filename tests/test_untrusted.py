@@ -33,6 +33,7 @@ from spikeprop.errors import CheckpointError, DamagedFileError, MissingDataError
 from spikeprop.files import read_json
 from spikeprop.learn import save_checkpoint
 from spikeprop.networks import load_network
+from spikeprop.nir import read_nir
 from spikeprop.recipe import load_recipe, recipe_folder
 from spikeprop.subject import opened
 
@@ -207,7 +208,13 @@ def test_code_from_outside_is_imported_for_a_checkpoint_only_if_named(tmp_path: 
     assert result.exit_code == 1
     assert "--import strangers" in result.output
     assert "strangers" not in sys.modules
+    page = ("explain", file, "--samples", "1", "--timesteps", "1", "--entries", "0", "-o", tmp_path / "p.html")
+    assert "--import strangers" in spikeprop(*page).output
+    assert "strangers" not in sys.modules
     assert spikeprop("export", file, "--import", "strangers").exit_code == 0
+    assert sys.modules.pop("strangers")
+    result = spikeprop(*page, "--import", "strangers")
+    assert result.exit_code == 0, result.output
     assert sys.modules.pop("strangers")
 
 
@@ -225,7 +232,27 @@ def nir_file(path: Path) -> Path:
     return path
 
 
-def test_a_nir_file_cannot_reach_another_file(tmp_path: Path) -> None:
+READERS = [read_graph, read_nir]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_nir_file_that_is_not_whole_is_named(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    with pytest.raises((HardwareError, NirError), match=r"there is no file .*missing\.nir"):
+        read(tmp_path / "missing.nir")
+    file = nir_file(tmp_path / "a.nir")
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:100], b"", b"not HDF5 at all"):
+        file.write_bytes(content)
+        with pytest.raises((HardwareError, NirError), match=r"a\.nir is not a NIR file, or only a part of one"):
+            read(file)
+    with h5py.File(file, "w") as opened:
+        opened["other"] = 1
+    with pytest.raises((HardwareError, NirError), match=r"a\.nir is not a NIR file"):
+        read(file)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_nir_file_cannot_reach_another_file(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     file, other = nir_file(tmp_path / "a.nir"), nir_file(tmp_path / "b.nir")
     with h5py.File(file) as found:
         nodes: Any = found["node/nodes"]
@@ -257,8 +284,9 @@ def test_a_nir_file_cannot_reach_another_file(tmp_path: Path) -> None:
     for change, says in (
         (external, "link"), (soft, "link"), (stored_elsewhere, "another file"), (promised, "far more than"), (looped, "deeper")
     ):  # fmt: skip
-        with pytest.raises(HardwareError, match=says):
-            read_graph(spoilt(change))
+        with pytest.raises((HardwareError, NirError), match=says):
+            read(spoilt(change))
+    assert read(nir_file(file)).nodes.keys() >= {name}
 
 
 @pytest.mark.parametrize("shape", [[10**5, 10**5, 10**5], [-1, 8, 8], [0]])

@@ -21,6 +21,7 @@ from spikeprop.evaluate.answers import BatchAnswers, pack, unpack
 from spikeprop.files import leaves, read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 1
+BEGIN_ANEW = "whose answers lie beside it is not known: use another --out folder, or --restart to throw them away"
 
 
 class Journal:
@@ -44,16 +45,17 @@ class Journal:
 
         Raises:
             EvaluationError: the folder holds another evaluation, naming what differs.
+            DamagedFileError: what it says of its evaluation cannot be read.
         """
         file = self.path / "evaluation.json"
         if file.exists() and not restart:
-            return self._check_same(read_json(file)["settings"])
+            return self._check_same(recorded(self.path)["settings"])
         self._forget()
         return write_json(file, {"settings": self.settings, **about})
 
     def about(self) -> dict[str, Any]:
         """What was kept beside the settings when the evaluation began."""
-        return {key: value for key, value in read_json(self.path / "evaluation.json").items() if key != "settings"}
+        return {key: value for key, value in recorded(self.path).items() if key != "settings"}
 
     def read(self) -> dict[int, BatchAnswers]:
         """The batches that are answered, by number, ascending."""
@@ -91,6 +93,22 @@ class Journal:
             raise EvaluationError(
                 f"{self.path} holds another evaluation ({shown}); use another --out folder, or --restart to throw that one away"
             )
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What an evaluation's folder says of it: "settings", and what is kept beside them.
+
+    Raises:
+        DamagedFileError: it cannot be read.
+    """
+    file = folder / "evaluation.json"
+    try:
+        found = read_json(file)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{file} is damaged ({error.__cause__ or error}); {BEGIN_ANEW}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        raise DamagedFileError(f"{file} is damaged (it names no settings); {BEGIN_ANEW}")
+    return found
 
 
 def _short(value: Any) -> str:

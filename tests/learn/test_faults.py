@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from spikeprop import CNN, Backprop, Digits, fit
 from spikeprop.errors import CheckpointError, TrainingCollapsed
-from spikeprop.files import previous_of, remove_leftovers
+from spikeprop.files import previous_of, remove_leftovers, write_text
 from spikeprop.learn import Callback, LearningRule, Training, load_checkpoint, load_latest, save_checkpoint
+from spikeprop.recipe import load_recipe
+from spikeprop.runfolder import RunFolder
 
 
 def small() -> CNN:
@@ -115,6 +120,49 @@ def test_a_kill_between_the_two_renamings_costs_one_checkpoint(tmp_path: Path) -
     file.unlink()
     assert load_latest(file).description["training"]["step"] == 0
     assert torch.equal(train(file), train(None))
+
+
+def test_a_file_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, replace, calls = tmp_path / "a.json", os.replace, []
+    write_text(file, "old")
+
+    def failing(works: set[int]) -> Callable[..., None]:
+        def renamed(source: Path, target: Path) -> None:
+            calls.append(target)
+            if len(calls) not in works:
+                raise OSError(errno.EIO, "input/output error")
+            replace(source, target)
+
+        calls.clear()
+        return renamed
+
+    monkeypatch.setattr(os, "replace", failing({1, 3}))
+    with pytest.raises(OSError, match=r"cannot write .*a\.json: .*nothing was changed there"):
+        write_text(file, "new", keep_previous=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert file.read_text() == "old"
+    monkeypatch.setattr(os, "replace", failing({1}))  # nor can it be put back
+    with pytest.raises(OSError, match=r"what was there is .*a\.previous\.json"):
+        write_text(file, "new", keep_previous=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.previous.json"]
+    assert previous_of(file).read_text() == "old"
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"b": {}}'])
+def test_damaged_stages_do_not_displace_their_whole_predecessor(tmp_path: Path, damage: str) -> None:
+    file, recipe = tmp_path / "stages.json", load_recipe("digits_cnn_stdb")
+    first = RunFolder(tmp_path, recipe)
+    for name in "ab":
+        first.stage(name, dict)
+    file.write_text(damage)
+    with pytest.warns(UserWarning, match=r"going on from .*stages\.previous\.json, a done"):
+        again = RunFolder(tmp_path, recipe)
+    again.stage("b", dict)
+    assert (tmp_path / "stages.json.damaged").read_text() == damage
+    assert list(json.loads(previous_of(file).read_text())) == ["a"]
+    assert list(json.loads(file.read_text())) == ["a", "b"]
+    file.unlink()  # as a kill between the two renamings leaves it
+    assert RunFolder(tmp_path, recipe).finished("a")
 
 
 def test_without_a_checkpoint_before_it_a_damaged_one_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from spikeprop.evaluate.thumbnails import LARGEST, thumbnail
 from spikeprop.evidence import evidence
 from spikeprop.networks import load_network
 from spikeprop.runs import Run, run_folders
+from tests.page.conftest import SHORT
 
 
 @pytest.fixture
@@ -94,6 +96,10 @@ def test_spikes_that_are_taken_back_have_their_sign(digits_cnn: Any) -> None:
 
 def test_where_no_answers_are_kept_images_are_asked_again(folder: Path) -> None:
     whole = evidence(Run.read(folder))["confusion"]
+    (folder / "page.json").unlink()
+    (folder / "answers" / "finetuned" / "answers.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="asked again"):
+        assert evidence(Run.read(folder))["confusion"] == whole
     shutil.rmtree(folder / "answers")
     asked = evidence(Run.read(folder))
     assert asked["confusion"] == whole
@@ -113,8 +119,54 @@ def test_it_is_made_once_and_again_when_the_checkpoint_changes(folder: Path, mon
     shutil.copy(folder / "converted.safetensors", folder / "finetuned.safetensors")
     shutil.copy(folder / "converted.json", folder / "finetuned.json")
     assert evidence(Run.read(folder))["asked"] != made["asked"]
-    (folder / "page.json").write_text("{")
-    assert "confusion" in evidence(Run.read(folder))
+    for text in ("{", "[]"):
+        (folder / "page.json").write_text(text)
+        assert "confusion" in evidence(Run.read(folder))
+        assert json.loads((folder / "page.json").read_text())["asked"]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"settings": 3}', '{"settings": {"timesteps": 8}}'])
+def test_answers_whose_evaluation_is_not_known_are_missing_and_not_fatal(folder: Path, text: str) -> None:
+    (folder / "page.json").unlink(missing_ok=True)
+    (folder / "answers" / "finetuned" / "evaluation.json").write_text(text)
+    found = evidence(Run.read(folder))
+    assert "evaluation.json is damaged" in found["missing"]["confusion"]
+    assert found["thresholds"]
+
+
+@pytest.mark.filterwarnings("default:.*its images are asked again")  # the command line shows it
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_run_asks_again_where_its_evaluation_is_damaged(folder: Path, text: str) -> None:
+    before = right(Run.read(folder))
+    stages = {k: v for k, v in Run.read(folder).stages.items() if k in ("data", "ann", "convert", "finetune")}
+    (folder / "stages.json").write_text(json.dumps(stages))
+    (folder / "report.json").unlink()
+    (folder / "answers").rename(folder / "evaluate.progress")
+    (folder / "evaluate.progress" / "finetuned" / "evaluation.json").write_text(text)
+    done = CliRunner().invoke(main, ["run", "digits_cnn_stdb", *SHORT, "--out", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"finetuned.evaluation\.json is damaged: its images are asked again", done.output)
+    assert right(Run.read(folder)) == before
+
+
+def test_code_from_outside_is_imported_for_a_report_only_if_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange_data.py").write_text("from spikeprop import Digits\nclass Own(Digits):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    about = json.loads((folder / "run.json").read_text())
+    about["recipe"]["data"] = {"use": "strange_data.Own"}
+    (folder / "run.json").write_text(json.dumps(about))
+
+    def page(*more: str) -> str:
+        done = CliRunner().invoke(main, ["report", str(folder), "-o", str(tmp_path / "p.html"), "--samples", "50", *more])
+        assert done.exit_code == 0, done.output
+        return (tmp_path / "p.html").read_text()
+
+    assert "--import strange_data" in page()
+    assert "strange_data" not in sys.modules
+    assert "--import strange_data" not in page("--import", "strange_data")
+    assert sys.modules.pop("strange_data")
 
 
 def test_what_cannot_be_made_is_named_with_the_reason(folder: Path, tmp_path: Path) -> None:
@@ -155,9 +207,16 @@ def test_ls_runs_is_a_table_and_names_what_is_damaged(folder: Path, tmp_path: Pa
     assert re.search(rf"run +finished +digits_cnn_stdb +ANN [\d.]+, converted, T = 8 [\d.]+, {re.escape(accuracy)} +\d", listed())
     (folder / "report.json").unlink()
     assert "stopped after simulate" in listed()
-    (folder / "run.json").write_text("{")
+    shutil.copytree(folder, tmp_path / "spoilt")
+    for text in ("{", "[]", "\0", "[" * 100_000):
+        (tmp_path / "spoilt" / "run.json").write_text(text)
+        done = CliRunner().invoke(main, ["ls", "runs", str(tmp_path)])
+        assert done.exit_code == 0
+        assert re.search(r"run +stopped after simulate", done.stdout)  # one damaged folder hides no other
+        assert done.stderr.count("run.json") == 1
+        assert "spoilt/run.json is damaged" in done.stderr
+    shutil.rmtree(folder)
     assert "no runs in" in listed()
-    assert "run.json is damaged" in listed()
     refused = CliRunner().invoke(main, ["ls", "Neuron", str(tmp_path)])
     assert refused.exit_code == 2
     assert "a folder is for `ls runs" in refused.output

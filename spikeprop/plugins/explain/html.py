@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.files import write_text
+from spikeprop.plugins.explain.numbers import written
 
 FOLDER = Path(__file__).parent / "page"
 SCRIPTS = ("operations", "layers", "network", "views", "graph", "inspect", "panels", "quiz", "app")
@@ -25,7 +26,7 @@ def page_html(data: Mapping[str, Any]) -> str:
     parts = {
         "title": html.escape(f"{data['name']}: backpropagation explained"),
         "style": f"{_typesetter_style()}\n{_read('style.css')}",
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps(written(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         "script": _scripts(),
     }
     return re.sub(r"@(title|style|data|script)@", lambda found: parts[found[1]], _read("template.html"))

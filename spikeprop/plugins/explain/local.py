@@ -211,7 +211,7 @@ def _difference(node: Node, trace: Trace, upstream: list[Tensor], edges: list[Ed
 
 def _finite(node: Node, values: list[Tensor], upstream: list[Tensor], edges: list[Edge], width: float) -> tuple[float, float]:
     """Difference quotients of sum(upstream * output) along the direction, to the right and to the left."""
-    largest = max((float(values[edge.slot].abs().max()) if values[edge.slot].numel() else 0.0) for edge in edges)
+    largest = max(_largest(values[edge.slot]) for edge in edges)
     h, totals = width * (1 + largest), []
     for sign in (1, 0, -1):
         moved = list(values)
@@ -219,5 +219,12 @@ def _finite(node: Node, values: list[Tensor], upstream: list[Tensor], edges: lis
             moved[edge.slot] = values[edge.slot] + sign * h * direction(values[edge.slot])
         with torch.no_grad():
             outputs = node.run([t.clone() for t in moved])[: len(upstream)]
-        totals.append(sum(float((up * out).sum()) for up, out in zip(upstream, outputs)))
+        products = [torch.where(up == 0, 0.0, up * out) for up, out in zip(upstream, outputs)]  # 0 times a mask's -inf too
+        totals.append(sum(float(product.sum()) for product in products))
     return (totals[0] - totals[1]) / h, (totals[1] - totals[2]) / h
+
+
+def _largest(tensor: Tensor) -> float:
+    """Size of the largest finite entry; masks hold infinite ones, which stay where they are however far they are moved."""
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0

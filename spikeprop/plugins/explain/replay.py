@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.forms import FORMS
+from spikeprop.plugins.explain.numbers import read
 
 
 def replay(page: Mapping[str, Any], *, forward: bool = True) -> dict[str, Tensor]:
@@ -22,6 +23,7 @@ def replay(page: Mapping[str, Any], *, forward: bool = True) -> dict[str, Tensor
     Raises:
         ExplainError: a page that holds samples only, or a call without a closed form.
     """
+    page = read(page)
     if not page["complete"]:
         raise ExplainError("this page holds samples of its tensors; only a complete one can be replayed (explain --entries)")
     if page["unknown"]:

@@ -116,7 +116,27 @@ def arithmetic() -> Subject:
     return Subject(name="arithmetic", model=Arithmetic(), x=torch.randn(2, 4), y=torch.randn(2, 6), loss=F.mse_loss)
 
 
-EXTRA = {"tokens": tokens, "layers": layers, "arithmetic": arithmetic}
+class Causal(nn.Module):
+    """Attention that sees no later token: a mask of minus infinity, added, or filled in by a call without a card."""
+
+    def __init__(self, filled: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.filled, later = filled, torch.ones(3, 3, dtype=torch.bool).triu(1)
+        self.register_buffer("later", later if filled else torch.zeros(3, 3).masked_fill(later, -torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(1, 2)
+        masked = scores.masked_fill(self.later, -torch.inf) if self.filled else scores + self.later
+        return self.out((masked.softmax(-1) @ x).sum(1))
+
+
+def causal(filled: bool = False) -> Subject:
+    torch.manual_seed(0)
+    return Subject(name="causal", model=Causal(filled), x=torch.randn(2, 3, 4), y=torch.tensor([0, 2]))
+
+
+EXTRA = {"tokens": tokens, "layers": layers, "arithmetic": arithmetic, "causal": causal}
 ALL = {"mlp": mlp, "residual": residual, "attention": attention, "spiking": spiking}
 
 

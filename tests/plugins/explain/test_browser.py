@@ -17,7 +17,7 @@ from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import Step, Subject, explain, page_data, replay, trace_step, write_page
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from tests.plugins.explain.conftest import Built, Opened
-from tests.plugins.explain.subjects import ALL, EXTRA
+from tests.plugins.explain.subjects import ALL, EXTRA, causal
 from tests.plugins.explain.test_trace import _Cubed
 
 Build = Callable[[str], Built]
@@ -232,8 +232,9 @@ def test_dark_and_light(opened: Opened, build: Build) -> None:
     assert opened.page.evaluate(colour) == light
 
 
-def test_what_is_exported_can_be_replayed(opened: Opened, build: Build, tmp_path: Path) -> None:
-    built = build("spiking")
+@pytest.mark.parametrize("name", ["spiking", "causal"])
+def test_what_is_exported_can_be_replayed(opened: Opened, build: Build, tmp_path: Path, name: str) -> None:
+    built = build(name)
     opened.go(built.file)
     with opened.page.expect_download() as download:
         opened.page.click("#export")
@@ -241,6 +242,28 @@ def test_what_is_exported_can_be_replayed(opened: Opened, build: Build, tmp_path
     found = replay(json.loads((tmp_path / "page.json").read_text()), forward=False)
     for name, p in built.step.model.named_parameters():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_numbers_that_are_not_finite_are_shown(opened: Opened, tmp_path: Path, filled: bool) -> None:
+    subject = causal(filled)
+    step = trace_step(subject)
+    data = page_data(subject, step)
+    write_page(tmp_path / "p.html", data)
+    assert all(node["difference"]["verdict"] == "agrees" for node in data["nodes"])
+    opened.go(tmp_path / "p.html")
+    if filled:
+        assert not opened.page.evaluate("app.net.editable")
+    infinite = [v["id"] for v in data["values"] if -torch.inf in v["data"]["all"]]
+    assert infinite
+    for index in infinite:
+        count = f"Array.from(app.net.value({index}).all).filter((x) => x === -Infinity).length"
+        assert opened.page.evaluate(count) == int(torch.isneginf(step.trace.values[index].tensor).sum())
+    (softmax,) = [node["id"] for node in data["nodes"] if node["kind"] == "softmax"]
+    opened.go(tmp_path / "p.html", f"#step={softmax}")
+    assert opened.page.locator("#inspector td", has_text=re.compile("^−inf$")).count() == 6
+    assert opened.page.locator("#inspector td", has_text=re.compile("^nan$")).count() == 0
+    assert not serious(opened)
 
 
 def test_spikes_are_drawn_where_they_are(opened: Opened, build: Build) -> None:

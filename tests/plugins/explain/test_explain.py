@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import Subject, explain, page_html, replay, trace_step, variants
 from spikeprop.plugins.explain.data import page_data
 from spikeprop.plugins.explain.gallery import ENTRIES, subject_of, write_gallery
+from spikeprop.plugins.explain.numbers import read, written
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from spikeprop.plugins.map_propagation import MAPPropagation
 from spikeprop.snn import SpikingNetwork
@@ -69,6 +73,18 @@ def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         find_model("odd_nets:net", Request())
 
 
+@pytest.mark.parametrize(("body", "error"), [("torch.nn.Lnear(3, 2)", AttributeError), ("__import__('nowhere')", ImportError)])
+def test_an_error_in_a_module_of_ones_own_is_not_taken_for_a_wrong_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception]
+) -> None:
+    (tmp_path / "bad_nets.py").write_text(f"import torch\ndef net():\n    return {body}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_nets", raising=False)
+    with pytest.raises(error, match=r"Lnear|nowhere") as raised:
+        find_model("bad_nets:net", Request())
+    assert Path(raised.traceback[-1].path).name == "bad_nets.py"
+
+
 def test_a_run_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = CliRunner().invoke(main, ["run", "digits_mlp_stdb", "--smoke", "--out", str(folder), "simulate.samples=0"])
@@ -96,6 +112,13 @@ def test_what_cannot_be_explained_is_named(source: str, more: list[str], message
     assert done.exit_code == 1
     assert message in done.output
     assert not (tmp_path / "p.html").exists()
+
+
+def test_numbers_that_are_not_finite_survive_json() -> None:
+    values = {"a": [1.5, -math.inf, {"number": math.inf}], "number": 2.0, "b": (math.inf, 3), "c": "NaN", "d": None}
+    text = json.dumps(written(values), allow_nan=False)
+    assert read(json.loads(text)) == {**values, "b": [math.inf, 3]}
+    assert math.isnan(read(json.loads(json.dumps(written(math.nan), allow_nan=False))))
 
 
 def _classifier() -> Subject:

@@ -136,10 +136,12 @@ class App {
   }
 
   save() {
-    const blob = new Blob([JSON.stringify(this.net.exported())], { type: "application/json" }), link = h("a", { href: URL.createObjectURL(blob), download: `${this.net.data.name.replace(/[^\w-]+/g, "_")}.json` });
+    const blob = new Blob([JSON.stringify(this.net.exported(), (_, x) => (typeof x === "number" && !Number.isFinite(x) ? { number: String(x) } : x))], { type: "application/json" }), link = h("a", { href: URL.createObjectURL(blob), download: `${this.net.data.name.replace(/[^\w-]+/g, "_")}.json` });
     link.click();
     URL.revokeObjectURL(link.href);
   }
 }
 
-const app = new App(JSON.parse(document.getElementById("data").textContent));
+// Numbers that are not finite, which JSON has not, come as objects with their name.
+const isNumber = (x) => x !== null && typeof x === "object" && typeof x.number === "string" && Object.keys(x).length === 1;
+const app = new App(JSON.parse(document.getElementById("data").textContent, (_, x) => (isNumber(x) ? Number(x.number) : x)));

@@ -106,12 +106,12 @@ class Network {
     const inputs = n.inputs.map((i) => this.now[i]);
     const backward = edges.reduce((t, e) => t + sum(this.shares[n.id][e.slot].data.map((g, k) => g * d(k))), 0);
     const size = edges.reduce((t, e) => t + sum(this.shares[n.id][e.slot].data.map((g, k) => Math.abs(g * d(k)))), 0);
-    const h = 1e-6 * (1 + Math.max(...edges.flatMap((e) => Array.from(inputs[e.slot].data, Math.abs))));
+    const h = 1e-6 * (1 + Math.max(...edges.map((e) => scaleOf(inputs[e.slot].data))));
     const at = (sign) => {
       const moved = inputs.slice();
       edges.forEach((e) => { moved[e.slot] = map(inputs[e.slot], (v, k) => v + sign * h * d(k)); });
       const out = OPERATIONS[n.kind].forward(moved, n.settings);
-      return out.reduce((t, y, k) => t + sum(y.data.map((v, i) => v * up[k].data[i])), 0);
+      return out.reduce((t, y, k) => t + sum(y.data.map((v, i) => (up[k].data[i] === 0 ? 0 : v * up[k].data[i]))), 0);
     };
     const right = (at(1) - at(0)) / h, left = (at(0) - at(-1)) / h, finite = (right + left) / 2, allowed = 1e-5 * size + 1e-9;
     const verdict = Math.abs(finite - backward) <= allowed ? "agrees" : Math.abs(right - left) > 100 * allowed ? "kink" : "differs";

@@ -22,7 +22,8 @@ function svg(tag, attributes, ...children) {
 }
 
 function fmt(x, digits = 5) {
-  if (x === null || x === undefined || Number.isNaN(x)) return "–";
+  if (x === null || x === undefined) return "–";
+  if (!Number.isFinite(x)) return Number.isNaN(x) ? "nan" : x > 0 ? "inf" : "−inf";
   if (Number.isInteger(x) && Math.abs(x) < 1e6) return String(x).replace("-", "−");
   const a = Math.abs(x);
   const text = a !== 0 && (a < 1e-4 || a >= 1e6) ? x.toExponential(digits - 2) : String(Number(x.toPrecision(digits)));
@@ -41,7 +42,11 @@ function place_(entry, shape) {
   return `[${found.join(", ")}]`;
 }
 
+// The largest finite size among numbers, against which they are coloured.
+const scaleOf = (entries) => entries.reduce((most, x) => (Number.isFinite(x) ? Math.max(most, Math.abs(x)) : most), 1e-300);
+
 function tint(x, scale) {
+  if (Number.isNaN(x)) return null;
   const a = scale > 0 ? Math.min(1, Math.abs(x) / scale) * 0.4 : 0;
   return x >= 0 ? `background:rgba(38,128,235,${a.toFixed(3)})` : `background:rgba(235,110,20,${a.toFixed(3)})`;
 }
@@ -54,7 +59,7 @@ function tensorView(title, view, options = {}) {
   const { shape, all } = view, total = sizeOf(shape);
   const head = h("p", { class: "tensor-title" }, h("b", { text: title }), ` ${shapeText(shape)}`);
   if (all && total <= (options.cells || CELLS)) return h("div", { class: "tensor" }, head, table(title, view, options));
-  const entries = all || view.some, scale = Math.max(...Array.from(entries, Math.abs), 1e-300);
+  const entries = all || view.some, scale = scaleOf(entries);
   const strip = h("canvas", { width: Math.min(entries.length, 512), height: 1, class: "strip", role: "img", "aria-label": `${title}: ${summary(view)}` });
   paint(strip, entries, scale);
   const note = all ? "" : ` (${entries.length} of ${total} entries kept)`;
@@ -84,12 +89,12 @@ function paint(canvas, entries, scale) {
 }
 
 function table(title, view, { edit = null, integer = false } = {}) {
-  const { shape, all } = view, width = shape.length ? shape[shape.length - 1] : 1, scale = Math.max(...Array.from(all, Math.abs), 1e-300);
+  const { shape, all } = view, width = shape.length ? shape[shape.length - 1] : 1, scale = scaleOf(all);
   const rows_ = [];
   for (let r = 0; r < all.length; r += width) {
     const lead = shape.length > 1 ? place_(r / width, shape.slice(0, -1)) : "";
     const cells = Array.from(all.slice(r, r + width), (x, i) => {
-      const content = edit ? editor(`${title} ${place_(r + i, shape)}`, x, integer, (number) => edit(r + i, number)) : fmt(x, 4);
+      const content = edit && Number.isFinite(x) ? editor(`${title} ${place_(r + i, shape)}`, x, integer, (number) => edit(r + i, number)) : fmt(x, 4);
       return h("td", { style: tint(x, scale), title: edit ? null : String(x) }, content);
     });
     rows_.push(h("tr", {}, lead ? h("th", { scope: "row", text: lead }) : null, cells));
