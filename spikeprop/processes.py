@@ -108,6 +108,7 @@ def processes() -> Iterator[Processes]:
         distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+        distributed.barrier()  # nobody leaves while another still speaks
     finally:
         if started_here:
             distributed.destroy_process_group()

@@ -1,10 +1,15 @@
 """Batch-norm over a batch that several processes share: mean and variance are those of all of it, in both passes.
 
-    mean = sum_r s_r / n,    var = sum_r sum (x - mean)^2 / n
+With n_r values of a channel at rank r, of N in all,
 
-Each sum is one all-reduce. With the loss L = sum_r w_r L_r over the processes' shares, and gradients that are weighed by w_r
-only afterwards, the derivative by a sum S is handed back to rank r as (1 / w_r) sum_r' w_r' dL_r'/dS. PyTorch's own
-``SyncBatchNorm`` is for GPUs alone and weighs all processes alike.
+    mean = sum_r n_r mean_r / N,    var = sum_r n_r (var_r + mean_r^2) / N - mean^2    (summed in float64)
+
+and, with x^ the normalised input, g the gradient by the output and the loss L = sum_r w_r L_r over the processes' shares, whose
+gradients are weighed by w_r only afterwards,
+
+    dL_r/dx = gamma / sigma (g - (a + x^ b) / (N w_r)),    a = sum_r w_r sum g,    b = sum_r w_r sum g x^.
+
+One all-reduce each way. PyTorch's own ``SyncBatchNorm`` is for GPUs alone and weighs all processes alike.
 """
 
 from __future__ import annotations
@@ -20,19 +25,38 @@ from torch import Tensor, distributed, nn
 KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
-        total = value.clone()
-        distributed.all_reduce(total)
-        return total
+class _Normalise(torch.autograd.Function):
+    """(x, gamma, beta) to the normalised x, and the mean and variance of the whole batch."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0] * ctx.weight
+    def forward(ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, share: float, eps: float) -> tuple[Tensor, ...]:
+        var, mean = torch.var_mean(x, _axes(x), correction=0)
+        own = x.numel() / x.shape[1]
+        ctx.share, ctx.count = share, round(own / share)
+        sums = own * torch.stack([mean.double(), var.double() + mean.double().square()])
+        distributed.all_reduce(sums)
+        mean, square = sums / ctx.count
+        var = (square - mean.square()).clamp_min(0)
+        ctx.save_for_backward(x, gamma, mean.to(x.dtype), torch.rsqrt(var + eps).to(x.dtype))
+        mean, var = mean.to(x.dtype), var.to(x.dtype)
+        ctx.mark_non_differentiable(mean, var)
+        return nn.functional.batch_norm(x, mean, var, gamma, beta, False, 0.0, eps), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, mean, scale = ctx.saved_tensors
+        g, shape = grads[0], [1, -1] + [1] * (x.dim() - 2)
+        normal = (x - mean.view(shape)) * scale.view(shape)
+        own = torch.stack([g.sum(_axes(x)), (g * normal).sum(_axes(x))])
+        total = own * ctx.share
         distributed.all_reduce(total)
-        return total / ctx.weight, None
+        a, b = (total / (ctx.share * ctx.count)).unbind()
+        by_x = (g - a.view(shape) - normal * b.view(shape)) * (scale if gamma is None else scale * gamma).view(shape)
+        return by_x, None if gamma is None else own[1], None if gamma is None else own[0], None, None
+
+
+def _axes(x: Tensor) -> list[int]:
+    return [axis for axis in range(x.dim()) if axis != 1]
 
 
 def _forward(module: Any, weight: Callable[[], float], x: Tensor) -> Tensor:
@@ -41,15 +65,10 @@ def _forward(module: Any, weight: Callable[[], float], x: Tensor) -> Tensor:
         return type(module).forward(module, x)
     module._check_input_dim(x)
     share = weight()
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    seen = round(x.numel() / x.shape[1] / share)  # values of a channel in the whole batch
-    mean = _SumOverProcesses.apply(x.sum(axes), share) / seen
-    centred = x - mean.view(shape)
-    var = _SumOverProcesses.apply(centred.square().sum(axes), share) / seen
-    _remember(module, mean.detach(), var.detach() * (seen / max(seen - 1, 1)))
-    scaled = centred * torch.rsqrt(var + module.eps).view(shape)
-    return scaled if module.weight is None else scaled * module.weight.view(shape) + module.bias.view(shape)
+    out, mean, var = _Normalise.apply(x, module.weight, module.bias, share, module.eps)
+    count = round(x.numel() / x.shape[1] / share)  # values of a channel in the whole batch
+    _remember(module, mean, var * (count / max(count - 1, 1)))
+    return out
 
 
 @torch.no_grad()

@@ -101,6 +101,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     with pytest.raises(ValueError, match=r"Interlocking takes a batch in parts.*microbatches=1"):
         fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
     save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
+    dist.barrier()
     dist.destroy_process_group()
 
 
