@@ -105,7 +105,10 @@ def processes() -> Iterator[Processes]:
     started_here = not distributed.is_initialized()
     if started_here:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # addresses of workers that are gone stay in torchrun's store
+        store = distributed.PrefixStore(f"spikeprop/{attempt}", store)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
         distributed.barrier()  # nobody leaves while another still speaks

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from spikeprop.evaluate import Report
 from spikeprop.experiment import Context
+from spikeprop.stopping import stop_if_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,5 +32,8 @@ class Quick:
     def _wait(self) -> dict[str, float]:
         if self.x < 0:
             raise ValueError(f"x is {self.x}; it must not be negative")
-        time.sleep(self.seconds)
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            stop_if_asked()
+            time.sleep(0.01)
         return {}
