@@ -171,7 +171,7 @@ def test_cartpole_is_learnt_by_reward_alone(tmp_path: Path) -> None:
     found = run_in(tmp_path, control(episodes=120, seeds=1, hidden=[64, 32], critic=TeamSettings(
         variances=[0.03, 0.1, 0.1], rates=[2e-2, 2e-5, 2e-6], trace=0.95), learners=["map", "reinforce"],
     ))["learners"]  # fmt: skip
-    assert found["map"]["last_12"]["mean"] > 100  # 132 and more were seen; doing nothing has about 10, at random about 22
+    assert found["map"]["last_12"]["mean"] > 100  # 132 and more were seen
     assert found["reinforce"]["last_12"]["mean"] < 100
 
 
