@@ -20,8 +20,10 @@ MEAN, SLOPE, VALUE, ERROR = 0, 1, 2, 3  # rows of Net.units
 WEIGHT, FIRST_MOMENT, SECOND_MOMENT = 0, 1, 2  # rows of Net.params
 LEAST_GAP = 1e-6  # of the critic's |A - mean A|, in standard deviations: below it the quotient says nothing
 
-# sums may be reordered, so that they vectorise; NaN and infinity keep their meaning, so that a collapse is seen
-jit: Any = njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+# Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning, so that a collapse is seen. Products and
+# sums are not contracted: where that happens differs between loops just compiled and the same loops from numba's cache, and so
+# would a run.
+jit: Any = njit(cache=True, error_model="numpy", fastmath={"reassoc", "arcp", "nsz"})
 
 
 class Net(NamedTuple):
