@@ -40,10 +40,15 @@ def declare_readout(process, *, bias, onset, period, steps, zero):
     process.sums = Var(shape=(shape[0], steps), init=zero)
 
 
+def mark(record, k, where):
+    """Set step k's bit in a record of spikes, 48 steps to a word, where they are."""
+    record[:, k // 48] |= where.astype(np.int64) << (k % 48)
+
+
 def take_back(process, theta, k):
     """1 where a signed neuron takes a spike back in step k: below 0, if more were sent than taken back. Its state is changed."""
     back = (process.v < 0) & (process.sent > 0)
     process.v[:] = np.where(back, process.v + theta, process.v)
     process.sent[:] += ((process.bits[:, k // 48] >> (k % 48)) & 1) - back
-    process.back[:, k // 48] |= back.astype(np.int64) << (k % 48)
+    mark(process.back, k, back)
     return back

@@ -26,7 +26,7 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, take_back
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, take_back
 
 LIMIT = 2**23
 ALIGN = 6
@@ -91,7 +91,7 @@ class PyChipIFFixed(PyLoihiProcessModel):
             self.v[:] = np.clip(_decayed(self.v, self.decay) + current + bias, 1 - LIMIT, LIMIT - 1)
             spikes = (self.v > theta).astype(np.int32)
             self.v[:] = np.where(spikes, 0, self.v) if self.to_zero[0] else self.v - theta * spikes
-            self.bits[:, k // 48] |= spikes.astype(np.int64) << (k % 48)
+            mark(self.bits, k, spikes)
             if self.signed[0]:
                 spikes -= take_back(self, theta, k)
             if k < self.trace.shape[1]:

@@ -25,6 +25,8 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from spikeprop_hardware.processes.declaration import mark
+
 
 class MaxPool(AbstractProcess):
     """Windows over ``sources``; ``a_in`` spikes by source, ``s_out`` by window, ``bits`` and ``back`` the record of all.
@@ -82,9 +84,9 @@ class PyMaxPoolFloat(PyLoihiProcessModel):
             if some.any():
                 largest[some] = np.maximum.reduceat(self.counts[self.places], self.first[:-1][some])
             spikes, self.v[:] = largest - self.v, largest
-            self.bits[:, k // 48] |= (spikes > 0).astype(np.int64) << (k % 48)
+            mark(self.bits, k, spikes > 0)
             if self.back.shape == self.bits.shape:
-                self.back[:, k // 48] |= (spikes < 0).astype(np.int64) << (k % 48)
+                mark(self.back, k, spikes < 0)
             if k < self.trace.shape[1]:
                 self.trace[:, k] = self.v
         self.s_out.send(spikes.astype(arriving.dtype))

@@ -20,7 +20,7 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, take_back
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, take_back
 
 
 class SoftIF(AbstractProcess):
@@ -66,7 +66,7 @@ class PySoftIFFloat(PyLoihiProcessModel):
             self.v[:] = self.v * self.leak + (current + self.bias)
             spikes = (self.v > self.theta).astype(float)
             self.v[:] = self.v * (1 - spikes) if self.to_zero[0] else self.v - self.theta * spikes
-            self.bits[:, k // 48] |= spikes.astype(np.int64) << (k % 48)
+            mark(self.bits, k, spikes)
             if self.signed[0]:
                 spikes -= take_back(self, self.theta, k)
             if k < self.trace.shape[1]:
