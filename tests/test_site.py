@@ -9,14 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import Tab, open_tab
+
 ROOT = Path(__file__).parents[1]
-PLACES = ("file:", "data:", "blob:", "about:")
 
 
 @pytest.fixture(scope="module")
@@ -123,27 +123,13 @@ def test_the_tables_of_scaling_are_those_of_its_benchmark(
     assert "ANN, ResNet-20" in capsys.readouterr().out
 
 
-@dataclass
-class Opened:
-    """A tab, what it asked for, and what its console complained of."""
-
-    page: Any
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-
 @pytest.fixture
-def opened(chromium: Any) -> Iterator[Opened]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 1000})
-    found = Opened(context.new_page())
-    found.page.on("request", lambda r: found.requests.append(r.url))
-    found.page.on("console", lambda m: m.type in ("error", "warning") and found.complaints.append(m.text))
-    found.page.on("pageerror", lambda e: found.complaints.append(str(e)))
-    yield found
-    context.close()
+def opened(chromium: Any) -> Iterator[Tab]:
+    with open_tab(chromium, height=1000) as found:
+        yield found
 
 
-def test_pages_open_without_a_network_and_show_their_figures(site: Path, opened: Opened) -> None:
+def test_pages_open_without_a_network_and_show_their_figures(site: Path, opened: Tab) -> None:
     figures = 0
     for page in pages(site):
         opened.page.goto(page.as_uri())
@@ -154,12 +140,12 @@ def test_pages_open_without_a_network_and_show_their_figures(site: Path, opened:
         assert len(shown) == len(re.findall(r"<img\b", page.read_text()))
         figures += len(shown)
         assert page.as_uri() in opened.requests
-        assert not [url for url in opened.requests if not url.startswith(PLACES)], page
+        assert not opened.fetched(), page
         assert not opened.complaints, page
     assert figures >= 4
 
 
-def test_search_works_from_a_folder(site: Path, opened: Opened) -> None:
+def test_search_works_from_a_folder(site: Path, opened: Tab) -> None:
     opened.page.goto((site / "index.html").as_uri())
     opened.page.evaluate("document.querySelector('[data-md-toggle=search]').click()")
     opened.page.locator("[data-md-component=search-query]").press_sequentially("ThresholdBalancing")
@@ -167,5 +153,5 @@ def test_search_works_from_a_folder(site: Path, opened: Opened) -> None:
     hits.first.wait_for(state="attached", timeout=30_000)
     links = hits.evaluate_all("found => found.map(a => a.href)")
     assert any("api/convert.html" in link for link in links)
-    assert not [url for url in opened.requests if not url.startswith(PLACES)]
+    assert not opened.fetched()
     assert not opened.complaints

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spikeprop.plugins.explain import Step, Subject, page_data, trace_step, write_page
+from tests.browser import Tab, open_tab
 from tests.plugins.explain.subjects import ALL, EXTRA
 
 
-@dataclass
-class Opened:
-    """A page in the browser, with what it asked for and complained about."""
-
-    page: Any
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+class Opened(Tab):
+    """A page of explain in the browser."""
 
     def go(self, file: Path, address: str = "") -> None:
         self.page.goto("about:blank")
@@ -33,15 +29,10 @@ class Opened:
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Opened]:
     """A fresh tab; after the test it must have asked for nothing but the page itself and complained of nothing."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    found = Opened(context.new_page())
-    found.page.on("request", lambda r: found.requests.append(r.url))
-    found.page.on("console", lambda m: m.type in ("error", "warning") and found.complaints.append(m.text))
-    found.page.on("pageerror", lambda e: found.complaints.append(str(e)))
-    yield found
-    context.close()
+    with open_tab(chromium, Opened) as found:
+        yield found
     assert not found.complaints
-    assert not [url for url in found.requests if not url.startswith(("file:", "about:", "data:", "blob:"))]
+    assert not found.fetched()
 
 
 @dataclass(frozen=True)
