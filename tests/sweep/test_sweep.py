@@ -76,19 +76,23 @@ def test_a_table_of_all_trials_those_that_fail_included(recipe: Path, tmp_path: 
     assert "holds another sweep (it differs in axes." in other.output
 
 
-def test_a_killed_sweep_goes_on_and_waits_for_what_it_left_running(recipe: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    arguments = [str(recipe), "x=0.0", "seconds=6", "--out", str(folder), "--metric", "value"]
-    process = subprocess.Popen([sys.executable, "-m", "spikeprop", "sweep", *arguments], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    begun = folder / "000" / "starts.txt"
-    deadline = time.monotonic() + 120
+def begun_sweep(recipe: Path, folder: Path, *axes: str) -> subprocess.Popen[bytes]:
+    """A sweep in a process of its own, whose first trial is at work."""
+    command = [sys.executable, "-m", "spikeprop", "sweep", str(recipe), *axes, "--out", str(folder), "--metric", "value"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begun, deadline = folder / "000" / "starts.txt", time.monotonic() + 120
     while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    return process
+
+
+def test_a_killed_sweep_goes_on_and_waits_for_what_it_left_running(recipe: Path, tmp_path: Path) -> None:
+    folder, axes = tmp_path / "s", ["x=0.0", "seconds=6"]
+    process = begun_sweep(recipe, folder, *axes)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "000" / "report.json").exists(), "the kill came too late to mean anything"
-    result = sweep(recipe, folder, *arguments[1:3], "--metric", "value")
+    result = sweep(recipe, folder, *axes, "--metric", "value")
     assert result.exit_code == 0, result.output
     assert "000 is still at work for an earlier sweep" in result.output
     assert [starts(folder / name) for name in trials(folder)] == [1]
@@ -97,13 +101,7 @@ def test_a_killed_sweep_goes_on_and_waits_for_what_it_left_running(recipe: Path,
 
 def test_a_terminated_sweep_stops_its_trials_and_can_go_on(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    arguments = [str(recipe), "x=0.5", "seconds=60", "--out", str(folder), "--metric", "value"]
-    process = subprocess.Popen([sys.executable, "-m", "spikeprop", "sweep", *arguments], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    begun = folder / "000" / "starts.txt"
-    deadline = time.monotonic() + 120
-    while not begun.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = begun_sweep(recipe, folder, "x=0.5", "seconds=60")
     time.sleep(0.3)
     process.terminate()
     assert process.wait(timeout=40) != 0
