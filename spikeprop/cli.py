@@ -36,6 +36,11 @@ class _Friendly(click.Group):
             raise click.ClickException(str(died)) from error
 
 
+_TRUSTED = click.option(
+    "--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a checkpoint or run may import."
+)
+
+
 @click.group(cls=_Friendly, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="spikeprop")
 def main() -> None:
@@ -89,7 +94,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file.")
 @click.option("--samples", type=click.IntRange(min=0), default=500, show_default=True,
               help="Test images to ask where a run kept no answers; 0 for none.")  # fmt: skip
-@click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that the runs may import.")
+@_TRUSTED
 def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, ...]) -> None:
     """Show run folders on one HTML page that stands alone: curves, layers, spikes, confusions, images, provenance.
 
@@ -211,7 +216,7 @@ def ls(slot: str | None, folder: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")
 @click.option("--restart", is_flag=True, help="Throw away what the folder holds.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds between two writes.")
-@click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that the checkpoint may import.")
+@_TRUSTED
 def evaluate(
     checkpoint: Path, networks: tuple[str, ...], out: Path | None, restart: bool, timesteps: str | None, **settings: Any
 ) -> None:
@@ -241,7 +246,7 @@ def evaluate(
 @click.option("--for", "reader", type=click.Choice(["norse", "snntorch"]), help="As that library's own NIR importer reads it.")
 @click.option("--format", "form", type=click.Choice(["nir", "netx"]), default="nir", show_default=True,
               help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases.")  # fmt: skip
-@click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that the checkpoint may import.")
+@_TRUSTED
 def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, trusted: tuple[str, ...]) -> None:
     """Write a spiking network's CHECKPOINT as a NIR file, or for lava-dl.
 
@@ -282,7 +287,7 @@ def _shown(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--std", type=float, help="The same; default 1."),
         click.option("--timesteps", type=click.IntRange(min=1), help="Default the recipe's."),
         click.option("--encoder", type=click.Choice(["Direct", "Poisson"]), help="Of a NIR file that does not name its own."),
-        click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code that a checkpoint may import."),
+        _TRUSTED,
     ]
     for option in reversed(options):
         command = option(command)
@@ -374,7 +379,7 @@ def budget(network: Path, samples: int, data: str | None, encoder: str | None, t
 @click.option("--eval", "evaluation", is_flag=True, help="In evaluation mode; default as in training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of dropout and encoders.")
 @click.option("--entries", type=click.IntRange(min=0), help="Numbers up to which the page holds every one; beyond, samples.")
-@click.option("--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a checkpoint may import.")
+@_TRUSTED
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("explain.html"), show_default=True)
 def explain(
     model: str, rules: tuple[str, ...], evaluation: bool, seed: int, entries: int | None, out: Path, **asked: Any

@@ -170,7 +170,7 @@ class _Run:
         self.folder.reread()
         for name, work in stages.items():
             results[name] = self.folder.stage(name, work, together=name in TOGETHER)
-            if not self.processes.rank:
+            if self.context.writes:
                 self._drop_progress(name)
         values = {
             "name": self.context.name,
@@ -400,7 +400,7 @@ class _Run:
             left -= len(x)
 
     def _save(self, model: nn.Module, name: str) -> None:
-        if not self.processes.rank:
+        if self.context.writes:
             save_checkpoint(self._file(name), model, describe_network(model, self.experiment, self.data))
 
     def _load_ann(self) -> nn.Module:

@@ -34,15 +34,14 @@ class Processes:
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part of the items, contiguous; parts differ by one item at most."""
-        first, last = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
-        return items[first:last]
+        return items[self._part(len(items))]
 
     def rows(self, size: int) -> slice:
         """This process's part of a batch of so many examples; all of it, where there are fewer than processes."""
-        if size < self.count:
-            return slice(0, size)
-        first, last = (size * rank // self.count for rank in (self.rank, self.rank + 1))
-        return slice(first, last)
+        return slice(0, size) if size < self.count else self._part(size)
+
+    def _part(self, size: int) -> slice:
+        return slice(*(size * rank // self.count for rank in (self.rank, self.rank + 1)))
 
     def device(self, found: torch.device) -> torch.device:
         """``found``, or where it is CUDA without a number and there are several processes, this one's own GPU."""

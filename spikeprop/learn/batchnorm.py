@@ -85,7 +85,11 @@ def _remember(module: Any, mean: Tensor, var: Tensor) -> None:
 
 def has_batchnorm(models: Sequence[nn.Module]) -> bool:
     """Whether there is anything to synchronise."""
-    return any(type(module) in KINDS for model in models for module in model.modules())
+    return bool(_norms(models))
+
+
+def _norms(models: Sequence[nn.Module]) -> list[Any]:
+    return [module for model in models for module in model.modules() if type(module) in KINDS]
 
 
 @contextmanager
@@ -96,7 +100,7 @@ def synchronised(models: Sequence[nn.Module], weight: Callable[[], float]) -> It
         models: whose modules; names and parameters stay as they are.
         weight: this process's share of the batch at hand.
     """
-    changed: list[Any] = [m for model in models for m in model.modules() if type(m) in KINDS]
+    changed = _norms(models)
     for module in changed:
         module.forward = partial(_forward, module, weight)
     try:

@@ -308,7 +308,7 @@ def _totals(result: dict[str, Tensor], y: Tensor, team: Team) -> tuple[list[str]
     names = sorted(set(result) - {"loss", "scores"})
     hits = (result["scores"].argmax(1) == y).sum()
     means = torch.stack([result[name].detach().double() for name in ("loss", *names)])
-    size = torch.tensor(y.numel(), dtype=torch.float64, device=means.device)
+    size = torch.full_like(means[0], y.numel())  # filled on the device: a copy to it would wait
     return names, team.join(torch.cat([torch.stack([size, hits.double()]), means * size]))
 
 

@@ -130,7 +130,7 @@ class RuleComparison:
             context.notify(f"{name}, seed {seed}: {error}")
             result["collapsed"] = str(error)
         tested = measured(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
-        if not group.rank:
+        if context.writes:
             drop_progress(progress)
         return {**tested, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
