@@ -46,11 +46,13 @@ from spikeprop.learn import (
     LearningRule,
     MetricsLog,
     ProgressBar,
+    check_shardable,
     drop_progress,
     fit,
     load_checkpoint,
     load_model,
     save_checkpoint,
+    shard,
 )
 from spikeprop.networks import check_network, describe_network, load_network
 from spikeprop.recipe import Component
@@ -77,6 +79,8 @@ class HybridConversion:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may go on on another one.
         precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
             prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation.
+        sharded: of several processes each keeps its part alone of what training keeps of the parameters (weights, gradients, the
+            optimiser's memory), for networks that fit none of them otherwise; a run may go on the other way.
     """
 
     seed: int
@@ -89,6 +93,7 @@ class HybridConversion:
     simulate: Simulation
     device: str = "auto"
     precision: Precision = "float32"
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):
@@ -109,6 +114,8 @@ class HybridConversion:
             settings.check()
         if self.finetune.epochs and isinstance(self.convert.neuron.build(), SignedIF):
             raise RecipeError("finetune: SignedIF passes no gradient; use finetune.epochs=0, or convert.neuron=IF")
+        if self.sharded:
+            self._check_sharded()
         data = self.data.build()
         check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
         self._check_training(data)
@@ -126,6 +133,16 @@ class HybridConversion:
         for callback in callbacks:
             groups = callback.param_groups(ann, groups)
         self.train.build_optimizer(groups)
+
+    def _check_sharded(self) -> None:
+        """Rules and callbacks that meet the network in parts must be made for it."""
+        for stage, rule in (("train", self.train.rule.build()), ("finetune", self.finetune.build_rule())):
+            settings = getattr(self, stage)
+            try:
+                if settings.epochs:
+                    check_shardable(rule, [c.build() for c in settings.callbacks])
+            except ValueError as error:
+                raise RecipeError(f"{stage}: {error}") from error
 
     def smoke(self) -> HybridConversion:
         """The same on a few images, epochs and steps: does it run from end to end?"""
@@ -290,7 +307,10 @@ class _Run:
     ) -> list[dict[str, Any]]:
         if settings.epochs == 0:
             return []
-        model.to(self.device)
+        if self._shards:
+            shard(model, self.processes, self.device)
+        else:
+            model.to(self.device)
         batches, callbacks = self.data.train(settings.batch_size, seed), [c.build() for c in settings.callbacks]
         rule.prepare(model, next(batches.epoch(0))[0].to(self.device))
         groups = rule.param_groups(model)
@@ -312,6 +332,10 @@ class _Run:
             checkpoint_seconds=self.context.save_every,
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
+
+    @property
+    def _shards(self) -> bool:
+        return self.experiment.sharded and self.processes.count > 1
 
     def _watchers(self, stage: str) -> list[Callback]:
         if self.processes.rank:  # nothing to see there; the callbacks after these keep their places
@@ -400,8 +424,9 @@ class _Run:
             left -= len(x)
 
     def _save(self, model: nn.Module, name: str) -> None:
-        if self.context.writes:
-            save_checkpoint(self._file(name), model, describe_network(model, self.experiment, self.data))
+        if self.context.writes or self._shards:
+            described = describe_network(model, self.experiment, self.data)
+            save_checkpoint(self._file(name), model, described, writes=self.context.writes)
 
     def _load_ann(self) -> nn.Module:
         ann = self.experiment.ann.build()

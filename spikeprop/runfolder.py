@@ -29,7 +29,7 @@ from spikeprop.recipe import Recipe, check, dump
 from spikeprop.stopping import stop_if_asked
 
 OWN = {"name", "begun", "recipe"}  # of run.json: what no report repeats
-MACHINE = {"device"}  # where a run takes place is no part of what it is
+MACHINE = {"device", "sharded"}  # where a run takes place is no part of what it is
 LIBRARIES = ("spikeprop", "torch", "torchvision", "numpy", "nir", "safetensors")
 
 

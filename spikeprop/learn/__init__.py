@@ -8,6 +8,7 @@ from spikeprop.learn.loop import Batches, fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
+from spikeprop.learn.sharding import check_shardable, shard
 from spikeprop.learn.tensorboard import TensorBoardLog, tensorboard_installed, write_scalars
 
 __all__ = [
@@ -29,12 +30,14 @@ __all__ = [
     "Steps",
     "TensorBoardLog",
     "Training",
+    "check_shardable",
     "drop_progress",
     "fit",
     "load_checkpoint",
     "load_latest",
     "load_model",
     "save_checkpoint",
+    "shard",
     "tensorboard_installed",
     "write_scalars",
 ]

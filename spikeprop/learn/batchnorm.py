@@ -9,7 +9,8 @@ gradients are weighed by w_r only afterwards,
 
     dL_r/dx = gamma / sigma (g - (a + x^ b) / (N w_r)),    a = sum_r w_r sum g,    b = sum_r w_r sum g x^.
 
-One all-reduce each way. PyTorch's own ``SyncBatchNorm`` is for GPUs alone and weighs all processes alike.
+Where g is weighed already, as a sharded network's is at its output, the same with 1 in the place of w_r. One all-reduce each way.
+PyTorch's own ``SyncBatchNorm`` is for GPUs alone and weighs all processes alike.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class _Normalise(torch.autograd.Function):
     """(x, gamma, beta) to the normalised x, and the mean and variance of the whole batch."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, share: float, eps: float) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, share: float, weight: float, eps: float
+    ) -> tuple[Tensor, ...]:
         var, mean = torch.var_mean(x, _axes(x), correction=0)
         own = x.numel() / x.shape[1]
-        ctx.share, ctx.count = share, round(own / share)
+        ctx.weight, ctx.count = weight, round(own / share)
         sums = own * torch.stack([mean.double(), var.double() + mean.double().square()])
         distributed.all_reduce(sums)
         mean, square = sums / ctx.count
@@ -49,26 +52,26 @@ class _Normalise(torch.autograd.Function):
         x, gamma, mean, var = ctx.saved_tensors
         fixed = torch.ops.aten.native_batch_norm_backward
         by_x, by_gamma, by_beta = fixed(grads[0], x, gamma, mean, var, None, None, False, ctx.eps, [True, True, True])
-        total = torch.stack([by_beta, by_gamma]) * ctx.share
+        total = torch.stack([by_beta, by_gamma]) * ctx.weight
         distributed.all_reduce(total)
-        a, b = (total / (ctx.share * ctx.count)).unbind()
+        a, b = (total / (ctx.weight * ctx.count)).unbind()
         scale, shape = torch.rsqrt(var + ctx.eps), [1, -1] + [1] * (x.dim() - 2)
         slope = -gamma * scale.square() * b
         by_x.addcmul_(x, slope.view(shape)).sub_((gamma * scale * a + slope * mean).view(shape))
-        return by_x, by_gamma if ctx.affine else None, by_beta if ctx.affine else None, None, None
+        return by_x, by_gamma if ctx.affine else None, by_beta if ctx.affine else None, None, None, None
 
 
 def _axes(x: Tensor) -> list[int]:
     return [axis for axis in range(x.dim()) if axis != 1]
 
 
-def _forward(module: Any, weight: Callable[[], float], x: Tensor) -> Tensor:
+def _forward(module: Any, weight: Callable[[], float], weighed: bool, x: Tensor) -> Tensor:
     """What a batch-norm module does to its part of a batch that is spread over the processes."""
     if not module.training and module.running_mean is not None:
         return type(module).forward(module, x)
     module._check_input_dim(x)
     share = weight()
-    out, mean, var = _Normalise.apply(x, module.weight, module.bias, share, module.eps)
+    out, mean, var = _Normalise.apply(x, module.weight, module.bias, share, 1.0 if weighed else share, module.eps)
     count = round(x.numel() / x.shape[1] / share)  # values of a channel in the whole batch
     _remember(module, mean, var * (count / max(count - 1, 1)))
     return out
@@ -93,16 +96,17 @@ def _norms(models: Sequence[nn.Module]) -> list[Any]:
 
 
 @contextmanager
-def synchronised(models: Sequence[nn.Module], weight: Callable[[], float]) -> Iterator[None]:
+def synchronised(models: Sequence[nn.Module], weight: Callable[[], float], *, weighed: bool = False) -> Iterator[None]:
     """Batch-norm modules share their statistics for as long as the context lasts.
 
     Args:
         models: whose modules; names and parameters stay as they are.
         weight: this process's share of the batch at hand.
+        weighed: whether gradients come back weighed by it.
     """
     changed = _norms(models)
     for module in changed:
-        module.forward = partial(_forward, module, weight)
+        module.forward = partial(_forward, module, weight, weighed)
     try:
         yield
     finally:

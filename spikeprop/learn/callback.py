@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class Callback:
     A callback whose behaviour depends on more than ``training`` and its settings keeps that as tensors in ``state_dict``, which
     the loop's checkpoints save and resume.
     """
+
+    whole_parameters: ClassVar[bool] = False  # takes parameters for whole tensors, which those of a sharded network are not
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The optimiser's groups before it is made, split where the callback needs a group of its own."""

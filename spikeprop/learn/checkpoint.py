@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError, DamagedFileError
 from spikeprop.files import parse_json, previous_of, read_tensors, write_json, write_tensors
+from spikeprop.learn.sharding import spread_like, whole
 
 FORMAT = 1
 
@@ -46,6 +47,7 @@ def save_checkpoint(
     others: Mapping[str, Mapping[str, Tensor]] | None = None,
     *,
     keep_previous: bool = False,
+    writes: bool = True,
 ) -> None:
     """Write a network to ``path`` atomically, with ``description`` (JSON values) in the header and beside it.
 
@@ -56,17 +58,30 @@ def save_checkpoint(
         optimizer: saved too, to go on training.
         others: further tensors by prefix and name.
         keep_previous: leave the checkpoint that was there beside the new one, for ``load_latest``.
+        writes: whether this process does; of a network spread over processes (``shard``) all call, since all have a part of it.
     """
     parts = {"model": model.state_dict(), **(others or {})}
-    tensors = {f"{part}.{k}": v.detach().cpu().contiguous() for part, state in parts.items() for k, v in state.items()}
+    tensors = _gathered(((f"{part}.{k}", v) for part, state in parts.items() for k, v in state.items()), writes)
     described = {"format": FORMAT, **description}
     if optimizer is not None:
         state, groups = _split_optimizer(optimizer)
-        tensors |= state
+        tensors |= _gathered(state.items(), writes)
         described["optimizer"] = groups
+    if not writes:
+        return
     header = {"spikeprop": json.dumps(described)}
     write_tensors(path, tensors, header, keep_previous=keep_previous)
     write_json(path.with_suffix(".json"), described)
+
+
+def _gathered(tensors: Iterable[tuple[str, Tensor]], kept: bool) -> dict[str, Tensor]:
+    """Whole tensors in the host's memory, one after another; only gathered for others where they are not kept."""
+    found = {}
+    for name, tensor in tensors:
+        complete = whole(tensor.detach())
+        if kept:
+            found[name] = complete.cpu().contiguous()
+    return found
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -153,16 +168,17 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise CheckpointError(f"{checkpoint.path} is of another architecture: {shown}")
-    model.load_state_dict(saved)
+    model.load_state_dict({name: spread_like(value, own[name]) for name, value in saved.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
     """Restore an optimiser from the checkpoint of the same training run."""
     described = checkpoint.description["optimizer"]
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in described["values"].items()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in checkpoint.part("optimizer").items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        state.setdefault(int(index), {})[key] = spread_like(tensor, held[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
 
 
@@ -171,5 +187,5 @@ def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor
     tensors, values = {}, {}
     for index, entries in saved["state"].items():
         values[str(index)] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
-        tensors |= {f"optimizer.{index}.{k}": v.cpu().contiguous() for k, v in entries.items() if isinstance(v, Tensor)}
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
     return tensors, {"groups": saved["param_groups"], "values": values}

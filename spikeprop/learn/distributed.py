@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spikeprop.errors import Stopped
 from spikeprop.learn.batchnorm import has_batchnorm, synchronised
 from spikeprop.learn.rule import LearningRule
+from spikeprop.learn.sharding import Weighed, is_sharded, is_spread
 from spikeprop.processes import Processes
 from spikeprop.stopping import stop_asked, stop_if_asked
 
@@ -45,7 +46,8 @@ class Team:
         self.processes, self.model, self.rule = processes, model, rule
         self.weight, self.factor = 1.0, 1.0
         self.wrapped: nn.Module = model
-        self.asked = False
+        self.sharded = is_sharded(model)
+        self.asked, self.save_asked = False, False
 
     @property
     def several(self) -> bool:
@@ -63,12 +65,22 @@ class Team:
                 f"{type(self.rule).__name__} takes a batch in parts, over which batch-norm cannot be that of the whole batch "
                 "in several processes: use microbatches=1, another normalisation, or one process"
             )
+        if self.sharded:
+            self.wrapped = Weighed(self.model, lambda: self.weight)
         self._agree()
-        with synchronised([self.model, self.rule.own], lambda: self.weight):
+        with synchronised([self.model, self.rule.own], lambda: self.weight, weighed=self.sharded):
             try:
                 yield
             finally:
                 self.wrapped = self.model  # the wrapper must not outlive the group that it speaks through
+
+    def ask_for_save(self, due: bool) -> None:
+        """Say before a step whether a checkpoint is due here; of several processes rank 0's word is told to all in the step."""
+        self.save_asked = due and not self.processes.rank
+
+    def save_due(self, here: bool) -> bool:
+        """After a step, whether one is due: all say the same, since each has its part of a sharded network to give."""
+        return self.save_asked if self.several else here
 
     def stop_asked(self) -> bool:
         """Whether a signal has reached one of the processes by the last step: all stop after the same one."""
@@ -101,26 +113,32 @@ class Team:
         """
         if not self.several:
             return totals
-        late = [] if self.wrapped is not self.model else self._trained()
-        present = totals.new_tensor([float(stop_asked()), *(float(p.grad is not None) for p in late)])
+        late = self._late()
+        present = totals.new_tensor([float(stop_asked()), float(self.save_asked), *(float(p.grad is not None) for p in late)])
         sums = torch.cat([totals * self.factor, present])
         distributed.all_reduce(sums)
-        asked, *counts = sums[len(totals) :].tolist()
-        self.asked = asked > 0
+        asked, due, *counts = sums[len(totals) :].tolist()
+        self.asked, self.save_asked = asked > 0, due > 0
         anywhere = [p for p, count in zip(late, counts, strict=True) if count]
         for dtype in sorted({p.dtype for p in anywhere}, key=str):
             self._join_gradients([p for p in anywhere if p.dtype == dtype])
-        if late and len(anywhere) == len(late) and self.rule.overlaps:  # from the next step on, as all are reached
-            self.wrapped = self._overlapped()
+        if not self.sharded and late and len(anywhere) == len(late) and self.rule.overlaps:
+            self.wrapped = self._overlapped()  # from the next step on, as all are reached
         return sums[: len(totals)]
 
     def _join_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """One all-reduce for gradients of one type; a process without one adds nothing."""
         pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([piece.reshape(-1) for piece in pieces]).mul_(self.weight)
+        flat = torch.cat([piece.reshape(-1) for piece in pieces]).mul_(1.0 if self.sharded else self.weight)
         distributed.all_reduce(flat)
         for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = g.view_as(p)
+
+    def _late(self) -> list[nn.Parameter]:
+        """Parameters whose gradients nobody joins while the backward pass runs."""
+        if self.sharded:
+            return [p for p in self._trained() if not is_spread(p)]
+        return [] if self.wrapped is not self.model else self._trained()
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in (*self.model.parameters(), *self.rule.parameters()) if p.requires_grad]
@@ -130,7 +148,8 @@ class Team:
         with torch.no_grad():
             for module in (self.model, self.rule.own):
                 for value in (*module.parameters(), *module.buffers()):
-                    distributed.broadcast(value, 0)
+                    if not is_spread(value):  # else they agreed when it was
+                        distributed.broadcast(value, 0)
 
     def _overlapped(self) -> nn.Module:
         wrapped = DistributedDataParallel(self.model)

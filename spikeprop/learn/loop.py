@@ -24,6 +24,7 @@ from spikeprop.learn.checkpoint import Checkpoint, has_checkpoint, load_latest, 
 from spikeprop.learn.distributed import Team
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
+from spikeprop.learn.sharding import check_shardable, clip_gradients, is_sharded, own_part
 from spikeprop.processes import ALONE, Processes
 from spikeprop.seeding import seed_everything
 
@@ -153,7 +154,7 @@ def fit(
     as thresholds do.
 
     Args:
-        model: network that ``rule`` can train; batches go to its device.
+        model: network that ``rule`` can train, whole or spread over the processes by ``shard``; batches go to its device.
         rule: fills ``.grad``; one with parameters of its own has been prepared, and the optimiser holds them
             (``rule.param_groups``).
         batches: (images, labels) batches; ``Batches`` resume without rereading, any sized iterable works.
@@ -173,7 +174,8 @@ def fit(
         one dict an epoch: epoch, loss, accuracy (percent), lr, seconds.
 
     Raises:
-        ValueError: no batches, or an optimiser without the rule's own parameters.
+        ValueError: no batches, an optimiser without the rule's own parameters, or a sharded network and a rule or callback that
+            needs it whole.
         TrainingCollapsed: a loss, or a weight at a checkpoint, that is not finite.
         CheckpointError: ``checkpoint`` belongs to another network or another number of batches.
         Stopped: a signal asked to, within ``spikeprop.stopping.held``.
@@ -185,6 +187,8 @@ def fit(
     if training.steps_per_epoch == 0:
         raise ValueError("no batches to train on")
     _check_optimizer(rule, optimizer)
+    if is_sharded(model):
+        check_shardable(rule, callbacks)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     saves = _Saves(rule, callbacks)
@@ -214,10 +218,11 @@ def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
     for x, y in _read(training, batches, how, unread):
         seed_everything(how.seed, training.epoch, training.step, *_own_number(how.team.processes))
         _set_lr(training, how.schedule)
+        how.team.ask_for_save(_overdue(saved, how))
         _one_step(training, how, x.to(how.device, non_blocking=True), y.to(how.device, non_blocking=True), unread)
         for callback in how.callbacks:
             callback.on_step(training)
-        due = how.team.stop_asked() or time.monotonic() - saved > how.checkpoint_seconds
+        due = how.team.stop_asked() or how.team.save_due(_overdue(saved, how))
         if due and training.step < training.steps_per_epoch:
             if how.checkpoint is not None:
                 unread.read()
@@ -238,12 +243,17 @@ def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
         how.team.stop_if_asked()
 
 
+def _overdue(saved: float, how: _How) -> bool:
+    return time.monotonic() - saved > how.checkpoint_seconds
+
+
 def _read(training: Training, batches: Batches, how: _How, unread: _Unread) -> Iterator[Batch]:
     """The rest of an epoch's batches; where reading one fails, what is trained so far is saved before the error goes on."""
     try:
         yield from batches.epoch(training.epoch, training.step)
     except Exception:
-        if how.checkpoint is not None and training.step > 0:
+        alone = not how.team.sharded  # else the others would have to give their parts, and they do not know
+        if how.checkpoint is not None and training.step > 0 and alone:
             with suppress(Exception):  # the first error is the one to know
                 unread.read()
                 _save(training, how.checkpoint, how.saves, how.team.processes)
@@ -259,7 +269,8 @@ def _one_step(training: Training, how: _How, x: Tensor, y: Tensor, unread: _Unre
     for callback in how.callbacks:
         callback.on_gradient(training)
     if how.clip is not None:
-        nn.utils.clip_grad_norm_([*training.model.parameters(), *how.rule.parameters()], how.clip)
+        clip = clip_gradients if how.team.sharded else nn.utils.clip_grad_norm_
+        clip([*training.model.parameters(), *how.rule.parameters()], how.clip)
     training.optimizer.step()
     for module in how.constrained:
         module.project_parameters()
@@ -344,16 +355,17 @@ def _set_mode(model: nn.Module, rule: LearningRule, training: bool) -> None:
 
 
 def _save(training: Training, path: Path, saves: _Saves, processes: Processes) -> None:
-    broken = [name for name, p in training.model.named_parameters() if not torch.isfinite(p).all()]
+    broken = [name for name, p in training.model.named_parameters() if not torch.isfinite(own_part(p)).all()]
     if broken:  # a finite loss may have had a gradient that was not; saved, it would be taken up for good
         raise TrainingCollapsed(
             f"{broken[0]} is not finite after epoch {training.epoch + 1}, batch {training.step}: lower the learning rate or "
             "clip the gradient (clip: 1.0); the last checkpoint is untouched"
         )
-    if processes.rank:
+    writes = not processes.rank
+    if not writes and not is_sharded(training.model):
         return
-    described = {name: getattr(training, name) for name in (*POSITION, "steps_per_epoch", "epochs")}
-    save_checkpoint(path, training.model, {"training": described}, training.optimizer, saves.state(), keep_previous=True)
+    described = {"training": {name: getattr(training, name) for name in (*POSITION, "steps_per_epoch", "epochs")}}
+    save_checkpoint(path, training.model, described, training.optimizer, saves.state(), keep_previous=True, writes=writes)
 
 
 def _resume(training: Training, path: Path, saves: _Saves) -> None:

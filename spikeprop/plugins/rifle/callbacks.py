@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class RIFLE(Callback):
     Raises:
         ValueError: fewer than 0 resets.
     """
+
+    whole_parameters: ClassVar[bool] = True
 
     def __init__(self, *, resets: int = 1, cyclic: bool = True, head: str | None = None, seed: int = 0):
         if resets < 0:
@@ -106,6 +108,8 @@ class L2SP(Callback):
         beta: of the head.
         head: as for ``RIFLE``.
     """
+
+    whole_parameters: ClassVar[bool] = True
 
     def __init__(self, *, alpha: float = 1e-2, beta: float = 1e-4, head: str | None = None):
         for name, value in (("alpha", alpha), ("beta", beta)):

@@ -46,8 +46,27 @@ def in_ranges(count: int, work: Callable[[int, int], Any]) -> list[Any]:
     return list(_pool(torch.get_num_threads()).map(work, borders[:-1], borders[1:]))
 
 
+class _Seen:
+    """A tensor's memory as numpy asks for it: ``Tensor.numpy`` would keep a sharded network from letting gathered weights go."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, size = tensor, tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(size * n for n in tensor.stride()),
+            "typestr": _type_string(tensor.dtype),
+        }
+
+
+@lru_cache
+def _type_string(dtype: torch.dtype) -> str:
+    return torch.empty(0, dtype=dtype).numpy().dtype.str
+
+
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
+    return np.asarray(_Seen(tensor.detach()))
 
 
 def _words(tensor: Tensor) -> np.ndarray:
