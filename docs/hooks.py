@@ -123,7 +123,13 @@ def table(name: str) -> str:
             f"!!! note\n    `benchmarks/{base}.py` has not been run for this page: `results/benchmarks/{base}.json` is not there."
         )
     found = json.loads(file.read_text(encoding="utf-8"))
-    makers = {"scaling": measured, "scaling-model": modelled, "scaling-bytes": volume, "migration": migration}
+    makers = {
+        "scaling": measured,
+        "scaling-model": modelled,
+        "scaling-bytes": volume,
+        "migration": migration,
+        "sharding": sharded,
+    }
     return f"{makers.get(name, contenders)(found)}\n\n{about(found)}"
 
 
@@ -187,6 +193,18 @@ def measured(found: dict[str, Any]) -> str:
             rates = [f"{told[kind]:.1f} ({told[kind] / alone[kind]:.2f} times one's)" for kind in ("strong", "weak")]
             body.append((name, count, *rates, f"{1e3 * told['all_reduce_seconds']:.2f}", f"{one['gradient_bytes'] / 1e6:.2f}"))
     return rows(("network", "processes", "strong, images/s", "weak, images/s", "all-reduce, ms", "gradient, MB"), body)
+
+
+def sharded(found: dict[str, Any]) -> str:
+    """Memory of the process that takes most, where each keeps all parameters or its part."""
+    body = []
+    for name, one in found["measured"].items():
+        alone = one["rows"][0]["peak_mib"]
+        for told in one["rows"]:
+            kept = "its part" if told["sharded"] else "all"
+            peak = f"{told['peak_mib']:,.0f} ({told['peak_mib'] / alone:.2f} times one's)"
+            body.append((name, f"{one['parameters_mib']:,.0f}", told["processes"], kept, peak, f"{told['seconds']:.1f}"))
+    return rows(("network", "weights, MiB", "processes", "each keeps", "peak of one, MiB", "step, s"), body)
 
 
 def modelled(found: dict[str, Any]) -> str:

@@ -270,3 +270,15 @@ def test_ldbps_contenders_do_the_same_step(load: Any, polarisations: int) -> Non
         matrix = torch.stack([torch.stack([a, b]), torch.stack([-b.conj(), a.conj()])])
     x = torch.randn(3, polarisations, samples, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(rotate_and_turn(fir(x, taps), kerr, matrix), step(x), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sharding_runs(tmp_path: Path) -> None:
+    """As a program: its processes find it by its file."""
+    out = tmp_path / "found.json"
+    command = [sys.executable, "benchmarks/sharding.py", "--small", "--processes", "1", "2", "--steps", "2", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for one in json.loads(out.read_text())["measured"].values():
+        assert [(row["processes"], row["sharded"]) for row in one["rows"]] == [(1, False), (2, False), (2, True)]
+        assert all(row["peak_mib"] > one["parameters_mib"] for row in one["rows"])

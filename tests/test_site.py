@@ -129,6 +129,23 @@ def opened(chromium: Any) -> Iterator[Tab]:
         yield found
 
 
+def test_the_table_of_sharding_is_of_what_was_measured(
+    hooks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    sharding = importlib.import_module("sharding")
+    peaks = {(1, False): 2000.0, (2, False): 2500.0, (2, True): 1000.0}
+    monkeypatch.setattr(sharding, "_together", lambda name, world, spread, _: {"peak_mib": peaks[world, spread], "seconds": 1.25})
+    file = tmp_path / "results/benchmarks/sharding.json"
+    file.parent.mkdir(parents=True)
+    sharding.main(["--small", "--processes", "1", "2", "--out", str(file)])
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    found = hooks.table("sharding")
+    assert " | 2 | all | 2,500 (1.25 times one's) | 1.2 |" in found
+    assert " | 2 | its part | 1,000 (0.50 times one's) | 1.2 |" in found
+    assert "a part each: 1,000 MiB" in capsys.readouterr().out
+
+
 def test_pages_open_without_a_network_and_show_their_figures(site: Path, opened: Tab) -> None:
     figures = 0
     for page in pages(site):

@@ -161,6 +161,13 @@ def test_spiking_variants_include_the_engines_own_bptt() -> None:
     assert all(layer["angle"] < 1e-4 and abs(layer["ratio"] - 1) < 1e-9 for layer in shown["layers"])
 
 
+def test_the_cross_entropy_is_known_though_a_library_has_wrapped_it_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, plain = _classifier(), F.cross_entropy
+    step = trace_step(subject)
+    monkeypatch.setattr(F, "cross_entropy", lambda *inputs, **options: plain(*inputs, **options))
+    assert len(variants(subject, step, {"AR": ActivationRelaxation(iterations=1)})) == 1
+
+
 def test_rules_need_labels() -> None:
     with pytest.raises(ExplainError, match="class labels"):
         variants(mlp(), trace_step(mlp()), {"AR": ActivationRelaxation()})
