@@ -153,6 +153,7 @@ class Team:
 
     def _overlapped(self) -> nn.Module:
         wrapped = DistributedDataParallel(self.model)
+        wrapped.broadcast_buffers = False  # they are the same: batch-norm is over the whole batch
         wrapped.register_comm_hook(None, self._sum_weighted)
         return wrapped
 
