@@ -3,7 +3,7 @@
 python benchmarks/sharding.py --out results/benchmarks/sharding.json
 
 Real processes of one thread each, over gloo, train the same network on the same random images with ``fit`` and Adam:
-torchvision's VGG16 (134 million parameters, ten classes) by backpropagation, and spikeprop's VGG16 (34 million), converted, by
+torchvision's Wide ResNet-101-2 (125 million parameters) by backpropagation, and spikeprop's VGG16 (34 million), converted, by
 BPTT. A process tells its peak resident memory from the end of the first step on, less what it held before the network was made,
 and the seconds of a step. malloc is told to give large blocks back when they are freed, so that a peak is what is held.
 
@@ -39,7 +39,7 @@ from spikeprop.ann import TorchvisionModel
 from spikeprop.learn import BPTT, Backprop, Callback, LearningRule, Training, shard
 from spikeprop.processes import ALONE, Processes
 
-NETWORKS = ("ANN, torchvision's VGG16", "SNN, VGG16")
+NETWORKS = ("ANN, Wide ResNet-101-2", "SNN, VGG16")
 MIB = 2**20
 
 
@@ -103,7 +103,7 @@ def _together(name: str, world: int, sharded: bool, options: argparse.Namespace)
 def _network(name: str, options: argparse.Namespace) -> tuple[nn.Module, LearningRule]:
     torch.manual_seed(options.seed)
     if name.startswith("ANN"):
-        return TorchvisionModel(name="squeezenet1_1" if options.small else "vgg16", classes=10), Backprop()
+        return TorchvisionModel(name="resnet18" if options.small else "wide_resnet101_2", classes=10), Backprop()
     return _spiking(VGG(depth=5 if options.small else 16)), BPTT(timesteps=options.timesteps)
 
 
