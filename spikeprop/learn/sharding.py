@@ -24,6 +24,7 @@ from spikeprop.learn.rule import LearningRule
 from spikeprop.processes import Processes
 from spikeprop.snn import SpikingNetwork
 
+LARGEST_BLOCK = 1 / 4  # of all parameters: a larger part that has parts is several blocks
 CONTAINERS = (nn.Sequential.forward, nn.ModuleList.forward)  # that of a ModuleDict is the second too: none of its own
 
 
@@ -46,7 +47,7 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
             distributed.broadcast(value, 0)
     whole = {p for p in model.parameters() if p.dim() == 0}
     mesh = init_device_mesh(device.type, (processes.count,))
-    for block in (*_blocks(model), model):
+    for block in (*blocks(model), model):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -73,19 +74,22 @@ def check_shardable(rule: LearningRule, callbacks: Iterable[Callback]) -> None:
             raise ValueError(f"{name} takes the parameters whole, which those of a sharded network are not: use sharded=false")
 
 
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+def blocks(model: nn.Module) -> list[nn.Module]:
     """Parts of a network that are called one by one, with weights that no other part reads."""
     if isinstance(model, SpikingNetwork):
-        return
+        return []
     readers = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    yield from _called(model, {name for name, count in readers.items() if count > 1})
+    shared = {name for name, count in readers.items() if count > 1}
+    most = sum(p.numel() for p in model.parameters()) * LARGEST_BLOCK
+    return [block for block in _called(model, most) if not any(id(p) in shared for p in block.parameters())]
 
 
-def _called(model: nn.Module, shared: set[int]) -> Iterator[nn.Module]:
+def _called(model: nn.Module, most: float) -> Iterator[nn.Module]:
     for child in model.children():
-        if type(child).forward in CONTAINERS:
-            yield from _called(child, shared)
-        elif any(p.dim() > 1 for p in child.parameters()) and not any(id(p) in shared for p in child.parameters()):
+        size = sum(p.numel() for p in child.parameters())
+        if type(child).forward in CONTAINERS or (size > most and not type(child).__module__.startswith("torch.nn")):
+            yield from _called(child, most)  # torch's own modules may read their children's weights without calling them
+        elif any(p.dim() > 1 for p in child.parameters()):
             yield child
 
 

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spikeprop import CNN, IF, Direct, MaxActivation, convert, fit
+from spikeprop.ann import TorchvisionModel
 from spikeprop.errors import RecipeError
 from spikeprop.learn import BPTT, Backprop, Callback, Checkpoint, LearningRule, load_checkpoint, save_checkpoint, shard
-from spikeprop.learn.sharding import own_part
+from spikeprop.learn.sharding import blocks, own_part
 from spikeprop.pipeline import HybridConversion
 from spikeprop.plugins import ActivationRelaxation, BasicResNet
 from spikeprop.processes import ALONE, Processes
@@ -152,6 +153,18 @@ def test_each_process_keeps_its_part_alone(folder: Path, case: str) -> None:
         sizes = [part[name] for part in parts]
         assert sizes[0] == rows * (p[0].numel() if p.dim() else 1)
         assert sum(sizes) == (p.numel() if p.dim() else 2)
+
+
+def test_blocks_are_parts_of_a_quarter_at_most_and_never_pieces_of_torchs_own_modules() -> None:
+    network = TorchvisionModel(name="resnet18", classes=10)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks(network)]
+    total = sum(p.numel() for p in network.parameters())
+    assert max(sizes) <= total / 4
+    assert 0.99 * total < sum(sizes) <= total  # the rest, batch-norms alone, is the network's own
+    attention = nn.TransformerEncoderLayer(8, 2)
+    assert blocks(nn.Sequential(attention)) == [attention]  # its attention reads out_proj's weight and does not call it
+    one = tied()
+    assert blocks(one) == [one.get_submodule("again.2")]  # the weight of two is neither's
 
 
 def test_a_training_goes_on_spread_or_whole_wherever_it_began(folder: Path) -> None:
