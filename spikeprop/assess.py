@@ -36,6 +36,7 @@ from spikeprop.evaluate import (
 )
 from spikeprop.files import read_json, write_text
 from spikeprop.imports import from_file
+from spikeprop.locks import locked
 from spikeprop.networks import LoadedNetwork, load_network
 from spikeprop.processes import Processes
 from spikeprop.recipe import component
@@ -108,6 +109,9 @@ def assess(
         out: folder; default ``eval-DATA/NETWORK`` beside the checkpoint.
         restart: throw away what the folder holds.
         processes: that share the work; rank 0 writes the report.
+
+    Raises:
+        BusyError: another evaluation, or a run, is at work in the folder.
     """
     loaded = load_network(checkpoint, how.trusted)
     data = _data(loaded, how)
@@ -124,19 +128,20 @@ def assess(
     }
     folder = out or checkpoint.parent / f"eval-{type(data).__name__}" / checkpoint.stem
     journal = Journal(folder, settings)
-    processes.first(lambda: _open(journal, checkpoint.name, restart))
-    network = loaded.network.to(device)
-    batches = evaluate(
-        network,
-        split,
-        question,
-        journal=journal,
-        processes=processes,
-        activity_images=how.activity_images,
-        label=f"{checkpoint.stem} on {type(data).__name__}",
-        save_every=how.save_every,
-    )
-    return _report(network, data, question, batches, journal, processes), folder
+    with locked(folder, processes):
+        processes.first(lambda: _open(journal, checkpoint.name, restart))
+        network = loaded.network.to(device)
+        batches = evaluate(
+            network,
+            split,
+            question,
+            journal=journal,
+            processes=processes,
+            activity_images=how.activity_images,
+            label=f"{checkpoint.stem} on {type(data).__name__}",
+            save_every=how.save_every,
+        )
+        return _report(network, data, question, batches, journal, processes), folder
 
 
 def _report(

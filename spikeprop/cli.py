@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -25,7 +24,11 @@ class _Friendly(click.Group):
         try:
             return super().invoke(ctx)
         except Stopped as stopped:
-            _say(f"stopped, and everything so far is saved; go on with: {shlex.join(['spikeprop', *self.told])}")
+            from spikeprop.processes import same_again
+
+            command = same_again(self.told)
+            if command is not None:
+                _say(f"stopped, and everything so far is saved; go on with: {command}")
             ctx.exit(128 + stopped.signal)
         except (SpikepropError, OSError, ValueError) as error:
             raise click.ClickException(str(error)) from error
@@ -67,6 +70,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     import torch
 
     from spikeprop.experiment import Context
+    from spikeprop.locks import locked
     from spikeprop.processes import processes
     from spikeprop.recipe import load_recipe
     from spikeprop.runfolder import RunFolder
@@ -80,9 +84,10 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     _check(loaded.experiment, here=True)  # before the folder is made, which belongs to one recipe for good
     with processes() as group:
         say = _say if group.rank == 0 else lambda _: None
-        folder = RunFolder(out or Path("runs") / (loaded.name + ("-smoke" if smoke else "")), loaded, smoke, group)
-        say(f"{loaded.name} -> {folder.path}")
-        with held(say):
+        path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
+        with locked(path, group), held(say):
+            folder = RunFolder(path, loaded, smoke, group)
+            say(f"{loaded.name} -> {path}")
             report = loaded.experiment.run(Context(folder, loaded.name, say, **context))
         if group.rank == 0:
             _table(report.name, report.rows)
@@ -231,7 +236,7 @@ def evaluate(
 
     how = Assessment(timesteps=_numbers(timesteps) if timesteps else (), **settings)
     found = find_checkpoints(checkpoint, networks)
-    with held(_say), processes() as group:
+    with processes() as group, held(_say if group.rank == 0 else lambda _: None):
         for file in found:
             folder = out / file.stem if out is not None and len(found) > 1 else out
             report, folder = assess(file, how, out=folder, restart=restart, processes=group)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "spikeprop"
-LEAVES = {"errors", "files", "hdf5", "imports", "nir_pool", "processes", "progress", "seeding", "stopping"}
+LEAVES = {"errors", "files", "hdf5", "imports", "locks", "nir_pool", "processes", "progress", "seeding", "stopping"}
 STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
 PIPELINE = {
     "assess",
