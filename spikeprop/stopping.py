@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM as a request: whoever is at work finishes its step, saves, and then stops.
 
 ``held`` replaces the handlers of both signals by one that notes the signal. Loops ask ``stop_asked`` where they could stop, save,
-and call ``stop_if_asked``. A second signal does not wait. Under torchrun one that comes at the heels of the first is the same once
-more: a terminal's Ctrl-C reaches its processes, and torchrun, which passes it on to them.
+and call ``stop_if_asked``. A second signal does not wait. Under torchrun one that comes at the heels of the first is the same one
+again: a terminal's Ctrl-C reaches its processes, and torchrun, which passes it on to them.
 """
 
 from __future__ import annotations
