@@ -40,7 +40,7 @@ class _Friendly(click.Group):
 
 
 _TRUSTED = click.option(
-    "--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a checkpoint or run may import."
+    "--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a file's network or data may import."
 )
 
 
@@ -210,7 +210,9 @@ def ls(slot: str | None, folder: Path | None) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--network", "networks", multiple=True, type=click.Choice(["ann", "converted", "finetuned"]),
               help="Of a run folder; may be given several times; default the best there.")  # fmt: skip
-@click.option("--data", help="Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100 or ImageNet; default the network's own.")
+@click.option(
+    "--data", help="Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet or package.Class; default the network's own."
+)
 @click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
 @click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default the recipe's.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many test images.")
