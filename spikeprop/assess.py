@@ -35,10 +35,9 @@ from spikeprop.evaluate import (
     summarise,
 )
 from spikeprop.files import read_json, write_text
-from spikeprop.imports import from_file
-from spikeprop.networks import LoadedNetwork, load_network
+from spikeprop.locks import locked
+from spikeprop.networks import LoadedNetwork, described_data, load_network, said_of_data
 from spikeprop.processes import Processes
-from spikeprop.recipe import component
 from spikeprop.runfolder import describe_machine
 from spikeprop.settings import find_device
 from spikeprop.snn import SpikingNetwork
@@ -59,7 +58,7 @@ class Assessment:
         activity_images: about so many images' spikes are counted.
         device: "auto", "cpu", "cuda" or "cuda:1".
         save_every: seconds between two writes.
-        trusted: packages that the checkpoint may have imported.
+        trusted: packages that the checkpoint may have imported, for its network and its data.
     """
 
     data: str | None = None
@@ -108,6 +107,9 @@ def assess(
         out: folder; default ``eval-DATA/NETWORK`` beside the checkpoint.
         restart: throw away what the folder holds.
         processes: that share the work; rank 0 writes the report.
+
+    Raises:
+        BusyError: another evaluation, or a run, is at work in the folder.
     """
     loaded = load_network(checkpoint, how.trusted)
     data = _data(loaded, how)
@@ -124,19 +126,20 @@ def assess(
     }
     folder = out or checkpoint.parent / f"eval-{type(data).__name__}" / checkpoint.stem
     journal = Journal(folder, settings)
-    processes.first(lambda: _open(journal, checkpoint.name, restart))
-    network = loaded.network.to(device)
-    batches = evaluate(
-        network,
-        split,
-        question,
-        journal=journal,
-        processes=processes,
-        activity_images=how.activity_images,
-        label=f"{checkpoint.stem} on {type(data).__name__}",
-        save_every=how.save_every,
-    )
-    return _report(network, data, question, batches, journal, processes), folder
+    with locked(folder, processes):
+        processes.first(lambda: _open(journal, checkpoint.name, restart))
+        network = loaded.network.to(device)
+        batches = evaluate(
+            network,
+            split,
+            question,
+            journal=journal,
+            processes=processes,
+            activity_images=how.activity_images,
+            label=f"{checkpoint.stem} on {type(data).__name__}",
+            save_every=how.save_every,
+        )
+        return _report(network, data, question, batches, journal, processes), folder
 
 
 def _report(
@@ -218,10 +221,8 @@ def _question(loaded: LoadedNetwork, how: Assessment, data: ImageData) -> Questi
 
 def _data(loaded: LoadedNetwork, how: Assessment) -> ImageData:
     """The data set, with the normalisation and the size of images that the network was trained with."""
-    described = {key: value for key, value in loaded.description["data"].items() if key in ("use", "mean", "std")}
-    settings = {**described, "use": how.data or described.get("use", ""), "test_limit": how.limit, "root": how.root}
-    with from_file():
-        wanted = component(ImageData, settings, "--data")
+    described = said_of_data(loaded.description["data"])
+    wanted = described_data(described, how.trusted, named=how.data, test_limit=how.limit, root=how.root)
     if "size" in wanted.parameters():
         wanted = wanted.replace(size=loaded.description["input_shape"][-1])
     return wanted.build()

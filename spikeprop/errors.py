@@ -64,6 +64,10 @@ class RunError(SpikepropError):
     """A folder is no run's, or what lies in it is damaged; or a sweep's folder belongs to another sweep."""
 
 
+class BusyError(SpikepropError):
+    """Another process is at work in the folder."""
+
+
 class EvaluationError(SpikepropError):
     """An evaluation's folder holds another evaluation, or the network and the data do not fit each other."""
 

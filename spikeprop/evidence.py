@@ -23,10 +23,9 @@ from spikeprop.evaluate.journal import recorded
 from spikeprop.evaluate.raster import raster
 from spikeprop.evaluate.thumbnails import thumbnail
 from spikeprop.files import read_json, write_json
-from spikeprop.imports import from_file
-from spikeprop.networks import LoadedNetwork, load_network
+from spikeprop.networks import LoadedNetwork, described_data, load_network
 from spikeprop.pipeline import ANSWERS
-from spikeprop.recipe import component
+from spikeprop.recipe import Component
 from spikeprop.runs import Run
 from spikeprop.seeding import seed_torch
 from spikeprop.settings import find_device
@@ -84,9 +83,9 @@ def _made(run: Run, kind: str, samples: int, trusted: Collection[str]) -> dict[s
     assert isinstance(network, SpikingNetwork)
     found: dict[str, Any] = {"network": kind, "timesteps": run.steps, "missing": {}, "thresholds": _thresholds(network)}
     try:
-        with from_file(trusted):
-            data = component(ImageData, run.settings["data"], "data").build()
-            told = _told(run, kind, loaded, data, samples)
+        source = described_data(run.settings["data"], trusted)
+        data = source.build()
+        told = _told(run, kind, loaded, source, samples)
         if told is None:
             why = "the run kept no answers, and with --samples 0 none are asked for"
             return found | {"passing": False, "missing": dict.fromkeys(("confusion", "examples", "rasters"), why)}
@@ -101,7 +100,7 @@ def _made(run: Run, kind: str, samples: int, trusted: Collection[str]) -> dict[s
     return found | {"passing": False}
 
 
-def _told(run: Run, kind: str, loaded: LoadedNetwork, data: ImageData, samples: int) -> Told | None:
+def _told(run: Run, kind: str, loaded: LoadedNetwork, source: Component[ImageData], samples: int) -> Told | None:
     """The answers that the run kept, or those to the first images, asked now."""
     kept = _kept(run, kind)
     if kept.is_file():
@@ -114,8 +113,8 @@ def _told(run: Run, kind: str, loaded: LoadedNetwork, data: ImageData, samples: 
             return Told(Answers.of(batches), steps.index(run.steps), True)
     if samples == 0:
         return None
-    limit = min(samples, data.test_limit or samples)
-    split = component(ImageData, run.settings["data"], "data").replace(test_limit=limit).build().test(_batch_size(run))
+    data = source.replace(test_limit=min(samples, source.build().test_limit or samples)).build()
+    split = data.test(_batch_size(run))
     network = loaded.network.to(find_device("auto"))
     extra = latency_of(network)
     question = Question(timesteps=(run.steps,), extra_steps=extra, classes=data.classes, seed=run.settings["seed"])

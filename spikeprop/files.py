@@ -77,11 +77,12 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of processes of this machine that were killed while they wrote."""
     for file in folder.glob(".*.part*"):
         found = PART.fullmatch(file.name)
-        if found and not _alive(int(found[1])):
+        if found and not alive(int(found[1])):
             shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from torch.nn import functional as F
 
 from spikeprop.assess import find_checkpoints
 from spikeprop.convert import convert
-from spikeprop.data import ImageData
 from spikeprop.errors import RecipeError
-from spikeprop.imports import from_file
-from spikeprop.networks import load_network
-from spikeprop.recipe import component, load_recipe
+from spikeprop.networks import described_data, load_network, said_of_data
+from spikeprop.recipe import load_recipe
 from spikeprop.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
@@ -41,7 +38,7 @@ class Request:
         root: its folder.
         timesteps: of a spiking network, in place of its own.
         network: "ann", "converted" or "finetuned" of a run folder; "ann" or "converted" of a recipe.
-        trusted: packages that a checkpoint may have imported.
+        trusted: packages that a checkpoint may have imported, for its network and its data.
     """
 
     samples: int = 2
@@ -117,8 +114,7 @@ def _found(source: str, where: str, name: str) -> Callable[[], Any]:
 def _of_checkpoint(path: Path, asked: Request) -> FoundModel:
     (file, *_) = find_checkpoints(path, [asked.network] if asked.network else [])
     loaded = load_network(file, asked.trusted)
-    with nullcontext() if asked.data is not None else from_file(asked.trusted):  # --data is the user's own word
-        x, y = _samples(loaded.description["data"], asked)
+    x, y = _samples(said_of_data(loaded.description["data"]), asked)
     steps = asked.timesteps or loaded.description["timesteps"]
     spiking = isinstance(loaded.network, SpikingNetwork)
     return FoundModel(name=f"{path.name} ({file.stem})" if path.is_dir() else file.stem, model=loaded.network, x=x, y=y,
@@ -138,7 +134,7 @@ def _of_recipe(source: str, asked: Request) -> FoundModel:
     if not hasattr(experiment, "convert"):
         raise RecipeError(f"{recipe.name} converts nothing; leave --network out")
     settings = experiment.smoke().convert
-    images, _ = _samples(experiment.data.describe(), Request(samples=FRESH_IMAGES, data=asked.data, root=asked.root))
+    images, _ = _samples(experiment.data.describe(), replace(asked, samples=FRESH_IMAGES))
     encoder = settings.encoder.build()
     network = convert(ann, [images], settings.neuron.build(), settings.calibrator.build(), encoder=encoder)
     steps = asked.timesteps or experiment.finetune.timesteps
@@ -146,10 +142,7 @@ def _of_recipe(source: str, asked: Request) -> FoundModel:
 
 
 @torch.no_grad()
-def _samples(settings: dict[str, Any], asked: Request) -> tuple[Tensor, Tensor]:
-    """The first test images and their labels."""
-    if asked.data is not None:
-        settings = {"use": asked.data}
-    if asked.root is not None:
-        settings = {**settings, "root": asked.root}
-    return next(component(ImageData, settings, "--data").build().test(asked.samples).epoch(0))
+def _samples(described: Mapping[str, Any], asked: Request) -> tuple[Tensor, Tensor]:
+    """The first test images and their labels; a recipe has had its code imported by now."""
+    data = described_data({} if asked.data else described, asked.trusted, named=asked.data, root=asked.root)
+    return next(data.build().test(asked.samples).epoch(0))

@@ -9,7 +9,7 @@ thresholds are tensors of the checkpoint. So a checkpoint needs neither its reci
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,37 @@ def describe_network(model: nn.Module, experiment: Any, data: ImageData) -> dict
         "encoder": experiment.convert.encoder.describe(),
         "timesteps": experiment.finetune.timesteps,
         "input_shape": list(data.input_shape),
-        "data": {"use": type(data).__name__, "mean": data.mean, "std": data.std},
+        "data": {"use": experiment.data.use, "mean": data.mean, "std": data.std},
         "seed": experiment.seed,
     }
+
+
+def described_data(
+    described: Mapping[str, Any], trusted: Collection[str] = (), *, named: str | None = None, **settings: Any
+) -> Component[ImageData]:
+    """The data set that a file describes, or the one that the user named instead of it.
+
+    Whoever names a class on the command line means its code to run, as whoever runs a recipe does; so the package of ``named`` is
+    trusted, and nothing else that the file says is for that.
+
+    Args:
+        described: name and settings, by a checkpoint, a NIR file or a run folder.
+        trusted: packages that the file may have imported.
+        named: data set of the user's, as ``--data`` has it.
+        settings: the user's own, in place of those described; None says nothing.
+
+    Raises:
+        RecipeError: no such data set or setting, or code from outside.
+    """
+    given = {key: value for key, value in {"use": named, **settings}.items() if value is not None}
+    own = [named.partition(".")[0]] if named is not None and "." in named else []
+    with from_file((*trusted, *own)):
+        return component(ImageData, {**described, **given}, "data" if named is None else "--data")
+
+
+def said_of_data(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint or a NIR file may say of the data; where they lie and whether to fetch them is the user's to say."""
+    return {key: described[key] for key in ("use", "mean", "std") if key in described}
 
 
 def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:

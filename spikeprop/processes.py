@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from spikeprop.errors import ProcessError, SpikepropError
+from spikeprop.errors import ProcessError, SpikepropError, Stopped
+from spikeprop.stopping import stop_if_asked
 
 PATIENCE = timedelta(days=30)  # shares differ in length, and a rank that dies is noticed at once
+FAILED = 1000  # beyond the numbers of signals
 T = TypeVar("T")
 
 
@@ -50,9 +53,17 @@ class Processes:
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Until all processes are here.
+
+        Raises:
+            Stopped: a signal asked to; another may have stopped before it came here.
+        """
         if self.count > 1:
-            distributed.barrier()
+            try:
+                distributed.barrier()
+            except RuntimeError:  # its connections are closed
+                stop_if_asked()
+                raise
 
     def first(self, work: Callable[[], object]) -> None:
         """Rank 0 does the work while the others wait; if it fails, all end.
@@ -72,26 +83,44 @@ class Processes:
         self.wait()
 
     def together(self, work: Callable[[], object]) -> None:
-        """All do work in which they do not meet; if one cannot, all end.
+        """All do work in which they do not meet; if one cannot, all end; if one was asked to stop, all were.
 
         Raises:
             ProcessError: on a rank whose own work was done.
+            Stopped: a signal asked this or another process to.
         """
         failure: Exception | None = None
         try:
             work()
         except (SpikepropError, OSError) as error:
             failure = error
-        failed = torch.tensor(int(failure is not None))
+        worst = torch.tensor(0 if failure is None else failure.signal if isinstance(failure, Stopped) else FAILED)
         if self.count > 1:
-            distributed.all_reduce(failed, distributed.ReduceOp.MAX)
+            distributed.all_reduce(worst, distributed.ReduceOp.MAX)
         if failure is not None:
             raise failure
-        if failed:
+        if worst == FAILED:
             raise ProcessError(f"rank {self.rank} ends, since another process cannot go on; it says why")
+        if worst:
+            raise Stopped(int(worst))
 
 
 ALONE = Processes()
+
+
+def same_again(arguments: Sequence[str]) -> str | None:
+    """The command that goes on with what this one did, under torchrun with as many processes.
+
+    None on other ranks than 0, which have nothing to say.
+    """
+    asked = os.environ.get
+    count = int(asked("WORLD_SIZE", "1"))
+    if count == 1:
+        return shlex.join(["spikeprop", *arguments])
+    if asked("RANK", "0") != "0":
+        return None
+    torchrun = shlex.join(["torchrun", f"--nproc-per-node={count}", "-m", "spikeprop", *arguments])
+    return torchrun if asked("LOCAL_WORLD_SIZE") == str(count) else f"{count} processes, started on all machines as these were"
 
 
 @contextmanager

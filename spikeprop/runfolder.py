@@ -3,7 +3,7 @@ up again.
 
 ``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result, the seconds and
 the commit of every finished stage. Both are replaced whole. A folder belongs to one recipe: another one is refused rather than
-mixed in.
+mixed in. Who runs in one holds its lock for as long (``spikeprop.locks.locked``), as the command line does.
 """
 
 from __future__ import annotations

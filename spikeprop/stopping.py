@@ -1,13 +1,16 @@
 """Ctrl-C and SIGTERM as a request: whoever is at work finishes its step, saves, and then stops.
 
 ``held`` replaces the handlers of both signals by one that notes the signal. Loops ask ``stop_asked`` where they could stop, save,
-and call ``stop_if_asked``. A second signal does not wait.
+and call ``stop_if_asked``. A second signal does not wait. Under torchrun one that comes at the heels of the first is the same one
+again: a terminal's Ctrl-C reaches its processes, and torchrun, which passes it on to them.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +18,7 @@ from types import FrameType
 from spikeprop.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 1.0  # seconds
 _asked: list[int] = []  # signals belong to the process, and so does this: what arrived since ``held`` began
 
 
@@ -29,10 +33,16 @@ def held(notify: Callable[[str], None]) -> Iterator[None]:
         yield
         return
 
+    first, echo = 0.0, ECHO if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0.0
+
     def handle(number: int, _: FrameType | None) -> None:
+        nonlocal first
+        if _asked and time.monotonic() - first < echo:
+            return
         if _asked:
             raise SystemExit(128 + number)
         _asked.append(number)
+        first = time.monotonic()
         notify(f"{signal.Signals(number).name}: this step is finished and saved, then the run stops; once more stops at once")
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}

@@ -15,14 +15,11 @@ from typing import Any
 import nir
 from torch import Tensor
 
-from spikeprop.data import ImageData
 from spikeprop.deploy import export, hardware_package
 from spikeprop.errors import CheckpointError, HardwareError, NirError
 from spikeprop.files import parse_json
-from spikeprop.imports import from_file
-from spikeprop.networks import load_network
+from spikeprop.networks import described_data, load_network, said_of_data
 from spikeprop.nir import ENCODERS, from_nir
-from spikeprop.recipe import component
 from spikeprop.snn import SpikingNetwork
 
 HDF5 = b"\x89HDF\r\n\x1a\n"  # the first bytes of every NIR file
@@ -38,6 +35,8 @@ class Subject:
         timesteps: steps that it is made for, or None where nothing says it.
         data: the data set's name and settings; empty where nothing says it.
         seed: of the encoder.
+        trusted: packages that the file may have imported.
+        named: data set that the caller names.
     """
 
     network: SpikingNetwork
@@ -45,11 +44,13 @@ class Subject:
     timesteps: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    trusted: Collection[str] = ()
+    named: str | None = None
 
-    def told(self, *, timesteps: int | None, **data: Any) -> Subject:
+    def told(self, *, timesteps: int | None, use: str | None = None, **data: Any) -> Subject:
         """The same with what the caller says instead; None says nothing."""
         given = {key: value for key, value in data.items() if value is not None}
-        return replace(self, timesteps=timesteps or self.timesteps, data={**self.data, **given})
+        return replace(self, timesteps=timesteps or self.timesteps, data={**self.data, **given}, named=use or self.named)
 
     def images(self, samples: int) -> tuple[Tensor, Tensor]:
         """The first test images and their labels.
@@ -57,11 +58,11 @@ class Subject:
         Raises:
             NirError: nothing says which data, or how many steps; or the network does not read such images.
         """
-        missing = [option for option, value in (("--data", self.data.get("use")), ("--timesteps", self.timesteps)) if not value]
+        source = self.named or self.data.get("use")
+        missing = [option for option, value in (("--data", source), ("--timesteps", self.timesteps)) if not value]
         if missing:
             raise NirError(f"{self.file} does not say what it is to be simulated with; pass {' and '.join(missing)}")
-        with from_file():
-            data = component(ImageData, dict(self.data), "--data").build()
+        data = described_data(self.data, self.trusted, named=self.named).build()
         if data.input_shape != self.network.input_shape:
             raise NirError(
                 f"the network reads {self.network.input_shape}, but images of {type(data).__name__} are {data.input_shape}; "
@@ -80,7 +81,7 @@ def opened(path: Path, encoder: str | None = None, trusted: Collection[str] = ()
     Args:
         path: what ``run`` or ``export`` wrote, or a NIR file from elsewhere.
         encoder: "Direct" or "Poisson", for a NIR file that does not name its own.
-        trusted: packages that a checkpoint may have imported.
+        trusted: packages that the file may have imported, for its network and its data.
 
     Raises:
         CheckpointError: a checkpoint that is damaged, or of an ANN.
@@ -88,7 +89,7 @@ def opened(path: Path, encoder: str | None = None, trusted: Collection[str] = ()
         HardwareError: a NIR file that is damaged.
     """
     if _is_nir(path):
-        yield _read(path, encoder)
+        yield replace(_read(path, encoder), trusted=trusted)
         return
     loaded = load_network(path, trusted)
     if not isinstance(loaded.network, SpikingNetwork):
@@ -97,7 +98,7 @@ def opened(path: Path, encoder: str | None = None, trusted: Collection[str] = ()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.nir"
         export(loaded.network, file, about)
-        yield Subject(loaded.network, file, about["timesteps"], _kept(about["data"]), about["seed"])
+        yield Subject(loaded.network, file, about["timesteps"], said_of_data(about["data"]), about["seed"], trusted)
 
 
 def _is_nir(path: Path) -> bool:
@@ -137,9 +138,4 @@ def _data(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise NirError(f"{path}: the metadata's data is not the JSON that `spikeprop export` writes: {error}") from error
     if not isinstance(data, dict):
         raise NirError(f"{path}: the metadata's data is {data!r}, not the JSON object that `spikeprop export` writes")
-    return _kept(data)
-
-
-def _kept(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file may say of the data; where they lie and whether to fetch them is the user's to say."""
-    return {key: data[key] for key in ("use", "mean", "std") if key in data}
+    return said_of_data(data)

@@ -54,7 +54,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     assert {"recipe.yaml", "run.json", "stages.json", "metrics.jsonl", "report.json", "report.png", "network.nir"} <= names
     for kind in ("ann", "converted", "finetuned"):
         assert {f"{kind}.safetensors", f"{kind}.json"} <= names
-    assert not [name for name in names if name.startswith(".") or "part" in name or "progress" in name]
+    assert {name for name in names if name.startswith(".") or "part" in name or "progress" in name} == {".lock"}
     run = json.loads((finished / "run.json").read_text())
     assert run["recipe"]["seed"] == 0
     assert run["versions"]["torch"]

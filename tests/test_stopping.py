@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,15 @@ def test_the_second_signal_does_not_wait() -> None:
         with pytest.raises(SystemExit) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.code == 143
+
+
+def test_under_torchrun_one_ctrl_c_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("spikeprop.stopping.ECHO", 0.2)
+    with held(lambda _: None):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_asked()
+        time.sleep(0.3)
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGINT)

@@ -9,7 +9,7 @@ import struct
 import sys
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,76 @@ def test_code_from_outside_is_imported_for_a_checkpoint_only_if_named(tmp_path: 
     result = spikeprop(*page, "--import", "strangers")
     assert result.exit_code == 0, result.output
     assert sys.modules.pop("strangers")
+
+
+@pytest.fixture
+def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """A module from outside with a data set; asks whether it has been imported since, and forgets that."""
+    (tmp_path / "strangers.py").write_text("from spikeprop.data import Digits\nclass Photos(Digits):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda: sys.modules.pop("strangers", None) is not None
+    sys.modules.pop("strangers", None)
+
+
+SHOWING = {
+    "eval": ("eval", "--limit", "20", "--device", "cpu", "--restart"),
+    "simulate": ("simulate", "--backend", "reference", "--samples", "2"),
+    "budget": ("budget", "--samples", "2"),
+    "explain": ("explain", "--samples", "1", "--timesteps", "1", "--entries", "0", "-o", "p.html"),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "form"), [*((command, "checkpoint") for command in SHOWING), ("simulate", "nir"), ("budget", "nir")]
+)
+def test_a_data_set_from_outside_is_imported_only_if_the_user_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strangers: Callable[[], bool], command: str, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def show(data: str, *options: str) -> Result:
+        said = {"use": data, "mean": 0.0, "std": 1.0}
+        file = checkpoint(tmp_path / "a.safetensors", data=said)
+        if form == "nir":
+            export(network(), file := tmp_path / "a.nir", {**ABOUT, "data": said})
+        verb, *others = SHOWING[command]
+        return spikeprop(verb, file, *others, *options)
+
+    refused = show("strangers.Photos")
+    assert refused.exit_code == 1
+    assert "data: 'strangers.Photos' is code of 'strangers'" in " ".join(refused.output.split())
+    assert "--import strangers" in refused.output
+    assert not strangers()
+    accepted = show("strangers.Photos", "--import", "strangers")
+    assert accepted.exit_code == 0, accepted.output
+    assert strangers()
+    named = show("Digits", "--data", "strangers.Photos")  # the user's own word, as a recipe is
+    assert named.exit_code == 0, named.output
+    assert strangers()
+
+
+def test_who_names_a_data_set_trusts_its_package_and_nothing_else(tmp_path: Path, strangers: Callable[[], bool]) -> None:
+    file = checkpoint(tmp_path / "a.safetensors", ann={**ANN, "use": "antigravity.CNN"})
+    assert "--import antigravity" in spikeprop("eval", file, "--data", "strangers.Photos").output
+    assert "antigravity" not in sys.modules
+    assert not strangers()
+
+
+def test_a_run_with_a_data_set_from_outside_is_evaluated_and_shown_if_its_package_is_named(
+    tmp_path: Path, strangers: Callable[[], bool]
+) -> None:
+    folder, page = tmp_path / "run", tmp_path / "p.html"
+    ran = spikeprop("run", "digits_cnn_stdb", "--smoke", "data.use=strangers.Photos", "simulate.samples=0", "--out", folder)
+    assert ran.exit_code == 0, ran.output
+    assert strangers()
+    for options, trusted in (((), False), (("--import", "strangers"), True)):
+        evaluated = spikeprop("eval", folder, "--limit", "20", *options)
+        assert (evaluated.exit_code == 0) == trusted, evaluated.output
+        assert ("--import strangers" in evaluated.output) != trusted
+        assert strangers() == trusted
+        assert spikeprop("report", folder, "-o", page, *options).exit_code == 0
+        assert ("--import strangers" in page.read_text()) != trusted
+        assert strangers() == trusted
 
 
 def test_a_file_says_nothing_of_where_data_lie(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 ``evaluation.json`` says what is evaluated and how. ``parts/`` gets a file with the answers to a few batches every few
 seconds, written to a temporary name and renamed, so a batch is there whole or not at all, whichever process answered it.
 When all are there they become ``answers.safetensors``. Answers that were damaged since are put aside with a warning and asked
-for again. A folder belongs to one evaluation: another one is refused rather than mixed in.
+for again. A folder belongs to one evaluation: another one is refused rather than mixed in. Who writes one holds the folder's
+lock, or that of the run that it is part of (``spikeprop.locks``).
 """
 
 from __future__ import annotations

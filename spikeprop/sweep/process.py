@@ -1,13 +1,13 @@
 """One trial's process: an ordinary ``spikeprop run`` with a log of its own, and a lock that lives as long as the process does.
 
-A sweep that is killed leaves its trials running. They hold the lock of their folder, so the sweep that follows waits for them
-and no two processes write one run folder.
+A sweep that is killed leaves its trials running. They hold a lock from the moment that they are started, as the lock of their run
+folder they hold only once it is made; so the sweep that follows waits for them. It waits, too, for a run that somebody began in
+a trial's folder by hand.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -15,52 +15,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from spikeprop.locks import Lock, at_work
+
 GRACE = 30.0  # seconds that a trial has to save itself
-
-
-class Lock:
-    """A file that one process holds, with those that it started."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a")  # noqa: SIM115 - as long as the lock is held
-
-    def take(self) -> bool:
-        """Whether it is ours now."""
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def drop(self) -> None:
-        """Give up our hold; a process that inherited it keeps it."""
-        self.file.close()
 
 
 class Process:
     """A trial that runs, or one that an earlier sweep left running.
 
     Args:
+        folder: of its run.
         arguments: of ``spikeprop``.
         log: file that its output is added to.
         lock: that it is to hold.
         threads: of the CPU.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path, lock: Lock, threads: int):
-        self.arguments, self.log, self.lock, self.threads = arguments, log, lock, threads
+    def __init__(self, folder: Path, arguments: Sequence[str], log: Path, lock: Lock, threads: int):
+        self.folder, self.arguments, self.log, self.lock, self.threads = folder, arguments, log, lock, threads
         self.process: subprocess.Popen[bytes] | None = None
 
+    def free(self) -> bool:
+        """Whether nobody else is at work on it; then its lock is ours."""
+        return not at_work(self.folder) and self.lock.take()
+
     def start(self) -> bool:
-        """Start it; False while another process holds the lock."""
-        if not self.lock.take():
+        """Start it; False while another process is at work on it."""
+        if not self.free():
             return False
+        assert self.lock.descriptor is not None
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "spikeprop", *self.arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment, pass_fds=(self.lock.file.fileno(),), start_new_session=True,
+                env=environment, pass_fds=(self.lock.descriptor,), start_new_session=True,
             )  # fmt: skip
         return True
 

@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spikeprop.errors import RunError
+from spikeprop.errors import BusyError, RunError
 from spikeprop.files import leaves, read_json, write_json, write_text
+from spikeprop.locks import Lock
 from spikeprop.progress import bar
 from spikeprop.runs import Run
 from spikeprop.sweep.plan import Plan
-from spikeprop.sweep.process import Lock, Process
+from spikeprop.sweep.process import Process
 from spikeprop.sweep.tpe import propose
 
 LOOK_EVERY = 0.1  # seconds
@@ -62,7 +63,8 @@ class Sweep:
         notify: tells people what is going on.
 
     Raises:
-        RunError: the folder holds another sweep, or one is at work there.
+        RunError: the folder holds another sweep.
+        BusyError: one is at work there.
     """
 
     def __init__(self, plan: Plan, folder: Path, notify: Callable[[str], None]):
@@ -76,8 +78,10 @@ class Sweep:
             self.trials = [self._trial(i, values) for i, values in enumerate(plan.grid())]
         self._lock = Lock(folder / "logs" / "sweep.lock")
         if not self._lock.take():
-            self._lock.drop()
-            raise RunError(f"another sweep is at work in {folder}; wait for it, or use another --out folder")
+            raise BusyError(
+                f"another sweep is at work in {folder} ({self._lock.holder()}); wait for it, stop it, or use another --out folder"
+            )
+        self._lock.sign()
 
     def run(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         """Run what is not finished; the heads and rows of the table, the best trials first."""
@@ -126,7 +130,7 @@ class Sweep:
                 return started
             running[trial.name] = process = self._process(trial)
             if not process.start():
-                self.notify(f"{trial.name} is still at work for an earlier sweep; waiting for it")
+                self.notify(f"{trial.name} is still at work for an earlier sweep, or by hand; waiting for it")
             started = True
         return started
 
@@ -143,8 +147,8 @@ class Sweep:
         return ended
 
     def _others(self, trial: Trial, process: Process) -> int | None:
-        """0 once an earlier sweep's process has finished the trial; where it has left off unfinished, ours goes on."""
-        if process.lock.take():
+        """0 once another's process has finished the trial; where it has left off unfinished, ours goes on."""
+        if process.free():
             self._look_again(trial)
             if trial.state == "finished":
                 process.lock.drop()
@@ -201,7 +205,7 @@ class Sweep:
         overrides = [f"{key}={value}" for key, value in trial.values.items()]
         options = ["--out", str(self.folder / trial.name), "--threads", str(threads), *(["--smoke"] if self.plan.smoke else [])]
         lock = Lock(self.folder / "logs" / f"{trial.name}.lock")
-        return Process(["run", self.plan.recipe, *overrides, *options], self.log(trial), lock, threads)
+        return Process(self.folder / trial.name, ["run", self.plan.recipe, *overrides, *options], self.log(trial), lock, threads)
 
     # files --------------------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spikeprop import CNN, IF, MLP, Direct, MaxActivation, convert, fit
+from spikeprop.errors import BusyError, ProcessError, Stopped
 from spikeprop.learn import BPTT, Backprop, LearningRule
 from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Interlocking, MAPPropagation
 from spikeprop.processes import ALONE, Processes
@@ -101,8 +102,25 @@ def _one_of_two(rank: int, folder: str) -> None:
     with pytest.raises(ValueError, match=r"Interlocking takes a batch in parts.*microbatches=1"):
         fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
     save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
+    _end_together(Processes(rank, 2))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _end_together(processes: Processes) -> None:
+    """A request to stop that reaches one process stops both; a failure of one, even beside a request, is told the other."""
+
+    def ask_or_fail(errors: dict[int, Exception]) -> None:
+        if processes.rank in errors:
+            raise errors[processes.rank]
+
+    with pytest.raises(Stopped) as caught:
+        processes.together(lambda: ask_or_fail({1: Stopped(signal.SIGTERM)}))
+    assert caught.value.signal == signal.SIGTERM
+    with pytest.raises(ProcessError if processes.rank == 0 else BusyError):
+        processes.together(lambda: ask_or_fail({1: BusyError("in use")}))
+    with pytest.raises(Stopped if processes.rank == 0 else BusyError):
+        processes.together(lambda: ask_or_fail({0: Stopped(signal.SIGINT), 1: BusyError("in use")}))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,147 @@
+"""Verbs that take a network to the hardware: export, simulate, budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spikeprop.cli.group import main
+from spikeprop.cli.options import TRUSTED, shown
+from spikeprop.cli.printing import columns, say, table
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="NIR file; default beside the checkpoint.")
+@click.option("--for", "reader", type=click.Choice(["norse", "snntorch"]), help="As that library's own NIR importer reads it.")
+@click.option("--format", "form", type=click.Choice(["nir", "netx"]), default="nir", show_default=True,
+              help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases.")  # fmt: skip
+@TRUSTED
+def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, trusted: tuple[str, ...]) -> None:
+    """Write a spiking network's CHECKPOINT as a NIR file, or for lava-dl.
+
+    Without --for the file is for spikeprop and its hardware: other libraries would take it for something else (reset by
+    subtraction, milliseconds). What a library does not have is refused.
+    """
+    from spikeprop.deploy import export as write
+    from spikeprop.deploy import export_netx
+
+    if reader and form == "netx":
+        raise click.UsageError("--for is for NIR; netx is lava-dl's alone")
+    file = out or checkpoint.with_suffix(".nir" if form == "nir" else ".net")
+    loaded = _spiking(checkpoint, trusted)
+    if form == "nir":
+        write(loaded.network, file, loaded.description, reader)
+        click.echo(f"wrote {file}")
+        return
+    layers = export_netx(loaded.network, file)
+    table(f"wrote {file}", _integers(layers))
+
+
+def _spiking(checkpoint: Path, trusted: tuple[str, ...]) -> Any:
+    from spikeprop.errors import CheckpointError
+    from spikeprop.networks import load_network
+
+    loaded = load_network(checkpoint, trusted)
+    if loaded.description["kind"] != "snn":
+        raise CheckpointError(f"{checkpoint} is an ANN; give the converted or finetuned checkpoint of its run")
+    return loaded
+
+
+@main.command()
+@shown
+@click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--backend", type=click.Choice(["lava", "reference"]), default="lava", show_default=True,
+              help="Lava's CPU simulation (needs Python 3.10), or the fast simulator that equals it.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
+              help="fixed: in the integers of Loihi 2.")  # fmt: skip
+def simulate(
+    network: Path,
+    samples: int,
+    backend: Any,
+    precision: Any,
+    data: str | None,
+    encoder: str | None,
+    trusted: tuple[str, ...],
+    **told: Any,
+) -> None:
+    """Run a NETWORK (a spiking network's checkpoint, or a NIR file) on Lava and compare every spike with PyTorch's.
+
+    Both get the same encoded inputs. A NIR file that `export` wrote says which data, normalisation, encoder and steps belong
+    to it; for any other, the options do.
+    """
+    from spikeprop.deploy import Target, compare
+    from spikeprop.seeding import seed_torch
+    from spikeprop.subject import opened
+
+    with opened(network, encoder, trusted) as found:
+        subject = found.told(use=data, **told)
+        images, labels = subject.images(samples)
+        seed_torch(subject.seed, 3)
+        target = Target(backend=backend, precision=precision)
+        result = compare(subject.network, subject.file, images, labels, subject.timesteps or 0, say, target)
+    table(str(network), _comparison(result))
+    rows = [(name, ours, theirs, result["mismatches"][name]) for name, (ours, theirs) in result["layers"].items()]
+    columns(("layer", "spikes in PyTorch", f"in {backend}", "that differ"), rows)
+
+
+@main.command()
+@shown
+@click.option("--samples", type=click.IntRange(min=0), default=20, show_default=True, help="To count spikes on; 0 for none.")
+def budget(network: Path, samples: int, data: str | None, encoder: str | None, trusted: tuple[str, ...], **told: Any) -> None:
+    """Neurons, synapses, axons, cores and chips of Loihi 2 that a NETWORK (checkpoint or NIR file) takes, SynOps and energy.
+
+    An estimate: which limits are published, which are assumed, and whose energy figures these are stands in
+    spikeprop_hardware/budget.py.
+    """
+    from spikeprop.deploy import chip_budget, encoded
+    from spikeprop.evaluate.report import chip_rows
+    from spikeprop.seeding import seed_torch
+    from spikeprop.subject import opened
+
+    with opened(network, encoder if encoder or samples else "Direct", trusted) as found:
+        subject, inputs = found.told(use=data, **told), None
+        if samples:
+            images, _ = subject.images(samples)
+            seed_torch(subject.seed, 3)
+            inputs = encoded(subject.network, images, subject.timesteps or 0)
+        chip = chip_budget(subject.file, inputs)
+    rows = chip_rows(chip)
+    if inputs is not None:
+        about = f"{chip['energy_joules'] * 1e6:.3g} uJ, with the operations' energies of the first Loihi; T = {inputs.shape[1]}"
+        synops = sum(layer["synops"] for layer in chip["activity"])
+        rows += [("SynOps a sample", f"{synops:,.0f}"), ("energy a sample, estimated", about)]
+    table(str(network), rows)
+    keys = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
+    heads = ("layer", *(key.replace("_", " ") for key in keys), "filled by")
+    columns(heads, [(layer["name"], *(layer[key] for key in keys), layer["bound"]) for layer in chip["layers"]])
+    if inputs is not None:
+        active = [(layer["name"], round(layer["spikes"]), round(layer["synops"])) for layer in chip["activity"]]
+        columns(("spikes of", "a sample", "SynOps"), active)
+
+
+def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows on a simulation that ``compare`` held against PyTorch's."""
+    equal = "all equal" if result["spikes_equal"] else "NOT equal"
+    rows = [
+        ("samples, steps", f"{result['samples']}, {result['timesteps']}"),
+        ("predictions agree", f"{result['agreement']:.1f} %"),
+        *((f"accuracy, {name}", f"{percent:.2f} %") for name, percent in result["accuracy"].items()),
+        ("spike trains", f"{equal} ({result['spikes']:,} spikes)"),
+        ("largest output difference", f"{result['output_error']:.2g}"),
+    ]
+    first = result["first_difference"]
+    if first:
+        rows.append(("first difference", ", ".join(f"{key} {value}" for key, value in first.items())))
+    return rows + _integers(result.get("quantization", []))
+
+
+def _integers(layers: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Rows on what quantisation did to each layer."""
+    rows = []
+    for layer in layers:
+        weights = f"weights off by {100 * layer['weight_error']:.2f} % in {layer['bits']} bits"
+        rows.append((f"integers of {layer['name']}", f"{weights}, {layer['saturated']:,} of {layer['weights']:,} clipped"))
+    return rows

@@ -1,0 +1,165 @@
+"""Verbs that look at what there is: ls, report, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spikeprop.cli.group import main
+from spikeprop.cli.options import TRUSTED
+from spikeprop.cli.printing import columns, say, table
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file.")
+@click.option("--samples", type=click.IntRange(min=0), default=500, show_default=True,
+              help="Test images to ask where a run kept no answers; 0 for none.")  # fmt: skip
+@TRUSTED
+def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, ...]) -> None:
+    """Show run folders on one HTML page that stands alone: curves, layers, spikes, confusions, images, provenance.
+
+    What a report does not hold is made from the run's checkpoint and data, and kept in its folder (page.json); what a folder
+    cannot tell is said on the page.
+    """
+    from spikeprop.evidence import evidence
+    from spikeprop.files import write_text
+    from spikeprop.page import document
+    from spikeprop.runs import Run
+
+    found = [Run.read(path) for path in runs]
+    write_text(out, document(found, [evidence(run, samples, trusted) for run in found]))
+    click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
+
+
+@main.command()
+@click.argument("slot", required=False)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+def ls(slot: str | None, folder: Path | None) -> None:
+    """List recipes, and the components of every slot with their parameters and defaults (or only of SLOT).
+
+    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs) instead.
+    """
+    if slot == "runs":
+        _list_runs(folder or Path("runs"))
+        return
+    if folder is not None:
+        raise click.UsageError(f"a folder is for `ls runs {folder}`; slots have none")
+    from spikeprop.pipeline import HybridConversion
+    from spikeprop.recipe import components, recipe_folder, slots
+
+    bases: dict[type, list[str]] = {}
+    for path, base in slots(HybridConversion).items():
+        bases.setdefault(base, []).append(path)
+    bases |= _nested(bases)
+    known = [name for base, paths in bases.items() for name in (base.__name__, *paths)]
+    if slot is not None and slot not in known:
+        raise click.BadParameter(f"{slot!r} is not a slot; known: {', '.join(known)}")
+    if slot is None:
+        click.echo("recipes")
+        for path in sorted(recipe_folder().glob("*.yaml")):
+            click.echo(f"  {path.stem}")
+    for base, paths in bases.items():
+        if slot is None or slot in (base.__name__, *paths):
+            _list_slot(", ".join(paths), components(base))
+
+
+def _nested(bases: Iterable[type]) -> dict[type, list[str]]:
+    """Slots inside components, such as a neuron's surrogate."""
+    from spikeprop.snn import Neuron, Surrogate
+
+    return {Surrogate: ["convert.neuron.surrogate"]} if Neuron in bases else {}
+
+
+def _list_slot(title: str, found: dict[str, dict[str, Any]]) -> None:
+    click.echo(f"\n{title}")
+    for name, parameters in found.items():
+        shown = ", ".join(k if v == "(required)" else f"{k}={v!r}" for k, v in parameters.items())
+        click.echo(f"  {name}({shown})")
+
+
+def _list_runs(folder: Path) -> None:
+    from spikeprop.errors import RunError
+    from spikeprop.runs import Run, run_folders
+
+    rows, damaged = [], []
+    for path in run_folders(folder):
+        try:
+            run = Run.read(path)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
+        size = f"{run.size() / 1e6:.1f} MB"
+        rows.append((str(path.relative_to(folder)), run.state, run.recipe, run.told(), run.begun(), size))
+    if rows:
+        columns(("run", "state", "recipe", "accuracy (%) or means", "begun", "size"), rows)
+    else:
+        click.echo(f"no runs in {folder}")
+    for why in damaged:
+        say(why)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", help="Data set; default the model's own.")
+@click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
+@click.option("--network", type=click.Choice(["ann", "converted", "finetuned"]), help="Of a run folder, or of a recipe.")
+@click.option("--samples", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--timesteps", type=click.IntRange(min=1), help="Of a spiking network; default the recipe's.")
+@click.option(
+    "--rule", "rules", multiple=True, metavar="RULE", help="Shown beside backprop: a name, or '{use: NAME, key: value}'."
+)
+@click.option("--eval", "evaluation", is_flag=True, help="In evaluation mode; default as in training.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of dropout and encoders.")
+@click.option("--entries", type=click.IntRange(min=0), help="Numbers up to which the page holds every one; beyond, samples.")
+@TRUSTED
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("explain.html"), show_default=True)
+def explain(
+    model: str, rules: tuple[str, ...], evaluation: bool, seed: int, entries: int | None, out: Path, **asked: Any
+) -> None:
+    """Write a page on one training step of MODEL: forward, backward, every edge in numbers, each derivative with its card.
+
+    MODEL is a recipe, a run folder, a checkpoint, or module:callable (the callable returns a network, or network, inputs, targets
+    and perhaps a loss). The page is one HTML file and works without a network.
+    """
+    import importlib
+
+    from spikeprop.learn import LearningRule
+    from spikeprop.models import Request, find_model
+    from spikeprop.recipe import component_of_text
+
+    plugin = importlib.import_module("spikeprop.plugins.explain")  # by name, as recipes name plugins
+    chosen = [component_of_text(LearningRule, text, "--rule") for text in rules]
+    found = find_model(model, Request(**asked))
+    steps = found.timesteps
+    named = {f"{i + 1}. {rule.use.rpartition('.')[2]}": rule.build(**_steps(rule, steps)) for i, rule in enumerate(chosen)}
+    subject = plugin.Subject(**vars(found), training=not evaluation, seed=seed)
+    data = plugin.explain(subject, out, named, **({} if entries is None else {"limit": entries}))
+    table(f"{data['name']} -> {out}", _explained(data))
+
+
+def _steps(rule: Any, timesteps: int | None) -> dict[str, int]:
+    """The network's number of steps for a rule that needs one and was not given it."""
+    needs = "timesteps" in rule.parameters() and "timesteps" not in rule.arguments
+    return {"timesteps": timesteps} if needs and timesteps else {}
+
+
+def _explained(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows on a page that was written."""
+    checks, differences = data["checks"], data["checks"]["differences"]
+    flags = sorted({flag for node in data["nodes"] for flag in node["flags"]})
+    return [
+        ("loss", f"{data['loss']:.6g}"),
+        ("calls", f"{len(data['nodes'])}" + (f", without a card: {', '.join(data['unknown'])}" if data["unknown"] else "")),
+        (
+            "backward edges",
+            f"{checks['edges']}, of which {checks['edges_with_numbers']} in numbers, {checks['edges_that_match']} add up",
+        ),
+        ("finite differences", ", ".join(f"{count} {verdict}" for verdict, count in differences.items() if count)),
+        ("flags", ", ".join(flags) or "none"),
+        ("saved for backward", f"{sum(node['saved'] for node in data['nodes']):,} bytes"),
+        ("page", f"{data['bytes'] / 1e6:.2f} MB, {'complete' if data['complete'] else 'activations sampled'}"),
+    ]

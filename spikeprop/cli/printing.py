@@ -1,0 +1,29 @@
+"""Tables on the standard output, and what is said beside the bars of progress on the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+def say(message: str) -> None:
+    """Progress and warnings."""
+    click.echo(message, err=True)
+
+
+def table(title: str, rows: list[tuple[str, str]]) -> None:
+    """Lines of a name and what is said of it."""
+    width = max(len(label) for label, _ in rows)
+    click.echo(f"\n{title}")
+    for label, text in rows:
+        click.echo(f"  {label:<{width}}  {text}")
+
+
+def columns(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """A table of numbers, its first column names."""
+    cells = [heads, *([value if isinstance(value, str) else f"{value:,}" for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    click.echo()
+    for first, *others in cells:
+        click.echo("  " + "  ".join([f"{first:<{widths[0]}}", *(f"{text:>{w}}" for text, w in zip(others, widths[1:]))]))

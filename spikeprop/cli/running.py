@@ -1,0 +1,161 @@
+"""Verbs that make run folders or fill them: run, sweep, eval; and check, which looks whether a recipe can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spikeprop.cli.group import main
+from spikeprop.cli.looking import report
+from spikeprop.cli.options import TRUSTED, numbers
+from spikeprop.cli.printing import columns, say, table
+
+
+@main.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
+@click.option("--smoke", is_flag=True, help="A few images, epochs and steps, to see that it runs.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
+@click.option("--save-every", type=click.FloatRange(min=0), default=60.0, show_default=True,
+              help="Seconds between two checkpoints within an epoch.")  # fmt: skip
+@click.option("--tensorboard/--no-tensorboard", default=True, show_default=True, help="Scalars for it, where it is installed.")
+def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, **context: Any) -> None:
+    """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped.
+
+    With several processes, which share training and evaluation: torchrun --nproc-per-node=2 -m spikeprop run ...
+    """
+    import dataclasses
+
+    import torch
+
+    from spikeprop.experiment import Context
+    from spikeprop.locks import locked
+    from spikeprop.processes import processes
+    from spikeprop.recipe import load_recipe
+    from spikeprop.runfolder import RunFolder
+    from spikeprop.stopping import held
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = load_recipe(recipe, overrides)
+    if smoke:
+        loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
+    _check(loaded.experiment, here=True)  # before the folder is made, which belongs to one recipe for good
+    with processes() as group:
+        tell = say if group.rank == 0 else lambda _: None
+        path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
+        with locked(path, group), held(tell):
+            folder = RunFolder(path, loaded, smoke, group)
+            tell(f"{loaded.name} -> {path}")
+            report = loaded.experiment.run(Context(folder, loaded.name, tell, **context))
+        if group.rank == 0:
+            table(report.name, report.rows)
+            click.echo(f"\nreport: {folder.path / 'report.json'}")
+
+
+@main.command()
+@click.argument("recipe")
+@click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
+@click.option("--sampler", type=click.Choice(["grid", "tpe"]), default="grid", show_default=True,
+              help="grid: all combinations. tpe: Optuna's, with ranges too: KEY=LOW..HIGH, KEY=log:LOW..HIGH.")  # fmt: skip
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Of tpe, in all.")
+@click.option("--metric", help="Key of report.json to sort by, and for tpe to raise; default the last network's accuracy.")
+@click.option("--least/--most", default=False, show_default=True, help="Which values of the metric are good.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a trial; default its share of the cores.")
+@click.option("--smoke", is_flag=True, help="A few images, epochs and steps in every trial.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of tpe.")
+@click.pass_context
+def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path | None, **settings: Any) -> None:
+    """Run RECIPE with every combination of values, such as finetune.lr=1e-4,1e-5 evaluate.timesteps=[2],[4,8].
+
+    Every trial is a run folder. The same command goes on where it was stopped; it writes sweep.csv, sweep.json and report.html.
+    """
+    from spikeprop.sweep import Plan, Sweep
+
+    plan = Plan.of(recipe, axes, **settings)
+    folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
+    swept = Sweep(plan, folder, say)
+    heads, rows = swept.run()
+    columns(heads, rows)
+    failed = swept.failed()
+    for trial in failed:
+        say(f"{trial.name} failed: {trial.why}; its log is {swept.log(trial)}")
+    click.echo(f"\ntable: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+    if swept.finished():
+        context.invoke(report, runs=tuple(swept.finished()), out=folder / "report.html", samples=0)
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {len(rows)} trials failed; the same command tries them again")
+
+
+@main.command()
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="An override; may be given several times.")
+@click.option("--no-import", is_flag=True, help="Only look: name the code from outside that it would import; build nothing.")
+def check(recipes: tuple[str, ...], overrides: tuple[str, ...], no_import: bool) -> None:
+    """Check recipes without running them: every key, component and value."""
+    from spikeprop.imports import looking
+    from spikeprop.recipe import load_recipe
+
+    for recipe in recipes:
+        if no_import:
+            with looking() as noted:
+                name = load_recipe(recipe, overrides).name
+            click.echo(f"{name}: looked at; {'it would import' if noted else 'all of it is part of spikeprop'}")
+            for line in noted:
+                click.echo(f"  {line}")
+            continue
+        loaded = load_recipe(recipe, overrides)
+        _check(loaded.experiment)
+        click.echo(f"{loaded.name}: ok ({type(loaded.experiment).__name__})")
+
+
+def _check(experiment: Any, **options: bool) -> None:
+    """An experiment's own test of itself; one from outside may have none."""
+    if hasattr(experiment, "check"):
+        experiment.check(**options)
+
+
+@main.command("eval")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--network", "networks", multiple=True, type=click.Choice(["ann", "converted", "finetuned"]),
+              help="Of a run folder; may be given several times; default the best there.")  # fmt: skip
+@click.option(
+    "--data", help="Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet or package.Class; default the network's own."
+)
+@click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
+@click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default the recipe's.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many test images.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--activity-images", type=click.IntRange(min=0), default=200, show_default=True,
+              help="Count the spikes of about so many images.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:1.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")
+@click.option("--restart", is_flag=True, help="Throw away what the folder holds.")
+@click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds between two writes.")
+@TRUSTED
+def evaluate(
+    checkpoint: Path, networks: tuple[str, ...], out: Path | None, restart: bool, timesteps: str | None, **settings: Any
+) -> None:
+    """Accuracy of a CHECKPOINT, or of a run folder's networks, on test images at each number of steps.
+
+    Writes a report (JSON, CSV by class, PNG). The same command again goes on where it was stopped. With several processes:
+    torchrun --nproc-per-node=2 -m spikeprop eval ...
+    """
+    from spikeprop.assess import Assessment, assess, find_checkpoints
+    from spikeprop.processes import processes
+    from spikeprop.stopping import held
+
+    how = Assessment(timesteps=numbers(timesteps) if timesteps else (), **settings)
+    found = find_checkpoints(checkpoint, networks)
+    with processes() as group, held(say if group.rank == 0 else lambda _: None):
+        for file in found:
+            folder = out / file.stem if out is not None and len(found) > 1 else out
+            report, folder = assess(file, how, out=folder, restart=restart, processes=group)
+            if group.rank == 0:
+                table(str(file), report.rows)
+                click.echo(f"\nreport: {folder / 'report.json'}")

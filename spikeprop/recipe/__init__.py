@@ -1,0 +1,29 @@
+"""Recipes: YAML to checked components. The only room that knows YAML (``text``) and pydantic (``checking``).
+
+A recipe names components as ``{use: LIF, leak: 0.99}`` or just ``LIF``. A bare name is looked up in the slot's home
+module, a dotted one is imported; then it must be a subclass of the slot's base, and its keys must be in its signature
+with values of the annotated types. Every mistake is found here, before any data loads, and named by its path
+(``finetune.lr``) with the nearest name. Within ``spikeprop.imports.looking`` names from outside are noted instead of imported.
+"""
+
+from spikeprop.recipe.checking import check, component, component_of_text
+from spikeprop.recipe.names import components, home, slots, unseen
+from spikeprop.recipe.parts import Component
+from spikeprop.recipe.text import dump, find_recipe, recipe_folder
+from spikeprop.recipe.whole import Recipe, load_recipe
+
+__all__ = [
+    "Component",
+    "Recipe",
+    "check",
+    "component",
+    "component_of_text",
+    "components",
+    "dump",
+    "find_recipe",
+    "home",
+    "load_recipe",
+    "recipe_folder",
+    "slots",
+    "unseen",
+]

@@ -1,0 +1,154 @@
+"""A recipe's tree to checked components and settings. The only file that knows pydantic.
+
+Every mistake is found here, before any data loads, and named by its path (``finetune.lr``) with the nearest name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+from spikeprop.errors import RecipeError
+from spikeprop.recipe.names import EXPERIMENTS, PLUGINS, RESERVED, base_of, components, find, home, note_names, unseen
+from spikeprop.recipe.nearest import refuse_unknown
+from spikeprop.recipe.parts import Component, hints_of, parameters_of, source_of
+from spikeprop.recipe.text import read_yaml
+
+T = TypeVar("T")
+DEFAULT_EXPERIMENT = "HybridConversion"
+GIVEN_LATER = RESERVED | {"timesteps"}  # may come from the stage's own setting
+
+
+def check(tree: Mapping[str, Any]) -> Any:
+    """The experiment that a recipe's tree describes, every component checked."""
+    settings = dict(tree)
+    use = settings.pop("use", DEFAULT_EXPERIMENT)
+    if not isinstance(use, str):
+        raise RecipeError(f"use: expected the name of an experiment, got {use!r}")
+    experiment = find(use, "use", None, EXPERIMENTS)
+    if experiment is unseen:
+        note_names(settings, "")
+        return None
+    if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "run")):
+        raise RecipeError(f"use: {use!r} is not an experiment: a frozen dataclass with run(context) -> Report")
+    return _settings(experiment, settings, "")  # type: ignore[arg-type]
+
+
+def component(base: type[T], value: Any, path: str) -> Component[T]:
+    """Check ``value`` ("Name" or {"use": "Name", ...}) for a slot of type ``base``."""
+    settings = {"use": value} if isinstance(value, str) else value
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("use"), str):
+        raise RecipeError(f"{path}: expected a component, as in '{{use: Name, key: value}}' or 'Name', got {value!r}")
+    use = settings["use"]
+    target = find(use, path, base, home(base))
+    given = {k: v for k, v in settings.items() if k != "use"}
+    if target is unseen:
+        note_names(given, path)
+        return Component(use, target, given, path)
+    arguments = _arguments(source_of(target), given, path, use)
+    return Component(use, target, arguments, path)
+
+
+def component_of_text(base: type[T], text: str, path: str) -> Component[T]:
+    """Check a component written on the command line, in YAML; a bare name may be that of a plugin.
+
+    Raises:
+        RecipeError: as ``component`` does, or text that is not YAML.
+    """
+    try:
+        value = read_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {text!r} is not YAML: {error}") from error
+    use = value.get("use") if isinstance(value, dict) else value
+    if isinstance(use, str) and "." not in use and use in dir(importlib.import_module(PLUGINS)):
+        value = {**(value if isinstance(value, dict) else {}), "use": f"{PLUGINS}.{use}"}
+    return component(base, value, path)
+
+
+def _settings(cls: type, settings: Any, path: str) -> Any:
+    if not isinstance(settings, Mapping):
+        raise RecipeError(f"{path}: expected settings (key: value), got {settings!r}")
+    hints = get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    refuse_unknown(settings, fields, path, cls.__name__)
+    values = {}
+    for name, field in fields.items():
+        where = f"{path}.{name}" if path else name
+        if name in settings:
+            values[name] = _value(hints[name], settings[name], where)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise RecipeError(f"{where} is missing: {_expected(hints[name])}")
+        elif get_origin(hints[name]) is Component:
+            raise RecipeError(f"{where}: a component slot cannot have a default")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise RecipeError(f"{path or cls.__name__}: {error}") from error
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if get_origin(hint) is Component:
+        return component(get_args(hint)[0], value, path)
+    held = held_by(hint)
+    if held is not None:
+        kind = get_origin(hint)
+        if not isinstance(value, kind):
+            shown = "[Name, {use: Name, key: value}]" if kind is list else "{key: Name, other: {use: Name, key: value}}"
+            raise RecipeError(f"{path}: expected a {kind.__name__} of components, as in '{shown}', got {value!r}")
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        built = {str(key): _value(held, item, f"{path}.{key}") for key, item in items}
+        return built if kind is dict else list(built.values())
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not inspect.isabstract(hint):
+        return _settings(hint, value, path)
+    base = slot_base(hint)
+    if base is not None and value is not None:
+        return component(base, value, path)
+    return _typed(hint, value, path)
+
+
+def held_by(hint: Any) -> Any:
+    """What a list or dictionary of components holds, which may be lists of them; None for other hints."""
+    inner = get_args(hint)[-1] if get_origin(hint) in (list, dict) else None
+    return None if inner is None or base_of(inner) is None else inner
+
+
+def slot_base(hint: Any) -> type | None:
+    for candidate in (hint, *get_args(hint)):
+        if inspect.isclass(candidate) and inspect.isabstract(candidate) and candidate.__module__.startswith("spikeprop"):
+            return candidate
+    return None
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    try:
+        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        return value  # a type of another library: its own constructor will judge
+    except (ValidationError, TypeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise RecipeError(f"{path}: {value!r} is not valid: {reason}") from error
+
+
+def _arguments(target: Any, given: Mapping[str, Any], path: str, use: str) -> dict[str, Any]:
+    parameters = parameters_of(target)
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        refuse_unknown(given, parameters.keys() - RESERVED, path, use)
+    for name, p in parameters.items():
+        required = p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        if required and name not in given and name not in GIVEN_LATER:
+            raise RecipeError(f"{path}.{name} is missing: {use} needs it")
+    hints = hints_of(target)
+    return {k: _value(hints[k], v, f"{path}.{k}") if k in hints else v for k, v in given.items()}
+
+
+def _expected(hint: Any) -> str:
+    if get_origin(hint) is Component:
+        base = get_args(hint)[0]
+        return f"a component, one of {', '.join(components(base))}"
+    return getattr(hint, "__name__", str(hint))

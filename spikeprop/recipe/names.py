@@ -1,0 +1,137 @@
+"""What a name in a slot means: the slot's home module, or the module of a dotted name, and whether the class fits the slot.
+
+Within ``spikeprop.imports.looking`` names from outside are noted instead of imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin, get_type_hints
+
+from spikeprop import imports
+from spikeprop.errors import RecipeError
+from spikeprop.recipe.nearest import nearest
+from spikeprop.recipe.parts import Component, parameters_of
+
+EXPERIMENTS = "spikeprop.pipeline"
+PLUGINS = "spikeprop.plugins"  # listed beside a slot's own components; a recipe names them with this prefix
+HOMES = {
+    "torch.nn.modules.module.Module": "spikeprop.ann",
+    "torch.optim.optimizer.Optimizer": "torch.optim",
+    "spikeprop.ann.activation.Clipped": "spikeprop.ann.activation",
+}
+RESERVED = {"params"}  # an optimiser's parameters exist only once the network does
+
+
+def home(base: type) -> str:
+    """Module in which bare names of a slot are looked up."""
+    return HOMES.get(f"{base.__module__}.{base.__qualname__}", base.__module__.rpartition(".")[0])
+
+
+def components(base: type) -> dict[str, dict[str, Any]]:
+    """The components of a slot: name to {parameter: default}; those of plugins under the name that a recipe gives them."""
+    found = _public(home(base)) | {f"{PLUGINS}.{name}": cls for name, cls in _public(PLUGINS).items()}
+    return {name: _defaults(cls) for name, cls in found.items() if fits(cls, base)}
+
+
+def _public(name: str) -> dict[str, Any]:
+    module = importlib.import_module(name)
+    return {key: getattr(module, key) for key in sorted(getattr(module, "__all__", dir(module)))}
+
+
+def slots(experiment: type) -> dict[str, type]:
+    """Path to base class of every component slot of an experiment, nested settings included."""
+    found: dict[str, type] = {}
+    for name, hint in get_type_hints(experiment).items():
+        base = base_of(hint)
+        if base is not None:
+            found[name] = base
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= {f"{name}.{inner}": base for inner, base in slots(hint).items()}
+    return found
+
+
+def find(use: str, path: str, base: type | None, module: str) -> Any:
+    """The class (or function) that a name means in a slot."""
+    where, _, name = use.rpartition(".")
+    if any(not part.isidentifier() or part.startswith("_") for part in use.split(".")):
+        raise RecipeError(f"{path}: {use!r} is not a public name; expected Name or package.module.Name")
+    if where and not imports.importable(where):
+        _note(use, path)
+        return unseen
+    try:
+        found = getattr(importlib.import_module(where or module), name, None)
+    except Exception as error:  # the module's own code may raise anything
+        extra = _extra_of(where)
+        raise RecipeError(f"{path}: cannot import {where!r} for {use!r}: {error}{extra}") from error
+    if found is None or (base is not None and not where and not fits(found, base)):
+        known = components(base) if base is not None else _experiments(module)
+        raise RecipeError(f"{path}: no component {name!r} in {where or module}{nearest(name, known)}")
+    if base is None or fits(found, base):
+        return found
+    adapted = importlib.import_module("spikeprop.snn.interop").adapt(found, base)
+    if adapted is None:
+        raise RecipeError(f"{path}: {use} is not a {base.__name__}{nearest(name, components(base))}")
+    return adapted
+
+
+def fits(found: Any, base: type) -> bool:
+    """Whether it is a class that a slot takes and that can be made."""
+    return inspect.isclass(found) and issubclass(found, base) and found is not base and not inspect.isabstract(found)
+
+
+def _experiments(module: str) -> list[str]:
+    return [n for n, c in vars(importlib.import_module(module)).items() if dataclasses.is_dataclass(c) and hasattr(c, "run")]
+
+
+def _extra_of(module: str) -> str:
+    package = module.partition(".")[0]
+    return "; install the extra with: pip install 'spikeprop[interop]'" if package in {"snntorch", "norse"} else ""
+
+
+def _defaults(target: Any) -> dict[str, Any]:
+    made = {f.name: f.default_factory for f in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else {}
+    made = {name: factory() for name, factory in made.items() if factory is not dataclasses.MISSING}
+    return {
+        name: "(required)" if p.default is p.empty else made.get(name, p.default)
+        for name, p in parameters_of(target).items()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in RESERVED
+    }
+
+
+def base_of(hint: Any) -> Any:
+    """X of Component[X], and of lists and dictionaries of such; else None."""
+    if get_origin(hint) is Component:
+        return get_args(hint)[0]
+    return base_of(get_args(hint)[-1]) if get_origin(hint) in (list, dict) else None
+
+
+def unseen(*_: Any, **__: Any) -> Any:
+    """What stands for a component that was noted and not imported."""
+    raise RecipeError("a recipe that was only looked at cannot be run")
+
+
+def note_names(value: Any, path: str) -> None:
+    """What lies under something that is not imported: names in it may be components too."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("use"), str) and not imports.importable(value["use"].rpartition(".")[0] or "spikeprop"):
+            _note(value["use"], f"{path}.use")
+        for key, inner in value.items():
+            note_names(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            note_names(inner, f"{path}.{number}")
+
+
+def _note(use: str, path: str) -> None:
+    found = imports.noted()
+    if found is None:
+        package = use.partition(".")[0]
+        raise RecipeError(
+            f"{path}: {use!r} is code of {package!r}, which the file of a network may not have imported unasked; "
+            f"if you trust it, name it: --import {package}"
+        )
+    found.append(f"{path}: {use}")

@@ -1,0 +1,130 @@
+"""Recipes as text: which file a name means, YAML within bounds, overrides, and YAML again. The only file that knows YAML.
+
+YAML is PyYAML's 1.1 but for ``1e-3``, which is a number here. Values are counted, as often as anchors repeat them, before
+anything is made of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spikeprop.errors import RecipeError
+from spikeprop.recipe.nearest import nearest
+
+LARGEST_RECIPE = 2**20  # bytes
+LARGEST_TREE = 100_000  # values, each counted as often as anchors and merges repeat it
+DEEPEST_TREE = 50
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but 1e-3 is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def recipe_folder() -> Path:
+    """Folder of the recipes that come with spikeprop: inside the package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    packaged = package / "recipes"
+    return packaged if packaged.is_dir() else package.parent / "recipes"
+
+
+def find_recipe(source: str) -> Path:
+    """The file of a recipe given as path or as name."""
+    path = Path(source)
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        return path
+    names = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
+    if path.suffix == "" and source in names:
+        return names[source]
+    raise RecipeError(f"no recipe {source!r}{nearest(path.stem, names)}; 'spikeprop ls' shows all")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings in a recipe's file.
+
+    Raises:
+        RecipeError: it is too large, or no mapping in YAML.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_RECIPE:
+        raise RecipeError(f"{path} has {size:,} bytes; a recipe has at most {LARGEST_RECIPE:,}")
+    try:
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"{path} is not YAML that a recipe can be: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} must hold a mapping of settings")
+    return tree
+
+
+def dump(tree: Mapping[str, Any]) -> str:
+    """YAML text of a described recipe."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(text: str) -> Any:
+    """YAML within bounds, which are counted before anything is made of it.
+
+    Raises:
+        ValueError: it is not YAML, or it is too large once anchors are followed.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _count(node, 0, [0])
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # of dates and numbers that are none
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _count(node: Any, depth: int, count: list[int]) -> None:
+    count[0] += 1
+    if count[0] > LARGEST_TREE or depth > DEEPEST_TREE:
+        raise ValueError(f"more than {LARGEST_TREE:,} values, or nested deeper than {DEEPEST_TREE}, its anchors followed")
+    below = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else ()
+    for item in below:
+        for inner in item if isinstance(item, tuple) else (item,):
+            _count(inner, depth + 1, count)
+
+
+def override(tree: dict[str, Any], text: str) -> None:
+    """Put the value of "path.to.key=value" into a recipe's tree.
+
+    Raises:
+        RecipeError: it is not written so, or leads through something that has no keys.
+    """
+    path, sign, value = text.partition("=")
+    if not sign or not path:
+        raise RecipeError(f"override {text!r}: write it as path.to.key=value")
+    *parents, last = path.split(".")
+    node: Any = tree
+    for i, key in enumerate(parents):
+        below = node.get(key)
+        if isinstance(below, str):  # a bare component name gets settings
+            below = node[key] = {"use": below}
+        if below is None and i == 0:
+            raise RecipeError(f"override {text!r}: the recipe has no {key!r}{nearest(key, node)}")
+        node = node.setdefault(key, {}) if below is None else below
+        if not isinstance(node, dict):
+            raise RecipeError(f"override {text!r}: {'.'.join(parents[: i + 1])} is {node!r}, which has no keys")
+    try:
+        node[last] = read_yaml(value)
+    except ValueError as error:
+        raise RecipeError(f"override {text!r}: the value is not YAML: {error}") from error

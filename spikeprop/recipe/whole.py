@@ -1,0 +1,58 @@
+"""``Recipe``: the complete description of a run, from its file to what a run folder records of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spikeprop.recipe.checking import check
+from spikeprop.recipe.names import EXPERIMENTS
+from spikeprop.recipe.parts import Component
+from spikeprop.recipe.text import find_recipe, override, read_recipe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The complete description of a run."""
+
+    name: str
+    experiment: Any
+
+    def describe(self) -> dict[str, Any]:
+        """Everything, defaults included, as YAML and JSON can hold it."""
+        kind = type(self.experiment)
+        use = kind.__name__ if kind.__module__ == EXPERIMENTS else f"{kind.__module__}.{kind.__qualname__}"
+        return {"use": use, **_describe(self.experiment)}
+
+
+def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a YAML file, or the name of a recipe that comes with spikeprop.
+        overrides: "path.to.key=value", value in YAML.
+
+    Raises:
+        RecipeError: naming the place and the fix.
+    """
+    path = find_recipe(source)
+    tree = read_recipe(path)
+    for text in overrides:
+        override(tree, text)
+    return Recipe(path.stem, check(tree))
+
+
+def _describe(value: Any) -> dict[str, Any]:
+    return {field.name: _described(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _described(item: Any) -> Any:
+    if isinstance(item, Component):
+        return item.describe()
+    if dataclasses.is_dataclass(item):
+        return _describe(item)
+    if isinstance(item, Mapping):
+        return {k: _described(i) for k, i in item.items()}
+    return [_described(i) for i in item] if isinstance(item, list | tuple) else item
