@@ -62,8 +62,8 @@ def calibrated(calibrator: ThresholdCalibrator, network: SpikingNetwork, x: Tens
         return calibrator.calibrate(network, x, part)
     if part.several:
         raise ConversionError(
-            f"{calibrator} calibrates in one process: convert in one, or let calibrate(network, x, part) ask part for what is of all "
-            "images, and the property joins be True"
+            f"{calibrator} calibrates in one process: convert in one, or let calibrate(network, x, part) ask part for what is of "
+            "all images, and the property joins be True"
         )
     return calibrator.calibrate(network, x)
 

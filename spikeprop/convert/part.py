@@ -6,8 +6,8 @@ them here, the k-th smallest v lies between those of the processes,
 
     min_r v_r <= v <= max_r v_r,    v_r the k_r-th smallest here,    k_r = ceil(k n_r / n),
 
-since sum_r k_r >= k and sum_r (k_r - 1) < k. What lies between is counted and bisected: floating-point numbers (IEEE 754) have
-the order of their bits, read as integers, so as many rounds as they have bits are enough, and few are needed in practice.
+since sum_r k_r >= k and sum_r (k_r - 1) < k. What lies between is counted digit by digit: floating-point numbers (IEEE 754) have
+the order of their bits, read as integers, and an all-reduce of 256 counts for each of their bytes finds v (radix selection).
 
 What is drawn or looked at here and there is numbered over all images, so that the same values are looked at however many
 processes there are. Alone, all of this is what it says without anybody to ask.
@@ -102,20 +102,26 @@ class Part:
         own, count = values_RN.shape[1], self.size(values_RN.shape[1])
         k = max(1, round(q * count))
         bound_R = _kth_smallest(values_RN, -(-k * own // count))
-        return self._bisected(values_RN, k, bound_R) if self.several else bound_R
+        return self._selected(values_RN, k, bound_R) if self.several else bound_R
 
-    def _bisected(self, values_RN: Tensor, k: int, bound_R: Tensor) -> Tensor:
+    def _selected(self, values_RN: Tensor, k: int, bound_R: Tensor) -> Tensor:
         """The k-th smallest of each row over all, given bounds of this process's own."""
         ends = self._reduced(torch.stack([-_order(bound_R), _order(bound_R)]), distributed.ReduceOp.MAX)
         low_R, high_R = -ends[0], ends[1]
         first_R, last_R = (_number(order_R, values_RN.dtype).unsqueeze(1) for order_R in (low_R, high_R))
         row, column = ((values_RN >= first_R) & (values_RN <= last_R)).nonzero(as_tuple=True)
-        between, below_R = values_RN[row, column], (values_RN < first_R).sum(1)
-        while (low_R < high_R).any():
-            middle_R = (low_R >> 1) + (high_R >> 1) + (low_R & high_R & 1)  # their sum may be too large for 64 bits
-            under = between <= _number(middle_R, values_RN.dtype)[row]
-            enough_R = self.total(below_R + torch.bincount(row[under], minlength=len(low_R))) >= k
-            low_R, high_R = torch.where(enough_R, low_R, middle_R + 1), torch.where(enough_R, middle_R, high_R)
+        order, below_R, rows = _order(values_RN[row, column]), (values_RN < first_R).sum(1), len(values_RN)
+        for shift in range(8 * values_RN.element_size() - 8, -1, -8):
+            base_R = low_R >> shift
+            digit = (order >> shift) - base_R[row]  # below 256: the digits before are the same
+            counts_RD = torch.bincount(row * 256 + digit, minlength=rows * 256).view(rows, 256)
+            counts_RD[:, 0] += below_R
+            digit_R = (self.total(counts_RD).cumsum(1) < k).sum(1)
+            low_R = torch.maximum(low_R, (base_R + digit_R) << shift).minimum(high_R)
+            high_R = torch.minimum(high_R, low_R | (1 << shift) - 1)
+            below_R = below_R + torch.bincount(row[order < low_R[row]], minlength=rows)
+            kept = (order >= low_R[row]) & (order <= high_R[row])
+            row, order = row[kept], order[kept]
         return _number(low_R, values_RN.dtype)
 
     def seed(self) -> int:
@@ -211,8 +217,8 @@ def _kth_smallest(values_RN: Tensor, k: int) -> Tensor:
 
 
 def _order(values: Tensor) -> Tensor:
-    """Integers in the order of floating-point numbers; NaN is above all."""
-    values = torch.where(values.isnan(), torch.nan, values)  # of one sign
+    """Integers in the order of floating-point numbers; NaN is above all, and the two zeros are one."""
+    values = torch.where(values.isnan(), torch.nan, values) + 0.0  # NaN of one sign, and no -0
     return _flipped(values.contiguous().view(INTEGERS[values.element_size()])).long()
 
 
