@@ -22,7 +22,7 @@ from peers import layers
 from torch import Tensor
 
 from spikeprop import ThresholdBalancing
-from spikeprop.convert.balancing import EncodedInput
+from spikeprop.convert.encoded import EncodedInput
 from spikeprop.snn import SpikingNetwork
 
 DEFINITION = "definition"

@@ -45,6 +45,7 @@ from spikeprop.learn import (
     CollapseGuard,
     LearningRule,
     MetricsLog,
+    Parted,
     ProgressBar,
     check_shardable,
     drop_progress,
@@ -55,12 +56,13 @@ from spikeprop.learn import (
     shard,
 )
 from spikeprop.networks import check_network, describe_network, load_network
+from spikeprop.processes import ALONE, Processes
 from spikeprop.recipe import Component
 from spikeprop.seeding import seed_torch
 from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Precision, Simulation, Training, find_device
 from spikeprop.snn import IF, SignedIF, SpikingNetwork
 
-TOGETHER = ("ann", "finetune", "evaluate")  # stages whose work several processes share
+TOGETHER = ("ann", "convert", "finetune", "evaluate")  # stages whose work several processes share
 NETWORKS = {"ann": "ann", "convert": "converted", "finetune": "finetuned"}  # the network that each stage leaves
 SMOKE_IMAGES = 64
 ANSWERS = "answers"  # folder of the answers to the test images, by network
@@ -223,10 +225,14 @@ class _Run:
 
     def convert(self) -> dict[str, Any]:
         settings, seed = self.experiment.convert, self.experiment.seed
+        calibrator = settings.calibrator.build()
+        processes = self.processes if calibrator.joins and settings.images >= self.processes.count else ALONE
+        if self.processes.rank > processes.rank:  # then rank 0 does it alone
+            return {}
         ann = self._load_ann()
         seed_torch(seed, 2)
-        neuron = settings.neuron.build()
-        network = convert(ann, self._calibration_images(), neuron, settings.calibrator.build(), encoder=settings.encoder.build())
+        images, neuron, encoder = self._calibration_images(processes), settings.neuron.build(), settings.encoder.build()
+        network = convert(ann, images, neuron, calibrator, encoder=encoder, processes=processes)
         self._save(network, "converted")
         return {"thresholds": {name: float(n.v_threshold.detach().max()) for name, n in network.neurons().items()}}
 
@@ -416,12 +422,15 @@ class _Run:
                 "raise finetune.timesteps or lower the calibrator's scale"
             )
 
-    def _calibration_images(self) -> Iterator[Tensor]:
-        split = self.data.train(min(self.experiment.convert.images, 256), self.experiment.seed + 3)
-        left = self.experiment.convert.images
-        for x, _ in islice(split.epoch(0), -(-left // 256)):
-            yield x[:left]
-            left -= len(x)
+    def _calibration_images(self, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+        """Whole batches are read in parts where the data can do it; one that is cut short is read whole by all processes."""
+        images = self.experiment.convert.images
+        split = self.data.train(min(images, 256), self.experiment.seed + 3)
+        parted = split.part(processes) if processes.count > 1 and isinstance(split, Parted) else split
+        whole, left = divmod(images, split.batch_size)
+        yield from islice(parted.epoch(0), whole)
+        for x, y in islice(split.epoch(0, whole), int(left > 0)):
+            yield x[:left], y[:left]
 
     def _save(self, model: nn.Module, name: str) -> None:
         if self.context.writes or self._shards:

@@ -25,7 +25,7 @@ from spikeprop.cli.printing import columns, say, table
 def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, **context: Any) -> None:
     """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped.
 
-    With several processes, which share training and evaluation: torchrun --nproc-per-node=2 -m spikeprop run ...
+    With several processes, which share the work: torchrun --nproc-per-node=2 -m spikeprop run ...
     """
     import dataclasses
 

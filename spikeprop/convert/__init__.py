@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.convert.balancing import ThresholdBalancing
-from spikeprop.convert.calibrate import ThresholdCalibrator, spike_worths
+from spikeprop.convert.calibrate import ThresholdCalibrator, calibrated, spike_worths
 from spikeprop.convert.correction import AdvancedCalibration, LightCalibration
 from spikeprop.convert.graph import relu_activations, to_spiking
 from spikeprop.convert.local import LocalThresholdBalancing, OffsetSpike
+from spikeprop.convert.part import Part, own_images
 from spikeprop.convert.statistics import LearnedCeiling, LeastError, MaxActivation, Percentile
 from spikeprop.errors import ConversionError
+from spikeprop.processes import ALONE, Processes
 from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "LocalThresholdBalancing",
     "MaxActivation",
     "OffsetSpike",
+    "Part",
     "Percentile",
     "ThresholdBalancing",
     "ThresholdCalibrator",
@@ -45,37 +49,46 @@ def convert(
     calibrator: ThresholdCalibrator,
     *,
     encoder: Encoder | None = None,
+    processes: Processes = ALONE,
 ) -> SpikingNetwork:
     """Convert an ANN to a spiking network and calibrate its thresholds.
 
     Args:
         ann: the trained network; it is not changed, and the images go to its device.
-        batches: calibration images (B, ...), alone or in (images, labels) pairs.
+        batches: calibration images (B, ...), alone or in (images, labels) pairs. Several processes give the same batches, and
+            each takes its part of them; beside the labels of a whole batch, the images may be that part alone.
         neuron: prototype, copied for every layer.
         calibrator: sets the thresholds.
         encoder: from image to input; default ``Direct()``.
+        processes: that convert together: all get the network that one process with all images gets. Maxima and percentiles of
+            the same activations are the same numbers, means and sums differ by rounding, and so does what follows from them.
 
     Returns:
         the network, in evaluation mode, its thresholds in buffers.
 
     Raises:
-        ConversionError: an operation that cannot be converted, no images, or a dead layer.
+        ConversionError: an operation that cannot be converted, no images or fewer than processes, a dead layer, or of several
+            processes a calibrator that does not join. All processes raise it.
     """
-    images = [b if isinstance(b, Tensor) else b[0] for b in batches]
-    if not images:
-        raise ConversionError("no calibration images: pass at least one batch")
-    x = torch.cat(images)
+    x, part = own_images(batches, processes)
     x = x.to(next((p.device for p in ann.parameters()), x.device))
-    if not torch.isfinite(x).all():
-        raise ConversionError("the calibration images hold NaN or infinity; clean the data first")
     encoder = encoder if encoder is not None else Direct()
-    limit = encoder.limit
-    if limit is not None and float(x.abs().max()) > limit * (1 + 1e-6):
-        warnings.warn(
-            f"{type(encoder).__name__} saturates beyond {limit:g} but the images reach {float(x.abs().max()):.3g}; "
-            "normalise them to [-1, 1] (mean 0.5, std 0.5) or use Direct",
-            stacklevel=2,
-        )
+    _check(x, encoder, part)
     network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:])).to(x).eval()
-    calibrator.calibrate(network, x)
+    calibrated(calibrator, network, x, part)
+    part.agree(network)
     return network
+
+
+def _check(x: Tensor, encoder: Encoder, part: Part) -> None:
+    """Look at all images before anything is made of them; what is wrong with one is told to all processes."""
+    largest = float(part.largest(x.abs().max()))  # NaN is above all
+    if not math.isfinite(largest):
+        raise ConversionError("the calibration images hold NaN or infinity; clean the data first")
+    limit = encoder.limit
+    if limit is not None and largest > limit * (1 + 1e-6) and part.processes.rank == 0:
+        warnings.warn(
+            f"{type(encoder).__name__} saturates beyond {limit:g} but the images reach {largest:.3g}; "
+            "normalise them to [-1, 1] (mean 0.5, std 0.5) or use Direct",
+            stacklevel=4,
+        )

@@ -6,14 +6,16 @@ al. 2020). Spike trains are kept, one bit a neuron a step, so the whole search c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spikeprop.convert.calibrate import ThresholdCalibrator, Units, check_percentile, check_steps, limited, positive, quantile
-from spikeprop.seeding import seed_torch
-from spikeprop.snn import Encoder, SpikingNetwork
+from spikeprop.convert.calibrate import ThresholdCalibrator, Units, check_percentile, check_steps, limited, positive
+from spikeprop.convert.encoded import EncodedInput
+from spikeprop.convert.part import WHOLE, Part
+from spikeprop.snn import SpikingNetwork
 from spikeprop.snn.neuron import SpikingMaxPool
 
 
@@ -43,46 +45,29 @@ class ThresholdBalancing(ThresholdCalibrator):
         if not self.scale > 0:
             raise ValueError(f"scale is {self.scale}; a factor on thresholds is positive")
 
-    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
         from spikeprop.snn.stagewise import Stagewise  # here, since it brings Numba
 
-        units = Units(network, x)
-        stages = Stagewise(network, x, self.timesteps, EncodedInput(network.encoder, x))
+        units, encoded = Units(network, x), EncodedInput(network.encoder, x, part)
+        stages = Stagewise(network, x, self.timesteps, encoded, part.most(len(x)))
         thresholds = {}
         for name, stage in network.each():
             units.fold(stage)
             if isinstance(stage.neuron, SpikingMaxPool):
                 units.pass_on(name, stage)
             elif stage.neuron is not None:
-                peak = max(_peak(current_KBSC, self.percentile / 100) for current_KBSC in stages.currents(name))
-                worth = limited(stage, positive(name, peak) * self.scale * stage.scale.to(peak))
+                worth = limited(stage, positive(name, self._peak(stages.currents(name), part)) * self.scale * stage.scale.to(x))
                 thresholds[name] = units.settle(name, stage, worth)
             if stage.neuron is not None:
                 stages.fire(name)
         return thresholds
 
-
-class EncodedInput:
-    """The encoder's output at any steps, drawn again (the same) when it is asked for again, rather than kept."""
-
-    def __init__(self, encoder: Encoder, x: Tensor):
-        self.encoder, self.x = encoder, x
-        self.seed = int(torch.randint(2**62, ()))
-
-    def __call__(self, first: int, steps: int) -> Tensor:
-        """Steps first.. of the input, (steps or 1, B, ...)."""
-        if self.encoder.constant:
-            return self.encoder(self.x, 1)
-        with torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []):
-            return torch.cat([self._step(t) for t in range(first, first + steps)])
-
-    def _step(self, t: int) -> Tensor:
-        seed_torch(self.seed, t)
-        return self.encoder(self.x, 1)
-
-
-def _peak(current_KBSC: Tensor, q: float) -> Tensor:
-    """The largest, over steps, of a step's quantile."""
-    if q >= 1:
-        return current_KBSC.max()
-    return torch.stack([quantile(current_BSC.flatten(), q) for current_BSC in current_KBSC]).max()
+    def _peak(self, currents: Iterator[Tensor], part: Part) -> Tensor:
+        """The largest, over steps, of a step's quantile."""
+        if self.percentile == 100:
+            return part.largest(torch.stack([current_KBSC.max() for current_KBSC in currents]).max())
+        return torch.stack([part.quantile(some_KBSC.flatten(1), self.percentile / 100).max() for some_KBSC in currents]).max()

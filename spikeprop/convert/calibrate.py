@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.convert.graph import NEGATIVE
+from spikeprop.convert.part import WHOLE, Part
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, ChannelPad, Gain, SpikingNetwork, Stage, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -27,11 +28,44 @@ Per = Literal["layer", "channel"]
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdCalibrator(ABC):
-    """Sets the thresholds (and the gains that go with them) of a freshly converted network."""
+    """Sets the thresholds (and the gains that go with them) of a freshly converted network.
+
+    One that sees the images in one process alone may leave ``part`` out, and ``joins`` as it is.
+    """
+
+    @property
+    def joins(self) -> bool:
+        """Whether several processes can calibrate together: ``calibrate`` then asks ``part`` for what is of all images."""
+        return False
 
     @abstractmethod
-    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-        """Calibrate ``network`` in place on images x (B, ...); returns the threshold of each layer of neurons."""
+    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
+        """Calibrate ``network`` in place, in every process in the same way.
+
+        Args:
+            network: freshly converted, in evaluation mode.
+            x: images (B, ...), of several processes those of this one.
+            part: which of all images they are, and what is asked of all.
+
+        Returns:
+            the threshold of each layer of neurons.
+        """
+
+
+def calibrated(calibrator: ThresholdCalibrator, network: SpikingNetwork, x: Tensor, part: Part) -> dict[str, Tensor]:
+    """What ``calibrate`` gives; only a calibrator that joins is told of the part.
+
+    Raises:
+        ConversionError: one that does not join, in several processes.
+    """
+    if calibrator.joins:
+        return calibrator.calibrate(network, x, part)
+    if part.several:
+        raise ConversionError(
+            f"{calibrator} calibrates in one process: convert in one, or let calibrate(network, x, part) ask part for what is of "
+            "all images, and the property joins be True"
+        )
+    return calibrator.calibrate(network, x)
 
 
 class Units:
@@ -187,10 +221,3 @@ def positive(name: str, worth: Tensor) -> Tensor:
             "train it further or at a lower learning rate"
         )
     return torch.where(worth > 0, worth, largest)
-
-
-def quantile(values: Tensor, q: float) -> Tensor:
-    """Quantile over the last axis; the exact order statistic (torch.quantile refuses large tensors)."""
-    if q >= 1:
-        return values.amax(-1)
-    return values.kthvalue(max(1, round(q * values.shape[-1])), dim=-1).values

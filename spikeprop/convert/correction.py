@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.balancing import EncodedInput
 from spikeprop.convert.calibrate import (
     Per,
     ThresholdCalibrator,
@@ -30,9 +29,12 @@ from spikeprop.convert.calibrate import (
     limited,
     positive,
 )
+from spikeprop.convert.encoded import EncodedInput, own_draws
 from spikeprop.convert.graph import activations, currents, forget
-from spikeprop.convert.statistics import best_worth, quantised
+from spikeprop.convert.part import BLOCK, WHOLE, Part
+from spikeprop.convert.statistics import Search, best_worth, quantised
 from spikeprop.progress import bar
+from spikeprop.seeding import seed_torch
 from spikeprop.snn import INPUT, Neuron, SignedIF, SpikingNetwork, Stage
 from spikeprop.snn.neuron import SpikingMaxPool
 
@@ -44,12 +46,14 @@ class Layer:
     Attributes:
         target: the ANN's activation, or for the output its scores, in units of the layer's potential (B, ...).
         rates: of the layer's sources, by name (B, ...).
+        part: which of all images they are of.
     """
 
     name: str
     stage: Stage
     target: Tensor
     rates: dict[str, Tensor]
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,29 +76,33 @@ class SpikeCalibrator(ThresholdCalibrator):
         check_steps(self.timesteps, "a rate needs")
         check_grid(self.grid)
 
+    @property
+    def joins(self) -> bool:
+        return True
+
     @torch.no_grad()
-    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
+    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
         thresholds = {}
-        for layer, spikes in self._layers(network, x):
+        for layer, spikes in self._layers(network, x, part):
             neuron = layer.stage.neuron
             self.adjust(layer, spikes)
             if neuron is not None:
                 thresholds[layer.name] = neuron.v_threshold.detach().clone()
             elif self.delay and not any(isinstance(n, SignedIF) for n in network.neurons().values()):
-                delay_readout(network, x, layer.target, self.timesteps)
+                delay_readout(network, x, layer.target, self.timesteps, part)
         return thresholds
 
     @abstractmethod
     def adjust(self, layer: Layer, spikes: Spikes) -> None:
         """Change one layer whose threshold is set; ``spikes`` runs it."""
 
-    def _layers(self, network: SpikingNetwork, x: Tensor) -> Iterator[tuple[Layer, Spikes]]:
+    def _layers(self, network: SpikingNetwork, x: Tensor, part: Part) -> Iterator[tuple[Layer, Spikes]]:
         """The layers that can be changed, in order: those of neurons, and the output."""
-        units, spikes = Units(network, x), Spikes(network, x, self.timesteps)
+        units, spikes = Units(network, x), Spikes(network, x, self.timesteps, part)
         rates = {INPUT: spikes.input_rate()}
-        for name, stage, activation in bar_over(activations(network, x), len(network.stages)):
+        for name, stage, activation in bar_over(activations(network, x), len(network.stages), shown=part.processes.rank == 0):
             units.fold(stage)
-            layer = Layer(name, stage, activation / stage.scale, rates)
+            layer = Layer(name, stage, activation / stage.scale, rates, part)
             if isinstance(stage.neuron, SpikingMaxPool):
                 units.pass_on(name, stage)
             elif stage.neuron is not None:
@@ -110,7 +118,8 @@ class SpikeCalibrator(ThresholdCalibrator):
     def _worth(self, layer: Layer, neuron: Neuron) -> Tensor:
         """The threshold of least error for the currents that spikes give."""
         current = currents(layer.stage, layer.rates)
-        theta = positive(layer.name, best_worth(current, layer.target, neuron, self.per, self.timesteps, self.grid))
+        search = Search(float(neuron.v_init.mean()), self.timesteps, self.grid)
+        theta = positive(layer.name, best_worth(current, layer.target, self.per, search, layer.part))
         return limited(layer.stage, theta * layer.stage.scale)
 
 
@@ -121,12 +130,13 @@ class Spikes:
         network: in evaluation mode.
         x: images.
         timesteps: steps.
+        part: which of all images they are.
     """
 
-    def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int):
+    def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, part: Part):
         from spikeprop.snn.stagewise import Stagewise  # here, since it brings Numba
 
-        self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x)
+        self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x, part)
         self.stages = Stagewise(network, x, timesteps, self.encoded)
 
     def input_rate(self) -> Tensor:
@@ -157,7 +167,7 @@ class LightCalibration(SpikeCalibrator):
         if self.bias:
             _correct_bias(layer, spikes)
         if self.potential:
-            shift_potential(layer.stage.neuron, _error(layer, spikes).mean(0), self.timesteps)
+            shift_potential(layer.stage.neuron, layer.part.mean(_error(layer, spikes), 0), self.timesteps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +218,18 @@ class _Fit:
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
         draws = torch.Generator().manual_seed(0)
-        size = self.layer.target.square().mean()
+        part, target = self.layer.part, self.layer.target
+        images = part.size(len(target))
+        size = float(part.mean(target.square().reshape(-1), 0))
         before, first = self._error(), [p.detach().clone() for p in self.trained]
         for _ in range(iterations):
-            some = torch.randperm(len(self.layer.target), generator=draws)[:batch_size]
-            loss = (self._output(some) - self.layer.target[some]).square().mean() / size
+            chosen = torch.randperm(images, generator=draws)[:batch_size]
+            some = part.own(chosen, 1)
             optimizer.zero_grad()
-            loss.backward()
+            if len(some):
+                loss = (self._output(some) - target[some]).square().sum() / (size * len(chosen) * target[0].numel())
+                loss.backward()
+            part.join_gradients(self.trained)
             optimizer.step()
             schedule.step()
         if self._error() > before:  # the straight-through gradient is not the staircase's own: few steps can mislead it
@@ -224,9 +239,10 @@ class _Fit:
 
     @torch.no_grad()
     def _error(self) -> float:
-        """Mean squared error over all images."""
-        parts = torch.arange(len(self.layer.target)).split(64)
-        return sum(float((self._output(some) - self.layer.target[some]).square().sum()) for some in parts)
+        """Squared error, summed over all images."""
+        batches = torch.arange(len(self.layer.target)).split(64)
+        errors = [(self._output(some) - self.layer.target[some]).square().sum(dtype=torch.float64) for some in batches]
+        return float(self.layer.part.total(torch.stack(errors).sum()))
 
     def _output(self, some: Tensor) -> Tensor:
         current = currents(self.layer.stage, {name: rate[some] for name, rate in self.layer.rates.items()})
@@ -257,7 +273,7 @@ def _correct_bias(layer: Layer, spikes: Spikes) -> None:
     """Add each channel's mean error to its current."""
     op = add_bias(layer.stage)
     if op is not None:
-        op.bias.data.add_(by_channel(_error(layer, spikes)).mean(1).to(op.bias))
+        op.bias.data.add_(layer.part.mean(by_channel(_error(layer, spikes)), 1).to(op.bias))
 
 
 def _error(layer: Layer, spikes: Spikes) -> Tensor:
@@ -278,11 +294,11 @@ def add_bias(stage: Stage) -> Any:
 
 def shift_potential(neuron: Neuron, error: Tensor, timesteps: int) -> None:
     """Start each neuron where the mean error of its rate would be made up for within ``timesteps`` steps."""
-    neuron.v_init = (neuron.v_init + timesteps * error / neuron.v_threshold).clamp(-1, 1)
+    neuron.v_init = (neuron.v_init + timesteps * error.to(neuron.v_init) / neuron.v_threshold).clamp(-1, 1)
 
 
 @torch.no_grad()
-def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps: int) -> int:
+def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps: int, part: Part = WHOLE) -> int:
     """Choose ``readout_from`` for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
 
     Args:
@@ -290,36 +306,45 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
         x: images (B, ...).
         scores: of the ANN, in units of the output's potential (B, K).
         timesteps: T; at most three quarters of it are passed over.
+        part: which of all images they are.
 
     Returns:
         the number of steps passed over; 0 keeps the whole sum. Distance is cross-entropy, from the ANN's probabilities.
     """
     network.readout_from.zero_()
     wanted = (scores * _output_scale(network)).softmax(1)
-    total_TBK = torch.cat(list(_in_batches(network, x, timesteps)), 1) * _output_scale(network)
-    best, least = 0, torch.inf
+    total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, part)), 1) * _output_scale(network)
+    distances = []
     for delay in range(timesteps * 3 // 4 + 1):
         passed = total_TBK[delay - 1] if delay else 0
         mean = (total_TBK[-1] - passed) / (timesteps - delay)
-        distance = float(-(wanted * mean.log_softmax(1)).sum(1).mean())
-        if distance < least:
-            best, least = delay, distance
+        distances.append(-(wanted * mean.log_softmax(1)).sum(dtype=torch.float64))
+    told = part.total(torch.stack(distances)).tolist()
+    best = told.index(min(told))
     network.readout_from.fill_(best)
     return best
 
 
-def _in_batches(network: SpikingNetwork, x: Tensor, timesteps: int) -> Iterator[Tensor]:
-    for some in x.split(64):
-        yield torch.cat(list(network.unroll(some, timesteps)))
+def _in_blocks(network: SpikingNetwork, x: Tensor, timesteps: int, part: Part) -> Iterator[Tensor]:
+    """The output after each step (T, b, K), for the images here of each block."""
+    if network.encoder.constant:
+        for some in x.split(BLOCK):
+            yield torch.cat(list(network.unroll(some, timesteps)))
+        return
+    seed = part.seed()
+    with own_draws(x):
+        for block in part.blocks(len(x)):
+            seed_torch(seed, block.number)
+            yield torch.cat(list(network.unroll(block.padded(x), timesteps)))[:, block.places]
 
 
 def _output_scale(network: SpikingNetwork) -> Tensor:
     return next(stage for _, stage in network.each() if stage.neuron is None).scale
 
 
-def bar_over(layers: Iterator[Any], total: int) -> Iterator[Any]:
+def bar_over(layers: Iterator[Any], total: int, shown: bool) -> Iterator[Any]:
     """The layers, with a bar that shows how far the calibration is."""
-    with bar("calibrate", total=total, leave=False) as shown:
+    with bar("calibrate" if shown else None, total=total, leave=False) as progress:
         for layer in layers:
             yield layer
-            shown.update()
+            progress.update()

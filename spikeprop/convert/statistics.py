@@ -24,9 +24,9 @@ from spikeprop.convert.calibrate import (
     in_shape,
     limited,
     positive,
-    quantile,
 )
 from spikeprop.convert.graph import activations
+from spikeprop.convert.part import WHOLE, Part
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Neuron, SpikingNetwork, Stage
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -38,20 +38,26 @@ SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
 class ActivationCalibrator(ThresholdCalibrator):
     """A spike's worth follows from the ANN's activations of its layer."""
 
-    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
         units, thresholds = Units(network, x), {}
         for name, stage, activation in activations(network, x):
             units.fold(stage)
             if isinstance(stage.neuron, SpikingMaxPool):
                 units.pass_on(name, stage)
             elif stage.neuron is not None:
-                worth = limited(stage, positive(name, self.worth(name, stage, stage.neuron, activation)))
+                worth = limited(stage, positive(name, self.worth(name, stage, stage.neuron, activation, part)))
                 thresholds[name] = units.settle(name, stage, worth)
         return thresholds
 
     @abstractmethod
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor) -> Tensor:
-        """What one spike of a layer stands for, given its activation (B, C, ...): a number, or one a channel (C, 1, 1)."""
+    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+        """What one spike of a layer stands for, given its activation (B, C, ...): a number, or one a channel (C, 1, 1).
+
+        Of several processes each gives its own activations, and all get the same worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +77,11 @@ class Percentile(ActivationCalibrator):
     def __post_init__(self) -> None:
         check_percentile(self.percentile)
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor) -> Tensor:
+    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
         q = self.percentile / 100
         if self.per == "layer":
-            return quantile(activation.flatten(), q)
-        return in_shape(quantile(by_channel(activation), q), activation)
+            return part.quantile(activation.reshape(1, -1), q).reshape(())
+        return in_shape(part.quantile(by_channel(activation), q), activation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +94,8 @@ class MaxActivation(ActivationCalibrator):
 
     per: Per = "layer"
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor) -> Tensor:
-        return Percentile(percentile=100.0, per=self.per).worth(name, stage, neuron, activation)
+    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+        return Percentile(percentile=100.0, per=self.per).worth(name, stage, neuron, activation, part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,34 +119,59 @@ class LeastError(ActivationCalibrator):
         check_steps(self.timesteps, "a rate needs")
         check_grid(self.grid)
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor) -> Tensor:
-        return best_worth(activation, activation, neuron, self.per, self.timesteps, self.grid)
+    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+        search = Search(float(neuron.v_init.mean()), self.timesteps, self.grid)
+        return best_worth(activation, activation, self.per, search, part)
 
 
-def best_worth(current: Tensor, target: Tensor, neuron: Neuron, per: Per, timesteps: int, grid: int) -> Tensor:
+@dataclass(frozen=True)
+class Search:
+    """For the worth of least error.
+
+    Attributes:
+        start: initial potential, in thresholds.
+        timesteps: T of the rate.
+        grid: fractions of the largest target that are tried.
+    """
+
+    start: float
+    timesteps: int
+    grid: int
+
+
+def best_worth(current: Tensor, target: Tensor, per: Per, search: Search, part: Part) -> Tensor:
     """The worth of least error, for currents and targets (B, C, ...): a number, or one a channel (C, 1, 1)."""
-    start = float(neuron.v_init.mean())
     if per == "layer":
-        return least_error(current.reshape(1, -1), target.reshape(1, -1), start, timesteps, grid).reshape(())
-    return in_shape(least_error(by_channel(current), by_channel(target), start, timesteps, grid), target)
+        return least_error(current.reshape(1, -1), target.reshape(1, -1), len(target), search, part).reshape(())
+    return in_shape(least_error(by_channel(current), by_channel(target), len(target), search, part), target)
 
 
-def least_error(current_CN: Tensor, target_CN: Tensor, start: float, timesteps: int, grid: int) -> Tensor:
+def least_error(current_CN: Tensor, target_CN: Tensor, images: int, search: Search, part: Part) -> Tensor:
     """For each row, the worth S with the least squared error of S * rate(current / S) against the target, (C,).
 
-    Of long rows ``SAMPLES`` values are looked at, evenly apart.
+    Of long rows ``SAMPLES`` values are looked at, evenly apart over all images; the values of an image lie side by side.
     """
-    largest_C = target_CN.amax(1)
-    apart = max(1, target_CN.shape[1] // SAMPLES)
-    current_CN, target_CN = current_CN[:, ::apart].contiguous(), target_CN[:, ::apart].contiguous()
-    best_C, error_C = largest_C.clone(), torch.full_like(largest_C, torch.inf)
-    for fraction in torch.linspace(1, 0, grid + 1)[:-1].tolist():
-        worth_C1 = (largest_C * fraction).clamp(min=1e-12).unsqueeze(1)
-        found_C = (quantised(current_CN / worth_C1, start, timesteps) * worth_C1).sub_(target_CN).square_().sum(1)
-        better_C = found_C < error_C
-        error_C = torch.where(better_C, found_C, error_C)
-        best_C = torch.where(better_C, worth_C1.squeeze(1), best_C)
+    largest_C, count = part.largest(target_CN.amax(1)), part.size(target_CN.shape[1])
+    looked_at = part.own(torch.arange(0, count, max(1, count // SAMPLES)), target_CN.shape[1] // images)
+    current_CN, target_CN = current_CN[:, looked_at], target_CN[:, looked_at]
+    worth_GC = torch.stack([(largest_C * fraction).clamp(min=1e-12) for fraction in _fractions(search.grid)])
+    error_GC = part.total(torch.stack([_squared_error(current_CN, target_CN, worth_C, search) for worth_C in worth_GC]))
+    best_C, least_C = largest_C.clone(), torch.full_like(error_GC[0], torch.inf)
+    for worth_C, error_C in zip(worth_GC, error_GC, strict=True):
+        better_C = error_C < least_C
+        best_C, least_C = torch.where(better_C, worth_C, best_C), torch.where(better_C, error_C, least_C)
     return torch.where(largest_C > 0, best_C, largest_C)
+
+
+def _fractions(grid: int) -> list[float]:
+    return torch.linspace(1, 0, grid + 1)[:-1].tolist()
+
+
+def _squared_error(current_CN: Tensor, target_CN: Tensor, worth_C: Tensor, search: Search) -> Tensor:
+    """Summed over each row, (C,), in float64: which worth is best must not hang on how sums are rounded."""
+    worth_C1 = worth_C.unsqueeze(1)
+    rates_CN = quantised(current_CN / worth_C1, search.start, search.timesteps)
+    return (rates_CN * worth_C1).sub_(target_CN).square_().sum(1, dtype=torch.float64)
 
 
 def quantised(ratio: Tensor, start: float | Tensor, timesteps: int) -> Tensor:
@@ -155,7 +186,7 @@ class LearnedCeiling(ActivationCalibrator):
     For QCFS the neurons start at half their threshold (v_init 0.5), as Bu et al. 2022 derive.
     """
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor) -> Tensor:
+    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
         if stage.ceiling is None:
             raise ConversionError(
                 f"layer {name!r} comes from a ReLU without a ceiling; train the ANN with QCFS or ClippedReLU activations, or "

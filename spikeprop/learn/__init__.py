@@ -4,7 +4,7 @@ from spikeprop.learn.backprop import Backprop
 from spikeprop.learn.bptt import BPTT
 from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, Training
 from spikeprop.learn.checkpoint import Checkpoint, drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
-from spikeprop.learn.loop import Batches, fit
+from spikeprop.learn.loop import Batches, Parted, fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
@@ -24,6 +24,7 @@ __all__ = [
     "LearningRule",
     "Loss",
     "MetricsLog",
+    "Parted",
     "ProgressBar",
     "Schedule",
     "SquaredError",

@@ -33,10 +33,20 @@ class Stagewise:
         x_B: images.
         timesteps: steps.
         encoded: (first step, number of steps) to the encoded input (K or 1, B, ...), the same whenever it is asked.
+        most: images that chunks are to have room for, by default those here: processes with other numbers of images then
+            have the same chunks.
     """
 
-    def __init__(self, network: SpikingNetwork, x_B: Tensor, timesteps: int, encoded: Callable[[int, int], Tensor]):
+    def __init__(
+        self,
+        network: SpikingNetwork,
+        x_B: Tensor,
+        timesteps: int,
+        encoded: Callable[[int, int], Tensor],
+        most: int | None = None,
+    ):
         self.network, self.x_B, self.timesteps, self.encoded = network, x_B, timesteps, encoded
+        self.most = len(x_B) if most is None else most
         self.kernels = packed_kernels(x_B.device)
         self.shapes = network.shapes()
         self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, S, C)
@@ -130,7 +140,7 @@ class Stagewise:
         return Chunk(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
 
     def _spans(self, name: str) -> list[tuple[int, int]]:
-        each = torch.Size(self.shapes[name]).numel() * len(self.x_B) * self.x_B.element_size()
+        each = torch.Size(self.shapes[name]).numel() * self.most * self.x_B.element_size()
         chunk = max(1, min(self.timesteps, CHUNK_BYTES // each))
         return [(first, min(first + chunk, self.timesteps)) for first in range(0, self.timesteps, chunk)]
 
