@@ -61,8 +61,12 @@ def check_shardable(rule: LearningRule, callbacks: Iterable[Callback]) -> None:
     """Whether these can train a network of which each process has a part.
 
     Raises:
-        ValueError: a rule, or a callback, that needs it whole.
+        ValueError: a rule, or a callback, that needs it whole; or a torch that cannot.
     """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ValueError(f"torch {torch.__version__} cannot sum a sharded network's gradients over gloo: use a newer one")
     if not rule.overlaps:
         raise ValueError(
             f"{type(rule).__name__} does not take its gradients from one backward pass of the whole network, so it cannot train "
