@@ -173,6 +173,8 @@ class _Run:
         self.data = experiment.data.build()
         self.processes = context.folder.processes
         self.device = self.processes.device(find_device(experiment.device))
+        if experiment.sharded and self.processes.count == 1:
+            context.notify("sharded: there is one process, which keeps all; start several with torchrun")
 
     def report(self) -> Report:
         stages = {
