@@ -221,6 +221,8 @@ def test_unstable_steps_are_refused_at_their_bound() -> None:
         check_steps(fibre, [0, 1e3], SIGNAL.rate, 0.1)
     with pytest.raises(ValueError, match="forward_steps is 0"):
         Link(fibre, SIGNAL, 0, 2).check(POWER)
+    with pytest.raises(ValueError, match="forward_steps is 2147483648; it lies in 1 to 10,000"):
+        Link(fibre, SIGNAL, 2**31, 2).check(POWER)
 
 
 def test_instability_is_real_beyond_the_bound() -> None:

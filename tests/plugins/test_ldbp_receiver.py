@@ -310,6 +310,12 @@ def test_rates_fall_on_a_cosine() -> None:
         (lambda: FilterDesign(bandwidth=1.2), r"bandwidth is 1\.2; it lies in \(0, 1\]"),
         (lambda: FilterDesign(gain=0.0), r"gain is 0\.0"),
         (lambda: Backward(steps_per_span=0), "steps_per_span is 0"),
+        (lambda: Backward(steps_per_span=2**31), "steps_per_span is 2147483648; it lies in 1 to 100,000"),
+        (
+            lambda: make_receiver(Fibre(spans=10**6), Backward(steps_per_span=9), 1e10, 1),
+            r"spans \* backward.steps_per_span is 9000000",
+        ),
+        (lambda: FilterDesign(taps=1001), "taps is 1001; .* below 1,000"),
         (lambda: Backward(dgd_taps=4), "dgd_taps is 4; give an odd number"),
         (lambda: EqualizerSettings(step=2.0), r"step is 2\.0; normalised LMS is stable for 0 < step < 2"),
         (lambda: EqualizerSettings(taps=2), "taps is 2; the equaliser has an odd"),

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_steps, logarithmic_steps
+from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_count, check_steps, logarithmic_steps
 from spikeprop.plugins.ldbp_pmd.link import Sections, propagate
 from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.seeding import generator
 from spikeprop.stopping import stop_if_asked
 
+MOST_STEPS = 10_000  # of a span
 PIECE = 50  # blocks that are simulated at once
 
 
@@ -51,8 +52,7 @@ class Link:
 
     def check(self, power: float) -> None:
         """Refuse a simulation that would be unstable or coarse at ``power`` (W): see ``check_steps``."""
-        if self.steps < 1:
-            raise ValueError(f"forward_steps is {self.steps}; it must be at least 1")
+        check_count("forward_steps", self.steps, MOST_STEPS)
         check_steps(self.fibre, self.edges(), self.signal.rate, power)
 
     def blocks(self, count: int, power: float, seed: Sequence[int], sections: Sections | None = None) -> Blocks:

@@ -103,6 +103,12 @@ class Fibre:
         return [gamma * (math.exp(-alpha * a) - math.exp(-alpha * b)) / alpha for a, b in pairwise(edges)]
 
 
+def check_count(name: str, value: int, most: int) -> None:
+    """Raises ValueError outside 1 to ``most``: beyond, a recipe would be refused by the memory alone."""
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} is {value}; it lies in 1 to {most:,}")
+
+
 def uniform_steps(fibre: Fibre, count: int) -> list[float]:
     """Edges of ``count`` equal steps of a span, in m."""
     return [fibre.span * k / count for k in range(count + 1)]

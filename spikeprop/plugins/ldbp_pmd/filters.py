@@ -18,6 +18,7 @@ from torch import Tensor
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre
 
 GRID = 1024  # frequencies in [0, pi]
+MOST_TAPS = 1000  # a filter of that length is better done by an FFT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class FilterDesign:
     gain: float = 1.05
 
     def __post_init__(self) -> None:
-        if self.taps < 1 or self.taps % 2 == 0:
-            raise ValueError(f"taps is {self.taps}; symmetric filters have an odd number, at least 1")
+        if not 1 <= self.taps < MOST_TAPS or self.taps % 2 == 0:
+            raise ValueError(f"taps is {self.taps}; symmetric filters have an odd number, at least 1 and below {MOST_TAPS:,}")
         if not 0 < self.bandwidth <= 1:
             raise ValueError(f"bandwidth is {self.bandwidth}; it lies in (0, 1]")
         if not self.gain > 0:

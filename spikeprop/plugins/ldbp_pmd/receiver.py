@@ -17,12 +17,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spikeprop.plugins.ldbp_pmd.fibre import Fibre, uniform_steps
-from spikeprop.plugins.ldbp_pmd.filters import FilterDesign, curvatures, dispersion_filter, symmetric
+from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_count, uniform_steps
+from spikeprop.plugins.ldbp_pmd.filters import MOST_TAPS, FilterDesign, curvatures, dispersion_filter, symmetric
 from spikeprop.plugins.ldbp_pmd.fir import fir
 from spikeprop.plugins.ldbp_pmd.kerr import rotate_and_turn
 from spikeprop.plugins.ldbp_pmd.link import manakov
 
+MOST_STEPS = 100_000  # of a receiver; links in the literature have hundreds
 NEARLY_ZERO = 1e-12
 
 
@@ -45,10 +46,11 @@ class Backward:
     rotations: Literal["random", "identity"] = "random"
 
     def __post_init__(self) -> None:
-        if self.steps_per_span < 1:
-            raise ValueError(f"steps_per_span is {self.steps_per_span}; it must be at least 1")
-        if self.dgd_taps < 0 or (self.dgd_taps and self.dgd_taps % 2 == 0):
-            raise ValueError(f"dgd_taps is {self.dgd_taps}; give an odd number, or 0 for neither filters nor rotations")
+        check_count("steps_per_span", self.steps_per_span, MOST_STEPS)
+        if not 0 <= self.dgd_taps < MOST_TAPS or (self.dgd_taps and self.dgd_taps % 2 == 0):
+            raise ValueError(
+                f"dgd_taps is {self.dgd_taps}; give an odd number below {MOST_TAPS:,}, or 0 for neither filters nor rotations"
+            )
 
 
 class LearnedReceiver(nn.Module):
@@ -136,9 +138,10 @@ def make_receiver(
         draws: of random rotations; without it they are the identity.
 
     Raises:
-        ValueError: filters shorter than the dispersion of a step.
+        ValueError: filters shorter than the dispersion of a step, or too many steps in all.
 
     """
+    check_count("fibre.spans * backward.steps_per_span", fibre.spans * settings.steps_per_span, MOST_STEPS)
     settings.filters.check(fibre, fibre.span / settings.steps_per_span, rate)
     lengths, kerr = backward_steps(fibre, settings.steps_per_span, polarisations)
     (curvature,) = set(curvatures(fibre, lengths[:1], rate))
