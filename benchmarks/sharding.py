@@ -1,9 +1,9 @@
 """Memory of training in several processes that each keep all of the parameters, or a part of them.
 
-python benchmarks/sharding.py --out results/benchmarks/sharding.json
+python benchmarks/sharding.py --steps 3 --out results/benchmarks/sharding.json
 
 Real processes of one thread each, over gloo, train the same network on the same random images with ``fit`` and Adam:
-torchvision's Wide ResNet-101-2 (125 million parameters) by backpropagation, and spikeprop's VGG16 (34 million), converted, by
+torchvision's Wide ResNet-101-2 (125 million parameters) by backpropagation, and spikeprop's VGG16 (40 million), converted, by
 BPTT. A process tells its peak resident memory from the end of the first step on, less what it held before the network was made,
 and the seconds of a step. malloc is told to give large blocks back when they are freed, so that a peak is what is held.
 

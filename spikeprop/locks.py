@@ -74,7 +74,9 @@ class Lock:
         except OSError as error:
             if isinstance(error, PermissionError) and self.path.exists():
                 return os.open(self.path, os.O_RDONLY | alone)  # another user's, in a folder that both may write
-            raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}; use another --out folder") from error
+            nowhere = self.path.parent.is_symlink() and not self.path.parent.exists()
+            why = "its folder is a link to nothing" if nowhere else error.strerror
+            raise OSError(error.errno, f"cannot write {self.path}: {why}; use another --out folder") from error
 
     def _try(self, descriptor: int) -> bool:
         from filelock import lock_descriptor

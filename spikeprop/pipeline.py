@@ -142,7 +142,8 @@ class HybridConversion:
             settings = getattr(self, stage)
             try:
                 if settings.epochs:
-                    check_shardable(rule, [c.build() for c in settings.callbacks])
+                    optimizer = settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
+                    check_shardable(rule, [c.build() for c in settings.callbacks], optimizer)
             except ValueError as error:
                 raise RecipeError(f"{stage}: {error}") from error
 
@@ -226,15 +227,19 @@ class _Run:
         return {"history": history}
 
     def convert(self) -> dict[str, Any]:
-        settings, seed = self.experiment.convert, self.experiment.seed
-        calibrator = settings.calibrator.build()
-        processes = self.processes if calibrator.joins and settings.images >= self.processes.count else ALONE
-        if self.processes.rank > processes.rank:  # then rank 0 does it alone
-            return {}
+        settings, found = self.experiment.convert, {}
+        if settings.calibrator.build().joins and settings.images >= self.processes.count:
+            return self._converted(self.processes)
+        self.processes.first(lambda: found.update(self._converted(ALONE)))  # what cannot be shared, rank 0 does
+        return found
+
+    def _converted(self, processes: Processes) -> dict[str, Any]:
+        """The conversion is done, by these, and saved; its thresholds."""
+        settings = self.experiment.convert
         ann = self._load_ann()
-        seed_torch(seed, 2)
+        seed_torch(self.experiment.seed, 2)
         images, neuron, encoder = self._calibration_images(processes), settings.neuron.build(), settings.encoder.build()
-        network = convert(ann, images, neuron, calibrator, encoder=encoder, processes=processes)
+        network = convert(ann, images, neuron, settings.calibrator.build(), encoder=encoder, processes=processes)
         self._save(network, "converted")
         return {"thresholds": {name: float(n.v_threshold.detach().max()) for name, n in network.neurons().items()}}
 

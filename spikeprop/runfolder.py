@@ -24,6 +24,7 @@ import torch
 
 from spikeprop.errors import DamagedFileError, RecipeError
 from spikeprop.files import leaves, previous_of, read_json, remove_leftovers, write_json, write_text
+from spikeprop.imports import from_file
 from spikeprop.processes import ALONE, Processes
 from spikeprop.recipe import Recipe, check, dump
 from spikeprop.stopping import stop_if_asked
@@ -189,7 +190,8 @@ def _read_seconds(file: Path) -> float:
 def _completed(described: dict[str, Any]) -> dict[str, Any]:
     """A recorded recipe with the defaults of settings that did not exist when it was recorded."""
     try:
-        return Recipe("", check(described)).describe()
+        with from_file():  # the folder may be anyone's; what the run's own recipe names is imported already
+            return Recipe("", check(described)).describe()
     except RecipeError:  # it names what is gone by now: it is another recipe, as it stands
         return described
 

@@ -281,4 +281,6 @@ def test_sharding_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for one in json.loads(out.read_text())["measured"].values():
         assert [(row["processes"], row["sharded"]) for row in one["rows"]] == [(1, False), (2, False), (2, True)]
-        assert all(row["peak_mib"] > one["parameters_mib"] for row in one["rows"])
+        alone, whole, spread = (row["peak_mib"] for row in one["rows"])
+        assert spread < whole
+        assert one["parameters_mib"] < alone <= 1.1 * whole

@@ -118,7 +118,7 @@ def test_the_tables_of_scaling_are_those_of_its_benchmark(
     scaling.main(["--processes", "1", "2", "--out", str(file)])
     monkeypatch.setattr(hooks, "ROOT", tmp_path)
     assert "| SNN, VGG5 | 2 | 30.0 (2.00 times one's) | 36.0 (2.00 times one's) | 12.50 | 4.00 |" in hooks.table("scaling")
-    assert "| VGG16 | 268.84 |" in hooks.table("scaling-bytes")  # 2 * 999/1000 * 4 bytes * 33,638,218
+    assert "| VGG16 | 319.02 |" in hooks.table("scaling-bytes")  # 2 * 999/1000 * 4 bytes * 39,917,248
     assert f"{100 * scaling._efficiency(4_000_000, 0.05, 1000):.1f} (" in hooks.table("scaling-model")
     assert "ANN, ResNet-20" in capsys.readouterr().out
 

@@ -288,6 +288,20 @@ def test_a_run_with_a_data_set_from_outside_is_evaluated_and_shown_if_its_packag
         assert strangers() == trusted
 
 
+def test_a_folder_that_somebody_made_imports_nothing_when_a_run_is_put_there(
+    tmp_path: Path, strangers: Callable[[], bool]
+) -> None:
+    described = load_recipe("digits_cnn_stdb").describe()
+    described["data"]["use"] = "strangers.Photos"
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"name": "x", "recipe": described}))
+    refused = spikeprop("run", "digits_cnn_stdb", "--out", folder)
+    assert refused.exit_code == 1
+    assert "holds a run of another recipe (it differs in data.use)" in " ".join(refused.output.split())
+    assert not strangers()
+
+
 def test_a_file_says_nothing_of_where_data_lie(tmp_path: Path) -> None:
     data = {"use": "MNIST", "root": str(tmp_path / "elsewhere"), "download": True}
     with opened(checkpoint(tmp_path / "a.safetensors", data=data)) as subject:

@@ -188,7 +188,9 @@ def fit(
         raise ValueError("no batches to train on")
     _check_optimizer(rule, optimizer)
     if is_sharded(model):
-        check_shardable(rule, callbacks)
+        check_shardable(rule, callbacks, optimizer)
+        if processes.count == 1:
+            raise ValueError("the network is sharded over processes: give fit the same processes, whose gradients it sums")
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     saves = _Saves(rule, callbacks)

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 
 from spikeprop.learn.callback import Callback
 from spikeprop.learn.rule import LearningRule
 from spikeprop.processes import Processes
 from spikeprop.snn import SpikingNetwork
 
+WHOLE_OPTIMISERS = ("Adafactor", "LBFGS", "Muon", "Rprop")  # that look beyond a number and its own gradient, or fail on parts
 LARGEST_BLOCK = 1 / 4  # of all parameters: a larger part that has parts is several blocks
 CONTAINERS = (nn.Sequential.forward, nn.ModuleList.forward)  # that of a ModuleDict is the second too: none of its own
 
@@ -38,7 +40,16 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
         model: the same network on each process, whole.
         processes: at least two.
         device: of this process.
+
+    Raises:
+        ValueError: a parameter in an order of its own, such as channels_last; or a torch that cannot.
     """
+    _check_torch()
+    strange = [name for name, p in model.named_parameters() if not p.is_contiguous()]
+    if strange:
+        raise ValueError(
+            f"{strange[0]} does not lie in memory in its own order: make it contiguous before the network is sharded"
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -57,16 +68,13 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
         p.data = p.data.to(device)
 
 
-def check_shardable(rule: LearningRule, callbacks: Iterable[Callback]) -> None:
+def check_shardable(rule: LearningRule, callbacks: Iterable[Callback], optimizer: Optimizer) -> None:
     """Whether these can train a network of which each process has a part.
 
     Raises:
-        ValueError: a rule, or a callback, that needs it whole; or a torch that cannot.
+        ValueError: a rule, a callback or an optimiser that needs it whole; or a torch that cannot.
     """
-    from torch.distributed.fsdp import FSDPModule
-
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise ValueError(f"torch {torch.__version__} cannot sum a sharded network's gradients over gloo: use a newer one")
+    _check_torch()
     if not rule.overlaps:
         raise ValueError(
             f"{type(rule).__name__} does not take its gradients from one backward pass of the whole network, so it cannot train "
@@ -76,6 +84,17 @@ def check_shardable(rule: LearningRule, callbacks: Iterable[Callback]) -> None:
         if callback.whole_parameters:
             name = type(callback).__name__
             raise ValueError(f"{name} takes the parameters whole, which those of a sharded network are not: use sharded=false")
+    if type(optimizer).__name__ in WHOLE_OPTIMISERS:
+        raise ValueError(
+            f"{type(optimizer).__name__} needs the parameters whole: use another optimiser, such as Adam, or sharded=false"
+        )
+
+
+def _check_torch() -> None:
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ValueError(f"torch {torch.__version__} cannot sum a sharded network's gradients over gloo: use a newer one")
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

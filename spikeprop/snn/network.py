@@ -177,7 +177,7 @@ class SpikingNetwork(nn.Module):
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
             output = output_TBK[-1]
         assert output is not None
-        return output
+        return output.clone()  # of its own memory, not a view of all steps'
 
     def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
         self._check_input(x_B, timesteps)

@@ -101,6 +101,13 @@ class Alone(ThresholdCalibrator):
         return MaxActivation().calibrate(network, x)
 
 
+class Broken(Alone):
+    """Fails, as it would on images that do not suit it."""
+
+    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise ConversionError("these images do not suit")
+
+
 def values_of(kind: str, images: int) -> Tensor:
     """Rows of 7 values an image."""
     draws = torch.Generator().manual_seed(0)
@@ -220,13 +227,11 @@ def test_a_calibrator_that_knows_no_parts_still_calibrates_alone(digits_cnn: CNN
 UNTRAINED = ("train.epochs=0", "finetune.epochs=0", "evaluate.timesteps=[2]", "simulate.samples=0", "data.test_limit=8")
 
 
-def _by_torchrun(out: Path, processes: int, settings: list[str]) -> dict[str, Tensor]:
+def _torchrun(out: Path, processes: int, settings: list[str]) -> subprocess.CompletedProcess[str]:
     launch = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     command = [sys.executable, "-m", *launch, "-m", "spikeprop", *_arguments(out, settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    return load_file(out / "converted.safetensors")
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400, check=False)
 
 
 def _arguments(out: Path, settings: list[str]) -> list[str]:
@@ -249,13 +254,24 @@ OUTSIDE = ["convert.calibrator=tests.convert.test_together.Alone", CUT_SHORT]
     ids=["balancing", "light", "one that knows no parts", "fewer images than processes"],
 )
 def test_the_command_converts_as_one_process(processes: int, settings: list[str], tmp_path: Path) -> None:
-    found = _by_torchrun(tmp_path / "together", processes, settings)
+    together = _torchrun(tmp_path / "together", processes, settings)
+    assert together.returncode == 0, together.stderr
+    found = load_file(tmp_path / "together" / "converted.safetensors")
     done = CliRunner().invoke(main, _arguments(tmp_path / "alone", settings))
     assert done.exit_code == 0, done.output
     expected = load_file(tmp_path / "alone" / "converted.safetensors")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=ROUNDING, atol=0.0)
+
+
+@pytest.mark.slow
+def test_where_rank_0_calibrates_alone_and_cannot_the_others_are_told(tmp_path: Path) -> None:
+    done = _torchrun(tmp_path / "run", 2, ["convert.calibrator=tests.convert.test_together.Broken"])
+    assert done.returncode != 0
+    assert "these images do not suit" in done.stderr
+    assert "rank 1 ends, since another process cannot go on" in done.stderr
+    assert "closed by peer" not in done.stderr
 
 
 def test_a_process_reads_its_own_images_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

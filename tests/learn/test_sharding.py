@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from torch import Tensor, nn
 
 from spikeprop import CNN, IF, Direct, MaxActivation, convert, fit
 from spikeprop.ann import TorchvisionModel
-from spikeprop.errors import RecipeError
+from spikeprop.errors import RecipeError, Stopped
+from spikeprop.files import previous_of
 from spikeprop.learn import BPTT, Backprop, Callback, Checkpoint, LearningRule, load_checkpoint, save_checkpoint, shard
 from spikeprop.learn.sharding import blocks, own_part
 from spikeprop.pipeline import HybridConversion
 from spikeprop.plugins import ActivationRelaxation, BasicResNet
 from spikeprop.processes import ALONE, Processes
 from spikeprop.recipe import load_recipe
+from spikeprop.stopping import held
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (1, 8, 8)
@@ -75,6 +79,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], LearningRule], tupl
 }
 
 
+class Terminate(Callback):
+    """Sends its own process SIGTERM after the first step."""
+
+    def on_step(self, training: Any) -> None:
+        if training.epoch == 0 and training.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Interrupt(Callback):
     """Ends a training in its second epoch."""
 
@@ -104,7 +116,8 @@ def train(
 
 def _one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    patience = timedelta(minutes=2)  # a process that waits for another's part in vain fails then
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     two = Processes(rank, 2)
     for number, case in enumerate(CASES):
         model, history = train(case, two, spread=True)
@@ -115,10 +128,27 @@ def _one_of_two(rank: int, folder: Path) -> None:
     train(case, two, spread=True, progress=folder / "begun-spread.safetensors", interrupted=True)
     resumed, _ = train(case, two, spread=True, progress=folder / "begun-whole.safetensors")
     save_checkpoint(folder / "resumed-spread.safetensors", resumed, {}, writes=not rank)
+    _stopped_where_rank_1_alone_is_asked(folder, two)
+    optimizer = torch.optim.SGD(resumed.parameters())
+    with pytest.raises(ValueError, match="give fit the same processes"):
+        fit(resumed, Backprop(), batches((4,)), optimizer, epochs=1)
     with pytest.raises(ValueError, match=r"ActivationRelaxation does not take its gradients.*use Backprop or BPTT"):
-        fit(resumed, ActivationRelaxation(), batches((4,)), torch.optim.SGD(resumed.parameters()), epochs=1, processes=two)
+        fit(resumed, ActivationRelaxation(), batches((4,)), optimizer, epochs=1, processes=two)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _stopped_where_rank_1_alone_is_asked(folder: Path, two: Processes) -> None:
+    """And checkpoints are due at rank 0 alone after every step, at rank 1 never: both give their parts, at the same steps."""
+    model, progress = resnet(), folder / "stopped.safetensors"
+    shard(model, two, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    how: dict[str, Any] = {"epochs": 1, "checkpoint": progress, "processes": two, "checkpoint_seconds": 1e9 if two.rank else 0.0}
+    with held(lambda _: None), pytest.raises(Stopped):
+        fit(model, Backprop(), batches((4,) * 5), optimizer, callbacks=[Terminate()] if two.rank else [], **how)
+    if not two.rank:
+        (folder / "stopped.json").write_text(json.dumps(load_checkpoint(progress).description["training"]["step"]))
+        assert previous_of(progress).exists(), "no checkpoint was written before the stop's"
 
 
 @pytest.fixture(scope="module")
@@ -177,12 +207,23 @@ def test_a_training_goes_on_spread_or_whole_wherever_it_began(folder: Path) -> N
     assert_same(load_checkpoint(folder / "resumed-spread.safetensors"), expected)
 
 
+def test_all_stop_after_the_same_step_where_one_is_asked(folder: Path) -> None:
+    assert json.loads((folder / "stopped.json").read_text()) == 2  # asked after the first, told in the second
+
+
+def test_what_cannot_be_spread_is_refused() -> None:
+    model = resnet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match=r"weight does not lie in memory in its own order: make it contiguous"):
+        shard(model, Processes(0, 2), torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
         (["train.rule={use: spikeprop.plugins.ActivationRelaxation}"], "train: ActivationRelaxation does not take its gradients"),
         (["train.callbacks=[{use: spikeprop.plugins.RIFLE}]"], "train: RIFLE takes the parameters whole"),
         (["finetune.callbacks=[{use: spikeprop.plugins.L2SP}]"], "finetune: L2SP takes the parameters whole"),
+        (["train.optimizer=Adafactor"], "train: Adafactor needs the parameters whole: use another optimiser"),
     ],
 )
 def test_what_needs_the_network_whole_is_refused_before_training(overrides: list[str], problem: str) -> None:

@@ -50,6 +50,7 @@ class _Seen:
     """A tensor's memory as numpy asks for it: ``Tensor.numpy`` would keep a sharded network from letting gathered weights go."""
 
     def __init__(self, tensor: Tensor):
+        assert tensor.device.type == "cpu"
         self.tensor, size = tensor, tensor.element_size()
         self.__array_interface__ = {
             "version": 3,
