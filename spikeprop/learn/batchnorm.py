@@ -33,10 +33,10 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, share: float, weight: float, eps: float
     ) -> tuple[Tensor, ...]:
-        var, mean = torch.var_mean(x, _axes(x), correction=0)
+        mean, var = moments(x)
         own = x.numel() / x.shape[1]
         ctx.weight, ctx.count = weight, round(own / share)
-        sums = own * torch.stack([mean.double(), var.double() + mean.double().square()])
+        sums = own * torch.stack([mean, var + mean.square()])
         distributed.all_reduce(sums)
         mean, square = sums / ctx.count
         var = (square - mean.square()).clamp_min(0)
@@ -61,8 +61,26 @@ class _Normalise(torch.autograd.Function):
         return by_x, by_gamma if ctx.affine else None, by_beta if ctx.affine else None, None, None, None
 
 
-def _axes(x: Tensor) -> list[int]:
-    return [axis for axis in range(x.dim()) if axis != 1]
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel, float64."""
+    if x.is_cuda:
+        var, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1], correction=0)
+        return mean.double(), var.double()
+    count, shape = x.numel() / x.shape[1], [1, -1] + [1] * (x.dim() - 2)
+    rough = (_sums(x)[0] / count).to(x.dtype)  # squares are summed about it, lest a large mean drown them
+    rest, squares = _sums(x - rough.view(shape)) / count
+    return rough + rest, squares - rest.square()
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Sums of each channel's values and of their squares, (2, C) float64.
+
+    By batch-norm's backward pass at mean 0 and variance 1, which on CPUs is ten times as fast as ``torch.var_mean``.
+    """
+    zeros, ones = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    only_sums = [False, True, True]
+    _, squares, plain = torch.ops.aten.native_batch_norm_backward(x, x, ones, zeros, ones, None, None, False, 0.0, only_sums)
+    return torch.stack([plain, squares]).double()
 
 
 def _forward(module: Any, weight: Callable[[], float], weighed: bool, x: Tensor) -> Tensor:

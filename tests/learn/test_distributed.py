@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from spikeprop import CNN, IF, MLP, Direct, MaxActivation, convert, fit
 from spikeprop.errors import BusyError, ProcessError, Stopped
 from spikeprop.learn import BPTT, Backprop, LearningRule
+from spikeprop.learn.batchnorm import moments
 from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Interlocking, MAPPropagation
 from spikeprop.processes import ALONE, Processes
 from spikeprop.quantised import QuantisedBPTT
@@ -141,6 +142,16 @@ def test_two_processes_end_as_one(folder: Path, case: str) -> None:
             assert (found[name] - value).abs().max() <= 1e-10, name
         told = json.loads((folder / f"{number}.{rank}.json").read_text())
         assert [{k: pytest.approx(v, abs=1e-10) for k, v in one.items()} for one in history] == told
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (4, 3, 50), (4, 3, 9, 11)])
+def test_moments_of_channels_are_right_though_their_means_are_large(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = 1000 + 0.1 * torch.randn(shape)
+    mean, var = moments(x)
+    by_channel = x.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, by_channel.mean(1), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(var, by_channel.var(1, correction=0), rtol=1e-5, atol=0.0)
 
 
 def _map_gradients(processes: Processes) -> dict[str, Tensor]:
