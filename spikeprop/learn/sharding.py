@@ -56,15 +56,15 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
     with torch.no_grad():
         for value in (*model.parameters(), *model.buffers()):
             distributed.broadcast(value, 0)
-    whole = {p for p in model.parameters() if p.dim() == 0}
+    numbers = {p for p in model.parameters() if p.dim() == 0}
     mesh = init_device_mesh(device.type, (processes.count,))
     for block in (*blocks(model), model):
-        fully_shard(block, mesh=mesh, ignored_params=whole)
+        fully_shard(block, mesh=mesh, ignored_params=numbers)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
             module.set_gradient_divide_factor(1.0)
-    for p in whole:
+    for p in numbers:
         p.data = p.data.to(device)
 
 
