@@ -59,7 +59,17 @@ from spikeprop.networks import check_network, describe_network, load_network
 from spikeprop.processes import ALONE, Processes
 from spikeprop.recipe import Component
 from spikeprop.seeding import seed_torch
-from spikeprop.settings import DEVICE, Conversion, Evaluation, FineTuning, Precision, Simulation, Training, find_device
+from spikeprop.settings import (
+    DEVICE,
+    Conversion,
+    Evaluation,
+    FineTuning,
+    Precision,
+    Simulation,
+    Training,
+    find_device,
+    trial_optimizer,
+)
 from spikeprop.snn import IF, SignedIF, SpikingNetwork
 
 TOGETHER = ("ann", "convert", "finetune", "evaluate")  # stages whose work several processes share
@@ -142,8 +152,7 @@ class HybridConversion:
             settings = getattr(self, stage)
             try:
                 if settings.epochs:
-                    optimizer = settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
-                    check_shardable(rule, [c.build() for c in settings.callbacks], optimizer)
+                    check_shardable(rule, [c.build() for c in settings.callbacks], trial_optimizer(settings))
             except ValueError as error:
                 raise RecipeError(f"{stage}: {error}") from error
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from spikeprop.errors import ProcessError, SpikepropError, Stopped
 from spikeprop.stopping import stop_if_asked
@@ -103,6 +103,31 @@ class Processes:
             raise ProcessError(f"rank {self.rank} ends, since another process cannot go on; it says why")
         if worst:
             raise Stopped(int(worst))
+
+    def agree(self, values: Iterable[Tensor]) -> None:
+        """Rank 0's values for all, in place."""
+        if self.count == 1:
+            return
+        for value in values:
+            sent = value.detach().contiguous()  # a copy where it is a view that is not
+            distributed.broadcast(sent, 0)
+            value.data.copy_(sent)
+
+    def sum_gradients(self, parameters: Sequence[Tensor], *, weight: float = 1.0, dtype: torch.dtype | None = None) -> None:
+        """Make every ``.grad`` the sum over the processes, in one all-reduce; a process without one adds nothing.
+
+        Args:
+            parameters: of one type.
+            weight: of this process's gradients.
+            dtype: in which they are summed; default their own.
+        """
+        if self.count == 1:
+            return
+        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([piece.reshape(-1).to(dtype or piece.dtype) for piece in pieces]).mul_(weight)
+        distributed.all_reduce(flat)
+        for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = gradient.view_as(p).to(p)
 
 
 ALONE = Processes()

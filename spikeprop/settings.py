@@ -178,9 +178,14 @@ def _check_training(settings: Training | FineTuning) -> None:
 
 def _build_rest(settings: Training | FineTuning) -> None:
     settings.schedule.build()
-    settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
+    trial_optimizer(settings)
     for callback in settings.callbacks:
         callback.build()
+
+
+def trial_optimizer(settings: Training | FineTuning) -> Optimizer:
+    """A stage's optimiser over one number, to see what it is."""
+    return settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
 
 
 def _build_optimizer(settings: Training | FineTuning, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:

@@ -229,7 +229,7 @@ class _Fit:
             if len(some):
                 loss = (self._output(some) - target[some]).square().sum() / (size * len(chosen) * target[0].numel())
                 loss.backward()
-            part.join_gradients(self.trained)
+            part.processes.sum_gradients(self.trained, dtype=torch.float64)
             optimizer.step()
             schedule.step()
         if self._error() > before:  # the straight-through gradient is not the staircase's own: few steps can mislead it

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from spikeprop.errors import ConversionError
 from spikeprop.processes import ALONE, Processes
@@ -130,23 +130,6 @@ class Part:
         if self.several:
             distributed.broadcast(seed, 0)
         return int(seed)
-
-    def join_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Make every ``.grad`` the sum over the processes; one without a gradient adds nothing."""
-        if not self.several:
-            return
-        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = self.total(torch.cat([piece.double().reshape(-1) for piece in pieces]))
-        for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = gradient.view_as(p).to(p)
-
-    def agree(self, network: nn.Module) -> None:
-        """Rank 0's parameters and buffers for all, where processes round in different ways."""
-        if self.several:
-            for value in (*network.parameters(), *network.buffers()):
-                whole = value.detach().contiguous()  # a copy where it is a view that is not
-                distributed.broadcast(whole, 0)
-                value.data.copy_(whole)
 
     def _reduced(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         if not self.several:

@@ -18,7 +18,7 @@ over unequal shares does not expect. With a batch size that the number of proces
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -120,19 +120,12 @@ class Team:
         asked, due, *counts = sums[len(totals) :].tolist()
         self.asked, self.save_asked = asked > 0, due > 0
         anywhere = [p for p, count in zip(late, counts, strict=True) if count]
+        weight = 1.0 if self.sharded else self.weight  # a sharded network's are weighed at its output
         for dtype in sorted({p.dtype for p in anywhere}, key=str):
-            self._join_gradients([p for p in anywhere if p.dtype == dtype])
+            self.processes.sum_gradients([p for p in anywhere if p.dtype == dtype], weight=weight)
         if not self.sharded and late and len(anywhere) == len(late) and self.rule.overlaps:
             self.wrapped = self._overlapped()  # from the next step on, as all are reached
         return sums[: len(totals)]
-
-    def _join_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """One all-reduce for gradients of one type; a process without one adds nothing."""
-        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([piece.reshape(-1) for piece in pieces]).mul_(1.0 if self.sharded else self.weight)
-        distributed.all_reduce(flat)
-        for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = g.view_as(p)
 
     def _late(self) -> list[nn.Parameter]:
         """Parameters whose gradients nobody joins while the backward pass runs."""
@@ -145,11 +138,8 @@ class Team:
 
     def _agree(self) -> None:
         """Rank 0's parameters and buffers for all: a process that was restarted may have drawn others."""
-        with torch.no_grad():
-            for module in (self.model, self.rule.own):
-                for value in (*module.parameters(), *module.buffers()):
-                    if not is_spread(value):  # else they agreed when it was
-                        distributed.broadcast(value, 0)
+        own = (value for module in (self.model, self.rule.own) for value in (*module.parameters(), *module.buffers()))
+        self.processes.agree(value for value in own if not is_spread(value))  # one that is spread agreed before
 
     def _overlapped(self) -> nn.Module:
         wrapped = DistributedDataParallel(self.model)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spikeprop.learn.callback import Callback
@@ -53,9 +53,7 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    with torch.no_grad():
-        for value in (*model.parameters(), *model.buffers()):
-            distributed.broadcast(value, 0)
+    processes.agree((*model.parameters(), *model.buffers()))
     numbers = {p for p in model.parameters() if p.dim() == 0}
     mesh = init_device_mesh(device.type, (processes.count,))
     for block in (*blocks(model), model):

@@ -234,7 +234,6 @@ def test_what_needs_the_network_whole_is_refused_before_training(overrides: list
 
 
 def test_torchrun_runs_a_recipe_sharded_and_ends_where_one_process_does(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'hardware'}", "OMP_NUM_THREADS": "1"}
     recipe = ["spikeprop", "run", "digits_cnn_stdb", "--smoke", "simulate.samples=0", "ann.dropout=0", "ann.hidden_dropout=0"]
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
