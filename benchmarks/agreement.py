@@ -23,7 +23,7 @@ from spikeprop.ann import TorchvisionModel
 from spikeprop.convert import LeastError, LightCalibration, ThresholdCalibrator
 from spikeprop.data import ImageNet
 from spikeprop.errors import SpikepropError
-from spikeprop.progress import bar
+from spikeprop.runtime.progress import bar
 from spikeprop.snn import Neuron
 
 WAYS: dict[str, tuple[Callable[[], Neuron], Callable[[int], ThresholdCalibrator]]] = {

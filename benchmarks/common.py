@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from spikeprop.files import write_json
+from spikeprop.runtime.files import write_json
 
 OURS = "spikeprop"
 Result = dict[str, Any]

@@ -37,9 +37,9 @@ from spikeprop.convert import (
 from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
 from spikeprop.evaluate import ann_accuracy, snn_accuracy
-from spikeprop.networks import load_network
-from spikeprop.progress import bar
+from spikeprop.experiment.networks import load_network
 from spikeprop.recipe import component
+from spikeprop.runtime.progress import bar
 
 Batches = list[tuple[Tensor, Tensor]]
 Row = dict[int, float]  # accuracy in percent, by T

@@ -24,9 +24,9 @@ from common import parse, save
 from spikeprop_hardware import HardwareError, Recording, Simulator, make_plan, quantize, read_graph, simulate
 
 from spikeprop import CNN, IF, Direct, MaxActivation, convert
-from spikeprop.deploy import encoded, export
-from spikeprop.seeding import seed_torch
-from spikeprop.subject import opened
+from spikeprop.deploy.export import encoded, export
+from spikeprop.experiment.subject import opened
+from spikeprop.runtime.seeding import seed_torch
 
 SHAPE = (1, 8, 8)
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
 from spikeprop.evaluate import ActivityMeter
-from spikeprop.networks import load_network
+from spikeprop.experiment.networks import load_network
 from spikeprop.recipe import component
-from spikeprop.seeding import seed_torch
+from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
 PLAIN = "plain loop"

@@ -26,7 +26,7 @@ from common import OURS, Result, in_own_process, measure, option_parser, parse, 
 from networks import balanced, random_images, vgg, vgg5
 from peers import PEERS, contender, small_step, training_step
 
-from spikeprop.files import write_atomically
+from spikeprop.runtime.files import write_atomically
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
 FROM = 64  # the engine takes up to so many steps at once, so memory grows otherwise below

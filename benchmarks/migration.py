@@ -21,7 +21,7 @@ from typing import Any
 
 from common import save
 
-from spikeprop.progress import bar
+from spikeprop.runtime.progress import bar
 
 PROGRAMS = Path(__file__).with_name("migrations")
 TASKS = {

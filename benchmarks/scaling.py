@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from spikeprop import IF, VGG, Direct, MaxActivation, convert, fit
 from spikeprop.ann import CIFARResNet
 from spikeprop.learn import BPTT, Backprop, LearningRule
-from spikeprop.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes
 
 NETWORKS = ("ANN, ResNet-20", "SNN, VGG5")
 BANDWIDTH, LATENCY = 25e9, 5e-6  # assumed: bytes/s of a 200 Gb/s link for each device, seconds a message

@@ -37,7 +37,7 @@ from torch import nn
 from spikeprop import CNN, IF, VGG, Direct, MaxActivation, SpikingNetwork, convert, fit
 from spikeprop.ann import TorchvisionModel
 from spikeprop.learn import BPTT, Backprop, Callback, LearningRule, Training, shard
-from spikeprop.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes
 
 NETWORKS = ("ANN, Wide ResNet-101-2", "SNN, VGG16")
 MIB = 2**20

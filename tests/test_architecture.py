@@ -11,39 +11,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "spikeprop"
-LEAVES = {"errors", "files", "hdf5", "imports", "locks", "nir_pool", "processes", "progress", "seeding", "stopping"}
-STAGES = {"convert", "learn", "evaluate", "data", "ann", "nir"}
-PIPELINE = {
-    "assess",
-    "experiment",
-    "pipeline",
-    "settings",
-    "networks",
-    "deploy",
-    "portable",
-    "quantised",
-    "subject",
-    "runfolder",
-    "recipe",
-    "runs",
-    "evidence",
-    "sweep",
-    "models",
-}
-ALLOWED = {
-    **{room: LEAVES | {"snn"} for room in STAGES},
-    **dict.fromkeys(LEAVES, LEAVES),
-    "snn": LEAVES,
-    "recipe": LEAVES,
-    **{room: LEAVES | STAGES | {"snn"} | PIPELINE for room in PIPELINE - {"recipe", "sweep"}},
-    "sweep": LEAVES | {"recipe", "runs"},
-    "page": {"errors", "files", "runs"},  # from values to text: it computes nothing
-    "cli": LEAVES | STAGES | {"snn"} | PIPELINE | {"page"},
-    "__main__": {"cli"},
-    "__init__": LEAVES | STAGES | {"snn"},
-    # rules and callbacks need the first three; an experiment of its own also data, a report and the run it is part of
-    "plugins": LEAVES | {"learn", "snn", "ann", "data", "evaluate", "convert", "experiment", "recipe", "settings"},
-}
+LEVELS = [  # from the top floor down: a room imports only rooms of lines below its own
+    {"__main__"},
+    {"cli"},
+    {"report", "sweep"},
+    {"plugins"},
+    {"experiment"},
+    {"deploy"},
+    {"evaluate", "learn", "convert", "data", "ann"},
+    {"snn", "recipe"},
+    {"runtime"},
+    {"errors"},
+]
+ROOT_MODULES = {"__init__", "__main__", "errors"}
+NAMESAKES: dict[str, str] = {}  # class defined in several modules: why that makes sense
 
 
 def imports(file: Path) -> set[str]:
@@ -71,16 +52,79 @@ def room(file: Path) -> str:
     return file.relative_to(LIBRARY).parts[0].removesuffix(".py")
 
 
+def level(name: str) -> int:
+    return next(i for i, rooms in enumerate(LEVELS) if name in rooms)
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name of every module of the library."""
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in library_files()}
+
+
+def imported_modules(file: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of the library that a file imports: of ``from package import name`` the module that is named, or the package."""
+    found = {name if name in known else name.rpartition(".")[0] for name in imports(file)}
+    return found & known.keys()
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import one another, directly or through others."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen, todo = set(), [start]
+        while todo:
+            todo += [n for n in graph[todo.pop()] if n not in seen and not seen.add(n)]
+        reached[start] = seen
+    groups = {frozenset({n, *(m for m in reached[n] if n in reached[m])}) for n in graph if n in reached[n]}
+    return sorted(map(sorted, groups))
+
+
+def test_rooms_are_those_of_the_plan() -> None:
+    rooms = {p.name for p in LIBRARY.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert rooms == set().union(*LEVELS) - ROOT_MODULES
+    assert {p.stem for p in LIBRARY.glob("*.py")} == ROOT_MODULES
+
+
 @pytest.mark.parametrize("file", library_files(), ids=lambda f: str(f.relative_to(ROOT)))
-def test_arrows(file: Path) -> None:
+def test_arrows_point_strictly_down(file: Path) -> None:
     own = room(file)
-    wrong = rooms_of(file) - ALLOWED[own] - {own}
+    below = (
+        set().union(*LEVELS[level(own) + 1 :])
+        if own != "__init__"
+        else {"ann", "convert", "data", "evaluate", "learn", "snn", "deploy"}
+    )
+    wrong = rooms_of(file) - below - {own}
     assert not wrong, f"{own} must not import {sorted(wrong)}"
 
 
 @pytest.mark.parametrize("file", library_files(), ids=lambda f: str(f.relative_to(ROOT)))
 def test_nothing_imports_plugins(file: Path) -> None:
     assert "plugins" not in rooms_of(file) or room(file) == "plugins"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    known = modules()
+    graph = {name: imported_modules(file, known) - {name} for name, file in known.items()}
+    assert sum(map(len, graph.values())) > 500
+    assert circles(graph) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def class_names() -> dict[str, list[str]]:
+    """Class name to the modules that define it, of spikeprop and spikeprop_hardware, for names that stand twice."""
+    found: dict[str, list[str]] = {}
+    for file in [*library_files(), *sorted((ROOT / "hardware" / "spikeprop_hardware").rglob("*.py"))]:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(file.relative_to(ROOT).as_posix())
+    return {name: files for name, files in found.items() if len(files) > 1}
+
+
+def test_one_name_is_one_class() -> None:
+    assert class_names().keys() == NAMESAKES.keys()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "hardware").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))

@@ -28,14 +28,14 @@ from spikeprop.cli import main
 from spikeprop.convert import to_spiking
 from spikeprop.data.cifar import read_batch
 from spikeprop.data.photographs import read_photograph
-from spikeprop.deploy import export
+from spikeprop.deploy.export import export
+from spikeprop.deploy.nir import read_nir
 from spikeprop.errors import CheckpointError, DamagedFileError, MissingDataError, NirError, RecipeError, SpikepropError
-from spikeprop.files import read_json
+from spikeprop.experiment.networks import load_network
+from spikeprop.experiment.subject import opened
 from spikeprop.learn import save_checkpoint
-from spikeprop.networks import load_network
-from spikeprop.nir import read_nir
 from spikeprop.recipe import load_recipe, recipe_folder
-from spikeprop.subject import opened
+from spikeprop.runtime.files import read_json
 
 ANN: dict[str, Any] = {"use": "CNN", "input_shape": [1, 8, 8], "classes": 10, "plan": [4, "A"], "hidden": []}
 ABOUT = {

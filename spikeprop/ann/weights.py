@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError
-from spikeprop.files import read_tensors
+from spikeprop.runtime.files import read_tensors
 
 
 def find_weights(path: Path) -> Path:

@@ -25,8 +25,8 @@ def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, tr
     Without --for the file is for spikeprop and its hardware: other libraries would take it for something else (reset by
     subtraction, milliseconds). What a library does not have is refused.
     """
-    from spikeprop.deploy import export as write
-    from spikeprop.deploy import export_netx
+    from spikeprop.deploy.export import export as write
+    from spikeprop.deploy.export import export_netx
 
     if reader and form == "netx":
         raise click.UsageError("--for is for NIR; netx is lava-dl's alone")
@@ -42,7 +42,7 @@ def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, tr
 
 def _spiking(checkpoint: Path, trusted: tuple[str, ...]) -> Any:
     from spikeprop.errors import CheckpointError
-    from spikeprop.networks import load_network
+    from spikeprop.experiment.networks import load_network
 
     loaded = load_network(checkpoint, trusted)
     if loaded.description["kind"] != "snn":
@@ -72,9 +72,9 @@ def simulate(
     Both get the same encoded inputs. A NIR file that `export` wrote says which data, normalisation, encoder and steps belong
     to it; for any other, the options do.
     """
-    from spikeprop.deploy import Target, compare
-    from spikeprop.seeding import seed_torch
-    from spikeprop.subject import opened
+    from spikeprop.deploy.export import Target, compare
+    from spikeprop.experiment.subject import opened
+    from spikeprop.runtime.seeding import seed_torch
 
     with opened(network, encoder, trusted) as found:
         subject = found.told(use=data, **told)
@@ -96,10 +96,10 @@ def budget(network: Path, samples: int, data: str | None, encoder: str | None, t
     An estimate: which limits are published, which are assumed, and whose energy figures these are stands in
     spikeprop_hardware/budget.py.
     """
-    from spikeprop.deploy import chip_budget, encoded
+    from spikeprop.deploy.export import chip_budget, encoded
     from spikeprop.evaluate.report import chip_rows
-    from spikeprop.seeding import seed_torch
-    from spikeprop.subject import opened
+    from spikeprop.experiment.subject import opened
+    from spikeprop.runtime.seeding import seed_torch
 
     with opened(network, encoder if encoder or samples else "Direct", trusted) as found:
         subject, inputs = found.told(use=data, **told), None

@@ -23,7 +23,7 @@ class Friendly(click.Group):
         try:
             return super().invoke(ctx)
         except Stopped as stopped:
-            from spikeprop.processes import same_again
+            from spikeprop.runtime.processes import same_again
 
             command = same_again(self.told)
             if command is not None:

@@ -25,10 +25,10 @@ def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, 
     What a report does not hold is made from the run's checkpoint and data, and kept in its folder (page.json); what a folder
     cannot tell is said on the page.
     """
-    from spikeprop.evidence import evidence
-    from spikeprop.files import write_text
-    from spikeprop.page import document
-    from spikeprop.runs import Run
+    from spikeprop.experiment.runs import Run
+    from spikeprop.report import document
+    from spikeprop.report.evidence import evidence
+    from spikeprop.runtime.files import write_text
 
     found = [Run.read(path) for path in runs]
     write_text(out, document(found, [evidence(run, samples, trusted) for run in found]))
@@ -48,7 +48,7 @@ def ls(slot: str | None, folder: Path | None) -> None:
         return
     if folder is not None:
         raise click.UsageError(f"a folder is for `ls runs {folder}`; slots have none")
-    from spikeprop.pipeline import HybridConversion
+    from spikeprop.experiment.pipeline import HybridConversion
     from spikeprop.recipe import components, recipe_folder, slots
 
     bases: dict[type, list[str]] = {}
@@ -83,7 +83,7 @@ def _list_slot(title: str, found: dict[str, dict[str, Any]]) -> None:
 
 def _list_runs(folder: Path) -> None:
     from spikeprop.errors import RunError
-    from spikeprop.runs import Run, run_folders
+    from spikeprop.experiment.runs import Run, run_folders
 
     rows, damaged = [], []
     for path in run_folders(folder):
@@ -127,8 +127,8 @@ def explain(
     """
     import importlib
 
+    from spikeprop.experiment.models import Request, find_model
     from spikeprop.learn import LearningRule
-    from spikeprop.models import Request, find_model
     from spikeprop.recipe import component_of_text
 
     plugin = importlib.import_module("spikeprop.plugins.explain")  # by name, as recipes name plugins

@@ -31,12 +31,12 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
 
     import torch
 
-    from spikeprop.experiment import Context
-    from spikeprop.locks import locked
-    from spikeprop.processes import processes
+    from spikeprop.experiment.context import Context
+    from spikeprop.experiment.run_folder import RunFolder
     from spikeprop.recipe import load_recipe
-    from spikeprop.runfolder import RunFolder
-    from spikeprop.stopping import held
+    from spikeprop.runtime.locks import locked
+    from spikeprop.runtime.processes import processes
+    from spikeprop.runtime.signals import held
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -98,8 +98,8 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
 @click.option("--no-import", is_flag=True, help="Only look: name the code from outside that it would import; build nothing.")
 def check(recipes: tuple[str, ...], overrides: tuple[str, ...], no_import: bool) -> None:
     """Check recipes without running them: every key, component and value."""
-    from spikeprop.imports import looking
     from spikeprop.recipe import load_recipe
+    from spikeprop.runtime.imports import looking
 
     for recipe in recipes:
         if no_import:
@@ -146,9 +146,9 @@ def evaluate(
     Writes a report (JSON, CSV by class, PNG). The same command again goes on where it was stopped. With several processes:
     torchrun --nproc-per-node=2 -m spikeprop eval ...
     """
-    from spikeprop.assess import Assessment, assess, find_checkpoints
-    from spikeprop.processes import processes
-    from spikeprop.stopping import held
+    from spikeprop.experiment.assess import Assessment, assess, find_checkpoints
+    from spikeprop.runtime.processes import processes
+    from spikeprop.runtime.signals import held
 
     how = Assessment(timesteps=numbers(timesteps) if timesteps else (), **settings)
     found = find_checkpoints(checkpoint, networks)

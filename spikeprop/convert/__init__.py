@@ -10,15 +10,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.balancing import ThresholdBalancing
 from spikeprop.convert.calibrate import ThresholdCalibrator, calibrated, spike_worths
-from spikeprop.convert.correction import AdvancedCalibration, LightCalibration
+from spikeprop.convert.calibrators.balancing import ThresholdBalancing
+from spikeprop.convert.calibrators.correction import AdvancedCalibration, LightCalibration
+from spikeprop.convert.calibrators.local import LocalThresholdBalancing, OffsetSpike
+from spikeprop.convert.calibrators.statistics import LearnedCeiling, LeastError, MaxActivation, Percentile
 from spikeprop.convert.graph import relu_activations, to_spiking
-from spikeprop.convert.local import LocalThresholdBalancing, OffsetSpike
 from spikeprop.convert.part import Part, own_images
-from spikeprop.convert.statistics import LearnedCeiling, LeastError, MaxActivation, Percentile
 from spikeprop.errors import ConversionError
-from spikeprop.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
 
 __all__ = [

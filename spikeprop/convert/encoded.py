@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.part import WHOLE, Part
-from spikeprop.seeding import seed_torch
+from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import Encoder
 
 

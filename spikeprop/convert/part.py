@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, distributed
 
 from spikeprop.errors import ConversionError
-from spikeprop.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes
 
 BLOCK = 64  # images that are drawn for together, by their numbers among all
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes

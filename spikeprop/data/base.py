@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.errors import MissingDataError
-from spikeprop.seeding import generator
+from spikeprop.runtime.seeding import generator
 
 Batch = tuple[Tensor, Tensor]
 

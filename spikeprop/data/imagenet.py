@@ -22,8 +22,8 @@ from torch import Tensor
 from spikeprop.data.base import Batch, ImageData, as_list
 from spikeprop.data.photographs import Member, read_photograph
 from spikeprop.errors import MissingDataError, worker_died
-from spikeprop.processes import ALONE, Processes
-from spikeprop.seeding import generator, mix_seed
+from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.seeding import generator, mix_seed
 
 Sample = tuple[str | Member, int]  # where a photograph is, and its class
 

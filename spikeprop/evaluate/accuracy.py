@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.answers import BatchAnswers, Question
 from spikeprop.evaluate.scores import hits
-from spikeprop.progress import bar
+from spikeprop.runtime.progress import bar
 from spikeprop.snn import SpikingNetwork
 
 Batch = tuple[Tensor, Tensor]

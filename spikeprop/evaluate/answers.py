@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spikeprop.errors import EvaluationError
 from spikeprop.evaluate.activity import ActivityMeter, device_of, watched_chunk
-from spikeprop.seeding import seed_torch
+from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
 NO_ANSWER = -1

@@ -4,7 +4,7 @@
 seconds, written to a temporary name and renamed, so a batch is there whole or not at all, whichever process answered it.
 When all are there they become ``answers.safetensors``. Answers that were damaged since are put aside with a warning and asked
 for again. A folder belongs to one evaluation: another one is refused rather than mixed in. Who writes one holds the folder's
-lock, or that of the run that it is part of (``spikeprop.locks``).
+lock, or that of the run that it is part of (``spikeprop.runtime.locks``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from spikeprop.errors import DamagedFileError, EvaluationError
 from spikeprop.evaluate.answers import BatchAnswers, pack, unpack
-from spikeprop.files import leaves, read_json, read_tensors, write_json, write_tensors
+from spikeprop.runtime.files import leaves, read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 1
 BEGIN_ANEW = "whose answers lie beside it is not known: use another --out folder, or --restart to throw them away"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.evaluate.error import LayerError
-from spikeprop.files import write_atomically
+from spikeprop.runtime.files import write_atomically
 
 GREY, VIOLET, ORANGE = "#333333", "#8c6bb1", "#d95f0e"
 KINDS = {"converted": ("converted", VIOLET), "finetuned": ("fine-tuned", ORANGE)}

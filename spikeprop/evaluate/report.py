@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spikeprop.files import write_json
+from spikeprop.runtime.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)

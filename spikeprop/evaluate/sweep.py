@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.answers import BatchAnswers, Question
 from spikeprop.evaluate.journal import Journal
-from spikeprop.processes import ALONE, Processes
-from spikeprop.progress import bar
-from spikeprop.stopping import stop_if_asked
+from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.progress import bar
+from spikeprop.runtime.signals import stop_if_asked
 
 SAVE_EVERY = 5.0  # seconds: what a kill costs at most, besides the batch that it falls into
 

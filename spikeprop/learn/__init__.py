@@ -4,11 +4,11 @@ from spikeprop.learn.backprop import Backprop
 from spikeprop.learn.bptt import BPTT
 from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, Training
 from spikeprop.learn.checkpoint import Checkpoint, drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
+from spikeprop.learn.distributed.sharding import check_shardable, shard
 from spikeprop.learn.loop import Batches, Parted, fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
-from spikeprop.learn.sharding import check_shardable, shard
 from spikeprop.learn.tensorboard import TensorBoardLog, tensorboard_installed, write_scalars
 
 __all__ = [

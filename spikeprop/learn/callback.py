@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import TrainingCollapsed
-from spikeprop.files import append_line, write_text
-from spikeprop.progress import bar
+from spikeprop.runtime.files import append_line, write_text
+from spikeprop.runtime.progress import bar
 
 
 @dataclass

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError, DamagedFileError
-from spikeprop.files import parse_json, previous_of, read_tensors, write_json, write_tensors
-from spikeprop.learn.sharding import spread_like, whole
+from spikeprop.learn.distributed.sharding import spread_like, whole
+from spikeprop.runtime.files import parse_json, previous_of, read_tensors, write_json, write_tensors
 
 FORMAT = 1
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from spikeprop.errors import CheckpointError, TrainingCollapsed
 from spikeprop.learn.callback import Callback, Training
 from spikeprop.learn.checkpoint import Checkpoint, has_checkpoint, load_latest, load_model, load_optimizer, save_checkpoint
-from spikeprop.learn.distributed import Team
+from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded, own_part
+from spikeprop.learn.distributed.team import Team
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
-from spikeprop.learn.sharding import check_shardable, clip_gradients, is_sharded, own_part
-from spikeprop.processes import ALONE, Processes
-from spikeprop.seeding import seed_everything
+from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.seeding import seed_everything
 
 Batch = tuple[Tensor, Tensor]
 POSITION = ("epoch", "step", "loss_sum", "correct", "seen", "history", "sums")  # of a training, in its checkpoint
@@ -178,7 +178,7 @@ def fit(
             needs it whole.
         TrainingCollapsed: a loss, or a weight at a checkpoint, that is not finite.
         CheckpointError: ``checkpoint`` belongs to another network or another number of batches.
-        Stopped: a signal asked to, within ``spikeprop.stopping.held``.
+        Stopped: a signal asked to, within ``spikeprop.runtime.signals.held``.
     """
     source = batches if isinstance(batches, Batches) else _Replayed(batches, seed)
     if processes.count > 1 and isinstance(batches, Parted):

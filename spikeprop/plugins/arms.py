@@ -7,7 +7,7 @@ from typing import Any
 
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import in_words, mean_interval, paired_difference
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
 from spikeprop.plugins.pictures import draw_arms
 
 Found = Mapping[str, Sequence[Mapping[str, Any]]]

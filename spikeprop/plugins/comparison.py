@@ -21,12 +21,12 @@ from torch.optim import Optimizer
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.settings import find_device
 from spikeprop.learn import LearningRule, ProgressBar, Schedule, drop_progress, fit
 from spikeprop.plugins.arms import check_seeds, report_arms
 from spikeprop.recipe import Component
-from spikeprop.seeding import seed_torch
-from spikeprop.settings import find_device
+from spikeprop.runtime.seeding import seed_torch
 
 SMOKE_EXAMPLES = 64
 

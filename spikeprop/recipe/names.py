@@ -1,6 +1,6 @@
 """What a name in a slot means: the slot's home module, or the module of a dotted name, and whether the class fits the slot.
 
-Within ``spikeprop.imports.looking`` names from outside are noted instead of imported.
+Within ``spikeprop.runtime.imports.looking`` names from outside are noted instead of imported.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
-from spikeprop import imports
 from spikeprop.errors import RecipeError
 from spikeprop.recipe.nearest import nearest
 from spikeprop.recipe.parts import Component, parameters_of
+from spikeprop.runtime import imports
 
-EXPERIMENTS = "spikeprop.pipeline"
+EXPERIMENTS = "spikeprop.experiment"
 PLUGINS = "spikeprop.plugins"  # listed beside a slot's own components; a recipe names them with this prefix
 HOMES = {
     "torch.nn.modules.module.Module": "spikeprop.ann",

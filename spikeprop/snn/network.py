@@ -27,7 +27,7 @@ INPUT = "input"
 
 def _engine() -> ModuleType:
     """The packed engine, imported when first used: it brings Numba."""
-    from spikeprop.snn import engine
+    from spikeprop.snn.engine import engine
 
     return engine
 

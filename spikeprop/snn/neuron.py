@@ -7,7 +7,7 @@ DIET-SNN (Rathi & Roy 2021). The STDB authors' code fires from the previous memb
 step later a layer.
 
 Threshold and leak can be trained, as in DIET-SNN (arXiv:2008.03658): ``LIF(leak=1.0, trainable=("threshold", "leak"))``. The
-gradients are those of ``spikeprop.snn.kernels.reference``. Such a layer trains on the reference kernel.
+gradients are those of ``spikeprop.snn.engine.kernels.reference``. Such a layer trains on the reference kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.kernels.reference import NEVER, integrate_and_fire
+from spikeprop.snn.engine.kernels.reference import NEVER, integrate_and_fire
 from spikeprop.snn.surrogate import STDB, Surrogate
 
 Reset = Literal["subtract", "zero"]

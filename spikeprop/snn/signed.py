@@ -76,8 +76,8 @@ def _scan(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tens
 
 def _scan_on_cpu(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
     """The same in one pass over memory."""
-    from spikeprop.snn.kernels import signed_loops  # here, since it brings Numba
-    from spikeprop.snn.kernels.cpu import in_ranges
+    from spikeprop.snn.engine.kernels import signed_loops  # here, since it brings Numba
+    from spikeprop.snn.engine.kernels.cpu import in_ranges
 
     theta_N = theta.detach().to(v).expand(v.shape[1:]).reshape(-1).numpy()
     tensors = (currents.contiguous(), v, sent, spikes)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeprop.seeding import mix_seed
+from spikeprop.runtime.seeding import mix_seed
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
 

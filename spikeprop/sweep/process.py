@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spikeprop.locks import Lock, at_work
+from spikeprop.runtime.locks import Lock, at_work
 
 GRACE = 30.0  # seconds that a trial has to save itself
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.errors import BusyError, RunError
-from spikeprop.files import leaves, read_json, write_json, write_text
-from spikeprop.locks import Lock
-from spikeprop.progress import bar
-from spikeprop.runs import Run
+from spikeprop.experiment.runs import Run
+from spikeprop.runtime.files import leaves, read_json, write_json, write_text
+from spikeprop.runtime.locks import Lock
+from spikeprop.runtime.progress import bar
 from spikeprop.sweep.plan import Plan
 from spikeprop.sweep.process import Process
 from spikeprop.sweep.tpe import propose

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spikeprop.errors import RunError
-from spikeprop.seeding import mix_seed
+from spikeprop.runtime.seeding import mix_seed
 from spikeprop.sweep.plan import Axis, Plan
 
 Told = tuple[dict[str, str], float | None]

@@ -13,8 +13,8 @@ from torch import nn
 from spikeprop import CNN, IF, VGG, Direct, ResNet
 from spikeprop.ann import TorchvisionModel
 from spikeprop.convert import to_spiking
+from spikeprop.deploy.nir import to_nir
 from spikeprop.errors import CheckpointError
-from spikeprop.nir import to_nir
 
 
 def weighted(model: nn.Module) -> list[nn.Module]:

@@ -23,10 +23,10 @@ from spikeprop.convert import (
     spike_worths,
     to_spiking,
 )
-from spikeprop.convert.correction import Layer, _Fit, delay_readout
-from spikeprop.convert.statistics import quantised
+from spikeprop.convert.calibrators.correction import Layer, _Fit, delay_readout
+from spikeprop.convert.calibrators.statistics import quantised
+from spikeprop.experiment.networks import _make_room
 from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
-from spikeprop.networks import _make_room
 from spikeprop.snn import Direct, NeuronState, SpikingNetwork, Stage, Synapse
 from spikeprop.snn.offset import offset, shifted_start
 

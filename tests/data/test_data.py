@@ -12,7 +12,7 @@ from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, Image
 from spikeprop.data.base import augment
 from spikeprop.data.imagenet import _class_numbers, _ilsvrc_wnids, _read_table
 from spikeprop.errors import MissingDataError
-from spikeprop.processes import Processes
+from spikeprop.runtime.processes import Processes
 from tests.conftest import need
 
 

@@ -11,7 +11,7 @@ import torch
 
 from spikeprop.data import ImageNet, WebDataset
 from spikeprop.errors import MissingDataError
-from spikeprop.processes import Processes
+from spikeprop.runtime.processes import Processes
 from tests.conftest import need
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spikeprop.errors import EvaluationError
 from spikeprop.evaluate import BatchAnswers, Journal, Question, evaluate
 from spikeprop.evaluate.sweep import _counted
-from spikeprop.processes import Processes
+from spikeprop.runtime.processes import Processes
 
 
 class Numbers:

@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-MODULES = ["spikeprop.cli", "spikeprop.pipeline", "matplotlib.figure", "tests.faults.warm", "tests.faults.runs"]
+MODULES = ["spikeprop.cli", "spikeprop.experiment.pipeline", "matplotlib.figure", "tests.faults.warm", "tests.faults.runs"]
 SETTINGS = [
     "data.train_limit=320", "data.test_limit=64", "train.epochs=2", "finetune.epochs=2", "evaluate.timesteps=[2,8]",
     "simulate.samples=0", "device=cpu",

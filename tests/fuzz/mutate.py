@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 
-from spikeprop.files import write_tensors
+from spikeprop.runtime.files import write_tensors
 from tests.fuzz.seeds import Seed, seeds
 
 Mutation = Callable[[Seed, random.Random, Path], bytes]

@@ -16,13 +16,13 @@ from spikeprop_hardware import HardwareError
 from spikeprop.data.cifar import read_batch
 from spikeprop.data.photographs import read_photograph
 from spikeprop.errors import SpikepropError
-from spikeprop.files import read_json
-from spikeprop.imports import from_file, looking
+from spikeprop.experiment.networks import load_network
+from spikeprop.experiment.run_folder import RunFolder
+from spikeprop.experiment.subject import opened
 from spikeprop.learn import load_checkpoint
-from spikeprop.networks import load_network
 from spikeprop.recipe import load_recipe, recipe_folder
-from spikeprop.runfolder import RunFolder
-from spikeprop.subject import opened
+from spikeprop.runtime.files import read_json
+from spikeprop.runtime.imports import from_file, looking
 from tests.fuzz.guard import Guard
 from tests.fuzz.mutate import mutated
 from tests.fuzz.seeds import SUFFIXES, seeds

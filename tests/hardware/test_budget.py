@@ -12,7 +12,7 @@ from spikeprop_hardware.budget import SYNOP_JOULES, UPDATE_JOULES, Chip, activit
 from spikeprop_hardware.plan import Plan, make_plan
 from spikeprop_hardware.quantize import quantize_plan
 
-from spikeprop.nir import to_nir
+from spikeprop.deploy.nir import to_nir
 from tests.hardware.random_networks import KINDS, random_network, simulate_in_torch
 
 

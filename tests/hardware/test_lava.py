@@ -16,8 +16,8 @@ from spikeprop_hardware.environment import find_python310, lava_python
 from torch import nn
 
 from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, ThresholdBalancing, convert
-from spikeprop.deploy import compare, export, record
-from spikeprop.nir import from_nir
+from spikeprop.deploy.export import compare, export, record
+from spikeprop.deploy.nir import from_nir
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
 from tests.convert.test_calibrate import Skips
 

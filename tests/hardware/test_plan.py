@@ -12,8 +12,8 @@ from spikeprop_hardware.plan import make_plan
 from torch import nn
 
 from spikeprop import IF, MaxActivation, ResNet, convert
-from spikeprop.nir import to_nir
-from tests.test_nir import graph_with, lif
+from spikeprop.deploy.nir import to_nir
+from tests.deploy.test_nir import graph_with, lif
 
 
 @pytest.mark.parametrize(

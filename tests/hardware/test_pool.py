@@ -20,11 +20,11 @@ from torch import nn
 
 from spikeprop import IF, Backprop, Digits, SignedIF, ThresholdBalancing, convert, fit
 from spikeprop.convert import LightCalibration
-from spikeprop.deploy import Target, compare, encoded, export, record
+from spikeprop.deploy.export import Target, compare, encoded, export, record
+from spikeprop.deploy.nir import from_nir, read_nir, to_nir
+from spikeprop.deploy.quantised import QuantisedBPTT
 from spikeprop.errors import NirError
 from spikeprop.learn import Cosine
-from spikeprop.nir import from_nir, read_nir, to_nir
-from spikeprop.quantised import QuantisedBPTT
 from spikeprop.snn import INPUT, SpikingNetwork
 from spikeprop.snn.neuron import Neuron, SpikingMaxPool
 from tests.hardware.test_lava import lava_or_skip

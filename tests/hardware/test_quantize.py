@@ -19,8 +19,8 @@ from spikeprop_hardware.reading import read_graph
 from spikeprop_hardware.reference import Simulator
 
 from spikeprop import CNN, IF, LIF, Direct
-from spikeprop.deploy import export
-from spikeprop.nir import to_nir
+from spikeprop.deploy.export import export
+from spikeprop.deploy.nir import to_nir
 from tests.hardware.random_networks import KINDS, random_network
 from tests.hardware.test_lava import lava_or_skip, network_of
 

@@ -11,8 +11,8 @@ from spikeprop_hardware.plan import make_plan
 from spikeprop_hardware.reference import Result, Simulator
 from spikeprop_hardware.simulate import less_the_first
 
-from spikeprop.deploy import export
-from spikeprop.nir import to_nir
+from spikeprop.deploy.export import export
+from spikeprop.deploy.nir import to_nir
 from tests.hardware.random_networks import KINDS, random_network, simulate_in_torch
 from tests.hardware.test_lava import lava_or_skip
 

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from spikeprop import CNN, Backprop, Digits, fit
 from spikeprop.errors import CheckpointError, TrainingCollapsed
-from spikeprop.files import previous_of, remove_leftovers, write_text
+from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.learn import Callback, LearningRule, Training, load_checkpoint, load_latest, save_checkpoint
 from spikeprop.recipe import load_recipe
-from spikeprop.runfolder import RunFolder
+from spikeprop.runtime.files import previous_of, remove_leftovers, write_text
 
 
 def small() -> CNN:
@@ -75,7 +75,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
 
 
 def test_tensors_of_any_layout_and_type_have_a_checksum(tmp_path: Path) -> None:
-    from spikeprop.files import read_tensors, write_tensors
+    from spikeprop.runtime.files import read_tensors, write_tensors
 
     odd = [
         torch.ones(()).expand(1),

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
 from spikeprop.learn import Backprop, Callback, TensorBoardLog, Training, fit, tensorboard_installed, write_scalars
-from spikeprop.processes import ALONE
+from spikeprop.runtime.processes import ALONE
 
 needs_it = pytest.mark.skipif(not tensorboard_installed(), reason="TensorBoard is not installed")
 BATCHES = [(torch.eye(4)[:2].repeat(4, 1), torch.tensor([0, 1] * 4))] * 3

@@ -12,11 +12,11 @@ import pytest
 
 from spikeprop.errors import RecipeError, SpikepropError, Stopped
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.plugins.aad import engine, twin
 from spikeprop.recipe import Recipe, load_recipe
-from spikeprop.runfolder import RunFolder
-from spikeprop.stopping import held
+from spikeprop.runtime.signals import held
 
 
 def run(recipe: Recipe, path: Path) -> Report:

@@ -12,7 +12,7 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad import Paths, PseudoRandom, Sobol
 from spikeprop.plugins.aad.draws import inverse_normal, philox
 from spikeprop.plugins.aad.paths import Batch
-from spikeprop.seeding import mix_seed
+from spikeprop.runtime.seeding import mix_seed
 
 SOURCES = [PseudoRandom(paths=1000, seed=3), Sobol(paths=1000, seed=3)]
 

@@ -12,7 +12,7 @@ from spikeprop.errors import MarketError, TrainingCollapsed
 from spikeprop.plugins.aad import twin
 from spikeprop.plugins.aad.differential import BasketTask
 from spikeprop.plugins.aad.twin import Examples, Training, TwinNet, fit_surrogate
-from spikeprop.seeding import generator
+from spikeprop.runtime.seeding import generator
 
 QUICK = Training(epochs=30, batches=4, least_batch=64)
 

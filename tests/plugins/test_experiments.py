@@ -10,10 +10,10 @@ import pytest
 
 from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.plugins import RuleComparison, Transfer
 from spikeprop.recipe import Recipe, load_recipe
-from spikeprop.runfolder import RunFolder
 
 DIGITS = ["data={use: Digits, train_limit: 96, test_limit: 90}", "ann.input_shape=[1, 8, 8]", "seeds=[3, 4]"]
 

@@ -14,13 +14,13 @@ import pytest
 
 from spikeprop.errors import RecipeError, Stopped
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.learn import load_checkpoint, load_latest
 from spikeprop.plugins.ldbp_pmd import training
 from spikeprop.plugins.ldbp_pmd.summary import summarise
 from spikeprop.recipe import Recipe, load_recipe
-from spikeprop.runfolder import RunFolder
-from spikeprop.stopping import held
+from spikeprop.runtime.signals import held
 
 SMALL = ["signal.symbols=64", "train_blocks=30", "test_blocks=10"]
 

@@ -15,7 +15,7 @@ from spikeprop.plugins.ldbp_pmd.blocks import Link, watts
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_steps, logarithmic_steps, uniform_steps
 from spikeprop.plugins.ldbp_pmd.link import draw_sections, haar_su2, invert, propagate
 from spikeprop.plugins.ldbp_pmd.signals import Signal, aligned, effective_snr, rrc
-from spikeprop.seeding import generator
+from spikeprop.runtime.seeding import generator
 
 SIGNAL = Signal(symbol_rate=32, modulation="16-QAM", symbols=64, oversampling=3)
 POWER = watts(3.0)

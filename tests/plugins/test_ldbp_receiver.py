@@ -29,7 +29,7 @@ from spikeprop.plugins.ldbp_pmd.link import Sections, draw_sections, haar_su2, p
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
 from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, judge, within_one_percent
-from spikeprop.seeding import generator
+from spikeprop.runtime.seeding import generator
 
 SIGNAL = Signal(symbol_rate=32, modulation="16-QAM", symbols=64, oversampling=3)
 CURVATURE = curvatures(Fibre(), [20e3], SIGNAL.receiver_rate)[0]

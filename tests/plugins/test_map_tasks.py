@@ -17,12 +17,12 @@ from click.testing import CliRunner
 
 from spikeprop.cli import main
 from spikeprop.errors import MissingDataError, RecipeError
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.learn import load_checkpoint
 from spikeprop.plugins.map_propagation import Control, Multiplexer, Regression, TeamSettings, progress
 from spikeprop.plugins.map_propagation.environments import Environments, as_published, centred
 from spikeprop.recipe import Recipe, load_recipe
-from spikeprop.runfolder import RunFolder
 
 needs_gymnasium = pytest.mark.skipif(
     find_spec("gymnasium") is None, reason="gymnasium is not installed: pip install 'spikeprop[rl]'"

@@ -14,10 +14,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from spikeprop.errors import RankError, RecipeError
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.plugins.matrix_decompositions import least_squares, lq, pivoted_qr, qr
 from spikeprop.recipe import load_recipe
-from spikeprop.runfolder import RunFolder
 
 # torch warns of its own torch.jit.script when forward mode is first used
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")

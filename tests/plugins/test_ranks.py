@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from spikeprop.experiment import Context
-from spikeprop.processes import Processes
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.recipe import load_recipe
-from spikeprop.runfolder import RunFolder
+from spikeprop.runtime.processes import Processes
 
 DIGITS = ["data={use: Digits, train_limit: 96, test_limit: 90}", "ann.input_shape=[1, 8, 8]", "seeds=[3]"]
 

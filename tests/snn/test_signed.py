@@ -9,14 +9,14 @@ import torch
 
 from spikeprop import BPTT, CNN, IF, Digits, SignedIF, convert, snn_accuracy
 from spikeprop.convert import LeastError, LightCalibration
+from spikeprop.deploy.nir import from_nir, to_nir
+from spikeprop.deploy.portable import portable
 from spikeprop.errors import NirError, RecipeError
 from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
-from spikeprop.nir import from_nir, to_nir
-from spikeprop.portable import portable
 from spikeprop.recipe import load_recipe
+from spikeprop.snn.engine.stagewise import Stagewise
 from spikeprop.snn.neuron import SpikingMaxPool
 from spikeprop.snn.signed import _scan, _scan_on_cpu
-from spikeprop.snn.stagewise import Stagewise
 
 
 def test_trace_by_hand() -> None:

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
-from spikeprop.stopping import stop_if_asked
+from spikeprop.experiment.context import Context
+from spikeprop.runtime.signals import stop_if_asked
 
 
 @dataclass(frozen=True, kw_only=True)

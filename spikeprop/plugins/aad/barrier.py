@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
-from spikeprop.files import write_text
+from spikeprop.experiment.context import Context
 from spikeprop.plugins.aad.engine import bump, price, risk
 from spikeprop.plugins.aad.implied import ImpliedDupire
 from spikeprop.plugins.aad.models import Model, at_least
@@ -33,7 +32,8 @@ from spikeprop.plugins.aad.paths import Paths
 from spikeprop.plugins.aad.products import UpAndOut
 from spikeprop.plugins.aad.report import Estimate, Risk, draw_surfaces
 from spikeprop.recipe import Component
-from spikeprop.seeding import generator
+from spikeprop.runtime.files import write_text
+from spikeprop.runtime.seeding import generator
 
 Work = Callable[[], dict[str, Any]]
 

@@ -23,12 +23,12 @@ from torch import Tensor
 from spikeprop.errors import MarketError
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import mean_interval
-from spikeprop.experiment import Context
-from spikeprop.files import write_atomically
+from spikeprop.experiment.context import Context
 from spikeprop.plugins.aad.closed_forms import bachelier
 from spikeprop.plugins.aad.models import Bachelier, at_least
 from spikeprop.plugins.aad.twin import Examples, Training, fit_surrogate
-from spikeprop.seeding import generator
+from spikeprop.runtime.files import write_atomically
+from spikeprop.runtime.seeding import generator
 
 ARMS = ("values alone", "values and differentials")
 COLORS = {"values alone": "#333333", "values and differentials": "#d95f0e"}

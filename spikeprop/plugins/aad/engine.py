@@ -22,7 +22,7 @@ from spikeprop.plugins.aad.models import Model, Parameters, Prepared
 from spikeprop.plugins.aad.paths import Batch, Paths
 from spikeprop.plugins.aad.products import Product
 from spikeprop.plugins.aad.report import Estimate, Price, Risk
-from spikeprop.stopping import stop_if_asked
+from spikeprop.runtime.signals import stop_if_asked
 
 BATCH = 512  # paths: what a batch keeps stays in a core's cache
 AT_ONCE = 32  # groups whose adjoints are taken from the mark to the parameters together

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.draws import philox_normals, sobol_normals
-from spikeprop.seeding import mix_seed
+from spikeprop.runtime.seeding import mix_seed
 
 SOBOL_POINTS = 2**30
 SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import MarketError
-from spikeprop.files import write_atomically
 from spikeprop.plugins.aad.models import Model
+from spikeprop.runtime.files import write_atomically
 
 
 @dataclass(frozen=True)

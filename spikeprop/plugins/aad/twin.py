@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import MarketError, TrainingCollapsed
-from spikeprop.progress import bar
-from spikeprop.seeding import generator
-from spikeprop.stopping import stop_if_asked
+from spikeprop.runtime.progress import bar
+from spikeprop.runtime.seeding import generator
+from spikeprop.runtime.signals import stop_if_asked
 
 
 class TwinNet(nn.Module):

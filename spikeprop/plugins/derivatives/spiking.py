@@ -3,7 +3,7 @@
     u[t] = leak v[t-1] + I[t];   o[t] = [u[t] > theta];   v[t] = u[t] - theta o[t]
 
 The spike's true derivative is 0 almost everywhere; a surrogate stands in for it, and the spike in the reset counts as a constant
-(Rathi et al. 2020). The lines are held against ``spikeprop.snn.kernels.reference``, which trains the networks.
+(Rathi et al. 2020). The lines are held against ``spikeprop.snn.engine.kernels.reference``, which trains the networks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from spikeprop.plugins.derivatives.card import Card, Step, Tensors, normal
-from spikeprop.snn.kernels.reference import NEVER, advance_since, integrate_and_fire
+from spikeprop.snn.engine.kernels.reference import NEVER, advance_since, integrate_and_fire
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
 
 STEPS, NEURONS = 6, 3

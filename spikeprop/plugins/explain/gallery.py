@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from spikeprop.ann import MLP
 from spikeprop.convert import MaxActivation, convert
 from spikeprop.data import Digits
-from spikeprop.files import write_text
 from spikeprop.learn import Backprop, LearningRule, fit
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import Subject, explain
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
+from spikeprop.runtime.files import write_text
 from spikeprop.snn import LIF, Triangle
 
 Made = tuple[Any, ...]

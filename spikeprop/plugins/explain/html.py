@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from spikeprop.files import write_text
 from spikeprop.plugins.explain.numbers import written
+from spikeprop.runtime.files import write_text
 
 FOLDER = Path(__file__).parent / "page"
 SCRIPTS = ("operations", "layers", "network", "views", "graph", "inspect", "panels", "quiz", "app")

@@ -3,7 +3,7 @@
     u[t] = leak v[t-1] + I[t];   o[t] = u[t] > theta;   v[t] = u[t] - theta o[t]   (or 0 where o[t] = 1)
 
 with the surrogate in place of the spike's derivative and the spike in the reset a constant, exactly as
-``spikeprop.snn.kernels.reference`` has it, whose gradients these calls reproduce.
+``spikeprop.snn.engine.kernels.reference`` has it, whose gradients these calls reproduce.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
-from spikeprop.snn.kernels.reference import NEVER, advance_since
+from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
 from spikeprop.snn.network import INPUT, Stage
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse

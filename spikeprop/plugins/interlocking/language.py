@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from spikeprop.data import LabelledData
 from spikeprop.plugins.interlocking.heads import TokensLast
-from spikeprop.seeding import generator
+from spikeprop.runtime.seeding import generator
 
 CHARACTERS = 128  # ASCII; anything else is read as "?"
 MODULES = ("argparse", "ast", "datetime", "decimal", "difflib", "doctest", "inspect", "ipaddress", "optparse", "tarfile")

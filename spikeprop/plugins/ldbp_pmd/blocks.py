@@ -11,8 +11,8 @@ from torch import Tensor
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_count, check_steps, logarithmic_steps
 from spikeprop.plugins.ldbp_pmd.link import Sections, propagate
 from spikeprop.plugins.ldbp_pmd.signals import Signal
-from spikeprop.seeding import generator
-from spikeprop.stopping import stop_if_asked
+from spikeprop.runtime.seeding import generator
+from spikeprop.runtime.signals import stop_if_asked
 
 MOST_STEPS = 10_000  # of a span
 PIECE = 50  # blocks that are simulated at once

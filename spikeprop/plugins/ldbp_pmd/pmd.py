@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
 from spikeprop.plugins.ldbp_pmd.baselines import (
     EqualizerSettings,
     backpropagate,
@@ -35,7 +35,7 @@ from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr
 from spikeprop.plugins.ldbp_pmd.summary import rows, summarise
 from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, judge, load_receiver, processed
-from spikeprop.seeding import generator
+from spikeprop.runtime.seeding import generator
 
 Compensation = Callable[[Tensor], Tensor]  # (B, P, 2 K) samples to samples
 SECTIONS, TRAIN, TEST, BATCHES, ROTATIONS = 1, 2, 3, 4, 5  # places of seeds

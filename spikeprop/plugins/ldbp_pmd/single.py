@@ -14,7 +14,7 @@ from typing import Any
 
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import in_words, mean_interval
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
 from spikeprop.plugins.ldbp_pmd.baselines import backpropagate, undo_dispersion
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks, Link, watts
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre

@@ -22,9 +22,9 @@ from spikeprop.learn.checkpoint import has_checkpoint, load_optimizer
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks
 from spikeprop.plugins.ldbp_pmd.receiver import LearnedReceiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
-from spikeprop.progress import bar
-from spikeprop.seeding import generator
-from spikeprop.stopping import stop_asked, stop_if_asked
+from spikeprop.runtime.progress import bar
+from spikeprop.runtime.seeding import generator
+from spikeprop.runtime.signals import stop_asked, stop_if_asked
 
 CHECKPOINT_SECONDS = 30.0
 LOOK = 50  # blocks through the receiver at once when it is judged

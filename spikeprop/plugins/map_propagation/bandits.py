@@ -19,14 +19,14 @@ from torch import Tensor
 
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
 from spikeprop.plugins.map_propagation import kernels, updates
 from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, deterministic, make_net
 from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
-from spikeprop.progress import bar
-from spikeprop.seeding import mix_seed
+from spikeprop.runtime.progress import bar
+from spikeprop.runtime.seeding import mix_seed
 
 BINS = 250  # a run's history holds the mean reward of so many equal parts
 WINDOW = 5  # of them, in running means

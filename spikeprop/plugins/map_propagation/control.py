@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spikeprop.evaluate import Report
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
 from spikeprop.plugins.map_propagation import kernels
 from spikeprop.plugins.map_propagation.environments import Environments, as_published, centred, make, outputs_of
 from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, make_net
@@ -23,7 +23,7 @@ from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
 from spikeprop.plugins.map_propagation.training import ActorCritic, evaluate
-from spikeprop.progress import bar
+from spikeprop.runtime.progress import bar
 
 Learner = Literal["map", "backprop", "reinforce"]
 MAPPINGS = {"centred": centred, "published": as_published}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from spikeprop.errors import MissingDataError, RecipeError
-from spikeprop.seeding import mix_seed
+from spikeprop.runtime.seeding import mix_seed
 
 
 class Environments:

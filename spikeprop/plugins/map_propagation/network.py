@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikeprop.plugins.map_propagation import kernels
 from spikeprop.plugins.map_propagation.reference import Team
-from spikeprop.seeding import mix_seed
+from spikeprop.runtime.seeding import mix_seed
 
 LEARNERS = {"map": kernels.MAP, "backprop": kernels.BACKPROP, "reinforce": kernels.REINFORCE}
 LABELS = {"map": "MAP propagation", "backprop": "backprop", "reinforce": "REINFORCE"}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spikeprop.files import write_atomically
 from spikeprop.plugins.map_propagation.network import LABELS
+from spikeprop.runtime.files import write_atomically
 
 COLORS = {"map": "#d95f0e", "backprop": "#8c6bb1", "reinforce": "#333333"}
 

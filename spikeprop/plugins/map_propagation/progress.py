@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from spikeprop.files import previous_of, write_json, write_tensors
 from spikeprop.learn import load_latest
-from spikeprop.stopping import stop_asked, stop_if_asked
+from spikeprop.runtime.files import previous_of, write_json, write_tensors
+from spikeprop.runtime.signals import stop_asked, stop_if_asked
 
 CHECKPOINT_SECONDS = 30.0
 FORMAT = 1  # of spikeprop's checkpoints

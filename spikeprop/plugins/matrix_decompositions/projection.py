@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import in_words, mean_interval, paired_difference
-from spikeprop.experiment import Context
-from spikeprop.files import write_atomically
+from spikeprop.experiment.context import Context
 from spikeprop.plugins.matrix_decompositions.solve import least_squares
-from spikeprop.seeding import generator
+from spikeprop.runtime.files import write_atomically
+from spikeprop.runtime.seeding import generator
 
 BASELINE = "readout trained"
 ARMS = (BASELINE, "solved, gradient around", "solved, gradient through")

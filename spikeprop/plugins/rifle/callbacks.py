@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spikeprop.errors import StageError
 from spikeprop.learn import Callback, Training, tracing
-from spikeprop.seeding import seed_torch
+from spikeprop.runtime.seeding import seed_torch
 
 TAG = "rifle_head"
 

@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from spikeprop.data import ImageData, InMemorySplit
 from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, ann_accuracy
-from spikeprop.experiment import Context
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.settings import find_device
 from spikeprop.learn import (
     Backprop,
     Callback,
@@ -36,8 +37,7 @@ from spikeprop.learn import (
 from spikeprop.plugins.arms import check_seeds, report_arms
 from spikeprop.plugins.rifle.callbacks import find_head
 from spikeprop.recipe import Component
-from spikeprop.seeding import generator, seed_torch
-from spikeprop.settings import find_device
+from spikeprop.runtime.seeding import generator, seed_torch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import spikeprop as sp
 from spikeprop.cli import main
 from spikeprop.errors import ExplainError, RecipeError
-from spikeprop.models import Request, find_model
+from spikeprop.experiment.models import Request, find_model
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import Subject, explain, page_html, replay, trace_step, variants
 from spikeprop.plugins.explain.data import page_data

@@ -1,0 +1,261 @@
+"""Deployment: write a network as NIR, run the file on Lava or in the reference simulator, and compare every spike with PyTorch's.
+
+PyTorch runs in float64 on the very inputs that the other is given: the encoder draws once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nir
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeprop.deploy.nir import stage_names, to_nir
+from spikeprop.deploy.portable import portable
+from spikeprop.errors import HardwareError
+from spikeprop.runtime.files import write_atomically
+from spikeprop.runtime.progress import bar
+from spikeprop.snn import INPUT, SpikingNetwork
+
+REFERENCE_BATCH = 100  # samples whose spikes are compared at once
+
+
+def export(network: SpikingNetwork, path: Path, about: Mapping[str, Any] | None = None, target: str | None = None) -> None:
+    """Write the network to a NIR file, atomically.
+
+    Args:
+        network: left as it is.
+        path: NIR file.
+        about: the description of its checkpoint; the file keeps its number of steps, its data with their normalisation and its
+            seed, so that it can be simulated on its own.
+        target: "norse" or "snntorch": as that library's own importer understands it.
+
+    Raises:
+        NirError: what cannot be written, naming the layer; nothing is.
+    """
+    kept = {key: about[key] for key in ("timesteps", "seed")} if about else {}
+    graph = to_nir(network, kept | ({"data": json.dumps(about["data"])} if about else {}))
+    written = graph if target is None else portable(graph, target)
+    write_atomically(path, lambda temporary: nir.write(str(temporary), written))
+
+
+def export_netx(network: SpikingNetwork, path: Path) -> list[dict[str, Any]]:
+    """Write the network for lava-dl's netx, in integers, atomically; returns the quantisation's report by layer.
+
+    Raises:
+        NirError: what NIR, on the way there, cannot hold.
+        HardwareError: what netx does not have, naming the layer; nothing is written.
+    """
+    hardware = hardware_package()
+    try:
+        made, report = hardware.quantize_for_netx(to_nir(network))
+    except hardware.HardwareError as error:
+        raise HardwareError(str(error)) from error
+    write_atomically(path, lambda temporary: hardware.write_netx(made, temporary))
+    return [asdict(layer) for layer in report]
+
+
+@torch.no_grad()
+def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every spike of a simulation in float64.
+
+    Args:
+        network: left as it is; a float64 copy runs.
+        images: (B, ...).
+        timesteps: steps.
+
+    Returns:
+        by layer, and "input" for what the encoder made: (B, T, ...) float64; and the accumulated output (B, T, K).
+    """
+    trains: dict[str, list[Tensor]] = {}
+
+    def observe(name: str, spikes_TB: Tensor) -> None:
+        trains.setdefault(name, []).append(spikes_TB.clone())
+
+    exact = copy.deepcopy(network).cpu().double().eval()
+    outputs = list(exact.unroll(images.cpu().double(), timesteps, chunk=1, observe=observe))
+    spikes = {name: torch.cat(steps).transpose(0, 1).numpy() for name, steps in trains.items()}
+    return spikes, torch.cat(outputs).transpose(0, 1).numpy()
+
+
+@torch.no_grad()
+def encoded(network: SpikingNetwork, images: Tensor, timesteps: int) -> np.ndarray:
+    """What the encoder makes of images (B, ...): (B, T, ...) float64, a constant input without taking memory for its steps."""
+    inputs_TB = network.encoder(images.cpu().double(), timesteps).numpy()
+    return np.broadcast_to(inputs_TB, (timesteps, *inputs_TB.shape[1:])).swapaxes(0, 1)
+
+
+def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
+    """What a NIR file's network takes on Loihi 2.
+
+    Args:
+        file: NIR file.
+        inputs: what it reads, (B, T, ...), to count spikes and synaptic operations on.
+
+    Returns:
+        layers, cores, chips and problems; with inputs also activity (spikes and SynOps by layer, a sample) and energy_joules,
+        an estimate with the first Loihi's figures.
+
+    Raises:
+        HardwareError: spikeprop-hardware is missing, or cannot lay the network out.
+    """
+    hardware = hardware_package()
+    try:
+        plan = hardware.make_plan(hardware.read_graph(file))
+        found = asdict(hardware.budget(plan))
+        if inputs is None:
+            return found
+        active = hardware.activity(plan, inputs)
+    except hardware.HardwareError as error:
+        raise HardwareError(str(error)) from error
+    joules = hardware.energy_joules(plan, active, inputs.shape[1])
+    return found | {"activity": [asdict(layer) for layer in active], "energy_joules": joules}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where and how a NIR file runs: on Lava or in spikeprop-hardware's batched reference simulator, in float64 or in the
+    chip's integers."""
+
+    backend: Literal["lava", "reference"] = "lava"
+    precision: Literal["float", "fixed"] = "float"
+
+
+def compare(
+    network: SpikingNetwork,
+    file: Path,
+    images: Tensor,
+    labels: Tensor,
+    timesteps: int,
+    notify: Callable[[str], None],
+    target: Target = Target(),
+) -> dict[str, Any]:
+    """Run a NIR file and compare with the network that it holds, as it was written or read.
+
+    Returns:
+        samples, agreement (percent of equal predictions), spikes_equal (every train of every layer), spikes (how many were
+        compared), mismatches by layer, first_difference (sample, layer, neuron, step) or None, layers (spikes here and there),
+        output_error (largest absolute difference), accuracy of both on these images, and with fixed precision the
+        quantisation's report by layer.
+
+    Raises:
+        HardwareError: spikeprop-hardware or Python 3.10 is missing, or the simulation failed.
+    """
+    hardware = hardware_package()
+    size = len(images) if target.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
+    with bar(f"simulate on {target.backend}", unit="step") as shown:
+        shown.total = len(images) * timesteps
+        try:
+            source, report = _source(hardware, network, file, images, target)
+            names = stage_names(hardware.read_graph(file))
+            parts = []
+            for start in range(0, len(images), size):
+                rows = slice(start, start + size)
+                ours, output = record(network, images[rows], timesteps)
+                inputs = ours.pop(INPUT)
+                progress = _follow(shown, start * timesteps)
+                theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
+                spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
+                parts.append(_compare(ours, output, spikes, theirs.output, labels[rows].numpy(), start))
+        except hardware.HardwareError as error:
+            raise HardwareError(str(error)) from error
+    return _merged(parts, target.backend) | report
+
+
+def input_limit_of(network: SpikingNetwork, images: Tensor) -> float:
+    """The largest absolute input that an integer network is made for: what the encoder can represent, or the images' largest."""
+    return network.encoder.limit if network.encoder.limit is not None else float(images.abs().max())
+
+
+def hardware_package() -> Any:
+    """The distribution spikeprop-hardware, which is installed by itself.
+
+    Raises:
+        HardwareError: it is not installed.
+    """
+    try:
+        import spikeprop_hardware
+    except ImportError as error:
+        raise HardwareError(
+            "the simulation needs the package spikeprop-hardware; install it (in a checkout: pip install ./hardware), or "
+            "leave the stage out with simulate.samples=0"
+        ) from error
+    return spikeprop_hardware
+
+
+def _source(
+    hardware: Any, network: SpikingNetwork, file: Path, images: Tensor, target: Target
+) -> tuple[Any, dict[str, list[dict[str, Any]]]]:
+    """What is to be simulated, made ready once, and the report of its quantisation."""
+    on_lava = target.backend == "lava"
+    if target.precision == "float":
+        return file if on_lava else hardware.Simulator(hardware.make_plan(hardware.read_graph(file))), {}
+    made, report = hardware.quantize(hardware.read_graph(file), input_limit=input_limit_of(network, images))
+    return made if on_lava else hardware.Simulator(made), {"quantization": [asdict(layer) for layer in report]}
+
+
+def _follow(shown: Any, before: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        shown.total = max(shown.total, before + total)  # Lava runs a few steps more, until the last spike is through
+        shown.update(before + done - shown.n)
+
+    return progress
+
+
+def _compare(
+    ours: dict[str, np.ndarray],
+    output: np.ndarray,
+    theirs: dict[str, np.ndarray],
+    their_output: np.ndarray,
+    labels: np.ndarray,
+    start: int,
+) -> dict[str, Any]:
+    mine, other = output[:, -1].argmax(1), their_output[:, -1].argmax(1)
+    differing = {name: train != theirs[name] for name, train in ours.items()}
+    return {
+        "samples": len(labels),
+        "timesteps": output.shape[1],
+        "agree": int((mine == other).sum()),
+        "layers": {name: np.array([np.count_nonzero(train), np.count_nonzero(theirs[name])]) for name, train in ours.items()},
+        "mismatches": {name: int(wrong.sum()) for name, wrong in differing.items()},
+        "first_difference": _first(differing, start),
+        "output_error": float(np.abs(output - their_output).max()),
+        "right": np.array([(mine == labels).sum(), (other == labels).sum()]),
+    }
+
+
+def _first(differing: dict[str, np.ndarray], start: int) -> dict[str, Any] | None:
+    """The first spike that differs, by sample, then step, then layer."""
+    found = []
+    for order, (name, wrong) in enumerate(differing.items()):
+        if wrong.any():
+            sample, step, *neuron = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+            where = {"sample": start + sample, "layer": name, "neuron": neuron, "step": step}
+            found.append((sample, step, order, where))
+    return min(found, key=lambda f: f[:3])[3] if found else None
+
+
+def _merged(parts: list[dict[str, Any]], backend: str) -> dict[str, Any]:
+    samples = sum(part["samples"] for part in parts)
+    layers = {name: np.sum([part["layers"][name] for part in parts], axis=0) for name in parts[0]["layers"]}
+    mismatches = {name: sum(part["mismatches"][name] for part in parts) for name in layers}
+    right = np.sum([part["right"] for part in parts], axis=0)
+    return {
+        "samples": samples,
+        "timesteps": parts[0]["timesteps"],
+        "agreement": 100 * sum(part["agree"] for part in parts) / samples,
+        "spikes_equal": not any(mismatches.values()),
+        "spikes": int(sum(counts[0] for counts in layers.values())),
+        "mismatches": mismatches,
+        "first_difference": next((p["first_difference"] for p in parts if p["first_difference"]), None),
+        "layers": {name: counts.tolist() for name, counts in layers.items()},
+        "output_error": max(part["output_error"] for part in parts),
+        "accuracy": {"pytorch": 100 * float(right[0]) / samples, backend: 100 * float(right[1]) / samples},
+    }

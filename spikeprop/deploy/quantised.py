@@ -1,0 +1,249 @@
+"""Fine-tuning that knows the chip's integers: gradients are taken at weights rounded as ``quantize`` will round them.
+
+    m = clip(round(w * f), -128, 127);   forward and backward at w' = m / f;   dL/dw = dL/dw' where m was not clipped, else 0
+
+the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432; for weights in integers Jacob et al. 2018). Scales and
+exponents are those that spikeprop-hardware's ``quantize`` finds for the network as it is, searched again every ``refresh``
+steps; the law of rounding lives there, and each search is held against it, number by number. Thresholds, biases, leaks, start
+potentials and a real-valued input are rounded likewise.
+
+A hidden layer runs in its own integer units, a potential of 1 being one unit of the chip, so float32 holds every sum exactly
+and a potential that meets its threshold does so here as there. Spikes are the chip's, but for three things that this does not
+model: a connection with an exponent below -1 drops bits of its sums, a leak rounds the potential toward zero each step, and
+windows of 9 pixels, say, have no exact mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikeprop.deploy.export import hardware_package, input_limit_of
+from spikeprop.deploy.nir import OUTPUT, to_nir
+from spikeprop.errors import HardwareError
+from spikeprop.learn import BPTT
+from spikeprop.snn import Direct, Gain, SpikingNetwork, Stage, Synapse
+from spikeprop.snn.neuron import SpikingMaxPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedBPTT(BPTT):
+    """BPTT at rounded weights. A run that is resumed searches its scales again, so it may end with other last digits.
+
+    Attributes:
+        refresh: steps after which the scales are searched again, which lays the network out and takes as long as ``quantize``.
+        input_limit: largest absolute input; default what the encoder can represent, or the largest of the batch at hand.
+    """
+
+    overlaps: ClassVar[bool] = False  # it looks into the network
+
+    refresh: int = 100
+    input_limit: float | None = None
+    _grids: WeakKeyDictionary[SpikingNetwork, tuple[Grids, list[int]]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.refresh < 1:
+            raise ValueError(f"refresh is {self.refresh}; the scales hold for at least 1 step")
+
+    def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        grids, left = self._grids.get(model, (None, [0]))
+        if grids is None or left[0] == 0:
+            limit = self.input_limit if self.input_limit is not None else input_limit_of(model, x)
+            grids, left = find_grids(model, limit), [self.refresh]
+            self._grids[model] = grids, left
+        left[0] -= 1
+        with rounded(model, grids):
+            return super().step(model, grids.round_input(model, x), y)
+
+
+@dataclass(frozen=True)
+class StageGrid:
+    """How one stage is rounded: its scale, a connection's exponent and input scale by branch, its biases' exponent."""
+
+    scale: float
+    exponents: tuple[int, ...]
+    input_scales: tuple[float, ...]
+    bias_exponent: int
+
+
+@dataclass(frozen=True)
+class Grids:
+    """How a network is rounded, stage by stage."""
+
+    stages: dict[str, StageGrid]
+    input_scale: float
+
+    def round_input(self, network: SpikingNetwork, x: Tensor) -> Tensor:
+        """Images as the chip receives them from ``Direct``; Poisson's spikes are whole numbers anyway."""
+        return torch.round(x * self.input_scale) / self.input_scale if isinstance(network.encoder, Direct) else x
+
+
+def find_grids(network: SpikingNetwork, input_limit: float | None = None) -> Grids:
+    """The scales and exponents that ``quantize`` finds for a network.
+
+    Raises:
+        HardwareError: spikeprop-hardware is missing, or a layer's weights cannot be rounded one by one: several layers of
+            weights in a row without neurons between them, or pooling windows that overlap.
+    """
+    hardware = hardware_package()
+    try:
+        made = hardware.quantize(to_nir(network), input_limit=input_limit).network
+    except hardware.HardwareError as error:
+        raise HardwareError(str(error)) from error
+    populations = {p.name: p for p in made.populations}
+    stages = {}
+    for name, stage in network.each():
+        p = populations[name if stage.neuron is not None else OUTPUT]
+        scales = tuple(made.input_scale if c.source == made.input else 1.0 for c in p.connections)
+        stages[name] = StageGrid(p.scale, tuple(c.exponent for c in p.connections), scales, p.bias_exponent)
+    grids = Grids(stages, made.input_scale)
+    _hold_against(network, grids, populations)
+    return grids
+
+
+def _hold_against(network: SpikingNetwork, grids: Grids, populations: dict[str, Any]) -> None:
+    """The rounded network, laid out, must have the very integers that ``quantize`` made."""
+    hardware = hardware_package()
+    with rounded(network, grids):
+        plan = hardware.make_plan(to_nir(network))
+    for (name, stage), real in zip(network.each(), plan.populations):
+        if real.pools:
+            continue
+        p, grid = populations[real.name], grids.stages[name]
+        unit = 1.0 if stage.neuron is not None else 1 / grid.scale
+        bias = p.bias.astype(np.float64) * 2.0**p.bias_exponent / 64 * unit
+        same = np.allclose(real.bias, bias, rtol=1e-5, atol=1e-3 * unit)
+        for ours, theirs, x in zip(real.connections, p.connections, grid.input_scales):
+            step = 2.0 ** (theirs.exponent + 1) * x * unit
+            same &= bool(abs(ours.matrix - theirs.matrix * step).max() <= 0.01 * step)
+        if not same:
+            raise HardwareError(
+                f"layer {name!r} cannot be fine-tuned in integers: its weights are folded with pooling windows that overlap or "
+                "with factors behind them, so that they are not rounded one by one; use finetune.rule=BPTT"
+            )
+
+
+@contextmanager
+def rounded(network: SpikingNetwork, grids: Grids) -> Iterator[None]:
+    """Within the block the network computes at rounded values; then the old ones are back, and gradients are made theirs."""
+    swap = _Swap()
+    try:
+        with torch.no_grad():
+            for name, stage in network.each():
+                if not isinstance(stage.neuron, SpikingMaxPool):  # counts spikes: nothing to round
+                    _round_stage(swap, name, stage, grids.stages[name])
+        yield
+    finally:
+        swap.back()
+
+
+class _Swap:
+    """Tensors that stand at other values for a while, and how their gradients there become gradients of what they were."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Tensor, float | Tensor]] = []
+        self._added: list[Synapse] = []
+
+    def set(self, tensor: Tensor, value: Tensor, slope: float | Tensor) -> None:
+        """``slope``: of the new value by the old, 0 where it was clipped."""
+        self._kept.append((tensor, tensor.detach().clone(), slope))
+        tensor.copy_(value)
+
+    def give_factor(self, synapse: Synapse, one: Tensor) -> None:
+        """A connection that hands spikes on as they are has a weight on the chip: a factor of 1, to be rounded."""
+        synapse.ops.append(Gain(one))
+        self._added.append(synapse)
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """Old values; gradients times the slopes."""
+        for synapse in self._added:
+            synapse.ops.pop(-1)
+        for tensor, value, slope in reversed(self._kept):
+            tensor.copy_(value)
+            if tensor.grad is not None:
+                tensor.grad.mul_(slope)
+
+
+def _round_stage(swap: _Swap, name: str, stage: Stage, grid: StageGrid) -> None:
+    unit = grid.scale if stage.neuron is not None else 1.0  # of the stage's numbers, in real ones; the output stays real
+    for (_, _, synapse), exponent, x in zip(stage.branches(), grid.exponents, grid.input_scales):
+        if not any(isinstance(op, Gain | nn.Conv2d | nn.Linear) for op in synapse):
+            swap.give_factor(synapse, stage.scale.new_ones(()))
+        _round_weights(swap, name, synapse, 2.0 ** (exponent + 1) * x, grid.scale, unit)
+    _round_biases(swap, [op.bias for _, _, s in stage.branches() for op in s.weighted() if op.bias is not None], grid, unit)
+    if stage.neuron is not None:
+        _round_neuron(swap, stage.neuron, grid.scale)
+
+
+def _round_weights(swap: _Swap, name: str, synapse: Synapse, step: float, scale: float, unit: float) -> None:
+    """``step``: what a mantissa of 1 stands for in the chip's units."""
+    gains = [op for op in synapse if isinstance(op, Gain)]
+    weighted = synapse.weighted()
+    if len(weighted) + (not weighted and len(gains)) != 1 or (weighted and any(g.gain.numel() != 1 for g in gains)):
+        raise HardwareError(
+            f"layer {name!r} cannot be fine-tuned in integers: a connection holds {len(weighted)} layers of weights and "
+            f"{len(gains)} factors, where one can be rounded; use finetune.rule=BPTT"
+        )
+    factor = 1.0
+    for gain in gains if weighted else []:  # a factor before the weights becomes part of them
+        factor *= float(gain.gain)
+        swap.set(gain.gain, torch.ones_like(gain.gain), 1.0)
+    pooled = float(np.prod([1 / _window(op) for op in synapse]))
+    tensor = weighted[0].weight if weighted else gains[0].gain
+    wanted = tensor.detach().double() * (factor * pooled * scale / step)
+    held = torch.round(wanted).clamp_(*_integer().MANTISSA)
+    inside = torch.round(wanted) == held
+    swap.set(tensor, held * (step / pooled * unit / scale), inside.to(tensor) * (factor * unit))
+
+
+def _window(op: nn.Module) -> int:
+    """Values that an average pooling takes together; 1 for what does not pool."""
+    if isinstance(op, nn.AdaptiveAvgPool2d):
+        raise HardwareError("adaptive pooling cannot be fine-tuned in integers; give it as AvgPool2d")
+    if not isinstance(op, nn.AvgPool2d):
+        return 1
+    size = op.kernel_size
+    return size * size if isinstance(size, int) else size[0] * size[1]
+
+
+def _round_biases(swap: _Swap, biases: list[Tensor], grid: StageGrid, unit: float) -> None:
+    """The layer's bias is their sum, and that is rounded; the first one carries the difference."""
+    if not biases:
+        return
+    step = 2.0**grid.bias_exponent / 64  # 6 bits behind the point
+    total = torch.stack([b.detach().double() for b in biases]).sum(0)
+    held = torch.round(total * (grid.scale / step)).clamp_(*_integer().BIAS) * (step * unit / grid.scale)
+    others = sum((b.detach().double() * unit for b in biases[1:]), torch.zeros_like(total))
+    for bias, value in zip(biases, [held - others, *(b.detach().double() * unit for b in biases[1:])]):
+        swap.set(bias, value, unit)
+
+
+def _round_neuron(swap: _Swap, neuron: Any, scale: float) -> None:
+    integer = _integer()
+    theta = neuron.v_threshold.detach().double() * scale
+    held = torch.round(theta).clamp_(1, integer.THETA_LIMIT)
+    start = torch.round(neuron.v_init.double() * theta * 64) / 64 / held
+    if start.shape == neuron.v_init.shape:  # else one start serves several thresholds, and its rounding is left out
+        swap.set(neuron.v_init, start, 1.0)
+    swap.set(neuron.v_threshold, held, scale)
+    unity = integer.DECAY_UNITY
+    leak = 1 - torch.round((1 - neuron.leak.detach().double()) * unity).clamp_(0, unity - 1) / unity
+    swap.set(neuron.leak, leak, 1.0)
+
+
+def _integer() -> Any:
+    hardware_package()
+    from spikeprop_hardware import integer
+
+    return integer

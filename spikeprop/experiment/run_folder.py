@@ -1,0 +1,242 @@
+"""``RunFolder``: where a run keeps its recipe, its versions, its finished stages and its files, so that it can be taken
+up again.
+
+``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result, the seconds and
+the commit of every finished stage. Both are replaced whole. A folder belongs to one recipe: another one is refused rather than
+mixed in. Who runs in one holds its lock for as long (``spikeprop.runtime.locks.locked``), as the command line does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikeprop.errors import DamagedFileError, RecipeError
+from spikeprop.recipe import Recipe, check, dump
+from spikeprop.runtime.files import leaves, previous_of, read_json, remove_leftovers, write_json, write_text
+from spikeprop.runtime.imports import from_file
+from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.signals import stop_if_asked
+
+OWN = {"name", "begun", "recipe"}  # of run.json: what no report repeats
+MACHINE = {"device", "sharded"}  # where a run takes place is no part of what it is
+LIBRARIES = ("spikeprop", "torch", "torchvision", "numpy", "nir", "safetensors")
+
+
+class RunFolder:
+    """A folder of one run.
+
+    Args:
+        path: made if absent.
+        recipe: what runs there.
+        smoke: whether this is the tiny version.
+        processes: that run together; rank 0 writes.
+
+    Raises:
+        RecipeError: the folder holds a run of another recipe.
+        DamagedFileError: its ``run.json`` cannot be read.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, smoke: bool = False, processes: Processes = ALONE):
+        self.path, self.processes = path, processes
+        processes.first(lambda: self._begin(recipe, smoke))
+        self._stages = _read_stages(path / "stages.json")
+
+    def _begin(self, recipe: Recipe, smoke: bool) -> None:
+        path, described = self.path, recipe.describe()
+        if (path / "run.json").exists():
+            self._check_same(described)
+        path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        write_text(path / "recipe.yaml", dump(described))
+        if not (path / "run.json").exists():
+            begun = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"name": recipe.name, "begun": begun, "recipe": described, "smoke": smoke}
+            more = {"processes": self.processes.count} if self.processes.count > 1 else {}
+            write_json(path / "run.json", about | more | describe_machine())
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]], *, together: bool = False) -> dict[str, Any]:
+        """The result of a stage: from the folder if it is finished, else from ``work``, which is timed and remembered.
+
+        Args:
+            name: of the stage.
+            work: what it does.
+            together: of several processes all do it, and rank 0's result counts; else rank 0 does, and the others wait.
+        """
+        if name not in self._stages:
+            self.processes.together(stop_if_asked)
+            own = (lambda: self._timed(name, work)) if self.processes.rank == 0 else work
+            if together:
+                self.processes.abreast(own)
+            else:
+                self.processes.first(own)
+            if self.processes.rank:
+                self.reread()
+        return self._stages[name]["result"]
+
+    def _timed(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        clock = self.path / f".{name}.seconds"
+        before = _read_seconds(clock)
+        started = time.monotonic()
+        try:
+            result = work()
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong first
+                write_text(clock, f"{before + time.monotonic() - started:.3f}")
+            raise
+        seconds = round(before + time.monotonic() - started, 2)
+        self._stages[name] = {"seconds": seconds, "commit": _commit(), "result": result}
+        self._write_stages()
+        clock.unlink(missing_ok=True)
+
+    def reread(self) -> None:
+        """What another process has written of finished stages since."""
+        self._stages = _read_stages(self.path / "stages.json")
+
+    def finished(self, name: str) -> bool:
+        """Whether a stage is done."""
+        return name in self._stages
+
+    def forget(self, names: Collection[str]) -> None:
+        """Take back that these stages are done, so that they run again."""
+        if set(names) & set(self._stages):
+            self._stages = {name: stage for name, stage in self._stages.items() if name not in names}
+            self._write_stages()
+
+    def _write_stages(self) -> None:
+        file = self.path / "stages.json"
+        _put_aside_damaged(file)
+        write_json(file, self._stages, keep_previous=True)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each finished stage."""
+        return {name: stage["seconds"] for name, stage in self._stages.items()}
+
+    def provenance(self) -> dict[str, Any]:
+        """Commit, versions and machine as recorded when the run began, and the commit that each stage ran at."""
+        begun = {k: v for k, v in self._recorded().items() if k not in OWN}
+        return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
+
+    def _recorded(self) -> dict[str, Any]:
+        recorded = read_json(self.path / "run.json")
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("recipe"), dict):
+            raise DamagedFileError(f"{self.path / 'run.json'} does not hold what a run writes there; use another --out folder")
+        return recorded
+
+    def _check_same(self, described: dict[str, Any]) -> None:
+        old, new = leaves(_completed(self._recorded()["recipe"])), leaves(described)
+        changed = {key for key in old | new if old.get(key) != new.get(key)} - MACHINE
+        if changed:
+            raise RecipeError(
+                f"{self.path} holds a run of another recipe (it differs in {', '.join(sorted(changed)[:4])}); "
+                "choose another --out folder or delete that one"
+            )
+
+
+def _read_stages(path: Path) -> dict[str, Any]:
+    """The finished stages; where the file is damaged or was being replaced, those of the file before it."""
+    problem = ""
+    for file in (path, previous_of(path)):
+        if not file.exists():
+            continue
+        try:
+            stages = _whole_stages(file)
+        except DamagedFileError as error:
+            problem = str(error)
+            continue
+        if problem:
+            warnings.warn(f"{problem}: going on from {file}, {', '.join(stages) or 'no stage'} done", stacklevel=3)
+        return stages
+    if problem:
+        warnings.warn(f"{problem}: its stages run again", stacklevel=3)
+    return {}
+
+
+def _whole_stages(file: Path) -> dict[str, Any]:
+    stages = read_json(file)
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) and {"seconds", "result"} <= set(s) for s in stages.values()):
+        raise DamagedFileError(f"{file} does not hold what a run writes there")
+    return stages
+
+
+def _put_aside_damaged(file: Path) -> None:
+    """So that it does not take the place of its whole predecessor, which is all there is until the next is written."""
+    try:
+        if file.exists():
+            _whole_stages(file)
+    except DamagedFileError:
+        file.replace(file.with_name(f"{file.name}.damaged"))
+
+
+def _read_seconds(file: Path) -> float:
+    """What earlier attempts at a stage took; a damaged note counts as none."""
+    try:
+        return float(file.read_text(encoding="utf-8")) if file.exists() else 0.0
+    except ValueError:
+        return 0.0
+
+
+def _completed(described: dict[str, Any]) -> dict[str, Any]:
+    """A recorded recipe with the defaults of settings that did not exist when it was recorded."""
+    try:
+        with from_file():  # the folder may be anyone's; what the run's own recipe names is imported already
+            return Recipe("", check(described)).describe()
+    except RecipeError:  # it names what is gone by now: it is another recipe, as it stands
+        return described
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, git commit and machine."""
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that spikeprop runs from, "-dirty" where it has changes; None when installed."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        asked = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return asked.stdout.strip()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

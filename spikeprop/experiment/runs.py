@@ -1,0 +1,180 @@
+"""Run folders as they lie on disk, finished or not: what ``spikeprop ls runs`` lists and the report page shows.
+
+Only files are read, and none of them is needed but ``run.json``: folders of older versions, folders that a kill left behind and
+those in ``results/``, which hold no checkpoints, are runs like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from spikeprop.errors import DamagedFileError, RunError
+from spikeprop.runtime.files import read_json
+
+NETWORKS = {"converted": "converted", "finetuned": "fine-tuned"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: of the folder.
+        about: run.json: recipe, versions, commit, machine.
+        stages: stages.json: result, seconds and commit of the finished stages.
+        report: report.json; None while the run is not finished.
+        metrics: metrics.jsonl: training, a line an epoch.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    stages: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] | None = None
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Read a folder.
+
+        Raises:
+            RunError: it is no run folder, or one of its files is damaged.
+        """
+        if not (path / "run.json").is_file():
+            raise RunError(f"{path} is no run folder: it has no run.json; give a folder that `spikeprop run` made")
+        report = path / "report.json"
+        return cls(
+            path,
+            _mapping(path / "run.json"),
+            _mapping(path / "stages.json") if (path / "stages.json").exists() else {},
+            _mapping(report) if report.exists() else None,
+            _lines(path / "metrics.jsonl"),
+        )
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def recipe(self) -> str:
+        """Name of its recipe; older folders that are not finished tell their experiment alone."""
+        name = self.about.get("name") or (self.report or {}).get("name") or f"({self.settings.get('use', 'unknown')})"
+        return f"{name}, smoke" if self.about.get("smoke") else str(name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved recipe."""
+        return self.about.get("recipe", {})
+
+    @property
+    def state(self) -> str:
+        """ "finished", or where it stopped (a run in progress looks the same)."""
+        if self.report is not None:
+            return "finished"
+        begun = sorted(p.name.partition(".progress")[0] for p in self.path.glob("*.progress*") if not p.name.startswith("."))
+        if begun:
+            return f"stopped at {begun[0]}"
+        return f"stopped after {list(self.stages)[-1]}" if self.stages else "stopped at the start"
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether the report is that of the main job; plugins' experiments have reports of their own."""
+        return self.report is not None and {"ann", "converted", "finetuned"} <= self.report.keys()
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """The spiking networks of the main job and what to call them: one that was not fine-tuned is the converted one."""
+        report = self.report or {}
+        return {
+            k: label for k, label in NETWORKS.items() if k in report and (k == "converted" or report.get("finetuned_epochs", 1))
+        }
+
+    @property
+    def steps(self) -> int:
+        """Time steps that the main job's network is made for, those of its latency included."""
+        report = self.report or {}
+        return int(report.get("rates_at", report.get("timesteps", 0)))
+
+    def begun(self) -> str:
+        """When it began; older folders do not say it, and the dates of their files are those of a copy."""
+        at = self.about.get("begun")
+        return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at else "not recorded"
+
+    def size(self) -> int:
+        """Bytes of all files in the folder."""
+        return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def headline(self) -> dict[str, float]:
+        """The few figures that say most, by name: accuracies in percent of the main job, means of a plugin's arms."""
+        report = self.report or {}
+        if self.hybrid:
+            return {"ANN": report["ann"]["accuracy"], **self._at_steps()}
+        arms = {name: arm["mean"] for name, arm in report.get("arms", {}).items()}
+        return arms | {name: found["whole_run"]["mean"] for name, found in report.get("learners", {}).items()}
+
+    def told(self) -> str:
+        """The headline in a line."""
+        parts = [f"{name} {value:.4g}" for name, value in self.headline().items()]
+        return ", ".join(parts if len(parts) <= 3 else [*parts[:3], f"and {len(parts) - 3} more"]) or "-"
+
+    def figures(self) -> dict[str, float | None]:
+        """Figures for a table of runs: those of the main job at the steps that its network is made for, or the headline."""
+        report = self.report or {}
+        if not self.hybrid:
+            return {**self.headline()}
+        found = {label: report[kind]["accuracy"].get(str(self.steps)) for kind, label in self.networks.items()}
+        joules = report["energy_joules"]
+        return {
+            "ANN": report["ann"]["accuracy"],
+            **{label: found.get(label) for label in NETWORKS.values()},
+            "T": self.steps,
+            "MACs": report["macs"],
+            "SynOps": sum(report["synops"].values()),
+            "uJ, ANN": joules["ann"] * 1e6,
+            "uJ, SNN": joules["snn"] * 1e6,
+        }
+
+    def _at_steps(self) -> dict[str, float]:
+        report, steps = self.report or {}, self.steps
+        found = {label: report[kind]["accuracy"].get(str(steps)) for kind, label in self.networks.items()}
+        return {f"{label}, T = {steps}": value for label, value in found.items() if value is not None}
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders in a folder and below it, by path.
+
+    Raises:
+        RunError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder")
+    return [file.parent for file in sorted(folder.rglob("run.json"))]
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        found = read_json(file)
+    except (DamagedFileError, OSError) as error:
+        why = error.__cause__ or error  # the file is named once
+        raise RunError(f"{file} is damaged ({why}); delete the folder {file.parent} and run again") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{file} is damaged: it holds no JSON object; delete the folder {file.parent} and run again")
+    return found
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics log; a kill may have left half of one."""
+    return list(_whole(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+
+
+def _whole(lines: list[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue

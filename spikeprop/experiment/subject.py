@@ -1,0 +1,141 @@
+"""What ``simulate`` and ``budget`` are given: a checkpoint of ours, or a NIR file from anywhere, with the images to show it.
+
+A checkpoint says what it was trained on, and so does a NIR file that ``export`` wrote; of any other NIR file the caller says it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import nir
+from torch import Tensor
+
+from spikeprop.deploy.export import export, hardware_package
+from spikeprop.deploy.nir import ENCODERS, from_nir
+from spikeprop.errors import CheckpointError, HardwareError, NirError
+from spikeprop.experiment.networks import described_data, load_network, said_of_data
+from spikeprop.runtime.files import parse_json
+from spikeprop.snn import SpikingNetwork
+
+HDF5 = b"\x89HDF\r\n\x1a\n"  # the first bytes of every NIR file
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A spiking network in PyTorch and as a NIR file.
+
+    Attributes:
+        network: in evaluation mode.
+        file: NIR file that holds it.
+        timesteps: steps that it is made for, or None where nothing says it.
+        data: the data set's name and settings; empty where nothing says it.
+        seed: of the encoder.
+        trusted: packages that the file may have imported.
+        named: data set that the caller names.
+    """
+
+    network: SpikingNetwork
+    file: Path
+    timesteps: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    trusted: Collection[str] = ()
+    named: str | None = None
+
+    def told(self, *, timesteps: int | None, use: str | None = None, **data: Any) -> Subject:
+        """The same with what the caller says instead; None says nothing."""
+        given = {key: value for key, value in data.items() if value is not None}
+        return replace(self, timesteps=timesteps or self.timesteps, data={**self.data, **given}, named=use or self.named)
+
+    def images(self, samples: int) -> tuple[Tensor, Tensor]:
+        """The first test images and their labels.
+
+        Raises:
+            NirError: nothing says which data, or how many steps; or the network does not read such images.
+        """
+        source = self.named or self.data.get("use")
+        missing = [option for option, value in (("--data", source), ("--timesteps", self.timesteps)) if not value]
+        if missing:
+            raise NirError(f"{self.file} does not say what it is to be simulated with; pass {' and '.join(missing)}")
+        data = described_data(self.data, self.trusted, named=self.named).build()
+        if data.input_shape != self.network.input_shape:
+            raise NirError(
+                f"the network reads {self.network.input_shape}, but images of {type(data).__name__} are {data.input_shape}; "
+                "pass another --data"
+            )
+        outputs = list(self.network.shapes().values())[-1]
+        if outputs != (data.classes,):
+            raise NirError(f"the network has outputs {outputs}, but {type(data).__name__} has {data.classes} classes")
+        return next(data.test(samples).epoch(0))
+
+
+@contextmanager
+def opened(path: Path, encoder: str | None = None, trusted: Collection[str] = ()) -> Iterator[Subject]:
+    """A checkpoint or a NIR file, whichever ``path`` is; a checkpoint's NIR file exists only within the block.
+
+    Args:
+        path: what ``run`` or ``export`` wrote, or a NIR file from elsewhere.
+        encoder: "Direct" or "Poisson", for a NIR file that does not name its own.
+        trusted: packages that the file may have imported, for its network and its data.
+
+    Raises:
+        CheckpointError: a checkpoint that is damaged, or of an ANN.
+        NirError: a NIR file with something we do not know.
+        HardwareError: a NIR file that is damaged.
+    """
+    if _is_nir(path):
+        yield replace(_read(path, encoder), trusted=trusted)
+        return
+    loaded = load_network(path, trusted)
+    if not isinstance(loaded.network, SpikingNetwork):
+        raise CheckpointError(f"{path} is an ANN; give the converted or finetuned checkpoint of its run")
+    about = loaded.description
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.nir"
+        export(loaded.network, file, about)
+        yield Subject(loaded.network, file, about["timesteps"], said_of_data(about["data"]), about["seed"], trusted)
+
+
+def _is_nir(path: Path) -> bool:
+    if path.suffix == ".nir" or not path.is_file():
+        return path.suffix == ".nir"
+    with path.open("rb") as file:
+        return file.read(len(HDF5)) == HDF5
+
+
+def _read(path: Path, encoder: str | None) -> Subject:
+    hardware = hardware_package()
+    try:
+        graph: nir.NIRGraph = hardware.read_graph(path)
+        hardware.make_plan(graph)  # says best what is wrong with a node
+    except hardware.HardwareError as error:
+        raise HardwareError(str(error)) from error
+    metadata = graph.metadata or {}
+    if encoder is None and "encoder" not in metadata:
+        raise NirError(f"{path} does not name its encoder; pass --encoder {' or '.join(ENCODERS)}")
+    if encoder is not None and str(metadata.get("encoder", encoder)) != encoder:
+        raise NirError(f"{path} names its encoder, {metadata['encoder']}, which its integers are made for; leave --encoder out")
+    network = from_nir(graph, encoder=ENCODERS[encoder]() if encoder is not None else None)
+    try:
+        steps = int(metadata["timesteps"]) if "timesteps" in metadata else None
+        seed = int(metadata.get("seed", 0))
+        if steps is not None and steps < 1:
+            raise ValueError(f"{steps} steps")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NirError(f"{path}: the metadata's timesteps or seed is not a number that can be: {error}") from error
+    return Subject(network, path, steps, _data(path, metadata), seed)
+
+
+def _data(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        data = parse_json(metadata.get("data", "{}"))
+    except (TypeError, ValueError) as error:
+        raise NirError(f"{path}: the metadata's data is not the JSON that `spikeprop export` writes: {error}") from error
+    if not isinstance(data, dict):
+        raise NirError(f"{path}: the metadata's data is {data!r}, not the JSON object that `spikeprop export` writes")
+    return said_of_data(data)

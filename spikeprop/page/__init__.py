@@ -1,5 +1,0 @@
-"""The report page: one HTML file that stands alone, made of run folders. Pure text from JSON values; nothing here computes."""
-
-from spikeprop.page.document import document
-
-__all__ = ["document"]

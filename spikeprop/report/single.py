@@ -1,0 +1,192 @@
+"""What one run of the main job shows: layers, spikes, confusions, images, Lava, the chip, the error of the conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spikeprop.experiment.runs import Run
+from spikeprop.report.cells import confusion_map, raster_map
+from spikeprop.report.charts import bar_chart
+from spikeprop.report.html import Markup, figure, folded, join, note, table, tag
+from spikeprop.report.together import COLOURS
+
+Evidence = Mapping[str, Any]
+CALIBRATED, KEPT = "as calibrated", "in the checkpoint"
+
+
+def sections(run: Run, found: Evidence, name: str) -> Markup:
+    """All of them, in order; ``name`` begins the ids."""
+    parts: list[tuple[str, Callable[[Run, Evidence, str], Markup]]] = [
+        ("Layers", _layers),
+        ("Spikes", _rasters),
+        ("Confusions", _confusion),
+        ("Images told right and wrong", _examples),
+        ("Lava against PyTorch", _parity),
+        ("Loihi 2", _chip),
+        ("Error of the conversion", _error),
+    ]
+    heads = [tag("h3", title, id=f"{name}-about-{title.split()[0].lower()}") for title, _ in parts]
+    return join(piece for head, (_, make) in zip(heads, parts) for piece in (head, make(run, found, name)))
+
+
+def _layers(run: Run, found: Evidence, name: str) -> Markup:
+    report = run.report or {}
+    rates, calibrated, trained = _rates(run), report.get("thresholds", {}), found.get("thresholds", {})
+    rows = []
+    for layer in list(rates.values())[-1]:
+        fired = [rates[label].get(layer) for label in rates]
+        rows.append([layer, *fired, report["synops"].get(layer), calibrated.get(layer), *_span(trained.get(layer))])
+    thresholds = ["threshold, calibrated", "threshold, least", "mean", "largest"]
+    heads = ["layer", *(f"rate, {label}" for label in rates), "SynOps an image", *thresholds]
+    why = found["missing"].get("thresholds")
+    told = [note("Thresholds in the checkpoint: ", why, ".")] if why else []
+    pictures = tag("div", *_layer_figures(run, rates, _thresholds(calibrated, trained), name), class_="figures")
+    return join([pictures, table(f"Layers at T = {run.steps}", heads, rows), *told, _by_steps(run)])
+
+
+def _rates(run: Run) -> dict[str, dict[str, float]]:
+    """Firing rates by network and layer; older reports have the last network's."""
+    report, steps = run.report or {}, str(run.steps)
+    counted = {label: report[kind].get("activity", {}).get(steps) for kind, label in run.networks.items()}
+    found = {label: _without_input(active["rates"]) for label, active in counted.items() if active}
+    return found or {list(counted)[-1]: _without_input(report["rates"])}
+
+
+def _layer_figures(run: Run, rates: dict[str, Any], thresholds: dict[str, Any], name: str) -> list[Markup]:
+    colours = {label: COLOURS[kind] for kind, label in run.networks.items()}
+    title = f"Firing rates of {run.name} at T = {run.steps}"
+    parts = [
+        figure(f"{name}-rates", bar_chart(title, rates, "spikes a neuron a step", colours), f"Firing rates at T = {run.steps}.")
+    ]
+    if thresholds:
+        colours = {CALIBRATED: COLOURS["converted"], KEPT: COLOURS["finetuned"]}
+        caption = f"Thresholds: {CALIBRATED} (the largest of a layer), {KEPT} (their mean)."
+        picture = bar_chart(f"Thresholds of {run.name}", thresholds, "threshold", colours)
+        parts.append(figure(f"{name}-thresholds", picture, caption))
+    return parts
+
+
+def _by_steps(run: Run) -> Markup:
+    """Rates at every T, folded away."""
+    report = run.report or {}
+    parts = []
+    for kind, label in run.networks.items():
+        active = report[kind].get("activity", {})
+        if active:
+            layers = [layer for layer in next(iter(active.values()))["rates"] if layer != "input"]
+            rows = [[layer, *(f"{active[t]['rates'][layer]:.4f}" for t in active)] for layer in layers]
+            parts.append(table(f"Firing rates, {label}, by T", ["layer", *(f"T = {t}" for t in active)], rows))
+    return folded("Firing rates at every T", *parts) if parts else note("Firing rates at other T: not in this report.")
+
+
+def _rasters(run: Run, found: Evidence, name: str) -> Markup:
+    if "rasters" not in found:
+        return _missing("Rasters", found, "rasters")
+    parts = []
+    for i, one in enumerate(found["rasters"]):
+        answer = f"{one['label']}, told right" if one["label"] == one["answer"] else f"{one['label']}, taken for {one['answer']}"
+        title = f"Spikes of {run.name} while test image {one['number']} is shown ({answer})"
+        picture = raster_map(title, one["layers"], one["steps"])
+        image = tag("img", src=one["png"], alt=f"test image {one['number']}, {answer}", class_="thumb", width=48)
+        caption = f"Neurons at even distances in each layer, while test image {one['number']} is shown: {answer}."
+        parts.append(figure(f"{name}-raster-{i}", join([image, picture]), caption))
+    return tag("div", *parts, class_="figures")
+
+
+def _confusion(run: Run, found: Evidence, name: str) -> Markup:
+    if "confusion" not in found:
+        return _missing("Confusions", found, "confusion")
+    told = found["confusion"]
+    names = told["names"]
+    which = "all test images" if told["whole"] else f"the first {told['images']:,} test images, asked for this page"
+    label = run.networks[found["network"]]
+    summary = f"{label}, T = {found['timesteps']}: {told['right']:,} of {told['images']:,} right ({which})."
+    rows = [[names[a], names[b], n] for a, b, n in told["commonest"]]
+    commonest = table("Commonest confusions", ["class", "taken for", "images"], rows) if rows else Markup()
+    if told["counts"] is None:
+        return join([tag("p", summary), commonest])
+    picture = confusion_map(f"Confusions of {run.name}", told["counts"], names)
+    return figure(f"{name}-confusion", picture, summary, folded("Commonest confusions", commonest))
+
+
+def _examples(run: Run, found: Evidence, name: str) -> Markup:
+    if "examples" not in found:
+        return _missing("Images", found, "examples")
+    parts = []
+    for kind, images in found["examples"].items():
+        shown = [_image(one) for one in images]
+        text = f"told {kind}, the first of each class in turn" if images else f"told {kind}: none"
+        parts.append(tag("div", tag("h4", f"Images {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
+    return join(parts)
+
+
+def _image(one: Mapping[str, Any]) -> Markup:
+    right = one["label"] == one["answer"]
+    told = f"{one['label']}" if right else f"{one['label']}, told {one['answer']}"
+    alt = f"test image {one['number']}, class {one['label']}, answer {one['answer']}"
+    return tag("figure", tag("img", src=one["png"], alt=alt, width=72), tag("figcaption", told), class_="example")
+
+
+def _parity(run: Run, found: Evidence, name: str) -> Markup:
+    simulated = (run.report or {})["simulate"]
+    if not simulated.get("samples"):
+        return note("The run left the simulation out (simulate.samples=0, or a network that NIR cannot hold).")
+    equal = "all spike trains are equal" if simulated["spikes_equal"] else "spike trains are NOT equal"
+    agree = (
+        f"Predictions agree on {simulated['agreement']:.1f} % of {simulated['samples']} samples, T = {simulated['timesteps']}; "
+    )
+    first = simulated.get("first_difference")
+    told = f"{agree}{equal} ({simulated['spikes']:,} spikes); largest output difference {simulated['output_error']:.2g}."
+    told += " First difference: " + ", ".join(f"{k} {v}" for k, v in first.items()) + "." if first else ""
+    layers = simulated.get("layers")
+    if layers:
+        heads = ["layer", "spikes in PyTorch", "on Lava", "that differ"]
+        rows = [[layer, ours, theirs, simulated["mismatches"][layer]] for layer, (ours, theirs) in layers.items()]
+    else:
+        heads, rows = ["layer", "spikes that differ"], [[layer, n] for layer, n in simulated["mismatches"].items()]
+    lacking = [] if layers else [note("Spikes by layer: not in this report.")]
+    return join([tag("p", told), table("Lava against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking])
+
+
+def _chip(run: Run, found: Evidence, name: str) -> Markup:
+    chip = (run.report or {})["simulate"].get("chip")
+    if not chip:
+        return note("Cores and chips: not in this report; `spikeprop budget` counts them from a checkpoint or NIR file.")
+    size = ", ".join(f"{chip[key]:,} {key[:-1] if chip[key] == 1 else key}" for key in ("cores", "chips"))
+    told = f"{size}, each synapse with a weight of its own. An estimate."
+    problems = [note("Cannot be placed: ", problem) for problem in chip["problems"]]
+    keys = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
+    rows = [[layer["name"], *(layer[key] for key in keys), layer["bound"]] for layer in chip["layers"]]
+    heads = ["layer", *(key.replace("_", " ") for key in keys), "filled by"]
+    return join([tag("p", told), *problems, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
+
+
+def _error(run: Run, found: Evidence, name: str) -> Markup:
+    errors = (run.report or {}).get("conversion_error")
+    if not errors:
+        return note("Error of the conversion: not in this report.")
+    steps = list(next(iter(errors.values())))
+    rows = [[layer, *(_shaded(by_steps[t]["total"]) for t in steps)] for layer, by_steps in errors.items()]
+    return table("How far rates are from the ANN's activations, relative", ["layer", *(f"T = {t}" for t in steps)], rows)
+
+
+def _shaded(value: float) -> Markup:
+    return tag("td", f"{value:.3f}", style=f"--share:{min(1.0, max(0.0, value)):.2f}", class_="shaded")
+
+
+def _missing(what: str, found: Evidence, key: str) -> Markup:
+    return note(f"{what}: ", found["missing"].get(key, "not made"), ".")
+
+
+def _thresholds(calibrated: Mapping[str, float], trained: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    kept = {layer: values["mean"] for layer, values in trained.items()}
+    return {label: dict(values) for label, values in ((CALIBRATED, calibrated), (KEPT, kept)) if values}
+
+
+def _span(values: Mapping[str, float] | None) -> list[float | None]:
+    return [values[key] for key in ("least", "mean", "largest")] if values else [None] * 3
+
+
+def _without_input(rates: Mapping[str, float]) -> dict[str, float]:
+    return {layer: rate for layer, rate in rates.items() if layer != "input"}

@@ -1,0 +1,180 @@
+"""What several runs show side by side: one table, and accuracy against T, SynOps and energy, and training, overlaid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spikeprop.experiment.runs import Run
+from spikeprop.report.charts import COLOURS as COUNT
+from spikeprop.report.charts import Line, legend, line_chart, styles
+from spikeprop.report.html import Markup, figure, join, note, number, numbers, percent, table, tag
+
+STYLES = {"ann": "dotted", "converted": "dashed", "finetuned": "solid"}
+COLOURS = {"ann": 2, "converted": 1, "finetuned": 0}  # of a run that stands alone; several have a colour each
+Costs = Callable[[dict[str, Any]], float]
+
+
+def overview(runs: Sequence[Run]) -> Markup:
+    """The table of all runs, a line each; experiments of plugins, whose figures are others, have a table of their own."""
+    numbered = list(enumerate(runs))
+    jobs = [(i, run) for i, run in numbered if run.hybrid or run.report is None]
+    others = [(i, run) for i, run in numbered if not (run.hybrid or run.report is None)]
+    several = len(runs) > 1
+    parts = []
+    if jobs:
+        rows = [_row(i, run, _figures(run), several) for i, run in jobs]
+        parts.append(table("Runs" if not others else "Conversions", [*NAMED, *HEADS, *WHERE], rows, class_="runs"))
+    if others:
+        rows = [_row(i, run, [run.told()], several) for i, run in others]
+        parts.append(table("Experiments of plugins", [*NAMED, "figures", *WHERE], rows, class_="runs"))
+    return join(parts)
+
+
+def _row(i: int, run: Run, figures: list[Any], several: bool) -> list[Any]:
+    swatch = tag("span", class_=f"swatch c{i % COUNT}") if several else ""
+    named = tag("span", swatch, tag("a", run.name, href=f"#run-{i}"), class_="named")
+    return [named, run.recipe, run.state, *figures, str(_seed(run)), run.begun(), _commit(run)]
+
+
+NAMED, WHERE = ["run", "recipe", "state"], ["seed", "begun", "commit"]
+HEADS = ["ANN", "converted", "fine-tuned", "T", "MACs", "SynOps", "uJ, ANN", "uJ, SNN", "seconds"]
+
+
+def _figures(run: Run) -> list[Any]:
+    """Cells under HEADS."""
+    found = run.figures()
+    if not found or run.report is None:
+        return ["-"] * len(HEADS)
+    shares = [percent(found[name]) if found[name] is not None else "-" for name in HEADS[:3]]
+    synops = round(found["SynOps"] or 0)
+    joules = [f"{found[name]:.4g}" for name in ("uJ, ANN", "uJ, SNN")]
+    return [*shares, found["T"], found["MACs"], synops, *joules, f"{sum(run.report['seconds'].values()):.1f}"]
+
+
+def curves(runs: Sequence[Run]) -> Markup:
+    """Accuracy against time steps, SynOps and energy of all runs of the main job."""
+    shown = [(i, run) for i, run in enumerate(runs) if run.hybrid]
+    if not shown:
+        return note("Accuracy against T, SynOps and energy: none of these runs is a finished conversion.")
+    several = len(runs) > 1
+    parts = [_against_steps(shown, several)]
+    synops: Costs = lambda active: sum(active["synops"].values())  # noqa: E731
+    joules: Costs = lambda active: active["energy_joules"] * 1e6  # noqa: E731
+    macs = {i: float(run.report["macs"]) for i, run in shown if run.report}
+    energy = {i: run.report["energy_joules"]["ann"] * 1e6 for i, run in shown if run.report}
+    parts.append(_against("synops", "SynOps an image (the ANN: multiply-accumulates)", shown, several, synops, macs))
+    parts.append(_against("energy", "uJ an image (arithmetic, 45 nm)", shown, several, joules, energy))
+    lacking = [run.name for _, run in shown if not run.report or not run.report["converted"].get("activity")]
+    if lacking:
+        why = f"{', '.join(lacking)}: the report of this version counts spikes at one T alone, so there is one point of cost."
+        parts.append(note(why))
+    return tag("div", *parts, class_="figures")
+
+
+def _against_steps(shown: Sequence[tuple[int, Run]], several: bool) -> Markup:
+    lines = []
+    for i, run in shown:
+        report = run.report or {}
+        steps: set[float] = set()
+        for kind in run.networks:
+            points = _points(report[kind])
+            steps |= {float(t) for t, _ in points}
+            bands = report[kind].get("interval", {})
+            band = [(t, *bands[str(int(t))]) for t, _ in points if bands.get(str(int(t)))]
+            lines.append(Line(_label(run, kind, several), points, _colour(i, kind, several), STYLES[kind], band, i))
+        level = [(t, report["ann"]["accuracy"]) for t in sorted({min(steps), max(steps)})]
+        lines.append(Line(_label(run, "ann", several), level, _colour(i, "ann", several), "dotted", (), i))
+    marks = sorted({x for line in lines for x, _ in line.points})
+    picture = line_chart("Accuracy against time steps", lines, "time steps T", "accuracy (%)", log=True, marks=marks)
+    rows = [[line.label, number(x), f"{y:.2f}"] for line in lines if line.style != "dotted" for x, y in line.points]
+    caption = "Accuracy against the number of time steps, of the test set; bands are 95 % intervals where the report has them."
+    below = numbers("Accuracy by T", ["network", "T", "accuracy (%)"], rows)
+    return figure("accuracy-steps", join([_legend(lines, several), picture]), caption, below)
+
+
+def _against(
+    name: str, x_label: str, shown: Sequence[tuple[int, Run]], several: bool, cost: Costs, of_ann: dict[int, float]
+) -> Markup:
+    lines = []
+    for i, run in shown:
+        report = run.report or {}
+        for kind in run.networks:
+            active = report[kind].get("activity") or _at_one(report, kind, run.steps)
+            at = [(cost(active[str(int(t))]), a, f"T = {int(t)}") for t, a in _points(report[kind]) if str(int(t)) in active]
+            if at:
+                points, names = [(x, a) for x, a, _ in at], {x: told for x, _, told in at}
+                lines.append(Line(_label(run, kind, several), points, _colour(i, kind, several), STYLES[kind], (), i, names))
+        lines.append(
+            Line(_label(run, "ann", several), [(of_ann[i], report["ann"]["accuracy"])], _colour(i, "ann", several), "mark", (), i)
+        )
+    what = x_label.partition(" ")[0]
+    picture = line_chart(f"Accuracy against {what}", lines, x_label, "accuracy (%)", log=True)
+    rows = [[line.label, line.names.get(x, "-"), f"{x:.6g}", f"{y:.2f}"] for line in lines for x, y in line.points]
+    below = numbers(f"Accuracy by {what}", ["network", "T", what, "accuracy (%)"], rows)
+    return figure(f"accuracy-{name}", join([_legend(lines, several), picture]), f"Accuracy against {what} an image.", below)
+
+
+def _at_one(report: dict[str, Any], kind: str, steps: int) -> dict[str, Any]:
+    """Older reports count the spikes of the last network alone, at one T."""
+    if kind == "converted" and report.get("finetuned_epochs", 1):
+        return {}
+    return {str(steps): {"synops": report["synops"], "energy_joules": report["energy_joules"]["snn"]}}
+
+
+def training(runs: Sequence[Run]) -> Markup:
+    """Loss and accuracy by epoch, of every stage that is trained."""
+    logged = [(i, run) for i, run in enumerate(runs) if run.metrics]
+    if not logged:
+        return note("Training curves: none of these folders has a metrics.jsonl.")
+    parts = []
+    for stage in dict.fromkeys(entry["stage"] for _, run in logged for entry in run.metrics):
+        parts += [_trained(stage, key, logged, len(runs) > 1) for key in ("loss", "accuracy")]
+    missing = [run.name for run in runs if not run.metrics]
+    told = [note(f"{', '.join(missing)}: no metrics.jsonl in the folder, so no training curve.")] if missing else []
+    return tag("div", *(p for p in parts if p), *told, class_="figures")
+
+
+def _trained(stage: str, key: str, logged: Sequence[tuple[int, Run]], several: bool) -> Markup:
+    lines = []
+    for i, run in logged:
+        points = [(float(e["epoch"] + 1), float(e[key])) for e in run.metrics if e["stage"] == stage and key in e]
+        if points:
+            lines.append(Line(run.name, points, i if several else COLOURS["finetuned"], "solid", (), i))
+    if not lines:
+        return Markup()
+    what = {"loss": "loss", "accuracy": "accuracy in training (%)"}[key]
+    title = f"Stage {stage}: {key} by epoch"
+    picture = line_chart(title, lines, "epoch", what)
+    rows = [[line.label, number(x), f"{y:.6g}"] for line in lines for x, y in line.points]
+    return figure(f"training-{stage}-{key}", picture, title,
+                  numbers(title, ["run", "epoch", what], rows))  # fmt: skip
+
+
+def _legend(lines: Sequence[Line], several: bool) -> Markup:
+    """Of several runs the colours are those of the table, so only what the strokes mean is left to say."""
+    if not several:
+        return legend(lines)
+    last = "mark" if any(line.style == "mark" for line in lines) else "dotted"
+    return styles({"solid": "fine-tuned", "dashed": "converted", last: "ANN"})
+
+
+def _points(found: dict[str, Any]) -> list[tuple[float, float]]:
+    return [(float(t), a) for t, a in found["accuracy"].items() if a is not None]
+
+
+def _label(run: Run, kind: str, several: bool) -> str:
+    what = "ANN" if kind == "ann" else run.networks[kind]
+    return f"{run.name}, {what}" if several else what
+
+
+def _colour(run: int, kind: str, several: bool) -> int:
+    return run if several else COLOURS[kind]
+
+
+def _seed(run: Run) -> Any:
+    return run.settings.get("seed", run.settings.get("seeds", "-"))
+
+
+def _commit(run: Run) -> str:
+    return run.about.get("commit") or "installed"

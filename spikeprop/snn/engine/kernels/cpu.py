@@ -1,0 +1,343 @@
+"""CPU back end of the packed kernels: torch tensors in, ``cpu_loops`` over them on as many threads as torch uses.
+
+The work is cut into contiguous ranges, one result a range, so a result depends on the number of threads at most in the order
+in which weight gradients are summed. Suffix legend: K steps, T all steps, B batch, S positions, P pooled positions, C channels,
+O output channels, I = K*B, W words, R = S or 1.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors
+from spikeprop.snn.engine.kernels.gradient import Gradient
+from spikeprop.snn.engine.kernels.reference import NEVER
+from spikeprop.snn.engine.kernels.words import BITS
+from spikeprop.snn.surrogate import STDB
+
+TARGETS = 1 << 16  # numbers whose sums are gathered from the second-level cache
+CACHE_BYTES = 1 << 20  # of weights that a spike's rows should come from: half of a common second-level cache
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="spikeprop")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads
+
+
+def in_ranges(count: int, work: Callable[[int, int], Any]) -> list[Any]:
+    """``work(first, last)`` over contiguous ranges of ``count`` items, one a thread."""
+    threads = max(1, min(torch.get_num_threads(), count))
+    if threads == 1:
+        return [work(0, count)]
+    borders = [count * i // threads for i in range(threads + 1)]
+    return list(_pool(torch.get_num_threads()).map(work, borders[:-1], borders[1:]))
+
+
+class _Seen:
+    """A tensor's memory as numpy asks for it: ``Tensor.numpy`` would keep a sharded network from letting gathered weights go."""
+
+    def __init__(self, tensor: Tensor):
+        assert tensor.device.type == "cpu"
+        self.tensor, size = tensor, tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(size * n for n in tensor.stride()),
+            "typestr": _type_string(tensor.dtype),
+        }
+
+
+@lru_cache
+def _type_string(dtype: torch.dtype) -> str:
+    return torch.empty(0, dtype=dtype).numpy().dtype.str
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.asarray(_Seen(tensor.detach()))
+
+
+def _words(tensor: Tensor) -> np.ndarray:
+    return tensor.numpy().view(np.uint32)
+
+
+def _leaky(leak_RC: Tensor) -> bool:
+    return bool((leak_RC != 1).any())
+
+
+def scan(
+    current_KBSC: Tensor, v_BSC: Tensor, theta_RC: Tensor, leak_RC: Tensor, to_zero: bool, words_KBSW: Tensor, potential: bool
+) -> int:
+    """See ``packed_reference.scan``."""
+    current, v, words = _array(current_KBSC.flatten(1, 2)), _array(v_BSC.flatten(0, 1)), _words(words_KBSW.flatten(1, 2))
+    theta, leak = _array(theta_RC), _array(leak_RC)
+
+    def work(first: int, last: int) -> int:
+        return cpu_vectors.scan(current, v, theta, leak, to_zero, words, potential, first, last)
+
+    return sum(in_ranges(len(v), work))
+
+
+def any_of(words_KBSW: Tensor, any_BSW: Tensor) -> None:
+    """See ``packed_reference.any_of``."""
+    words, found = _words(words_KBSW.flatten(1, 2)), _words(any_BSW.flatten(0, 1))
+    in_ranges(len(found), lambda first, last: cpu_loops.any_of(words, found, first, last))
+
+
+def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, chunk: int) -> Tensor:
+    """See ``packed_reference.since_at_end``."""
+    words, summary = _words(words_TBSW.flatten(1)), _words(any_MBSW.flatten(1))
+    since_BSC = torch.empty(*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS, dtype=torch.int32)
+    since, never = _array(since_BSC.view(-1, BITS)), int(NEVER) + len(words)
+    in_ranges(len(since), lambda first, last: cpu_loops.since_at_end(words, summary, chunk, never, since, first, last))
+    return since_BSC
+
+
+def scan_back(
+    gradient: Gradient,
+    grad_v_BSC: Tensor,
+    since_BSC: Tensor,
+    words_TBSW: Tensor,
+    any_MBSW: Tensor,
+    chunk: int,
+    begin: int,
+    theta_RC: Tensor,
+    leak_RC: Tensor,
+    to_zero: bool,
+    surrogate: STDB,
+    out_KBSC: Tensor,
+) -> None:
+    """See ``packed_reference.scan_back``."""
+    values, positions = gradient.values_KBPC, grad_v_BSC.shape[1]
+    grad, out = _array(values), _array(out_KBSC.flatten(1, 2))
+    grad_v, words = _array(grad_v_BSC.flatten(0, 1)), _words(words_TBSW.flatten(1))
+    summary = _words(any_MBSW.flatten(1))
+    theta, leak, leaky = _array(theta_RC), _array(leak_RC), _leaky(leak_RC)
+    scaled = gradient.scale_BSC is not None
+    scale = _array(gradient.scale_BSC) if gradient.scale_BSC is not None else _array(grad_v_BSC)
+    number = grad.dtype.type
+    never = int(NEVER) + begin
+    slopes = (surrogate.alpha * np.exp(-surrogate.beta * np.arange(int(NEVER) + len(words) + 1))).astype(grad.dtype)
+    since = _array(since_BSC.view(-1, BITS))
+    decay = number(math.exp(-surrogate.beta))
+    pooling = (positions, gradient.width, gradient.pool)
+
+    def work(first: int, last: int) -> None:
+        cpu_loops.scan_back(
+            grad, pooling, scale, scaled, grad_v, since, words, summary, chunk, begin, theta, leak, leaky, to_zero,
+            slopes, never, decay, out, first, last,
+        )  # fmt: skip
+
+    in_ranges(len(grad_v), work)
+
+
+def scan_back_slopes(
+    grad_KBSC: Tensor,
+    grad_v_BSC: Tensor,
+    words_KBSW: Tensor,
+    slope_KBSC: Tensor,
+    theta_RC: Tensor,
+    leak_RC: Tensor,
+    to_zero: bool,
+) -> None:
+    """See ``packed_reference.scan_back_slopes``."""
+    grad, grad_v, words = _array(grad_KBSC.flatten(1, 2)), _array(grad_v_BSC.flatten(0, 1)), _words(words_KBSW.flatten(1, 2))
+    theta, leak, slope = _array(theta_RC), _array(leak_RC), _array(slope_KBSC.flatten(1, 2))
+
+    def work(first: int, last: int) -> None:
+        cpu_loops.scan_back_slopes(grad, grad_v, words, slope, theta, leak, to_zero, first, last)
+
+    in_ranges(len(grad_v), work)
+
+
+def unpack(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """See ``words.unpack``."""
+    out = torch.empty(*words_KBSW.shape[:-1], channels, dtype=dtype)
+    words, flat = _words(words_KBSW.flatten(0, -2)), _array(out.flatten(0, -2))
+    in_ranges(len(flat), lambda first, last: cpu_loops.unpack(words, flat[:1], False, flat, first, last))
+    return out
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """What one chunk of a layer's spikes looks like to a synapse.
+
+    Attributes:
+        words_KBSW: the spikes.
+        size: (height, width) of their positions; (1, 1) for a vector.
+        channels: of the source.
+        pool: window and stride of the average pooling before the weights; 1 for none.
+        scale_BSC: dropout masks, 0 or 1/(1 - p), or None.
+        mask_BSW: the same as words, or None.
+    """
+
+    words_KBSW: Tensor
+    size: tuple[int, int]
+    channels: int
+    pool: int
+    scale_BSC: Tensor | None
+    mask_BSW: Tensor | None
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Words (I, S, W), mask words (B, S, W), and whether there is a mask."""
+        words = _words(self.words_KBSW.flatten(0, 1))
+        return (words, words, False) if self.mask_BSW is None else (words, _words(self.mask_BSW), True)
+
+
+def pooled(spikes: Spikes, dtype: torch.dtype) -> Tensor:
+    """The values (K, B, P, C) that the weights see, dense."""
+    words_KBSW, pool = spikes.words_KBSW, spikes.pool
+    steps, batch, positions = words_KBSW.shape[:3]
+    if pool == 1 and spikes.scale_BSC is None:
+        return unpack(words_KBSW, spikes.channels, dtype)
+    out = torch.empty(steps, batch, positions // pool**2, spikes.channels, dtype=dtype)
+    words, flat = _words(words_KBSW.flatten(0, 1)), _array(out.flatten(0, 1))
+    scaled, factor = spikes.scale_BSC is not None, flat.dtype.type(1 / pool**2)
+    scale = _array(spikes.scale_BSC) if spikes.scale_BSC is not None else flat[:1]
+
+    def work(first: int, last: int) -> None:
+        cpu_loops.pool_spikes(words, spikes.size[1], pool, scale, scaled, factor, flat, first, last)
+
+    in_ranges(len(flat), work)
+    return out
+
+
+def spread(gradient: Gradient) -> Tensor:
+    """See ``Gradient.dense``."""
+    values = gradient.values_KBPC
+    steps, batch, positions, channels = values.shape
+    out_KBSC = values.new_empty(steps, batch, positions * gradient.pool**2, channels)
+    grad, out = _array(values.flatten(0, 1)), _array(out_KBSC.flatten(0, 1))
+    scaled, factor = gradient.scale_BSC is not None, out.dtype.type(1 / gradient.pool**2)
+    scale = _array(gradient.scale_BSC) if gradient.scale_BSC is not None else out[:1]
+
+    def work(first: int, last: int) -> None:
+        cpu_loops.spread(grad, gradient.width, gradient.pool, scale, scaled, factor, out, first, last)
+
+    in_ranges(len(out), work)
+    return out_KBSC
+
+
+# synapses, spike by spike -----------------------------------------------------------------------------------------------------
+
+
+def event_weight(weight_OCYX: Tensor) -> Tensor:
+    """Weights of a convolution as ``event_conv`` reads them: (blocks, Y, X, C, channels of a block)."""
+    outputs, channels, rows, columns = weight_OCYX.shape
+    block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
+    return weight_OCYX.detach().unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What becomes of the sum of a target's weights: gain * sum + bias."""
+
+    gain: float
+    bias_O: Tensor
+
+    def arrays(self) -> tuple[Any, np.ndarray]:
+        bias = _array(self.bias_O)
+        return bias.dtype.type(self.gain), bias
+
+
+def event_conv(
+    spikes: Spikes, weight: Tensor, padding: tuple[int, int], affine: Affine, size: tuple[int, int], out_KBPO: Tensor
+) -> None:
+    """Current of a convolution (stride 1, no dilation, one group), an image of ``size``, into ``out_KBPO``.
+
+    Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``.
+    """
+    words, mask, masked = spikes.arrays()
+    weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 1)), affine.arrays()
+
+    def work(first: int, last: int) -> None:
+        cpu_vectors.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
+
+    in_ranges(len(out), work)
+
+
+class EventConvGrad:
+    """Gradient of the weights of ``event_conv``, gathered spike by spike."""
+
+    def __init__(self, shape_OCYX: tuple[int, ...], padding: tuple[int, int]):
+        self.shape, self.padding = shape_OCYX, padding
+        self.grads: list[np.ndarray] = []
+
+    def weight_grad(self, spikes: Spikes, grad_KBPO: Tensor, size: tuple[int, int]) -> None:
+        """Add to the gradient that ``finish`` returns."""
+        words, mask, masked = spikes.arrays()
+        grad = _array(grad_KBPO.flatten(0, 1))
+        threads = max(1, min(torch.get_num_threads(), len(grad)))
+        while len(self.grads) < threads:
+            self.grads.append(self._zeros(grad.dtype))
+        total = {len(grad) * i // threads: own for i, own in enumerate(self.grads[:threads])}
+
+        def work(first: int, last: int) -> None:
+            cpu_vectors.conv_weight_grad(
+                words, spikes.size, spikes.pool, mask, masked, grad, size, self.padding, TARGETS, total[first], first, last
+            )
+
+        in_ranges(len(grad), work)
+
+    def _zeros(self, dtype: Any) -> np.ndarray:
+        """A gradient in the layout of ``event_weight``."""
+        outputs, channels, rows, columns = self.shape
+        block = _block(outputs, channels * rows * columns * np.dtype(dtype).itemsize)
+        return np.zeros((outputs // block, rows, columns, channels, block), dtype)
+
+    def finish(self, gain: float) -> Tensor | None:
+        """The weights' gradient (O, C, Y, X), where there is any."""
+        if not self.grads:
+            return None
+        outputs, channels, rows, columns = self.shape
+        total = torch.from_numpy(sum(self.grads[1:], self.grads[0])).mul_(gain)
+        return total.permute(0, 4, 3, 1, 2).reshape(outputs, channels, rows, columns)
+
+
+def event_linear(spikes: Spikes, weight_PCO: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
+    """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
+    words, mask, masked = spikes.arrays()
+    weight, out, (gain, bias) = _array(weight_PCO), _array(out_KBPO.flatten(0, 2)), affine.arrays()
+    together = max(1, CACHE_BYTES // weight[0].nbytes)
+
+    def work(first: int, last: int) -> None:
+        cpu_vectors.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, gain, bias, out, together, first, last)
+
+    in_ranges(len(out), work)
+
+
+def outer_transposed(from_AMB: Tensor) -> Tensor:
+    """(A, M, B) as (B, M, A), contiguous."""
+    source, out = _array(from_AMB), torch.empty(from_AMB.shape[::-1], dtype=from_AMB.dtype)
+    in_ranges(source.shape[1], lambda first, last: cpu_loops.outer_transposed(source, _array(out), first, last))
+    return out
+
+
+def event_linear_weight_grad(spikes: Spikes, grad_IO: Tensor, total_PCO: Tensor) -> None:
+    """Add the gradient of ``event_linear``'s weights to ``total_PCO``."""
+    words, mask, masked = spikes.arrays()
+    grad, total = _array(grad_IO), _array(total_PCO)
+
+    def work(first: int, last: int) -> None:
+        cpu_loops.linear_weight_grad(words, spikes.size[1], spikes.pool, mask, masked, grad, total, first, last)
+
+    in_ranges(len(total), work)
+
+
+def _block(outputs: int, bytes_each: int) -> int:
+    """Output channels that are done together: the largest divisor of ``outputs`` whose weights fit the cache, at least 16."""
+    fitting = [n for n in range(1, outputs + 1) if outputs % n == 0 and (n * bytes_each <= CACHE_BYTES or n <= 16)]
+    return fitting[-1]

@@ -1,0 +1,251 @@
+"""The CPU kernels' inner loops, compiled by Numba when first used (no compiler needed on the machine) and cached.
+
+A spike adds a contiguous row of weights to the current of its targets, so a layer's cost is proportional to its spikes. Each
+function works on a range of its outermost index, so that threads share nothing. Arrays are flat where that makes the inner
+loop one run of memory. Suffix legend: K steps, B batch, S positions, C channels, O output channels, W words, N = B*S.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, uint32
+
+from spikeprop.snn.engine.kernels.cpu_vectors import popcount
+
+BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
+
+_jit: Any = njit(nogil=True, cache=True, error_model="numpy")
+
+
+@_jit
+def _channels(words_W, mask_W, masked, found):
+    """Write the indices of the set bits (those of the mask, where there is one) and return how many."""
+    n = 0
+    for w in range(words_W.shape[0]):
+        word = words_W[w]
+        if masked:
+            word &= mask_W[w]
+        while word != 0:
+            lowest = word & (~word + uint32(1))
+            found[n] = w * 32 + popcount(lowest - uint32(1))
+            n += 1
+            word ^= lowest
+    return n
+
+
+@_jit
+def _look_back(words_TX, any_MX, chunk, end, first, last, wanted, never, since_XJ):
+    """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons of the words first..last (X = N*W).
+
+    any_MX: the words of each chunk of steps or-ed, which lets a chunk without a spike of interest be skipped. Time is the outer
+    loop: words of one step lie side by side, those of one neuron may all fall on the same few lines of the cache.
+    """
+    for x in range(first, last):
+        for j in range(32):
+            if wanted[x - first] & BITS[j]:
+                since_XJ[x, j] = never
+    for m in range((end - 1) // chunk, -1, -1):
+        missing = False
+        for x in range(first, last):
+            left = wanted[x - first]
+            if any_MX[m, x] & left != 0:
+                for t in range(min(end, (m + 1) * chunk) - 1, m * chunk - 1, -1):
+                    hit = words_TX[t, x] & left
+                    left &= ~hit
+                    while hit != 0:
+                        lowest = hit & (~hit + uint32(1))
+                        since_XJ[x, popcount(lowest - uint32(1))] = end - 1 - t
+                        hit ^= lowest
+                wanted[x - first] = left
+            missing |= left != 0
+        if not missing:
+            return
+
+
+@_jit
+def since_at_end(words_TX, any_MX, chunk, never, since_XJ, first, last):
+    """Steps since the last spike, after the last step."""
+    wanted = np.full(last - first, ~uint32(0), np.uint32)
+    _look_back(words_TX, any_MX, chunk, words_TX.shape[0], first, last, wanted, never, since_XJ)
+
+
+@_jit
+def any_of(words_KNW, any_NW, first, last):
+    """Words or-ed over time."""
+    for n in range(first, last):
+        for w in range(any_NW.shape[1]):
+            any_NW[n, w] = uint32(0)
+    for k in range(words_KNW.shape[0]):
+        for n in range(first, last):
+            for w in range(any_NW.shape[1]):
+                any_NW[n, w] |= words_KNW[k, n, w]
+
+
+@_jit
+def scan_back(
+    grad_KBPC, pooling, scale_BSC, scaled, grad_v_NC, since_XJ, words_TX, any_MX, chunk, begin, theta_RC, leak_RC, leaky,
+    to_zero, slope_T, never, decay, out_KNC, first, last,
+):  # fmt: skip
+    """Reverse scan with STDB: the gradient of the currents, ``out_KNC``, from that of the pooled, masked spikes.
+
+    pooling: (positions, width, window). slope_T[s]: the surrogate s steps after a spike; never: what ``since`` is before step
+    begin for a neuron that has not fired. since_XJ: on entry the steps since the last spike just before the step after the chunk,
+    so less than its length where a neuron fired in it; on return just before step begin. Only those are looked for.
+    """
+    positions, width, pool = pooling
+    steps, channels, rows = out_KNC.shape[0], out_KNC.shape[2], theta_RC.shape[0]
+    count = since_XJ.shape[0] // grad_v_NC.shape[0]
+    slope = np.empty(count * 32, out_KNC.dtype)
+    slopes = np.empty((steps, count * 32), out_KNC.dtype)
+    factors = np.zeros(count * 32, out_KNC.dtype)
+    at_spike, one = slope_T[0], out_KNC.dtype.type(1)
+    factor = one / out_KNC.dtype.type(pool * pool)
+    tile = max(1, 128 // count)
+    wanted = np.empty(tile * count, np.uint32)
+    for n in range(first, last):
+        if (n - first) % tile == 0:
+            low, high = n * count, min(last, n + tile) * count
+            for x in range(low, high):
+                wanted[x - low] = any_MX[begin // chunk, x]
+                for j in range(32):
+                    since_XJ[x, j] -= steps
+            _look_back(words_TX, any_MX, chunk, begin, low, high, wanted, never, since_XJ)
+        theta, leak, g = theta_RC[n % rows], leak_RC[n % rows], grad_v_NC[n]
+        b, s = n // positions, n % positions
+        p = (s // width // pool) * (width // pool) + (s % width) // pool
+        for c in range(channels):
+            factors[c] = factor / theta[c]
+        if scaled:
+            for c in range(channels):
+                factors[c] *= scale_BSC[b, s, c]
+        for w in range(count):
+            now, by, since = slope[w * 32 : w * 32 + 32], factors[w * 32 : w * 32 + 32], since_XJ[n * count + w]
+            for j in range(32):
+                now[j] = slope_T[since[j]]
+            for k in range(steps):
+                word, row = words_TX[begin + k, n * count + w], slopes[k, w * 32 : w * 32 + 32]
+                for j in range(32):
+                    value = at_spike if (word & BITS[j]) != 0 else now[j] * decay
+                    now[j] = value
+                    row[j] = value * by[j]
+        for k in range(steps - 1, -1, -1):
+            grad, row, out = grad_KBPC[k, b, p], slopes[k], out_KNC[k, n]
+            if to_zero:
+                for c in range(channels):
+                    if words_TX[begin + k, n * count + c // 32] & BITS[c % 32]:
+                        g[c] *= 0
+            for c in range(channels):
+                out[c] = grad[c] * row[c] + g[c]
+            if leaky:
+                for c in range(channels):
+                    g[c] = out[c] * leak[c]
+            else:
+                for c in range(channels):
+                    g[c] = out[c]
+
+
+@_jit
+def scan_back_slopes(grad_KNC, grad_v_NC, words_KNW, slope_KNC, theta_RC, leak_RC, to_zero, first, last):
+    """Reverse scan with the surrogate's values given."""
+    channels, rows = grad_KNC.shape[2], theta_RC.shape[0]
+    for k in range(grad_KNC.shape[0] - 1, -1, -1):
+        for n in range(first, last):
+            theta, leak, g = theta_RC[n % rows], leak_RC[n % rows], grad_v_NC[n]
+            grad, slope = grad_KNC[k, n], slope_KNC[k, n]
+            for c in range(channels):
+                kept = g[c]
+                if to_zero and (words_KNW[k, n, c // 32] & BITS[c % 32]) != 0:
+                    kept = kept * 0
+                grad[c] = grad[c] * (slope[c] / theta[c]) + kept
+                g[c] = grad[c] * leak[c]
+
+
+@_jit
+def unpack(words_NW, scale_NC, scaled, out_NC, first, last):
+    """Words to values; times ``scale_NC`` (of index n % its rows) where ``scaled``."""
+    rows = scale_NC.shape[0]
+    one, zero = out_NC.dtype.type(1), out_NC.dtype.type(0)
+    for n in range(first, last):
+        out = out_NC[n]
+        for w in range(words_NW.shape[1]):
+            word, low = words_NW[n, w], w * 32
+            for j in range(min(32, out.shape[0] - low)):
+                out[low + j] = one if (word & BITS[j]) != 0 else zero
+        if scaled:
+            scale = scale_NC[n % rows]
+            for c in range(out.shape[0]):
+                out[c] *= scale[c]
+
+
+@_jit
+def pool_spikes(words_ISW, width, pool, scale_BSC, scaled, factor, out_IPC, first, last):
+    """Average pooling of spikes: (I, S) words to (I, P, C) values, each spike worth ``factor`` (times its scale)."""
+    pooled_width = width // pool
+    batch, zero = scale_BSC.shape[0], out_IPC.dtype.type(0)
+    for i in range(first, last):
+        for p in range(out_IPC.shape[1]):
+            out = out_IPC[i, p]
+            out[:] = 0
+            top = (p // pooled_width) * pool * width + (p % pooled_width) * pool
+            for d in range(pool * pool):
+                s = top + (d // pool) * width + d % pool
+                for w in range(words_ISW.shape[2]):
+                    word, low = words_ISW[i, s, w], w * 32
+                    if word == 0:
+                        continue
+                    for j in range(min(32, out.shape[0] - low)):
+                        value = factor if (word & BITS[j]) != 0 else zero
+                        if scaled:
+                            value *= scale_BSC[i % batch, s, low + j]
+                        out[low + j] += value
+
+
+@_jit
+def spread(grad_IPC, width, pool, scale_BSC, scaled, factor, out_ISC, first, last):
+    """Gradient of the spikes from that of the pooled values: the transpose of ``pool_spikes``."""
+    pooled_width = width // pool
+    batch = scale_BSC.shape[0]
+    for i in range(first, last):
+        for s in range(out_ISC.shape[1]):
+            p = (s // width // pool) * pooled_width + (s % width) // pool
+            out, grad = out_ISC[i, s], grad_IPC[i, p]
+            if scaled:
+                scale = scale_BSC[i % batch, s]
+                for c in range(out.shape[0]):
+                    out[c] = grad[c] * factor * scale[c]
+            else:
+                for c in range(out.shape[0]):
+                    out[c] = grad[c] * factor
+
+
+@_jit
+def outer_transposed(from_AMB, to_BMA, first, last):
+    """(A, M, B) as (B, M, A), for the rows first..last of M; square tiles, so that both sides' lines are used whole."""
+    side = 16
+    for m in range(first, last):
+        for a in range(0, from_AMB.shape[0], side):
+            for b in range(0, from_AMB.shape[2], side):
+                for i in range(b, min(b + side, from_AMB.shape[2])):
+                    for j in range(a, min(a + side, from_AMB.shape[0])):
+                        to_BMA[i, m, j] = from_AMB[j, m, i]
+
+
+@_jit
+def linear_weight_grad(words_ISW, width, pool, mask_BSW, masked, grad_IO, grad_PCO, first, last):
+    """Gradient of the weights of a fully connected layer, added to ``grad_PCO``, for the pooled positions first..last."""
+    pooled_width = width // pool
+    found = np.empty(grad_PCO.shape[1], np.int64)
+    for p in range(first, last):
+        weight = grad_PCO[p]
+        top = (p // pooled_width) * pool * width + (p % pooled_width) * pool
+        for i in range(grad_IO.shape[0]):
+            source = grad_IO[i]
+            for d in range(pool * pool):
+                s = top + (d // pool) * width + d % pool
+                n = _channels(words_ISW[i, s], mask_BSW[i % mask_BSW.shape[0], s], masked, found)
+                for e in range(n):
+                    to = weight[found[e]]
+                    for c in range(source.shape[0]):
+                        to[c] += source[c]

@@ -1,0 +1,141 @@
+"""Reference for the kernels over packed spikes: the plain kernel of ``reference.py`` with words in and words out.
+
+Every back end has these functions; ``cpu.py`` and ``cuda.py`` are tested against them.
+Suffix legend: K steps of the chunk, T all steps, B batch, S positions, P pooled positions, C channels, W words, R = S or 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikeprop.snn.engine.kernels.gradient import Gradient
+from spikeprop.snn.engine.kernels.reference import NEVER
+from spikeprop.snn.engine.kernels.words import BITS, channels_first, channels_last, pack, unpack
+from spikeprop.snn.surrogate import STDB
+
+if TYPE_CHECKING:
+    from spikeprop.snn.engine.kernels.cpu import Spikes
+
+__all__ = ["any_of", "pooled", "scan", "scan_back", "scan_back_slopes", "since_at_end", "spread", "unpack"]
+
+
+def scan(
+    current_KBSC: Tensor, v_BSC: Tensor, theta_RC: Tensor, leak_RC: Tensor, to_zero: bool, words_KBSW: Tensor, potential: bool
+) -> int:
+    """Integrate, fire, reset; writes the words and the potential after the last step, returns the number of spikes.
+
+    Args:
+        current_KBSC: one step less than K means that the one step is repeated. Overwritten by u/theta - 1 where ``potential``.
+        v_BSC: potential before the first step, overwritten by that after the last.
+        theta_RC: threshold.
+        leak_RC: factor on the potential.
+        to_zero: reset to zero rather than by subtraction.
+        words_KBSW: where the spikes go.
+        potential: keep the potentials that were compared with the threshold.
+    """
+    count = 0
+    for k in range(len(words_KBSW)):
+        current = current_KBSC[min(k, len(current_KBSC) - 1)]
+        u = v_BSC * leak_RC + current
+        spikes = (u > theta_RC).to(u)
+        if potential:
+            current.copy_(u / theta_RC - 1)
+        v_BSC.copy_(u * (1 - spikes) if to_zero else u - spikes * theta_RC)
+        words_KBSW[k] = pack(spikes)
+        count += int(spikes.sum())
+    return count
+
+
+def any_of(words_KBSW: Tensor, any_BSW: Tensor) -> None:
+    """Words or-ed over time, into ``any_BSW``."""
+    any_BSW.zero_()
+    for words in words_KBSW:
+        any_BSW.bitwise_or_(words)
+
+
+def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, chunk: int) -> Tensor:
+    """Steps since the last spike, after the last step, int32 (B, S, 32 W): the state that ``scan_back`` takes back in time."""
+    since = torch.full((*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS), int(NEVER), dtype=torch.int32)
+    for fired in unpack(words_TBSW, since.shape[-1], torch.int32):
+        since = (since + 1) * (1 - fired)
+    return since
+
+
+def scan_back(
+    gradient: Gradient,
+    grad_v_BSC: Tensor,
+    since_BSC: Tensor,
+    words_TBSW: Tensor,
+    any_MBSW: Tensor,
+    chunk: int,
+    begin: int,
+    theta_RC: Tensor,
+    leak_RC: Tensor,
+    to_zero: bool,
+    surrogate: STDB,
+    out_KBSC: Tensor,
+) -> None:
+    """Gradient of the currents of steps begin.. from that of their spikes, with the STDB surrogate.
+
+    Args:
+        gradient: of the chunk's spikes; its memory may be written over.
+        grad_v_BSC: gradient of the potential after the chunk, overwritten by that before it.
+        since_BSC: steps since the last spike, after the chunk; overwritten by those before it. What a faster search goes by.
+        words_TBSW: spikes of all steps.
+        any_MBSW: words of each chunk of ``chunk`` steps or-ed, which lets a faster search skip chunks.
+        begin: first step of the chunk.
+        out_KBSC: where the gradient goes; the memory of ``gradient`` itself, where that is not pooled.
+    """
+    grad_KBSC = gradient.dense().contiguous()
+    end = begin + len(grad_KBSC)
+    slopes = stdb_slopes(words_TBSW[:end], grad_KBSC.shape[-1], grad_KBSC.dtype, surrogate)[begin:]
+    scan_back_slopes(grad_KBSC, grad_v_BSC, words_TBSW[begin:end], slopes, theta_RC, leak_RC, to_zero)
+    out_KBSC.copy_(grad_KBSC)
+
+
+def stdb_slopes(words_TBSW: Tensor, channels: int, dtype: torch.dtype, surrogate: STDB) -> Tensor:
+    """STDB's derivative at every step, from the words of all steps so far."""
+    spikes = unpack(words_TBSW, channels, dtype)
+    since = torch.full_like(spikes[0], NEVER)
+    slopes = torch.empty_like(spikes)
+    for t, fired in enumerate(spikes):
+        since = (since + 1) * (1 - fired)
+        slopes[t] = surrogate(since, since)
+    return slopes
+
+
+def scan_back_slopes(
+    grad_KBSC: Tensor,
+    grad_v_BSC: Tensor,
+    words_KBSW: Tensor,
+    slope_KBSC: Tensor,
+    theta_RC: Tensor,
+    leak_RC: Tensor,
+    to_zero: bool,
+) -> None:
+    """The same with the surrogate's values given."""
+    spikes = unpack(words_KBSW, grad_KBSC.shape[-1], grad_KBSC.dtype)
+    for k in range(len(grad_KBSC) - 1, -1, -1):
+        kept = grad_v_BSC * (1 - spikes[k]) if to_zero else grad_v_BSC
+        grad_KBSC[k].mul_(slope_KBSC[k] / theta_RC).add_(kept)
+        grad_v_BSC.copy_(grad_KBSC[k] * leak_RC)
+
+
+def pooled(spikes: Spikes, dtype: torch.dtype) -> Tensor:
+    """The values (K, B, P, C) that a synapse's weights see: masked, average-pooled spikes."""
+    values_KBSC = unpack(spikes.words_KBSW, spikes.channels, dtype)
+    if spikes.scale_BSC is not None:
+        values_KBSC = values_KBSC * spikes.scale_BSC.to(dtype)
+    if spikes.pool == 1:
+        return values_KBSC
+    images = channels_first(values_KBSC, (spikes.channels, *spikes.size))
+    return channels_last(F.avg_pool2d(images, spikes.pool), len(values_KBSC))
+
+
+def spread(gradient: Gradient) -> Tensor:
+    """Gradient of the spikes from that of the values: the transpose of ``pooled``."""
+    return gradient.dense()

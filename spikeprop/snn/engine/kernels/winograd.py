@@ -1,0 +1,176 @@
+"""The gradient of a 3x3 convolution's input by Winograd's minimal filtering F(4x4, 3x3): a quarter of the multiplications.
+
+The gradient is itself a convolution, with the kernel turned by half a circle. Each 6x6 tile d of it gives a 4x4 tile
+
+    y = A^T [ (G g G^T) * (B^T d B) ] A
+
+where * is element by element and, over channels, a matrix product for each of the 36 elements. Single precision loses about a
+decimal digit against the direct sum (1e-6 of the norm), which a gradient can bear; spikes are never computed this way.
+Source: Lavin & Gray 2016 (arXiv:1509.09308), sec. 4.3.
+Suffix legend: I images, S positions, C channels of the source, O of the convolution, N tiles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from spikeprop.snn.engine.kernels.dense import matmul
+from spikeprop.snn.engine.scratch import Scratch
+
+_jit: Any = njit(nogil=True, cache=True, error_model="numpy")
+_TWO, _FOUR, _FIVE, _EIGHT = (np.float32(n) for n in (2, 4, 5, 8))
+_G = torch.tensor(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+TILES_BYTES = 4 << 20  # of transformed tiles at once
+LEAST_CHANNELS = 128  # with fewer, the transforms cost more than the multiplications that they save
+
+
+def serves(weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> bool:
+    """Whether ``input_grad`` can and should be used for a convolution on the CPU."""
+    outputs, channels, *kernel = weight_OCYX.shape
+    return (
+        weight_OCYX.dtype is torch.float32
+        and (kernel, stride, dilation) == ([3, 3], (1, 1), (1, 1))
+        and max(padding) <= 2
+        and min(outputs, channels) >= LEAST_CHANNELS
+    )
+
+
+def transformed(weight_OCYX: Tensor) -> Tensor:
+    """G g G^T of the turned kernel, (36, O, C)."""
+    turned = weight_OCYX.detach().double().flip(2, 3)
+    return torch.einsum("ij,ocjk,lk->iloc", _G, turned, _G).float().flatten(0, 1).contiguous()
+
+
+def input_grad(
+    grad_ISO: Tensor,
+    size: tuple[int, int],
+    weight: Tensor,
+    padding: tuple[int, int],
+    out_ISC: Tensor,
+    out_size: tuple[int, int],
+    scratch: Scratch,
+) -> None:
+    """Gradient of the input of a convolution, into ``out_ISC``.
+
+    Args:
+        grad_ISO: gradient of its output, images of ``size``.
+        weight: ``transformed`` weights.
+        padding: the convolution's.
+        out_ISC: images of ``out_size``, contiguous.
+        scratch: memory for the tiles.
+    """
+    grad_ISO = grad_ISO.contiguous()
+    tiles = (-(-out_size[0] // 4), -(-out_size[1] // 4))
+    margin = (2 - padding[0], 2 - padding[1])
+    each = tiles[0] * tiles[1]
+    images = max(1, TILES_BYTES // (36 * each * grad_ISO.shape[2] * 4))
+    for first in range(0, len(grad_ISO), images):
+        here = slice(first, first + images)
+        shape = (36, len(grad_ISO[here]) * each, grad_ISO.shape[2])
+        tiles_36NO = scratch.take(shape, torch.float32)
+        _tiles_in(grad_ISO[here].numpy(), size, margin, tiles, tiles_36NO.numpy())
+        products = tuple(matmul(tile, w).numpy() for tile, w in zip(tiles_36NO, weight))
+        _tiles_out(products, tiles, out_ISC[here].numpy(), out_size)
+        scratch.give(tiles_36NO)
+
+
+@_jit
+def _to_tile(x, run, at, out):
+    """B^T applied along the first axis of x (6 runs from ``at``), into out (6, run)."""
+    x0, x1, x2 = x[0, at : at + run], x[1, at : at + run], x[2, at : at + run]
+    x3, x4, x5 = x[3, at : at + run], x[4, at : at + run], x[5, at : at + run]
+    o0, o1, o2, o3, o4, o5 = out[0], out[1], out[2], out[3], out[4], out[5]
+    for c in range(run):
+        o0[c] = _FOUR * x0[c] - _FIVE * x2[c] + x4[c]
+    for c in range(run):
+        o1[c] = x4[c] + x3[c] - _FOUR * (x1[c] + x2[c])
+    for c in range(run):
+        o2[c] = x4[c] - x3[c] + _FOUR * (x1[c] - x2[c])
+    for c in range(run):
+        o3[c] = x4[c] - x2[c] + _TWO * (x3[c] - x1[c])
+    for c in range(run):
+        o4[c] = x4[c] - x2[c] - _TWO * (x3[c] - x1[c])
+    for c in range(run):
+        o5[c] = _FOUR * x1[c] - _FIVE * x3[c] + x5[c]
+
+
+@_jit
+def _tiles_in(images_ISO, size, margin, tiles, out_36NO):
+    """B^T d B of every tile, the images with ``margin`` zeros around them."""
+    channels = images_ISO.shape[2]
+    padded = np.zeros((4 * tiles[0] + 2, (4 * tiles[1] + 2) * channels), images_ISO.dtype)
+    columns = np.empty((6, 6 * channels), images_ISO.dtype)
+    turned = np.empty((6, channels), images_ISO.dtype)
+    left, width = margin[1] * channels, size[1] * channels
+    n = 0
+    for i in range(images_ISO.shape[0]):
+        image = images_ISO[i].reshape(-1)
+        for y in range(min(size[0], padded.shape[0] - margin[0])):
+            row = padded[margin[0] + y]
+            for c in range(min(width, row.shape[0] - left)):
+                row[left + c] = image[y * width + c]
+        for a in range(tiles[0]):
+            for b in range(tiles[1]):
+                _to_tile(padded[4 * a : 4 * a + 6], 6 * channels, 4 * b * channels, columns)
+                for r in range(6):
+                    _to_tile(columns[r].reshape(6, channels), channels, 0, turned)
+                    for s in range(6):
+                        to, source = out_36NO[r * 6 + s, n], turned[s]
+                        for c in range(channels):
+                            to[c] = source[c]
+                n += 1
+
+
+@_jit
+def _from_tile(m0, m1, m2, m3, m4, m5, out):
+    """A^T applied to six runs, into out (4, run)."""
+    o0, o1, o2, o3 = out[0], out[1], out[2], out[3]
+    for c in range(m0.shape[0]):
+        o0[c] = m0[c] + (m1[c] + m2[c]) + (m3[c] + m4[c])
+    for c in range(m0.shape[0]):
+        o1[c] = (m1[c] - m2[c]) + _TWO * (m3[c] - m4[c])
+    for c in range(m0.shape[0]):
+        o2[c] = (m1[c] + m2[c]) + _FOUR * (m3[c] + m4[c])
+    for c in range(m0.shape[0]):
+        o3[c] = (m1[c] - m2[c]) + _EIGHT * (m3[c] - m4[c]) + m5[c]
+
+
+@_jit
+def _tiles_out(m, tiles, out_ISC, out_size):
+    """A^T m A of every tile (m: 36 products (N, C)), cut at the image's right and lower border."""
+    channels = out_ISC.shape[2]
+    rows = np.empty((6, 4, channels), out_ISC.dtype)
+    tile = np.empty((4, channels), out_ISC.dtype)
+    n = 0
+    for i in range(out_ISC.shape[0]):
+        for a in range(tiles[0]):
+            for b in range(tiles[1]):
+                # written out: an index that is not a constant makes Numba search the tuple
+                _from_tile(m[0][n], m[6][n], m[12][n], m[18][n], m[24][n], m[30][n], rows[0])
+                _from_tile(m[1][n], m[7][n], m[13][n], m[19][n], m[25][n], m[31][n], rows[1])
+                _from_tile(m[2][n], m[8][n], m[14][n], m[20][n], m[26][n], m[32][n], rows[2])
+                _from_tile(m[3][n], m[9][n], m[15][n], m[21][n], m[27][n], m[33][n], rows[3])
+                _from_tile(m[4][n], m[10][n], m[16][n], m[22][n], m[28][n], m[34][n], rows[4])
+                _from_tile(m[5][n], m[11][n], m[17][n], m[23][n], m[29][n], m[35][n], rows[5])
+                for y in range(min(4, out_size[0] - 4 * a)):
+                    _from_tile(rows[0, y], rows[1, y], rows[2, y], rows[3, y], rows[4, y], rows[5, y], tile)
+                    for x in range(min(4, out_size[1] - 4 * b)):
+                        to, source = out_ISC[i, (4 * a + y) * out_size[1] + 4 * b + x], tile[x]
+                        for c in range(channels):
+                            to[c] = source[c]
+                n += 1

@@ -1,0 +1,249 @@
+"""Layouts: what a synapse is to the packed engine, and its weights in the order in which its branches read them.
+
+Most synapses are a chain of dropout, average pooling and one convolution or fully connected layer (``ConvLayout``,
+``LinearLayout``); any other chain is ``DenseLayout``. A layout is made once a simulation and shared by all threads.
+Suffix legend: P pooled positions, C channels, O output channels, Y and X rows and columns of a kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.snn.engine.kernels import cpu, winograd
+from spikeprop.snn.synapse import SampleDropout, Synapse
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A synapse as dropout, pooling, one weighted layer."""
+
+    layer: Any
+    pool: int
+    dropouts: tuple[tuple[int, SampleDropout, bool], ...]  # (index, module, before the pooling)
+
+
+def _chain(synapse: Synapse, shape: tuple[int, ...]) -> Chain | None:
+    """The chain, or None where the synapse is anything else."""
+    ops, pool, dropouts = list(synapse), 1, []
+    for i, op in enumerate(ops[:-1]):
+        if isinstance(op, SampleDropout):
+            dropouts.append((i, op, pool == 1))
+        elif isinstance(op, nn.AvgPool2d | nn.AdaptiveAvgPool2d) and pool == 1 and len(shape) == 3:
+            pool = _window(op, shape)
+            if pool == 0:
+                return None
+        elif not (isinstance(ops[-1], nn.Linear) and _flattens_all(op)):
+            return None
+    layer = ops[-1] if ops else None
+    if isinstance(layer, nn.Conv2d):
+        plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return Chain(layer, pool, tuple(dropouts)) if plain and len(shape) == 3 else None
+    if not isinstance(layer, nn.Linear) or (len(shape) == 3) != any(isinstance(op, nn.Flatten) for op in ops):
+        return None
+    return Chain(layer, pool, tuple(dropouts)) if len(shape) in (1, 3) else None
+
+
+def _flattens_all(op: nn.Module) -> bool:
+    return isinstance(op, nn.Flatten) and (op.start_dim, op.end_dim) == (1, -1)
+
+
+def _window(op: nn.Module, shape: tuple[int, ...]) -> int:
+    """Side of the square windows that tile the image exactly, or 0."""
+    height, width = shape[1:]
+    if isinstance(op, nn.AdaptiveAvgPool2d):
+        out = op.output_size if isinstance(op.output_size, tuple) else (op.output_size, op.output_size)
+        if out[0] is None or out[1] is None or height % out[0] or width % out[1]:
+            return 0
+        return height // out[0] if height // out[0] == width // out[1] else 0
+    assert isinstance(op, nn.AvgPool2d)
+    sizes = {_pair(op.kernel_size), _pair(op.stride)}
+    side = _pair(op.kernel_size)[0]
+    tiles = sizes == {(side, side)} and not any(_pair(op.padding)) and not op.divisor_override
+    return side if tiles and height % side == 0 and width % side == 0 else 0
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value[0], value[1]) if isinstance(value, tuple) else (value, value)
+
+
+class DenseLayout:
+    """Any synapse: its own operations."""
+
+    def __init__(self, synapse: Synapse):
+        self.synapse = synapse
+
+    def gathering(self) -> Gathering:
+        """Where a thread gathers the gradients of the parameters."""
+        return Gathering()
+
+
+class WeightedLayout(DenseLayout):
+    """Dropout, average pooling and one layer with weights.
+
+    Attributes:
+        few: share of the usual limit on spikes below which it goes spike by spike.
+    """
+
+    few: float
+
+    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
+        super().__init__(synapse)
+        self.layer, self.pool, self.dropouts = chain.layer, chain.pool, chain.dropouts
+        self.bias: Tensor | None = chain.layer.bias.detach() if chain.layer.bias is not None else None
+        self.size: Pair = (shape[1], shape[2]) if len(shape) == 3 else (1, 1)
+        self.pooled_shape = (shape[0], self.size[0] // self.pool, self.size[1] // self.pool)
+        drops = [module.p for _, module, _ in chain.dropouts if synapse.training]
+        self.kept = math.prod(1 - p for p in drops)  # fraction of the spikes that dropout lets through
+        self.gain = 1 / (self.kept or 1.0) / self.pool**2  # what one of them is worth
+        weight = chain.layer.weight
+        self.affine = cpu.Affine(self.gain, self.bias if self.bias is not None else weight.new_zeros(len(weight)).detach())
+
+
+class ConvLayout(WeightedLayout):
+    """A convolution of one group."""
+
+    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
+        super().__init__(synapse, shape, chain)
+        layer = chain.layer
+        self.weight_OCYX = layer.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.stride, self.padding, self.dilation = (_pair(v) for v in (layer.stride, layer.padding, layer.dilation))
+        inside = all(pad < side for pad, side in zip(self.padding, layer.kernel_size))  # what the event kernels' border holds
+        self.plain = self.stride == (1, 1) and self.dilation == (1, 1) and inside
+        self.few = _few(columns=layer.kernel_size[1], outputs=len(layer.weight))
+        self.out_size: Pair = (self._out_side(0), self._out_side(1))
+        self.winograd = self.weight_OCYX.device.type == "cpu" and winograd.serves(
+            self.weight_OCYX, self.stride, self.padding, self.dilation
+        )
+
+    def _out_side(self, i: int) -> int:
+        reach = self.dilation[i] * (self.weight_OCYX.shape[2 + i] - 1) + 1
+        return (self.pooled_shape[1 + i] + 2 * self.padding[i] - reach) // self.stride[i] + 1
+
+    def gathering(self) -> Gathering:
+        return ConvGathering(self)
+
+    @cached_property
+    def winograd_weight(self) -> Tensor:
+        """For the gradient of the input by Winograd's algorithm; made when first needed."""
+        return winograd.transformed(self.weight_OCYX)
+
+    @cached_property
+    def event_weight(self) -> Tensor:
+        """For going spike by spike; made when first needed."""
+        return cpu.event_weight(self.weight_OCYX)
+
+
+class LinearLayout(WeightedLayout):
+    """A fully connected layer; its weights lie as (inputs, outputs), which serves dense products and single spikes."""
+
+    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
+        super().__init__(synapse, shape, chain)
+        weight = chain.layer.weight.detach()
+        self.weight_PCO = _outer_transposed(weight.view(len(weight), shape[0], -1))
+        self.few = 1.0 if len(weight) >= 64 else 0.6
+
+    def gathering(self) -> Gathering:
+        return LinearGathering(self)
+
+
+def _few(columns: int, outputs: int) -> float:
+    """Share of the usual limit on spikes below which a convolution goes spike by spike.
+
+    A spike adds runs of columns x outputs numbers: short runs cost more a number, and a kernel of one column has a dense product
+    that is hard to beat. Measured on the layers of common networks, on the careful side.
+    """
+    if columns == 1:
+        return 0.0
+    return max(0.55, min(1.0, columns * outputs / 96))
+
+
+def _outer_transposed(tensor: Tensor) -> Tensor:
+    return cpu.outer_transposed(tensor) if tensor.device.type == "cpu" else tensor.permute(2, 1, 0).contiguous()
+
+
+class Gathering:
+    """Gradients of one synapse's parameters, as one thread gathers them."""
+
+    def __init__(self) -> None:
+        self.grads: dict[nn.Parameter, Tensor] = {}
+
+    def add(self, parameter: nn.Parameter, grad: Tensor) -> None:
+        """Add to a parameter's gradient; ``grad`` becomes ours."""
+        if parameter.requires_grad:
+            known = self.grads.get(parameter)
+            self.grads[parameter] = grad if known is None else known.add_(grad)
+
+    def merge(self, other: Any) -> None:
+        """Take over what another thread has gathered for the same synapse."""
+        for parameter in list(other.grads):
+            self.add(parameter, other.grads.pop(parameter))
+
+    def finish(self) -> dict[nn.Parameter, Tensor]:
+        """Gradient of each parameter."""
+        return self.grads
+
+
+class ConvGathering(Gathering):
+    """The weights' gradient, where it comes spike by spike, in a layout of its own; a spike that is kept counts as 1."""
+
+    def __init__(self, layout: ConvLayout):
+        super().__init__()
+        self.layout = layout
+        self.events = cpu.EventConvGrad(tuple(layout.weight_OCYX.shape), layout.padding)
+
+    def merge(self, other: ConvGathering) -> None:
+        super().merge(other)
+        self.events.grads += other.events.grads
+
+    def finish(self) -> dict[nn.Parameter, Tensor]:
+        by_events = self.events.finish(self.layout.gain)
+        if by_events is not None:
+            self.add(self.layout.layer.weight, by_events)
+        return self.grads
+
+
+class LinearGathering(Gathering):
+    """The weights' gradient in the layout of the weights; a spike that is kept counts as 1."""
+
+    def __init__(self, layout: LinearLayout):
+        super().__init__()
+        self.layout = layout
+        self._grad_PCO: Tensor | None = None
+
+    @property
+    def grad_PCO(self) -> Tensor:
+        """What to add to."""
+        if self._grad_PCO is None:
+            self._grad_PCO = torch.zeros_like(self.layout.weight_PCO)
+        return self._grad_PCO
+
+    def merge(self, other: LinearGathering) -> None:
+        super().merge(other)
+        if other._grad_PCO is not None:
+            self.grad_PCO.add_(other._grad_PCO)
+            other._grad_PCO = None
+
+    def finish(self) -> dict[nn.Parameter, Tensor]:
+        if self._grad_PCO is not None:
+            self.add(self.layout.layer.weight, _outer_transposed(self._grad_PCO.mul_(self.layout.gain)).flatten(1))
+            self._grad_PCO = None
+        return self.grads
+
+
+Layout = DenseLayout | ConvLayout | LinearLayout
+
+
+def make_layout(synapse: Synapse, shape: tuple[int, ...]) -> Layout:
+    """The layout of a synapse that reads samples of ``shape``."""
+    chain = _chain(synapse, shape)
+    if chain is None:
+        return DenseLayout(synapse)
+    return (ConvLayout if isinstance(chain.layer, nn.Conv2d) else LinearLayout)(synapse, shape, chain)

@@ -1,0 +1,218 @@
+"""A network run one stage at a time over all steps, each stage's spikes kept packed for the stages that read them.
+
+This is how thresholds are balanced: a stage's threshold is found from the spikes below it before its own spikes exist, and no
+stage is run again for the sake of a later one, so a search costs two passes a stage however deep the network is.
+
+Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, W words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from spikeprop.snn.engine.branch import Branch, Chunk, Source, make_branch, unpacked
+from spikeprop.snn.engine.kernels import packed_kernels
+from spikeprop.snn.engine.kernels.words import (
+    channels_first,
+    channels_last,
+    pack,
+    per_position,
+    position_count,
+    same_rows,
+    word_count,
+)
+from spikeprop.snn.engine.layout import DenseLayout, make_layout
+from spikeprop.snn.engine.scratch import Scratch
+from spikeprop.snn.network import INPUT, SpikingNetwork, Stage
+from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
+from spikeprop.snn.signed import SignedIF, scan
+
+CHUNK_BYTES = 64 << 20  # of a stage's current
+
+
+class Stagewise:
+    """Spike trains of a network's stages, made in order.
+
+    Args:
+        network: in evaluation mode; its neurons run without leak.
+        x_B: images.
+        timesteps: steps.
+        encoded: (first step, number of steps) to the encoded input (K or 1, B, ...), the same whenever it is asked.
+        most: images that chunks are to have room for, by default those here: processes with other numbers of images then
+            have the same chunks.
+    """
+
+    def __init__(
+        self,
+        network: SpikingNetwork,
+        x_B: Tensor,
+        timesteps: int,
+        encoded: Callable[[int, int], Tensor],
+        most: int | None = None,
+    ):
+        self.network, self.x_B, self.timesteps, self.encoded = network, x_B, timesteps, encoded
+        self.most = len(x_B) if most is None else most
+        self.kernels = packed_kernels(x_B.device)
+        self.shapes = network.shapes()
+        self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, S, C)
+        self.counts: dict[str, list[int]] = {}
+
+    def currents(self, name: str) -> Iterator[Tensor]:
+        """Input current of a stage, (K, B, S, C) a chunk; one step in all where it is the same at every step.
+
+        The memory of a chunk is used again for the next.
+        """
+        for _, _, current_KBSC in self._chunks(name):
+            yield current_KBSC
+            if self._constant(self._stage(name)):
+                return
+
+    def fire(self, name: str) -> None:
+        """Run a stage's neurons and keep their spikes; trains that neither it (again) nor a later stage reads are dropped."""
+        neuron, shape = self.network.neurons()[name], self.shapes[name]
+        train = self._room(name, shape)
+        leak = neuron.leak.clone()
+        neuron.leak.fill_(1.0)
+        try:
+            run = self._runner(neuron, shape, self._current_shape(name))
+            self.counts[name] = [run(current, train[first:last]) for first, last, current in self._chunks(name)]
+        finally:
+            neuron.leak.copy_(leak)
+        self.trains[name] = train
+        self._forget(name)
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Memory for the train of a stage."""
+        if self._signed(name):
+            return self.x_B.new_empty(self.timesteps, len(self.x_B), position_count(shape), shape[0], dtype=torch.int8)
+        return self.x_B.new_empty(self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]), dtype=torch.int32)
+
+    def _signed(self, name: str) -> bool:
+        """Whether a stage's spikes may be -1: its own, or those that it pools."""
+        stage = self._stage(name)
+        pools = isinstance(stage.neuron, SpikingMaxPool)
+        return isinstance(stage.neuron, SignedIF) or (pools and any(self._signed(s) for s in stage.sources if s != INPUT))
+
+    def rate(self, name: str) -> Tensor:
+        """Spikes a step of a stage that was fired last, (B, ...)."""
+        words_TBSW, shape = self.trains[name], self.shapes[name]
+        if words_TBSW.dtype == torch.int8:
+            mean_BSC = words_TBSW.sum(0, dtype=self.x_B.dtype) / self.timesteps
+            return channels_first(mean_BSC.unsqueeze(0), shape).contiguous()
+        total = None
+        for words_KBSW in words_TBSW.split(max(1, CHUNK_BYTES // (words_TBSW[0].numel() * 32 * 4))):
+            some = unpacked(words_KBSW, shape[0], self.x_B.dtype).sum(0)
+            total = some if total is None else total + some
+        assert total is not None
+        return channels_first((total / self.timesteps).unsqueeze(0), shape).contiguous()
+
+    def _chunks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        """First step, last step and current of each chunk."""
+        stage, scratch = self._stage(name), Scratch(self.x_B.device)
+        branches = []
+        for _, source, synapse in stage.branches():
+            read = Source(len(self.x_B), self.shapes[source], self.x_B.dtype, scratch)
+            branches.append((source, make_branch(make_layout(synapse, self.shapes[source]), name, None, read)))
+        current_KBSC = None
+        for first, last in self._spans(name):
+            if current_KBSC is None or not self._constant(stage):
+                current_KBSC = self._current(branches, scratch, first, last)
+            yield first, last, current_KBSC
+            if not self._constant(stage):
+                scratch.give(current_KBSC)
+
+    def _current(self, branches: list[tuple[str, Branch[DenseLayout]]], scratch: Scratch, first: int, last: int) -> Tensor:
+        total = None
+        for source, branch in branches:
+            current = branch.forward(self._read(source, first, last))
+            if total is None:
+                total = current
+                continue
+            both, total = (total, current), total + current
+            for one in both:
+                scratch.give(one)
+        assert total is not None
+        return total
+
+    def _read(self, source: str, first: int, last: int) -> Chunk:
+        if source == INPUT:
+            return Chunk(self.shapes[INPUT], dense_KB=self.encoded(first, last - first))
+        words_TBSW = self.trains[source]
+        if words_TBSW.dtype == torch.int8:
+            values_KB = channels_first(words_TBSW[first:last].to(self.x_B.dtype), self.shapes[source])
+            return Chunk(self.shapes[source], dense_KB=values_KB.unflatten(0, (last - first, -1)))
+        rate = sum(self.counts[source]) / len(words_TBSW)
+        return Chunk(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
+
+    def _spans(self, name: str) -> list[tuple[int, int]]:
+        each = torch.Size(self.shapes[name]).numel() * self.most * self.x_B.element_size()
+        chunk = max(1, min(self.timesteps, CHUNK_BYTES // each))
+        return [(first, min(first + chunk, self.timesteps)) for first in range(0, self.timesteps, chunk)]
+
+    def _stage(self, name: str) -> Stage:
+        return dict(self.network.each())[name]
+
+    def _constant(self, stage: Stage) -> bool:
+        return self.network.encoder.constant and set(stage.sources) == {INPUT}
+
+    def _current_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a sample's current, which pooled neurons do not share."""
+        stage = self._stage(name)
+        if not isinstance(stage.neuron, SpikingMaxPool):
+            return self.shapes[name]
+        return (self.shapes[name][0], *self.shapes[stage.sources[0]][1:])
+
+    def _runner(self, neuron: Neuron, shape: tuple[int, ...], current: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        """What advances a stage over a chunk: from its current (K or 1, B, S, C) to its train, giving the number of spikes."""
+        if is_integrate_and_fire(neuron):
+            return self._scan(neuron, shape)
+        return self._scan_signed(neuron, shape) if isinstance(neuron, SignedIF) else self._step(neuron, current)
+
+    def _scan_signed(self, neuron: SignedIF, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.v_init)))
+        theta_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
+        v_BSC = self.x_B.new_zeros(len(self.x_B), *theta_SC.shape) + start_SC * theta_SC
+        sent_BSC = torch.zeros_like(v_BSC)
+
+        def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
+            scan(current_KBSC, theta_SC, v_BSC, sent_BSC, train_KBSC)
+            return 0  # of no use: values with a sign are not run event by event
+
+        return run
+
+    def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        given = (neuron.v_threshold, neuron.leak, neuron.v_init)
+        theta_RC, leak_RC, start_RC = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in given))
+        v_BSC = self.x_B.new_zeros(len(self.x_B), position_count(shape), shape[0]) + start_RC * theta_RC
+
+        def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:
+            to_zero = neuron.reset == "zero"
+            return self.kernels.scan(current_KBSC, v_BSC, theta_RC, leak_RC, to_zero, words_KBSW, potential=False)
+
+        return run
+
+    def _step(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        """For max pooling and neurons of other libraries: their own steps."""
+        state = None
+
+        def run(current_KBSC: Tensor, train: Tensor) -> int:
+            nonlocal state
+            steps = len(train)
+            current_KB = channels_first(current_KBSC, shape).unflatten(0, (len(current_KBSC), -1))
+            state = neuron.initial_state(current_KB[0]) if state is None else state
+            spikes_KB, state = neuron.run(current_KB.expand(steps, *current_KB.shape[1:]), state)
+            if train.dtype == torch.int8:
+                train.copy_(channels_last(spikes_KB.flatten(0, 1), steps))
+            else:
+                train.copy_(pack(channels_last(spikes_KB.flatten(0, 1), steps)))
+            return int(spikes_KB.sum())
+
+        return run
+
+    def _forget(self, done: str) -> None:
+        read = self.network.read_after(done) | {done, *self._stage(done).sources}
+        for name in self.trains.keys() - read:
+            del self.trains[name]

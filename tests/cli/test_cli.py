@@ -1,0 +1,412 @@
+"""The command line on real digits: run, resume, kill, eval, export, simulate, and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+from torch import nn
+
+from spikeprop.cli import main
+from spikeprop.experiment.pipeline import HybridConversion
+from spikeprop.learn import save_checkpoint
+from spikeprop.recipe import load_recipe, recipe_folder
+from tests.conftest import need
+from tests.hardware.test_lava import lava_or_skip
+
+SHORT = ["train.epochs=6", "finetune.epochs=3", "evaluate.timesteps=[2,8]", "simulate.samples=0"]
+STAGES = ["data", "ann", "convert", "finetune", "evaluate", "export", "simulate"]
+
+
+def spikeprop(*arguments: str | Path | int) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of digits_cnn_stdb, its simulation left out."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    result = spikeprop("run", "digits_cnn_stdb", *SHORT, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_run_folder_holds_everything(finished: Path) -> None:
+    names = {p.name for p in finished.iterdir()}
+    assert {"recipe.yaml", "run.json", "stages.json", "metrics.jsonl", "report.json", "report.png", "network.nir"} <= names
+    for kind in ("ann", "converted", "finetuned"):
+        assert {f"{kind}.safetensors", f"{kind}.json"} <= names
+    assert {name for name in names if name.startswith(".") or "part" in name or "progress" in name} == {".lock"}
+    run = json.loads((finished / "run.json").read_text())
+    assert run["recipe"]["seed"] == 0
+    assert run["versions"]["torch"]
+    values = report(finished)
+    assert values["ann"]["accuracy"] > 80
+    assert set(values["converted"]["accuracy"]) == set(values["finetuned"]["accuracy"]) == {"2", "8"}
+    assert set(values["seconds"]) == set(STAGES)
+    layers = ["features_0", "features_3", "classifier_1"]
+    assert list(values["rates"]) == list(values["synops"]) == ["input", *layers]
+    assert list(values["thresholds"]) == layers
+    assert values["macs"] == 32 * 64 * 9 + 64 * 16 * 32 * 9 + 256 * 64 + 640
+    assert set(values["energy_joules"]) >= {"ann", "snn"}
+    assert values["simulate"] == {"samples": 0}
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["ann"] * 6 + ["finetune"] * 3
+
+
+def test_running_again_skips_what_is_done(finished: Path) -> None:
+    stamps = {name: (finished / name).stat().st_mtime_ns for name in ("ann.safetensors", "finetuned.safetensors", "network.nir")}
+    started = time.monotonic()
+    assert spikeprop("run", "digits_cnn_stdb", *SHORT, "--out", finished).exit_code == 0
+    assert time.monotonic() - started < 3
+    assert stamps == {name: (finished / name).stat().st_mtime_ns for name in stamps}
+
+
+def test_a_folder_of_another_recipe_is_refused(finished: Path) -> None:
+    result = spikeprop("run", "digits_cnn_stdb", *SHORT, "finetune.lr=1e-5", "--out", finished)
+    assert result.exit_code == 1
+    assert "another recipe (it differs in finetune.lr)" in result.output
+    assert "--out" in result.output
+
+
+def test_a_folder_from_before_a_setting_existed_goes_on_and_so_does_one_of_another_device(finished: Path) -> None:
+    file = finished / "run.json"
+    whole = file.read_text()
+    described = json.loads(whole)
+    del described["recipe"]["device"], described["recipe"]["precision"]
+    try:
+        file.write_text(json.dumps(described))
+        assert spikeprop("run", "digits_cnn_stdb", *SHORT, "device=cpu", "--out", finished).exit_code == 0
+    finally:
+        file.write_text(whole)
+
+
+def test_sigkill_in_the_middle_of_fine_tuning_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    """A real process, killed where it stands; the second process takes over from its files."""
+    command = [sys.executable, "-c", "from spikeprop.cli import main; main()", "run", "digits_cnn_stdb", *SHORT, "--out", "r"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and '"finetune", "epoch": 0' in metrics.read_text()):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    stages = json.loads((tmp_path / "r" / "stages.json").read_text())
+    assert "convert" in stages
+    assert "finetune" not in stages, "the kill came too late to mean anything"
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    resumed, whole = (load_file(folder / "finetuned.safetensors") for folder in (tmp_path / "r", finished))
+    assert resumed.keys() == whole.keys()
+    assert all((resumed[name] == whole[name]).all() for name in whole)
+    assert report(tmp_path / "r")["finetuned"] == report(finished)["finetuned"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_whole_job_runs_on_cuda(tmp_path: Path, precision: str) -> None:
+    folder = tmp_path / "run"
+    result = spikeprop("run", "digits_cnn_stdb", *SHORT, "device=cuda", f"precision={precision}", "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert report(folder)["device"].startswith("cuda")
+    assert report(folder)["finetuned"]["accuracy"]["8"] > 80
+    shown = [spikeprop("eval", folder, "--network", "ann", "--device", device, "--restart").output for device in ("cpu", "cuda")]
+    assert shown[0] == shown[1]
+
+
+def test_eval_agrees_with_the_report(finished: Path) -> None:
+    accuracy = report(finished)["finetuned"]["accuracy"]["8"]
+    result = spikeprop("eval", finished / "finetuned.safetensors", "--data", "Digits", "--timesteps", "2,8", "--batch-size", 360)
+    assert result.exit_code == 0, result.output
+    assert f"T = 8  {accuracy:.2f} %" in result.output
+    assert (finished / "eval-Digits" / "finetuned" / "report.png").exists()
+    result = spikeprop("eval", finished / "ann.safetensors")
+    assert f"{report(finished)['ann']['accuracy']:.2f} %" in result.output
+
+
+def test_the_report_has_activity_at_every_number_of_steps(finished: Path) -> None:
+    values = report(finished)
+    for kind in ("converted", "finetuned"):
+        found = values[kind]
+        assert set(found["activity"]) == set(found["interval"]) == {"2", "8"}
+        low, high = found["interval"]["8"]
+        assert low < found["accuracy"]["8"] < high
+        assert found["activity"]["2"]["energy_joules"] < found["activity"]["8"]["energy_joules"]
+    assert values["rates"] == values["finetuned"]["activity"]["8"]["rates"]
+    assert values["energy_joules"]["snn"] == values["finetuned"]["activity"]["8"]["energy_joules"]
+    assert not (finished / "evaluate.progress").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["eval", "finetuned.safetensors", "--data", "Digits", "--timesteps", "0"], "at least 1 step"),
+        (["eval", "finetuned.safetensors", "--data", "Digits", "--timesteps", "ten"], "whole numbers"),
+        (["eval", "finetuned.safetensors", "--data", "Digit"], "did you mean 'Digits'"),
+        (["eval", "missing.safetensors", "--data", "Digits"], "no checkpoint at"),
+        (["eval", "half.progress.safetensors", "--data", "Digits"], "training progress"),
+        (["eval", "finetuned.safetensors", "--data", "Digits", "--device", "tpu"], "use auto, cpu, cuda or cuda:1"),
+        (["export", "ann.safetensors"], "is an ANN"),
+    ],
+)
+def test_bad_commands_say_what_is_wrong(finished: Path, arguments: list[str], says: str) -> None:
+    save_checkpoint(finished / "half.progress.safetensors", nn.Linear(1, 1), {"training": {}})
+    result = spikeprop(arguments[0], finished / arguments[1], *arguments[2:])
+    assert result.exit_code != 0
+    assert says in result.output
+    assert "Traceback" not in result.output
+
+
+def test_export_and_simulate(finished: Path, tmp_path: Path) -> None:
+    assert spikeprop("export", finished / "finetuned.safetensors", "--out", tmp_path / "n.nir").exit_code == 0
+    assert (tmp_path / "n.nir").stat().st_size > 1000
+    refused = spikeprop("export", finished / "finetuned.safetensors", "-o", tmp_path / "norse.nir", "--for", "norse")
+    assert "resets by subtraction, which NIR cannot say" in " ".join(refused.output.split())
+    assert not (tmp_path / "norse.nir").exists()
+    netx = spikeprop("export", finished / "finetuned.safetensors", "-o", tmp_path / "n.net", "--format", "netx")
+    assert "netx has no exponent for real-valued input, and this network's encoder is Direct" in " ".join(netx.output.split())
+    assert not (tmp_path / "n.net").exists()
+    lava_or_skip()
+    result = spikeprop("simulate", finished / "converted.safetensors", "--samples", 3, "--timesteps", 6)
+    assert result.exit_code == 0, result.output
+    assert "all equal" in result.output
+    assert "predictions agree          100.0 %" in result.output
+
+
+def test_the_reference_simulator_needs_no_python_310(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIKEPROP_LAVA_PYTHON", "/nowhere")
+    arguments = ("simulate", finished / "converted.safetensors", "--samples", 120, "--timesteps", 6)
+    result = spikeprop(*arguments, "--backend", "reference")
+    assert result.exit_code == 0, result.output
+    assert "all equal" in result.output
+    fixed = spikeprop(*arguments, "--backend", "reference", "--precision", "fixed")
+    assert fixed.exit_code == 0, fixed.output
+    for text in ("accuracy, pytorch", "accuracy, reference", "weights off by"):
+        assert text in fixed.output
+    assert re.search(r"first difference +sample \d+, layer \w+, neuron \[[\d, ]+\], step \d", fixed.output)
+    assert re.search(r"layer +spikes in PyTorch +in reference +that differ\n +\w+ +[\d,]+ +[\d,]+ +[\d,]+\n", fixed.output)
+
+
+def test_simulate_takes_a_nir_file_that_export_wrote(finished: Path) -> None:
+    for options in ([], ["--precision", "fixed"]):
+        shared = ["--samples", 30, "--backend", "reference", *options]
+        of_file = spikeprop("simulate", finished / "network.nir", *shared)
+        assert of_file.exit_code == 0, of_file.output
+        of_checkpoint = spikeprop("simulate", finished / "finetuned.safetensors", *shared)
+        assert of_file.stdout.splitlines()[2:] == of_checkpoint.stdout.splitlines()[2:]  # the first names the file
+        assert ("all equal" in of_file.stdout) == (not options)
+
+
+def test_simulate_asks_what_a_nir_file_from_elsewhere_does_not_say(tmp_path: Path) -> None:
+    """Names with dots, neurons that reset to zero, no metadata."""
+    shape, ones = (1, 8, 8), np.ones(64)
+    nodes = {
+        "in": nir.Input(input_type={"input": np.array(shape)}),
+        "flat": nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1),
+        "a.b": nir.IF(r=ones, v_threshold=ones * 0.7),
+        "input": nir.IF(r=ones, v_threshold=ones * 1.3),
+        "last": nir.Linear(weight=np.random.default_rng(0).normal(size=(10, 64))),
+        "out": nir.Output(output_type={"output": np.array([10])}),
+    }
+    edges = [("in", "flat"), ("flat", "a.b"), ("a.b", "input"), ("input", "last"), ("last", "out")]
+    file = tmp_path / "theirs.h5"
+    nir.write(str(file), nir.NIRGraph(nodes=nodes, edges=edges))
+
+    def refused(*options: str | int) -> str:
+        result = spikeprop("simulate", file, "--backend", "reference", *options)
+        assert result.exit_code != 0
+        return " ".join(result.output.split())
+
+    assert "theirs.h5 does not name its encoder; pass --encoder Direct or Poisson" in refused()
+    assert "pass --data and --timesteps" in refused("--encoder", "Direct")
+    assert "pass --timesteps" in refused("--encoder", "Direct", "--data", "Digits")
+    assert "images of MNIST are (1, 28, 28); pass another --data" in refused(
+        "--encoder", "Direct", "--data", "MNIST", "--timesteps", 5
+    )
+    result = spikeprop(
+        "simulate", file, "--backend", "reference", "--encoder", "Direct", "--data", "Digits", "--timesteps", 5, "--samples", 9
+    )
+    assert result.exit_code == 0, result.output
+    assert "all equal" in result.output
+    assert re.search(r"a_b +[1-9]\d+ +[1-9]\d+ +0", result.output)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "not a NIR file, or only a part" in refused("--encoder", "Direct")
+
+
+def test_budget(finished: Path) -> None:
+    result = spikeprop("budget", finished / "network.nir", "--samples", 5)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Loihi 2, estimated +\d+ cores, 1 chip", result.output)
+    assert re.search(r"SynOps a sample +[1-9][\d,]+\n +energy a sample, estimated +[\d.]+ uJ", result.output)
+    assert re.search(
+        r"layer +neurons +synapses +fan in +fan out +axons +axons per core +bytes +cores +filled by\n", result.output
+    )
+    of_checkpoint = spikeprop("budget", finished / "finetuned.safetensors", "--samples", 0)
+    assert of_checkpoint.exit_code == 0, of_checkpoint.output
+    assert "SynOps" not in of_checkpoint.output
+    assert "spikes of" not in of_checkpoint.output
+
+
+def test_ls_shows_recipes_and_components() -> None:
+    output = spikeprop("ls").output
+    for text in (
+        "digits_cnn_stdb",
+        "LIF(v_threshold=1.0, leak=0.99",
+        "spikeprop.plugins.ActivationRelaxation(loss=CrossEntropy",
+        "ThresholdBalancing(timesteps=100",
+        "STDB(alpha=0.3, beta=0.01)",
+    ):
+        assert text in output
+    only = spikeprop("ls", "Encoder").output
+    assert "Poisson" in only
+    assert "LIF" not in only
+
+    assert "convert.neuron.surrogate" in spikeprop("ls", "convert.neuron.surrogate").output
+    unknown = spikeprop("ls", "foo")
+    assert unknown.exit_code != 0
+    assert "'foo' is not a slot; known: " in " ".join(unknown.output.split())
+
+
+def test_check_names_mistakes() -> None:
+    assert "digits_mlp_stdb: ok" in spikeprop("check", "digits_mlp_stdb", "cifar10_vgg5_stdb").output
+    result = spikeprop("check", "digits_mlp_stdb", "--set", "finetune.lr=fast")
+    assert result.exit_code == 1
+    assert "finetune.lr" in result.output
+    result = spikeprop("check", "digits_mlp_stdb", "--set", "convert.neuron.leak=1.5")
+    assert result.exit_code == 1
+    assert "convert.neuron: LIF: leak is 1.5" in result.output
+
+
+def test_a_run_that_cannot_work_leaves_no_folder(tmp_path: Path) -> None:
+    for override in ("ann.classes=5", "data.train_limit=0", "device=cuda:99", "train.clip=-1"):
+        result = spikeprop("run", "digits_mlp_stdb", override, "--out", tmp_path / "run")
+        assert result.exit_code == 1, result.output
+        assert override.partition("=")[0].split(".")[-1] in result.output
+        assert isinstance(result.exception, SystemExit)
+    assert not (tmp_path / "run").exists()
+    assert spikeprop("run", "digits_mlp_stdb", "--threads", 0).exit_code == 2
+
+
+def test_a_full_disk_while_saving_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write fails from the first network on, the one of the stage's seconds too."""
+    import spikeprop.runtime.files as files
+
+    monkeypatch.setattr(files.os, "fsync", _disk_fills_up(tmp_path / "run" / "stages.json"))
+    result = spikeprop("run", "digits_mlp_stdb", "--smoke", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "metrics.jsonl: No space left on device; nothing was changed there" in result.output
+
+
+def _disk_fills_up(after: Path) -> Callable[[int], None]:
+    def fsync(_: int) -> None:
+        if after.exists():
+            raise OSError(28, "No space left on device")
+
+    return fsync
+
+
+SMOKE = {
+    "digits": None,
+    "mnist": "MNIST",
+    "qr": None,
+    "python": None,
+    "ldbp": None,
+    "aad": None,
+    "fashion": "FashionMNIST",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
+LARGE = {
+    "cifar10_resnet20_light",
+    "cifar10_resnet20_signed",
+    "cifar10_vgg16_stdb",
+    "cifar10_vgg16_qcfs",
+    "cifar10_vgg16_diet",
+    "cifar10_resnet20_stdb",
+    "cifar10_vgg9_stdb",
+}
+RECIPES = sorted(recipe_folder().glob("*.yaml"))
+
+
+# test_map_tasks.py has those that need gymnasium
+HERE = [f for f in RECIPES if not f.stem.startswith(("imagenet", "map"))]
+
+
+@pytest.mark.parametrize("file", HERE, ids=lambda f: f.stem)
+def test_every_recipe_smokes(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = SMOKE[file.stem.partition("_")[0]]
+    if folder is not None:
+        need(request.getfixturevalue("data_root"), folder)
+    smoke(file, tmp_path, lava=_lava_here() and file.stem not in LARGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [f for f in RECIPES if "imagenet" in f.stem], ids=lambda f: f.stem)
+def test_imagenet_recipes_smoke_on_photographs(file: Path, data_root: Path, tmp_path: Path) -> None:
+    """The sample has no training images, so its validation images stand for both: what is tested is that everything runs."""
+    need(data_root, "imagenet-sample")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / split).symlink_to(data_root / "imagenet-sample" / "val")
+    (tmp_path / "data" / "classes.tsv").symlink_to(data_root / "imagenet-sample" / "classes.tsv")
+    smoke(file, tmp_path, f"data.root={tmp_path / 'data'}", "data.workers=2", lava=False)
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
+    """What the README says of ``make demo``: accuracy at few steps, and Lava's spikes equal to PyTorch's."""
+    lava_or_skip()
+    assert spikeprop("run", "digits_cnn_stdb", "--out", tmp_path / "demo").exit_code == 0
+    values = report(tmp_path / "demo")
+    best = max(a for t, a in values["finetuned"]["accuracy"].items() if int(t) <= 10)
+    assert values["ann"]["accuracy"] >= 97
+    assert best >= values["ann"]["accuracy"] - 1
+    assert values["simulate"]["samples"] >= 20
+    assert values["simulate"]["spikes_equal"]
+    assert values["simulate"]["agreement"] == 100
+    assert values["simulate"]["chip"]["chips"] == 1
+
+
+def smoke(file: Path, tmp_path: Path, *overrides: str, lava: bool) -> None:
+    hybrid = isinstance(load_recipe(str(file)).experiment, HybridConversion)
+    simulate = [] if lava or not hybrid else ["simulate.samples=0"]
+    result = spikeprop("run", file, *overrides, *simulate, "--smoke", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    values = report(tmp_path / "run")
+    if not hybrid:
+        assert (tmp_path / "run" / "report.png").exists()
+        return
+    assert set(values["converted"]["accuracy"]) == {"2", "4"}
+    if lava:
+        assert values["simulate"]["spikes_equal"]
+        assert values["simulate"]["samples"] == 1
+
+
+def _lava_here() -> bool:
+    from spikeprop_hardware import HardwareError
+    from spikeprop_hardware.environment import find_python310
+
+    try:
+        find_python310()
+    except HardwareError:
+        return False
+    return True

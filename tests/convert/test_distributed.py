@@ -1,0 +1,297 @@
+"""Two and three processes, each with its part of the calibration images, convert as one does: same thresholds, biases and gains.
+
+Real digits and a network trained on them; the parts are unequal, and one batch has fewer images than there are processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spikeprop import CNN, IF, Digits, MaxActivation, Percentile, Poisson, ThresholdBalancing, convert
+from spikeprop.ann.activation import QCFS
+from spikeprop.cli import main
+from spikeprop.convert import (
+    AdvancedCalibration,
+    ConversionError,
+    LearnedCeiling,
+    LeastError,
+    LightCalibration,
+    LocalThresholdBalancing,
+    OffsetSpike,
+    Part,
+    ThresholdCalibrator,
+)
+from spikeprop.experiment.context import Context
+from spikeprop.experiment.pipeline import HybridConversion, _Run
+from spikeprop.experiment.run_folder import RunFolder
+from spikeprop.recipe import load_recipe
+from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.snn import Direct, Encoder, SpikingNetwork
+
+ROOT = Path(__file__).parents[2]
+SIZES = (67, 1, 12)  # of the batches: 80 images, in two blocks of draws
+EXACT = 0.0
+ROUNDING = 1e-6  # of a tensor's largest number: sums are of float64, what they give of float32
+FITTED = 1e-4  # gradients are summed in float32 within a process, and Adam divides by their size
+
+CASES: dict[str, tuple[ThresholdCalibrator, Encoder, float]] = {
+    "maximum": (MaxActivation(), Direct(), EXACT),
+    "maximum by channel": (MaxActivation(per="channel"), Direct(), EXACT),
+    "percentile": (Percentile(percentile=99.0), Direct(), EXACT),
+    "percentile by channel": (Percentile(percentile=70.0, per="channel"), Direct(), EXACT),
+    "balancing": (ThresholdBalancing(timesteps=20), Direct(), EXACT),
+    "balancing, Poisson": (ThresholdBalancing(timesteps=20, scale=0.7), Poisson(), EXACT),
+    "balancing, percentile": (ThresholdBalancing(timesteps=20, percentile=99.0), Poisson(), EXACT),
+    "learnt ceiling": (LearnedCeiling(), Direct(), EXACT),
+    "offset": (OffsetSpike(calibrator=Percentile(), pre_run=3), Direct(), EXACT),
+    "least error": (LeastError(timesteps=4), Direct(), ROUNDING),
+    "least error by layer": (LeastError(timesteps=4, per="layer"), Direct(), ROUNDING),
+    "local": (LocalThresholdBalancing(timesteps=4, iterations=50), Direct(), ROUNDING),
+    "light": (LightCalibration(timesteps=4), Direct(), ROUNDING),
+    "light, Poisson": (LightCalibration(timesteps=6, potential=True), Poisson(), ROUNDING),
+    "advanced": (AdvancedCalibration(timesteps=4, iterations=20, batch_size=16), Direct(), FITTED),
+    "advanced, batches of two": (AdvancedCalibration(timesteps=16, iterations=30, batch_size=2), Poisson(), FITTED),
+}
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    (x, y) = next(iter(Digits().train(sum(SIZES), seed=0).epoch(0)))
+    return list(zip(x.split(SIZES), y.split(SIZES), strict=True))
+
+
+def digits_ann(folder: Path) -> nn.Module:
+    ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[16, "A", 32, "A"], hidden=[32], dropout=0.1, hidden_dropout=0.1)
+    ann.load_state_dict(load_file(folder / "ann.safetensors"))
+    return ann.eval()
+
+
+def clipped_ann() -> nn.Module:
+    torch.manual_seed(0)
+    return CNN(input_shape=(1, 8, 8), classes=10, plan=[6, "A"], hidden=[5], activation=QCFS(levels=4, ceiling=0.7)).eval()
+
+
+def converted(folder: Path, case: str, processes: Processes = ALONE) -> SpikingNetwork:
+    calibrator, encoder, _ = CASES[case]
+    ann = clipped_ann() if isinstance(calibrator, LearnedCeiling) else digits_ann(folder)
+    torch.manual_seed(5 + processes.rank)  # what another rank would draw for itself is not what counts
+    return convert(ann, batches(), IF(v_init=0.5), calibrator, encoder=encoder, processes=processes)
+
+
+def state_of(network: SpikingNetwork) -> dict[str, Tensor]:
+    return {name: value.detach().contiguous().clone() for name, value in network.state_dict().items()}
+
+
+class Alone(ThresholdCalibrator):
+    """As calibrators were before they were told of a part."""
+
+    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return MaxActivation().calibrate(network, x)
+
+
+class Broken(Alone):
+    """Fails, as it would on images that do not suit it."""
+
+    def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise ConversionError("these images do not suit")
+
+
+def values_of(kind: str, images: int) -> Tensor:
+    """Rows of 7 values an image."""
+    draws = torch.Generator().manual_seed(0)
+    values = torch.randn(3, images * 7, generator=draws, dtype=torch.float64 if kind == "float64" else torch.float32)
+    if kind == "ascending":
+        values = values.sort().values
+    if kind == "few":
+        values = values.round()
+    if kind == "wide":
+        values = values * 10 ** (60 * torch.rand(values.shape, generator=draws) - 30)
+        values[0, :5], values[1, -5:], values[2, 3] = torch.inf, -torch.inf, 0.0
+    return values.half() if kind == "half" else values
+
+
+KINDS = ("float32", "float64", "half", "ascending", "few", "wide")
+QUANTILES = (0.001, 0.3, 0.5, 0.9, 0.999, 1.0)
+
+
+def quantiles(kind: str, part: Part, cuts: slice) -> Tensor:
+    values = values_of(kind, sum(SIZES))[:, cuts.start * 7 : cuts.stop * 7]
+    return torch.stack([part.quantile(values, q) for q in QUANTILES])
+
+
+def refusal(folder: Path, images: list[Tensor], processes: Processes, calibrator: ThresholdCalibrator) -> str:
+    with pytest.raises(ConversionError) as error:
+        convert(digits_ann(folder), images, IF(), calibrator, processes=processes)
+    return str(error.value)
+
+
+def _one_of(rank: int, count: int, place: str) -> None:
+    torch.set_num_threads(1)
+    folder = Path(place)
+    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=count)
+    processes = Processes(rank, count)
+    for number, case in enumerate(CASES):
+        save_file(state_of(converted(folder, case, processes)), folder / f"{number}.{rank}.safetensors")
+    save_file(_more(folder, processes), folder / f"more.{rank}.safetensors")
+    (folder / f"told.{rank}.json").write_text(json.dumps(_told(folder, processes)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _more(folder: Path, processes: Processes) -> dict[str, Tensor]:
+    """Quantiles, and a network of batches of which each process was given its own images alone."""
+    total = sum(SIZES)
+    cuts = range(total)[processes.rows(total)]
+    part = Part(processes, cuts, total)
+    found = {kind: quantiles(kind, part, slice(cuts.start, cuts.stop)) for kind in KINDS}
+    parted = [(x[processes.rows(len(y))], y) for x, y in batches()]
+    network = convert(digits_ann(folder), parted, IF(v_init=0.5), MaxActivation(), processes=processes)
+    return {**found, **{f"parted.{name}": value for name, value in state_of(network).items()}}
+
+
+def _told(folder: Path, processes: Processes) -> dict[str, str]:
+    """What is wrong for one process, or for all, is told to all."""
+    images = [x for x, _ in batches()]
+    broken = [x.clone() for x in images]
+    broken[0][-1, 0, 3, 3] = torch.nan
+    return {
+        "NaN": refusal(folder, broken, processes, MaxActivation()),
+        "never active": refusal(folder, [torch.zeros_like(x) for x in images], processes, Percentile()),
+        "pass at least one for each": refusal(folder, [images[0][: processes.count - 1]], processes, MaxActivation()),
+        "Alone() calibrates in one process": refusal(folder, images, processes, Alone()),
+        "Alone(), pre_run=1) calibrates in one": refusal(folder, images, processes, OffsetSpike(calibrator=Alone(), pre_run=1)),
+    }
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, digits_cnn: CNN) -> Path:
+    """Where so many processes have left their networks."""
+    path = tmp_path_factory.mktemp("together")
+    save_file({name: value.contiguous() for name, value in digits_cnn.state_dict().items()}, path / "ann.safetensors")
+    mp.spawn(_one_of, (request.param, str(path)), nprocs=request.param)
+    return path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_processes_convert_as_one(folder: Path, case: str) -> None:
+    expected, number = state_of(converted(folder, case)), list(CASES).index(case)
+    first, *others = (load_file(file) for file in sorted(folder.glob(f"{number}.*.safetensors")))
+    assert others
+    assert first.keys() == expected.keys()
+    for name, value in expected.items():
+        assert all(torch.equal(one[name], first[name]) for one in others), f"{name} is not the same in all processes"
+        apart = float((first[name].double() - value.double()).abs().max() / value.double().abs().max().clamp(min=1e-30))
+        assert apart <= CASES[case][2], f"{name} is {apart:.2g} of its size apart"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantiles_are_exact_however_values_are_spread(folder: Path, kind: str) -> None:
+    expected = quantiles(kind, Part(), slice(0, sum(SIZES)))
+    assert all(torch.equal(load_file(file)[kind], expected) for file in folder.glob("more.*.safetensors"))
+
+
+def test_a_process_may_be_given_its_own_images_alone(folder: Path) -> None:
+    found = load_file(folder / "more.0.safetensors")
+    expected = state_of(converted(folder, "maximum"))
+    assert all(torch.equal(found[f"parted.{name}"], value) for name, value in expected.items())
+
+
+def test_what_is_wrong_is_told_to_all(folder: Path) -> None:
+    files = list(folder.glob("told.*.json"))
+    assert len(files) > 1
+    for file in files:
+        assert all(says in told for says, told in json.loads(file.read_text()).items())
+
+
+def test_a_calibrator_that_knows_no_parts_still_calibrates_alone(digits_cnn: CNN) -> None:
+    x = batches()[0][0]
+    found = convert(digits_cnn, [x], IF(), OffsetSpike(calibrator=Alone(), pre_run=1))
+    expected = convert(digits_cnn, [x], IF(), MaxActivation())
+    assert all(torch.equal(a.v_threshold, b.v_threshold) for a, b in zip(found.neurons().values(), expected.neurons().values()))
+
+
+# the command --------------------------------------------------------------------------------------------------------------------
+
+UNTRAINED = ("train.epochs=0", "finetune.epochs=0", "evaluate.timesteps=[2]", "simulate.samples=0", "data.test_limit=8")
+
+
+def _torchrun(out: Path, processes: int, settings: list[str]) -> subprocess.CompletedProcess[str]:
+    launch = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    command = [sys.executable, "-m", *launch, "-m", "spikeprop", *_arguments(out, settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400, check=False)
+
+
+def _arguments(out: Path, settings: list[str]) -> list[str]:
+    return ["run", "digits_cnn_stdb", *UNTRAINED, *settings, "--out", str(out)]
+
+
+CUT_SHORT = "convert.images=300"  # a batch in parts, and one that is cut short
+LIGHT = ["convert.calibrator={use: LightCalibration, timesteps: 4}", "convert.encoder=Poisson", CUT_SHORT]
+OUTSIDE = ["convert.calibrator=tests.convert.test_distributed.Alone", CUT_SHORT]
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (2, ["convert.calibrator.timesteps=10", CUT_SHORT]),
+        pytest.param(3, LIGHT, marks=pytest.mark.slow),
+        pytest.param(2, OUTSIDE, marks=pytest.mark.slow),
+        pytest.param(3, ["convert.images=2"], marks=pytest.mark.slow),  # then rank 0 does it alone
+    ],
+    ids=["balancing", "light", "one that knows no parts", "fewer images than processes"],
+)
+def test_the_command_converts_as_one_process(processes: int, settings: list[str], tmp_path: Path) -> None:
+    together = _torchrun(tmp_path / "together", processes, settings)
+    assert together.returncode == 0, together.stderr
+    found = load_file(tmp_path / "together" / "converted.safetensors")
+    done = CliRunner().invoke(main, _arguments(tmp_path / "alone", settings))
+    assert done.exit_code == 0, done.output
+    expected = load_file(tmp_path / "alone" / "converted.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=ROUNDING, atol=0.0)
+
+
+@pytest.mark.slow
+def test_where_rank_0_calibrates_alone_and_cannot_the_others_are_told(tmp_path: Path) -> None:
+    done = _torchrun(tmp_path / "run", 2, ["convert.calibrator=tests.convert.test_distributed.Broken"])
+    assert done.returncode != 0
+    assert "these images do not suit" in done.stderr
+    assert "rank 1 ends, since another process cannot go on" in done.stderr
+    assert "closed by peer" not in done.stderr
+
+
+def test_a_process_reads_its_own_images_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder of photographs, but for a last batch that is cut short."""
+    source = torch.Generator().manual_seed(0)
+    for i in range(12):
+        path = tmp_path / "train" / "n01440764" / f"{i}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (40, 40, 3), generator=source, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(path)
+    recipe = load_recipe(
+        "digits_cnn_stdb", [f"data={{use: ImageNet, root: {tmp_path}, size: 32, workers: 0}}", "convert.images=10"]
+    )
+    monkeypatch.setattr(HybridConversion, "check", lambda *_, **__: None)  # the network is not for these images
+    run = _Run(recipe.experiment, Context(RunFolder(tmp_path / "run", recipe), "photographs", print))
+    ((whole, labels),) = list(run._calibration_images(ALONE))
+    parts = []
+    for rank in range(3):
+        ((x, y),) = list(run._calibration_images(Processes(rank, 3)))
+        assert torch.equal(y, labels)
+        parts.append(x)
+    assert [len(x) for x in parts] == [3, 3, 4]
+    assert torch.equal(torch.cat(parts), whole)

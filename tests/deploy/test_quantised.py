@@ -1,0 +1,139 @@
+"""Fine-tuning in integers: the rounded network is the chip's, gradients pass straight through, nothing is lost by it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from spikeprop_hardware import Simulator, quantize
+from torch import nn
+
+from spikeprop import BPTT, CNN, IF, LIF, Digits, Direct, Poisson, ThresholdBalancing, convert, fit
+from spikeprop.deploy.export import encoded, record
+from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy.quantised import QuantisedBPTT, find_grids, rounded
+from spikeprop.errors import HardwareError
+from spikeprop.recipe import load_recipe
+from spikeprop.snn import INPUT, Gain, SpikingNetwork, Stage, Synapse
+from tests.convert.test_calibrate import Skips
+
+
+def converted(ann: nn.Module, neuron: IF | LIF, shape: tuple[int, ...], poisson: bool = False) -> SpikingNetwork:
+    torch.manual_seed(0)
+    encoder = Poisson() if poisson else Direct()
+    return convert(ann, [torch.rand(16, *shape)], neuron, ThresholdBalancing(timesteps=30, scale=0.5), encoder=encoder)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_spikes_of_the_rounded_network_are_the_chips(seed: int, reset: str) -> None:
+    torch.manual_seed(seed)
+    ann = CNN(input_shape=(2, 8, 8), classes=4, plan=[6, "A", 8, "A"], hidden=[16])
+    network = converted(ann, IF(reset=reset, v_init=0.0), (2, 8, 8), poisson=seed % 2 == 1)  # type: ignore[arg-type]
+    chip = quantize(to_nir(network), input_limit=4.0).network
+    low = {c.exponent for p in chip.populations for c in p.connections if c.exponent < -1}
+    grids = find_grids(network, 4.0)
+    images = torch.rand(4, 2, 8, 8) * 2 - 1
+    with rounded(network, grids):
+        ours, output = record(network, grids.round_input(network, images), 12)
+        inputs = ours.pop(INPUT)
+    theirs = Simulator(chip).run(inputs)
+    wrong = total = 0
+    for name, train in ours.items():
+        assert train.mean() > 0.01, name
+        wrong += int((train.astype(bool).reshape(theirs.spikes[name].shape) != theirs.spikes[name]).sum())
+        total += train.size
+    assert wrong == 0 or (low and wrong < 0.02 * total)
+    if not wrong:
+        np.testing.assert_allclose(theirs.output * chip.populations[-1].unit, output, atol=0.05 if low else 1e-4)
+
+
+def test_values_come_back_and_gradients_pass_straight_through() -> None:
+    torch.manual_seed(0)
+    network = converted(Skips(), LIF(leak=0.9, v_init=0.5), (1, 4, 4))
+    assert any(
+        not list(synapse) for _, stage in network.each() for _, _, synapse in stage.branches()
+    )  # spikes handed on as they are
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    x, y = torch.rand(8, 1, 4, 4), torch.randint(0, 3, (8,))
+    rule = QuantisedBPTT(timesteps=6, input_limit=1.0)
+    rule.step(network, x, y)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    ours = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad()
+    BPTT(timesteps=6).step(network, x, y)
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        assert torch.nn.functional.cosine_similarity(ours[name].flatten(), parameter.grad.flatten(), 0) > 0.6, name
+        assert 0.5 < ours[name].norm() / parameter.grad.norm() < 2, name
+
+
+def test_a_clipped_weight_gets_no_gradient() -> None:
+    network = converted(CNN(input_shape=(1, 4, 4), classes=3, plan=[4], hidden=[]), IF(), (1, 4, 4))
+    grids = find_grids(network, 1.0)
+    stage = next(iter(network.stages.values()))
+    weight = stage.synapses[0].weighted()[0].weight  # type: ignore[union-attr]
+    with torch.no_grad():
+        weight[0, 0, 0, 0] = weight.abs().max() * 5
+    with rounded(network, grids):
+        BPTT(timesteps=4).step(network, torch.rand(8, 1, 4, 4), torch.randint(0, 3, (8,)))
+    assert weight.grad is not None
+    assert weight.grad[0, 0, 0, 0] == 0
+    assert (weight.grad != 0).any()
+
+
+def test_scales_are_searched_again_after_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = converted(CNN(input_shape=(1, 4, 4), classes=3, plan=[4], hidden=[]), IF(), (1, 4, 4))
+    searched = []
+    monkeypatch.setattr("spikeprop.deploy.quantised.find_grids", lambda *a: searched.append(1) or find_grids(*a))
+    rule = QuantisedBPTT(timesteps=2, refresh=2)
+    for _ in range(5):
+        rule.step(network, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))
+    assert len(searched) == 3
+
+
+def test_what_cannot_be_rounded_one_by_one_is_refused_by_name() -> None:
+    def network(*ops: nn.Module) -> SpikingNetwork:
+        stages = {
+            "a": Stage([(INPUT, Synapse(ops))], IF()),
+            "out": Stage([("a", Synapse([nn.Flatten(), nn.Linear(32, 3)]))], None),
+        }
+        return SpikingNetwork(stages, Direct(), (2, 4, 4))
+
+    for ops in (
+        (nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)),
+        (nn.AvgPool2d(3, stride=1, padding=1), nn.Conv2d(2, 2, 3, padding=1)),
+        (nn.Conv2d(2, 2, 1), Gain(0.5)),
+    ):
+        with pytest.raises(HardwareError, match="layer 'a' cannot be fine-tuned in integers"):
+            find_grids(network(*ops), 1.0)
+    find_grids(network(nn.Conv2d(2, 2, 3, padding=1)), 1.0)
+
+
+def test_a_recipe_names_it() -> None:
+    recipe = load_recipe("digits_cnn_stdb", ["finetune.rule={use: spikeprop.deploy.quantised.QuantisedBPTT, refresh: 7}"])
+    rule = recipe.experiment.finetune.build_rule()
+    assert isinstance(rule, QuantisedBPTT)
+    assert (rule.timesteps, rule.refresh) == (8, 7)
+
+
+def fixed_accuracy(network: SpikingNetwork, timesteps: int, images: torch.Tensor, labels: torch.Tensor) -> float:
+    chip = quantize(to_nir(network), input_limit=1.0).network
+    output = Simulator(chip).run(encoded(network, images, timesteps), record=False).output
+    return 100 * float((output[:, -1].argmax(1) == labels.numpy()).mean())
+
+
+def test_fine_tuning_on_digits_loses_nothing_in_fixed_point(digits_cnn: CNN) -> None:
+    torch.manual_seed(0)
+    data = Digits()
+    images = [x for x, _ in data.train(256, seed=1).epoch(0)]
+    network = convert(digits_cnn, images, IF(), ThresholdBalancing(timesteps=50, scale=0.6))
+    tuned = copy.deepcopy(network)
+    optimizer = torch.optim.Adam(tuned.parameters(), lr=1e-4)
+    fit(tuned, QuantisedBPTT(timesteps=8, input_limit=1.0), data.train(32, seed=2), optimizer, epochs=2)
+    x, y = next(data.test(360).epoch(0))
+    before, after = fixed_accuracy(network, 8, x, y), fixed_accuracy(tuned, 8, x, y)
+    assert after >= before
+    assert after > 93

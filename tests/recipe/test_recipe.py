@@ -1,0 +1,242 @@
+"""Recipes: every one is checked, every mistake is named by its path with the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from spikeprop.errors import ConversionError, RecipeError, StageError
+from spikeprop.experiment.pipeline import HybridConversion
+from spikeprop.experiment.settings import find_device
+from spikeprop.recipe import Recipe, check, components, dump, load_recipe, recipe_folder, slots
+
+RECIPES = sorted(recipe_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda f: f.stem)
+def test_every_recipe_is_checked_complete_and_opens_with_its_command(file: Path) -> None:
+    recipe = load_recipe(str(file))
+    assert file.read_text().splitlines()[0] == f"# spikeprop run {file.stem}"
+    described = recipe.describe()
+    again = check(yaml.safe_load(dump(described)))
+    assert load_recipe(file.stem).describe() == described
+    assert described == Recipe("again", again).describe()
+
+
+def test_the_papers_table_is_there() -> None:
+    rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
+    rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
+    others = {f"{ann}_{method}" for ann in ("fashion_mnist_cnn", "cifar10_vgg16") for method in ("qcfs", "diet")}
+    others |= {
+        "cifar10_resnet20_light",
+        "cifar10_resnet20_signed",
+        "digits_cnn_ar",
+        "mnist_mlp_ar",
+        "mnist_cnn_rifle",
+        "cifar10_cnn_ar",
+        "cifar10_resnet32_interlocking",
+        "python_transformer_interlocking",
+        "qr_least_squares",
+        "ldbp_single",
+        "ldbp_pmd",
+        "aad_barrier",
+        "aad_differential",
+    }
+    others |= {f"map_{task}" for task in ("acrobot", "cartpole", "lunar_lander", "mountain_car", "multiplexer", "regression")}
+    assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("finetune.lr=fast", r"finetune\.lr: 'fast' is not valid"),
+        ("finetune.lr=-1", r"finetune: lr is -1"),
+        ("finetune.epochs=2.5", r"finetune\.epochs: 2\.5"),
+        ("finetune.epoch=2", r"finetune\.epoch: FineTuning has no 'epoch'; did you mean 'epochs'"),
+        ("finetun.epochs=2", r"no 'finetun'; did you mean 'finetune'"),
+        ("sed=2", r"sed: HybridConversion has no 'sed'; did you mean 'seed'"),
+        ("data=Digit", r"data: no component 'Digit' in spikeprop\.data; did you mean 'Digits'"),
+        ("convert.neuron.lek=0.9", r"convert\.neuron\.lek: IF has no 'lek'"),
+        ("convert.neuron.surrogate.alhpa=1", r"convert\.neuron\.surrogate\.alhpa: STDB has no 'alhpa'; did you mean 'alpha'"),
+        ("convert.neuron=Poisson", r"convert\.neuron: no component 'Poisson'"),
+        ("convert.neuron.reset=soft", r"convert\.neuron\.reset: 'soft' is not valid"),
+        ("ann.plan=[4, B]", r"ann\.plan"),
+        ("train.optimizer=Adamm", r"train\.optimizer: no component 'Adamm' in torch\.optim; did you mean 'Adam'"),
+        ("train.optimizer.momentun=0.9", r"did you mean 'momentum'"),
+        ("train.optimizer.params=[1]", r"train\.optimizer\.params"),
+        ("finetune.timesteps=0", r"finetune: timesteps is 0; it must be positive"),
+        ("evaluate.timesteps=[4, 0]", "at least 1"),
+        ("use=HybridConversio", r"did you mean 'HybridConversion'"),
+        ("data=nowhere.Set", r"cannot import 'nowhere'"),
+        ("seed", "path.to.key=value"),
+        ("seed.x=1", "seed is 0, which has no keys"),
+        ("seed=[1", "not YAML"),
+    ],
+)
+def test_mistakes_are_named(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("digits_cnn_stdb", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("convert.neuron.v_threshold=0", r"convert\.neuron: IF: v_threshold is 0"),
+        ("convert.neuron.surrogate.alpha=0", r"convert\.neuron\.surrogate: STDB: alpha is 0"),
+        ("convert.neuron.surrogate={use: Triangle, height: -1}", r"Triangle: height is -1"),
+        ("convert.calibrator.scale=-1", r"convert\.calibrator: ThresholdBalancing: scale is -1"),
+        ("convert.calibrator.timesteps=0", r"ThresholdBalancing: timesteps is 0"),
+        ("convert.calibrator={use: Percentile, percentile: 101}", r"convert\.calibrator: Percentile: percentile is 101"),
+        ("finetune.rule.timesteps=0", r"finetune\.rule: BPTT: timesteps is 0"),
+        ("finetune.rule.chunk=0", r"finetune\.rule: BPTT: chunk is 0"),
+        ("finetune.schedule={use: Cosine, warmup: 1.0}", r"finetune\.schedule: Cosine: warmup is 1"),
+        ("train.rule.label_smoothing=2", r"train\.rule: Backprop: label_smoothing is 2"),
+        ("train.optimizer={use: SGD, momentum: -1.0}", r"train\.optimizer: SGD: Invalid momentum"),
+        ("train.clip=0.0", r"train: clip is 0"),
+        ("data.test_limit=-3", r"data: Digits: test_limit is -3"),
+        ("data.std=0.0", r"data: Digits: std is 0"),
+        ("device=tpu", r"device is 'tpu'"),
+        ("precision=half", r"precision: 'half'"),
+        ("ann.classes=5", r"ann: CNN has 5 outputs, but data: Digits has 10 classes; set ann\.classes=10"),
+        ("ann.input_shape=[1, 16, 16]", r"ann: CNN cannot read the images of data: Digits, which are 1x8x8"),
+        ("ann={use: TorchvisionModel, name: resnet18, weights: FOO}", r"no weights 'FOO'; known: IMAGENET1K_V1, DEFAULT"),
+    ],
+)
+def test_values_that_cannot_work_are_found_by_check(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("digits_cnn_stdb", [override]).experiment.check()
+
+
+def test_check_needs_no_data_and_refuses_what_cannot_be_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPIKEPROP_DATA", raising=False)
+    load_recipe("imagenet_resnet34_stdb").experiment.check()
+    load_recipe("imagenet_resnet34_stdb", ["ann={use: TorchvisionModel, name: squeezenet1_0}"]).experiment.check()
+    shuffle = "ann={use: TorchvisionModel, name: shufflenet_v2_x0_5}"
+    with pytest.raises(ConversionError, match="view"):
+        load_recipe("imagenet_resnet34_stdb", [shuffle]).experiment.check()
+
+
+def test_an_ann_that_cannot_do_without_numbers_is_checked_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Scaled(nn.Sequential):\n    def __init__(self, *, classes: int):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, classes))\n"
+        "        self.scale = float(self[1].weight.abs().max())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    load_recipe("digits_cnn_stdb", ["ann={use: my_nets.Scaled, classes: 10}"]).experiment.check()
+    with pytest.raises(RecipeError, match=r"has 9 outputs.*set ann\.classes=10"):
+        load_recipe("digits_cnn_stdb", ["ann={use: my_nets.Scaled, classes: 9}"]).experiment.check()
+
+
+def test_devices_that_are_not_here_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
+    with pytest.raises(RecipeError, match="torch finds 0 CUDA devices"):
+        find_device("cuda:1")
+    lowered = load_recipe("digits_cnn_stdb", ["precision=bfloat16"]).experiment
+    lowered.check()  # the recipe is sound
+    with pytest.raises(RecipeError, match="precision: bfloat16 is for CUDA"):
+        lowered.check(here=True)
+
+
+def test_missing_keys_are_named() -> None:
+    tree = load_recipe("digits_cnn_stdb").describe()
+    del tree["finetune"]["timesteps"]
+    with pytest.raises(RecipeError, match=r"finetune\.timesteps is missing"):
+        check(tree)
+    del tree["data"]
+    with pytest.raises(RecipeError, match=r"data is missing: a component, one of CIFAR10.*Digits"):
+        check(tree)
+    with pytest.raises(RecipeError, match=r"ann\.classes is missing"):
+        check({**tree, "data": "Digits", "ann": {"use": "MLP", "input_shape": [1, 8, 8], "hidden": [4]}})
+
+
+def test_overrides_reach_nested_components_and_numbers_like_1e_3_are_numbers() -> None:
+    overrides = ["finetune.lr=1e-3", "convert.neuron.surrogate=Triangle", "data.root=/data", "train.schedule.warmup=0.1"]
+    experiment = load_recipe("digits_cnn_stdb", overrides).experiment
+    assert experiment.finetune.lr == 0.001
+    assert experiment.train.weight_decay == 5e-4
+    assert type(experiment.convert.neuron.build().surrogate).__name__ == "Triangle"
+    assert experiment.data.build().root == "/data"
+    assert experiment.train.schedule.build().warmup == 0.1  # the recipe names it bare
+
+
+def test_an_unknown_recipe_has_a_nearest_name() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'digits_cnn_stdb'"):
+        load_recipe("digit_cnn_stdb")
+    with pytest.raises(RecipeError, match=r"no recipe 'nothing\.yaml'"):
+        load_recipe("nothing.yaml")
+
+
+def test_code_outside_the_tree_fits_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_lab.py").write_text(
+        "from dataclasses import dataclass\nfrom spikeprop.snn import Encoder\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Half(Encoder):\n    factor: float = 0.5\n    constant = True\n"
+        "    def __call__(self, x, timesteps):\n        return (x * self.factor).unsqueeze(0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = load_recipe("digits_cnn_stdb", ["convert.encoder={use: my_lab.Half, factor: 0.25}"])
+    assert recipe.experiment.convert.encoder.build().factor == 0.25
+    with pytest.raises(RecipeError, match="no component 'Quarter' in my_lab"):
+        load_recipe("digits_cnn_stdb", ["convert.encoder=my_lab.Quarter"])
+
+
+def test_check_finds_a_callback_that_does_not_fit_the_network() -> None:
+    rifle = "train.callbacks=[{use: spikeprop.plugins.RIFLE, head: nowhere}]"
+    with pytest.raises(ValueError, match="head is 'nowhere', which the network has not"):
+        load_recipe("digits_cnn_stdb", [rifle]).experiment.check()
+    load_recipe("digits_cnn_stdb", [rifle.replace("nowhere", "null")]).experiment.check()
+
+
+def test_callbacks_are_a_list_of_components() -> None:
+    override = "train.callbacks=[{use: spikeprop.learn.CollapseGuard, classes: 10}]"
+    recipe = load_recipe("digits_cnn_stdb", [override])
+    assert [c.build().chance for c in recipe.experiment.train.callbacks] == [10]
+    assert check(yaml.safe_load(dump(recipe.describe()))).train.callbacks[0].arguments == {"classes": 10, "least": 500}
+    with pytest.raises(RecipeError, match=r"train\.callbacks\.0: no component 'Guard'"):
+        load_recipe("digits_cnn_stdb", ["train.callbacks=[Guard]"])
+    with pytest.raises(RecipeError, match=r"train\.callbacks: expected a list of components"):
+        load_recipe("digits_cnn_stdb", ["train.callbacks=CollapseGuard"])
+
+
+def test_a_rule_that_cannot_train_the_network_says_so_before_training() -> None:
+    with pytest.raises(StageError, match="at most 4 stages, not 9"):
+        load_recipe("digits_cnn_ar", ["train.rule={use: spikeprop.plugins.Interlocking, cuts: 9}"]).experiment.check()
+    with pytest.raises(RecipeError, match=r"train\.rule: spikeprop\.plugins\.ActivationRelaxation: step_size is 2"):
+        load_recipe("digits_cnn_ar", ["train.rule.step_size=2.0"]).experiment.check()
+
+
+def test_arms_are_a_mapping_of_components() -> None:
+    recipe = load_recipe("mnist_mlp_ar", ["arms.backprop.loss.use=CrossEntropy", "arms.backprop.loss.label_smoothing=0.1"])
+    assert recipe.experiment.arms["backprop"].build().loss.label_smoothing == 0.1
+    with pytest.raises(
+        RecipeError, match=r"arms\.backprop: no component 'Backprob' in spikeprop\.learn; did you mean 'Backprop'"
+    ):
+        load_recipe("mnist_mlp_ar", ["arms.backprop={use: Backprob}"])
+    with pytest.raises(RecipeError, match=r"arms: expected a dict of components"):
+        load_recipe("mnist_mlp_ar", ["arms=[Backprop]"])
+    for override, says in {
+        "baseline=none": "not an arm; arms: backprop",
+        "seeds=[1, 1]": "each once",
+        "ann.classes=9": "9 outputs",
+    }.items():
+        with pytest.raises(RecipeError, match=says):
+            load_recipe("mnist_mlp_ar", [override]).experiment.check()
+
+
+def test_every_slot_has_components() -> None:
+    found = {path: components(base) for path, base in slots(HybridConversion).items()}
+    assert {"IF", "LIF", "SignedIF"} == set(found["convert.neuron"])
+    assert {"Direct", "Poisson"} == set(found["convert.encoder"])
+    assert {"MaxActivation", "Percentile", "ThresholdBalancing", "LeastError", "LightCalibration"} < set(
+        found["convert.calibrator"]
+    )
+    nets = {name for name in found["ann"] if "." not in name}
+    assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "TorchvisionModel"} == nets
+    assert {"spikeprop.plugins.BasicResNet", "spikeprop.plugins.CharTransformer"} <= set(found["ann"])
+    assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet", "WebDataset"} == set(found["data"])
+    assert found["convert.neuron"]["LIF"]["leak"] == 0.99

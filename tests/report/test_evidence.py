@@ -1,0 +1,234 @@
+"""The page's evidence: confusions that add up to the reported accuracy, spikes that are the network's, reasons for the rest."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from spikeprop import Digits
+from spikeprop.cli import main
+from spikeprop.deploy.export import record
+from spikeprop.errors import RunError
+from spikeprop.evaluate.raster import raster
+from spikeprop.evaluate.thumbnails import LARGEST, thumbnail
+from spikeprop.experiment.networks import load_network
+from spikeprop.experiment.runs import Run, run_folders
+from spikeprop.report.evidence import evidence
+from tests.report.conftest import SHORT
+
+
+@pytest.fixture
+def folder(page_run: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(page_run, tmp_path / "run"))
+
+
+def right(run: Run) -> float:
+    assert run.report
+    return run.report["finetuned"]["accuracy"][str(run.steps)]
+
+
+def test_confusions_are_those_of_the_reported_accuracy(page_run: Path) -> None:
+    run = Run.read(page_run)
+    found = evidence(run)
+    told = found["confusion"]
+    counts = np.array(told["counts"])
+    assert told["whole"]
+    assert counts.sum() == told["images"] == 360
+    assert 100 * counts.trace() / counts.sum() == pytest.approx(right(run), abs=1e-9)
+    labels = torch.cat([y for _, y in Digits().test(100).epoch(0)])
+    assert counts.sum(1).tolist() == torch.bincount(labels, minlength=10).tolist()
+    off = counts - np.diag(counts.diagonal())
+    assert [n for *_, n in told["commonest"]] == sorted(off[off > 0].tolist(), reverse=True)[:20]
+
+
+def test_images_shown_are_the_test_sets_own_with_their_answers(page_run: Path) -> None:
+    found = evidence(Run.read(page_run))
+    images, labels = next(Digits().test(360).epoch(0))
+    for kind, shown in found["examples"].items():
+        assert shown
+        for one in shown:
+            assert one["label"] == str(int(labels[one["number"]]))
+            assert (one["label"] == one["answer"]) == (kind == "right")
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["png"].partition(",")[2]))))
+            assert np.abs(pixels / 255 - images[one["number"], 0].numpy()).max() < 1 / 255
+    assert len({one["label"] for one in found["examples"]["right"]}) == 8  # the classes in turn
+
+
+def test_a_raster_is_what_the_network_fires(page_run: Path) -> None:
+    run = Run.read(page_run)
+    (shown, *_) = evidence(run)["rasters"]
+    network = load_network(page_run / "finetuned.safetensors").network
+    image = next(Digits().test(360).epoch(0))[0][shown["number"]]
+    trains, _ = record(network, image[None], run.steps)  # type: ignore[arg-type]
+    trains.pop("input")
+    assert [layer["name"] for layer in shown["layers"]] == list(trains)
+    for layer in shown["layers"]:
+        flat_TN = trains[layer["name"]][0].reshape(run.steps, -1)
+        assert layer["neurons"] == flat_TN.shape[1]
+        expected = {
+            (row, step) for row, neuron in enumerate(layer["chosen"]) for step in np.nonzero(flat_TN[:, neuron])[0].tolist()
+        }
+        assert {(row, step) for row, step, _ in layer["spikes"]} == expected
+
+
+def test_spikes_that_are_taken_back_have_their_sign(digits_cnn: Any) -> None:
+    from spikeprop import MaxActivation, SignedIF, convert
+
+    images = next(Digits().test(64).epoch(0))[0]
+    network = convert(digits_cnn, [images], SignedIF(), MaxActivation()).eval()
+    signs = {sign for layer in raster(network, images[0], 16) for *_, sign in layer["spikes"]}
+    assert signs == {1, -1}
+
+
+def test_where_no_answers_are_kept_images_are_asked_again(folder: Path) -> None:
+    whole = evidence(Run.read(folder))["confusion"]
+    (folder / "page.json").unlink()
+    (folder / "answers" / "finetuned" / "answers.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="asked again"):
+        assert evidence(Run.read(folder))["confusion"] == whole
+    shutil.rmtree(folder / "answers")
+    asked = evidence(Run.read(folder))
+    assert asked["confusion"] == whole
+    few = evidence(Run.read(folder), samples=50)
+    assert (few["confusion"]["images"], few["confusion"]["whole"]) == (50, False)
+    none = evidence(Run.read(folder), samples=0)
+    assert "confusion" not in none
+    assert "--samples 0" in none["missing"]["confusion"]
+    assert none["thresholds"]
+
+
+def test_it_is_made_once_and_again_when_the_checkpoint_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = evidence(Run.read(folder))
+    with monkeypatch.context() as patch:
+        patch.setattr("spikeprop.report.evidence.load_network", lambda _: pytest.fail("made again"))
+        assert evidence(Run.read(folder)) == json.loads(json.dumps(made))
+    shutil.copy(folder / "converted.safetensors", folder / "finetuned.safetensors")
+    shutil.copy(folder / "converted.json", folder / "finetuned.json")
+    assert evidence(Run.read(folder))["asked"] != made["asked"]
+    for text in ("{", "[]"):
+        (folder / "page.json").write_text(text)
+        assert "confusion" in evidence(Run.read(folder))
+        assert json.loads((folder / "page.json").read_text())["asked"]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"settings": 3}', '{"settings": {"timesteps": 8}}'])
+def test_answers_whose_evaluation_is_not_known_are_missing_and_not_fatal(folder: Path, text: str) -> None:
+    (folder / "page.json").unlink(missing_ok=True)
+    (folder / "answers" / "finetuned" / "evaluation.json").write_text(text)
+    found = evidence(Run.read(folder))
+    assert "evaluation.json is damaged" in found["missing"]["confusion"]
+    assert found["thresholds"]
+
+
+@pytest.mark.filterwarnings("default:.*its images are asked again")  # the command line shows it
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_run_asks_again_where_its_evaluation_is_damaged(folder: Path, text: str) -> None:
+    before = right(Run.read(folder))
+    stages = {k: v for k, v in Run.read(folder).stages.items() if k in ("data", "ann", "convert", "finetune")}
+    (folder / "stages.json").write_text(json.dumps(stages))
+    (folder / "report.json").unlink()
+    (folder / "answers").rename(folder / "evaluate.progress")
+    (folder / "evaluate.progress" / "finetuned" / "evaluation.json").write_text(text)
+    done = CliRunner().invoke(main, ["run", "digits_cnn_stdb", *SHORT, "--out", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"finetuned.evaluation\.json is damaged: its images are asked again", done.output)
+    assert right(Run.read(folder)) == before
+
+
+def test_code_from_outside_is_imported_for_a_report_only_if_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange_data.py").write_text("from spikeprop import Digits\nclass Own(Digits):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    about = json.loads((folder / "run.json").read_text())
+    about["recipe"]["data"] = {"use": "strange_data.Own"}
+    (folder / "run.json").write_text(json.dumps(about))
+
+    def page(*more: str) -> str:
+        done = CliRunner().invoke(main, ["report", str(folder), "-o", str(tmp_path / "p.html"), "--samples", "50", *more])
+        assert done.exit_code == 0, done.output
+        return (tmp_path / "p.html").read_text()
+
+    assert "--import strange_data" in page()
+    assert "strange_data" not in sys.modules
+    assert "--import strange_data" not in page("--import", "strange_data")
+    assert sys.modules.pop("strange_data")
+
+
+def test_what_cannot_be_made_is_named_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    run = Run.read(folder)
+    (folder / "page.json").unlink(missing_ok=True)
+    settings = {**run.settings, "data": {"use": "CIFAR10", "root": str(tmp_path / "nowhere")}}
+    found = evidence(replace(run, about={**run.about, "recipe": settings}))
+    assert "nowhere" in found["missing"]["examples"]
+    assert not (folder / "page.json").exists()  # data may be there tomorrow
+    (folder / "finetuned.safetensors").write_bytes(b"damaged")
+    assert "finetuned" in evidence(run)["missing"]["rasters"]
+    (folder / "finetuned.safetensors").unlink()
+    assert "holds no finetuned.safetensors" in evidence(run)["missing"]["confusion"]
+
+
+def test_runs_are_found_with_their_state(folder: Path, tmp_path: Path) -> None:
+    (run,) = map(Run.read, run_folders(tmp_path))
+    assert (run.state, run.recipe, run.name) == ("finished", "digits_cnn_stdb", "run")
+    assert run.begun().endswith(" UTC")
+    assert run.size() == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    assert list(run.headline()) == ["ANN", "converted, T = 8", "fine-tuned, T = 8"]
+    (folder / "report.json").unlink()
+    assert Run.read(folder).state == "stopped after simulate"
+    (folder / "finetune.progress.safetensors").touch()
+    assert Run.read(folder).state == "stopped at finetune"
+    (folder / "stages.json").write_text("[]")
+    with pytest.raises(RunError, match=r"stages\.json is damaged"):
+        Run.read(folder)
+    with pytest.raises(RunError, match="is no run folder"):
+        Run.read(tmp_path)
+
+
+def test_ls_runs_is_a_table_and_names_what_is_damaged(folder: Path, tmp_path: Path) -> None:
+    def listed() -> str:
+        return CliRunner().invoke(main, ["ls", "runs", str(tmp_path)]).output
+
+    accuracy = f"fine-tuned, T = 8 {right(Run.read(folder)):.4g}"
+    assert re.search(rf"run +finished +digits_cnn_stdb +ANN [\d.]+, converted, T = 8 [\d.]+, {re.escape(accuracy)} +\d", listed())
+    (folder / "report.json").unlink()
+    assert "stopped after simulate" in listed()
+    shutil.copytree(folder, tmp_path / "spoilt")
+    for text in ("{", "[]", "\0", "[" * 100_000):
+        (tmp_path / "spoilt" / "run.json").write_text(text)
+        done = CliRunner().invoke(main, ["ls", "runs", str(tmp_path)])
+        assert done.exit_code == 0
+        assert re.search(r"run +stopped after simulate", done.stdout)  # one damaged folder hides no other
+        assert done.stderr.count("run.json") == 1
+        assert "spoilt/run.json is damaged" in done.stderr
+    shutil.rmtree(folder)
+    assert "no runs in" in listed()
+    refused = CliRunner().invoke(main, ["ls", "Neuron", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "a folder is for `ls runs" in refused.output
+
+
+def test_thumbnails_take_the_normalisation_back_and_are_small() -> None:
+    image = torch.rand(3, 200, 100)
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+    small = (image[:, :16, :16] - shift) / scale
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(thumbnail(small, mean, std).partition(",")[2]))))
+    assert np.abs(pixels / 255 - image[:, :16, :16].permute(1, 2, 0).numpy()).max() <= 0.51 / 255
+    assert max(Image.open(io.BytesIO(base64.b64decode(thumbnail(image, 0.0, 1.0).partition(",")[2]))).size) == LARGEST
+    with pytest.raises(ValueError, match="2 channels"):
+        thumbnail(torch.zeros(2, 4, 4), 0.0, 1.0)

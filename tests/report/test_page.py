@@ -1,0 +1,206 @@
+"""The report page in a real browser: nothing fetched, no complaint, every figure there, and its numbers are the report's."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from spikeprop.cli import main
+from spikeprop.experiment.runs import Run
+from spikeprop.report import document
+from spikeprop.report.axes import axis, short, spaced, ticks
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
+FIGURES = ["accuracy-steps", "accuracy-synops", "accuracy-energy", "training-ann-loss", "training-ann-accuracy",
+           "training-finetune-loss", "training-finetune-accuracy", "run-0-rates", "run-0-thresholds", "run-0-raster-0",
+           "run-0-raster-1", "run-0-confusion"]  # fmt: skip
+
+
+def write(out: Path, *runs: Path) -> Path:
+    result = CliRunner().invoke(main, ["report", *map(str, runs), "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+class Opened:
+    """A page that is open, with what it asked for and complained of."""
+
+    def __init__(self, chromium: Any, file: Path, scheme: str):
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page = chromium.new_page(color_scheme=scheme)
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(file.as_uri())
+
+    def cells(self, caption: str) -> list[list[str]]:
+        """Text of a table's body, found by its caption."""
+        found = "[...document.querySelectorAll('table')].find(t => t.caption.textContent === caption)"
+        script = f"caption => [...{found}.tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent))"
+        return self.page.evaluate(script, caption)
+
+    def points(self, figure: str, label: str) -> list[tuple[float, float]]:
+        """What the circles of a curve stand for."""
+        circles = f'#{figure} g[data-label="{label}"] circle'
+        return [tuple(p) for p in self.page.eval_on_selector_all(circles, "all => all.map(c => [+c.dataset.x, +c.dataset.y])")]
+
+
+@pytest.fixture(scope="module")
+def file(page_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("html") / "report.html", page_run)
+
+
+@pytest.fixture(params=["light", "dark"])
+def opened(chromium: Any, file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    found = Opened(chromium, file, request.param)
+    yield found
+    found.page.close()
+
+
+def test_it_opens_without_a_word_and_asks_for_nothing(opened: Opened, file: Path) -> None:
+    assert opened.said == []
+    assert opened.asked == [file.as_uri()]
+    assert "http" not in re.sub(r"http-equiv", "", file.read_text())
+
+
+def test_every_figure_is_there_and_has_a_size(opened: Opened) -> None:
+    for name in FIGURES:
+        picture = opened.page.locator(f"#{name} svg[role=img]")
+        assert picture.count() == 1, name
+        box = picture.bounding_box()
+        assert box["width"] > 100, name
+        assert box["height"] > 40, name
+        assert picture.get_attribute("aria-label")
+    assert opened.page.locator("#run-0-right img").count() == 8
+
+
+def test_the_numbers_are_those_of_the_report(opened: Opened, page_run: Path) -> None:
+    report = json.loads((page_run / "report.json").read_text())
+    (row,) = opened.cells("Runs")
+    shares = [report["ann"]["accuracy"], report["converted"]["accuracy"]["8"], report["finetuned"]["accuracy"]["8"]]
+    assert row[3:6] == [f"{value:.2f} %" for value in shares]
+    assert row[7:9] == [f"{report['macs']:,}", f"{round(sum(report['synops'].values())):,}"]
+    for kind, label in (("converted", "converted"), ("finetuned", "fine-tuned")):
+        by_steps = [(float(t), a) for t, a in report[kind]["accuracy"].items()]
+        assert opened.points("accuracy-steps", label) == by_steps
+        active = report[kind]["activity"]
+        assert opened.points("accuracy-synops", label) == [(sum(active[str(int(t))]["synops"].values()), a) for t, a in by_steps]
+        assert opened.points("accuracy-energy", label) == [(active[str(int(t))]["energy_joules"] * 1e6, a) for t, a in by_steps]
+    layers = {row[0]: row for row in opened.cells("Layers at T = 8")}
+    for layer, threshold in report["thresholds"].items():
+        assert layers[layer][2] == f"{report['rates'][layer]:.4g}"
+        assert float(layers[layer][4]) == pytest.approx(threshold, rel=1e-3)
+    logged = [json.loads(line) for line in (page_run / "metrics.jsonl").read_text().splitlines()]
+    losses = [(e["epoch"] + 1, e["loss"]) for e in logged if e["stage"] == "ann"]
+    assert opened.points("training-ann-loss", page_run.name) == losses
+    counts = opened.page.eval_on_selector_all("#run-0-confusion g[data-count]", "all => all.map(g => [g.dataset.row === "
+                                              "g.dataset.column, +g.dataset.count])")  # fmt: skip
+    right, images = sum(n for hit, n in counts if hit), sum(n for _, n in counts)
+    assert 100 * right / images == pytest.approx(shares[2], abs=1e-9)
+
+
+def test_it_can_be_read_without_seeing_it(opened: Opened) -> None:
+    levels = opened.page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map(h => +h.tagName[1])")
+    assert levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
+    assert opened.page.locator("img:not([alt]), img[alt='']").count() == 0
+    assert opened.page.locator("th:not([scope])").count() == 0
+    assert opened.page.locator("table:not(:has(caption))").count() == 0
+    assert opened.page.locator("html[lang=en]").count() == 1
+    ids = opened.page.eval_on_selector_all("[id]", "all => all.map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    links = opened.page.eval_on_selector_all("a", "all => all.map(a => a.getAttribute('href'))")
+    assert links
+    assert all(link[0] == "#" and link[1:] in ids for link in links)
+    contrast = opened.page.evaluate(CONTRAST)
+    assert min(contrast.values()) >= 4.5, contrast
+
+
+CONTRAST = """() => {
+  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const ratio = c => { const l = light(c); return (Math.max(l, paper) + 0.05) / (Math.min(l, paper) + 0.05); };
+  const of = (selector, key) => ratio(getComputedStyle(document.querySelector(selector))[key]);
+  return {text: of('p', 'color'), head: of('thead th', 'color'), caption: of('figcaption', 'color'), link: of('a', 'color'),
+    tick: of('svg text.tick', 'fill')};
+}"""
+
+
+def test_several_runs_lie_over_each_other_and_can_be_hidden(chromium: Any, page_run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(page_run, tmp_path / "other")
+    results = [
+        RESULTS / name for name in ("fashion_mnist_cnn_diet", "mnist_cnn_rifle", "map_cartpole", "cifar10_resnet20_signed")
+    ]
+    opened = Opened(chromium, write(tmp_path / "all.html", page_run, Path(other), *results), "light")
+    assert (opened.said, len(opened.asked)) == ([], 1)
+    rows = opened.cells("Conversions")
+    assert [row[0] for row in rows] == [page_run.name, "other", "fashion_mnist_cnn_diet", "cifar10_resnet20_signed"]
+    assert rows[3][5] == "-"  # it was not fine-tuned
+    assert [row[0] for row in opened.cells("Experiments of plugins")] == ["mnist_cnn_rifle", "map_cartpole"]
+    curve = opened.page.locator('#accuracy-steps g[data-label="other, fine-tuned"]')
+    assert curve.is_visible()
+    opened.page.locator('[data-shows="1"]').uncheck()
+    assert not curve.is_visible()
+    assert opened.page.locator(f'#accuracy-steps g[data-label="{page_run.name}, fine-tuned"]').is_visible()
+    section = opened.page.locator("section:has(#run-3)")
+    assert not section.locator("img.drawn").is_visible()
+    opened.page.locator('nav a[href="#run-3"]').click()
+    section.locator("img.drawn").wait_for(state="visible")
+    arms = json.loads((RESULTS / "mnist_cnn_rifle" / "report.json").read_text())["arms"]
+    assert [row[:2] for row in opened.cells("Arms, over seeds")] == [[name, f"{arm['mean']:.2f}"] for name, arm in arms.items()]
+    opened.page.close()
+
+
+def test_what_a_folder_lacks_is_said(page_run: Path, tmp_path: Path) -> None:
+    old = document([Run.read(RESULTS / "fashion_mnist_cnn_diet")], [{"missing": dict.fromkeys(MISSING, "no checkpoint")}])
+    for told in ("counts spikes at one T alone", "Rasters: no checkpoint", "Confusions: no checkpoint", "Spikes by layer: not in",
+                 "Error of the conversion: not in this report", "not recorded"):  # fmt: skip
+        assert told in old, told
+    unfinished = Path(shutil.copytree(page_run, tmp_path / "r"))
+    (unfinished / "report.json").unlink()
+    assert "This run is not finished (stopped after simulate)" in document([Run.read(unfinished)], [{"missing": {}}])
+    with pytest.raises(ValueError, match="at least one run"):
+        document([], [])
+
+
+MISSING = ("thresholds", "confusion", "examples", "rasters")
+
+
+def test_what_others_wrote_is_text_and_no_markup(page_run: Path, tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    folder = Path(shutil.copytree(RESULTS / "mnist_cnn_rifle", tmp_path / "r"))
+    report = json.loads((folder / "report.json").read_text())
+    report["arms"][bad] = report["arms"].pop("L2-SP")
+    (folder / "report.json").write_text(json.dumps(report))
+    page = document([Run.read(folder)], [{"missing": {}}])
+    assert bad not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+@pytest.mark.parametrize("name", sorted(f.parent.name for f in RESULTS.glob("*/run.json")))
+def test_every_kept_result_has_a_page(name: str) -> None:
+    run = Run.read(RESULTS / name)
+    page = document([run], [{"missing": dict.fromkeys(MISSING, "not here") if run.hybrid else {}}])
+    assert str(run.about["commit"]) in page
+    for value in run.headline().values():
+        assert f"{value:.2f}" in page or f"{value:.4g}" in page
+
+
+def test_ticks_are_round_and_within() -> None:
+    assert ticks(axis([0, 100], 0, 500, margin=0)) == [0, 20, 40, 60, 80, 100]
+    assert ticks(axis([97.3, 98.4], 0, 500, margin=0)) == [97.5, 98]
+    assert ticks(axis([1, 1000], 0, 500, log=True, margin=0), 4) == [1, 10, 100, 1000]
+    assert spaced([1, 2, 3, 50], axis([1, 50], 0, 490, margin=0), 15) == [1, 3, 50]
+    assert [short(v) for v in (0.2, 1500.0, 20000.0, 2e6, 5e9)] == ["0.2", "1500", "20 k", "2 M", "5 G"]
+    same = axis([5, 5], 0, 100)
+    assert same.place(5) == pytest.approx(50)

@@ -1,0 +1,261 @@
+"""Two commands on one folder, in processes of their own: the second is refused at once, unless the first was killed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+from click.testing import CliRunner, Result
+
+from spikeprop.cli import main
+from spikeprop.errors import BusyError
+from spikeprop.runtime.files import remove_leftovers
+from spikeprop.runtime.locks import NAME, PATIENCE, Lock, at_work, locked
+from spikeprop.runtime.processes import Processes, same_again
+from tests.test_untrusted import checkpoint
+
+ROOT = Path(__file__).parents[1]
+SOON = PATIENCE + 5.0  # seconds
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(ROOT)  # where a run finds the tests' own experiment
+    file = tmp_path / "quick.yaml"
+    file.write_text("use: tests.sweep.quick.Quick\nx: 1.0\n")
+    return file
+
+
+def spikeprop(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@contextmanager
+def begun(*arguments: str | Path, mark: Path) -> Iterator[subprocess.Popen[str]]:
+    """``spikeprop`` in a process of its own, which has written ``mark``."""
+    command = [sys.executable, "-m", "spikeprop", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not mark.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert process.poll() is None, process.communicate()[0]
+            yield process
+        finally:
+            process.kill()
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def starts(folder: Path) -> int:
+    return len((folder / "starts.txt").read_text().splitlines())
+
+
+def test_a_second_run_is_refused_at_once_and_the_first_is_not_disturbed(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with begun("run", recipe, "seconds=600", "--out", folder, mark=folder / "starts.txt") as first:
+        before, started = contents(folder), time.monotonic()
+        second = spikeprop("run", recipe, "seconds=600", "--out", folder)
+        assert time.monotonic() - started < SOON
+        assert second.exit_code == 1
+        said = " ".join(second.output.split())
+        assert f"{folder} is in use by process {first.pid} on {platform.node()}, at work since 20" in said
+        assert "wait for it, stop it, or use another --out folder" in said
+        assert contents(folder) == before
+        assert "stopped at the start" in spikeprop("ls", "runs", tmp_path).output  # readers take no lock, and wait for none
+        assert contents(folder) == before
+        first.send_signal(signal.SIGTERM)
+        output, _ = first.communicate(timeout=60)
+        assert first.returncode == 128 + signal.SIGTERM, output
+    assert f"go on with: spikeprop run {recipe} seconds=600 --out {folder}" in output
+
+
+def test_after_a_kill_the_next_run_goes_on(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with begun("run", recipe, "seconds=5", "--out", folder, mark=folder / "starts.txt") as first:
+        first.kill()
+    assert first.returncode == -signal.SIGKILL
+    assert json.loads((folder / NAME).read_text())["pid"] == first.pid  # left behind, and holding up nobody
+    second = spikeprop("run", recipe, "seconds=5", "--out", folder)
+    assert second.exit_code == 0, second.output
+    assert starts(folder) == 2
+    assert spikeprop("run", recipe, "seconds=5", "--out", folder).exit_code == 0  # the same process, once it is done
+
+
+CHILDREN = """
+import os, subprocess, sys, time
+from pathlib import Path
+from spikeprop.runtime.locks import locked
+with locked(Path(sys.argv[1])):
+    children = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid]
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(600)
+        os._exit(0)
+    print(*children, forked, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_children_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", CHILDREN, str(tmp_path)], text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        children = [int(pid) for pid in process.stdout.readline().split()]
+        try:
+            time.sleep(0.5)  # the child has begun its program
+            assert at_work(tmp_path)
+            process.kill()
+            process.wait()
+            for child in children:
+                os.kill(child, 0)  # alive
+            assert Lock(tmp_path / NAME).holder() == "another process", "a process that is gone is not named"
+            with locked(tmp_path):
+                assert at_work(tmp_path)
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+    assert not at_work(tmp_path)
+
+
+def test_of_several_processes_the_first_holds_it(tmp_path: Path) -> None:
+    with locked(tmp_path, Processes(rank=1)):
+        assert not at_work(tmp_path)
+    with locked(tmp_path, Processes(rank=0)), pytest.raises(BusyError), locked(tmp_path):
+        pass
+
+
+def test_who_dies_slowly_is_waited_for(tmp_path: Path) -> None:
+    program = "import sys, time; from pathlib import Path; from spikeprop.runtime.locks import locked\n"
+    program += "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(1)"
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with locked(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_and_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> bool:
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr(filelock, "lock_descriptor", refuse)
+    with pytest.warns(UserWarning, match=r"without locks \(not here\): a second process"), locked(tmp_path):
+        pass
+
+
+def test_what_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*file/\.lock: .*; use another --out folder"), locked(tmp_path / "file"):
+        pass
+    (tmp_path / NAME).symlink_to(tmp_path / "file")  # somebody's, by way of a link
+    with pytest.raises(OSError, match="cannot write"), locked(tmp_path):
+        pass
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 900, "3", "{}", '{"pid": "x", "host": 1, "since": 2}', "\xff" * 2000])
+def test_a_note_that_says_nothing_names_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / NAME).write_text(text, encoding="latin-1")
+    assert Lock(tmp_path / NAME).holder() == "another process"
+    remove_leftovers(tmp_path)
+    assert (tmp_path / NAME).exists()
+
+
+def test_a_second_evaluation_is_refused(tmp_path: Path) -> None:
+    file, folder = checkpoint(tmp_path / "a.safetensors"), tmp_path / "eval"
+    command = ("eval", file, "--out", folder, "--device", "cpu")
+    with begun(*command, "--timesteps", "60000", mark=folder / "evaluation.json") as first:
+        second = spikeprop(*command, "--restart", "--timesteps", "1")
+        assert second.exit_code == 1
+        assert f"is in use by process {first.pid}" in " ".join(second.output.split())
+        assert "60000" in (folder / "evaluation.json").read_text(), "--restart threw away what another is at"
+    third = spikeprop(*command, "--restart", "--timesteps", "1", "--limit", "20")
+    assert third.exit_code == 0, third.output
+
+
+def test_a_sweep_waits_for_a_run_that_was_begun_by_hand(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    trial = folder / "000"
+    with begun("run", recipe, "x=0.0", "seconds=8", "--out", trial, mark=trial / "starts.txt"):
+        swept = spikeprop("sweep", recipe, "x=0.0", "seconds=8", "--metric", "value", "--out", folder)
+    assert swept.exit_code == 0, swept.output
+    assert "000 is still at work for an earlier sweep, or by hand" in swept.output
+    assert starts(trial) == 1
+
+
+def test_a_second_sweep_is_refused_by_name(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    axes = ("x=0.5", "seconds=600")
+    with begun("sweep", recipe, *axes, "--out", folder, mark=folder / "000" / "starts.txt") as first:
+        second = spikeprop("sweep", recipe, *axes, "--out", folder)
+        assert second.exit_code == 1
+        assert f"another sweep is at work in {folder} (process {first.pid} on " in " ".join(second.output.split())
+        first.terminate()
+        first.wait(timeout=60)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "spikeprop"]
+
+
+def test_processes_of_torchrun_hold_it_together_and_say_once_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = ["run", "digits_cnn_stdb", "train.epochs=5000", "simulate.samples=0", "device=cpu", "--out", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {
+        "cwd": ROOT,
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
+    with subprocess.Popen([*TORCHRUN, *command], **options) as first:
+        try:
+            deadline = time.monotonic() + 120
+            while not (folder / "metrics.jsonl").exists() and first.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            second = subprocess.run([*TORCHRUN, *command], **options, timeout=120, check=False)
+            assert second.returncode != 0
+            said = " ".join(second.stdout.split())
+            assert said.count("is in use by process") == 1, second.stdout
+            first.terminate()
+            output, _ = first.communicate(timeout=120)
+        finally:
+            first.kill()
+    assert output.count("go on with:") == 1, output
+    assert f"go on with: torchrun --nproc-per-node=2 -m spikeprop {' '.join(command)}" in output
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "spikeprop run 'a b'"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}, "torchrun --nproc-per-node=2 -m spikeprop run 'a b'"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1"}, None),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}, "4 processes, started on all machines as these were"),
+    ],
+)
+def test_how_to_go_on_is_said_as_it_was_begun(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], says: str | None
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert same_again(["run", "a b"]) == says
