@@ -1,12 +1,12 @@
-"""Model-parallel training: interlocking backpropagation in a process a stage, beside torch.distributed.pipelining's schedules.
+"""Model-parallel training: interlocking backpropagation in a process a segment, beside torch.distributed.pipelining's schedules.
 
 python benchmarks/interlocking.py --processes 2 4 --steps 4 --out results/benchmarks/interlocking.json
 
-The network is the paper's ResNet-32 at --width; each process has one thread and one stage, over gloo. Throughput is images a
-second of --steps batches after one to warm up, the same random images for all; idle is the share of its time that a stage waits
+The network is the paper's ResNet-32 at --width; each process has one thread and one segment, over gloo. Throughput is images a
+second of --steps batches after one to warm up, the same random images for all; idle is the share of its time that a segment waits
 for a neighbour (ours; PyTorch's schedules do not tell). Where there are fewer cores than processes they share them, so real
-processes cannot be faster than one: what the schedule allows on a device for each stage is *simulated* from stage times measured
-in one process.
+processes cannot be faster than one: what the schedule allows on a device for each segment is *simulated* from segment times
+measured in one process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         real = {name: _in_processes(name, world, options) for name in (*REACHES, *PEERS)}
         found[str(world)] = {"processes": real, "simulated": _simulated(world, options)}
         _show(world, found[str(world)])
-    save(__file__, options, stages=found)
+    save(__file__, options, segments=found)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,10 +110,10 @@ def _ours(rule: Interlocking, model: nn.Module, x: Tensor) -> Any:
 def _peer(name: str, rank: int, world: int, options: argparse.Namespace, rule: Interlocking, model: nn.Module) -> Any:
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-    module = rule.graph(model).stages[rank].module
-    stage = PipelineStage(module, rank, world, torch.device("cpu"))
+    module = rule.graph(model).segments[rank].module
+    segment = PipelineStage(module, rank, world, torch.device("cpu"))
     kind = ScheduleGPipe if name == "GPipe" else Schedule1F1B
-    schedule = kind(stage, options.microbatches, loss_fn=nn.functional.cross_entropy)
+    schedule = kind(segment, options.microbatches, loss_fn=nn.functional.cross_entropy)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
 
     def run(x: Tensor, y: Tensor, steps: int) -> None:
@@ -143,7 +143,7 @@ def _simulated(world: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(world: int, found: dict[str, Any]) -> None:
-    print(f"\n{world} stages{'':<12}processes, images/s   idle by stage          simulated, images/s   idle by stage")
+    print(f"\n{world} segments{'':<12}processes, images/s   idle by segment          simulated, images/s   idle by segment")
     for name, real in found["processes"].items():
         simulated = found["simulated"][name]
         print(f"{name:<20} {real['images_per_second']:>18.1f}   {_shares(real['idle']):<22} "

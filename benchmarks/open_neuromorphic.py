@@ -7,7 +7,7 @@ flaws of the original are mended: the device is waited for around each timing, a
 the same, u = 0.9 v + I, a spike where u > 1, then v = 0, which all of them can express. Each has the surrogate that it is used
 with. Every peer multiplies by its weights once for all steps, then runs its neurons, as is fastest, and sums its spikes.
 
-Our network must end in an accumulating stage, so ours ends in a linear layer n -> 1 of frozen ones, whose sum over time is that
+Our network must end in an accumulating layer, so ours ends in a linear layer n -> 1 of frozen ones, whose sum over time is that
 same loss; it is work that the peers need not do. Our encoder plays the prepared input; no contender copies it.
 The column "spikes" shows the loss: it is the same for all but for a few spikes that rounding moves.
 """
@@ -25,7 +25,7 @@ from peers import FastSigmoidSpike
 from torch import Tensor, nn
 
 from spikeprop import LIF, STDB, SpikingNetwork
-from spikeprop.snn import INPUT, Encoder, Stage, Synapse
+from spikeprop.snn import INPUT, Encoder, Layer, Synapse
 
 LEAK, THETA = 0.9, 1.0
 Loss = Callable[[Tensor], Tensor]
@@ -44,16 +44,16 @@ class Recorded(Encoder):
 
 
 def ours(linear: nn.Linear) -> Loss:
-    """A SpikingNetwork whose output stage adds up the spikes."""
+    """A SpikingNetwork whose output layer adds up the spikes."""
     adder = nn.Linear(linear.out_features, 1, bias=False).requires_grad_(False)
     nn.init.ones_(adder.weight)
     neuron = LIF(v_threshold=THETA, leak=LEAK, reset="zero", surrogate=STDB())
-    stages = {
-        "hidden": Stage([(INPUT, Synapse([linear]))], neuron),
-        "output": Stage([("hidden", Synapse([adder]))], None),
+    layers = {
+        "hidden": Layer([(INPUT, Synapse([linear]))], neuron),
+        "output": Layer([("hidden", Synapse([adder]))], None),
     }
     encoder = Recorded()
-    network = SpikingNetwork(stages, encoder, (linear.in_features,)).to(linear.weight.device)
+    network = SpikingNetwork(layers, encoder, (linear.in_features,)).to(linear.weight.device)
 
     def loss(x_TBN: Tensor) -> Tensor:
         encoder.start(x_TBN)

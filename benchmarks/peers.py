@@ -46,7 +46,7 @@ def layers(network: SpikingNetwork) -> list[Layer]:
     """
     found: list[Layer] = []
     before = INPUT
-    for name, stage in network.each():
+    for name, stage in network.named_layers():
         if stage.sources != (before,):
             raise NotComparable(
                 f"stage {name!r} reads {stage.sources}; the peers' loops are chains, each layer reads the one before"

@@ -56,7 +56,7 @@ class TrainingCollapsed(SpikepropError):
     """The loss is not finite or accuracy fell under chance."""
 
 
-class StageError(SpikepropError):
+class SegmentError(SpikepropError):
     """A network cannot be cut into stages as a learning rule needs them."""
 
 

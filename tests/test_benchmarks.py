@@ -50,7 +50,7 @@ def network_of(neuron: Neuron, encoder: Encoder) -> SpikingNetwork:
     ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[16, "A", 16, "A"], hidden=[32], dropout=0.2)
     images = torch.rand(16, 1, 8, 8)
     network = convert(ann, [images], neuron, MaxActivation(), encoder=encoder)
-    for _, stage in network.each():
+    for _, stage in network.named_layers():
         for _, _, synapse in stage.branches():
             for layer in synapse.weighted():
                 layer.weight.data.mul_(16).round_().div_(16)

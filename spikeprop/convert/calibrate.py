@@ -4,7 +4,7 @@ A layer whose spikes each stand for an activation S fires at rate a/S for activa
 stage is computed in units of its first source, S_0: branch j gets the gain S_j/S_0, biases are divided by S_0, and
 the threshold is theta = S/S_0. In a sequential network without biases the weights stay exactly the ANN's and theta is
 the paper's threshold. Where a source has a unit for each channel, the stage is computed in the ANN's own units (S_0 = 1).
-``Stage.scale`` keeps S_0, so a spike's worth is always ``v_threshold * scale``.
+``Layer.scale`` keeps S_0, so a spike's worth is always ``v_threshold * scale``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spikeprop.convert.graph import NEGATIVE
 from spikeprop.convert.part import WHOLE, Part
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, ChannelPad, Gain, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
 
 Per = Literal["layer", "channel"]
@@ -80,7 +80,7 @@ class Units:
         self._shapes = network.shapes()
         self._of: dict[str, Tensor] = {INPUT: torch.ones((), dtype=x.dtype, device=x.device)}
 
-    def fold(self, stage: Stage) -> None:
+    def fold(self, stage: Layer) -> None:
         """Express a stage in units of its first source: gains on the branches, biases divided."""
         units = [self._of[source] for source in stage.sources]
         scalar = all(unit.numel() == 1 for unit in units)
@@ -94,7 +94,7 @@ class Units:
                     layer.bias.data.div_(base)
         stage.scale = base.clone().to(stage.scale)
 
-    def settle(self, name: str, stage: Stage, worth: Tensor) -> Tensor:
+    def settle(self, name: str, stage: Layer, worth: Tensor) -> Tensor:
         """Set the threshold of a stage whose spikes are to stand for ``worth``, and return it."""
         assert stage.neuron is not None
         stage.neuron.set_threshold(worth / stage.scale)
@@ -102,12 +102,12 @@ class Units:
         self._of[name] = theta * stage.scale
         return theta
 
-    def pass_on(self, name: str, stage: Stage) -> None:
+    def pass_on(self, name: str, stage: Layer) -> None:
         """Pooled spikes keep what they stood for."""
         self._of[name] = self._pooled(stage)
         stage.scale = self._of[name].clone().to(stage.scale)
 
-    def _pooled(self, stage: Stage) -> Tensor:
+    def _pooled(self, stage: Layer) -> Tensor:
         units = [self._of[source] for source in stage.sources]
         if all(unit.numel() == 1 and unit == units[0] for unit in units):
             return units[0]
@@ -170,10 +170,14 @@ def _put_gain(synapse: Synapse, gain: Tensor) -> None:
 
 def spike_worths(network: SpikingNetwork) -> dict[str, Tensor]:
     """The activation that a spike of each layer of a calibrated network stands for: a number, or one a channel (C, 1, 1)."""
-    return {name: stage.neuron.v_threshold.detach() * stage.scale for name, stage in network.each() if stage.neuron is not None}
+    return {
+        name: stage.neuron.v_threshold.detach() * stage.scale
+        for name, stage in network.named_layers()
+        if stage.neuron is not None
+    }
 
 
-def limited(stage: Stage, worth: Tensor) -> Tensor:
+def limited(stage: Layer, worth: Tensor) -> Tensor:
     """A spike's worth, not above what the ANN's activation is clipped at."""
     return worth if stage.ceiling is None else torch.minimum(worth, stage.ceiling.to(worth))
 

@@ -1,6 +1,6 @@
 """From an ANN to a spiking graph: trace, fold batch-norm, put neurons at each ReLU, refuse the rest.
 
-The ANN is traced by torch.fx. Each traced value is a sum of branches (``convert/value.py``); a ReLU closes a stage: its
+The ANN is traced by torch.fx. Each traced value is a sum of branches (``convert/value.py``); a ReLU closes a layer: its
 branches become synapses and the ReLU becomes neurons. A clipped ReLU (ReLU6, Hardtanh, any module with a ``ceiling``) is a
 layer whose neurons cannot stand for more; a leaky one is two layers, one for each sign. Max pooling is a layer of
 ``SpikingMaxPool``. Nothing is left out in silence: an operation outside the tables (here and in ``convert/operations.py``)
@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from spikeprop.convert.value import Branch, Value, append, is_spikes, scale, without_dropout
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, Encoder, Gain, Neuron, SampleDropout, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Encoder, Gain, Layer, Neuron, SampleDropout, SpikingNetwork, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
 
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
@@ -131,7 +131,7 @@ def _remove_parametrizations(module: nn.Module) -> None:
 
 
 class Builder:
-    """Walks the traced graph and collects stages.
+    """Walks the traced graph and collects layers.
 
     Attributes:
         modules: of the traced network, by path.
@@ -155,11 +155,11 @@ class Builder:
         self.outline = {n: outlined.get(n.name) for n in traced.graph.nodes}
         self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
         self.values: dict[fx.Node, Value] = {}
-        self.stages: dict[str, Stage] = {}
+        self.layers: dict[str, Layer] = {}
         self.ceilings: dict[str, float | Tensor | None] = {}
 
     def build(self, encoder: Encoder) -> SpikingNetwork:
-        """The network, stage by stage."""
+        """The network, layer by layer."""
         for node in self.traced.graph.nodes:
             if node.op == "placeholder":
                 self.values[node] = (Branch(INPUT),)
@@ -167,7 +167,7 @@ class Builder:
                 self._close(node, self.value(node), None)
             elif _holds_tensors(self.outline[node]) and node.op != "get_attr":
                 self.values[node] = self._convert(node)
-        return SpikingNetwork(self.stages, encoder, self.input_shape).to(self.dtype)
+        return SpikingNetwork(self.layers, encoder, self.input_shape).to(self.dtype)
 
     def _convert(self, node: fx.Node) -> Value:
         from spikeprop.convert.operations import FUNCTIONS, MODULES
@@ -321,13 +321,13 @@ class Builder:
         # one deep copy of the whole: a value read by two layers must not share modules between them
         synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
         limit = torch.as_tensor(ceiling, dtype=self.dtype).detach().clone() if ceiling is not None else None
-        self.stages[name] = Stage(synapses, neuron, limit)
+        self.layers[name] = Layer(synapses, neuron, limit)
         self.ceilings[name] = ceiling
         return name
 
     def _free(self, label: str, reserved: set[str]) -> str:
         name, count = label, 2
-        while name in self.stages or name in reserved:
+        while name in self.layers or name in reserved:
             name, count = f"{label}_{count}", count + 1
         return name
 
@@ -359,40 +359,40 @@ def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionErr
     return ConversionError(f"cannot convert node {node.name!r} ({node.op} {node.target}): {what}; {advice}")
 
 
-def rectified(stage: Stage, total: Tensor) -> Tensor:
-    """The ANN's activation of a stage for its pre-activation (B, ...): clipped, pooled, or for the output as it is."""
-    if isinstance(stage.neuron, SpikingMaxPool):
-        return stage.neuron.window(total)
-    if stage.neuron is None:
+def rectified(layer: Layer, total: Tensor) -> Tensor:
+    """The ANN's activation of a layer for its pre-activation (B, ...): clipped, pooled, or for the output as it is."""
+    if isinstance(layer.neuron, SpikingMaxPool):
+        return layer.neuron.window(total)
+    if layer.neuron is None:
         return total
-    return torch.relu(total) if stage.ceiling is None else torch.minimum(torch.relu(total), stage.ceiling)
+    return torch.relu(total) if layer.ceiling is None else torch.minimum(torch.relu(total), layer.ceiling)
 
 
-def currents(stage: Stage, values: dict[str, Tensor]) -> Tensor:
-    """Input current (B, ...) of a stage for its sources' values (B, ...)."""
-    return torch.stack([synapse(values[source].unsqueeze(0))[0] for _, source, synapse in stage.branches()]).sum(0)
+def currents(layer: Layer, values: dict[str, Tensor]) -> Tensor:
+    """Input current (B, ...) of a layer for its sources' values (B, ...)."""
+    return torch.stack([synapse(values[source].unsqueeze(0))[0] for _, source, synapse in layer.branches()]).sum(0)
 
 
-def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Stage, Tensor]]:
-    """(name, stage, the ANN's activation (B, ...)) of an uncalibrated network, in order; what no later stage reads is let go.
+def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer, Tensor]]:
+    """(name, layer, the ANN's activation (B, ...)) of an uncalibrated network, in order; what no later layer reads is let go.
 
-    A stage may be changed once it has been given: its own activation is computed by then.
+    A layer may be changed once it has been given: its own activation is computed by then.
     """
     values = {INPUT: x}
-    for name, stage in list(network.each()):
-        values[name] = rectified(stage, currents(stage, values))
-        yield name, stage, values[name]
+    for name, layer in list(network.named_layers()):
+        values[name] = rectified(layer, currents(layer, values))
+        yield name, layer, values[name]
         forget(network, values, name)
 
 
 def forget(network: SpikingNetwork, values: dict[str, Tensor], done: str) -> None:
-    """Drop the values that no stage after ``done`` reads."""
+    """Drop the values that no layer after ``done`` reads."""
     for name in values.keys() - network.read_after(done):
         del values[name]
 
 
 def relu_activations(network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
-    """An uncalibrated network computed as the ANN it came from, each neuron a (clipped) ReLU: stage to activation (B, ...)."""
+    """An uncalibrated network computed as the ANN it came from, each neuron a (clipped) ReLU: layer to activation (B, ...)."""
     return {name: activation for name, _, activation in activations(network, x)}
 
 

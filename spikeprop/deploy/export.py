@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeprop.deploy.nir import stage_names, to_nir
+from spikeprop.deploy.nir import layer_names, to_nir
 from spikeprop.deploy.portable import portable
 from spikeprop.errors import HardwareError
 from spikeprop.runtime.files import write_atomically
@@ -154,7 +154,7 @@ def compare(
         shown.total = len(images) * timesteps
         try:
             source, report = _source(hardware, network, file, images, target)
-            names = stage_names(hardware.read_graph(file))
+            names = layer_names(hardware.read_graph(file))
             parts = []
             for start in range(0, len(images), size):
                 rows = slice(start, start + size)

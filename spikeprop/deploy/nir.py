@@ -28,18 +28,18 @@ from spikeprop.snn import (
     Direct,
     Encoder,
     Gain,
+    Layer,
     Neuron,
     Poisson,
     SampleDropout,
     SignedIF,
     SpikingNetwork,
-    Stage,
     Surrogate,
     Synapse,
 )
 from spikeprop.snn.neuron import SpikingMaxPool
 
-__all__ = ["from_nir", "read_nir", "stage_names", "to_nir"]
+__all__ = ["from_nir", "layer_names", "read_nir", "to_nir"]
 OUTPUT = "output"
 DT_MS = 1.0
 ENCODERS: dict[str, type[Encoder]] = {"Direct": Direct, "Poisson": Poisson}  # what the graph's metadata may name
@@ -62,9 +62,9 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
     shapes = network.shapes()
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
     edges: list[tuple[str, str]] = []
-    for name, stage in network.each():
-        end = name if stage.neuron is not None else OUTPUT
-        for i, source, synapse in stage.branches():
+    for name, layer in network.named_layers():
+        end = name if layer.neuron is not None else OUTPUT
+        for i, source, synapse in layer.branches():
             at, shape = source, shapes[source]
             for j, op in enumerate(synapse):
                 if isinstance(op, SampleDropout):
@@ -75,8 +75,8 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
                 edges.append((at, label))
                 at, shape = label, after
             edges.append((at, end))
-        if stage.neuron is not None:
-            _put(nodes, name, _neuron_to_node(stage.neuron, shapes[name], name))
+        if layer.neuron is not None:
+            _put(nodes, name, _neuron_to_node(layer.neuron, shapes[name], name))
         else:
             _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
     own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout_from)}
@@ -107,20 +107,20 @@ def from_nir(
         raise NirError(f"the graph does not hold what its nodes say: {type(error).__name__}: {error}") from error
 
 
-def stage_names(graph: nir.NIRGraph) -> dict[str, str]:
-    """What ``from_nir`` calls the stage of each node of neurons: torch forbids dots, and "input" and "output" are taken.
+def layer_names(graph: nir.NIRGraph) -> dict[str, str]:
+    """What ``from_nir`` calls the layer of each node of neurons: torch forbids dots, and "input" and "output" are taken.
 
     Raises:
         NirError: a loop, or a node that is not connected to the input.
     """
     names: dict[str, str] = {}
     for node in _order(graph, _ends(graph)[0]):
-        if _is_stage(graph.nodes[node]):
-            names[node] = _stage_name(node, {*names.values(), INPUT, OUTPUT})
+        if _is_layer(graph.nodes[node]):
+            names[node] = _layer_name(node, {*names.values(), INPUT, OUTPUT})
     return names
 
 
-def _is_stage(node: Any) -> bool:
+def _is_layer(node: Any) -> bool:
     return isinstance(node, nir.IF | nir.LIF) or is_max_pool(node)
 
 
@@ -134,18 +134,18 @@ def _put(nodes: dict[str, Any], name: str, node: Any) -> None:
 
 
 @torch.no_grad()
-def _op_to_node(op: nn.Module, shape: tuple[int, ...], stage: str) -> tuple[Any, tuple[int, ...]]:
+def _op_to_node(op: nn.Module, shape: tuple[int, ...], layer: str) -> tuple[Any, tuple[int, ...]]:
     writer = _WRITERS.get(type(op))
     if writer is None:
-        raise NirError(f"stage {stage!r}: NIR has no node for {type(op).__name__}")
+        raise NirError(f"layer {layer!r}: NIR has no node for {type(op).__name__}")
     like = next(chain(op.parameters(), op.buffers()), torch.zeros(()))
     after = tuple(op(torch.zeros(1, *shape).to(like)).shape[1:])
-    return writer(op, shape, after, stage), after
+    return writer(op, shape, after, layer), after
 
 
-def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Conv2d:
+def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Conv2d:
     if isinstance(op.padding, str):
-        raise NirError(f"stage {stage!r}: give the convolution's padding as numbers, not {op.padding!r}")
+        raise NirError(f"layer {layer!r}: give the convolution's padding as numbers, not {op.padding!r}")
     return nir.Conv2d(
         input_shape=(shape[1], shape[2]),
         weight=_array(op.weight),
@@ -157,37 +157,37 @@ def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], s
     )
 
 
-def _write_linear(op: nn.Linear, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> Any:
+def _write_linear(op: nn.Linear, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> Any:
     if op.bias is None:
         return nir.Linear(weight=_array(op.weight))
     return nir.Affine(weight=_array(op.weight), bias=_array(op.bias))
 
 
-def _write_pool(op: nn.AvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.AvgPool2d:
+def _write_pool(op: nn.AvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.AvgPool2d:
     if op.ceil_mode or op.divisor_override or not (op.count_include_pad or op.padding in (0, (0, 0))):
-        raise NirError(f"stage {stage!r}: NIR's AvgPool2d has no ceil_mode, divisor_override or count_include_pad=False")
+        raise NirError(f"layer {layer!r}: NIR's AvgPool2d has no ceil_mode, divisor_override or count_include_pad=False")
     return nir.AvgPool2d(kernel_size=_pair(op.kernel_size), stride=_pair(op.stride), padding=_pair(op.padding))
 
 
-def _write_adaptive(op: nn.AdaptiveAvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.AvgPool2d:
+def _write_adaptive(op: nn.AdaptiveAvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.AvgPool2d:
     if shape[1] % after[1] or shape[2] % after[2]:
-        raise NirError(f"stage {stage!r}: adaptive pooling from {shape[1:]} to {after[1:]} has windows of unequal size")
+        raise NirError(f"layer {layer!r}: adaptive pooling from {shape[1:]} to {after[1:]} has windows of unequal size")
     kernel = np.array([shape[1] // after[1], shape[2] // after[2]])
     return nir.AvgPool2d(kernel_size=kernel, stride=kernel, padding=np.zeros(2, dtype=int))
 
 
-def _write_flatten(op: nn.Flatten, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Flatten:
+def _write_flatten(op: nn.Flatten, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Flatten:
     return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
 
 
-def _write_gain(op: Gain, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Scale:
+def _write_gain(op: Gain, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Scale:
     return nir.Scale(scale=np.broadcast_to(_array(op.gain), shape).copy())
 
 
-def _write_place(op: ChannelPad, shape: tuple[int, ...], after: tuple[int, ...], stage: str) -> nir.Conv2d:
+def _write_place(op: ChannelPad, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Conv2d:
     """A place among concatenated channels is a convolution 1x1 that copies."""
     if len(shape) != 3:
-        raise NirError(f"stage {stage!r}: a concatenation of vectors has no NIR node; concatenate before flattening")
+        raise NirError(f"layer {layer!r}: a concatenation of vectors has no NIR node; concatenate before flattening")
     weight = np.zeros((after[0], shape[0], 1, 1), dtype=np.float32)
     weight[np.arange(shape[0]) + op.before, np.arange(shape[0])] = 1
     return nir.Conv2d(
@@ -211,9 +211,9 @@ def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
     if type(neuron) is SpikingMaxPool:
         return _write_max_pool(neuron.window)
     if type(neuron) not in (IF, LIF, SignedIF):
-        raise NirError(f"stage {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
+        raise NirError(f"layer {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
     if neuron.leak.numel() != 1:
-        raise NirError(f"stage {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
+        raise NirError(f"layer {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
     threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()
     leak = float(neuron.leak.detach())
     v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
@@ -238,7 +238,7 @@ _Branch = tuple[str, tuple[nn.Module, ...]]
 
 
 class _Importer:
-    """Walks a NIR graph and collects stages; the mirror image of the writer."""
+    """Walks a NIR graph and collects layers; the mirror image of the writer."""
 
     def __init__(self, graph: nir.NIRGraph, surrogate: Surrogate | None, dt: float | None):
         self.graph, self.surrogate, self.dt = graph, surrogate, dt
@@ -246,22 +246,22 @@ class _Importer:
     def build(self, encoder: Encoder) -> SpikingNetwork:
         first, _ = _ends(self.graph)
         values: dict[str, list[_Branch]] = {first: [(INPUT, ())]}
-        stages: dict[str, Stage] = {}
-        names = stage_names(self.graph)
+        layers: dict[str, Layer] = {}
+        names = layer_names(self.graph)
         for name in _order(self.graph, first):
             node = self.graph.nodes[name]
             branches = [b for source, target in self.graph.edges if target == name for b in values[source]]
-            if _is_stage(node):
-                stage = names[name]
+            if _is_layer(node):
+                layer = names[name]
                 neuron = _read_max_pool(name, node) if is_max_pool(node) else self._read_neuron(name, node)
-                stages[stage] = _stage(branches, neuron)
-                values[name] = [(stage, ())]
+                layers[layer] = _layer(branches, neuron)
+                values[name] = [(layer, ())]
             elif isinstance(node, nir.Output):
-                stages[_stage_name(name, {*stages, INPUT})] = _stage(branches, None)
+                layers[_layer_name(name, {*layers, INPUT})] = _layer(branches, None)
             else:
                 values[name] = [self._through(name, node, branch, len(branches)) for branch in branches]
         shape = tuple(int(n) for n in self.graph.nodes[first].input_type["input"])
-        network = SpikingNetwork(stages, encoder, shape).to(_dtype(self.graph)).eval()
+        network = SpikingNetwork(layers, encoder, shape).to(_dtype(self.graph)).eval()
         network.readout_from.fill_(int((self.graph.metadata or {}).get("readout_from", 0)))
         return network
 
@@ -373,15 +373,15 @@ def _dtype(graph: nir.NIRGraph) -> torch.dtype:
     return torch.float64 if np.dtype(np.float64) in weights else torch.float32
 
 
-def _stage_name(name: str, taken: Collection[str]) -> str:
+def _layer_name(name: str, taken: Collection[str]) -> str:
     name = name.replace(".", "_")  # torch forbids dots in a module's name
     while name in taken:
         name += "_"
     return name
 
 
-def _stage(branches: list[_Branch], neuron: Neuron | None) -> Stage:
-    return Stage([(source, Synapse(ops)) for source, ops in branches], neuron)
+def _layer(branches: list[_Branch], neuron: Neuron | None) -> Layer:
+    return Layer([(source, Synapse(ops)) for source, ops in branches], neuron)
 
 
 def _read_conv(node: nir.Conv2d, name: str) -> nn.Conv2d:

@@ -29,7 +29,7 @@ from spikeprop.deploy.export import hardware_package, input_limit_of
 from spikeprop.deploy.nir import OUTPUT, to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
-from spikeprop.snn import Direct, Gain, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import Direct, Gain, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
 
 
@@ -67,8 +67,8 @@ class QuantisedBPTT(BPTT):
 
 
 @dataclass(frozen=True)
-class StageGrid:
-    """How one stage is rounded: its scale, a connection's exponent and input scale by branch, its biases' exponent."""
+class LayerGrid:
+    """How one layer is rounded: its scale, a connection's exponent and input scale by branch, its biases' exponent."""
 
     scale: float
     exponents: tuple[int, ...]
@@ -78,9 +78,9 @@ class StageGrid:
 
 @dataclass(frozen=True)
 class Grids:
-    """How a network is rounded, stage by stage."""
+    """How a network is rounded, layer by layer."""
 
-    stages: dict[str, StageGrid]
+    layers: dict[str, LayerGrid]
     input_scale: float
 
     def round_input(self, network: SpikingNetwork, x: Tensor) -> Tensor:
@@ -101,12 +101,12 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None) -> Gri
     except hardware.HardwareError as error:
         raise HardwareError(str(error)) from error
     populations = {p.name: p for p in made.populations}
-    stages = {}
-    for name, stage in network.each():
-        p = populations[name if stage.neuron is not None else OUTPUT]
+    layers = {}
+    for name, layer in network.named_layers():
+        p = populations[name if layer.neuron is not None else OUTPUT]
         scales = tuple(made.input_scale if c.source == made.input else 1.0 for c in p.connections)
-        stages[name] = StageGrid(p.scale, tuple(c.exponent for c in p.connections), scales, p.bias_exponent)
-    grids = Grids(stages, made.input_scale)
+        layers[name] = LayerGrid(p.scale, tuple(c.exponent for c in p.connections), scales, p.bias_exponent)
+    grids = Grids(layers, made.input_scale)
     _hold_against(network, grids, populations)
     return grids
 
@@ -116,11 +116,11 @@ def _hold_against(network: SpikingNetwork, grids: Grids, populations: dict[str, 
     hardware = hardware_package()
     with rounded(network, grids):
         plan = hardware.make_plan(to_nir(network))
-    for (name, stage), real in zip(network.each(), plan.populations):
+    for (name, layer), real in zip(network.named_layers(), plan.populations):
         if real.pools:
             continue
-        p, grid = populations[real.name], grids.stages[name]
-        unit = 1.0 if stage.neuron is not None else 1 / grid.scale
+        p, grid = populations[real.name], grids.layers[name]
+        unit = 1.0 if layer.neuron is not None else 1 / grid.scale
         bias = p.bias.astype(np.float64) * 2.0**p.bias_exponent / 64 * unit
         same = np.allclose(real.bias, bias, rtol=1e-5, atol=1e-3 * unit)
         for ours, theirs, x in zip(real.connections, p.connections, grid.input_scales):
@@ -139,9 +139,9 @@ def rounded(network: SpikingNetwork, grids: Grids) -> Iterator[None]:
     swap = _Swap()
     try:
         with torch.no_grad():
-            for name, stage in network.each():
-                if not isinstance(stage.neuron, SpikingMaxPool):  # counts spikes: nothing to round
-                    _round_stage(swap, name, stage, grids.stages[name])
+            for name, layer in network.named_layers():
+                if not isinstance(layer.neuron, SpikingMaxPool):  # counts spikes: nothing to round
+                    _round_layer(swap, name, layer, grids.layers[name])
         yield
     finally:
         swap.back()
@@ -175,15 +175,15 @@ class _Swap:
                 tensor.grad.mul_(slope)
 
 
-def _round_stage(swap: _Swap, name: str, stage: Stage, grid: StageGrid) -> None:
-    unit = grid.scale if stage.neuron is not None else 1.0  # of the stage's numbers, in real ones; the output stays real
-    for (_, _, synapse), exponent, x in zip(stage.branches(), grid.exponents, grid.input_scales):
+def _round_layer(swap: _Swap, name: str, layer: Layer, grid: LayerGrid) -> None:
+    unit = grid.scale if layer.neuron is not None else 1.0  # of the layer's numbers, in real ones; the output stays real
+    for (_, _, synapse), exponent, x in zip(layer.branches(), grid.exponents, grid.input_scales):
         if not any(isinstance(op, Gain | nn.Conv2d | nn.Linear) for op in synapse):
-            swap.give_factor(synapse, stage.scale.new_ones(()))
+            swap.give_factor(synapse, layer.scale.new_ones(()))
         _round_weights(swap, name, synapse, 2.0 ** (exponent + 1) * x, grid.scale, unit)
-    _round_biases(swap, [op.bias for _, _, s in stage.branches() for op in s.weighted() if op.bias is not None], grid, unit)
-    if stage.neuron is not None:
-        _round_neuron(swap, stage.neuron, grid.scale)
+    _round_biases(swap, [op.bias for _, _, s in layer.branches() for op in s.weighted() if op.bias is not None], grid, unit)
+    if layer.neuron is not None:
+        _round_neuron(swap, layer.neuron, grid.scale)
 
 
 def _round_weights(swap: _Swap, name: str, synapse: Synapse, step: float, scale: float, unit: float) -> None:
@@ -217,7 +217,7 @@ def _window(op: nn.Module) -> int:
     return size * size if isinstance(size, int) else size[0] * size[1]
 
 
-def _round_biases(swap: _Swap, biases: list[Tensor], grid: StageGrid, unit: float) -> None:
+def _round_biases(swap: _Swap, biases: list[Tensor], grid: LayerGrid, unit: float) -> None:
     """The layer's bias is their sum, and that is rounded; the first one carries the difference."""
     if not biases:
         return

@@ -143,13 +143,13 @@ def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
     """
     maps: dict[str, Tensor] = {}
     values = {INPUT: torch.zeros(1, 1, *network.input_shape)}
-    for name, stage in network.each():
+    for name, layer in network.named_layers():
         total: Any = None
-        for _, source, synapse in stage.branches():
+        for _, source, synapse in layer.branches():
             ones = _ones(synapse)
             with torch.enable_grad():
                 probe = values[source].detach().requires_grad_()
-                out = _windows(stage.neuron, ones(probe))
+                out = _windows(layer.neuron, ones(probe))
                 (grad,) = torch.autograd.grad(out.sum(), probe)
             maps[source] = maps.get(source, 0) + grad[0, 0]
             total = out.detach()

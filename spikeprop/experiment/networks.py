@@ -195,14 +195,14 @@ def _fill_in(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
 
 def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
     """Give the fresh network what calibration added: gains before synapses, biases, tensors of another shape."""
-    for name, stage in network.each():
-        for i, _, synapse in stage.branches():
-            _make_room_in_synapse(synapse, f"stages.{name}.synapses.{i}.ops", tensors)
-        scale = tensors.get(f"stages.{name}.scale")
+    for name, layer in network.named_layers():
+        for i, _, synapse in layer.branches():
+            _make_room_in_synapse(synapse, f"layers.{name}.synapses.{i}.ops", tensors)
+        scale = tensors.get(f"layers.{name}.scale")
         if scale is not None:
-            stage.scale = torch.ones_like(scale)
-        if stage.neuron is not None:
-            _make_room_in_neuron(stage.neuron, f"stages.{name}.neuron", tensors)
+            layer.scale = torch.ones_like(scale)
+        if layer.neuron is not None:
+            _make_room_in_neuron(layer.neuron, f"layers.{name}.neuron", tensors)
 
 
 def _make_room_in_neuron(neuron: Neuron, key: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -120,7 +120,7 @@ class HybridConversion:
         Raises:
             RecipeError: a bad value, an ANN that does not fit the data, or a device that is not here.
             ConversionError: an ANN that cannot be converted.
-            StageError: an ANN that the learning rule cannot cut into stages.
+            SegmentError: an ANN that the learning rule cannot cut into segments.
         """
         for settings in (self.train, self.convert, self.finetune):
             settings.check()

@@ -1,4 +1,4 @@
-"""Cutting a network into stages with torch.fx: what ``spikeprop.learn.stages`` builds its graph from.
+"""Cutting a network into segments with torch.fx: what ``spikeprop.learn.segments`` builds its graph from.
 
 Modules without children are opaque, so what they do inside (control flow, dropout, custom gradients) need not be traceable.
 The trace keeps the order of execution; a partition numbers its nodes, and torch.fx makes a module of each part. All parts
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 from torch.nn.modules.batchnorm import _NormBase
 
-from spikeprop.errors import StageError
+from spikeprop.errors import SegmentError
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 QUERIES = {"size", "dim"}  # methods that ask a tensor for numbers
@@ -48,18 +48,20 @@ def trace(model: nn.Module, whole: Iterable[str] = ()) -> fx.GraphModule:
     """The network as a graph; modules without children, and those named in ``whole``, are single nodes.
 
     Raises:
-        StageError: with torch.fx's reason.
+        SegmentError: with torch.fx's reason.
     """
     try:
         graph = _Tracer(whole).trace(model)
     except Exception as error:
-        raise StageError(
-            f"{type(model).__name__} cannot be cut into stages: torch.fx cannot trace it ({error}). Name submodules "
+        raise SegmentError(
+            f"{type(model).__name__} cannot be cut into segments: torch.fx cannot trace it ({error}). Name submodules "
             "to cut after, so that what is inside them need not be traced, or write it as nn.Sequential"
         ) from error
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
     if len(inputs) != 1:
-        raise StageError(f"{type(model).__name__} reads {len(inputs)} inputs ({', '.join(map(str, inputs))}); stages need one")
+        raise SegmentError(
+            f"{type(model).__name__} reads {len(inputs)} inputs ({', '.join(map(str, inputs))}); segments need one"
+        )
     _refuse_frozen_modes(model, graph)
     traced = fx.GraphModule(model, graph)
     _hold_attributes(traced)
@@ -81,7 +83,7 @@ def _refuse_frozen_modes(model: nn.Module, graph: fx.Graph) -> None:
     """Functional dropout or batch-norm outside a leaf module would keep the mode that it was traced in."""
     for node in graph.nodes:
         if node.op == "call_function" and ("training" in node.kwargs):
-            raise StageError(
+            raise SegmentError(
                 f"{type(model).__name__} calls {getattr(node.target, '__name__', node.target)}(training=...), whose mode a trace "
                 "fixes; use the module (nn.Dropout, nn.BatchNorm2d) instead"
             )
@@ -139,7 +141,7 @@ def borders_after(traced: fx.GraphModule, names: Sequence[str]) -> list[int]:
     """The steps that are calls of the named submodules.
 
     Raises:
-        StageError: a name that is not called exactly once, or is the network's last step.
+        SegmentError: a name that is not called exactly once, or is the network's last step.
     """
     steps = steps_of(traced)
     found = []
@@ -147,9 +149,9 @@ def borders_after(traced: fx.GraphModule, names: Sequence[str]) -> list[int]:
         calls = [i for i, n in enumerate(steps) if n.op == "call_module" and n.target == name]
         if len(calls) != 1:
             known = ", ".join(str(n.target) for n in steps if n.op == "call_module")
-            raise StageError(f"cannot cut after {name!r}, which the network calls {len(calls)} times; its modules: {known}")
+            raise SegmentError(f"cannot cut after {name!r}, which the network calls {len(calls)} times; its modules: {known}")
         if calls[0] == len(steps) - 1:
-            raise StageError(f"cannot cut after {name!r}: it is the network's end")
+            raise SegmentError(f"cannot cut after {name!r}: it is the network's end")
         found.append(calls[0])
     return sorted(found)
 
@@ -158,7 +160,7 @@ def even_borders(traced: fx.GraphModule, count: int) -> list[int]:
     """Borders for ``count`` parts with about equally many layers, where a single value passes from one part to the next.
 
     Raises:
-        StageError: there are not so many such places.
+        SegmentError: there are not so many such places.
     """
     steps = steps_of(traced)
     number = {node: i for i, node in enumerate(steps)}
@@ -172,7 +174,9 @@ def even_borders(traced: fx.GraphModule, count: int) -> list[int]:
             places.append((i, weight))
     total = weight + is_layer(traced, steps[-1])
     if len(places) < count - 1:
-        raise StageError(f"the network can be cut at {len(places)} places, so into at most {len(places) + 1} stages, not {count}")
+        raise SegmentError(
+            f"the network can be cut at {len(places)} places, so into at most {len(places) + 1} segments, not {count}"
+        )
     borders: list[int] = []
     for k in range(1, count):
         left = count - 1 - k  # places that later borders need
@@ -206,9 +210,9 @@ def output_of(graph: fx.Graph) -> fx.Node:
     """The one value that a network returns.
 
     Raises:
-        StageError: it returns something else.
+        SegmentError: it returns something else.
     """
     (node,) = (n for n in graph.nodes if n.op == "output")
     if not isinstance(node.args[0], fx.Node):
-        raise StageError(f"the network returns {node.args[0]}; stages need one tensor")
+        raise SegmentError(f"the network returns {node.args[0]}; segments need one tensor")
     return node.args[0]

@@ -68,7 +68,7 @@ class RuleComparison:
 
         Raises:
             RecipeError: a bad value, or an ANN that does not fit the data.
-            StageError: a network that a rule cannot cut.
+            SegmentError: a network that a rule cannot cut.
         """
         data, ann = self.data.build(), self.ann.build()
         x = data.example(2)

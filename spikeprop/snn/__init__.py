@@ -1,7 +1,7 @@
 """Spiking networks: neurons, surrogate derivatives, encoders and the graph that joins them."""
 
 from spikeprop.snn.encoder import Direct, Encoder, Poisson
-from spikeprop.snn.network import INPUT, NetworkState, SpikingNetwork, Stage
+from spikeprop.snn.network import INPUT, Layer, NetworkState, SpikingNetwork
 from spikeprop.snn.neuron import IF, LIF, Neuron, NeuronState
 from spikeprop.snn.signed import SignedIF
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
@@ -19,6 +19,7 @@ __all__ = [
     "Encoder",
     "FastSigmoid",
     "Gain",
+    "Layer",
     "NetworkState",
     "Neuron",
     "NeuronState",
@@ -26,7 +27,6 @@ __all__ = [
     "SampleDropout",
     "SignedIF",
     "SpikingNetwork",
-    "Stage",
     "Surrogate",
     "Synapse",
     "Triangle",

@@ -147,15 +147,15 @@ def rebuild(network: SpikingNetwork, library: str) -> SpikingNetwork:
     if library not in makers:
         raise ConversionError(f"no neurons of {library!r}; use one of {', '.join(makers)}")
     rebuilt = copy.deepcopy(network)
-    for name, stage in rebuilt.each():
-        if stage.neuron is not None:
-            if (stage.neuron.v_init != 0).any():
-                started = float(stage.neuron.v_init.max())
+    for name, layer in rebuilt.named_layers():
+        if layer.neuron is not None:
+            if (layer.neuron.v_init != 0).any():
+                started = float(layer.neuron.v_init.max())
                 raise ConversionError(f"layer {name!r} starts at v_init={started:g}; {library}'s neurons start at 0")
-            foreign = makers[library](name, stage.neuron).to(stage.neuron.v_threshold.device)
-            foreign.v_threshold = stage.neuron.v_threshold.detach().clone()
-            foreign.leak = stage.neuron.leak.detach().clone()
-            stage.neuron = foreign
+            foreign = makers[library](name, layer.neuron).to(layer.neuron.v_threshold.device)
+            foreign.v_threshold = layer.neuron.v_threshold.detach().clone()
+            foreign.leak = layer.neuron.leak.detach().clone()
+            layer.neuron = foreign
     return rebuilt
 
 

@@ -1,6 +1,6 @@
-"""SpikingNetwork: a graph of stages, simulated step by step or in chunks of steps, with explicit state.
+"""SpikingNetwork: a graph of layers, simulated step by step or in chunks of steps, with explicit state.
 
-A stage sums the currents of its synapses and feeds its neurons; the last stage has none and accumulates its current
+A layer sums the currents of its synapses and feeds its neurons; the last layer has none and accumulates its current
 without leak, threshold or reset (Rathi et al. 2020). One ``forward`` is one simulation: nothing is carried from call
 to call. Chunks: with ``chunk=1`` all layers advance together, so memory does not grow with T; with ``chunk=T`` each
 layer sees all its steps at once, so its convolutions are as large as they can be. The result is the same.
@@ -35,7 +35,7 @@ def _engine() -> ModuleType:
 Observer = Callable[[str, Tensor], None]
 
 
-class Stage(nn.Module):
+class Layer(nn.Module):
     """Synapses from named sources, summed into one layer of neurons (None: the accumulating output).
 
     Attributes:
@@ -76,7 +76,7 @@ class SpikingNetwork(nn.Module):
     """A spiking network for images of one shape.
 
     Args:
-        stages: name to stage, in an order in which every source comes before its reader; the last one is the output.
+        layers: name to layer, in an order in which every source comes before its reader; the last one is the output.
         encoder: from image to input.
         input_shape: shape of one image, for example (3, 32, 32).
 
@@ -91,11 +91,11 @@ class SpikingNetwork(nn.Module):
     readout_from: Tensor
     pre_run: Tensor
 
-    def __init__(self, stages: Mapping[str, Stage], encoder: Encoder, input_shape: tuple[int, ...]):
+    def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
         super().__init__()
         self.register_buffer("readout_from", torch.tensor(0))
         self.register_buffer("pre_run", torch.tensor(0))
-        self.stages = nn.ModuleDict(stages)
+        self.layers = nn.ModuleDict(layers)
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
         self.packed = True
@@ -104,30 +104,30 @@ class SpikingNetwork(nn.Module):
 
     def _check_order(self) -> None:
         known = {INPUT}
-        names = list(self.stages)
-        for name, stage in self.each():
-            for source in stage.sources:
+        names = list(self.layers)
+        for name, layer in self.named_layers():
+            for source in layer.sources:
                 if source not in known:
-                    raise ValueError(f"stage {name!r} reads {source!r}, which is not an earlier stage ({sorted(known)})")
-            if (stage.neuron is None) != (name == names[-1]):
-                raise ValueError(f"stage {name!r}: the last stage, and only it, accumulates without a neuron")
+                    raise ValueError(f"layer {name!r} reads {source!r}, which is not an earlier layer ({sorted(known)})")
+            if (layer.neuron is None) != (name == names[-1]):
+                raise ValueError(f"layer {name!r}: the last layer, and only it, accumulates without a neuron")
             known.add(name)
 
-    def each(self) -> Iterator[tuple[str, Stage]]:
-        """(name, stage) in order."""
-        for name, stage in self.stages.items():
-            assert isinstance(stage, Stage)
-            yield name, stage
+    def named_layers(self) -> Iterator[tuple[str, Layer]]:
+        """(name, layer) in order."""
+        for name, layer in self.layers.items():
+            assert isinstance(layer, Layer)
+            yield name, layer
 
     def read_after(self, done: str) -> set[str]:
-        """Sources that the stages after ``done`` read."""
-        names = list(self.stages)
+        """Sources that the layers after ``done`` read."""
+        names = list(self.layers)
         later = names[names.index(done) + 1 :]
-        return {source for name, stage in self.each() if name in later for source in stage.sources}
+        return {source for name, layer in self.named_layers() if name in later for source in layer.sources}
 
     def neurons(self) -> dict[str, Neuron]:
-        """Stage name to its neurons, the output stage left out."""
-        return {name: stage.neuron for name, stage in self.each() if stage.neuron is not None}
+        """Layer name to its neurons, the output layer left out."""
+        return {name: layer.neuron for name, layer in self.named_layers() if layer.neuron is not None}
 
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
@@ -138,9 +138,9 @@ class SpikingNetwork(nn.Module):
                 module.p = p
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one sample of the input and of every stage."""
+        """Shape of one sample of the input and of every layer."""
         if not self._shapes:
-            self._shapes = _engine().stage_shapes(self)
+            self._shapes = _engine().layer_shapes(self)
         return self._shapes
 
     def init_state(self) -> NetworkState:
@@ -165,7 +165,7 @@ class SpikingNetwork(nn.Module):
             x_B: images, finite, of shape (B, *input_shape).
             timesteps: number of steps, at least 1.
             chunk: steps a layer takes at once; default all of them when gradients are wanted, else 1.
-            observe: called with ("input" or stage name, spikes (t, B, ...)) for every chunk.
+            observe: called with ("input" or layer name, spikes (t, B, ...)) for every chunk.
 
         Raises:
             ValueError: shape, NaN or infinity in the input, or timesteps < 1.
@@ -250,26 +250,26 @@ class SpikingNetwork(nn.Module):
         values = {INPUT: x_TB}
         if observe is not None:
             observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
-        for name, stage in self.each():
-            current_TB = self._current(name, stage, values, state)
+        for name, layer in self.named_layers():
+            current_TB = self._current(name, layer, values, state)
             if len(current_TB) != steps:
                 current_TB = current_TB.expand(steps, *current_TB.shape[1:])
-            if stage.neuron is None:
+            if layer.neuron is None:
                 first = current_TB[:1] if state.output is None else current_TB[:1] + state.output
                 output_TBK = torch.cumsum(torch.cat([first, current_TB[1:]]), 0)
                 state.output = output_TBK[-1]
                 return output_TBK, state
             before = state.neurons.get(name)
             if before is None:
-                before = stage.neuron.initial_state(current_TB[0])
-            values[name], state.neurons[name] = stage.neuron.run(current_TB, before)
+                before = layer.neuron.initial_state(current_TB[0])
+            values[name], state.neurons[name] = layer.neuron.run(current_TB, before)
             if observe is not None:
                 observe(name, values[name])
-        raise AssertionError("the last stage has no neuron; checked at construction")
+        raise AssertionError("the last layer has no neuron; checked at construction")
 
-    def _current(self, name: str, stage: Stage, values: dict[str, Tensor], state: NetworkState) -> Tensor:
+    def _current(self, name: str, layer: Layer, values: dict[str, Tensor], state: NetworkState) -> Tensor:
         total = None
-        for i, source, synapse in stage.branches():
+        for i, source, synapse in layer.branches():
             key = f"{name}/{i}"
             current = state.constant.get(key) if state.constant is not None else None
             if current is None:

@@ -166,7 +166,7 @@ def definition(network: SpikingNetwork, x: torch.Tensor, timesteps: int, scale: 
         for later in names[names.index(name) :]:
             network.neurons()[later].v_threshold.fill_(1e30)
         network(x, timesteps, observe=lambda layer, s, trains=trains: trains.setdefault(layer, []).append(s.clone()))
-        stage = dict(network.each())[name]
+        stage = dict(network.named_layers())[name]
         for t in range(timesteps):
             currents = [synapse(torch.stack([trains[source][t][0]])) for _, source, synapse in stage.branches()]
             peaks.append(float(torch.stack(currents).sum(0).max()))

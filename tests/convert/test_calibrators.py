@@ -23,11 +23,11 @@ from spikeprop.convert import (
     spike_worths,
     to_spiking,
 )
-from spikeprop.convert.calibrators.correction import Layer, _Fit, delay_readout
+from spikeprop.convert.calibrators.correction import CalibratedLayer, _Fit, delay_readout
 from spikeprop.convert.calibrators.statistics import quantised
 from spikeprop.experiment.networks import _make_room
 from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
-from spikeprop.snn import Direct, NeuronState, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import Direct, Layer, NeuronState, SpikingNetwork, Synapse
 from spikeprop.snn.offset import offset, shifted_start
 
 STEPS = 2
@@ -121,7 +121,7 @@ def ramp() -> SpikingNetwork:
     hidden, out = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     for layer in (hidden, out):
         layer.weight.data.fill_(1.0)
-    stages = {"hidden": Stage([("input", Synapse([hidden]))], IF()), "out": Stage([("hidden", Synapse([out]))], None)}
+    stages = {"hidden": Layer([("input", Synapse([hidden]))], IF()), "out": Layer([("hidden", Synapse([out]))], None)}
     return SpikingNetwork(stages, Direct(), (1,)).eval()
 
 
@@ -177,14 +177,14 @@ def test_offset_spikes_make_up_for_a_late_input() -> None:
 def test_the_readout_waits_for_a_network_that_starts_late() -> None:
     """Two classes; the right one's neuron needs four steps to charge, the wrong one's fires at once for a while (v_init)."""
     network = ramp()
-    stage = dict(network.each())["hidden"]
+    stage = dict(network.named_layers())["hidden"]
     layer = nn.Linear(1, 2, bias=False)
     layer.weight.data = torch.tensor([[0.24], [0.0]])
     out = nn.Linear(2, 2, bias=False)
     out.weight.data = torch.eye(2)
     stages = {
-        "hidden": Stage([("input", Synapse([layer]))], stage.neuron),
-        "out": Stage([("hidden", Synapse([out]))], None),
+        "hidden": Layer([("input", Synapse([layer]))], stage.neuron),
+        "out": Layer([("hidden", Synapse([out]))], None),
     }
     late = SpikingNetwork(stages, Direct(), (1,)).eval()
     late.neurons()["hidden"].v_init = torch.tensor([0.0, 3.0])  # the second neuron fires in steps 1 and 2, for nothing
@@ -202,8 +202,8 @@ def test_the_fit_of_advanced_calibration_finds_weights_that_were_spoilt() -> Non
     rates = torch.rand(256, 8)
     target = torch.relu(linear(rates)).detach()
     linear.weight.data.mul_(0.5)
-    stage = Stage([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
-    fit = _Fit(Layer("hidden", stage, target, {"input": rates}), 16)
+    stage = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
+    fit = _Fit(CalibratedLayer("hidden", stage, target, {"input": rates}), 16)
     before = fit._error()
     fit.run(iterations=300, batch_size=64, step=0.01)
     assert fit._error() < 0.2 * before
@@ -214,9 +214,9 @@ def test_a_fit_that_does_not_help_is_taken_back() -> None:
     linear = nn.Linear(8, 5)
     rates = torch.rand(256, 8)
     target = torch.relu(linear(rates)).detach()
-    stage = Stage([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
+    stage = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
     weight = linear.weight.detach().clone()
-    _Fit(Layer("hidden", stage, target, {"input": rates}), 1000).run(iterations=3, batch_size=8, step=1.0)
+    _Fit(CalibratedLayer("hidden", stage, target, {"input": rates}), 1000).run(iterations=3, batch_size=8, step=1.0)
     assert torch.equal(linear.weight, weight)
 
 

@@ -83,7 +83,7 @@ def errors(ann: nn.Module, shape: tuple[int, ...], checkpoints: tuple[int, ...])
         steps[name] = steps.get(name, 0) + len(spikes_TB)
         neuron = network.neurons().get(name)
         if neuron is not None and not isinstance(neuron, SpikingMaxPool) and steps[name] in checkpoints:
-            worth = neuron.v_threshold * dict(network.each())[name].scale  # type: ignore[union-attr]
+            worth = neuron.v_threshold * dict(network.named_layers())[name].scale  # type: ignore[union-attr]
             size = wanted[name].abs().mean().clamp(min=1e-12)
             found.setdefault(name, []).append(float((counts[name] / steps[name] * worth - wanted[name]).abs().mean() / size))
 

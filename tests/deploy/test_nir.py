@@ -16,7 +16,7 @@ from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, ThresholdBalancing,
 from spikeprop.deploy.export import export, record
 from spikeprop.deploy.nir import from_nir, to_nir
 from spikeprop.errors import NirError
-from spikeprop.snn import INPUT, Neuron, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork, Synapse
 from tests.convert.test_calibrate import Skips
 
 NEURONS = [IF(), IF(reset="zero"), LIF(leak=0.93), LIF(leak=0.7, reset="zero", v_init=0.5)]
@@ -137,8 +137,8 @@ def test_a_hidden_layer_may_be_called_as_the_input_and_output_nodes_are(tmp_path
 
 @pytest.mark.parametrize("name", ["input", "output"])
 def test_two_nodes_of_one_name_are_refused_on_writing(name: str) -> None:
-    hidden = Stage([(INPUT, Synapse([nn.Linear(3, 3)]))], IF())
-    last = Stage([(name, Synapse([nn.Linear(3, 3)]))], None)
+    hidden = Layer([(INPUT, Synapse([nn.Linear(3, 3)]))], IF())
+    last = Layer([(name, Synapse([nn.Linear(3, 3)]))], None)
     with pytest.raises(NirError, match=f"two nodes of the graph would be called '{name}'"):
         to_nir(SpikingNetwork({name: hidden, "last": last}, Direct(), (3,)))
 
@@ -148,7 +148,7 @@ def test_neurons_of_a_foreign_graph_keep_apart_from_its_input() -> None:
     renamed = {"input": "image", "x": "input", "last": "last", "output": "output"}
     nodes = {renamed[name]: node for name, node in graph.nodes.items()}
     network = from_nir(nir.NIRGraph(nodes=nodes, edges=[(renamed[a], renamed[b]) for a, b in graph.edges]))
-    assert list(network.stages) == ["input_", "output"]
+    assert list(network.layers) == ["input_", "output"]
     to_nir(network)
 
 

@@ -16,7 +16,7 @@ from spikeprop.deploy.export import export, record
 from spikeprop.deploy.nir import to_nir
 from spikeprop.deploy.portable import portable
 from spikeprop.errors import NirError
-from spikeprop.snn import INPUT, Neuron, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork, Synapse
 
 pytest.importorskip("snntorch", reason="the interop extra is not installed")
 pytest.importorskip("norse", reason="the interop extra is not installed")
@@ -82,14 +82,14 @@ def test_the_file_runs_with_equal_spikes(tmp_path: Path, library: str, kind: str
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_groups_and_strides(library: str) -> None:
     torch.manual_seed(1)
-    stages = {
-        "a": Stage([(INPUT, Synapse([nn.Conv2d(2, 4, 3, padding=1, groups=2)]))], IF(reset="zero", v_threshold=0.3)),
-        "b": Stage(
+    layers = {
+        "a": Layer([(INPUT, Synapse([nn.Conv2d(2, 4, 3, padding=1, groups=2)]))], IF(reset="zero", v_threshold=0.3)),
+        "b": Layer(
             [("a", Synapse([nn.Conv2d(4, 4, 2, stride=2, groups=4, bias=False)]))], LIF(leak=0.8, reset="zero", v_threshold=0.1)
         ),
-        "out": Stage([("b", Synapse([nn.Flatten(), nn.Linear(36, 3)]))], None),
+        "out": Layer([("b", Synapse([nn.Flatten(), nn.Linear(36, 3)]))], None),
     }
-    network = SpikingNetwork(stages, Direct(), (2, 6, 6)).double().eval()
+    network = SpikingNetwork(layers, Direct(), (2, 6, 6)).double().eval()
     ours, output = record(network, torch.rand(2, 2, 6, 6), STEPS)
     assert all(0.01 < ours[name].mean() < 0.95 for name in "ab")
     theirs = LIBRARIES[library](portable(to_nir(network), library), ours[INPUT])

@@ -16,7 +16,7 @@ from spikeprop.deploy.nir import to_nir
 from spikeprop.deploy.quantised import QuantisedBPTT, find_grids, rounded
 from spikeprop.errors import HardwareError
 from spikeprop.recipe import load_recipe
-from spikeprop.snn import INPUT, Gain, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Gain, Layer, SpikingNetwork, Synapse
 from tests.convert.test_calibrate import Skips
 
 
@@ -54,7 +54,7 @@ def test_values_come_back_and_gradients_pass_straight_through() -> None:
     torch.manual_seed(0)
     network = converted(Skips(), LIF(leak=0.9, v_init=0.5), (1, 4, 4))
     assert any(
-        not list(synapse) for _, stage in network.each() for _, _, synapse in stage.branches()
+        not list(synapse) for _, layer in network.named_layers() for _, _, synapse in layer.branches()
     )  # spikes handed on as they are
     before = {k: v.clone() for k, v in network.state_dict().items()}
     x, y = torch.rand(8, 1, 4, 4), torch.randint(0, 3, (8,))
@@ -73,8 +73,8 @@ def test_values_come_back_and_gradients_pass_straight_through() -> None:
 def test_a_clipped_weight_gets_no_gradient() -> None:
     network = converted(CNN(input_shape=(1, 4, 4), classes=3, plan=[4], hidden=[]), IF(), (1, 4, 4))
     grids = find_grids(network, 1.0)
-    stage = next(iter(network.stages.values()))
-    weight = stage.synapses[0].weighted()[0].weight  # type: ignore[union-attr]
+    layer = next(iter(network.layers.values()))
+    weight = layer.synapses[0].weighted()[0].weight  # type: ignore[union-attr]
     with torch.no_grad():
         weight[0, 0, 0, 0] = weight.abs().max() * 5
     with rounded(network, grids):
@@ -96,11 +96,11 @@ def test_scales_are_searched_again_after_so_many_steps(monkeypatch: pytest.Monke
 
 def test_what_cannot_be_rounded_one_by_one_is_refused_by_name() -> None:
     def network(*ops: nn.Module) -> SpikingNetwork:
-        stages = {
-            "a": Stage([(INPUT, Synapse(ops))], IF()),
-            "out": Stage([("a", Synapse([nn.Flatten(), nn.Linear(32, 3)]))], None),
+        layers = {
+            "a": Layer([(INPUT, Synapse(ops))], IF()),
+            "out": Layer([("a", Synapse([nn.Flatten(), nn.Linear(32, 3)]))], None),
         }
-        return SpikingNetwork(stages, Direct(), (2, 4, 4))
+        return SpikingNetwork(layers, Direct(), (2, 4, 4))
 
     for ops in (
         (nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)),

@@ -11,18 +11,18 @@ from torch import nn
 from spikeprop import CNN, IF, Digits, Direct, MaxActivation, convert
 from spikeprop.convert import relu_activations, to_spiking
 from spikeprop.evaluate import conversion_error, draw_conversion_error
-from spikeprop.snn import INPUT, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
 
 
 def network_with_units(v_init: float, theta: float = 2.0) -> SpikingNetwork:
     """One layer of three neurons on three inputs, weights one to one, so a spike stands for theta."""
     first, last = nn.Linear(3, 3, bias=False), nn.Linear(3, 1, bias=False)
     first.weight.data = torch.eye(3)
-    stages = {
-        "hidden": Stage([(INPUT, Synapse([first]))], IF(v_threshold=theta, v_init=v_init)),
-        "out": Stage([("hidden", Synapse([last]))], None),
+    layers = {
+        "hidden": Layer([(INPUT, Synapse([first]))], IF(v_threshold=theta, v_init=v_init)),
+        "out": Layer([("hidden", Synapse([last]))], None),
     }
-    return SpikingNetwork(stages, Direct(), (3,))
+    return SpikingNetwork(layers, Direct(), (3,))
 
 
 def test_clipping_and_quantisation_by_hand() -> None:
@@ -52,12 +52,12 @@ def test_spikes_that_come_unevenly_are_told_from_the_rest() -> None:
     """A neuron that gets +1.1 at step 2 and its -2.2 at step 3 has fired by then, though the ANN's activation is 0."""
     first, second, last = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)
     first.weight.data, second.weight.data = torch.eye(2), torch.tensor([[-2.2, 1.1]])
-    stages = {
-        "a": Stage([(INPUT, Synapse([first]))], IF(v_threshold=1.0, v_init=0.0)),
-        "b": Stage([("a", Synapse([second]))], IF(v_threshold=1.0)),
-        "out": Stage([("b", Synapse([last]))], None),
+    layers = {
+        "a": Layer([(INPUT, Synapse([first]))], IF(v_threshold=1.0, v_init=0.0)),
+        "b": Layer([("a", Synapse([second]))], IF(v_threshold=1.0)),
+        "out": Layer([("b", Synapse([last]))], None),
     }
-    network = SpikingNetwork(stages, Direct(), (2,))
+    network = SpikingNetwork(layers, Direct(), (2,))
     x = torch.tensor([[0.4, 0.8], [0.0, 0.6]])  # the second image has an activation, to which errors are relative
     activations = {"a": x, "b": torch.tensor([[0.0], [0.66]])}
     error = conversion_error(network, x, activations, {"a": 1.0, "b": 1.0}, [3])

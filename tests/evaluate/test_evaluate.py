@@ -11,7 +11,7 @@ from torch import nn
 from spikeprop import CNN, IF, Digits, Direct, MaxActivation, Poisson, ResNet, convert, snn_accuracy
 from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out
 from spikeprop.evaluate.activity import WATCHED_BYTES, watched_chunk
-from spikeprop.snn import INPUT, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
 
 
 def network_of(ann: nn.Module, shape: tuple[int, ...]) -> SpikingNetwork:
@@ -77,11 +77,11 @@ def two_neurons() -> SpikingNetwork:
     """Two inputs -> one IF neuron (theta 1, weights .5 and 1) -> two outputs."""
     first = nn.Linear(2, 1, bias=False)
     first.weight.data = torch.tensor([[0.5, 1.0]])
-    stages = {
-        "hidden": Stage([(INPUT, Synapse([first]))], IF()),
-        "out": Stage([("hidden", Synapse([nn.Linear(1, 2, bias=False)]))], None),
+    layers = {
+        "hidden": Layer([(INPUT, Synapse([first]))], IF()),
+        "out": Layer([("hidden", Synapse([nn.Linear(1, 2, bias=False)]))], None),
     }
-    return SpikingNetwork(stages, Direct(), (2,))
+    return SpikingNetwork(layers, Direct(), (2,))
 
 
 def test_rates_synops_and_energy_by_hand() -> None:

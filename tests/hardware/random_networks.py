@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop import IF, LIF, Direct, Poisson, SignedIF
-from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Neuron, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Layer, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
 
 KINDS = ["dense", "conv", "strided", "grouped", "pooled", "residual", "concatenated", "max_pooled"]
@@ -32,15 +32,15 @@ def random_network(seed: int, real: bool = False, signed: bool = False) -> tuple
 class _Maker:
     def __init__(self, seed: int, real: bool, signed: bool):
         self.rng, self.real, self.signed = np.random.default_rng(seed), real, signed
-        self.stages: dict[str, Stage] = {}
+        self.layers: dict[str, Layer] = {}
 
     def make(self, kind: str) -> tuple[SpikingNetwork, np.ndarray]:
         poisson = self.chance(0.4)
         size = int(self.rng.integers(6, 9))
         shape: Shape = (int(self.rng.integers(4, 9)),) if kind == "dense" else (2, size, size)
         last, after = getattr(self, kind)(shape)
-        self.stages["head"] = Stage([(last, Synapse([nn.Flatten(), self.linear(int(np.prod(after)), 3)]))], None)
-        network = SpikingNetwork(self.stages, Poisson() if poisson else Direct(), shape).double().eval()
+        self.layers["head"] = Layer([(last, Synapse([nn.Flatten(), self.linear(int(np.prod(after)), 3)]))], None)
+        network = SpikingNetwork(self.layers, Poisson() if poisson else Direct(), shape).double().eval()
         network.readout_from.fill_(self.pick([0, 0, 3]))
         full = (2, STEPS, *shape)
         inputs = self.rng.integers(-1, 2, full).astype(float) if poisson else self.rng.integers(-8, 17, full) / 8
@@ -48,13 +48,13 @@ class _Maker:
             inputs = self.rng.standard_normal(full)
         return network, inputs
 
-    # kinds: each adds stages and returns the last one's name and shape
+    # kinds: each adds layers and returns the last one's name and shape
 
     def dense(self, shape: Shape) -> tuple[str, Shape]:
         name = INPUT
         for i in range(self.pick([1, 2, 3])):
             out = int(self.rng.integers(4, 10))
-            name, shape = self.stage(f"d{i}", name, (self.linear(shape[0], out),), (out,)), (out,)
+            name, shape = self.layer(f"d{i}", name, (self.linear(shape[0], out),), (out,)), (out,)
         return name, shape
 
     def conv(self, shape: Shape) -> tuple[str, Shape]:
@@ -76,14 +76,14 @@ class _Maker:
         pool = nn.AvgPool2d(2, stride=self.pick([1, 2]), padding=self.pick([0, 1]))
         name, shape = self.conv_stage("c1", name, shape, pool, kernel_size=3, padding=1)
         flat = [nn.AvgPool2d(2), nn.Flatten(), self.linear(4 * (shape[1] // 2) * (shape[2] // 2), 6)]
-        return self.stage("d", name, flat, (6,)), (6,)
+        return self.layer("d", name, flat, (6,)), (6,)
 
     def residual(self, shape: Shape) -> tuple[str, Shape]:
         first, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
         middle, _ = self.conv_stage("c1", first, shape, kernel_size=3, padding=1)
         skip = self.pick([[], [Gain(0.75)], [self.conv2d(4, 4, kernel_size=1)]])
         paths = [(middle, Synapse([self.conv2d(4, 4, kernel_size=3, padding=1)])), (first, Synapse(skip))]
-        self.stages["sum"] = Stage(paths, self.neuron(shape))
+        self.layers["sum"] = Layer(paths, self.neuron(shape))
         return "sum", shape
 
     def concatenated(self, shape: Shape) -> tuple[str, Shape]:
@@ -93,7 +93,7 @@ class _Maker:
         other = self.conv2d(8, 4, kernel_size=3)
         paths = [(first, Synapse([ChannelPad(0, 4), mix])), (second, Synapse([ChannelPad(4, 0), other]))]
         after = (4, shape[1] - 2, shape[2] - 2)
-        self.stages["joined"] = Stage(paths, self.neuron(after))
+        self.layers["joined"] = Layer(paths, self.neuron(after))
         return "joined", after
 
     def max_pooled(self, shape: Shape) -> tuple[str, Shape]:
@@ -110,7 +110,7 @@ class _Maker:
         if what == "residual":
             middle, thin = self.conv_stage("c2", name, shape, kernel_size=3, padding=1)
             paths = [(middle, Synapse([self.conv2d(thin[0], shape[0], kernel_size=3, padding=1)])), (name, Synapse([]))]
-            self.stages["sum"] = Stage(paths, self.neuron(shape))
+            self.layers["sum"] = Layer(paths, self.neuron(shape))
             return "sum", shape
         return self.max_pool("m1", [(name, Synapse([]))], shape) if what == "again" else (name, shape)
 
@@ -120,7 +120,7 @@ class _Maker:
         kernel = (self.pick([2, 3]), self.pick([1, 2, 3]))
         padding = (self.pick([0, kernel[0] // 2]), self.pick([0, kernel[1] // 2]))
         pool = SpikingMaxPool(kernel, self.pick([1, 2, (2, 3)]), padding, self.chance(0.5))
-        self.stages[name] = Stage(paths, pool)
+        self.layers[name] = Layer(paths, pool)
         return name, tuple(pool.window(torch.zeros(shape)).shape)
 
     def conv_stage(self, name: str, source: str, shape: Shape, *before: nn.Module, **settings: Any) -> tuple[str, Shape]:
@@ -130,10 +130,10 @@ class _Maker:
             for op in ops:
                 x = op.double()(x)
         after = tuple(x.shape[1:])
-        return self.stage(name, source, ops, after), after
+        return self.layer(name, source, ops, after), after
 
-    def stage(self, name: str, source: str, ops: Any, shape: Shape) -> str:
-        self.stages[name] = Stage([(source, Synapse(ops))], self.neuron(shape))
+    def layer(self, name: str, source: str, ops: Any, shape: Shape) -> str:
+        self.layers[name] = Layer([(source, Synapse(ops))], self.neuron(shape))
         return name
 
     def neuron(self, shape: Shape) -> Neuron:
@@ -191,7 +191,7 @@ class Replay(Encoder):
 
 @torch.no_grad()
 def simulate_in_torch(network: SpikingNetwork, inputs: np.ndarray) -> tuple[Trains, Trains, np.ndarray]:
-    """Spikes and potentials by stage, (samples, steps, ...), and the output (samples, steps, K), in float64."""
+    """Spikes and potentials by layer, (samples, steps, ...), and the output (samples, steps, K), in float64."""
     x = torch.from_numpy(np.ascontiguousarray(inputs.swapaxes(0, 1)))
     trains: dict[str, list[Tensor]] = {}
     potentials: dict[str, list[Tensor]] = {}

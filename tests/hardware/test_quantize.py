@@ -81,7 +81,7 @@ def test_pooling_costs_no_accuracy_and_keeps_few_values() -> None:
     quantized, report = quantize(to_nir(network))
     folded = quantized.populations[1].connections[0].matrix
     assert len(np.unique(folded.data)) <= 4 * 6 * 9
-    weights = network.stages["features_3"].synapses[0].weighted()[0].weight.detach().numpy().ravel()  # type: ignore[union-attr]
+    weights = network.layers["features_3"].synapses[0].weighted()[0].weight.detach().numpy().ravel()  # type: ignore[union-attr]
     weights = weights.astype(np.float64)
     grid = 127 / np.abs(weights).max()
     plain = np.sqrt(((np.rint(weights * grid) / grid - weights) ** 2).sum() / (weights**2).sum())

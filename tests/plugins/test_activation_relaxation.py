@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from spikeprop import Digits, fit
 from spikeprop.ann import CNN, CIFARResNet, ResNet
-from spikeprop.errors import StageError
+from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, Loss, SquaredError
 from spikeprop.plugins import ActivationRelaxation
 from spikeprop.plugins.activation_relaxation.relax import adjoints, enough_sweeps, relax
 from tests.learn.test_fit import small_ann, uninterrupted_and_resumed, weights
-from tests.learn.test_stages import Branchy
+from tests.learn.test_segments import Branchy
 
 SWEEPS: list[Literal["jacobi", "gauss-seidel"]] = ["jacobi", "gauss-seidel"]
 
@@ -84,13 +84,13 @@ def test_the_binomial_law(eta: float, sweeps: int, sweep: Literal["jacobi", "gau
     x = torch.rand(6, 7)
     rule = ActivationRelaxation(step_size=eta, iterations=sweeps, start="zero", sweep=sweep)
     ours, plain, _ = compared(model, x, rule)
-    for stage in rule.graph(model).stages:
-        k = rule.graph(model).hops()[stage.name]
+    for segment in rule.graph(model).segments:
+        k = rule.graph(model).hops()[segment.name]
         tries = sweeps if sweep == "jacobi" or k == 0 else sweeps + k - 1
         share = float(binom.sf(k - 1, tries, eta))
-        expected = plain.get_submodule(stage.name).weight.grad
+        expected = plain.get_submodule(segment.name).weight.grad
         assert isinstance(expected, Tensor)
-        got = ours.get_submodule(stage.name).weight.grad
+        got = ours.get_submodule(segment.name).weight.grad
         assert isinstance(got, Tensor)
         assert (got - share * expected).abs().max() <= 1e-10
 
@@ -112,7 +112,7 @@ def test_the_law_holds_for_every_path_through_a_skip() -> None:
     ours, _, _ = compared(Skip(), torch.rand(3, 4), rule)
     assert isinstance(ours, Skip)
     graph = rule.graph(ours)
-    assert [s.reads for s in graph.stages][-1] == (graph.stages[-2].name,)
+    assert [s.reads for s in graph.segments][-1] == (graph.segments[-2].name,)
     x = torch.rand(3, 4).double()
     y = torch.arange(3)
     ours.zero_grad()
@@ -120,7 +120,7 @@ def test_the_law_holds_for_every_path_through_a_skip() -> None:
     (clamped,) = torch.autograd.grad(rule.loss(scores, y), scores)
     hops = graph.hops()
     long = binom.sf(hops["a"] - 1, 4, 0.3)
-    short = binom.sf(hops["a"] - 2, 4, 0.3) if len(graph.stages) == 4 else long
+    short = binom.sf(hops["a"] - 2, 4, 0.3) if len(graph.segments) == 4 else long
     joined = clamped @ ours.c.weight.detach()
     expected = (long * joined @ ours.b.weight.detach() + short * joined).T @ x
     assert ours.a.weight.grad is not None
@@ -206,17 +206,17 @@ def test_a_pass_that_is_not_frozen_takes_jacobians_where_activations_are() -> No
     longer, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=9, frozen=False))
     still, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=9))
     assert largest_difference(longer, still) > 1e-5
-    assert len(graph.stages) == 3
-    with pytest.raises(StageError, match=r"features\.1 is BatchNorm2d, which answers differently.*frozen: true"):
+    assert len(graph.segments) == 3
+    with pytest.raises(SegmentError, match=r"features\.1 is BatchNorm2d, which answers differently.*frozen: true"):
         ActivationRelaxation(frozen=False).graph(CNN(input_shape=(1, 8, 8), classes=5, plan=[4], batch_norm=True))
 
 
 def test_relax_leaves_the_fixed_point_where_it_is() -> None:
-    from spikeprop.learn.stages import StagePass, stage_graph
+    from spikeprop.learn.segments import SegmentPass, segment_graph
 
     model, x = networks()["cnn"]
-    graph = stage_graph(model.double())
-    run = StagePass(graph, x.double())
+    graph = segment_graph(model.double())
+    run = SegmentPass(graph, x.double())
     clamped = torch.randn_like(run.output)
     fixed = adjoints(graph, run.vjp, clamped)
     relaxed = relax(graph, run.vjp, fixed, clamped, step_size=0.3, sweeps=5)

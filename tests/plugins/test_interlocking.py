@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from spikeprop.errors import StageError
+from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, SquaredError
 from spikeprop.plugins import BasicResNet, ConvHead, Interlocking, PooledHead, TokenHead
 from spikeprop.plugins.interlocking import StageProcess
@@ -37,18 +37,18 @@ def batch(size: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def by_definition(model: nn.Module, rule: Interlocking, x: Tensor, y: Tensor) -> list[Tensor]:
-    """The gradient of each of the model's parameters: that of its stage's one loss, through the whole history."""
+    """The gradient of each of the model's parameters: that of its segment's one loss, through the whole history."""
     graph = rule.graph(model)
     outputs, h = [], x
-    for stage in graph.stages:
-        h = stage.module(h)
+    for segment in graph.segments:
+        h = segment.module(h)
         outputs.append(h)
     count = len(outputs)
     found: dict[int, Tensor] = {}
-    for i, stage in enumerate(graph.stages):
+    for i, segment in enumerate(graph.segments):
         target = min(i + (rule.reach or count) - 1, count - 1)
         scores = outputs[target] if target == count - 1 else rule.own[str(target)](outputs[target])
-        parameters = stage.parameters()
+        parameters = segment.parameters()
         grads = torch.autograd.grad(rule.loss(scores, y), parameters, retain_graph=True)
         found |= {id(p): g for p, g in zip(parameters, grads)}
     return [found[id(p)] for p in model.parameters()]
@@ -92,8 +92,8 @@ def test_local_is_each_stage_with_its_head_alone() -> None:
     alone, heads = copy.deepcopy(model), copy.deepcopy(rule.own)
     rule.step(model, x, y)
     h = x
-    for i, stage in enumerate(_same(rule, alone).graph(alone).stages):
-        h = stage.module(h.detach())
+    for i, segment in enumerate(_same(rule, alone).graph(alone).segments):
+        h = segment.module(h.detach())
         scores = h if i == 3 else heads[str(i)](h)
         nn.functional.cross_entropy(scores, y).backward()
     trained = [*model.parameters(), *rule.parameters()]
@@ -101,7 +101,7 @@ def test_local_is_each_stage_with_its_head_alone() -> None:
         assert p.grad is not None
         assert q.grad is not None
         assert (p.grad - q.grad).abs().max() <= 1e-10
-    assert len(graph.stages) == 4
+    assert len(graph.segments) == 4
 
 
 def test_micro_batches_add_up() -> None:
@@ -157,14 +157,14 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("model", "settings", "says"),
     [
-        (Tied(), {"cuts": ["a"]}, r"a\.weight belongs to the stages a and b, which follow different losses: untie"),
+        (Tied(), {"cuts": ["a"]}, r"a\.weight belongs to the segments a and b, which follow different losses: untie"),
         (resnet(), {"cuts": 99}, "at most"),
         (resnet(), {"cuts": ["features.3.residual.0"]}, "more than one value leaves|reads"),
         (resnet(), {"cuts": 4, "reach": 1, "head": TokenHead()}, r"TokenHead reads tokens"),
     ],
 )
 def test_what_cannot_be_interlocked_is_refused(model: nn.Module, settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(StageError, match=says):
+    with pytest.raises(SegmentError, match=says):
         prepared(model, **settings)
 
 
@@ -190,7 +190,7 @@ def _one_of_many(rank: int, world: int, reaches: list[int | None], folder: str) 
         process = StageProcess(model, rule, x)
         losses = process.train([(x, y), (x.flip(0), y.flip(0))], torch.optim.SGD(process.parameters(), lr=0.1))
         names = {id(p): n for n, p in model.named_parameters()}
-        own = {names[id(p)]: [p.detach(), p.grad] for p in process.stage.parameters()}
+        own = {names[id(p)]: [p.detach(), p.grad] for p in process.segment.parameters()}
         torch.save((own, losses, process.clock.idle, process.clock.busy), f"{folder}/{reach}.{rank}.pt")
     dist.destroy_process_group()
 

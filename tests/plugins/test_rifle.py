@@ -14,7 +14,7 @@ from torchvision.models import mobilenet_v2, resnet18, vgg11
 
 from spikeprop import Backprop, Digits, fit
 from spikeprop.ann import MLP, ResNet
-from spikeprop.errors import CheckpointError, RecipeError, StageError
+from spikeprop.errors import CheckpointError, RecipeError, SegmentError
 from spikeprop.learn import Callback, Constant, Cosine, LearningRule, Schedule, Training
 from spikeprop.plugins import L2SP, RIFLE, ActivationRelaxation, BasicResNet, Interlocking
 from spikeprop.plugins.rifle.callbacks import find_head
@@ -169,7 +169,7 @@ def test_heads_are_found() -> None:
         "1": nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.LogSoftmax(1)),
     }
     assert {name: find_head(model) for name, model in heads.items()} == {name: name for name in heads}
-    with pytest.raises(StageError, match="no layer with weights"):
+    with pytest.raises(SegmentError, match="no layer with weights"):
         find_head(nn.ReLU())
 
 

@@ -10,10 +10,10 @@ from spikeprop.plugins.interlocking.work import Place
 from tests.plugins.test_interlocking import prepared, resnet
 
 
-def even(reach: int, stages: int = 4) -> list[StageTimes]:
+def even(reach: int, segments: int = 4) -> list[StageTimes]:
     """One second for a forward pass, two for the products of each loss."""
-    places = [Place(i, stages, reach) for i in range(stages)]
-    return [StageTimes(1.0, dict.fromkeys([*p.others(), *([p.stage] if p.has_loss else [])], 2.0)) for p in places]
+    places = [Place(i, segments, reach) for i in range(segments)]
+    return [StageTimes(1.0, dict.fromkeys([*p.others(), *([p.segment] if p.has_loss else [])], 2.0)) for p in places]
 
 
 def test_gpipe_takes_its_formula() -> None:
@@ -28,15 +28,15 @@ def test_gpipe_takes_its_formula() -> None:
 def test_local_learning_waits_for_the_pipe_to_fill_once() -> None:
     found = simulate(even(1), 1, 1, 100)
     assert found.seconds == pytest.approx(100 * 3 + 3 * 1)
-    assert simulate(even(4), 4, 1, 100).seconds == pytest.approx(100 * 4 * 3)  # global, a batch at a time: one stage works
+    assert simulate(even(4), 4, 1, 100).seconds == pytest.approx(100 * 4 * 3)  # global, a batch at a time: one segment works
 
 
 def test_pairwise_waits_for_one_stage_above_only() -> None:
-    """A period is the forward pass, two products, and what is not hidden of the stage above: far from the global K (f + b)."""
-    for stages in (4, 8):
-        period = simulate(even(2, stages), 2, 1, 100).seconds / 100
+    """A period is the forward pass, two products, and what is not hidden of the segment above: far from the global K (f + b)."""
+    for segments in (4, 8):
+        period = simulate(even(2, segments), 2, 1, 100).seconds / 100
         assert 5 <= period <= 8.1
-        assert simulate(even(stages, stages), stages, 1, 100).seconds / 100 == pytest.approx(3 * stages)
+        assert simulate(even(segments, segments), segments, 1, 100).seconds / 100 == pytest.approx(3 * segments)
 
 
 def test_times_are_measured_and_leave_no_gradient() -> None:

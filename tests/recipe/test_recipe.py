@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from spikeprop.errors import ConversionError, RecipeError, StageError
+from spikeprop.errors import ConversionError, RecipeError, SegmentError
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.experiment.settings import find_device
 from spikeprop.recipe import Recipe, check, components, dump, load_recipe, recipe_folder, slots
@@ -204,7 +204,7 @@ def test_callbacks_are_a_list_of_components() -> None:
 
 
 def test_a_rule_that_cannot_train_the_network_says_so_before_training() -> None:
-    with pytest.raises(StageError, match="at most 4 stages, not 9"):
+    with pytest.raises(SegmentError, match="at most 4 stages, not 9"):
         load_recipe("digits_cnn_ar", ["train.rule={use: spikeprop.plugins.Interlocking, cuts: 9}"]).experiment.check()
     with pytest.raises(RecipeError, match=r"train\.rule: spikeprop\.plugins\.ActivationRelaxation: step_size is 2"):
         load_recipe("digits_cnn_ar", ["train.rule.step_size=2.0"]).experiment.check()

@@ -8,7 +8,7 @@ from torch import nn
 
 from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, convert
 from spikeprop.convert import ThresholdBalancing
-from spikeprop.snn import INPUT, DropoutMasks, Encoder, SampleDropout, SpikingNetwork, Stage, Synapse
+from spikeprop.snn import INPUT, DropoutMasks, Encoder, Layer, SampleDropout, SpikingNetwork, Synapse
 
 
 def small_network(encoder: Encoder | None = None, leak: float = 1.0) -> SpikingNetwork:
@@ -67,7 +67,7 @@ def test_state_is_not_carried_between_calls_nor_changed_in_place() -> None:
 
 def test_output_accumulates_without_leak_or_threshold() -> None:
     linear = nn.Linear(3, 2, bias=False)
-    network = SpikingNetwork({"out": Stage([(INPUT, Synapse([linear]))], None)}, Direct(), (3,))
+    network = SpikingNetwork({"out": Layer([(INPUT, Synapse([linear]))], None)}, Direct(), (3,))
     x = torch.tensor([[1.0, -2.0, 3.0]])
     torch.testing.assert_close(network(x, 5), 5 * linear(x))
 
@@ -98,7 +98,7 @@ def test_residual_networks_sum_their_branches() -> None:
     torch.manual_seed(1)
     ann = ResNet(depth=8, input_shape=(1, 8, 8), classes=3)
     network = convert(ann, [torch.rand(4, 1, 8, 8)], IF(), ThresholdBalancing(timesteps=8, scale=0.6))
-    summed = {name: stage.sources for name, stage in network.each() if len(stage.sources) == 2}
+    summed = {name: layer.sources for name, layer in network.named_layers() if len(layer.sources) == 2}
     assert len(summed) == 2
     assert network(torch.rand(2, 1, 8, 8), 5).shape == (2, 3)
 
@@ -124,6 +124,6 @@ def test_a_batch_of_one() -> None:
 
 
 def test_a_graph_out_of_order_is_refused() -> None:
-    stage = Stage([("later", Synapse([nn.Linear(2, 2)]))], IF())
+    layer = Layer([("later", Synapse([nn.Linear(2, 2)]))], IF())
     with pytest.raises(ValueError, match="reads 'later'"):
-        SpikingNetwork({"first": stage}, Direct(), (2,))
+        SpikingNetwork({"first": layer}, Direct(), (2,))

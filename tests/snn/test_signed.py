@@ -92,11 +92,11 @@ def test_calibration_sees_the_spikes_that_the_network_fires(digits_cnn: CNN) -> 
     fired: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         network(x, 4, observe=lambda n, s: fired.__setitem__(n, fired.get(n, 0) + s.sum(0)))
-    stages = Stagewise(network, x, 4, lambda first, steps: network.encoder(x, 1))
+    layers = Stagewise(network, x, 4, lambda first, steps: network.encoder(x, 1))
     for name in network.neurons():
-        stages.fire(name)
-        assert torch.equal(stages.rate(name) * 4, fired[name])
-    assert any(train.min() < 0 for train in stages.trains.values())
+        layers.fire(name)
+        assert torch.equal(layers.rate(name) * 4, fired[name])
+    assert any(train.min() < 0 for train in layers.trains.values())
 
 
 def test_it_lives_in_checkpoints_and_is_refused_where_it_cannot_go(digits_cnn: CNN, tmp_path: Path) -> None:

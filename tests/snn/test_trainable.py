@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn import IF, LIF, STDB, ATan, Direct, Neuron, SpikingNetwork, Stage, Surrogate, Synapse, Triangle
+from spikeprop.snn import IF, LIF, STDB, ATan, Direct, Layer, Neuron, SpikingNetwork, Surrogate, Synapse, Triangle
 
 
 def grad(tensor: Tensor) -> Tensor:
@@ -93,12 +93,12 @@ def _run_in_chunks(neuron: Neuron, currents: Tensor) -> tuple[Tensor, Tensor]:
 
 def small_network(**settings) -> SpikingNetwork:  # type: ignore[no-untyped-def]
     torch.manual_seed(3)
-    stages = {
-        "a": Stage([("input", Synapse([nn.Conv2d(1, 3, 3, padding=1, bias=False)]))], LIF(**settings)),
-        "b": Stage([("a", Synapse([nn.Flatten(), nn.Linear(48, 6, bias=False)]))], LIF(**settings)),
-        "out": Stage([("b", Synapse([nn.Linear(6, 3, bias=False)]))], None),
+    layers = {
+        "a": Layer([("input", Synapse([nn.Conv2d(1, 3, 3, padding=1, bias=False)]))], LIF(**settings)),
+        "b": Layer([("a", Synapse([nn.Flatten(), nn.Linear(48, 6, bias=False)]))], LIF(**settings)),
+        "out": Layer([("b", Synapse([nn.Linear(6, 3, bias=False)]))], None),
     }
-    network = SpikingNetwork(stages, Direct(), (1, 4, 4)).double()
+    network = SpikingNetwork(layers, Direct(), (1, 4, 4)).double()
     for neuron in network.neurons().values():
         neuron.set_threshold(neuron.v_threshold * 0.3)
     return network
@@ -114,12 +114,12 @@ def smooth_loss(network: SpikingNetwork, x: Tensor, steps: int, integral: Callab
     total = torch.zeros(len(x), 3, dtype=torch.float64)
     for _ in range(steps):
         value = x
-        for name, stage in network.each():
-            current = stage.synapses[0](value.unsqueeze(0))[0]
-            if stage.neuron is None:
+        for name, layer in network.named_layers():
+            current = layer.synapses[0](value.unsqueeze(0))[0]
+            if layer.neuron is None:
                 total = total + current
                 continue
-            theta, leak = stage.neuron.v_threshold, stage.neuron.leak
+            theta, leak = layer.neuron.v_threshold, layer.neuron.leak
             u = leak * v.get(name, torch.zeros_like(current)) + current
             above = u / theta - 1
             if first:

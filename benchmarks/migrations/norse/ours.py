@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import spikeprop as sp
-from spikeprop.snn import INPUT, FastSigmoid, Stage, Synapse
+from spikeprop.snn import INPUT, FastSigmoid, Layer, Synapse
 
 STEPS = 32
 
@@ -13,8 +13,8 @@ def main(images: int, tests: int, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     data = sp.MNIST(train_limit=images, test_limit=tests, mean=0.1307, std=0.3081)
 
-    hidden = Stage([(INPUT, Synapse([nn.Flatten(), nn.Linear(784, 100)]))], sp.LIF(leak=0.9, surrogate=FastSigmoid()))
-    output = Stage([("hidden", Synapse([nn.Linear(100, 10, bias=False)]))], None)
+    hidden = Layer([(INPUT, Synapse([nn.Flatten(), nn.Linear(784, 100)]))], sp.LIF(leak=0.9, surrogate=FastSigmoid()))
+    output = Layer([("hidden", Synapse([nn.Linear(100, 10, bias=False)]))], None)
     network = sp.SpikingNetwork({"hidden": hidden, "output": output}, sp.Direct(), data.input_shape)
 
     rule = sp.BPTT(timesteps=STEPS, average=True)

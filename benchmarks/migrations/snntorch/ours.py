@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import spikeprop as sp
-from spikeprop.snn import INPUT, ATan, Stage, Synapse
+from spikeprop.snn import INPUT, ATan, Layer, Synapse
 
 STEPS = 25
 
@@ -13,8 +13,8 @@ def main(images: int, tests: int, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     data = sp.MNIST(train_limit=images, test_limit=tests)
 
-    hidden = Stage([(INPUT, Synapse([nn.Flatten(), nn.Linear(784, 1000)]))], sp.LIF(leak=0.95, surrogate=ATan()))
-    output = Stage([("hidden", Synapse([nn.Linear(1000, 10)]))], None)
+    hidden = Layer([(INPUT, Synapse([nn.Flatten(), nn.Linear(784, 1000)]))], sp.LIF(leak=0.95, surrogate=ATan()))
+    output = Layer([("hidden", Synapse([nn.Linear(1000, 10)]))], None)
     network = sp.SpikingNetwork({"hidden": hidden, "output": output}, sp.Direct(), data.input_shape)
 
     rule = sp.BPTT(timesteps=STEPS, average=True)

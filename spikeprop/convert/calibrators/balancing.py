@@ -53,17 +53,17 @@ class ThresholdBalancing(ThresholdCalibrator):
         from spikeprop.snn.engine.stagewise import Stagewise  # here, since it brings Numba
 
         units, encoded = Units(network, x), EncodedInput(network.encoder, x, part)
-        stages = Stagewise(network, x, self.timesteps, encoded, part.most(len(x)))
+        layers = Stagewise(network, x, self.timesteps, encoded, part.most(len(x)))
         thresholds = {}
-        for name, stage in network.each():
-            units.fold(stage)
-            if isinstance(stage.neuron, SpikingMaxPool):
-                units.pass_on(name, stage)
-            elif stage.neuron is not None:
-                worth = limited(stage, positive(name, self._peak(stages.currents(name), part)) * self.scale * stage.scale.to(x))
-                thresholds[name] = units.settle(name, stage, worth)
-            if stage.neuron is not None:
-                stages.fire(name)
+        for name, layer in network.named_layers():
+            units.fold(layer)
+            if isinstance(layer.neuron, SpikingMaxPool):
+                units.pass_on(name, layer)
+            elif layer.neuron is not None:
+                worth = limited(layer, positive(name, self._peak(layers.currents(name), part)) * self.scale * layer.scale.to(x))
+                thresholds[name] = units.settle(name, layer, worth)
+            if layer.neuron is not None:
+                layers.fire(name)
         return thresholds
 
     def _peak(self, currents: Iterator[Tensor], part: Part) -> Tensor:

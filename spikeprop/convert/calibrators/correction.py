@@ -35,12 +35,12 @@ from spikeprop.convert.graph import activations, currents, forget
 from spikeprop.convert.part import BLOCK, WHOLE, Part
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import seed_torch
-from spikeprop.snn import INPUT, Neuron, SignedIF, SpikingNetwork, Stage
+from spikeprop.snn import INPUT, Layer, Neuron, SignedIF, SpikingNetwork
 from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True)
-class Layer:
+class CalibratedLayer:
     """A layer that is being calibrated.
 
     Attributes:
@@ -50,7 +50,7 @@ class Layer:
     """
 
     name: str
-    stage: Stage
+    stage: Layer
     target: Tensor
     rates: dict[str, Tensor]
     part: Part = WHOLE
@@ -93,16 +93,16 @@ class SpikeCalibrator(ThresholdCalibrator):
         return thresholds
 
     @abstractmethod
-    def adjust(self, layer: Layer, spikes: Spikes) -> None:
+    def adjust(self, layer: CalibratedLayer, spikes: Spikes) -> None:
         """Change one layer whose threshold is set; ``spikes`` runs it."""
 
-    def _layers(self, network: SpikingNetwork, x: Tensor, part: Part) -> Iterator[tuple[Layer, Spikes]]:
+    def _layers(self, network: SpikingNetwork, x: Tensor, part: Part) -> Iterator[tuple[CalibratedLayer, Spikes]]:
         """The layers that can be changed, in order: those of neurons, and the output."""
         units, spikes = Units(network, x), Spikes(network, x, self.timesteps, part)
         rates = {INPUT: spikes.input_rate()}
-        for name, stage, activation in bar_over(activations(network, x), len(network.stages), shown=part.processes.rank == 0):
+        for name, stage, activation in bar_over(activations(network, x), len(network.layers), shown=part.processes.rank == 0):
             units.fold(stage)
-            layer = Layer(name, stage, activation / stage.scale, rates, part)
+            layer = CalibratedLayer(name, stage, activation / stage.scale, rates, part)
             if isinstance(stage.neuron, SpikingMaxPool):
                 units.pass_on(name, stage)
             elif stage.neuron is not None:
@@ -115,7 +115,7 @@ class SpikeCalibrator(ThresholdCalibrator):
             rates[name] = spikes.rate(name)
             forget(network, rates, name)
 
-    def _worth(self, layer: Layer, neuron: Neuron) -> Tensor:
+    def _worth(self, layer: CalibratedLayer, neuron: Neuron) -> Tensor:
         """The threshold of least error for the currents that spikes give."""
         current = currents(layer.stage, layer.rates)
         search = Search(float(neuron.v_init.mean()), self.timesteps, self.grid)
@@ -137,7 +137,7 @@ class Spikes:
         from spikeprop.snn.engine.stagewise import Stagewise  # here, since it brings Numba
 
         self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x, part)
-        self.stages = Stagewise(network, x, timesteps, self.encoded)
+        self.layers = Stagewise(network, x, timesteps, self.encoded)
 
     def input_rate(self) -> Tensor:
         """Mean of the encoded input over the steps (B, ...)."""
@@ -145,8 +145,8 @@ class Spikes:
 
     def rate(self, name: str) -> Tensor:
         """Fire a layer, again if it was changed, and give its spikes a step (B, ...)."""
-        self.stages.fire(name)
-        return self.stages.rate(name)
+        self.layers.fire(name)
+        return self.layers.rate(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class LightCalibration(SpikeCalibrator):
     bias: bool = True
     potential: bool = False
 
-    def adjust(self, layer: Layer, spikes: Spikes) -> None:
+    def adjust(self, layer: CalibratedLayer, spikes: Spikes) -> None:
         if layer.stage.neuron is None:
             return
         if self.bias:
@@ -186,7 +186,7 @@ class AdvancedCalibration(SpikeCalibrator):
     batch_size: int = 64
     step: float = 0.01
 
-    def adjust(self, layer: Layer, spikes: Spikes) -> None:
+    def adjust(self, layer: CalibratedLayer, spikes: Spikes) -> None:
         with torch.enable_grad():
             _Fit(layer, self.timesteps).run(self.iterations, self.batch_size, self.step)
         if layer.stage.neuron is not None:
@@ -196,7 +196,7 @@ class AdvancedCalibration(SpikeCalibrator):
 class _Fit:
     """The fit of one layer."""
 
-    def __init__(self, layer: Layer, timesteps: int):
+    def __init__(self, layer: CalibratedLayer, timesteps: int):
         self.layer, self.timesteps, self.neuron = layer, timesteps, layer.stage.neuron
         add_bias(layer.stage)
         self.trained: list[Tensor] = [p for p in layer.stage.synapses.parameters() if p.requires_grad]
@@ -269,20 +269,20 @@ def rate_through(ratio: Tensor, start: Tensor, timesteps: int) -> Tensor:
     return ramp + (quantised(ratio.detach(), start.detach(), timesteps) - ramp.detach())
 
 
-def _correct_bias(layer: Layer, spikes: Spikes) -> None:
+def _correct_bias(layer: CalibratedLayer, spikes: Spikes) -> None:
     """Add each channel's mean error to its current."""
     op = add_bias(layer.stage)
     if op is not None:
         op.bias.data.add_(layer.part.mean(by_channel(_error(layer, spikes)), 1).to(op.bias))
 
 
-def _error(layer: Layer, spikes: Spikes) -> Tensor:
+def _error(layer: CalibratedLayer, spikes: Spikes) -> Tensor:
     """What the true rates miss of the target (B, ...)."""
     assert layer.stage.neuron is not None
     return layer.target - layer.stage.neuron.v_threshold * spikes.rate(layer.name)
 
 
-def add_bias(stage: Stage) -> Any:
+def add_bias(stage: Layer) -> Any:
     """The last layer of a branch, whose bias acts on all channels, given one of zeros where it has none; None without one."""
     last = [next(reversed(list(synapse)), None) for _, _, synapse in stage.branches()]
     for op in sorted((op for op in last if isinstance(op, nn.Conv2d | nn.Linear)), key=lambda op: op.bias is None):
@@ -339,7 +339,7 @@ def _in_blocks(network: SpikingNetwork, x: Tensor, timesteps: int, part: Part) -
 
 
 def _output_scale(network: SpikingNetwork) -> Tensor:
-    return next(stage for _, stage in network.each() if stage.neuron is None).scale
+    return next(stage for _, stage in network.named_layers() if stage.neuron is None).scale
 
 
 def bar_over(layers: Iterator[Any], total: int, shown: bool) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from spikeprop.convert.calibrate import ThresholdCalibrator, by_channel, calibrated, check_steps, in_shape
 from spikeprop.convert.calibrators.statistics import ActivationCalibrator
 from spikeprop.convert.part import WHOLE, Part
-from spikeprop.snn import Neuron, SpikingNetwork, Stage
+from spikeprop.snn import Layer, Neuron, SpikingNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class LocalThresholdBalancing(ActivationCalibrator):
         if self.iterations < 1 or self.samples < 1 or not self.step > 0:
             raise ValueError(f"iterations {self.iterations}, samples {self.samples}, step {self.step}: each must be positive")
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
         flat_CN = by_channel(activation)
         largest_C1 = part.largest(flat_CN.amax(1, keepdim=True))
         worth_C1, least_C1 = largest_C1 / 2, largest_C1 * 1e-3  # in the middle between rounding and clipping

@@ -28,7 +28,7 @@ from spikeprop.convert.calibrate import (
 from spikeprop.convert.graph import activations
 from spikeprop.convert.part import WHOLE, Part
 from spikeprop.errors import ConversionError
-from spikeprop.snn import Neuron, SpikingNetwork, Stage
+from spikeprop.snn import Layer, Neuron, SpikingNetwork
 from spikeprop.snn.neuron import SpikingMaxPool
 
 SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
@@ -44,17 +44,17 @@ class ActivationCalibrator(ThresholdCalibrator):
 
     def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
         units, thresholds = Units(network, x), {}
-        for name, stage, activation in activations(network, x):
-            units.fold(stage)
-            if isinstance(stage.neuron, SpikingMaxPool):
-                units.pass_on(name, stage)
-            elif stage.neuron is not None:
-                worth = limited(stage, positive(name, self.worth(name, stage, stage.neuron, activation, part)))
-                thresholds[name] = units.settle(name, stage, worth)
+        for name, layer, activation in activations(network, x):
+            units.fold(layer)
+            if isinstance(layer.neuron, SpikingMaxPool):
+                units.pass_on(name, layer)
+            elif layer.neuron is not None:
+                worth = limited(layer, positive(name, self.worth(name, layer, layer.neuron, activation, part)))
+                thresholds[name] = units.settle(name, layer, worth)
         return thresholds
 
     @abstractmethod
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
         """What one spike of a layer stands for, given its activation (B, C, ...): a number, or one a channel (C, 1, 1).
 
         Of several processes each gives its own activations, and all get the same worth."""
@@ -77,7 +77,7 @@ class Percentile(ActivationCalibrator):
     def __post_init__(self) -> None:
         check_percentile(self.percentile)
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
         q = self.percentile / 100
         if self.per == "layer":
             return part.quantile(activation.reshape(1, -1), q).reshape(())
@@ -94,8 +94,8 @@ class MaxActivation(ActivationCalibrator):
 
     per: Per = "layer"
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
-        return Percentile(percentile=100.0, per=self.per).worth(name, stage, neuron, activation, part)
+    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+        return Percentile(percentile=100.0, per=self.per).worth(name, layer, neuron, activation, part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class LeastError(ActivationCalibrator):
         check_steps(self.timesteps, "a rate needs")
         check_grid(self.grid)
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
         search = Search(float(neuron.v_init.mean()), self.timesteps, self.grid)
         return best_worth(activation, activation, self.per, search, part)
 
@@ -186,10 +186,10 @@ class LearnedCeiling(ActivationCalibrator):
     For QCFS the neurons start at half their threshold (v_init 0.5), as Bu et al. 2022 derive.
     """
 
-    def worth(self, name: str, stage: Stage, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
-        if stage.ceiling is None:
+    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+        if layer.ceiling is None:
             raise ConversionError(
                 f"layer {name!r} comes from a ReLU without a ceiling; train the ANN with QCFS or ClippedReLU activations, or "
                 "choose another calibrator"
             )
-        return stage.ceiling.to(activation)
+        return layer.ceiling.to(activation)

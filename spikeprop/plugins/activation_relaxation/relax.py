@@ -1,6 +1,6 @@
-"""``relax``: the dynamics of Activation Relaxation on a graph of stages (Millidge et al. 2020, equation 5 and algorithm 1).
+"""``relax``: the dynamics of Activation Relaxation on a graph of segments (Millidge et al. 2020, equation 5 and algorithm 1).
 
-Each stage's output h_s gets a variable x_s, that of the network's output is clamped to dL/dh. A sweep does, for every other s,
+Each segment's output h_s gets a variable x_s, that of the network's output is clamped to dL/dh. A sweep does, for every other s,
 
     x_s <- x_s - eta (x_s - sum over readers r of (dh_r/dh_s)^T x_r)
 
@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spikeprop.learn.stages import INPUT, StageGraph
+from spikeprop.learn.segments import INPUT, SegmentGraph
 
 Sweep = Literal["jacobi", "gauss-seidel"]
 Vjp = Callable[[str, Tensor], list[Tensor | None]]
@@ -31,7 +31,7 @@ class Relaxed:
     """Where the relaxation ended.
 
     Attributes:
-        x: by stage.
+        x: by segment.
         residual: norm of the last sweep's (x - target) over that of the targets; 0 at the fixed point.
         iterations: sweeps done.
     """
@@ -50,7 +50,7 @@ def enough_sweeps(hops: int, step_size: float, sweep: Sweep) -> int:
 
 
 def relax(
-    graph: StageGraph,
+    graph: SegmentGraph,
     vjp: Vjp,
     start: Mapping[str, Tensor],
     clamped: Tensor,
@@ -61,12 +61,12 @@ def relax(
     tolerance: float | None = None,
     moved: Callable[[Mapping[str, Tensor]], Vjp] | None = None,
 ) -> Relaxed:
-    """Relax the activations of all stages but the last.
+    """Relax the activations of all segments but the last.
 
     Args:
-        graph: stages.
-        vjp: (stage, cotangent of its output) to the cotangents of what it reads.
-        start: first value of each stage's variable.
+        graph: segments.
+        vjp: (segment, cotangent of its output) to the cotangents of what it reads.
+        start: first value of each segment's variable.
         clamped: dL/d output.
         step_size: eta, in (0, 1].
         sweeps: largest number, at least 1.
@@ -88,31 +88,31 @@ def relax(
     return Relaxed(x, residual, done)
 
 
-def adjoints(graph: StageGraph, vjp: Vjp, clamped: Tensor) -> dict[str, Tensor]:
-    """The fixed point itself: backprop's dL/dh_s, last stage first."""
+def adjoints(graph: SegmentGraph, vjp: Vjp, clamped: Tensor) -> dict[str, Tensor]:
+    """The fixed point itself: backprop's dL/dh_s, last segment first."""
     found = {graph.output: clamped}
-    for stage in reversed(graph.stages):
-        _add(found, stage.reads, vjp(stage.name, found[stage.name]))
+    for segment in reversed(graph.segments):
+        _add(found, segment.reads, vjp(segment.name, found[segment.name]))
     return found
 
 
-def _jacobi(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _jacobi(graph: SegmentGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     target: dict[str, Tensor] = {}
-    for stage in graph.stages:
-        if set(stage.reads) != {INPUT}:
-            _add(target, stage.reads, vjp(stage.name, x[stage.name]))
+    for segment in graph.segments:
+        if set(segment.reads) != {INPUT}:
+            _add(target, segment.reads, vjp(segment.name, x[segment.name]))
     moved = {name: torch.lerp(x[name], goal, eta) for name, goal in target.items()}
     return {**moved, graph.output: x[graph.output]}, target
 
 
-def _gauss_seidel(graph: StageGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _gauss_seidel(graph: SegmentGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     target: dict[str, Tensor] = {}
     new = {graph.output: x[graph.output]}
-    for stage in reversed(graph.stages):
-        if stage.name != graph.output:
-            new[stage.name] = torch.lerp(x[stage.name], target[stage.name], eta)
-        if set(stage.reads) != {INPUT}:
-            _add(target, stage.reads, vjp(stage.name, new[stage.name]))
+    for segment in reversed(graph.segments):
+        if segment.name != graph.output:
+            new[segment.name] = torch.lerp(x[segment.name], target[segment.name], eta)
+        if set(segment.reads) != {INPUT}:
+            _add(target, segment.reads, vjp(segment.name, new[segment.name]))
     return new, target
 
 

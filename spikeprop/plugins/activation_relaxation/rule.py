@@ -1,7 +1,7 @@
 """``ActivationRelaxation``: Millidge, Tschantz, Seth and Buckley 2020, arXiv:2009.05359, and its relaxed forms.
 
-After one forward pass, which is frozen, activations relax to backprop's adjoints (``relax``); then each stage's parameters take
-(dh/dtheta)^T x, which needs nothing but that stage. Relaxed forms: backward weights of their own, learnt by the same updates as
+After one forward pass, which is frozen, activations relax to backprop's adjoints (``relax``); then each segment's parameters take
+(dh/dtheta)^T x, which needs nothing but that segment. Relaxed forms: backward weights of their own, learnt by the same updates as
 the forward ones or left as they came (feedback alignment); the derivative of non-linearities left out of the relaxation or
 altogether; the pass not frozen. Ours differs from the authors' code in three points: biases have gradients and count in the
 derivative; the loss is a mean over the batch (what relaxes is that of the sum); sweeps are Jacobi's by default, as in their
@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from spikeprop.errors import StageError
+from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
-from spikeprop.learn.stages import INPUT, StageGraph, StagePass, stage_graph
+from spikeprop.learn.segments import INPUT, SegmentGraph, SegmentPass, segment_graph
 from spikeprop.plugins.activation_relaxation.faces import Faces
 from spikeprop.plugins.activation_relaxation.relax import Relaxed, adjoints, enough_sweeps, relax
 
@@ -38,15 +38,15 @@ class ActivationRelaxation(LearningRule):
         step_size: eta of the relaxation, in (0, 1].
         iterations: sweeps (the largest number, with ``tolerance``); null: enough for the network's depth, (k + 3 sqrt k)/eta.
         tolerance: stop once the relative residual is below this; null: do all sweeps.
-        sweep: all stages at once, or from the output down.
+        sweep: all segments at once, or from the output down.
         start: where activations start: as the forward pass left them (the paper), or at zero.
         backward_weights: "symmetric" (W^T), "learnt" or "fixed" weights of their own for linear layers and convolutions.
         backward_std: of those at first (the authors' 0.05); null: that of each forward weight.
         drop_derivative: of non-linearities, "never", in the "relaxation" (the authors' MLP) or "always" (their CNN).
         frozen: keep the Jacobians of the forward pass; otherwise take them at the present activations, whose network must
             have neither batch-norm nor dropout.
-        cuts: None for a stage for each layer; or as in ``stage_graph``.
-        measure_angle: tell the angle in degrees between the gradient and backprop's, by stage and over all.
+        cuts: None for a segment for each layer; or as in ``segment_graph``.
+        measure_angle: tell the angle in degrees between the gradient and backprop's, by segment and over all.
     """
 
     loss: Loss = field(default_factory=CrossEntropy)
@@ -61,7 +61,7 @@ class ActivationRelaxation(LearningRule):
     frozen: bool = True
     cuts: list[str] | int | None = None
     measure_angle: bool = False
-    _graphs: WeakKeyDictionary[nn.Module, StageGraph] = field(
+    _graphs: WeakKeyDictionary[nn.Module, SegmentGraph] = field(
         init=False, default_factory=WeakKeyDictionary, repr=False, compare=False
     )
 
@@ -85,24 +85,24 @@ class ActivationRelaxation(LearningRule):
             held = nn.ParameterList([nn.Parameter(torch.randn_like(weight) * std, self.backward_weights == "learnt")])
             self.own[name.replace(".", "/")] = held
 
-    def graph(self, model: nn.Module) -> StageGraph:
-        """The network's stages."""
+    def graph(self, model: nn.Module) -> SegmentGraph:
+        """The network's segments."""
         if model not in self._graphs:
             if not self.frozen:
                 _refuse_changing(model)
-            self._graphs[model] = stage_graph(model, self.cuts)
+            self._graphs[model] = segment_graph(model, self.cuts)
         return self._graphs[model]
 
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         graph, faces = self.graph(model), self._faces(model)
-        run = StagePass(graph, x, faces if self._needs_faces() else None)
+        run = SegmentPass(graph, x, faces if self._needs_faces() else None)
         scores = run.output.detach().requires_grad_()
         loss = self.loss(scores, y)
         (clamped,) = torch.autograd.grad(loss, scores)
         relaxed = self._relax(graph, run, faces, len(x) * clamped)  # a sum over the batch, so that x is of the activations' size
         faces.skip_activations, faces.weights = self.drop_derivative == "always", True
-        for stage in graph.stages:
-            run.add_parameter_gradients(stage.name, relaxed.x[stage.name] / len(x))
+        for segment in graph.segments:
+            run.add_parameter_gradients(segment.name, relaxed.x[segment.name] / len(x))
         if self.backward_weights == "learnt":
             self._learn_backward_weights(model)
         told = {"residual": relaxed.residual, "iterations": torch.tensor(float(relaxed.iterations))}
@@ -110,15 +110,15 @@ class ActivationRelaxation(LearningRule):
             told |= self._angles(graph, run, faces, clamped)
         return {"loss": loss.detach(), "scores": run.output, **told}
 
-    def _relax(self, graph: StageGraph, run: StagePass, faces: Faces, clamped: Tensor) -> Relaxed:
+    def _relax(self, graph: SegmentGraph, run: SegmentPass, faces: Faces, clamped: Tensor) -> Relaxed:
         faces.exact, faces.skip_activations, faces.weights = False, self.drop_derivative != "never", False
-        start = {s.name: run.values[s.name] for s in graph.stages}
+        start = {s.name: run.values[s.name] for s in graph.segments}
         if self.start == "zero":
             start = {name: torch.zeros_like(value) for name, value in start.items()}
         sweeps = self.iterations or enough_sweeps(max(graph.hops().values()), self.step_size, self.sweep)
 
         def moved(x: Mapping[str, Tensor]) -> Callable[[str, Tensor], list[Tensor | None]]:
-            return StagePass(graph, run.values[INPUT], faces if self._needs_faces() else None, at=x).vjp
+            return SegmentPass(graph, run.values[INPUT], faces if self._needs_faces() else None, at=x).vjp
 
         return relax(
             graph,
@@ -149,17 +149,17 @@ class ActivationRelaxation(LearningRule):
             (held,) = self.own[name.replace(".", "/")].parameters()
             held.grad = None if weight.grad is None else weight.grad.clone()
 
-    def _angles(self, graph: StageGraph, run: StagePass, faces: Faces, clamped: Tensor) -> dict[str, Tensor]:
+    def _angles(self, graph: SegmentGraph, run: SegmentPass, faces: Faces, clamped: Tensor) -> dict[str, Tensor]:
         """Degrees between ``.grad`` as it stands and backprop's gradient of the same pass."""
         faces.exact, faces.skip_activations = True, False
-        ours = {s.name: [None if p.grad is None else p.grad for p in s.parameters()] for s in graph.stages}
+        ours = {s.name: [None if p.grad is None else p.grad for p in s.parameters()] for s in graph.segments}
         true = adjoints(graph, run.vjp, clamped)
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        for stage in graph.stages:
-            exact = run.parameter_gradients(stage.name, true[stage.name])
-            both = [(a, b) for a, b in zip(ours[stage.name], exact) if a is not None and b is not None]
+        for segment in graph.segments:
+            exact = run.parameter_gradients(segment.name, true[segment.name])
+            both = [(a, b) for a, b in zip(ours[segment.name], exact) if a is not None and b is not None]
             if both:
-                pairs[stage.name] = (torch.cat([a.flatten() for a, _ in both]), torch.cat([b.flatten() for _, b in both]))
+                pairs[segment.name] = (torch.cat([a.flatten() for a, _ in both]), torch.cat([b.flatten() for _, b in both]))
         told = {f"angle.{name}": _degrees(a, b) for name, (a, b) in pairs.items()}
         whole = _degrees(torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
         return {"angle": whole, **told}
@@ -173,7 +173,7 @@ def _products(model: nn.Module) -> dict[str, Tensor]:
 def _refuse_changing(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, CHANGING) and getattr(module, "p", 1) != 0:
-            raise StageError(
+            raise SegmentError(
                 f"{name} is {type(module).__name__}, which answers differently each time it runs, and a pass that is not frozen "
                 "runs it once a sweep: use frozen: true, or a network without it"
             )

@@ -1,4 +1,4 @@
-"""A spiking network unrolled into calls that can be seen: every stage at every step integrates, fires and resets.
+"""A spiking network unrolled into calls that can be seen: every layer at every step integrates, fires and resets.
 
     u[t] = leak v[t-1] + I[t];   o[t] = u[t] > theta;   v[t] = u[t] - theta o[t]   (or 0 where o[t] = 1)
 
@@ -18,7 +18,7 @@ from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
 from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
-from spikeprop.snn.network import INPUT, Stage
+from spikeprop.snn.network import INPUT, Layer
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
@@ -95,14 +95,14 @@ class _Simulation:
 
     def step(self, x: Tensor) -> Tensor:
         values = {INPUT: x}
-        for name, stage in self.network.each():
-            with self.tracer.inside(stage):
-                current = self._current(name, stage, values)
-                if stage.neuron is None:
+        for name, layer in self.network.named_layers():
+            with self.tracer.inside(layer):
+                current = self._current(name, layer, values)
+                if layer.neuron is None:
                     return current
-                with self.tracer.inside(stage.neuron):
-                    values[name] = self._neurons(name, stage.neuron, current)
-        raise AssertionError("the last stage has no neuron; checked at construction")
+                with self.tracer.inside(layer.neuron):
+                    values[name] = self._neurons(name, layer.neuron, current)
+        raise AssertionError("the last layer has no neuron; checked at construction")
 
     def _neurons(self, name: str, neuron: Neuron, current: Tensor) -> Tensor:
         if not is_integrate_and_fire(neuron):
@@ -117,9 +117,9 @@ class _Simulation:
         self.states[name] = reset(u, fixed, neuron.v_threshold, neuron.reset == "zero"), advance_since(since, fixed)
         return spikes
 
-    def _current(self, name: str, stage: Stage, values: dict[str, Tensor]) -> Tensor:
+    def _current(self, name: str, layer: Layer, values: dict[str, Tensor]) -> Tensor:
         total = None
-        for i, source, synapse in stage.branches():
+        for i, source, synapse in layer.branches():
             key = f"{name}/{i}"
             if source == INPUT and self.network.encoder.constant:  # once for all steps, as the network itself does
                 if key not in self.constant:

@@ -1,7 +1,7 @@
 """Other learning rules beside backpropagation, on the same network, samples and weights: angle and ratio of norms by layer.
 
 A rule that iterates is also stopped after 1, 2, 3, 5, ... of its iterations, each time from the start with the same random
-numbers, which is what a page animates. A rule that cuts the network tells its stages.
+numbers, which is what a page animates. A rule that cuts the network tells its segments.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def _variant(name: str, rule: LearningRule, subject: Subject, true: Gradients) -
     frames = _frames(rule, subject, true, told)
     if frames:
         shown |= {"counts": "iterations", "frames": frames}
-    stages = _stages(rule, subject)
-    return shown | ({"stages": stages} if stages else {})
+    segments = _segments(rule, subject)
+    return shown | ({"segments": segments} if segments else {})
 
 
 def _gradients(rule: LearningRule, subject: Subject) -> tuple[Gradients, dict[str, Tensor]]:
@@ -70,7 +70,7 @@ def _frames(rule: LearningRule, subject: Subject, true: Gradients, told: dict[st
     return frames
 
 
-def _stages(rule: LearningRule, subject: Subject) -> list[dict[str, str]]:
+def _segments(rule: LearningRule, subject: Subject) -> list[dict[str, str]]:
     """The pieces that a rule cuts the network into, and whose loss each follows."""
     cut: Any = getattr(rule, "graph", None)
     if cut is None:
@@ -78,8 +78,8 @@ def _stages(rule: LearningRule, subject: Subject) -> list[dict[str, str]]:
     graph = cut(subject.double()[0])
     places: Any = getattr(rule, "places", None)
     if places is None:
-        return [{"name": s.name, "follows": f"what {_readers(graph, s.name)} relaxed to"} for s in graph.stages]
-    names = [s.name for s in graph.stages]
+        return [{"name": s.name, "follows": f"what {_readers(graph, s.name)} relaxed to"} for s in graph.segments]
+    names = [s.name for s in graph.segments]
     losses = [f"the head after {name}" for name in names[:-1]] + ["the network's own loss"]
     return [{"name": name, "follows": losses[place.target]} for name, place in zip(names, places(graph))]
 

@@ -1,4 +1,4 @@
-"""Interlocking backpropagation (Gomez et al. 2022): stages that learn from the loss a few stages ahead, one or many processes."""
+"""Interlocking backpropagation (Gomez et al. 2022): segments learn from the loss a few segments ahead, in one process or many."""
 
 from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead, PooledHead, TokenHead
 from spikeprop.plugins.interlocking.language import CharTransformer, PythonSource

@@ -1,4 +1,4 @@
-"""Auxiliary heads: what tells a stage's classes from its activations, and learns with it.
+"""Auxiliary heads: what tells a segment's classes from its activations, and learns with it.
 
 ``ConvHead`` is the authors' (convolutions to 128 and 64 channels with batch-norm and ReLU, global pooling, a linear layer);
 ``PooledHead`` is the least that works; ``TokenHead`` is for sequences of tokens, which have their features last.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from spikeprop.errors import StageError
+from spikeprop.errors import SegmentError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class AuxiliaryHead(ABC):
         """A module from activations (B, *shape) to class scores (B, classes, ...).
 
         Raises:
-            StageError: a shape that it cannot read.
+            SegmentError: a shape that it cannot read.
         """
 
 
@@ -59,7 +59,7 @@ class PooledHead(AuxiliaryHead):
         if len(shape) == 1:
             return nn.Linear(shape[0], classes)
         if len(shape) != 3:
-            raise StageError(f"PooledHead reads maps (C, H, W) or features (C), not {tuple(shape)}; for tokens use TokenHead")
+            raise SegmentError(f"PooledHead reads maps (C, H, W) or features (C), not {tuple(shape)}; for tokens use TokenHead")
         side = min(self.size, *shape[1:])
         return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(shape[0] * side**2, classes))
 
@@ -70,7 +70,7 @@ class TokenHead(AuxiliaryHead):
 
     def build(self, shape: Sequence[int], classes: int) -> nn.Module:
         if len(shape) != 2:
-            raise StageError(f"TokenHead reads tokens (T, C), not {tuple(shape)}; for images use ConvHead")
+            raise SegmentError(f"TokenHead reads tokens (T, C), not {tuple(shape)}; for images use ConvHead")
         return nn.Sequential(nn.LayerNorm(shape[1]), nn.Linear(shape[1], classes), TokensLast())
 
 

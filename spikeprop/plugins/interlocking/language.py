@@ -1,7 +1,7 @@
 """A small Transformer language model, character by character, and real text for it: the source of Python's standard library.
 
 The text is read from the interpreter that runs, so it is there wherever Python is. Pre-norm blocks (attention that sees no later
-character, then an MLP), learnt positions, and a head of its own: with tied embeddings the first and the last stage would share
+character, then an MLP), learnt positions, and a head of its own: with tied embeddings the first and the last segment would share
 parameters, which interlocking refuses.
 """
 

@@ -1,10 +1,10 @@
-"""``StageProcess``: one stage of ``Interlocking`` in a process of its own, over torch.distributed (gloo or nccl).
+"""``StageProcess``: one segment of ``Interlocking`` in a process of its own, over torch.distributed (gloo or nccl).
 
-Rank i holds stage i. For each micro-batch activations go up and cotangents come down. The cotangent for a stage's own loss goes
-down at once; for those of losses above a stage waits while it is target - i forward passes ahead, as in the 1F1B schedule. So
-nobody waits for more than the n - 1 stages above, nor for the end of a batch: a stage steps its own optimiser as soon as its own
-gradients are whole, and starts on the next batch. The gradients are those of the rule in one process with as many
-micro-batches, since every stage still sees the activations of stages that have made as many steps.
+Rank i holds segment i. For each micro-batch activations go up and cotangents come down. The cotangent for a segment's own loss
+goes down at once; for those of losses above a segment waits while it is target - i forward passes ahead, as in the 1F1B
+schedule. So nobody waits for more than the n - 1 segments above, nor for the end of a batch: a segment steps its own optimiser
+as soon as its own gradients are whole, and starts on the next batch. The gradients are those of the rule in one process with as
+many micro-batches, since every segment still sees the activations of segments that have made as many steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class Clock:
-    """Seconds of a stage: at work, and waiting for a neighbour."""
+    """Seconds of a segment: at work, and waiting for a neighbour."""
 
     busy: float = 0.0
     idle: float = 0.0
@@ -38,48 +38,48 @@ class Clock:
 
 
 class StageProcess:
-    """This rank's stage.
+    """This rank's segment.
 
     Args:
-        model: the whole network, the same in every process (build it after the same seed); this stage alone is trained here.
-        rule: prepared for ``model``; how stages are cut, reach, heads and micro-batches.
+        model: the whole network, the same in every process (build it after the same seed); this segment alone is trained here.
+        rule: prepared for ``model``; how segments are cut, reach, heads and micro-batches.
         x: a batch as large as those to come, to see shapes by.
 
     Raises:
-        ValueError: as many processes as stages are needed, and batches that divide by the number of micro-batches.
+        ValueError: as many processes as segments are needed, and batches that divide by the number of micro-batches.
     """
 
     def __init__(self, model: nn.Module, rule: Interlocking, x: Tensor):
         self.rule, self.graph = rule, rule.graph(model)
         self.rank, self.clock = dist.get_rank(), Clock()
-        if dist.get_world_size() != len(self.graph.stages):
-            raise ValueError(f"{len(self.graph.stages)} stages need as many processes, and there are {dist.get_world_size()}")
+        if dist.get_world_size() != len(self.graph.segments):
+            raise ValueError(f"{len(self.graph.segments)} segments need as many processes, and there are {dist.get_world_size()}")
         if len(x) % rule.microbatches:
             raise ValueError(f"a batch of {len(x)} does not divide into {rule.microbatches} micro-batches")
         self.place = rule.places(self.graph)[self.rank]
-        self.stage = self.graph.stages[self.rank]
+        self.segment = self.graph.segments[self.rank]
         shapes = output_shapes(model, self.graph, x)
         self.size = len(x) // rule.microbatches
         self.input_shape = (self.size, *(shapes[self.rank - 1] if self.rank else x.shape[1:]))
         self.output_shape = (self.size, *shapes[self.rank])
         self.like = next(model.parameters())
-        self.above = rule.places(self.graph)[self.rank + 1] if self.rank + 1 < self.place.stages else None
+        self.above = rule.places(self.graph)[self.rank + 1] if self.rank + 1 < self.place.segments else None
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
         self._coming: deque[tuple[int, int]] = deque()  # (micro-batch, loss) in the order in which they are sent
         self._kept: dict[tuple[int, int], Tensor] = {}
 
     def parameters(self) -> list[nn.Parameter]:
-        """What this process trains: its stage's parameters and its head's."""
+        """What this process trains: its segment's parameters and its head's."""
         key = str(self.rank)
         head = list(self.rule.own[key].parameters()) if key in self.rule.own else []
-        return [*self.stage.parameters(), *head]
+        return [*self.segment.parameters(), *head]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Leave this stage's gradient of a batch in ``.grad``; the loss of this stage, or None where it has none.
+        """Leave this segment's gradient of a batch in ``.grad``; the loss of this segment, or None where it has none.
 
         Args:
-            x: the batch, read by the first stage alone.
-            y: its labels, read by the stages that have a loss.
+            x: the batch, read by the first segment alone.
+            y: its labels, read by the segments that have a loss.
         """
         count = self.rule.microbatches
         if len(x) != self.size * count:
@@ -121,7 +121,7 @@ class StageProcess:
         started = time.perf_counter()
         out = work.forward(h)
         self.clock.busy += time.perf_counter() - started
-        if self.rank < self.place.stages - 1:
+        if self.rank < self.place.segments - 1:
             self._send(out, self.rank + 1)
         return work
 
@@ -140,7 +140,7 @@ class StageProcess:
             self._send(passed, self.rank - 1)
 
     def _cotangent(self, m: int, j: int) -> Tensor:
-        """That of micro-batch m for loss j; what the stage above sends before it is kept for later."""
+        """That of micro-batch m for loss j; what the segment above sends before it is kept for later."""
         while (m, j) not in self._kept:
             self._kept[self._coming.popleft()] = self._receive(self.rank + 1, self.output_shape)
         return self._kept.pop((m, j))

@@ -1,7 +1,7 @@
 """``Interlocking``: Gomez et al. 2022, "Interlocking backpropagation: improving depthwise model-parallelism", JMLR 23(171).
 
-A network cut into K stages, each with an auxiliary head. Stage i learns from the loss n - 1 stages ahead of it and from no
-other: n = 1 is local learning, n = K backpropagation. The definition is in ``work``; here it runs in one process, one stage
+A network cut into K segments, each with an auxiliary head. Segment i learns from the loss n - 1 segments ahead of it and from no
+other: n = 1 is local learning, n = K backpropagation. The definition is in ``work``; here it runs in one process, one segment
 after the other, which is slower than backpropagation: the gain is in processes that wait less for each other (``parallel``).
 """
 
@@ -13,21 +13,21 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from spikeprop.errors import StageError
+from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
-from spikeprop.learn.stages import Stage, StageGraph, stage_graph
+from spikeprop.learn.segments import Segment, SegmentGraph, segment_graph
 from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead
 from spikeprop.plugins.interlocking.work import Place, Work, reach_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interlocking(LearningRule):
-    """Gradients of losses a few stages ahead.
+    """Gradients of losses a few segments ahead.
 
     Attributes:
-        cuts: a number of stages, or names of the submodules to cut after.
+        cuts: a number of segments, or names of the submodules to cut after.
         reach: n: 1 is local, 2 pairwise, and so on; null is global, which is backpropagation.
-        head: makes the auxiliary heads; those whose loss no stage follows (of the first n - 1 stages) are left out.
+        head: makes the auxiliary heads; those whose loss no segment follows (of the first n - 1 segments) are left out.
         loss: of every head and of the network.
         microbatches: parts that a batch is cut into; their gradients add up to the batch's.
     """
@@ -37,7 +37,7 @@ class Interlocking(LearningRule):
     head: AuxiliaryHead = field(default_factory=ConvHead)
     loss: Loss = field(default_factory=CrossEntropy)
     microbatches: int = 1
-    _graphs: WeakKeyDictionary[nn.Module, StageGraph] = field(
+    _graphs: WeakKeyDictionary[nn.Module, SegmentGraph] = field(
         init=False, default_factory=WeakKeyDictionary, repr=False, compare=False
     )
 
@@ -47,52 +47,52 @@ class Interlocking(LearningRule):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; use at least 1")
 
-    def graph(self, model: nn.Module) -> StageGraph:
-        """The network's stages.
+    def graph(self, model: nn.Module) -> SegmentGraph:
+        """The network's segments.
 
         Raises:
-            StageError: it cannot be cut so, a stage reads more than the one before it, or stages share parameters.
+            SegmentError: it cannot be cut so, a segment reads more than the one before it, or segments share parameters.
         """
         if model not in self._graphs:
-            graph = stage_graph(model, self.cuts)
+            graph = segment_graph(model, self.cuts)
             if not graph.is_chain:
-                crossing = next(s for s in graph.stages if len(s.reads) != 1 or s.reads[0] not in _before(graph, s))
-                raise StageError(
-                    f"stage {crossing.name!r} reads {', '.join(crossing.reads)}; each may read the one before it only"
+                crossing = next(s for s in graph.segments if len(s.reads) != 1 or s.reads[0] not in _before(graph, s))
+                raise SegmentError(
+                    f"segment {crossing.name!r} reads {', '.join(crossing.reads)}; each may read the one before it only"
                 )
             for name, users in graph.shared().items():
-                raise StageError(
-                    f"{name} belongs to the stages {' and '.join(users)}, which follow different losses: "
-                    "untie it, or cut so that one stage has all its uses"
+                raise SegmentError(
+                    f"{name} belongs to the segments {' and '.join(users)}, which follow different losses: "
+                    "untie it, or cut so that one segment has all its uses"
                 )
             self._graphs[model] = graph
         return self._graphs[model]
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
-        """Cut the network and make a head for each stage whose loss is followed."""
+        """Cut the network and make a head for each segment whose loss is followed."""
         graph = self.graph(model)
         shapes = output_shapes(model, graph, x)
         classes = shapes[-1][0]
         for place in self.places(graph)[:-1]:
             if place.has_loss:
-                self.own[str(place.stage)] = self.head.build(shapes[place.stage], classes).to(next(model.parameters()))
+                self.own[str(place.segment)] = self.head.build(shapes[place.segment], classes).to(next(model.parameters()))
 
-    def places(self, graph: StageGraph) -> list[Place]:
-        """Where each stage stands."""
-        count = len(graph.stages)
+    def places(self, graph: SegmentGraph) -> list[Place]:
+        """Where each segment stands."""
+        count = len(graph.segments)
         return [Place(i, count, reach_of(self.reach, count)) for i in range(count)]
 
-    def work(self, graph: StageGraph, stage: int, share: float = 1.0) -> Work:
-        """A stage's part on a batch that is ``share`` of the whole.
+    def work(self, graph: SegmentGraph, segment: int, share: float = 1.0) -> Work:
+        """A segment's part on a batch that is ``share`` of the whole.
 
         Raises:
             ValueError: the rule has not been prepared.
         """
-        place, key = self.places(graph)[stage], str(stage)
-        needs = place.has_loss and stage < len(graph.stages) - 1
+        place, key = self.places(graph)[segment], str(segment)
+        needs = place.has_loss and segment < len(graph.segments) - 1
         if needs and key not in self.own:
             raise ValueError("the auxiliary heads have not been made: call rule.prepare(model, x) before training")
-        return Work(place, graph.stages[stage], self.own[key] if needs else None, self.loss, share)
+        return Work(place, graph.segments[segment], self.own[key] if needs else None, self.loss, share)
 
     @property
     def whole_batches(self) -> bool:
@@ -105,32 +105,32 @@ class Interlocking(LearningRule):
         last = losses.pop(graph.output)
         return {"loss": last, "scores": torch.cat([s for _, s in parts]), **{f"loss.{n}": v for n, v in losses.items()}}
 
-    def _part(self, graph: StageGraph, x: Tensor, y: Tensor, batch: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _part(self, graph: SegmentGraph, x: Tensor, y: Tensor, batch: int) -> tuple[dict[str, Tensor], Tensor]:
         share = len(x) / batch
-        works = [self.work(graph, i, share) for i in range(len(graph.stages))]
+        works = [self.work(graph, i, share) for i in range(len(graph.segments))]
         h = x
         for work in works:
             h = work.forward(h)
         losses: dict[str, Tensor] = {}
         received: dict[int, Tensor] = {}
-        for work, stage in zip(reversed(works), reversed(graph.stages)):
+        for work, segment in zip(reversed(works), reversed(graph.segments)):
             if work.place.has_loss:
-                loss, received[work.place.stage] = work.own_cotangent(y)
-                losses[stage.name] = loss * share
+                loss, received[work.place.segment] = work.own_cotangent(y)
+                losses[segment.name] = loss * share
             passed = {j: work.backward(j, cotangent) for j, cotangent in received.items()}
             received = {j: cotangent for j, cotangent in passed.items() if cotangent is not None}
         return losses, h
 
 
-def output_shapes(model: nn.Module, graph: StageGraph, x: Tensor) -> list[tuple[int, ...]]:
-    """Shape of each stage's output for one sample; nothing of the network changes."""
+def output_shapes(model: nn.Module, graph: SegmentGraph, x: Tensor) -> list[tuple[int, ...]]:
+    """Shape of each segment's output for one sample; nothing of the network changes."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
         shapes, h = [], x[:1]
         with torch.no_grad():
-            for stage in graph.stages:
-                h = stage.module(h.clone())
+            for segment in graph.segments:
+                h = segment.module(h.clone())
                 shapes.append(tuple(h.shape[1:]))
     finally:
         for module, mode in modes:
@@ -138,6 +138,6 @@ def output_shapes(model: nn.Module, graph: StageGraph, x: Tensor) -> list[tuple[
     return shapes
 
 
-def _before(graph: StageGraph, stage: Stage) -> tuple[str, ...]:
-    index = graph.stages.index(stage)
-    return (graph.stages[index - 1].name,) if index else ("input",)
+def _before(graph: SegmentGraph, segment: Segment) -> tuple[str, ...]:
+    index = graph.segments.index(segment)
+    return (graph.segments[index - 1].name,) if index else ("input",)

@@ -1,9 +1,9 @@
-"""What a pipeline of stages would take: measured seconds of each stage's work, put in order by the schedule. A simulation.
+"""What a pipeline of segments would take: measured seconds of each segment's work, put in order by the schedule. A simulation.
 
-Every stage does its operations in its own order (``Place.order``), one at a time: a forward pass after that of the stage below,
-the product for a loss above after that of the stage above. Transfers take no time and devices do not disturb each other, so it
-is the upper limit of what the schedule allows. Backpropagation in micro-batches is a reach of all stages: GPipe runs all forward
-passes of a batch before the first backward pass, 1F1B as few as it must.
+Every segment does its operations in its own order (``Place.order``), one at a time: a forward pass after that of the segment
+below, the product for a loss above after that of the segment above. Transfers take no time and devices do not disturb each
+other, so it is the upper limit of what the schedule allows. Backpropagation in micro-batches is a reach of all segments: GPipe
+runs all forward passes of a batch before the first backward pass, 1F1B as few as it must.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from spikeprop.learn.stages import StageGraph
+from spikeprop.learn.segments import SegmentGraph
 from spikeprop.plugins.interlocking.rule import Interlocking
 from spikeprop.plugins.interlocking.work import Place
 
@@ -23,7 +23,7 @@ Operation = tuple[str, int, int]  # "F" or "V", number of the micro-batch, loss
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds of a stage for one micro-batch: its forward pass, and the products for each loss, the head in that for its own."""
+    """Seconds of a segment for one micro-batch: its forward pass, and the products for each loss, its own including the head."""
 
     forward: float
     backward: dict[int, float]
@@ -34,8 +34,8 @@ class Simulated:
     """What the simulation found.
 
     Attributes:
-        seconds: until the last stage is done.
-        idle: share of that time in which each stage waits.
+        seconds: until the last segment is done.
+        idle: share of that time in which each segment waits.
     """
 
     seconds: float
@@ -48,10 +48,10 @@ def simulate(
     """Run the schedule.
 
     Args:
-        times: of each stage.
+        times: of each segment.
         reach: n.
         microbatches: of a batch.
-        batches: one after the other; a stage starts on the next as soon as its own gradients are whole.
+        batches: one after the other; a segment starts on the next as soon as its own gradients are whole.
         all_forward_first: as GPipe does.
     """
     places = [Place(i, len(times), reach) for i in range(len(times))]
@@ -75,7 +75,7 @@ def simulate(
 
 
 def measure_times(rule: Interlocking, model: nn.Module, x: Tensor, y: Tensor, repeats: int = 3) -> list[StageTimes]:
-    """The least seconds of each stage for a micro-batch, one stage after the other in this process."""
+    """The least seconds of each segment for a micro-batch, one segment after the other in this process."""
     graph = rule.graph(model)
     found = [_measure(rule, graph, x, y) for _ in range(repeats)]
     model.zero_grad()
@@ -86,8 +86,8 @@ def measure_times(rule: Interlocking, model: nn.Module, x: Tensor, y: Tensor, re
     ]
 
 
-def _measure(rule: Interlocking, graph: StageGraph, x: Tensor, y: Tensor) -> list[StageTimes]:
-    works = [rule.work(graph, i) for i in range(len(graph.stages))]
+def _measure(rule: Interlocking, graph: SegmentGraph, x: Tensor, y: Tensor) -> list[StageTimes]:
+    works = [rule.work(graph, i) for i in range(len(graph.segments))]
     forward, h = [], x
     for work in works:
         started = time.perf_counter()
@@ -97,9 +97,9 @@ def _measure(rule: Interlocking, graph: StageGraph, x: Tensor, y: Tensor) -> lis
     received: dict[int, Tensor] = {}
     for work, seconds in zip(reversed(works), reversed(forward)):
         place, backward, passed = work.place, {}, {}
-        for j in [*place.others(), *([place.stage] if place.has_loss else [])]:
+        for j in [*place.others(), *([place.segment] if place.has_loss else [])]:
             started = time.perf_counter()
-            cotangent = work.own_cotangent(y)[1] if j == place.stage else received[j]
+            cotangent = work.own_cotangent(y)[1] if j == place.segment else received[j]
             passed[j] = work.backward(j, cotangent)
             backward[j] = time.perf_counter() - started
         received = {j: c for j, c in passed.items() if c is not None}
@@ -115,5 +115,5 @@ def _operations(place: Place, microbatches: int, batches: int, all_forward_first
 def _needs(place: Place, operation: Operation) -> tuple[int, Operation] | None:
     kind, _, j = operation
     if kind == "F":
-        return (place.stage - 1, operation) if place.stage else None
-    return (place.stage + 1, operation) if j != place.stage else None
+        return (place.segment - 1, operation) if place.segment else None
+    return (place.segment + 1, operation) if j != place.segment else None

@@ -1,10 +1,10 @@
-"""``Work``: one stage's part of interlocking backpropagation on one (micro-)batch, the same in one process and in many.
+"""``Work``: one segment's part of interlocking backpropagation on one (micro-)batch, the same in one process and in many.
 
-Stages are counted 0 .. K-1; l_j is the loss of stage j's head, that of the last stage the network's own. Activations pass from
-stage to stage without their history. With a reach of n, stage i's parameters follow the gradient of l_t(i),
-t(i) = min(i + n - 1, K - 1), and of no other loss; a head follows that of its own (Gomez et al. 2022). So stage i needs the
-cotangents of its output for losses i + 1 .. t(i) from the stage above, and passes those of its input for losses i .. t(i - 1) on
-to the stage below. A loss that no stage is to follow is not computed: heads below stage n - 1 would learn for nothing.
+Segments are counted 0 .. K-1; l_j is the loss of segment j's head, that of the last segment the network's own. Activations pass
+from segment to segment without their history. With a reach of n, segment i's parameters follow the gradient of l_t(i),
+t(i) = min(i + n - 1, K - 1), and of no other loss; a head follows that of its own (Gomez et al. 2022). So segment i needs the
+cotangents of its output for losses i + 1 .. t(i) from the segment above, and passes those of its input for losses i .. t(i - 1)
+on to the segment below. A loss that no segment is to follow is not computed: heads below segment n - 1 would learn for nothing.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.learn import Loss
-from spikeprop.learn.stages import Stage, works_in_place
+from spikeprop.learn.segments import Segment, works_in_place
 
 
-def reach_of(reach: int | None, stages: int) -> int:
-    """The reach n for so many stages; None is all of them."""
-    return stages if reach is None else min(reach, stages)
+def reach_of(reach: int | None, segments: int) -> int:
+    """The reach n for so many segments; None is all of them."""
+    return segments if reach is None else min(reach, segments)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage stands.
+    """Where a segment stands.
 
     Attributes:
-        stage: its number i.
-        stages: K.
+        segment: its number i.
+        segments: K.
         reach: n.
     """
 
-    stage: int
-    stages: int
+    segment: int
+    segments: int
     reach: int
 
     @property
     def target(self) -> int:
         """The loss that its parameters follow."""
-        return min(self.stage + self.reach - 1, self.stages - 1)
+        return min(self.segment + self.reach - 1, self.segments - 1)
 
     @property
     def has_loss(self) -> bool:
-        """Whether some stage follows its loss."""
-        return self.stage == self.stages - 1 or self.stage >= self.reach - 1
+        """Whether some segment follows its loss."""
+        return self.segment == self.segments - 1 or self.segment >= self.reach - 1
 
     def received(self) -> list[int]:
-        """Losses whose cotangents come from the stage above."""
-        return [j for j in range(self.stage + 1, self.target + 1) if Place(j, self.stages, self.reach).has_loss]
+        """Losses whose cotangents come from the segment above."""
+        return [j for j in range(self.segment + 1, self.target + 1) if Place(j, self.segments, self.reach).has_loss]
 
     def sent(self) -> list[int]:
-        """Losses whose cotangents go to the stage below."""
-        return [] if self.stage == 0 else Place(self.stage - 1, self.stages, self.reach).received()
+        """Losses whose cotangents go to the segment below."""
+        return [] if self.segment == 0 else Place(self.segment - 1, self.segments, self.reach).received()
 
     def others(self) -> list[int]:
-        """Losses of stages above whose cotangents this stage works on: it updates its parameters by them or passes them on."""
-        return [j for j in sorted({*self.sent(), self.target}) if j != self.stage]
+        """Losses of later segments whose cotangents this segment computes, to update its parameters or to pass on."""
+        return [j for j in sorted({*self.sent(), self.target}) if j != self.segment]
 
     @property
     def ahead(self) -> int:
         """Forward passes that it must be ahead of the cotangents from above, for nobody to wait longer than for its target."""
-        return self.target - self.stage
+        return self.target - self.segment
 
     def messages(self, microbatches: int) -> list[tuple[int, int]]:
         """(micro-batch, loss) of the cotangents that it sends below, in the order in which it does."""
@@ -76,36 +76,36 @@ class Place:
         for step in range(microbatches + ahead):
             if step < microbatches:
                 order.append(("F", step, -1))
-                order += [("V", step, self.stage)] if self.has_loss and not (ahead and not self.others()) else []
+                order += [("V", step, self.segment)] if self.has_loss and not (ahead and not self.others()) else []
             if step >= ahead:
                 order += [("V", step - ahead, j) for j in self.others()]
-                order += [("V", step - ahead, self.stage)] if self.has_loss and ahead and not self.others() else []
+                order += [("V", step - ahead, self.segment)] if self.has_loss and ahead and not self.others() else []
         return order
 
 
 class Work:
-    """One stage on one batch: forward once, then as many vector-Jacobian products as there are losses.
+    """One segment on one batch: forward once, then as many vector-Jacobian products as there are losses.
 
     Args:
-        place: of the stage.
-        stage: what it computes.
-        head: its auxiliary head; None for the last stage and for one whose loss no stage follows.
+        place: of the segment.
+        segment: what it computes.
+        head: its auxiliary head; None for the last segment and for one whose loss no segment follows.
         loss: of scores and labels.
         share: of the whole batch that this one is.
     """
 
-    def __init__(self, place: Place, stage: Stage, head: nn.Module | None, loss: Loss, share: float = 1.0):
-        self.place, self.stage, self.head, self.loss, self.share = place, stage, head, loss, share
+    def __init__(self, place: Place, segment: Segment, head: nn.Module | None, loss: Loss, share: float = 1.0):
+        self.place, self.segment, self.head, self.loss, self.share = place, segment, head, loss, share
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stage's output, detached."""
-        self.input = x.detach().requires_grad_(self.place.stage > 0 and x.is_floating_point())
+        """The segment's output, detached."""
+        self.input = x.detach().requires_grad_(self.place.segment > 0 and x.is_floating_point())
         with torch.enable_grad():
-            self.output: Tensor = self.stage.module(self.input.clone() if works_in_place(self.stage.module) else self.input)
+            self.output: Tensor = self.segment.module(self.input.clone() if works_in_place(self.segment.module) else self.input)
         return self.output.detach()
 
     def own_cotangent(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(the stage's loss, cotangent of its output for it); the head's gradient is added to its ``.grad``."""
+        """(the segment's loss, cotangent of its output for it); the head's gradient is added to its ``.grad``."""
         h = self.output.detach().requires_grad_()
         parameters = [p for p in self.head.parameters() if p.requires_grad] if self.head is not None else []
         with torch.enable_grad():
@@ -118,10 +118,10 @@ class Work:
         """One vector-Jacobian product; it adds to the parameters' ``.grad`` if they follow loss j.
 
         Returns:
-            the cotangent of the input for loss j, if the stage below needs it.
+            the cotangent of the input for loss j, if the segment below needs it.
         """
         wanted = [self.input] if j in self.place.sent() else []
-        updated = self.stage.parameters() if j == self.place.target else []
+        updated = self.segment.parameters() if j == self.place.target else []
         if not (wanted or updated):
             return None
         grads = torch.autograd.grad(self.output, [*wanted, *updated], cotangent, retain_graph=True, allow_unused=True)

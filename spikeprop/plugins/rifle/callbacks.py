@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from spikeprop.errors import StageError
+from spikeprop.errors import SegmentError
 from spikeprop.learn import Callback, Training, tracing
 from spikeprop.runtime.seeding import seed_torch
 
@@ -147,7 +147,7 @@ def find_head(model: nn.Module) -> str:
     """Name of the layer whose output, perhaps pooled or reshaped, is the network's; where no trace succeeds, of its last layer.
 
     Raises:
-        StageError: no layer with weights.
+        SegmentError: no layer with weights.
     """
     try:
         traced = tracing.trace(model)
@@ -155,10 +155,10 @@ def find_head(model: nn.Module) -> str:
         while not tracing.is_layer(traced, node):
             (node,) = node.all_input_nodes  # ValueError where it joins several
         return str(node.target)
-    except (StageError, ValueError):
+    except (SegmentError, ValueError):
         names = _names(model)
         if not names:
-            raise StageError(f"{type(model).__name__} has no layer with weights, so no head") from None
+            raise SegmentError(f"{type(model).__name__} has no layer with weights, so no head") from None
         return names[-1]
 
 

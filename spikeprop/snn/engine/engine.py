@@ -227,7 +227,7 @@ def _layouts(network: SpikingNetwork) -> dict[str, Layout]:
     shapes = network.shapes()
     return {
         f"{name}/{i}": make_layout(synapse, shapes[source])
-        for name, stage in network.each()
+        for name, stage in network.named_layers()
         for i, source, synapse in stage.branches()
     }
 
@@ -289,12 +289,12 @@ def infer(
     return Run(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps)
 
 
-def stage_shapes(network: SpikingNetwork) -> dict[str, tuple[int, ...]]:
+def layer_shapes(network: SpikingNetwork) -> dict[str, tuple[int, ...]]:
     """Shape of one sample of the input and of each stage, from a run of zeros through the synapses."""
     like = next(chain(network.parameters(), network.buffers()))
     values = {INPUT: torch.zeros(1, 1, *network.input_shape, device=like.device, dtype=like.dtype)}
     with torch.no_grad():
-        for name, stage in network.each():
+        for name, stage in network.named_layers():
             current = next(synapse(values[source]) for _, source, synapse in stage.branches())
             values[name] = stage.neuron.window(current[0])[None] if isinstance(stage.neuron, SpikingMaxPool) else current
     return {name: tuple(value.shape[2:]) for name, value in values.items()}

@@ -28,7 +28,7 @@ from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.surrogate import STDB
 
 if TYPE_CHECKING:
-    from spikeprop.snn.network import SpikingNetwork, Stage
+    from spikeprop.snn.network import Layer, SpikingNetwork
 
 INPUT = "input"
 # Of a layer's floats at once. On the CPU a part of the cache, small enough for its memory to be used again.
@@ -36,10 +36,10 @@ PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 MakeBranch = Callable[[str, Source], Branch]
 
 
-class Layer:
+class LayerRun:
     """One stage in one simulation: its branches, its neurons' parameters and state, and its packed spikes."""
 
-    def __init__(self, name: str, stage: Stage, shape: tuple[int, ...]):
+    def __init__(self, name: str, stage: Layer, shape: tuple[int, ...]):
         self.name, self.shape = name, shape
         self.neuron = stage.neuron
         self.positions = position_count(shape)
@@ -115,9 +115,9 @@ class Simulation:
         self.constant: dict[str, Tensor] = {}  # currents of an input that stays the same, computed once
         self.constant_grads: dict[str, Tensor] = {}
         shapes = network.shapes()
-        self.layers: dict[str, Layer] = {}
-        for name, stage in network.each():
-            layer = Layer(name, stage, shapes[name])
+        self.layers: dict[str, LayerRun] = {}
+        for name, stage in network.named_layers():
+            layer = LayerRun(name, stage, shapes[name])
             for i, source, _ in stage.branches():
                 read = Source(len(like_B), shapes[source], like_B.dtype, self.scratch)
                 layer.branches.append((source, make_branch(f"{name}/{i}", read)))
@@ -152,7 +152,7 @@ class Simulation:
         first = begin if self.keep else 0
         return layer.words[first : first + steps]
 
-    def _current(self, layer: Layer, values: Mapping[str, Chunk]) -> Tensor:
+    def _current(self, layer: LayerRun, values: Mapping[str, Chunk]) -> Tensor:
         """Sum of the branches' currents (K or 1, B, S, C), in memory that may be overwritten."""
         total, owned = None, False
         for source, branch in layer.branches:
@@ -174,7 +174,7 @@ class Simulation:
         assert total is not None
         return total if owned or not layer.potential_kept else total.clone()
 
-    def _fire(self, layer: Layer, current_KBSC: Tensor, words_KBSW: Tensor) -> int:
+    def _fire(self, layer: LayerRun, current_KBSC: Tensor, words_KBSW: Tensor) -> int:
         """Run a layer's neurons over a piece; writes the words, returns the number of spikes."""
         neuron = layer.neuron
         assert neuron is not None
@@ -210,7 +210,7 @@ class Simulation:
                 self._synapses_back(layer, pieces, steps, grads, into)
 
     def _scanned_back(
-        self, layer: Layer, gradient: Gradient, begin: int, steps: int, values: Mapping[str, Chunk]
+        self, layer: LayerRun, gradient: Gradient, begin: int, steps: int, values: Mapping[str, Chunk]
     ) -> Iterator[Piece]:
         """Each piece of a layer's chunk, the last first, with the gradient of its currents."""
         for first, last in reversed(_pieces(layer, steps)):
@@ -220,7 +220,7 @@ class Simulation:
 
     def _synapses_back(
         self,
-        layer: Layer,
+        layer: LayerRun,
         pieces: Iterable[Piece],
         steps: int,
         grads: dict[str, Gradient],
@@ -285,7 +285,7 @@ class Simulation:
         known = self.constant_grads.get(key)
         self.constant_grads[key] = grad_KBSC if known is None else known.add_(grad_KBSC)
 
-    def _scan_back(self, layer: Layer, gradient: Gradient, begin: int, values: Mapping[str, Chunk]) -> Tensor:
+    def _scan_back(self, layer: LayerRun, gradient: Gradient, begin: int, values: Mapping[str, Chunk]) -> Tensor:
         """Gradient (K, B, S, C) of a layer's currents from that of its spikes, over a piece."""
         neuron = layer.neuron
         assert neuron is not None
@@ -322,14 +322,14 @@ class Simulation:
         self.kernels.scan_back_slopes(grad_KBSC, layer.grad_v_BSC, layer.words[begin : begin + steps], slopes, *common)
         return grad_KBSC
 
-    def _room(self, layer: Layer, gradient: Gradient) -> Tensor:
+    def _room(self, layer: LayerRun, gradient: Gradient) -> Tensor:
         """Where the gradient of a piece's currents goes: over that of its spikes, where that is as large."""
         values = gradient.values_KBPC
         if gradient.pool == 1:
             return values
         return self.scratch.take((*values.shape[:2], layer.positions, values.shape[3]), values.dtype)
 
-    def _potentials(self, layer: Layer, steps: int, values: Mapping[str, Chunk]) -> Tensor:
+    def _potentials(self, layer: LayerRun, steps: int, values: Mapping[str, Chunk]) -> Tensor:
         """u/theta - 1 at every step of a piece, computed again from the potential at its border."""
         neuron, v_BSC = layer.neuron, layer.borders.pop()
         assert isinstance(neuron, Neuron)
@@ -341,7 +341,7 @@ class Simulation:
         return current_KBSC
 
 
-def _pieces(layer: Layer, steps: int) -> list[tuple[int, int]]:
+def _pieces(layer: LayerRun, steps: int) -> list[tuple[int, int]]:
     return [(first, min(first + layer.piece, steps)) for first in range(0, steps, layer.piece)]
 
 

@@ -1,7 +1,7 @@
-"""A network run one stage at a time over all steps, each stage's spikes kept packed for the stages that read them.
+"""A network run one layer at a time over all steps, each layer's spikes kept packed for the layers that read them.
 
-This is how thresholds are balanced: a stage's threshold is found from the spikes below it before its own spikes exist, and no
-stage is run again for the sake of a later one, so a search costs two passes a stage however deep the network is.
+This is how thresholds are balanced: a layer's threshold is found from the spikes below it before its own spikes exist, and no
+layer is run again for the sake of a later one, so a search costs two passes a layer however deep the network is.
 
 Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, W words.
 """
@@ -26,15 +26,15 @@ from spikeprop.snn.engine.kernels.words import (
 )
 from spikeprop.snn.engine.layout import DenseLayout, make_layout
 from spikeprop.snn.engine.scratch import Scratch
-from spikeprop.snn.network import INPUT, SpikingNetwork, Stage
+from spikeprop.snn.network import INPUT, Layer, SpikingNetwork
 from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
 from spikeprop.snn.signed import SignedIF, scan
 
-CHUNK_BYTES = 64 << 20  # of a stage's current
+CHUNK_BYTES = 64 << 20  # of a layer's current
 
 
 class Stagewise:
-    """Spike trains of a network's stages, made in order.
+    """Spike trains of a network's layers, made in order.
 
     Args:
         network: in evaluation mode; its neurons run without leak.
@@ -61,17 +61,17 @@ class Stagewise:
         self.counts: dict[str, list[int]] = {}
 
     def currents(self, name: str) -> Iterator[Tensor]:
-        """Input current of a stage, (K, B, S, C) a chunk; one step in all where it is the same at every step.
+        """Input current of a layer, (K, B, S, C) a chunk; one step in all where it is the same at every step.
 
         The memory of a chunk is used again for the next.
         """
         for _, _, current_KBSC in self._chunks(name):
             yield current_KBSC
-            if self._constant(self._stage(name)):
+            if self._constant(self._layer(name)):
                 return
 
     def fire(self, name: str) -> None:
-        """Run a stage's neurons and keep their spikes; trains that neither it (again) nor a later stage reads are dropped."""
+        """Run a layer's neurons and keep their spikes; trains that neither it (again) nor a later layer reads are dropped."""
         neuron, shape = self.network.neurons()[name], self.shapes[name]
         train = self._room(name, shape)
         leak = neuron.leak.clone()
@@ -85,19 +85,19 @@ class Stagewise:
         self._forget(name)
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Memory for the train of a stage."""
+        """Memory for the train of a layer."""
         if self._signed(name):
             return self.x_B.new_empty(self.timesteps, len(self.x_B), position_count(shape), shape[0], dtype=torch.int8)
         return self.x_B.new_empty(self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]), dtype=torch.int32)
 
     def _signed(self, name: str) -> bool:
-        """Whether a stage's spikes may be -1: its own, or those that it pools."""
-        stage = self._stage(name)
-        pools = isinstance(stage.neuron, SpikingMaxPool)
-        return isinstance(stage.neuron, SignedIF) or (pools and any(self._signed(s) for s in stage.sources if s != INPUT))
+        """Whether a layer's spikes may be -1: its own, or those that it pools."""
+        layer = self._layer(name)
+        pools = isinstance(layer.neuron, SpikingMaxPool)
+        return isinstance(layer.neuron, SignedIF) or (pools and any(self._signed(s) for s in layer.sources if s != INPUT))
 
     def rate(self, name: str) -> Tensor:
-        """Spikes a step of a stage that was fired last, (B, ...)."""
+        """Spikes a step of a layer that was fired last, (B, ...)."""
         words_TBSW, shape = self.trains[name], self.shapes[name]
         if words_TBSW.dtype == torch.int8:
             mean_BSC = words_TBSW.sum(0, dtype=self.x_B.dtype) / self.timesteps
@@ -111,17 +111,17 @@ class Stagewise:
 
     def _chunks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         """First step, last step and current of each chunk."""
-        stage, scratch = self._stage(name), Scratch(self.x_B.device)
+        layer, scratch = self._layer(name), Scratch(self.x_B.device)
         branches = []
-        for _, source, synapse in stage.branches():
+        for _, source, synapse in layer.branches():
             read = Source(len(self.x_B), self.shapes[source], self.x_B.dtype, scratch)
             branches.append((source, make_branch(make_layout(synapse, self.shapes[source]), name, None, read)))
         current_KBSC = None
         for first, last in self._spans(name):
-            if current_KBSC is None or not self._constant(stage):
+            if current_KBSC is None or not self._constant(layer):
                 current_KBSC = self._current(branches, scratch, first, last)
             yield first, last, current_KBSC
-            if not self._constant(stage):
+            if not self._constant(layer):
                 scratch.give(current_KBSC)
 
     def _current(self, branches: list[tuple[str, Branch[DenseLayout]]], scratch: Scratch, first: int, last: int) -> Tensor:
@@ -152,21 +152,21 @@ class Stagewise:
         chunk = max(1, min(self.timesteps, CHUNK_BYTES // each))
         return [(first, min(first + chunk, self.timesteps)) for first in range(0, self.timesteps, chunk)]
 
-    def _stage(self, name: str) -> Stage:
-        return dict(self.network.each())[name]
+    def _layer(self, name: str) -> Layer:
+        return dict(self.network.named_layers())[name]
 
-    def _constant(self, stage: Stage) -> bool:
-        return self.network.encoder.constant and set(stage.sources) == {INPUT}
+    def _constant(self, layer: Layer) -> bool:
+        return self.network.encoder.constant and set(layer.sources) == {INPUT}
 
     def _current_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a sample's current, which pooled neurons do not share."""
-        stage = self._stage(name)
-        if not isinstance(stage.neuron, SpikingMaxPool):
+        layer = self._layer(name)
+        if not isinstance(layer.neuron, SpikingMaxPool):
             return self.shapes[name]
-        return (self.shapes[name][0], *self.shapes[stage.sources[0]][1:])
+        return (self.shapes[name][0], *self.shapes[layer.sources[0]][1:])
 
     def _runner(self, neuron: Neuron, shape: tuple[int, ...], current: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
-        """What advances a stage over a chunk: from its current (K or 1, B, S, C) to its train, giving the number of spikes."""
+        """What advances a layer over a chunk: from its current (K or 1, B, S, C) to its train, giving the number of spikes."""
         if is_integrate_and_fire(neuron):
             return self._scan(neuron, shape)
         return self._scan_signed(neuron, shape) if isinstance(neuron, SignedIF) else self._step(neuron, current)
@@ -213,6 +213,6 @@ class Stagewise:
         return run
 
     def _forget(self, done: str) -> None:
-        read = self.network.read_after(done) | {done, *self._stage(done).sources}
+        read = self.network.read_after(done) | {done, *self._layer(done).sources}
         for name in self.trains.keys() - read:
             del self.trains[name]

@@ -312,7 +312,7 @@ def test_variants_stand_side_by_side_and_relax(opened: Opened, tmp_path: Path) -
     opened.go(tmp_path / "v.html")
     page = opened.page
     assert page.locator(".variant").count() == 2
-    assert page.locator(".variant .stages li").count() == 6
+    assert page.locator(".variant .segments li").count() == 6
     assert "learns from the head after 0" in page.inner_text("#variants")
     frames = data["variants"][0]["frames"]
     assert [f["at"] for f in frames] == [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200]

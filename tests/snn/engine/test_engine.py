@@ -20,8 +20,8 @@ from spikeprop.convert import to_spiking
 from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Neuron, SpikingNetwork, Synapse, Triangle
 from spikeprop.snn.engine import branch, engine
 from spikeprop.snn.engine.layout import DenseLayout, LinearLayout, make_layout
-from spikeprop.snn.engine.simulation import PIECE_BYTES, Layer
-from spikeprop.snn.network import Stage
+from spikeprop.snn.engine.simulation import PIECE_BYTES, LayerRun
+from spikeprop.snn.network import Layer
 from tests.convert.test_calibrate import Skips
 
 NETWORKS = {
@@ -468,7 +468,7 @@ def test_pieces_are_of_use_whatever_the_number_of_steps(timesteps: int) -> None:
     chunk = engine._even(timesteps, 64)
     assert chunk <= 64
     assert -(-timesteps // chunk) == -(-timesteps // 64)
-    layer = Layer("wide", Stage([], IF()), (64, 32, 32))
+    layer = LayerRun("wide", Layer([], IF()), (64, 32, 32))
     layer.start(torch.zeros(1), chunk, only=timesteps <= chunk)
     assert layer.piece >= min(8, timesteps)
     assert timesteps <= chunk or chunk % layer.piece == 0
@@ -495,8 +495,8 @@ def test_threshold_and_leak_may_vary_over_different_axes(full: str, reset: Any) 
         shapes = {"threshold": (6, 6, 6) if full == "threshold" else other, "leak": (6, 6, 6) if full == "leak" else other}
         neuron.v_threshold, neuron.leak = torch.rand(shapes["threshold"]) * 0.3 + 0.1, torch.rand(shapes["leak"]) * 0.5 + 0.5
         stages = {
-            "hidden": Stage([("input", Synapse([conv]))], neuron),
-            "out": Stage([("hidden", Synapse([nn.Flatten(), head]))], None),
+            "hidden": Layer([("input", Synapse([conv]))], neuron),
+            "out": Layer([("hidden", Synapse([nn.Flatten(), head]))], None),
         }
         network = SpikingNetwork(stages, Direct(), (2, 6, 6)).double()
         x = torch.rand(3, 2, 6, 6, dtype=torch.float64)

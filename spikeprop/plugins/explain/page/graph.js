@@ -107,9 +107,9 @@ class Graph {
 
   box(item) {
     const n = item.nodes[0], flags = [...new Set(item.nodes.flatMap((x) => x.flags))];
-    const single = item.nodes.length === 1, title = single ? n.name : item.key.replace(/^stages\./, "");
+    const single = item.nodes.length === 1, title = single ? n.name : item.key.replace(/^layers\./, "");
     const last = item.nodes[item.nodes.length - 1], shape = this.network.data.values[last.outputs[0]].shape;
-    const what = single ? `${n.module ? n.module.replace(/^stages\./, "") + " · " : ""}${shapeText(shape)}` : `${item.nodes.length} calls · ${shapeText(shape)}`;
+    const what = single ? `${n.module ? n.module.replace(/^layers\./, "") + " · " : ""}${shapeText(shape)}` : `${item.nodes.length} calls · ${shapeText(shape)}`;
     const time = item.step === null ? "" : ` t=${item.step}`;
     const label = `${title}${time}, ${what}${flags.length ? `, flagged ${flags.join(" and ")}` : ""}${item.folds ? ", folded: activate to open" : ""}`;
     const g = svg("g", { class: `box${item.folds ? " folded" : ""}`, transform: `translate(${item.x} ${item.y})`, role: "button", tabindex: "-1", "aria-label": label, "data-node": n.id },

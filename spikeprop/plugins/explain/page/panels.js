@@ -30,7 +30,7 @@ function neuronPanel(net, now) {
   if (!net.data.neurons.length) return null;
   const layers = net.data.neurons.map((layer) => {
     const plots = layer.neurons.map((neuron, i) => course(layer, neuron, i));
-    return h("details", { open: true }, h("summary", {}, h("b", { text: layer.module.replace(/^stages\./, "").replace(/\.neuron$/, "") }), ` — ${layer.neurons.length} of ${layer.of} neurons, first sample; the layer fires in ${(100 * layer.rate).toFixed(1)} % of steps; surrogate ${layer.surrogate}`), h("div", { class: "courses" }, plots));
+    return h("details", { open: true }, h("summary", {}, h("b", { text: layer.module.replace(/^layers\./, "").replace(/\.neuron$/, "") }), ` — ${layer.neurons.length} of ${layer.of} neurons, first sample; the layer fires in ${(100 * layer.rate).toFixed(1)} % of steps; surrogate ${layer.surrogate}`), h("div", { class: "courses" }, plots));
   });
   const note = net.edited ? "These courses are those of the network as it was, before your edits." : "Potential before the reset (line), threshold (dashed), spikes (ticks), surrogate derivative (area).";
   return h("section", { id: "neurons", "aria-labelledby": "neurons-title" }, h("h2", { id: "neurons-title", text: "Neurons through time" }), h("p", { text: note }), layers);
@@ -65,7 +65,7 @@ function variantView(variant) {
   const host = h("div"), draw = (frame) => host.replaceChildren(layerTable(variant, frame));
   draw(last);
   const parts = [h("h3", { text: variant.name }), h("p", { class: "small", text: variant.about })];
-  if (variant.stages) parts.push(stageTable(variant.stages));
+  if (variant.segments) parts.push(segmentTable(variant.segments));
   if (frames.length > 1) parts.push(player(frames, variant.counts, draw));
   return h("div", { class: "variant" }, parts, host);
 }
@@ -77,8 +77,8 @@ function layerTable(variant, frame) {
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${variant.name}, by layer` }, h("table", { class: "layers" }, h("thead", {}, head), h("tbody", {}, rows_)));
 }
 
-function stageTable(stages) {
-  return h("div", {}, h("p", { text: "Stages, and whose loss each learns from:" }), h("ol", { class: "stages" }, stages.map((s) => h("li", {}, h("b", { text: s.name }), ` — learns from ${s.follows}`))));
+function segmentTable(segments) {
+  return h("div", {}, h("p", { text: "Segments, and whose loss each learns from:" }), h("ol", { class: "segments" }, segments.map((s) => h("li", {}, h("b", { text: s.name }), ` — learns from ${s.follows}`))));
 }
 
 // The rule after 1, 2, ... of its iterations, as an animation.

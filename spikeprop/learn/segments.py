@@ -1,8 +1,8 @@
-"""``StageGraph``: a network as a graph of stages, each run forward once and differentiated as often as a rule likes.
+"""``SegmentGraph``: a network as a graph of segments, each run forward once and differentiated as often as a rule likes.
 
-A stage is a piece of the network with one output; a residual connection makes a graph of the chain. For stage s with output
-h_s = f_s(h_a, h_b, ...; theta_s) a ``StagePass`` offers the vector-Jacobian products c -> (dh_s/dh_a)^T c and
-c -> (dh_s/dtheta_s)^T c for any number of cotangents c. Since every stage has run once, batch statistics are updated once and
+A segment is a piece of the network with one output; a residual connection makes a graph of the chain. For segment s with output
+h_s = f_s(h_a, h_b, ...; theta_s) a ``SegmentPass`` offers the vector-Jacobian products c -> (dh_s/dh_a)^T c and
+c -> (dh_s/dtheta_s)^T c for any number of cotangents c. Since every segment has run once, batch statistics are updated once and
 dropout masks are fixed.
 """
 
@@ -16,20 +16,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx, nn
 
-from spikeprop.errors import StageError
+from spikeprop.errors import SegmentError
 from spikeprop.learn import tracing
 
 INPUT = "input"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Segment:
     """A piece of a network.
 
     Attributes:
         name: of its first module with weights, where it has one.
         module: computes its output from what it reads; its modules and parameters are the network's own.
-        reads: names of the stages whose outputs it reads, or ``INPUT``.
+        reads: names of the segments whose outputs it reads, or ``INPUT``.
     """
 
     name: str
@@ -41,71 +41,72 @@ class Stage:
         return [p for p in self.module.parameters() if p.requires_grad]
 
 
-class StageGraph:
-    """Stages in an order in which they can run; the last one's output is the network's.
+class SegmentGraph:
+    """Segments in an order in which they can run; the last one's output is the network's.
 
     Args:
-        stages: as above.
+        segments: as above.
         names: of the parameters of the network, by id.
     """
 
-    def __init__(self, stages: Sequence[Stage], names: dict[int, str]):
-        self.stages = tuple(stages)
-        self.by_name = {s.name: s for s in self.stages}
+    def __init__(self, segments: Sequence[Segment], names: dict[int, str]):
+        self.segments = tuple(segments)
+        self.by_name = {s.name: s for s in self.segments}
         self.names = names
-        self.output = self.stages[-1].name
+        self.output = self.segments[-1].name
 
-    def readers(self, name: str) -> list[Stage]:
-        """Stages that read a stage's output."""
-        return [s for s in self.stages if name in s.reads]
+    def readers(self, name: str) -> list[Segment]:
+        """Segments that read a segment's output."""
+        return [s for s in self.segments if name in s.reads]
 
     def hops(self) -> dict[str, int]:
-        """Longest number of stages between each stage's output and the network's."""
+        """Longest number of segments between each segment's output and the network's."""
         found = {self.output: 0}
-        for stage in reversed(self.stages[:-1]):
-            found[stage.name] = 1 + max(found[reader.name] for reader in self.readers(stage.name))
+        for segment in reversed(self.segments[:-1]):
+            found[segment.name] = 1 + max(found[reader.name] for reader in self.readers(segment.name))
         return found
 
     @property
     def is_chain(self) -> bool:
-        """Whether every stage reads the one before it alone."""
-        return all(s.reads == (before.name,) for before, s in pairwise(self.stages)) and self.stages[0].reads == (INPUT,)
+        """Whether every segment reads the one before it alone."""
+        return all(s.reads == (before.name,) for before, s in pairwise(self.segments)) and self.segments[0].reads == (INPUT,)
 
     def shared(self) -> dict[str, list[str]]:
-        """Parameters that several stages use: name to stages."""
+        """Parameters that several segments use: name to segments."""
         users: dict[int, list[str]] = {}
-        for stage in self.stages:
-            for p in {id(p) for p in stage.module.parameters()}:
-                users.setdefault(p, []).append(stage.name)
-        return {self.names.get(p, "?"): stages for p, stages in users.items() if len(stages) > 1}
+        for segment in self.segments:
+            for p in {id(p) for p in segment.module.parameters()}:
+                users.setdefault(p, []).append(segment.name)
+        return {self.names.get(p, "?"): segments for p, segments in users.items() if len(segments) > 1}
 
 
-def stage_graph(model: nn.Module, cuts: Sequence[str] | int | None = None) -> StageGraph:
-    """Cut a network into stages.
+def segment_graph(model: nn.Module, cuts: Sequence[str] | int | None = None) -> SegmentGraph:
+    """Cut a network into segments.
 
     Args:
         model: a Sequential, or whatever torch.fx can trace down to modules without children.
-        cuts: None for a stage for every layer with weights; a number for so many stages of about equally many layers, of which
-            each reads the one before it alone; or names of the submodules to cut after (those need not be traceable inside).
+        cuts: None for a segment for every layer with weights; a number for so many segments of about equally many layers, of
+            which each reads the one before it alone; or names of the submodules to cut after (those need not be traceable
+            inside).
 
     Raises:
-        StageError: saying why the network cannot be cut so.
+        SegmentError: saying why the network cannot be cut so.
     """
     if isinstance(cuts, int) and cuts < 1:
-        raise StageError(f"{cuts} stages; use at least 1")
+        raise SegmentError(f"{cuts} segments; use at least 1")
     names = {id(p): name for name, p in model.named_parameters()}
     if isinstance(model, nn.Sequential) and (cuts is None or not isinstance(cuts, int)):
         try:
             return _traced(model, cuts, names)
-        except StageError:
+        except SegmentError:
             children = dict(model.named_children())
             if cuts is not None and not set(cuts) < set(children):
                 raise
-            return StageGraph(_children(children, list(children) if cuts is None else list(cuts)), names)
+            return SegmentGraph(_children(children, list(children) if cuts is None else list(cuts)), names)
     return _traced(model, cuts, names)
 
 
-def _traced(model: nn.Module, cuts: Sequence[str] | int | None, names: dict[int, str]) -> StageGraph:
+def _traced(model: nn.Module, cuts: Sequence[str] | int | None, names: dict[int, str]) -> SegmentGraph:
     traced = tracing.trace(model, () if cuts is None or isinstance(cuts, int) else cuts)
     tracing.output_of(traced.graph)
     if cuts is None:
@@ -115,41 +116,41 @@ def _traced(model: nn.Module, cuts: Sequence[str] | int | None, names: dict[int,
         borders = tracing.even_borders(traced, cuts) if even else tracing.borders_after(traced, cuts)
         parts = tracing.by_borders(traced, borders)
     modules = {id(m): name for name, m in model.named_modules()}
-    return StageGraph(_stages(tracing.split(model, traced, parts), modules), names)
+    return SegmentGraph(_segments(tracing.split(model, traced, parts), modules), names)
 
 
-def _children(children: dict[str, nn.Module], cuts: list[str]) -> list[Stage]:
+def _children(children: dict[str, nn.Module], cuts: list[str]) -> list[Segment]:
     """Stretches of a Sequential's children that end with each cut."""
-    stages, held, before = [], [], INPUT
+    segments, held, before = [], [], INPUT
     for i, (name, module) in enumerate(children.items()):
         held.append(module)
         if name in cuts or i == len(children) - 1:
-            stages.append(Stage(name, nn.Sequential(*held), (before,)))
+            segments.append(Segment(name, nn.Sequential(*held), (before,)))
             held, before = [], name
-    return stages
+    return segments
 
 
-def _stages(whole: fx.GraphModule, modules: dict[int, str]) -> list[Stage]:
-    """Stages of a module that ``tracing.split`` made; ``modules`` are the names of the network's own, by id."""
+def _segments(whole: fx.GraphModule, modules: dict[int, str]) -> list[Segment]:
+    """Segments of a module that ``tracing.split`` made; ``modules`` are the names of the network's own, by id."""
     names: dict[fx.Node, str] = {}
-    stages: list[Stage] = []
+    segments: list[Segment] = []
     for node in whole.graph.nodes:
         if node.op == "placeholder":
             names[node] = INPUT
         elif node.op == "call_module":
             module = whole.get_submodule(str(node.target))
-            names[node] = _name(module, modules, {s.name for s in stages} | {INPUT})
+            names[node] = _name(module, modules, {s.name for s in segments} | {INPUT})
             reads = tuple(names[n] for n in node.all_input_nodes)
-            stages.append(Stage(names[node], module, reads))
+            segments.append(Segment(names[node], module, reads))
         elif node.op != "output":
             (source, *_) = node.all_input_nodes or [node]
-            raise StageError(
-                f"more than one value leaves the stage {names.get(source, source)!r}; a stage has one output: "
+            raise SegmentError(
+                f"more than one value leaves the segment {names.get(source, source)!r}; a segment has one output: "
                 "cut elsewhere (before a skip connection begins, or after it ends)"
             )
-    if names[tracing.output_of(whole.graph)] != stages[-1].name:
-        raise StageError(f"the network's output is not that of its last stage, {stages[-1].name!r}; cut elsewhere")
-    return stages
+    if names[tracing.output_of(whole.graph)] != segments[-1].name:
+        raise SegmentError(f"the network's output is not that of its last segment, {segments[-1].name!r}; cut elsewhere")
+    return segments
 
 
 def _name(module: nn.Module, modules: dict[int, str], taken: set[str]) -> str:
@@ -162,19 +163,19 @@ def _name(module: nn.Module, modules: dict[int, str], taken: set[str]) -> str:
     return next(f"{name}#{i}" for i in range(2, len(taken) + 3) if f"{name}#{i}" not in taken)
 
 
-class StagePass:
-    """One forward pass of all stages, kept to be differentiated.
+class SegmentPass:
+    """One forward pass of all segments, kept to be differentiated.
 
     Args:
-        graph: stages.
+        graph: segments.
         x: the network's input (B, ...).
-        context: in which every stage runs, such as a mode that gives operations other gradients.
-        at: outputs by stage, at which the stages run instead of at each other's.
+        context: in which every segment runs, such as a mode that gives operations other gradients.
+        at: outputs by segment, at which the segments run instead of at each other's.
     """
 
     def __init__(
         self,
-        graph: StageGraph,
+        graph: SegmentGraph,
         x: Tensor,
         context: AbstractContextManager | None = None,
         at: Mapping[str, Tensor] | None = None,
@@ -184,8 +185,8 @@ class StagePass:
         self._inputs: dict[str, list[Tensor]] = {}
         self._outputs: dict[str, Tensor] = {}
         with torch.enable_grad(), context or nullcontext():
-            for stage in graph.stages:
-                self._run(stage)
+            for segment in graph.segments:
+                self._run(segment)
 
     @property
     def output(self) -> Tensor:
@@ -193,13 +194,13 @@ class StagePass:
         return self.values[self.graph.output]
 
     def vjp(self, name: str, cotangent: Tensor) -> list[Tensor | None]:
-        """(d output / d input)^T cotangent for each input of a stage; None where it has no gradient, as the image."""
+        """(d output / d input)^T cotangent for each input of a segment; None where it has no gradient, as the image."""
         inputs = [leaf for leaf in self._inputs[name] if leaf.requires_grad]
         found = iter(self._grad(name, inputs, cotangent))
         return [next(found) if leaf.requires_grad else None for leaf in self._inputs[name]]
 
     def parameter_gradients(self, name: str, cotangent: Tensor) -> Sequence[Tensor | None]:
-        """(d output / d parameter)^T cotangent for each of a stage's parameters."""
+        """(d output / d parameter)^T cotangent for each of a segment's parameters."""
         return self._grad(name, self.graph.by_name[name].parameters(), cotangent)
 
     def add_parameter_gradients(self, name: str, cotangent: Tensor) -> None:
@@ -208,14 +209,14 @@ class StagePass:
             if g is not None:
                 p.grad = g if p.grad is None else p.grad + g
 
-    def _run(self, stage: Stage) -> None:
-        leaves = [self._leaf(name) for name in stage.reads]
-        mutates = works_in_place(stage.module)
-        out = stage.module(*(leaf.clone() if mutates else leaf for leaf in leaves))
+    def _run(self, segment: Segment) -> None:
+        leaves = [self._leaf(name) for name in segment.reads]
+        mutates = works_in_place(segment.module)
+        out = segment.module(*(leaf.clone() if mutates else leaf for leaf in leaves))
         if not isinstance(out, Tensor):
-            raise StageError(f"stage {stage.name!r} gives a {type(out).__name__}; a stage's output is one tensor")
-        self._inputs[stage.name], self._outputs[stage.name] = leaves, out
-        self.values.setdefault(stage.name, out.detach())
+            raise SegmentError(f"segment {segment.name!r} gives a {type(out).__name__}; a segment's output is one tensor")
+        self._inputs[segment.name], self._outputs[segment.name] = leaves, out
+        self.values.setdefault(segment.name, out.detach())
 
     def _leaf(self, name: str) -> Tensor:
         value = self.values[name].detach()
@@ -229,7 +230,7 @@ class StagePass:
 
 
 def works_in_place(module: nn.Module) -> bool:
-    """Whether a stage may overwrite what it reads."""
+    """Whether a segment may overwrite what it reads."""
     if any(getattr(m, "inplace", False) for m in module.modules()):
         return True
     nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()

@@ -1,4 +1,4 @@
-"""Stage graphs: cut in every way, they compute what the network computes and give its gradient; else they say why not."""
+"""Segment graphs: cut in every way, they compute what the network computes and give its gradient; else they say why not."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeprop.ann import CNN, MLP, CIFARResNet, ResNet
-from spikeprop.errors import StageError
-from spikeprop.learn.stages import StageGraph, StagePass, stage_graph
+from spikeprop.errors import SegmentError
+from spikeprop.learn.segments import SegmentGraph, SegmentPass, segment_graph
 
 
-def backprop(graph: StageGraph, x: Tensor, cotangent: Tensor) -> StagePass:
-    """The chain rule over stages, last first."""
-    run = StagePass(graph, x)
+def backprop(graph: SegmentGraph, x: Tensor, cotangent: Tensor) -> SegmentPass:
+    """The chain rule over segments, last first."""
+    run = SegmentPass(graph, x)
     cotangents = {graph.output: cotangent}
-    for stage in reversed(graph.stages):
-        c = cotangents.pop(stage.name)
-        run.add_parameter_gradients(stage.name, c)
-        for name, g in zip(stage.reads, run.vjp(stage.name, c)):
+    for segment in reversed(graph.segments):
+        c = cotangents.pop(segment.name)
+        run.add_parameter_gradients(segment.name, c)
+        for name, g in zip(segment.reads, run.vjp(segment.name, c)):
             if g is not None:
                 cotangents[name] = cotangents[name] + g if name in cotangents else g
     return run
@@ -67,8 +67,8 @@ def test_stages_give_the_networks_output_gradient_and_statistics(kind: str, cuts
         pytest.skip("one value passes at two places only")
     ours = model.double().train()
     plain = copy.deepcopy(ours)
-    graph = stage_graph(ours, cuts)
-    assert cuts is None or (len(graph.stages) == cuts and graph.is_chain)
+    graph = segment_graph(ours, cuts)
+    assert cuts is None or (len(graph.segments) == cuts and graph.is_chain)
     torch.manual_seed(5)
     scores = plain(x)
     cotangent = torch.randn(scores.shape, dtype=torch.float64)
@@ -85,11 +85,11 @@ def test_stages_give_the_networks_output_gradient_and_statistics(kind: str, cuts
 
 
 def test_a_stage_for_every_layer_and_join() -> None:
-    graph = stage_graph(CNN(input_shape=(1, 8, 8), classes=5, plan=[4, "A", 4], hidden=[8], batch_norm=True))
-    assert [s.name for s in graph.stages] == ["features.0", "features.4", "classifier.1", "classifier.4"]
+    graph = segment_graph(CNN(input_shape=(1, 8, 8), classes=5, plan=[4, "A", 4], hidden=[8], batch_norm=True))
+    assert [s.name for s in graph.segments] == ["features.0", "features.4", "classifier.1", "classifier.4"]
     assert graph.is_chain
     assert graph.hops() == {"features.0": 3, "features.4": 2, "classifier.1": 1, "classifier.4": 0}
-    branchy = stage_graph(Branchy())
+    branchy = segment_graph(Branchy())
     assert not branchy.is_chain
     assert branchy.hops()["first"] == 1 + branchy.hops()["a.0"]
 
@@ -104,9 +104,9 @@ def test_named_cuts_keep_what_is_inside_a_module_together() -> None:
             return self.inner(x) if float(x.sum()) > 0 else x  # no trace goes through this
 
     model = nn.Sequential(nn.Linear(4, 4), Odd(), nn.Linear(4, 3))
-    graph = stage_graph(model, ["1"])
-    assert [len(list(s.module.parameters())) for s in graph.stages] == [4, 2]
-    assert len(stage_graph(model).stages) == 3  # its children, where no trace succeeds
+    graph = segment_graph(model, ["1"])
+    assert [len(list(s.module.parameters())) for s in graph.segments] == [4, 2]
+    assert len(segment_graph(model).segments) == 3  # its children, where no trace succeeds
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -116,16 +116,16 @@ def test_named_cuts_keep_what_is_inside_a_module_together() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.out(self.odd(x))
 
-    assert len(stage_graph(Net(), ["odd"]).stages) == 2
-    with pytest.raises(StageError, match=r"Net cannot be cut into stages: torch\.fx cannot trace it.*Name submodules"):
-        stage_graph(Net())
+    assert len(segment_graph(Net(), ["odd"]).segments) == 2
+    with pytest.raises(SegmentError, match=r"Net cannot be cut into segments: torch\.fx cannot trace it.*Name submodules"):
+        segment_graph(Net())
 
 
 def test_shared_parameters_are_found() -> None:
     layer = nn.Linear(4, 4)
     model = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(4, 2))
-    assert stage_graph(model).shared() == {"0.weight": ["0", "0#2"], "0.bias": ["0", "0#2"]}
-    assert not stage_graph(Branchy()).shared()
+    assert segment_graph(model).shared() == {"0.weight": ["0", "0#2"], "0.bias": ["0", "0#2"]}
+    assert not segment_graph(Branchy()).shared()
 
 
 class Skip(nn.Module):
@@ -158,14 +158,14 @@ class Pair(Skip):
     [
         (Skip(), ["d"], r"cannot cut after 'd', which the network calls 0 times; its modules: a, b, c"),
         (Skip(), ["c"], r"it is the network's end"),
-        (Skip(), 4, "at 2 places, so into at most 3 stages, not 4"),
+        (Skip(), 4, "at 2 places, so into at most 3 segments, not 4"),
         (Skip(), 0, "use at least 1"),
         (Functional(), None, r"dropout\(training=...\), whose mode a trace fixes"),
         (Two(), None, "reads 2 inputs"),
-        (Pair(), None, "stages need one tensor"),
+        (Pair(), None, "segments need one tensor"),
     ],
     ids=lambda v: v if isinstance(v, str) else type(v).__name__,
 )
 def test_what_cannot_be_cut_is_refused_with_a_reason(model: nn.Module, cuts: list[str] | int | None, says: str) -> None:
-    with pytest.raises(StageError, match=says):
-        stage_graph(model, cuts)
+    with pytest.raises(SegmentError, match=says):
+        segment_graph(model, cuts)
