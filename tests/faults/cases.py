@@ -108,7 +108,7 @@ def damage(suite: Suite, times: int) -> int:
             ended_well = run.finish() == 0
             assert file.name in run.said(), f"{told}, and nobody said it: {run.said()}"
             if ended_well:
-                assert "going on from" in run.said() or "run again" in run.said(), run.said()
+                assert any(words in run.said() for words in ("continuing from", "going on from", "run again")), run.said()
             else:  # the first of all had none before it
                 assert "there is none before it; delete it" in run.said(), f"{told}: {run.said()}"
                 file.unlink()

@@ -109,7 +109,7 @@ def test_where_the_last_checkpoint_is_damaged_the_one_before_it_is_gone_on_from(
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
     file.write_bytes(spoil(bytes(content)))  # type: ignore[operator]
-    with pytest.warns(UserWarning, match=r"p\.safetensors is damaged.*going on from the checkpoint before it.*p\.previous"):
+    with pytest.warns(UserWarning, match=r"p\.safetensors is damaged.*continuing from the checkpoint before it.*p\.previous"):
         assert torch.equal(train(file), train(None))
     assert (tmp_path / "p.safetensors.damaged").exists()
 

@@ -410,12 +410,12 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: 
 
 def test_losses_that_are_read_late_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, where many steps' losses are read at once."""
-    from spikeprop.learn import loop
+    from spikeprop.learn import metrics
 
     data, histories = Digits(train_limit=160).train(32, seed=4), []
     for patience in (0.0, 1e9):
         model = small_ann()
-        monkeypatch.setattr(loop, "_patience", lambda _, seconds=patience: seconds)
+        monkeypatch.setattr(metrics, "_seconds_between_readings", lambda _, seconds=patience: seconds)
         histories.append(fit(model, Backprop(), data, adam(model), epochs=2))
     assert [{**h, "seconds": 0} for h in histories[0]] == [{**h, "seconds": 0} for h in histories[1]]
     batches = [(torch.full((4, 1, 8, 8), value), torch.zeros(4, dtype=torch.long)) for value in (0.5, float("nan"), 0.5)]

@@ -105,7 +105,7 @@ def test_l2sp_takes_each_trainings_own_start() -> None:
 
 def test_state_of_other_callbacks_is_refused(tmp_path: Path) -> None:
     train(Watch(), L2SP(alpha=1.0), checkpoint=tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match=r"callbacks that this run has not in this order \(1.L2SP\)"):
+    with pytest.raises(CheckpointError, match=r"callbacks that this run does not have in this order \(1.L2SP\)"):
         train(L2SP(alpha=1.0), checkpoint=tmp_path / "c.safetensors")
 
 

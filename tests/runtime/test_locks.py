@@ -26,7 +26,7 @@ from spikeprop.runtime.locks import NAME, PATIENCE, Lock, in_use, locked
 from spikeprop.runtime.processes import Processes, resume_command
 from tests.test_untrusted import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOON = PATIENCE + 5.0  # seconds
 
 

@@ -29,7 +29,7 @@ from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Inter
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import seed_torch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = (1, 8, 8)
 SIZES = (7, 4)
 
@@ -100,7 +100,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     rule, model = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2), resnet()
     rule.prepare(model, batches()[0][0])
     optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
-    with pytest.raises(ValueError, match=r"Interlocking takes a batch in parts.*microbatches=1"):
+    with pytest.raises(ValueError, match=r"Interlocking splits each batch.*microbatches=1"):
         fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
     save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
     _end_together(Processes(rank, 2))
@@ -241,11 +241,11 @@ def test_where_one_process_fails_none_waits_for_it(tmp_path: Path) -> None:
     program = tmp_path / "full.py"
     program.write_text(
         "import os, sys\n"
-        "import spikeprop.learn.loop as loop\n"
+        "import spikeprop.learn.training_checkpoint as module\n"
         "from spikeprop.cli import main\n"
         "def full(*_, **__):\n"
         "    raise OSError(28, 'No space left on device', 'ann.progress.safetensors')\n"
-        "loop.save_checkpoint = full\n"
+        "module.save_checkpoint = full\n"
         "main(sys.argv[1:])\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(program)]

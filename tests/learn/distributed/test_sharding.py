@@ -31,7 +31,7 @@ from spikeprop.runtime.files import previous_of
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.signals import deferred_signals
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = (1, 8, 8)
 SIZES = (7, 4, 1)  # unequal shares, and a batch that is too small for two
 
@@ -213,7 +213,7 @@ def test_all_stop_after_the_same_step_where_one_is_asked(folder: Path) -> None:
 
 def test_what_cannot_be_spread_is_refused() -> None:
     model = resnet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match=r"weight does not lie in memory in its own order: make it contiguous"):
+    with pytest.raises(ValueError, match=r"weight is not contiguous in memory: make it contiguous"):
         shard(model, Processes(0, 2), torch.device("cpu"))
 
 
@@ -221,9 +221,9 @@ def test_what_cannot_be_spread_is_refused() -> None:
     ("overrides", "problem"),
     [
         (["train.rule={use: spikeprop.plugins.ActivationRelaxation}"], "train: ActivationRelaxation does not take its gradients"),
-        (["train.callbacks=[{use: spikeprop.plugins.RIFLE}]"], "train: RIFLE takes the parameters whole"),
-        (["finetune.callbacks=[{use: spikeprop.plugins.L2SP}]"], "finetune: L2SP takes the parameters whole"),
-        (["train.optimizer=Adafactor"], "train: Adafactor needs the parameters whole: use another optimiser"),
+        (["train.callbacks=[{use: spikeprop.plugins.RIFLE}]"], "train: RIFLE needs complete parameters"),
+        (["finetune.callbacks=[{use: spikeprop.plugins.L2SP}]"], "finetune: L2SP needs complete parameters"),
+        (["train.optimizer=Adafactor"], "train: Adafactor needs complete parameters: use another optimiser"),
     ],
 )
 def test_what_needs_the_network_whole_is_refused_before_training(overrides: list[str], problem: str) -> None:
