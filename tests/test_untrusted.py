@@ -104,7 +104,7 @@ def test_a_pickle_that_names_anything_else_is_refused_and_does_nothing(tmp_path:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (batch(labels=[3, 10]), "whole numbers from 0 to 9"),
+        (batch(labels=[3, 10]), "integers from 0 to 9"),
         (batch(labels=[3, True]), "whole numbers"),
         (batch(labels=[3]), "2 images and 1 labels"),
         (batch(data=np.zeros((2, 3072), dtype=np.float32)), "not bytes of pixels"),

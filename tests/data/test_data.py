@@ -66,9 +66,9 @@ def test_augmentation_shifts_by_at_most_the_padding_and_flips() -> None:
 def test_limits() -> None:
     assert len(Digits(train_limit=10, test_limit=7).train(4, 0)) == 3
     assert len(next(Digits(test_limit=7).test(100).epoch(0))[1]) == 7
-    with pytest.raises(ValueError, match="leaves nothing"):
+    with pytest.raises(ValueError, match="leaves no examples"):
         Digits(train_limit=0)
-    with pytest.raises(ValueError, match="test_limit is -1, which leaves nothing"):
+    with pytest.raises(ValueError, match="test_limit is -1, which leaves no examples"):
         ImageNet(test_limit=-1)
 
 

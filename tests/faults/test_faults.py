@@ -31,7 +31,7 @@ def test_a_run_that_is_killed_stopped_damaged_and_out_of_space_ends_as_if_nothin
     spoilt = cases.spoil(files[-1], random.Random(0), truncate=False)
     assert run.finish(Fault(prepare=partial(cases.no_space_after, 9))) == 1
     assert files[-1].name in run.said(), spoilt
-    left = r"(?:nothing was changed there|what was there is (\S+))"
+    left = r"(?:nothing was changed there|the existing file is now (\S+))"
     told = re.search(rf"cannot write (\S+): No space left on device; {left}", run.said())
     assert told, run.said()
     assert told[2] is None or (Path(told[2]).exists() and not Path(told[1]).exists())

@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatch:
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert file.read_text() == "old"
     monkeypatch.setattr(os, "replace", failing({1}))  # nor can it be put back
-    with pytest.raises(OSError, match=r"what was there is .*a\.previous\.json"):
+    with pytest.raises(OSError, match=r"the existing file is now .*a\.previous\.json"):
         write_text(file, "new", keep_previous=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.previous.json"]
     assert previous_of(file).read_text() == "old"
