@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
+from spikeprop.convert import activation_scales, convert, relu_activations, to_spiking
 from spikeprop.data import ImageData
 from spikeprop.deploy.export import chip_budget, compare, export
 from spikeprop.errors import CheckpointError, DamagedFileError, EvaluationError, NirError, RecipeError
@@ -237,7 +237,7 @@ class _Run:
 
     def convert(self) -> dict[str, Any]:
         settings, found = self.experiment.convert, {}
-        if settings.calibrator.build().joins and settings.images >= self.processes.count:
+        if settings.calibrator.build().supports_distributed and settings.images >= self.processes.count:
             return self._converted(self.processes)
         self.processes.first(lambda: found.update(self._converted(ALONE)))  # what cannot be shared, rank 0 does
         return found
@@ -425,7 +425,7 @@ class _Run:
         network = self._load("converted").to(self.device)
         plain = to_spiking(ann, IF, network.encoder, self.data.input_shape).to(images).eval()
         with torch.no_grad():
-            errors = conversion_error(network, images, relu_activations(plain, images), spike_worths(network), timesteps)
+            errors = conversion_error(network, images, relu_activations(plain, images), activation_scales(network), timesteps)
         draw_conversion_error(errors, self.folder.path / "conversion_error.png", self.context.name)
         return {name: {str(t): dataclasses.asdict(error) for t, error in by_t.items()} for name, by_t in errors.items()}
 
