@@ -76,7 +76,7 @@ def convert(
     _check(x, encoder, shard)
     network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:])).to(x).eval()
     calibrated(calibrator, network, x, shard)
-    processes.agree((*network.parameters(), *network.buffers()))  # they may round in different ways
+    processes.broadcast((*network.parameters(), *network.buffers()))  # they may round in different ways
     return network
 
 

@@ -57,8 +57,8 @@ from spikeprop.learn import (
     CollapseGuard,
     LearningRule,
     MetricsLog,
-    Parted,
     ProgressBar,
+    Shardable,
     check_shardable,
     drop_progress,
     fit,
@@ -197,7 +197,7 @@ class _Run:
             "simulate": self.simulate,
         }
         results = {}
-        self.processes.first(lambda: self._forget_damaged(list(stages)))
+        self.processes.on_rank_zero(lambda: self._forget_damaged(list(stages)))
         self.folder.reread()
         for name, work in stages.items():
             results[name] = self.folder.stage(name, work, together=name in TOGETHER)
@@ -239,7 +239,7 @@ class _Run:
         settings, found = self.experiment.convert, {}
         if settings.calibrator.build().supports_distributed and settings.images >= self.processes.count:
             return self._converted(self.processes)
-        self.processes.first(lambda: found.update(self._converted(ALONE)))  # what cannot be shared, rank 0 does
+        self.processes.on_rank_zero(lambda: found.update(self._converted(ALONE)))  # what cannot be shared, rank 0 does
         return found
 
     def _converted(self, processes: Processes) -> dict[str, Any]:
@@ -369,7 +369,7 @@ class _Run:
         split = self.data.test(self.experiment.evaluate.batch_size)
         question = Question(timesteps=tuple(timesteps), extra_steps=latency_of(network), seed=self.experiment.seed)
         journal = Journal(self._answers() / kind, {**dataclasses.asdict(question), "device": self.device.type})
-        self.processes.first(lambda: _open(journal))
+        self.processes.on_rank_zero(lambda: _open(journal))
         batches = evaluate(
             network,
             split,
@@ -442,7 +442,7 @@ class _Run:
         """Whole batches are read in parts where the data can do it; one that is cut short is read whole by all processes."""
         images = self.experiment.convert.images
         split = self.data.train(min(images, 256), self.experiment.seed + 3)
-        parted = split.part(processes) if processes.count > 1 and isinstance(split, Parted) else split
+        parted = split.shard(processes) if processes.count > 1 and isinstance(split, Shardable) else split
         whole, left = divmod(images, split.batch_size)
         yield from islice(parted.epoch(0), whole)
         for x, y in islice(split.epoch(0, whole), int(left > 0)):

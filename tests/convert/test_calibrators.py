@@ -110,7 +110,7 @@ def test_what_calibration_adds_lives_in_the_checkpoint(digits_cnn: CNN, calibrat
     save_checkpoint(tmp_path / "n.safetensors", network, {})
     checkpoint = load_checkpoint(tmp_path / "n.safetensors")
     fresh = to_spiking(digits_cnn, IF, Direct(), (1, 8, 8)).eval()
-    _make_room(fresh, checkpoint.part("model"))
+    _make_room(fresh, checkpoint.section("model"))
     load_model(fresh, checkpoint)
     with torch.no_grad():
         assert torch.equal(fresh(x, 9), network(x, 9))

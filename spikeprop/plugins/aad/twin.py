@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from spikeprop.errors import MarketError, TrainingCollapsed
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import generator
-from spikeprop.runtime.signals import stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested
 
 
 class TwinNet(nn.Module):
@@ -223,7 +223,7 @@ def _train(
     optimizer = torch.optim.Adam(net.parameters())
     with bar(label, total=training.epochs, unit="epoch", leave=False) as progress:
         for epoch in range(training.epochs):
-            stop_if_asked()
+            stop_if_requested()
             rate = slowed * float(np.interp(epoch / training.epochs, training.knots, training.rates))
             optimizer.param_groups[0]["lr"] = rate
             for which in torch.randperm(n, generator=draws).split(size):
