@@ -50,10 +50,10 @@ class ThresholdBalancing(ThresholdCalibrator):
         return True
 
     def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
-        from spikeprop.snn.engine.stagewise import Stagewise  # here, since it brings Numba
+        from spikeprop.snn.engine.layerwise import LayerwiseRun  # here, since it brings Numba
 
         units, encoded = Units(network, x), EncodedInput(network.encoder, x, part)
-        layers = Stagewise(network, x, self.timesteps, encoded, part.most(len(x)))
+        layers = LayerwiseRun(network, x, self.timesteps, encoded, part.most(len(x)))
         thresholds = {}
         for name, layer in network.named_layers():
             units.fold(layer)

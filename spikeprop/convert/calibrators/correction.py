@@ -134,10 +134,10 @@ class Spikes:
     """
 
     def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, part: Part):
-        from spikeprop.snn.engine.stagewise import Stagewise  # here, since it brings Numba
+        from spikeprop.snn.engine.layerwise import LayerwiseRun  # here, since it brings Numba
 
         self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x, part)
-        self.layers = Stagewise(network, x, timesteps, self.encoded)
+        self.layers = LayerwiseRun(network, x, timesteps, self.encoded)
 
     def input_rate(self) -> Tensor:
         """Mean of the encoded input over the steps (B, ...)."""
