@@ -25,7 +25,7 @@ from spikeprop.convert import (
 )
 from spikeprop.convert.calibrators.correction import CalibratedLayer, _Fit, delay_readout
 from spikeprop.convert.calibrators.statistics import quantised
-from spikeprop.experiment.networks import _make_room
+from spikeprop.experiment.network_checkpoint import _make_room
 from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
 from spikeprop.snn import Direct, Layer, NeuronState, SpikingNetwork, Synapse
 from spikeprop.snn.offset import offset, shifted_start

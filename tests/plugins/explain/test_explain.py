@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import spikeprop as sp
 from spikeprop.cli import main
 from spikeprop.errors import ExplainError, RecipeError
-from spikeprop.experiment.models import Request, find_model
+from spikeprop.experiment.model_source import ModelRequest, find_model
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import TrainingStep, explain, page_html, replay, trace_step, variants
 from spikeprop.plugins.explain.data import page_data
@@ -65,12 +65,12 @@ def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "p.html").exists()
     assert "calls" in run("own_nets:bare", "--data", "Digits", "-o", "q.html")
     with pytest.raises(RecipeError, match="gives no samples"):
-        find_model("own_nets:bare", Request())
+        find_model("own_nets:bare", ModelRequest())
     with pytest.raises(RecipeError, match="write it as module:callable"):
-        find_model("own_nets:nothing", Request())
+        find_model("own_nets:nothing", ModelRequest())
     (tmp_path / "odd_nets.py").write_text("def net():\n    return 3\n")
     with pytest.raises(RecipeError, match="gives a int"):
-        find_model("odd_nets:net", Request())
+        find_model("odd_nets:net", ModelRequest())
 
 
 @pytest.mark.parametrize(("body", "error"), [("torch.nn.Lnear(3, 2)", AttributeError), ("__import__('nowhere')", ImportError)])
@@ -81,7 +81,7 @@ def test_an_error_in_a_module_of_ones_own_is_not_taken_for_a_wrong_name(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "bad_nets", raising=False)
     with pytest.raises(error, match=r"Lnear|nowhere") as raised:
-        find_model("bad_nets:net", Request())
+        find_model("bad_nets:net", ModelRequest())
     assert Path(raised.traceback[-1].path).name == "bad_nets.py"
 
 
@@ -89,7 +89,7 @@ def test_a_run_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = CliRunner().invoke(main, ["run", "digits_mlp_stdb", "--smoke", "--out", str(folder), "simulate.samples=0"])
     assert done.exit_code == 0, done.output
-    finetuned, ann = find_model(str(folder), Request()), find_model(str(folder), Request(network="ann"))
+    finetuned, ann = find_model(str(folder), ModelRequest()), find_model(str(folder), ModelRequest(network="ann"))
     assert isinstance(finetuned.model, SpikingNetwork)
     assert finetuned.timesteps == 2
     assert not isinstance(ann.model, SpikingNetwork)
