@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.report.cells import confusion_map, raster_map
 from spikeprop.report.charts import bar_chart
 from spikeprop.report.comparison import COLOURS
 from spikeprop.report.heatmaps import confusion_map, raster_map
