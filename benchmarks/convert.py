@@ -37,7 +37,7 @@ from spikeprop.convert import (
 from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
 from spikeprop.evaluate import ann_accuracy, snn_accuracy
-from spikeprop.experiment.networks import load_network
+from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.recipe import component
 from spikeprop.runtime.progress import bar
 

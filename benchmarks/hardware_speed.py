@@ -25,7 +25,7 @@ from spikeprop_hardware import HardwareError, Recording, Simulator, make_plan, q
 
 from spikeprop import CNN, IF, Direct, MaxActivation, convert
 from spikeprop.deploy.export import encoded, export
-from spikeprop.experiment.subject import opened
+from spikeprop.experiment.simulation_input import open_simulation_input
 from spikeprop.runtime.seeding import seed_torch
 
 SHAPE = (1, 8, 8)
@@ -39,7 +39,7 @@ def prepare(options: argparse.Namespace, file: Path) -> np.ndarray:
         network.encoder = Direct()
         export(network, file)
         return encoded(network, torch.rand(options.images, *SHAPE), options.timesteps)
-    with opened(options.checkpoint) as found:
+    with open_simulation_input(options.checkpoint) as found:
         subject = found.told(timesteps=options.timesteps, root=options.root)
         images, _ = subject.images(options.images)
         export(subject.network, file)

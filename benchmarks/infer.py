@@ -23,7 +23,7 @@ from torch import Tensor
 from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
 from spikeprop.evaluate import ActivityMeter
-from spikeprop.experiment.networks import load_network
+from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.recipe import component
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork

@@ -31,8 +31,8 @@ from spikeprop.data.photographs import read_photograph
 from spikeprop.deploy.export import export
 from spikeprop.deploy.nir import read_nir
 from spikeprop.errors import CheckpointError, DamagedFileError, MissingDataError, NirError, RecipeError, SpikepropError
-from spikeprop.experiment.networks import load_network
-from spikeprop.experiment.subject import opened
+from spikeprop.experiment.network_checkpoint import load_network
+from spikeprop.experiment.simulation_input import open_simulation_input
 from spikeprop.learn import save_checkpoint
 from spikeprop.recipe import load_recipe, recipe_folder
 from spikeprop.runtime.files import read_json
@@ -304,7 +304,7 @@ def test_a_folder_that_somebody_made_imports_nothing_when_a_run_is_put_there(
 
 def test_a_file_says_nothing_of_where_data_lie(tmp_path: Path) -> None:
     data = {"use": "MNIST", "root": str(tmp_path / "elsewhere"), "download": True}
-    with opened(checkpoint(tmp_path / "a.safetensors", data=data)) as subject:
+    with open_simulation_input(checkpoint(tmp_path / "a.safetensors", data=data)) as subject:
         assert dict(subject.data) == {"use": "MNIST"}
 
 
@@ -379,7 +379,7 @@ def test_a_nir_file_cannot_ask_for_more_neurons_than_there_can_be(tmp_path: Path
     with h5py.File(file, "a") as found:
         del found["node/nodes/input/shape"]
         found["node/nodes/input/shape"] = np.array(shape)
-    with pytest.raises(SpikepropError, match="tensor of shape"), opened(file):
+    with pytest.raises(SpikepropError, match="tensor of shape"), open_simulation_input(file):
         pass
 
 
@@ -389,7 +389,7 @@ def test_a_nir_file_says_a_number_of_steps_that_can_be(tmp_path: Path, value: An
     with h5py.File(file, "a") as found:
         del found["node/metadata/timesteps"]
         found["node/metadata/timesteps"] = value
-    with pytest.raises(NirError, match="timesteps or seed"), opened(file):
+    with pytest.raises(NirError, match="timesteps or seed"), open_simulation_input(file):
         pass
 
 

@@ -42,7 +42,7 @@ def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, tr
 
 def _spiking(checkpoint: Path, trusted: tuple[str, ...]) -> Any:
     from spikeprop.errors import CheckpointError
-    from spikeprop.experiment.networks import load_network
+    from spikeprop.experiment.network_checkpoint import load_network
 
     loaded = load_network(checkpoint, trusted)
     if loaded.description["kind"] != "snn":
@@ -73,10 +73,10 @@ def simulate(
     to it; for any other, the options do.
     """
     from spikeprop.deploy.export import Target, compare
-    from spikeprop.experiment.subject import opened
+    from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
-    with opened(network, encoder, trusted) as found:
+    with open_simulation_input(network, encoder, trusted) as found:
         subject = found.told(use=data, **told)
         images, labels = subject.images(samples)
         seed_torch(subject.seed, 3)
@@ -98,10 +98,10 @@ def budget(network: Path, samples: int, data: str | None, encoder: str | None, t
     """
     from spikeprop.deploy.export import chip_budget, encoded
     from spikeprop.evaluate.report import chip_rows
-    from spikeprop.experiment.subject import opened
+    from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
-    with opened(network, encoder if encoder or samples else "Direct", trusted) as found:
+    with open_simulation_input(network, encoder if encoder or samples else "Direct", trusted) as found:
         subject, inputs = found.told(use=data, **told), None
         if samples:
             images, _ = subject.images(samples)

@@ -25,12 +25,12 @@ def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, 
     What a report does not hold is made from the run's checkpoint and data, and kept in its folder (page.json); what a folder
     cannot tell is said on the page.
     """
-    from spikeprop.experiment.runs import Run
+    from spikeprop.experiment.run_record import RunRecord
     from spikeprop.report import document
     from spikeprop.report.evidence import evidence
     from spikeprop.runtime.files import write_text
 
-    found = [Run.read(path) for path in runs]
+    found = [RunRecord.read(path) for path in runs]
     write_text(out, document(found, [evidence(run, samples, trusted) for run in found]))
     click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
 
@@ -83,12 +83,12 @@ def _list_slot(title: str, found: dict[str, dict[str, Any]]) -> None:
 
 def _list_runs(folder: Path) -> None:
     from spikeprop.errors import RunError
-    from spikeprop.experiment.runs import Run, run_folders
+    from spikeprop.experiment.run_record import RunRecord, run_folders
 
     rows, damaged = [], []
     for path in run_folders(folder):
         try:
-            run = Run.read(path)
+            run = RunRecord.read(path)
         except RunError as error:
             damaged.append(str(error))
             continue
@@ -127,16 +127,16 @@ def explain(
     """
     import importlib
 
-    from spikeprop.experiment.models import Request, find_model
+    from spikeprop.experiment.model_source import ModelRequest, find_model
     from spikeprop.learn import LearningRule
-    from spikeprop.recipe import component_of_text
+    from spikeprop.recipe import check_component_text
 
     plugin = importlib.import_module("spikeprop.plugins.explain")  # by name, as recipes name plugins
-    chosen = [component_of_text(LearningRule, text, "--rule") for text in rules]
-    found = find_model(model, Request(**asked))
+    chosen = [check_component_text(LearningRule, text, "--rule") for text in rules]
+    found = find_model(model, ModelRequest(**asked))
     steps = found.timesteps
     named = {f"{i + 1}. {rule.use.rpartition('.')[2]}": rule.build(**_steps(rule, steps)) for i, rule in enumerate(chosen)}
-    subject = plugin.Subject(**vars(found), training=not evaluation, seed=seed)
+    subject = plugin.TrainingStep(**vars(found), training=not evaluation, seed=seed)
     data = plugin.explain(subject, out, named, **({} if entries is None else {"limit": entries}))
     table(f"{data['name']} -> {out}", _explained(data))
 

@@ -146,7 +146,7 @@ def evaluate(
     Writes a report (JSON, CSV by class, PNG). The same command again goes on where it was stopped. With several processes:
     torchrun --nproc-per-node=2 -m spikeprop eval ...
     """
-    from spikeprop.experiment.assess import Assessment, assess, find_checkpoints
+    from spikeprop.experiment.evaluation import Assessment, assess, find_checkpoints
     from spikeprop.runtime.processes import processes
     from spikeprop.runtime.signals import deferred_signals
 

@@ -2,26 +2,26 @@
 
 from spikeprop.evaluate.accuracy import ann_accuracy, latency_of, snn_accuracy
 from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, fan_out, silent_layers
-from spikeprop.evaluate.answers import BatchAnswers, Question
 from spikeprop.evaluate.error import LayerError, conversion_error
 from spikeprop.evaluate.journal import Journal
+from spikeprop.evaluate.loop import evaluate
 from spikeprop.evaluate.pictures import draw, draw_conversion_error, draw_evaluation
+from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.report import Report, accuracy_rows, scalars_by_steps
-from spikeprop.evaluate.scores import Answers, Share, wilson
+from spikeprop.evaluate.scores import Predictions, Proportion, wilson
 from spikeprop.evaluate.summary import accuracy_lines, class_table, seconds, summarise
-from spikeprop.evaluate.sweep import evaluate
 
 __all__ = [
     "ADD_JOULES",
     "MAC_JOULES",
     "ActivityMeter",
-    "Answers",
-    "BatchAnswers",
+    "BatchPredictions",
     "Journal",
     "LayerError",
-    "Question",
+    "Predictions",
+    "Predictor",
+    "Proportion",
     "Report",
-    "Share",
     "accuracy_lines",
     "accuracy_rows",
     "ann_accuracy",

@@ -1,6 +1,6 @@
 """Accuracy of an ANN, and of a spiking network at every number of steps of interest from one pass, for use in a program.
 
-The accumulated output after t steps is the network's answer at T = t, so one simulation of max(T) steps answers for all
+The accumulated output after t steps is the network's output at T = t, so one simulation of max(T) steps gives those of all
 smaller T; memory does not grow with T. ``evaluate`` does the same over days, with a report.
 """
 
@@ -12,7 +12,7 @@ from operator import length_hint
 from torch import Tensor, nn
 
 from spikeprop.evaluate.activity import ActivityMeter
-from spikeprop.evaluate.answers import BatchAnswers, Question
+from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.scores import hits
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import SpikingNetwork
@@ -27,7 +27,7 @@ def ann_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
         ValueError: no images.
     """
     model.eval()
-    (accuracy,) = _percent(Question(top=1).ask(model, number, x, y) for number, (x, y) in enumerate(batches))
+    (accuracy,) = _percent(Predictor(top=1).predict(model, number, x, y) for number, (x, y) in enumerate(batches))
     return accuracy
 
 
@@ -62,16 +62,16 @@ def snn_accuracy(
     if not wanted or wanted[0] < 1:
         raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
     extra = latency_of(network) if extra_steps is None else extra_steps
-    question = Question(timesteps=tuple(wanted), extra_steps=extra, top=1, seed=seed)
+    predictor = Predictor(timesteps=tuple(wanted), extra_steps=extra, top=1, seed=seed)
     network.eval()
     with bar(label, total=length_hint(batches) or None, leave=False) as shown:
 
-        def ask(number: int, x: Tensor, y: Tensor) -> BatchAnswers:
-            answers = question.ask(network, number, x, y, meter)
+        def predict(number: int, x: Tensor, y: Tensor) -> BatchPredictions:
+            predictions = predictor.predict(network, number, x, y, meter)
             shown.update()
-            return answers
+            return predictions
 
-        percents = _percent(ask(number, x, y) for number, (x, y) in enumerate(batches))
+        percents = _percent(predict(number, x, y) for number, (x, y) in enumerate(batches))
     return {t: percent for t, percent in zip(wanted, percents) if t > extra}
 
 
@@ -80,10 +80,10 @@ def latency_of(network: nn.Module) -> int:
     return int(getattr(network, "latency", 0))
 
 
-def _percent(answers: Iterable[BatchAnswers]) -> list[float]:
-    """Top-1 accuracy of each column of the answers."""
+def _percent(predictions: Iterable[BatchPredictions]) -> list[float]:
+    """Top-1 accuracy of each column of the predictions."""
     right, seen = None, 0
-    for batch in answers:
+    for batch in predictions:
         found = hits(batch.best, batch.labels).sum(0)
         right = found if right is None else right + found
         seen += len(batch.labels)

@@ -1,9 +1,9 @@
 """``Journal``: the folder of one evaluation, which can be killed at any moment and go on.
 
-``evaluation.json`` says what is evaluated and how. ``parts/`` gets a file with the answers to a few batches every few
-seconds, written to a temporary name and renamed, so a batch is there whole or not at all, whichever process answered it.
-When all are there they become ``answers.safetensors``. Answers that were damaged since are put aside with a warning and asked
-for again. A folder belongs to one evaluation: another one is refused rather than mixed in. Who writes one holds the folder's
+``evaluation.json`` says what is evaluated and how. ``parts/`` gets a file with the predictions for a few batches every few
+seconds, written to a temporary name and renamed, so a batch is there whole or not at all, whichever process predicted it.
+When all are there they become ``predictions.safetensors``. Damaged predictions are put aside with a warning and computed
+again. A folder belongs to one evaluation: another one is refused rather than mixed in. Who writes one holds the folder's
 lock, or that of the run that it is part of (``spikeprop.runtime.locks``).
 """
 
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.errors import DamagedFileError, EvaluationError
-from spikeprop.evaluate.answers import BatchAnswers, pack, unpack
+from spikeprop.evaluate.predictor import BatchPredictions, pack, unpack
 from spikeprop.runtime.files import leaves, read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 1
-BEGIN_ANEW = "whose answers lie beside it is not known: use another --out folder, or --restart to throw them away"
+BEGIN_ANEW = "whose predictions lie beside it is not known: use another --out folder, or --restart to throw them away"
 
 
 class Journal:
@@ -58,22 +58,22 @@ class Journal:
         """What was kept beside the settings when the evaluation began."""
         return {key: value for key, value in recorded(self.path).items() if key != "settings"}
 
-    def read(self) -> dict[int, BatchAnswers]:
-        """The batches that are answered, by number, ascending."""
-        whole = self.path / "answers.safetensors"
+    def read(self) -> dict[int, BatchPredictions]:
+        """The batches that are predicted, by number, ascending."""
+        whole = self.path / "predictions.safetensors"
         files = [whole, *self._parts()] if whole.exists() else self._parts()
         found = {batch.number: batch for file in files for batch in _load(file)}
         return dict(sorted(found.items()))
 
-    def add(self, batches: Sequence[BatchAnswers]) -> None:
-        """Keep the answers to these batches."""
+    def add(self, batches: Sequence[BatchPredictions]) -> None:
+        """Keep the predictions for these batches."""
         if batches:
             _save(self.path / "parts" / f"{batches[0].number:06d}-{batches[-1].number:06d}.safetensors", batches)
 
-    def finish(self, batches: Sequence[BatchAnswers]) -> None:
-        """Put all answers into one file."""
-        if not (self.path / "answers.safetensors").exists():
-            _save(self.path / "answers.safetensors", batches)
+    def finish(self, batches: Sequence[BatchPredictions]) -> None:
+        """Put all predictions into one file."""
+        if not (self.path / "predictions.safetensors").exists():
+            _save(self.path / "predictions.safetensors", batches)
         shutil.rmtree(self.path / "parts", ignore_errors=True)
 
     def _parts(self) -> list[Path]:
@@ -82,7 +82,7 @@ class Journal:
 
     def _forget(self) -> None:
         (self.path / "evaluation.json").unlink(missing_ok=True)
-        (self.path / "answers.safetensors").unlink(missing_ok=True)
+        (self.path / "predictions.safetensors").unlink(missing_ok=True)
         if (self.path / "parts").exists():
             shutil.rmtree(self.path / "parts")
 
@@ -117,12 +117,12 @@ def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else json.dumps(value)
 
 
-def _save(path: Path, batches: Sequence[BatchAnswers]) -> None:
+def _save(path: Path, batches: Sequence[BatchPredictions]) -> None:
     write_tensors(path, pack(batches))
 
 
-def _load(path: Path) -> list[BatchAnswers]:
-    """The answers in a file; none where it is damaged, and then it is put aside."""
+def _load(path: Path) -> list[BatchPredictions]:
+    """The predictions in a file; none where it is damaged, and then it is put aside."""
     try:
         tensors, _ = read_tensors(path, ())
         return unpack(tensors)

@@ -1,4 +1,4 @@
-"""From answers to figures: top-1 and top-5 with intervals, accuracy by class, confusions.
+"""From predictions to figures: top-1 and top-5 with intervals, accuracy by class, confusions.
 
 Intervals are Wilson's score intervals (Wilson 1927; Brown, Cai & DasGupta 2001 recommend them): for p = k/n,
 
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprop.evaluate.answers import BatchAnswers
+from spikeprop.evaluate.predictor import BatchPredictions
 
 Z95 = 1.959963984540054  # two-sided 95 %
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A share of images in percent, with its 95 % interval."""
 
     percent: float
@@ -32,7 +32,7 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, count: int, total: int) -> Share:
+    def of(cls, count: int, total: int) -> Proportion:
         """``count`` of ``total``."""
         return cls(100 * count / total, *(100 * bound for bound in wilson(count, total)))
 
@@ -57,21 +57,21 @@ def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The answers to a whole data set: true classes (N,) and best classes (N, T, K), best first."""
+class Predictions:
+    """The predictions for a whole data set: true classes (N,) and best classes (N, T, K), best first."""
 
     labels_N: Tensor
     best_NTK: Tensor
 
     @classmethod
-    def of(cls, batches: Sequence[BatchAnswers]) -> Answers:
+    def of(cls, batches: Sequence[BatchPredictions]) -> Predictions:
         """Of all batches, in order."""
         return cls(torch.cat([b.labels for b in batches]), torch.cat([b.best for b in batches]))
 
-    def top(self, k: int) -> list[Share]:
+    def top(self, k: int) -> list[Proportion]:
         """Share of images whose class is among the ``k`` best, at each number of steps."""
         right_T = hits(self.best_NTK[..., :k], self.labels_N).sum(0)
-        return [Share.of(int(right), len(self.labels_N)) for right in right_T]
+        return [Proportion.of(int(right), len(self.labels_N)) for right in right_T]
 
     def images(self, classes: int) -> Tensor:
         """Images of each class (C,)."""

@@ -1,4 +1,4 @@
-"""From the answers to a data set to what is reported: JSON values, rows for the terminal, a table by class."""
+"""From the predictions for a data set to what is reported: JSON values, rows for the terminal, a table by class."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ import torch
 from torch import nn
 
 from spikeprop.evaluate.activity import ActivityMeter
-from spikeprop.evaluate.answers import BatchAnswers, Question
-from spikeprop.evaluate.scores import Answers, Share
+from spikeprop.evaluate.predictor import BatchPredictions, Predictor
+from spikeprop.evaluate.scores import Predictions, Proportion
 
 ANN = "ANN"  # the one column of a network that has no time steps
 
 
-def summarise(network: nn.Module, question: Question, batches: Sequence[BatchAnswers]) -> dict[str, Any]:
-    """What the answers say of a network, in JSON values.
+def summarise(network: nn.Module, predictor: Predictor, batches: Sequence[BatchPredictions]) -> dict[str, Any]:
+    """What the predictions say of a network, in JSON values.
 
     Returns:
         images; accuracy, by number of steps (or "ANN"): top1 and, where it means something, top5 in percent with their 95 %
         intervals, or None where there is no answer yet; activity, by number of steps: rates, synops, energy_joules.
     """
-    answers = Answers.of(batches)
+    predictions = Predictions.of(batches)
     return {
-        "images": len(answers.labels_N),
-        "accuracy": accuracies(question, answers),
-        "activity": activities(question.meter(network), question, batches),
+        "images": len(predictions.labels_N),
+        "accuracy": accuracies(predictor, predictions),
+        "activity": activities(predictor.meter(network), predictor, batches),
         "activity_images": sum(batch.counted for batch in batches),
     }
 
 
-def columns(question: Question) -> list[str]:
-    """Names of the columns of the answers."""
-    return [str(t) for t in question.timesteps] or [ANN]
+def columns(predictor: Predictor) -> list[str]:
+    """Names of the columns of the predictions."""
+    return [str(t) for t in predictor.timesteps] or [ANN]
 
 
-def accuracies(question: Question, answers: Answers) -> dict[str, Any]:
+def accuracies(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
     """Top-1 and top-5, by column."""
-    wanted = {"top1": 1} | ({"top5": 5} if answers.best_NTK.shape[2] >= 5 else {})
-    shares = {name: answers.top(k) for name, k in wanted.items()}
+    wanted = {"top1": 1} | ({"top5": 5} if predictions.best_NTK.shape[2] >= 5 else {})
+    shares = {name: predictions.top(k) for name, k in wanted.items()}
     found: dict[str, Any] = {}
-    for i, column in enumerate(columns(question)):
-        available = not question.timesteps or question.main_steps[i] >= 1
+    for i, column in enumerate(columns(predictor)):
+        available = not predictor.timesteps or predictor.main_steps[i] >= 1
         found[column] = {key: value for name in wanted for key, value in _json(name, shares[name][i])} if available else None
     return found
 
 
-def activities(meter: ActivityMeter | None, question: Question, batches: Sequence[BatchAnswers]) -> dict[str, Any]:
+def activities(meter: ActivityMeter | None, predictor: Predictor, batches: Sequence[BatchPredictions]) -> dict[str, Any]:
     """Rates, SynOps and energy an image, by number of steps; empty where nothing was counted."""
     counted = [batch for batch in batches if batch.counted]
     if meter is None or not counted:
@@ -58,7 +58,7 @@ def activities(meter: ActivityMeter | None, question: Question, batches: Sequenc
         meter.put(batch.counts, batch.counted)
     return {
         str(t): {"rates": meter.rates(steps), "synops": meter.synops(steps), "energy_joules": meter.energy(steps)}
-        for t, steps in zip(question.timesteps, question.main_steps)
+        for t, steps in zip(predictor.timesteps, predictor.main_steps)
         if steps >= 1
     }
 
@@ -79,10 +79,10 @@ def accuracy_lines(values: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def class_table(question: Question, answers: Answers, names: Sequence[str]) -> str:
+def class_table(predictor: Predictor, predictions: Predictions, names: Sequence[str]) -> str:
     """CSV: class number, name, images, and for each column the images told right and top-1 in percent."""
-    images, right = answers.images(len(names)), answers.right(len(names))
-    labels = [column if column == ANN else f"T{column}" for column in columns(question)]
+    images, right = predictions.images(len(names)), predictions.right(len(names))
+    labels = [column if column == ANN else f"T{column}" for column in columns(predictor)]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["class", "name", "images", *(f"{kind}_{label}" for label in labels for kind in ("right", "top1"))])
@@ -94,14 +94,14 @@ def class_table(question: Question, answers: Answers, names: Sequence[str]) -> s
     return text.getvalue()
 
 
-def seconds(batches: Sequence[BatchAnswers]) -> float:
+def seconds(batches: Sequence[BatchPredictions]) -> float:
     """Of all processes together, over however many starts."""
     return float(torch.tensor([batch.seconds for batch in batches], dtype=torch.float64).sum())
 
 
-def _json(name: str, share: Share) -> list[tuple[str, Any]]:
+def _json(name: str, share: Proportion) -> list[tuple[str, Any]]:
     return [(name, share.percent), (f"{name}_interval", [share.low, share.high])]
 
 
-def _share(found: dict[str, Any], name: str) -> Share:
-    return Share(found[name], *found[f"{name}_interval"])
+def _share(found: dict[str, Any], name: str) -> Proportion:
+    return Proportion(found[name], *found[f"{name}_interval"])

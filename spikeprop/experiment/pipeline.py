@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
+from spikeprop.convert import activation_scales, convert, relu_activations, to_spiking
 from spikeprop.data import ImageData
 from spikeprop.deploy.export import chip_budget, compare, export
 from spikeprop.errors import CheckpointError, DamagedFileError, EvaluationError, NirError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,
     Journal,
-    Question,
+    Predictor,
     Report,
     accuracy_rows,
     conversion_error,
@@ -40,15 +40,15 @@ from spikeprop.evaluate import (
     summarise,
 )
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.networks import check_network, describe_network, load_network
+from spikeprop.experiment.network_checkpoint import check_network, describe_network, load_network
 from spikeprop.experiment.settings import (
     DEVICE,
-    Conversion,
-    Evaluation,
-    FineTuning,
+    ConversionSettings,
+    EvaluationSettings,
+    FineTuningSettings,
     Precision,
-    Simulation,
-    Training,
+    SimulationSettings,
+    TrainingSettings,
     find_device,
     trial_optimizer,
 )
@@ -75,7 +75,7 @@ from spikeprop.snn import IF, SignedIF, SpikingNetwork
 TOGETHER = ("ann", "convert", "finetune", "evaluate")  # stages whose work several processes share
 NETWORKS = {"ann": "ann", "convert": "converted", "finetune": "finetuned"}  # the network that each stage leaves
 SMOKE_IMAGES = 64
-ANSWERS = "answers"  # folder of the answers to the test images, by network
+PREDICTIONS = "predictions"  # folder of the predictions for the test images, by network
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
 
@@ -98,11 +98,11 @@ class HybridConversion:
     seed: int
     data: Component[ImageData]
     ann: Component[nn.Module]
-    train: Training
-    convert: Conversion
-    finetune: FineTuning
-    evaluate: Evaluation
-    simulate: Simulation
+    train: TrainingSettings
+    convert: ConversionSettings
+    finetune: FineTuningSettings
+    evaluate: EvaluationSettings
+    simulate: SimulationSettings
     device: str = "auto"
     precision: Precision = "float32"
     sharded: bool = False
@@ -166,7 +166,7 @@ class HybridConversion:
             convert=small(self.convert, images=16, calibrator=_shortened(self.convert.calibrator)),
             finetune=small(self.finetune, epochs=min(1, self.finetune.epochs), batch_size=16, timesteps=2),
             evaluate=small(self.evaluate, timesteps=[2, 4], finetuned_up_to=None, batch_size=16),
-            simulate=Simulation(samples=min(1, self.simulate.samples)),
+            simulate=SimulationSettings(samples=min(1, self.simulate.samples)),
         )
 
     def run(self, context: Context) -> Report:
@@ -237,7 +237,7 @@ class _Run:
 
     def convert(self) -> dict[str, Any]:
         settings, found = self.experiment.convert, {}
-        if settings.calibrator.build().joins and settings.images >= self.processes.count:
+        if settings.calibrator.build().supports_distributed and settings.images >= self.processes.count:
             return self._converted(self.processes)
         self.processes.on_rank_zero(lambda: found.update(self._converted(ALONE)))  # what cannot be shared, rank 0 does
         return found
@@ -276,19 +276,19 @@ class _Run:
         plan = {"converted": wanted, "finetuned": [t for t in wanted if t <= limit]}
         if not self.experiment.finetune.epochs:  # it is the same network
             del plan["finetuned"]
-        answers = {"ann": self._ask("ann", ann, ())}
-        answers |= {kind: self._ask(kind, self._load(kind).to(self.device), at) for kind, at in plan.items()}
-        if self.processes.rank:  # what the answers say is rank 0's to work out
+        predictions = {"ann": self._predict("ann", ann, ())}
+        predictions |= {kind: self._predict(kind, self._load(kind).to(self.device), at) for kind, at in plan.items()}
+        if self.processes.rank:  # what the predictions say is rank 0's to work out
             return {}
-        found = answers["ann"]["accuracy"]["ANN"]
+        found = predictions["ann"]["accuracy"]["ANN"]
         macs = count_macs(ann, self.data.input_shape)
         result: dict[str, Any] = {"ann": {"accuracy": found["top1"], "interval": found["top1_interval"]}}
         for kind in ("converted", "finetuned"):
-            at, summary = plan.get(kind, [t for t in wanted if t <= limit]), answers.get(kind, answers["converted"])
-            answered = {t: found for t, found in summary["accuracy"].items() if int(t) in at}
+            at, summary = plan.get(kind, [t for t in wanted if t <= limit]), predictions.get(kind, predictions["converted"])
+            predicted = {t: found for t, found in summary["accuracy"].items() if int(t) in at}
             result[kind] = {
-                "accuracy": {t: found and found["top1"] for t, found in answered.items()},
-                "interval": {t: found and found["top1_interval"] for t, found in answered.items()},
+                "accuracy": {t: found and found["top1"] for t, found in predicted.items()},
+                "interval": {t: found and found["top1_interval"] for t, found in predicted.items()},
                 "activity": {t: found for t, found in summary["activity"].items() if int(t) in at},
                 "activity_images": summary["activity_images"],
             }
@@ -325,7 +325,13 @@ class _Run:
     # helpers ------------------------------------------------------------------------------------------------------------------
 
     def _fit(
-        self, stage: str, model: nn.Module, settings: Training | FineTuning, rule: LearningRule, seed: int, *guards: CollapseGuard
+        self,
+        stage: str,
+        model: nn.Module,
+        settings: TrainingSettings | FineTuningSettings,
+        rule: LearningRule,
+        seed: int,
+        *guards: CollapseGuard,
     ) -> list[dict[str, Any]]:
         if settings.epochs == 0:
             return []
@@ -364,24 +370,24 @@ class _Run:
             return [Callback(), Callback()]
         return [ProgressBar(stage), MetricsLog(self.folder.path / "metrics.jsonl", stage)]
 
-    def _ask(self, kind: str, network: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
-        """The summary of a network's answers to the test images; one that was stopped goes on."""
+    def _predict(self, kind: str, network: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
+        """The summary of a network's predictions for the test images; one that was stopped goes on."""
         split = self.data.test(self.experiment.evaluate.batch_size)
-        question = Question(timesteps=tuple(timesteps), extra_steps=latency_of(network), seed=self.experiment.seed)
-        journal = Journal(self._answers() / kind, {**dataclasses.asdict(question), "device": self.device.type})
+        predictor = Predictor(timesteps=tuple(timesteps), extra_steps=latency_of(network), seed=self.experiment.seed)
+        journal = Journal(self._predictions() / kind, {**dataclasses.asdict(predictor), "device": self.device.type})
         self.processes.on_rank_zero(lambda: _open(journal))
         batches = evaluate(
             network,
             split,
-            question,
+            predictor,
             journal=journal,
             processes=self.processes,
             activity_images=ACTIVITY_IMAGES,
             label=f"evaluate {kind}",
         )
-        return {} if self.processes.rank else summarise(network, question, batches)
+        return {} if self.processes.rank else summarise(network, predictor, batches)
 
-    def _answers(self) -> Path:
+    def _predictions(self) -> Path:
         return self.folder.path / "evaluate.progress"
 
     def _progress(self, stage: str) -> Path:
@@ -391,8 +397,8 @@ class _Run:
         """A finished stage needs no optimiser state, which is up to three times the network's size."""
         drop_progress(self._progress(stage))
         if stage == "evaluate":
-            self._keep_answers()
-            shutil.rmtree(self._answers(), ignore_errors=True)
+            self._keep_predictions()
+            shutil.rmtree(self._predictions(), ignore_errors=True)
 
     def _forget_damaged(self, stages: list[str]) -> None:
         """A stage whose network cannot be read any more runs again, and so does what was made of it."""
@@ -410,11 +416,11 @@ class _Run:
                 self.folder.forget(again)
                 return
 
-    def _keep_answers(self) -> None:
-        """The answers to the test images stay, under another name: confusions and examples are made from them."""
-        for folder in self._answers().glob("*"):
-            if (folder / "answers.safetensors").exists():
-                kept = self.folder.path / ANSWERS / folder.name
+    def _keep_predictions(self) -> None:
+        """The predictions for the test images stay, under another name: confusions and examples are made from them."""
+        for folder in self._predictions().glob("*"):
+            if (folder / "predictions.safetensors").exists():
+                kept = self.folder.path / PREDICTIONS / folder.name
                 shutil.rmtree(kept, ignore_errors=True)
                 kept.parent.mkdir(exist_ok=True)
                 folder.rename(kept)
@@ -425,7 +431,7 @@ class _Run:
         network = self._load("converted").to(self.device)
         plain = to_spiking(ann, IF, network.encoder, self.data.input_shape).to(images).eval()
         with torch.no_grad():
-            errors = conversion_error(network, images, relu_activations(plain, images), spike_worths(network), timesteps)
+            errors = conversion_error(network, images, relu_activations(plain, images), activation_scales(network), timesteps)
         draw_conversion_error(errors, self.folder.path / "conversion_error.png", self.context.name)
         return {name: {str(t): dataclasses.asdict(error) for t, error in by_t.items()} for name, by_t in errors.items()}
 

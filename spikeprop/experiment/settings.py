@@ -26,7 +26,7 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingSettings:
     """How the ANN is trained.
 
     Attributes:
@@ -62,7 +62,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
+class ConversionSettings:
     """How the ANN becomes a spiking network.
 
     Attributes:
@@ -85,7 +85,7 @@ class Conversion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning:
+class FineTuningSettings:
     """How the spiking network is fine-tuned.
 
     Attributes:
@@ -129,7 +129,7 @@ class FineTuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationSettings:
     """Where accuracy is measured.
 
     Attributes:
@@ -151,7 +151,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simulation:
+class SimulationSettings:
     """The check on Lava.
 
     Attributes:
@@ -165,7 +165,7 @@ class Simulation:
             raise ValueError(f"samples is {self.samples}; use 0 to leave the simulation out")
 
 
-def _check_training(settings: Training | FineTuning) -> None:
+def _check_training(settings: TrainingSettings | FineTuningSettings) -> None:
     _positive(settings, "batch_size")
     _positive(settings, "lr")
     if settings.epochs < 0:
@@ -176,19 +176,21 @@ def _check_training(settings: Training | FineTuning) -> None:
         raise ValueError(f"clip is {settings.clip}; it is the largest gradient norm, so it is positive, or null for no limit")
 
 
-def _build_rest(settings: Training | FineTuning) -> None:
+def _build_rest(settings: TrainingSettings | FineTuningSettings) -> None:
     settings.schedule.build()
     trial_optimizer(settings)
     for callback in settings.callbacks:
         callback.build()
 
 
-def trial_optimizer(settings: Training | FineTuning) -> Optimizer:
+def trial_optimizer(settings: TrainingSettings | FineTuningSettings) -> Optimizer:
     """A stage's optimiser over one number, to see what it is."""
     return settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
 
 
-def _build_optimizer(settings: Training | FineTuning, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
+def _build_optimizer(
+    settings: TrainingSettings | FineTuningSettings, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]
+) -> Optimizer:
     return settings.optimizer.build(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay)
 
 

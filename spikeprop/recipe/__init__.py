@@ -7,18 +7,18 @@ with values of the annotated types. Every mistake is found here, before any data
 imported.
 """
 
-from spikeprop.recipe.checking import check, component, component_of_text
+from spikeprop.recipe.checking import check, check_component, check_component_text
+from spikeprop.recipe.component import Component
 from spikeprop.recipe.names import components, home, slots, unseen
-from spikeprop.recipe.parts import Component
+from spikeprop.recipe.recipe import Recipe, load_recipe
 from spikeprop.recipe.text import dump, find_recipe, recipe_folder
-from spikeprop.recipe.whole import Recipe, load_recipe
 
 __all__ = [
     "Component",
     "Recipe",
     "check",
-    "component",
-    "component_of_text",
+    "check_component",
+    "check_component_text",
     "components",
     "dump",
     "find_recipe",

@@ -15,9 +15,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from spikeprop.errors import RecipeError
+from spikeprop.recipe.component import Component, hints_of, parameters_of, source_of
 from spikeprop.recipe.names import EXPERIMENTS, PLUGINS, RESERVED, base_of, components, find, home, note_names, unseen
 from spikeprop.recipe.nearest import refuse_unknown
-from spikeprop.recipe.parts import Component, hints_of, parameters_of, source_of
 from spikeprop.recipe.text import read_yaml
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def check(tree: Mapping[str, Any]) -> Any:
     return _settings(experiment, settings, "")  # type: ignore[arg-type]
 
 
-def component(base: type[T], value: Any, path: str) -> Component[T]:
+def check_component(base: type[T], value: Any, path: str) -> Component[T]:
     """Check ``value`` ("Name" or {"use": "Name", ...}) for a slot of type ``base``."""
     settings = {"use": value} if isinstance(value, str) else value
     if not isinstance(settings, Mapping) or not isinstance(settings.get("use"), str):
@@ -55,11 +55,11 @@ def component(base: type[T], value: Any, path: str) -> Component[T]:
     return Component(use, target, arguments, path)
 
 
-def component_of_text(base: type[T], text: str, path: str) -> Component[T]:
+def check_component_text(base: type[T], text: str, path: str) -> Component[T]:
     """Check a component written on the command line, in YAML; a bare name may be that of a plugin.
 
     Raises:
-        RecipeError: as ``component`` does, or text that is not YAML.
+        RecipeError: as ``check_component`` does, or text that is not YAML.
     """
     try:
         value = read_yaml(text)
@@ -68,7 +68,7 @@ def component_of_text(base: type[T], text: str, path: str) -> Component[T]:
     use = value.get("use") if isinstance(value, dict) else value
     if isinstance(use, str) and "." not in use and use in dir(importlib.import_module(PLUGINS)):
         value = {**(value if isinstance(value, dict) else {}), "use": f"{PLUGINS}.{use}"}
-    return component(base, value, path)
+    return check_component(base, value, path)
 
 
 def _settings(cls: type, settings: Any, path: str) -> Any:
@@ -94,7 +94,7 @@ def _settings(cls: type, settings: Any, path: str) -> Any:
 
 def _value(hint: Any, value: Any, path: str) -> Any:
     if get_origin(hint) is Component:
-        return component(get_args(hint)[0], value, path)
+        return check_component(get_args(hint)[0], value, path)
     held = held_by(hint)
     if held is not None:
         kind = get_origin(hint)
@@ -108,7 +108,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return _settings(hint, value, path)
     base = slot_base(hint)
     if base is not None and value is not None:
-        return component(base, value, path)
+        return check_component(base, value, path)
     return _typed(hint, value, path)
 
 

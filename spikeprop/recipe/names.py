@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 from spikeprop.errors import RecipeError
+from spikeprop.recipe.component import Component, parameters_of
 from spikeprop.recipe.nearest import nearest
-from spikeprop.recipe.parts import Component, parameters_of
 from spikeprop.runtime import imports
 
 EXPERIMENTS = "spikeprop.experiment"

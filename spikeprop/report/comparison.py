@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spikeprop.experiment.runs import Run
+from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import COLOURS as COUNT
 from spikeprop.report.charts import Line, legend, line_chart, styles
 from spikeprop.report.html import Markup, figure, join, note, number, numbers, percent, table, tag
@@ -15,7 +15,7 @@ COLOURS = {"ann": 2, "converted": 1, "finetuned": 0}  # of a run that stands alo
 Costs = Callable[[dict[str, Any]], float]
 
 
-def overview(runs: Sequence[Run]) -> Markup:
+def overview(runs: Sequence[RunRecord]) -> Markup:
     """The table of all runs, a line each; experiments of plugins, whose figures are others, have a table of their own."""
     numbered = list(enumerate(runs))
     jobs = [(i, run) for i, run in numbered if run.hybrid or run.report is None]
@@ -31,7 +31,7 @@ def overview(runs: Sequence[Run]) -> Markup:
     return join(parts)
 
 
-def _row(i: int, run: Run, figures: list[Any], several: bool) -> list[Any]:
+def _row(i: int, run: RunRecord, figures: list[Any], several: bool) -> list[Any]:
     swatch = tag("span", class_=f"swatch c{i % COUNT}") if several else ""
     named = tag("span", swatch, tag("a", run.name, href=f"#run-{i}"), class_="named")
     return [named, run.recipe, run.state, *figures, str(_seed(run)), run.begun(), _commit(run)]
@@ -41,7 +41,7 @@ NAMED, WHERE = ["run", "recipe", "state"], ["seed", "begun", "commit"]
 HEADS = ["ANN", "converted", "fine-tuned", "T", "MACs", "SynOps", "uJ, ANN", "uJ, SNN", "seconds"]
 
 
-def _figures(run: Run) -> list[Any]:
+def _figures(run: RunRecord) -> list[Any]:
     """Cells under HEADS."""
     found = run.figures()
     if not found or run.report is None:
@@ -52,7 +52,7 @@ def _figures(run: Run) -> list[Any]:
     return [*shares, found["T"], found["MACs"], synops, *joules, f"{sum(run.report['seconds'].values()):.1f}"]
 
 
-def curves(runs: Sequence[Run]) -> Markup:
+def curves(runs: Sequence[RunRecord]) -> Markup:
     """Accuracy against time steps, SynOps and energy of all runs of the main job."""
     shown = [(i, run) for i, run in enumerate(runs) if run.hybrid]
     if not shown:
@@ -72,7 +72,7 @@ def curves(runs: Sequence[Run]) -> Markup:
     return tag("div", *parts, class_="figures")
 
 
-def _against_steps(shown: Sequence[tuple[int, Run]], several: bool) -> Markup:
+def _against_steps(shown: Sequence[tuple[int, RunRecord]], several: bool) -> Markup:
     lines = []
     for i, run in shown:
         report = run.report or {}
@@ -94,7 +94,7 @@ def _against_steps(shown: Sequence[tuple[int, Run]], several: bool) -> Markup:
 
 
 def _against(
-    name: str, x_label: str, shown: Sequence[tuple[int, Run]], several: bool, cost: Costs, of_ann: dict[int, float]
+    name: str, x_label: str, shown: Sequence[tuple[int, RunRecord]], several: bool, cost: Costs, of_ann: dict[int, float]
 ) -> Markup:
     lines = []
     for i, run in shown:
@@ -122,7 +122,7 @@ def _at_one(report: dict[str, Any], kind: str, steps: int) -> dict[str, Any]:
     return {str(steps): {"synops": report["synops"], "energy_joules": report["energy_joules"]["snn"]}}
 
 
-def training(runs: Sequence[Run]) -> Markup:
+def training(runs: Sequence[RunRecord]) -> Markup:
     """Loss and accuracy by epoch, of every stage that is trained."""
     logged = [(i, run) for i, run in enumerate(runs) if run.metrics]
     if not logged:
@@ -135,7 +135,7 @@ def training(runs: Sequence[Run]) -> Markup:
     return tag("div", *(p for p in parts if p), *told, class_="figures")
 
 
-def _trained(stage: str, key: str, logged: Sequence[tuple[int, Run]], several: bool) -> Markup:
+def _trained(stage: str, key: str, logged: Sequence[tuple[int, RunRecord]], several: bool) -> Markup:
     lines = []
     for i, run in logged:
         points = [(float(e["epoch"] + 1), float(e[key])) for e in run.metrics if e["stage"] == stage and key in e]
@@ -163,7 +163,7 @@ def _points(found: dict[str, Any]) -> list[tuple[float, float]]:
     return [(float(t), a) for t, a in found["accuracy"].items() if a is not None]
 
 
-def _label(run: Run, kind: str, several: bool) -> str:
+def _label(run: RunRecord, kind: str, several: bool) -> str:
     what = "ANN" if kind == "ann" else run.networks[kind]
     return f"{run.name}, {what}" if several else what
 
@@ -172,9 +172,9 @@ def _colour(run: int, kind: str, several: bool) -> int:
     return run if several else COLOURS[kind]
 
 
-def _seed(run: Run) -> Any:
+def _seed(run: RunRecord) -> Any:
     return run.settings.get("seed", run.settings.get("seeds", "-"))
 
 
-def _commit(run: Run) -> str:
+def _commit(run: RunRecord) -> str:
     return run.about.get("commit") or "installed"

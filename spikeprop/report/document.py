@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from spikeprop.experiment.runs import Run
+from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report import comparison, plugin_section, run_section
 from spikeprop.report.charts import COLOURS
 from spikeprop.report.html import Markup, folded, join, note, table, tag
@@ -15,7 +15,7 @@ from spikeprop.runtime.files import leaves
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def document(runs: Sequence[Run], evidence: Sequence[Mapping[str, Any]], title: str = "") -> str:
+def document(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]], title: str = "") -> str:
     """The whole page.
 
     Args:
@@ -42,7 +42,7 @@ def document(runs: Sequence[Run], evidence: Sequence[Mapping[str, Any]], title: 
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _main(runs: Sequence[Run], evidence: Sequence[Mapping[str, Any]]) -> list[Markup]:
+def _main(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]]) -> list[Markup]:
     parts = [tag("h2", "Overview", id="overview"), _choice(runs), comparison.overview(runs)]
     if any(run.hybrid for run in runs):
         parts += [tag("h2", "Accuracy", id="accuracy"), comparison.curves(runs)]
@@ -52,7 +52,7 @@ def _main(runs: Sequence[Run], evidence: Sequence[Mapping[str, Any]]) -> list[Ma
     return parts
 
 
-def _run(number: int, run: Run, found: Mapping[str, Any], alone: bool) -> Markup:
+def _run(number: int, run: RunRecord, found: Mapping[str, Any], alone: bool) -> Markup:
     name = f"run-{number}"
     if run.report is None:
         inside = note(f"This run is not finished ({run.state}), so it has no results; the same command goes on with it.")
@@ -70,7 +70,7 @@ def _run(number: int, run: Run, found: Mapping[str, Any], alone: bool) -> Markup
     )
 
 
-def _provenance(run: Run) -> Markup:
+def _provenance(run: RunRecord) -> Markup:
     about, report = run.about, run.report or {}
     machine, commits = about.get("machine", {}), {name: stage.get("commit") for name, stage in run.stages.items()}
     commits = commits or report.get("provenance", {}).get("commits", {})
@@ -96,7 +96,7 @@ def _provenance(run: Run) -> Markup:
     ])  # fmt: skip
 
 
-def _contents(runs: Sequence[Run]) -> Markup:
+def _contents(runs: Sequence[RunRecord]) -> Markup:
     links = [("overview", "Overview")]
     links += [("accuracy", "Accuracy")] if any(run.hybrid for run in runs) else []
     links += [("training", "Training")] if any(run.metrics for run in runs) else []
@@ -104,7 +104,7 @@ def _contents(runs: Sequence[Run]) -> Markup:
     return tag("nav", tag("ul", *(tag("li", tag("a", text, href=f"#{name}")) for name, text in links)), aria_label="Contents")
 
 
-def _choice(runs: Sequence[Run]) -> Markup:
+def _choice(runs: Sequence[RunRecord]) -> Markup:
     """Boxes that hide a run's curves; the script enables them."""
     if len(runs) == 1:
         return Markup()

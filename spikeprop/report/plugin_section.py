@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spikeprop.experiment.runs import Run
+from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.html import Markup, join, note, table, tag
 
 
-def sections(run: Run, name: str) -> Markup:
+def sections(run: RunRecord, name: str) -> Markup:
     """All that is known of it."""
     report = run.report or {}
     parts = []
@@ -59,7 +59,7 @@ def _values(report: Mapping[str, Any]) -> list[list[Any]]:
     return [[key, value] for key, value in report.items() if key not in skipped and isinstance(value, str | int | float)]
 
 
-def _picture(file: Path, run: Run) -> Markup:
+def _picture(file: Path, run: RunRecord) -> Markup:
     data = base64.b64encode(file.read_bytes()).decode()
     image = tag("img", src=f"data:image/png;base64,{data}", alt=f"{file.name} of {run.name}, as the run drew it", class_="drawn")
     return tag("figure", image, tag("figcaption", f"{file.name}, as the run drew it."))

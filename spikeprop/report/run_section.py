@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spikeprop.experiment.runs import Run
+from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import bar_chart
 from spikeprop.report.comparison import COLOURS
 from spikeprop.report.heatmaps import confusion_map, raster_map
@@ -15,9 +15,9 @@ Evidence = Mapping[str, Any]
 CALIBRATED, KEPT = "as calibrated", "in the checkpoint"
 
 
-def sections(run: Run, found: Evidence, name: str) -> Markup:
+def sections(run: RunRecord, found: Evidence, name: str) -> Markup:
     """All of them, in order; ``name`` begins the ids."""
-    parts: list[tuple[str, Callable[[Run, Evidence, str], Markup]]] = [
+    parts: list[tuple[str, Callable[[RunRecord, Evidence, str], Markup]]] = [
         ("Layers", _layers),
         ("Spikes", _rasters),
         ("Confusions", _confusion),
@@ -30,7 +30,7 @@ def sections(run: Run, found: Evidence, name: str) -> Markup:
     return join(piece for head, (_, make) in zip(heads, parts) for piece in (head, make(run, found, name)))
 
 
-def _layers(run: Run, found: Evidence, name: str) -> Markup:
+def _layers(run: RunRecord, found: Evidence, name: str) -> Markup:
     report = run.report or {}
     rates, calibrated, trained = _rates(run), report.get("thresholds", {}), found.get("thresholds", {})
     rows = []
@@ -45,7 +45,7 @@ def _layers(run: Run, found: Evidence, name: str) -> Markup:
     return join([pictures, table(f"Layers at T = {run.steps}", heads, rows), *told, _by_steps(run)])
 
 
-def _rates(run: Run) -> dict[str, dict[str, float]]:
+def _rates(run: RunRecord) -> dict[str, dict[str, float]]:
     """Firing rates by network and layer; older reports have the last network's."""
     report, steps = run.report or {}, str(run.steps)
     counted = {label: report[kind].get("activity", {}).get(steps) for kind, label in run.networks.items()}
@@ -53,7 +53,7 @@ def _rates(run: Run) -> dict[str, dict[str, float]]:
     return found or {list(counted)[-1]: _without_input(report["rates"])}
 
 
-def _layer_figures(run: Run, rates: dict[str, Any], thresholds: dict[str, Any], name: str) -> list[Markup]:
+def _layer_figures(run: RunRecord, rates: dict[str, Any], thresholds: dict[str, Any], name: str) -> list[Markup]:
     colours = {label: COLOURS[kind] for kind, label in run.networks.items()}
     title = f"Firing rates of {run.name} at T = {run.steps}"
     parts = [
@@ -67,7 +67,7 @@ def _layer_figures(run: Run, rates: dict[str, Any], thresholds: dict[str, Any], 
     return parts
 
 
-def _by_steps(run: Run) -> Markup:
+def _by_steps(run: RunRecord) -> Markup:
     """Rates at every T, folded away."""
     report = run.report or {}
     parts = []
@@ -80,7 +80,7 @@ def _by_steps(run: Run) -> Markup:
     return folded("Firing rates at every T", *parts) if parts else note("Firing rates at other T: not in this report.")
 
 
-def _rasters(run: Run, found: Evidence, name: str) -> Markup:
+def _rasters(run: RunRecord, found: Evidence, name: str) -> Markup:
     if "rasters" not in found:
         return _missing("Rasters", found, "rasters")
     parts = []
@@ -94,12 +94,12 @@ def _rasters(run: Run, found: Evidence, name: str) -> Markup:
     return tag("div", *parts, class_="figures")
 
 
-def _confusion(run: Run, found: Evidence, name: str) -> Markup:
+def _confusion(run: RunRecord, found: Evidence, name: str) -> Markup:
     if "confusion" not in found:
         return _missing("Confusions", found, "confusion")
     told = found["confusion"]
     names = told["names"]
-    which = "all test images" if told["whole"] else f"the first {told['images']:,} test images, asked for this page"
+    which = "all test images" if told["complete"] else f"the first {told['images']:,} test images, asked for this page"
     label = run.networks[found["network"]]
     summary = f"{label}, T = {found['timesteps']}: {told['right']:,} of {told['images']:,} right ({which})."
     rows = [[names[a], names[b], n] for a, b, n in told["commonest"]]
@@ -110,7 +110,7 @@ def _confusion(run: Run, found: Evidence, name: str) -> Markup:
     return figure(f"{name}-confusion", picture, summary, folded("Commonest confusions", commonest))
 
 
-def _examples(run: Run, found: Evidence, name: str) -> Markup:
+def _examples(run: RunRecord, found: Evidence, name: str) -> Markup:
     if "examples" not in found:
         return _missing("Images", found, "examples")
     parts = []
@@ -128,7 +128,7 @@ def _image(one: Mapping[str, Any]) -> Markup:
     return tag("figure", tag("img", src=one["png"], alt=alt, width=72), tag("figcaption", told), class_="example")
 
 
-def _parity(run: Run, found: Evidence, name: str) -> Markup:
+def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
     simulated = (run.report or {})["simulate"]
     if not simulated.get("samples"):
         return note("The run left the simulation out (simulate.samples=0, or a network that NIR cannot hold).")
@@ -149,7 +149,7 @@ def _parity(run: Run, found: Evidence, name: str) -> Markup:
     return join([tag("p", told), table("Lava against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking])
 
 
-def _chip(run: Run, found: Evidence, name: str) -> Markup:
+def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
     chip = (run.report or {})["simulate"].get("chip")
     if not chip:
         return note("Cores and chips: not in this report; `spikeprop budget` counts them from a checkpoint or NIR file.")
@@ -162,7 +162,7 @@ def _chip(run: Run, found: Evidence, name: str) -> Markup:
     return join([tag("p", told), *problems, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
 
 
-def _error(run: Run, found: Evidence, name: str) -> Markup:
+def _error(run: RunRecord, found: Evidence, name: str) -> Markup:
     errors = (run.report or {}).get("conversion_error")
     if not errors:
         return note("Error of the conversion: not in this report.")

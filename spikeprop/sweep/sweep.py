@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.errors import BusyError, RunError
-from spikeprop.experiment.runs import Run
+from spikeprop.experiment.run_record import RunRecord
 from spikeprop.runtime.files import leaves, read_json, write_json, write_text
 from spikeprop.runtime.locks import Lock
 from spikeprop.runtime.progress import bar
@@ -167,7 +167,7 @@ class Sweep:
     def _look_again(self, trial: Trial) -> None:
         """What the trial's folder says now."""
         path = self.folder / trial.name
-        run = Run.read(path) if (path / "run.json").exists() else None
+        run = RunRecord.read(path) if (path / "run.json").exists() else None
         if run is None or run.report is None:
             trial.state, trial.why = "waiting", ""
             return
@@ -175,7 +175,7 @@ class Sweep:
         trial.seconds = round(sum(run.report.get("seconds", {}).values()), 2)
         trial.metric = self._metric(run)
 
-    def _metric(self, run: Run) -> float | None:
+    def _metric(self, run: RunRecord) -> float | None:
         if self.plan.metric is None:
             headline = list(run.headline().values()) if run.hybrid else []
             return headline[-1] if headline else None
@@ -188,7 +188,7 @@ class Sweep:
             return None
         done = [trial for trial in self.trials if trial.state != "waiting"]
         if any(trial.state == "finished" and not isinstance(trial.metric, int | float) for trial in done):
-            known = ", ".join(list(leaves(Run.read(self.finished()[0]).report))[:12])
+            known = ", ".join(list(leaves(RunRecord.read(self.finished()[0]).report))[:12])
             raise RunError(f"the report has no number {self.plan.metric or 'to raise'}; pass --metric, such as one of {known}")
         told = [(trial.values, trial.metric if trial.state == "finished" else None) for trial in done]
         self.trials.append(self._trial(number, propose(self.plan, number, told)))

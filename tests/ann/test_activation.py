@@ -13,7 +13,7 @@ from spikeprop.convert import LearnedCeiling, convert
 from spikeprop.errors import RecipeError
 from spikeprop.evaluate import ann_accuracy, snn_accuracy
 from spikeprop.learn import Cosine
-from spikeprop.recipe import component, components
+from spikeprop.recipe import check_component, components
 
 
 def test_qcfs_by_hand() -> None:
@@ -118,13 +118,13 @@ def test_the_loop_keeps_ceilings_positive() -> None:
 
 def test_in_a_recipe_it_is_a_component_and_is_described() -> None:
     settings = {"use": "VGG", "depth": 5, "activation": {"use": "QCFS", "levels": 4}}
-    vgg = component(nn.Module, settings, "ann")
+    vgg = check_component(nn.Module, settings, "ann")
     assert vgg.describe()["activation"] == {"use": "QCFS", "levels": 4, "ceiling": 8.0}
-    assert component(nn.Module, vgg.describe(), "ann").describe() == vgg.describe()
+    assert check_component(nn.Module, vgg.describe(), "ann").describe() == vgg.describe()
     built = [m for m in vgg.build().modules() if isinstance(m, QCFS)]
     assert [m.levels for m in built] == [4] * 4
     assert set(components(Clipped)) == {"QCFS", "ClippedReLU"}
     with pytest.raises(RecipeError, match=r"ann\.activation\.level: QCFS has no 'level'; did you mean 'levels'"):
-        component(nn.Module, {**settings, "activation": {"use": "QCFS", "level": 4}}, "ann")
+        check_component(nn.Module, {**settings, "activation": {"use": "QCFS", "level": 4}}, "ann")
     with pytest.raises(RecipeError, match=r"ann\.activation: no component 'QFCS'.*did you mean 'QCFS'"):
-        component(nn.Module, {**settings, "activation": "QFCS"}, "ann")
+        check_component(nn.Module, {**settings, "activation": "QFCS"}, "ann")

@@ -1,4 +1,4 @@
-"""Intervals against published ones, and figures made of answers by hand."""
+"""Intervals against published ones, and figures made of predictions by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from spikeprop.evaluate import Answers, BatchAnswers, Question, Share, accuracy_lines, class_table, summarise, wilson
+from spikeprop.evaluate import (
+    BatchPredictions,
+    Predictions,
+    Predictor,
+    Proportion,
+    accuracy_lines,
+    class_table,
+    summarise,
+    wilson,
+)
 from tests.evaluate.test_evaluate import two_neurons
 
 
@@ -24,30 +33,30 @@ def test_wilsons_interval_against_newcombe_1998(count: int, total: int, low: flo
 
 
 def test_shares() -> None:
-    assert str(Share.of(1, 2)) == "50.00 % (9.45 to 90.55)"
-    assert Share.of(7, 7).high == 100
+    assert str(Proportion.of(1, 2)) == "50.00 % (9.45 to 90.55)"
+    assert Proportion.of(7, 7).high == 100
     for count, total in ((1, 0), (3, 2), (-1, 4)):
         with pytest.raises(ValueError, match="is no share"):
             wilson(count, total)
 
 
-def batch() -> BatchAnswers:
+def batch() -> BatchPredictions:
     """Three images of classes 0, 1, 1; best classes after two numbers of steps."""
     best = [[[1, 0], [0, 1]], [[1, 2], [2, 1]], [[2, 0], [1, 0]]]
-    return BatchAnswers(number=0, labels=torch.tensor([0, 1, 1]), best=torch.tensor(best, dtype=torch.int16))
+    return BatchPredictions(number=0, labels=torch.tensor([0, 1, 1]), best=torch.tensor(best, dtype=torch.int16))
 
 
 def test_top_k_classes_and_confusions() -> None:
-    answers = Answers.of([batch()])
-    assert [share.percent for share in answers.top(1)] == pytest.approx([100 / 3, 200 / 3])
-    assert [share.percent for share in answers.top(2)] == pytest.approx([200 / 3, 100])
-    assert answers.images(4).tolist() == [1, 2, 0, 0]
-    assert answers.right(4).tolist() == [[0, 1], [1, 1], [0, 0], [0, 0]]
-    assert answers.confusion(3, 0).tolist() == [[0, 1, 0], [0, 1, 1], [0, 0, 0]]
+    predictions = Predictions.of([batch()])
+    assert [share.percent for share in predictions.top(1)] == pytest.approx([100 / 3, 200 / 3])
+    assert [share.percent for share in predictions.top(2)] == pytest.approx([200 / 3, 100])
+    assert predictions.images(4).tolist() == [1, 2, 0, 0]
+    assert predictions.right(4).tolist() == [[0, 1], [1, 1], [0, 0], [0, 0]]
+    assert predictions.confusion(3, 0).tolist() == [[0, 1, 0], [0, 1, 1], [0, 0, 0]]
 
 
 def test_the_table_by_class_leaves_out_classes_without_images() -> None:
-    table = class_table(Question(timesteps=(3, 9)), Answers.of([batch()]), ["cat", "dog, small", "newt"])
+    table = class_table(Predictor(timesteps=(3, 9)), Predictions.of([batch()]), ["cat", "dog, small", "newt"])
     assert table.splitlines() == [
         "class,name,images,right_T3,top1_T3,right_T9,top1_T9",
         "0,cat,1,0,0.00,1,100.00",
@@ -57,7 +66,7 @@ def test_the_table_by_class_leaves_out_classes_without_images() -> None:
 
 def test_equal_scores_go_to_the_first_class_as_argmax_has_it() -> None:
     scores = torch.tensor([[0.0, 0, 0, 0], [1, 3, 3, 0]])
-    best = Question(top=3)._best(scores)
+    best = Predictor(top=3)._best(scores)
     assert best.tolist() == [[0, 1, 2], [1, 2, 0]]
     assert best[:, 0].tolist() == scores.argmax(1).tolist()
 
@@ -65,21 +74,21 @@ def test_equal_scores_go_to_the_first_class_as_argmax_has_it() -> None:
 def test_steps_up_to_the_latency_have_no_answer() -> None:
     """With two steps of latency, T = 5 is what three steps have accumulated; T = 2 is unavailable."""
     network, x, y = two_neurons(), torch.tensor([[1.0, 0.0]]), torch.tensor([0])
-    plain, late = Question(timesteps=(3,), top=2), Question(timesteps=(1, 2, 5), top=2, extra_steps=2)
-    found = late.ask(network, 0, x, y)
+    plain, late = Predictor(timesteps=(3,), top=2), Predictor(timesteps=(1, 2, 5), top=2, extra_steps=2)
+    found = late.predict(network, 0, x, y)
     assert found.best[:, :2].unique().tolist() == [-1]
-    assert torch.equal(found.best[:, 2], plain.ask(network, 0, x, y).best[:, 0])
+    assert torch.equal(found.best[:, 2], plain.predict(network, 0, x, y).best[:, 0])
     values = {**summarise(network, late, [found]), "extra_steps": 2}
     assert values["accuracy"]["1"] is values["accuracy"]["2"] is None
     assert values["accuracy"]["5"]["top1"] in (0, 100)
     assert accuracy_lines(values)[0] == ("T = 1", "unavailable: the first 2 steps give no answer")
-    assert Question(timesteps=(1, 2), extra_steps=2).meter(network) is None
+    assert Predictor(timesteps=(1, 2), extra_steps=2).meter(network) is None
     assert math.isfinite(values["accuracy"]["5"]["top1_interval"][0])
 
 
 def test_bad_questions() -> None:
     for timesteps in ((0, 3), (4, 2), (2, 2)):
         with pytest.raises(ValueError, match="at least 1, in ascending order"):
-            Question(timesteps=timesteps)
+            Predictor(timesteps=timesteps)
     with pytest.raises(ValueError, match="extra_steps is -1"):
-        Question(extra_steps=-1)
+        Predictor(extra_steps=-1)

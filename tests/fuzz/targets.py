@@ -16,9 +16,9 @@ from spikeprop_hardware import HardwareError
 from spikeprop.data.cifar import read_batch
 from spikeprop.data.photographs import read_photograph
 from spikeprop.errors import SpikepropError
-from spikeprop.experiment.networks import load_network
+from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.experiment.run_folder import RunFolder
-from spikeprop.experiment.subject import opened
+from spikeprop.experiment.simulation_input import open_simulation_input
 from spikeprop.learn import load_checkpoint
 from spikeprop.recipe import load_recipe, recipe_folder
 from spikeprop.runtime.files import read_json
@@ -62,7 +62,7 @@ def checkpoint(file: Path) -> None:
 
 
 def nir(file: Path) -> None:
-    with opened(file):
+    with open_simulation_input(file):
         pass
 
 

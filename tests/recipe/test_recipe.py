@@ -55,7 +55,7 @@ def test_the_papers_table_is_there() -> None:
         ("finetune.lr=fast", r"finetune\.lr: 'fast' is not valid"),
         ("finetune.lr=-1", r"finetune: lr is -1"),
         ("finetune.epochs=2.5", r"finetune\.epochs: 2\.5"),
-        ("finetune.epoch=2", r"finetune\.epoch: FineTuning has no 'epoch'; did you mean 'epochs'"),
+        ("finetune.epoch=2", r"finetune\.epoch: FineTuningSettings has no 'epoch'; did you mean 'epochs'"),
         ("finetun.epochs=2", r"no 'finetun'; did you mean 'finetune'"),
         ("sed=2", r"sed: HybridConversion has no 'sed'; did you mean 'seed'"),
         ("data=Digit", r"data: no component 'Digit' in spikeprop\.data; did you mean 'Digits'"),
@@ -204,7 +204,7 @@ def test_callbacks_are_a_list_of_components() -> None:
 
 
 def test_a_rule_that_cannot_train_the_network_says_so_before_training() -> None:
-    with pytest.raises(SegmentError, match="at most 4 stages, not 9"):
+    with pytest.raises(SegmentError, match="at most 4 segments, not 9"):
         load_recipe("digits_cnn_ar", ["train.rule={use: spikeprop.plugins.Interlocking, cuts: 9}"]).experiment.check()
     with pytest.raises(RecipeError, match=r"train\.rule: spikeprop\.plugins\.ActivationRelaxation: step_size is 2"):
         load_recipe("digits_cnn_ar", ["train.rule.step_size=2.0"]).experiment.check()

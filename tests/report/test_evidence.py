@@ -24,8 +24,8 @@ from spikeprop.deploy.export import record
 from spikeprop.errors import RunError
 from spikeprop.evaluate.raster import raster
 from spikeprop.evaluate.thumbnails import LARGEST, thumbnail
-from spikeprop.experiment.networks import load_network
-from spikeprop.experiment.runs import Run, run_folders
+from spikeprop.experiment.network_checkpoint import load_network
+from spikeprop.experiment.run_record import RunRecord, run_folders
 from spikeprop.report.evidence import evidence
 from tests.report.conftest import SHORT
 
@@ -36,17 +36,17 @@ def folder(page_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(page_run, tmp_path / "run"))
 
 
-def right(run: Run) -> float:
+def right(run: RunRecord) -> float:
     assert run.report
     return run.report["finetuned"]["accuracy"][str(run.steps)]
 
 
 def test_confusions_are_those_of_the_reported_accuracy(page_run: Path) -> None:
-    run = Run.read(page_run)
+    run = RunRecord.read(page_run)
     found = evidence(run)
     told = found["confusion"]
     counts = np.array(told["counts"])
-    assert told["whole"]
+    assert told["complete"]
     assert counts.sum() == told["images"] == 360
     assert 100 * counts.trace() / counts.sum() == pytest.approx(right(run), abs=1e-9)
     labels = torch.cat([y for _, y in Digits().test(100).epoch(0)])
@@ -56,7 +56,7 @@ def test_confusions_are_those_of_the_reported_accuracy(page_run: Path) -> None:
 
 
 def test_images_shown_are_the_test_sets_own_with_their_answers(page_run: Path) -> None:
-    found = evidence(Run.read(page_run))
+    found = evidence(RunRecord.read(page_run))
     images, labels = next(Digits().test(360).epoch(0))
     for kind, shown in found["examples"].items():
         assert shown
@@ -69,7 +69,7 @@ def test_images_shown_are_the_test_sets_own_with_their_answers(page_run: Path) -
 
 
 def test_a_raster_is_what_the_network_fires(page_run: Path) -> None:
-    run = Run.read(page_run)
+    run = RunRecord.read(page_run)
     (shown, *_) = evidence(run)["rasters"]
     network = load_network(page_run / "finetuned.safetensors").network
     image = next(Digits().test(360).epoch(0))[0][shown["number"]]
@@ -95,41 +95,41 @@ def test_spikes_that_are_taken_back_have_their_sign(digits_cnn: Any) -> None:
 
 
 def test_where_no_answers_are_kept_images_are_asked_again(folder: Path) -> None:
-    whole = evidence(Run.read(folder))["confusion"]
+    whole = evidence(RunRecord.read(folder))["confusion"]
     (folder / "page.json").unlink()
-    (folder / "answers" / "finetuned" / "answers.safetensors").write_bytes(b"damaged")
+    (folder / "predictions" / "finetuned" / "predictions.safetensors").write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="asked again"):
-        assert evidence(Run.read(folder))["confusion"] == whole
-    shutil.rmtree(folder / "answers")
-    asked = evidence(Run.read(folder))
+        assert evidence(RunRecord.read(folder))["confusion"] == whole
+    shutil.rmtree(folder / "predictions")
+    asked = evidence(RunRecord.read(folder))
     assert asked["confusion"] == whole
-    few = evidence(Run.read(folder), samples=50)
-    assert (few["confusion"]["images"], few["confusion"]["whole"]) == (50, False)
-    none = evidence(Run.read(folder), samples=0)
+    few = evidence(RunRecord.read(folder), samples=50)
+    assert (few["confusion"]["images"], few["confusion"]["complete"]) == (50, False)
+    none = evidence(RunRecord.read(folder), samples=0)
     assert "confusion" not in none
     assert "--samples 0" in none["missing"]["confusion"]
     assert none["thresholds"]
 
 
 def test_it_is_made_once_and_again_when_the_checkpoint_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = evidence(Run.read(folder))
+    made = evidence(RunRecord.read(folder))
     with monkeypatch.context() as patch:
         patch.setattr("spikeprop.report.evidence.load_network", lambda _: pytest.fail("made again"))
-        assert evidence(Run.read(folder)) == json.loads(json.dumps(made))
+        assert evidence(RunRecord.read(folder)) == json.loads(json.dumps(made))
     shutil.copy(folder / "converted.safetensors", folder / "finetuned.safetensors")
     shutil.copy(folder / "converted.json", folder / "finetuned.json")
-    assert evidence(Run.read(folder))["asked"] != made["asked"]
+    assert evidence(RunRecord.read(folder))["asked"] != made["asked"]
     for text in ("{", "[]"):
         (folder / "page.json").write_text(text)
-        assert "confusion" in evidence(Run.read(folder))
+        assert "confusion" in evidence(RunRecord.read(folder))
         assert json.loads((folder / "page.json").read_text())["asked"]
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"settings": 3}', '{"settings": {"timesteps": 8}}'])
 def test_answers_whose_evaluation_is_not_known_are_missing_and_not_fatal(folder: Path, text: str) -> None:
     (folder / "page.json").unlink(missing_ok=True)
-    (folder / "answers" / "finetuned" / "evaluation.json").write_text(text)
-    found = evidence(Run.read(folder))
+    (folder / "predictions" / "finetuned" / "evaluation.json").write_text(text)
+    found = evidence(RunRecord.read(folder))
     assert "evaluation.json is damaged" in found["missing"]["confusion"]
     assert found["thresholds"]
 
@@ -137,16 +137,16 @@ def test_answers_whose_evaluation_is_not_known_are_missing_and_not_fatal(folder:
 @pytest.mark.filterwarnings("default:.*its images are asked again")  # the command line shows it
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_a_run_asks_again_where_its_evaluation_is_damaged(folder: Path, text: str) -> None:
-    before = right(Run.read(folder))
-    stages = {k: v for k, v in Run.read(folder).stages.items() if k in ("data", "ann", "convert", "finetune")}
+    before = right(RunRecord.read(folder))
+    stages = {k: v for k, v in RunRecord.read(folder).stages.items() if k in ("data", "ann", "convert", "finetune")}
     (folder / "stages.json").write_text(json.dumps(stages))
     (folder / "report.json").unlink()
-    (folder / "answers").rename(folder / "evaluate.progress")
+    (folder / "predictions").rename(folder / "evaluate.progress")
     (folder / "evaluate.progress" / "finetuned" / "evaluation.json").write_text(text)
     done = CliRunner().invoke(main, ["run", "digits_cnn_stdb", *SHORT, "--out", str(folder)])
     assert done.exit_code == 0, done.output
     assert re.search(r"finetuned.evaluation\.json is damaged: its images are asked again", done.output)
-    assert right(Run.read(folder)) == before
+    assert right(RunRecord.read(folder)) == before
 
 
 def test_code_from_outside_is_imported_for_a_report_only_if_named(
@@ -170,7 +170,7 @@ def test_code_from_outside_is_imported_for_a_report_only_if_named(
 
 
 def test_what_cannot_be_made_is_named_with_the_reason(folder: Path, tmp_path: Path) -> None:
-    run = Run.read(folder)
+    run = RunRecord.read(folder)
     (folder / "page.json").unlink(missing_ok=True)
     settings = {**run.settings, "data": {"use": "CIFAR10", "root": str(tmp_path / "nowhere")}}
     found = evidence(replace(run, about={**run.about, "recipe": settings}))
@@ -183,27 +183,27 @@ def test_what_cannot_be_made_is_named_with_the_reason(folder: Path, tmp_path: Pa
 
 
 def test_runs_are_found_with_their_state(folder: Path, tmp_path: Path) -> None:
-    (run,) = map(Run.read, run_folders(tmp_path))
+    (run,) = map(RunRecord.read, run_folders(tmp_path))
     assert (run.state, run.recipe, run.name) == ("finished", "digits_cnn_stdb", "run")
     assert run.begun().endswith(" UTC")
     assert run.size() == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     assert list(run.headline()) == ["ANN", "converted, T = 8", "fine-tuned, T = 8"]
     (folder / "report.json").unlink()
-    assert Run.read(folder).state == "stopped after simulate"
+    assert RunRecord.read(folder).state == "stopped after simulate"
     (folder / "finetune.progress.safetensors").touch()
-    assert Run.read(folder).state == "stopped at finetune"
+    assert RunRecord.read(folder).state == "stopped at finetune"
     (folder / "stages.json").write_text("[]")
     with pytest.raises(RunError, match=r"stages\.json is damaged"):
-        Run.read(folder)
+        RunRecord.read(folder)
     with pytest.raises(RunError, match="is no run folder"):
-        Run.read(tmp_path)
+        RunRecord.read(tmp_path)
 
 
 def test_ls_runs_is_a_table_and_names_what_is_damaged(folder: Path, tmp_path: Path) -> None:
     def listed() -> str:
         return CliRunner().invoke(main, ["ls", "runs", str(tmp_path)]).output
 
-    accuracy = f"fine-tuned, T = 8 {right(Run.read(folder)):.4g}"
+    accuracy = f"fine-tuned, T = 8 {right(RunRecord.read(folder)):.4g}"
     assert re.search(rf"run +finished +digits_cnn_stdb +ANN [\d.]+, converted, T = 8 [\d.]+, {re.escape(accuracy)} +\d", listed())
     (folder / "report.json").unlink()
     assert "stopped after simulate" in listed()

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from spikeprop.cli import main
-from spikeprop.experiment.runs import Run
+from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report import document
 from spikeprop.report.axes import axis, short, spaced, ticks
 
@@ -162,13 +162,13 @@ def test_several_runs_lie_over_each_other_and_can_be_hidden(chromium: Any, page_
 
 
 def test_what_a_folder_lacks_is_said(page_run: Path, tmp_path: Path) -> None:
-    old = document([Run.read(RESULTS / "fashion_mnist_cnn_diet")], [{"missing": dict.fromkeys(MISSING, "no checkpoint")}])
+    old = document([RunRecord.read(RESULTS / "fashion_mnist_cnn_diet")], [{"missing": dict.fromkeys(MISSING, "no checkpoint")}])
     for told in ("counts spikes at one T alone", "Rasters: no checkpoint", "Confusions: no checkpoint", "Spikes by layer: not in",
                  "Error of the conversion: not in this report", "not recorded"):  # fmt: skip
         assert told in old, told
     unfinished = Path(shutil.copytree(page_run, tmp_path / "r"))
     (unfinished / "report.json").unlink()
-    assert "This run is not finished (stopped after simulate)" in document([Run.read(unfinished)], [{"missing": {}}])
+    assert "This run is not finished (stopped after simulate)" in document([RunRecord.read(unfinished)], [{"missing": {}}])
     with pytest.raises(ValueError, match="at least one run"):
         document([], [])
 
@@ -182,14 +182,14 @@ def test_what_others_wrote_is_text_and_no_markup(page_run: Path, tmp_path: Path)
     report = json.loads((folder / "report.json").read_text())
     report["arms"][bad] = report["arms"].pop("L2-SP")
     (folder / "report.json").write_text(json.dumps(report))
-    page = document([Run.read(folder)], [{"missing": {}}])
+    page = document([RunRecord.read(folder)], [{"missing": {}}])
     assert bad not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
 @pytest.mark.parametrize("name", sorted(f.parent.name for f in RESULTS.glob("*/run.json")))
 def test_every_kept_result_has_a_page(name: str) -> None:
-    run = Run.read(RESULTS / name)
+    run = RunRecord.read(RESULTS / name)
     page = document([run], [{"missing": dict.fromkeys(MISSING, "not here") if run.hybrid else {}}])
     assert str(run.about["commit"]) in page
     for value in run.headline().values():

@@ -9,7 +9,7 @@ from spikeprop import CNN, IF, LIF, Direct, Poisson, convert
 from spikeprop.convert import MaxActivation
 from spikeprop.deploy.export import record
 from spikeprop.errors import ConversionError, RecipeError
-from spikeprop.recipe import component
+from spikeprop.recipe import check_component
 from spikeprop.snn import Encoder, Neuron, SpikingNetwork, Surrogate
 
 pytest.importorskip("snntorch", reason="the interop extra is not installed")
@@ -77,7 +77,7 @@ def test_snntorch_really_differs_where_we_refuse() -> None:
     ids=lambda s: s["use"],
 )
 def test_their_neurons_fit_the_neuron_slot(digits_cnn: CNN, settings: dict) -> None:
-    neuron = component(Neuron, settings, "convert.neuron").build()
+    neuron = check_component(Neuron, settings, "convert.neuron").build()
     network = converted(digits_cnn, neuron).train()
     network(torch.rand(4, 1, 8, 8), 6).sum().backward()
     grads = [p.grad for p in network.parameters()]
@@ -95,7 +95,7 @@ def test_their_neurons_fit_the_neuron_slot(digits_cnn: CNN, settings: dict) -> N
     ids=["snntorch", "norse"],
 )
 def test_their_surrogates_fit_the_surrogate_slot(settings: dict, slope_at_half: float) -> None:
-    surrogate = component(Surrogate, settings, "surrogate").build()
+    surrogate = check_component(Surrogate, settings, "surrogate").build()
     x = torch.tensor([0.5, 0.0])
     torch.testing.assert_close(surrogate(x, x), torch.tensor([slope_at_half, 1.0]))
     neuron = IF(surrogate=surrogate)
@@ -107,9 +107,9 @@ def test_their_surrogates_fit_the_surrogate_slot(settings: dict, slope_at_half: 
 
 def test_an_unknown_key_of_theirs_is_named() -> None:
     with pytest.raises(RecipeError, match=r"convert\.neuron\.betta.*did you mean 'beta'"):
-        component(Neuron, {"use": "snntorch.Leaky", "betta": 0.9}, "convert.neuron")
+        check_component(Neuron, {"use": "snntorch.Leaky", "betta": 0.9}, "convert.neuron")
 
 
 def test_a_class_of_another_kind_is_refused() -> None:
     with pytest.raises(RecipeError, match="not a Neuron"):
-        component(Neuron, {"use": "torch.nn.Linear"}, "convert.neuron")
+        check_component(Neuron, {"use": "torch.nn.Linear"}, "convert.neuron")

@@ -18,7 +18,7 @@ from torch import Tensor
 from spikeprop.deploy.export import export, hardware_package
 from spikeprop.deploy.nir import ENCODERS, from_nir
 from spikeprop.errors import CheckpointError, HardwareError, NirError
-from spikeprop.experiment.networks import described_data, load_network, said_of_data
+from spikeprop.experiment.network_checkpoint import data_component, data_settings, load_network
 from spikeprop.runtime.files import parse_json
 from spikeprop.snn import SpikingNetwork
 
@@ -26,7 +26,7 @@ HDF5 = b"\x89HDF\r\n\x1a\n"  # the first bytes of every NIR file
 
 
 @dataclass(frozen=True)
-class Subject:
+class SimulationInput:
     """A spiking network in PyTorch and as a NIR file.
 
     Attributes:
@@ -47,7 +47,7 @@ class Subject:
     trusted: Collection[str] = ()
     named: str | None = None
 
-    def told(self, *, timesteps: int | None, use: str | None = None, **data: Any) -> Subject:
+    def told(self, *, timesteps: int | None, use: str | None = None, **data: Any) -> SimulationInput:
         """The same with what the caller says instead; None says nothing."""
         given = {key: value for key, value in data.items() if value is not None}
         return replace(self, timesteps=timesteps or self.timesteps, data={**self.data, **given}, named=use or self.named)
@@ -62,7 +62,7 @@ class Subject:
         missing = [option for option, value in (("--data", source), ("--timesteps", self.timesteps)) if not value]
         if missing:
             raise NirError(f"{self.file} does not say what it is to be simulated with; pass {' and '.join(missing)}")
-        data = described_data(self.data, self.trusted, named=self.named).build()
+        data = data_component(self.data, self.trusted, named=self.named).build()
         if data.input_shape != self.network.input_shape:
             raise NirError(
                 f"the network reads {self.network.input_shape}, but images of {type(data).__name__} are {data.input_shape}; "
@@ -75,7 +75,7 @@ class Subject:
 
 
 @contextmanager
-def opened(path: Path, encoder: str | None = None, trusted: Collection[str] = ()) -> Iterator[Subject]:
+def open_simulation_input(path: Path, encoder: str | None = None, trusted: Collection[str] = ()) -> Iterator[SimulationInput]:
     """A checkpoint or a NIR file, whichever ``path`` is; a checkpoint's NIR file exists only within the block.
 
     Args:
@@ -98,7 +98,7 @@ def opened(path: Path, encoder: str | None = None, trusted: Collection[str] = ()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.nir"
         export(loaded.network, file, about)
-        yield Subject(loaded.network, file, about["timesteps"], said_of_data(about["data"]), about["seed"], trusted)
+        yield SimulationInput(loaded.network, file, about["timesteps"], data_settings(about["data"]), about["seed"], trusted)
 
 
 def _is_nir(path: Path) -> bool:
@@ -108,7 +108,7 @@ def _is_nir(path: Path) -> bool:
         return file.read(len(HDF5)) == HDF5
 
 
-def _read(path: Path, encoder: str | None) -> Subject:
+def _read(path: Path, encoder: str | None) -> SimulationInput:
     hardware = hardware_package()
     try:
         graph: nir.NIRGraph = hardware.read_graph(path)
@@ -128,7 +128,7 @@ def _read(path: Path, encoder: str | None) -> Subject:
             raise ValueError(f"{steps} steps")
     except (TypeError, ValueError, OverflowError) as error:
         raise NirError(f"{path}: the metadata's timesteps or seed is not a number that can be: {error}") from error
-    return Subject(network, path, steps, _data(path, metadata), seed)
+    return SimulationInput(network, path, steps, _data(path, metadata), seed)
 
 
 def _data(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,4 +138,4 @@ def _data(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise NirError(f"{path}: the metadata's data is not the JSON that `spikeprop export` writes: {error}") from error
     if not isinstance(data, dict):
         raise NirError(f"{path}: the metadata's data is {data!r}, not the JSON object that `spikeprop export` writes")
-    return said_of_data(data)
+    return data_settings(data)

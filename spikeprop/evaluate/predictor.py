@@ -1,8 +1,8 @@
-"""What a network answers to a batch: its best classes for every image at every number of steps of interest.
+"""``Predictor``: what a network predicts for a batch, its best classes for every image at every number of steps of interest.
 
-The accumulated output after t steps is the answer at T = t, so one simulation of max(T) steps answers for all smaller
+The accumulated output after t steps is the output at T = t, so one simulation of max(T) steps gives those of all smaller
 T. A network that computes ``extra_steps`` steps before its first answer (a pipeline's delay, steps run in advance)
-gives at T what it has accumulated in T - extra_steps steps, and nothing (``NO_ANSWER``) up to T = extra_steps.
+gives at T what it has accumulated in T - extra_steps steps, and nothing (``NO_PREDICTION``) up to T = extra_steps.
 
 Suffix legend: N images of the batch, T numbers of steps, K best classes, L layers.
 """
@@ -21,12 +21,12 @@ from spikeprop.evaluate.activity import ActivityMeter, device_of, watched_chunk
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
-NO_ANSWER = -1
+NO_PREDICTION = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchAnswers:
-    """The answers to one batch.
+class BatchPredictions:
+    """The predictions for one batch.
 
     Attributes:
         number: of the batch, from 0.
@@ -34,7 +34,7 @@ class BatchAnswers:
         best: best classes (N, T, K) int16, best first.
         counts: of the activity (3, T, L) as ``ActivityMeter`` takes them; zeros where it was not counted.
         counted: images whose activity was counted.
-        seconds: from wanting the batch to having its answers, loading included.
+        seconds: from wanting the batch to having its predictions, loading included.
     """
 
     number: int
@@ -46,7 +46,7 @@ class BatchAnswers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Predictor:
     """What a network is asked.
 
     Attributes:
@@ -54,7 +54,7 @@ class Question:
         extra_steps: steps before the first answer, which the numbers include.
         top: classes to name for each image.
         classes: that the data have, to be compared with the network's outputs; None for no comparison.
-        seed: seeds the encoder's draws, a batch at a time, so a batch's answers do not depend on the batches before it.
+        seed: seeds the encoder's draws, a batch at a time, so a batch's predictions do not depend on the batches before it.
     """
 
     timesteps: tuple[int, ...] = ()
@@ -80,8 +80,10 @@ class Question:
         return ActivityMeter(network, steps) if isinstance(network, SpikingNetwork) and steps else None
 
     @torch.no_grad()
-    def ask(self, network: nn.Module, number: int, x: Tensor, y: Tensor, meter: ActivityMeter | None = None) -> BatchAnswers:
-        """Put batch ``number`` to the network, in evaluation mode.
+    def predict(
+        self, network: nn.Module, number: int, x: Tensor, y: Tensor, meter: ActivityMeter | None = None
+    ) -> BatchPredictions:
+        """Predict the classes of batch ``number``; the network is in evaluation mode.
 
         Args:
             network: spiking network, or an ANN where there are no ``timesteps``.
@@ -91,13 +93,13 @@ class Question:
             meter: counts spikes over its own number of steps.
 
         Raises:
-            EvaluationError: the network answers another number of classes than it is asked for.
+            EvaluationError: the network predicts another number of classes than it is asked for.
         """
         x = x.to(device_of(network))
         seed_torch(self.seed, number)
         spiking = isinstance(network, SpikingNetwork)
         best = self._simulate(network, x, meter) if spiking else self._best(network(x)).unsqueeze(1)
-        return BatchAnswers(number=number, labels=y.cpu().long(), best=best)
+        return BatchPredictions(number=number, labels=y.cpu().long(), best=best)
 
     def _simulate(self, network: SpikingNetwork, x: Tensor, meter: ActivityMeter | None) -> Tensor:
         """The best classes after each number of steps, (N, T, K)."""
@@ -109,7 +111,7 @@ class Question:
             outputs = enumerate((step for chunk in chunks for step in chunk), 1)
             found = {t: self._best(output_NC) for t, output_NC in outputs if t in wanted}
         width = min(self.top, *(best.shape[1] for best in found.values())) if found else self.top
-        none = torch.full((len(x), width), NO_ANSWER, dtype=torch.int16)
+        none = torch.full((len(x), width), NO_PREDICTION, dtype=torch.int16)
         return torch.stack([found.get(t, none) for t in wanted], 1)
 
     def _best(self, scores_NC: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ def _watching(network: SpikingNetwork, images: int, steps: int, meter: ActivityM
     return {"observe": meter.start(images), "observed_steps": meter.timesteps, "chunk": chunk}
 
 
-def pack(batches: Sequence[BatchAnswers]) -> dict[str, Tensor]:
+def pack(batches: Sequence[BatchPredictions]) -> dict[str, Tensor]:
     """Several batches as tensors by name, to be written to one file."""
     return {
         "numbers": torch.tensor([b.number for b in batches]),
@@ -140,12 +142,12 @@ def pack(batches: Sequence[BatchAnswers]) -> dict[str, Tensor]:
     }
 
 
-def unpack(tensors: dict[str, Tensor]) -> list[BatchAnswers]:
+def unpack(tensors: dict[str, Tensor]) -> list[BatchPredictions]:
     """The batches that were packed."""
     sizes = tensors["sizes"].tolist()
     counts = iter(tensors["counts"])
     batches = [
-        BatchAnswers(number=number, labels=labels, best=best, counted=counted, seconds=seconds)
+        BatchPredictions(number=number, labels=labels, best=best, counted=counted, seconds=seconds)
         for number, labels, best, counted, seconds in zip(
             tensors["numbers"].tolist(),
             tensors["labels"].split(sizes),

@@ -20,7 +20,7 @@ NETWORKS = {"converted": "converted", "finetuned": "fine-tuned"}
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A run folder.
 
     Attributes:
@@ -38,7 +38,7 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> Run:
+    def read(cls, path: Path) -> RunRecord:
         """Read a folder.
 
         Raises:

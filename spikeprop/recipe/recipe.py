@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spikeprop.recipe.checking import check
+from spikeprop.recipe.component import Component
 from spikeprop.recipe.names import EXPERIMENTS
-from spikeprop.recipe.parts import Component
 from spikeprop.recipe.text import find_recipe, override, read_recipe
 
 

@@ -1,7 +1,7 @@
 """``evaluate``: a network over a whole data set, at several numbers of time steps, in one pass that can be taken up again.
 
-Batches are what is shared out: processes answer each its own, and those that a journal holds are not answered again. A
-batch's answers depend on the batch and the seed alone, so neither changes the result.
+Batches are what is shared out: processes answer each its own, and those that a journal holds are not predicted again. A
+batch's predictions depend on the batch and the seed alone, so neither changes the result.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikeprop.evaluate.activity import ActivityMeter
-from spikeprop.evaluate.answers import BatchAnswers, Question
 from spikeprop.evaluate.journal import Journal
+from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.runtime.batches import Split
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.progress import bar
@@ -28,28 +28,28 @@ SAVE_EVERY = 5.0  # seconds: what a kill costs at most, besides the batch that i
 def evaluate(
     network: nn.Module,
     split: Split,
-    question: Question,
+    predictor: Predictor,
     *,
     journal: Journal | None = None,
     processes: Processes = ALONE,
     activity_images: int = 200,
     label: str | None = None,
     save_every: float = SAVE_EVERY,
-) -> list[BatchAnswers]:
-    """The answers to all batches of a split, in order; on other ranks than 0, those of this process and of the journal.
+) -> list[BatchPredictions]:
+    """The predictions for all batches of a split, in order; on other ranks than 0, those of this process and of the journal.
 
     Args:
         network: spiking network, or an ANN.
         split: the images.
-        question: what is asked.
-        journal: open; where answers are kept and found. Several processes need one.
+        predictor: what is asked.
+        journal: open; where predictions are kept and found. Several processes need one.
         processes: that share the work.
         activity_images: about so many images' activity is counted, in whole batches at even distances; 0 for none.
         label: text of the progress bar, None for no bar.
         save_every: seconds between two writes.
 
     Raises:
-        EvaluationError: the network tells another number of classes apart than the question says.
+        EvaluationError: the network tells another number of classes apart than the predictor says.
         ValueError: no images.
     """
     if len(split) == 0:
@@ -61,9 +61,9 @@ def evaluate(
     mine = processes.shard(missing)
     if mine:
         counted = _counted(len(split), split.batch_size, activity_images)
-        meter = question.meter(network) if counted else None
+        meter = predictor.meter(network) if counted else None
         with bar(label if processes.rank == 0 else None, total=len(mine), leave=False) as shown:
-            found |= _answer(network, split, question, mine, meter, counted, _Saver(journal, save_every), shown)
+            found |= _predict(network, split, predictor, mine, meter, counted, _Saver(journal, save_every), shown)
     processes.wait()
     if processes.rank == 0 and journal is not None:
         found = journal.read() if processes.count > 1 else found
@@ -72,44 +72,44 @@ def evaluate(
     return [found[number] for number in sorted(found)]
 
 
-def _answer(
+def _predict(
     network: nn.Module,
     split: Split,
-    question: Question,
+    predictor: Predictor,
     numbers: Sequence[int],
     meter: ActivityMeter | None,
     counted: range,
     saver: _Saver,
     shown: Any,
-) -> dict[int, BatchAnswers]:
+) -> dict[int, BatchPredictions]:
     """The batches of these numbers, put to the network one after the other."""
-    answers: dict[int, BatchAnswers] = {}
+    predictions: dict[int, BatchPredictions] = {}
     started = time.monotonic()
     try:
         for number, x, y in _chosen(split, numbers):
             metered = meter if number in counted else None
-            batch = question.ask(network, number, x, y, metered)
+            batch = predictor.predict(network, number, x, y, metered)
             if metered is not None:
                 batch = replace(batch, counts=metered.take(), counted=len(y))
             now = time.monotonic()
-            answers[number], started = replace(batch, seconds=now - started), now
-            saver.add(answers[number])
+            predictions[number], started = replace(batch, seconds=now - started), now
+            saver.add(predictions[number])
             shown.update()
             stop_if_requested()
-    finally:  # Ctrl-C keeps what is answered
+    finally:  # Ctrl-C keeps what is predicted
         saver.save()
-    return answers
+    return predictions
 
 
 class _Saver:
-    """Hands answers to the journal every few seconds."""
+    """Hands predictions for the journal every few seconds."""
 
     def __init__(self, journal: Journal | None, every: float):
         self.journal, self.every = journal, every
-        self.waiting: list[BatchAnswers] = []
+        self.waiting: list[BatchPredictions] = []
         self.last = time.monotonic()
 
-    def add(self, batch: BatchAnswers) -> None:
+    def add(self, batch: BatchPredictions) -> None:
         self.waiting.append(batch)
         if time.monotonic() - self.last >= self.every:
             self.save()

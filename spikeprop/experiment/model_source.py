@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from spikeprop.convert import convert
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.assess import find_checkpoints
-from spikeprop.experiment.networks import described_data, load_network, said_of_data
+from spikeprop.experiment.evaluation import find_checkpoints
+from spikeprop.experiment.network_checkpoint import data_component, data_settings, load_network
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
@@ -29,7 +29,7 @@ FRESH_IMAGES = 32  # that a recipe's untrained network is calibrated on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ModelRequest:
     """What is asked for.
 
     Attributes:
@@ -71,7 +71,7 @@ class FoundModel:
     timesteps: int | None = None
 
 
-def find_model(source: str, asked: Request) -> FoundModel:
+def find_model(source: str, asked: ModelRequest) -> FoundModel:
     """The network that ``source`` names.
 
     Raises:
@@ -85,7 +85,7 @@ def find_model(source: str, asked: Request) -> FoundModel:
     return _of_recipe(source, asked)
 
 
-def _of_callable(source: str, asked: Request) -> FoundModel:
+def _of_callable(source: str, asked: ModelRequest) -> FoundModel:
     where, _, name = source.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
@@ -111,17 +111,17 @@ def _found(source: str, where: str, name: str) -> Callable[[], Any]:
         raise RecipeError(f"{source}: {error}; write it as module:callable") from error
 
 
-def _of_checkpoint(path: Path, asked: Request) -> FoundModel:
+def _of_checkpoint(path: Path, asked: ModelRequest) -> FoundModel:
     (file, *_) = find_checkpoints(path, [asked.network] if asked.network else [])
     loaded = load_network(file, asked.trusted)
-    x, y = _samples(said_of_data(loaded.description["data"]), asked)
+    x, y = _samples(data_settings(loaded.description["data"]), asked)
     steps = asked.timesteps or loaded.description["timesteps"]
     spiking = isinstance(loaded.network, SpikingNetwork)
     return FoundModel(name=f"{path.name} ({file.stem})" if path.is_dir() else file.stem, model=loaded.network, x=x, y=y,
                       timesteps=steps if spiking else None)  # fmt: skip
 
 
-def _of_recipe(source: str, asked: Request) -> FoundModel:
+def _of_recipe(source: str, asked: ModelRequest) -> FoundModel:
     recipe = load_recipe(source)
     experiment: Any = recipe.experiment
     if not (hasattr(experiment, "ann") and hasattr(experiment, "data")):
@@ -142,7 +142,7 @@ def _of_recipe(source: str, asked: Request) -> FoundModel:
 
 
 @torch.no_grad()
-def _samples(described: Mapping[str, Any], asked: Request) -> tuple[Tensor, Tensor]:
+def _samples(described: Mapping[str, Any], asked: ModelRequest) -> tuple[Tensor, Tensor]:
     """The first test images and their labels; a recipe has had its code imported by now."""
-    data = described_data({} if asked.data else described, asked.trusted, named=asked.data, root=asked.root)
+    data = data_component({} if asked.data else described, asked.trusted, named=asked.data, root=asked.root)
     return next(data.build().test(asked.samples).epoch(0))

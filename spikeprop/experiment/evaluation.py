@@ -1,7 +1,7 @@
 """``assess``: a checkpoint put to the test on a data set, with everything that is said of it in one folder.
 
-The folder holds ``report.json``, ``classes.csv`` and ``report.png`` beside the answers themselves
-(``answers.safetensors``), from which the three are made again by the same command.
+The folder holds ``report.json``, ``classes.csv`` and ``report.png`` beside the predictions themselves
+(``predictions.safetensors``), from which the three are made again by the same command.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from spikeprop.data import ImageData
 from spikeprop.errors import CheckpointError
 from spikeprop.evaluate import (
     MAC_JOULES,
-    Answers,
-    BatchAnswers,
+    BatchPredictions,
     Journal,
-    Question,
+    Predictions,
+    Predictor,
     Report,
     accuracy_lines,
     class_table,
@@ -34,7 +34,7 @@ from spikeprop.evaluate import (
     seconds,
     summarise,
 )
-from spikeprop.experiment.networks import LoadedNetwork, described_data, load_network, said_of_data
+from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, data_settings, load_network
 from spikeprop.experiment.run_folder import describe_machine
 from spikeprop.experiment.settings import find_device
 from spikeprop.runtime.files import read_json, write_text
@@ -114,12 +114,12 @@ def assess(
     loaded = load_network(checkpoint, how.trusted)
     data = _data(loaded, how)
     split = data.test(how.batch_size)
-    question = _question(loaded, how, data)
+    predictor = _predictor(loaded, how, data)
     device = processes.device(find_device(how.device))
     settings = {
         "checkpoint": _hash(checkpoint),
         "data": {**_described(data), "fingerprint": split.fingerprint()},
-        **asdict(question),
+        **asdict(predictor),
         "batch_size": how.batch_size,
         "activity_images": how.activity_images,
         "device": device.type,
@@ -132,55 +132,60 @@ def assess(
         batches = evaluate(
             network,
             split,
-            question,
+            predictor,
             journal=journal,
             processes=processes,
             activity_images=how.activity_images,
             label=f"{checkpoint.stem} on {type(data).__name__}",
             save_every=how.save_every,
         )
-        return _report(network, data, question, batches, journal, processes), folder
+        return _report(network, data, predictor, batches, journal, processes), folder
 
 
 def _report(
-    network: nn.Module, data: ImageData, question: Question, batches: list[BatchAnswers], journal: Journal, processes: Processes
+    network: nn.Module,
+    data: ImageData,
+    predictor: Predictor,
+    batches: list[BatchPredictions],
+    journal: Journal,
+    processes: Processes,
 ) -> Report:
-    """What is said of the answers; written by rank 0, which has them all."""
+    """What is said of the predictions; written by rank 0, which has them all."""
     if processes.rank:
         return Report(name="", values={})
     about = journal.about()
     spent = seconds(batches)
     values = {
         "network": Path(about["checkpoint"]).stem,
-        "timesteps": list(question.timesteps),
-        "extra_steps": question.extra_steps,
-        **summarise(network, question, batches),
-        **({} if question.timesteps else _ann_cost(network, data)),
+        "timesteps": list(predictor.timesteps),
+        "extra_steps": predictor.extra_steps,
+        **summarise(network, predictor, batches),
+        **({} if predictor.timesteps else _ann_cost(network, data)),
         "seconds": round(spent, 2),
         "images_per_second": round(sum(len(b.labels) for b in batches) / max(spent, 1e-9), 2),
         "settings": journal.settings,
         "provenance": about,
     }
-    answers, names = Answers.of(batches), data.class_names()
-    by_class = _by_class(answers, question, len(names))
+    predictions, names = Predictions.of(batches), data.class_names()
+    by_class = _by_class(predictions, predictor, len(names))
     values["classes"] = {
         "names": names,
         "at": by_class["column"],
         "top1": [None if a != a else a for a in by_class["top1"].tolist()],
     }
     report = Report(name=str(journal.path), values=values, rows=accuracy_lines(values))
-    write_text(journal.path / "classes.csv", class_table(question, answers, names))
+    write_text(journal.path / "classes.csv", class_table(predictor, predictions, names))
     report.save(journal.path / "report.json")
     draw_evaluation(values, journal.path / "report.png", names=names, by_class=by_class, ann=_ann_beside(journal, data))
     return report
 
 
-def _by_class(answers: Answers, question: Question, classes: int) -> dict[str, Any]:
+def _by_class(predictions: Predictions, predictor: Predictor, classes: int) -> dict[str, Any]:
     """Confusions and accuracy by class at the largest number of steps."""
-    top1 = 100 * answers.right(classes)[:, -1] / answers.images(classes)
-    available = not question.timesteps or question.main_steps[-1] >= 1
-    confusion = answers.confusion(classes, -1) if available else torch.zeros(classes, classes)
-    return {"column": f"T = {question.timesteps[-1]}" if question.timesteps else "ANN", "top1": top1, "confusion": confusion}
+    top1 = 100 * predictions.right(classes)[:, -1] / predictions.images(classes)
+    available = not predictor.timesteps or predictor.main_steps[-1] >= 1
+    confusion = predictions.confusion(classes, -1) if available else torch.zeros(classes, classes)
+    return {"column": f"T = {predictor.timesteps[-1]}" if predictor.timesteps else "ANN", "top1": top1, "confusion": confusion}
 
 
 def _ann_cost(ann: nn.Module, data: ImageData) -> dict[str, Any]:
@@ -199,7 +204,7 @@ def _ann_beside(journal: Journal, data: ImageData) -> dict[str, Any] | None:
 
 
 def _open(journal: Journal, checkpoint: str, restart: bool) -> None:
-    """Begin, or go on, with a warning where another version of the code began: it may have answered otherwise."""
+    """Begin, or go on, with a warning where another version of the code began: it may have predicted otherwise."""
     about = {"checkpoint": checkpoint, **describe_machine()}
     journal.open(about, restart=restart)
     begun, commit = journal.about()["commit"], about["commit"]
@@ -207,11 +212,11 @@ def _open(journal: Journal, checkpoint: str, restart: bool) -> None:
         warnings.warn(f"{journal.path} was begun at commit {begun}, and this is {commit}; --restart begins anew", stacklevel=3)
 
 
-def _question(loaded: LoadedNetwork, how: Assessment, data: ImageData) -> Question:
+def _predictor(loaded: LoadedNetwork, how: Assessment, data: ImageData) -> Predictor:
     if not isinstance(loaded.network, SpikingNetwork):
-        return Question(classes=data.classes)
+        return Predictor(classes=data.classes)
     extra = latency_of(loaded.network)
-    return Question(
+    return Predictor(
         timesteps=tuple(sorted(set(how.timesteps) or {loaded.description["timesteps"] + extra})),
         extra_steps=extra,
         classes=data.classes,
@@ -221,8 +226,8 @@ def _question(loaded: LoadedNetwork, how: Assessment, data: ImageData) -> Questi
 
 def _data(loaded: LoadedNetwork, how: Assessment) -> ImageData:
     """The data set, with the normalisation and the size of images that the network was trained with."""
-    described = said_of_data(loaded.description["data"])
-    wanted = described_data(described, how.trusted, named=how.data, test_limit=how.limit, root=how.root)
+    described = data_settings(loaded.description["data"])
+    wanted = data_component(described, how.trusted, named=how.data, test_limit=how.limit, root=how.root)
     if "size" in wanted.parameters():
         wanted = wanted.replace(size=loaded.description["input_shape"][-1])
     return wanted.build()

@@ -10,7 +10,7 @@ from torch import nn
 
 from spikeprop import BPTT, Digits, SpikingNetwork, fit
 from spikeprop.convert import to_spiking
-from spikeprop.experiment.networks import describe_network, load_network
+from spikeprop.experiment.network_checkpoint import describe_network, load_network
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import save_checkpoint
 from spikeprop.recipe import load_recipe

@@ -21,7 +21,7 @@ from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData
 from spikeprop.errors import CheckpointError, RecipeError, SpikepropError
 from spikeprop.learn import Checkpoint, load_checkpoint, load_model
-from spikeprop.recipe import Component, component
+from spikeprop.recipe import Component, check_component
 from spikeprop.runtime.imports import only_trusted
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 
@@ -52,7 +52,7 @@ def describe_network(model: nn.Module, experiment: Any, data: ImageData) -> dict
     }
 
 
-def described_data(
+def data_component(
     described: Mapping[str, Any], trusted: Collection[str] = (), *, named: str | None = None, **settings: Any
 ) -> Component[ImageData]:
     """The data set that a file describes, or the one that the user named instead of it.
@@ -72,10 +72,10 @@ def described_data(
     given = {key: value for key, value in {"use": named, **settings}.items() if value is not None}
     own = [named.partition(".")[0]] if named is not None and "." in named else []
     with only_trusted((*trusted, *own)):
-        return component(ImageData, {**described, **given}, "data" if named is None else "--data")
+        return check_component(ImageData, {**described, **given}, "data" if named is None else "--data")
 
 
-def said_of_data(described: Mapping[str, Any]) -> dict[str, Any]:
+def data_settings(described: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint or a NIR file may say of the data; where they lie and whether to fetch them is the user's to say."""
     return {key: described[key] for key in ("use", "mean", "std") if key in described}
 
@@ -109,14 +109,14 @@ def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwo
 def _build(checkpoint: Checkpoint) -> LoadedNetwork:
     described = checkpoint.description
     _check_description(checkpoint)
-    ann_component = component(nn.Module, described["ann"], "ann")
+    ann_component = check_component(nn.Module, described["ann"], "ann")
     if "weights" in ann_component.arguments:
         ann_component = ann_component.replace(weights=None)  # the checkpoint's tensors replace them
     _check_size(ann_component, checkpoint)
     network = ann_component.build()
     if described["kind"] == "snn":
-        neuron = component(Neuron, described["neuron"], "neuron")
-        encoder = component(Encoder, described["encoder"], "encoder").build()
+        neuron = check_component(Neuron, described["neuron"], "neuron")
+        encoder = check_component(Encoder, described["encoder"], "encoder").build()
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
         _make_room(network, checkpoint.section("model"))
         _fill_in(network, checkpoint.tensors)

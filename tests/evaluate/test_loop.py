@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate import BatchAnswers, Journal, Question, evaluate
-from spikeprop.evaluate.sweep import _counted
+from spikeprop.evaluate import BatchPredictions, Journal, Predictor, evaluate
+from spikeprop.evaluate.loop import _counted
 from spikeprop.runtime.processes import Processes
 
 
@@ -40,21 +40,21 @@ class Numbers:
             yield nn.functional.one_hot(x, 20).float().squeeze(1), x.squeeze(1) // 2 * 2
 
 
-def answered(batches: list[BatchAnswers]) -> list[int]:
+def predicted(batches: list[BatchPredictions]) -> list[int]:
     return [int(image) for batch in batches for image in batch.best[:, 0, 0]]
 
 
 def test_what_is_missing_is_answered_once_and_in_order(tmp_path: Path) -> None:
-    question, journal = Question(top=1), Journal(tmp_path, {"of": "numbers"})
+    predictor, journal = Predictor(top=1), Journal(tmp_path, {"of": "numbers"})
     journal.open({})
-    all_of_them = evaluate(nn.Identity(), Numbers(), question)
+    all_of_them = evaluate(nn.Identity(), Numbers(), predictor)
     journal.add([all_of_them[2], all_of_them[3], all_of_them[7]])
     split = Numbers()
-    batches = evaluate(nn.Identity(), split, question, journal=journal)
+    batches = evaluate(nn.Identity(), split, predictor, journal=journal)
     assert split.asked == [0, 1, 4, 5, 6, 8, 9]
-    assert answered(batches) == answered(all_of_them) == list(range(20))
+    assert predicted(batches) == predicted(all_of_them) == list(range(20))
     again = Numbers()
-    assert answered(evaluate(nn.Identity(), again, question, journal=journal)) == list(range(20))
+    assert predicted(evaluate(nn.Identity(), again, predictor, journal=journal)) == list(range(20))
     assert again.asked == []
 
 
@@ -62,7 +62,7 @@ def test_an_interruption_keeps_what_is_answered(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {})
     journal.open({})
     with pytest.raises(KeyboardInterrupt):
-        evaluate(nn.Identity(), Numbers(stop=6), Question(top=1), journal=journal)
+        evaluate(nn.Identity(), Numbers(stop=6), Predictor(top=1), journal=journal)
     assert list(journal.read()) == list(range(6))
 
 
@@ -104,4 +104,4 @@ def test_no_images() -> None:
             return 0
 
     with pytest.raises(ValueError, match="no images"):
-        evaluate(nn.Identity(), Empty(), Question())
+        evaluate(nn.Identity(), Empty(), Predictor())

@@ -86,7 +86,7 @@ def spikeprop(arguments: list[str]) -> Result:
 
 def results(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
     """All that must not depend on how the evaluation went, that is, without times."""
-    tensors = load_file(folder / "answers.safetensors")
+    tensors = load_file(folder / "predictions.safetensors")
     del tensors["seconds"]
     report = json.loads((folder / "report.json").read_text())
     timeless = {key: report[key] for key in ("images", "accuracy", "activity", "activity_images", "classes", "settings")}
@@ -114,7 +114,7 @@ def whole(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sigkill_in_the_middle_changes_nothing(run: Path, photographs: Path, whole: Path, tmp_path: Path) -> None:
-    """A real process, killed where it stands; what it had answered is not answered again, and the end is the same."""
+    """A real process, killed where it stands; what it had predicted is not predicted again, and the end is the same."""
     command = arguments(run, photographs, tmp_path, "--save-every", 0)
     process = subprocess.Popen(
         [sys.executable, "-m", "spikeprop", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -124,17 +124,17 @@ def test_sigkill_in_the_middle_changes_nothing(run: Path, photographs: Path, who
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "answers.safetensors").exists(), "the kill came too late to mean anything"
+    assert not (tmp_path / "predictions.safetensors").exists(), "the kill came too late to mean anything"
     kept = [load_file(part)["seconds"] for part in sorted(parts.glob("0*"))]
     result = spikeprop(command)
     assert result.exit_code == 0, result.output
     assert_same(tmp_path, whole)
-    assert torch.equal(load_file(tmp_path / "answers.safetensors")["seconds"][: len(kept)], torch.cat(kept))
+    assert torch.equal(load_file(tmp_path / "predictions.safetensors")["seconds"][: len(kept)], torch.cat(kept))
     assert not parts.exists()
 
 
 def test_two_processes_equal_one(run: Path, photographs: Path, whole: Path, tmp_path: Path) -> None:
-    """100 images in 25 batches, 12 and 13 of them: every image once, and the same answers with as many threads each."""
+    """100 images in 25 batches, 12 and 13 of them: every image once, and the same predictions with as many threads each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "spikeprop"]
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(
@@ -174,7 +174,7 @@ def test_restart_throws_away(run: Path, photographs: Path, tmp_path: Path) -> No
 
 def test_what_the_folder_holds(whole: Path, photographs: Path) -> None:
     assert set(stamps(whole)) == {
-        "answers.safetensors", "classes.csv", "evaluation.json", "report.json", "report.png",
+        "predictions.safetensors", "classes.csv", "evaluation.json", "report.json", "report.png",
     }  # fmt: skip
     report = json.loads((whole / "report.json").read_text())
     assert report["images"] == 100
