@@ -22,7 +22,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Con
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class ResidualBlock(nn.Module):
+class ResNetBlock(nn.Module):
     """conv, ReLU (or ``activation``), dropout, conv, plus skip; then ReLU and dropout."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, activation: Clipped | None = None):
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(BLOCKS[depth]):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(ResidualBlock(width, WIDTHS[stage], stride, dropout, activation))
+                blocks.append(ResNetBlock(width, WIDTHS[stage], stride, dropout, activation))
                 width = WIDTHS[stage]
         if large:
             blocks.append(nn.AdaptiveAvgPool2d(1))
@@ -90,7 +90,7 @@ def _scale_residual_paths(blocks: nn.Sequential) -> None:
     Without batch-norm each block would double the mean square of its input: the first losses of ResNet-34 were above 10^5 and its
     training ended in NaN. With it the total growth is a factor of e (as in Fixup, Zhang et al. 2019, arXiv:1901.09321).
     """
-    residual = [block.residual for block in blocks if isinstance(block, ResidualBlock)]
+    residual = [block.residual for block in blocks if isinstance(block, ResNetBlock)]
     for path in residual:
         last = path[-1]
         assert isinstance(last, nn.Conv2d)

@@ -163,8 +163,8 @@ def test_several_runs_lie_over_each_other_and_can_be_hidden(chromium: Any, page_
 
 def test_what_a_folder_lacks_is_said(page_run: Path, tmp_path: Path) -> None:
     old = document([RunRecord.read(RESULTS / "fashion_mnist_cnn_diet")], [{"missing": dict.fromkeys(MISSING, "no checkpoint")}])
-    for told in ("counts spikes at one T alone", "Rasters: no checkpoint", "Confusions: no checkpoint", "Spikes by layer: not in",
-                 "Error of the conversion: not in this report", "not recorded"):  # fmt: skip
+    for told in ("counts spikes at one T only", "Rasters: no checkpoint", "Confusions: no checkpoint", "Spikes by layer: not in",
+                 "Conversion error: not in this report", "not recorded"):  # fmt: skip
         assert told in old, told
     unfinished = Path(shutil.copytree(page_run, tmp_path / "r"))
     (unfinished / "report.json").unlink()

@@ -196,7 +196,7 @@ def test_a_sweep_waits_for_a_run_that_was_begun_by_hand(recipe: Path, tmp_path: 
     with begun("run", recipe, "x=0.0", "seconds=8", "--out", trial, mark=trial / "starts.txt"):
         swept = spikeprop("sweep", recipe, "x=0.0", "seconds=8", "--metric", "value", "--out", folder)
     assert swept.exit_code == 0, swept.output
-    assert "000 is still at work for an earlier sweep, or by hand" in swept.output
+    assert "000 is still running for an earlier sweep, or by hand" in swept.output
     assert starts(trial) == 1
 
 

@@ -60,9 +60,9 @@ def test_what_cannot_be_read_is_named(text: str, told: str) -> None:
 
 def test_ranges() -> None:
     assert parse_axis("n=2..8") == SweepAxis("n", (), 2, 8)
-    assert parse_axis("n=2..8").whole
+    assert parse_axis("n=2..8").integers
     axis = parse_axis("lr=log:1e-5..1e-2")
-    assert (axis.low, axis.high, axis.log, axis.whole) == (1e-5, 1e-2, True, False)
+    assert (axis.low, axis.high, axis.log, axis.integers) == (1e-5, 1e-2, True, False)
 
 
 def test_a_grid_is_every_combination_in_order(recipe: str) -> None:

@@ -73,7 +73,7 @@ def test_a_table_of_all_trials_those_that_fail_included(recipe: Path, tmp_path: 
 
     other = sweep(recipe, folder, "x=0.25,0.5", "--metric", "value")
     assert other.exit_code == 1
-    assert "holds another sweep (it differs in axes." in other.output
+    assert "contains another sweep (it differs in axes." in other.output
 
 
 def begun_sweep(recipe: Path, folder: Path, *axes: str) -> subprocess.Popen[bytes]:
@@ -94,7 +94,7 @@ def test_a_killed_sweep_goes_on_and_waits_for_what_it_left_running(recipe: Path,
     assert not (folder / "000" / "report.json").exists(), "the kill came too late to mean anything"
     result = sweep(recipe, folder, *axes, "--metric", "value")
     assert result.exit_code == 0, result.output
-    assert "000 is still at work for an earlier sweep" in result.output
+    assert "000 is still running for an earlier sweep" in result.output
     assert [starts(folder / name) for name in trials(folder)] == [1]
     assert all(trial["state"] == "finished" for trial in trials(folder).values())
 
