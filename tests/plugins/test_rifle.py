@@ -179,7 +179,7 @@ def test_heads_are_found() -> None:
         (lambda: RIFLE(resets=-1), "resets is -1"),
         (lambda: L2SP(alpha=-1.0), "alpha is -1"),
         (lambda: train(RIFLE(resets=4), epochs=4), "resets is 4, which needs more than 4 epochs"),
-        (lambda: train(RIFLE(head="fc")), r"head is 'fc', which the network has not; its last modules:.*classifier\.4"),
+        (lambda: train(RIFLE(head="fc")), r"head is 'fc', but the network has no such module; its last modules:.*classifier\.4"),
         (lambda: train(RIFLE(head="classifier")), "is a Sequential, which has no reset_parameters"),
     ],
 )

@@ -1,9 +1,10 @@
-"""``Faces``: a mode of torch in which products and activations pass other cotangents to their input than their derivative's.
+"""``BackwardOverrides``: a torch function mode in which products and activations use another backward pass than their derivative.
 
-In the relaxed forms of Millidge et al. 2020 W^T becomes a weight B of its own in the backward direction, and the derivative of
-the non-linearity is left out. Both are properties of single operations, so they hold inside any network. In the mode, linear
-layers and convolutions whose weight has a B, and activations, are computed once as ever, and keep two graphs: the true one (for
-the gradient of the weights, and backprop's to compare with) and the other one. Which a cotangent takes is decided when it comes.
+In the relaxed forms of Millidge et al. 2020, W^T is replaced by a separate backward weight B, and the derivative of the
+non-linearity is omitted. Both concern single operations, so they work inside any network. In this mode, linear layers and
+convolutions whose weight has a B, and activations, are computed as usual in the forward pass and keep two graphs: the exact one
+(for the gradient of the weights, and for comparison with backprop) and the replaced one. The attributes at the time of the
+backward pass decide which one is used.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-class Faces(TorchFunctionMode):
-    """See above.
+class BackwardOverrides(TorchFunctionMode):
+    """Replace the backward pass of products and activations.
 
     Args:
-        backward_weights: B by the id of the weight W in whose place it stands.
-        activations: whether activations can be skipped at all.
+        backward_weights: B by the id of the weight W that it replaces.
+        activations: whether the backward pass of activations can be skipped.
 
     Attributes:
-        exact: cotangents take the true graph; otherwise B's, and past activations if ``skip_activations``.
-        skip_activations: pass cotangents through activations as they are, whatever ``exact`` says.
-        weights: whether the gradient of weights is asked for.
+        exact: use the exact graph for products; otherwise B.
+        skip_activations: pass cotangents through activations unchanged, independently of ``exact``.
+        weights: whether the gradients of weights are computed.
     """
 
     def __init__(self, backward_weights: Mapping[int, Tensor], activations: bool = True):
@@ -58,7 +59,7 @@ class Faces(TorchFunctionMode):
 
 
 def _operands(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, tuple[tuple, dict[str, Any]]]:
-    """(input, weight, bias, what else) of a product."""
+    """(input, weight, bias, other arguments) of a product."""
     names = ("input", "weight", "bias")
     found = [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
     rest = {k: v for k, v in kwargs.items() if k not in names}
@@ -66,10 +67,12 @@ def _operands(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tens
 
 
 class _Product(torch.autograd.Function):
-    """y = f(x, W, b); the cotangent of x goes by B instead of W unless the mode is exact."""
+    """y = f(x, W, b); the cotangent of x uses B instead of W unless the mode is exact."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, mode: Faces, f: Callable, rest: Any, other: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, mode: BackwardOverrides, f: Callable, rest: Any, other: Tensor
+    ) -> Tensor:
         more, kwargs = rest
         with torch.enable_grad():
             ctx.leaves = [t if t is None else t.detach().requires_grad_() for t in (x, w, b)]
@@ -82,7 +85,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
-        if ctx.matrix is not None and not (ctx.mode.exact or ctx.mode.weights):  # as below, without a graph to walk
+        if ctx.matrix is not None and not (ctx.mode.exact or ctx.mode.weights):  # the same as below, without traversing a graph
             return g @ ctx.matrix, None, None, None, None, None, None
         x, w, b = ctx.leaves
         wanted = [t for t in (w, b) if t is not None] if ctx.mode.weights else []
@@ -93,10 +96,10 @@ class _Product(torch.autograd.Function):
 
 
 class _Activation(torch.autograd.Function):
-    """y = f(x); the cotangent passes as it is where the mode says so."""
+    """y = f(x); the cotangent passes unchanged if the mode skips activations."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mode: Faces, f: Callable, rest: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mode: BackwardOverrides, f: Callable, rest: Any) -> Tensor:
         more, kwargs = rest
         with torch.enable_grad():
             ctx.leaf = x.detach().requires_grad_()
