@@ -44,7 +44,8 @@ def about(found: dict[str, Any]) -> str:
     listed = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in found["settings"].items()}
     settings = ", ".join(f"{key} {value}" for key, value in listed.items() if value is not None)
     return (
-        f"*`benchmarks/{found['benchmark']}.py` ({settings}); {machine['cores']} cores of {machine['cpu']}, threads: {machine['threads']}; "
+        f"*`benchmarks/{found['benchmark']}.py` ({settings}); "
+        f"{machine['cores']} cores of {machine['cpu']}, threads: {machine['threads']}; "
         f"Python {machine['python']}, {versions}; commit `{machine['commit']}`.*"
     )
 

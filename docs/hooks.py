@@ -1,8 +1,8 @@
 """What mkdocs calls while it builds the site: pages get programs, tables and references from the code, and links out of docs/.
 
-A page asks for a text by ``<!-- include: CHANGELOG.md -->`` (all below its title), for a program by ``<!-- include: a/b.py -->``, for
-a table of figures by ``<!-- table: scaling -->``, and for a reference by ``<!-- generated: recipe -->``. A link that leaves docs/ leads
-to the file's copy on the site; where the site has none, the words stay and the link goes.
+A page asks for a text by ``<!-- include: CHANGELOG.md -->`` (all below its title), for a program by ``<!-- include: a/b.py -->``,
+for a table of figures by ``<!-- table: scaling -->``, and for a reference by ``<!-- generated: recipe -->``. A link that leaves
+docs/ becomes a link to the file's copy on the site; where the site has none, the words stay and the link goes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REQUEST = re.compile(r"^<!-- (include|table|generated): (\S+) -->$", re.MULTILIN
 REFERENCES = {"recipe": recipe_reference, "cli": cli_reference}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
-SHOWN = ("results/*/*.png", "results/*/*.csv", "results/benchmarks/*.json", "results/benchmarks/*.png")  # on the site by their own path
+SHOWN = ("results/*/*.png", "results/*/*.csv", "results/benchmarks/*.json")  # on the site by their own path
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:

@@ -6,26 +6,26 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 import griffe
+from docstrings import one_name_an_entry
 
-SLOTS = {
-    "ImageData", "Module", "LearningRule", "Optimizer", "Schedule", "Callback", "Neuron", "Encoder", "ThresholdCalibrator", "Surrogate",
-    "Loss", "Clipped",
-}  # fmt: skip
+SLOTS = {"ImageData", "Module", "LearningRule", "Optimizer", "Schedule", "Callback", "Neuron", "Encoder", "ThresholdCalibrator"}
+SLOTS |= {"Surrogate", "Loss", "Clipped"}  # inside components
+REQUIRED = object()
 
 
 def recipe_reference() -> str:
     """Keys of the pipeline, then the components of each slot, then the experiments of plugins."""
     from spikeprop import plugins
-    from spikeprop.experiment import HybridConversion
-    from spikeprop.recipe import home, slots
     from spikeprop.ann.activation import Clipped
+    from spikeprop.experiment import HybridConversion
     from spikeprop.learn import Loss
+    from spikeprop.recipe import home, slots
     from spikeprop.snn import Neuron, Surrogate
 
     parts = ["## Keys", *_keys(HybridConversion, "")]
@@ -37,20 +37,29 @@ def recipe_reference() -> str:
     for base, paths in bases.items():
         where = ", ".join(f"`{path}`" for path in paths)
         parts += [f"## {base.__name__}", f"Slots: {where}. Bare names are looked up in `{home(base)}`.", *_components(base)]
-    parts += ["## Experiments of plugins", "A recipe names them by its key `use`; the class `HybridConversion` above is the default."]
+    parts += ["## Experiments of plugins", "A recipe names them by its key `use`; `HybridConversion` above is the default."]
     for name in dir(plugins):
         found = getattr(plugins, name)
         if dataclasses.is_dataclass(found) and hasattr(found, "run"):
-            parts += [f"### spikeprop.plugins.{name}", summary(found), settings(found)]
+            parts += [f"### spikeprop.plugins.{name}", summary(found), settings(found, _fields(found))]
     return "\n\n".join(parts)
 
 
 def _keys(owner: type, path: str) -> list[str]:
     """A table of an experiment's keys, and one for each group of settings in it."""
-    groups = {name: hint for name, hint in get_type_hints(owner).items() if inspect.isclass(hint) and dataclasses.is_dataclass(hint)}
-    found = [summary(owner), settings(owner, path)]
-    for name, hint in groups.items():
-        found += [f"### {path}{name}", *_keys(hint, f"{path}{name}.")]
+    found = [summary(owner), settings(owner, _fields(owner), path)]
+    for name, hint in get_type_hints(owner).items():
+        if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+            found += [f"### {path}{name}", *_keys(hint, f"{path}{name}.")]
+    return found
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    """Settings of an experiment, or of a group of them, with their defaults."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        found[field.name] = REQUIRED if made is dataclasses.MISSING else made
     return found
 
 
@@ -58,16 +67,13 @@ def _components(base: type) -> Iterable[str]:
     """A heading, the first sentence and the settings of each component; one table of names where they are another library's."""
     from spikeprop.recipe import components, home
 
-    names = components(base)
-    own = {name: _class(name, home(base)) for name in names}
-    foreign = [name for name, cls in own.items() if not cls.__module__.startswith("spikeprop")]
+    known = {name: (_class(name, home(base)), defaults) for name, defaults in components(base).items()}
+    foreign = [name for name, (cls, _) in known.items() if not cls.__module__.startswith("spikeprop")]
     if foreign:
         yield f"From `{home(base)}`, with the settings documented there: {', '.join(f'`{name}`' for name in foreign)}."
-    for name, cls in own.items():
+    for name, (cls, defaults) in known.items():
         if name not in foreign:
-            yield f"### {name}"
-            yield summary(cls)
-            yield settings(cls)
+            yield from (f"### {name}", summary(cls), settings(cls, defaults))
 
 
 def _class(name: str, module: str) -> type:
@@ -76,17 +82,16 @@ def _class(name: str, module: str) -> type:
     return getattr(importlib.import_module(where or module), bare)
 
 
-def settings(cls: type, path: str = "") -> str:
+def settings(cls: type, defaults: Mapping[str, Any], path: str = "") -> str:
     """Table of what a component or an experiment takes: key, type, default, meaning."""
-    from spikeprop.recipe.names import _defaults
     from spikeprop.recipe.parts import hints_of
 
-    defaults, hints, texts = _defaults(cls), hints_of(cls), documented(cls)
+    hints, texts = hints_of(cls), documented(cls)
     if not defaults:
         return "No settings."
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name, default in defaults.items():
-        shown = "" if default == "(required)" else f"`{_plain(default)}`"
+        shown = "" if default is REQUIRED or default == "(required)" else f"`{_plain(default)}`"
         lines.append(f"| `{path}{name}` | {_cell(type_name(hints.get(name)))} | {_cell(shown)} | {_cell(texts.get(name, ''))} |")
     return "\n".join(lines)
 
@@ -134,15 +139,13 @@ def documented(cls: type) -> dict[str, str]:
         for section in parsed(base.__doc__ or ""):
             if section.kind in (griffe.DocstringSectionKind.attributes, griffe.DocstringSectionKind.parameters):
                 for item in section.value:
-                    several = f"{item.name} {item.annotation}" if item.name.endswith(",") else item.name  # "a, b: text"
-                    for name in several.split(","):
-                        found.setdefault(name.strip(), item.description.replace("``", "`"))
+                    found.setdefault(item.name, item.description.replace("``", "`"))
     return found
 
 
 def parsed(text: str) -> list[Any]:
     """Sections of a docstring in Google's style."""
-    return griffe.Docstring(inspect.cleandoc(text), lineno=1).parse("google", warnings=False)
+    return griffe.Docstring(one_name_an_entry(inspect.cleandoc(text)), lineno=1).parse("google", warnings=False)
 
 
 def summary(cls: Any) -> str:
