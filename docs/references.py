@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib
 import inspect
 import re
@@ -120,7 +121,7 @@ def type_name(hint: Any) -> str:
         return " or ".join("`null`" if one is NoneType else type_name(one) for one in get_args(hint))
     if inspect.isclass(hint) and get_origin(hint) is None:
         if dataclasses.is_dataclass(hint) and not inspect.isabstract(hint):
-            return "settings"
+            return "settings, see below"
         return _linked(hint) if inspect.isabstract(hint) else f"`{hint.__name__}`"
     return "any" if hint is None else f"`{re.sub(r'(?:[A-Za-z_]+[.])+', '', str(hint))}`"
 
@@ -182,10 +183,10 @@ def _options(command: click.Command, context: click.Context) -> str:
     for parameter in command.params:
         record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
         if record is not None:
-            lines.append(f"| `{_cell(record[0])}` | {_cell(_code(record[1]))} |")
+            lines.append(f"| <code>{_text(record[0])}</code> | {_text(record[1])} |")
     return "\n".join(lines) if len(lines) > 2 else "No options."
 
 
-def _code(text: str) -> str:
-    """Angle brackets and stars are not Markdown here."""
-    return text.replace("<", "&lt;").replace("*", "\\*")
+def _text(text: str) -> str:
+    """Text for a table, in which nothing is Markdown."""
+    return html.escape(text, quote=False).replace("|", "&#124;").replace("*", "&#42;")

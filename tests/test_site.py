@@ -146,12 +146,12 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_links_out_of_the_pages_lead_to_the_site_or_go(hooks: Any) -> None:
     places = {("results/a.png", ""): "../a.png", ("CHANGELOG.md", "x"): "../log.html#x"}
-    text = "![p](../../results/a.png) [x](../../CHANGELOG.md#x) [gone](../../b.md) [far](https://a.example/) [here](#h) [p](../c.md)"
+    text = "![p](../../results/a.png) [x](../../CHANGELOG.md#x) [gone](../../b) [far](https://a.example/) [h](#h) [p](../c.md)"
 
     def find(path: str, anchor: str) -> str | None:
         return places.get((path, anchor))
 
-    expected = "![p](../a.png) [x](../log.html#x) gone [far](https://a.example/) [here](#h) [p](../c.md)"
+    expected = "![p](../a.png) [x](../log.html#x) gone [far](https://a.example/) [h](#h) [p](../c.md)"
     assert hooks.relinked(text, "docs/guides", find) == expected
     assert hooks.relinked("```\n[gone](../../b.txt)\n```", "docs/guides", find) == "```\n[gone](../../b.txt)\n```"
     with pytest.raises(Exception, match=r"no picture '\.\./b\.png'"):
