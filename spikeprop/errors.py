@@ -1,8 +1,8 @@
 """Errors that users meet. Each message names the thing that is wrong and what to do about it."""
 
-
-class SpikepropError(Exception):
-    """Base of spikeprop's own errors; the command line shows their message without a traceback."""
+from spikeprop_hardware.errors import HardwareError as HardwareError
+from spikeprop_hardware.errors import NirError as NirError
+from spikeprop_hardware.errors import SpikepropError as SpikepropError
 
 
 class DamagedFileError(SpikepropError):
@@ -74,14 +74,6 @@ class EvaluationError(SpikepropError):
 
 class ProcessError(SpikepropError):
     """Of several processes one cannot go on, so none does."""
-
-
-class NirError(SpikepropError):
-    """A NIR graph holds something we do not know."""
-
-
-class HardwareError(SpikepropError):
-    """The Lava simulation cannot be started or failed."""
 
 
 class RankError(SpikepropError):
