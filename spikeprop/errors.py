@@ -1,9 +1,8 @@
 """Errors that users meet, grouped by room. Each message names the thing that is wrong and says how to remedy it."""
 
-
-class SpikepropError(Exception):
-    """Base of spikeprop's own errors; the command line shows their message without a traceback."""
-
+from spikeprop_hardware.errors import HardwareError as HardwareError
+from spikeprop_hardware.errors import NirError as NirError
+from spikeprop_hardware.errors import SpikepropError as SpikepropError
 
 # runtime ----------------------------------------------------------------------------------------------------------------------
 
@@ -82,14 +81,6 @@ class EvaluationError(SpikepropError):
 
 
 # deploy -----------------------------------------------------------------------------------------------------------------------
-
-
-class NirError(SpikepropError):
-    """A NIR graph contains something that spikeprop cannot read or write."""
-
-
-class HardwareError(SpikepropError):
-    """The Lava simulation cannot be started or failed."""
 
 
 # experiment, sweep ------------------------------------------------------------------------------------------------------------

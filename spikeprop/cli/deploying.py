@@ -25,8 +25,8 @@ def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, tr
     Without --for the file is for spikeprop and its hardware: other libraries would take it for something else (reset by
     subtraction, milliseconds). What a library does not have is refused.
     """
-    from spikeprop.deploy.export import export as write
-    from spikeprop.deploy.export import export_netx
+    from spikeprop.deploy import export as write
+    from spikeprop.deploy import export_netx
 
     if reader and form == "netx":
         raise click.UsageError("--for is for NIR; netx is lava-dl's alone")
@@ -72,7 +72,7 @@ def simulate(
     Both get the same encoded inputs. A NIR file that `export` wrote says which data, normalisation, encoder and steps belong
     to it; for any other, the options do.
     """
-    from spikeprop.deploy.export import Target, compare
+    from spikeprop.deploy import Target, compare
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
@@ -94,9 +94,9 @@ def budget(network: Path, samples: int, data: str | None, encoder: str | None, t
     """Neurons, synapses, axons, cores and chips of Loihi 2 that a NETWORK (checkpoint or NIR file) takes, SynOps and energy.
 
     An estimate: which limits are published, which are assumed, and whose energy figures these are stands in
-    spikeprop_hardware/budget.py.
+    spikeprop_hardware/chip.py.
     """
-    from spikeprop.deploy.export import chip_budget, encoded
+    from spikeprop.deploy import chip_budget, encoded
     from spikeprop.evaluate.report import chip_rows
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch

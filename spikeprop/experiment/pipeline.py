@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from spikeprop.convert import activation_scales, convert, relu_activations, to_spiking
 from spikeprop.data import ImageData
-from spikeprop.deploy.export import chip_budget, compare, export
+from spikeprop.deploy import chip_budget, compare, export
 from spikeprop.errors import CheckpointError, DamagedFileError, EvaluationError, NirError, RecipeError
 from spikeprop.evaluate import (
     MAC_JOULES,

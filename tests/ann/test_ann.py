@@ -13,7 +13,7 @@ from torch import nn
 from spikeprop import CNN, IF, VGG, Direct, ResNet
 from spikeprop.ann import TorchvisionModel
 from spikeprop.convert import to_spiking
-from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy import to_nir
 from spikeprop.errors import CheckpointError
 
 

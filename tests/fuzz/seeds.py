@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spikeprop import CNN, IF, LIF, Backprop, Digits, Direct, Poisson, fit
 from spikeprop.convert import to_spiking
-from spikeprop.deploy.export import export
+from spikeprop.deploy import export
 from spikeprop.learn import load_checkpoint, save_checkpoint
 from spikeprop.recipe import recipe_folder
 

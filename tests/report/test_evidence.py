@@ -20,7 +20,7 @@ from PIL import Image
 
 from spikeprop import Digits
 from spikeprop.cli import main
-from spikeprop.deploy.export import record
+from spikeprop.deploy import record
 from spikeprop.errors import RunError
 from spikeprop.evaluate.raster import raster
 from spikeprop.evaluate.thumbnails import LARGEST, thumbnail

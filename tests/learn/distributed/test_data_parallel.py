@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spikeprop import CNN, IF, MLP, Direct, MaxActivation, convert, fit
-from spikeprop.deploy.quantised import QuantisedBPTT
+from spikeprop.deploy import QuantisedBPTT
 from spikeprop.errors import BusyError, ProcessError, Stopped
 from spikeprop.learn import BPTT, Backprop, LearningRule
 from spikeprop.learn.distributed.batchnorm import moments

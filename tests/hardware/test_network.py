@@ -6,13 +6,13 @@ import nir
 import numpy as np
 import pytest
 import torch
-from spikeprop_hardware import HardwareError
+from spikeprop_hardware import NirError
 from spikeprop_hardware.matrix import linear_of
-from spikeprop_hardware.plan import make_plan
+from spikeprop_hardware.network import lay_out
 from torch import nn
 
 from spikeprop import IF, MaxActivation, ResNet, convert
-from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy import to_nir
 from tests.deploy.test_nir import graph_with, lif
 
 
@@ -54,12 +54,12 @@ def test_pooling_matrices_are_torchs_pooling() -> None:
 def test_chains_are_folded_and_skips_get_the_missing_delay() -> None:
     torch.manual_seed(0)
     network = convert(ResNet(depth=8, input_shape=(1, 8, 8), classes=3), [torch.rand(8, 1, 8, 8)], IF(), MaxActivation())
-    plan = make_plan(to_nir(network))
-    assert [p.name for p in plan.populations[:-1]] == list(network.neurons())
-    assert [p.depth for p in plan.populations] == list(range(1, 9))
-    delays = {p.name: [c.delay for c in p.connections] for p in plan.populations if len(p.connections) > 1}
+    laid_out = lay_out(to_nir(network))
+    assert [p.name for p in laid_out.populations[:-1]] == list(network.neurons())
+    assert [p.depth for p in laid_out.populations] == list(range(1, 9))
+    delays = {p.name: [c.delay for c in p.connections] for p in laid_out.populations if len(p.connections) > 1}
     assert list(delays.values()) == [[0, 1], [0, 1]]
-    head = plan.populations[-1]
+    head = laid_out.populations[-1]
     assert len(head.connections) == 1
     assert head.theta is None
     assert head.connections[0].matrix.shape == (3, 128 * 2 * 2)
@@ -70,7 +70,7 @@ def test_chains_are_folded_and_skips_get_the_missing_delay() -> None:
     [
         (nir.Threshold(threshold=np.ones(3)), "'x' is a Threshold, which"),
         (nir.IF(r=np.ones(3), v_threshold=np.ones(3), metadata={"reset": "bounce"}), "reset mode 'bounce'"),
-        (nir.IF(r=np.ones(3), v_threshold=np.ones(3), v_reset=np.full(3, 0.5)), "v_reset other than 0"),
+        (nir.IF(r=np.ones(3), v_threshold=np.ones(3), v_reset=np.full(3, 0.5)), "v_reset = 0.5; only"),
         (lif(), "without a time step"),
         (nir.Linear(weight=np.eye(5)[:3]), "reads 5 values"),
         (nir.Flatten(input_type={"input": np.array([3])}, start_dim=1), "'x' flattens axes 1 to -1"),
@@ -91,8 +91,8 @@ def test_what_is_not_known_is_refused(node: nir.NIRNode, says: str) -> None:
         )
     else:
         graph = graph_with(node)
-    with pytest.raises(HardwareError, match=says):
-        make_plan(graph)
+    with pytest.raises(NirError, match=says):
+        lay_out(graph)
 
 
 def unit(*, metadata: dict | None = None) -> nir.IF:
@@ -103,8 +103,8 @@ def test_a_linear_node_that_reads_a_sum_adds_its_bias_once() -> None:
     given, taken = nir.Input(input_type={"input": np.array([3])}), nir.Output(output_type={"output": np.array([3])})
     nodes = {"x": given, "a": unit(), "b": unit(), "sum": nir.Affine(np.eye(3) * 2, np.full(3, 0.25)), "c": unit(), "y": taken}
     edges = [("x", "a"), ("x", "b"), ("a", "sum"), ("b", "sum"), ("sum", "c"), ("c", "y")]
-    plan = make_plan(nir.NIRGraph(nodes=nodes, edges=edges))
-    c = plan.populations[2]
+    network = lay_out(nir.NIRGraph(nodes=nodes, edges=edges))
+    c = network.populations[2]
     np.testing.assert_array_equal(c.bias, np.full(3, 0.25))
     assert [(connection.source, connection.matrix.sum()) for connection in c.connections] == [("a", 6), ("b", 6)]
 
@@ -118,8 +118,8 @@ def test_a_sum_of_different_shapes_is_refused() -> None:
         "y": nir.Output(output_type={"output": np.array([3])}),
     }
     edges = [("x", "a"), ("x", "b"), ("a", "c"), ("b", "c"), ("c", "y")]
-    with pytest.raises(HardwareError, match="node 'c' reads a sum of tensors of different shapes"):
-        make_plan(nir.NIRGraph(nodes=nodes, edges=edges, type_check=False))
+    with pytest.raises(NirError, match="node 'c' reads a sum of tensors of different shapes"):
+        lay_out(nir.NIRGraph(nodes=nodes, edges=edges, type_check=False))
 
 
 def test_flatten_keeps_the_axes_that_it_is_not_given() -> None:
@@ -132,5 +132,5 @@ def test_a_strided_convolution_with_padding_same_is_refused() -> None:
     conv = nir.Conv2d(
         input_shape=(6, 6), weight=np.ones((1, 1, 3, 3)), stride=2, padding="same", dilation=1, groups=1, bias=np.zeros(1)
     )
-    with pytest.raises(HardwareError, match="'c' has padding 'same' with stride"):
+    with pytest.raises(NirError, match="'c' has padding 'same' with stride"):
         linear_of(conv, (1, 6, 6), "c")

@@ -8,15 +8,15 @@ import nir
 import numpy as np
 import pytest
 from spikeprop_hardware import HardwareError
-from spikeprop_hardware.budget import SYNOP_JOULES, UPDATE_JOULES, Chip, activity, budget, energy_joules
-from spikeprop_hardware.plan import Plan, make_plan
-from spikeprop_hardware.quantize import quantize_plan
+from spikeprop_hardware.chip import SYNOP_JOULES, UPDATE_JOULES, Chip, activity, budget, energy_joules
+from spikeprop_hardware.network import ChipNetwork, lay_out
+from spikeprop_hardware.quantization import quantize_network
 
-from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy import to_nir
 from tests.hardware.random_networks import KINDS, random_network, simulate_in_torch
 
 
-def conv_then_dense() -> Plan:
+def conv_then_dense() -> ChipNetwork:
     """1x4x4 input, 3x3 convolution to 2 channels with padding 1, a dense layer of 5."""
     ones = np.ones((2, 4, 4))
     nodes = {
@@ -28,7 +28,7 @@ def conv_then_dense() -> Plan:
         "out": nir.Output(output_type={"output": np.array([5])}),
     }
     edges = [("in", "w"), ("w", "a"), ("a", "flat"), ("flat", "v"), ("v", "out")]
-    return make_plan(nir.NIRGraph(nodes=nodes, edges=edges, type_check=False))
+    return lay_out(nir.NIRGraph(nodes=nodes, edges=edges, type_check=False))
 
 
 def test_counts_by_hand() -> None:
@@ -59,7 +59,7 @@ def test_a_layer_is_split_where_a_core_is_full() -> None:
 
 def test_what_cannot_be_placed_is_explained() -> None:
     network, _ = random_network(KINDS.index("residual"))
-    plan = make_plan(to_nir(network))
+    plan = lay_out(to_nir(network))
     skip = max(c.delay for p in plan.populations for c in p.connections)
     assert skip > 0
     for chip, says in (
@@ -79,7 +79,7 @@ def test_what_cannot_be_placed_is_explained() -> None:
 @pytest.mark.parametrize("seed", range(len(KINDS)), ids=KINDS)
 def test_synops_are_spikes_times_fan_out(seed: int) -> None:
     network, inputs = random_network(seed)
-    plan = make_plan(to_nir(network))
+    plan = lay_out(to_nir(network))
     spikes, _, _ = simulate_in_torch(network, inputs)
     active = {layer.name: layer for layer in activity(plan, inputs)}
     assert active.keys() == {plan.input, *spikes}
@@ -100,6 +100,6 @@ def test_synops_are_spikes_times_fan_out(seed: int) -> None:
 
 def test_an_integer_network_has_the_same_layout_and_wrong_inputs_are_refused() -> None:
     plan = conv_then_dense()
-    assert budget(quantize_plan(plan).network) == budget(plan)
+    assert budget(quantize_network(plan).network) == budget(plan)
     with pytest.raises(HardwareError, match="inputs have shape"):
         activity(plan, np.zeros((1, 2, 5)))

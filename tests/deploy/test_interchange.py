@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 from spikeprop import CNN, IF, LIF, MLP, Direct, Percentile, Poisson, ResNet, convert
-from spikeprop.deploy.export import export, record
-from spikeprop.deploy.nir import to_nir
-from spikeprop.deploy.portable import portable
+from spikeprop.deploy import export, portable, record, to_nir
 from spikeprop.errors import NirError
 from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork, Synapse
 

@@ -23,8 +23,9 @@ from typing import Any
 
 import nir
 import numpy as np
+from spikeprop_hardware.graph import SpikingMaxPool2d, neurons_of, pair, readout_from
+from spikeprop_hardware.matrix import places_of
 
-from spikeprop.deploy.nir_pool import is_max_pool
 from spikeprop.errors import NirError
 
 NORSE_DT = 1e-3
@@ -47,12 +48,12 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     if target not in _NEURONS:
         raise NirError(f"there is no way to write for {target!r}; known: {', '.join(_NEURONS)}")
     for name, node in graph.nodes.items():  # first, since nothing else that is mended would help
-        if is_max_pool(node):
+        if isinstance(node, SpikingMaxPool2d):
             raise NirError(
                 f"node {name!r} is a max pooling of spikes by their counts, which {target} does not have; train with average "
                 "pooling in its place (TorchvisionModel: pooling: average; a plan of CNN: A)"
             )
-    delay = int((graph.metadata or {}).get("readout_from", 0))
+    delay = readout_from(graph)
     if delay:
         raise NirError(
             f"the network's output counts from step {delay} on (a delayed readout), which {target} would not know: its scores "
@@ -96,31 +97,20 @@ def _chain(graph: nir.NIRGraph, target: str) -> list[str]:
 
 
 def _leak(name: str, node: Any, target: str) -> float:
-    """The factor on the potential a step, after a look at what neither library does."""
-    metadata = node.metadata or {}
-    if metadata.get("signed"):
+    """The factor on the potential in each step; what neither library does is refused."""
+    neurons = neurons_of(node, name)
+    if neurons.signed:
         raise NirError(f"node {name!r} takes spikes back (SignedIF), which {target} does not have; convert with IF, reset: zero")
-    if metadata.get("reset", "zero") != "zero":
+    if neurons.reset != "zero":
         raise NirError(
-            f"node {name!r} resets by subtraction, which NIR cannot say: {target} would reset to zero, and its spikes would "
-            "differ without a word. Convert with reset: zero, or use spikeprop.snn.interop.rebuild, which maps what can be mapped"
+            f"node {name!r} resets by subtraction, which NIR cannot say: {target} would reset to zero, and its spikes "
+            "would differ without a warning. Convert with reset: zero, or use spikeprop.snn.interop.rebuild, which maps more"
         )
-    if np.any(np.asarray(metadata.get("v_init", 0.0)) != 0):
+    if np.any(neurons.v_init != 0):
         raise NirError(f"node {name!r} starts at v_init other than 0, and {target}'s neurons start at 0; convert with v_init: 0")
-    if np.any(np.asarray(node.v_reset) != 0):
-        raise NirError(f"node {name!r} resets to v_reset other than 0, which {target}'s importer does not read")
-    if isinstance(node, nir.IF):
-        if not np.allclose(node.r, 1):
-            raise NirError(f"node {name!r} is an IF with r other than 1; fold r into the weights before it")
-        return 1.0
-    if "dt" not in metadata:
-        raise NirError(f"node {name!r} is a LIF without a time step; record metadata dt in the unit of tau")
-    leak = 1 - float(metadata["dt"]) / np.asarray(node.tau, dtype=np.float64)
-    if np.any(leak != leak.flat[0]) or np.any(np.asarray(node.v_leak) != 0) or not np.allclose(node.r * (1 - leak), 1):
-        raise NirError(
-            f"node {name!r} has several time constants, a v_leak, or r*dt/tau other than 1; only v = leak*v + I is written"
-        )
-    return float(metadata.get("leak", leak.flat[0]))
+    if np.any(neurons.leak != neurons.leak.flat[0]):
+        raise NirError(f"node {name!r} has several time constants; one leak a layer is written for {target}")
+    return float(neurons.leak.flat[0])
 
 
 def _for_norse(name: str, node: Any, leak: float) -> tuple[Any, np.ndarray]:
@@ -170,19 +160,20 @@ def _linear(name: str, node: Any, shape: Shape, target: str) -> tuple[Any, Shape
         return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1), (int(np.prod(shape)),)
     if isinstance(node, nir.Conv2d) and not isinstance(node.padding, str):
         full = _ungrouped(np.asarray(node.weight), int(node.groups))
-        conv = _conv(full, np.asarray(node.bias), shape, node.stride, node.padding, node.dilation)
-        return conv, _after(full, shape, node.stride, node.padding, node.dilation)
+        return _conv(node, full, np.asarray(node.bias), shape, pair(node.dilation)), places_of(node, shape, name).after
     if isinstance(node, nir.AvgPool2d):
-        kernel = _pair(node.kernel_size)
+        after = places_of(node, shape, name).after
+        if target == "snntorch":
+            return node, after
+        kernel = pair(node.kernel_size)
         weight = np.zeros((shape[0], shape[0], *kernel))
         weight[np.arange(shape[0]), np.arange(shape[0])] = 1 / (kernel[0] * kernel[1])
-        after = _after(weight, shape, node.stride, node.padding, 1)
-        return node if target == "snntorch" else _conv(weight, np.zeros(shape[0]), shape, node.stride, node.padding, 1), after
+        return _conv(node, weight, np.zeros(shape[0]), shape, (1, 1)), after
     raise NirError(f"node {name!r} is a {type(node).__name__} (or has padding in words), which is not written for {target}")
 
 
-def _conv(weight: np.ndarray, bias: np.ndarray, shape: Shape, stride: Any, padding: Any, dilation: Any) -> nir.Conv2d:
-    return nir.Conv2d((shape[1], shape[2]), weight, _pair(stride), _pair(padding), _pair(dilation), 1, bias)
+def _conv(node: Any, weight: np.ndarray, bias: np.ndarray, shape: Shape, dilation: tuple[int, int]) -> nir.Conv2d:
+    return nir.Conv2d((shape[1], shape[2]), weight, pair(node.stride), pair(node.padding), dilation, 1, bias)
 
 
 def _ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -192,14 +183,3 @@ def _ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
         start = o // (outputs // groups) * inputs
         full[o, start : start + inputs] = weight[o]
     return full
-
-
-def _after(weight: np.ndarray, shape: Shape, stride: Any, padding: Any, dilation: Any) -> Shape:
-    s, p, d = _pair(stride), _pair(padding), _pair(dilation)
-    sizes = [(shape[i + 1] + 2 * p[i] - d[i] * (weight.shape[i + 2] - 1) - 1) // s[i] + 1 for i in (0, 1)]
-    return (len(weight), sizes[0], sizes[1])
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = np.broadcast_to(np.asarray(value, dtype=int), (2,))
-    return int(values[0]), int(values[1])

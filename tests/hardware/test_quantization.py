@@ -11,16 +11,15 @@ import nir
 import numpy as np
 import pytest
 import torch
-from spikeprop_hardware import HardwareError, Recording, quantize, simulate
+from spikeprop_hardware import HardwareError, NirError, Recording, quantize, simulate
 from spikeprop_hardware.environment import lava_python
 from spikeprop_hardware.integer import IntegerNetwork, load, save
-from spikeprop_hardware.plan import make_plan
-from spikeprop_hardware.reading import read_graph
+from spikeprop_hardware.network import lay_out
+from spikeprop_hardware.reading import read_nir
 from spikeprop_hardware.reference import Simulator
 
 from spikeprop import CNN, IF, LIF, Direct
-from spikeprop.deploy.export import export
-from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy import export, to_nir
 from tests.hardware.random_networks import KINDS, random_network
 from tests.hardware.test_lava import lava_or_skip, network_of
 
@@ -31,7 +30,7 @@ SEEDS = range(2 * len(KINDS))
 def test_integers_stand_for_the_networks_numbers(seed: int) -> None:
     network, _ = random_network(seed, real=True)
     graph = to_nir(network)
-    plan, (integers, report) = make_plan(graph), quantize(graph, input_limit=2.0)
+    plan, (integers, report) = lay_out(graph), quantize(graph, input_limit=2.0)
     assert [layer.name for layer in report] == [p.name for p in plan.populations]
     for real, chip, layer in zip(plan.populations, integers.populations, report):
         if real.pools:  # counts spikes, whatever the precision
@@ -129,22 +128,22 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     _, inputs = random_network(1)
     whole = damaged(tmp_path).read_bytes()
     (tmp_path / "cut.nir").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(HardwareError, match=r"cut\.nir is not a NIR file, or only a part"):
+    with pytest.raises(NirError, match=r"cut\.nir is not a NIR file, or only a part"):
         simulate(tmp_path / "cut.nir", inputs, backend="reference")
-    with pytest.raises(HardwareError, match="there is no file"):
-        read_graph(tmp_path / "missing.nir")
-    graph = read_graph(damaged(tmp_path))
+    with pytest.raises(NirError, match="there is no file"):
+        read_nir(tmp_path / "missing.nir")
+    graph = read_nir(damaged(tmp_path))
     nodes: Any = graph.nodes
     weight, threshold = nodes["c0_synapse0_0"].weight.copy(), nodes["c0"].v_threshold
     weight[0, 0, 0, 0] = np.nan
     for changes, says in [
         ({"weight": weight}, "'c0_synapse0_0' holds NaN or infinity in its weight"),
         ({"weight": np.ones((4, 3, 1, 1))}, "'c0_synapse0_0' has weights (4, 3, 1, 1) in 1 groups, which do not fit"),
-        ({"v_threshold": np.ones(7)}, "node 'c0' cannot be read: All parameters must have the same shape"),
+        ({"v_threshold": np.ones(7)}, "node 'c0' cannot be read as IF: All parameters must have the same shape"),
         ({"v_threshold": np.ones(7), "v_reset": np.zeros(7), "r": np.ones(7)}, "'c0' has thresholds of shape (7,)"),
         ({"v_threshold": -threshold}, "thresholds are positive"),
     ]:
-        with pytest.raises(HardwareError) as caught:
+        with pytest.raises(NirError) as caught:
             simulate(damaged(tmp_path, **changes), inputs, backend="reference")
         assert says in str(caught.value)
 

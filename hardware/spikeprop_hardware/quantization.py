@@ -35,7 +35,7 @@ from spikeprop_hardware.integer import (
     IntegerNetwork,
     IntegerPopulation,
 )
-from spikeprop_hardware.plan import Connection, Plan, Population, make_plan
+from spikeprop_hardware.network import ChipNetwork, Connection, Population, lay_out
 
 OCTAVE = 32  # scales tried per factor of two
 CURRENT_LIMIT = STATE_LIMIT >> ALIGN
@@ -84,28 +84,27 @@ def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None) -> Quanti
     """Quantise a network.
 
     Args:
-        graph: any graph that ``make_plan`` lays out.
+        graph: any graph that ``lay_out`` lays out.
         input_limit: largest absolute input; default 1 where the graph's metadata names the Poisson encoder, whose inputs are
             -1, 0 and 1, else 4. Inputs other than Poisson's are rounded to 1/256.
 
     Raises:
-        HardwareError: what ``make_plan`` refuses.
+        HardwareError: what ``lay_out`` refuses.
     """
-    return quantize_plan(make_plan(graph), input_limit)
+    return quantize_network(lay_out(graph), input_limit)
 
 
-def quantize_plan(plan: Plan, input_limit: float | None = None, exponents: Sequence[int] = EXPONENTS) -> Quantized:
-    """``quantize`` for a graph that is laid out already, with the exponents that connections may have."""
-    spiking = plan.encoder == "Poisson"
+def quantize_network(network: ChipNetwork, input_limit: float | None = None, exponents: Sequence[int] = EXPONENTS) -> Quantized:
+    """``quantize`` for a network that is laid out already, with the exponents that connections may have."""
+    spiking = network.encoder == "Poisson"
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
-    network = IntegerNetwork(plan.input_shape, plan.input, 1.0 if spiking else GRADED, limit, plan.readout_from)
+    made = IntegerNetwork(network.input_shape, network.input, 1.0 if spiking else GRADED, limit, network.readout_from)
     report = []
-    for population in plan.populations:
-        made = _counting(population) if population.pools else _Layer(population, plan, network, exponents).quantize()
-        quantized, layer = made
-        network.populations.append(quantized)
+    for population in network.populations:
+        quantized, layer = _counting(population) if population.pools else _Quantizer(population, made, exponents).quantize()
+        made.populations.append(quantized)
         report.append(layer)
-    return Quantized(network, report)
+    return Quantized(made, report)
 
 
 def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
@@ -123,12 +122,12 @@ def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
     return layer, report
 
 
-class _Layer:
+class _Quantizer:
     """One population on its way to integers."""
 
-    def __init__(self, population: Population, plan: Plan, network: IntegerNetwork, exponents: Sequence[int]):
+    def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
         self.population, self.exponents = population, exponents
-        at_input = [c.source == plan.input for c in population.connections]
+        at_input = [c.source == network.input for c in population.connections]
         self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
         self.source_limits = [network.input_limit if own else 1.0 for own in at_input]
         reaches = [

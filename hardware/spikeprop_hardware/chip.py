@@ -32,7 +32,7 @@ import numpy as np
 
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
-from spikeprop_hardware.plan import Connection, Plan, Population
+from spikeprop_hardware.network import ChipNetwork, Connection, Population
 from spikeprop_hardware.reference import Simulator
 
 SYNOP_JOULES = 23.6e-12
@@ -105,7 +105,7 @@ class Activity:
     synops: float
 
 
-def budget(network: Plan | IntegerNetwork, chip: Chip = Chip()) -> Budget:
+def budget(network: ChipNetwork | IntegerNetwork, chip: Chip = Chip()) -> Budget:
     """Lay a network out on the cores of Loihi 2."""
     reached = _fan_out(network)
     layers, problems = [], []
@@ -124,7 +124,7 @@ def budget(network: Plan | IntegerNetwork, chip: Chip = Chip()) -> Budget:
     return Budget(layers=layers, cores=cores, chips=chips, problems=problems)
 
 
-def activity(network: Plan | IntegerNetwork, inputs: np.ndarray) -> list[Activity]:
+def activity(network: ChipNetwork | IntegerNetwork, inputs: np.ndarray) -> list[Activity]:
     """Spikes and SynOps a sample, by running the reference simulator.
 
     Args:
@@ -151,13 +151,13 @@ def activity(network: Plan | IntegerNetwork, inputs: np.ndarray) -> list[Activit
     ]
 
 
-def energy_joules(network: Plan | IntegerNetwork, active: list[Activity], steps: int) -> float:
+def energy_joules(network: ChipNetwork | IntegerNetwork, active: list[Activity], steps: int) -> float:
     """The estimate of this module, a sample of so many steps."""
     neurons = sum(len(p.bias) for p in network.populations)
     return SYNOP_JOULES * sum(layer.synops for layer in active) + UPDATE_JOULES * neurons * steps
 
 
-def _fan_out(network: Plan | IntegerNetwork) -> dict[str, np.ndarray]:
+def _fan_out(network: ChipNetwork | IntegerNetwork) -> dict[str, np.ndarray]:
     """Synapses that a spike of each neuron reaches, by layer, the input included."""
     sizes = {network.input: int(np.prod(network.input_shape)), **{p.name: len(p.bias) for p in network.populations}}
     reached = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
