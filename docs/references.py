@@ -85,9 +85,8 @@ def _class(name: str, module: str) -> type:
 
 def settings(cls: type, defaults: Mapping[str, Any], path: str = "") -> str:
     """Table of what a component or an experiment takes: key, type, default, meaning."""
-    from spikeprop.recipe.parts import hints_of
-
-    hints, texts = hints_of(cls), documented(cls)
+    hints = get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    texts = documented(cls)
     if not defaults:
         return "No settings."
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
