@@ -23,8 +23,9 @@ from spikeprop.convert import (
     relu_activations,
     to_spiking,
 )
-from spikeprop.convert.calibrators.correction import CalibratedLayer, _Fit, delay_readout
-from spikeprop.convert.calibrators.statistics import quantised
+from spikeprop.convert.calibrators.advanced_calibration import LayerFit
+from spikeprop.convert.calibrators.correction import delay_readout
+from spikeprop.convert.calibrators.least_error import quantised
 from spikeprop.experiment.networks import _make_room
 from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
 from spikeprop.snn import Direct, Layer, NeuronState, SpikingNetwork, Synapse
@@ -202,11 +203,11 @@ def test_the_fit_of_advanced_calibration_finds_weights_that_were_spoilt() -> Non
     rates = torch.rand(256, 8)
     target = torch.relu(linear(rates)).detach()
     linear.weight.data.mul_(0.5)
-    stage = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
-    fit = _Fit(CalibratedLayer("hidden", stage, target, {"input": rates}), 16)
-    before = fit._error()
+    layer = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
+    fit = LayerFit(layer, target, {"input": rates}, timesteps=16)
+    before = fit.error()
     fit.run(iterations=300, batch_size=64, step=0.01)
-    assert fit._error() < 0.2 * before
+    assert fit.error() < 0.2 * before
 
 
 def test_a_fit_that_does_not_help_is_taken_back() -> None:
@@ -214,9 +215,9 @@ def test_a_fit_that_does_not_help_is_taken_back() -> None:
     linear = nn.Linear(8, 5)
     rates = torch.rand(256, 8)
     target = torch.relu(linear(rates)).detach()
-    stage = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
+    layer = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
     weight = linear.weight.detach().clone()
-    _Fit(CalibratedLayer("hidden", stage, target, {"input": rates}), 1000).run(iterations=3, batch_size=8, step=1.0)
+    LayerFit(layer, target, {"input": rates}, timesteps=1000).run(iterations=3, batch_size=8, step=1.0)
     assert torch.equal(linear.weight, weight)
 
 

@@ -31,7 +31,7 @@ FAMILIES = {
 
 
 def lively(ann: nn.Module) -> nn.Module:
-    """Batch-norm statistics large enough to matter when folded, and shifts small enough that the image still matters in the last layer."""
+    """Batch-norm statistics that change the output, with shifts so small that the image still matters in the last layer."""
     for module in ann.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
