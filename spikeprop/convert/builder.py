@@ -1,8 +1,8 @@
-"""``Builder``: the spiking layers that were made so far, and what operations ask about the traced graph.
+"""``Builder``: the spiking layers made so far, and what the operations need to know about the traced graph.
 
 Each traced value is a sum of branches (``convert/value.py``). A ReLU closes a layer: the branches become its synapses, and the
-ReLU becomes its neurons. A clipped ReLU limits what its neurons stand for (``Layer.ceiling``); a leaky one becomes two layers,
-one for each sign.
+ReLU becomes its neurons. A clipped ReLU limits the activation scale (``Layer.ceiling``); a leaky one becomes two layers, one
+for each sign.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
 
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
-NEGATIVE = "_negative"  # ends the name of a layer that stands for the negative side of an activation
+NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 VIEWS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # modules whose output shares their input's memory in evaluation
 VIEW_FUNCTIONS = ("flatten", "view", "reshape", "squeeze", "detach", "contiguous", "getitem", "dropout", "dropout2d")
@@ -75,7 +75,7 @@ class Builder:
         return self.value_of(node, arguments[index] if index < len(arguments) else None)
 
     def value_of(self, node: fx.Node, argument: Any) -> Value:
-        """The value that an argument stands for."""
+        """The value of an argument."""
         if not isinstance(argument, fx.Node) or argument not in self.values:
             raise refuse(node, f"a constant operand ({argument!r})", "fold constants into a layer's bias")
         return self.values[argument]
@@ -87,7 +87,7 @@ class Builder:
         return tuple(outlined.shape[1:])
 
     def constant(self, argument: Any) -> Any:
-        """An argument, with the numbers that computed sizes stand for."""
+        """An argument in which sizes that the network computes are numbers."""
         if isinstance(argument, fx.Node):
             return self.outline[argument]
         if isinstance(argument, tuple | list):
@@ -124,7 +124,7 @@ class Builder:
         done = self.order[node]
         for other in (n for n in self.order if self.order[n] < done and n is not argument):
             if any(self.order[user] > done for user in other.users) and self._root(other) is self._root(argument):
-                what = f"a change in place of what {other.name!r} holds and others read later"
+                what = f"an in-place change of {other.name!r}, which is read later"
                 raise refuse(node, what, "use the operation that returns a new tensor")
         self.values[argument] = result
         return result

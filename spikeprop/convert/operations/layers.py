@@ -117,7 +117,7 @@ def _max_pool(
 
 
 def _pooled(builder: Builder, node: fx.Node, pool: SpikingMaxPool) -> Value:
-    """A layer of max pooling, after ReLU: the largest of the rectified values is the rectified largest value."""
+    """A layer of max pooling, with ReLU before it: max(relu(x)) = relu(max(x))."""
     value, source = builder.value(node), node.args[0]
     if any(b.source == INPUT for b in value if not any(isinstance(op, nn.Conv2d | nn.Linear) for op in b.ops)):
         raise refuse(node, "max pooling of the image", "pool the images before they enter the network, or put a layer before it")
@@ -126,7 +126,7 @@ def _pooled(builder: Builder, node: fx.Node, pool: SpikingMaxPool) -> Value:
         after = [rectifier_of(builder, user) for user in node.users]
         first = after[0] if after else None
         if first is None or not first.one_sided or any(other != first for other in after):
-            raise refuse(node, "max pooling of what is not a ReLU's output", "put ReLU right before or right after it")
+            raise refuse(node, "max pooling without ReLU", "put ReLU right before or right after it")
         value = builder.fire(source, value, first)  # type: ignore[arg-type]
     limits = {id(limit): limit for limit in (builder.ceilings.get(b.source) for b in value)}
     ceiling = next(iter(limits.values())) if len(limits) == 1 else None
@@ -137,7 +137,7 @@ def _pooled(builder: Builder, node: fx.Node, pool: SpikingMaxPool) -> Value:
 def _adaptive_max_pool(builder: Builder, node: fx.Node, *_: Any) -> Value:
     before, after = builder.shape(node.args[0])[1:], builder.shape(node)[1:]
     if any(b % a for a, b in zip(after, before)):
-        raise refuse(node, f"adaptive max pooling from {before} to {after}", "windows must be of one size")
+        raise refuse(node, f"adaptive max pooling from {before} to {after}", "all windows must have the same size")
     return _pooled(builder, node, SpikingMaxPool((before[0] // after[0], before[1] // after[1])))
 
 

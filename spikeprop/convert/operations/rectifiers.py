@@ -35,7 +35,9 @@ def _module_rectifier(node: fx.Node, module: nn.Module) -> Rectifier | None:
 def _hardtanh(node: fx.Node, low: Any, high: Any) -> Rectifier:
     low, high = 0.0 if low is None else float(low), None if high is None else float(high)
     if low > 0 or (high is not None and high <= 0):
-        raise refuse(node, f"clipping to [{low}, {high}]", "an interval that holds 0 is needed: rates are counted from 0")
+        raise refuse(
+            node, f"clipping to [{low}, {high}]", "the interval must contain 0, since a neuron that does not fire has the rate 0"
+        )
     return Rectifier(ceiling=high) if low == 0 else Rectifier(ceiling=high, slope=1.0, depth=-low)
 
 

@@ -36,14 +36,14 @@ def _subtract(builder: Builder, node: fx.Node) -> Value:
 
 
 def _numbers(builder: Builder, node: fx.Node) -> dict[int, float]:
-    """Which of the two operands are numbers."""
+    """The operands that are numbers, by position."""
     operands = enumerate([*node.args, *node.kwargs.values()][:2])
     found = {i: builder.constant(operand) for i, operand in operands}
     return {i: float(number) for i, number in found.items() if isinstance(number, int | float)}
 
 
 def _shifted(builder: Builder, value: Value, node: fx.Node, number: float) -> Value:
-    """A number added to each element of what ``node`` gives."""
+    """A value of the shape of ``node``, plus a number."""
     channels, *positions = builder.shape(node)
     ones_C = torch.ones(channels, dtype=builder.dtype, device=builder.device)
     return values.affine(value, ones_C, number * ones_C, (*positions,))
@@ -72,7 +72,7 @@ def _concatenate(builder: Builder, node: fx.Node) -> Value:
     given: dict[str, Any] = {**dict(zip(("tensors", "dim"), node.args)), **node.kwargs}
     parts, axis = given["tensors"], given.get("dim", given.get("axis", 0))
     if axis % (len(builder.shape(node)) + 1) != 1:
-        raise refuse(node, f"concatenation along axis {axis}", "only channels (axis 1) can stand side by side")
+        raise refuse(node, f"concatenation along axis {axis}", "only channels (axis 1) can be concatenated")
     return values.concatenate([(builder.value_of(node, part), builder.shape(part)[0]) for part in parts])
 
 
@@ -88,48 +88,48 @@ def _pad(builder: Builder, node: fx.Node) -> Value:
 
 
 def _item(builder: Builder, node: fx.Node) -> Value:
-    """Every k-th row and column, which is a pooling of windows of one; or some channels, which is a matrix of ones and zeros."""
+    """Every k-th row and column, as pooling with windows of one pixel; or some channels, as a 1x1 convolution."""
     index = builder.constant(node.args[1])
     index = index if isinstance(index, tuple) else (index,)
     if len(index) == 2 and index[0] == slice(None) and len(builder.shape(node.args[0])) == 3 and index[1] != slice(None):
         return _some_channels(builder, node, index[1])
     plain = all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in index)
     if not plain or any(i.step not in (None, 1) for i in index[:2]) or len(builder.shape(node.args[0])) != 3:
-        raise refuse(node, f"the part {index} of a value", "only every k-th row and column can be taken")
+        raise refuse(node, f"slicing with {index}", "only every k-th row and column can be taken")
     steps = [i.step or 1 for i in index[2:]] + [1, 1]
     return values.append(builder.value(node), nn.AvgPool2d(1, (steps[0], steps[1])))
 
 
 def _some_channels(builder: Builder, node: fx.Node, index: Any) -> Value:
-    """x[:, a:b], or x[:, i] where an unsqueeze gives the axis back."""
+    """x[:, a:b], or x[:, i] if an unsqueeze restores the axis."""
     if isinstance(index, int) and any(user.target not in (torch.unsqueeze, "unsqueeze") for user in node.users):
-        raise refuse(node, f"the part x[:, {index}] of a value", f"keep the axis of channels: x[:, {index}:{index + 1}]")
+        raise refuse(node, f"slicing x[:, {index}]", f"keep the axis of channels: x[:, {index}:{index + 1}]")
     count = builder.shape(node.args[0])[0]
     mine = torch.arange(count)[index].reshape(-1)
     layer = nn.Conv2d(count, len(mine), 1, bias=False, device=builder.device, dtype=builder.dtype)
     chosen = torch.eye(count, dtype=builder.dtype)[mine].reshape(len(mine), count, 1, 1)
-    layer.weight = nn.Parameter(chosen.to(builder.device), requires_grad=False)  # which channels is not to be trained
+    layer.weight = nn.Parameter(chosen.to(builder.device), requires_grad=False)  # the selection is not trained
     return values.append_weighted(builder.value(node), layer, "")
 
 
 def _unsqueeze(builder: Builder, node: fx.Node) -> Value:
-    """The axis that ``x[:, i]`` took away."""
+    """Restores the axis that ``x[:, i]`` removed."""
     before = node.args[0]
     given = builder.arguments(node, "dim")
     taken = isinstance(before, fx.Node) and function_name(before) == "getitem" and len(builder.shape(before)) == 2
     if given.get("dim") not in (1, -3) or not taken:
-        raise refuse(node, f"unsqueeze({given.get('dim')})", "an axis can only be put back where x[:, i] took it away")
+        raise refuse(node, f"unsqueeze({given.get('dim')})", "an axis can only be restored where x[:, i] removed it")
     return builder.value(node)
 
 
 def _reshaped(builder: Builder, node: fx.Node, *_: Any) -> Value:
-    """Flatten, view, reshape, squeeze: what leaves the axes alone, or makes one of all of them."""
+    """Flatten, view, reshape or squeeze that keeps the axes of a sample, or makes one of all of them."""
     before, after = builder.shape(node.args[0]), builder.shape(node)
-    whole = len(builder.outline[node]) == len(builder.outline[node.args[0]])  # type: ignore[arg-type, index]
-    if before == after and whole:
+    same_images = len(builder.outline[node]) == len(builder.outline[node.args[0]])  # type: ignore[arg-type, index]
+    if before == after and same_images:
         return builder.value(node)
     one_position = len(before) == 3 and torch.Size(before[1:]).numel() == 1 and after[0] == before[0]
-    if not whole or not (after == (torch.Size(before).numel(),) or one_position):
+    if not same_images or not (after == (torch.Size(before).numel(),) or one_position):
         shown = "x".join(map(str, before)), "x".join(map(str, after))
         raise refuse(
             node,
