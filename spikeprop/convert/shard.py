@@ -127,8 +127,7 @@ class CalibrationShard:
     def seed(self) -> int:
         """A seed from torch's global generator; of several processes, from rank 0's."""
         seed = torch.randint(2**62, ())
-        if self.several:
-            distributed.broadcast(seed, 0)
+        self.processes.broadcast([seed])
         return int(seed)
 
     def _reduced(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
