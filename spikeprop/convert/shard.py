@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, distributed
 
 from spikeprop.errors import ConversionError
+from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.processes import ALONE, Processes
 
 BLOCK = 64  # images that are drawn for together, by their numbers among all
@@ -162,7 +163,7 @@ class CalibrationShard:
 UNSHARDED = CalibrationShard()
 
 
-def own_images(batches: Iterable[Tensor | tuple[Tensor, Tensor]], processes: Processes) -> tuple[Tensor, CalibrationShard]:
+def own_images(batches: Iterable[Tensor | Batch], processes: Processes) -> tuple[Tensor, CalibrationShard]:
     """This process's part of the images in batches, (own, ...).
 
     Of a batch the part is ``processes.rows``; where it has fewer images than there are processes, they go to one after another.
