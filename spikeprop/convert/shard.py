@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, distributed
 
 from spikeprop.errors import ConversionError
+from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.processes import ALONE, Processes
 
 BLOCK = 64  # images with one random seed, by their numbers among all images
@@ -128,8 +129,7 @@ class CalibrationShard:
     def seed(self) -> int:
         """A seed from torch's global generator; with several processes, from that of rank 0."""
         seed = torch.randint(2**62, ())
-        if self.distributed:
-            distributed.broadcast(seed, 0)
+        self.processes.broadcast([seed])
         return int(seed)
 
     def _reduced(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
@@ -164,7 +164,7 @@ class CalibrationShard:
 UNSHARDED = CalibrationShard()
 
 
-def shard_images(batches: Iterable[Tensor | tuple[Tensor, Tensor]], processes: Processes) -> tuple[Tensor, CalibrationShard]:
+def shard_images(batches: Iterable[Tensor | Batch], processes: Processes) -> tuple[Tensor, CalibrationShard]:
     """This process's shard of the images in batches, (own, ...).
 
     Of each batch a process takes ``processes.rows``. If a batch has fewer images than there are processes, its images go to one
