@@ -1,13 +1,14 @@
-"""Explainers of the backward pass: of the edges that each draws, how many show upstream, local and downstream as numbers.
+"""Explainers of the backward pass: the fraction of drawn edges that show upstream, local and downstream as numbers.
 
 python benchmarks/explain.py --repeats 5 --out results/benchmarks/explain.json
 
-The same networks and samples for all (those of `make gallery`). An edge is one of the tool's own graph: ours goes from a call
-back to an input with a gradient, TorchLens's and torchviz's from a node of autograd to the next. Of TorchLens every gradient is
-asked for (``save_grads``); an edge shows upstream where the call's grad_outputs are kept, downstream where grad_inputs are, and
-local where a record has a derivative of an output by an input. Of torchviz the text of the graph that it draws counts, with all
-attributes shown. Times are those of the whole explanation over a plain step forward and backward, medians. With ``--vgg5`` a
-spiking VGG5 on one random image, T = 10, is explained too; with Chromium and Playwright the time that a page takes to open.
+All tools explain the same networks and samples (those of `make gallery`). An edge is one of the tool's own graph: ours goes
+from a call back to an input with a gradient, those of TorchLens and torchviz from a node of autograd to the next. TorchLens
+saves every gradient (``save_grads``); an edge shows upstream if the call's grad_outputs are saved, downstream if its
+grad_inputs are, and local if a record has a derivative of an output by an input. For torchviz, the text of its graph with all
+attributes counts. Times are those of the complete explanation relative to a plain step forward and backward, medians. With
+``--vgg5`` a spiking VGG5 on one random image, T = 10, is explained too; with Chromium and Playwright the opening time of a page
+is measured.
 """
 
 from __future__ import annotations
