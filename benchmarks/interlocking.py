@@ -26,7 +26,7 @@ import torch.multiprocessing as mp
 from common import save
 from torch import Tensor, nn
 
-from spikeprop.plugins.interlocking import BasicResNet, ConvHead, Interlocking, StageProcess
+from spikeprop.plugins.interlocking import BasicResNet, ConvHead, Interlocking, SegmentProcess
 from spikeprop.plugins.interlocking.schedule import measure_times, simulate
 
 REACHES: dict[str, int | None] = {"local": 1, "pairwise": 2, "3-wise": 3, "global": None}
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         real = {name: _in_processes(name, world, options) for name in (*REACHES, *PEERS)}
         found[str(world)] = {"processes": real, "simulated": _simulated(world, options)}
         _show(world, found[str(world)])
-    save(__file__, options, segments=found)
+    save(__file__, options, stages=found)  # the key of the files in results/
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,7 +96,7 @@ def _process(rank: int, name: str, world: int, options: argparse.Namespace, fold
 
 
 def _ours(rule: Interlocking, model: nn.Module, x: Tensor) -> Any:
-    process = StageProcess(model, rule, x)
+    process = SegmentProcess(model, rule, x)
     optimizer = torch.optim.SGD(process.parameters(), lr=0.01)
 
     def run(x: Tensor, y: Tensor, steps: int) -> float:

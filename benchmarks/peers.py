@@ -30,45 +30,45 @@ class NotComparable(ValueError):
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One stage: its synapse, its threshold (None: the accumulating output), its potential before the first step."""
+class ChainLayer:
+    """One layer: its synapse, its threshold (None: the accumulating output), its potential before the first step."""
 
     synapse: nn.Sequential
     theta: float | None
     start: float
 
 
-def layers(network: SpikingNetwork) -> list[Layer]:
+def layers(network: SpikingNetwork) -> list[ChainLayer]:
     """The network as a chain of layers.
 
     Raises:
-        NotComparable: anything that is not such a chain; the message names the stage.
+        NotComparable: anything that is not such a chain; the message names the layer.
     """
-    found: list[Layer] = []
+    found: list[ChainLayer] = []
     before = INPUT
-    for name, stage in network.named_layers():
-        if stage.sources != (before,):
+    for name, layer in network.named_layers():
+        if layer.sources != (before,):
             raise NotComparable(
-                f"stage {name!r} reads {stage.sources}; the peers' loops are chains, each layer reads the one before"
+                f"layer {name!r} reads {layer.sources}; the peers' loops are chains, each layer reads the one before"
             )
-        ((_, _, synapse),) = stage.branches()
+        ((_, _, synapse),) = layer.branches()
         ops = [op for op in synapse if not isinstance(op, SampleDropout)]
         if network.training and any(op.p > 0 for op in synapse if isinstance(op, SampleDropout)):
-            raise NotComparable(f"stage {name!r} trains with dropout; the peers' loops have none")
-        theta = _threshold(name, stage.neuron) if stage.neuron is not None else None
-        start = float(stage.neuron.v_init) * theta if theta is not None and stage.neuron is not None else 0.0
-        found.append(Layer(nn.Sequential(*ops), theta, start))
+            raise NotComparable(f"layer {name!r} trains with dropout; the peers' loops have none")
+        theta = _threshold(name, layer.neuron) if layer.neuron is not None else None
+        start = float(layer.neuron.v_init) * theta if theta is not None and layer.neuron is not None else 0.0
+        found.append(ChainLayer(nn.Sequential(*ops), theta, start))
         before = name
     return found
 
 
 def _threshold(name: str, neuron: nn.Module) -> float:
     if type(neuron) is not IF or neuron.reset != "subtract":
-        raise NotComparable(f"stage {name!r} has {neuron}; the peers are built with IF neurons that subtract their threshold")
+        raise NotComparable(f"layer {name!r} has {neuron}; the peers are built with IF neurons that subtract their threshold")
     if neuron.v_threshold.numel() != 1:
-        raise NotComparable(f"stage {name!r} has {neuron.v_threshold.numel()} thresholds; the peers' neurons have one a layer")
+        raise NotComparable(f"layer {name!r} has {neuron.v_threshold.numel()} thresholds; the peers' neurons have one a layer")
     if neuron.v_init.numel() != 1 or neuron.v_init > 1:  # snnTorch would reset such a neuron before its first step
-        raise NotComparable(f"stage {name!r} starts at v_init={float(neuron.v_init.max()):g}, above its threshold")
+        raise NotComparable(f"layer {name!r} starts at v_init={float(neuron.v_init.max()):g}, above its threshold")
     return float(neuron.v_threshold)
 
 
@@ -183,12 +183,12 @@ class SpikingJelly(nn.Module):
 
         super().__init__()
         parts: list[nn.Module] = []
-        for stage in layers(network):
-            parts.append(layer.SeqToANNContainer(*stage.synapse) if self.mode == "m" else stage.synapse)
-            if stage.theta is not None:
+        for link in layers(network):
+            parts.append(layer.SeqToANNContainer(*link.synapse) if self.mode == "m" else link.synapse)
+            if link.theta is not None:
                 spike = surrogate.ATan()
-                node = neuron.IFNode(v_threshold=stage.theta, v_reset=None, surrogate_function=spike, step_mode=self.mode)
-                node.set_reset_value("v", stage.start)
+                node = neuron.IFNode(v_threshold=link.theta, v_reset=None, surrogate_function=spike, step_mode=self.mode)
+                node.set_reset_value("v", link.start)
                 parts.append(node)
         self.network = nn.Sequential(*parts)
         self._reset = functional.reset_net

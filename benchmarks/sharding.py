@@ -36,7 +36,7 @@ from torch import nn
 
 from spikeprop import CNN, IF, VGG, Direct, MaxActivation, SpikingNetwork, convert, fit
 from spikeprop.ann import TorchvisionModel
-from spikeprop.learn import BPTT, Backprop, Callback, LearningRule, Training, shard
+from spikeprop.learn import BPTT, Backprop, Callback, LearningRule, TrainingState, shard
 from spikeprop.runtime.processes import ALONE, Processes
 
 NETWORKS = ("ANN, Wide ResNet-101-2", "SNN, VGG16")
@@ -49,7 +49,7 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def on_step(self, training: Training) -> None:
+    def on_step(self, training: TrainingState) -> None:
         if training.step == 1:
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         self.ends.append(time.perf_counter())

@@ -50,12 +50,12 @@ def network_of(neuron: Neuron, encoder: Encoder) -> SpikingNetwork:
     ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[16, "A", 16, "A"], hidden=[32], dropout=0.2)
     images = torch.rand(16, 1, 8, 8)
     network = convert(ann, [images], neuron, MaxActivation(), encoder=encoder)
-    for _, stage in network.named_layers():
-        for _, _, synapse in stage.branches():
-            for layer in synapse.weighted():
-                layer.weight.data.mul_(16).round_().div_(16)
-        if stage.neuron is not None:
-            stage.neuron.v_threshold = (stage.neuron.v_threshold * 64).round().div(64) + 2**-12
+    for _, layer in network.named_layers():
+        for _, _, synapse in layer.branches():
+            for module in synapse.weighted():
+                module.weight.data.mul_(16).round_().div_(16)
+        if layer.neuron is not None:
+            layer.neuron.v_threshold = (layer.neuron.v_threshold * 64).round().div(64) + 2**-12
     return network
 
 

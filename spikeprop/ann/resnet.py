@@ -22,7 +22,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Con
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """conv, ReLU (or ``activation``), dropout, conv, plus skip; then ReLU and dropout."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, activation: Clipped | None = None):
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(BLOCKS[depth]):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(Block(width, WIDTHS[stage], stride, dropout, activation))
+                blocks.append(ResidualBlock(width, WIDTHS[stage], stride, dropout, activation))
                 width = WIDTHS[stage]
         if large:
             blocks.append(nn.AdaptiveAvgPool2d(1))
@@ -90,7 +90,7 @@ def _calm(blocks: nn.Sequential) -> None:
     Without batch-norm each block would double the mean square of what passes: ResNet-34's first losses were beyond 10^5 and its
     training ended in NaN. So it grows by a factor of e in all (the argument of Fixup, Zhang et al. 2019, arXiv:1901.09321).
     """
-    residual = [block.residual for block in blocks if isinstance(block, Block)]
+    residual = [block.residual for block in blocks if isinstance(block, ResidualBlock)]
     for path in residual:
         last = path[-1]
         assert isinstance(last, nn.Conv2d)

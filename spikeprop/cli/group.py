@@ -23,9 +23,9 @@ class Friendly(click.Group):
         try:
             return super().invoke(ctx)
         except Stopped as stopped:
-            from spikeprop.runtime.processes import same_again
+            from spikeprop.runtime.processes import resume_command
 
-            command = same_again(self.told)
+            command = resume_command(self.told)
             if command is not None:
                 say(f"stopped, and everything so far is saved; go on with: {command}")
             ctx.exit(128 + stopped.signal)

@@ -136,7 +136,7 @@ def explain(
     found = find_model(model, ModelRequest(**asked))
     steps = found.timesteps
     named = {f"{i + 1}. {rule.use.rpartition('.')[2]}": rule.build(**_steps(rule, steps)) for i, rule in enumerate(chosen)}
-    subject = plugin.Subject(**vars(found), training=not evaluation, seed=seed)
+    subject = plugin.TrainingStep(**vars(found), training=not evaluation, seed=seed)
     data = plugin.explain(subject, out, named, **({} if entries is None else {"limit": entries}))
     table(f"{data['name']} -> {out}", _explained(data))
 

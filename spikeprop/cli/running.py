@@ -36,7 +36,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     from spikeprop.recipe import load_recipe
     from spikeprop.runtime.locks import locked
     from spikeprop.runtime.processes import processes
-    from spikeprop.runtime.signals import held
+    from spikeprop.runtime.signals import deferred_signals
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -47,7 +47,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     with processes() as group:
         tell = say if group.rank == 0 else lambda _: None
         path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
-        with locked(path, group), held(tell):
+        with locked(path, group), deferred_signals(tell):
             folder = RunFolder(path, loaded, smoke, group)
             tell(f"{loaded.name} -> {path}")
             report = loaded.experiment.run(Context(folder, loaded.name, tell, **context))
@@ -75,9 +75,9 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
 
     Every trial is a run folder. The same command goes on where it was stopped; it writes sweep.csv, sweep.json and report.html.
     """
-    from spikeprop.sweep import Plan, Sweep
+    from spikeprop.sweep import Sweep, SweepPlan
 
-    plan = Plan.of(recipe, axes, **settings)
+    plan = SweepPlan.of(recipe, axes, **settings)
     folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
     swept = Sweep(plan, folder, say)
     heads, rows = swept.run()
@@ -99,11 +99,11 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
 def check(recipes: tuple[str, ...], overrides: tuple[str, ...], no_import: bool) -> None:
     """Check recipes without running them: every key, component and value."""
     from spikeprop.recipe import load_recipe
-    from spikeprop.runtime.imports import looking
+    from spikeprop.runtime.imports import record_foreign_names
 
     for recipe in recipes:
         if no_import:
-            with looking() as noted:
+            with record_foreign_names() as noted:
                 name = load_recipe(recipe, overrides).name
             click.echo(f"{name}: looked at; {'it would import' if noted else 'all of it is part of spikeprop'}")
             for line in noted:
@@ -148,11 +148,11 @@ def evaluate(
     """
     from spikeprop.experiment.evaluation import Assessment, assess, find_checkpoints
     from spikeprop.runtime.processes import processes
-    from spikeprop.runtime.signals import held
+    from spikeprop.runtime.signals import deferred_signals
 
     how = Assessment(timesteps=numbers(timesteps) if timesteps else (), **settings)
     found = find_checkpoints(checkpoint, networks)
-    with processes() as group, held(say if group.rank == 0 else lambda _: None):
+    with processes() as group, deferred_signals(say if group.rank == 0 else lambda _: None):
         for file in found:
             folder = out / file.stem if out is not None and len(found) > 1 else out
             report, folder = assess(file, how, out=folder, restart=restart, processes=group)

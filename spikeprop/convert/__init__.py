@@ -10,19 +10,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.calibrate import ThresholdCalibrator, calibrated, spike_worths
+from spikeprop.convert.calibrate import ThresholdCalibrator, activation_scales, calibrated
 from spikeprop.convert.calibrators.balancing import ThresholdBalancing
 from spikeprop.convert.calibrators.correction import AdvancedCalibration, LightCalibration
 from spikeprop.convert.calibrators.local import LocalThresholdBalancing, OffsetSpike
 from spikeprop.convert.calibrators.statistics import LearnedCeiling, LeastError, MaxActivation, Percentile
 from spikeprop.convert.graph import relu_activations, to_spiking
-from spikeprop.convert.part import Part, own_images
+from spikeprop.convert.shard import CalibrationShard, own_images
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
 
 __all__ = [
     "AdvancedCalibration",
+    "CalibrationShard",
     "ConversionError",
     "LearnedCeiling",
     "LeastError",
@@ -30,13 +31,12 @@ __all__ = [
     "LocalThresholdBalancing",
     "MaxActivation",
     "OffsetSpike",
-    "Part",
     "Percentile",
     "ThresholdBalancing",
     "ThresholdCalibrator",
+    "activation_scales",
     "convert",
     "relu_activations",
-    "spike_worths",
     "to_spiking",
 ]
 
@@ -56,7 +56,7 @@ def convert(
     Args:
         ann: the trained network; it is not changed, and the images go to its device.
         batches: calibration images (B, ...), alone or in (images, labels) pairs. Several processes give the same batches, and
-            each takes its part of them; beside the labels of a whole batch, the images may be that part alone.
+            each takes its shard of them; beside the labels of a whole batch, the images may be that shard alone.
         neuron: prototype, copied for every layer.
         calibrator: sets the thresholds.
         encoder: from image to input; default ``Direct()``.
@@ -68,25 +68,25 @@ def convert(
 
     Raises:
         ConversionError: an operation that cannot be converted, no images or fewer than processes, a dead layer, or of several
-            processes a calibrator that does not join. All processes raise it.
+            processes a calibrator that does not support them. All processes raise it.
     """
-    x, part = own_images(batches, processes)
+    x, shard = own_images(batches, processes)
     x = x.to(next((p.device for p in ann.parameters()), x.device))
     encoder = encoder if encoder is not None else Direct()
-    _check(x, encoder, part)
+    _check(x, encoder, shard)
     network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:])).to(x).eval()
-    calibrated(calibrator, network, x, part)
-    processes.agree((*network.parameters(), *network.buffers()))  # they may round in different ways
+    calibrated(calibrator, network, x, shard)
+    processes.broadcast((*network.parameters(), *network.buffers()))  # they may round in different ways
     return network
 
 
-def _check(x: Tensor, encoder: Encoder, part: Part) -> None:
+def _check(x: Tensor, encoder: Encoder, shard: CalibrationShard) -> None:
     """Look at all images before anything is made of them; what is wrong with one is told to all processes."""
-    largest = float(part.largest(x.abs().max()))  # NaN is above all
+    largest = float(shard.largest(x.abs().max()))  # NaN is above all
     if not math.isfinite(largest):
         raise ConversionError("the calibration images hold NaN or infinity; clean the data first")
     limit = encoder.limit
-    if limit is not None and largest > limit * (1 + 1e-6) and part.processes.rank == 0:
+    if limit is not None and largest > limit * (1 + 1e-6) and shard.processes.rank == 0:
         warnings.warn(
             f"{type(encoder).__name__} saturates beyond {limit:g} but the images reach {largest:.3g}; "
             "normalise them to [-1, 1] (mean 0.5, std 0.5) or use Direct",

@@ -4,7 +4,7 @@ A layer whose spikes each stand for an activation S fires at rate a/S for activa
 stage is computed in units of its first source, S_0: branch j gets the gain S_j/S_0, biases are divided by S_0, and
 the threshold is theta = S/S_0. In a sequential network without biases the weights stay exactly the ANN's and theta is
 the paper's threshold. Where a source has a unit for each channel, the stage is computed in the ANN's own units (S_0 = 1).
-``Layer.scale`` keeps S_0, so a spike's worth is always ``v_threshold * scale``.
+``Layer.scale`` keeps S_0, so the activation scale is always ``v_threshold * scale``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.convert.graph import NEGATIVE
-from spikeprop.convert.part import WHOLE, Part
+from spikeprop.convert.shard import UNSHARDED, CalibrationShard
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -30,40 +30,40 @@ Per = Literal["layer", "channel"]
 class ThresholdCalibrator(ABC):
     """Sets the thresholds (and the gains that go with them) of a freshly converted network.
 
-    One that sees the images in one process alone may leave ``part`` out, and ``joins`` as it is.
+    One that sees the images in one process alone may leave ``shard`` out, and ``supports_distributed`` as it is.
     """
 
     @property
-    def joins(self) -> bool:
-        """Whether several processes can calibrate together: ``calibrate`` then asks ``part`` for what is of all images."""
+    def supports_distributed(self) -> bool:
+        """Whether several processes can calibrate together: ``calibrate`` then asks ``shard`` for what is of all images."""
         return False
 
     @abstractmethod
-    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
+    def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
         """Calibrate ``network`` in place, in every process in the same way.
 
         Args:
             network: freshly converted, in evaluation mode.
             x: images (B, ...), of several processes those of this one.
-            part: which of all images they are, and what is asked of all.
+            shard: which of all images they are, and what is asked of all.
 
         Returns:
             the threshold of each layer of neurons.
         """
 
 
-def calibrated(calibrator: ThresholdCalibrator, network: SpikingNetwork, x: Tensor, part: Part) -> dict[str, Tensor]:
-    """What ``calibrate`` gives; only a calibrator that joins is told of the part.
+def calibrated(calibrator: ThresholdCalibrator, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> dict[str, Tensor]:
+    """What ``calibrate`` gives; only a calibrator with ``supports_distributed`` is given the shard.
 
     Raises:
-        ConversionError: one that does not join, in several processes.
+        ConversionError: a calibrator without ``supports_distributed``, in several processes.
     """
-    if calibrator.joins:
-        return calibrator.calibrate(network, x, part)
-    if part.several:
+    if calibrator.supports_distributed:
+        return calibrator.calibrate(network, x, shard)
+    if shard.several:
         raise ConversionError(
-            f"{calibrator} calibrates in one process: convert in one, or let calibrate(network, x, part) ask part for what is of "
-            "all images, and the property joins be True"
+            f"{calibrator} calibrates in one process: convert in one, or let calibrate(network, x, shard) ask shard about "
+            "all images, and let the property supports_distributed be True"
         )
     return calibrator.calibrate(network, x)
 
@@ -94,10 +94,10 @@ class Units:
                     layer.bias.data.div_(base)
         stage.scale = base.clone().to(stage.scale)
 
-    def settle(self, name: str, stage: Layer, worth: Tensor) -> Tensor:
-        """Set the threshold of a stage whose spikes are to stand for ``worth``, and return it."""
+    def settle(self, name: str, stage: Layer, scale: Tensor) -> Tensor:
+        """Set the threshold of a stage whose spikes are to stand for ``scale``, and return it."""
         assert stage.neuron is not None
-        stage.neuron.set_threshold(worth / stage.scale)
+        stage.neuron.set_threshold(scale / stage.scale)
         theta = stage.neuron.v_threshold.detach().clone()
         self._of[name] = theta * stage.scale
         return theta
@@ -168,7 +168,7 @@ def _put_gain(synapse: Synapse, gain: Tensor) -> None:
         synapse.ops.insert(0, Gain(gain))
 
 
-def spike_worths(network: SpikingNetwork) -> dict[str, Tensor]:
+def activation_scales(network: SpikingNetwork) -> dict[str, Tensor]:
     """The activation that a spike of each layer of a calibrated network stands for: a number, or one a channel (C, 1, 1)."""
     return {
         name: stage.neuron.v_threshold.detach() * stage.scale
@@ -177,9 +177,9 @@ def spike_worths(network: SpikingNetwork) -> dict[str, Tensor]:
     }
 
 
-def limited(stage: Layer, worth: Tensor) -> Tensor:
-    """A spike's worth, not above what the ANN's activation is clipped at."""
-    return worth if stage.ceiling is None else torch.minimum(worth, stage.ceiling.to(worth))
+def limited(stage: Layer, scale: Tensor) -> Tensor:
+    """An activation scale, not above what the ANN's activation is clipped at."""
+    return scale if stage.ceiling is None else torch.minimum(scale, stage.ceiling.to(scale))
 
 
 def by_channel(activation: Tensor) -> Tensor:
@@ -187,9 +187,9 @@ def by_channel(activation: Tensor) -> Tensor:
     return activation.transpose(0, 1).flatten(1)
 
 
-def in_shape(worth_C: Tensor, activation: Tensor) -> Tensor:
+def in_shape(scale_C: Tensor, activation: Tensor) -> Tensor:
     """A value a channel in a shape that multiplies (B, C, ...)."""
-    return worth_C.reshape(-1, *(1,) * (activation.dim() - 2))
+    return scale_C.reshape(-1, *(1,) * (activation.dim() - 2))
 
 
 def check_percentile(percentile: float) -> None:
@@ -210,18 +210,18 @@ def check_steps(timesteps: int, what: str) -> None:
         raise ValueError(f"timesteps is {timesteps}; {what} at least 1 step")
 
 
-def positive(name: str, worth: Tensor) -> Tensor:
-    """A spike's worth that is a positive number; channels that are never active get the layer's largest.
+def positive(name: str, scale: Tensor) -> Tensor:
+    """An activation scale that is positive; channels that are never active get the layer's largest.
 
     Raises:
         ConversionError: the layer is never active.
     """
-    largest = worth.max()
+    largest = scale.max()
     if name.endswith(NEGATIVE) and largest == 0:
-        return torch.ones_like(worth)  # of an activation whose input never is negative; it will not fire
+        return torch.ones_like(scale)  # of an activation whose input never is negative; it will not fire
     if not largest > 0:
         raise ConversionError(
             f"layer {name!r} is never active on the calibration images (peak {float(largest):g}); the ANN has a dead layer: "
             "train it further or at a lower learning rate"
         )
-    return torch.where(worth > 0, worth, largest)
+    return torch.where(scale > 0, scale, largest)

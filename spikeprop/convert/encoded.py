@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from spikeprop.convert.part import WHOLE, Part
+from spikeprop.convert.shard import UNSHARDED, CalibrationShard
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import Encoder
 
@@ -23,12 +23,12 @@ class EncodedInput:
     Args:
         encoder: from image to input.
         x: images (B, ...).
-        part: which of all they are.
+        shard: which of all they are.
     """
 
-    def __init__(self, encoder: Encoder, x: Tensor, part: Part = WHOLE):
+    def __init__(self, encoder: Encoder, x: Tensor, shard: CalibrationShard = UNSHARDED):
         self.encoder, self.x = encoder, x
-        self.seed, self.blocks = part.seed(), list(part.blocks(len(x)))
+        self.seed, self.blocks = shard.seed(), list(shard.blocks(len(x)))
 
     def __call__(self, first: int, steps: int) -> Tensor:
         """Steps first.. of the input, (steps or 1, B, ...)."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from spikeprop.convert.value import Branch, Value, append, is_spikes, scale, without_dropout
+from spikeprop.convert.value import LinearBranch, Value, append, is_spikes, scale, without_dropout
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, Encoder, Gain, Layer, Neuron, SampleDropout, SpikingNetwork, Synapse
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -162,7 +162,7 @@ class Builder:
         """The network, layer by layer."""
         for node in self.traced.graph.nodes:
             if node.op == "placeholder":
-                self.values[node] = (Branch(INPUT),)
+                self.values[node] = (LinearBranch(INPUT),)
             elif node.op == "output":
                 self._close(node, self.value(node), None)
             elif _holds_tensors(self.outline[node]) and node.op != "get_attr":
@@ -280,11 +280,11 @@ class Builder:
         """A layer of neurons that stands for the rectified value; two where it has a negative side."""
         if rectifier.one_sided and self._already(value, rectifier, self.shape(node)[0]):
             return value
-        positive: Value = (Branch(self._close(node, value, self.neuron(), rectifier.ceiling)),)
+        positive: Value = (LinearBranch(self._close(node, value, self.neuron(), rectifier.ceiling)),)
         if rectifier.one_sided:
             return positive
         mirrored = self._close(node, scale(value, -1.0), self.neuron(), rectifier.depth, suffix=NEGATIVE)
-        return (*positive, Branch(mirrored, (Gain(-_by_channel(rectifier.slope, len(self.shape(node)))),)))
+        return (*positive, LinearBranch(mirrored, (Gain(-_by_channel(rectifier.slope, len(self.shape(node)))),)))
 
     def _already(self, value: Value, rectifier: Rectifier, channels: int) -> bool:
         """Whether a value is spikes that keep the rectifier's limits as they are."""
@@ -309,7 +309,7 @@ class Builder:
                 raise refuse(node, "max pooling of what is not a ReLU's output", "put ReLU right before or right after it")
             value = self.fire(source, value, first)  # type: ignore[arg-type]
         limits = {id(self.ceilings.get(b.source)): self.ceilings.get(b.source) for b in value}
-        pooled: Value = (Branch(self._close(node, value, pool, next(iter(limits.values())) if len(limits) == 1 else None)),)
+        pooled: Value = (LinearBranch(self._close(node, value, pool, next(iter(limits.values())) if len(limits) == 1 else None)),)
         return append(pooled, SampleDropout(max(dropouts))) if dropouts else pooled
 
     def _close(

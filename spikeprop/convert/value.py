@@ -20,7 +20,7 @@ from spikeprop.snn import ChannelPad, Gain, SampleDropout
 
 
 @dataclass(frozen=True)
-class Branch:
+class LinearBranch:
     """Linear operations applied to one source's spikes."""
 
     source: str
@@ -32,16 +32,16 @@ class Branch:
         """The operation applied last."""
         return self.ops[-1] if self.ops else None
 
-    def then(self, op: nn.Module, label: str = "") -> Branch:
+    def then(self, op: nn.Module, label: str = "") -> LinearBranch:
         """The branch with one more operation."""
-        return Branch(self.source, (*self.ops, op), label or self.label)
+        return LinearBranch(self.source, (*self.ops, op), label or self.label)
 
-    def without_last(self) -> Branch:
+    def without_last(self) -> LinearBranch:
         """The branch before its last operation."""
         return replace(self, ops=self.ops[:-1])
 
 
-Value = tuple[Branch, ...]
+Value = tuple[LinearBranch, ...]
 
 
 def is_spikes(value: Value, channels: int) -> bool:
@@ -58,7 +58,7 @@ def without_dropout(value: Value) -> tuple[Value, list[float]]:
 def append(value: Value, op: nn.Module) -> Value:
     """Apply an operation on each channel by itself, such as a pooling, to every branch."""
 
-    def appended(branch: Branch) -> Branch:
+    def appended(branch: LinearBranch) -> LinearBranch:
         if isinstance(branch.last, ChannelPad):  # the zero channels need not go through it
             return branch.without_last().then(copy.deepcopy(op)).then(branch.last)
         return branch.then(copy.deepcopy(op))
@@ -76,7 +76,7 @@ def append_weighted(value: Value, layer: nn.Conv2d | nn.Linear, label: str) -> V
     return tuple(_read_part(b, _copy(layer, bias=i == 0), label) for i, b in enumerate(value))
 
 
-def _read_part(branch: Branch, layer: nn.Conv2d | nn.Linear, label: str) -> Branch:
+def _read_part(branch: LinearBranch, layer: nn.Conv2d | nn.Linear, label: str) -> LinearBranch:
     """Of concatenated channels a layer reads only those that the branch fills."""
     place = branch.last
     if not isinstance(place, ChannelPad) or getattr(layer, "groups", 1) != 1:
@@ -111,7 +111,7 @@ def pad_channels(value: Value, before: int, after: int) -> Value:
     return tuple(_placed(b, before, after) for b in value)
 
 
-def _placed(branch: Branch, before: int, after: int) -> Branch:
+def _placed(branch: LinearBranch, before: int, after: int) -> LinearBranch:
     if isinstance(branch.last, ChannelPad):
         before, after = before + branch.last.before, after + branch.last.after
         branch = branch.without_last()
@@ -121,7 +121,7 @@ def _placed(branch: Branch, before: int, after: int) -> Branch:
 def scale(value: Value, factor: float) -> Value:
     """A multiple of a value, folded into the layer before where there is one."""
 
-    def scaled(branch: Branch) -> Branch:
+    def scaled(branch: LinearBranch) -> LinearBranch:
         if not isinstance(branch.last, nn.Conv2d | nn.Linear):
             return branch.then(Gain(torch.tensor(factor, dtype=torch.float64)))  # the network's type is given at the end
         layer = copy.deepcopy(branch.last)
@@ -143,14 +143,14 @@ def affine(value: Value, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, 
     return (_whole_affine(value[0], gain_C, shift_C, positions), *others)
 
 
-def _whole_affine(branch: Branch, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, ...]) -> Branch:
+def _whole_affine(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, ...]) -> LinearBranch:
     """Gain and shift of all channels, those that the branch does not fill included."""
     if isinstance(branch.last, ChannelPad):
         return branch.then(_diagonal(gain_C, shift_C, positions))
     return _affine(branch, gain_C, shift_C, positions)
 
 
-def _affine(branch: Branch, gain_C: Tensor, shift_C: Tensor | None, positions: tuple[int, ...]) -> Branch:
+def _affine(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor | None, positions: tuple[int, ...]) -> LinearBranch:
     """Gain and shift of the channels that the branch fills."""
     if isinstance(branch.last, ChannelPad):
         return _affine(branch.without_last(), gain_C, shift_C, positions).then(branch.last)
@@ -186,7 +186,7 @@ def _diagonal(gain_C: Tensor, shift_C: Tensor | None, positions: tuple[int, ...]
     return layer
 
 
-def _filled(branch: Branch, channels: int) -> slice:
+def _filled(branch: LinearBranch, channels: int) -> slice:
     """Which of the ``channels`` a branch fills."""
     place = branch.last
     return slice(place.before, channels - place.after) if isinstance(place, ChannelPad) else slice(0, channels)

@@ -1,9 +1,10 @@
 """Data sets on local disk: Digits (always there), MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet and WebDataset shards."""
 
-from spikeprop.data.base import ImageData, InMemorySplit, LabelledData, Split
+from spikeprop.data.base import ImageData, InMemorySplit, LabelledData
 from spikeprop.data.imagenet import FolderSplit, ImageNet
 from spikeprop.data.shards import WebDataset
 from spikeprop.data.small import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
+from spikeprop.runtime.batches import Split
 
 __all__ = [
     "CIFAR10",

@@ -13,31 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.errors import MissingDataError
+from spikeprop.runtime.batches import Batch, Split
 from spikeprop.runtime.seeding import generator
-
-Batch = tuple[Tensor, Tensor]
-
-
-class Split(Protocol):
-    """Batches of one split; ``epoch(e, start)`` yields the batches of epoch e from number ``start`` on."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
-
-    def fingerprint(self) -> str:
-        """A hash of the images, their order and their labels: two splits that share it hold the same."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spikeprop.data.base import Batch, ImageData, as_list
+from spikeprop.data.base import ImageData, as_list
 from spikeprop.data.photographs import Member, read_photograph
 from spikeprop.errors import MissingDataError, worker_died
+from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import generator, mix_seed
 
@@ -94,7 +95,7 @@ class FolderSplit:
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
 
-    def part(self, processes: Processes) -> FolderSplit:
+    def shard(self, processes: Processes) -> FolderSplit:
         """The same batches, of which only a process's own images are read; labels are those of the whole batch."""
         return dataclasses.replace(self, processes=processes)
 

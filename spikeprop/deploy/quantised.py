@@ -42,7 +42,7 @@ class QuantisedBPTT(BPTT):
         input_limit: largest absolute input; default what the encoder can represent, or the largest of the batch at hand.
     """
 
-    overlaps: ClassVar[bool] = False  # it looks into the network
+    single_backward: ClassVar[bool] = False  # it looks into the network
 
     refresh: int = 100
     input_limit: float | None = None

@@ -10,34 +10,24 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
+from spikeprop.runtime.batches import Split
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.progress import bar
-from spikeprop.runtime.signals import stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested
 
 SAVE_EVERY = 5.0  # seconds: what a kill costs at most, besides the batch that it falls into
 
 
-class Batches(Protocol):
-    """A split of a data set, as spikeprop.data has them."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
 def evaluate(
     network: nn.Module,
-    split: Batches,
+    split: Split,
     predictor: Predictor,
     *,
     journal: Journal | None = None,
@@ -68,7 +58,7 @@ def evaluate(
     found = journal.read() if journal is not None else {}
     missing = [number for number in range(len(split)) if number not in found]
     processes.wait()  # all have read the same journal before anyone adds to it
-    mine = processes.share(missing)
+    mine = processes.shard(missing)
     if mine:
         counted = _counted(len(split), split.batch_size, activity_images)
         meter = predictor.meter(network) if counted else None
@@ -84,7 +74,7 @@ def evaluate(
 
 def _predict(
     network: nn.Module,
-    split: Batches,
+    split: Split,
     predictor: Predictor,
     numbers: Sequence[int],
     meter: ActivityMeter | None,
@@ -105,7 +95,7 @@ def _predict(
             predictions[number], started = replace(batch, seconds=now - started), now
             saver.add(predictions[number])
             shown.update()
-            stop_if_asked()
+            stop_if_requested()
     finally:  # Ctrl-C keeps what is predicted
         saver.save()
     return predictions
@@ -130,7 +120,7 @@ class _Saver:
         self.waiting, self.last = [], time.monotonic()
 
 
-def _chosen(split: Batches, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _chosen(split: Split, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(number, images, labels) of the batches of these ascending numbers; each gap starts the split anew."""
     first = 0
     while first < len(numbers):

@@ -127,7 +127,7 @@ def assess(
     folder = out or checkpoint.parent / f"eval-{type(data).__name__}" / checkpoint.stem
     journal = Journal(folder, settings)
     with locked(folder, processes):
-        processes.first(lambda: _open(journal, checkpoint.name, restart))
+        processes.on_rank_zero(lambda: _open(journal, checkpoint.name, restart))
         network = loaded.network.to(device)
         batches = evaluate(
             network,

@@ -22,7 +22,7 @@ from spikeprop.data import ImageData
 from spikeprop.errors import CheckpointError, RecipeError, SpikepropError
 from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.recipe import Component, check_component
-from spikeprop.runtime.imports import from_file
+from spikeprop.runtime.imports import only_trusted
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
@@ -71,7 +71,7 @@ def data_component(
     """
     given = {key: value for key, value in {"use": named, **settings}.items() if value is not None}
     own = [named.partition(".")[0]] if named is not None and "." in named else []
-    with from_file((*trusted, *own)):
+    with only_trusted((*trusted, *own)):
         return check_component(ImageData, {**described, **given}, "data" if named is None else "--data")
 
 
@@ -98,7 +98,7 @@ def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwo
     if "kind" not in checkpoint.description:
         raise CheckpointError(f"{path} holds training progress; use ann, converted or finetuned.safetensors")
     try:
-        with from_file(trusted):
+        with only_trusted(trusted):
             return _build(checkpoint)
     except SpikepropError:
         raise
@@ -118,7 +118,7 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
         neuron = check_component(Neuron, described["neuron"], "neuron")
         encoder = check_component(Encoder, described["encoder"], "encoder").build()
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
-        _make_room(network, checkpoint.part("model"))
+        _make_room(network, checkpoint.section("model"))
         _fill_in(network, checkpoint.tensors)
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
@@ -146,7 +146,7 @@ def _check_size(ann: Component[nn.Module], checkpoint: Checkpoint) -> None:
             needed = sum(p.numel() for p in ann.build().parameters())
         except Exception:  # not every constructor can do without numbers
             return
-    held = sum(t.numel() for t in checkpoint.part("model").values())
+    held = sum(t.numel() for t in checkpoint.section("model").values())
     if needed > 4 * held + SMALL:
         raise CheckpointError(f"{checkpoint.path} describes a network of {needed:,} numbers, and has {held:,}")
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert import convert, relu_activations, spike_worths, to_spiking
+from spikeprop.convert import activation_scales, convert, relu_activations, to_spiking
 from spikeprop.data import ImageData
 from spikeprop.deploy.export import chip_budget, compare, export
 from spikeprop.errors import CheckpointError, DamagedFileError, EvaluationError, NirError, RecipeError
@@ -57,8 +57,8 @@ from spikeprop.learn import (
     CollapseGuard,
     LearningRule,
     MetricsLog,
-    Parted,
     ProgressBar,
+    Shardable,
     check_shardable,
     drop_progress,
     fit,
@@ -197,7 +197,7 @@ class _Run:
             "simulate": self.simulate,
         }
         results = {}
-        self.processes.first(lambda: self._forget_damaged(list(stages)))
+        self.processes.on_rank_zero(lambda: self._forget_damaged(list(stages)))
         self.folder.reread()
         for name, work in stages.items():
             results[name] = self.folder.stage(name, work, together=name in TOGETHER)
@@ -237,9 +237,9 @@ class _Run:
 
     def convert(self) -> dict[str, Any]:
         settings, found = self.experiment.convert, {}
-        if settings.calibrator.build().joins and settings.images >= self.processes.count:
+        if settings.calibrator.build().supports_distributed and settings.images >= self.processes.count:
             return self._converted(self.processes)
-        self.processes.first(lambda: found.update(self._converted(ALONE)))  # what cannot be shared, rank 0 does
+        self.processes.on_rank_zero(lambda: found.update(self._converted(ALONE)))  # what cannot be shared, rank 0 does
         return found
 
     def _converted(self, processes: Processes) -> dict[str, Any]:
@@ -375,7 +375,7 @@ class _Run:
         split = self.data.test(self.experiment.evaluate.batch_size)
         predictor = Predictor(timesteps=tuple(timesteps), extra_steps=latency_of(network), seed=self.experiment.seed)
         journal = Journal(self._predictions() / kind, {**dataclasses.asdict(predictor), "device": self.device.type})
-        self.processes.first(lambda: _open(journal))
+        self.processes.on_rank_zero(lambda: _open(journal))
         batches = evaluate(
             network,
             split,
@@ -431,7 +431,7 @@ class _Run:
         network = self._load("converted").to(self.device)
         plain = to_spiking(ann, IF, network.encoder, self.data.input_shape).to(images).eval()
         with torch.no_grad():
-            errors = conversion_error(network, images, relu_activations(plain, images), spike_worths(network), timesteps)
+            errors = conversion_error(network, images, relu_activations(plain, images), activation_scales(network), timesteps)
         draw_conversion_error(errors, self.folder.path / "conversion_error.png", self.context.name)
         return {name: {str(t): dataclasses.asdict(error) for t, error in by_t.items()} for name, by_t in errors.items()}
 
@@ -448,7 +448,7 @@ class _Run:
         """Whole batches are read in parts where the data can do it; one that is cut short is read whole by all processes."""
         images = self.experiment.convert.images
         split = self.data.train(min(images, 256), self.experiment.seed + 3)
-        parted = split.part(processes) if processes.count > 1 and isinstance(split, Parted) else split
+        parted = split.shard(processes) if processes.count > 1 and isinstance(split, Shardable) else split
         whole, left = divmod(images, split.batch_size)
         yield from islice(parted.epoch(0), whole)
         for x, y in islice(split.epoch(0, whole), int(left > 0)):

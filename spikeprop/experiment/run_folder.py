@@ -25,9 +25,9 @@ import torch
 from spikeprop.errors import DamagedFileError, RecipeError
 from spikeprop.recipe import Recipe, check, dump
 from spikeprop.runtime.files import leaves, previous_of, read_json, remove_leftovers, write_json, write_text
-from spikeprop.runtime.imports import from_file
+from spikeprop.runtime.imports import only_trusted
 from spikeprop.runtime.processes import ALONE, Processes
-from spikeprop.runtime.signals import stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested
 
 OWN = {"name", "begun", "recipe"}  # of run.json: what no report repeats
 MACHINE = {"device", "sharded"}  # where a run takes place is no part of what it is
@@ -50,7 +50,7 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, smoke: bool = False, processes: Processes = ALONE):
         self.path, self.processes = path, processes
-        processes.first(lambda: self._begin(recipe, smoke))
+        processes.on_rank_zero(lambda: self._begin(recipe, smoke))
         self._stages = _read_stages(path / "stages.json")
 
     def _begin(self, recipe: Recipe, smoke: bool) -> None:
@@ -75,12 +75,12 @@ class RunFolder:
             together: of several processes all do it, and rank 0's result counts; else rank 0 does, and the others wait.
         """
         if name not in self._stages:
-            self.processes.together(stop_if_asked)
+            self.processes.independently(stop_if_requested)
             own = (lambda: self._timed(name, work)) if self.processes.rank == 0 else work
             if together:
-                self.processes.abreast(own)
+                self.processes.collectively(own)
             else:
-                self.processes.first(own)
+                self.processes.on_rank_zero(own)
             if self.processes.rank:
                 self.reread()
         return self._stages[name]["result"]
@@ -190,7 +190,7 @@ def _read_seconds(file: Path) -> float:
 def _completed(described: dict[str, Any]) -> dict[str, Any]:
     """A recorded recipe with the defaults of settings that did not exist when it was recorded."""
     try:
-        with from_file():  # the folder may be anyone's; what the run's own recipe names is imported already
+        with only_trusted():  # the folder may be anyone's; what the run's own recipe names is imported already
             return Recipe("", check(described)).describe()
     except RecipeError:  # it names what is gone by now: it is another recipe, as it stands
         return described

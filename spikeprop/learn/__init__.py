@@ -2,14 +2,15 @@
 
 from spikeprop.learn.backprop import Backprop
 from spikeprop.learn.bptt import BPTT
-from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, Training
+from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, TrainingState
 from spikeprop.learn.checkpoint import Checkpoint, drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
 from spikeprop.learn.distributed.sharding import check_shardable, shard
-from spikeprop.learn.loop import Batches, Parted, fit
+from spikeprop.learn.loop import fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
 from spikeprop.learn.tensorboard import TensorBoardLog, tensorboard_installed, write_scalars
+from spikeprop.runtime.batches import Batches, Shardable
 
 __all__ = [
     "BPTT",
@@ -24,13 +25,13 @@ __all__ = [
     "LearningRule",
     "Loss",
     "MetricsLog",
-    "Parted",
     "ProgressBar",
     "Schedule",
+    "Shardable",
     "SquaredError",
     "Steps",
     "TensorBoardLog",
-    "Training",
+    "TrainingState",
     "check_shardable",
     "drop_progress",
     "fit",

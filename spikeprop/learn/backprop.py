@@ -20,7 +20,7 @@ class Backprop(LearningRule):
         loss: in the cross-entropy's place.
     """
 
-    overlaps: ClassVar[bool] = True
+    single_backward: ClassVar[bool] = True
 
     label_smoothing: float = 0.0
     loss: Loss | None = None

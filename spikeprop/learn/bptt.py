@@ -27,7 +27,7 @@ class BPTT(LearningRule):
         average: divide the accumulated output by the number of steps (the paper takes the sum).
     """
 
-    overlaps: ClassVar[bool] = True
+    single_backward: ClassVar[bool] = True
 
     timesteps: int
     chunk: int | None = None

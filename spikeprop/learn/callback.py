@@ -16,7 +16,7 @@ from spikeprop.runtime.progress import bar
 
 
 @dataclass
-class Training:
+class TrainingState:
     """What a callback sees: where training stands."""
 
     model: nn.Module
@@ -46,7 +46,9 @@ class Callback:
     the loop's checkpoints save and resume.
     """
 
-    whole_parameters: ClassVar[bool] = False  # takes parameters for whole tensors, which those of a sharded network are not
+    needs_complete_parameters: ClassVar[bool] = (
+        False  # takes parameters for whole tensors, which those of a sharded network are not
+    )
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The optimiser's groups before it is made, split where the callback needs a group of its own."""
@@ -59,19 +61,19 @@ class Callback:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take ``state_dict``'s tensors back; before ``on_start``, and only on a resume."""
 
-    def on_start(self, training: Training) -> None:
+    def on_start(self, training: TrainingState) -> None:
         """Before the first step of this process, after a resume."""
 
-    def on_gradient(self, training: Training) -> None:
+    def on_gradient(self, training: TrainingState) -> None:
         """Once the rule has filled the gradients and the schedule has set the rates; before clipping and the optimiser's step."""
 
-    def on_step(self, training: Training) -> None:
+    def on_step(self, training: TrainingState) -> None:
         """After each optimiser step."""
 
-    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+    def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         """After each epoch, before its checkpoint."""
 
-    def on_end(self, training: Training) -> None:
+    def on_end(self, training: TrainingState) -> None:
         """After the last epoch, or when an error ends the loop."""
 
 
@@ -81,18 +83,18 @@ class ProgressBar(Callback):
     def __init__(self, label: str | None):
         self.label = label
 
-    def on_start(self, training: Training) -> None:
+    def on_start(self, training: TrainingState) -> None:
         total = training.epochs * training.steps_per_epoch
         done = training.epoch * training.steps_per_epoch + training.step
         self.bar = bar(self.label, total=total, initial=done)
 
-    def on_step(self, training: Training) -> None:
+    def on_step(self, training: TrainingState) -> None:
         metrics = training.metrics
         text = f"epoch {training.epoch + 1}/{training.epochs} loss {metrics['loss']:.3f} acc {metrics['accuracy']:.2f} %"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
 
-    def on_end(self, training: Training) -> None:
+    def on_end(self, training: TrainingState) -> None:
         self.bar.close()
 
 
@@ -102,7 +104,7 @@ class MetricsLog(Callback):
     def __init__(self, path: Path, stage: str):
         self.path, self.stage = path, stage
 
-    def on_start(self, training: Training) -> None:
+    def on_start(self, training: TrainingState) -> None:
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         kept = [line for line in lines if not self._runs_again(line, training.epoch)]
         write_text(self.path, "".join(f"{line}\n" for line in kept))
@@ -114,7 +116,7 @@ class MetricsLog(Callback):
         except (ValueError, LookupError, TypeError):  # half a line, from a killed run
             return True
 
-    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+    def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         append_line(self.path, json.dumps({"stage": self.stage, **metrics}))
 
 
@@ -129,7 +131,7 @@ class CollapseGuard(Callback):
     def __init__(self, classes: int, least: int = 500):
         self.chance, self.least = 100 / classes, least
 
-    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+    def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         if training.seen >= self.least and metrics["accuracy"] < self.chance:
             raise TrainingCollapsed(
                 f"training collapsed: {metrics['accuracy']:.2f} % in epoch {training.epoch + 1} is under chance "

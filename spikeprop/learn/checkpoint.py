@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError, DamagedFileError
-from spikeprop.learn.distributed.sharding import spread_like, whole
+from spikeprop.learn.distributed.sharding import complete, sharded_like
 from spikeprop.runtime.files import parse_json, previous_of, read_tensors, write_json, write_tensors
 
 FORMAT = 1
@@ -34,7 +34,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     description: dict[str, Any]
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
+    def section(self, prefix: str) -> dict[str, Tensor]:
         """Tensors under ``prefix.``, the prefix removed."""
         return {k.removeprefix(prefix + "."): v for k, v in self.tensors.items() if k.startswith(prefix + ".")}
 
@@ -78,9 +78,9 @@ def _gathered(tensors: Iterable[tuple[str, Tensor]], kept: bool) -> dict[str, Te
     """Whole tensors in the host's memory, one after another; only gathered for others where they are not kept."""
     found = {}
     for name, tensor in tensors:
-        complete = whole(tensor.detach())
+        gathered = complete(tensor.detach())
         if kept:
-            found[name] = complete.cpu().contiguous()
+            found[name] = gathered.cpu().contiguous()
     return found
 
 
@@ -157,7 +157,7 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: naming the tensors that are missing, unexpected or of another shape.
     """
-    saved, own = checkpoint.part("model"), model.state_dict()
+    saved, own = checkpoint.section("model"), model.state_dict()
     problems = [f"missing {name}" for name in own if name not in saved]
     problems += [f"unexpected {name}" for name in saved if name not in own]
     problems += [
@@ -168,7 +168,7 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise CheckpointError(f"{checkpoint.path} is of another architecture: {shown}")
-    model.load_state_dict({name: spread_like(value, own[name]) for name, value in saved.items()})
+    model.load_state_dict({name: sharded_like(value, own[name]) for name, value in saved.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
@@ -176,9 +176,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> 
     described = checkpoint.description["optimizer"]
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in described["values"].items()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, tensor in checkpoint.part("optimizer").items():
+    for name, tensor in checkpoint.section("optimizer").items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = spread_like(tensor, held[int(index)])
+        state.setdefault(int(index), {})[key] = sharded_like(tensor, held[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
 
 

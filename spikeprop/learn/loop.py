@@ -19,34 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError, TrainingCollapsed
-from spikeprop.learn.callback import Callback, Training
+from spikeprop.learn.callback import Callback, TrainingState
 from spikeprop.learn.checkpoint import Checkpoint, has_checkpoint, load_latest, load_model, load_optimizer, save_checkpoint
-from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded, own_part
-from spikeprop.learn.distributed.team import Team
+from spikeprop.learn.distributed.data_parallel import DataParallel
+from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded, local_shard
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
+from spikeprop.runtime.batches import Batch, Batches, Shardable
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import seed_everything
 
-Batch = tuple[Tensor, Tensor]
 POSITION = ("epoch", "step", "loss_sum", "correct", "seen", "history", "sums")  # of a training, in its checkpoint
 READ_SECONDS = 1.0  # between readings of the loss on a device that computes ahead of us
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Batches that can start anywhere: ``epoch(e, start)`` yields the batches of epoch e from number ``start`` on."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
-
-
-@runtime_checkable
-class Parted(Protocol):
-    """Batches that can read one process's part of each alone: (its examples, the labels of the whole batch)."""
-
-    def part(self, processes: Processes) -> Batches: ...
 
 
 @runtime_checkable
@@ -81,7 +65,7 @@ class _Replayed:
 
 
 @dataclass(frozen=True)
-class _How:
+class LoopSettings:
     """What stays the same over all steps."""
 
     rule: LearningRule
@@ -95,7 +79,7 @@ class _How:
     checkpoint_seconds: float
     constrained: Sequence[Constrained]
     saves: _Saves
-    team: Team
+    parallel: DataParallel
 
 
 @dataclass(frozen=True)
@@ -109,14 +93,14 @@ class _Saves:
         return {"rule": self.rule.state_dict(), **{name: c.state_dict() for name, c in self._named()}}
 
     def resume(self, saved: Checkpoint) -> None:
-        own, names = saved.part("rule"), set(self.rule.state_dict())
+        own, names = saved.section("rule"), set(self.rule.state_dict())
         if set(own) != names:
             raise CheckpointError(
                 f"{saved.path} is of a run with another learning rule: the rule's own tensors differ in "
                 f"{', '.join(sorted(names ^ set(own))[:4])}; use another --out folder, or the same recipe"
             )
         self.rule.load_state_dict(own)
-        kept = {".".join(name.split(".")[:2]) for name in saved.part("callback")}
+        kept = {".".join(name.split(".")[:2]) for name in saved.section("callback")}
         present = {name.removeprefix("callback.") for name, _ in self._named()}
         if not kept <= present:
             missing = ", ".join(sorted(kept - present))
@@ -125,7 +109,7 @@ class _Saves:
                 "use another --out folder, or the same recipe"
             )
         for name, callback in self._named():
-            callback.load_state_dict(saved.part(name))
+            callback.load_state_dict(saved.section(name))
 
     def _named(self) -> list[tuple[str, Callback]]:
         """Each callback and what its state is kept under: its place and its class."""
@@ -178,12 +162,12 @@ def fit(
             needs it whole.
         TrainingCollapsed: a loss, or a weight at a checkpoint, that is not finite.
         CheckpointError: ``checkpoint`` belongs to another network or another number of batches.
-        Stopped: a signal asked to, within ``spikeprop.runtime.signals.held``.
+        Stopped: a signal asked to, within ``spikeprop.runtime.signals.deferred_signals``.
     """
     source = batches if isinstance(batches, Batches) else _Replayed(batches, seed)
-    if processes.count > 1 and isinstance(batches, Parted):
-        source = batches.part(processes)
-    training = Training(model, optimizer, epochs, len(source))
+    if processes.count > 1 and isinstance(batches, Shardable):
+        source = batches.shard(processes)
+    training = TrainingState(model, optimizer, epochs, len(source))
     if training.steps_per_epoch == 0:
         raise ValueError("no batches to train on")
     _check_optimizer(rule, optimizer)
@@ -198,15 +182,17 @@ def fit(
         _resume(training, checkpoint, saves)
     device = next(model.parameters()).device
     constrained = [module for module in model.modules() if isinstance(module, Constrained)]
-    schedule, team = schedule or Constant(), Team(processes, model, rule)
-    how = _How(rule, schedule, seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds, constrained, saves, team)
+    schedule, parallel = schedule or Constant(), DataParallel(processes, model, rule)
+    settings = LoopSettings(
+        rule, schedule, seed, clip, autocast, device, callbacks, checkpoint, checkpoint_seconds, constrained, saves, parallel
+    )
     _set_mode(model, rule, True)
     for callback in callbacks:
         callback.on_start(training)
     try:
-        with team.together():
+        with parallel.training():
             while training.epoch < epochs:
-                _run_epoch(training, source, how)
+                _run_epoch(training, source, settings)
     finally:
         for callback in callbacks:
             callback.on_end(training)
@@ -214,78 +200,82 @@ def fit(
     return training.history
 
 
-def _run_epoch(training: Training, batches: Batches, how: _How) -> None:
+def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings) -> None:
     started = saved = time.monotonic()
-    unread = _Unread(training, how.device)
-    for x, y in _read(training, batches, how, unread):
-        seed_everything(how.seed, training.epoch, training.step, *_own_number(how.team.processes))
-        _set_lr(training, how.schedule)
-        how.team.ask_for_save(_overdue(saved, how))
-        _one_step(training, how, x.to(how.device, non_blocking=True), y.to(how.device, non_blocking=True), unread)
-        for callback in how.callbacks:
+    deferred = DeferredMetrics(training, settings.device)
+    for x, y in _read(training, batches, settings, deferred):
+        seed_everything(settings.seed, training.epoch, training.step, *_own_number(settings.parallel.processes))
+        _set_lr(training, settings.schedule)
+        settings.parallel.request_save(_overdue(saved, settings))
+        _one_step(
+            training, settings, x.to(settings.device, non_blocking=True), y.to(settings.device, non_blocking=True), deferred
+        )
+        for callback in settings.callbacks:
             callback.on_step(training)
-        due = how.team.stop_asked() or how.team.save_due(_overdue(saved, how))
+        due = settings.parallel.stop_requested() or settings.parallel.save_due(_overdue(saved, settings))
         if due and training.step < training.steps_per_epoch:
-            if how.checkpoint is not None:
-                unread.read()
-                _save(training, how.checkpoint, how.saves, how.team.processes)
+            if settings.checkpoint is not None:
+                deferred.read()
+                _save(training, settings.checkpoint, settings.saves, settings.parallel.processes)
                 saved = time.monotonic()
-            how.team.stop_if_asked()
-    unread.read()
+            settings.parallel.stop_if_requested()
+    deferred.read()
     lr = training.optimizer.param_groups[0]["lr"]
     metrics = {**training.metrics, "lr": lr, "seconds": round(time.monotonic() - started, 2)}
-    for callback in how.callbacks:
+    for callback in settings.callbacks:
         callback.on_epoch(training, metrics)
     training.history.append(metrics)
     training.epoch, training.step = training.epoch + 1, 0
     training.loss_sum, training.correct, training.seen, training.sums = 0.0, 0, 0, {}
-    if how.checkpoint is not None:
-        _save(training, how.checkpoint, how.saves, how.team.processes)
+    if settings.checkpoint is not None:
+        _save(training, settings.checkpoint, settings.saves, settings.parallel.processes)
     if training.epoch < training.epochs:  # else the training is whole, and its caller saves it
-        how.team.stop_if_asked()
+        settings.parallel.stop_if_requested()
 
 
-def _overdue(saved: float, how: _How) -> bool:
-    return time.monotonic() - saved > how.checkpoint_seconds
+def _overdue(saved: float, settings: LoopSettings) -> bool:
+    return time.monotonic() - saved > settings.checkpoint_seconds
 
 
-def _read(training: Training, batches: Batches, how: _How, unread: _Unread) -> Iterator[Batch]:
+def _read(training: TrainingState, batches: Batches, settings: LoopSettings, deferred: DeferredMetrics) -> Iterator[Batch]:
     """The rest of an epoch's batches; where reading one fails, what is trained so far is saved before the error goes on."""
     try:
         yield from batches.epoch(training.epoch, training.step)
     except Exception:
-        alone = not how.team.sharded  # else the others would have to give their parts, and they do not know
-        if how.checkpoint is not None and training.step > 0 and alone:
+        alone = not settings.parallel.sharded  # else the others would have to give their parts, and they do not know
+        if settings.checkpoint is not None and training.step > 0 and alone:
             with suppress(Exception):  # the first error is the one to know
-                unread.read()
-                _save(training, how.checkpoint, how.saves, how.team.processes)
+                deferred.read()
+                _save(training, settings.checkpoint, settings.saves, settings.parallel.processes)
         raise
 
 
-def _one_step(training: Training, how: _How, x: Tensor, y: Tensor, unread: _Unread) -> None:
+def _one_step(training: TrainingState, settings: LoopSettings, x: Tensor, y: Tensor, deferred: DeferredMetrics) -> None:
     training.optimizer.zero_grad(set_to_none=True)
-    x, y = how.team.share(x, y)
-    with nullcontext() if how.autocast is None else torch.autocast(how.device.type, how.autocast):
-        result = how.rule.step(how.team.wrapped, x, y)  # its backward pass recomputes, so it too runs under autocast
-    unread.add(*_totals(result, y, how.team))
-    for callback in how.callbacks:
+    x, y = settings.parallel.shard(x, y)
+    with nullcontext() if settings.autocast is None else torch.autocast(settings.device.type, settings.autocast):
+        result = settings.rule.step(
+            settings.parallel.wrapped, x, y
+        )  # its backward pass recomputes, so it too runs under autocast
+    deferred.add(*_totals(result, y, settings.parallel))
+    for callback in settings.callbacks:
         callback.on_gradient(training)
-    if how.clip is not None:
-        clip = clip_gradients if how.team.sharded else nn.utils.clip_grad_norm_
-        clip([*training.model.parameters(), *how.rule.parameters()], how.clip)
+    if settings.clip is not None:
+        clip = clip_gradients if settings.parallel.sharded else nn.utils.clip_grad_norm_
+        clip([*training.model.parameters(), *settings.rule.parameters()], settings.clip)
     training.optimizer.step()
-    for module in how.constrained:
+    for module in settings.constrained:
         module.project_parameters()
     training.step += 1
 
 
-class _Unread:
+class DeferredMetrics:
     """Losses and hits that are still on the device: reading one waits for it, so on CUDA many are read at once.
 
     On the CPU each is read as it comes. A loss that is not finite is found before anything is saved.
     """
 
-    def __init__(self, training: Training, device: torch.device):
+    def __init__(self, training: TrainingState, device: torch.device):
         self.training, self.patience = training, _patience(device)
         self.steps: list[tuple[int, list[str], Tensor]] = []
         self.last = time.monotonic()
@@ -316,13 +306,13 @@ class _Unread:
         self.last = time.monotonic()
 
 
-def _totals(result: dict[str, Tensor], y: Tensor, team: Team) -> tuple[list[str], Tensor]:
+def _totals(result: dict[str, Tensor], y: Tensor, parallel: DataParallel) -> tuple[list[str], Tensor]:
     """Names of the rule's own scalars, and over the whole batch: labels, hits, sum of the loss, sums of those scalars."""
     names = sorted(set(result) - {"loss", "scores"})
     hits = (result["scores"].argmax(1) == y).sum()
     means = torch.stack([result[name].detach().double() for name in ("loss", *names)])
     size = torch.full_like(means[0], y.numel())  # filled on the device: a copy to it would wait
-    return names, team.join(torch.cat([torch.stack([size, hits.double()]), means * size]))
+    return names, parallel.reduce(torch.cat([torch.stack([size, hits.double()]), means * size]))
 
 
 def _own_number(processes: Processes) -> tuple[int, ...]:
@@ -334,7 +324,7 @@ def _patience(device: torch.device) -> float:
     return READ_SECONDS if device.type == "cuda" else 0.0
 
 
-def _set_lr(training: Training, schedule: Schedule) -> None:
+def _set_lr(training: TrainingState, schedule: Schedule) -> None:
     done = training.epoch * training.steps_per_epoch + training.step
     factor = schedule(done / (training.epochs * training.steps_per_epoch))
     for group in training.optimizer.param_groups:
@@ -356,8 +346,8 @@ def _set_mode(model: nn.Module, rule: LearningRule, training: bool) -> None:
     rule.own.train(training)
 
 
-def _save(training: Training, path: Path, saves: _Saves, processes: Processes) -> None:
-    broken = [name for name, p in training.model.named_parameters() if not torch.isfinite(own_part(p)).all()]
+def _save(training: TrainingState, path: Path, saves: _Saves, processes: Processes) -> None:
+    broken = [name for name, p in training.model.named_parameters() if not torch.isfinite(local_shard(p)).all()]
     if broken:  # a finite loss may have had a gradient that was not; saved, it would be taken up for good
         raise TrainingCollapsed(
             f"{broken[0]} is not finite after epoch {training.epoch + 1}, batch {training.step}: lower the learning rate or "
@@ -370,7 +360,7 @@ def _save(training: Training, path: Path, saves: _Saves, processes: Processes) -
     save_checkpoint(path, training.model, described, training.optimizer, saves.state(), keep_previous=True, writes=writes)
 
 
-def _resume(training: Training, path: Path, saves: _Saves) -> None:
+def _resume(training: TrainingState, path: Path, saves: _Saves) -> None:
     saved = load_latest(path)
     if "training" not in saved.description:
         raise CheckpointError(f"{saved.path} holds a network and not a training's progress; delete it, or name another file")

@@ -23,12 +23,12 @@ class LearningRule(ABC):
         own: modules of the rule's own, by name; empty for most rules. Not a setting: the rule fills it in ``prepare``.
     """
 
-    overlaps: ClassVar[bool] = False  # every gradient comes of one backward pass from one call of the network
+    single_backward: ClassVar[bool] = False  # every gradient comes of one backward pass from one call of the network
 
     own: nn.ModuleDict = field(init=False, default_factory=nn.ModuleDict, repr=False, compare=False)
 
     @property
-    def whole_batches(self) -> bool:
+    def complete_batches(self) -> bool:
         """Whether ``step`` shows the network all of its examples at once; else batch-norm sees less than a process's part."""
         return True
 

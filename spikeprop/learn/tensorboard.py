@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spikeprop.learn.callback import Callback, Training
+from spikeprop.learn.callback import Callback, TrainingState
 
 
 def tensorboard_installed() -> bool:
@@ -34,17 +34,17 @@ class TensorBoardLog(Callback):
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def on_start(self, training: Training) -> None:
+    def on_start(self, training: TrainingState) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(self.folder), purge_step=training.epoch)
 
-    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+    def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():
             if name != "epoch":
                 self.writer.add_scalar(name, value, metrics["epoch"])
 
-    def on_end(self, training: Training) -> None:
+    def on_end(self, training: TrainingState) -> None:
         self.writer.close()
 
 

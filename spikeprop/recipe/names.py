@@ -1,6 +1,6 @@
 """What a name in a slot means: the slot's home module, or the module of a dotted name, and whether the class fits the slot.
 
-Within ``spikeprop.runtime.imports.looking`` names from outside are noted instead of imported.
+Within ``spikeprop.runtime.imports.record_foreign_names`` names from outside are noted instead of imported.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def note_names(value: Any, path: str) -> None:
 
 
 def _note(use: str, path: str) -> None:
-    found = imports.noted()
+    found = imports.recorded_names()
     if found is None:
         package = use.partition(".")[0]
         raise RecipeError(

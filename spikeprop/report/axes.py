@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """A range of values laid over a range of places.
 
     Attributes:
@@ -29,17 +29,17 @@ class Axis:
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
 
-def axis(values: Sequence[float], start: float, end: float, *, log: bool = False, margin: float = 0.06) -> Axis:
+def axis(values: Sequence[float], start: float, end: float, *, log: bool = False, margin: float = 0.06) -> ChartAxis:
     """An axis that holds all values, with a margin at both ends."""
     low, high = (min(values), max(values)) if values else (1.0, 10.0)
     if log:
         reach = max(math.log(high / low), 0.5)
-        return Axis(low * math.exp(-margin * reach), high * math.exp(margin * reach), start, end, log=True)
+        return ChartAxis(low * math.exp(-margin * reach), high * math.exp(margin * reach), start, end, log=True)
     reach = (high - low) or abs(high) or 1.0
-    return Axis(low - margin * reach, high + margin * reach, start, end)
+    return ChartAxis(low - margin * reach, high + margin * reach, start, end)
 
 
-def ticks(over: Axis, wanted: int = 5) -> list[float]:
+def ticks(over: ChartAxis, wanted: int = 5) -> list[float]:
     """Round values on an axis: multiples of 1, 2 or 5; on a logarithmic one, of powers of ten."""
     if over.log:
         return _log_ticks(over, wanted)
@@ -50,7 +50,7 @@ def ticks(over: Axis, wanted: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(over.high / step + 1e-9) + 1)]
 
 
-def _log_ticks(over: Axis, wanted: int) -> list[float]:
+def _log_ticks(over: ChartAxis, wanted: int) -> list[float]:
     decades = range(math.floor(math.log10(over.low)), math.ceil(math.log10(over.high)) + 1)
     every = max(1, len(decades) // wanted)
     for multiples in ((1, 2, 5), (1,)):
@@ -61,7 +61,7 @@ def _log_ticks(over: Axis, wanted: int) -> list[float]:
     return found
 
 
-def spaced(values: Sequence[float], over: Axis, least: float) -> list[float]:
+def spaced(values: Sequence[float], over: ChartAxis, least: float) -> list[float]:
     """Those of the values that lie ``least`` apart on the paper, for labels that do not overlap."""
     kept: list[float] = []
     for value in sorted(values):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spikeprop.report.axes import Axis, axis, short, spaced, ticks
+from spikeprop.report.axes import ChartAxis, axis, short, spaced, ticks
 from spikeprop.report.html import Markup, join, tag
 
 WIDTH, HEIGHT = 560, 340
@@ -76,7 +76,7 @@ def bar_chart(title: str, groups: Mapping[str, Mapping[str, float]], x_label: st
     thick = 22 if len(rows) <= 24 else 12
     height = 12 + thick * len(rows) + BOTTOM
     largest = max((v for values in groups.values() for v in values.values()), default=0) or 1.0
-    across = Axis(0, 1.08 * largest, left, WIDTH - RIGHT)
+    across = ChartAxis(0, 1.08 * largest, left, WIDTH - RIGHT)
     parts: list[Markup] = []
     for value in ticks(across):
         x = across.place(value)
@@ -108,7 +108,7 @@ def svg(title: str, described: str, width: float, height: float, parts: Sequence
     )
 
 
-def _grid(across: Axis, up: Axis, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> Markup:
+def _grid(across: ChartAxis, up: ChartAxis, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> Markup:
     parts = []
     for value in xs:
         x = across.place(value)
@@ -126,7 +126,7 @@ def _rule(moves: str) -> Markup:
     return tag("path", d=moves, class_="grid")
 
 
-def _line(line: Line, across: Axis, up: Axis) -> Markup:
+def _line(line: Line, across: ChartAxis, up: ChartAxis) -> Markup:
     places = [(across.place(x), up.place(y)) for x, y in line.points]
     parts = []
     if line.band:
@@ -142,7 +142,7 @@ def _line(line: Line, across: Axis, up: Axis) -> Markup:
     return tag("g", *parts, class_=_class(line), data_run=line.run, data_label=line.label)
 
 
-def _names(lines: Sequence[Line], across: Axis, up: Axis) -> Markup:
+def _names(lines: Sequence[Line], across: ChartAxis, up: ChartAxis) -> Markup:
     """Names beside their points, as far as none covers another."""
     taken: list[tuple[float, float]] = []
     parts = []
@@ -155,7 +155,7 @@ def _names(lines: Sequence[Line], across: Axis, up: Axis) -> Markup:
     return join(parts)
 
 
-def _bar(name: str, value: float, across: Axis, top: float, thick: float, colour: int) -> Markup:
+def _bar(name: str, value: float, across: ChartAxis, top: float, thick: float, colour: int) -> Markup:
     width = _at(max(0.5, across.place(value) - across.start))
     told = tag("title", f"{name}: {value:.6g}")
     shape = f'x="{_at(across.start)}" y="{_at(top)}" width="{width}" height="{_at(0.9 * thick)}"'

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.report import plugin, single, together
+from spikeprop.report import comparison, plugin_section, run_section
 from spikeprop.report.charts import COLOURS
 from spikeprop.report.html import Markup, folded, join, note, table, tag
 from spikeprop.runtime.files import leaves
@@ -43,11 +43,11 @@ def document(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]], t
 
 
 def _main(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    parts = [tag("h2", "Overview", id="overview"), _choice(runs), together.overview(runs)]
+    parts = [tag("h2", "Overview", id="overview"), _choice(runs), comparison.overview(runs)]
     if any(run.hybrid for run in runs):
-        parts += [tag("h2", "Accuracy", id="accuracy"), together.curves(runs)]
+        parts += [tag("h2", "Accuracy", id="accuracy"), comparison.curves(runs)]
     if any(run.metrics for run in runs) or any(run.hybrid for run in runs):
-        parts += [tag("h2", "Training", id="training"), together.training(runs)]
+        parts += [tag("h2", "Training", id="training"), comparison.training(runs)]
     parts += [_run(i, run, found, len(runs) == 1) for i, (run, found) in enumerate(zip(runs, evidence))]
     return parts
 
@@ -57,9 +57,9 @@ def _run(number: int, run: RunRecord, found: Mapping[str, Any], alone: bool) -> 
     if run.report is None:
         inside = note(f"This run is not finished ({run.state}), so it has no results; the same command goes on with it.")
     elif run.hybrid:
-        inside = single.sections(run, found, name)
+        inside = run_section.sections(run, found, name)
     else:
-        inside = plugin.sections(run, name)
+        inside = plugin_section.sections(run, name)
     parts = [inside, tag("h3", "Provenance", id=f"{name}-provenance"), _provenance(run)]
     summary = "Layers, spikes, confusions, provenance" if run.hybrid else "Result and provenance"
     heading = tag("h2", run.name if alone else f"{run.name} ({run.recipe})", id=name)

@@ -77,11 +77,11 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of processes of this machine that were killed while they wrote."""
     for file in folder.glob(".*.part*"):
         found = PART.fullmatch(file.name)
-        if found and not alive(int(found[1])):
+        if found and not process_exists(int(found[1])):
             shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
 
 
-def alive(process: int) -> bool:
+def process_exists(process: int) -> bool:
     """Whether this machine has a process of that number."""
     try:
         os.kill(process, 0)

@@ -1,8 +1,9 @@
-"""Whose code may be imported because a text names it: the one place that decides it.
+"""The import policy: which modules may be imported because a text (a recipe, a checkpoint, a NIR file) names them.
 
-A recipe that someone runs may name any module: running it is trusting it. Two readers trust less. ``looking`` notes names
-from outside instead of importing them. ``from_file`` is for checkpoints and NIR files, which pass from hand to hand: they get the
-libraries that networks are built of, what this process has already imported, and what the user names.
+A recipe that someone runs may name any module: whoever runs it trusts it. Two contexts trust less. Within
+``record_foreign_names`` (used by ``check``) names outside spikeprop are recorded and not imported. Within ``only_trusted`` (used
+for checkpoints and NIR files, which people pass on) three kinds of modules may be imported: the libraries of which networks are
+built, what this process has already imported, and what the user lists.
 """
 
 from __future__ import annotations
@@ -11,51 +12,51 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 LIBRARIES = ("spikeprop", "torch", "torchvision", "snntorch", "norse")
 
 
 @dataclass(frozen=True)
-class _Trust:
+class _Policy:
     packages: Collection[str]
-    imported_too: bool
-    noted: list[str] | None = field(default=None)
+    already_imported: bool
+    recorded: list[str] | None = None
 
 
-_trust: ContextVar[_Trust | None] = ContextVar("trust", default=None)
+_policy: ContextVar[_Policy | None] = ContextVar("import policy", default=None)
 
 
 @contextmanager
-def looking() -> Iterator[list[str]]:
-    """Within, names from outside spikeprop are put into the list that this gives, and nothing of theirs is imported."""
-    noted: list[str] = []
-    token = _trust.set(_Trust(("spikeprop",), False, noted))
+def record_foreign_names() -> Iterator[list[str]]:
+    """Within this context, names outside spikeprop are appended to the list that it returns, and are not imported."""
+    recorded: list[str] = []
+    token = _policy.set(_Policy(("spikeprop",), False, recorded))
     try:
-        yield noted
+        yield recorded
     finally:
-        _trust.reset(token)
+        _policy.reset(token)
 
 
 @contextmanager
-def from_file(named: Collection[str] = ()) -> Iterator[None]:
-    """Within, names of packages that are neither known, nor imported already, nor ``named`` are refused."""
-    token = _trust.set(_Trust((*LIBRARIES, *named), True))
+def only_trusted(allowed: Collection[str] = ()) -> Iterator[None]:
+    """Within this context, a module is refused unless it is in ``LIBRARIES`` or ``allowed``, or is already imported."""
+    token = _policy.set(_Policy((*LIBRARIES, *allowed), True))
     try:
         yield
     finally:
-        _trust.reset(token)
+        _policy.reset(token)
 
 
 def importable(module: str) -> bool:
     """Whether a module may be imported here because a text names it."""
-    trust = _trust.get()
-    if trust is None or module.partition(".")[0] in trust.packages:
+    policy = _policy.get()
+    if policy is None or module.partition(".")[0] in policy.packages:
         return True
-    return trust.imported_too and module in sys.modules
+    return policy.already_imported and module in sys.modules
 
 
-def noted() -> list[str] | None:
-    """Where names go that are not imported; None where they are to be refused."""
-    trust = _trust.get()
-    return None if trust is None else trust.noted
+def recorded_names() -> list[str] | None:
+    """The list that collects names which are not imported; None where such names are refused."""
+    policy = _policy.get()
+    return None if policy is None else policy.recorded

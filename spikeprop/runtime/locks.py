@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from spikeprop.errors import BusyError
-from spikeprop.runtime.files import alive, parse_json
+from spikeprop.runtime.files import parse_json, process_exists
 from spikeprop.runtime.processes import ALONE, Processes
 
 NAME = ".lock"  # in the folder
@@ -45,7 +45,7 @@ class Lock:
         self.path = path
         self.descriptor: int | None = None
 
-    def take(self, patience: float = 0.0) -> bool:
+    def acquire(self, patience: float = 0.0) -> bool:
         """Whether it is ours now; waits for so many seconds at most.
 
         On a file system without locks (some network mounts) everyone gets it, with a warning.
@@ -62,7 +62,7 @@ class Lock:
                 time.sleep(LOOK_EVERY)
         finally:
             if not ours:
-                self.drop()
+                self.release()
         return ours
 
     def _open(self) -> int:
@@ -93,7 +93,7 @@ class Lock:
             )
             return True
 
-    def drop(self) -> None:
+    def release(self) -> None:
         """Give up our hold; a process that was handed the descriptor keeps it."""
         _held.discard(self)
         if self.descriptor is not None:
@@ -117,14 +117,14 @@ class Lock:
             pid, host, since = int(signed["pid"]), str(signed["host"]), datetime.fromisoformat(signed["since"])
         except (OSError, ValueError, LookupError, TypeError):
             return "another process"
-        if host == platform.node() and not alive(pid):  # who came after it could not sign
+        if host == platform.node() and not process_exists(pid):  # who came after it could not sign
             return "another process"
         return f"process {pid} on {host}, at work since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _close_in_child() -> None:
     for lock in list(_held):
-        lock.drop()
+        lock.release()
 
 
 if hasattr(os, "register_at_fork"):
@@ -141,23 +141,23 @@ def locked(folder: Path, processes: Processes = ALONE) -> Iterator[None]:
         ProcessError: on other ranks, where rank 0 could not have it.
     """
     lock = Lock(folder / NAME)
-    processes.first(lambda: _take(lock, folder))
+    processes.on_rank_zero(lambda: _take(lock, folder))
     try:
         yield
     finally:
-        lock.drop()
+        lock.release()
 
 
 def _take(lock: Lock, folder: Path) -> None:
-    if not lock.take(PATIENCE):
+    if not lock.acquire(PATIENCE):
         raise BusyError(f"{folder} is in use by {lock.holder()}: wait for it, stop it, or use another --out folder")
     lock.sign()
 
 
-def at_work(folder: Path) -> bool:
+def in_use(folder: Path) -> bool:
     """Whether a process holds the folder at this moment."""
     lock = Lock(folder / NAME)
     try:
-        return lock.path.exists() and not lock.take()
+        return lock.path.exists() and not lock.acquire()
     finally:
-        lock.drop()
+        lock.release()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from spikeprop.errors import ProcessError, SpikepropError, Stopped
-from spikeprop.runtime.signals import stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested
 
 PATIENCE = timedelta(days=30)  # shares differ in length, and a rank that dies is noticed at once
 FAILED = 1000  # beyond the numbers of signals
@@ -35,15 +35,15 @@ class Processes:
     count: int = 1
     local_rank: int = 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part of the items, contiguous; parts differ by one item at most."""
-        return items[self._part(len(items))]
+        return items[self._shard(len(items))]
 
     def rows(self, size: int) -> slice:
         """This process's part of a batch of so many examples; all of it, where there are fewer than processes."""
-        return slice(0, size) if size < self.count else self._part(size)
+        return slice(0, size) if size < self.count else self._shard(size)
 
-    def _part(self, size: int) -> slice:
+    def _shard(self, size: int) -> slice:
         return slice(*(size * rank // self.count for rank in (self.rank, self.rank + 1)))
 
     def device(self, found: torch.device) -> torch.device:
@@ -62,18 +62,18 @@ class Processes:
             try:
                 distributed.barrier()
             except RuntimeError:  # its connections are closed
-                stop_if_asked()
+                stop_if_requested()
                 raise
 
-    def first(self, work: Callable[[], object]) -> None:
+    def on_rank_zero(self, work: Callable[[], object]) -> None:
         """Rank 0 does the work while the others wait; if it fails, all end.
 
         Raises:
             ProcessError: on other ranks, where rank 0 failed.
         """
-        self.together(work if self.rank == 0 else lambda: None)
+        self.independently(work if self.rank == 0 else lambda: None)
 
-    def abreast(self, work: Callable[[], object]) -> None:
+    def collectively(self, work: Callable[[], object]) -> None:
         """All do work in which they meet, and wait for one another.
 
         Who fails ends at once, without a word to the others, which wait for it elsewhere: its end closes their connections to it,
@@ -82,7 +82,7 @@ class Processes:
         work()
         self.wait()
 
-    def together(self, work: Callable[[], object]) -> None:
+    def independently(self, work: Callable[[], object]) -> None:
         """All do work in which they do not meet; if one cannot, all end; if one was asked to stop, all were.
 
         Raises:
@@ -104,7 +104,7 @@ class Processes:
         if worst:
             raise Stopped(int(worst))
 
-    def agree(self, values: Iterable[Tensor]) -> None:
+    def broadcast(self, values: Iterable[Tensor]) -> None:
         """Rank 0's values for all, in place."""
         if self.count == 1:
             return
@@ -133,7 +133,7 @@ class Processes:
 ALONE = Processes()
 
 
-def same_again(arguments: Sequence[str]) -> str | None:
+def resume_command(arguments: Sequence[str]) -> str | None:
     """The command that goes on with what this one did, under torchrun with as many processes.
 
     None on other ranks than 0, which have nothing to say.

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM as a request: whoever is at work finishes its step, saves, and then stops.
+"""SIGINT (Ctrl-C) and SIGTERM as a request to stop: the current step is finished and saved before the process stops.
 
-``held`` replaces the handlers of both signals by one that notes the signal. Loops ask ``stop_asked`` where they could stop, save,
-and call ``stop_if_asked``. A second signal does not wait. Under torchrun one that comes at the heels of the first is the same one
-again: a terminal's Ctrl-C reaches its processes, and torchrun, which passes it on to them.
+``deferred_signals`` replaces the handlers of both signals by one that records the signal. Loops call ``stop_requested`` where
+they can stop, save, and then call ``stop_if_requested``. A second signal ends the process at once. Under torchrun a terminal's
+Ctrl-C arrives twice, from the terminal and from torchrun, which forwards it; so there a second signal within ``ECHO`` seconds
+counts as the first.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from spikeprop.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO = 1.0  # seconds
-_asked: list[int] = []  # signals belong to the process, and so does this: what arrived since ``held`` began
+_asked: list[int] = []  # signals belong to the process, and so does this: what arrived since ``deferred_signals`` began
 
 
 @contextmanager
-def held(notify: Callable[[str], None]) -> Iterator[None]:
+def deferred_signals(notify: Callable[[str], None]) -> Iterator[None]:
     """Within, the first SIGINT or SIGTERM only asks to stop. Does nothing outside the main thread, which alone gets signals.
 
     Args:
@@ -54,12 +55,12 @@ def held(notify: Callable[[str], None]) -> Iterator[None]:
         _asked.clear()
 
 
-def stop_asked() -> bool:
+def stop_requested() -> bool:
     """Whether a signal has arrived."""
     return bool(_asked)
 
 
-def stop_if_asked() -> None:
+def stop_if_requested() -> None:
     """Stop here, where everything is saved.
 
     Raises:

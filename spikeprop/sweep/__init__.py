@@ -1,6 +1,6 @@
 """Sweeps: one recipe with many values. Every trial is an ordinary run folder, made by a `spikeprop run` of its own."""
 
-from spikeprop.sweep.plan import Axis, Plan, parse_axis, split_values
+from spikeprop.sweep.plan import SweepAxis, SweepPlan, parse_axis, split_values
 from spikeprop.sweep.sweep import Sweep, Trial
 
-__all__ = ["Axis", "Plan", "Sweep", "Trial", "parse_axis", "split_values"]
+__all__ = ["Sweep", "SweepAxis", "SweepPlan", "Trial", "parse_axis", "split_values"]

@@ -17,7 +17,7 @@ CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 
 @dataclass(frozen=True)
-class Axis:
+class SweepAxis:
     """The values of one key: a list of YAML texts, or a range from ``low`` to ``high``, whole numbers where both are."""
 
     key: str
@@ -33,7 +33,7 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SweepPlan:
     """A sweep.
 
     Attributes:
@@ -50,7 +50,7 @@ class Plan:
     """
 
     recipe: str
-    axes: tuple[Axis, ...]
+    axes: tuple[SweepAxis, ...]
     sampler: str = "grid"
     trials: int = 20
     metric: str | None = None
@@ -61,7 +61,7 @@ class Plan:
     seed: int = 0
 
     @classmethod
-    def of(cls, recipe: str, axes: Sequence[str], **settings: Any) -> Plan:
+    def of(cls, recipe: str, axes: Sequence[str], **settings: Any) -> SweepPlan:
         """From the command line.
 
         Raises:
@@ -90,7 +90,7 @@ class Plan:
 
     def check(self) -> None:
         """RecipeError where the recipe refuses every value: then the key is wrong; one bad value is a failing trial."""
-        ends = tuple(Axis(a.key, a.values or (repr(a.low),)) for a in self.axes)
+        ends = tuple(SweepAxis(a.key, a.values or (repr(a.low),)) for a in self.axes)
         first: RecipeError | None = None
         for values in itertools.product(*(axis.values for axis in ends)):
             try:
@@ -109,7 +109,7 @@ class Plan:
         return {"recipe": recipe, "axes": axes, "sampler": self.sampler, "smoke": self.smoke, **own}
 
 
-def parse_axis(text: str) -> Axis:
+def parse_axis(text: str) -> SweepAxis:
     """``key=a,b,c``, ``key=LOW..HIGH`` or ``key=log:LOW..HIGH``.
 
     Raises:
@@ -123,12 +123,12 @@ def parse_axis(text: str) -> Axis:
         low, high = (float(end) if re.search(r"[.eE]", end) else int(end) for end in found.group(2, 3))
         if not low < high or (found[1] and low <= 0):
             raise RecipeError(f"{text!r}: a range goes from a smaller number to a larger one, a logarithmic one from above 0")
-        return Axis(key, (), low, high, bool(found[1]))
+        return SweepAxis(key, (), low, high, bool(found[1]))
     values = split_values(written, text)
     twice = next((value for value in values if values.count(value) > 1), None)
     if "" in values or twice is not None:
         raise RecipeError(f"{text!r}: " + (f"{twice} is there twice" if twice else "there is nothing between two commas"))
-    return Axis(key, tuple(values))
+    return SweepAxis(key, tuple(values))
 
 
 def split_values(written: str, text: str = "") -> list[str]:

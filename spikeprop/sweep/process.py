@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spikeprop.runtime.locks import Lock, at_work
+from spikeprop.runtime.locks import Lock, in_use
 
 GRACE = 30.0  # seconds that a trial has to save itself
 
@@ -37,7 +37,7 @@ class Process:
 
     def free(self) -> bool:
         """Whether nobody else is at work on it; then its lock is ours."""
-        return not at_work(self.folder) and self.lock.take()
+        return not in_use(self.folder) and self.lock.acquire()
 
     def start(self) -> bool:
         """Start it; False while another process is at work on it."""
@@ -56,7 +56,7 @@ class Process:
         """Its exit code, or None while it runs."""
         code = self.process.poll() if self.process else None
         if code is not None:
-            self.lock.drop()
+            self.lock.release()
         return code
 
     def why(self, code: int) -> str:
@@ -77,4 +77,4 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self.lock.drop()
+        self.lock.release()

@@ -24,7 +24,7 @@ from spikeprop.experiment.run_record import RunRecord
 from spikeprop.runtime.files import leaves, read_json, write_json, write_text
 from spikeprop.runtime.locks import Lock
 from spikeprop.runtime.progress import bar
-from spikeprop.sweep.plan import Plan
+from spikeprop.sweep.plan import SweepPlan
 from spikeprop.sweep.process import Process
 from spikeprop.sweep.tpe import propose
 
@@ -67,7 +67,7 @@ class Sweep:
         BusyError: one is at work there.
     """
 
-    def __init__(self, plan: Plan, folder: Path, notify: Callable[[str], None]):
+    def __init__(self, plan: SweepPlan, folder: Path, notify: Callable[[str], None]):
         self.plan, self.folder, self.notify = plan, folder, notify
         self.trials: list[Trial] = []
         self._identity = plan.identity()
@@ -77,7 +77,7 @@ class Sweep:
         elif plan.sampler == "grid":
             self.trials = [self._trial(i, values) for i, values in enumerate(plan.grid())]
         self._lock = Lock(folder / "logs" / "sweep.lock")
-        if not self._lock.take():
+        if not self._lock.acquire():
             raise BusyError(
                 f"another sweep is at work in {folder} ({self._lock.holder()}); wait for it, stop it, or use another --out folder"
             )
@@ -104,7 +104,7 @@ class Sweep:
                 for process in running.values():
                     process.stop()
                 self._save()
-                self._lock.drop()
+                self._lock.release()
         return self._table(sort=True)
 
     def finished(self) -> list[Path]:
@@ -151,7 +151,7 @@ class Sweep:
         if process.free():
             self._look_again(trial)
             if trial.state == "finished":
-                process.lock.drop()
+                process.lock.release()
                 return 0
             process.start()
         return None

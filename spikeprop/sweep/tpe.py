@@ -11,12 +11,12 @@ from typing import Any
 
 from spikeprop.errors import RunError
 from spikeprop.runtime.seeding import mix_seed
-from spikeprop.sweep.plan import Axis, Plan
+from spikeprop.sweep.plan import SweepAxis, SweepPlan
 
 Told = tuple[dict[str, str], float | None]
 
 
-def propose(plan: Plan, number: int, told: Sequence[Told]) -> dict[str, str]:
+def propose(plan: SweepPlan, number: int, told: Sequence[Told]) -> dict[str, str]:
     """Values for trial ``number``, given (values, metric, or None of a failed trial) of those before.
 
     Raises:
@@ -37,12 +37,12 @@ def propose(plan: Plan, number: int, told: Sequence[Told]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else repr(value) for key, value in study.ask(space).params.items()}
 
 
-def _distribution(optuna: Any, axis: Axis) -> Any:
+def _distribution(optuna: Any, axis: SweepAxis) -> Any:
     if axis.values:
         return optuna.distributions.CategoricalDistribution(axis.values)
     kind = optuna.distributions.IntDistribution if axis.whole else optuna.distributions.FloatDistribution
     return kind(axis.low, axis.high, log=axis.log)
 
 
-def _parameter(axis: Axis, text: str) -> str | int | float:
+def _parameter(axis: SweepAxis, text: str) -> str | int | float:
     return text if axis.values else int(text) if axis.whole else float(text)

@@ -19,8 +19,8 @@ from spikeprop.convert import (
     LocalThresholdBalancing,
     OffsetSpike,
     ThresholdCalibrator,
+    activation_scales,
     relu_activations,
-    spike_worths,
     to_spiking,
 )
 from spikeprop.convert.calibrators.correction import CalibratedLayer, _Fit, delay_readout
@@ -44,8 +44,8 @@ def digits_images(count: int) -> torch.Tensor:
     return next(iter(Digits().train(count, seed=0).epoch(0)))[0]
 
 
-def error(worth: torch.Tensor, activation: torch.Tensor, steps: int) -> float:
-    return float((quantised(activation / worth, 0.5, steps) * worth - activation).square().mean())
+def error(scale: torch.Tensor, activation: torch.Tensor, steps: int) -> float:
+    return float((quantised(activation / scale, 0.5, steps) * scale - activation).square().mean())
 
 
 def test_least_error_is_the_grids_best() -> None:
@@ -55,12 +55,12 @@ def test_least_error_is_the_grids_best() -> None:
     x = torch.randn(400, 6)
     activation = next(iter(relu_activations(to_spiking(ann, IF, Direct(), (6,)), x).values())).detach()
     network = convert(ann, [x], IF(v_init=0.5), LeastError(timesteps=STEPS))
-    (worths,) = spike_worths(network).values()
-    for channel, worth in enumerate(worths):
+    (scales,) = activation_scales(network).values()
+    for channel, scale in enumerate(scales):
         a = activation[:, channel]
         grid = [float(a.max()) * k / 50 for k in range(1, 51)]
         best = min(error(torch.tensor(s), a, STEPS) for s in grid)
-        assert error(worth, a, STEPS) == pytest.approx(best, rel=1e-4)
+        assert error(scale, a, STEPS) == pytest.approx(best, rel=1e-4)
 
 
 @pytest.mark.parametrize(("power", "times"), [(1, 1.2), (3, 1.6)], ids=["short tail", "long tail"])
@@ -69,10 +69,10 @@ def test_local_balancing_ends_near_the_least_error(power: int, times: float) -> 
     ann = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
     x = torch.randn(4000, 6) ** power
     activation = next(iter(relu_activations(to_spiking(ann, IF, Direct(), (6,)), x).values())).detach()
-    (local,) = spike_worths(convert(ann, [x], IF(v_init=0.5), LocalThresholdBalancing(timesteps=16))).values()
-    for channel, worth in enumerate(local):
+    (local,) = activation_scales(convert(ann, [x], IF(v_init=0.5), LocalThresholdBalancing(timesteps=16))).values()
+    for channel, scale in enumerate(local):
         a = activation[:, channel]
-        assert error(worth, a, 16) < times * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
+        assert error(scale, a, 16) < times * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
 
 
 @pytest.mark.parametrize("calibrator", KNOWING_T, ids=str)
@@ -95,7 +95,7 @@ def test_light_calibration_leaves_less_mean_error(digits_cnn: CNN) -> None:
         with torch.no_grad():
             network(x, STEPS, observe=lambda n, s, c=counts: c.__setitem__(n, c.get(n, 0) + s.sum(0)))
         last = list(network.neurons())[-1]
-        missed = (counts[last] / STEPS * spike_worths(network)[last] - wanted[last].detach()).mean(0)
+        missed = (counts[last] / STEPS * activation_scales(network)[last] - wanted[last].detach()).mean(0)
         found[light] = float(missed.abs().mean() / wanted[last].mean())
     assert found[True] < 0.6 * found[False]
 
@@ -110,7 +110,7 @@ def test_what_calibration_adds_lives_in_the_checkpoint(digits_cnn: CNN, calibrat
     save_checkpoint(tmp_path / "n.safetensors", network, {})
     checkpoint = load_checkpoint(tmp_path / "n.safetensors")
     fresh = to_spiking(digits_cnn, IF, Direct(), (1, 8, 8)).eval()
-    _make_room(fresh, checkpoint.part("model"))
+    _make_room(fresh, checkpoint.section("model"))
     load_model(fresh, checkpoint)
     with torch.no_grad():
         assert torch.equal(fresh(x, 9), network(x, 9))
@@ -229,7 +229,7 @@ def test_initial_potentials_make_up_for_each_neurons_mean_error(digits_cnn: CNN)
     for potential in (False, True):
         network = convert(digits_cnn, [x], IF(v_init=0.5), LightCalibration(timesteps=STEPS, bias=False, potential=potential))
         left[potential] = float(
-            (rates_of(network, x, STEPS)[first] * spike_worths(network)[first] - wanted[first]).mean(0).abs().mean()
+            (rates_of(network, x, STEPS)[first] * activation_scales(network)[first] - wanted[first]).mean(0).abs().mean()
         )
     assert left[True] < 0.8 * left[False]
 
@@ -254,7 +254,7 @@ def test_a_learnt_ceiling_is_the_threshold() -> None:
     torch.manual_seed(0)
     ann = CNN(input_shape=(1, 8, 8), classes=4, plan=[6, "A"], hidden=[5], activation=QCFS(levels=4, ceiling=0.7))
     network = convert(ann.eval(), [torch.rand(8, 1, 8, 8)], IF(v_init=0.5), LearnedCeiling())
-    assert [float(worth) for worth in spike_worths(network).values()] == pytest.approx([0.7, 0.7])
+    assert [float(scale) for scale in activation_scales(network).values()] == pytest.approx([0.7, 0.7])
     with pytest.raises(ConversionError, match="without a ceiling"):
         convert(CNN(input_shape=(1, 8, 8), classes=4, plan=[6]), [torch.rand(8, 1, 8, 8)], IF(), LearnedCeiling())
 

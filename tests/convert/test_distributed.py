@@ -25,13 +25,13 @@ from spikeprop.ann.activation import QCFS
 from spikeprop.cli import main
 from spikeprop.convert import (
     AdvancedCalibration,
+    CalibrationShard,
     ConversionError,
     LearnedCeiling,
     LeastError,
     LightCalibration,
     LocalThresholdBalancing,
     OffsetSpike,
-    Part,
     ThresholdCalibrator,
 )
 from spikeprop.experiment.context import Context
@@ -126,9 +126,9 @@ KINDS = ("float32", "float64", "half", "ascending", "few", "wide")
 QUANTILES = (0.001, 0.3, 0.5, 0.9, 0.999, 1.0)
 
 
-def quantiles(kind: str, part: Part, cuts: slice) -> Tensor:
+def quantiles(kind: str, shard: CalibrationShard, cuts: slice) -> Tensor:
     values = values_of(kind, sum(SIZES))[:, cuts.start * 7 : cuts.stop * 7]
-    return torch.stack([part.quantile(values, q) for q in QUANTILES])
+    return torch.stack([shard.quantile(values, q) for q in QUANTILES])
 
 
 def refusal(folder: Path, images: list[Tensor], processes: Processes, calibrator: ThresholdCalibrator) -> str:
@@ -154,8 +154,8 @@ def _more(folder: Path, processes: Processes) -> dict[str, Tensor]:
     """Quantiles, and a network of batches of which each process was given its own images alone."""
     total = sum(SIZES)
     cuts = range(total)[processes.rows(total)]
-    part = Part(processes, cuts, total)
-    found = {kind: quantiles(kind, part, slice(cuts.start, cuts.stop)) for kind in KINDS}
+    shard = CalibrationShard(processes, cuts, total)
+    found = {kind: quantiles(kind, shard, slice(cuts.start, cuts.stop)) for kind in KINDS}
     parted = [(x[processes.rows(len(y))], y) for x, y in batches()]
     network = convert(digits_ann(folder), parted, IF(v_init=0.5), MaxActivation(), processes=processes)
     return {**found, **{f"parted.{name}": value for name, value in state_of(network).items()}}
@@ -198,7 +198,7 @@ def test_processes_convert_as_one(folder: Path, case: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantiles_are_exact_however_values_are_spread(folder: Path, kind: str) -> None:
-    expected = quantiles(kind, Part(), slice(0, sum(SIZES)))
+    expected = quantiles(kind, CalibrationShard(), slice(0, sum(SIZES)))
     assert all(torch.equal(load_file(file)[kind], expected) for file in folder.glob("more.*.safetensors"))
 
 

@@ -31,7 +31,7 @@ FAMILIES = {
 
 
 def lively(ann: nn.Module) -> nn.Module:
-    """Batch-norm statistics that are worth folding, and shifts small enough for the image to be seen through all layers."""
+    """Batch-norm statistics large enough to matter when folded, and shifts small enough that the image still matters in the last layer."""
     for module in ann.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def test_deeper_members_keep_their_function_at_full_size(name: str) -> None:
 
 @torch.no_grad()
 def errors(ann: nn.Module, shape: tuple[int, ...], checkpoints: tuple[int, ...]) -> dict[str, list[float]]:
-    """By layer of neurons: mean |rate * worth - clipped activation|, relative to the mean activation, at each number of steps."""
+    """By layer of neurons: mean |rate * scale - clipped activation|, relative to the mean activation, at each number of steps."""
     x = torch.randn(2, *shape, dtype=torch.float64)
     wanted = relu_activations(to_spiking(ann, IF, Direct(), shape).double(), x)
     network = convert(ann, [x], IF(v_init=0.5), MaxActivation(per="channel"))
@@ -83,9 +83,9 @@ def errors(ann: nn.Module, shape: tuple[int, ...], checkpoints: tuple[int, ...])
         steps[name] = steps.get(name, 0) + len(spikes_TB)
         neuron = network.neurons().get(name)
         if neuron is not None and not isinstance(neuron, SpikingMaxPool) and steps[name] in checkpoints:
-            worth = neuron.v_threshold * dict(network.named_layers())[name].scale  # type: ignore[union-attr]
+            scale = neuron.v_threshold * dict(network.named_layers())[name].scale  # type: ignore[union-attr]
             size = wanted[name].abs().mean().clamp(min=1e-12)
-            found.setdefault(name, []).append(float((counts[name] / steps[name] * worth - wanted[name]).abs().mean() / size))
+            found.setdefault(name, []).append(float((counts[name] / steps[name] * scale - wanted[name]).abs().mean() / size))
 
     network(x, max(checkpoints), chunk=8, observe=observe)
     return found

@@ -104,7 +104,7 @@ def test_each_process_decodes_its_own_photographs(data_root: Path) -> None:
     need(data_root, "imagenet-sample")
     split = ImageNet(root=str(data_root / "imagenet-sample"), workers=0, test_limit=4, size=32).test(3)  # batches of 3 and 1
     whole = list(split.epoch(0))
-    parts = [list(split.part(Processes(rank, 2)).epoch(0)) for rank in range(2)]
+    parts = [list(split.shard(Processes(rank, 2)).epoch(0)) for rank in range(2)]
     assert [[len(x) for x, _ in part] for part in parts] == [[1, 1], [2, 1]]  # too small a batch is everyone's
     assert torch.equal(torch.cat([part[0][0] for part in parts]), whole[0][0])
     for part in parts:

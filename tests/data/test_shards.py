@@ -52,7 +52,7 @@ def test_shards_give_the_batches_of_the_folder(folder: ImageNet, shards: Path) -
     train = data(shards, train_shards="val-*.tar").train(2, seed=3)
     whole, late = list(train.epoch(1)), list(train.epoch(1, start=1))
     assert all(torch.equal(x, a) for (x, _), (a, _) in zip(whole[1:], late, strict=True))
-    parts = [next(train.part(Processes(rank, 2)).epoch(1)) for rank in range(2)]
+    parts = [next(train.shard(Processes(rank, 2)).epoch(1)) for rank in range(2)]
     assert torch.equal(torch.cat([x for x, _ in parts]), whole[0][0])
     assert data(shards, test_limit=2).test(2).fingerprint() != data(shards).test(2).fingerprint()
 

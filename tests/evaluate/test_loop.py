@@ -28,6 +28,9 @@ class Numbers:
     def __len__(self) -> int:
         return 10
 
+    def fingerprint(self) -> str:
+        return "numbers"
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for number in range(start, 10):
             if number == self.stop:
@@ -65,7 +68,7 @@ def test_an_interruption_keeps_what_is_answered(tmp_path: Path) -> None:
 
 def test_shares_are_even_and_leave_nothing_out() -> None:
     for items, count in ((10, 3), (2, 4), (0, 2)):
-        shares = [Processes(rank, count).share(range(items)) for rank in range(count)]
+        shares = [Processes(rank, count).shard(range(items)) for rank in range(count)]
         assert [item for share in shares for item in share] == list(range(items))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

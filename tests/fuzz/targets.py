@@ -22,7 +22,7 @@ from spikeprop.experiment.simulation_input import open_simulation_input
 from spikeprop.learn import load_checkpoint
 from spikeprop.recipe import load_recipe, recipe_folder
 from spikeprop.runtime.files import read_json
-from spikeprop.runtime.imports import from_file, looking
+from spikeprop.runtime.imports import only_trusted, record_foreign_names
 from tests.fuzz.guard import Guard
 from tests.fuzz.mutate import mutated
 from tests.fuzz.seeds import SUFFIXES, seeds
@@ -38,19 +38,19 @@ class Hang(BaseException):
 
 def recipe(file: Path) -> None:
     """Read as ``run`` does; foreign code may not be imported, since spoilt names could name anything."""
-    with from_file():
+    with only_trusted():
         load_recipe(str(file))
 
 
 def looked_at_recipe(file: Path) -> None:
     """As ``check --no-import`` does."""
-    with looking():
+    with record_foreign_names():
         load_recipe(str(file))
 
 
 def checked_recipe(file: Path) -> None:
     """Every component built, as ``check`` does."""
-    with from_file():
+    with only_trusted():
         experiment = load_recipe(str(file)).experiment
         if hasattr(experiment, "check"):
             experiment.check()

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from spikeprop import CNN, Backprop, Digits, fit
 from spikeprop.errors import CheckpointError, TrainingCollapsed
 from spikeprop.experiment.run_folder import RunFolder
-from spikeprop.learn import Callback, LearningRule, Training, load_checkpoint, load_latest, save_checkpoint
+from spikeprop.learn import Callback, LearningRule, TrainingState, load_checkpoint, load_latest, save_checkpoint
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.files import previous_of, remove_leftovers, write_text
 
@@ -45,7 +45,7 @@ class Stop(Callback):
     def __init__(self, after: int):
         self.left = after
 
-    def on_step(self, training: Training) -> None:
+    def on_step(self, training: TrainingState) -> None:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
@@ -96,7 +96,7 @@ def test_checkpoints_from_before_checksums_are_read(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"model.a": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"spikeprop": '{"format": 1}'})
-    assert load_checkpoint(tmp_path / "a.safetensors").part("model")["a"].tolist() == [1, 1]
+    assert load_checkpoint(tmp_path / "a.safetensors").section("model")["a"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b[:-9] + b"\0" + b[-8:], lambda b: b""])
@@ -256,7 +256,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     file = tmp_path / "p.safetensors"
     with pytest.raises(TrainingCollapsed, match=r"not finite after epoch 2, batch 2.*clip"):
         train(file, rule=Exploding(after=5))
-    assert all(torch.isfinite(t).all() for t in load_checkpoint(file).part("model").values())
+    assert all(torch.isfinite(t).all() for t in load_checkpoint(file).section("model").values())
     assert torch.equal(train(file), train(None))
 
 

@@ -27,7 +27,7 @@ from spikeprop.learn import (
     MetricsLog,
     SquaredError,
     Steps,
-    Training,
+    TrainingState,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -53,7 +53,7 @@ class Interrupt(Callback):
     def __init__(self, steps: int):
         self.left = steps
 
-    def on_step(self, training: Training) -> None:
+    def on_step(self, training: TrainingState) -> None:
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
@@ -137,10 +137,10 @@ class Remembers(Callback):
 
     start: torch.Tensor | None = None
 
-    def on_start(self, training: Training) -> None:
+    def on_start(self, training: TrainingState) -> None:
         self.start = weights(training.model).clone() if self.start is None else self.start
 
-    def on_gradient(self, training: Training) -> None:
+    def on_gradient(self, training: TrainingState) -> None:
         assert self.start is not None
         for p, start in zip(training.model.parameters(), self.start.split([p.numel() for p in training.model.parameters()])):
             assert p.grad is not None
@@ -256,7 +256,7 @@ def test_the_loop_keeps_trained_thresholds_and_leaks_in_their_ranges() -> None:
     seen = []
 
     class Look(Callback):
-        def on_step(self, training: Training) -> None:
+        def on_step(self, training: TrainingState) -> None:
             seen.extend((float(n.v_threshold.detach()), float(n.leak.detach())) for n in network.neurons().values())
 
     greedy = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=15.0)  # draws everything beyond zero
@@ -325,7 +325,7 @@ def test_metrics_of_a_rerun_epoch_replace_the_old_ones(tmp_path: Path) -> None:
     lines = [{"stage": "ann", "epoch": 0}, {"stage": "ann", "epoch": 1}, {"stage": "finetune", "epoch": 1}]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "a')
     model = small_ann()
-    training = Training(model, adam(model), epochs=3, steps_per_epoch=1, epoch=1)
+    training = TrainingState(model, adam(model), epochs=3, steps_per_epoch=1, epoch=1)
     MetricsLog(log, "ann").on_start(training)
     assert [json.loads(line) for line in log.read_text().splitlines()] == [lines[0], lines[2]]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from spikeprop.experiment.context import Context
-from spikeprop.learn import Backprop, Callback, TensorBoardLog, Training, fit, tensorboard_installed, write_scalars
+from spikeprop.learn import Backprop, Callback, TensorBoardLog, TrainingState, fit, tensorboard_installed, write_scalars
 from spikeprop.runtime.processes import ALONE
 
 needs_it = pytest.mark.skipif(not tensorboard_installed(), reason="TensorBoard is not installed")
@@ -47,7 +47,7 @@ def test_each_epoch_is_a_step_of_every_scalar(tmp_path: Path) -> None:
 class _Stop(Callback):
     """Ends training in the middle of the third epoch, as a kill does: two epochs are saved, and their scalars written."""
 
-    def on_step(self, training: Training) -> None:
+    def on_step(self, training: TrainingState) -> None:
         if training.epoch == 2 and training.step == 2:
             raise KeyboardInterrupt
 

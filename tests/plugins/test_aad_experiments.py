@@ -16,7 +16,7 @@ from spikeprop.experiment.context import Context
 from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.plugins.aad import engine, twin
 from spikeprop.recipe import Recipe, load_recipe
-from spikeprop.runtime.signals import held
+from spikeprop.runtime.signals import deferred_signals
 
 
 def run(recipe: Recipe, path: Path) -> Report:
@@ -105,7 +105,7 @@ def test_a_signal_stops_within_a_stage(
     """At the end of the epoch (two steps here), of the batch, or of the batches that the threads have."""
     small = ["monitorings=12", "grid_spots=12", "grid_times=6", "bumps=0"] if recipe == "aad_barrier" else []
     calls = signal_at(monkeypatch, owner, name, at)
-    with pytest.raises(Stopped), held(lambda _: None):
+    with pytest.raises(Stopped), deferred_signals(lambda _: None):
         run(load_recipe(recipe, [*small, *overrides]), tmp_path)
     assert at <= len(calls) <= most
     assert not (tmp_path / "report.json").exists()

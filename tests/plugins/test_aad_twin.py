@@ -11,10 +11,10 @@ from torch.autograd import gradcheck
 from spikeprop.errors import MarketError, TrainingCollapsed
 from spikeprop.plugins.aad import twin
 from spikeprop.plugins.aad.differential import BasketTask
-from spikeprop.plugins.aad.twin import Examples, Training, TwinNet, fit_surrogate
+from spikeprop.plugins.aad.twin import Examples, TwinNet, TwinTraining, fit_surrogate
 from spikeprop.runtime.seeding import generator
 
-QUICK = Training(epochs=30, batches=4, least_batch=64)
+QUICK = TwinTraining(epochs=30, batches=4, least_batch=64)
 
 
 def task(dimension: int = 3) -> BasketTask:
@@ -81,7 +81,7 @@ def test_differentials_teach_more_than_values() -> None:
 
 def test_a_surrogate_is_the_same_for_the_same_seed() -> None:
     examples = task().examples(256, generator(8))
-    few = Training(epochs=5)
+    few = TwinTraining(epochs=5)
     first, second, other = (fit_surrogate(examples, differential=True, seed=s, training=few)(examples.x)[0] for s in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -90,7 +90,7 @@ def test_a_surrogate_is_the_same_for_the_same_seed() -> None:
 def test_a_network_that_collapsed_is_found_and_trained_anew_at_half_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     original, rates = twin._train, []
 
-    def collapses_once(net: TwinNet, scale: Any, weight: float, training: Training, slowed: float, *rest: Any) -> None:
+    def collapses_once(net: TwinNet, scale: Any, weight: float, training: TwinTraining, slowed: float, *rest: Any) -> None:
         rates.append(slowed)
         original(net, scale, weight, training, slowed, *rest)
         if len(rates) == 1:
@@ -107,7 +107,7 @@ def test_a_network_that_collapsed_is_found_and_trained_anew_at_half_the_rate(mon
 @pytest.mark.parametrize("rate", [100.0, 1e200])
 def test_training_that_always_collapses_is_given_up(rate: float) -> None:
     """Saturated softplus layers, or weights that overflow: really trained, at rates far too large."""
-    hopeless = Training(epochs=6, batches=4, least_batch=64, rates=(rate,) * 5, attempts=2)
+    hopeless = TwinTraining(epochs=6, batches=4, least_batch=64, rates=(rate,) * 5, attempts=2)
     with pytest.raises(TrainingCollapsed, match=r"more than 0\.98 of a constant's loss .* in each of 2 attempts"):
         fit_surrogate(task().examples(512, generator(10)), differential=True, seed=0, training=hopeless)
 
@@ -128,4 +128,4 @@ def test_bad_examples_and_settings_are_refused() -> None:
     )
     for settings, says in wrong:
         with pytest.raises(MarketError, match=says):
-            Training(**settings)
+            TwinTraining(**settings)

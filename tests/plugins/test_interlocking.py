@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, SquaredError
 from spikeprop.plugins import BasicResNet, ConvHead, Interlocking, PooledHead, TokenHead
-from spikeprop.plugins.interlocking import StageProcess
+from spikeprop.plugins.interlocking import SegmentProcess
 from spikeprop.plugins.interlocking.work import Place
 from tests.learn.test_fit import small_ann, uninterrupted_and_resumed, weights
 
@@ -56,7 +56,7 @@ def by_definition(model: nn.Module, rule: Interlocking, x: Tensor, y: Tensor) ->
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError()], ids=lambda v: type(v).__name__)
 @pytest.mark.parametrize("reach", [1, 2, 3, 4, None])
-def test_each_stage_follows_one_loss(reach: int | None, loss: Any) -> None:
+def test_each_segment_follows_one_loss(reach: int | None, loss: Any) -> None:
     model = resnet().double().train()
     x, y = batch()
     rule = prepared(model, reach=reach, loss=loss)
@@ -84,7 +84,7 @@ def _same(rule: Interlocking, model: nn.Module) -> Interlocking:
     return other
 
 
-def test_local_is_each_stage_with_its_head_alone() -> None:
+def test_local_is_each_segment_with_its_head_alone() -> None:
     model = resnet().double().train()
     x, y = batch()
     rule = prepared(model, reach=1)
@@ -187,7 +187,7 @@ def _one_of_many(rank: int, world: int, reaches: list[int | None], folder: str) 
         model = resnet().double().train()
         rule = prepared(model, cuts=world, reach=reach, microbatches=2)
         x, y = batch(8)
-        process = StageProcess(model, rule, x)
+        process = SegmentProcess(model, rule, x)
         losses = process.train([(x, y), (x.flip(0), y.flip(0))], torch.optim.SGD(process.parameters(), lr=0.1))
         names = {id(p): n for n, p in model.named_parameters()}
         own = {names[id(p)]: [p.detach(), p.grad] for p in process.segment.parameters()}

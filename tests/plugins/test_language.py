@@ -28,7 +28,7 @@ def text() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("reach", [1, 2, None])
-def test_each_stage_of_a_transformer_follows_one_loss(reach: int | None) -> None:
+def test_each_segment_of_a_transformer_follows_one_loss(reach: int | None) -> None:
     model, (x, y) = small().double(), text()
     rule = Interlocking(cuts=4, reach=reach, head=TokenHead())
     rule.prepare(model, x)

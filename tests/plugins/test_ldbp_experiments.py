@@ -20,7 +20,7 @@ from spikeprop.learn import load_checkpoint, load_latest
 from spikeprop.plugins.ldbp_pmd import training
 from spikeprop.plugins.ldbp_pmd.summary import summarise
 from spikeprop.recipe import Recipe, load_recipe
-from spikeprop.runtime.signals import held
+from spikeprop.runtime.signals import deferred_signals
 
 SMALL = ["signal.symbols=64", "train_blocks=30", "test_blocks=10"]
 
@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(
     whole = run(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         before_step(patch, at, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Stopped), held(lambda _: None):
+        with pytest.raises(Stopped), deferred_signals(lambda _: None):
             run(recipe, stopped)
     (progress,) = stopped.glob("*.progress.safetensors")
     assert load_latest(progress).description["iteration"] == at - (25 if make is single else 140)

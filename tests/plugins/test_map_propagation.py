@@ -16,7 +16,7 @@ from spikeprop import CNN, MLP, Digits, ann_accuracy, fit
 from spikeprop.plugins import MAPPropagation
 from spikeprop.plugins.map_propagation import TeamSettings, kernels, updates
 from spikeprop.plugins.map_propagation.network import LEARNERS, as_team, layers_of, make_net
-from spikeprop.plugins.map_propagation.reference import Team, critic_factor, gradients
+from spikeprop.plugins.map_propagation.reference import StochasticNetwork, critic_factor, gradients
 from spikeprop.plugins.map_propagation.statistics import curve
 
 needs_gymnasium = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def plain_signals(
-    team: Team, learner: str, x: Tensor, noise: Tensor, critic: bool
+    team: StochasticNetwork, learner: str, x: Tensor, noise: Tensor, critic: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Values, signals and means as ``kernels.forward`` and ``kernels.signals`` leave them, from the reference."""
     split = list(noise.split([b.shape[-1] for b in team.biases], -1))
@@ -99,7 +99,7 @@ def test_without_noise_and_with_many_iterations_the_gradient_is_backpropagations
     for parameter in (*weights, *biases):
         parameter.requires_grad_()
     hidden = [3e-7, 1e-6]
-    team = Team(weights=weights, biases=biases, variances=[*hidden, 0.1], temperature=temperature)
+    team = StochasticNetwork(weights=weights, biases=biases, variances=[*hidden, 0.1], temperature=temperature)
     x = torch.randn(16, 6, dtype=torch.float64)
     noise = [torch.randn(16, k, dtype=torch.float64) for k in sizes[1:]]
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_without_noise_and_with_many_iterations_the_gradient_is_backpropagations
 
 def test_the_critic_follows_the_gradient_of_its_mean_in_the_same_limit() -> None:
     team = as_team(net_of("map", None, 1))
-    exact = Team(weights=team.weights, biases=team.biases, variances=[1e-7, 1e-7, 1e-7, 0.3])
+    exact = StochasticNetwork(weights=team.weights, biases=team.biases, variances=[1e-7, 1e-7, 1e-7, 0.3])
     x, noise = draws(1, 3), [draws(1, b.shape[0], seed=9) for b in team.biases]
     values = exact.relax(x, exact.sample(x, noise), 500, 0.3)
     mean = exact.mean(3, values[-2])
@@ -149,7 +149,7 @@ def test_the_energy_falls_at_every_iteration(temperature: float | None, scale: f
     """With the stable step. The paper's 0.5 makes the energy of the larger weights grow beyond all bounds."""
     begun = as_team(net_of("map", temperature, 3))
     weights = [w * scale for w in begun.weights]
-    team = Team(weights=weights, biases=begun.biases, variances=[0.1, 0.1, 0.1, 0.1], temperature=temperature)
+    team = StochasticNetwork(weights=weights, biases=begun.biases, variances=[0.1, 0.1, 0.1, 0.1], temperature=temperature)
     x = draws(8, 3)
     values = team.sample(x, [draws(8, b.shape[0], seed=i) for i, b in enumerate(team.biases)])
     energies = [team.energy(x, team.relax(x, values, n, team.stable_step())) for n in range(12)]

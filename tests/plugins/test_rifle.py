@@ -15,7 +15,7 @@ from torchvision.models import mobilenet_v2, resnet18, vgg11
 from spikeprop import Backprop, Digits, fit
 from spikeprop.ann import MLP, ResNet
 from spikeprop.errors import CheckpointError, RecipeError, SegmentError
-from spikeprop.learn import Callback, Constant, Cosine, LearningRule, Schedule, Training
+from spikeprop.learn import Callback, Constant, Cosine, LearningRule, Schedule, TrainingState
 from spikeprop.plugins import L2SP, RIFLE, ActivationRelaxation, BasicResNet, Interlocking
 from spikeprop.plugins.rifle.callbacks import find_head
 from spikeprop.plugins.rifle.transfer import few, only
@@ -30,13 +30,13 @@ class Watch(Callback):
         self.heads: list[torch.Tensor] = []
         self.momenta: list[bool] = []
 
-    def on_step(self, training: Training) -> None:
+    def on_step(self, training: TrainingState) -> None:
         head = training.model.get_submodule(find_head(training.model))
         assert isinstance(head, nn.Linear)
         self.rates.append([g["lr"] for g in training.optimizer.param_groups])
         self.heads.append(head.weight.detach().clone())
 
-    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+    def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         head = training.model.get_submodule(find_head(training.model))
         self.momenta.append(all(p in training.optimizer.state for p in head.parameters()))
 
@@ -98,7 +98,7 @@ def test_l2sp_takes_each_trainings_own_start() -> None:
     with torch.no_grad():
         for p in other.parameters():
             p.add_(1.0)
-    callback.on_start(Training(other, torch.optim.SGD(other.parameters(), lr=0.1), 1, 1))
+    callback.on_start(TrainingState(other, torch.optim.SGD(other.parameters(), lr=0.1), 1, 1))
     assert first is not other
     assert any(not torch.equal(again[name], value) for name, value in callback.start.items())
 
@@ -135,7 +135,7 @@ def test_the_heads_rate_starts_anew_while_the_others_follow_the_schedule() -> No
 def test_l2_sp_by_hand() -> None:
     model = small_ann()
     start = [p.detach().clone() for p in model.parameters()]
-    training = Training(model, torch.optim.SGD(model.parameters(), lr=1.0), 1, 1)
+    training = TrainingState(model, torch.optim.SGD(model.parameters(), lr=1.0), 1, 1)
     penalty = L2SP(alpha=0.3, beta=0.2)
     penalty.on_start(training)
     for p in model.parameters():

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikeprop.plugins.interlocking.schedule import StageTimes, measure_times, simulate
+from spikeprop.plugins.interlocking.schedule import SegmentTimes, measure_times, simulate
 from spikeprop.plugins.interlocking.work import Place
 from tests.plugins.test_interlocking import prepared, resnet
 
 
-def even(reach: int, segments: int = 4) -> list[StageTimes]:
+def even(reach: int, segments: int = 4) -> list[SegmentTimes]:
     """One second for a forward pass, two for the products of each loss."""
     places = [Place(i, segments, reach) for i in range(segments)]
-    return [StageTimes(1.0, dict.fromkeys([*p.others(), *([p.segment] if p.has_loss else [])], 2.0)) for p in places]
+    return [SegmentTimes(1.0, dict.fromkeys([*p.others(), *([p.segment] if p.has_loss else [])], 2.0)) for p in places]
 
 
 def test_gpipe_takes_its_formula() -> None:
@@ -31,7 +31,7 @@ def test_local_learning_waits_for_the_pipe_to_fill_once() -> None:
     assert simulate(even(4), 4, 1, 100).seconds == pytest.approx(100 * 4 * 3)  # global, a batch at a time: one segment works
 
 
-def test_pairwise_waits_for_one_stage_above_only() -> None:
+def test_pairwise_waits_for_one_segment_above_only() -> None:
     """A period is the forward pass, two products, and what is not hidden of the segment above: far from the global K (f + b)."""
     for segments in (4, 8):
         period = simulate(even(2, segments), 2, 1, 100).seconds / 100

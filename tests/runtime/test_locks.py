@@ -22,8 +22,8 @@ from click.testing import CliRunner, Result
 from spikeprop.cli import main
 from spikeprop.errors import BusyError
 from spikeprop.runtime.files import remove_leftovers
-from spikeprop.runtime.locks import NAME, PATIENCE, Lock, at_work, locked
-from spikeprop.runtime.processes import Processes, same_again
+from spikeprop.runtime.locks import NAME, PATIENCE, Lock, in_use, locked
+from spikeprop.runtime.processes import Processes, resume_command
 from tests.test_untrusted import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -117,23 +117,23 @@ def test_children_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path: P
         children = [int(pid) for pid in process.stdout.readline().split()]
         try:
             time.sleep(0.5)  # the child has begun its program
-            assert at_work(tmp_path)
+            assert in_use(tmp_path)
             process.kill()
             process.wait()
             for child in children:
                 os.kill(child, 0)  # alive
             assert Lock(tmp_path / NAME).holder() == "another process", "a process that is gone is not named"
             with locked(tmp_path):
-                assert at_work(tmp_path)
+                assert in_use(tmp_path)
         finally:
             for child in children:
                 os.kill(child, signal.SIGKILL)
-    assert not at_work(tmp_path)
+    assert not in_use(tmp_path)
 
 
 def test_of_several_processes_the_first_holds_it(tmp_path: Path) -> None:
     with locked(tmp_path, Processes(rank=1)):
-        assert not at_work(tmp_path)
+        assert not in_use(tmp_path)
     with locked(tmp_path, Processes(rank=0)), pytest.raises(BusyError), locked(tmp_path):
         pass
 
@@ -258,4 +258,4 @@ def test_how_to_go_on_is_said_as_it_was_begun(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert same_again(["run", "a b"]) == says
+    assert resume_command(["run", "a b"]) == says

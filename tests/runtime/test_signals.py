@@ -12,8 +12,8 @@ import torch
 
 from spikeprop import CNN, Backprop, Digits, fit
 from spikeprop.errors import Stopped
-from spikeprop.learn import Callback, Training, load_latest
-from spikeprop.runtime.signals import held, stop_asked, stop_if_asked
+from spikeprop.learn import Callback, TrainingState, load_latest
+from spikeprop.runtime.signals import deferred_signals, stop_if_requested, stop_requested
 
 
 class Signal(Callback):
@@ -22,7 +22,7 @@ class Signal(Callback):
     def __init__(self, number: int, after: int):
         self.number, self.after = number, after
 
-    def on_step(self, training: Training) -> None:
+    def on_step(self, training: TrainingState) -> None:
         self.after -= 1
         if self.after == 0:
             os.kill(os.getpid(), self.number)
@@ -46,30 +46,30 @@ def test_a_signal_finishes_the_step_saves_and_stops(tmp_path: Path, number: int,
     told: list[str] = []
     file = tmp_path / "p.safetensors"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as caught, held(told.append):
+    with pytest.raises(Stopped) as caught, deferred_signals(told.append):
         train(file, Signal(number, after))
     assert caught.value.signal == number
     assert len(told) == 1
     assert "finished and saved" in told[0]
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-    assert not stop_asked()
+    assert not stop_requested()
     position = load_latest(file).description["training"]
     assert position["epoch"] * 6 + position["step"] == after
     assert torch.equal(weights(train(file)), weights(train(None)))
 
 
 def test_after_the_last_step_a_signal_does_not_undo_the_training(tmp_path: Path) -> None:
-    with held(lambda _: None):
+    with deferred_signals(lambda _: None):
         ann = train(tmp_path / "p.safetensors", Signal(signal.SIGTERM, 12))
         with pytest.raises(Stopped):
-            stop_if_asked()
+            stop_if_requested()
     assert torch.equal(weights(ann), weights(train(None)))
 
 
 def test_the_second_signal_does_not_wait() -> None:
-    with held(lambda _: None):
+    with deferred_signals(lambda _: None):
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop_asked()
+        assert stop_requested()
         with pytest.raises(SystemExit) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.code == 143
@@ -78,10 +78,10 @@ def test_the_second_signal_does_not_wait() -> None:
 def test_under_torchrun_one_ctrl_c_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("spikeprop.runtime.signals.ECHO", 0.2)
-    with held(lambda _: None):
+    with deferred_signals(lambda _: None):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop_asked()
+        assert stop_requested()
         time.sleep(0.3)
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGINT)

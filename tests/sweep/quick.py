@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.runtime.signals import stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,6 @@ class Quick:
             raise ValueError(f"x is {self.x}; it must not be negative")
         until = time.monotonic() + self.seconds
         while time.monotonic() < until:
-            stop_if_asked()
+            stop_if_requested()
             time.sleep(0.01)
         return {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spikeprop.errors import RecipeError
-from spikeprop.sweep import Axis, Plan, parse_axis, split_values
+from spikeprop.sweep import SweepAxis, SweepPlan, parse_axis, split_values
 from spikeprop.sweep.tpe import propose
 
 QUICK = "use: tests.sweep.quick.Quick\nx: 1.0\n"
@@ -59,14 +59,14 @@ def test_what_cannot_be_read_is_named(text: str, told: str) -> None:
 
 
 def test_ranges() -> None:
-    assert parse_axis("n=2..8") == Axis("n", (), 2, 8)
+    assert parse_axis("n=2..8") == SweepAxis("n", (), 2, 8)
     assert parse_axis("n=2..8").whole
     axis = parse_axis("lr=log:1e-5..1e-2")
     assert (axis.low, axis.high, axis.log, axis.whole) == (1e-5, 1e-2, True, False)
 
 
 def test_a_grid_is_every_combination_in_order(recipe: str) -> None:
-    plan = Plan.of(recipe, ["x=1,2", "tags=[1,2],[4]", "seconds=0"])
+    plan = SweepPlan.of(recipe, ["x=1,2", "tags=[1,2],[4]", "seconds=0"])
     assert [tuple(values.values()) for values in plan.grid()] == [
         ("1", "[1,2]", "0"), ("1", "[4]", "0"), ("2", "[1,2]", "0"), ("2", "[4]", "0"),
     ]  # fmt: skip
@@ -75,27 +75,27 @@ def test_a_grid_is_every_combination_in_order(recipe: str) -> None:
 
 def test_a_wrong_key_is_refused_at_once_and_one_wrong_value_is_not(recipe: str) -> None:
     with pytest.raises(RecipeError, match="no 'y'"):
-        Plan.of(recipe, ["y=1,2"])
-    assert len(list(Plan.of(recipe, ["x=nonsense,2"]).grid())) == 2
+        SweepPlan.of(recipe, ["y=1,2"])
+    assert len(list(SweepPlan.of(recipe, ["x=nonsense,2"]).grid())) == 2
 
 
 def test_keys_twice_and_ranges_in_a_grid_are_refused(recipe: str) -> None:
     with pytest.raises(RecipeError, match="x is given twice"):
-        Plan.of(recipe, ["x=1", "x=2"])
+        SweepPlan.of(recipe, ["x=1", "x=2"])
     with pytest.raises(RecipeError, match="--sampler tpe"):
-        Plan.of(recipe, ["x=0..1"])
+        SweepPlan.of(recipe, ["x=0..1"])
 
 
 def test_more_trials_jobs_and_threads_leave_a_sweep_the_same_and_other_values_do_not(recipe: str) -> None:
-    plan = Plan.of(recipe, ["x=0.0..1.0"], sampler="tpe", trials=2)
-    more = Plan.of(recipe, ["x=0.0..1.0"], sampler="tpe", trials=9, jobs=3, threads=1)
+    plan = SweepPlan.of(recipe, ["x=0.0..1.0"], sampler="tpe", trials=2)
+    more = SweepPlan.of(recipe, ["x=0.0..1.0"], sampler="tpe", trials=9, jobs=3, threads=1)
     assert plan.identity() == more.identity()
-    assert plan.identity() != Plan.of(recipe, ["x=0.0..2.0"], sampler="tpe").identity()
+    assert plan.identity() != SweepPlan.of(recipe, ["x=0.0..2.0"], sampler="tpe").identity()
 
 
 def test_tpe_comes_near_the_best_and_proposes_the_same_again(recipe: str) -> None:
     pytest.importorskip("optuna", reason="Optuna is not installed")
-    plan = Plan.of(recipe, ["x=0.0..1.0", "seconds=0,1"], sampler="tpe", trials=30)
+    plan = SweepPlan.of(recipe, ["x=0.0..1.0", "seconds=0,1"], sampler="tpe", trials=30)
     told: list[tuple[dict[str, str], float | None]] = [({"x": "0.9", "seconds": "1"}, None)]  # one that failed
     for number in range(1, 30):
         values = propose(plan, number, told)

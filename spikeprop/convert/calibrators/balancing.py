@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikeprop.convert.calibrate import ThresholdCalibrator, Units, check_percentile, check_steps, limited, positive
 from spikeprop.convert.encoded import EncodedInput
-from spikeprop.convert.part import WHOLE, Part
+from spikeprop.convert.shard import UNSHARDED, CalibrationShard
 from spikeprop.snn import SpikingNetwork
 from spikeprop.snn.neuron import SpikingMaxPool
 
@@ -46,28 +46,28 @@ class ThresholdBalancing(ThresholdCalibrator):
             raise ValueError(f"scale is {self.scale}; a factor on thresholds is positive")
 
     @property
-    def joins(self) -> bool:
+    def supports_distributed(self) -> bool:
         return True
 
-    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
+    def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
         from spikeprop.snn.engine.stagewise import Stagewise  # here, since it brings Numba
 
-        units, encoded = Units(network, x), EncodedInput(network.encoder, x, part)
-        layers = Stagewise(network, x, self.timesteps, encoded, part.most(len(x)))
+        units, encoded = Units(network, x), EncodedInput(network.encoder, x, shard)
+        layers = Stagewise(network, x, self.timesteps, encoded, shard.most(len(x)))
         thresholds = {}
         for name, layer in network.named_layers():
             units.fold(layer)
             if isinstance(layer.neuron, SpikingMaxPool):
                 units.pass_on(name, layer)
             elif layer.neuron is not None:
-                worth = limited(layer, positive(name, self._peak(layers.currents(name), part)) * self.scale * layer.scale.to(x))
-                thresholds[name] = units.settle(name, layer, worth)
+                scale = limited(layer, positive(name, self._peak(layers.currents(name), shard)) * self.scale * layer.scale.to(x))
+                thresholds[name] = units.settle(name, layer, scale)
             if layer.neuron is not None:
                 layers.fire(name)
         return thresholds
 
-    def _peak(self, currents: Iterator[Tensor], part: Part) -> Tensor:
+    def _peak(self, currents: Iterator[Tensor], shard: CalibrationShard) -> Tensor:
         """The largest, over steps, of a step's quantile."""
         if self.percentile == 100:
-            return part.largest(torch.stack([current_KBSC.max() for current_KBSC in currents]).max())
-        return torch.stack([part.quantile(some_KBSC.flatten(1), self.percentile / 100).max() for some_KBSC in currents]).max()
+            return shard.largest(torch.stack([current_KBSC.max() for current_KBSC in currents]).max())
+        return torch.stack([shard.quantile(some_KBSC.flatten(1), self.percentile / 100).max() for some_KBSC in currents]).max()

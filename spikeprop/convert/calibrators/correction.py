@@ -29,10 +29,10 @@ from spikeprop.convert.calibrate import (
     limited,
     positive,
 )
-from spikeprop.convert.calibrators.statistics import Search, best_worth, quantised
+from spikeprop.convert.calibrators.statistics import Search, best_scale, quantised
 from spikeprop.convert.encoded import EncodedInput, own_draws
 from spikeprop.convert.graph import activations, currents, forget
-from spikeprop.convert.part import BLOCK, WHOLE, Part
+from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import INPUT, Layer, Neuron, SignedIF, SpikingNetwork
@@ -46,14 +46,14 @@ class CalibratedLayer:
     Attributes:
         target: the ANN's activation, or for the output its scores, in units of the layer's potential (B, ...).
         rates: of the layer's sources, by name (B, ...).
-        part: which of all images they are of.
+        shard: which of all images they are of.
     """
 
     name: str
     stage: Layer
     target: Tensor
     rates: dict[str, Tensor]
-    part: Part = WHOLE
+    shard: CalibrationShard = UNSHARDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,36 +77,38 @@ class SpikeCalibrator(ThresholdCalibrator):
         check_grid(self.grid)
 
     @property
-    def joins(self) -> bool:
+    def supports_distributed(self) -> bool:
         return True
 
     @torch.no_grad()
-    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
+    def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
         thresholds = {}
-        for layer, spikes in self._layers(network, x, part):
+        for layer, spikes in self._layers(network, x, shard):
             neuron = layer.stage.neuron
             self.adjust(layer, spikes)
             if neuron is not None:
                 thresholds[layer.name] = neuron.v_threshold.detach().clone()
             elif self.delay and not any(isinstance(n, SignedIF) for n in network.neurons().values()):
-                delay_readout(network, x, layer.target, self.timesteps, part)
+                delay_readout(network, x, layer.target, self.timesteps, shard)
         return thresholds
 
     @abstractmethod
-    def adjust(self, layer: CalibratedLayer, spikes: Spikes) -> None:
+    def adjust(self, layer: CalibratedLayer, spikes: SpikeTrains) -> None:
         """Change one layer whose threshold is set; ``spikes`` runs it."""
 
-    def _layers(self, network: SpikingNetwork, x: Tensor, part: Part) -> Iterator[tuple[CalibratedLayer, Spikes]]:
+    def _layers(
+        self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard
+    ) -> Iterator[tuple[CalibratedLayer, SpikeTrains]]:
         """The layers that can be changed, in order: those of neurons, and the output."""
-        units, spikes = Units(network, x), Spikes(network, x, self.timesteps, part)
+        units, spikes = Units(network, x), SpikeTrains(network, x, self.timesteps, shard)
         rates = {INPUT: spikes.input_rate()}
-        for name, stage, activation in bar_over(activations(network, x), len(network.layers), shown=part.processes.rank == 0):
+        for name, stage, activation in bar_over(activations(network, x), len(network.layers), shown=shard.processes.rank == 0):
             units.fold(stage)
-            layer = CalibratedLayer(name, stage, activation / stage.scale, rates, part)
+            layer = CalibratedLayer(name, stage, activation / stage.scale, rates, shard)
             if isinstance(stage.neuron, SpikingMaxPool):
                 units.pass_on(name, stage)
             elif stage.neuron is not None:
-                units.settle(name, stage, self._worth(layer, stage.neuron))
+                units.settle(name, stage, self._scale(layer, stage.neuron))
                 yield layer, spikes
                 units.settle(name, stage, stage.neuron.v_threshold * stage.scale)
             else:
@@ -115,28 +117,28 @@ class SpikeCalibrator(ThresholdCalibrator):
             rates[name] = spikes.rate(name)
             forget(network, rates, name)
 
-    def _worth(self, layer: CalibratedLayer, neuron: Neuron) -> Tensor:
+    def _scale(self, layer: CalibratedLayer, neuron: Neuron) -> Tensor:
         """The threshold of least error for the currents that spikes give."""
         current = currents(layer.stage, layer.rates)
         search = Search(float(neuron.v_init.mean()), self.timesteps, self.grid)
-        theta = positive(layer.name, best_worth(current, layer.target, self.per, search, layer.part))
+        theta = positive(layer.name, best_scale(current, layer.target, self.per, search, layer.shard))
         return limited(layer.stage, theta * layer.stage.scale)
 
 
-class Spikes:
+class SpikeTrains:
     """What the layers of a network fire, made in order and kept packed.
 
     Args:
         network: in evaluation mode.
         x: images.
         timesteps: steps.
-        part: which of all images they are.
+        shard: which of all images they are.
     """
 
-    def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, part: Part):
+    def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard):
         from spikeprop.snn.engine.stagewise import Stagewise  # here, since it brings Numba
 
-        self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x, part)
+        self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x, shard)
         self.layers = Stagewise(network, x, timesteps, self.encoded)
 
     def input_rate(self) -> Tensor:
@@ -161,13 +163,13 @@ class LightCalibration(SpikeCalibrator):
     bias: bool = True
     potential: bool = False
 
-    def adjust(self, layer: CalibratedLayer, spikes: Spikes) -> None:
+    def adjust(self, layer: CalibratedLayer, spikes: SpikeTrains) -> None:
         if layer.stage.neuron is None:
             return
         if self.bias:
             _correct_bias(layer, spikes)
         if self.potential:
-            shift_potential(layer.stage.neuron, layer.part.mean(_error(layer, spikes), 0), self.timesteps)
+            shift_potential(layer.stage.neuron, layer.shard.mean(_error(layer, spikes), 0), self.timesteps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +188,7 @@ class AdvancedCalibration(SpikeCalibrator):
     batch_size: int = 64
     step: float = 0.01
 
-    def adjust(self, layer: CalibratedLayer, spikes: Spikes) -> None:
+    def adjust(self, layer: CalibratedLayer, spikes: SpikeTrains) -> None:
         with torch.enable_grad():
             _Fit(layer, self.timesteps).run(self.iterations, self.batch_size, self.step)
         if layer.stage.neuron is not None:
@@ -218,18 +220,18 @@ class _Fit:
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
         draws = torch.Generator().manual_seed(0)
-        part, target = self.layer.part, self.layer.target
-        images = part.size(len(target))
-        size = float(part.mean(target.square().reshape(-1), 0))
+        shard, target = self.layer.shard, self.layer.target
+        images = shard.size(len(target))
+        size = float(shard.mean(target.square().reshape(-1), 0))
         before, first = self._error(), [p.detach().clone() for p in self.trained]
         for _ in range(iterations):
             chosen = torch.randperm(images, generator=draws)[:batch_size]
-            some = part.own(chosen, 1)
+            some = shard.own(chosen, 1)
             optimizer.zero_grad()
             if len(some):
                 loss = (self._output(some) - target[some]).square().sum() / (size * len(chosen) * target[0].numel())
                 loss.backward()
-            part.processes.sum_gradients(self.trained, dtype=torch.float64)
+            shard.processes.sum_gradients(self.trained, dtype=torch.float64)
             optimizer.step()
             schedule.step()
         if self._error() > before:  # the straight-through gradient is not the staircase's own: few steps can mislead it
@@ -242,7 +244,7 @@ class _Fit:
         """Squared error, summed over all images."""
         batches = torch.arange(len(self.layer.target)).split(64)
         errors = [(self._output(some) - self.layer.target[some]).square().sum(dtype=torch.float64) for some in batches]
-        return float(self.layer.part.total(torch.stack(errors).sum()))
+        return float(self.layer.shard.total(torch.stack(errors).sum()))
 
     def _output(self, some: Tensor) -> Tensor:
         current = currents(self.layer.stage, {name: rate[some] for name, rate in self.layer.rates.items()})
@@ -269,14 +271,14 @@ def rate_through(ratio: Tensor, start: Tensor, timesteps: int) -> Tensor:
     return ramp + (quantised(ratio.detach(), start.detach(), timesteps) - ramp.detach())
 
 
-def _correct_bias(layer: CalibratedLayer, spikes: Spikes) -> None:
+def _correct_bias(layer: CalibratedLayer, spikes: SpikeTrains) -> None:
     """Add each channel's mean error to its current."""
     op = add_bias(layer.stage)
     if op is not None:
-        op.bias.data.add_(layer.part.mean(by_channel(_error(layer, spikes)), 1).to(op.bias))
+        op.bias.data.add_(layer.shard.mean(by_channel(_error(layer, spikes)), 1).to(op.bias))
 
 
-def _error(layer: CalibratedLayer, spikes: Spikes) -> Tensor:
+def _error(layer: CalibratedLayer, spikes: SpikeTrains) -> Tensor:
     """What the true rates miss of the target (B, ...)."""
     assert layer.stage.neuron is not None
     return layer.target - layer.stage.neuron.v_threshold * spikes.rate(layer.name)
@@ -298,7 +300,7 @@ def shift_potential(neuron: Neuron, error: Tensor, timesteps: int) -> None:
 
 
 @torch.no_grad()
-def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps: int, part: Part = WHOLE) -> int:
+def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps: int, shard: CalibrationShard = UNSHARDED) -> int:
     """Choose ``readout_from`` for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
 
     Args:
@@ -306,34 +308,34 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
         x: images (B, ...).
         scores: of the ANN, in units of the output's potential (B, K).
         timesteps: T; at most three quarters of it are passed over.
-        part: which of all images they are.
+        shard: which of all images they are.
 
     Returns:
         the number of steps passed over; 0 keeps the whole sum. Distance is cross-entropy, from the ANN's probabilities.
     """
     network.readout_from.zero_()
     wanted = (scores * _output_scale(network)).softmax(1)
-    total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, part)), 1) * _output_scale(network)
+    total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, shard)), 1) * _output_scale(network)
     distances = []
     for delay in range(timesteps * 3 // 4 + 1):
         passed = total_TBK[delay - 1] if delay else 0
         mean = (total_TBK[-1] - passed) / (timesteps - delay)
         distances.append(-(wanted * mean.log_softmax(1)).sum(dtype=torch.float64))
-    told = part.total(torch.stack(distances)).tolist()
+    told = shard.total(torch.stack(distances)).tolist()
     best = told.index(min(told))
     network.readout_from.fill_(best)
     return best
 
 
-def _in_blocks(network: SpikingNetwork, x: Tensor, timesteps: int, part: Part) -> Iterator[Tensor]:
+def _in_blocks(network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard) -> Iterator[Tensor]:
     """The output after each step (T, b, K), for the images here of each block."""
     if network.encoder.constant:
         for some in x.split(BLOCK):
             yield torch.cat(list(network.unroll(some, timesteps)))
         return
-    seed = part.seed()
+    seed = shard.seed()
     with own_draws(x):
-        for block in part.blocks(len(x)):
+        for block in shard.blocks(len(x)):
             seed_torch(seed, block.number)
             yield torch.cat(list(network.unroll(block.padded(x), timesteps)))[:, block.places]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikeprop.convert.calibrate import ThresholdCalibrator, by_channel, calibrated, check_steps, in_shape
 from spikeprop.convert.calibrators.statistics import ActivationCalibrator
-from spikeprop.convert.part import WHOLE, Part
+from spikeprop.convert.shard import UNSHARDED, CalibrationShard
 from spikeprop.snn import Layer, Neuron, SpikingNetwork
 
 
@@ -40,29 +40,29 @@ class LocalThresholdBalancing(ActivationCalibrator):
         if self.iterations < 1 or self.samples < 1 or not self.step > 0:
             raise ValueError(f"iterations {self.iterations}, samples {self.samples}, step {self.step}: each must be positive")
 
-    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def activation_scale(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, shard: CalibrationShard) -> Tensor:
         flat_CN = by_channel(activation)
-        largest_C1 = part.largest(flat_CN.amax(1, keepdim=True))
-        worth_C1, least_C1 = largest_C1 / 2, largest_C1 * 1e-3  # in the middle between rounding and clipping
-        count, each, draws = part.size(flat_CN.shape[1]), flat_CN.shape[1] // len(activation), torch.Generator().manual_seed(0)
+        largest_C1 = shard.largest(flat_CN.amax(1, keepdim=True))
+        scale_C1, least_C1 = largest_C1 / 2, largest_C1 * 1e-3  # in the middle between rounding and clipping
+        count, each, draws = shard.size(flat_CN.shape[1]), flat_CN.shape[1] // len(activation), torch.Generator().manual_seed(0)
         for i in range(self.iterations):
-            some = part.own(torch.randint(count, (self.samples,), generator=draws), each)
+            some = shard.own(torch.randint(count, (self.samples,), generator=draws), each)
             rate = self.step * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
-            worth_C1 = torch.maximum(worth_C1 - rate * self._newton_step(flat_CN[:, some], worth_C1, part), least_C1)
-        return in_shape(worth_C1.squeeze(1), activation)
+            scale_C1 = torch.maximum(scale_C1 - rate * self._newton_step(flat_CN[:, some], scale_C1, shard), least_C1)
+        return in_shape(scale_C1.squeeze(1), activation)
 
-    def _newton_step(self, a_CN: Tensor, worth_C1: Tensor, part: Part) -> Tensor:
-        """Gradient by curvature of the mean squared error by the worth S, over the samples of all processes.
+    def _newton_step(self, a_CN: Tensor, scale_C1: Tensor, shard: CalibrationShard) -> Tensor:
+        """Gradient by curvature of the mean squared error by the scale S, over the samples of all processes.
 
         The error is S^2 / 12 T^2 of rounding where a neuron fires at all, and (a - S)^2 where it is clipped. The gradient alone
         is of size S/T^2, far too small a step for large T.
         """
-        over_CN = a_CN - worth_C1
+        over_CN = a_CN - scale_C1
         of_each = ((a_CN > 0) & (over_CN < 0), over_CN > 0, over_CN.clamp(min=0))
         sums_3C1 = torch.stack([values_CN.sum(1, keepdim=True, dtype=torch.float64) for values_CN in of_each])
-        firing_C1, clipped_C1, excess_C1 = (part.total(sums_3C1) / self.samples).to(a_CN)
+        firing_C1, clipped_C1, excess_C1 = (shard.total(sums_3C1) / self.samples).to(a_CN)
         firing_C1 = firing_C1 / (6 * self.timesteps**2)
-        gradient_C1, curvature_C1 = worth_C1 * firing_C1 - 2 * excess_C1, firing_C1 + 2 * clipped_C1
+        gradient_C1, curvature_C1 = scale_C1 * firing_C1 - 2 * excess_C1, firing_C1 + 2 * clipped_C1
         return torch.where(curvature_C1 > 0, gradient_C1 / curvature_C1, 0.0)
 
 
@@ -85,11 +85,11 @@ class OffsetSpike(ThresholdCalibrator):
             raise ValueError(f"pre_run is {self.pre_run}; offsets are learnt in at least 1 step")
 
     @property
-    def joins(self) -> bool:
-        return self.calibrator.joins
+    def supports_distributed(self) -> bool:
+        return self.calibrator.supports_distributed
 
-    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
-        thresholds = calibrated(self.calibrator, network, x, part)
+    def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
+        thresholds = calibrated(self.calibrator, network, x, shard)
         network.pre_run.fill_(self.pre_run)
         network.readout_from.zero_()  # its output starts anew after them
         return thresholds

@@ -26,7 +26,7 @@ from spikeprop.convert.calibrate import (
     positive,
 )
 from spikeprop.convert.graph import activations
-from spikeprop.convert.part import WHOLE, Part
+from spikeprop.convert.shard import UNSHARDED, CalibrationShard
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Layer, Neuron, SpikingNetwork
 from spikeprop.snn.neuron import SpikingMaxPool
@@ -36,28 +36,28 @@ SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationCalibrator(ThresholdCalibrator):
-    """A spike's worth follows from the ANN's activations of its layer."""
+    """The activation scale follows from the ANN's activations of its layer."""
 
     @property
-    def joins(self) -> bool:
+    def supports_distributed(self) -> bool:
         return True
 
-    def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
+    def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
         units, thresholds = Units(network, x), {}
         for name, layer, activation in activations(network, x):
             units.fold(layer)
             if isinstance(layer.neuron, SpikingMaxPool):
                 units.pass_on(name, layer)
             elif layer.neuron is not None:
-                worth = limited(layer, positive(name, self.worth(name, layer, layer.neuron, activation, part)))
-                thresholds[name] = units.settle(name, layer, worth)
+                scale = limited(layer, positive(name, self.activation_scale(name, layer, layer.neuron, activation, shard)))
+                thresholds[name] = units.settle(name, layer, scale)
         return thresholds
 
     @abstractmethod
-    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def activation_scale(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, shard: CalibrationShard) -> Tensor:
         """What one spike of a layer stands for, given its activation (B, C, ...): a number, or one a channel (C, 1, 1).
 
-        Of several processes each gives its own activations, and all get the same worth."""
+        Of several processes each gives its own activations, and all get the same scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,11 @@ class Percentile(ActivationCalibrator):
     def __post_init__(self) -> None:
         check_percentile(self.percentile)
 
-    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def activation_scale(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, shard: CalibrationShard) -> Tensor:
         q = self.percentile / 100
         if self.per == "layer":
-            return part.quantile(activation.reshape(1, -1), q).reshape(())
-        return in_shape(part.quantile(by_channel(activation), q), activation)
+            return shard.quantile(activation.reshape(1, -1), q).reshape(())
+        return in_shape(shard.quantile(by_channel(activation), q), activation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,8 @@ class MaxActivation(ActivationCalibrator):
 
     per: Per = "layer"
 
-    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
-        return Percentile(percentile=100.0, per=self.per).worth(name, layer, neuron, activation, part)
+    def activation_scale(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, shard: CalibrationShard) -> Tensor:
+        return Percentile(percentile=100.0, per=self.per).activation_scale(name, layer, neuron, activation, shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +119,14 @@ class LeastError(ActivationCalibrator):
         check_steps(self.timesteps, "a rate needs")
         check_grid(self.grid)
 
-    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def activation_scale(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, shard: CalibrationShard) -> Tensor:
         search = Search(float(neuron.v_init.mean()), self.timesteps, self.grid)
-        return best_worth(activation, activation, self.per, search, part)
+        return best_scale(activation, activation, self.per, search, shard)
 
 
 @dataclass(frozen=True)
 class Search:
-    """For the worth of least error.
+    """For the scale of least error.
 
     Attributes:
         start: initial potential, in thresholds.
@@ -139,27 +139,27 @@ class Search:
     grid: int
 
 
-def best_worth(current: Tensor, target: Tensor, per: Per, search: Search, part: Part) -> Tensor:
-    """The worth of least error, for currents and targets (B, C, ...): a number, or one a channel (C, 1, 1)."""
+def best_scale(current: Tensor, target: Tensor, per: Per, search: Search, shard: CalibrationShard) -> Tensor:
+    """The scale of least error, for currents and targets (B, C, ...): a number, or one a channel (C, 1, 1)."""
     if per == "layer":
-        return least_error(current.reshape(1, -1), target.reshape(1, -1), len(target), search, part).reshape(())
-    return in_shape(least_error(by_channel(current), by_channel(target), len(target), search, part), target)
+        return least_error(current.reshape(1, -1), target.reshape(1, -1), len(target), search, shard).reshape(())
+    return in_shape(least_error(by_channel(current), by_channel(target), len(target), search, shard), target)
 
 
-def least_error(current_CN: Tensor, target_CN: Tensor, images: int, search: Search, part: Part) -> Tensor:
-    """For each row, the worth S with the least squared error of S * rate(current / S) against the target, (C,).
+def least_error(current_CN: Tensor, target_CN: Tensor, images: int, search: Search, shard: CalibrationShard) -> Tensor:
+    """For each row, the scale S with the least squared error of S * rate(current / S) against the target, (C,).
 
     Of long rows ``SAMPLES`` values are looked at, evenly apart over all images; the values of an image lie side by side.
     """
-    largest_C, count = part.largest(target_CN.amax(1)), part.size(target_CN.shape[1])
-    looked_at = part.own(torch.arange(0, count, max(1, count // SAMPLES)), target_CN.shape[1] // images)
+    largest_C, count = shard.largest(target_CN.amax(1)), shard.size(target_CN.shape[1])
+    looked_at = shard.own(torch.arange(0, count, max(1, count // SAMPLES)), target_CN.shape[1] // images)
     current_CN, target_CN = current_CN[:, looked_at], target_CN[:, looked_at]
-    worth_GC = torch.stack([(largest_C * fraction).clamp(min=1e-12) for fraction in _fractions(search.grid)])
-    error_GC = part.total(torch.stack([_squared_error(current_CN, target_CN, worth_C, search) for worth_C in worth_GC]))
+    scale_GC = torch.stack([(largest_C * fraction).clamp(min=1e-12) for fraction in _fractions(search.grid)])
+    error_GC = shard.total(torch.stack([_squared_error(current_CN, target_CN, scale_C, search) for scale_C in scale_GC]))
     best_C, least_C = largest_C.clone(), torch.full_like(error_GC[0], torch.inf)
-    for worth_C, error_C in zip(worth_GC, error_GC, strict=True):
+    for scale_C, error_C in zip(scale_GC, error_GC, strict=True):
         better_C = error_C < least_C
-        best_C, least_C = torch.where(better_C, worth_C, best_C), torch.where(better_C, error_C, least_C)
+        best_C, least_C = torch.where(better_C, scale_C, best_C), torch.where(better_C, error_C, least_C)
     return torch.where(largest_C > 0, best_C, largest_C)
 
 
@@ -167,11 +167,11 @@ def _fractions(grid: int) -> list[float]:
     return torch.linspace(1, 0, grid + 1)[:-1].tolist()
 
 
-def _squared_error(current_CN: Tensor, target_CN: Tensor, worth_C: Tensor, search: Search) -> Tensor:
-    """Summed over each row, (C,), in float64: which worth is best must not hang on how sums are rounded."""
-    worth_C1 = worth_C.unsqueeze(1)
-    rates_CN = quantised(current_CN / worth_C1, search.start, search.timesteps)
-    return (rates_CN * worth_C1).sub_(target_CN).square_().sum(1, dtype=torch.float64)
+def _squared_error(current_CN: Tensor, target_CN: Tensor, scale_C: Tensor, search: Search) -> Tensor:
+    """Summed over each row, (C,), in float64: which scale is best must not hang on how sums are rounded."""
+    scale_C1 = scale_C.unsqueeze(1)
+    rates_CN = quantised(current_CN / scale_C1, search.start, search.timesteps)
+    return (rates_CN * scale_C1).sub_(target_CN).square_().sum(1, dtype=torch.float64)
 
 
 def quantised(ratio: Tensor, start: float | Tensor, timesteps: int) -> Tensor:
@@ -186,7 +186,7 @@ class LearnedCeiling(ActivationCalibrator):
     For QCFS the neurons start at half their threshold (v_init 0.5), as Bu et al. 2022 derive.
     """
 
-    def worth(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, part: Part) -> Tensor:
+    def activation_scale(self, name: str, layer: Layer, neuron: Neuron, activation: Tensor, shard: CalibrationShard) -> Tensor:
         if layer.ceiling is None:
             raise ConversionError(
                 f"layer {name!r} comes from a ReLU without a ceiling; train the ANN with QCFS or ClippedReLU activations, or "

@@ -25,7 +25,12 @@ from spikeprop.learn.rule import LearningRule
 from spikeprop.runtime.processes import Processes
 from spikeprop.snn import SpikingNetwork
 
-WHOLE_OPTIMISERS = ("Adafactor", "LBFGS", "Muon", "Rprop")  # that look beyond a number and its own gradient, or fail on parts
+UNSUPPORTED_OPTIMISERS = (
+    "Adafactor",
+    "LBFGS",
+    "Muon",
+    "Rprop",
+)  # that look beyond a number and its own gradient, or fail on parts
 LARGEST_BLOCK = 1 / 4  # of all parameters: a larger part that has parts is several blocks
 CONTAINERS = (nn.Sequential.forward, nn.ModuleList.forward)  # that of a ModuleDict is the second too: none of its own
 
@@ -53,7 +58,7 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    processes.agree((*model.parameters(), *model.buffers()))
+    processes.broadcast((*model.parameters(), *model.buffers()))
     numbers = {p for p in model.parameters() if p.dim() == 0}
     mesh = init_device_mesh(device.type, (processes.count,))
     for block in (*blocks(model), model):
@@ -73,16 +78,16 @@ def check_shardable(rule: LearningRule, callbacks: Iterable[Callback], optimizer
         ValueError: a rule, a callback or an optimiser that needs it whole; or a torch that cannot.
     """
     _check_torch()
-    if not rule.overlaps:
+    if not rule.single_backward:
         raise ValueError(
             f"{type(rule).__name__} does not take its gradients from one backward pass of the whole network, so it cannot train "
             "one that is spread over processes: use Backprop or BPTT, or sharded=false"
         )
     for callback in callbacks:
-        if callback.whole_parameters:
+        if callback.needs_complete_parameters:
             name = type(callback).__name__
             raise ValueError(f"{name} takes the parameters whole, which those of a sharded network are not: use sharded=false")
-    if type(optimizer).__name__ in WHOLE_OPTIMISERS:
+    if type(optimizer).__name__ in UNSUPPORTED_OPTIMISERS:
         raise ValueError(
             f"{type(optimizer).__name__} needs the parameters whole: use another optimiser, such as Adam, or sharded=false"
         )
@@ -114,7 +119,7 @@ def _called(model: nn.Module, most: float) -> Iterator[nn.Module]:
             yield child
 
 
-class Weighed(nn.Module):
+class WeightedOutput(nn.Module):
     """A network whose output passes gradients back times ``weight()``, that of this process's share of the batch."""
 
     def __init__(self, model: nn.Module, weight: Callable[[], float]):
@@ -127,29 +132,29 @@ class Weighed(nn.Module):
         return output
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_sharded_tensor(tensor: Tensor) -> bool:
     """Whether each process has its part of the tensor alone."""
     return hasattr(tensor, "full_tensor")  # asked so, since importing DTensor takes long
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether ``shard`` has spread the network."""
-    return any(map(is_spread, model.parameters()))
+    return any(map(is_sharded_tensor, model.parameters()))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def complete(tensor: Tensor) -> Tensor:
     """The tensor, gathered where it is spread: then all processes ask."""
-    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_sharded_tensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, all of it where it is not spread."""
-    return tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded_tensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def spread_like(value: Tensor, target: Tensor) -> Tensor:
+def sharded_like(value: Tensor, target: Tensor) -> Tensor:
     """A tensor that every process has, spread as ``target`` is."""
-    if not is_spread(target) or value.shape != target.shape:
+    if not is_sharded_tensor(target) or value.shape != target.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -160,8 +165,8 @@ def spread_like(value: Tensor, target: Tensor) -> Tensor:
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
     """Shorten the gradient of all parameters, spread or not, to the norm ``largest`` where it is longer."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    kinds = [[g for g in grads if is_spread(g) is kind] for kind in (True, False)]  # torch's own takes no mixture
-    norms = torch.stack([whole(nn.utils.get_total_norm(kind)) for kind in kinds if kind])
+    kinds = [[g for g in grads if is_sharded_tensor(g) is kind] for kind in (True, False)]  # torch's own takes no mixture
+    norms = torch.stack([complete(nn.utils.get_total_norm(kind)) for kind in kinds if kind])
     factor = min(1.0, largest / (float(norms.norm()) + 1e-6))
     for g in grads:
         g.mul_(factor)

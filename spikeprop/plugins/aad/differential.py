@@ -26,7 +26,7 @@ from spikeprop.evaluate.intervals import mean_interval
 from spikeprop.experiment.context import Context
 from spikeprop.plugins.aad.closed_forms import bachelier
 from spikeprop.plugins.aad.models import Bachelier, at_least
-from spikeprop.plugins.aad.twin import Examples, Training, fit_surrogate
+from spikeprop.plugins.aad.twin import Examples, TwinTraining, fit_surrogate
 from spikeprop.runtime.files import write_atomically
 from spikeprop.runtime.seeding import generator
 
@@ -104,7 +104,7 @@ class DifferentialLearning:
         strike, first, last, volatility, spread: of the task.
         test_range: of the basket at test prices.
         test_size: test prices.
-        epochs, balance: of training; the rest is as ``Training`` has it.
+        epochs, balance: of training; the rest is as ``TwinTraining`` has it.
     """
 
     seeds: list[int]
@@ -184,7 +184,7 @@ class DifferentialLearning:
                 examples,
                 differential=arm == ARMS[1],
                 seed=seed,
-                training=Training(epochs=self.epochs, balance=self.balance),
+                training=TwinTraining(epochs=self.epochs, balance=self.balance),
                 label=f"{size}, {seed}, {arm}",
             )
             errors = {name: _errors(net(x), task.truth(x)) for name, x in (("in a box", box), ("as drawn", drawn))}

@@ -22,7 +22,7 @@ from spikeprop.plugins.aad.models import Model, Parameters, Prepared
 from spikeprop.plugins.aad.paths import Batch, Paths
 from spikeprop.plugins.aad.products import Product
 from spikeprop.plugins.aad.report import Estimate, Price, Risk
-from spikeprop.runtime.signals import stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested
 
 BATCH = 512  # paths: what a batch keeps stays in a core's cache
 AT_ONCE = 32  # groups whose adjoints are taken from the mark to the parameters together
@@ -149,7 +149,7 @@ def _groups(work: Callable[[Batch], Tensor], batches: Iterator[Batch], threads: 
     for _, results in groupby(_each(work, batches, threads), lambda pair: pair[0].group):
         count, sums = 0, torch.zeros(1, dtype=torch.float64)
         for batch, values in results:
-            stop_if_asked()
+            stop_if_requested()
             count, sums = count + batch.count, values + sums
         yield count, sums
 

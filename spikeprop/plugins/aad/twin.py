@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from spikeprop.errors import MarketError, TrainingCollapsed
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import generator
-from spikeprop.runtime.signals import stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested
 
 
 class TwinNet(nn.Module):
@@ -97,7 +97,7 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TwinTraining:
     """How twin nets are trained; the defaults are those of the authors' notebooks.
 
     Attributes:
@@ -134,7 +134,7 @@ class Training:
             raise MarketError(f"collapsed is {self.collapsed}; it must lie above 0 and be at most 1")
 
 
-class Surrogate:
+class PriceSurrogate:
     """A trained network in the units of its examples.
 
     Attributes:
@@ -154,8 +154,8 @@ class Surrogate:
 
 
 def fit_surrogate(
-    examples: Examples, *, differential: bool, seed: int, training: Training | None = None, label: str | None = None
-) -> Surrogate:
+    examples: Examples, *, differential: bool, seed: int, training: TwinTraining | None = None, label: str | None = None
+) -> PriceSurrogate:
     """Train a network on values, or on values and derivatives; anew where it collapses.
 
     Args:
@@ -169,7 +169,7 @@ def fit_surrogate(
         TrainingCollapsed: every attempt did.
         MarketError: examples that are all the same.
     """
-    training = training or Training()
+    training = training or TwinTraining()
     scale = _Scale(examples)
     weight = training.balance * examples.x.shape[1] if differential else 0.0
     for attempt in range(training.attempts):
@@ -179,7 +179,7 @@ def fit_surrogate(
         with torch.no_grad():
             left = float(scale.loss(net, slice(None), weight) / scale.constant_loss(weight))
         if left < training.collapsed:  # false where it is not a number
-            return Surrogate(net, scale, attempt, left)
+            return PriceSurrogate(net, scale, attempt, left)
     raise TrainingCollapsed(
         f"the twin net left more than {training.collapsed} of a constant's loss (or a loss that is not a number) in each of "
         f"{training.attempts} attempts; lower the rates, give more examples, or raise collapsed where the labels are that noisy"
@@ -216,14 +216,14 @@ class _Scale:
 
 
 def _train(
-    net: TwinNet, scale: _Scale, weight: float, training: Training, slowed: float, draws: torch.Generator, label: str | None
+    net: TwinNet, scale: _Scale, weight: float, training: TwinTraining, slowed: float, draws: torch.Generator, label: str | None
 ) -> None:
     n = len(scale.x)
     size = min(n, max(training.least_batch, n // training.batches))
     optimizer = torch.optim.Adam(net.parameters())
     with bar(label, total=training.epochs, unit="epoch", leave=False) as progress:
         for epoch in range(training.epochs):
-            stop_if_asked()
+            stop_if_requested()
             rate = slowed * float(np.interp(epoch / training.epochs, training.knots, training.rates))
             optimizer.param_groups[0]["lr"] = rate
             for which in torch.randperm(n, generator=draws).split(size):

@@ -4,10 +4,10 @@
 """
 
 from spikeprop.plugins.derivatives import elementwise, layers, losses, spiking
-from spikeprop.plugins.derivatives.card import Card, Step
+from spikeprop.plugins.derivatives.card import Card, Equation
 from spikeprop.plugins.derivatives.formula import Formula
 from spikeprop.plugins.derivatives.mlp import mlp_gradients
 
 CARDS: dict[str, Card] = {card.key: card for card in (*losses.CARDS, *elementwise.CARDS, *layers.CARDS, *spiking.CARDS)}
 
-__all__ = ["CARDS", "Card", "Formula", "Step", "mlp_gradients"]
+__all__ = ["CARDS", "Card", "Equation", "Formula", "mlp_gradients"]

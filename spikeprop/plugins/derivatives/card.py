@@ -1,8 +1,8 @@
 """``Card``: one operation's derivative, derived twice (directly, and by the chain rule), every line of it evaluable.
 
-A line says of a quantity what it equals: ``Step("z_bar", "a - y")``. Quantities are the operation's inputs, what it computes on
-the way, and their cotangents: x_bar = dL/dx for a scalar L. A card carries an example and the operation itself in torch, so
-``truth`` can say from autograd what each quantity is, and ``values`` what each line claims.
+A line states what a quantity equals: ``Equation("z_bar", "a - y")``. Quantities are the operation's inputs, its intermediate
+results, and their cotangents: x_bar = dL/dx for a scalar L. A card contains an example and the operation itself in torch, so
+``truth`` can compute each quantity with autograd, and ``values`` evaluates the right-hand side of each line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOCAL = re.compile(r"^d\((?P<out>\w+), (?P<over>\w+)\)$")
 
 
 @dataclass(frozen=True)
-class Step:
+class Equation:
     """One line of a derivation.
 
     Attributes:
@@ -88,9 +88,9 @@ class Card:
     title: str
     about: str
     symbols: Mapping[str, str]
-    forward: tuple[Step, ...]
-    direct: tuple[Step, ...]
-    chain: tuple[Step, ...]
+    forward: tuple[Equation, ...]
+    direct: tuple[Equation, ...]
+    chain: tuple[Equation, ...]
     example: Callable[[Generator], Tensors]
     wanted: tuple[str, ...]
     operation: Callable[[Tensors], Tensors]
@@ -112,7 +112,7 @@ class Card:
         known |= {of: self._local(of, found) for of in self._locals()}
         return known | self.more_truth(known)
 
-    def values(self, known: Tensors) -> list[tuple[Step, Tensor]]:
+    def values(self, known: Tensors) -> list[tuple[Equation, Tensor]]:
         """Every line with the value that it claims, given the true values of what it names."""
         steps = (*self.forward, *self.direct, *self.chain)
         shapes = [tuple(known[step.name].shape) for step in steps]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from spikeprop.plugins.derivatives.card import Card, Step, normal
+from spikeprop.plugins.derivatives.card import Card, Equation, normal
 
 _UP = "cotangent that arrives from above"
 AFFINE = Card(
@@ -13,16 +13,16 @@ AFFINE = Card(
     title="Affine map (linear layer)",
     about="Each output is a weighted sum of the inputs and a bias. Samples are rows.",
     symbols={"x": "inputs, a row a sample", "W": "weights, a row an output", "b": "biases", "y": "outputs", "y_bar": _UP},
-    forward=(Step("y[n, j]", "Sum(x[n, i] * W[j, i], i) + b[j]"), Step("y", "x @ T(W) + b")),
+    forward=(Equation("y[n, j]", "Sum(x[n, i] * W[j, i], i) + b[j]"), Equation("y", "x @ T(W) + b")),
     direct=(
-        Step("x_bar[n, i]", "Sum(y_bar[n, j] * W[j, i], j)", "x reaches every output j, through the factor W"),
-        Step("W_bar[j, i]", "Sum(y_bar[n, j] * x[n, i], n)", "a weight serves every sample n"),
-        Step("b_bar[j]", "Sum(y_bar[n, j], n)"),
+        Equation("x_bar[n, i]", "Sum(y_bar[n, j] * W[j, i], j)", "x reaches every output j, through the factor W"),
+        Equation("W_bar[j, i]", "Sum(y_bar[n, j] * x[n, i], n)", "a weight serves every sample n"),
+        Equation("b_bar[j]", "Sum(y_bar[n, j], n)"),
     ),
     chain=(
-        Step("x_bar", "y_bar @ W", "the same sums as products of matrices"),
-        Step("W_bar", "T(y_bar) @ x"),
-        Step("b_bar", "over_rows(y_bar)"),
+        Equation("x_bar", "y_bar @ W", "the same sums as products of matrices"),
+        Equation("W_bar", "T(y_bar) @ x"),
+        Equation("b_bar", "over_rows(y_bar)"),
     ),
     example=lambda g: {"x": normal(g, 3, 4), "W": normal(g, 2, 4), "b": normal(g, 2), "y_bar": normal(g, 3, 2)},
     wanted=("x", "W", "b"),
@@ -31,7 +31,7 @@ AFFINE = Card(
 )
 
 
-def _elementwise(key: str, title: str, about: str, steps: tuple[tuple[Step, ...], ...], f: object) -> Card:
+def _elementwise(key: str, title: str, about: str, steps: tuple[tuple[Equation, ...], ...], f: object) -> Card:
     """A card of y = f(x)."""
     forward, direct, chain = steps
     return Card(
@@ -54,14 +54,14 @@ SIGMOID = _elementwise(
     "Sigmoid",
     "Its derivative is largest at 0, a quarter, and vanishes where the answer is nearly 0 or 1: saturation.",
     (
-        (Step("y", "1 / (1 + exp(-x))"),),
+        (Equation("y", "1 / (1 + exp(-x))"),),
         (
-            Step("d(y, x)", "exp(-x) / (1 + exp(-x)) ** 2", "the quotient's derivative"),
-            Step("x_bar", "y_bar * exp(-x) / (1 + exp(-x)) ** 2"),
+            Equation("d(y, x)", "exp(-x) / (1 + exp(-x)) ** 2", "the quotient's derivative"),
+            Equation("x_bar", "y_bar * exp(-x) / (1 + exp(-x)) ** 2"),
         ),
         (
-            Step("d(y, x)", "y ** 2 * (1 / y - 1)", "by y = 1/u with u = 1 + exp(-x), so that u - 1 = 1/y - 1"),
-            Step("x_bar", "y_bar * y * (1 - y)"),
+            Equation("d(y, x)", "y ** 2 * (1 / y - 1)", "by y = 1/u with u = 1 + exp(-x), so that u - 1 = 1/y - 1"),
+            Equation("x_bar", "y_bar * y * (1 - y)"),
         ),
     ),
     torch.sigmoid,
@@ -71,15 +71,15 @@ TANH = _elementwise(
     "Hyperbolic tangent",
     "The derivative is 1 at 0 and vanishes where the output is nearly -1 or 1: saturation.",
     (
-        (Step("y", "(exp(x) - exp(-x)) / (exp(x) + exp(-x))"),),
+        (Equation("y", "(exp(x) - exp(-x)) / (exp(x) + exp(-x))"),),
         (
-            Step("d(y, x)", "4 / (exp(x) + exp(-x)) ** 2", "the quotient's derivative"),
-            Step("x_bar", "y_bar * 4 / (exp(x) + exp(-x)) ** 2"),
+            Equation("d(y, x)", "4 / (exp(x) + exp(-x)) ** 2", "the quotient's derivative"),
+            Equation("x_bar", "y_bar * 4 / (exp(x) + exp(-x)) ** 2"),
         ),
         (
-            Step("y", "2 * sigmoid(2 * x) - 1", "a stretched sigmoid"),
-            Step("d(y, x)", "4 * sigmoid(2 * x) * (1 - sigmoid(2 * x))"),
-            Step("x_bar", "y_bar * (1 - y ** 2)"),
+            Equation("y", "2 * sigmoid(2 * x) - 1", "a stretched sigmoid"),
+            Equation("d(y, x)", "4 * sigmoid(2 * x) * (1 - sigmoid(2 * x))"),
+            Equation("x_bar", "y_bar * (1 - y ** 2)"),
         ),
     ),
     torch.tanh,
@@ -89,12 +89,12 @@ RELU = _elementwise(
     "Rectifier (ReLU)",
     "Passes what is positive, and the cotangent with it. At 0, where there is no derivative, it takes 0.",
     (
-        (Step("y", "x * (x > 0)"),),
-        (Step("d(y, x)", "x > 0", "1 where the input is positive, else 0"), Step("x_bar", "y_bar * (x > 0)")),
+        (Equation("y", "x * (x > 0)"),),
+        (Equation("d(y, x)", "x > 0", "1 where the input is positive, else 0"), Equation("x_bar", "y_bar * (x > 0)")),
         (
-            Step("y", "(x + abs(x)) / 2"),
-            Step("d(y, x)", "(1 + sign(x)) / 2"),
-            Step("x_bar", "y_bar * (y > 0)", "the output is enough to know"),
+            Equation("y", "(x + abs(x)) / 2"),
+            Equation("d(y, x)", "(1 + sign(x)) / 2"),
+            Equation("x_bar", "y_bar * (y > 0)", "the output is enough to know"),
         ),
     ),
     torch.relu,
@@ -104,17 +104,17 @@ GELU = _elementwise(
     "Gaussian error linear unit (GELU)",
     "The input times the share of a normal distribution below it.",
     (
-        (Step("y", "x * (1 + erf(x / sqrt2)) / 2"),),
+        (Equation("y", "x * (1 + erf(x / sqrt2)) / 2"),),
         (
-            Step(
+            Equation(
                 "x_bar",
                 "y_bar * ((1 + erf(x / sqrt2)) / 2 + x * exp(-(x ** 2) / 2) / sqrt2pi)",
                 "product rule: the density is what is left",
             ),
         ),
         (
-            Step("d(y, x)", "(1 + erf(x / sqrt2)) / 2 + x * exp(-(x ** 2) / 2) / sqrt2pi"),
-            Step("x_bar", "y_bar * ((1 + erf(x / sqrt2)) / 2 + x * exp(-(x ** 2) / 2) / sqrt2pi)"),
+            Equation("d(y, x)", "(1 + erf(x / sqrt2)) / 2 + x * exp(-(x ** 2) / 2) / sqrt2pi"),
+            Equation("x_bar", "y_bar * ((1 + erf(x / sqrt2)) / 2 + x * exp(-(x ** 2) / 2) / sqrt2pi)"),
         ),
     ),
     F.gelu,
@@ -133,12 +133,14 @@ ADD = Card(
         "y_bar": _UP,
         "z_bar": _UP,
     },
-    forward=(Step("y", "a + b"), Step("z", "c * a", "a is used a second time")),
+    forward=(Equation("y", "a + b"), Equation("z", "c * a", "a is used a second time")),
     direct=(
-        Step("b_bar[n, i]", "y_bar[n, i]"),
-        Step("a_bar[n, i]", "y_bar[n, i] + c[n, i] * z_bar[n, i]", "L depends on a along two paths; the differential sums both"),
+        Equation("b_bar[n, i]", "y_bar[n, i]"),
+        Equation(
+            "a_bar[n, i]", "y_bar[n, i] + c[n, i] * z_bar[n, i]", "L depends on a along two paths; the differential sums both"
+        ),
     ),
-    chain=(Step("b_bar", "y_bar"), Step("a_bar", "y_bar + c * z_bar", "the sum at a fan-out")),
+    chain=(Equation("b_bar", "y_bar"), Equation("a_bar", "y_bar + c * z_bar", "the sum at a fan-out")),
     example=lambda g: {name: normal(g, 2, 3) for name in ("a", "b", "c", "y_bar", "z_bar")},
     wanted=("a", "b"),
     operation=lambda v: {"y": v["a"] + v["b"], "z": v["a"] * v["c"]},
@@ -150,9 +152,9 @@ PRODUCT = Card(
     title="Product, entry by entry",
     about="Each factor gets the cotangent times the other. Dropout is a factor of 0 or 1/(1 - p).",
     symbols={"a": "factor", "b": "factor", "y": "product", "y_bar": _UP},
-    forward=(Step("y", "a * b"),),
-    direct=(Step("a_bar[n, i]", "y_bar[n, i] * b[n, i]"), Step("b_bar[n, i]", "y_bar[n, i] * a[n, i]")),
-    chain=(Step("d(y, a)", "b"), Step("a_bar", "y_bar * b"), Step("d(y, b)", "a"), Step("b_bar", "y_bar * a")),
+    forward=(Equation("y", "a * b"),),
+    direct=(Equation("a_bar[n, i]", "y_bar[n, i] * b[n, i]"), Equation("b_bar[n, i]", "y_bar[n, i] * a[n, i]")),
+    chain=(Equation("d(y, a)", "b"), Equation("a_bar", "y_bar * b"), Equation("d(y, b)", "a"), Equation("b_bar", "y_bar * a")),
     example=lambda g: {name: normal(g, 2, 3) for name in ("a", "b", "y_bar")},
     wanted=("a", "b"),
     operation=lambda v: {"y": v["a"] * v["b"]},
@@ -164,9 +166,9 @@ MATMUL = Card(
     title="Product of matrices",
     about="As the affine map, with both factors free.",
     symbols={"A": "left factor", "B": "right factor", "Y": "product", "Y_bar": _UP},
-    forward=(Step("Y[i, k]", "Sum(A[i, j] * B[j, k], j)"), Step("Y", "A @ B")),
-    direct=(Step("A_bar[i, j]", "Sum(Y_bar[i, k] * B[j, k], k)"), Step("B_bar[j, k]", "Sum(A[i, j] * Y_bar[i, k], i)")),
-    chain=(Step("A_bar", "Y_bar @ T(B)"), Step("B_bar", "T(A) @ Y_bar")),
+    forward=(Equation("Y[i, k]", "Sum(A[i, j] * B[j, k], j)"), Equation("Y", "A @ B")),
+    direct=(Equation("A_bar[i, j]", "Sum(Y_bar[i, k] * B[j, k], k)"), Equation("B_bar[j, k]", "Sum(A[i, j] * Y_bar[i, k], i)")),
+    chain=(Equation("A_bar", "Y_bar @ T(B)"), Equation("B_bar", "T(A) @ Y_bar")),
     example=lambda g: {"A": normal(g, 3, 4), "B": normal(g, 4, 2), "Y_bar": normal(g, 3, 2)},
     wanted=("A", "B"),
     operation=lambda v: {"Y": v["A"] @ v["B"]},
@@ -178,9 +180,9 @@ REARRANGE = Card(
     title="Rearrangement",
     about="Reshaping, slicing, joining and repeating move entries and compute nothing. S is 1 where output k is input i.",
     symbols={"x": "entries of the input", "S": "which output is which input", "y": "entries of the output", "y_bar": _UP},
-    forward=(Step("y[k]", "Sum(S[k, i] * x[i], i)"),),
-    direct=(Step("x_bar[i]", "Sum(S[k, i] * y_bar[k], k)", "an entry used several times sums, one never used gets 0"),),
-    chain=(Step("x_bar", "T(S) @ y_bar"),),
+    forward=(Equation("y[k]", "Sum(S[k, i] * x[i], i)"),),
+    direct=(Equation("x_bar[i]", "Sum(S[k, i] * y_bar[k], k)", "an entry used several times sums, one never used gets 0"),),
+    chain=(Equation("x_bar", "T(S) @ y_bar"),),
     example=lambda g: {"x": normal(g, 4), "S": torch.eye(4, dtype=torch.float64)[[2, 0, 2, 1, 0]], "y_bar": normal(g, 5)},
     wanted=("x",),
     operation=lambda v: {"y": v["x"][[2, 0, 2, 1, 0]]},
@@ -192,9 +194,9 @@ REDUCE = Card(
     title="Sum and mean of entries",
     about="Every entry that is summed gets the sum's cotangent; for a mean its share of it.",
     symbols={"x": "entries", "N": "how many", "y": "mean", "y_bar": _UP},
-    forward=(Step("y", "total(x) / N"),),
-    direct=(Step("x_bar[i]", "y_bar / N", "the same for every i"),),
-    chain=(Step("d(y, x)", "1 / N"), Step("x_bar", "y_bar / N")),
+    forward=(Equation("y", "total(x) / N"),),
+    direct=(Equation("x_bar[i]", "y_bar / N", "the same for every i"),),
+    chain=(Equation("d(y, x)", "1 / N"), Equation("x_bar", "y_bar / N")),
     example=lambda g: {"x": normal(g, 5), "N": torch.tensor(5.0, dtype=torch.float64), "y_bar": normal(g)},
     wanted=("x",),
     operation=lambda v: {"y": v["x"].mean()},
@@ -207,15 +209,15 @@ SOFTMAX = Card(
     title="Softmax",
     about="Every output depends on every input of its row, through the common denominator.",
     symbols={"z": "scores", "p": "probabilities", "p_bar": _UP},
-    forward=(Step("p", "exp(z) / along(exp(z))"),),
+    forward=(Equation("p", "exp(z) / along(exp(z))"),),
     direct=(
-        Step(
+        Equation(
             "z_bar[n, i]",
             "p[n, i] * p_bar[n, i] - Sum(p[n, i] * p[n, k] * p_bar[n, k], k)",
             "d p_k / d z_i is p_k ([k = i] - p_i)",
         ),
     ),
-    chain=(Step("z_bar", "p * (p_bar - along(p_bar * p))"),),
+    chain=(Equation("z_bar", "p * (p_bar - along(p_bar * p))"),),
     example=lambda g: {"z": normal(g, 3, 4), "p_bar": normal(g, 3, 4)},
     wanted=("z",),
     operation=lambda v: {"p": torch.softmax(v["z"], -1)},

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from spikeprop.plugins.derivatives.card import Card, Step, Tensors, normal
+from spikeprop.plugins.derivatives.card import Card, Equation, Tensors, normal
 
 _UP = "cotangent that arrives from above"
 
@@ -30,26 +30,28 @@ CONVOLUTION = Card(
         "y": "maps out",
         "y_bar": _UP,
     },
-    forward=(Step("y[o, i, j]", "Sum(W[o, c, u, v] * x[c, i + u, j + v], c, u, v) + b[o]"),),
+    forward=(Equation("y[o, i, j]", "Sum(W[o, c, u, v] * x[c, i + u, j + v], c, u, v) + b[o]"),),
     direct=(
-        Step(
+        Equation(
             "x_bar[c, i, j]",
             "Sum(y_bar[o, i - u, j - v] * W[o, c, u, v], o, u, v)",
             "x at (i, j) is read by the outputs at (i - u, j - v)",
         ),
-        Step("W_bar[o, c, u, v]", "Sum(y_bar[o, i, j] * x[c, i + u, j + v], i, j)", "a weight serves every place"),
-        Step("b_bar[o]", "Sum(y_bar[o, i, j], i, j)"),
+        Equation("W_bar[o, c, u, v]", "Sum(y_bar[o, i, j] * x[c, i + u, j + v], i, j)", "a weight serves every place"),
+        Equation("b_bar[o]", "Sum(y_bar[o, i, j], i, j)"),
     ),
     chain=(
-        Step(
+        Equation(
             "M[o, i, j, c, k, l]",
             "Sum(W[o, c, u, v] * (k == i + u) * (l == j + v), u, v)",
             "the convolution written as one matrix, zeros but for W",
         ),
-        Step("y[o, i, j]", "Sum(M[o, i, j, c, k, l] * x[c, k, l], c, k, l) + b[o]", "an affine map, so the affine card holds"),
-        Step("x_bar[c, k, l]", "Sum(y_bar[o, i, j] * M[o, i, j, c, k, l], o, i, j)"),
-        Step("W_bar[o, c, u, v]", "Sum(y_bar[o, i, j] * x[c, k, l] * (k == i + u) * (l == j + v), i, j, k, l)"),
-        Step("b_bar[o]", "Sum(y_bar[o, i, j], i, j)"),
+        Equation(
+            "y[o, i, j]", "Sum(M[o, i, j, c, k, l] * x[c, k, l], c, k, l) + b[o]", "an affine map, so the affine card holds"
+        ),
+        Equation("x_bar[c, k, l]", "Sum(y_bar[o, i, j] * M[o, i, j, c, k, l], o, i, j)"),
+        Equation("W_bar[o, c, u, v]", "Sum(y_bar[o, i, j] * x[c, k, l] * (k == i + u) * (l == j + v), i, j, k, l)"),
+        Equation("b_bar[o]", "Sum(y_bar[o, i, j], i, j)"),
     ),
     example=lambda g: {"x": normal(g, 2, 4, 3), "W": normal(g, 3, 2, 2, 2), "b": normal(g, 3), "y_bar": normal(g, 3, 3, 2)},
     wanted=("x", "W", "b"),
@@ -71,21 +73,23 @@ AVERAGE_POOL = Card(
     title="Average pooling",
     about="Each output is the mean of its window, so each entry of a window gets the same share of its cotangent.",
     symbols={"x": "map in", "k": "side of the window, and stride", "y": "map out", "y_bar": _UP},
-    forward=(Step("y[i, j]", "Sum(x[a, b] * (a >= k * i) * (a < k * i + k) * (b >= k * j) * (b < k * j + k), a, b) / k ** 2"),),
+    forward=(
+        Equation("y[i, j]", "Sum(x[a, b] * (a >= k * i) * (a < k * i + k) * (b >= k * j) * (b < k * j + k), a, b) / k ** 2"),
+    ),
     direct=(
-        Step(
+        Equation(
             "x_bar[a, b]",
             "Sum(y_bar[i, j] * (a >= k * i) * (a < k * i + k) * (b >= k * j) * (b < k * j + k), i, j) / k ** 2",
             "the one window that holds (a, b)",
         ),
     ),
     chain=(
-        Step(
+        Equation(
             "M[i, j, a, b]",
             "(a >= k * i) * (a < k * i + k) * (b >= k * j) * (b < k * j + k) / k ** 2",
             "a linear map: this is its matrix",
         ),
-        Step("x_bar[a, b]", "Sum(y_bar[i, j] * M[i, j, a, b], i, j)"),
+        Equation("x_bar[a, b]", "Sum(y_bar[i, j] * M[i, j, a, b], i, j)"),
     ),
     example=lambda g: {"x": normal(g, 4, 6), "k": _number(2), "y_bar": normal(g, 2, 3)},
     wanted=("x",),
@@ -99,11 +103,11 @@ MAX_POOL = Card(
     title="Maximum pooling",
     about="Only the largest entry of a window matters, so it alone gets the cotangent. Shown with windows as rows.",
     symbols={"x": "entries, a row a window", "y": "largest of each row", "y_bar": _UP},
-    forward=(Step("y[n]", "Sum(x[n, i] * (x[n, i] == m[n]), i)"),),
-    direct=(Step("x_bar[n, i]", "y_bar[n] * (x[n, i] == m[n])", "moving another entry a little moves nothing"),),
+    forward=(Equation("y[n]", "Sum(x[n, i] * (x[n, i] == m[n]), i)"),),
+    direct=(Equation("x_bar[n, i]", "y_bar[n] * (x[n, i] == m[n])", "moving another entry a little moves nothing"),),
     chain=(
-        Step("S[n, i]", "x[n, i] == m[n]", "near x the maximum is this linear choice"),
-        Step("x_bar[n, i]", "y_bar[n] * S[n, i]"),
+        Equation("S[n, i]", "x[n, i] == m[n]", "near x the maximum is this linear choice"),
+        Equation("x_bar[n, i]", "y_bar[n] * S[n, i]"),
     ),
     example=lambda g: {"x": normal(g, 3, 4), "y_bar": normal(g, 3)},
     wanted=("x",),
@@ -140,36 +144,38 @@ def _norm(key: str, title: str, about: str, mean: str, g_sum: str) -> Card:
             "y_bar": _UP,
         },
         forward=(
-            Step("mu", f"{mean}(x)"),
-            Step("var", f"{mean}((x - mu) ** 2)"),
-            Step("x_hat", "(x - mu) / sqrt(var + eps)"),
-            Step("y", "gamma * x_hat + beta"),
+            Equation("mu", f"{mean}(x)"),
+            Equation("var", f"{mean}((x - mu) ** 2)"),
+            Equation("x_hat", "(x - mu) / sqrt(var + eps)"),
+            Equation("y", "gamma * x_hat + beta"),
         ),
         direct=(
-            Step(
+            Equation(
                 "x_bar",
                 f"(gamma * y_bar - {mean}(gamma * y_bar) - x_hat * {mean}(gamma * y_bar * x_hat)) / sqrt(var + eps)",
                 "the output does not change if x shifts or stretches: both parts of the cotangent are taken out",
             ),
-            Step("gamma_bar", f"{g_sum}(y_bar * x_hat)"),
-            Step("beta_bar", f"{g_sum}(y_bar)"),
+            Equation("gamma_bar", f"{g_sum}(y_bar * x_hat)"),
+            Equation("beta_bar", f"{g_sum}(y_bar)"),
         ),
         chain=(
-            Step("x_hat_bar", "y_bar * gamma"),
-            Step(
+            Equation("x_hat_bar", "y_bar * gamma"),
+            Equation(
                 "var_bar",
                 f"-({mean}(x_hat_bar * (x - mu)) * N) / (2 * (var + eps) * sqrt(var + eps))",
                 "the variance divides every entry",
             ),
-            Step(
+            Equation(
                 "mu_bar",
                 f"-({mean}(x_hat_bar) * N) / sqrt(var + eps)",
                 "so does the mean shift it; through the variance it does nothing",
             ),
-            Step("x_bar", "x_hat_bar / sqrt(var + eps) + var_bar * 2 * (x - mu) / N + mu_bar / N", "three paths from x, summed"),
-            Step("x_bar", f"(x_hat_bar - {mean}(x_hat_bar) - x_hat * {mean}(x_hat_bar * x_hat)) / sqrt(var + eps)"),
-            Step("gamma_bar", f"{g_sum}(y_bar * x_hat)"),
-            Step("beta_bar", f"{g_sum}(y_bar)"),
+            Equation(
+                "x_bar", "x_hat_bar / sqrt(var + eps) + var_bar * 2 * (x - mu) / N + mu_bar / N", "three paths from x, summed"
+            ),
+            Equation("x_bar", f"(x_hat_bar - {mean}(x_hat_bar) - x_hat * {mean}(x_hat_bar * x_hat)) / sqrt(var + eps)"),
+            Equation("gamma_bar", f"{g_sum}(y_bar * x_hat)"),
+            Equation("beta_bar", f"{g_sum}(y_bar)"),
         ),
         example=lambda g: {
             "x": normal(g, 5, 3),
@@ -218,23 +224,23 @@ ATTENTION = Card(
         "O_bar": _UP,
         "d": "length of a key",
     },
-    forward=(Step("S", "Q @ T(K) / sqrt(d)"), Step("P", "softmax(S)"), Step("O", "P @ V")),
+    forward=(Equation("S", "Q @ T(K) / sqrt(d)"), Equation("P", "softmax(S)"), Equation("O", "P @ V")),
     direct=(
-        Step("V_bar[j, c]", "Sum(P[i, j] * O_bar[i, c], i)"),
-        Step(
+        Equation("V_bar[j, c]", "Sum(P[i, j] * O_bar[i, c], i)"),
+        Equation(
             "S_bar[i, j]",
             "P[i, j] * Sum(O_bar[i, c] * V[j, c] - O_bar[i, c] * O[i, c], c)",
             "value j against the mean of all values",
         ),
-        Step("Q_bar[i, c]", "Sum(S_bar[i, j] * K[j, c], j) / sqrt(d)"),
-        Step("K_bar[j, c]", "Sum(S_bar[i, j] * Q[i, c], i) / sqrt(d)"),
+        Equation("Q_bar[i, c]", "Sum(S_bar[i, j] * K[j, c], j) / sqrt(d)"),
+        Equation("K_bar[j, c]", "Sum(S_bar[i, j] * Q[i, c], i) / sqrt(d)"),
     ),
     chain=(
-        Step("V_bar", "T(P) @ O_bar", "product of matrices"),
-        Step("P_bar", "O_bar @ T(V)"),
-        Step("S_bar", "P * (P_bar - along(P_bar * P))", "softmax"),
-        Step("Q_bar", "S_bar @ K / sqrt(d)"),
-        Step("K_bar", "T(S_bar) @ Q / sqrt(d)"),
+        Equation("V_bar", "T(P) @ O_bar", "product of matrices"),
+        Equation("P_bar", "O_bar @ T(V)"),
+        Equation("S_bar", "P * (P_bar - along(P_bar * P))", "softmax"),
+        Equation("Q_bar", "S_bar @ K / sqrt(d)"),
+        Equation("K_bar", "T(S_bar) @ Q / sqrt(d)"),
     ),
     example=lambda g: {
         "Q": normal(g, 3, 4),
@@ -275,17 +281,17 @@ QR = Card(
         "ell": "how the loss moves",
         "M": "shorthand",
     },
-    forward=(Step("A", "Q @ R"),),
+    forward=(Equation("A", "Q @ R"),),
     direct=(
-        Step("A_dot", "Q_dot @ R + Q @ R_dot", "move both factors"),
-        Step("ell", "total(Q_bar * Q_dot) + total(R_bar * R_dot)", "what the loss does then"),
-        Step("M", "R @ T(R_bar) - T(Q_bar) @ Q", "collect what multiplies the rotation of Q, which is skew"),
-        Step("ell", "total(((Q_bar + Q @ copyltu(M)) @ T(inverse(R))) * A_dot)"),
-        Step("A_bar", "(Q_bar + Q @ copyltu(M)) @ T(inverse(R))", "it holds for every motion of A"),
+        Equation("A_dot", "Q_dot @ R + Q @ R_dot", "move both factors"),
+        Equation("ell", "total(Q_bar * Q_dot) + total(R_bar * R_dot)", "what the loss does then"),
+        Equation("M", "R @ T(R_bar) - T(Q_bar) @ Q", "collect what multiplies the rotation of Q, which is skew"),
+        Equation("ell", "total(((Q_bar + Q @ copyltu(M)) @ T(inverse(R))) * A_dot)"),
+        Equation("A_bar", "(Q_bar + Q @ copyltu(M)) @ T(inverse(R))", "it holds for every motion of A"),
     ),
     chain=(
-        Step("M", "R @ T(R_bar) - T(Q_bar) @ Q"),
-        Step("A_bar", "(Q_bar + Q @ copyltu(M)) @ T(inverse(R))", "in code a triangular solve stands for the inverse"),
+        Equation("M", "R @ T(R_bar) - T(Q_bar) @ Q"),
+        Equation("A_bar", "(Q_bar + Q @ copyltu(M)) @ T(inverse(R))", "in code a triangular solve stands for the inverse"),
     ),
     example=_qr_example,
     wanted=("A",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from spikeprop.plugins.derivatives.card import Card, Step, Tensors, normal
+from spikeprop.plugins.derivatives.card import Card, Equation, Tensors, normal
 
 _TARGET = torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64)
 
@@ -35,26 +35,26 @@ SIGMOID_BCE = Card(
         "L": "loss, summed over samples",
     },
     forward=(
-        Step("z", "x @ T(W) + b"),
-        Step("a", "1 / (1 + exp(-z))"),
-        Step("L", "total(-(y * log(a) + (1 - y) * log(1 - a)))"),
+        Equation("z", "x @ T(W) + b"),
+        Equation("a", "1 / (1 + exp(-z))"),
+        Equation("L", "total(-(y * log(a) + (1 - y) * log(1 - a)))"),
     ),
     direct=(
-        Step("L", "total(log(1 + exp(z)) - y * z)", "put a into the loss: the logarithms simplify"),
-        Step("z_bar", "exp(z) / (1 + exp(z)) - y", "differentiate by z"),
-        Step("z_bar", "a - y"),
-        Step("W_bar", "T(a - y) @ x", "z is affine in W and b"),
-        Step("b_bar", "over_rows(a - y)"),
+        Equation("L", "total(log(1 + exp(z)) - y * z)", "put a into the loss: the logarithms simplify"),
+        Equation("z_bar", "exp(z) / (1 + exp(z)) - y", "differentiate by z"),
+        Equation("z_bar", "a - y"),
+        Equation("W_bar", "T(a - y) @ x", "z is affine in W and b"),
+        Equation("b_bar", "over_rows(a - y)"),
     ),
     chain=(
-        Step("a_bar", "-(y / a) + (1 - y) / (1 - a)", "the loss by the answer"),
-        Step("a_bar", "(a - y) / (a * (1 - a))", "over one denominator"),
-        Step("d(a, z)", "exp(-z) / (1 + exp(-z)) ** 2", "the sigmoid by its logit"),
-        Step("d(a, z)", "a * (1 - a)"),
-        Step("z_bar", "a_bar * a * (1 - a)", "multiply the links"),
-        Step("z_bar", "a - y", "the denominator cancels"),
-        Step("W_bar", "T(z_bar) @ x"),
-        Step("b_bar", "over_rows(z_bar)"),
+        Equation("a_bar", "-(y / a) + (1 - y) / (1 - a)", "the loss by the answer"),
+        Equation("a_bar", "(a - y) / (a * (1 - a))", "over one denominator"),
+        Equation("d(a, z)", "exp(-z) / (1 + exp(-z)) ** 2", "the sigmoid by its logit"),
+        Equation("d(a, z)", "a * (1 - a)"),
+        Equation("z_bar", "a_bar * a * (1 - a)", "multiply the links"),
+        Equation("z_bar", "a - y", "the denominator cancels"),
+        Equation("W_bar", "T(z_bar) @ x"),
+        Equation("b_bar", "over_rows(z_bar)"),
     ),
     example=lambda g: {"x": normal(g, 3, 4), "W": normal(g, 1, 4), "b": normal(g, 1), "y": _TARGET.clone()},
     wanted=("W", "b"),
@@ -74,16 +74,16 @@ SOFTMAX_CE = Card(
     title="Softmax and cross-entropy",
     about="Again the difference of answer and target is all that is left. A mean over N samples divides by N.",
     symbols={"z": "scores", "p": "probabilities", "y": "target: rows that sum to 1", "L": "loss, summed over samples"},
-    forward=(Step("p", "exp(z) / along(exp(z))"), Step("L", "total(-(y * log(p)))")),
+    forward=(Equation("p", "exp(z) / along(exp(z))"), Equation("L", "total(-(y * log(p)))")),
     direct=(
-        Step("L", "total(along(y) * log(along(exp(z)))) - total(y * z)", "put p into the loss"),
-        Step("z_bar", "exp(z) / along(exp(z)) - y", "differentiate by each score"),
-        Step("z_bar", "p - y"),
+        Equation("L", "total(along(y) * log(along(exp(z)))) - total(y * z)", "put p into the loss"),
+        Equation("z_bar", "exp(z) / along(exp(z)) - y", "differentiate by each score"),
+        Equation("z_bar", "p - y"),
     ),
     chain=(
-        Step("p_bar", "-(y / p)", "the loss by the probabilities"),
-        Step("z_bar", "p * (p_bar - along(p_bar * p))", "the softmax's own rule: all scores share one denominator"),
-        Step("z_bar", "p - y", "p times p_bar is -y, whose sum is -1"),
+        Equation("p_bar", "-(y / p)", "the loss by the probabilities"),
+        Equation("z_bar", "p * (p_bar - along(p_bar * p))", "the softmax's own rule: all scores share one denominator"),
+        Equation("z_bar", "p - y", "p times p_bar is -y, whose sum is -1"),
     ),
     example=lambda g: {"z": normal(g, 3, 4), "y": torch.softmax(normal(g, 3, 4), -1)},
     wanted=("z",),
@@ -96,9 +96,9 @@ SQUARED_ERROR = Card(
     title="Squared error",
     about="The mean of squared differences.",
     symbols={"x": "answers", "y": "targets", "N": "how many entries", "L": "loss"},
-    forward=(Step("L", "total((x - y) ** 2) / N"),),
-    direct=(Step("x_bar[n, i]", "2 * (x[n, i] - y[n, i]) / N"),),
-    chain=(Step("x_bar", "2 * (x - y) / N", "square's derivative times the mean's"),),
+    forward=(Equation("L", "total((x - y) ** 2) / N"),),
+    direct=(Equation("x_bar[n, i]", "2 * (x[n, i] - y[n, i]) / N"),),
+    chain=(Equation("x_bar", "2 * (x - y) / N", "square's derivative times the mean's"),),
     example=lambda g: {"x": normal(g, 2, 3), "y": normal(g, 2, 3), "N": torch.tensor(6.0, dtype=torch.float64)},
     wanted=("x",),
     operation=lambda v: {"L": F.mse_loss(v["x"], v["y"])},

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from spikeprop.plugins.derivatives.card import Card, Step, Tensors, normal
+from spikeprop.plugins.derivatives.card import Card, Equation, Tensors, normal
 from spikeprop.snn.engine.kernels.reference import NEVER, advance_since, integrate_and_fire
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
 
@@ -74,27 +74,27 @@ _SYMBOLS = {
     "o_bar": "cotangent of the spikes",
 }
 _DYNAMICS = (
-    Step("u[n, i]", "lam * v[n - 1, i] + I[n, i]", "integrate"),
-    Step("o[n, i]", "u[n, i] > theta", "fire"),
-    Step("v[n, i]", "u[n, i] - theta * o[n, i]", "reset; the spike counts as a constant here"),
+    Equation("u[n, i]", "lam * v[n - 1, i] + I[n, i]", "integrate"),
+    Equation("o[n, i]", "u[n, i] > theta", "fire"),
+    Equation("v[n, i]", "u[n, i] - theta * o[n, i]", "reset; the spike counts as a constant here"),
 )
 _BACK = (
-    Step(
+    Equation(
         "u_bar[n, i]",
         "o_bar[n, i] * s[n, i] + lam * u_bar[n + 1, i]",
         "through the spike of now, and through the potential of the next step",
     ),
-    Step("I_bar[n, i]", "u_bar[n, i]"),
+    Equation("I_bar[n, i]", "u_bar[n, i]"),
 )
 
-_SUM = Step(
+_SUM = Equation(
     "I_bar[n, i]",
     "Sum(o_bar[m, i] * s[m, i] * lam ** (m - n) * (m >= n), m)",
     "a current still counts, leaked, at every later step m",
 )
 
 
-def _card(key: str, surrogate: Surrogate, lines: tuple[Step, ...], symbols: dict[str, str], **words: str) -> Card:
+def _card(key: str, surrogate: Surrogate, lines: tuple[Equation, ...], symbols: dict[str, str], **words: str) -> Card:
     """A card of spiking neurons whose surrogate derivative s the lines say."""
     return Card(
         key=key,
@@ -118,7 +118,7 @@ def _through_time(key: str, surrogate: Surrogate, line: str, symbols: dict[str, 
     return _card(
         key,
         surrogate,
-        (Step("s[n, i]", line, "stands in for the derivative of the step"),),
+        (Equation("s[n, i]", line, "stands in for the derivative of the step"),),
         symbols,
         title="Leaky integrate-and-fire through time",
         about=f"Backpropagation through time, with {name} slope in place of the spike's.",
@@ -151,8 +151,8 @@ STDB_CARD = _card(
     "stdb",
     STDB(alpha=0.3, beta=0.1),
     (
-        Step("t[n, i]", "(t[n - 1, i] + 1 + never * (n == 0)) * (1 - o[n, i])", "0 when it fires, else one more"),
-        Step("s[n, i]", "alpha * exp(-beta * t[n, i]) / theta"),
+        Equation("t[n, i]", "(t[n - 1, i] + 1 + never * (n == 0)) * (1 - o[n, i])", "0 when it fires, else one more"),
+        Equation("s[n, i]", "alpha * exp(-beta * t[n, i]) / theta"),
     ),
     {"t": "steps since the last spike", "alpha": "height", "beta": "decay by step"},
     title="Spike-timing-dependent backpropagation (STDB)",

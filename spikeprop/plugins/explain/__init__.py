@@ -14,14 +14,14 @@ from spikeprop.learn import LearningRule
 from spikeprop.plugins.explain.data import COMPLETE, page_data
 from spikeprop.plugins.explain.html import page_html, write_page
 from spikeprop.plugins.explain.replay import replay
-from spikeprop.plugins.explain.step import Step, Subject, trace_step
+from spikeprop.plugins.explain.step import TracedStep, TrainingStep, trace_step
 from spikeprop.plugins.explain.variants import variants
 
-__all__ = ["Step", "Subject", "explain", "page_data", "page_html", "replay", "trace_step", "variants", "write_page"]
+__all__ = ["TracedStep", "TrainingStep", "explain", "page_data", "page_html", "replay", "trace_step", "variants", "write_page"]
 
 
 def explain(
-    subject: Subject, path: Path, rules: Mapping[str, LearningRule] | None = None, *, limit: int = COMPLETE
+    subject: TrainingStep, path: Path, rules: Mapping[str, LearningRule] | None = None, *, limit: int = COMPLETE
 ) -> dict[str, Any]:
     """Trace a subject, compare rules and write the page.
 

@@ -17,7 +17,7 @@ from spikeprop.plugins.explain.forms import FORMS, card_of, slope_of
 from spikeprop.plugins.explain.health import MEANINGS, flags_of
 from spikeprop.plugins.explain.kinds import kind_of
 from spikeprop.plugins.explain.local import MATCHES, Edge, Local, cotangent_of, local_of
-from spikeprop.plugins.explain.step import Step, Subject
+from spikeprop.plugins.explain.step import TracedStep, TrainingStep
 from spikeprop.plugins.explain.trace import Node, Trace
 
 COMPLETE = 40_000  # numbers in all tensors, up to which a page holds every one
@@ -26,7 +26,7 @@ DIGITS = 7  # of them
 NEURONS = 6  # of a layer whose course through time is drawn
 
 
-def page_data(subject: Subject, step: Step, limit: int = COMPLETE) -> dict[str, Any]:
+def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) -> dict[str, Any]:
     """Everything about a step, as JSON values.
 
     Args:

@@ -21,7 +21,7 @@ from spikeprop.convert import MaxActivation, convert
 from spikeprop.data import Digits
 from spikeprop.learn import Backprop, LearningRule, fit
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
-from spikeprop.plugins.explain import Subject, explain
+from spikeprop.plugins.explain import TrainingStep, explain
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from spikeprop.runtime.files import write_text
 from spikeprop.snn import LIF, Triangle
@@ -127,10 +127,10 @@ ENTRIES = {
 }
 
 
-def subject_of(name: str) -> Subject:
+def subject_of(name: str) -> TrainingStep:
     """The subject of a page."""
     entry = ENTRIES[name]
-    return Subject(name=entry.title, timesteps=entry.timesteps, **dict(zip(("model", "x", "y", "loss"), entry.make())))
+    return TrainingStep(name=entry.title, timesteps=entry.timesteps, **dict(zip(("model", "x", "y", "loss"), entry.make())))
 
 
 def write_gallery(folder: Path) -> dict[str, Any]:

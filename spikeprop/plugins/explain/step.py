@@ -23,7 +23,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class TrainingStep:
     """What is to be explained.
 
     Attributes:
@@ -62,7 +62,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedStep:
     """A traced step: the trace, the copy of the network with ``.grad`` filled by autograd, the bytes of one of its numbers."""
 
     trace: Trace
@@ -71,7 +71,7 @@ class Step:
     itemsize: int
 
 
-def trace_step(subject: Subject) -> Step:
+def trace_step(subject: TrainingStep) -> TracedStep:
     """Run a subject forward and backward, recorded.
 
     Raises:
@@ -98,7 +98,7 @@ def trace_step(subject: Subject) -> Step:
         loss.backward()
     trace.loss = tracer.index_of(loss)
     first = next(subject.model.parameters(), subject.x)
-    return Step(trace, model, float(loss.detach()), first.element_size())
+    return TracedStep(trace, model, float(loss.detach()), first.element_size())
 
 
 def _check_loss(loss: Tensor, trace: Trace) -> None:

@@ -17,25 +17,28 @@ from torch.nn import functional as F
 
 from spikeprop.errors import ExplainError
 from spikeprop.learn import LearningRule
-from spikeprop.plugins.explain.step import Step, Subject
+from spikeprop.plugins.explain.step import TracedStep, TrainingStep
 
 Gradients = dict[str, Tensor]
 FRAMES = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377)
 
 
-def variants(subject: Subject, step: Step, rules: Mapping[str, LearningRule]) -> list[dict[str, Any]]:
+def variants(subject: TrainingStep, step: TracedStep, rules: Mapping[str, LearningRule]) -> list[dict[str, Any]]:
     """What a page shows of each rule.
 
     Raises:
         ExplainError: the subject's loss is not the cross-entropy of labels, which rules are made for.
     """
-    if rules and subject.loss not in (F.cross_entropy, Subject.loss):  # the second where a library has wrapped the first since
+    if rules and subject.loss not in (
+        F.cross_entropy,
+        TrainingStep.loss,
+    ):  # the second where a library has wrapped the first since
         raise ExplainError("learning rules take class labels: a variant needs the cross-entropy as the subject's loss")
     true = {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
     return [_variant(name, rule, subject, true) for name, rule in rules.items()]
 
 
-def _variant(name: str, rule: LearningRule, subject: Subject, true: Gradients) -> dict[str, Any]:
+def _variant(name: str, rule: LearningRule, subject: TrainingStep, true: Gradients) -> dict[str, Any]:
     found, told = _gradients(rule, subject)
     numbers = ", ".join(f"{key} {float(value):.4g}" for key, value in told.items() if key != "scores" and value.numel() == 1)
     shown = {"name": name, "about": f"{rule!r}: {numbers}".replace("'", ""), "layers": _compare(found, true)}
@@ -46,7 +49,7 @@ def _variant(name: str, rule: LearningRule, subject: Subject, true: Gradients) -
     return shown | ({"segments": segments} if segments else {})
 
 
-def _gradients(rule: LearningRule, subject: Subject) -> tuple[Gradients, dict[str, Tensor]]:
+def _gradients(rule: LearningRule, subject: TrainingStep) -> tuple[Gradients, dict[str, Tensor]]:
     """A rule's gradients of a copy of the network, and what it tells."""
     model, x, y = subject.double()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -58,7 +61,7 @@ def _gradients(rule: LearningRule, subject: Subject) -> tuple[Gradients, dict[st
     return {name: p.grad.detach() for name, p in model.named_parameters() if p.grad is not None}, told
 
 
-def _frames(rule: LearningRule, subject: Subject, true: Gradients, told: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _frames(rule: LearningRule, subject: TrainingStep, true: Gradients, told: dict[str, Tensor]) -> list[dict[str, Any]]:
     """The rule stopped earlier and earlier, where it counts iterations."""
     if "iterations" not in {f.name for f in dataclasses.fields(rule)}:
         return []
@@ -70,7 +73,7 @@ def _frames(rule: LearningRule, subject: Subject, true: Gradients, told: dict[st
     return frames
 
 
-def _segments(rule: LearningRule, subject: Subject) -> list[dict[str, str]]:
+def _segments(rule: LearningRule, subject: TrainingStep) -> list[dict[str, str]]:
     """The pieces that a rule cuts the network into, and whose loss each follows."""
     cut: Any = getattr(rule, "graph", None)
     if cut is None:

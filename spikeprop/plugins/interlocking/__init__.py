@@ -3,7 +3,7 @@
 from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead, PooledHead, TokenHead
 from spikeprop.plugins.interlocking.language import CharTransformer, PythonSource
 from spikeprop.plugins.interlocking.networks import BasicResNet
-from spikeprop.plugins.interlocking.parallel import StageProcess
+from spikeprop.plugins.interlocking.parallel import SegmentProcess
 from spikeprop.plugins.interlocking.rule import Interlocking
 from spikeprop.plugins.interlocking.work import reach_of
 
@@ -15,7 +15,7 @@ __all__ = [
     "Interlocking",
     "PooledHead",
     "PythonSource",
-    "StageProcess",
+    "SegmentProcess",
     "TokenHead",
     "reach_of",
 ]

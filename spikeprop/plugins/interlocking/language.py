@@ -58,7 +58,7 @@ class CausalAttention(nn.Module):
         return F.linear(mixed.transpose(1, 2).reshape(batch, length, width), self.out)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + attention, then + MLP, each on a layer-norm."""
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -94,7 +94,7 @@ class CharTransformer(nn.Sequential):
         dropout: float = 0.0,
         characters: int = CHARACTERS,
     ):
-        blocks = [Block(width, heads, dropout) for _ in range(depth)]
+        blocks = [TransformerBlock(width, heads, dropout) for _ in range(depth)]
         head = (nn.LayerNorm(width), nn.Linear(width, characters), TokensLast())
         super().__init__(CharacterEmbedding(characters, context, width), *blocks, *head)
 

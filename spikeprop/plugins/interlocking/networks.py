@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class BasicBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """Convolution, batch-norm, ReLU, convolution, batch-norm; plus the input, or its 1x1 convolution with batch-norm; ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
@@ -47,7 +47,7 @@ class BasicResNet(nn.Module):
         channels = width
         for i, count in enumerate(blocks):
             for j in range(count):
-                layers.append(BasicBlock(channels, width * 2**i, 2 if i and j == 0 else 1))
+                layers.append(ResidualBlock(channels, width * 2**i, 2 if i and j == 0 else 1))
                 channels = width * 2**i
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))

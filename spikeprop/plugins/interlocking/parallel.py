@@ -1,4 +1,4 @@
-"""``StageProcess``: one segment of ``Interlocking`` in a process of its own, over torch.distributed (gloo or nccl).
+"""``SegmentProcess``: one segment of ``Interlocking`` in a process of its own, over torch.distributed (gloo or nccl).
 
 Rank i holds segment i. For each micro-batch activations go up and cotangents come down. The cotangent for a segment's own loss
 goes down at once; for those of losses above a segment waits while it is target - i forward passes ahead, as in the 1F1B
@@ -37,7 +37,7 @@ class Clock:
         return self.idle / max(self.idle + self.busy, 1e-12)
 
 
-class StageProcess:
+class SegmentProcess:
     """This rank's segment.
 
     Args:

@@ -95,7 +95,7 @@ class Interlocking(LearningRule):
         return Work(place, graph.segments[segment], self.own[key] if needs else None, self.loss, share)
 
     @property
-    def whole_batches(self) -> bool:
+    def complete_batches(self) -> bool:
         return self.microbatches == 1
 
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ Operation = tuple[str, int, int]  # "F" or "V", number of the micro-batch, loss
 
 
 @dataclass(frozen=True)
-class StageTimes:
+class SegmentTimes:
     """Seconds of a segment for one micro-batch: its forward pass, and the products for each loss, its own including the head."""
 
     forward: float
@@ -43,7 +43,7 @@ class Simulated:
 
 
 def simulate(
-    times: Sequence[StageTimes], reach: int, microbatches: int, batches: int, *, all_forward_first: bool = False
+    times: Sequence[SegmentTimes], reach: int, microbatches: int, batches: int, *, all_forward_first: bool = False
 ) -> Simulated:
     """Run the schedule.
 
@@ -74,26 +74,26 @@ def simulate(
     return Simulated(seconds, [1 - w / seconds for w in work])
 
 
-def measure_times(rule: Interlocking, model: nn.Module, x: Tensor, y: Tensor, repeats: int = 3) -> list[StageTimes]:
+def measure_times(rule: Interlocking, model: nn.Module, x: Tensor, y: Tensor, repeats: int = 3) -> list[SegmentTimes]:
     """The least seconds of each segment for a micro-batch, one segment after the other in this process."""
     graph = rule.graph(model)
     found = [_measure(rule, graph, x, y) for _ in range(repeats)]
     model.zero_grad()
     rule.own.zero_grad()
     return [
-        StageTimes(min(t.forward for t in same), {j: min(t.backward[j] for t in same) for j in same[0].backward})
+        SegmentTimes(min(t.forward for t in same), {j: min(t.backward[j] for t in same) for j in same[0].backward})
         for same in zip(*found)
     ]
 
 
-def _measure(rule: Interlocking, graph: SegmentGraph, x: Tensor, y: Tensor) -> list[StageTimes]:
+def _measure(rule: Interlocking, graph: SegmentGraph, x: Tensor, y: Tensor) -> list[SegmentTimes]:
     works = [rule.work(graph, i) for i in range(len(graph.segments))]
     forward, h = [], x
     for work in works:
         started = time.perf_counter()
         h = work.forward(h)
         forward.append(time.perf_counter() - started)
-    times: list[StageTimes] = []
+    times: list[SegmentTimes] = []
     received: dict[int, Tensor] = {}
     for work, seconds in zip(reversed(works), reversed(forward)):
         place, backward, passed = work.place, {}, {}
@@ -103,7 +103,7 @@ def _measure(rule: Interlocking, graph: SegmentGraph, x: Tensor, y: Tensor) -> l
             passed[j] = work.backward(j, cotangent)
             backward[j] = time.perf_counter() - started
         received = {j: c for j, c in passed.items() if c is not None}
-        times.insert(0, StageTimes(seconds, backward))
+        times.insert(0, SegmentTimes(seconds, backward))
     return times
 
 

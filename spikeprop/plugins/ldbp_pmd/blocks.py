@@ -12,7 +12,7 @@ from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_count, check_steps, lo
 from spikeprop.plugins.ldbp_pmd.link import Sections, propagate
 from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.runtime.seeding import generator
-from spikeprop.runtime.signals import stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested
 
 MOST_STEPS = 10_000  # of a span
 PIECE = 50  # blocks that are simulated at once
@@ -60,7 +60,7 @@ class Link:
         draws = generator(*seed)
         symbols, samples = [], []
         for start in range(0, count, PIECE):
-            stop_if_asked()
+            stop_if_requested()
             sent = self.signal.draw(min(PIECE, count - start), self.polarisations, draws)
             field = self.signal.modulate(sent, power)
             received = propagate(field, self.fibre, self.edges(), self.signal.rate, sections, draws)

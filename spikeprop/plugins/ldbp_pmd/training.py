@@ -24,7 +24,7 @@ from spikeprop.plugins.ldbp_pmd.receiver import LearnedReceiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import generator
-from spikeprop.runtime.signals import stop_asked, stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested, stop_requested
 
 CHECKPOINT_SECONDS = 30.0
 LOOK = 50  # blocks through the receiver at once when it is judged
@@ -124,11 +124,11 @@ def fit_receiver(
             chosen = torch.randint(len(data[0]), (settings.batch,), generator=generator(*seed, i))
             _advance(receiver, signal, data[0], optimizer, chosen)
             shown.update()
-            if stop_asked() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if stop_requested() or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 described = {"iteration": i + 1, "curve": curve}
                 save_checkpoint(_progress(path), receiver, described, optimizer, keep_previous=True)
                 saved = time.monotonic()
-            stop_if_asked()
+            stop_if_requested()
     if curve[-1][0] < settings.iterations:
         curve.append([settings.iterations, judge(receiver, signal, data[1])])
         save_checkpoint(path, receiver, {"iteration": settings.iterations, "curve": curve}, optimizer)

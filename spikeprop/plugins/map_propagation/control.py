@@ -52,7 +52,7 @@ class Control:
         discount: of rewards.
         temperature: of the softmax over actions.
         iterations, step: of MAP propagation's relaxation; step is in units of a layer's variance. It must stay under 2 / L of
-            ``Team.stable_step``, which 0.5 does while the deeper layers' weights stay about as small as they begin.
+            ``StochasticNetwork.stable_step``, which 0.5 does while the deeper layers' weights stay about as small as they begin.
         anneal: steps over which learning rates go to their final values.
         reward_limit: rewards are clipped to its range for learning, or null.
         actions: continuous ones: "centred" (-1 and 1 are the bounds) or "published", the author's formula, which is off centre.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.plugins.map_propagation import kernels
-from spikeprop.plugins.map_propagation.reference import Team
+from spikeprop.plugins.map_propagation.reference import StochasticNetwork
 from spikeprop.runtime.seeding import mix_seed
 
 LEARNERS = {"map": kernels.MAP, "backprop": kernels.BACKPROP, "reinforce": kernels.REINFORCE}
@@ -111,7 +111,7 @@ def deterministic(net: kernels.Net, batch: int = 1) -> kernels.Net:
     return net._replace(layers=layers, units=np.zeros((4, batch, net.units.shape[2])))
 
 
-def as_team(net: kernels.Net) -> Team:
+def as_team(net: kernels.Net) -> StochasticNetwork:
     """The reference's view of a net's parameters: copies, float64."""
     weights, biases, start = [], [], 0
     for n, k in pairwise(net.sizes):
@@ -120,7 +120,7 @@ def as_team(net: kernels.Net) -> Team:
         start += (n + 1) * k
     temperature = net.temperature if net.output == kernels.SOFTMAX else None
     variances = [float(v) for v in net.layers[:, kernels.VARIANCE]]
-    return Team(weights=weights, biases=biases, variances=variances, temperature=temperature)
+    return StochasticNetwork(weights=weights, biases=biases, variances=variances, temperature=temperature)
 
 
 def layers_of(net: kernels.Net, row: int) -> list[Tensor]:

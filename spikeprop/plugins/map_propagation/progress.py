@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spikeprop.learn import load_latest
 from spikeprop.runtime.files import previous_of, write_json, write_tensors
-from spikeprop.runtime.signals import stop_asked, stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested, stop_requested
 
 CHECKPOINT_SECONDS = 30.0
 FORMAT = 1  # of spikeprop's checkpoints
@@ -45,7 +45,7 @@ class Progress:
             self.finished = saved.description["finished"]
             self._tensors = {k: v for k, v in saved.tensors.items() if not k.startswith("run.")}
             if saved.description["run"] is not None:
-                self._pending = saved.part("run"), saved.description["run"]
+                self._pending = saved.section("run"), saved.description["run"]
 
     def resume(self, run: Resumable) -> None:
         """Put the run that was under way, if there was one, into a fresh one."""
@@ -55,9 +55,9 @@ class Progress:
 
     def keep(self, run: Resumable) -> None:
         """Write the run under way, if the last time is long ago or a signal asks to stop, which it then does."""
-        if stop_asked() or time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+        if stop_requested() or time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             self.write(run.place(), run.tensors())
-        stop_if_asked()
+        stop_if_requested()
 
     def finish(self, run: Resumable, result: dict[str, Any]) -> None:
         """Write the result of a finished run and its networks."""

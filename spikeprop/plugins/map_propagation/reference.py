@@ -29,7 +29,7 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Team:
+class StochasticNetwork:
     """A multilayer network of stochastic units. Any leading dimensions (runs, say) broadcast.
 
     Attributes:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from spikeprop.ann import MLP
 from spikeprop.learn import LearningRule
-from spikeprop.plugins.map_propagation.reference import Activation, Team, gradients
+from spikeprop.plugins.map_propagation.reference import Activation, StochasticNetwork, gradients
 
 KINDS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.Softplus: "softplus"}
 LARGEST_STEP = 0.5  # of the relaxation, in units of a layer's variance: the paper's
@@ -86,9 +86,9 @@ class MAPPropagation(LearningRule):
         scores = model(x)
         return {"loss": F.cross_entropy(scores, y), "scores": scores, "reward": reward.mean()}
 
-    def team(self, linears: list[nn.Linear], activations: list[Activation]) -> Team:
+    def team(self, linears: list[nn.Linear], activations: list[Activation]) -> StochasticNetwork:
         """The network's layers as stochastic units; the weights are views."""
-        return Team(
+        return StochasticNetwork(
             weights=[linear.weight.mT for linear in linears],
             biases=[linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears],
             variances=[self.variance * self.variance_ratio ** (len(linears) - 2 - i) for i in range(len(linears))],

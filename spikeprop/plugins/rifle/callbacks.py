@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import SegmentError
-from spikeprop.learn import Callback, Training, tracing
+from spikeprop.learn import Callback, TrainingState, tracing
 from spikeprop.runtime.seeding import seed_torch
 
 TAG = "rifle_head"
@@ -35,7 +35,7 @@ class RIFLE(Callback):
         ValueError: fewer than 0 resets.
     """
 
-    whole_parameters: ClassVar[bool] = True
+    needs_complete_parameters: ClassVar[bool] = True
 
     def __init__(self, *, resets: int = 1, cyclic: bool = True, head: str | None = None, seed: int = 0):
         if resets < 0:
@@ -50,7 +50,7 @@ class RIFLE(Callback):
         head = [{**g, "params": [p for p in g["params"] if id(p) in own], TAG: True} for g in groups]
         return [g for g in (*rest, *head) if g["params"]]
 
-    def on_start(self, training: Training) -> None:
+    def on_start(self, training: TrainingState) -> None:
         self._find(training.model)
         if self.resets >= training.epochs:
             raise ValueError(f"resets is {self.resets}, which needs more than {training.epochs} epochs")
@@ -60,7 +60,7 @@ class RIFLE(Callback):
                 "or use cyclic=False"
             )
 
-    def on_gradient(self, training: Training) -> None:
+    def on_gradient(self, training: TrainingState) -> None:
         if not self._acts:
             return
         done = training.epoch + training.step / training.steps_per_epoch
@@ -71,7 +71,7 @@ class RIFLE(Callback):
             if TAG in group:
                 group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * share))
 
-    def on_epoch(self, training: Training, metrics: dict[str, Any]) -> None:
+    def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         if training.epoch + 1 not in self._ends(training.epochs):
             return
         head = self._find(training.model)
@@ -109,7 +109,7 @@ class L2SP(Callback):
         head: as for ``RIFLE``.
     """
 
-    whole_parameters: ClassVar[bool] = True
+    needs_complete_parameters: ClassVar[bool] = True
 
     def __init__(self, *, alpha: float = 1e-2, beta: float = 1e-4, head: str | None = None):
         for name, value in (("alpha", alpha), ("beta", beta)):
@@ -125,7 +125,7 @@ class L2SP(Callback):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.start, self._resumed = dict(state), bool(state)
 
-    def on_start(self, training: Training) -> None:
+    def on_start(self, training: TrainingState) -> None:
         name = find_head(training.model) if self.head is None else self.head
         self.of_head = {id(p) for p in training.model.get_submodule(name).parameters()}
         began = {n: p.detach().clone() for n, p in training.model.named_parameters() if id(p) not in self.of_head}
@@ -133,7 +133,7 @@ class L2SP(Callback):
         self._resumed = False  # another training starts from its own weights
 
     @torch.no_grad()
-    def on_gradient(self, training: Training) -> None:
+    def on_gradient(self, training: TrainingState) -> None:
         for name, p in training.model.named_parameters():
             if p.grad is None:
                 continue

@@ -116,12 +116,12 @@ def _end_together(processes: Processes) -> None:
             raise errors[processes.rank]
 
     with pytest.raises(Stopped) as caught:
-        processes.together(lambda: ask_or_fail({1: Stopped(signal.SIGTERM)}))
+        processes.independently(lambda: ask_or_fail({1: Stopped(signal.SIGTERM)}))
     assert caught.value.signal == signal.SIGTERM
     with pytest.raises(ProcessError if processes.rank == 0 else BusyError):
-        processes.together(lambda: ask_or_fail({1: BusyError("in use")}))
+        processes.independently(lambda: ask_or_fail({1: BusyError("in use")}))
     with pytest.raises(Stopped if processes.rank == 0 else BusyError):
-        processes.together(lambda: ask_or_fail({0: Stopped(signal.SIGINT), 1: BusyError("in use")}))
+        processes.independently(lambda: ask_or_fail({0: Stopped(signal.SIGINT), 1: BusyError("in use")}))
 
 
 @pytest.fixture(scope="module")

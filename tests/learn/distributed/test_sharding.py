@@ -24,12 +24,12 @@ from spikeprop.ann import TorchvisionModel
 from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import BPTT, Backprop, Callback, Checkpoint, LearningRule, load_checkpoint, save_checkpoint, shard
-from spikeprop.learn.distributed.sharding import blocks, own_part
+from spikeprop.learn.distributed.sharding import blocks, local_shard
 from spikeprop.plugins import ActivationRelaxation, BasicResNet
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.files import previous_of
 from spikeprop.runtime.processes import ALONE, Processes
-from spikeprop.runtime.signals import held
+from spikeprop.runtime.signals import deferred_signals
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (1, 8, 8)
@@ -121,7 +121,7 @@ def _one_of_two(rank: int, folder: Path) -> None:
     two = Processes(rank, 2)
     for number, case in enumerate(CASES):
         model, history = train(case, two, spread=True)
-        parts = {name: own_part(p).numel() for name, p in model.named_parameters()}
+        parts = {name: local_shard(p).numel() for name, p in model.named_parameters()}
         save_checkpoint(folder / f"{number}.safetensors", model, {"history": history}, writes=not rank)
         (folder / f"{number}.{rank}.json").write_text(json.dumps(parts))
     case = next(iter(CASES))
@@ -144,7 +144,7 @@ def _stopped_where_rank_1_alone_is_asked(folder: Path, two: Processes) -> None:
     shard(model, two, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     how: dict[str, Any] = {"epochs": 1, "checkpoint": progress, "processes": two, "checkpoint_seconds": 1e9 if two.rank else 0.0}
-    with held(lambda _: None), pytest.raises(Stopped):
+    with deferred_signals(lambda _: None), pytest.raises(Stopped):
         fit(model, Backprop(), batches((4,) * 5), optimizer, callbacks=[Terminate()] if two.rank else [], **how)
     if not two.rank:
         (folder / "stopped.json").write_text(json.dumps(load_checkpoint(progress).description["training"]["step"]))
@@ -160,7 +160,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(checkpoint: Checkpoint, model: nn.Module) -> None:
-    found, expected = checkpoint.part("model"), model.state_dict()
+    found, expected = checkpoint.section("model"), model.state_dict()
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert (found[name] - value).abs().max() <= 1e-10, name

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from spikeprop.plugins.explain import Step, Subject, page_data, trace_step, write_page
+from spikeprop.plugins.explain import TracedStep, TrainingStep, page_data, trace_step, write_page
 from tests.browser import Tab, open_tab
 from tests.plugins.explain.subjects import ALL, EXTRA
 
@@ -40,8 +40,8 @@ class Built:
     """A page's file, and what it was made of."""
 
     file: Path
-    subject: Subject
-    step: Step
+    subject: TrainingStep
+    step: TracedStep
     data: dict[str, Any]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikeprop as sp
-from spikeprop.plugins.explain.step import Subject
+from spikeprop.plugins.explain.step import TrainingStep
 from spikeprop.snn import SpikingNetwork, Surrogate
 
 
@@ -41,31 +41,31 @@ class Attention(nn.Module):
         return self.out(self.block(x).mean(1))
 
 
-def mlp() -> Subject:
+def mlp() -> TrainingStep:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
     x, y = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0], [1.0], [1.0], [0.0]])
-    return Subject(name="XOR", model=model, x=x, y=y, loss=F.binary_cross_entropy_with_logits)
+    return TrainingStep(name="XOR", model=model, x=x, y=y, loss=F.binary_cross_entropy_with_logits)
 
 
-def residual() -> Subject:
+def residual() -> TrainingStep:
     torch.manual_seed(1)
-    return Subject(name="residual", model=Residual(), x=torch.randn(2, 1, 6, 6), y=torch.tensor([1, 3]))
+    return TrainingStep(name="residual", model=Residual(), x=torch.randn(2, 1, 6, 6), y=torch.tensor([1, 3]))
 
 
-def attention() -> Subject:
+def attention() -> TrainingStep:
     torch.manual_seed(2)
-    return Subject(name="attention", model=Attention(), x=torch.randn(2, 4, 8), y=torch.tensor([0, 2]))
+    return TrainingStep(name="attention", model=Attention(), x=torch.randn(2, 4, 8), y=torch.tensor([0, 2]))
 
 
-def spiking(surrogate: Surrogate | None = None, timesteps: int = 4, **settings: Any) -> Subject:
+def spiking(surrogate: Surrogate | None = None, timesteps: int = 4, **settings: Any) -> TrainingStep:
     """Two layers of spiking neurons, with thresholds low enough that all of them fire."""
     torch.manual_seed(3)
     ann = sp.MLP(input_shape=(6,), hidden=[5, 4], classes=3)
     snn = sp.convert(ann, [torch.rand(8, 6)], sp.LIF(leak=0.9, surrogate=surrogate, **settings), sp.MaxActivation())
     for neuron in snn.neurons().values():
         neuron.set_threshold(neuron.v_threshold * 0.4)
-    return Subject(name="spiking", model=snn, x=torch.rand(2, 6), y=torch.tensor([0, 2]), timesteps=timesteps)
+    return TrainingStep(name="spiking", model=snn, x=torch.rand(2, 6), y=torch.tensor([0, 2]), timesteps=timesteps)
 
 
 class Tokens(nn.Module):
@@ -82,19 +82,19 @@ class Tokens(nn.Module):
         return scores
 
 
-def tokens() -> Subject:
+def tokens() -> TrainingStep:
     torch.manual_seed(0)
-    return Subject(name="tokens", model=Tokens(), x=torch.tensor([[1, 2, 2, 6], [0, 3, 1, 1]]), y=torch.tensor([0, 2]))
+    return TrainingStep(name="tokens", model=Tokens(), x=torch.tensor([[1, 2, 2, 6], [0, 3, 1, 1]]), y=torch.tensor([0, 2]))
 
 
-def layers() -> Subject:
+def layers() -> TrainingStep:
     """Convolutions of every kind, pooling that overlaps, and batch-norm in evaluation mode."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=1, groups=2), nn.BatchNorm2d(4), nn.AvgPool2d(2, 1, 1), nn.Sigmoid(),
         nn.Conv2d(4, 2, 2, dilation=2, bias=False), nn.MaxPool2d(2, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip
-    return Subject(name="layers", model=model, x=torch.randn(2, 2, 7, 7), y=torch.tensor([0, 1]), training=False)
+    return TrainingStep(name="layers", model=model, x=torch.randn(2, 2, 7, 7), y=torch.tensor([0, 1]), training=False)
 
 
 class Arithmetic(nn.Module):
@@ -111,9 +111,9 @@ class Arithmetic(nn.Module):
         return F.gelu((a * b - 0.5).flatten(1)) + h.sum((1, 2), keepdim=True).squeeze(1)
 
 
-def arithmetic() -> Subject:
+def arithmetic() -> TrainingStep:
     torch.manual_seed(0)
-    return Subject(name="arithmetic", model=Arithmetic(), x=torch.randn(2, 4), y=torch.randn(2, 6), loss=F.mse_loss)
+    return TrainingStep(name="arithmetic", model=Arithmetic(), x=torch.randn(2, 4), y=torch.randn(2, 6), loss=F.mse_loss)
 
 
 class Causal(nn.Module):
@@ -131,16 +131,16 @@ class Causal(nn.Module):
         return self.out((masked.softmax(-1) @ x).sum(1))
 
 
-def causal(filled: bool = False) -> Subject:
+def causal(filled: bool = False) -> TrainingStep:
     torch.manual_seed(0)
-    return Subject(name="causal", model=Causal(filled), x=torch.randn(2, 3, 4), y=torch.tensor([0, 2]))
+    return TrainingStep(name="causal", model=Causal(filled), x=torch.randn(2, 3, 4), y=torch.tensor([0, 2]))
 
 
 EXTRA = {"tokens": tokens, "layers": layers, "arithmetic": arithmetic, "causal": causal}
 ALL = {"mlp": mlp, "residual": residual, "attention": attention, "spiking": spiking}
 
 
-def plain_gradients(subject: Subject) -> dict[str, Tensor]:
+def plain_gradients(subject: TrainingStep) -> dict[str, Tensor]:
     """``.grad`` of an ordinary training step in float64, by the network's own forward and torch's autograd."""
     model, x, y = subject.double()
     torch.manual_seed(subject.seed)

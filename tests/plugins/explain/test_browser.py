@@ -14,7 +14,7 @@ import torch
 
 from spikeprop.learn import CrossEntropy
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
-from spikeprop.plugins.explain import Step, Subject, explain, page_data, replay, trace_step, write_page
+from spikeprop.plugins.explain import TracedStep, TrainingStep, explain, page_data, replay, trace_step, write_page
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from tests.plugins.explain.conftest import Built, Opened
 from tests.plugins.explain.subjects import ALL, EXTRA, causal
@@ -35,7 +35,7 @@ def wait_for(opened: Opened, selector: str, text: str) -> None:
     opened.page.locator(selector, has_text=re.compile(f"^{re.escape(text)}")).first.wait_for(timeout=20000)
 
 
-def assert_equals_torch(opened: Opened, step: Step) -> None:
+def assert_equals_torch(opened: Opened, step: TracedStep) -> None:
     """Every value and cotangent that the page computed is the trace's, to 1e-6 and better."""
     read = "[v.id, Array.from(app.net.value(v.id).all), v.cotangent && Array.from(app.net.cotangent(v.id).all)]"
     for index, content, cotangent in opened.page.evaluate(f"app.net.data.values.map(v => {read})"):
@@ -287,7 +287,7 @@ def test_folded_modules_open(opened: Opened, build: Build) -> None:
 
 def test_pages_that_cannot_be_edited_say_why(opened: Opened, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    cube = Subject(name="cube", model=_Cubed(3.0), x=torch.randn(2, 3), y=torch.tensor([0, 1]))
+    cube = TrainingStep(name="cube", model=_Cubed(3.0), x=torch.randn(2, 3), y=torch.tensor([0, 1]))
     write_page(tmp_path / "cube.html", page_data(cube, trace_step(cube)))
     opened.go(tmp_path / "cube.html", "#step=4")
     assert "Not editable: the page cannot compute Cube" in opened.page.inner_text("#edits")
@@ -303,7 +303,7 @@ def test_pages_that_cannot_be_edited_say_why(opened: Opened, tmp_path: Path) -> 
 def test_variants_stand_side_by_side_and_relax(opened: Opened, tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)]
-    subject = Subject(name="v", model=torch.nn.Sequential(*layers), x=torch.randn(4, 4), y=torch.tensor([0, 1, 2, 1]))
+    subject = TrainingStep(name="v", model=torch.nn.Sequential(*layers), x=torch.randn(4, 4), y=torch.tensor([0, 1, 2, 1]))
     rules: dict[str, Any] = {
         "relaxation": ActivationRelaxation(iterations=200, loss=CrossEntropy()),
         "local": Interlocking(cuts=3, reach=1, head=PooledHead()),

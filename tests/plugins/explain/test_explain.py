@@ -20,7 +20,7 @@ from spikeprop.cli import main
 from spikeprop.errors import ExplainError, RecipeError
 from spikeprop.experiment.model_source import ModelRequest, find_model
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
-from spikeprop.plugins.explain import Subject, explain, page_html, replay, trace_step, variants
+from spikeprop.plugins.explain import TrainingStep, explain, page_html, replay, trace_step, variants
 from spikeprop.plugins.explain.data import page_data
 from spikeprop.plugins.explain.gallery import ENTRIES, subject_of, write_gallery
 from spikeprop.plugins.explain.numbers import read, written
@@ -121,10 +121,10 @@ def test_numbers_that_are_not_finite_survive_json() -> None:
     assert math.isnan(read(json.loads(json.dumps(written(math.nan), allow_nan=False))))
 
 
-def _classifier() -> Subject:
+def _classifier() -> TrainingStep:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
-    return Subject(name="c", model=model, x=torch.randn(40, 5), y=torch.arange(40) % 3)
+    return TrainingStep(name="c", model=model, x=torch.randn(40, 5), y=torch.arange(40) % 3)
 
 
 def test_a_relaxation_ends_at_backprops_gradient() -> None:
@@ -137,13 +137,17 @@ def test_a_relaxation_ends_at_backprops_gradient() -> None:
     assert [frame["at"] for frame in shown["frames"]][-1] == 400
 
 
-def test_interlocking_tells_whose_loss_each_stage_follows() -> None:
+def test_interlocking_names_whose_loss_each_segment_follows() -> None:
     subject = _classifier()
     rules = {reach: Interlocking(cuts=3, reach=reach, head=PooledHead()) for reach in (1, 2, None)}
     local, pairwise, whole = variants(subject, trace_step(subject), {str(reach): rule for reach, rule in rules.items()})
-    assert [s["follows"] for s in local["stages"]] == ["the head after 0", "the head after 2", "the network's own loss"]
-    assert [s["follows"] for s in pairwise["stages"]] == ["the head after 2", "the network's own loss", "the network's own loss"]
-    assert all(layer["angle"] < 1e-4 for layer in whole["layers"])  # a reach of all stages is backpropagation
+    assert [s["follows"] for s in local["segments"]] == ["the head after 0", "the head after 2", "the network's own loss"]
+    assert [s["follows"] for s in pairwise["segments"]] == [
+        "the head after 2",
+        "the network's own loss",
+        "the network's own loss",
+    ]
+    assert all(layer["angle"] < 1e-4 for layer in whole["layers"])  # a reach of all segments is backpropagation
     assert local["layers"][0]["angle"] > 5 > 1e-4 > local["layers"][2]["angle"]
 
 
@@ -197,7 +201,7 @@ def test_pages_carry_all_that_they_need() -> None:
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
-    subject = Subject(name="</script><b>@data@</b>", model=nn.Linear(2, 2), x=torch.ones(1, 2), y=torch.tensor([0]))
+    subject = TrainingStep(name="</script><b>@data@</b>", model=nn.Linear(2, 2), x=torch.ones(1, 2), y=torch.tensor([0]))
     text = page_html(page_data(subject, trace_step(subject)))
     assert "</script><b>" not in text
     assert text.count("</script>") == 2
@@ -208,7 +212,9 @@ def test_a_page_of_a_spiking_vgg5_is_small_and_opens_at_once(opened: Opened, tmp
     torch.manual_seed(0)
     ann = sp.VGG(depth=5, input_shape=(3, 32, 32), classes=10)
     snn = sp.convert(ann, [torch.rand(4, 3, 32, 32)], sp.IF(), sp.MaxActivation())
-    subject = Subject(name="VGG5", model=snn, x=torch.rand(1, 3, 32, 32), y=torch.tensor([3]), timesteps=10, loss=F.cross_entropy)
+    subject = TrainingStep(
+        name="VGG5", model=snn, x=torch.rand(1, 3, 32, 32), y=torch.tensor([3]), timesteps=10, loss=F.cross_entropy
+    )
     data = explain(subject, tmp_path / "vgg5.html")
     assert data["bytes"] < 5e6
     assert data["checks"]["edges"] == data["checks"]["edges_that_match"]

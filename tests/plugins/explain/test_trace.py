@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import spikeprop as sp
 from spikeprop.errors import ExplainError
-from spikeprop.plugins.explain import Subject, page_data, replay, trace_step
+from spikeprop.plugins.explain import TrainingStep, page_data, replay, trace_step
 from spikeprop.plugins.explain.forms import FORMS
 from spikeprop.plugins.explain.kinds import kind_of
 from spikeprop.snn import STDB, ATan, FastSigmoid, Surrogate, Triangle
@@ -24,12 +24,12 @@ SURROGATES = [STDB(alpha=0.3, beta=0.1), Triangle(height=0.5), FastSigmoid(slope
 SETTINGS = {"subtract": {}, "zero": {"reset": "zero"}, "trained": {"trainable": ("threshold", "leak")}}
 
 
-def data_of(subject: Subject, **more: Any) -> dict[str, Any]:
+def data_of(subject: TrainingStep, **more: Any) -> dict[str, Any]:
     return page_data(subject, trace_step(subject), **more)
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=list(ALL))
-def test_replaying_the_data_gives_the_networks_own_gradients(make: Callable[[], Subject]) -> None:
+def test_replaying_the_data_gives_the_networks_own_gradients(make: Callable[[], TrainingStep]) -> None:
     subject = make()
     page = json.loads(json.dumps(data_of(subject)))
     expected = plain_gradients(subject)
@@ -54,7 +54,7 @@ def test_unrolled_steps_equal_the_reference_kernel(surrogate: Surrogate, setting
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=list(ALL))
-def test_every_edge_has_numbers_and_they_add_up(make: Callable[[], Subject]) -> None:
+def test_every_edge_has_numbers_and_they_add_up(make: Callable[[], TrainingStep]) -> None:
     checks = data_of(make())["checks"]
     assert checks["edges"] == checks["edges_with_numbers"] == checks["edges_that_match"] > 0
     assert checks["values"] == checks["values_whose_edges_add_up"]
@@ -103,7 +103,7 @@ class _Cubed(nn.Module):
 @pytest.mark.parametrize(("factor", "verdict"), [(3.0, "agrees"), (2.0, "differs")])
 def test_finite_differences_judge_functions_of_ones_own(factor: float, verdict: str) -> None:
     torch.manual_seed(0)
-    page = data_of(Subject(name="cube", model=_Cubed(factor), x=torch.randn(2, 3), y=torch.tensor([0, 1])))
+    page = data_of(TrainingStep(name="cube", model=_Cubed(factor), x=torch.randn(2, 3), y=torch.tensor([0, 1])))
     node = next(n for n in page["nodes"] if n["name"] == "Cube")
     assert node["difference"]["verdict"] == verdict
     assert page["unknown"] == ["Cube"]
@@ -116,7 +116,7 @@ def test_a_maximum_of_equal_entries_has_a_kink() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 2))
     with torch.no_grad():
         model[0].weight.fill_(1.0), model[0].bias.fill_(0.5)  # type: ignore[union-attr, operator]
-    page = data_of(Subject(name="tie", model=model, x=torch.ones(1, 1, 2, 2), y=torch.tensor([0])))
+    page = data_of(TrainingStep(name="tie", model=model, x=torch.ones(1, 1, 2, 2), y=torch.tensor([0])))
     assert page["nodes"][2]["difference"]["verdict"] == "kink"
 
 
@@ -156,7 +156,7 @@ def test_flags() -> None:
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     with torch.no_grad():
         model[0].bias.fill_(-100.0), model[2].bias.fill_(50.0)  # type: ignore[union-attr, operator]
-    page = data_of(Subject(name="ill", model=model, x=torch.rand(3, 2), y=torch.tensor([0, 1, 0])))
+    page = data_of(TrainingStep(name="ill", model=model, x=torch.rand(3, 2), y=torch.tensor([0, 1, 0])))
     flags = {n["name"] + n["module"]: n["flags"] for n in page["nodes"]}
     assert flags["relu1"] == ["dead", "vanishing"]
     assert "saturated" in flags["tanh3"]
@@ -164,7 +164,7 @@ def test_flags() -> None:
     loud = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with torch.no_grad():
         loud[1].weight.mul_(1e5)  # type: ignore[operator]
-    page = data_of(Subject(name="loud", model=loud, x=torch.rand(1, 2), y=torch.tensor([0]), loss=lambda s, y: s.sum()))
+    page = data_of(TrainingStep(name="loud", model=loud, x=torch.rand(1, 2), y=torch.tensor([0]), loss=lambda s, y: s.sum()))
     assert [n["flags"] for n in page["nodes"]] == [["exploding"], [], []]
     silent = spiking()
     for neuron in silent.model.neurons().values():  # type: ignore[operator]
@@ -201,12 +201,12 @@ class _Partial(nn.Module):
 )
 def test_what_cannot_be_shown_is_named(model: nn.Module, loss: Any, message: str) -> None:
     with pytest.raises(ExplainError, match=message):
-        trace_step(Subject(name="bad", model=model, x=torch.ones(2, 3), y=torch.tensor([0, 1]), loss=loss))
+        trace_step(TrainingStep(name="bad", model=model, x=torch.ones(2, 3), y=torch.tensor([0, 1]), loss=loss))
 
 
 def test_a_spiking_network_needs_a_number_of_steps() -> None:
     with pytest.raises(ExplainError, match="--timesteps"):
-        Subject(name="s", model=spiking().model, x=torch.ones(1, 6), y=torch.tensor([0]))
+        TrainingStep(name="s", model=spiking().model, x=torch.ones(1, 6), y=torch.tensor([0]))
 
 
 class _Everything(nn.Module):
@@ -226,7 +226,7 @@ class _Everything(nn.Module):
 
 def test_further_operations_have_closed_forms() -> None:
     torch.manual_seed(0)
-    subject = Subject(name="all", model=_Everything(), x=torch.randn(2, 4), y=torch.tensor([0, 1]))
+    subject = TrainingStep(name="all", model=_Everything(), x=torch.randn(2, 4), y=torch.tensor([0, 1]))
     page = data_of(subject)
     assert page["unknown"] == ["pow"]
     step = trace_step(subject)
@@ -247,7 +247,7 @@ def test_further_operations_have_closed_forms() -> None:
 
 
 @pytest.mark.parametrize("make", EXTRA.values(), ids=list(EXTRA))
-def test_further_networks_are_replayed(make: Callable[[], Subject]) -> None:
+def test_further_networks_are_replayed(make: Callable[[], TrainingStep]) -> None:
     subject = make()
     page, expected = data_of(subject), plain_gradients(subject)
     assert page["unknown"] == []
@@ -261,7 +261,7 @@ def test_a_pooled_spiking_network_is_shown_too() -> None:
     torch.manual_seed(0)
     ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
     snn = sp.convert(ann, [torch.rand(4, 1, 6, 6)], sp.IF(), sp.MaxActivation())
-    subject = Subject(name="pool", model=snn, x=torch.rand(1, 1, 6, 6), y=torch.tensor([1]), timesteps=3)
+    subject = TrainingStep(name="pool", model=snn, x=torch.rand(1, 1, 6, 6), y=torch.tensor([1]), timesteps=3)
     step, expected = trace_step(subject), plain_gradients(subject)
     for name, p in step.model.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12)

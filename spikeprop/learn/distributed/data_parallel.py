@@ -27,13 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spikeprop.errors import Stopped
 from spikeprop.learn.distributed.batchnorm import has_batchnorm, synchronised
-from spikeprop.learn.distributed.sharding import Weighed, is_sharded, is_spread
+from spikeprop.learn.distributed.sharding import WeightedOutput, is_sharded, is_sharded_tensor
 from spikeprop.learn.rule import LearningRule
 from spikeprop.runtime.processes import Processes
-from spikeprop.runtime.signals import stop_asked, stop_if_asked
+from spikeprop.runtime.signals import stop_if_requested, stop_requested
 
 
-class Team:
+class DataParallel:
     """The processes that train one network together.
 
     Args:
@@ -55,18 +55,18 @@ class Team:
         return self.processes.count > 1
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def training(self) -> Iterator[None]:
         """Batch-norm over whole batches for as long as the context lasts; and all begin with the same network."""
         if not self.several:
             yield
             return
-        if not self.rule.whole_batches and has_batchnorm([self.model, self.rule.own]):
+        if not self.rule.complete_batches and has_batchnorm([self.model, self.rule.own]):
             raise ValueError(
                 f"{type(self.rule).__name__} takes a batch in parts, over which batch-norm cannot be that of the whole batch "
                 "in several processes: use microbatches=1, another normalisation, or one process"
             )
         if self.sharded:
-            self.wrapped = Weighed(self.model, lambda: self.weight)
+            self.wrapped = WeightedOutput(self.model, lambda: self.weight)
         self._agree()
         with synchronised([self.model, self.rule.own], lambda: self.weight, weighed=self.sharded):
             try:
@@ -74,7 +74,7 @@ class Team:
             finally:
                 self.wrapped = self.model  # the wrapper must not outlive the group that it speaks through
 
-    def ask_for_save(self, due: bool) -> None:
+    def request_save(self, due: bool) -> None:
         """Say before a step whether a checkpoint is due here; of several processes rank 0's word is told to all in the step."""
         self.save_asked = due and not self.processes.rank
 
@@ -82,22 +82,22 @@ class Team:
         """After a step, whether one is due: all say the same, since each has its part of a sharded network to give."""
         return self.save_asked if self.several else here
 
-    def stop_asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a signal has reached one of the processes by the last step: all stop after the same one."""
-        return self.asked if self.several else stop_asked()
+        return self.asked if self.several else stop_requested()
 
-    def stop_if_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         """Stop here, where everything is saved.
 
         Raises:
             Stopped: a signal has arrived, here or at another process.
         """
-        if self.stop_asked():
-            stop_if_asked()
+        if self.stop_requested():
+            stop_if_requested()
             raise Stopped(signal.SIGTERM)
 
-    def share(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """This process's part of a batch, for ``join`` to weigh; of x the batches may have read that part alone."""
+    def shard(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """This process's part of a batch, for ``reduce`` to weigh; of x the batches may have read that part alone."""
         size, rows = len(y), self.processes.rows(len(y))
         mine = y[rows]
         repeated = size < self.processes.count
@@ -105,7 +105,7 @@ class Team:
         self.factor = self.weight if repeated else 1.0
         return (x if len(x) == len(mine) else x[rows]), mine
 
-    def join(self, totals: Tensor) -> Tensor:
+    def reduce(self, totals: Tensor) -> Tensor:
         """Make every ``.grad`` the whole batch's; returns the sums of all processes.
 
         Args:
@@ -114,7 +114,7 @@ class Team:
         if not self.several:
             return totals
         late = self._late()
-        present = totals.new_tensor([float(stop_asked()), float(self.save_asked), *(float(p.grad is not None) for p in late)])
+        present = totals.new_tensor([float(stop_requested()), float(self.save_asked), *(float(p.grad is not None) for p in late)])
         sums = torch.cat([totals * self.factor, present])
         distributed.all_reduce(sums)
         asked, due, *counts = sums[len(totals) :].tolist()
@@ -123,14 +123,14 @@ class Team:
         weight = 1.0 if self.sharded else self.weight  # a sharded network's are weighed at its output
         for dtype in sorted({p.dtype for p in anywhere}, key=str):
             self.processes.sum_gradients([p for p in anywhere if p.dtype == dtype], weight=weight)
-        if not self.sharded and late and len(anywhere) == len(late) and self.rule.overlaps:
+        if not self.sharded and late and len(anywhere) == len(late) and self.rule.single_backward:
             self.wrapped = self._overlapped()  # from the next step on, as all are reached
         return sums[: len(totals)]
 
     def _late(self) -> list[nn.Parameter]:
         """Parameters whose gradients nobody joins while the backward pass runs."""
         if self.sharded:
-            return [p for p in self._trained() if not is_spread(p)]
+            return [p for p in self._trained() if not is_sharded_tensor(p)]
         return [] if self.wrapped is not self.model else self._trained()
 
     def _trained(self) -> list[nn.Parameter]:
@@ -139,7 +139,7 @@ class Team:
     def _agree(self) -> None:
         """Rank 0's parameters and buffers for all: a process that was restarted may have drawn others."""
         own = (value for module in (self.model, self.rule.own) for value in (*module.parameters(), *module.buffers()))
-        self.processes.agree(value for value in own if not is_spread(value))  # one that is spread agreed before
+        self.processes.broadcast(value for value in own if not is_sharded_tensor(value))  # one that is spread agreed before
 
     def _overlapped(self) -> nn.Module:
         wrapped = DistributedDataParallel(self.model)

@@ -1,4 +1,4 @@
-"""``Part``: one process's part of the calibration images, and what is asked of all of them.
+"""``CalibrationShard``: one process's part of the calibration images, and what is asked of all of them.
 
 Sums are S = sum_r S_r over the processes r, taken in float64 so that they hardly depend on who has which image, and maxima
 M = max_r M_r: one all-reduce each. An order statistic is exact and needs no process to hold another's values. Of n values, n_r of
@@ -29,7 +29,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 @dataclass(frozen=True)
-class Block:
+class ImageBlock:
     """Images that stand together among all, and which of them are here.
 
     Attributes:
@@ -54,7 +54,7 @@ class Block:
         return block
 
 
-class Part:
+class CalibrationShard:
     """A process's part of the calibration images.
 
     Args:
@@ -149,21 +149,21 @@ class Part:
         image = here[numbers // each]
         return (image * each + numbers % each)[image >= 0]
 
-    def blocks(self, own: int) -> Iterator[Block]:
+    def blocks(self, own: int) -> Iterator[ImageBlock]:
         """The blocks in which the ``own`` images here lie."""
         at, count = (self.at, self.count) if self.several else (torch.arange(own), own)
         numbers, lengths = torch.unique_consecutive(at // BLOCK, return_counts=True)
         start = 0
         for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
             rows = slice(start, start + length)
-            yield Block(number, rows, at[rows] % BLOCK, min(BLOCK, count - number * BLOCK))
+            yield ImageBlock(number, rows, at[rows] % BLOCK, min(BLOCK, count - number * BLOCK))
             start += length
 
 
-WHOLE = Part()
+UNSHARDED = CalibrationShard()
 
 
-def own_images(batches: Iterable[Tensor | tuple[Tensor, Tensor]], processes: Processes) -> tuple[Tensor, Part]:
+def own_images(batches: Iterable[Tensor | tuple[Tensor, Tensor]], processes: Processes) -> tuple[Tensor, CalibrationShard]:
     """This process's part of the images in batches, (own, ...).
 
     Of a batch the part is ``processes.rows``; where it has fewer images than there are processes, they go to one after another.
@@ -188,10 +188,10 @@ def own_images(batches: Iterable[Tensor | tuple[Tensor, Tensor]], processes: Pro
     if count == 0:
         raise ConversionError("no calibration images: pass at least one batch")
     if processes.count == 1:
-        return torch.cat(pieces), WHOLE
+        return torch.cat(pieces), UNSHARDED
     if count < processes.count:
         raise ConversionError(f"{count} calibration images for {processes.count} processes: pass at least one for each")
-    return torch.cat(pieces), Part(processes, at, count)
+    return torch.cat(pieces), CalibrationShard(processes, at, count)
 
 
 def _kth_smallest(values_RN: Tensor, k: int) -> Tensor:

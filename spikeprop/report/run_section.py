@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.report.cells import confusion_map, raster_map
 from spikeprop.report.charts import bar_chart
+from spikeprop.report.comparison import COLOURS
+from spikeprop.report.heatmaps import confusion_map, raster_map
 from spikeprop.report.html import Markup, figure, folded, join, note, table, tag
-from spikeprop.report.together import COLOURS
 
 Evidence = Mapping[str, Any]
 CALIBRATED, KEPT = "as calibrated", "in the checkpoint"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from spikeprop.report.axes import Axis, short, ticks
+from spikeprop.report.axes import ChartAxis, short, ticks
 from spikeprop.report.charts import svg, text
 from spikeprop.report.html import Markup, tag
 
@@ -61,7 +61,7 @@ def raster_map(title: str, layers: Sequence[dict[str, Any]], steps: int) -> Mark
         parts.append(text(f"{len(layer['chosen'])} of {layer['neurons']:,}", LABELS - 6, top + 24, "end", "small"))
         parts += [_spikes(layer["spikes"], sign, top, wide) for sign in (1, -1)]
         top += max(height, 28) + 6
-    across = Axis(0, steps, LABELS, LABELS + wide * steps)
+    across = ChartAxis(0, steps, LABELS, LABELS + wide * steps)
     for value in ticks(across, 8):
         if value == int(value):
             parts.append(text(short(value), across.place(value), top + 10, "middle"))
