@@ -10,56 +10,26 @@ Suffix legend: T steps, B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.encoder import Encoder
+from spikeprop.snn.layer import INPUT, Layer, Observer
 from spikeprop.snn.neuron import Neuron, NeuronState
 from spikeprop.snn.offset import shifted_start
-from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
-
-INPUT = "input"
+from spikeprop.snn.synapse import DropoutMasks, SampleDropout
 
 
 def _engine() -> ModuleType:
     """The packed engine, imported when first used: it brings Numba."""
-    from spikeprop.snn.engine import engine
+    from spikeprop.snn.engine import batch
 
-    return engine
-
-
-Observer = Callable[[str, Tensor], None]
-
-
-class Layer(nn.Module):
-    """Synapses from named sources, summed into one layer of neurons (None: the accumulating output).
-
-    Attributes:
-        scale: buffer, the ANN's activation that a potential of 1 stands for (by channel for pooled spikes whose channels differ);
-            a spike stands for ``v_threshold * scale``.
-        ceiling: buffer, what the ANN's activation is clipped at, where it is; not in the checkpoint.
-    """
-
-    scale: Tensor
-    ceiling: Tensor | None
-
-    def __init__(self, synapses: list[tuple[str, Synapse]], neuron: Neuron | None, ceiling: Tensor | None = None):
-        super().__init__()
-        self.register_buffer("scale", torch.tensor(1.0))
-        self.register_buffer("ceiling", ceiling, persistent=False)
-        self.sources = tuple(source for source, _ in synapses)
-        self.synapses = nn.ModuleList(synapse for _, synapse in synapses)
-        self.neuron = neuron
-
-    def branches(self) -> Iterator[tuple[int, str, Synapse]]:
-        """(index, source, synapse) of each branch."""
-        for i, (source, synapse) in enumerate(zip(self.sources, self.synapses)):
-            assert isinstance(synapse, Synapse)
-            yield i, source, synapse
+    return batch
 
 
 @dataclass
@@ -140,7 +110,14 @@ class SpikingNetwork(nn.Module):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one sample of the input and of every layer."""
         if not self._shapes:
-            self._shapes = _engine().layer_shapes(self)
+            like = next(chain(self.parameters(), self.buffers()))
+            values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
+            with torch.no_grad():
+                for name, layer in self.named_layers():
+                    current = next(synapse(values[source]) for _, source, synapse in layer.branches())
+                    shape = tuple(current.shape[2:])
+                    values[name] = current.new_zeros(1, 1, *(layer.neuron.output_shape(shape) if layer.neuron else shape))
+            self._shapes = {name: tuple(value.shape[2:]) for name, value in values.items()}
         return self._shapes
 
     def init_state(self) -> NetworkState:

@@ -113,6 +113,10 @@ class Neuron(nn.Module, ABC):
         if isinstance(self.leak, nn.Parameter):
             self.leak.clamp_(LEAST, 1.0)
 
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one sample's spikes, for that of its current."""
+        return shape
+
     def initial_state(self, current: Tensor) -> NeuronState:
         """State before the first step, for one step's current (B, ...)."""
         v = torch.zeros_like(current) + self.v_init * self.v_threshold
@@ -224,6 +228,9 @@ class SpikingMaxPool(Neuron):
     def __init__(self, kernel_size: int | tuple[int, int], stride: Any = None, padding: Any = 0, ceil_mode: bool = False):
         super().__init__(1.0, 1.0, "subtract", 0.0, None)
         self.window = nn.MaxPool2d(kernel_size, stride, padding, ceil_mode=ceil_mode)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self.window(torch.empty(shape, device="meta")).shape)
 
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         counts_TB = torch.cumsum(torch.cat([state.v.unsqueeze(0), currents]), 0)

@@ -14,7 +14,7 @@ from spikeprop.deploy.portable import portable
 from spikeprop.errors import NirError, RecipeError
 from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.recipe import load_recipe
-from spikeprop.snn.engine.stagewise import Stagewise
+from spikeprop.snn.engine.layerwise import LayerwiseRun
 from spikeprop.snn.neuron import SpikingMaxPool
 from spikeprop.snn.signed import _scan, _scan_on_cpu
 
@@ -92,7 +92,7 @@ def test_calibration_sees_the_spikes_that_the_network_fires(digits_cnn: CNN) -> 
     fired: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         network(x, 4, observe=lambda n, s: fired.__setitem__(n, fired.get(n, 0) + s.sum(0)))
-    layers = Stagewise(network, x, 4, lambda first, steps: network.encoder(x, 1))
+    layers = LayerwiseRun(network, x, 4, lambda first, steps: network.encoder(x, 1))
     for name in network.neurons():
         layers.fire(name)
         assert torch.equal(layers.rate(name) * 4, fired[name])

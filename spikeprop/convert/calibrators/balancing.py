@@ -50,10 +50,10 @@ class ThresholdBalancing(ThresholdCalibrator):
         return True
 
     def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
-        from spikeprop.snn.engine.stagewise import Stagewise  # here, since it brings Numba
+        from spikeprop.snn.engine.layerwise import LayerwiseRun  # here, since it brings Numba
 
         units, encoded = Units(network, x), EncodedInput(network.encoder, x, shard)
-        layers = Stagewise(network, x, self.timesteps, encoded, shard.most(len(x)))
+        layers = LayerwiseRun(network, x, self.timesteps, encoded, shard.most(len(x)))
         thresholds = {}
         for name, layer in network.named_layers():
             units.fold(layer)

@@ -136,10 +136,10 @@ class SpikeTrains:
     """
 
     def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard):
-        from spikeprop.snn.engine.stagewise import Stagewise  # here, since it brings Numba
+        from spikeprop.snn.engine.layerwise import LayerwiseRun  # here, since it brings Numba
 
         self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x, shard)
-        self.layers = Stagewise(network, x, timesteps, self.encoded)
+        self.layers = LayerwiseRun(network, x, timesteps, self.encoded)
 
     def input_rate(self) -> Tensor:
         """Mean of the encoded input over the steps (B, ...)."""

@@ -18,7 +18,7 @@ from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
 from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
-from spikeprop.snn.network import INPUT, Layer
+from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 

@@ -80,9 +80,9 @@ class DenseLayout:
     def __init__(self, synapse: Synapse):
         self.synapse = synapse
 
-    def gathering(self) -> Gathering:
+    def accumulator(self) -> GradientAccumulator:
         """Where a thread gathers the gradients of the parameters."""
-        return Gathering()
+        return GradientAccumulator()
 
 
 class WeightedLayout(DenseLayout):
@@ -127,8 +127,8 @@ class ConvLayout(WeightedLayout):
         reach = self.dilation[i] * (self.weight_OCYX.shape[2 + i] - 1) + 1
         return (self.pooled_shape[1 + i] + 2 * self.padding[i] - reach) // self.stride[i] + 1
 
-    def gathering(self) -> Gathering:
-        return ConvGathering(self)
+    def accumulator(self) -> GradientAccumulator:
+        return ConvGradientAccumulator(self)
 
     @cached_property
     def winograd_weight(self) -> Tensor:
@@ -150,8 +150,8 @@ class LinearLayout(WeightedLayout):
         self.weight_PCO = _outer_transposed(weight.view(len(weight), shape[0], -1))
         self.few = 1.0 if len(weight) >= 64 else 0.6
 
-    def gathering(self) -> Gathering:
-        return LinearGathering(self)
+    def accumulator(self) -> GradientAccumulator:
+        return LinearGradientAccumulator(self)
 
 
 def _few(columns: int, outputs: int) -> float:
@@ -169,7 +169,7 @@ def _outer_transposed(tensor: Tensor) -> Tensor:
     return cpu.outer_transposed(tensor) if tensor.device.type == "cpu" else tensor.permute(2, 1, 0).contiguous()
 
 
-class Gathering:
+class GradientAccumulator:
     """Gradients of one synapse's parameters, as one thread gathers them."""
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ class Gathering:
         return self.grads
 
 
-class ConvGathering(Gathering):
+class ConvGradientAccumulator(GradientAccumulator):
     """The weights' gradient, where it comes spike by spike, in a layout of its own; a spike that is kept counts as 1."""
 
     def __init__(self, layout: ConvLayout):
@@ -199,7 +199,7 @@ class ConvGathering(Gathering):
         self.layout = layout
         self.events = cpu.EventConvGrad(tuple(layout.weight_OCYX.shape), layout.padding)
 
-    def merge(self, other: ConvGathering) -> None:
+    def merge(self, other: ConvGradientAccumulator) -> None:
         super().merge(other)
         self.events.grads += other.events.grads
 
@@ -210,7 +210,7 @@ class ConvGathering(Gathering):
         return self.grads
 
 
-class LinearGathering(Gathering):
+class LinearGradientAccumulator(GradientAccumulator):
     """The weights' gradient in the layout of the weights; a spike that is kept counts as 1."""
 
     def __init__(self, layout: LinearLayout):
@@ -225,7 +225,7 @@ class LinearGathering(Gathering):
             self._grad_PCO = torch.zeros_like(self.layout.weight_PCO)
         return self._grad_PCO
 
-    def merge(self, other: LinearGathering) -> None:
+    def merge(self, other: LinearGradientAccumulator) -> None:
         super().merge(other)
         if other._grad_PCO is not None:
             self.grad_PCO.add_(other._grad_PCO)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from spikeprop import CNN, IF, LIF, Direct, MaxActivation, Poisson, convert
 from spikeprop.snn import STDB, ATan, Encoder, Neuron
-from spikeprop.snn.engine import engine
+from spikeprop.snn.engine import batch
 from spikeprop.snn.engine.kernels import cpu, packed_kernels, packed_reference
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import pack, unpack, word_count
@@ -238,8 +238,8 @@ def test_words_as_values_and_back(channels: int) -> None:
     for pool, scaled in itertools.product((1, 2, 4), (False, True)):
         scale = torch.rand(BATCH, SIDE**2, channels, dtype=torch.float64) if scaled else None
         scale_there = scale.to(DEVICE) if scale is not None else None
-        wanted = cpu.pooled(cpu.Spikes(words, (SIDE, SIDE), channels, pool, scale, None), torch.float64)
-        there = cpu.Spikes(words.to(DEVICE), (SIDE, SIDE), channels, pool, scale_there, None)
+        wanted = cpu.pooled(cpu.PackedSpikes(words, (SIDE, SIDE), channels, pool, scale, None), torch.float64)
+        there = cpu.PackedSpikes(words.to(DEVICE), (SIDE, SIDE), channels, pool, scale_there, None)
         assert_near(cuda.pooled(there, torch.float64), wanted, torch.float64)
         grad = torch.randn(3, BATCH, SIDE**2 // pool**2, channels, dtype=torch.float64)
         wanted = Gradient(grad, SIDE, pool, scale).dense()
@@ -269,8 +269,8 @@ def test_the_engine_on_these_kernels(neuron: Neuron, encoder: Encoder, monkeypat
     for neuron_there in network.neurons().values():
         neuron_there.v_threshold *= 0.3
     x = x.double().to(DEVICE)
-    monkeypatch.setattr(engine, "packed_kernels", lambda device: cuda)
-    monkeypatch.setattr(engine, "_spans", lambda x: [(0, len(x))])  # as on CUDA: the interpreter is not made for threads
+    monkeypatch.setattr(batch, "packed_kernels", lambda device: cuda)
+    monkeypatch.setattr(batch, "_spans", lambda x: [(0, len(x))])  # as on CUDA: the interpreter is not made for threads
 
     def output_and_gradient(packed: bool, **how: int) -> tuple[Tensor, Tensor]:
         network.packed = packed
@@ -282,7 +282,7 @@ def test_the_engine_on_these_kernels(neuron: Neuron, encoder: Encoder, monkeypat
 
     wanted = output_and_gradient(False)
     assert float(wanted[1].abs().max()) > 1e-3
-    assert engine.supports(network, x)
+    assert batch.supports(network, x)
     for ours, theirs in zip(output_and_gradient(True, chunk=4), wanted):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
@@ -356,7 +356,7 @@ def test_kernels_compile(compiled: list[Any]) -> None:
             cuda.scan_back(gradient, v, since, words, ors, 3, 0, theta, theta, to_zero, STDB(), dense)
             cuda.scan_back_slopes(dense, v, words, dense, theta, theta, to_zero)
             cuda.spread(gradient)
-            cuda.pooled(cpu.Spikes(words, (side, side), channels, pool, v if flag else None, None), given)
+            cuda.pooled(cpu.PackedSpikes(words, (side, side), channels, pool, v if flag else None, None), given)
         cuda.any_of(words, ors[0])
         cuda.unpack(words, channels, given)
     assert len(compiled) == 3 * (2 * 6 + 2)

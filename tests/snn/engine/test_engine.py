@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from spikeprop import CNN, IF, LIF, MLP, Direct, MaxActivation, Poisson, ResNet, ThresholdBalancing, convert
 from spikeprop.convert import to_spiking
 from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Neuron, SpikingNetwork, Synapse, Triangle
-from spikeprop.snn.engine import branch, engine
+from spikeprop.snn.engine import batch, synapse_run
 from spikeprop.snn.engine.layout import DenseLayout, LinearLayout, make_layout
-from spikeprop.snn.engine.simulation import PIECE_BYTES, LayerRun
-from spikeprop.snn.network import Layer
+from spikeprop.snn.engine.slices import PIECE_BYTES, LayerRun
+from spikeprop.snn.layer import Layer
 from tests.convert.test_calibrate import Skips
 
 NETWORKS = {
@@ -93,9 +93,9 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The choice between spike by spike and dense, as it is and forced either way."""
     if request.param != "as measured":
         limit = 1e9 if request.param == "by event" else 0.0
-        monkeypatch.setattr(branch, "FORWARD_EVENTS", limit)
-        monkeypatch.setattr(branch, "BACKWARD_EVENTS", limit)
-        monkeypatch.setattr(branch, "LINEAR_BACKWARD_EVENTS", limit)
+        monkeypatch.setattr(synapse_run, "FORWARD_EVENTS", limit)
+        monkeypatch.setattr(synapse_run, "BACKWARD_EVENTS", limit)
+        monkeypatch.setattr(synapse_run, "LINEAR_BACKWARD_EVENTS", limit)
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
@@ -103,7 +103,7 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def test_gradients_equal_the_references(name: str, neuron: Neuron, how_events: None) -> None:
     for encoder in (Direct(), Poisson()):
         network, x = spiking(name, neuron, encoder)
-        assert engine.supports(network, x)
+        assert batch.supports(network, x)
         network.packed = False
         wanted, wanted_gradient = output_and_gradient(network, x, 13)
         network.packed = True
@@ -174,7 +174,7 @@ def test_what_is_kept_for_backward_is_one_bit_a_neuron_a_step() -> None:
     neurons = sum(torch.Size(shape).numel() for name, shape in network.shapes().items() if name in network.neurons())
     held = []
     for timesteps in (40, 80):
-        run = engine.Run(network, x, timesteps, 8, keep=True)
+        run = batch.BatchRun(network, x, timesteps, 8, keep=True)
         for _ in run.outputs():
             pass
         layers = [layer for share in run.shares for part in share for layer in part.simulation.layers.values()]
@@ -196,12 +196,12 @@ def test_a_second_backward_says_what_to_do() -> None:
 
 def test_what_the_engine_cannot_do_goes_to_the_reference() -> None:
     network, x = spiking("mlp", IF())
-    assert not engine.supports(network, x.requires_grad_())
+    assert not batch.supports(network, x.requires_grad_())
     network(x, 5).sum().backward()
     assert x.grad is not None
     assert bool((x.grad != 0).any())
     next(iter(network.neurons().values())).v_threshold.requires_grad_()
-    assert not engine.supports(network, x.detach())
+    assert not batch.supports(network, x.detach())
 
 
 def test_shared_and_frozen_parameters() -> None:
@@ -243,7 +243,7 @@ def test_each_thread_of_the_engine_runs_torch_alone() -> None:
     usual = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert list(engine._threads(3).map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
+        assert list(batch._threads(3).map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(usual)
@@ -265,7 +265,7 @@ def test_wide_convolutions_are_within_a_hundred_thousandth_too() -> None:
     )  # fmt: skip
     network = convert(ann, [torch.rand(4, 3, 8, 8)], IF(), ThresholdBalancing(timesteps=20, scale=0.5)).train()
     x = torch.rand(2, 3, 8, 8)
-    assert any(getattr(layout, "winograd", False) for layout in engine.Run(network, x, 2, None, keep=False).layouts.values())
+    assert any(getattr(layout, "winograd", False) for layout in batch.BatchRun(network, x, 2, None, keep=False).layouts.values())
     with torch.no_grad():
         for parameter in network.parameters():  # sums of spikes are exact, so all spikes are equal
             parameter.copy_((parameter * 64).round() / 64)
@@ -285,7 +285,7 @@ def test_inference_holds_one_chunk_however_many_steps() -> None:
     network.eval()
     held = []
     for timesteps in (128, 640):
-        run = engine.Run(network, x, timesteps, None, keep=False)
+        run = batch.BatchRun(network, x, timesteps, None, keep=False)
         with torch.no_grad():
             for _ in run.outputs():
                 pass
@@ -410,11 +410,11 @@ def test_memory_that_is_taken_does_not_grow_with_time_where_branches_meet() -> N
         torch.manual_seed(0)
         ann = ResNet(depth=8, input_shape=(2, 8, 8), classes=3)
         network = convert(ann, [torch.rand(2, 2, 8, 8)], IF(), ThresholdBalancing(timesteps=20, scale=0.5)).train()
-        run = engine.Run(network, torch.rand(2, 2, 8, 8), timesteps, 4, keep=True)
-        scratches = [part.simulation.scratch for share in run.shares for part in share]
+        run = batch.BatchRun(network, torch.rand(2, 2, 8, 8), timesteps, 4, keep=True)
+        pools = [part.simulation.buffers for share in run.shares for part in share]
         last = [output_KBO[-1] for output_KBO in run.outputs()][-1]
         run.backward(torch.ones_like(last))
-        held.append(max(len(scratch._taken) for scratch in scratches))
+        held.append(max(len(buffers._taken) for buffers in pools))
     assert held[0] == held[1] == 0
 
 
@@ -443,7 +443,7 @@ def test_bad_input_is_named() -> None:
 
 def test_the_input_is_kept_in_two_bits_a_value() -> None:
     x = torch.randint(-1, 2, (6, 4, 3, 5)).double()
-    kept = engine.SignedBits(x)
+    kept = batch.SignedBits(x)
     assert torch.equal(kept[:, 1:3], x[:, 1:3])
     assert torch.equal(kept[2:5, :], x[2:5])
     assert sum(plane.nbytes for plane in kept._planes) == 2 * 6 * 4 * 2  # 15 values in 2 bytes, twice
@@ -465,7 +465,7 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
 @pytest.mark.parametrize("timesteps", [1, 7, 59, 64, 65, 100, 118, 175, 250])
 def test_pieces_are_of_use_whatever_the_number_of_steps(timesteps: int) -> None:
     """A prime number of steps a chunk would leave pieces of one step."""
-    chunk = engine._even(timesteps, 64)
+    chunk = batch._even(timesteps, 64)
     assert chunk <= 64
     assert -(-timesteps // chunk) == -(-timesteps // 64)
     layer = LayerRun("wide", Layer([], IF()), (64, 32, 32))

@@ -1,4 +1,4 @@
-"""The CPU kernels' parts, each against plain torch: Winograd's gradient, products, transposition, scratch memory."""
+"""The CPU kernels' parts, each against plain torch: Winograd's gradient, products, transposition, buffers memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numba.core.errors import TypingError
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import cpu, packed_reference, winograd
 from spikeprop.snn.engine.kernels.dense import matmul
 from spikeprop.snn.engine.kernels.words import pack
-from spikeprop.snn.engine.scratch import Scratch
 
 
 @pytest.mark.parametrize(("size", "padding"), [((8, 8), 1), ((7, 9), 1), ((5, 6), 0), ((4, 3), 2), ((1, 2), 1)])
@@ -29,8 +29,8 @@ def test_winograd_is_the_gradient_of_the_input(
     wanted = conv2d_input((images, channels, height, width), weight.double(), grad.double(), padding=padding)
     out = torch.full((images, height * width, channels), torch.nan)
     flat = grad.permute(0, 2, 3, 1).reshape(images, -1, outputs)
-    transformed, scratch = winograd.transformed(weight), Scratch(out.device)
-    winograd.input_grad(flat, size, transformed, (padding, padding), out, (height, width), scratch)
+    transformed, buffers = winograd.transformed(weight), BufferPool(out.device)
+    winograd.input_grad(flat, size, transformed, (padding, padding), out, (height, width), buffers)
     found = out.view(images, height, width, channels).permute(0, 3, 1, 2)
     assert float((found - wanted).norm() / wanted.norm()) < 3e-6
 
@@ -61,20 +61,20 @@ def test_outer_axes_change_places() -> None:
 
 
 def test_scratch_memory_is_used_again_and_never_twice_at_once() -> None:
-    scratch = Scratch(torch.device("cpu"))
-    first = scratch.take((4, 8), torch.float32)
-    second = scratch.take((4, 8), torch.float32)
+    buffers = BufferPool(torch.device("cpu"))
+    first = buffers.take((4, 8), torch.float32)
+    second = buffers.take((4, 8), torch.float32)
     assert first.data_ptr() != second.data_ptr()
     first.fill_(1)
     second.fill_(2)
     assert bool((first == 1).all())
     place = first.data_ptr()
-    scratch.give(first)
-    scratch.give(first)  # what is not taken is nobody's: nothing happens
-    scratch.give(torch.empty(3))
-    smaller = scratch.take((3, 2), torch.float64)
+    buffers.give(first)
+    buffers.give(first)  # what is not taken is nobody's: nothing happens
+    buffers.give(torch.empty(3))
+    smaller = buffers.take((3, 2), torch.float64)
     assert smaller.data_ptr() == place
-    assert scratch.take((4, 8), torch.float32).data_ptr() not in (place, second.data_ptr())
+    assert buffers.take((4, 8), torch.float32).data_ptr() not in (place, second.data_ptr())
 
 
 @pytest.mark.parametrize("channels", [1, 7, 31, 32, 33, 48, 70, 96])
@@ -107,7 +107,7 @@ def test_currents_spike_by_spike_are_the_dense_ones(channels: int, outputs: int,
     steps, batch, size = 2, 3, (8, 6)
     positions, pooled = size[0] * size[1], (size[0] // pool, size[1] // pool)
     words = pack((torch.rand(steps, batch, positions, channels) < rate).float())
-    spikes = cpu.Spikes(words, size, channels, pool, None, None)
+    spikes = cpu.PackedSpikes(words, size, channels, pool, None, None)
     images = cpu.pooled(spikes, torch.float32).flatten(0, 1).unflatten(1, pooled).permute(0, 3, 1, 2)
     weight = (torch.randn(outputs, channels, 3, 2) * 64).round() / 64
     affine = cpu.Affine(1 / pool**2, (torch.randn(outputs) * 64).round() / 64)
@@ -135,7 +135,7 @@ def test_a_weights_gradient_spike_by_spike_is_the_dense_one(
     images, size = 5, (8, 6)
     pooled, out_size = (size[0] // pool, size[1] // pool), (size[0] // pool + 2, size[1] // pool + 1)
     words = pack((torch.rand(images, 1, size[0] * size[1], channels) < 0.1).float())
-    spikes = cpu.Spikes(words, size, channels, pool, None, None)
+    spikes = cpu.PackedSpikes(words, size, channels, pool, None, None)
     grad = (torch.randn(images, 1, out_size[0] * out_size[1], outputs) * 64).round() / 64
     gathered = cpu.EventConvGrad((outputs, channels, 3, 2), (2, 1))
     gathered.weight_grad(spikes, grad, out_size)

@@ -11,7 +11,12 @@ import torch
 
 from spikeprop.snn.engine.kernels.reference import integrate_and_fire
 
-__all__ = ["integrate_and_fire", "packed_kernels"]
+__all__ = ["has_fast_kernels", "integrate_and_fire", "packed_kernels"]
+
+
+def has_fast_kernels(device: torch.device) -> bool:
+    """Whether kernels that are faster than the reference exist for a device."""
+    return device.type == "cpu" or (device.type == "cuda" and _has_triton())
 
 
 def packed_kernels(device: torch.device) -> ModuleType:
@@ -20,7 +25,7 @@ def packed_kernels(device: torch.device) -> ModuleType:
         from spikeprop.snn.engine.kernels import cpu
 
         return cpu
-    if device.type == "cuda" and _has_triton():
+    if has_fast_kernels(device):
         from spikeprop.snn.engine.kernels import cuda
 
         return cuda

@@ -46,7 +46,7 @@ def in_ranges(count: int, work: Callable[[int, int], Any]) -> list[Any]:
     return list(_pool(torch.get_num_threads()).map(work, borders[:-1], borders[1:]))
 
 
-class _Seen:
+class NumpyView:
     """A tensor's memory as numpy asks for it: ``Tensor.numpy`` would keep a sharded network from letting gathered weights go."""
 
     def __init__(self, tensor: Tensor):
@@ -67,7 +67,7 @@ def _type_string(dtype: torch.dtype) -> str:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return np.asarray(_Seen(tensor.detach()))
+    return np.asarray(NumpyView(tensor.detach()))
 
 
 def _words(tensor: Tensor) -> np.ndarray:
@@ -172,7 +172,7 @@ def unpack(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Spikes:
+class PackedSpikes:
     """What one chunk of a layer's spikes looks like to a synapse.
 
     Attributes:
@@ -197,7 +197,7 @@ class Spikes:
         return (words, words, False) if self.mask_BSW is None else (words, _words(self.mask_BSW), True)
 
 
-def pooled(spikes: Spikes, dtype: torch.dtype) -> Tensor:
+def pooled(spikes: PackedSpikes, dtype: torch.dtype) -> Tensor:
     """The values (K, B, P, C) that the weights see, dense."""
     words_KBSW, pool = spikes.words_KBSW, spikes.pool
     steps, batch, positions = words_KBSW.shape[:3]
@@ -254,7 +254,7 @@ class Affine:
 
 
 def event_conv(
-    spikes: Spikes, weight: Tensor, padding: tuple[int, int], affine: Affine, size: tuple[int, int], out_KBPO: Tensor
+    spikes: PackedSpikes, weight: Tensor, padding: tuple[int, int], affine: Affine, size: tuple[int, int], out_KBPO: Tensor
 ) -> None:
     """Current of a convolution (stride 1, no dilation, one group), an image of ``size``, into ``out_KBPO``.
 
@@ -276,7 +276,7 @@ class EventConvGrad:
         self.shape, self.padding = shape_OCYX, padding
         self.grads: list[np.ndarray] = []
 
-    def weight_grad(self, spikes: Spikes, grad_KBPO: Tensor, size: tuple[int, int]) -> None:
+    def weight_grad(self, spikes: PackedSpikes, grad_KBPO: Tensor, size: tuple[int, int]) -> None:
         """Add to the gradient that ``finish`` returns."""
         words, mask, masked = spikes.arrays()
         grad = _array(grad_KBPO.flatten(0, 1))
@@ -307,7 +307,7 @@ class EventConvGrad:
         return total.permute(0, 4, 3, 1, 2).reshape(outputs, channels, rows, columns)
 
 
-def event_linear(spikes: Spikes, weight_PCO: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
+def event_linear(spikes: PackedSpikes, weight_PCO: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
     """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
     words, mask, masked = spikes.arrays()
     weight, out, (gain, bias) = _array(weight_PCO), _array(out_KBPO.flatten(0, 2)), affine.arrays()
@@ -326,7 +326,7 @@ def outer_transposed(from_AMB: Tensor) -> Tensor:
     return out
 
 
-def event_linear_weight_grad(spikes: Spikes, grad_IO: Tensor, total_PCO: Tensor) -> None:
+def event_linear_weight_grad(spikes: PackedSpikes, grad_IO: Tensor, total_PCO: Tensor) -> None:
     """Add the gradient of ``event_linear``'s weights to ``total_PCO``."""
     words, mask, masked = spikes.arrays()
     grad, total = _array(grad_IO), _array(total_PCO)

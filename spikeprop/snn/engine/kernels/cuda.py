@@ -22,7 +22,7 @@ from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
 
 if TYPE_CHECKING:
-    from spikeprop.snn.engine.kernels.cpu import Spikes
+    from spikeprop.snn.engine.kernels.cpu import PackedSpikes
 
 # Rows and warps of a program.
 STREAM = (16, 4)  # four neurons a thread, 16 bytes a load
@@ -380,7 +380,7 @@ def unpack(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def pooled(spikes: Spikes, dtype: torch.dtype) -> Tensor:
+def pooled(spikes: PackedSpikes, dtype: torch.dtype) -> Tensor:
     """See ``cpu.pooled``: the values (K, B, P, C) that the weights see, dense."""
     steps, batch, positions, words = spikes.words_KBSW.shape
     rows, scale = batch * (positions // spikes.pool**2), spikes.scale_BSC

@@ -18,7 +18,7 @@ from spikeprop.snn.engine.kernels.words import BITS, channels_first, channels_la
 from spikeprop.snn.surrogate import STDB
 
 if TYPE_CHECKING:
-    from spikeprop.snn.engine.kernels.cpu import Spikes
+    from spikeprop.snn.engine.kernels.cpu import PackedSpikes
 
 __all__ = ["any_of", "pooled", "scan", "scan_back", "scan_back_slopes", "since_at_end", "spread", "unpack"]
 
@@ -125,7 +125,7 @@ def scan_back_slopes(
         grad_v_BSC.copy_(grad_KBSC[k] * leak_RC)
 
 
-def pooled(spikes: Spikes, dtype: torch.dtype) -> Tensor:
+def pooled(spikes: PackedSpikes, dtype: torch.dtype) -> Tensor:
     """The values (K, B, P, C) that a synapse's weights see: masked, average-pooled spikes."""
     values_KBSC = unpack(spikes.words_KBSW, spikes.channels, dtype)
     if spikes.scale_BSC is not None:

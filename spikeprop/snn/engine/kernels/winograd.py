@@ -19,8 +19,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels.dense import matmul
-from spikeprop.snn.engine.scratch import Scratch
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 _TWO, _FOUR, _FIVE, _EIGHT = (np.float32(n) for n in (2, 4, 5, 8))
@@ -63,7 +63,7 @@ def input_grad(
     padding: tuple[int, int],
     out_ISC: Tensor,
     out_size: tuple[int, int],
-    scratch: Scratch,
+    buffers: BufferPool,
 ) -> None:
     """Gradient of the input of a convolution, into ``out_ISC``.
 
@@ -72,7 +72,7 @@ def input_grad(
         weight: ``transformed`` weights.
         padding: the convolution's.
         out_ISC: images of ``out_size``, contiguous.
-        scratch: memory for the tiles.
+        buffers: memory for the tiles.
     """
     grad_ISO = grad_ISO.contiguous()
     tiles = (-(-out_size[0] // 4), -(-out_size[1] // 4))
@@ -82,11 +82,11 @@ def input_grad(
     for first in range(0, len(grad_ISO), images):
         here = slice(first, first + images)
         shape = (36, len(grad_ISO[here]) * each, grad_ISO.shape[2])
-        tiles_36NO = scratch.take(shape, torch.float32)
+        tiles_36NO = buffers.take(shape, torch.float32)
         _tiles_in(grad_ISO[here].numpy(), size, margin, tiles, tiles_36NO.numpy())
         products = tuple(matmul(tile, w).numpy() for tile, w in zip(tiles_36NO, weight))
         _tiles_out(products, tiles, out_ISC[here].numpy(), out_size)
-        scratch.give(tiles_36NO)
+        buffers.give(tiles_36NO)
 
 
 @_jit

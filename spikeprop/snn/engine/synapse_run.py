@@ -1,8 +1,8 @@
-"""Branches: how the packed engine runs a synapse over one chunk of packed spikes, forward and backward.
+"""How the packed engine runs one synapse over one chunk of packed spikes, forward and backward.
 
-``ConvBranch`` and ``LinearBranch`` run a chain of dropout, average pooling and one layer with weights on words, on the CPU
-spike by spike where few neurons fire. Any other chain goes through ``DenseBranch``: the synapse's own operations on unpacked
-values, and autograd for their gradient.
+``ConvSynapseRun`` and ``LinearSynapseRun`` run a chain of dropout, average pooling and one layer with weights on words. On the
+CPU they work spike by spike where few neurons fire. ``DenseSynapseRun`` runs any other chain: the synapse's own operations on
+unpacked values, and autograd for their gradient.
 Suffix legend: K steps of a chunk, B batch, S positions, P pooled positions, C channels, O output channels, W words.
 """
 
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import cpu, dense, packed_kernels, winograd
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack
 from spikeprop.snn.engine.layout import (
-    ConvGathering,
+    ConvGradientAccumulator,
     ConvLayout,
     DenseLayout,
-    Gathering,
-    LinearGathering,
+    GradientAccumulator,
+    LinearGradientAccumulator,
     LinearLayout,
     WeightedLayout,
 )
-from spikeprop.snn.engine.scratch import Scratch
 from spikeprop.snn.synapse import DropoutMasks
 
 # Spikes per value that the weights see, below which adding weights spike by spike is the faster way; on the careful side.
@@ -40,7 +40,7 @@ AnyWeighted = TypeVar("AnyWeighted", bound=WeightedLayout)
 
 
 @dataclass
-class Chunk:
+class SourceValues:
     """A layer's output over K steps: packed spikes with their number, or dense values (K or 1, B, ...)."""
 
     shape: tuple[int, ...]
@@ -54,45 +54,47 @@ class Chunk:
         assert values is not None
         return len(values)
 
-    def cut(self, first: int, last: int) -> Chunk:
+    def cut(self, first: int, last: int) -> SourceValues:
         """The steps first..last; their number of spikes is taken to be in proportion."""
         if self.words_KBSW is not None:
             words = self.words_KBSW[first:last]
-            return Chunk(self.shape, words, self.count * len(words) // len(self.words_KBSW))
+            return SourceValues(self.shape, words, self.count * len(words) // len(self.words_KBSW))
         assert self.dense_KB is not None
-        return self if len(self.dense_KB) == 1 else Chunk(self.shape, dense_KB=self.dense_KB[first:last])
+        return self if len(self.dense_KB) == 1 else SourceValues(self.shape, dense_KB=self.dense_KB[first:last])
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceSpec:
     """What a branch reads: ``batch`` samples of ``shape``, as spikes or as values of ``dtype``; and memory for what it makes."""
 
     batch: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-    scratch: Scratch
+    buffers: BufferPool
 
 
-class Branch(Generic[AnyLayout]):
+class SynapseRun(Generic[AnyLayout]):
     """One synapse of one simulation."""
 
-    def __init__(self, layout: AnyLayout, key: str, masks: DropoutMasks | None, source: Source):
+    def __init__(self, layout: AnyLayout, key: str, masks: DropoutMasks | None, source: SourceSpec):
         self.layout, self.key, self.masks = layout, key, masks
-        self.batch, self.shape, self.dtype, self.scratch = source.batch, source.shape, source.dtype, source.scratch
+        self.batch, self.shape, self.dtype, self.buffers = source.batch, source.shape, source.dtype, source.buffers
 
-    def forward(self, source: Chunk) -> Tensor:
+    def forward(self, source: SourceValues) -> Tensor:
         """Current (K, B, P, O); K = 1 where the source is one step that stands for all."""
         raise NotImplementedError
 
-    def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
+    def backward(
+        self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
+    ) -> Gradient | None:
         """Gather gradients of the parameters; returns that of the source's spikes where it is wanted."""
         raise NotImplementedError
 
 
-class DenseBranch(Branch[DenseLayout]):
+class DenseSynapseRun(SynapseRun[DenseLayout]):
     """The synapse's own operations on dense values."""
 
-    def _values(self, source: Chunk) -> Tensor:
+    def _values(self, source: SourceValues) -> Tensor:
         if source.dense_KB is not None:
             return source.dense_KB.to(self.dtype)
         assert source.words_KBSW is not None
@@ -100,12 +102,14 @@ class DenseBranch(Branch[DenseLayout]):
         values = channels_first(unpacked(source.words_KBSW, source.shape[0], self.dtype), source.shape)
         return values.unflatten(0, (steps, -1))
 
-    def forward(self, source: Chunk) -> Tensor:
+    def forward(self, source: SourceValues) -> Tensor:
         current_KB = self.layout.synapse(self._values(source), self.masks, self.key)
         current_KBPO = channels_last(current_KB.flatten(0, 1), len(current_KB))
         return current_KBPO.clone() if _share_memory(current_KBPO, source.dense_KB) else current_KBPO
 
-    def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
+    def backward(
+        self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
+    ) -> Gradient | None:
         synapse = self.layout.synapse
         values = self._values(source).requires_grad_(want_source)
         parameters = [p for p in synapse.parameters() if p.requires_grad]
@@ -118,17 +122,17 @@ class DenseBranch(Branch[DenseLayout]):
         found = list(torch.autograd.grad(current_KB, wanted, grad.to(current_KB.dtype)))
         grad_values = found.pop(0) if want_source else None
         for parameter, grad in zip(parameters, found):
-            into.add(parameter, grad)
+            accumulator.add(parameter, grad)
         if grad_values is None:
             return None
         grad_KBSC = channels_last(grad_values.flatten(0, 1), len(grad_values))
         return Gradient(grad_KBSC.clone() if _share_memory(grad_KBSC, grad_KBPO) else grad_KBSC)
 
 
-class WeightedBranch(Branch[AnyWeighted]):
+class WeightedSynapseRun(SynapseRun[AnyWeighted]):
     """Dropout, average pooling and one convolution or fully connected layer."""
 
-    def __init__(self, layout: AnyWeighted, key: str, masks: DropoutMasks | None, source: Source):
+    def __init__(self, layout: AnyWeighted, key: str, masks: DropoutMasks | None, source: SourceSpec):
         super().__init__(layout, key, masks, source)
         self.scale_BSC = self._dropout() if layout.synapse.training and masks is not None else None
         self.mask_BSW = pack(self.scale_BSC) if self.scale_BSC is not None else None
@@ -150,11 +154,13 @@ class WeightedBranch(Branch[AnyWeighted]):
             total = mask if total is None else total * mask
         return total
 
-    def _spikes(self, source: Chunk) -> cpu.Spikes:
+    def _spikes(self, source: SourceValues) -> cpu.PackedSpikes:
         assert source.words_KBSW is not None
-        return cpu.Spikes(source.words_KBSW, self.layout.size, self.shape[0], self.layout.pool, self.scale_BSC, self.mask_BSW)
+        return cpu.PackedSpikes(
+            source.words_KBSW, self.layout.size, self.shape[0], self.layout.pool, self.scale_BSC, self.mask_BSW
+        )
 
-    def _few(self, source: Chunk, limit: float) -> bool:
+    def _few(self, source: SourceValues, limit: float) -> bool:
         """Whether so few neurons fire that adding their weights one by one is the faster way."""
         if source.words_KBSW is None or source.words_KBSW.device.type != "cpu":
             return False
@@ -164,7 +170,7 @@ class WeightedBranch(Branch[AnyWeighted]):
             < limit * self.layout.few * steps * batch * positions / self.layout.pool**2 * self.shape[0]
         )
 
-    def _values(self, source: Chunk) -> Tensor:
+    def _values(self, source: SourceValues) -> Tensor:
         """What the weights see, dense, (K, B, P, C)."""
         if source.dense_KB is not None:
             values = channels_last(source.dense_KB.flatten(0, 1).to(self.compute), len(source.dense_KB))
@@ -182,14 +188,14 @@ class WeightedBranch(Branch[AnyWeighted]):
         return Gradient(grad_KBPC, self.layout.size[1], self.layout.pool, self.scale_BSC)
 
 
-class ConvBranch(WeightedBranch[ConvLayout]):
+class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
     """A convolution: dense by torch, or spike by spike."""
 
-    def __init__(self, layout: ConvLayout, key: str, masks: DropoutMasks | None, source: Source):
+    def __init__(self, layout: ConvLayout, key: str, masks: DropoutMasks | None, source: SourceSpec):
         super().__init__(layout, key, masks, source)
         self.weight_OCYX = layout.weight_OCYX.to(self.compute)
 
-    def forward(self, source: Chunk) -> Tensor:
+    def forward(self, source: SourceValues) -> Tensor:
         layout, steps = self.layout, source.steps
         if not (layout.plain and self._few(source, FORWARD_EVENTS)):
             images = channels_first(self._values(source), layout.pooled_shape)
@@ -197,21 +203,23 @@ class ConvBranch(WeightedBranch[ConvLayout]):
             current = F.conv2d(images, self.weight_OCYX, bias, layout.stride, layout.padding, layout.dilation)
             return channels_last(current, steps)
         height, width = layout.out_size
-        out = self.scratch.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype)
+        out = self.buffers.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype)
         cpu.event_conv(self._spikes(source), layout.event_weight, layout.padding, layout.affine, (height, width), out)
         return out
 
-    def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
+    def backward(
+        self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
+    ) -> Gradient | None:
         layout = self.layout
         if layout.bias is not None:
-            into.add(layout.layer.bias, grad_KBPO.sum((0, 1, 2), dtype=self.dtype))
+            accumulator.add(layout.layer.bias, grad_KBPO.sum((0, 1, 2), dtype=self.dtype))
         if layout.layer.weight.requires_grad:
             if layout.plain and self._few(source, BACKWARD_EVENTS):
-                assert isinstance(into, ConvGathering)
-                into.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
+                assert isinstance(accumulator, ConvGradientAccumulator)
+                accumulator.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
             else:
                 images = channels_first(self._values(source), layout.pooled_shape)
-                into.add(layout.layer.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
+                accumulator.add(layout.layer.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
         return self._gradient(self._source_grad(grad_KBPO)) if want_source else None
 
     def _source_grad(self, grad_KBPO: Tensor) -> Tensor:
@@ -219,7 +227,7 @@ class ConvBranch(WeightedBranch[ConvLayout]):
         layout, steps = self.layout, len(grad_KBPO)
         channels, height, width = layout.pooled_shape
         if layout.winograd:
-            out_KBPC = self.scratch.take((steps, self.batch, height * width, channels), self.dtype)
+            out_KBPC = self.buffers.take((steps, self.batch, height * width, channels), self.dtype)
             winograd.input_grad(
                 grad_KBPO.flatten(0, 1),
                 layout.out_size,
@@ -227,7 +235,7 @@ class ConvBranch(WeightedBranch[ConvLayout]):
                 layout.padding,
                 out_KBPC.flatten(0, 1),
                 (height, width),
-                self.scratch,
+                self.buffers,
             )
             return out_KBPC
         like = torch.empty(
@@ -246,34 +254,36 @@ class ConvBranch(WeightedBranch[ConvLayout]):
         return torch.ops.aten.convolution_backward(grad, images, self.weight_OCYX, None, *options)[which]
 
 
-class LinearBranch(WeightedBranch[LinearLayout]):
+class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
     """A fully connected layer: dense, or spike by spike."""
 
-    def __init__(self, layout: LinearLayout, key: str, masks: DropoutMasks | None, source: Source):
+    def __init__(self, layout: LinearLayout, key: str, masks: DropoutMasks | None, source: SourceSpec):
         super().__init__(layout, key, masks, source)
         self.weight_NO = layout.weight_PCO.flatten(0, 1).to(self.compute)
 
-    def forward(self, source: Chunk) -> Tensor:
+    def forward(self, source: SourceValues) -> Tensor:
         weight_PCO, bias = self.layout.weight_PCO, self.layout.bias
         shape = (source.steps, self.batch, 1, weight_PCO.shape[2])
         if not self._few(source, FORWARD_EVENTS):
             current_IO = dense.matmul(self._values(source).flatten(0, 1).flatten(1), self.weight_NO)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
-        out = self.scratch.take(shape, self.dtype)
+        out = self.buffers.take(shape, self.dtype)
         cpu.event_linear(self._spikes(source), weight_PCO, self.layout.affine, out)
         return out
 
-    def backward(self, source: Chunk, grad_KBPO: Tensor, into: Gathering, want_source: bool) -> Gradient | None:
+    def backward(
+        self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
+    ) -> Gradient | None:
         layout, grad_IO = self.layout, grad_KBPO.flatten(0, 2)
         if layout.bias is not None:
-            into.add(layout.layer.bias, grad_IO.sum(0, dtype=self.dtype))
+            accumulator.add(layout.layer.bias, grad_IO.sum(0, dtype=self.dtype))
         if layout.layer.weight.requires_grad:
-            assert isinstance(into, LinearGathering)
+            assert isinstance(accumulator, LinearGradientAccumulator)
             if self._few(source, LINEAR_BACKWARD_EVENTS):
-                cpu.event_linear_weight_grad(self._spikes(source), grad_IO, into.grad_PCO)
+                cpu.event_linear_weight_grad(self._spikes(source), grad_IO, accumulator.grad_PCO)
             else:
                 values_NI = self._values(source).flatten(0, 1).flatten(1).T
-                total_NO = into.grad_PCO.flatten(0, 1)
+                total_NO = accumulator.grad_PCO.flatten(0, 1)
                 if self.compute is self.dtype:
                     total_NO.addmm_(values_NI, grad_IO, alpha=1 / layout.gain)
                 else:
@@ -296,13 +306,13 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def make_branch(layout: DenseLayout, key: str, masks: DropoutMasks | None, source: Source) -> Branch[DenseLayout]:
+def make_synapse_run(layout: DenseLayout, key: str, masks: DropoutMasks | None, source: SourceSpec) -> SynapseRun[DenseLayout]:
     """The branch that runs a synapse, laid out, on its source."""
     if isinstance(layout, ConvLayout):
-        return ConvBranch(layout, key, masks, source)  # type: ignore[return-value]
+        return ConvSynapseRun(layout, key, masks, source)  # type: ignore[return-value]
     if isinstance(layout, LinearLayout):
-        return LinearBranch(layout, key, masks, source)  # type: ignore[return-value]
-    return DenseBranch(layout, key, masks, source)
+        return LinearSynapseRun(layout, key, masks, source)  # type: ignore[return-value]
+    return DenseSynapseRun(layout, key, masks, source)
 
 
 def unpacked(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:

@@ -13,27 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from spikeprop.snn.engine.branch import Branch, Chunk, Source, unpacked
+from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
 from spikeprop.snn.engine.kernels.words import per_position, position_count, same_rows, word_count
-from spikeprop.snn.engine.layout import Gathering
-from spikeprop.snn.engine.scratch import Scratch
+from spikeprop.snn.engine.layout import GradientAccumulator
+from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, SynapseRun, unpacked
+from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.surrogate import STDB
 
-if TYPE_CHECKING:
-    from spikeprop.snn.network import Layer, SpikingNetwork
-
-INPUT = "input"
 # Of a layer's floats at once. On the CPU a part of the cache, small enough for its memory to be used again.
 PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-MakeBranch = Callable[[str, Source], Branch]
+MakeSynapseRun = Callable[[str, SourceSpec], SynapseRun]
 
 
 class LayerRun:
@@ -43,7 +39,7 @@ class LayerRun:
         self.name, self.shape = name, shape
         self.neuron = stage.neuron
         self.positions = position_count(shape)
-        self.branches: list[tuple[str, Branch]] = []
+        self.branches: list[tuple[str, SynapseRun]] = []
         self.v_BSC: Tensor | None = None
         self.grad_v_BSC: Tensor | None = None
         self.words: Tensor | None = None  # (T, B, S, W) where they are kept
@@ -79,30 +75,30 @@ class Piece:
 
     first: int
     last: int
-    values: Mapping[str, Chunk]
+    values: Mapping[str, SourceValues]
     grad_KBSC: Tensor
 
 
-class Simulation:
+class SliceRun:
     """One simulation of a few samples of a batch.
 
     Args:
         network: what is simulated.
         kernels: of the device.
         like_B: the samples, for their number, type and device.
-        make_branch: from the key of a synapse and its source.
-        scratch: memory of the thread.
+        make_synapse_run: from the key of a synapse and its source.
+        buffers: memory of the thread.
         timesteps, chunk: all steps, and those done at once.
         keep: keep what the backward pass needs.
     """
 
     def __init__(
         self,
-        network: SpikingNetwork,
+        network: LayeredNetwork,
         kernels: ModuleType,
         like_B: Tensor,
-        make_branch: MakeBranch,
-        scratch: Scratch,
+        make_synapse_run: MakeSynapseRun,
+        buffers: BufferPool,
         timesteps: int,
         chunk: int,
         *,
@@ -110,7 +106,7 @@ class Simulation:
     ):
         self.network, self.kernels, self.like_B = network, kernels, like_B
         self.timesteps, self.chunk, self.keep = timesteps, chunk, keep
-        self.scratch = scratch
+        self.buffers = buffers
         self.encoded_once = network.encoder.constant
         self.constant: dict[str, Tensor] = {}  # currents of an input that stays the same, computed once
         self.constant_grads: dict[str, Tensor] = {}
@@ -119,8 +115,8 @@ class Simulation:
         for name, stage in network.named_layers():
             layer = LayerRun(name, stage, shapes[name])
             for i, source, _ in stage.branches():
-                read = Source(len(like_B), shapes[source], like_B.dtype, self.scratch)
-                layer.branches.append((source, make_branch(f"{name}/{i}", read)))
+                read = SourceSpec(len(like_B), shapes[source], like_B.dtype, self.buffers)
+                layer.branches.append((source, make_synapse_run(f"{name}/{i}", read)))
             layer.start(like_B, chunk, only=timesteps <= chunk)
             self.layers[name] = layer
 
@@ -128,7 +124,7 @@ class Simulation:
 
     def advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
         """Advance ``steps`` steps on an encoded input (K or 1, B, ...); the output stage's current (K or 1, B, O)."""
-        values = {INPUT: Chunk(self.network.input_shape, dense_KB=x_KB)}
+        values = {INPUT: SourceValues(self.network.input_shape, dense_KB=x_KB)}
         for name, layer in self.layers.items():
             if layer.neuron is None:
                 return self._current(layer, values).squeeze(2)
@@ -139,7 +135,7 @@ class Simulation:
             )
             if self.keep:
                 layer.counts.append(count)
-            values[name] = Chunk(layer.shape, words, count)
+            values[name] = SourceValues(layer.shape, words, count)
         raise AssertionError("the last stage has no neuron; checked at construction")
 
     def words(self, name: str, begin: int, steps: int) -> Tensor:
@@ -152,7 +148,7 @@ class Simulation:
         first = begin if self.keep else 0
         return layer.words[first : first + steps]
 
-    def _current(self, layer: LayerRun, values: Mapping[str, Chunk]) -> Tensor:
+    def _current(self, layer: LayerRun, values: Mapping[str, SourceValues]) -> Tensor:
         """Sum of the branches' currents (K or 1, B, S, C), in memory that may be overwritten."""
         total, owned = None, False
         for source, branch in layer.branches:
@@ -165,12 +161,12 @@ class Simulation:
                 total, owned = current, branch.key not in self.constant
             elif owned and len(total) >= len(current):
                 total += current
-                self.scratch.give(current)
+                self.buffers.give(current)
             else:
                 both = (total, current)
                 total, owned = total + current, True
                 for one in both:
-                    self.scratch.give(one)
+                    self.buffers.give(one)
         assert total is not None
         return total if owned or not layer.potential_kept else total.clone()
 
@@ -184,7 +180,7 @@ class Simulation:
         count = self.kernels.scan(
             current_KBSC, layer.v_BSC, layer.theta_RC, layer.leak_RC, neuron.reset == "zero", words_KBSW, potential=False
         )
-        self.scratch.give(current_KBSC)
+        self.buffers.give(current_KBSC)
         if self.keep and not layer.potential_kept:
             layer.summary.append(torch.empty_like(words_KBSW[0]))
             self.kernels.any_of(words_KBSW, layer.summary[-1])
@@ -192,10 +188,10 @@ class Simulation:
 
     # backward -----------------------------------------------------------------------------------------------------------------
 
-    def retreat(self, number: int, x_KB: Tensor, grad_BO: Tensor, into: Mapping[str, Gathering]) -> None:
+    def backward(self, number: int, x_KB: Tensor, grad_BO: Tensor, accumulators: Mapping[str, GradientAccumulator]) -> None:
         """Take the gradient of the accumulated output back through chunk ``number``, whose encoded input is x_KB.
 
-        The weights' gradients are gathered in ``into``, by synapse.
+        The weights' gradients are gathered in ``accumulators``, by synapse.
         """
         begin = number * self.chunk
         steps = min(self.chunk, self.timesteps - begin)
@@ -204,19 +200,19 @@ class Simulation:
         for name, layer in reversed(self.layers.items()):
             if layer.neuron is None:
                 grad_KBSC = grad_BO.view(1, len(grad_BO), 1, -1).expand(steps, -1, -1, -1).contiguous()
-                self._synapses_back(layer, [Piece(0, steps, values, grad_KBSC)], steps, grads, into)
+                self._synapses_back(layer, [Piece(0, steps, values, grad_KBSC)], steps, grads, accumulators)
             elif name in grads:  # else nothing reads this layer
                 pieces = self._scanned_back(layer, grads.pop(name), begin, steps, values)
-                self._synapses_back(layer, pieces, steps, grads, into)
+                self._synapses_back(layer, pieces, steps, grads, accumulators)
 
     def _scanned_back(
-        self, layer: LayerRun, gradient: Gradient, begin: int, steps: int, values: Mapping[str, Chunk]
+        self, layer: LayerRun, gradient: Gradient, begin: int, steps: int, values: Mapping[str, SourceValues]
     ) -> Iterator[Piece]:
         """Each piece of a layer's chunk, the last first, with the gradient of its currents."""
         for first, last in reversed(_pieces(layer, steps)):
             own = _cut(values, first, last)
             yield Piece(first, last, own, self._scan_back(layer, gradient.steps(first, last), begin + first, own))
-        self.scratch.give(gradient.values_KBPC)
+        self.buffers.give(gradient.values_KBPC)
 
     def _synapses_back(
         self,
@@ -224,7 +220,7 @@ class Simulation:
         pieces: Iterable[Piece],
         steps: int,
         grads: dict[str, Gradient],
-        into: Mapping[str, Gathering],
+        accumulators: Mapping[str, GradientAccumulator],
     ) -> None:
         """Gather the gradients of a layer's weights, and add those of its sources' spikes to ``grads``."""
         found: dict[str, Gradient] = {}
@@ -234,12 +230,12 @@ class Simulation:
                 if source == INPUT and self.encoded_once:  # one step stands for all: its gradient is their sum
                     self._add_constant(branch.key, piece.grad_KBSC.sum(0, keepdim=True))
                     continue
-                gradient = branch.backward(piece.values[source], piece.grad_KBSC, into[branch.key], source != INPUT)
+                gradient = branch.backward(piece.values[source], piece.grad_KBSC, accumulators[branch.key], source != INPUT)
                 if gradient is not None:
                     here[source] = self._added(here[source], gradient) if source in here else gradient
             for source, gradient in here.items():
                 found[source] = self._placed(gradient, piece, steps, found.get(source))
-            self.scratch.give(piece.grad_KBSC)
+            self.buffers.give(piece.grad_KBSC)
         for source, gradient in found.items():
             grads[source] = self._added(grads[source], gradient) if source in grads else gradient
 
@@ -249,24 +245,24 @@ class Simulation:
         if piece.last - piece.first == steps:
             return gradient
         if whole is None:
-            whole = replace(gradient, values_KBPC=self.scratch.take((steps, *values.shape[1:]), values.dtype))
+            whole = replace(gradient, values_KBPC=self.buffers.take((steps, *values.shape[1:]), values.dtype))
         whole.values_KBPC[piece.first : piece.last] = values
-        self.scratch.give(values)
+        self.buffers.give(values)
         return whole
 
     def _added(self, one: Gradient, other: Gradient) -> Gradient:
         total = Gradient(self.kernels.spread(one) + self.kernels.spread(other))
         for gradient in (one, other):
-            self.scratch.give(gradient.values_KBPC)
+            self.buffers.give(gradient.values_KBPC)
         return total
 
-    def retreat_constant(self, x_KB: Tensor, into: Mapping[str, Gathering]) -> None:
+    def backward_constant(self, x_KB: Tensor, accumulators: Mapping[str, GradientAccumulator]) -> None:
         """After the last chunk, take back what an input that stays the same has gathered; x_KB: one step of it."""
-        values = Chunk(self.network.input_shape, dense_KB=x_KB)
+        values = SourceValues(self.network.input_shape, dense_KB=x_KB)
         for layer in self.layers.values():
             for _, branch in layer.branches:
                 if branch.key in self.constant_grads:
-                    branch.backward(values, self.constant_grads[branch.key], into[branch.key], False)
+                    branch.backward(values, self.constant_grads[branch.key], accumulators[branch.key], False)
 
     def drop(self) -> None:
         """Let go of everything that was kept for the backward pass."""
@@ -274,18 +270,18 @@ class Simulation:
         self.constant.clear()
         self.constant_grads.clear()
 
-    def _values(self, number: int, begin: int, steps: int, x_KB: Tensor) -> dict[str, Chunk]:
-        values = {INPUT: Chunk(self.network.input_shape, dense_KB=x_KB)}
+    def _values(self, number: int, begin: int, steps: int, x_KB: Tensor) -> dict[str, SourceValues]:
+        values = {INPUT: SourceValues(self.network.input_shape, dense_KB=x_KB)}
         for name, layer in self.layers.items():
             if layer.words is not None:
-                values[name] = Chunk(layer.shape, layer.words[begin : begin + steps], layer.counts[number])
+                values[name] = SourceValues(layer.shape, layer.words[begin : begin + steps], layer.counts[number])
         return values
 
     def _add_constant(self, key: str, grad_KBSC: Tensor) -> None:
         known = self.constant_grads.get(key)
         self.constant_grads[key] = grad_KBSC if known is None else known.add_(grad_KBSC)
 
-    def _scan_back(self, layer: LayerRun, gradient: Gradient, begin: int, values: Mapping[str, Chunk]) -> Tensor:
+    def _scan_back(self, layer: LayerRun, gradient: Gradient, begin: int, values: Mapping[str, SourceValues]) -> Tensor:
         """Gradient (K, B, S, C) of a layer's currents from that of its spikes, over a piece."""
         neuron = layer.neuron
         assert neuron is not None
@@ -327,9 +323,9 @@ class Simulation:
         values = gradient.values_KBPC
         if gradient.pool == 1:
             return values
-        return self.scratch.take((*values.shape[:2], layer.positions, values.shape[3]), values.dtype)
+        return self.buffers.take((*values.shape[:2], layer.positions, values.shape[3]), values.dtype)
 
-    def _potentials(self, layer: LayerRun, steps: int, values: Mapping[str, Chunk]) -> Tensor:
+    def _potentials(self, layer: LayerRun, steps: int, values: Mapping[str, SourceValues]) -> Tensor:
         """u/theta - 1 at every step of a piece, computed again from the potential at its border."""
         neuron, v_BSC = layer.neuron, layer.borders.pop()
         assert isinstance(neuron, Neuron)
@@ -345,7 +341,7 @@ def _pieces(layer: LayerRun, steps: int) -> list[tuple[int, int]]:
     return [(first, min(first + layer.piece, steps)) for first in range(0, steps, layer.piece)]
 
 
-def _cut(values: Mapping[str, Chunk], first: int, last: int) -> Mapping[str, Chunk]:
+def _cut(values: Mapping[str, SourceValues], first: int, last: int) -> Mapping[str, SourceValues]:
     return {name: chunk.cut(first, last) for name, chunk in values.items()}
 
 

@@ -3,7 +3,7 @@
 STDB's backward pass needs to know only when a neuron spiked (do/du = alpha exp(-beta (t - t_last)) / theta, Rathi et al.
 2020), so the spikes of all layers, packed, are all that training keeps of the T steps: floats are held for one chunk only, and
 memory grows by one bit a neuron a step. On the CPU each thread takes its share of the batch, a few samples at a time, through all
-layers of a chunk (``Simulation``), so threads meet once a chunk, and once for the whole backward pass; they share the weights.
+layers of a chunk (``SliceRun``), so threads meet once a chunk, and once for the whole backward pass; they share the weights.
 
 Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, O classes.
 """
@@ -15,38 +15,35 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from threading import Barrier
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spikeprop.snn.engine.branch import Branch, Source, make_branch, unpacked
-from spikeprop.snn.engine.kernels import packed_kernels, packed_reference
+from spikeprop.snn.engine.buffer_pool import BufferPool
+from spikeprop.snn.engine.kernels import has_fast_kernels, packed_kernels
 from spikeprop.snn.engine.kernels.words import channels_first
-from spikeprop.snn.engine.layout import DenseLayout, Gathering, Layout, make_layout
-from spikeprop.snn.engine.scratch import Scratch
-from spikeprop.snn.engine.simulation import INPUT, Simulation
-from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
+from spikeprop.snn.engine.layout import DenseLayout, GradientAccumulator, Layout, make_layout
+from spikeprop.snn.engine.slices import SliceRun
+from spikeprop.snn.engine.synapse_run import SourceSpec, SynapseRun, make_synapse_run, unpacked
+from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
+from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
-
-if TYPE_CHECKING:
-    from spikeprop.snn.network import SpikingNetwork
 
 STEPS = 64  # at most, that go through a layer together: enough for its weights to be read seldom
 # Samples x steps that do so on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
 ROWS = {"keep": 64, "drop": 512}
 CUDA_BYTES = 1 << 30  # of the largest layer's floats at once, on a GPU
-Observer = Callable[[str, Tensor], None]
 T = TypeVar("T")
 
 
-def supports(network: SpikingNetwork, x_B: Tensor) -> bool:
+def supports(network: LayeredNetwork, x_B: Tensor) -> bool:
     """Whether the engine can run this network on this input; if not, the reference does."""
-    if x_B.requires_grad or packed_kernels(x_B.device) is packed_reference:
+    if x_B.requires_grad or not has_fast_kernels(x_B.device):
         return False
     parameters = list(network.parameters())
     if not parameters or any(p.dtype != x_B.dtype or p.device != x_B.device for p in parameters):
@@ -60,12 +57,12 @@ def _plain(neuron: Neuron) -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchSlice:
     """The samples first..last of the batch."""
 
     first: int
     last: int
-    simulation: Simulation
+    simulation: SliceRun
 
 
 class SignedBits:
@@ -82,7 +79,7 @@ class SignedBits:
         return signed.view(*signed.shape[:2], *self._shape[2:]).to(self._device, self._dtype)
 
 
-class Run:
+class BatchRun:
     """One simulation of a batch.
 
     Args:
@@ -92,7 +89,7 @@ class Run:
         keep: keep what the backward pass needs.
     """
 
-    def __init__(self, network: SpikingNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
+    def __init__(self, network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
         self.chunk = chunk or _even(timesteps, _most_steps(network, x_B))
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
@@ -100,21 +97,21 @@ class Run:
         masks = DropoutMasks(x_B.device) if network.training else None
         self.shares = [self._share(first, last, masks) for first, last in _spans(x_B)]
 
-    def _share(self, first: int, last: int, masks: DropoutMasks | None) -> list[Part]:
+    def _share(self, first: int, last: int, masks: DropoutMasks | None) -> list[BatchSlice]:
         """One thread's samples, a few at a time."""
-        kernels, scratch = packed_kernels(self.x_B.device), Scratch(self.x_B.device)
+        kernels, buffers = packed_kernels(self.x_B.device), BufferPool(self.x_B.device)
         size = max(1, ROWS["keep" if self.keep else "drop"] // self.chunk) if self.x_B.device.type == "cpu" else last - first
         share = []
         for low in range(first, last, size):
             high = min(low + size, last)
             own = masks.part(low, high, len(self.x_B)) if masks is not None else None
 
-            def branch(key: str, source: Source, own: DropoutMasks | None = own) -> Branch[DenseLayout]:
-                return make_branch(self.layouts[key], key, own, source)
+            def branch(key: str, source: SourceSpec, own: DropoutMasks | None = own) -> SynapseRun[DenseLayout]:
+                return make_synapse_run(self.layouts[key], key, own, source)
 
             images = self.x_B[low:high]
-            simulation = Simulation(self.network, kernels, images, branch, scratch, self.timesteps, self.chunk, keep=self.keep)
-            share.append(Part(low, high, simulation))
+            simulation = SliceRun(self.network, kernels, images, branch, buffers, self.timesteps, self.chunk, keep=self.keep)
+            share.append(BatchSlice(low, high, simulation))
         return share
 
     def outputs(self, observe: Observer | None = None, observed_steps: int = 0) -> Iterator[Tensor]:
@@ -135,11 +132,11 @@ class Run:
             yield total_KBO
 
     def _advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
-        def work(share: list[Part]) -> Tensor:
+        def work(share: list[BatchSlice]) -> Tensor:
             currents = [p.simulation.advance(begin, steps, x_KB[:, p.first : p.last]) for p in share]
             current_KBO = torch.cat(currents, 1)
             for part, current in zip(share, currents):
-                part.simulation.scratch.give(current)
+                part.simulation.buffers.give(current)
             return current_KBO
 
         return torch.cat(_each(self.shares, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
@@ -148,24 +145,24 @@ class Run:
         """Gradients of the parameters for that of the accumulated output after the last step."""
         one_step = self.network.encoder(self.x_B, 1) if self.network.encoder.constant else None
 
-        def work(share: list[Part]) -> dict[str, Gathering]:
-            into = {key: layout.gathering() for key, layout in self.layouts.items()}
+        def work(share: list[BatchSlice]) -> dict[str, GradientAccumulator]:
+            accumulators = {key: layout.accumulator() for key, layout in self.layouts.items()}
             for part in share:
                 mine = slice(part.first, part.last)
                 for number in reversed(range(len(self.inputs))):
-                    part.simulation.retreat(number, self.inputs[number][:, mine], grad_BO[mine], into)
+                    part.simulation.backward(number, self.inputs[number][:, mine], grad_BO[mine], accumulators)
                 if one_step is not None:
-                    part.simulation.retreat_constant(one_step[:, mine], into)
+                    part.simulation.backward_constant(one_step[:, mine], accumulators)
                 part.simulation.drop()
-            return into
+            return accumulators
 
         first, *others = _each(self.shares, work)
         self.shares.clear()
         self.layouts.clear()
-        for key, gathering in first.items():
+        for key, accumulator in first.items():
             for other in others:
-                gathering.merge(other.pop(key))
-        return _added_up(gathering.finish() for gathering in first.values())
+                accumulator.merge(other.pop(key))
+        return _added_up(accumulator.finish() for accumulator in first.values())
 
     def _show(self, observe: Observer, begin: int, steps: int, x_KB: Tensor) -> None:
         observe(INPUT, x_KB[:steps].expand(steps, *x_KB.shape[1:]))
@@ -184,10 +181,10 @@ def _spans(x_B: Tensor) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def _each(shares: list[list[Part]], work: Callable[[list[Part]], T]) -> list[T]:
+def _each(shares: list[list[BatchSlice]], work: Callable[[list[BatchSlice]], T]) -> list[T]:
     """``work`` on every share, each on a thread of its own."""
 
-    def alone(share: list[Part]) -> T:
+    def alone(share: list[BatchSlice]) -> T:
         with torch.no_grad():  # a thread's own state, and on by default
             return work(share)
 
@@ -222,7 +219,7 @@ def _run_torch_alone() -> None:
 os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of its parent's threads
 
 
-def _layouts(network: SpikingNetwork) -> dict[str, Layout]:
+def _layouts(network: LayeredNetwork) -> dict[str, Layout]:
     """Weights of each synapse as its branches read them, by key; shared by the parts."""
     shapes = network.shapes()
     return {
@@ -232,7 +229,7 @@ def _layouts(network: SpikingNetwork) -> dict[str, Layout]:
     }
 
 
-def _most_steps(network: SpikingNetwork, x_B: Tensor) -> int:
+def _most_steps(network: LayeredNetwork, x_B: Tensor) -> int:
     """Steps that may go through a layer together."""
     if x_B.device.type == "cpu":
         return STEPS
@@ -247,9 +244,9 @@ def _even(timesteps: int, most: int) -> int:
     return each if chunks == 1 else min(-(-each // 8) * 8, max(most, each))
 
 
-class _Training(torch.autograd.Function):
+class _PackedSimulation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, run: BatchRun, *parameters: Tensor) -> Tensor:
         output = None
         for output_KBO in run.outputs():
             output = output_KBO[-1]
@@ -270,15 +267,15 @@ class _Training(torch.autograd.Function):
 
 
 @torch.compiler.disable
-def train(network: SpikingNetwork, x_B: Tensor, timesteps: int, chunk: int | None) -> Tensor:
+def train(network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None) -> Tensor:
     """Accumulated output (B, O) after ``timesteps`` steps, with a gradient for every parameter."""
-    run = Run(network, x_B, timesteps, chunk, keep=True)
-    return _Training.apply(run, *network.parameters())  # type: ignore[return-value]
+    run = BatchRun(network, x_B, timesteps, chunk, keep=True)
+    return _PackedSimulation.apply(run, *network.parameters())  # type: ignore[return-value]
 
 
 @torch.compiler.disable
 def infer(
-    network: SpikingNetwork,
+    network: LayeredNetwork,
     x_B: Tensor,
     timesteps: int,
     chunk: int | None,
@@ -286,15 +283,4 @@ def infer(
     observed_steps: int,
 ) -> Iterator[Tensor]:
     """Accumulated output (k, B, O) after each chunk of steps, where gradients are off; memory does not grow with T."""
-    return Run(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps)
-
-
-def layer_shapes(network: SpikingNetwork) -> dict[str, tuple[int, ...]]:
-    """Shape of one sample of the input and of each stage, from a run of zeros through the synapses."""
-    like = next(chain(network.parameters(), network.buffers()))
-    values = {INPUT: torch.zeros(1, 1, *network.input_shape, device=like.device, dtype=like.dtype)}
-    with torch.no_grad():
-        for name, stage in network.named_layers():
-            current = next(synapse(values[source]) for _, source, synapse in stage.branches())
-            values[name] = stage.neuron.window(current[0])[None] if isinstance(stage.neuron, SpikingMaxPool) else current
-    return {name: tuple(value.shape[2:]) for name, value in values.items()}
+    return BatchRun(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps)

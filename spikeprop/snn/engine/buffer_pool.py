@@ -1,4 +1,4 @@
-"""Scratch memory of one simulation: large blocks that are taken, given back and taken again.
+"""BufferPool memory of one simulation: large blocks that are taken, given back and taken again.
 
 Memory fresh from the system costs a page fault every 4 KiB, which for blocks of megabytes is as dear as the arithmetic on them.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Scratch:
+class BufferPool:
     """Blocks of memory on one device, for one thread."""
 
     def __init__(self, device: torch.device):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from spikeprop.snn.engine.branch import Branch, Chunk, Source, make_branch, unpacked
+from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import packed_kernels
 from spikeprop.snn.engine.kernels.words import (
     channels_first,
@@ -25,15 +25,16 @@ from spikeprop.snn.engine.kernels.words import (
     word_count,
 )
 from spikeprop.snn.engine.layout import DenseLayout, make_layout
-from spikeprop.snn.engine.scratch import Scratch
-from spikeprop.snn.network import INPUT, Layer, SpikingNetwork
+from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, SynapseRun, make_synapse_run, unpacked
+from spikeprop.snn.layer import INPUT, Layer
+from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
 from spikeprop.snn.signed import SignedIF, scan
 
 CHUNK_BYTES = 64 << 20  # of a layer's current
 
 
-class Stagewise:
+class LayerwiseRun:
     """Spike trains of a network's layers, made in order.
 
     Args:
@@ -111,20 +112,20 @@ class Stagewise:
 
     def _chunks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         """First step, last step and current of each chunk."""
-        layer, scratch = self._layer(name), Scratch(self.x_B.device)
+        layer, buffers = self._layer(name), BufferPool(self.x_B.device)
         branches = []
         for _, source, synapse in layer.branches():
-            read = Source(len(self.x_B), self.shapes[source], self.x_B.dtype, scratch)
-            branches.append((source, make_branch(make_layout(synapse, self.shapes[source]), name, None, read)))
+            read = SourceSpec(len(self.x_B), self.shapes[source], self.x_B.dtype, buffers)
+            branches.append((source, make_synapse_run(make_layout(synapse, self.shapes[source]), name, None, read)))
         current_KBSC = None
         for first, last in self._spans(name):
             if current_KBSC is None or not self._constant(layer):
-                current_KBSC = self._current(branches, scratch, first, last)
+                current_KBSC = self._current(branches, buffers, first, last)
             yield first, last, current_KBSC
             if not self._constant(layer):
-                scratch.give(current_KBSC)
+                buffers.give(current_KBSC)
 
-    def _current(self, branches: list[tuple[str, Branch[DenseLayout]]], scratch: Scratch, first: int, last: int) -> Tensor:
+    def _current(self, branches: list[tuple[str, SynapseRun[DenseLayout]]], buffers: BufferPool, first: int, last: int) -> Tensor:
         total = None
         for source, branch in branches:
             current = branch.forward(self._read(source, first, last))
@@ -133,19 +134,19 @@ class Stagewise:
                 continue
             both, total = (total, current), total + current
             for one in both:
-                scratch.give(one)
+                buffers.give(one)
         assert total is not None
         return total
 
-    def _read(self, source: str, first: int, last: int) -> Chunk:
+    def _read(self, source: str, first: int, last: int) -> SourceValues:
         if source == INPUT:
-            return Chunk(self.shapes[INPUT], dense_KB=self.encoded(first, last - first))
+            return SourceValues(self.shapes[INPUT], dense_KB=self.encoded(first, last - first))
         words_TBSW = self.trains[source]
         if words_TBSW.dtype == torch.int8:
             values_KB = channels_first(words_TBSW[first:last].to(self.x_B.dtype), self.shapes[source])
-            return Chunk(self.shapes[source], dense_KB=values_KB.unflatten(0, (last - first, -1)))
+            return SourceValues(self.shapes[source], dense_KB=values_KB.unflatten(0, (last - first, -1)))
         rate = sum(self.counts[source]) / len(words_TBSW)
-        return Chunk(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
+        return SourceValues(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
 
     def _spans(self, name: str) -> list[tuple[int, int]]:
         each = torch.Size(self.shapes[name]).numel() * self.most * self.x_B.element_size()
