@@ -185,13 +185,13 @@ def test_json_and_safetensors_are_read_within_bounds(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"ann": {**ANN, "hidden": [10**6, 10**6]}}, "describes a network of .* numbers"),
-        ({"input_shape": [10**6, 10**6, 10**6]}, "no shape of inputs"),
-        ({"input_shape": "large"}, "no shape of inputs"),
+        ({"input_shape": [10**6, 10**6, 10**6]}, "not a shape of at most"),
+        ({"input_shape": "large"}, "not a shape of at most"),
         ({"neuron": 3}, "neuron"),
         ({"ann": {"use": "antigravity.CNN"}}, "--import antigravity"),
         ({"ann": {"use": "spikeprop.__main__.CNN"}}, "not a public name"),
-        ({"kind": "cat"}, "lacks what the checkpoint"),
-        ({"seed": None}, "lacks what the checkpoint of a spiking network says: seed"),
+        ({"kind": "cat"}, "has no valid description of a network"),
+        ({"seed": None}, "no valid description of a spiking network: seed is missing"),
     ],
 )
 def test_a_checkpoint_is_held_to_what_it_holds(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -304,8 +304,8 @@ def test_a_folder_that_somebody_made_imports_nothing_when_a_run_is_put_there(
 
 def test_a_file_says_nothing_of_where_data_lie(tmp_path: Path) -> None:
     data = {"use": "MNIST", "root": str(tmp_path / "elsewhere"), "download": True}
-    with open_simulation_input(checkpoint(tmp_path / "a.safetensors", data=data)) as subject:
-        assert dict(subject.data) == {"use": "MNIST"}
+    with open_simulation_input(checkpoint(tmp_path / "a.safetensors", data=data)) as given:
+        assert dict(given.data) == {"use": "MNIST"}
 
 
 # NIR --------------------------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_where_no_answers_are_kept_images_are_asked_again(folder: Path) -> None:
     whole = evidence(RunRecord.read(folder))["confusion"]
     (folder / "page.json").unlink()
     (folder / "predictions" / "finetuned" / "predictions.safetensors").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="asked again"):
+    with pytest.warns(UserWarning, match="predicted again"):
         assert evidence(RunRecord.read(folder))["confusion"] == whole
     shutil.rmtree(folder / "predictions")
     asked = evidence(RunRecord.read(folder))
@@ -134,7 +134,7 @@ def test_answers_whose_evaluation_is_not_known_are_missing_and_not_fatal(folder:
     assert found["thresholds"]
 
 
-@pytest.mark.filterwarnings("default:.*its images are asked again")  # the command line shows it
+@pytest.mark.filterwarnings("default:.*its images are predicted again")  # the command line shows it
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_a_run_asks_again_where_its_evaluation_is_damaged(folder: Path, text: str) -> None:
     before = right(RunRecord.read(folder))
@@ -145,7 +145,7 @@ def test_a_run_asks_again_where_its_evaluation_is_damaged(folder: Path, text: st
     (folder / "evaluate.progress" / "finetuned" / "evaluation.json").write_text(text)
     done = CliRunner().invoke(main, ["run", "digits_cnn_stdb", *SHORT, "--out", str(folder)])
     assert done.exit_code == 0, done.output
-    assert re.search(r"finetuned.evaluation\.json is damaged: its images are asked again", done.output)
+    assert re.search(r"finetuned.evaluation\.json is damaged: its images are predicted again", done.output)
     assert right(RunRecord.read(folder)) == before
 
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_made_is_named_with_the_reason(folder: Path, tmp_path: Pa
 def test_runs_are_found_with_their_state(folder: Path, tmp_path: Path) -> None:
     (run,) = map(RunRecord.read, run_folders(tmp_path))
     assert (run.state, run.recipe, run.name) == ("finished", "digits_cnn_stdb", "run")
-    assert run.begun().endswith(" UTC")
+    assert run.started().endswith(" UTC")
     assert run.size() == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     assert list(run.headline()) == ["ANN", "converted, T = 8", "fine-tuned, T = 8"]
     (folder / "report.json").unlink()
