@@ -30,7 +30,7 @@ test-slow: .venv
 faults: .venv
 	$(BIN)/python -m tests.faults
 
-# More than 100,000 spoilt files of every kind that is read from elsewhere; coverage steers where atheris has a wheel for this Python.
+# More than 100,000 corrupted files of every kind that spikeprop reads from elsewhere; follows coverage if atheris is installed.
 fuzz: .venv
 	-$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from common import parse, save
-from spikeprop_hardware import HardwareError, Recording, Simulator, make_plan, quantize, read_graph, simulate
+from spikeprop_hardware import HardwareError, Recording, Simulator, lay_out, quantize, read_nir, simulate
 
 from spikeprop import CNN, IF, Direct, MaxActivation, convert
-from spikeprop.deploy.export import encoded, export
+from spikeprop.deploy import encoded, export
 from spikeprop.experiment.simulation_input import open_simulation_input
 from spikeprop.runtime.seeding import seed_torch
 
@@ -55,8 +55,8 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
 
 def compare(options: argparse.Namespace, file: Path, inputs: np.ndarray) -> dict[str, Any]:
     """Samples/s of both, the ratio, and whether every spike is equal."""
-    graph, fixed = read_graph(file), options.precision == "fixed"
-    made = quantize(graph, input_limit=float(np.abs(inputs).max())).network if fixed else make_plan(graph)
+    graph, fixed = read_nir(file), options.precision == "fixed"
+    made = quantize(graph, input_limit=float(np.abs(inputs).max())).network if fixed else lay_out(graph)
     simulator = Simulator(made, threads=options.threads)
     simulator.run(inputs[:1])  # compiles the loops
     seconds = [timed(lambda: simulator.run(inputs, record=False))[0] for _ in range(options.repeats)]

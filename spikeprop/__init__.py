@@ -66,7 +66,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """NIR brings HDF5 with it, so it is only imported when asked for."""
     if name in ("to_nir", "from_nir"):
-        from spikeprop.deploy import nir
+        from spikeprop import deploy
 
-        return getattr(nir, name)
+        return getattr(deploy, name)
     raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")

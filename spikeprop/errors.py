@@ -1,34 +1,55 @@
-"""Errors that users meet. Each message names the thing that is wrong and what to do about it."""
+"""Errors that users meet, grouped by room. Each message names the thing that is wrong and says how to remedy it."""
 
+from spikeprop_hardware.errors import HardwareError as HardwareError
+from spikeprop_hardware.errors import NirError as NirError
+from spikeprop_hardware.errors import SpikepropError as SpikepropError
 
-class SpikepropError(Exception):
-    """Base of spikeprop's own errors; the command line shows their message without a traceback."""
+# runtime ----------------------------------------------------------------------------------------------------------------------
 
 
 class DamagedFileError(SpikepropError):
-    """A file of ours is truncated, altered, or larger than it can rightly be."""
+    """A file that spikeprop wrote is truncated, altered, or too large."""
+
+
+class BusyError(SpikepropError):
+    """Another process is at work in the folder."""
+
+
+class ProcessError(SpikepropError):
+    """One of several processes failed, so all of them end."""
 
 
 class Stopped(SpikepropError):
-    """A signal asked to stop, and what was done is saved; ``signal`` is its number."""
+    """A signal asked to stop, and the work so far is saved; ``signal`` is its number."""
 
     def __init__(self, signal: int):
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
 
 
+# recipe, data -----------------------------------------------------------------------------------------------------------------
+
+
+class RecipeError(SpikepropError):
+    """A recipe, component or override is wrong."""
+
+
+class MissingDataError(SpikepropError):
+    """Data files are absent, truncated or damaged."""
+
+
 class WorkerDied(SpikepropError):
     """A process that decodes images was killed."""
 
-    def __init__(self, told: str):
+    def __init__(self, reason: str):
         super().__init__(
-            f"a process that decodes photographs died ({told.splitlines()[0]}): often memory ran out. The same command goes on "
+            f"a process that decodes photographs died ({reason.splitlines()[0]}): often memory ran out. The same command resumes "
             "from the last checkpoint; data.workers=1 takes less memory, data.workers=0 decodes in the main process"
         )
 
 
 def worker_died(error: BaseException | None) -> WorkerDied | None:
-    """The death of a DataLoader's process, where that is what led to an error; torch tells of it in the middle of anything."""
+    """A WorkerDied if the death of a DataLoader's process led to ``error``; torch reports it in the middle of other work."""
     while error is not None:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
             return WorkerDied(str(error))
@@ -36,16 +57,11 @@ def worker_died(error: BaseException | None) -> WorkerDied | None:
     return None
 
 
-class RecipeError(SpikepropError):
-    """A recipe, component or override is wrong."""
+# convert, learn, evaluate -----------------------------------------------------------------------------------------------------
 
 
 class ConversionError(SpikepropError):
-    """The network holds something that cannot be converted to spikes."""
-
-
-class MissingDataError(SpikepropError):
-    """Data files are absent, truncated or damaged."""
+    """The network contains an operation that cannot be converted to spikes, or the calibration cannot be done."""
 
 
 class CheckpointError(SpikepropError):
@@ -53,35 +69,28 @@ class CheckpointError(SpikepropError):
 
 
 class TrainingCollapsed(SpikepropError):
-    """The loss is not finite or accuracy fell under chance."""
+    """The loss or a weight is not finite, or the accuracy is under chance."""
 
 
 class SegmentError(SpikepropError):
-    """A network cannot be cut into stages as a learning rule needs them."""
-
-
-class RunError(SpikepropError):
-    """A folder is no run's, or what lies in it is damaged; or a sweep's folder belongs to another sweep."""
-
-
-class BusyError(SpikepropError):
-    """Another process is at work in the folder."""
+    """A network cannot be cut into segments as a learning rule needs them."""
 
 
 class EvaluationError(SpikepropError):
     """An evaluation's folder holds another evaluation, or the network and the data do not fit each other."""
 
 
-class ProcessError(SpikepropError):
-    """Of several processes one cannot go on, so none does."""
+# deploy -----------------------------------------------------------------------------------------------------------------------
 
 
-class NirError(SpikepropError):
-    """A NIR graph holds something we do not know."""
+# experiment, sweep ------------------------------------------------------------------------------------------------------------
 
 
-class HardwareError(SpikepropError):
-    """The Lava simulation cannot be started or failed."""
+class RunError(SpikepropError):
+    """A folder is not that of a run, or its content is damaged; or a sweep's folder belongs to another sweep."""
+
+
+# plugins ----------------------------------------------------------------------------------------------------------------------
 
 
 class RankError(SpikepropError):
@@ -89,8 +98,8 @@ class RankError(SpikepropError):
 
 
 class MarketError(SpikepropError, ValueError):
-    """A market, product or simulation of the risk plugin is impossible: the quantity and its bound are named."""
+    """A market, product or simulation of the risk plugin is impossible; the message names the quantity and its bound."""
 
 
 class ExplainError(SpikepropError):
-    """A training step cannot be shown, or what to show cannot be found."""
+    """A training step cannot be shown, or the requested part of it does not exist."""

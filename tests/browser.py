@@ -1,4 +1,4 @@
-"""A tab of the shared browser that notes what it asks for and complains of."""
+"""A tab of the shared browser that records its requests and console messages."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ OFFLINE = ("file:", "about:", "data:", "blob:")  # addresses that need no networ
 
 @dataclass
 class Tab:
-    """What a page asked for, and what its console complained of."""
+    """The requests and console messages of a page."""
 
     page: Any
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     def fetched(self) -> list[str]:
-        """Addresses asked for that need a network."""
+        """Requested addresses that need a network."""
         return [url for url in self.requests if not url.startswith(OFFLINE)]
 
 
 @contextmanager
 def open_tab(chromium: Any, kind: type[Tab] = Tab, *, height: int = 900) -> Iterator[Any]:
-    """A fresh tab of a kind, which listens from its first moment."""
+    """A new tab of a kind, which records from the start."""
     context = chromium.new_context(viewport={"width": 1280, "height": height}, accept_downloads=True)
     found = kind(context.new_page())
     found.page.on("request", lambda r: found.requests.append(r.url))

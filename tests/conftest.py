@@ -1,4 +1,4 @@
-"""Shared fixtures: a trained network on real digits, and where real data lies."""
+"""Shared fixtures: a network trained on real digits, and the folder of real data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="session")
 def digits_cnn() -> CNN:
-    """A CNN trained for a few seconds on real digits; tests must leave it as it is."""
+    """A CNN trained for a few seconds on real digits; tests must not change it."""
     torch.manual_seed(0)
     ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[16, "A", 32, "A"], hidden=[32], dropout=0.1, hidden_dropout=0.1)
     optimizer = torch.optim.SGD(ann.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -30,7 +30,7 @@ def digits_cnn() -> CNN:
 
 @pytest.fixture
 def data_root() -> Path:
-    """$SPIKEPROP_DATA, or the test is skipped: real data sets are not part of the project."""
+    """$SPIKEPROP_DATA; without it the test is skipped, because real data sets are not part of the project."""
     root = os.environ.get("SPIKEPROP_DATA")
     if not root:
         pytest.skip("SPIKEPROP_DATA is not set: the real data sets are not here")
@@ -38,14 +38,14 @@ def data_root() -> Path:
 
 
 def need(root: Path, name: str) -> None:
-    """Skip where a data set is not under the data root."""
+    """Skip if a data set is not under the data root."""
     if not (root / name).exists():
         pytest.skip(f"{name} is not under SPIKEPROP_DATA")
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """Chromium, headless, driven by Playwright, which starts once a process; skips, saying why, where either is missing."""
+    """Headless Chromium, driven by Playwright, started once for each process; skips with a reason if either is missing."""
     program = os.environ.get("SPIKEPROP_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium, or set SPIKEPROP_CHROMIUM")

@@ -1,4 +1,7 @@
-"""The house's arrows, read from the imports with ast: who may import whom, where printing and pickling may happen."""
+"""The structure of the library, read from the source with ast: which room may import which, where code may print or unpickle.
+
+``python -m tests.test_architecture`` lists the classes that are defined twice and the modules at the root.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "spikeprop"
-LEVELS = [  # from the top floor down: a room imports only rooms of lines below its own
+LEVELS = [  # a room imports only rooms of the lines below its own
     {"__main__"},
     {"cli"},
     {"report", "sweep"},
@@ -24,16 +27,18 @@ LEVELS = [  # from the top floor down: a room imports only rooms of lines below 
     {"errors"},
 ]
 ROOT_MODULES = {"__init__", "__main__", "errors"}
-NAMESAKES: dict[str, str] = {}  # class defined in several modules: why that makes sense
+NAMESAKES: dict[str, str] = {}  # class that several modules define: the reason
+OTHER_TESTS = {"hardware", "faults", "fuzz", "witness"}  # directories of tests/ that mirror no room
 
 
 def imports(file: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, wherever in the file."""
+    """Dotted names of all modules that a file imports, at the top or in a function."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: write imports in full, so that this test can read them"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
@@ -62,7 +67,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported_modules(file: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of the library that a file imports: of ``from package import name`` the module that is named, or the package."""
+    """Modules of the library that a file imports; ``from a import b`` counts as the module a.b, or as a if there is none."""
     found = {name if name in known else name.rpartition(".")[0] for name in imports(file)}
     return found & known.keys()
 
@@ -86,7 +91,7 @@ def test_rooms_are_those_of_the_plan() -> None:
 
 
 @pytest.mark.parametrize("file", library_files(), ids=lambda f: str(f.relative_to(ROOT)))
-def test_arrows_point_strictly_down(file: Path) -> None:
+def test_rooms_import_only_rooms_below(file: Path) -> None:
     own = room(file)
     below = (
         set().union(*LEVELS[level(own) + 1 :])
@@ -109,12 +114,12 @@ def test_no_module_imports_itself_through_others() -> None:
     assert circles(graph) == []
 
 
-def test_a_circle_would_be_found() -> None:
+def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
 
 
 def class_names() -> dict[str, list[str]]:
-    """Class name to the modules that define it, of spikeprop and spikeprop_hardware, for names that stand twice."""
+    """Names of the classes that several modules of spikeprop and spikeprop_hardware define, and those modules."""
     found: dict[str, list[str]] = {}
     for file in [*library_files(), *sorted((ROOT / "hardware" / "spikeprop_hardware").rglob("*.py"))]:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -124,17 +129,25 @@ def class_names() -> dict[str, list[str]]:
 
 
 def test_one_name_is_one_class() -> None:
-    assert class_names().keys() == NAMESAKES.keys()
+    twice = class_names()
+    assert {name: files for name, files in twice.items() if name not in NAMESAKES} == {}
+    assert NAMESAKES.keys() <= twice.keys()
+
+
+def test_tests_mirror_the_rooms() -> None:
+    folders = {file.parent.relative_to(ROOT / "tests") for file in (ROOT / "tests").rglob("*.py")} - {Path()}
+    assert len(folders) > 10
+    assert [str(f) for f in sorted(folders) if f.parts[0] not in OTHER_TESTS and not (LIBRARY / f).is_dir()] == []
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "hardware").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
-def test_hardware_knows_neither_spikeprop_nor_torch(file: Path) -> None:
+def test_hardware_imports_neither_spikeprop_nor_torch(file: Path) -> None:
     packages = {name.partition(".")[0] for name in imports(file)}
     assert not packages & {"spikeprop", "torch"}
 
 
 @pytest.mark.parametrize(("package", "file"), [("yaml", "recipe/text.py"), ("pydantic", "recipe/checking.py")])
-def test_one_file_knows_yaml_and_one_pydantic(package: str, file: str) -> None:
+def test_one_file_imports_yaml_and_one_pydantic(package: str, file: str) -> None:
     users = [f.relative_to(LIBRARY).as_posix() for f in library_files() if package in {n.partition(".")[0] for n in imports(f)}]
     assert users == [file]
 
@@ -148,7 +161,7 @@ def test_only_the_command_line_prints() -> None:
     assert printing == {("spikeprop", "cli")}
 
 
-def test_the_command_line_loads_what_a_verb_needs_when_it_is_called() -> None:
+def test_the_command_line_imports_heavy_packages_only_in_the_verb_that_needs_them() -> None:
     program = (
         "import sys, spikeprop.cli; print(*{'yaml', 'pydantic', 'matplotlib', 'h5py', 'filelock', 'nir'} & set(sys.modules))"
     )
@@ -160,7 +173,7 @@ PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "mars
 
 
 def test_nothing_is_pickled() -> None:
-    """CIFAR's files are pickles: the module that reads them takes the unpickler apart."""
+    """Only the reader of CIFAR's files, which are pickles, imports pickle; it allows no function but those of numpy arrays."""
     everywhere = [f for folder in ("spikeprop", "hardware", "benchmarks") for f in sorted((ROOT / folder).rglob("*.py"))]
     assert len(everywhere) > 100
     pickling = {f.relative_to(ROOT).as_posix() for f in everywhere if PICKLES & {n.partition(".")[0] for n in imports(f)}}
@@ -172,7 +185,7 @@ def test_nothing_is_pickled() -> None:
 
 
 def unsafe_loads(tree: ast.AST) -> list[int]:
-    """Lines that call a loader which may run a pickle: torch.load but with weights_only=True, numpy's with allow_pickle."""
+    """Lines that call a loader which may run a pickle: torch.load without weights_only=True, np.load with allow_pickle."""
     found = []
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
         name, given = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
@@ -183,7 +196,7 @@ def unsafe_loads(tree: ast.AST) -> list[int]:
     return found
 
 
-def test_an_unsafe_load_would_be_found() -> None:
+def test_unsafe_loads_are_found() -> None:
     lines = [
         "torch.load(p)",
         "torch.load(p, weights_only=False)",
@@ -194,6 +207,17 @@ def test_an_unsafe_load_would_be_found() -> None:
     assert unsafe_loads(ast.parse("torch.load(p, weights_only=True)\nnp.load(p)\nnp.load(p, allow_pickle=False)")) == []
 
 
-def test_every_module_opens_with_its_paragraph() -> None:
+def test_every_module_has_a_docstring() -> None:
     files = [*library_files(), *(ROOT / "hardware" / "spikeprop_hardware").rglob("*.py")]
     assert not [f.name for f in files if not ast.get_docstring(ast.parse(f.read_text(encoding="utf-8")))]
+
+
+def main() -> None:
+    """Print what a reader of the tree should know: classes defined twice, with the reason, and the modules at the root."""
+    for name, files in sorted(class_names().items()):
+        print(f"defined {len(files)} times: {name} ({', '.join(files)}): {NAMESAKES.get(name, 'NO REASON GIVEN')}")  # noqa: T201
+    print("modules at the root:", *sorted(f"{p.stem}.py" for p in LIBRARY.glob("*.py")))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What README.md and results/README.md say holds: their snippets run, and the recipes and runs that they name are there."""
+"""README.md and docs/ are true: their snippets run, their links resolve, and the recipes, runs and figures in them exist."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -19,11 +21,53 @@ from torchvision.models import SqueezeNet1_0_Weights, squeezenet1_0
 from spikeprop.recipe import recipe_folder
 
 ROOT = Path(__file__).parents[1]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "results/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = ROOT / "docs/results.md"
+LARGEST_README = 6000  # bytes
 NAMED = re.compile(r"\b(?:digits|(?:fashion_)?mnist|cifar10|cifar100|imagenet)_[a-z0-9_]+")
+LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+SNIPPETS = [
+    (page, code)
+    for page in ("README.md", "docs/index.md", "docs/guides/conversion.md")
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+]
+MY_PROJECT = """
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 10))
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+images, labels = (torch.tensor(a) for a in load_digits(return_X_y=True))
+images = images.float().reshape(-1, 1, 8, 8) / 16
+train_loader = DataLoader(TensorDataset(images[:1400], labels[:1400]), batch_size=128, shuffle=True)
+test_loader = DataLoader(TensorDataset(images[1400:], labels[1400:]), batch_size=100)
+"""
+TRAINING = """
+import torch
+from my_project import Net, train_loader
+
+torch.manual_seed(0)
+net = Net()
+optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+for _ in range(5):
+    for x, y in train_loader:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+torch.save(net.state_dict(), "net.pt")
+"""
 
 
-def folder_of_imagenet(path: Path) -> None:
+def imagenet_folder(path: Path) -> None:
     """A folder in ImageNet's layout, with one image of noise to train on and one to test on."""
     draws = torch.Generator().manual_seed(0)
     for split in ("train", "val"):
@@ -32,7 +76,7 @@ def folder_of_imagenet(path: Path) -> None:
         Image.fromarray(image.numpy()).save(path / split / "n01440764" / "1.JPEG")
 
 
-def weights_that_need_no_network(folder: Path) -> None:
+def downloaded_weights(folder: Path) -> None:
     """A file of random weights where torchvision keeps what it has downloaded."""
     torch.manual_seed(0)
     file = folder / "hub" / "checkpoints" / SqueezeNet1_0_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
@@ -42,31 +86,99 @@ def weights_that_need_no_network(folder: Path) -> None:
     torch.save(ann.state_dict(), file)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.splitlines()[0])
-def test_snippets_of_the_readme_run(snippet: str, tmp_path: Path) -> None:
-    """As a program of its own, in an empty folder; what it needs to be there is made of noise."""
-    folder_of_imagenet(tmp_path / "imagenet")
-    weights_that_need_no_network(tmp_path / "torch")
-    paths = os.pathsep.join([str(ROOT), *sys.path])
-    environment = {**os.environ, "TORCH_HOME": str(tmp_path / "torch"), "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, env=environment, capture_output=True, text=True)
+def run_program(code: str, folder: Path) -> str:
+    """What a program prints that runs by itself in a folder."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "hardware"), *sys.path])
+    environment = {**os.environ, "TORCH_HOME": str(folder / "torch"), "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("}")  # accuracy by number of steps
+    return done.stdout.strip()
 
 
-def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) == 2
+@pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[page for page, _ in SNIPPETS])
+def test_snippets_run_as_programs(page: str, code: str, tmp_path: Path) -> None:
+    """In a folder that holds what the page says: a trained network as a .pt file, or photographs, here of noise."""
+    if page == "README.md":
+        (tmp_path / "my_project.py").write_text(MY_PROJECT)
+        run_program(TRAINING, tmp_path)
+    elif "imagenet" in code:
+        imagenet_folder(tmp_path / "imagenet")
+        downloaded_weights(tmp_path / "torch")
+    printed = run_program(code, tmp_path)
+    assert printed.endswith("}")  # accuracy by number of steps
+    if page == "README.md":
+        ann, snn = re.findall(r"([0-9.]+)\}?$", printed, re.MULTILINE)
+        assert "{8: " in printed
+        assert float(ann) > 80
+        assert float(snn) > float(ann) - 10
 
 
-@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
-def test_recipes_that_are_named_exist(page: str) -> None:
-    named = set(NAMED.findall((ROOT / page).read_text()))
-    assert named
+def test_each_of_these_pages_has_one_snippet() -> None:
+    assert [page for page, _ in SNIPPETS] == ["README.md", "docs/index.md", "docs/guides/conversion.md"]
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= LARGEST_README
+
+
+def test_recipes_that_are_named_exist() -> None:
+    named = {name for page in PAGES for name in NAMED.findall(page.read_text())}
+    assert len(named) > 20
     assert named <= {file.stem for file in recipe_folder().glob("*.yaml")}
 
 
-def test_the_results_page_tells_every_run_as_its_report_does() -> None:
-    rows = [line for line in (ROOT / "results/README.md").read_text().splitlines() if line.startswith("|")]
+def without_code(text: str) -> str:
+    """A page without its blocks of code and code in lines, whose brackets are no links."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def links(page: Path) -> Iterator[str]:
+    """Links of a page to files and headings of the repository."""
+    yield from (url for url in LINK.findall(without_code(page.read_text())) if not urlsplit(url).scheme)
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as mkdocs and GitHub make them; those made from the code are not there."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-") for title in titles}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Links of a page that lead to no file, or to a heading that its page does not have."""
+    broken = []
+    for url in links(page):
+        path, _, anchor = url.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.is_file() or (anchor and anchor not in anchors(file)):
+            broken.append(url)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    assert not broken_links(page)
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    text = "# It's here\n[a](#its-here) [b](#not-here) [c](none.md) `[d](none.md)` [e](https://a.example) [f](page.md#its-here)\n"
+    page.write_text(text)
+    assert broken_links(page) == ["#not-here", "none.md"]
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    """By links alone, as on a site that shows the repository's files."""
+    seen, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        seen.add(page)
+        found = [(page.parent / url.partition("#")[0]).resolve() for url in links(page) if url.partition("#")[0].endswith(".md")]
+        todo += [file for file in found if file not in seen]
+    assert {page for page in PAGES if page.is_relative_to(ROOT / "docs") and page.name != "changelog.md"} <= seen
+
+
+def test_the_results_page_has_every_run_as_its_report() -> None:
+    rows = [line for line in RESULTS.read_text().splitlines() if line.startswith("|")]
     for file in (ROOT / "results").glob("*/report.json"):
         report = json.loads(file.read_text())
         if "arms" in report:  # a plugin's experiment has a table of its own
@@ -78,33 +190,50 @@ def test_the_results_page_tells_every_run_as_its_report_does() -> None:
         if "effective_snr_db" in report or "peak_db" in report:
             _check_snr(report, rows)
             continue
-        (row,) = (row for row in rows if f"`{file.parent.name}`" in row)
+        row = next(row for row in rows if f"`{file.parent.name}`" in row)
         if "learners" in report:
             _check_learners(report, row)
             continue
-        kind = "finetuned" if report.get("finetuned_epochs", 1) else "converted"
-        found = report[kind]["accuracy"]
-        claims = re.findall(r"(\d+\.\d\d) at (?:T = )?(\d+)", row.split("|")[5])
-        assert claims, row
-        assert {t: f"{found[t]:.2f}" for _, t in claims} == {t: claim for claim, t in claims}
+        cells = [cell.strip() for cell in row.split("|")]
+        assert cells[3] == f"{report['ann']['accuracy']:.2f}"
+        _check_accuracy(cells[4], report["converted"]["accuracy"])
+        if report.get("finetuned_epochs", 1):
+            _check_accuracy(cells[5], report["finetuned"]["accuracy"])
+        else:
+            assert cells[5] == "no"
         commit = re.findall(r"`([0-9a-f]{12}(?:-dirty)?)`", row)
         assert commit == [report["provenance"]["commits"]["evaluate"]]
+
+
+def _check_accuracy(cell: str, found: dict[str, float]) -> None:
+    """Each "percent at T" of a cell stands in the report."""
+    claims = re.findall(r"(\d+\.\d\d) at (?:T = )?(\d+)", cell)
+    assert claims, cell
+    assert {t: f"{found[t]:.2f}" for _, t in claims} == {t: claim for claim, t in claims}
+
+
+def test_the_readme_has_the_figures_of_the_results_page() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+    results = RESULTS.read_text()
+    figures = {figure for row in rows for figure in re.findall(r"\d\d\.\d\d|\d+,\d{3}", row)}
+    assert len(figures) >= 10
+    assert not [figure for figure in figures if figure not in results]
 
 
 def _check_arms(report: dict[str, Any], rows: list[str]) -> None:
     """Each of the experiment's means and differences that the page tells stands in its report."""
     text = "\n".join(rows)
-    told = [arm for arm in report["arms"].values() if f"{arm['mean']:.2f} ({arm['interval'][0]:.2f} to" in text]
-    assert len(told) >= 2
-    assert any(f"{arm['against_baseline']['mean']:+.2f} (" in text for arm in told)
+    shown = [arm for arm in report["arms"].values() if f"{arm['mean']:.2f} ({arm['interval'][0]:.2f} to" in text]
+    assert len(shown) >= 2
+    assert any(f"{arm['against_baseline']['mean']:+.2f} (" in text for arm in shown)
 
 
 def _check_risk(report: dict[str, Any], rows: list[str]) -> None:
     """Price and first sensitivities with their standard errors, and the two sums."""
     micro, quotes = report["microbuckets"], report["superbuckets"]
-    told = [micro["price"], *(micro["sensitivities"][name] for name in ("spot", "rate", "dividend"))]
+    shown = [micro["price"], *(micro["sensitivities"][name] for name in ("spot", "rate", "dividend"))]
     text = "\n".join(rows)
-    for one in told:
+    for one in shown:
         assert f"{one['value']:.4f} +- {one['standard_error']:.4f}" in text
     for found, name in ((micro, "volatilities"), (quotes, "implied_volatilities")):
         assert f"{sum(map(sum, found['sensitivities'][name]['value'])) / 100:+.4f}" in text
@@ -124,11 +253,11 @@ def _check_snr(report: dict[str, Any], rows: list[str]) -> None:
     """An optical link: every figure of its table stands in its report."""
     found = report.get("effective_snr_db") or report["peak_db"]
     several = "peak_db" in report
-    told = [
+    shown = [
         f"{one['mean']:.2f}" + (f" ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})" if several else "")
         for one in found.values()
     ]
-    assert sum(any(f"| {text} |" in row for row in rows) for text in told) >= 5
+    assert sum(any(f"| {text} |" in row for row in rows) for text in shown) >= 5
 
 
 def _check_learners(report: dict[str, Any], row: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import json
 import os
@@ -13,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from spikeprop.cli import main
+from spikeprop.experiment import HybridConversion
+from spikeprop.recipe import components, load_recipe, slots
+from spikeprop.snn import Neuron, Surrogate
 from tests.browser import Tab, open_tab
 
 ROOT = Path(__file__).parents[1]
@@ -38,34 +44,89 @@ def pages(site: Path) -> list[Path]:
     return sorted(file for file in site.rglob("*.html") if file.name != "404.html")
 
 
-def test_every_page_is_there_and_nothing_is_left_to_put_in(site: Path) -> None:
+def test_every_page_is_built_and_nothing_is_left_to_fill_in(site: Path) -> None:
     sources = {file.relative_to(ROOT / "docs").with_suffix(".html") for file in (ROOT / "docs").rglob("*.md")}
     assert {page.relative_to(site) for page in pages(site)} == sources
     for page in pages(site):
-        assert "<!-- include" not in page.read_text()
-        assert "<!-- table" not in page.read_text()
+        for request in ("include", "table", "generated"):
+            assert f"<!-- {request}" not in page.read_text()
+
+
+def text_of(page: Path) -> str:
+    """A page's text, without tags."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
 
 
 def test_texts_and_figures_come_from_where_they_are_kept(site: Path) -> None:
-    results, peers = (re.sub(r"<[^>]+>", "", (site / name).read_text()) for name in ("results.html", "peers.html"))
+    peers, changelog = text_of(site / "peers.html"), text_of(site / "changelog.html")
     found = json.loads((ROOT / "results/benchmarks/step.json").read_text())["results"]
     assert f"{found['spikeprop']['median']:.2f}\n" in peers
     assert f"{found['snnTorch']['median'] / found['spikeprop']['median']:.1f}\n" in peers
-    assert "Our figures beside published ones." in results
+    assert "Keep a Changelog" in changelog
     assert "class Network(nn.Module):" in peers
     migrated = ROOT / "results/benchmarks/migration.json"
     assert migrated.exists() == ("has not been run" not in peers)
 
 
-def test_the_reference_has_the_public_names(site: Path) -> None:
-    for room in ("ann", "convert", "data", "evaluate", "learn", "snn"):
-        page = (site / "api" / f"{room}.html").read_text()
-        missing = [
-            name
-            for name in importlib.import_module(f"spikeprop.{room}").__all__
-            if name.isidentifier() and not name.isupper() and f'id="spikeprop.{room}.{name}"' not in page
-        ]
-        assert not missing, room
+@pytest.mark.parametrize("room", ["ann", "convert", "data", "evaluate", "learn", "recipe", "snn"])
+def test_the_reference_has_the_public_names(site: Path, room: str) -> None:
+    page = (site / "api" / f"{room}.html").read_text()
+    missing = [
+        name
+        for name in importlib.import_module(f"spikeprop.{room}").__all__
+        if name.isidentifier() and not name.isupper() and f'id="spikeprop.{room}.{name}"' not in page
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("page", "module"),
+    [
+        ("api/experiment", "spikeprop.experiment.context"),
+        ("api/experiment", "spikeprop.experiment.settings"),
+        ("api/errors", "spikeprop.errors"),
+        ("api/runtime", "spikeprop.runtime.processes"),
+    ],
+)
+def test_the_reference_has_the_classes_of_a_module(site: Path, page: str, module: str) -> None:
+    text = (site / f"{page}.html").read_text()
+    own = [n for n, c in vars(importlib.import_module(module)).items() if isinstance(c, type) and c.__module__ == module]
+    public = [name for name in own if not name.startswith("_")]
+    assert public
+    assert not [name for name in public if f'id="{module}.{name}"' not in text]
+
+
+def test_every_plugin_has_a_page_with_its_public_names(site: Path) -> None:
+    found = set(re.findall(r'id="spikeprop\.plugins\.(\w+)', "".join(p.read_text() for p in (site / "plugins").glob("*.html"))))
+    folder = ROOT / "spikeprop" / "plugins"
+    assert {p.parent.name for p in folder.glob("*/__init__.py")} <= found
+
+
+def test_the_recipe_reference_has_every_key_and_component(site: Path) -> None:
+    page = text_of(site / "reference/recipe.html")
+    keys: set[str] = set()
+    for name, value in load_recipe("digits_cnn_stdb").describe().items():
+        group = value if isinstance(value, dict) and "use" not in value else {}
+        keys |= {f"{name}.{key}" for key in group} | ({name} - {"use"})
+    assert len(keys) > 30
+    assert not [key for key in keys if f"\n{key}\n" not in page]
+    for base in {Neuron, Surrogate, *slots(HybridConversion).values()} - {torch.optim.Optimizer}:
+        names = components(base)
+        assert names
+        assert not [name for name in names if f"{name}¶" not in page], base
+
+
+def test_the_cli_reference_has_every_verb_and_option(site: Path) -> None:
+    page = text_of(site / "reference/cli.html")
+    for name, command in main.commands.items():
+        assert f"{name}¶" in page
+        options = [o for p in command.params for o in p.opts if o.startswith("--")]
+        assert not [option for option in options if option not in page], name
+
+
+def test_no_docstring_sends_the_reader_to_another_class(site: Path) -> None:
+    """Parameters are described where they are listed, so none is "as `Neuron`'s"."""
+    assert not [page.name for page in (site / "api").glob("*.html") if re.search(r"\bas [A-Z]\w+[’']s\b", text_of(page))]
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
@@ -83,30 +144,44 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("hooks")
 
 
-def test_a_section_ends_where_the_next_of_its_level_begins(hooks: Any) -> None:
-    text = "# T\n## One two\na\n```\n# no heading\n```\n### Below\nb\n## Next\nc\n"
-    assert hooks.section(text, "one-two") == "a\n```\n# no heading\n```\n### Below\nb"
-    assert hooks.section(text, "next") == "c"
-    assert hooks.section(text, "three") is None
+def test_links_out_of_the_pages_lead_to_the_site_or_go(hooks: Any) -> None:
+    places = {("results/a.png", ""): "../a.png", ("CHANGELOG.md", "x"): "../log.html#x"}
+    text = "![p](../../results/a.png) [x](../../CHANGELOG.md#x) [gone](../../b) [far](https://a.example/) [h](#h) [p](../c.md)"
+
+    def find(path: str, anchor: str) -> str | None:
+        return places.get((path, anchor))
+
+    expected = "![p](../a.png) [x](../log.html#x) gone [far](https://a.example/) [h](#h) [p](../c.md)"
+    assert hooks.relinked(text, "docs/guides", find) == expected
+    assert hooks.relinked("```\n[gone](../../b.txt)\n```", "docs/guides", find) == "```\n[gone](../../b.txt)\n```"
+    with pytest.raises(Exception, match=r"no picture '\.\./b\.png'"):
+        hooks.relinked("![p](../b.png)", "docs", lambda *_: None)
 
 
-def test_links_of_an_included_text_lead_to_the_site_or_go(hooks: Any) -> None:
-    places = {("results/a.png", ""): "a.png", ("README.md", "use"): "index.html#use"}
-    text = "![p](a.png) [use](../README.md#use) [gone](b.txt) [far](https://a.example/x) [here](#h)"
-    told = hooks.relinked(text, "results", lambda path, anchor: places.get((path, anchor)))
-    assert told == "![p](a.png) [use](index.html#use) gone [far](https://a.example/x) [here](#h)"
-    with pytest.raises(Exception, match=r"no picture 'b\.png'"):
-        hooks.relinked("![p](b.png)", "results", lambda *_: None)
+def test_an_entry_for_several_names_becomes_one_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("griffe", reason="the docs extra is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    rewritten = importlib.import_module("docstrings").one_name_an_entry
+    text = "A, b: c.\n\nArgs:\n    a, b: both\n        of them.\n    c: one, d: no.\n\nReturns:\n    e, f: stays."
+    entries = "    a: both\n        of them.\n    b: both\n        of them.\n    c: one, d: no."
+    assert rewritten(text) == f"A, b: c.\n\nArgs:\n{entries}\n\nReturns:\n    e, f: stays."
 
 
-def test_a_benchmark_that_was_not_run_is_said_to_be_so(hooks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What makes tables of the benchmarks' figures, as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("benchmark_tables")
+
+
+def test_a_benchmark_that_was_not_run_is_named(tables: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
     for name in ("scaling", "scaling-model"):
-        assert "`benchmarks/scaling.py` has not been run" in hooks.table(name)
+        assert "`benchmarks/scaling.py` has not been run" in tables.table(name)
 
 
 def test_the_tables_of_scaling_are_those_of_its_benchmark(
-    hooks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tables: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The processes are left out: one rate in each's place. The model is the benchmark's own."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -116,10 +191,10 @@ def test_the_tables_of_scaling_are_those_of_its_benchmark(
     file = tmp_path / "results/benchmarks/scaling.json"
     file.parent.mkdir(parents=True)
     scaling.main(["--processes", "1", "2", "--out", str(file)])
-    monkeypatch.setattr(hooks, "ROOT", tmp_path)
-    assert "| SNN, VGG5 | 2 | 30.0 (2.00 times one's) | 36.0 (2.00 times one's) | 12.50 | 4.00 |" in hooks.table("scaling")
-    assert "| VGG16 | 319.02 |" in hooks.table("scaling-bytes")  # 2 * 999/1000 * 4 bytes * 39,917,248
-    assert f"{100 * scaling._efficiency(4_000_000, 0.05, 1000):.1f} (" in hooks.table("scaling-model")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert "| SNN, VGG5 | 2 | 30.0 (2.00 times one's) | 36.0 (2.00 times one's) | 12.50 | 4.00 |" in tables.table("scaling")
+    assert "| VGG16 | 319.02 |" in tables.table("scaling-bytes")  # 2 * 999/1000 * 4 bytes * 39,917,248
+    assert f"{100 * scaling._efficiency(4_000_000, 0.05, 1000):.1f} (" in tables.table("scaling-model")
     assert "ANN, ResNet-20" in capsys.readouterr().out
 
 
@@ -129,8 +204,8 @@ def opened(chromium: Any) -> Iterator[Tab]:
         yield found
 
 
-def test_the_table_of_sharding_is_of_what_was_measured(
-    hooks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_table_of_sharding_has_what_was_measured(
+    tables: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     sharding = importlib.import_module("sharding")
@@ -139,10 +214,10 @@ def test_the_table_of_sharding_is_of_what_was_measured(
     file = tmp_path / "results/benchmarks/sharding.json"
     file.parent.mkdir(parents=True)
     sharding.main(["--small", "--processes", "1", "2", "--out", str(file)])
-    monkeypatch.setattr(hooks, "ROOT", tmp_path)
-    found = hooks.table("sharding")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    found = tables.table("sharding")
     assert " | 2 | all | 2,500 (1.25 times one's) | 1.2 |" in found
-    assert " | 2 | its part | 1,000 (0.50 times one's) | 1.2 |" in found
+    assert " | 2 | its shard | 1,000 (0.50 times one's) | 1.2 |" in found
     assert "a part each: 1,000 MiB" in capsys.readouterr().out
 
 

@@ -30,7 +30,7 @@ for kind, title, text in json.load(sys.stdin):
         with contextlib.redirect_stdout(printed):
             exec(compile(text, f"block {len(told) + 1}", "exec"), names)
     else:
-        result = CliRunner().invoke(main, shlex.split(text)[1:], catch_exceptions=False)
+        result = CliRunner().invoke(main, shlex.split(text.removeprefix("python -m "))[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         printed.write(result.stdout)
     told.append(printed.getvalue())
@@ -65,7 +65,7 @@ def blocks(page: str) -> list[Block]:
             found.append(Block(kind, title, text))
         else:
             command, _, prints = text.partition("\n")
-            assert command.startswith("$ spikeprop ")
+            assert command.startswith(("$ spikeprop ", "$ python -m spikeprop "))
             found.append(Block(kind, "", command.removeprefix("$ "), prints))
     return found
 
@@ -78,7 +78,7 @@ def without_figures(text: str) -> str:
 def run(page: list[Block], folder: Path) -> list[str]:
     """What each block prints, all of them in one program that starts in an empty folder."""
     given = json.dumps([(block.kind, block.title, block.text) for block in page])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "hardware"), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", DRIVER], input=given, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -94,5 +94,6 @@ def test_tutorials_run_and_print_what_they_say(page: Path, tmp_path: Path) -> No
         assert without_figures(printed) == without_figures(block.prints), block.text
 
 
-def test_there_are_four_tutorials() -> None:
-    assert {page.stem for page in PAGES} == {"train-convert-deploy", "torchvision", "learning-rule", "report"}
+def test_there_are_six_tutorials() -> None:
+    known = {"train-convert-deploy", "torchvision", "own-data", "own-components", "learning-rule", "report"}
+    assert {page.stem for page in PAGES} == known

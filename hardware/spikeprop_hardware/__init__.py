@@ -1,37 +1,58 @@
 """Runs a NIR file of a spiking network on Lava processes or in a batched simulator equal to them, in floating point or in the
 integers of Loihi 2: ``simulate(nir_file, inputs)`` returns every spike and output, ``quantize(graph)`` the integer network,
-``budget(plan)`` what it takes on the chip."""
+``budget(network)`` what it takes on the chip. What a NIR file means, and what is refused, is written here and nowhere else."""
 
-from spikeprop_hardware.budget import Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
-from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.integer import IntegerNetwork
-from spikeprop_hardware.netx import quantize_for_netx, write_netx
-from spikeprop_hardware.plan import make_plan
-from spikeprop_hardware.quantize import LayerReport, Quantized, quantize
-from spikeprop_hardware.reading import read_graph
-from spikeprop_hardware.reference import Simulator
-from spikeprop_hardware.simulate import Recording, Simulation, simulate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from spikeprop_hardware.errors import HardwareError, NirError, SpikepropError
+
+if TYPE_CHECKING:
+    from spikeprop_hardware.chip import Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
+    from spikeprop_hardware.graph import SpikingMaxPool2d
+    from spikeprop_hardware.integer import IntegerNetwork
+    from spikeprop_hardware.network import ChipNetwork, lay_out
+    from spikeprop_hardware.netx import quantize_for_netx, write_netx
+    from spikeprop_hardware.quantization import LayerReport, Quantized, quantize
+    from spikeprop_hardware.reading import read_nir
+    from spikeprop_hardware.recording import Recording, SimulationResult
+    from spikeprop_hardware.reference import Simulator
+    from spikeprop_hardware.simulation import simulate
 
 __all__ = [
     "Activity",
     "Budget",
     "Chip",
+    "ChipNetwork",
     "HardwareError",
     "IntegerNetwork",
     "LayerBudget",
     "LayerReport",
+    "NirError",
     "Quantized",
     "Recording",
-    "Simulation",
+    "SimulationResult",
     "Simulator",
+    "SpikepropError",
+    "SpikingMaxPool2d",
     "activity",
     "budget",
     "energy_joules",
-    "make_plan",
+    "lay_out",
     "quantize",
     "quantize_for_netx",
-    "read_graph",
+    "read_nir",
     "simulate",
     "write_netx",
 ]
 __version__ = "0.1.0"
+_MODULES = ("graph", "reading", "network", "integer", "recording", "quantization", "chip", "netx", "reference", "simulation")
+
+
+def __getattr__(name: str) -> Any:
+    """numpy, scipy, nir and HDF5 are imported when a name that needs them is used; the errors need none of them."""
+    for module in _MODULES if name in __all__ else ():
+        found = vars(import_module(f"spikeprop_hardware.{module}"))
+        if name in found:
+            return found[name]
+    raise AttributeError(f"module 'spikeprop_hardware' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Plan -> connected Lava processes, run over all samples in one go.
+"""ChipNetwork -> connected Lava processes, run over all samples in one go.
 
 Each population is a SoftIF (ChipIF in integers) or a MaxPool, each connection a Sparse synapse (graded messages,
 since coded input may be signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run; see
@@ -15,26 +15,26 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
-from spikeprop_hardware.plan import Connection, Plan, Population
-from spikeprop_hardware.reference import Result
+from spikeprop_hardware.network import ChipNetwork, Connection, Population
+from spikeprop_hardware.recording import SimulationResult
 
 BITS = 48  # spikes a number: Lava hands variables back as float64, whole up to 2^53
 
 
 def run_on_lava(
-    plan: Plan | IntegerNetwork,
+    network: ChipNetwork | IntegerNetwork,
     inputs: np.ndarray,
     progress: Callable[[int, int], None],
     slices: int = 100,
     membranes: bool = False,
-) -> Result:
+) -> SimulationResult:
     """Run every sample through Lava; an integer network runs on the fixed-point models, potentials and output as integers.
 
     Args:
-        plan: the network.
+        network: laid out, or in integers.
         inputs: (samples, steps, values) float64, or the int32 that an integer network's ``encode`` makes.
         progress: called with (time steps done, all time steps).
-        slices: how often progress is told; often enough that its absence means that Lava hangs.
+        slices: how often progress is called; if it is not called for long, Lava hangs.
         membranes: record potentials, which Lava hands over slowly.
     """
     from lava.magma.core.run_conditions import RunSteps
@@ -44,11 +44,11 @@ def run_on_lava(
     samples, period, _ = inputs.shape
     steps = samples * period
     source = RingBuffer(data=np.ascontiguousarray(inputs.reshape(steps, -1).T))
-    ports = {plan.input: source.s_out}
+    ports = {network.input: source.s_out}
     run = {"period": period, "steps": steps}
-    processes = [_add(population, ports, run, membranes) for population in plan.populations]
-    select = "fixed_pt" if isinstance(plan, IntegerNetwork) else "floating_pt"
-    done, total = 0, steps + plan.depth
+    processes = [_add(population, ports, run, membranes) for population in network.populations]
+    select = "fixed_pt" if isinstance(network, IntegerNetwork) else "floating_pt"
+    done, total = 0, steps + network.depth
     try:
         while done < total:
             count = min(max(1, total // slices), total - done)
@@ -56,13 +56,13 @@ def run_on_lava(
             done += count
             progress(done, total)
         shape = (samples, period, -1)
-        layers = list(zip(plan.populations[:-1], processes))
+        layers = list(zip(network.populations[:-1], processes))
         spikes = {p.name: _trains(p, proc, steps).reshape(shape) for p, proc in layers}
         traces = {p.name: proc.trace.get().T.reshape(shape) for p, proc in layers} if membranes else {}
         output = processes[-1].sums.get().T.reshape(shape)
     finally:
         processes[-1].stop()
-    return Result(spikes, output, traces)
+    return SimulationResult(spikes, output, traces)
 
 
 def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: bool) -> Any:

@@ -1,5 +1,13 @@
-"""The error that users of this package meet."""
+"""The errors that users meet, one family for spikeprop and this package. A message says what is wrong and what to do about it."""
 
 
-class HardwareError(Exception):
-    """The network cannot be laid out, or the simulation cannot be started or failed; the message says what to do."""
+class SpikepropError(Exception):
+    """Base of the errors of spikeprop and spikeprop-hardware; the command line shows their message without a traceback."""
+
+
+class NirError(SpikepropError):
+    """A NIR file is damaged, or a NIR graph holds something that is not known or cannot be expressed."""
+
+
+class HardwareError(SpikepropError):
+    """A network does not fit the hardware, or its simulation cannot be started or failed."""

@@ -1,4 +1,4 @@
-"""An integer network: a plan in the number formats of Loihi 2, and the file that carries it into Lava's Python.
+"""An integer network: a ``ChipNetwork`` in the number formats of Loihi 2, and the file that carries it into Lava's Python.
 
 A synapse adds ``a = (sum of 2*m*s) << exponent`` (``>>`` with a negative one; m is an 8-bit mantissa, -128..127; the chip
 drops the lowest of nine bits where signs are mixed, hence the 2). A neuron, all state in 24 bits:
@@ -23,7 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.plan import Shape
+from spikeprop_hardware.network import Shape
 
 STATE_LIMIT = 2**23  # 24-bit potentials and currents
 ALIGN = 6  # bits by which the chip shifts currents and thresholds up

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
 from scipy import sparse
 
-from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.errors import NirError
+from spikeprop_hardware.graph import SpikingMaxPool2d, pair, window_of
 
 LARGEST = 2**26  # numbers of a tensor; ImageNet's largest layers have a few million
 Shape = tuple[int, ...]
@@ -24,13 +25,13 @@ Linear = tuple[sparse.csr_matrix, np.ndarray, Shape]  # matrix, bias, shape of t
 
 
 def check_size(name: str, shape: Shape) -> None:
-    """A tensor of a graph must have a size that a machine can hold; a file can say any.
+    """A tensor of a graph must have a size that a machine can hold; a file can name any size.
 
     Raises:
-        HardwareError: naming the node.
+        NirError: naming the node.
     """
     if not shape or min(shape) < 1 or math.prod(shape) > LARGEST:
-        raise HardwareError(
+        raise NirError(
             f"node {name!r} has a tensor of shape {shape}; sizes are positive, and at most {LARGEST:,} numbers are laid out"
         )
 
@@ -39,61 +40,92 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
     """Matrix, bias and output shape of a linear node reading a tensor of ``shape``.
 
     Raises:
-        HardwareError: a node that is not linear or not known, or whose settings do not fit the tensor.
+        NirError: a node that is not linear or not known, or whose settings do not fit the tensor.
     """
     maker = _MAKERS.get(type(node))
     if maker is None:
         known = ", ".join(t.__name__ for t in _MAKERS)
-        raise HardwareError(
+        raise NirError(
             f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF, "
             "SpikingMaxPool2d"
         )
-    if isinstance(node, (nir.Conv2d, nir.AvgPool2d, nir.SumPool2d)):
-        _check_window(node, shape, name)
     return maker(node, shape, name)
 
 
-def _check_window(node: Any, shape: Shape, name: str) -> None:
-    """Before a convolution is laid out: that its output is no larger than can be."""
+class Places(NamedTuple):
+    """Where a kernel lies on images (C, H, W), and the shape of the result."""
+
+    kernel: Shape
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    margins: Margins
+    after: Shape
+
+
+def places_of(node: Any, shape: Shape, name: str) -> Places:
+    """The places of a convolution's or pooling's kernel on a tensor of ``shape``.
+
+    Raises:
+        NirError: settings out of range or that do not fit the tensor, or a result that is larger than can be laid out.
+    """
     if len(shape) != 3:
-        raise HardwareError(f"node {name!r} slides over images (C, H, W), but {shape} arrives")
+        raise NirError(f"node {name!r} slides over images (C, H, W), but {shape} arrives")
     conv = isinstance(node, nir.Conv2d)
     if conv and np.ndim(node.weight) != 4:
-        raise HardwareError(f"node {name!r} has weights with {np.ndim(node.weight)} axes; a convolution's have 4")
+        raise NirError(f"node {name!r} has weights with {np.ndim(node.weight)} axes; a convolution's have 4")
     kernel = np.shape(node.weight)[2:] if conv else pair(node.kernel_size)
     outputs = np.shape(node.weight)[0] if conv else shape[0]
-    margins = _margins(node, np.empty((1, 1, *kernel)), name) if conv else _even(node.padding)
+    margins = margins_of(node, name) if conv else _even(node.padding)
     stride, dilation = pair(node.stride), pair(node.dilation) if conv else (1, 1)
     if min(*kernel, *stride, *dilation) < 1 or min(min(m) for m in margins) < 0:
-        raise HardwareError(
+        raise NirError(
             f"node {name!r} has a kernel {kernel}, stride {stride}, dilation {dilation} or padding {margins} out of range"
         )
     after = [(n + sum(m) - d * (k - 1) - 1) // s + 1 for n, m, d, k, s in zip(shape[1:], margins, dilation, kernel, stride)]
     check_size(name, (outputs, *after))
     if math.prod(after) * math.prod(kernel) > LARGEST:
-        raise HardwareError(
-            f"node {name!r} has a window of {kernel} at {after[0]} x {after[1]} places, more than can be laid out"
-        )
+        raise NirError(f"node {name!r} has a window of {kernel} at {after[0]} x {after[1]} places, more than can be laid out")
+    return Places(kernel, stride, dilation, margins, (outputs, *after))
+
+
+def margins_of(node: nir.Conv2d, name: str) -> Margins:
+    """A convolution's padding; "same" as torch has it, an odd margin's larger half below and to the right.
+
+    Raises:
+        NirError: padding "same" with a stride, which torch does not have either.
+    """
+    if not isinstance(node.padding, str):
+        return _even(node.padding)
+    if node.padding == "valid":
+        return _even(0)
+    if pair(node.stride) != (1, 1):
+        raise NirError(f"node {name!r} has padding 'same' with stride {pair(node.stride)}; give the padding as numbers")
+    totals = [d * (k - 1) for d, k in zip(pair(node.dilation), np.shape(node.weight)[2:])]
+    high, wide = ((total // 2, total - total // 2) for total in totals)
+    return high, wide
+
+
+def _even(padding: Any) -> Margins:
+    height, width = pair(padding)
+    return (height, height), (width, width)
 
 
 def _conv(node: nir.Conv2d, shape: Shape, name: str) -> Linear:
+    places = places_of(node, shape, name)
     weight = np.asarray(node.weight, dtype=np.float64)
     groups = int(node.groups)
-    if len(shape) != 3 or shape[0] != weight.shape[1] * groups or weight.shape[0] % groups:
-        raise HardwareError(
-            f"node {name!r} has weights {weight.shape} in {groups} groups, which do not fit {shape}, what it reads"
-        )
-    margins = _margins(node, weight, name)
-    matrix, out = _convolution(weight, shape, pair(node.stride), margins, pair(node.dilation), groups)
-    return matrix, np.repeat(np.asarray(node.bias, dtype=np.float64), out[1] * out[2]), out
+    if shape[0] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise NirError(f"node {name!r} has weights {weight.shape} in {groups} groups, which do not fit {shape}, what it reads")
+    _, height, width = places.after
+    return _convolution(weight, shape, places, groups), np.repeat(np.asarray(node.bias, np.float64), height * width), places.after
 
 
 def _pool(average: bool) -> Callable[[Any, Shape, str], Linear]:
     def make(node: Any, shape: Shape, name: str) -> Linear:
-        height, width = pair(node.kernel_size)
-        weight = np.full((shape[0], 1, height, width), 1 / (height * width) if average else 1.0)
-        matrix, out = _convolution(weight, shape, pair(node.stride), _even(node.padding), (1, 1), shape[0])
-        return matrix, np.zeros(matrix.shape[0]), out
+        places = places_of(node, shape, name)
+        weight = np.full((shape[0], 1, *places.kernel), 1 / math.prod(places.kernel) if average else 1.0)
+        matrix = _convolution(weight, shape, places, groups=shape[0])
+        return matrix, np.zeros(matrix.shape[0]), places.after
 
     return make
 
@@ -108,7 +140,7 @@ def _flatten(node: nir.Flatten, shape: Shape, name: str) -> Linear:
     """Values stay in C-order, so only the shape changes; NIR counts axes without the batch."""
     first, last = (int(axis) + len(shape) * (int(axis) < 0) for axis in (node.start_dim, node.end_dim))
     if not 0 <= first <= last < len(shape):
-        raise HardwareError(f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}, but {shape} arrives")
+        raise NirError(f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}, but {shape} arrives")
     size = int(np.prod(shape))
     merged = (*shape[:first], int(np.prod(shape[first : last + 1])), *shape[last + 1 :])
     return sparse.identity(size, format="csr"), np.zeros(size), merged
@@ -130,49 +162,54 @@ _MAKERS: dict[type, Callable[[Any, Shape, str], Linear]] = {
 }
 
 
-def _convolution(
-    weight: np.ndarray, shape: Shape, stride: Shape, margins: Margins, dilation: Shape, groups: int
-) -> tuple[sparse.csr_matrix, Shape]:
+def _convolution(weight: np.ndarray, shape: Shape, places: Places, groups: int) -> sparse.csr_matrix:
     outputs, per_group, kernel_h, kernel_w = weight.shape
     channels, height, width = shape
-    (top, bottom), (left, right) = margins
-    out_h = (height + top + bottom - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
-    out_w = (width + left + right - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    (top, _), (left, _) = places.margins
+    _, out_h, out_w = places.after
     o, c = np.meshgrid(np.arange(outputs), np.arange(per_group), indexing="ij")
     source = c + (o // (outputs // groups)) * per_group  # input channel of each (output, group member)
+    y, x = np.meshgrid(np.arange(out_h) * places.stride[0] - top, np.arange(out_w) * places.stride[1] - left, indexing="ij")
+    target = np.arange(out_h * out_w).reshape(out_h, out_w)
     total = sparse.csr_matrix((outputs * out_h * out_w, channels * height * width))
     for ky in range(kernel_h):
         for kx in range(kernel_w):
-            y, x = np.meshgrid(np.arange(out_h), np.arange(out_w), indexing="ij")
-            in_y, in_x = y * stride[0] - top + ky * dilation[0], x * stride[1] - left + kx * dilation[1]
+            in_y, in_x = y + ky * places.dilation[0], x + kx * places.dilation[1]
             inside = (in_y >= 0) & (in_y < height) & (in_x >= 0) & (in_x < width)
-            to, at = (y * out_w + x)[inside], (in_y * width + in_x)[inside]
+            to, at = target[inside], (in_y * width + in_x)[inside]
             rows = (o[..., None] * (out_h * out_w) + to).ravel()
             columns = (source[..., None] * (height * width) + at).ravel()
             values = np.repeat(weight[:, :, ky, kx].ravel(), len(to))
             total = total + sparse.csr_matrix((values, (rows, columns)), shape=total.shape)
-    return total, (outputs, out_h, out_w)
+    return total
 
 
-def pair(value: Any) -> Shape:
-    """(height, width) of a size that may be given as one number."""
-    values = np.broadcast_to(np.asarray(value, dtype=int), (2,))
-    return int(values[0]), int(values[1])
+def windows_of(node: SpikingMaxPool2d, shape: Shape, name: str) -> tuple[sparse.csr_matrix, Shape]:
+    """Windows of max pooling by rows and places of a tensor of ``shape`` by columns, 1 where a window holds a place; their shape.
+
+    Raises:
+        NirError: sizes that are not sizes, or do not fit the tensor.
+    """
+    window = window_of(node, name)
+    if len(shape) != 3:
+        raise NirError(f"node {name!r} pools (channels, height, width), but {shape} arrives")
+    sizes = list(zip(shape[1:], window.kernel, window.stride, window.padding))
+    rows, columns = (_along(*size, window.ceil_mode) for size in sizes)
+    if not (rows.shape[0] and columns.shape[0]):
+        raise NirError(f"node {name!r} has windows of {window.kernel}, which do not fit {shape}, what it reads")
+    matrix = sparse.kron(sparse.identity(shape[0]), sparse.kron(rows, columns)).tocsr()
+    matrix.eliminate_zeros()  # kron stores dense blocks where that is shorter
+    return matrix, (shape[0], rows.shape[0], columns.shape[0])
 
 
-def _even(padding: Any) -> Margins:
-    height, width = pair(padding)
-    return (height, height), (width, width)
-
-
-def _margins(node: nir.Conv2d, weight: np.ndarray, name: str) -> Margins:
-    """The convolution's padding; "same" as torch has it, an odd margin's larger half below and to the right."""
-    if not isinstance(node.padding, str):
-        return _even(node.padding)
-    if node.padding == "valid":
-        return _even(0)
-    if pair(node.stride) != (1, 1):
-        raise HardwareError(f"node {name!r} has padding 'same' with stride {pair(node.stride)}; give the padding as numbers")
-    totals = [d * (k - 1) for d, k in zip(pair(node.dilation), weight.shape[2:])]
-    high, wide = ((total // 2, total - total // 2) for total in totals)
-    return high, wide
+def _along(length: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> sparse.csr_matrix:
+    """Windows along one axis; with ``ceil_mode`` one more that is cut off, if it begins before the padding behind (PyTorch)."""
+    room = length + 2 * padding - kernel
+    count = max(0, (room + (stride - 1 if ceil_mode else 0)) // stride + 1)
+    if ceil_mode and count and (count - 1) * stride >= length + padding:
+        count -= 1
+    held = np.zeros((count, length))
+    for i in range(count):
+        start = i * stride - padding
+        held[i, max(start, 0) : max(start + kernel, 0)] = 1
+    return sparse.csr_matrix(held)

@@ -26,8 +26,8 @@ from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerNetwork
-from spikeprop_hardware.plan import Plan, Population, make_plan
-from spikeprop_hardware.quantize import Quantized, quantize_plan
+from spikeprop_hardware.network import Population, lay_out
+from spikeprop_hardware.quantization import Quantized, quantize_network
 
 NEVER = 2**18 - 1
 CURRENT_DECAY = 4096
@@ -40,29 +40,29 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
     Raises:
         HardwareError: something that netx does not have, naming the layer.
     """
-    plan = make_plan(graph)
-    for population in plan.populations:
+    network = lay_out(graph)
+    for population in network.populations:
         if population.pools:  # first, since nothing else that is mended would help
             raise HardwareError(
                 f"layer {population.name!r} is a max pooling of spikes by their counts, and netx has no neuron for it; train "
                 "with average pooling in its place, or export as NIR"
             )
-    if plan.encoder != "Poisson":
+    if network.encoder != "Poisson":
         raise HardwareError(
-            f"netx has no exponent for real-valued input, and this network's encoder is {plan.encoder or 'not named'}; export it "
-            "as NIR, or convert with convert.encoder=Poisson"
+            f"netx has no exponent for real-valued input, and this network's encoder is {network.encoder or 'not named'}; export "
+            "it as NIR, or convert with convert.encoder=Poisson"
         )
-    if plan.readout_from:
+    if network.readout_from:
         raise HardwareError(
-            f"the network's output counts from step {plan.readout_from} on, and netx has no delayed readout: export it as NIR, "
-            "or convert with delay: false"
+            f"the network's output counts from step {network.readout_from} on, and netx has no delayed readout: export it as "
+            "NIR, or convert with delay: false"
         )
-    before = plan.input
-    for population in plan.populations:
+    before = network.input
+    for population in network.populations:
         _check(population, before)
         before = population.name
-    uniform = Plan(plan.input_shape, plan.input, [_one_threshold(p) for p in plan.populations], plan.readout_from, plan.encoder)
-    return quantize_plan(uniform, exponents=(0,))
+    uniform = replace(network, populations=[_one_threshold(p) for p in network.populations])
+    return quantize_network(uniform, exponents=(0,))
 
 
 def write_netx(network: IntegerNetwork, path: Path) -> None:

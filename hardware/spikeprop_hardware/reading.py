@@ -1,7 +1,7 @@
-"""NIR files from anywhere: what an HDF5 file says of itself is measured before any of it is read.
+"""NIR files from anywhere: what an HDF5 file says of itself is measured before any of its numbers is read.
 
-HDF5 can link to other files, keep its numbers in other files, and promise arrays of any size from a few bytes (chunks that were
-never written, or that compress well). NIR needs none of it: hard links, numbers of its own, at most so many bytes.
+HDF5 can link to other files, keep its numbers in other files, and declare arrays of any size while storing a few bytes (chunks
+that were never written, or that compress well). NIR needs none of it: hard links, numbers of its own, a bounded number of bytes.
 """
 
 from __future__ import annotations
@@ -12,86 +12,87 @@ from typing import Any
 
 import h5py
 import nir
-from nir.serialization import read_node
+from nir.serialization import hdf2dict
 
-from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.pool import KIND, has_max_pool, read_with_max_pool
+from spikeprop_hardware.errors import NirError
+from spikeprop_hardware.graph import SpikingMaxPool2d
 
 LARGEST = 8 * 2**30  # bytes of all arrays together
-RATIO = 1100  # of an array to what is stored of it; gzip reaches 1032
-SMALL = 2**16  # bytes of an array that is never too large for what is stored of it
+RATIO = 1100  # of an array's bytes to those stored of it; gzip reaches 1032
+SMALL = 2**16  # bytes up to which an array needs none stored
 MOST_OBJECTS = 100_000
 DEEPEST = 16
 
 
-def read_graph(path: str | Path) -> nir.NIRGraph:
-    """Read a NIR file. Its shapes are left to ``make_plan``: nir 1.0.8 takes kernels as square and forgets groups.
+def read_nir(path: str | Path) -> nir.NIRGraph:
+    """Read a NIR file as ``nir.read`` does, and max pooling of spikes too.
+
+    The shapes of its tensors are not checked here: nir 1.0.8 takes every kernel as square and forgets a convolution's groups.
 
     Raises:
-        HardwareError: no such file, not a whole NIR file, or one that holds more than a NIR file may.
+        NirError: no such file, not a complete NIR file, one that holds more than a NIR file may, or a node with missing or
+            unknown fields.
     """
     if not Path(path).is_file():
-        raise HardwareError(f"there is no file {path}")
+        raise NirError(f"there is no file {path}")
     try:
         with h5py.File(path, "r") as file:
-            _Measure().group(file, 0)
-            pools = has_max_pool(file)
-        graph = read_with_max_pool(path) if pools else nir.read(str(path), type_check=False)
-    except Exception as error:  # HDF5's library and nir's constructors raise whatever damage leads them to
-        raise HardwareError(_culprit(path) or f"{path} is not a NIR file, or only a part of one: {error}") from error
-    if not isinstance(graph, nir.NIRGraph):
-        raise HardwareError(f"{path} holds a single node, not a graph")
-    return graph
+            _measure(file)
+            found = hdf2dict(file["node"])
+        if found["type"] != "NIRGraph":
+            raise NirError(f"{path} holds a single node, not a graph")
+        nodes = {name: _node(path, name, fields) for name, fields in found["nodes"].items()}
+        edges = [(source.decode(), target.decode()) for source, target in found["edges"]]
+    except NirError:
+        raise
+    except Exception as error:  # HDF5's library raises errors of any type, depending on the damage
+        raise NirError(f"{path} is not a NIR file, or only a part of one: {error}") from error
+    return nir.NIRGraph(nodes=nodes, edges=edges, metadata=found.get("metadata", {}), type_check=False)
 
 
-class _Measure:
-    """Walks a file's groups, adds up its arrays, and refuses what a NIR file has not."""
-
-    def __init__(self) -> None:
-        self.objects, self.bytes = 0, 0
-
-    def group(self, group: Any, depth: int) -> None:
-        if depth > DEEPEST:
-            raise ValueError(f"groups lie deeper than {DEEPEST}")
-        for name in group:
-            self.objects += 1
-            if self.objects > MOST_OBJECTS:
-                raise ValueError(f"more than {MOST_OBJECTS:,} objects")
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{name!r} is a link to another place")
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                self.group(item, depth + 1)
-            elif isinstance(item, h5py.Dataset):
-                self.array(name, item)
-            else:
-                raise ValueError(f"{name!r} is a {type(item).__name__}")
-
-    def array(self, name: str, item: Any) -> None:
-        if item.external or item.is_virtual:
-            raise ValueError(f"{name!r} keeps its numbers in another file")
-        if item.shape is None:
-            raise ValueError(f"{name!r} is empty")
-        size = math.prod(item.shape) * item.dtype.itemsize
-        self.bytes += size
-        if size > SMALL + RATIO * item.id.get_storage_size():
-            raise ValueError(f"{name!r} says that it has {size:,} bytes, far more than is stored of it")
-        if self.bytes > LARGEST:
-            raise ValueError(f"its arrays have more than {LARGEST:,} bytes")
-
-
-def _culprit(path: str | Path) -> str | None:
-    """Which node nir cannot read, for its own message does not say."""
+def _node(path: str | Path, name: str, fields: dict[str, Any]) -> nir.NIRNode:
     try:
-        with h5py.File(path) as file:
-            _Measure().group(file, 0)
-            nodes: Any = file["node/nodes"]
-            for name, node in nodes.items():
-                try:
-                    if node["type"][()] != KIND.encode():
-                        read_node(node)
-                except Exception as error:
-                    return f"{path}: node {name!r} cannot be read: {error}"
-    except Exception:  # the file itself cannot be read, which the first error says
-        return None
-    return None
+        known = SpikingMaxPool2d.from_dict if fields["type"] == SpikingMaxPool2d.__name__ else nir.dict2NIRNode
+        return known(fields)
+    except Exception as error:  # nir's own message does not name the node
+        raise NirError(f"{path}: node {name!r} cannot be read as {fields.get('type')}: {error}") from error
+
+
+def _measure(file: h5py.File) -> None:
+    """Refuse a file that is more than plain groups and arrays within bounds, with a ValueError that names the object."""
+    groups: list[tuple[Any, int]] = [(file, 0)]
+    objects = total = 0
+    while groups:
+        group, depth = groups.pop()
+        for name in group:
+            objects += 1
+            if objects > MOST_OBJECTS or depth >= DEEPEST:
+                raise ValueError(f"it holds more than {MOST_OBJECTS:,} objects, or groups deeper than {DEEPEST}")
+            item = _item(group, name)
+            if isinstance(item, h5py.Group):
+                groups.append((item, depth + 1))
+            else:
+                total += _bytes(item)
+            if total > LARGEST:
+                raise ValueError(f"its arrays have more than {LARGEST:,} bytes")
+
+
+def _item(group: Any, name: str) -> h5py.Group | h5py.Dataset:
+    where = f"{group.name.rstrip('/')}/{name}"
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{where} is a link to another place")
+    item = group[name]
+    if not isinstance(item, h5py.Group | h5py.Dataset):
+        raise ValueError(f"{where} is a {type(item).__name__}; NIR has groups and arrays")
+    if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+        raise ValueError(f"{where} keeps its numbers in another file")
+    return item
+
+
+def _bytes(array: h5py.Dataset) -> int:
+    if array.shape is None:
+        raise ValueError(f"{array.name} is empty")
+    size = math.prod(array.shape) * array.dtype.itemsize
+    if size > SMALL + RATIO * array.id.get_storage_size():
+        raise ValueError(f"{array.name} says that it has {size:,} bytes, far more than is stored of it")
+    return size

@@ -1,4 +1,4 @@
-"""The reference simulator: many samples at once, in numpy and Numba, of a plan in float64 or of an integer network.
+"""The reference simulator: many samples at once, in numpy and Numba, of a network in float64 or in integers.
 
 All layers advance together, step by step, so memory does not grow with the number of steps unless spikes are recorded. In
 float64 its sums have the order of Lava's, and in integers it is the arithmetic of integer.py, so either equals the Lava
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -21,41 +21,31 @@ from scipy import sparse
 
 from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float, pool, take_back
-from spikeprop_hardware.plan import Connection, Plan, Population
+from spikeprop_hardware.network import ChipNetwork, Connection, Population
+from spikeprop_hardware.recording import SimulationResult
 
 CACHE = 2**17  # neurons of one layer in all samples that advance together: their state stays in the cache
 BATCH = 512  # samples that advance together at most
 INT16 = 2**15 - 1
 
 
-@dataclass
-class Result:
-    """Spikes (bool; int8 of signed neurons) and potentials (samples, steps, neurons) by population, output (samples, steps,
-    classes), and spike counts; in integers where the network is. What was not to be recorded is missing."""
-
-    spikes: dict[str, np.ndarray]
-    output: np.ndarray
-    membranes: dict[str, np.ndarray]
-    counts: dict[str, int] = field(default_factory=dict)
-
-
 class Simulator:
     """A network made ready; ``run`` may be called any number of times.
 
     Args:
-        network: a plan (float64) or an integer network.
+        network: laid out (float64), or in integers.
         threads: batches of samples that run at once; default one for each processor that the process may use.
     """
 
-    def __init__(self, network: Plan | IntegerNetwork, threads: int | None = None):
+    def __init__(self, network: ChipNetwork | IntegerNetwork, threads: int | None = None):
         self.network = network
         self.fixed = isinstance(network, IntegerNetwork)
         self.threads = threads or len(os.sched_getaffinity(0))
         orders = {network.input: np.arange(int(np.prod(network.input_shape)))}
-        self.layers: list[_Layer | _Pooling] = []
+        self.layers: list[_Neurons | _Pooling] = []
         for population in network.populations:
             orders[population.name] = _order(population.shape)
-            kind = _Pooling if population.pools else _Layer
+            kind = _Pooling if population.pools else _Neurons
             self.layers.append(kind(population, orders, network.input))
 
     def run(
@@ -65,7 +55,7 @@ class Simulator:
         record: bool = True,
         membranes: bool = False,
         progress: Callable[[int, int], None] = lambda *_: None,
-    ) -> Result:
+    ) -> SimulationResult:
         """Simulate.
 
         Args:
@@ -90,17 +80,17 @@ class Simulator:
                 progress(done * steps, samples * steps)
         return kept
 
-    def _room(self, samples: int, steps: int, record: bool, membranes: bool) -> Result:
+    def _room(self, samples: int, steps: int, record: bool, membranes: bool) -> SimulationResult:
         hidden = [(layer.name, (samples, steps, layer.size)) for layer in self.layers[:-1]]
         signed = {layer.name for layer in self.layers if layer.signed}
         state = np.int32 if self.fixed else np.float64
-        return Result(
+        return SimulationResult(
             {name: np.zeros(shape, np.int8 if name in signed else bool) for name, shape in hidden} if record else {},
             np.zeros((samples, steps, self.layers[-1].size), state),
             {name: np.zeros(shape, state) for name, shape in hidden} if membranes else {},
         )
 
-    def _batch(self, inputs: np.ndarray, kept: Result, rows: slice) -> dict[str, int]:
+    def _batch(self, inputs: np.ndarray, kept: SimulationResult, rows: slice) -> dict[str, int]:
         states: list[Any] = [layer.start(len(inputs)) for layer in self.layers]
         counts = dict.fromkeys((layer.name for layer in self.layers[:-1]), 0)
         values: dict[str, np.ndarray] = {}
@@ -137,7 +127,7 @@ class _State:
     sent: np.ndarray | None  # of signed neurons, spikes sent less spikes taken back
 
 
-class _Layer:
+class _Neurons:
     """A population with its connections, in its own order of neurons: channels last."""
 
     def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], given: str):
@@ -209,7 +199,7 @@ class _Counts:
 
 
 class _Pooling:
-    """Windows of max pooling, in either precision the same integers; see pool.py."""
+    """Windows of max pooling, in either precision the same integers; see graph.py."""
 
     def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], given: str):
         self.name, self.size, self.signed = population.name, len(population.bias), population.signed

@@ -13,23 +13,24 @@ import numpy as np
 
 from spikeprop_hardware.build import run_on_lava
 from spikeprop_hardware.integer import load
-from spikeprop_hardware.plan import make_plan
-from spikeprop_hardware.reading import read_graph
+from spikeprop_hardware.network import lay_out
+from spikeprop_hardware.reading import read_nir
 
 
-def _tell(done: int, total: int) -> None:
+def _report(done: int, total: int) -> None:
     sys.stdout.write(f"progress {done} {total}\n")
     sys.stdout.flush()
 
 
 def main(network: str, inputs: str, result: str) -> None:
     """Read a network and its inputs, run them, write every spike (as bits), output and, if asked for, potential."""
-    plan = load(Path(network)) if network.endswith(".npz") else make_plan(read_graph(network))
+    made = load(Path(network)) if network.endswith(".npz") else lay_out(read_nir(network))
     with np.load(inputs) as file:
         data, membranes = file["inputs"], bool(file["membranes"])
-    recorded = run_on_lava(plan, data.reshape(*data.shape[:2], -1), _tell, membranes=membranes)
+    recorded = run_on_lava(made, data.reshape(*data.shape[:2], -1), _report, membranes=membranes)
     arrays: Any = {f"spikes/{name}": np.packbits(train > 0, axis=-1) for name, train in recorded.spikes.items()}
     arrays |= {f"back/{name}": np.packbits(t < 0, axis=-1) for name, t in recorded.spikes.items() if t.dtype == np.int8}
+    arrays |= {"names": np.array(list(recorded.spikes), dtype=str), "sizes": [t.shape[-1] for t in recorded.spikes.values()]}
     arrays |= {f"membranes/{name}": trace for name, trace in recorded.membranes.items()}
     np.savez_compressed(result, output=recorded.output, **arrays)
 

@@ -1,4 +1,4 @@
-"""ANNs that convert well: ``MLP``, ``CNN``, the paper's ``VGG`` and ``ResNet``, ``CIFARResNet``, and torchvision's by name."""
+"""ANNs that convert well: ``MLP``, ``CNN``, the paper's ``VGG`` and ``ResNet``, ``CIFARResNet``, torchvision's by name."""
 
 from spikeprop.ann.cifar_resnet import CIFARResNet
 from spikeprop.ann.cnn import CNN, VGG

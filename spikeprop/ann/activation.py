@@ -1,11 +1,12 @@
-"""Activations that an ANN is trained with so that it converts well: they saturate, as a firing rate does, at a learnt ceiling.
+"""Activations for ANNs that will be converted: like a firing rate, they saturate, at a trained ceiling.
 
     ClippedReLU (TCL):   h(z) = clip(z, 0, ceiling)
     QCFS:                h(z) = ceiling * clip(floor(z * L / ceiling + 1/2) / L, 0, 1)
 
-The ceiling is what one spike will stand for: at its own ceiling a layer fires in every step. QCFS has L levels besides, as a
-neuron has T + 1 firing rates, and its shift of 1/2 is the potential of half a threshold from which that neuron should start.
-Without batch-norm a layer's first activations can be small: choose a first ceiling of their size, or every level but 0 is empty.
+The ceiling becomes the activation scale, the value of one spike per step: at the ceiling a neuron fires in every step. QCFS also
+has L levels, as a neuron has T + 1 firing rates; its shift of 1/2 corresponds to a neuron that starts at half its threshold.
+Without batch-norm a layer's activations can be small at first: choose an initial ceiling of their size, or every level but 0 is
+empty.
 
 Sources: TCL, Ho & Chang 2021 (arXiv:2008.04509); QCFS, Bu et al. 2022 (arXiv:2303.04347).
 """
@@ -25,15 +26,15 @@ LEAST_CEILING = 1e-4
 
 
 class Clipped(nn.Module, ABC):
-    """An activation with a ceiling that is learnt, one a layer.
+    """An activation with a trained ceiling, one for each layer.
 
-    The ceiling is an ordinary parameter, with the optimiser's learning rate and weight decay like the weights: so do the authors
-    of QCFS; an L2 penalty on TCL's ceiling is that weight decay, without a coefficient of its own. ``fit`` keeps it positive by
-    calling ``project_parameters`` after every step; a loop of your own must do so too.
+    The ceiling is an ordinary parameter, with the optimiser's learning rate and weight decay like the weights, as in the QCFS
+    authors' code; TCL's L2 penalty on the ceiling is that weight decay, without a coefficient of its own. ``fit`` keeps the
+    ceiling positive by calling ``project_parameters`` after every step; your own loop must do so too.
 
     Attributes:
         ceiling: parameter (), positive: the value at which it clips, in the units of the layer's input.
-        v_init: potential, as a fraction of the threshold, from which the spiking neuron in its place should start.
+        v_init: initial potential of the spiking neuron that replaces it, as a fraction of the threshold.
     """
 
     v_init: ClassVar[float] = 0.0
@@ -50,7 +51,7 @@ class Clipped(nn.Module, ABC):
 
     @torch.no_grad()
     def project_parameters(self) -> None:
-        """Put a ceiling that a step took to zero or below back to the least one allowed, 1e-4."""
+        """Raise a ceiling that a step made smaller than 1e-4 to 1e-4."""
         self.ceiling.clamp_(min=LEAST_CEILING)
 
     def extra_repr(self) -> str:
@@ -58,10 +59,10 @@ class Clipped(nn.Module, ABC):
 
 
 class ClippedReLU(Clipped):
-    """clip(z, 0, ceiling): the trainable clipping layer of Ho & Chang 2021; the clipped values alone move the ceiling.
+    """clip(z, 0, ceiling): the trainable clipping layer of Ho & Chang 2021; only clipped values give the ceiling a gradient.
 
     Args:
-        ceiling: its first value.
+        ceiling: its initial value.
     """
 
     def __init__(self, *, ceiling: float = 4.0):
@@ -74,16 +75,16 @@ class ClippedReLU(Clipped):
 class QCFS(Clipped):
     """Quantisation clip-floor-shift of Bu et al. 2022, eq. 16 with shift 1/2.
 
-    The floor passes its gradient straight through (their sec. 4.3), which gives, with c the ceiling,
+    The floor has a straight-through gradient (their sec. 4.3), which gives, with c the ceiling,
 
         dh/dz = 1                where -c/2L < z < c - c/2L, else 0
         dh/dc = (h - z) / c      there, 1 above it, 0 below it
 
-    The authors' code clips before it rounds, which moves that window by c/2L; the values h are the same.
+    The authors' code clips before it rounds, which shifts this window by c/2L; the values h are the same.
 
     Args:
-        levels: L, the levels above zero; they recommend 4 or 8. More serve large T, fewer small T.
-        ceiling: its first value; 8 in the authors' code, whose layers have batch-norm.
+        levels: L, the levels above zero; they recommend 4 or 8. More levels suit large T, fewer small T.
+        ceiling: its initial value; 8 in the authors' code, whose layers have batch-norm.
     """
 
     v_init = 0.5
@@ -122,5 +123,5 @@ class _ClipFloorShift(torch.autograd.Function):
 
 
 def make(activation: Clipped | None) -> nn.Module:
-    """One layer's activation: a copy of the prototype, or ReLU where there is none."""
+    """The activation of one layer: a copy of the prototype, or ReLU if there is none."""
     return nn.ReLU() if activation is None else copy.deepcopy(activation)

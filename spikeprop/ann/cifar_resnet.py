@@ -1,4 +1,4 @@
-"""``CIFARResNet``: the residual network for CIFAR of He et al. 2016, sec. 4.2, with shortcuts that have no parameters.
+"""``CIFARResNet``: the residual network for CIFAR of He et al. 2016, sec. 4.2, with parameter-free shortcuts.
 
 One convolution 3x3, then three groups of n blocks with 16, 32 and 64 channels, a global average pooling and a linear layer: depth
 6n + 2. Where a group halves the image its shortcut takes every second pixel and adds zero channels ("option A"), half before and
@@ -17,7 +17,7 @@ from spikeprop.ann.weights import find_weights, load_tensors
 
 
 class Shortcut(nn.Module):
-    """Every ``stride``-th pixel, among ``added`` zero channels on each side."""
+    """Every ``stride``-th pixel, with ``added`` zero channels on each side."""
 
     def __init__(self, stride: int, added: int):
         super().__init__()
@@ -74,7 +74,7 @@ class CIFARResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
-        if weights is not None and torch.get_default_device().type != "meta":  # there, nothing can be filled
+        if weights is not None and torch.get_default_device().type != "meta":  # whose tensors have no values
             load_tensors(self, find_weights(Path(weights)))
 
     def forward(self, x: Tensor) -> Tensor:

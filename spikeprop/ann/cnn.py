@@ -1,8 +1,8 @@
-"""Convolutional ANNs that convert well: ``CNN`` from a plan, and the paper's ``VGG`` family.
+"""Convolutional ANNs that convert well: ``CNN`` from a list of layers (the plan), and the paper's ``VGG`` family.
 
 Rathi et al. 2020: convolutions 3x3 and linear layers without bias, ReLU, average pooling, dropout after each ReLU
-except where a pooling follows (the pooling takes its place), no batch-norm, no max-pooling (which a plan of one's own may
-have). An ``activation`` of ``spikeprop.ann.activation`` can stand in every ReLU's place. Weights start from N(0,
+except where a pooling follows (the pooling replaces it), no batch-norm, no max-pooling (which a custom plan may have). An
+``activation`` of ``spikeprop.ann.activation`` can replace every ReLU. Weights start from N(0,
 sqrt(2 / (k^2 * C_out))) for convolutions and N(0, 0.01) for linear layers.
 """
 
@@ -19,10 +19,10 @@ from spikeprop.ann.activation import Clipped, make
 
 Pool = Literal["A", "M"]
 POOLS: dict[Pool, type[nn.Module]] = {"A": nn.AvgPool2d, "M": nn.MaxPool2d}
-Plan = Sequence[int | Pool]
+LayerPlan = Sequence[int | Pool]
 
-# "A" is a 2x2 average pooling. For CIFAR's 32x32 the classifier reads 8x8 or 2x2 maps; larger images get one more pooling.
-VGG_PLANS: dict[int, Plan] = {
+# "A" is a 2x2 average pooling. For CIFAR's 32x32 the classifier reads 8x8 or 2x2 maps; larger images have one more pooling.
+VGG_PLANS: dict[int, LayerPlan] = {
     5: [64, "A", 128, 128, "A"],
     9: [64, "A", 128, 256, "A", 256, 512, "A", 512, "A", 512],
     11: [64, "A", 128, 256, "A", 512, 512, "A", 512, "A", 512, 512],
@@ -34,7 +34,7 @@ VGG_HIDDEN = {5: (1024,), 9: (1024,)}  # two linear layers; the deeper ones have
 
 
 def initialise(model: nn.Module, linear_std: float | None = 0.01) -> None:
-    """The paper's initial weights; ``linear_std=None`` gives linear layers He's sqrt(2 / inputs) instead."""
+    """The paper's initial weights; with ``linear_std=None`` linear layers have He's sqrt(2 / inputs)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -43,7 +43,7 @@ def initialise(model: nn.Module, linear_std: float | None = 0.01) -> None:
             nn.init.normal_(module.weight, 0, linear_std or math.sqrt(2 / module.in_features))
 
 
-def features(plan: Plan, channels: int, dropout: float, batch_norm: bool, activation: Clipped | None) -> nn.Sequential:
+def features(plan: LayerPlan, channels: int, dropout: float, batch_norm: bool, activation: Clipped | None) -> nn.Sequential:
     """Convolution 3x3, (batch-norm,) activation, dropout for each number of the plan; pooling replaces the dropout before it."""
     layers: list[nn.Module] = []
     for i, entry in enumerate(plan):
@@ -69,7 +69,7 @@ def classifier(inputs: int, hidden: Sequence[int], classes: int, dropout: float,
 
 
 def features_out(extractor: nn.Module, input_shape: Sequence[int]) -> int:
-    """Number of values that ``extractor`` gives for one image of ``input_shape``."""
+    """Number of values that ``extractor`` returns for one image of ``input_shape``."""
     training = extractor.training
     with torch.no_grad():
         size = extractor.eval()(torch.zeros(1, *input_shape)).numel()
@@ -89,7 +89,7 @@ class CNN(nn.Module):
         hidden: widths of the hidden linear layers.
         dropout: after convolutions.
         hidden_dropout: after hidden linear layers.
-        batch_norm: after each convolution; it is folded away by conversion.
+        batch_norm: after each convolution; conversion folds it into the weights.
         activation: prototype, copied for every layer; null is ReLU.
     """
 

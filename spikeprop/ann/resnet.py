@@ -1,7 +1,7 @@
-"""``ResNet`` as Rathi et al. 2020 have it for conversion.
+"""``ResNet`` of Rathi et al. 2020, for conversion.
 
-Three 3x3 convolutions of 64 channels and an average pooling come before the blocks ("pre-process block"), so that the
-first layers are balanced without skips. A block is conv-ReLU-dropout-conv plus its skip (identity, or a 1x1
+Three 3x3 convolutions with 64 channels and an average pooling precede the blocks ("pre-process block"), so that the first layers
+are balanced without skips. A block is conv-ReLU-dropout-conv plus its skip (identity, or a 1x1
 convolution where shape changes), then ReLU and dropout; everything is bias-free. Their depth counts the pre-process
 block, two a block and the head: ResNet-20 = 3 + 2*(2+2+2+2) + 1.
 """
@@ -22,7 +22,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Con
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class ResidualBlock(nn.Module):
+class ResNetBlock(nn.Module):
     """conv, ReLU (or ``activation``), dropout, conv, plus skip; then ReLU and dropout."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, activation: Clipped | None = None):
@@ -42,8 +42,8 @@ class ResNet(nn.Module):
 
     Args:
         depth: 8, 20 or 34.
-        input_shape: (channels, height, width); images of 64 pixels and more are halved by the first convolution as well,
-            and averaged over the whole map before the head (our choice: the paper's text does not settle it).
+        input_shape: (channels, height, width); the first convolution also halves images of 64 pixels and more, and
+            their complete map is averaged before the head (our choice, since the paper does not say).
         classes: number of classes.
         dropout: after each ReLU.
         activation: prototype, copied for every layer; null is the paper's ReLU.
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(BLOCKS[depth]):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(ResidualBlock(width, WIDTHS[stage], stride, dropout, activation))
+                blocks.append(ResNetBlock(width, WIDTHS[stage], stride, dropout, activation))
                 width = WIDTHS[stage]
         if large:
             blocks.append(nn.AdaptiveAvgPool2d(1))
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         size = features_out(nn.Sequential(self.preprocess, self.blocks), input_shape)
         self.head = nn.Linear(size, classes, bias=False)
         initialise(self)
-        _calm(self.blocks)
+        _scale_residual_paths(self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, classes) for images (B, C, H, W)."""
@@ -84,13 +84,13 @@ class ResNet(nn.Module):
 
 
 @torch.no_grad()
-def _calm(blocks: nn.Sequential) -> None:
+def _scale_residual_paths(blocks: nn.Sequential) -> None:
     """Divide the last weights of each block's residual path by the square root of the number of blocks.
 
-    Without batch-norm each block would double the mean square of what passes: ResNet-34's first losses were beyond 10^5 and its
-    training ended in NaN. So it grows by a factor of e in all (the argument of Fixup, Zhang et al. 2019, arXiv:1901.09321).
+    Without batch-norm each block would double the mean square of its input: the first losses of ResNet-34 were above 10^5 and its
+    training ended in NaN. With it the total growth is a factor of e (as in Fixup, Zhang et al. 2019, arXiv:1901.09321).
     """
-    residual = [block.residual for block in blocks if isinstance(block, ResidualBlock)]
+    residual = [block.residual for block in blocks if isinstance(block, ResNetBlock)]
     for path in residual:
         last = path[-1]
         assert isinstance(last, nn.Conv2d)

@@ -20,15 +20,15 @@ class TorchvisionModel(nn.Module):
     Args:
         name: as in ``torchvision.models.list_models()``, for example "resnet18".
         weights: a name of the model's weights enum ("IMAGENET1K_V1", "DEFAULT"; downloads), a .safetensors or .pth file (or its
-            name in the folder ``weights`` of $SPIKEPROP_DATA), or None for random weights. On the meta device, where tensors have
-            no numbers, they are named but not read.
-        classes: number of outputs; other than the model's own only without an enum's weights.
-        pooling: "max" leaves the model as it is; "average" puts average pooling in the place of ``nn.MaxPool2d``, for training:
-            it converts to a linear operation, which NIR and every chip have, where max pooling of spikes needs counters.
+            name in the folder ``weights`` of $SPIKEPROP_DATA), or None for random weights. On the meta device, whose tensors have
+            no values, they are checked but not read.
+        classes: number of outputs; with weights of the enum it must be the model's own.
+        pooling: "max" leaves the model as it is; "average" replaces ``nn.MaxPool2d`` by average pooling, for training:
+            it converts to a linear operation, which NIR and every chip have, while max pooling of spikes needs counters.
 
     Raises:
-        ValueError: an unknown model or unknown weights, with the names there are.
-        CheckpointError: a weights file whose tensors do not fit, naming them.
+        ValueError: an unknown model or unknown weights; the message lists the known names.
+        CheckpointError: a weights file whose tensors do not fit; the message names them.
     """
 
     def __init__(self, *, name: str, weights: str | None = None, classes: int = 1000, pooling: Pooling = "max"):
@@ -45,9 +45,9 @@ class TorchvisionModel(nn.Module):
         from_file = weights is not None and Path(weights).suffix in {".safetensors", ".pth", ".pt"}
         if weights is not None and not from_file:
             _check_weights(name, weights)
-        nothing_to_fill = torch.get_default_device().type == "meta"
-        self.model = models.get_model(name, weights=None if from_file or nothing_to_fill else weights, num_classes=classes)
-        if from_file and not nothing_to_fill:
+        without_values = torch.get_default_device().type == "meta"
+        self.model = models.get_model(name, weights=None if from_file or without_values else weights, num_classes=classes)
+        if from_file and not without_values:
             assert weights is not None
             load_tensors(self.model, find_weights(Path(weights)))
         if pooling == "average":

@@ -1,4 +1,4 @@
-"""Weights from files: tensors of other people's networks, loaded by name, every shape checked."""
+"""Loads weights from files of other projects by tensor name, and checks every shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spikeprop.runtime.files import read_tensors
 
 
 def find_weights(path: Path) -> Path:
-    """The file itself, or the one of that name in the folder ``weights`` of $SPIKEPROP_DATA."""
+    """The file, or the file with that name in the folder ``weights`` of $SPIKEPROP_DATA."""
     root = os.environ.get("SPIKEPROP_DATA")
     if path.is_file() or root is None:
         return path
@@ -22,9 +22,13 @@ def find_weights(path: Path) -> Path:
 
 
 def load_tensors(model: nn.Module, path: Path) -> None:
-    """Load a file of tensors into a model, every name and shape matching."""
+    """Load a file of tensors into a model; every name and shape must match.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or tensors that do not fit.
+    """
     if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}")
+        raise CheckpointError(f"no weights file at {path}; give its path, or put it into the folder weights of $SPIKEPROP_DATA")
     tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else _unpickled(path)
     try:
         model.load_state_dict(tensors)
@@ -33,11 +37,11 @@ def load_tensors(model: nn.Module, path: Path) -> None:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that ``torch.save`` wrote, by torch's own reader that calls nothing but what tensors need."""
+    """The tensors of a file that ``torch.save`` wrote, by torch's restricted reader, which runs no other code of the file."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged, or holds more than tensors ({error})") from error
+        raise CheckpointError(f"{path} is damaged, or contains more than tensors ({error}); save a state_dict") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise CheckpointError(f"{path} does not hold tensors by name")
+        raise CheckpointError(f"{path} does not contain tensors by name; save the model's state_dict()")
     return found

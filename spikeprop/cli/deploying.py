@@ -28,8 +28,8 @@ def export(checkpoint: Path, name: str | None, out: Path | None, reader: str | N
     Without --for the file is for spikeprop and its hardware; other libraries would interpret it differently (reset by
     subtraction, milliseconds). What a library does not support is refused.
     """
-    from spikeprop.deploy.export import export as write
-    from spikeprop.deploy.export import export_netx
+    from spikeprop.deploy import export as write
+    from spikeprop.deploy import export_netx
     from spikeprop.experiment.network_checkpoint import find_checkpoints, load_spiking
 
     if reader and form == "netx":
@@ -68,7 +68,7 @@ def simulate(
     Both get the same encoded inputs. A NIR file that `export` wrote names its data, normalisation, encoder and steps; for any
     other NIR file, the options give them.
     """
-    from spikeprop.deploy.export import Target, compare
+    from spikeprop.deploy import Target, compare
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
@@ -97,10 +97,9 @@ def budget(
 ) -> None:
     """Neurons, synapses, axons, cores and chips of Loihi 2 that a network takes, SynOps and energy. NETWORK is as for simulate.
 
-    An estimate: spikeprop_hardware/budget.py says which limits are published, which are assumed, and where the energies come
-    from.
+    An estimate: spikeprop_hardware/chip.py says which limits are published, which are assumed, and where the energies come from.
     """
-    from spikeprop.deploy.export import chip_budget, encoded
+    from spikeprop.deploy import chip_budget, encoded
     from spikeprop.evaluate.report import chip_rows
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch

@@ -1,4 +1,4 @@
-"""Data sets on local disk: Digits (always there), MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet and WebDataset shards."""
+"""Data sets on local disk: Digits (part of scikit-learn), MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet, WebDataset."""
 
 from spikeprop.data.base import ImageData, InMemorySplit, LabelledData
 from spikeprop.data.imagenet import FolderSplit, ImageNet

@@ -1,8 +1,7 @@
-"""What every data set is: images of one shape, one normalisation for ANN and SNN, batches that can start anywhere.
+"""``LabelledData`` and ``ImageData``: a data set has examples of one shape, and one normalisation for ANN and SNN.
 
-The STDB authors' code normalises with CIFAR's statistics for the ANN and with 0.5/0.5 for the SNN; here a data set
-has one mean and one std, used by every stage. Augmentation is the paper's: a random crop after zero padding, and a
-random flip.
+The STDB authors' code normalises with CIFAR's statistics for the ANN and with 0.5/0.5 for the SNN; here a data set has one mean
+and one std, which every stage uses. The augmentation is the paper's: a random crop after zero padding, and a random flip.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from spikeprop.runtime.seeding import generator
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledData(ABC):
-    """Examples of one shape, each with a label, or with one a position, as text has.
+    """Examples of one shape, each with one label, or with one label for each position, as in text.
 
     Attributes:
-        train_limit, test_limit: use only the first so many examples.
+        train_limit, test_limit: use only this many examples, the first ones.
     """
 
     train_limit: int | None = None
@@ -41,11 +40,11 @@ class LabelledData(ABC):
         for name in ("train_limit", "test_limit"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
-                raise ValueError(f"{name} is {limit}, which leaves nothing; use at least 1 example, or null for all")
+                raise ValueError(f"{name} is {limit}, which leaves no examples; use at least 1, or null for all")
 
     @abstractmethod
     def example(self, size: int) -> Tensor:
-        """A batch of zeros of the examples' shape and type: (size, ...)."""
+        """A batch of zeros with the examples' shape and dtype: (size, ...)."""
 
     @abstractmethod
     def train(self, batch_size: int, seed: int) -> Split:
@@ -62,7 +61,7 @@ class ImageData(LabelledData):
 
     Attributes:
         root: folder that holds the data as torchvision lays it out; default ``$SPIKEPROP_DATA``.
-        mean, std: normalisation (pixel/255 - mean) / std, shared by ANN and SNN; one number, or one a channel.
+        mean, std: normalisation (pixel/255 - mean) / std, shared by ANN and SNN; one number, or one for each channel.
         crop: zero padding in pixels before a random crop in training, 0 for none.
         flip: random horizontal flip in training.
     """
@@ -74,7 +73,7 @@ class ImageData(LabelledData):
     flip: bool = False
 
     input_shape: ClassVar[tuple[int, int, int]]
-    names: ClassVar[Sequence[str]] = ()  # of the classes, where a number says too little
+    names: ClassVar[Sequence[str]] = ()  # of the classes, if their numbers do not say what they are
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +91,7 @@ class ImageData(LabelledData):
         return torch.zeros(size, *self.input_shape)
 
     def class_names(self) -> list[str]:
-        """A name for each class, for tables; its number where there is no better one."""
+        """A name for each class, for tables; its number if it has no name."""
         return list(self.names) or [str(number) for number in range(self.classes)]
 
     def folder(self) -> Path:
@@ -112,7 +111,7 @@ class ImageData(LabelledData):
 
 @dataclass(frozen=True)
 class InMemorySplit:
-    """Images held as bytes; augmentation and normalisation act on whole batches, so loading costs next to nothing."""
+    """Images held as bytes; augmentation and normalisation work on complete batches, so loading is fast."""
 
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,) int64
@@ -120,7 +119,7 @@ class InMemorySplit:
     mean: float | list[float]
     std: float | list[float]
     scale: float = 255.0
-    seed: int | None = None  # None: own order, no augmentation
+    seed: int | None = None  # None: stored order, no augmentation
     crop: int = 0
     flip: bool = False
 
@@ -148,7 +147,7 @@ class InMemorySplit:
 
 
 def as_list(value: float | list[float]) -> list[float]:
-    """One number, or one a channel, as a list."""
+    """One number, or one for each channel, as a list."""
     return value if isinstance(value, list) else [value]
 
 

@@ -1,9 +1,9 @@
-"""CIFAR's official files, which are pickles, read without letting a pickle do anything.
+"""Reads CIFAR's official files, which are pickles, without running any function that a pickle names.
 
-A pickle is a program: it names functions and calls them. Here it is interpreted by Python's own unpickler in Python, of whose
-opcodes only those that these files need are left, and the names that they contain (numpy's array, dtype and the function
-that makes an array) stand for records of ours that hold what they are given. What comes out is checked field by field
-before numpy sees the bytes. Format: https://www.cs.toronto.edu/~kriz/cifar.html.
+A pickle is a program: it names functions and calls them. Here Python's pure-Python unpickler interprets it with only the opcodes
+that these files need, and the names that they contain (numpy's array, dtype and array constructor) are replaced by records that
+only store their arguments. Every field of the result is checked before numpy reads the bytes.
+Format: https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spikeprop.errors import MissingDataError
 
 PIXELS = 3 * 32 * 32
 LARGEST_FILE = 2**28  # bytes; CIFAR-100's training file has 155 million
-MOST_READS = 4_000_000  # from a file; one of CIFAR-10's takes 70,000, and CIFAR-100's have five times the images
+MOST_READS = 4_000_000  # in a file; one of CIFAR-10 needs 70,000, and CIFAR-100 has five times as many images in a file
 OPCODES = (
     "PROTO", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
     "SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES", "BINUNICODE",
@@ -32,7 +32,7 @@ OPCODES = (
 
 
 class _Record:
-    """What stands for an array or a dtype: the arguments it was made with and the state it was given."""
+    """Replaces an array or a dtype: stores the arguments of its constructor and its state."""
 
     __slots__ = ("kind", "made", "state")
 
@@ -44,7 +44,7 @@ class _Record:
 
 
 class _Name:
-    """What stands for a name of numpy's; calling it makes a record, or the bytes that are meant."""
+    """Replaces a function of numpy; a call returns a record, or the encoded bytes."""
 
     __slots__ = ("kind",)
 
@@ -55,7 +55,7 @@ class _Name:
         if self.kind == "bytes":
             text, encoding = arguments
             if not isinstance(text, str) or encoding != "latin1":
-                raise ValueError("it encodes something else than bytes")
+                raise ValueError("it encodes something other than bytes")
             return text.encode("latin1")
         return _Record(self.kind, arguments)
 
@@ -64,12 +64,12 @@ NAMES = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): "array" for core in ("core", "_core")},
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): "dtype",
-    ("_codecs", "encode"): "bytes",  # what Python 3 writes for bytes where it imitates Python 2
+    ("_codecs", "encode"): "bytes",  # how Python 3 writes bytes in protocols of Python 2
 }
 
 
 class _Counted(io.BytesIO):
-    """The file's bytes, for an unpickler that may not ask for ever: a file of a hundred million opcodes would take minutes."""
+    """The file's bytes with a limit on the number of reads, because a file of a hundred million opcodes would take minutes."""
 
     reads = 0
 
@@ -80,12 +80,12 @@ class _Counted(io.BytesIO):
         return super().read(size)
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the C one resizes its memo to whatever number the file says
+class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the C version allocates a memo of any size that the file requests
     dispatch = {ord(getattr(pickle, name)): pickle._Unpickler.dispatch[ord(getattr(pickle, name))] for name in OPCODES}  # type: ignore[attr-defined]  # noqa: RUF012
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NAMES:
-            raise ValueError(f"it names {module}.{name}, which is neither an array nor a dtype of numpy's")
+            raise ValueError(f"it names {module}.{name}, which is neither an array nor a dtype of numpy")
         return _Name(NAMES[module, name])
 
 
@@ -94,12 +94,12 @@ def read_batch(path: Path, md5: str | None = None, label: str = "labels", classe
 
     Args:
         path: the file.
-        md5: what its bytes must hash to, or None.
-        label: the labels' key.
-        classes: labels are under this.
+        md5: the expected hash of its bytes, or None.
+        label: key of the labels.
+        classes: number of classes; labels are smaller.
 
     Raises:
-        MissingDataError: no such file, other bytes than ``md5`` says, or anything in it but images and labels.
+        MissingDataError: no such file, another hash than ``md5``, or content other than images and labels.
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -110,8 +110,8 @@ def read_batch(path: Path, md5: str | None = None, label: str = "labels", classe
         return _parse(content, label, classes)
     except FileNotFoundError as error:
         raise MissingDataError(f"there is no file {path}") from error
-    except Exception as error:  # the interpreter trips over garbage in many ways
-        raise MissingDataError(f"{path} is truncated, damaged or not CIFAR's ({error})") from error
+    except Exception as error:  # the unpickler raises many types for corrupted files
+        raise MissingDataError(f"{path} is truncated, damaged or not a file of CIFAR ({error})") from error
 
 
 def _parse(content: bytes, label: str, classes: int) -> tuple[Tensor, Tensor]:
@@ -126,14 +126,14 @@ def _parse(content: bytes, label: str, classes: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"it has no {label!r} and 'data'")
     images, labels = _array(fields["data"]), fields[label]
     if not (isinstance(labels, list) and all(type(n) is int and 0 <= n < classes for n in labels)):
-        raise ValueError(f"its {label} are not whole numbers from 0 to {classes - 1}")
+        raise ValueError(f"its {label} are not integers from 0 to {classes - 1}")
     if len(labels) != len(images):
         raise ValueError(f"it has {len(images)} images and {len(labels)} labels")
     return torch.from_numpy(images.copy()).view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
 
 
 def _array(record: Any) -> np.ndarray:
-    """The bytes of an array's record, which must be (N, 3072) of uint8."""
+    """The pixels of an array's record, which must be (N, 3072) uint8."""
     state = record.state if isinstance(record, _Record) and record.kind == "array" else None
     if not (isinstance(state, tuple) and len(state) == 5):
         raise ValueError("its data are not an array")

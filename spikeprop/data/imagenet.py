@@ -1,9 +1,8 @@
 """``ImageNet``: photographs in torchvision's ImageFolder layout, decoded by worker processes.
 
 Training: random resized crop to 224 and flip; testing: the short side to 256, centre crop 224 (the usual evaluation). Another
-``size`` keeps that ratio.
-Each image's augmentation is seeded from (seed, epoch, image), so an epoch can be taken up anywhere and come out the
-same.
+``size`` keeps that ratio. Each image's augmentation is seeded from (seed, epoch, image), so an epoch that is resumed at any batch
+gives the same images.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import generator, mix_seed
 
-Sample = tuple[str | Member, int]  # where a photograph is, and its class
+Sample = tuple[str | Member, int]  # location of a photograph, and its class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +33,11 @@ class ImageNet(ImageData):
     """ImageNet (ILSVRC-2012) or any folder of class folders named by WordNet id.
 
     ``root`` holds ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; default ``$SPIKEPROP_DATA/imagenet``. Classes are numbered
-    by the index column of ``root/classes.tsv`` (wnid, index, name) where there is one, else by their place among ILSVRC-2012's
-    sorted WordNet ids, so a part of ImageNet keeps the numbers that a network of 1000 classes was trained with. Folders of
+    by the index column of ``root/classes.tsv`` (wnid, index, name) if it exists, else by their place among ILSVRC-2012's
+    sorted WordNet ids, so a subset of ImageNet keeps the numbers with which a network of 1000 classes was trained. Folders with
     other names are numbered in sorted order if there are 1000 of them.
 
-    A limit takes images at even distances, since files lie sorted by class: the first thousand would show twenty classes.
+    A limit takes images at even distances, because files are sorted by class: the first thousand would have only twenty classes.
 
     Attributes:
         size: side of the images in pixels.
@@ -96,7 +95,7 @@ class FolderSplit:
         return -(-len(self.samples) // self.batch_size)
 
     def shard(self, processes: Processes) -> FolderSplit:
-        """The same batches, of which only a process's own images are read; labels are those of the whole batch."""
+        """The same batches, of which only one process's images are read; labels are those of the complete batch."""
         return dataclasses.replace(self, processes=processes)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -114,14 +113,14 @@ class FolderSplit:
         try:
             for batch, (x, _) in zip(batches, loader, strict=True):
                 yield x, torch.tensor([self.samples[index][1] for index in batch])
-        except Exception as error:  # those of a worker's own keep their type
+        except Exception as error:  # an error that a worker raises keeps its type
             died = worker_died(error)
             if died is None:
                 raise
             raise died from error
 
     def fingerprint(self) -> str:
-        """Hash of the names and sizes of the files, their labels and the crop; reading the photographs would take minutes."""
+        """Hash of the files' names and sizes, the labels and the crop; reading the photographs would take minutes."""
         digest = hashlib.sha256(str(self.size).encode())
         for source, label in self.samples:
             file = Path(source.path if isinstance(source, Member) else source)
@@ -177,10 +176,10 @@ def spread(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
 
 
 def _class_numbers(table: Path, wnids: list[str]) -> dict[str, int]:
-    """The number of each class folder: from the table, ILSVRC-2012's list, or, of a thousand folders, their order.
+    """The number of each class folder: from the table, from ILSVRC-2012's list, or from the order of a thousand folders.
 
     Raises:
-        MissingDataError: a folder without a number, naming it and what would give it one.
+        MissingDataError: a folder without a number; the message names it and the remedy.
     """
     numbers = _read_table(table)
     known = numbers or {wnid: i for i, wnid in enumerate(_ilsvrc_wnids())}
@@ -188,11 +187,11 @@ def _class_numbers(table: Path, wnids: list[str]) -> dict[str, int]:
     if not unknown:
         return known
     if numbers:
-        raise MissingDataError(f"ImageNet: {table} has no line for class folder {unknown[0]}")
+        raise MissingDataError(f"ImageNet: {table} has no line for class folder {unknown[0]}; add it, or remove the folder")
     if len(wnids) == ImageNet.classes:
         return {wnid: i for i, wnid in enumerate(wnids)}
     raise MissingDataError(
-        f"ImageNet: class folder {unknown[0]} is not one of ILSVRC-2012's 1000 WordNet ids, so its class is not known "
+        f"ImageNet: class folder {unknown[0]} is not one of ILSVRC-2012's 1000 WordNet ids, so its class is unknown "
         f"({len(wnids)} folders, {len(unknown)} of them unknown); write {table} with lines of wnid, class index (0-999) and name"
     )
 
@@ -203,7 +202,7 @@ def _ilsvrc_wnids() -> list[str]:
 
 
 def _read_table(path: Path) -> dict[str, int]:
-    """The index column of a classes.tsv; a table without one (wnid, name) gives no numbers."""
+    """The index column of a classes.tsv; no numbers for a table without it (wnid, name)."""
     if not path.is_file():
         return {}
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,7 +1,7 @@
-"""One photograph from a file that may hold anything: JPEG or PNG, within bounds, or an error of ours.
+"""Reads one photograph (JPEG or PNG) from an untrusted file, within bounds, or raises MissingDataError.
 
-The pixels that a header promises are counted before any are decoded (a few bytes can promise gigabytes), and only these two
-formats are tried: among Pillow's are some that start other programs.
+The number of pixels in the header is checked before any pixel is decoded (a few bytes can claim gigabytes), and only these two
+formats are tried, because some of Pillow's formats start other programs.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from spikeprop.errors import MissingDataError
 
-FORMATS = ("JPEG", "PNG")  # ILSVRC-2012 has a PNG among its .JPEG files
-LARGEST_PIXELS = 89_478_485  # Pillow's own bound for a warning; the largest of ILSVRC-2012 has 34 million
+FORMATS = ("JPEG", "PNG")  # one .JPEG file of ILSVRC-2012 is a PNG
+LARGEST_PIXELS = 89_478_485  # above this Pillow warns; the largest image of ILSVRC-2012 has 34 million
 LARGEST_FILE = 2**28  # bytes
 
 
 @dataclass(frozen=True)
 class Member:
-    """A photograph within a larger file: ``size`` bytes from ``offset`` on."""
+    """A photograph within a larger file: ``size`` bytes, which start at ``offset``."""
 
     path: str
     offset: int
@@ -32,10 +32,10 @@ class Member:
 
 
 def read_photograph(path: str | Path | Member) -> Any:
-    """The image in RGB, as Pillow has it.
+    """The image in RGB, as a Pillow image.
 
     Raises:
-        MissingDataError: not a whole JPEG or PNG, or larger than ``LARGEST_PIXELS``.
+        MissingDataError: not a complete JPEG or PNG, or larger than ``LARGEST_PIXELS``.
     """
     from PIL import Image
 
@@ -44,17 +44,17 @@ def read_photograph(path: str | Path | Member) -> Any:
         if size > LARGEST_FILE:
             raise ValueError(f"the file has more than {LARGEST_FILE:,} bytes")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd but readable metadata; the size has its own test here
+            warnings.simplefilter("ignore")  # about unusual but readable metadata; the size is checked below
             with Image.open(_bytes_of(path), formats=FORMATS) as file:
                 if file.width * file.height > LARGEST_PIXELS:
                     raise ValueError(f"{file.width} x {file.height} pixels; at most {LARGEST_PIXELS:,} are read")
                 return file.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
+    except Exception as error:  # Pillow's decoders raise many types for corrupted files
         raise MissingDataError(f"{path} is truncated or not a JPEG or PNG image ({error}); replace or delete it") from error
 
 
 def _bytes_of(path: str | Path | Member) -> Any:
-    """What Pillow opens: a file's name, or the bytes of a member."""
+    """A file's name, or the bytes of a member, for Pillow to open."""
     if not isinstance(path, Member):
         return path
     with open(path.path, "rb") as file:

@@ -1,9 +1,9 @@
-"""``WebDataset``: photographs in tar shards, each read from its own place.
+"""``WebDataset``: photographs in tar shards, each read directly from its offset.
 
-A shard is an ordinary tar file in which KEY.jpg (or .jpeg, .png) and KEY.cls, a class number in text, stand together
-(the convention of the WebDataset library, Aizman et al. 2020, arXiv:2001.01858). Shards on a disk need not be streamed: their
-headers, read once a split, say where each photograph lies. So order, augmentation, resuming and the parts of several processes
-are those of a folder of images (``ImageNet``), and nothing is unpacked.
+A shard is an ordinary tar file with pairs of KEY.jpg (or .jpeg, .png) and KEY.cls, a class number as text (the convention of the
+WebDataset library, Aizman et al. 2020, arXiv:2001.01858). Shards on a disk need not be streamed: their headers, read once for
+each split, give the offset of each photograph. So order, augmentation, resuming and sharding over processes are those of a
+folder of images (``ImageNet``), and nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class WebDataset(ImageNet):
     """Photographs with class numbers in tar shards.
 
     Attributes:
-        train_shards, test_shards: patterns of the shards' names below ``root``, as the shell's; taken in sorted order.
-        classes: number of classes; class numbers are 0 to one less.
+        train_shards, test_shards: patterns of the shards' names below ``root``, as in a shell; read in sorted order.
+        classes: number of classes; class numbers are 0 to classes - 1.
         size, workers, train_limit, test_limit, mean, std: as for ``ImageNet``.
     """
 
@@ -40,7 +40,7 @@ class WebDataset(ImageNet):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.classes < 2:
-            raise ValueError(f"classes is {self.classes}; there are at least 2 to tell apart")
+            raise ValueError(f"classes is {self.classes}; use at least 2")
 
     def class_names(self) -> list[str]:
         return [str(number) for number in range(self.classes)]
@@ -60,15 +60,18 @@ class WebDataset(ImageNet):
             )
         samples = [sample for shard in shards for sample in _index(shard, self.classes)]
         if not samples:
-            raise MissingDataError(f"WebDataset: {shards[0]} and its like hold no KEY.jpg with a KEY.cls beside it")
+            raise MissingDataError(
+                f"WebDataset: {shards[0]} and the {len(shards) - 1} other shards contain no KEY.jpg with a KEY.cls; "
+                "set data.train_shards or data.test_shards to shards that do"
+            )
         return FolderSplit(spread(samples, limit), batch_size, self.mean, self.std, self.workers, seed, self.size)
 
 
 def _index(shard: Path, classes: int) -> Iterator[tuple[Member, int]]:
-    """Places and class numbers of a shard's photographs, in its order.
+    """Locations and class numbers of a shard's photographs, in its order.
 
     Raises:
-        MissingDataError: not a whole tar file, a photograph without a number, or a number that is no class.
+        MissingDataError: not a complete tar file, a photograph without a class number, or an invalid one.
     """
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
@@ -81,12 +84,14 @@ def _index(shard: Path, classes: int) -> Iterator[tuple[Member, int]]:
                 elif entry.isreg() and suffix == ".cls":
                     labels[key] = _number(file, entry, classes)
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise MissingDataError(f"WebDataset: {shard} is truncated or not such a tar file ({error}); replace it") from error
+        raise MissingDataError(
+            f"WebDataset: {shard} is truncated or not a tar file of this kind ({error}); replace it"
+        ) from error
     if shard.stat().st_size < max((m.offset + m.size for m in images.values()), default=0):
         raise MissingDataError(f"WebDataset: {shard} ends within a photograph; replace it")
     for key, member in images.items():
         if key not in labels:
-            raise MissingDataError(f"WebDataset: {shard} has no {key}.cls for its photograph {key}; write its class number there")
+            raise MissingDataError(f"WebDataset: {shard} has no {key}.cls for photograph {key}; add one with its class number")
         yield member, labels[key]
 
 
@@ -94,5 +99,5 @@ def _number(file: tarfile.TarFile, entry: tarfile.TarInfo, classes: int) -> int:
     opened = file.extractfile(entry)
     text = b"" if opened is None or entry.size > LONGEST_LABEL else opened.read().strip()
     if not text.isdigit() or int(text) >= classes:
-        raise ValueError(f"{entry.name} holds {text[:20]!r}; a class number is 0 to {classes - 1}")
+        raise ValueError(f"{entry.name} contains {text[:20]!r}; a class number is 0 to {classes - 1}")
     return int(text)

@@ -17,7 +17,7 @@ from spikeprop.errors import MissingDataError
 
 @dataclass(frozen=True, kw_only=True)
 class _InMemoryData(ImageData):
-    """Shared by the sets below: they only say how to read a split."""
+    """Base of the data sets below, which only implement how to read a split."""
 
     scale: ClassVar[float] = 255.0
 
@@ -38,7 +38,7 @@ class _InMemoryData(ImageData):
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(_InMemoryData):
-    """The 1,797 handwritten 8x8 digits that scikit-learn carries (UCI "optdigits"); every fifth image is a test image."""
+    """The 1,797 handwritten 8x8 digits of scikit-learn (UCI "optdigits"); every fifth image is a test image."""
 
     scale: ClassVar[float] = 16.0
     input_shape: ClassVar = (1, 8, 8)
@@ -57,10 +57,10 @@ class Digits(_InMemoryData):
 
 @dataclass(frozen=True, kw_only=True)
 class _TorchvisionData(_InMemoryData):
-    """A set that torchvision reads.
+    """A data set that torchvision reads.
 
     Attributes:
-        download: let torchvision fetch the files; off unless asked for.
+        download: whether torchvision may download the files.
     """
 
     download: bool = False
@@ -77,7 +77,7 @@ class _TorchvisionData(_InMemoryData):
         except Exception as error:
             raise MissingDataError(
                 f"{name}: cannot read {self.files} under {folder} ({type(error).__name__}: {error}). The files are missing, "
-                "truncated or damaged. Copy them there, point data.root or SPIKEPROP_DATA at them, or let torchvision fetch "
+                "truncated or damaged. Copy them there, point data.root or SPIKEPROP_DATA at them, or let torchvision download "
                 "them with data.download=true"
             ) from error
         return images, labels
@@ -92,7 +92,7 @@ class _TorchvisionData(_InMemoryData):
 
 @dataclass(frozen=True, kw_only=True)
 class _CIFAR(_TorchvisionData):
-    """Its files are pickles: torchvision knows where they are and their hashes, ``read_batch`` reads them."""
+    """CIFAR's files are pickles: torchvision gives their names and hashes, ``read_batch`` reads them."""
 
     label: ClassVar[str]
 

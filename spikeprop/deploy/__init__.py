@@ -1,1 +1,28 @@
-"""Deployment: NIR, other formats, simulation held against PyTorch, the chip budget, quantisation-aware fine-tuning."""
+"""Deployment: NIR, other formats, simulation compared with PyTorch, the chip budget, quantisation-aware fine-tuning."""
+
+from spikeprop_hardware import read_nir
+
+from spikeprop.deploy.chip import chip_budget
+from spikeprop.deploy.comparison import Target, compare, encoded, record
+from spikeprop.deploy.files import export, export_netx
+from spikeprop.deploy.interchange import portable
+from spikeprop.deploy.quantised import QuantisedBPTT
+from spikeprop.deploy.reading import ENCODERS, from_nir, layer_names
+from spikeprop.deploy.writing import to_nir
+
+__all__ = [
+    "ENCODERS",
+    "QuantisedBPTT",
+    "Target",
+    "chip_budget",
+    "compare",
+    "encoded",
+    "export",
+    "export_netx",
+    "from_nir",
+    "layer_names",
+    "portable",
+    "read_nir",
+    "record",
+    "to_nir",
+]

@@ -23,10 +23,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from spikeprop_hardware import lay_out, quantize
+from spikeprop_hardware.integer import BIAS, DECAY_UNITY, MANTISSA, THETA_LIMIT, IntegerPopulation
 from torch import Tensor, nn
 
-from spikeprop.deploy.export import hardware_package, input_limit_of
-from spikeprop.deploy.nir import OUTPUT, to_nir
+from spikeprop.deploy.comparison import input_limit_of
+from spikeprop.deploy.writing import OUTPUT, to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.snn import Direct, Gain, Layer, SpikingNetwork, Synapse
@@ -95,11 +97,7 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None) -> Gri
         HardwareError: spikeprop-hardware is missing, or a layer's weights cannot be rounded one by one: several layers of
             weights in a row without neurons between them, or pooling windows that overlap.
     """
-    hardware = hardware_package()
-    try:
-        made = hardware.quantize(to_nir(network), input_limit=input_limit).network
-    except hardware.HardwareError as error:
-        raise HardwareError(str(error)) from error
+    made = quantize(to_nir(network), input_limit=input_limit).network
     populations = {p.name: p for p in made.populations}
     layers = {}
     for name, layer in network.named_layers():
@@ -111,12 +109,11 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None) -> Gri
     return grids
 
 
-def _hold_against(network: SpikingNetwork, grids: Grids, populations: dict[str, Any]) -> None:
+def _hold_against(network: SpikingNetwork, grids: Grids, populations: dict[str, IntegerPopulation]) -> None:
     """The rounded network, laid out, must have the very integers that ``quantize`` made."""
-    hardware = hardware_package()
     with rounded(network, grids):
-        plan = hardware.make_plan(to_nir(network))
-    for (name, layer), real in zip(network.named_layers(), plan.populations):
+        laid_out = lay_out(to_nir(network))
+    for (name, layer), real in zip(network.named_layers(), laid_out.populations):
         if real.pools:
             continue
         p, grid = populations[real.name], grids.layers[name]
@@ -202,7 +199,7 @@ def _round_weights(swap: _Swap, name: str, synapse: Synapse, step: float, scale:
     pooled = float(np.prod([1 / _window(op) for op in synapse]))
     tensor = weighted[0].weight if weighted else gains[0].gain
     wanted = tensor.detach().double() * (factor * pooled * scale / step)
-    held = torch.round(wanted).clamp_(*_integer().MANTISSA)
+    held = torch.round(wanted).clamp_(*MANTISSA)
     inside = torch.round(wanted) == held
     swap.set(tensor, held * (step / pooled * unit / scale), inside.to(tensor) * (factor * unit))
 
@@ -223,27 +220,19 @@ def _round_biases(swap: _Swap, biases: list[Tensor], grid: LayerGrid, unit: floa
         return
     step = 2.0**grid.bias_exponent / 64  # 6 bits behind the point
     total = torch.stack([b.detach().double() for b in biases]).sum(0)
-    held = torch.round(total * (grid.scale / step)).clamp_(*_integer().BIAS) * (step * unit / grid.scale)
+    held = torch.round(total * (grid.scale / step)).clamp_(*BIAS) * (step * unit / grid.scale)
     others = sum((b.detach().double() * unit for b in biases[1:]), torch.zeros_like(total))
     for bias, value in zip(biases, [held - others, *(b.detach().double() * unit for b in biases[1:])]):
         swap.set(bias, value, unit)
 
 
 def _round_neuron(swap: _Swap, neuron: Any, scale: float) -> None:
-    integer = _integer()
     theta = neuron.v_threshold.detach().double() * scale
-    held = torch.round(theta).clamp_(1, integer.THETA_LIMIT)
+    held = torch.round(theta).clamp_(1, THETA_LIMIT)
     start = torch.round(neuron.v_init.double() * theta * 64) / 64 / held
     if start.shape == neuron.v_init.shape:  # else one start serves several thresholds, and its rounding is left out
         swap.set(neuron.v_init, start, 1.0)
     swap.set(neuron.v_threshold, held, scale)
-    unity = integer.DECAY_UNITY
+    unity = DECAY_UNITY
     leak = 1 - torch.round((1 - neuron.leak.detach().double()) * unity).clamp_(0, unity - 1) / unity
     swap.set(neuron.leak, leak, 1.0)
-
-
-def _integer() -> Any:
-    hardware_package()
-    from spikeprop_hardware import integer
-
-    return integer

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import nir
+from spikeprop_hardware import lay_out
 from torch import Tensor
 
-from spikeprop.deploy.export import export, hardware_package
-from spikeprop.deploy.nir import ENCODERS, from_nir
-from spikeprop.errors import HardwareError, NirError
+from spikeprop.deploy import ENCODERS, export, from_nir, read_nir
+from spikeprop.errors import NirError
 from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_spiking
 from spikeprop.runtime.files import parse_json
 from spikeprop.snn import SpikingNetwork
@@ -89,8 +88,7 @@ def open_simulation_input(
 
     Raises:
         CheckpointError: a checkpoint that is damaged, or of an ANN.
-        NirError: a NIR file with something that spikeprop does not support.
-        HardwareError: a NIR file that is damaged.
+        NirError: a NIR file that is damaged, or holds something that is not supported.
     """
     if network is None and _is_nir(path):
         yield replace(_read(path, encoder), trusted=trusted)
@@ -112,12 +110,8 @@ def _is_nir(path: Path) -> bool:
 
 
 def _read(path: Path, encoder: str | None) -> SimulationInput:
-    hardware = hardware_package()
-    try:
-        graph: nir.NIRGraph = hardware.read_graph(path)
-        hardware.make_plan(graph)  # its messages name the node
-    except hardware.HardwareError as error:
-        raise HardwareError(str(error)) from error
+    graph = read_nir(path)
+    lay_out(graph)  # also checks that shapes fit each other
     metadata = graph.metadata or {}
     if encoder is None and "encoder" not in metadata:
         raise NirError(f"{path} does not name its encoder; pass --encoder {' or '.join(ENCODERS)}")

@@ -1,4 +1,4 @@
-"""Learning: rules that compute gradients, and the one loop that uses them."""
+"""Learning: rules that compute gradients, losses, schedules, callbacks, and the one training loop ``fit``."""
 
 from spikeprop.learn.backprop import Backprop
 from spikeprop.learn.bptt import BPTT

@@ -16,8 +16,8 @@ class Backprop(LearningRule):
     """Gradient of the cross-entropy, or of another loss.
 
     Attributes:
-        label_smoothing: share of the target spread over all classes.
-        loss: in the cross-entropy's place.
+        label_smoothing: fraction of the target that is distributed over all classes.
+        loss: replaces the cross-entropy.
     """
 
     single_backward: ClassVar[bool] = True
@@ -29,7 +29,7 @@ class Backprop(LearningRule):
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1]")
         if self.loss is not None and self.label_smoothing:
-            raise ValueError("label_smoothing is of the cross-entropy: give it or a loss, not both")
+            raise ValueError("label_smoothing belongs to the cross-entropy: give it or a loss, not both")
 
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         scores = model(x)

@@ -1,8 +1,8 @@
 """``BPTT``: backpropagation through time with a surrogate derivative; with ``STDB`` it is the paper's fine-tuning.
 
-Rathi et al. 2020: the loss is the cross-entropy of the output accumulated over T steps; the gradient flows back
-through the leak and the weights and, at each spike, through the neuron's surrogate; none flows through the reset.
-Which surrogate is the neuron's own setting, and so is whether its threshold and leak are trained too (DIET-SNN).
+Rathi et al. 2020: the loss is the cross-entropy of the output accumulated over T steps; the gradient flows back through the leak
+and the weights and, at each spike, through the neuron's surrogate; none flows through the reset. The neuron's settings decide
+which surrogate is used, and whether its threshold and leak are trained too (DIET-SNN).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class BPTT(LearningRule):
 
     Attributes:
         timesteps: steps of a simulation.
-        chunk: steps a layer takes at once; default as many as the cache likes.
+        chunk: steps that a layer computes at once; default as many as fit the cache.
         average: divide the accumulated output by the number of steps (the paper takes the sum).
     """
 
@@ -37,7 +37,7 @@ class BPTT(LearningRule):
         if self.timesteps < 1:
             raise ValueError(f"timesteps is {self.timesteps}; a simulation needs at least 1 step")
         if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; use at least 1 step, or null for as many as the cache likes")
+            raise ValueError(f"chunk is {self.chunk}; use at least 1 step, or null for as many as fit the cache")
 
     def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         scores = model(x, self.timesteps, chunk=self.chunk)

@@ -1,4 +1,4 @@
-"""Callbacks: hooks of the training loop, for what watches or nudges training without owning it."""
+"""``Callback``: hooks of the training loop, for what observes or adjusts a training but does not compute gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spikeprop.runtime.progress import bar
 
 @dataclass
 class TrainingState:
-    """What a callback sees: where training stands."""
+    """The state of a training, as callbacks see it."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -33,7 +33,7 @@ class TrainingState:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Running means of the current epoch, with those of the rule's own scalars; accuracy in percent."""
+        """Running means of the current epoch, including those of the rule's own scalars; accuracy in percent."""
         seen = max(self.seen, 1)
         own = {name: total / seen for name, total in self.sums.items()}
         return {"epoch": self.epoch, "loss": self.loss_sum / seen, "accuracy": 100 * self.correct / seen, **own}
@@ -42,16 +42,14 @@ class TrainingState:
 class Callback:
     """Hooks of the loop; each does nothing unless overridden.
 
-    A callback whose behaviour depends on more than ``training`` and its settings keeps that as tensors in ``state_dict``, which
-    the loop's checkpoints save and resume.
+    A callback whose behaviour depends on more than ``training`` and its settings returns that as tensors from ``state_dict``;
+    the loop's checkpoints save and resume them.
     """
 
-    needs_complete_parameters: ClassVar[bool] = (
-        False  # takes parameters for whole tensors, which those of a sharded network are not
-    )
+    needs_complete_parameters: ClassVar[bool] = False  # it reads complete tensors, which a sharded network does not have
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The optimiser's groups before it is made, split where the callback needs a group of its own."""
+        """The groups of which the optimiser will be made; the callback may split them."""
         return groups
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -59,13 +57,13 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take ``state_dict``'s tensors back; before ``on_start``, and only on a resume."""
+        """Restore the tensors of ``state_dict``; before ``on_start``, and only on a resume."""
 
     def on_start(self, training: TrainingState) -> None:
         """Before the first step of this process, after a resume."""
 
     def on_gradient(self, training: TrainingState) -> None:
-        """Once the rule has filled the gradients and the schedule has set the rates; before clipping and the optimiser's step."""
+        """After the rule has filled the gradients and the schedule has set the rates; before clipping and the step."""
 
     def on_step(self, training: TrainingState) -> None:
         """After each optimiser step."""
@@ -78,7 +76,7 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar over all steps, with time to go, loss and accuracy; without a label, none."""
+    """A bar over all steps, with the remaining time, loss and accuracy; no bar without a label."""
 
     def __init__(self, label: str | None):
         self.label = label
@@ -99,7 +97,7 @@ class ProgressBar(Callback):
 
 
 class MetricsLog(Callback):
-    """Appends one JSON line an epoch; on a resume the lines of epochs that will run again are dropped first."""
+    """Appends one JSON line an epoch; a resume first drops the lines of epochs that will run again."""
 
     def __init__(self, path: Path, stage: str):
         self.path, self.stage = path, stage
@@ -121,11 +119,11 @@ class MetricsLog(Callback):
 
 
 class CollapseGuard(Callback):
-    """Stops fine-tuning whose accuracy stays under chance for a whole epoch, with advice.
+    """Stops a training whose accuracy over an epoch is under chance, with advice.
 
     Args:
         classes: number of classes; chance is 1/classes.
-        least: epochs that saw fewer images cannot tell and are not judged.
+        least: epochs with fewer images are not judged.
     """
 
     def __init__(self, classes: int, least: int = 500):

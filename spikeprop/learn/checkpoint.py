@@ -1,9 +1,9 @@
 """Checkpoints: one safetensors file with its description as JSON in the header, and the same JSON beside it to read.
 
-The header is what is read back, so a checkpoint is one file, renamed into place whole. Tensors are named
-``model.<name>``, ``optimizer.<parameter>.<key>`` and ``<part>.<name>`` of whatever else has a state; what is not a
-tensor lives in the description. Nothing is pickled. A checksum in the header covers all of it, and of training's progress the
-checkpoint before the last is kept too, to go on from if the last is damaged.
+Only the header is read back, so a checkpoint is one file, which is renamed into place when it is complete. Tensors are named
+``model.<name>``, ``optimizer.<parameter>.<key>`` and ``<section>.<name>`` for everything else with a state; all other values are
+in the description. Nothing is pickled. A checksum in the header covers the complete file. The progress of a training keeps the
+previous checkpoint too, to continue from if the last one is damaged.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def save_checkpoint(
         path: the safetensors file.
         model: the network.
         description: JSON values.
-        optimizer: saved too, to go on training.
+        optimizer: saved too, to continue training.
         others: further tensors by prefix and name.
-        keep_previous: leave the checkpoint that was there beside the new one, for ``load_latest``.
-        writes: whether this process does; of a network spread over processes (``shard``) all call, since all have a part of it.
+        keep_previous: keep the existing checkpoint beside the new one, for ``load_latest``.
+        writes: whether this process writes; for a sharded network (``shard``) all processes call this and send their shards.
     """
-    parts = {"model": model.state_dict(), **(others or {})}
-    tensors = _gathered(((f"{part}.{k}", v) for part, state in parts.items() for k, v in state.items()), writes)
+    sections = {"model": model.state_dict(), **(others or {})}
+    tensors = _gathered(((f"{name}.{k}", v) for name, state in sections.items() for k, v in state.items()), writes)
     described = {"format": FORMAT, **description}
     if optimizer is not None:
         state, groups = _split_optimizer(optimizer)
@@ -75,7 +75,7 @@ def save_checkpoint(
 
 
 def _gathered(tensors: Iterable[tuple[str, Tensor]], kept: bool) -> dict[str, Tensor]:
-    """Whole tensors in the host's memory, one after another; only gathered for others where they are not kept."""
+    """Complete tensors in the host's memory; a process that keeps none still takes part in gathering each."""
     found = {}
     for name, tensor in tensors:
         gathered = complete(tensor.detach())
@@ -100,14 +100,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether there is anything that ``load_latest`` could read."""
+    """Whether there is a file that ``load_latest`` could read."""
     return path.exists() or previous_of(path).exists()
 
 
 def load_latest(path: Path) -> Checkpoint:
-    """Read the progress of a training; where that is damaged, with a warning, the checkpoint before it.
+    """Read the progress of a training; if it is damaged, warn and read the checkpoint before it.
 
-    A damaged file is put aside, under its name with ``.damaged`` at the end: the next one does not take the good one's place.
+    A damaged file is renamed to end in ``.damaged``, so that the next write does not overwrite the good one with it.
 
     Raises:
         CheckpointError: neither can be read, or spikeprop did not write it.
@@ -119,15 +119,15 @@ def load_latest(path: Path) -> Checkpoint:
         return _read(path)
     except DamagedFileError as error:
         if not previous.exists():
-            raise CheckpointError(f"{error}, and there is none before it; delete it, and its stage begins anew") from error
+            raise CheckpointError(f"{error}, and there is none before it; delete it, and its stage starts again") from error
         saved = load_checkpoint(previous)
         os.replace(path, path.with_name(path.name + ".damaged"))
-        warnings.warn(f"{error}: going on from the checkpoint before it, {previous}", stacklevel=3)
+        warnings.warn(f"{error}: continuing from the checkpoint before it, {previous}", stacklevel=3)
         return saved
 
 
 def drop_progress(path: Path) -> None:
-    """Delete the progress of a training, and what lies beside it."""
+    """Delete the progress of a training with all files beside it."""
     for file in (path, path.with_suffix(".json"), previous_of(path), path.with_name(path.name + ".damaged")):
         file.unlink(missing_ok=True)
 
@@ -136,8 +136,8 @@ def _read(path: Path) -> Checkpoint:
     tensors, header = read_tensors(path)
     if "spikeprop" not in header:
         raise CheckpointError(f"{path} holds tensors but was not written by spikeprop: its header has no 'spikeprop' entry")
-    if set(header) != {"spikeprop"}:  # the checksum's own name is gone
-        raise DamagedFileError(f"{path} is damaged (its header has an entry that is not ours)")
+    if set(header) != {"spikeprop"}:  # the checksum's key itself is corrupted
+        raise DamagedFileError(f"{path} is damaged (its header has an unknown entry)")
     try:
         description = parse_json(header["spikeprop"])
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""``Loss``: what a learning rule makes small, for the rules that take any.
+"""``Loss``: the objective of a learning rule, for the rules that take any.
 
 ``CrossEntropy`` is -log softmax(scores)[y]; ``SquaredError`` is sum_k (scores_k - onehot(y)_k)^2, the loss with which Activation
 Relaxation was published (Millidge et al. 2020). Both are means over the batch.
@@ -27,7 +27,7 @@ class CrossEntropy(Loss):
     """Cross-entropy of the softmax.
 
     Attributes:
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: fraction of the target that is distributed over all classes.
     """
 
     label_smoothing: float = 0.0

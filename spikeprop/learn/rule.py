@@ -1,8 +1,8 @@
-"""``LearningRule``: where gradients come from.
+"""``LearningRule``: computes gradients.
 
 The loop owns the optimiser, the schedule and the checkpoints; a rule only fills ``.grad``. A rule that needs parameters of its
-own (auxiliary heads, backward weights, traces) makes them in ``prepare``, once the network is known, and keeps them in
-``own``: the same optimiser trains them, and checkpoints of the loop save and resume them.
+own (auxiliary heads, backward weights, traces) makes them in ``prepare``, when the network is known, and keeps them in
+``own``: the same optimiser trains them, and the loop's checkpoints save and resume them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class LearningRule(ABC):
         own: modules of the rule's own, by name; empty for most rules. Not a setting: the rule fills it in ``prepare``.
     """
 
-    single_backward: ClassVar[bool] = False  # every gradient comes of one backward pass from one call of the network
+    single_backward: ClassVar[bool] = False  # all gradients come from one backward pass through one call of the network
 
     own: nn.ModuleDict = field(init=False, default_factory=nn.ModuleDict, repr=False, compare=False)
 
     @property
     def complete_batches(self) -> bool:
-        """Whether ``step`` shows the network all of its examples at once; else batch-norm sees less than a process's part."""
+        """Whether ``step`` gives the network all of its examples in one call; else batch-norm sees only some of them."""
         return True
 
     @abstractmethod
@@ -47,11 +47,11 @@ class LearningRule(ABC):
         """
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:  # noqa: B027 - most rules have nothing to make
-        """Make what is the rule's own, on the network's device; before the optimiser is made. The network stays as it is.
+        """Make the rule's own modules on the network's device, before the optimiser is made; the network does not change.
 
         Args:
             model: the network to train.
-            x: a batch of its inputs, to see shapes by.
+            x: a batch of its inputs, which shows the shapes.
         """
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -59,7 +59,7 @@ class LearningRule(ABC):
         return self.own.parameters()
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """What the optimiser is made of: groups as torch.optim takes them, by default all that is trained in one."""
+        """The optimiser's groups, as torch.optim takes them; by default one group of all trained parameters."""
         return [{"params": [p for p in (*model.parameters(), *self.parameters()) if p.requires_grad]}]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -67,5 +67,5 @@ class LearningRule(ABC):
         return self.own.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the tensors of ``state_dict`` back, after ``prepare``."""
+        """Restore the tensors of ``state_dict``, after ``prepare``."""
         self.own.load_state_dict(dict(state))

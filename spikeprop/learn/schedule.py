@@ -27,7 +27,7 @@ class Steps(Schedule):
         if not self.divisor > 0:
             raise ValueError(f"divisor is {self.divisor}; it must be positive")
         if not all(0 <= m <= 1 for m in self.milestones):
-            raise ValueError(f"milestones are {list(self.milestones)}; each is a share of the training, in [0, 1]")
+            raise ValueError(f"milestones are {list(self.milestones)}; each is a fraction of the training, in [0, 1]")
 
     def __call__(self, progress: float) -> float:
         return self.divisor ** -sum(progress >= m for m in self.milestones)
@@ -41,7 +41,7 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}; it is a share of the training, in [0, 1)")
+            raise ValueError(f"warmup is {self.warmup}; it is a fraction of the training, in [0, 1)")
 
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:

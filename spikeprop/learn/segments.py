@@ -1,9 +1,9 @@
-"""``SegmentGraph``: a network as a graph of segments, each run forward once and differentiated as often as a rule likes.
+"""``SegmentGraph``: a network cut into a graph of segments; each runs forward once and can be differentiated several times.
 
 A segment is a piece of the network with one output; a residual connection makes a graph of the chain. For segment s with output
-h_s = f_s(h_a, h_b, ...; theta_s) a ``SegmentPass`` offers the vector-Jacobian products c -> (dh_s/dh_a)^T c and
-c -> (dh_s/dtheta_s)^T c for any number of cotangents c. Since every segment has run once, batch statistics are updated once and
-dropout masks are fixed.
+h_s = f_s(h_a, h_b, ...; theta_s) a ``SegmentPass`` computes the vector-Jacobian products c -> (dh_s/dh_a)^T c and
+c -> (dh_s/dtheta_s)^T c for any number of cotangents c. Every segment runs once, so batch statistics are updated once and dropout
+masks are fixed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Segment:
     """A piece of a network.
 
     Attributes:
-        name: of its first module with weights, where it has one.
-        module: computes its output from what it reads; its modules and parameters are the network's own.
-        reads: names of the segments whose outputs it reads, or ``INPUT``.
+        name: of its first module with weights, or of its first step.
+        module: computes its output from its inputs; its modules and parameters are the network's own.
+        reads: names of the segments whose outputs are its inputs, or ``INPUT``.
     """
 
     name: str
@@ -37,16 +37,16 @@ class Segment:
     reads: tuple[str, ...]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that are trained."""
+        """Its trained parameters."""
         return [p for p in self.module.parameters() if p.requires_grad]
 
 
 class SegmentGraph:
-    """Segments in an order in which they can run; the last one's output is the network's.
+    """Segments in an order in which they can run; the output of the last one is the network's.
 
     Args:
-        segments: as above.
-        names: of the parameters of the network, by id.
+        segments: in that order.
+        names: of the network's parameters, by id.
     """
 
     def __init__(self, segments: Sequence[Segment], names: dict[int, str]):
@@ -68,7 +68,7 @@ class SegmentGraph:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every segment reads the one before it alone."""
+        """Whether every segment reads only the one before it."""
         return all(s.reads == (before.name,) for before, s in pairwise(self.segments)) and self.segments[0].reads == (INPUT,)
 
     def shared(self) -> dict[str, list[str]]:
@@ -85,12 +85,12 @@ def segment_graph(model: nn.Module, cuts: Sequence[str] | int | None = None) -> 
 
     Args:
         model: a Sequential, or whatever torch.fx can trace down to modules without children.
-        cuts: None for a segment for every layer with weights; a number for so many segments of about equally many layers, of
-            which each reads the one before it alone; or names of the submodules to cut after (those need not be traceable
+        cuts: None for one segment for each layer with weights; a number for that many segments with about equally many layers,
+            each of which reads only the one before it; or names of the submodules to cut after (these need not be traceable
             inside).
 
     Raises:
-        SegmentError: saying why the network cannot be cut so.
+        SegmentError: the network cannot be cut in this way, with the reason.
     """
     if isinstance(cuts, int) and cuts < 1:
         raise SegmentError(f"{cuts} segments; use at least 1")
@@ -110,17 +110,17 @@ def _traced(model: nn.Module, cuts: Sequence[str] | int | None, names: dict[int,
     traced = tracing.trace(model, () if cuts is None or isinstance(cuts, int) else cuts)
     tracing.output_of(traced.graph)
     if cuts is None:
-        parts = tracing.by_layers(traced)
+        numbers = tracing.by_layers(traced)
+    elif isinstance(cuts, int):
+        numbers = tracing.by_borders(traced, tracing.even_borders(traced, cuts))
     else:
-        even = isinstance(cuts, int)
-        borders = tracing.even_borders(traced, cuts) if even else tracing.borders_after(traced, cuts)
-        parts = tracing.by_borders(traced, borders)
+        numbers = tracing.by_borders(traced, tracing.borders_after(traced, cuts))
     modules = {id(m): name for name, m in model.named_modules()}
-    return SegmentGraph(_segments(tracing.split(model, traced, parts), modules), names)
+    return SegmentGraph(_segments(tracing.split(model, traced, numbers), modules), names)
 
 
 def _children(children: dict[str, nn.Module], cuts: list[str]) -> list[Segment]:
-    """Stretches of a Sequential's children that end with each cut."""
+    """Runs of a Sequential's children, each of which ends with a cut."""
     segments, held, before = [], [], INPUT
     for i, (name, module) in enumerate(children.items()):
         held.append(module)
@@ -130,15 +130,15 @@ def _children(children: dict[str, nn.Module], cuts: list[str]) -> list[Segment]:
     return segments
 
 
-def _segments(whole: fx.GraphModule, modules: dict[int, str]) -> list[Segment]:
-    """Segments of a module that ``tracing.split`` made; ``modules`` are the names of the network's own, by id."""
+def _segments(split: fx.GraphModule, modules: dict[int, str]) -> list[Segment]:
+    """Segments of a module that ``tracing.split`` made; ``modules`` are the names of the network's modules, by id."""
     names: dict[fx.Node, str] = {}
     segments: list[Segment] = []
-    for node in whole.graph.nodes:
+    for node in split.graph.nodes:
         if node.op == "placeholder":
             names[node] = INPUT
         elif node.op == "call_module":
-            module = whole.get_submodule(str(node.target))
+            module = split.get_submodule(str(node.target))
             names[node] = _name(module, modules, {s.name for s in segments} | {INPUT})
             reads = tuple(names[n] for n in node.all_input_nodes)
             segments.append(Segment(names[node], module, reads))
@@ -148,7 +148,7 @@ def _segments(whole: fx.GraphModule, modules: dict[int, str]) -> list[Segment]:
                 f"more than one value leaves the segment {names.get(source, source)!r}; a segment has one output: "
                 "cut elsewhere (before a skip connection begins, or after it ends)"
             )
-    if names[tracing.output_of(whole.graph)] != segments[-1].name:
+    if names[tracing.output_of(split.graph)] != segments[-1].name:
         raise SegmentError(f"the network's output is not that of its last segment, {segments[-1].name!r}; cut elsewhere")
     return segments
 
@@ -164,13 +164,13 @@ def _name(module: nn.Module, modules: dict[int, str], taken: set[str]) -> str:
 
 
 class SegmentPass:
-    """One forward pass of all segments, kept to be differentiated.
+    """One forward pass of all segments, kept for differentiation.
 
     Args:
         graph: segments.
         x: the network's input (B, ...).
-        context: in which every segment runs, such as a mode that gives operations other gradients.
-        at: outputs by segment, at which the segments run instead of at each other's.
+        context: in which every segment runs, such as a mode that replaces gradients of operations.
+        at: outputs by segment that the segments read in place of each other's.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class SegmentPass:
         return self.values[self.graph.output]
 
     def vjp(self, name: str, cotangent: Tensor) -> list[Tensor | None]:
-        """(d output / d input)^T cotangent for each input of a segment; None where it has no gradient, as the image."""
+        """(d output / d input)^T cotangent for each input of a segment; None for one without a gradient, such as the image."""
         inputs = [leaf for leaf in self._inputs[name] if leaf.requires_grad]
         found = iter(self._grad(name, inputs, cotangent))
         return [next(found) if leaf.requires_grad else None for leaf in self._inputs[name]]
@@ -204,7 +204,7 @@ class SegmentPass:
         return self._grad(name, self.graph.by_name[name].parameters(), cotangent)
 
     def add_parameter_gradients(self, name: str, cotangent: Tensor) -> None:
-        """Add them to the parameters' ``.grad``."""
+        """Add ``parameter_gradients`` to the parameters' ``.grad``."""
         for p, g in zip(self.graph.by_name[name].parameters(), self.parameter_gradients(name, cotangent)):
             if g is not None:
                 p.grad = g if p.grad is None else p.grad + g
@@ -214,7 +214,7 @@ class SegmentPass:
         mutates = works_in_place(segment.module)
         out = segment.module(*(leaf.clone() if mutates else leaf for leaf in leaves))
         if not isinstance(out, Tensor):
-            raise SegmentError(f"segment {segment.name!r} gives a {type(out).__name__}; a segment's output is one tensor")
+            raise SegmentError(f"segment {segment.name!r} returns a {type(out).__name__}; a segment's output is one tensor")
         self._inputs[segment.name], self._outputs[segment.name] = leaves, out
         self.values.setdefault(segment.name, out.detach())
 
@@ -230,7 +230,7 @@ class SegmentPass:
 
 
 def works_in_place(module: nn.Module) -> bool:
-    """Whether a segment may overwrite what it reads."""
+    """Whether a segment may overwrite its inputs."""
     if any(getattr(m, "inplace", False) for m in module.modules()):
         return True
     nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()

@@ -1,7 +1,7 @@
-"""Scalars for TensorBoard, where it is installed: of training by epoch, and of anything by a step of its own.
+"""Scalars for TensorBoard, if it is installed: metrics of a training by epoch, and other values by any step.
 
-Nothing is imported before a run begins. A stage has a folder of its own; when it is taken up again, what TensorBoard has of the
-epochs that run again is purged.
+TensorBoard is imported only when a run starts. Each stage has its own folder; a resume purges the scalars of the epochs that run
+again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def tensorboard_installed() -> bool:
     """Whether scalars can be written here."""
     try:
         importlib.import_module("torch.utils.tensorboard")
-    except ImportError:  # absent, or one that does not fit what it needs: either way a run goes on without it
+    except ImportError:  # absent, or incompatible with its dependencies: the run continues without it
         return False
     return True
 
 
 class TensorBoardLog(Callback):
-    """Writes an epoch's metrics (loss, accuracy, rate of learning and what the rule tells) as scalars.
+    """Writes an epoch's metrics (loss, accuracy, learning rate and the rule's own scalars) as scalars.
 
     Args:
-        folder: for TensorBoard's files, of this stage alone.
+        folder: for TensorBoard's files, of this stage only.
     """
 
     def __init__(self, folder: Path):
@@ -49,7 +49,7 @@ class TensorBoardLog(Callback):
 
 
 def write_scalars(folder: Path, scalars: Mapping[str, Mapping[int, float]]) -> None:
-    """Write scalars, by name and step, in the place of what ``folder`` holds."""
+    """Write scalars, by name and step, and replace the content of ``folder``."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Cutting a network into segments with torch.fx: what ``spikeprop.learn.segments`` builds its graph from.
+"""Cuts a network into segments with torch.fx; ``spikeprop.learn.segments`` builds its graph from them.
 
-Modules without children are opaque, so what they do inside (control flow, dropout, custom gradients) need not be traceable.
-The trace keeps the order of execution; a partition numbers its nodes, and torch.fx makes a module of each part. All parts
-share the network's own modules and parameters.
+The steps of the trace (nodes that compute) are in the order of execution. ``by_layers`` and ``by_borders`` give each step the
+number of its segment, and ``split`` makes a module of each segment from the network's own modules and parameters. Modules without
+children are single steps, so what they do inside (control flow, dropout, custom gradients) need not be traceable.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from spikeprop.errors import SegmentError
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
-QUERIES = {"size", "dim"}  # methods that ask a tensor for numbers
+QUERIES = {"size", "dim"}  # methods that return numbers about a tensor's shape
 
 
-class _Held(nn.Module):
-    """A parameter or buffer that the network uses directly, as a module, so that it goes into the part that uses it."""
+class _Value(nn.Module):
+    """A parameter or buffer that the network uses directly, as a module, so that it goes into the segment that uses it."""
 
     def __init__(self, value: Tensor):
         super().__init__()
@@ -35,23 +35,23 @@ class _Held(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, whole: Iterable[str]):
+    def __init__(self, opaque: Iterable[str]):
         super().__init__()
-        self.whole = set(whole)
+        self.opaque = set(opaque)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        bare = next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
-        return bare or module_qualified_name in self.whole
+        childless = next(m.children(), None) is None
+        return childless or module_qualified_name in self.opaque or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module, whole: Iterable[str] = ()) -> fx.GraphModule:
-    """The network as a graph; modules without children, and those named in ``whole``, are single nodes.
+def trace(model: nn.Module, opaque: Iterable[str] = ()) -> fx.GraphModule:
+    """The network as a graph; modules without children, and those named in ``opaque``, are single nodes.
 
     Raises:
         SegmentError: with torch.fx's reason.
     """
     try:
-        graph = _Tracer(whole).trace(model)
+        graph = _Tracer(opaque).trace(model)
     except Exception as error:
         raise SegmentError(
             f"{type(model).__name__} cannot be cut into segments: torch.fx cannot trace it ({error}). Name submodules "
@@ -62,25 +62,24 @@ def trace(model: nn.Module, whole: Iterable[str] = ()) -> fx.GraphModule:
         raise SegmentError(
             f"{type(model).__name__} reads {len(inputs)} inputs ({', '.join(map(str, inputs))}); segments need one"
         )
-    _refuse_frozen_modes(model, graph)
+    _refuse_fixed_modes(model, graph)
     traced = fx.GraphModule(model, graph)
-    _hold_attributes(traced)
+    _attributes_as_modules(traced)
     return traced
 
 
-def _hold_attributes(traced: fx.GraphModule) -> None:
+def _attributes_as_modules(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
-            held = _Held(getattr(traced.get_submodule(owner), name))
-            traced.add_module(f"held_{node.name}", held)
+            traced.add_module(f"value_{node.name}", _Value(getattr(traced.get_submodule(owner), name)))
             with traced.graph.inserting_before(node):
-                node.replace_all_uses_with(traced.graph.call_module(f"held_{node.name}"))
+                node.replace_all_uses_with(traced.graph.call_module(f"value_{node.name}"))
             traced.graph.erase_node(node)
 
 
-def _refuse_frozen_modes(model: nn.Module, graph: fx.Graph) -> None:
-    """Functional dropout or batch-norm outside a leaf module would keep the mode that it was traced in."""
+def _refuse_fixed_modes(model: nn.Module, graph: fx.Graph) -> None:
+    """Functional dropout or batch-norm would keep the mode (training or evaluation) in which it was traced."""
     for node in graph.nodes:
         if node.op == "call_function" and ("training" in node.kwargs):
             raise SegmentError(
@@ -99,33 +98,41 @@ def is_layer(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     module = traced.get_submodule(str(node.target))
-    return not isinstance(module, (*NORMS, _Held)) and next(module.parameters(), None) is not None
+    return not isinstance(module, (*NORMS, _Value)) and next(module.parameters(), None) is not None
 
 
 def is_query(node: fx.Node) -> bool:
-    """Whether a node asks a tensor for its shape: no gradient passes through it."""
-    asks = node.op == "call_method" and node.target in QUERIES
-    return asks or (node.op == "call_function" and node.target is getattr)
+    """Whether a node returns a tensor's shape, through which no gradient passes."""
+    method = node.op == "call_method" and node.target in QUERIES
+    return method or (node.op == "call_function" and node.target is getattr)
 
 
 def by_layers(traced: fx.GraphModule) -> list[int]:
-    """A part for each layer with weights and for each join, with what follows it alone; a number for each step."""
-    part: dict[fx.Node, int] = {}
-    ends: dict[int, fx.Node] = {}
-    weighty: set[int] = set()
+    """The number of its segment for each step: a layer with weights, or a join, starts a segment.
+
+    A step continues the segment of the latest value that it reads if it is the only reader of that segment's end, and if it does
+    not bring a second layer into the segment.
+    """
+    segment: dict[fx.Node, int] = {}
+    ends: list[fx.Node] = []  # the last step of each segment
+    with_layer: set[int] = set()
     for node in steps_of(traced):
-        above = [n for n in node.all_input_nodes if n in part]
-        last = max(above, key=lambda n: part[n], default=None)
-        layer = is_layer(traced, node)
+        read = [n for n in node.all_input_nodes if n in segment]
+        last = max(read, key=lambda n: segment[n], default=None)
+        number = len(ends) if last is None else segment[last]
         if last is not None and is_query(node):
-            part[node] = part[last]
+            segment[node] = number
             continue
-        joins = last is not None and ends[part[last]] in (last, *last.all_input_nodes)
-        joins = joins and _only_reader(ends[part[last]], node) and not (layer and part[last] in weighty)  # type: ignore[index]
-        number = part[last] if joins and last is not None else len(ends)
-        part[node], ends[number] = number, node
-        weighty |= {number} if layer else set()
-    return list(part.values())
+        layer = is_layer(traced, node)
+        if last is not None:
+            end = ends[number]
+            at_end = end in (last, *last.all_input_nodes) and _only_reader(end, node)
+            if not at_end or (layer and number in with_layer):
+                number = len(ends)
+        ends[number : number + 1] = [node]
+        segment[node] = number
+        with_layer |= {number} if layer else set()
+    return list(segment.values())
 
 
 def _only_reader(value: fx.Node, node: fx.Node) -> bool:
@@ -133,7 +140,7 @@ def _only_reader(value: fx.Node, node: fx.Node) -> bool:
 
 
 def by_borders(traced: fx.GraphModule, borders: Sequence[int]) -> list[int]:
-    """A part for each stretch between borders; ``borders`` are numbers of the steps that end a part, the last one excluded."""
+    """The number of its segment for each step; ``borders`` are the numbers of the steps that end a segment, except the last."""
     return [sum(i > border for border in borders) for i in range(len(steps_of(traced)))]
 
 
@@ -157,10 +164,10 @@ def borders_after(traced: fx.GraphModule, names: Sequence[str]) -> list[int]:
 
 
 def even_borders(traced: fx.GraphModule, count: int) -> list[int]:
-    """Borders for ``count`` parts with about equally many layers, where a single value passes from one part to the next.
+    """Borders of ``count`` segments with about equally many layers; a single value passes from each segment to the next.
 
     Raises:
-        SegmentError: there are not so many such places.
+        SegmentError: the network has too few such places.
     """
     steps = steps_of(traced)
     number = {node: i for i, node in enumerate(steps)}
@@ -170,7 +177,7 @@ def even_borders(traced: fx.GraphModule, count: int) -> list[int]:
     for i, node in enumerate(steps[:-1]):
         weight += is_layer(traced, node)
         single = sum(reach[j] > i for j in range(i + 1)) == 1 and reach[i] > i
-        if single and weight and _begins(traced, node):
+        if single and weight and _layer_starts(traced, node):
             places.append((i, weight))
     total = weight + is_layer(traced, steps[-1])
     if len(places) < count - 1:
@@ -185,8 +192,8 @@ def even_borders(traced: fx.GraphModule, count: int) -> list[int]:
     return borders
 
 
-def _begins(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a layer begins behind a node, with its own normalisation before it or without; not one that belongs to the node."""
+def _layer_starts(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a layer starts after a node; a normalisation between them belongs to the layer, unless the node is a layer."""
     before = [u for u in node.users if _is_norm(traced, u)] if not is_layer(traced, node) else []
     return bool(before) or any(is_layer(traced, user) for user in node.users)
 
@@ -195,15 +202,15 @@ def _is_norm(traced: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), NORMS)
 
 
-def split(model: nn.Module, traced: fx.GraphModule, parts: Sequence[int]) -> fx.GraphModule:
-    """A module of one submodule for each part."""
-    of = dict(zip(steps_of(traced), parts))
+def split(model: nn.Module, traced: fx.GraphModule, numbers: Sequence[int]) -> fx.GraphModule:
+    """A module with one submodule for each segment; ``numbers`` are those of the steps."""
+    segment = dict(zip(steps_of(traced), numbers))
     for node in traced.graph.nodes:
         if node.op == "call_module" and not node.all_input_nodes:
-            of[node] = min(of[user] for user in node.users if user in of)
+            segment[node] = min(segment[user] for user in node.users if user in segment)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.fx's own, about attributes
-        return split_module(traced, model, lambda node: of[node], keep_original_order=True)
+        warnings.simplefilter("ignore")  # torch.fx warns about attributes
+        return split_module(traced, model, lambda node: segment[node], keep_original_order=True)
 
 
 def output_of(graph: fx.Graph) -> fx.Node:

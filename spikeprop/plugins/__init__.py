@@ -1,6 +1,7 @@
-"""Plugins: one paper, one file or folder. Recipes name them, as in ``{use: spikeprop.plugins.ActivationRelaxation}``.
+"""Plugins: one paper, one folder. Recipes name them, as in ``{use: spikeprop.plugins.ActivationRelaxation}``.
 
-Nothing else of spikeprop imports them. A name is imported when it is asked for, so a plugin's own dependencies burden no other.
+No other package of spikeprop imports them. Each name is imported at its first use, so a plugin's dependencies are only loaded
+when that plugin is used.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# name to the module, below this package, that defines it
+# name -> module of this package that defines it
 _MODULES: dict[str, str] = {
     "ActivationRelaxation": "activation_relaxation",
     "BarrierRisk": "aad.barrier",

@@ -1,14 +1,13 @@
 """``RuleComparison``: an experiment that trains one network by several learning rules, with the same seeds, data and optimiser.
 
-Each arm and seed is a stage of its own, so a run that was stopped goes on. Seeds pair the arms: the same first weights, the same
-order of examples; differences to the baseline are means over pairs with their 95 % interval. Accuracy, of images or of every
-character of a text, is that after the last epoch.
+Each arm and seed is a stage of its own, so an interrupted run can be resumed. Arms with the same seed are paired: they have the
+same initial weights and the same order of examples. Differences to the baseline are means over pairs with 95 % intervals.
+Accuracy (of images, or of all characters of a text) is measured after the last epoch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,8 @@ from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.settings import find_device
 from spikeprop.learn import LearningRule, ProgressBar, Schedule, drop_progress, fit
-from spikeprop.plugins.arms import check_seeds, report_arms
+from spikeprop.plugins.checks import positive
+from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.recipe import Component
 from spikeprop.runtime.seeding import seed_torch
 
@@ -33,15 +33,15 @@ SMOKE_EXAMPLES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class RuleComparison:
-    """One network, several learning rules.
+    """Compare learning rules on one network.
 
     Attributes:
-        seeds: of weights and order of examples; they pair the arms.
+        seeds: seeds of weights and order of examples; arms with the same seed are paired.
         data, ann, optimizer, schedule: components shared by all arms.
-        arms: learning rules by name.
-        baseline: name of the arm that the others are held against.
-        epochs, batch_size, lr, weight_decay: as in training.
-        device: as for the main job.
+        arms: learning rule of each arm, by name.
+        baseline: the arm that the other arms are compared with.
+        epochs, batch_size, lr, weight_decay: settings of the training.
+        device: "auto", "cpu" or "cuda".
     """
 
     seeds: list[int]
@@ -58,17 +58,15 @@ class RuleComparison:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_seeds(self.seeds, self.baseline, self.arms)
-        for name in ("epochs", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        check_arms(self)
+        positive(self, "epochs", "batch_size", "lr")
 
     def check(self, *, here: bool = False) -> None:
-        """Build every component, and prepare each rule for the network.
+        """Build all components, and prepare each rule for the network.
 
         Raises:
-            RecipeError: a bad value, or an ANN that does not fit the data.
-            SegmentError: a network that a rule cannot cut.
+            RecipeError: an invalid value, or an ANN that does not fit the data.
+            SegmentError: a rule cannot cut the network.
         """
         data, ann = self.data.build(), self.ann.build()
         x = data.example(2)
@@ -85,15 +83,15 @@ class RuleComparison:
             find_device(self.device)
 
     def smoke(self) -> RuleComparison:
-        """The same on a few examples, one epoch and two seeds."""
+        """The same experiment with few examples, one epoch and two seeds."""
         data = self.data.replace(train_limit=SMOKE_EXAMPLES, test_limit=SMOKE_EXAMPLES)
         return dataclasses.replace(self, data=data, epochs=1, batch_size=16, seeds=self.seeds[:2])
 
     def run(self, context: Context) -> Report:
-        """Every arm and seed; finished ones are read from the folder."""
+        """Run every arm and seed; finished ones are read from the folder."""
         self.check(here=True)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.arms}
-        for seed in self.seeds:  # seeds outside, so that an unfinished run has all arms of the seeds that it has
+        for seed in self.seeds:  # outer loop, so that an unfinished run has all arms of its finished seeds
             for name in self.arms:
                 found[name].append(
                     context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context), distributed=True)
@@ -107,9 +105,9 @@ class RuleComparison:
         model = self.ann.build().to(device)
         batches = data.train(self.batch_size, seed)
         rule = self.arms[name].build()
-        seed_torch(seed, 2)  # what a rule draws leaves the network's weights as they are
+        seed_torch(seed, 2)  # the rule's random numbers do not change the network's weights
         rule.prepare(model, next(batches.epoch(0))[0].to(device))
-        progress = context.folder.path / f"{_plain(name)}.{seed}.progress.safetensors"
+        progress = progress_file(context, name, seed)
         result: dict[str, Any] = {}
         try:
             history = fit(
@@ -126,10 +124,10 @@ class RuleComparison:
                 checkpoint_seconds=context.save_every,
             )
             result["last_epoch"] = {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")}
-        except TrainingCollapsed as error:  # so it is with this rule at this rate: a result, of the network as it stands
+        except TrainingCollapsed as error:  # a result: the present network is evaluated
             context.notify(f"{name}, seed {seed}: {error}")
             result["collapsed"] = str(error)
-        tested = measured(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
+        tested = accuracy_and_loss(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
         if context.writes:
             drop_progress(progress)
         return {**tested, **result, "parameters": sum(p.numel() for p in model.parameters())}
@@ -139,17 +137,13 @@ class RuleComparison:
 
 
 @torch.no_grad()
-def measured(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def accuracy_and_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Top-1 accuracy in percent and mean cross-entropy in nats, over every label, in evaluation mode."""
     model.eval()
-    right, loss, seen = 0, 0.0, 0
+    correct, loss, count = 0, 0.0, 0
     for x, y in batches:
         scores = model(x)
-        right += int((scores.argmax(1) == y).sum())
+        correct += int((scores.argmax(1) == y).sum())
         loss += float(F.cross_entropy(scores, y, reduction="sum"))
-        seen += y.numel()
-    return {"accuracy": 100 * right / seen, "test_loss": loss / seen}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"\W+", "_", name)
+        count += y.numel()
+    return {"accuracy": 100 * correct / count, "test_loss": loss / count}

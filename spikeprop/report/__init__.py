@@ -1,4 +1,4 @@
-"""The report page: one HTML file that stands alone, made of run folders. Pure text from JSON values; nothing here computes."""
+"""The report page: one self-contained HTML file made from run folders. ``evidence`` collects what a run does not report."""
 
 from spikeprop.report.document import document
 

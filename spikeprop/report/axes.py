@@ -1,4 +1,4 @@
-"""Axes of charts: from values to places on the paper, and which values get a tick."""
+"""``ChartAxis``: maps values to coordinates of a chart, and chooses the values that get a tick."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChartAxis:
-    """A range of values laid over a range of places.
+    """A linear or logarithmic map from a range of values to a range of coordinates.
 
     Attributes:
-        low, high: values at both ends; positive where ``log``.
-        start, end: places of the ends, in the picture's units.
-        log: whether places go by the logarithm.
+        low, high: values at both ends; positive if ``log``.
+        start, end: coordinates of the ends, in the chart's units.
+        log: whether coordinates are proportional to the logarithm.
     """
 
     low: float
@@ -24,7 +24,7 @@ class ChartAxis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value lies."""
+        """The coordinate of a value."""
         low, high, at = (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
@@ -40,7 +40,7 @@ def axis(values: Sequence[float], start: float, end: float, *, log: bool = False
 
 
 def ticks(over: ChartAxis, wanted: int = 5) -> list[float]:
-    """Round values on an axis: multiples of 1, 2 or 5; on a logarithmic one, of powers of ten."""
+    """Round values on an axis: multiples of 1, 2 or 5, on a logarithmic axis times powers of ten."""
     if over.log:
         return _log_ticks(over, wanted)
     rough = (over.high - over.low) / wanted
@@ -62,7 +62,7 @@ def _log_ticks(over: ChartAxis, wanted: int) -> list[float]:
 
 
 def spaced(values: Sequence[float], over: ChartAxis, least: float) -> list[float]:
-    """Those of the values that lie ``least`` apart on the paper, for labels that do not overlap."""
+    """A subset of the values whose coordinates are at least ``least`` apart, so that labels do not overlap."""
     kept: list[float] = []
     for value in sorted(values):
         if not kept or abs(over.place(value) - over.place(kept[-1])) >= least:
@@ -71,7 +71,7 @@ def spaced(values: Sequence[float], over: ChartAxis, least: float) -> list[float
 
 
 def short(value: float) -> str:
-    """A tick's text."""
+    """The text of a tick."""
     if value and abs(value) >= 1e4:
         power = math.floor(math.log10(abs(value)))
         letter = {1: "k", 2: "M", 3: "G", 4: "T"}.get(power // 3)

@@ -1,4 +1,8 @@
-"""Charts as inline SVG: lines with 95 % bands, and bars. Colours are the style sheet's, so they follow light and dark."""
+"""Charts as inline SVG: lines with 95 % bands, and bars.
+
+The page needs charts that readers can query and filter in one file without scripts from elsewhere, sharp at any size and in the
+colours of a light or dark style sheet; matplotlib's PNGs (``evaluate/pictures.py``) lie beside a run for papers and terminals.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from spikeprop.report.html import Markup, join, tag
 
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 46
-COLOURS = 8  # in the style sheet
+COLOURS = 8  # number of colours in the style sheet
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,11 @@ class Line:
 
     Attributes:
         label: for the legend and the points' titles.
-        points: (x, y), by x.
-        colour: number of a colour.
-        style: "solid", "dashed", "dotted", or "mark" for points alone.
+        points: (x, y), sorted by x.
+        colour: its number.
+        style: "solid", "dashed", "dotted", or "mark" for points without a line.
         band: (x, low, high).
-        run: number of the run that it belongs to.
+        run: number of its run.
         names: of single points, such as "T = 8", by x.
     """
 
@@ -40,7 +44,7 @@ class Line:
 def line_chart(
     title: str, lines: Sequence[Line], x_label: str, y_label: str, *, log: bool = False, marks: Sequence[float] = ()
 ) -> Markup:
-    """Curves over one x axis, logarithmic or not; ``marks`` are its ticks where given. Every point tells its values."""
+    """Curves over one x axis, linear or logarithmic, with ticks at ``marks`` if given. The title of each point has its values."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + [y for line in lines for _, *ends in line.band for y in ends]
     across = axis(xs, LEFT, WIDTH - RIGHT, log=log)
@@ -48,18 +52,18 @@ def line_chart(
     at = spaced(marks, across, 24) if marks else spaced(ticks(across, 6), across, 30)
     parts = [_grid(across, up, at, ticks(up), x_label, y_label), *(_line(line, across, up) for line in lines)]
     parts.append(_names(lines, across, up))
-    told = "; ".join(f"{line.label}: {_summary(line)}" for line in lines)
-    return svg(title, f"{y_label} against {x_label}. {told}.", WIDTH, HEIGHT, parts)
+    described = "; ".join(f"{line.label}: {_summary(line)}" for line in lines)
+    return svg(title, f"{y_label} against {x_label}. {described}.", WIDTH, HEIGHT, parts)
 
 
 def legend(lines: Sequence[Line]) -> Markup:
-    """What each curve is."""
+    """The legend: the label of each curve."""
     items = [tag("li", _sample(_class(line), line.style), line.label, data_run=line.run) for line in lines]
     return tag("ul", *items, class_="legend")
 
 
 def styles(meanings: Mapping[str, str]) -> Markup:
-    """What the strokes mean, whatever their colour."""
+    """A legend of line styles, without colours."""
     items = [tag("li", _sample(f"plain {style}", style), meaning) for style, meaning in meanings.items()]
     return tag("ul", *items, class_="legend")
 
@@ -90,13 +94,15 @@ def bar_chart(title: str, groups: Mapping[str, Mapping[str, float]], x_label: st
                 parts.append(_bar(f"{name}, {series}", values[name], across, top + i * each, each, colours[series]))
     parts.append(text(x_label, (left + WIDTH - RIGHT) / 2, height - 8, "middle", "label"))
     key = [tag("li", tag("span", class_=f"swatch c{colours[series] % COLOURS}"), series) for series in groups]
-    told = "; ".join(f"{series}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) for series, values in groups.items())
-    picture = svg(title, f"{x_label} by layer. {told}.", WIDTH, height, parts)
+    described = "; ".join(
+        f"{series}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) for series, values in groups.items()
+    )
+    picture = svg(title, f"{x_label} by layer. {described}.", WIDTH, height, parts)
     return join([tag("ul", *key, class_="legend"), picture])
 
 
 def svg(title: str, described: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:
-    """A picture that tells its title and what it shows to those who do not see it."""
+    """A picture with its title and a description for screen readers."""
     return tag(
         "svg",
         tag("title", title),
@@ -137,13 +143,13 @@ def _line(line: Line, across: ChartAxis, up: ChartAxis) -> Markup:
         parts.append(tag("path", d="M" + "L".join(f"{_at(x)} {_at(y)}" for x, y in places), class_="curve"))
     radius = 5 if line.style == "mark" else 3 if len(places) <= 30 else 1.6
     for (x, y), (cx, cy) in zip(line.points, places):
-        told = tag("title", f"{line.label}, {line.names.get(x, short(x))}: {y:.6g}")
-        parts.append(Markup(f'<circle cx="{_at(cx)}" cy="{_at(cy)}" r="{radius}" data-x="{x!r}" data-y="{y!r}">{told}</circle>'))
+        shown = tag("title", f"{line.label}, {line.names.get(x, short(x))}: {y:.6g}")
+        parts.append(Markup(f'<circle cx="{_at(cx)}" cy="{_at(cy)}" r="{radius}" data-x="{x!r}" data-y="{y!r}">{shown}</circle>'))
     return tag("g", *parts, class_=_class(line), data_run=line.run, data_label=line.label)
 
 
 def _names(lines: Sequence[Line], across: ChartAxis, up: ChartAxis) -> Markup:
-    """Names beside their points, as far as none covers another."""
+    """Names beside their points, except those that would overlap another."""
     taken: list[tuple[float, float]] = []
     parts = []
     for line in lines:
@@ -157,9 +163,9 @@ def _names(lines: Sequence[Line], across: ChartAxis, up: ChartAxis) -> Markup:
 
 def _bar(name: str, value: float, across: ChartAxis, top: float, thick: float, colour: int) -> Markup:
     width = _at(max(0.5, across.place(value) - across.start))
-    told = tag("title", f"{name}: {value:.6g}")
+    shown = tag("title", f"{name}: {value:.6g}")
     shape = f'x="{_at(across.start)}" y="{_at(top)}" width="{width}" height="{_at(0.9 * thick)}"'
-    return Markup(f'<rect {shape} class="fill c{colour % COLOURS}" data-y="{value!r}">{told}</rect>')
+    return Markup(f'<rect {shape} class="fill c{colour % COLOURS}" data-y="{value!r}">{shown}</rect>')
 
 
 def _class(line: Line) -> str:
@@ -167,7 +173,7 @@ def _class(line: Line) -> str:
 
 
 def text(words: Any, x: float, y: float, anchor: str = "start", kind: str = "tick", **more: Any) -> Markup:
-    """Words in a picture."""
+    """Text in a picture."""
     return tag("text", words, x=_at(x), y=_at(y), text_anchor=None if anchor == "start" else anchor, class_=kind, **more)
 
 

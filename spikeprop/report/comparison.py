@@ -1,4 +1,4 @@
-"""What several runs show side by side: one table, and accuracy against T, SynOps and energy, and training, overlaid."""
+"""The comparison of runs: one table, and curves of accuracy against T, SynOps and energy, and of training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from spikeprop.report.charts import Line, legend, line_chart, styles
 from spikeprop.report.html import Markup, figure, join, note, number, numbers, percent, table, tag
 
 STYLES = {"ann": "dotted", "converted": "dashed", "finetuned": "solid"}
-COLOURS = {"ann": 2, "converted": 1, "finetuned": 0}  # of a run that stands alone; several have a colour each
+COLOURS = {"ann": 2, "converted": 1, "finetuned": 0}  # by network for a single run; several runs have one colour each
 Costs = Callable[[dict[str, Any]], float]
 
 
 def overview(runs: Sequence[RunRecord]) -> Markup:
-    """The table of all runs, a line each; experiments of plugins, whose figures are others, have a table of their own."""
+    """A table with one line for each run; experiments of plugins, which have other results, are in a second table."""
     numbered = list(enumerate(runs))
     jobs = [(i, run) for i, run in numbered if run.hybrid or run.report is None]
     others = [(i, run) for i, run in numbered if not (run.hybrid or run.report is None)]
@@ -42,7 +42,7 @@ HEADS = ["ANN", "converted", "fine-tuned", "T", "MACs", "SynOps", "uJ, ANN", "uJ
 
 
 def _figures(run: RunRecord) -> list[Any]:
-    """Cells under HEADS."""
+    """The cells under HEADS."""
     found = run.figures()
     if not found or run.report is None:
         return ["-"] * len(HEADS)
@@ -53,7 +53,7 @@ def _figures(run: RunRecord) -> list[Any]:
 
 
 def curves(runs: Sequence[RunRecord]) -> Markup:
-    """Accuracy against time steps, SynOps and energy of all runs of the main job."""
+    """Accuracy against time steps, SynOps and energy of all hybrid runs."""
     shown = [(i, run) for i, run in enumerate(runs) if run.hybrid]
     if not shown:
         return note("Accuracy against T, SynOps and energy: none of these runs is a finished conversion.")
@@ -67,7 +67,7 @@ def curves(runs: Sequence[RunRecord]) -> Markup:
     parts.append(_against("energy", "uJ an image (arithmetic, 45 nm)", shown, several, joules, energy))
     lacking = [run.name for _, run in shown if not run.report or not run.report["converted"].get("activity")]
     if lacking:
-        why = f"{', '.join(lacking)}: the report of this version counts spikes at one T alone, so there is one point of cost."
+        why = f"{', '.join(lacking)}: the report is of a version that counts spikes at one T only, so there is one point of cost."
         parts.append(note(why))
     return tag("div", *parts, class_="figures")
 
@@ -103,7 +103,7 @@ def _against(
             active = report[kind].get("activity") or _at_one(report, kind, run.steps)
             at = [(cost(active[str(int(t))]), a, f"T = {int(t)}") for t, a in _points(report[kind]) if str(int(t)) in active]
             if at:
-                points, names = [(x, a) for x, a, _ in at], {x: told for x, _, told in at}
+                points, names = [(x, a) for x, a, _ in at], {x: text for x, _, text in at}
                 lines.append(Line(_label(run, kind, several), points, _colour(i, kind, several), STYLES[kind], (), i, names))
         lines.append(
             Line(_label(run, "ann", several), [(of_ann[i], report["ann"]["accuracy"])], _colour(i, "ann", several), "mark", (), i)
@@ -116,14 +116,14 @@ def _against(
 
 
 def _at_one(report: dict[str, Any], kind: str, steps: int) -> dict[str, Any]:
-    """Older reports count the spikes of the last network alone, at one T."""
+    """Older reports count only the spikes of the last network, at one T."""
     if kind == "converted" and report.get("finetuned_epochs", 1):
         return {}
     return {str(steps): {"synops": report["synops"], "energy_joules": report["energy_joules"]["snn"]}}
 
 
 def training(runs: Sequence[RunRecord]) -> Markup:
-    """Loss and accuracy by epoch, of every stage that is trained."""
+    """Loss and accuracy by epoch, of every trained stage."""
     logged = [(i, run) for i, run in enumerate(runs) if run.metrics]
     if not logged:
         return note("Training curves: none of these folders has a metrics.jsonl.")
@@ -131,8 +131,8 @@ def training(runs: Sequence[RunRecord]) -> Markup:
     for stage in dict.fromkeys(entry["stage"] for _, run in logged for entry in run.metrics):
         parts += [_trained(stage, key, logged, len(runs) > 1) for key in ("loss", "accuracy")]
     missing = [run.name for run in runs if not run.metrics]
-    told = [note(f"{', '.join(missing)}: no metrics.jsonl in the folder, so no training curve.")] if missing else []
-    return tag("div", *(p for p in parts if p), *told, class_="figures")
+    notes = [note(f"{', '.join(missing)}: no metrics.jsonl in the folder, so no training curve.")] if missing else []
+    return tag("div", *(p for p in parts if p), *notes, class_="figures")
 
 
 def _trained(stage: str, key: str, logged: Sequence[tuple[int, RunRecord]], several: bool) -> Markup:
@@ -152,7 +152,7 @@ def _trained(stage: str, key: str, logged: Sequence[tuple[int, RunRecord]], seve
 
 
 def _legend(lines: Sequence[Line], several: bool) -> Markup:
-    """Of several runs the colours are those of the table, so only what the strokes mean is left to say."""
+    """For several runs the table shows their colours, so the legend only explains the line styles."""
     if not several:
         return legend(lines)
     last = "mark" if any(line.style == "mark" for line in lines) else "dotted"

@@ -1,4 +1,4 @@
-"""The page itself: head, style, contents, what runs show together, then each run; nothing is fetched from anywhere."""
+"""The report page: head, style, contents, the comparison of runs, then each run; the page loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def document(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]], t
     """The whole page.
 
     Args:
-        runs: in the order in which they are shown.
-        evidence: of each, as ``spikeprop.report.evidence`` makes it.
+        runs: in the order of the page.
+        evidence: of each run, from ``spikeprop.report.evidence``.
         title: of the page; default the run's name.
 
     Raises:
@@ -55,7 +55,7 @@ def _main(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]]) -> l
 def _run(number: int, run: RunRecord, found: Mapping[str, Any], alone: bool) -> Markup:
     name = f"run-{number}"
     if run.report is None:
-        inside = note(f"This run is not finished ({run.state}), so it has no results; the same command goes on with it.")
+        inside = note(f"This run is not finished ({run.state}), so it has no results; the same command continues it.")
     elif run.hybrid:
         inside = run_section.sections(run, found, name)
     else:
@@ -90,7 +90,7 @@ def _provenance(run: RunRecord) -> Markup:
     stages = [[name, f"{spent:.2f}", str(commits.get(name))] for name, spent in seconds.items()]
     settings = [[key, str(value)] for key, value in leaves(run.settings).items()]
     return join([
-        table("Where it ran, and with what", ["what", "value"], rows),
+        table("Machine, versions and settings of the run", ["what", "value"], rows),
         table("Seconds and commit by stage", ["stage", "seconds", "commit"], stages) if stages else Markup(),
         folded("Settings", table("The resolved recipe", ["key", "value"], settings)),
     ])  # fmt: skip
@@ -105,7 +105,7 @@ def _contents(runs: Sequence[RunRecord]) -> Markup:
 
 
 def _choice(runs: Sequence[RunRecord]) -> Markup:
-    """Boxes that hide a run's curves; the script enables them."""
+    """Check boxes that hide a run's curves; the script enables them."""
     if len(runs) == 1:
         return Markup()
     ticked = [tag("input", type="checkbox", checked="checked", data_shows=i) for i in range(len(runs))]

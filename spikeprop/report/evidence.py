@@ -1,8 +1,8 @@
-"""What a report page shows and a report does not hold: confusions, images classified correctly and wrongly, rasters, thresholds.
+"""What a report page shows and report.json does not contain: confusions, example images, spike rasters, thresholds.
 
-It is made from the run's checkpoint, its data and the predictions that its evaluation kept; where a run kept none, the first test
-images are predicted again. It is kept in the run folder as ``page.json``, as long as checkpoint and request are the same. What
-cannot be made is named with the reason, and nothing stands in for it.
+It is computed from the run's checkpoint, its data and the predictions that its evaluation saved; if a run saved none, the first
+test images are predicted again. The run folder keeps it as ``page.json``, as long as checkpoint and request are the same. What
+cannot be computed is listed as missing with the reason.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
 FORMAT = 1
-SHOWN = 8  # images classified correctly, and as many classified wrongly
-FEW_CLASSES = 100  # of more, the confusions are a list of the commonest and not a table
+SHOWN = 8  # images predicted correctly, and as many predicted wrongly
+FEW_CLASSES = 100  # with more, only the commonest confusions are listed
 
 
 @dataclass(frozen=True)
@@ -46,30 +46,30 @@ class RunPredictions:
 
 
 def evidence(run: RunRecord, samples: int = 500, trusted: Collection[str] = ()) -> dict[str, Any]:
-    """What can be made of a run now; read from its folder where it was made before.
+    """The evidence of a run; read from its folder if it was computed before.
 
     Args:
-        run: finished; plugins' experiments have none of this.
-        samples: test images to predict where the run kept no predictions; 0 for none.
+        run: finished; plugins' experiments have no evidence.
+        samples: test images to predict if the run saved no predictions; 0 for none.
         trusted: packages that the folder's files may have imported.
 
     Returns:
-        JSON values: network, timesteps, thresholds by layer, confusion, examples, rasters as far as there are any, and "missing":
-        what there is not, with the reason.
+        JSON values: network, timesteps, thresholds by layer, confusion, examples and rasters, as far as available, and "missing":
+        what is not available, with the reason.
     """
     if not run.hybrid:
         return {"missing": {}}
     kind = list(run.networks)[-1]
     file = run.path / f"{kind}.safetensors"
     if not file.is_file():
-        why = f"the folder holds no {file.name}, from which it would be made"
+        why = f"the folder holds no {file.name}, from which it is computed"
         return {"missing": dict.fromkeys(("thresholds", "confusion", "examples", "rasters"), why)}
     asked = {"format": FORMAT, "checkpoint": _hash(file), "samples": samples, "predictions": _kept(run, kind).is_file()}
     cache = run.path / "page.json"
     if cache.exists() and (found := _cached(cache)).get("asked") == asked:
         return found
     found = {"asked": asked, **_made(run, kind, samples, trusted)}
-    if not found.pop("passing"):  # data that are not here today may be here tomorrow
+    if not found.pop("temporary"):  # a missing file may exist at the next call
         write_json(cache, found)
     return found
 
@@ -77,8 +77,8 @@ def evidence(run: RunRecord, samples: int = 500, trusted: Collection[str] = ()) 
 def _made(run: RunRecord, kind: str, samples: int, trusted: Collection[str]) -> dict[str, Any]:
     try:
         loaded = load_network(run.path / f"{kind}.safetensors", trusted)
-    except SpikepropError as error:  # a damaged checkpoint, or a part that is not installed here
-        return {"passing": True, "missing": dict.fromkeys(("thresholds", "confusion", "examples", "rasters"), str(error))}
+    except SpikepropError as error:  # a damaged checkpoint, or a package that is not installed here
+        return {"temporary": True, "missing": dict.fromkeys(("thresholds", "confusion", "examples", "rasters"), str(error))}
     network = loaded.network
     assert isinstance(network, SpikingNetwork)
     found: dict[str, Any] = {"network": kind, "timesteps": run.steps, "missing": {}, "thresholds": _thresholds(network)}
@@ -87,23 +87,23 @@ def _made(run: RunRecord, kind: str, samples: int, trusted: Collection[str]) -> 
         data = source.build()
         predicted = _run_predictions(run, kind, loaded, source, samples)
         if predicted is None:
-            why = "the run kept no predictions, and with --samples 0 none are computed"
-            return found | {"passing": False, "missing": dict.fromkeys(("confusion", "examples", "rasters"), why)}
+            why = "the run saved no predictions, and with --samples 0 none are computed"
+            return found | {"temporary": False, "missing": dict.fromkeys(("confusion", "examples", "rasters"), why)}
         shown = _chosen(predicted)
         images = _images(data, run, [i for numbers in shown.values() for i in numbers])
     except (SpikepropError, OSError) as error:
         missing = dict.fromkeys(("confusion", "examples", "rasters"), str(error))
-        return found | {"passing": True, "missing": missing}
+        return found | {"temporary": True, "missing": missing}
     found["confusion"] = _confusion(predicted, data)
     found["examples"] = {name: [_example(i, images[i], predicted, data) for i in numbers] for name, numbers in shown.items()}
     found["rasters"] = _rasters(loaded, run, shown, images, predicted, data)
-    return found | {"passing": False}
+    return found | {"temporary": False}
 
 
 def _run_predictions(
     run: RunRecord, kind: str, loaded: LoadedNetwork, source: Component[ImageData], samples: int
 ) -> RunPredictions | None:
-    """The predictions that the run kept, or those of the first images, computed now."""
+    """The predictions that the run saved, or those of the first images, computed now."""
     kept = _kept(run, kind)
     if kept.is_file():
         settings = recorded(kept.parent)["settings"]
@@ -111,7 +111,7 @@ def _run_predictions(
         if not isinstance(steps, list) or run.steps not in steps:
             raise DamagedFileError(f"{kept.parent / 'evaluation.json'} is damaged: it has no predictions at T = {run.steps}")
         batches = list(Journal(kept.parent, settings).read().values())
-        if batches:  # damaged ones are put aside
+        if batches:  # empty if the file is damaged; then it was renamed
             return RunPredictions(Predictions.of(batches), steps.index(run.steps), True)
     if samples == 0:
         return None
@@ -126,7 +126,7 @@ def _run_predictions(
 
 
 def _chosen(predicted: RunPredictions) -> dict[str, list[int]]:
-    """The first images classified correctly and wrongly, each of another class as long as there are such."""
+    """The first images predicted correctly and wrongly, from as many classes as possible."""
     classes_N = predicted.predictions.best_NTK[:, predicted.column, 0].long()
     correct_N = classes_N == predicted.predictions.labels_N
     return {name: _varied(rows, predicted.predictions.labels_N) for name, rows in (("right", correct_N), ("wrong", ~correct_N))}
@@ -143,7 +143,7 @@ def _varied(rows: Tensor, labels_N: Tensor) -> list[int]:
 
 
 def _images(data: ImageData, run: RunRecord, numbers: list[int]) -> dict[int, Tensor]:
-    """Test images by their number, from as few batches as possible."""
+    """Test images by number; only the batches that contain them are read."""
     size = _batch_size(run)
     split, found = data.test(size), {}
     for batch in sorted({i // size for i in numbers}):
@@ -153,7 +153,7 @@ def _images(data: ImageData, run: RunRecord, numbers: list[int]) -> dict[int, Te
 
 
 def _confusion(predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
-    """Images by true class and predicted class; the commonest confusions alone where classes are many."""
+    """Images by true class and predicted class; for many classes only the commonest confusions."""
     counts = predicted.predictions.confusion(data.classes, predicted.column)
     wrong = counts.clone().fill_diagonal_(0)
     best = wrong.flatten().sort(descending=True, stable=True)
@@ -183,7 +183,7 @@ def _rasters(
     predicted: RunPredictions,
     data: ImageData,
 ) -> list[dict[str, Any]]:
-    """Spikes while the first image classified correctly and the first classified wrongly are shown."""
+    """Spikes for the first image predicted correctly and for the first predicted wrongly."""
     network = loaded.network.cpu()
     found = []
     for numbers in shown.values():
@@ -214,7 +214,7 @@ def _batch_size(run: RunRecord) -> int:
 def _cached(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
-    except DamagedFileError:  # it is made again
+    except DamagedFileError:  # it is computed again
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Pictures of cells and points: confusions as a heat map, spike trains as a raster."""
+"""Confusions as a heat map, and spike trains as a raster, in SVG."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from spikeprop.report.charts import svg, text
 from spikeprop.report.html import Markup, tag
 
 CELL, SMALL_CELL = 30, 7
-MANY = 20  # classes; of more, cells are small and bear no numbers
+MANY = 20  # classes; with more, cells are small and without numbers
 LINE, STEP_WIDTH, LABELS = 3.0, 460.0, 150.0
 
 
 def confusion_map(title: str, counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
-    """Images by class (row) and answer (column); the shade is the share of the class, its images stand in the cell."""
+    """Images by class (row) and prediction (column); the shade is the fraction of the class, the number counts images."""
     size = CELL if len(names) <= MANY else SMALL_CELL
     left = 12 + 6.5 * max(map(len, names)) if len(names) <= MANY else 30
     top = left if max(map(len, names)) > 2 and len(names) <= MANY else 36
-    parts = [text("answer", left + size * len(names) / 2, 12, "middle", "label")]
+    parts = [text("prediction", left + size * len(names) / 2, 12, "middle", "label")]
     for row, line in enumerate(counts):
         for column, count in enumerate(line):
             if count:
@@ -27,17 +27,18 @@ def confusion_map(title: str, counts: Sequence[Sequence[int]], names: Sequence[s
     if len(names) <= MANY:
         parts += [text(name, left - 5, top + (i + 0.65) * size, "end") for i, name in enumerate(names)]
         parts += [_head(name, left + (i + 0.6) * size, top - 5, top > 36) for i, name in enumerate(names)]
-    right = sum(line[i] for i, line in enumerate(counts))
-    told = f"Rows are classes, columns answers. {right} of {sum(map(sum, counts))} images lie on the diagonal."
-    return svg(title, told, left + size * len(names) + 6, top + size * len(names) + 6, parts)
+    correct = sum(line[i] for i, line in enumerate(counts))
+    description = f"Rows are classes, columns predictions. {correct} of {sum(map(sum, counts))} images are on the diagonal."
+    return svg(title, description, left + size * len(names) + 6, top + size * len(names) + 6, parts)
 
 
 def _cell(row: int, column: int, count: int, of: int, x: float, y: float, size: int, names: Sequence[str]) -> Markup:
     share = count / of
-    told = f"{names[row]} taken for {names[column]}: {count} of {of}" if row != column else f"{names[row]}: {count} of {of} right"
+    wrong = f"{names[row]} predicted as {names[column]}: {count} of {of}"
+    description = wrong if row != column else f"{names[row]}: {count} of {of} correct"
     kind = "hit" if row == column else "miss"
     shade = f"{max(0.08, share) if row == column else max(0.15, min(1, 3 * share)):.2f}"
-    inside = [tag("title", told)]
+    inside = [tag("title", description)]
     shape = tag("rect", x=x, y=y, width=size - 1, height=size - 1, class_=kind, fill_opacity=shade)
     words = text(count, x + (size - 1) / 2, y + size / 2 + 4, "middle", "count" if float(shade) < 0.55 else "count over")
     return tag("g", *inside, shape, *([words] if size == CELL else []), data_count=count, data_row=row, data_column=column)
@@ -50,7 +51,7 @@ def _head(name: str, x: float, y: float, turned: bool) -> Markup:
 
 
 def raster_map(title: str, layers: Sequence[dict[str, Any]], steps: int) -> Markup:
-    """Spikes of chosen neurons, a band a layer, time to the right; spikes taken back are another colour."""
+    """Spikes of chosen neurons, one band for each layer, time to the right; negative spikes have another colour."""
     wide = max(STEP_WIDTH / steps, 0.5)
     parts: list[Markup] = []
     top = 6.0
@@ -66,8 +67,8 @@ def raster_map(title: str, layers: Sequence[dict[str, Any]], steps: int) -> Mark
         if value == int(value):
             parts.append(text(short(value), across.place(value), top + 10, "middle"))
     parts.append(text("time step", LABELS + wide * steps / 2, top + 26, "middle", "label"))
-    told = ", ".join(f"{layer['name']} {len(layer['spikes'])} spikes of {len(layer['chosen'])} neurons" for layer in layers)
-    return svg(title, f"Each row is a neuron, each mark a spike. {told}.", LABELS + wide * steps + 14, top + 34, parts)
+    counted = ", ".join(f"{layer['name']} {len(layer['spikes'])} spikes of {len(layer['chosen'])} neurons" for layer in layers)
+    return svg(title, f"Each row is a neuron, each mark a spike. {counted}.", LABELS + wide * steps + 14, top + 34, parts)
 
 
 def _spikes(spikes: Sequence[Sequence[int]], sign: int, top: float, wide: float) -> Markup:

@@ -1,4 +1,4 @@
-"""HTML as text: elements with everything escaped, tables whose headings say what they head, figures with their numbers."""
+"""HTML as text: elements with escaped content, tables with scoped headings, figures with their numbers."""
 
 from __future__ import annotations
 
@@ -11,58 +11,58 @@ VOID = {"img", "meta", "link", "input"}
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     __slots__ = ()
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
-    """An element; children that are no Markup are escaped, ``class_`` means class, ``data_x`` data-x, None leaves out."""
-    told = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
-    shown = "".join(f' {key}="{html.escape(str(value))}"' for key, value in told.items())
+    """An element; children other than Markup are escaped; ``class_`` is class, ``data_x`` is data-x, None omits the attribute."""
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    shown = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
     return Markup(f"<{name}{shown}>" if name in VOID else f"<{name}{shown}>{join(children)}</{name}>")
 
 
 def join(parts: Iterable[Any], between: str = "") -> Markup:
-    """Several pieces in a row, escaped unless they are Markup."""
+    """Several pieces in sequence, escaped unless they are Markup."""
     return Markup(between.join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts))
 
 
 def table(caption: str, heads: Sequence[Any], rows: Iterable[Sequence[Any]], **attributes: Any) -> Markup:
-    """A table whose first column heads its rows; it scrolls by itself where it is wide."""
+    """A table whose first column contains row headings; a wide table scrolls on its own."""
     head = tag("tr", *(tag("th", text, scope="col") for text in heads))
     body = [tag("tr", tag("th", first, scope="row"), *(_cell(value) for value in others)) for first, *others in rows]
-    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), **attributes)
-    return tag("div", whole, class_="wide", tabindex=0, role="region", aria_label=caption)
+    complete = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), **attributes)
+    return tag("div", complete, class_="wide", tabindex=0, role="region", aria_label=caption)
 
 
 def numbers(caption: str, heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Markup:
-    """The numbers behind a figure, folded away."""
+    """The numbers of a figure, collapsed."""
     return tag("details", tag("summary", "Numbers"), table(caption, heads, rows))
 
 
 def figure(name: str, picture: Markup, caption: str, *below: Markup) -> Markup:
-    """A picture with its caption, and what belongs below it; ``name`` is its id."""
+    """A picture with its caption and further parts below; ``name`` is its id."""
     return tag("figure", picture, tag("figcaption", caption), *below, id=name)
 
 
 def note(*text: Any) -> Markup:
-    """A line that says what is not here, and why."""
+    """A line that says what is missing, and why."""
     return tag("p", *text, class_="note")
 
 
 def folded(summary: Any, *children: Any, unfolded: bool = False) -> Markup:
-    """Something that opens on demand."""
+    """Content that is collapsed until the reader opens it."""
     return tag("details", tag("summary", summary), *children, **({"open": "open"} if unfolded else {}))
 
 
 def percent(value: float | None) -> str:
     """An accuracy."""
-    return "no answer yet" if value is None else f"{value:.2f} %"
+    return "no prediction yet" if value is None else f"{value:.2f} %"
 
 
 def number(value: Any) -> str:
-    """A number as people read it: whole ones with separators, others to four digits."""
+    """A number for readers: integers with separators, others to four digits."""
     if value is None or isinstance(value, str | bool):
         return "-" if value is None else str(value)
     if math.isfinite(value) and float(value).is_integer() and abs(value) < 1e15:

@@ -1,4 +1,4 @@
-"""What an experiment of a plugin shows: the table that its run printed, its arms or learners with intervals, and its pictures."""
+"""The section of a plugin's experiment: the table that its run printed, its arms or learners with intervals, its pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spikeprop.report.html import Markup, join, note, table, tag
 
 
 def sections(run: RunRecord, name: str) -> Markup:
-    """All that is known of it."""
+    """All parts of the section; ``name`` is the prefix of their ids."""
     report = run.report or {}
     parts = []
     if report.get("table"):
@@ -44,8 +44,8 @@ def _learners(learners: Mapping[str, Any], published: Mapping[str, float], name:
     heads = ["learner", *(text for key in measures for text in (key.replace("_", " "), "95 % interval")), "seeds", "published"]
     rows = []
     for learner, found in learners.items():
-        shares = [text for key in measures for text in (f"{found[key]['mean']:.4g}", _interval(found[key], ".4g"))]
-        rows.append([learner, *shares, found[measures[0]]["n"], published.get(learner)])
+        cells = [text for key in measures for text in (f"{found[key]['mean']:.4g}", _interval(found[key], ".4g"))]
+        rows.append([learner, *cells, found[measures[0]]["n"], published.get(learner)])
     return table("Learners, over seeds", heads, rows, id=f"{name}-learners")
 
 

@@ -1,4 +1,4 @@
-"""What one run of the main job shows: layers, spikes, confusions, images, Lava, the chip, the error of the conversion."""
+"""The section of one hybrid run: layers, spikes, confusions, images, comparison with Lava, the chip, the conversion error."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CALIBRATED, KEPT = "as calibrated", "in the checkpoint"
 
 
 def sections(run: RunRecord, found: Evidence, name: str) -> Markup:
-    """All of them, in order; ``name`` begins the ids."""
+    """All parts of the section, in order; ``name`` is the prefix of their ids."""
     parts: list[tuple[str, Callable[[RunRecord, Evidence, str], Markup]]] = [
         ("Layers", _layers),
         ("Spikes", _rasters),
         ("Confusions", _confusion),
-        ("Images told right and wrong", _examples),
+        ("Images predicted correctly and wrongly", _examples),
         ("Lava against PyTorch", _parity),
         ("Loihi 2", _chip),
-        ("Error of the conversion", _error),
+        ("Conversion error", _error),
     ]
     heads = [tag("h3", title, id=f"{name}-about-{title.split()[0].lower()}") for title, _ in parts]
     return join(piece for head, (_, make) in zip(heads, parts) for piece in (head, make(run, found, name)))
@@ -40,13 +40,13 @@ def _layers(run: RunRecord, found: Evidence, name: str) -> Markup:
     thresholds = ["threshold, calibrated", "threshold, least", "mean", "largest"]
     heads = ["layer", *(f"rate, {label}" for label in rates), "SynOps an image", *thresholds]
     why = found["missing"].get("thresholds")
-    told = [note("Thresholds in the checkpoint: ", why, ".")] if why else []
+    missing = [note("Thresholds in the checkpoint: ", why, ".")] if why else []
     pictures = tag("div", *_layer_figures(run, rates, _thresholds(calibrated, trained), name), class_="figures")
-    return join([pictures, table(f"Layers at T = {run.steps}", heads, rows), *told, _by_steps(run)])
+    return join([pictures, table(f"Layers at T = {run.steps}", heads, rows), *missing, _by_steps(run)])
 
 
 def _rates(run: RunRecord) -> dict[str, dict[str, float]]:
-    """Firing rates by network and layer; older reports have the last network's."""
+    """Firing rates by network and layer; older reports have only those of the last network."""
     report, steps = run.report or {}, str(run.steps)
     counted = {label: report[kind].get("activity", {}).get(steps) for kind, label in run.networks.items()}
     found = {label: _without_input(active["rates"]) for label, active in counted.items() if active}
@@ -68,7 +68,7 @@ def _layer_figures(run: RunRecord, rates: dict[str, Any], thresholds: dict[str, 
 
 
 def _by_steps(run: RunRecord) -> Markup:
-    """Rates at every T, folded away."""
+    """Rates at every T, collapsed."""
     report = run.report or {}
     parts = []
     for kind, label in run.networks.items():
@@ -85,7 +85,7 @@ def _rasters(run: RunRecord, found: Evidence, name: str) -> Markup:
         return _missing("Rasters", found, "rasters")
     parts = []
     for i, one in enumerate(found["rasters"]):
-        answer = f"{one['label']}, told right" if one["label"] == one["answer"] else f"{one['label']}, taken for {one['answer']}"
+        answer = f"{one['label']}, correct" if one["label"] == one["answer"] else f"{one['label']}, predicted as {one['answer']}"
         title = f"Spikes of {run.name} while test image {one['number']} is shown ({answer})"
         picture = raster_map(title, one["layers"], one["steps"])
         image = tag("img", src=one["png"], alt=f"test image {one['number']}, {answer}", class_="thumb", width=48)
@@ -97,16 +97,18 @@ def _rasters(run: RunRecord, found: Evidence, name: str) -> Markup:
 def _confusion(run: RunRecord, found: Evidence, name: str) -> Markup:
     if "confusion" not in found:
         return _missing("Confusions", found, "confusion")
-    told = found["confusion"]
-    names = told["names"]
-    which = "all test images" if told["complete"] else f"the first {told['images']:,} test images, asked for this page"
+    confusion = found["confusion"]
+    names = confusion["names"]
+    which = (
+        "all test images" if confusion["complete"] else f"the first {confusion['images']:,} test images, predicted for this page"
+    )
     label = run.networks[found["network"]]
-    summary = f"{label}, T = {found['timesteps']}: {told['right']:,} of {told['images']:,} right ({which})."
-    rows = [[names[a], names[b], n] for a, b, n in told["commonest"]]
-    commonest = table("Commonest confusions", ["class", "taken for", "images"], rows) if rows else Markup()
-    if told["counts"] is None:
+    summary = f"{label}, T = {found['timesteps']}: {confusion['right']:,} of {confusion['images']:,} correct ({which})."
+    rows = [[names[a], names[b], n] for a, b, n in confusion["commonest"]]
+    commonest = table("Commonest confusions", ["class", "predicted as", "images"], rows) if rows else Markup()
+    if confusion["counts"] is None:
         return join([tag("p", summary), commonest])
-    picture = confusion_map(f"Confusions of {run.name}", told["counts"], names)
+    picture = confusion_map(f"Confusions of {run.name}", confusion["counts"], names)
     return figure(f"{name}-confusion", picture, summary, folded("Commonest confusions", commonest))
 
 
@@ -116,37 +118,38 @@ def _examples(run: RunRecord, found: Evidence, name: str) -> Markup:
     parts = []
     for kind, images in found["examples"].items():
         shown = [_image(one) for one in images]
-        text = f"told {kind}, the first of each class in turn" if images else f"told {kind}: none"
+        how = {"right": "correctly", "wrong": "wrongly"}[kind]
+        text = f"predicted {how}, the first of each class in turn" if images else f"predicted {how}: none"
         parts.append(tag("div", tag("h4", f"Images {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
     return join(parts)
 
 
 def _image(one: Mapping[str, Any]) -> Markup:
-    right = one["label"] == one["answer"]
-    told = f"{one['label']}" if right else f"{one['label']}, told {one['answer']}"
-    alt = f"test image {one['number']}, class {one['label']}, answer {one['answer']}"
-    return tag("figure", tag("img", src=one["png"], alt=alt, width=72), tag("figcaption", told), class_="example")
+    correct = one["label"] == one["answer"]
+    caption = f"{one['label']}" if correct else f"{one['label']}, predicted as {one['answer']}"
+    alt = f"test image {one['number']}, class {one['label']}, prediction {one['answer']}"
+    return tag("figure", tag("img", src=one["png"], alt=alt, width=72), tag("figcaption", caption), class_="example")
 
 
 def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
     simulated = (run.report or {})["simulate"]
     if not simulated.get("samples"):
-        return note("The run left the simulation out (simulate.samples=0, or a network that NIR cannot hold).")
+        return note("The run did not simulate the network (simulate.samples=0, or a network that NIR cannot represent).")
     equal = "all spike trains are equal" if simulated["spikes_equal"] else "spike trains are NOT equal"
     agree = (
         f"Predictions agree on {simulated['agreement']:.1f} % of {simulated['samples']} samples, T = {simulated['timesteps']}; "
     )
     first = simulated.get("first_difference")
-    told = f"{agree}{equal} ({simulated['spikes']:,} spikes); largest output difference {simulated['output_error']:.2g}."
-    told += " First difference: " + ", ".join(f"{k} {v}" for k, v in first.items()) + "." if first else ""
+    summary = f"{agree}{equal} ({simulated['spikes']:,} spikes); largest output difference {simulated['output_error']:.2g}."
+    summary += " First difference: " + ", ".join(f"{k} {v}" for k, v in first.items()) + "." if first else ""
     layers = simulated.get("layers")
     if layers:
-        heads = ["layer", "spikes in PyTorch", "on Lava", "that differ"]
+        heads = ["layer", "spikes in PyTorch", "on Lava", "different"]
         rows = [[layer, ours, theirs, simulated["mismatches"][layer]] for layer, (ours, theirs) in layers.items()]
     else:
-        heads, rows = ["layer", "spikes that differ"], [[layer, n] for layer, n in simulated["mismatches"].items()]
+        heads, rows = ["layer", "spikes different"], [[layer, n] for layer, n in simulated["mismatches"].items()]
     lacking = [] if layers else [note("Spikes by layer: not in this report.")]
-    return join([tag("p", told), table("Lava against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking])
+    return join([tag("p", summary), table("Lava against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking])
 
 
 def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
@@ -154,21 +157,21 @@ def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
     if not chip:
         return note("Cores and chips: not in this report; `spikeprop budget` counts them from a checkpoint or NIR file.")
     size = ", ".join(f"{chip[key]:,} {key[:-1] if chip[key] == 1 else key}" for key in ("cores", "chips"))
-    told = f"{size}, each synapse with a weight of its own. An estimate."
+    summary = f"{size}; every synapse has its own weight. An estimate."
     problems = [note("Cannot be placed: ", problem) for problem in chip["problems"]]
     keys = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
     rows = [[layer["name"], *(layer[key] for key in keys), layer["bound"]] for layer in chip["layers"]]
-    heads = ["layer", *(key.replace("_", " ") for key in keys), "filled by"]
-    return join([tag("p", told), *problems, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
+    heads = ["layer", *(key.replace("_", " ") for key in keys), "limited by"]
+    return join([tag("p", summary), *problems, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
 
 
 def _error(run: RunRecord, found: Evidence, name: str) -> Markup:
     errors = (run.report or {}).get("conversion_error")
     if not errors:
-        return note("Error of the conversion: not in this report.")
+        return note("Conversion error: not in this report.")
     steps = list(next(iter(errors.values())))
     rows = [[layer, *(_shaded(by_steps[t]["total"]) for t in steps)] for layer, by_steps in errors.items()]
-    return table("How far rates are from the ANN's activations, relative", ["layer", *(f"T = {t}" for t in steps)], rows)
+    return table("Relative difference between rates and the ANN's activations", ["layer", *(f"T = {t}" for t in steps)], rows)
 
 
 def _shaded(value: float) -> Markup:

@@ -1,1 +1,1 @@
-"""What any room may lean on: processes, signals, locks, atomic files, seeding, progress bars and which code may be imported."""
+"""What every room may use: batches, processes, signals, locks, atomic files, seeding, progress bars and the import policy."""

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written to a temporary name beside the target, flushed, then renamed; and read with bounds.
+"""Files that are complete or absent: written to a temporary name beside the target, flushed, then renamed; and read with bounds.
 
-Files of tensors (safetensors) carry a SHA-256 of everything else in them, which is compared when they are read: a bit that
-flipped is noticed wherever it is.
+Files of tensors (safetensors) contain a SHA-256 of all their other content, which is compared when they are read: a flipped bit
+is noticed wherever it is.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from spikeprop.errors import DamagedFileError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKSUM = "sha256"  # its key in a safetensors header
-LARGEST_JSON = 256 * 2**20  # bytes; the longest report of ours has a few
-LARGEST_HEADER = 64 * 2**20  # bytes of a safetensors header; a million tensors take about that
-PART = re.compile(r"\..*\.(\d+)\.part(\.\w+)?")  # a temporary name: whose process, and the target's suffix
+CHECKSUM = "sha256"  # the checksum's key in a safetensors header
+LARGEST_JSON = 256 * 2**20  # bytes; our longest report has a few MiB
+LARGEST_HEADER = 64 * 2**20  # bytes of a safetensors header; about a million tensors
+TEMPORARY = re.compile(r"\..*\.(\d+)\.part(\.\w+)?")  # a temporary name: process number and the target's suffix
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], *, keep_previous: bool = False) -> None:
-    """Call ``write`` with a temporary path and rename the result to ``path``; on any error nothing is left behind.
+    """Call ``write`` with a temporary path and rename the result to ``path``; after an error no temporary file remains.
 
     Args:
         path: the file.
-        write: makes it under another name.
-        keep_previous: leave what was there under ``previous_of(path)``.
+        write: writes the file under the path that it is given.
+        keep_previous: keep the existing file as ``previous_of(path)``.
 
     Raises:
-        OSError: naming the file, and what became of what was there: it still is, but for a disk that fails twice.
+        OSError: the message names the file and says where the existing one is: unchanged, unless the disk fails twice.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     try:
@@ -49,7 +49,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, keep_previous
         _flush_folder(path.parent)
     except OSError as error:
         moved = keep_previous and previous_of(path).exists() and not path.exists()
-        left = f"what was there is {previous_of(path)}" if moved else "nothing was changed there"
+        left = f"the existing file is now {previous_of(path)}" if moved else "nothing was changed there"
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {left}") from error
     finally:
         with contextlib.suppress(OSError):
@@ -63,26 +63,26 @@ def _put_in_place(temporary: Path, path: Path, keep: bool) -> None:
         os.replace(temporary, path)
     except OSError:
         if keep:
-            with contextlib.suppress(OSError):  # the first error says more
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 os.replace(previous_of(path), path)
         raise
 
 
 def previous_of(path: Path) -> Path:
-    """Where ``write_atomically`` leaves what ``path`` held before."""
+    """Where ``write_atomically`` keeps the previous file."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of processes of this machine that were killed while they wrote."""
+    """Delete the temporary files of processes on this machine that were killed while writing."""
     for file in folder.glob(".*.part*"):
-        found = PART.fullmatch(file.name)
+        found = TEMPORARY.fullmatch(file.name)
         if found and not process_exists(int(found[1])):
             shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
 
 
 def process_exists(process: int) -> bool:
-    """Whether this machine has a process of that number."""
+    """Whether this machine has a process with that number."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -93,7 +93,7 @@ def process_exists(process: int) -> bool:
 
 
 def _flush_folder(folder: Path) -> None:
-    """A name, too, is only safe from a power cut once its folder is on the disk; not all file systems can be asked."""
+    """Flush the folder, so that the renaming too survives a power failure; not all file systems support it."""
     with contextlib.suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:
@@ -112,7 +112,7 @@ def write_text(path: Path, text: str, *, keep_previous: bool = False) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file; a full disk may leave a part of it, which readers must be ready for."""
+    """Append a line to a text file; a full disk can truncate the line, which readers must tolerate."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -133,7 +133,7 @@ def read_json(path: Path) -> Any:
     """
     size = path.stat().st_size
     if size > LARGEST_JSON:
-        raise DamagedFileError(f"{path} has {size:,} bytes; no JSON file of ours has more than {LARGEST_JSON:,}")
+        raise DamagedFileError(f"{path} has {size:,} bytes; our JSON files have at most {LARGEST_JSON:,}")
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -144,7 +144,7 @@ def parse_json(text: str) -> Any:
     """JSON from text.
 
     Raises:
-        ValueError: it is not JSON, or nested deeper than Python can follow.
+        ValueError: it is not JSON, or nested too deeply for Python's parser.
     """
     try:
         return json.loads(text)
@@ -157,7 +157,7 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file atomically, with its checksum.
 
-    Its library's own error type for a full disk becomes the OSError that it is.
+    The safetensors library reports a full disk with its own error type; here it becomes an OSError.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -165,7 +165,7 @@ def write_tensors(
     described = {**(header or {}), CHECKSUM: _checksum(tensors, header or {})}
 
     def write(temporary: Path) -> None:
-        own = temporary.with_suffix("")  # a folder: safetensors has a temporary file too, whose name says nothing if it is killed
+        own = temporary.with_suffix("")  # a folder: safetensors writes another temporary file beside its target
         own.mkdir(exist_ok=True)
         try:
             save_file(dict(tensors), own / "tensors", metadata=described)
@@ -185,11 +185,11 @@ def read_tensors(path: Path, entries: Collection[str] | None = None) -> tuple[di
 
     Args:
         path: the file.
-        entries: what the header of such a file may hold; None for a file of other people's. A file from before checksums
-            has none; one whose entry lost its name to a flipped bit is found by this.
+        entries: keys that the header of one of our files may have; None for a file from elsewhere. A flipped bit in the key of
+            the checksum is found by this.
 
     Raises:
-        DamagedFileError: it is no safetensors file, truncated, or its checksum is another.
+        DamagedFileError: it is not a safetensors file, it is truncated, or its checksum differs.
     """
     from safetensors import safe_open
 
@@ -198,14 +198,14 @@ def read_tensors(path: Path, entries: Collection[str] | None = None) -> tuple[di
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except Exception as error:  # its library has an error of its own, and torch has several for impossible tensors
+    except Exception as error:  # safetensors has its own error type, and torch has several for impossible tensors
         raise DamagedFileError(f"{path} is damaged or not a safetensors file ({error})") from error
     found = header.pop(CHECKSUM, None)
     if found is not None and found != _checksum(tensors, header):
         raise DamagedFileError(f"{path} is damaged (its checksum differs from that of its contents)")
     if entries is not None and not set(header) <= set(entries):
         raise DamagedFileError(
-            f"{path} is damaged or not ours (its header has {', '.join(sorted(set(header) - set(entries)))!r})"
+            f"{path} is damaged or not written by spikeprop (its header has {', '.join(sorted(set(header) - set(entries)))!r})"
         )
     return tensors, header
 
@@ -218,19 +218,19 @@ def _check_header(path: Path) -> None:
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """SHA-256 of names, types, shapes and bytes, and of the header's other entries."""
+    """SHA-256 of names, dtypes, shapes and bytes, and of the header's other entries."""
     import torch
 
     digest = hashlib.sha256(json.dumps(dict(sorted(header.items()))).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        flat = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,))  # of one number, any stride is contiguous
+        flat = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,))  # one number may have any stride
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """The values of a tree of JSON objects by dotted key."""
+    """The values of nested JSON objects by dotted key."""
     if isinstance(tree, dict):
         return {k: v for key, below in tree.items() for k, v in leaves(below, f"{path}.{key}" if path else str(key)).items()}
     return {path: tree}

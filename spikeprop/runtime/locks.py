@@ -1,10 +1,10 @@
-"""Who is at work in a folder: one run, evaluation or sweep at a time, the others are refused and told whose it is.
+"""Locks on folders: one run, evaluation or sweep at a time writes a folder; others are refused, and the message names the holder.
 
-The lock is the kernel's (``flock``, or Windows' own, by way of filelock's ``lock_descriptor``) on a file that stays where it is.
-It belongs to an open descriptor, so it is gone when its process is, however that ended, and a file that was left behind holds up
-nobody. What the file says (process, machine, since when) is for people. Programs that a process starts do not inherit the
-descriptor, and processes that it forks close theirs, lest a worker that outlives a killed run keeps the folder. Who only reads
-takes no lock.
+The lock is the kernel's (``flock``, or Windows' equivalent, by filelock's ``lock_descriptor``) on a file that is never deleted.
+It belongs to an open descriptor, so it ends with its process, however that ends, and a file that was left behind blocks nothing.
+The content of the file (process, machine, start time) is only for messages. Programs that a process starts do not inherit the
+descriptor, and forked processes close theirs, so that a worker that outlives a killed run does not keep the lock. Readers take no
+lock.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from spikeprop.runtime.files import parse_json, process_exists
 from spikeprop.runtime.processes import ALONE, Processes
 
 NAME = ".lock"  # in the folder
-PATIENCE = 3.0  # seconds: a process that was killed, or that torchrun is about to start again, takes a moment to be gone
+PATIENCE = 3.0  # seconds: a process that was killed, or that torchrun restarts, needs a moment to end
 LOOK_EVERY = 0.05  # seconds
-LONGEST_NOTE = 1000  # letters
-NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # of file systems that have none
+LONGEST_NOTE = 1000  # characters
+NOT_SUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # on file systems without locks
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 class Lock:
-    """A file that one process holds, with those that it hands the descriptor to.
+    """A file that one process holds, and programs to which it passes the descriptor.
 
     Args:
-        path: of the file; made, with its folder, when the lock is first asked for.
+        path: of the file; created, with its folder, when the lock is first acquired.
     """
 
     def __init__(self, path: Path):
@@ -46,9 +46,9 @@ class Lock:
         self.descriptor: int | None = None
 
     def acquire(self, patience: float = 0.0) -> bool:
-        """Whether it is ours now; waits for so many seconds at most.
+        """Whether this process holds the lock now; waits for at most ``patience`` seconds.
 
-        On a file system without locks (some network mounts) everyone gets it, with a warning.
+        On a file system without locks (some network mounts) every process gets it, with a warning.
 
         Raises:
             OSError: the file cannot be opened.
@@ -56,26 +56,26 @@ class Lock:
         if self.descriptor is None:
             self.descriptor = self._open()
             _held.add(self)
-        ours, deadline = False, time.monotonic() + patience
+        acquired, deadline = False, time.monotonic() + patience
         try:
-            while not (ours := self._try(self.descriptor)) and time.monotonic() < deadline:
+            while not (acquired := self._try(self.descriptor)) and time.monotonic() < deadline:
                 time.sleep(LOOK_EVERY)
         finally:
-            if not ours:
+            if not acquired:
                 self.release()
-        return ours
+        return acquired
 
     def _open(self) -> int:
-        """A descriptor that no program inherits, for writing where that may be: over NFS only such can be locked."""
-        alone = getattr(os, "O_NOFOLLOW", 0)  # no link that somebody put there
+        """A descriptor that programs do not inherit; for writing if permitted, because NFS locks only such descriptors."""
+        no_follow = getattr(os, "O_NOFOLLOW", 0)  # refuses a symbolic link
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | alone, 0o666)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | no_follow, 0o666)
         except OSError as error:
             if isinstance(error, PermissionError) and self.path.exists():
-                return os.open(self.path, os.O_RDONLY | alone)  # another user's, in a folder that both may write
-            nowhere = self.path.parent.is_symlink() and not self.path.parent.exists()
-            why = "its folder is a link to nothing" if nowhere else error.strerror
+                return os.open(self.path, os.O_RDONLY | no_follow)  # another user's file in a shared folder
+            broken = self.path.parent.is_symlink() and not self.path.parent.exists()
+            why = "its folder is a broken link" if broken else error.strerror
             raise OSError(error.errno, f"cannot write {self.path}: {why}; use another --out folder") from error
 
     def _try(self, descriptor: int) -> bool:
@@ -84,24 +84,24 @@ class Lock:
         try:
             return lock_descriptor(descriptor, blocking=False)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in NOT_SUPPORTED:
                 raise
             warnings.warn(
-                f"{self.path.parent} is on a file system without locks ({error.strerror}): a second process at work there would "
-                "not be noticed",
+                f"{self.path.parent} is on a file system without locks ({error.strerror}): a second process that writes there "
+                "would not be noticed",
                 stacklevel=3,
             )
             return True
 
     def release(self) -> None:
-        """Give up our hold; a process that was handed the descriptor keeps it."""
+        """Release the lock; a program to which the descriptor was passed keeps it."""
         _held.discard(self)
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
 
     def sign(self) -> None:
-        """Say in the file who holds it, for people alone: where it cannot be written, that is no reason not to go on."""
+        """Write the holder into the file, for messages only; a failure to write is ignored."""
         assert self.descriptor is not None
         text = json.dumps({"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat()})
         with contextlib.suppress(OSError):
@@ -110,14 +110,14 @@ class Lock:
             os.write(self.descriptor, text.encode())
 
     def holder(self) -> str:
-        """Who holds it, as far as the file says it: "process 7 on HOST, at work since DATE", else "another process"."""
+        """The holder as the file names it: "process 7 on HOST, at work since DATE", else "another process"."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 signed = parse_json(file.read(LONGEST_NOTE))
             pid, host, since = int(signed["pid"]), str(signed["host"]), datetime.fromisoformat(signed["since"])
         except (OSError, ValueError, LookupError, TypeError):
             return "another process"
-        if host == platform.node() and not process_exists(pid):  # who came after it could not sign
+        if host == platform.node() and not process_exists(pid):  # a later holder could not write its name
             return "another process"
         return f"process {pid} on {host}, at work since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
@@ -133,12 +133,12 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def locked(folder: Path, processes: Processes = ALONE) -> Iterator[None]:
-    """Within, these processes alone write the folder, which is made if absent; rank 0 holds the lock for all.
+    """Within this context only these processes write the folder, which is created if absent; rank 0 holds the lock for all.
 
     Raises:
-        BusyError: another process is at work there and does not end within ``PATIENCE``; naming it.
-        OSError: the folder may not be written.
-        ProcessError: on other ranks, where rank 0 could not have it.
+        BusyError: another process holds the lock for longer than ``PATIENCE``; the message names it.
+        OSError: the folder cannot be written.
+        ProcessError: on other ranks, if rank 0 did not get the lock.
     """
     lock = Lock(folder / NAME)
     processes.on_rank_zero(lambda: _take(lock, folder))
@@ -155,7 +155,7 @@ def _take(lock: Lock, folder: Path) -> None:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process holds the folder at this moment."""
+    """Whether a process holds the lock of the folder now."""
     lock = Lock(folder / NAME)
     try:
         return lock.path.exists() and not lock.acquire()

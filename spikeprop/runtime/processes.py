@@ -1,4 +1,7 @@
-"""The processes that torchrun started together: who does what share of the work, and waiting for one another."""
+"""``Processes``: the processes that torchrun started, how work is divided among them, and how they exchange tensors.
+
+Every collective operation of the library but those inside ``learn.distributed`` is a method here.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from torch import Tensor, distributed
 from spikeprop.errors import ProcessError, SpikepropError, Stopped
 from spikeprop.runtime.signals import stop_if_requested
 
-PATIENCE = timedelta(days=30)  # shares differ in length, and a rank that dies is noticed at once
-FAILED = 1000  # beyond the numbers of signals
+PATIENCE = timedelta(days=30)  # shards take different times, and the death of a rank is noticed immediately
+FAILED = 1000  # larger than any signal number
 T = TypeVar("T")
 
 
@@ -26,9 +29,9 @@ class Processes:
     """This process among its peers.
 
     Attributes:
-        rank: 0 to count - 1; rank 0 writes and prints what is said once.
+        rank: 0 to count - 1; rank 0 writes files and prints.
         count: of processes.
-        local_rank: its number on this machine, which picks its GPU.
+        local_rank: its number on this machine, which selects its GPU.
     """
 
     rank: int = 0
@@ -36,58 +39,58 @@ class Processes:
     local_rank: int = 0
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part of the items, contiguous; parts differ by one item at most."""
+        """This process's shard of the items, contiguous; the lengths of shards differ by at most one."""
         return items[self._shard(len(items))]
 
     def rows(self, size: int) -> slice:
-        """This process's part of a batch of so many examples; all of it, where there are fewer than processes."""
+        """This process's shard of a batch of ``size`` examples; the complete batch if it has fewer examples than processes."""
         return slice(0, size) if size < self.count else self._shard(size)
 
     def _shard(self, size: int) -> slice:
         return slice(*(size * rank // self.count for rank in (self.rank, self.rank + 1)))
 
     def device(self, found: torch.device) -> torch.device:
-        """``found``, or where it is CUDA without a number and there are several processes, this one's own GPU."""
+        """``found``; for CUDA without a number and several processes, the GPU of this process."""
         if self.count == 1 or found.type != "cuda" or found.index is not None:
             return found
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def wait(self) -> None:
-        """Until all processes are here.
+        """Wait until all processes have called this.
 
         Raises:
-            Stopped: a signal asked to; another may have stopped before it came here.
+            Stopped: a signal asked to stop; another process may have stopped before this call.
         """
         if self.count > 1:
             try:
                 distributed.barrier()
-            except RuntimeError:  # its connections are closed
+            except RuntimeError:  # the other process has closed its connections
                 stop_if_requested()
                 raise
 
     def on_rank_zero(self, work: Callable[[], object]) -> None:
-        """Rank 0 does the work while the others wait; if it fails, all end.
+        """Rank 0 does the work while the others wait; if it fails, all processes end.
 
         Raises:
-            ProcessError: on other ranks, where rank 0 failed.
+            ProcessError: on the other ranks, if rank 0 failed.
         """
         self.independently(work if self.rank == 0 else lambda: None)
 
     def collectively(self, work: Callable[[], object]) -> None:
-        """All do work in which they meet, and wait for one another.
+        """All processes do work that contains collective operations, and then wait for one another.
 
-        Who fails ends at once, without a word to the others, which wait for it elsewhere: its end closes their connections to it,
-        and torchrun ends what is left.
+        A process that fails ends immediately and does not notify the others, which wait for it inside a collective operation: its
+        end closes their connections, and torchrun ends the remaining processes.
         """
         work()
         self.wait()
 
     def independently(self, work: Callable[[], object]) -> None:
-        """All do work in which they do not meet; if one cannot, all end; if one was asked to stop, all were.
+        """All processes do work without collective operations; if one fails, all end, and if one was asked to stop, all stop.
 
         Raises:
-            ProcessError: on a rank whose own work was done.
-            Stopped: a signal asked this or another process to.
+            ProcessError: on a rank whose own work succeeded, if another rank failed.
+            Stopped: a signal asked this or another process to stop.
         """
         failure: Exception | None = None
         try:
@@ -100,25 +103,25 @@ class Processes:
         if failure is not None:
             raise failure
         if worst == FAILED:
-            raise ProcessError(f"rank {self.rank} ends, since another process cannot go on; it says why")
+            raise ProcessError(f"rank {self.rank} ends because another process failed; see that process's message")
         if worst:
             raise Stopped(int(worst))
 
     def broadcast(self, values: Iterable[Tensor]) -> None:
-        """Rank 0's values for all, in place."""
+        """Copy rank 0's values to all processes, in place."""
         if self.count == 1:
             return
         for value in values:
-            sent = value.detach().contiguous()  # a copy where it is a view that is not
+            sent = value.detach().contiguous()  # a copy if it is not contiguous
             distributed.broadcast(sent, 0)
             value.data.copy_(sent)
 
     def sum_gradients(self, parameters: Sequence[Tensor], *, weight: float = 1.0, dtype: torch.dtype | None = None) -> None:
-        """Make every ``.grad`` the sum over the processes, in one all-reduce; a process without one adds nothing.
+        """Make every ``.grad`` the sum over the processes, in one all-reduce; a missing gradient counts as zero.
 
         Args:
-            parameters: of one type.
-            weight: of this process's gradients.
+            parameters: of one dtype.
+            weight: factor of this process's gradients.
             dtype: in which they are summed; default their own.
         """
         if self.count == 1:
@@ -134,23 +137,20 @@ ALONE = Processes()
 
 
 def resume_command(arguments: Sequence[str]) -> str | None:
-    """The command that goes on with what this one did, under torchrun with as many processes.
-
-    None on other ranks than 0, which have nothing to say.
-    """
-    asked = os.environ.get
-    count = int(asked("WORLD_SIZE", "1"))
+    """The command that resumes this one, under torchrun with the same number of processes; None on ranks other than 0."""
+    variable = os.environ.get
+    count = int(variable("WORLD_SIZE", "1"))
     if count == 1:
         return shlex.join(["spikeprop", *arguments])
-    if asked("RANK", "0") != "0":
+    if variable("RANK", "0") != "0":
         return None
     torchrun = shlex.join(["torchrun", f"--nproc-per-node={count}", "-m", "spikeprop", *arguments])
-    return torchrun if asked("LOCAL_WORLD_SIZE") == str(count) else f"{count} processes, started on all machines as these were"
+    return torchrun if variable("LOCAL_WORLD_SIZE") == str(count) else f"{count} processes, started on all machines as these were"
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """The group that torchrun started, for as long as the context lasts; ``ALONE`` without it."""
+    """Within this context the processes that torchrun started form a group; without torchrun it is ``ALONE``."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield ALONE
@@ -159,12 +159,12 @@ def processes() -> Iterator[Processes]:
     if started_here:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # addresses of workers that are gone stay in torchrun's store
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store keeps the addresses of ended workers
         store = distributed.PrefixStore(f"spikeprop/{attempt}", store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.barrier()  # nobody leaves while another still speaks
+        distributed.barrier()  # no process leaves while another still communicates
     finally:
         if started_here:
             distributed.destroy_process_group()

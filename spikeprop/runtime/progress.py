@@ -1,4 +1,4 @@
-"""One progress bar for the whole project: quick on a terminal, rare in a log file."""
+"""``bar``: the project's progress bar; it is updated often on a terminal and rarely in a log file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def bar(label: str | None, *, total: int | None = None, initial: int = 0, unit: str = "batch", leave: bool = True) -> Any:
-    """A bar with time to go; ``label=None`` shows nothing."""
+    """A bar with the remaining time; ``label=None`` shows nothing."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
     return tqdm(
         desc=label,

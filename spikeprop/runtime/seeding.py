@@ -1,4 +1,4 @@
-"""One way to derive a seed from a seed and a position, so that any part of a run can be repeated on its own."""
+"""Derives a seed from a seed and a position, such as (epoch, batch), so that every part of a run can be repeated alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 def mix_seed(seed: int, *position: int) -> int:
     """A 63-bit seed from ``seed`` and a position such as (epoch, batch); the finaliser of SplitMix64 (Steele et al. 2014)."""
     value = seed & _MASK
-    for part in position:
-        value = (value + 0x9E3779B97F4A7C15 * (part + 1)) & _MASK
+    for number in position:
+        value = (value + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
         value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
         value ^= value >> 31
@@ -31,10 +31,10 @@ def seed_everything(seed: int, *position: int) -> None:
 
     mixed = mix_seed(seed, *position)
     torch.manual_seed(mixed)
-    np.random.seed(mixed & 0xFFFFFFFF)  # noqa: NPY002 - the global one is what other people's code draws from
+    np.random.seed(mixed & 0xFFFFFFFF)  # noqa: NPY002 - other libraries draw from the global generator
     random.seed(mixed)
 
 
 def generator(seed: int, *position: int) -> torch.Generator:
-    """A CPU generator of its own for a position."""
+    """A separate CPU generator for a position."""
     return torch.Generator().manual_seed(mix_seed(seed, *position))

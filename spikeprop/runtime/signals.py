@@ -19,16 +19,18 @@ from types import FrameType
 from spikeprop.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO = 1.0  # seconds
-_asked: list[int] = []  # signals belong to the process, and so does this: what arrived since ``deferred_signals`` began
+ECHO = 1.0  # seconds within which torchrun forwards a signal
+_received: list[int] = []  # a signal is for the process, so this is global: those received within ``deferred_signals``
 
 
 @contextmanager
 def deferred_signals(notify: Callable[[str], None]) -> Iterator[None]:
-    """Within, the first SIGINT or SIGTERM only asks to stop. Does nothing outside the main thread, which alone gets signals.
+    """Within this context the first SIGINT or SIGTERM only requests a stop; the second ends the process.
+
+    Python runs signal handlers only in the main thread, so in another thread this does nothing.
 
     Args:
-        notify: told when the first arrives.
+        notify: called with a message when the first signal arrives.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,13 +40,14 @@ def deferred_signals(notify: Callable[[str], None]) -> Iterator[None]:
 
     def handle(number: int, _: FrameType | None) -> None:
         nonlocal first
-        if _asked and time.monotonic() - first < echo:
+        if _received and time.monotonic() - first < echo:
             return
-        if _asked:
+        if _received:
             raise SystemExit(128 + number)
-        _asked.append(number)
+        _received.append(number)
         first = time.monotonic()
-        notify(f"{signal.Signals(number).name}: this step is finished and saved, then the run stops; once more stops at once")
+        name = signal.Signals(number).name
+        notify(f"{name}: the current step is finished and saved, then the run stops; a second signal stops it immediately")
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
@@ -52,19 +55,19 @@ def deferred_signals(notify: Callable[[str], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked.clear()
+        _received.clear()
 
 
 def stop_requested() -> bool:
     """Whether a signal has arrived."""
-    return bool(_asked)
+    return bool(_received)
 
 
 def stop_if_requested() -> None:
-    """Stop here, where everything is saved.
+    """Stop at this point, where everything is saved.
 
     Raises:
         Stopped: a signal has arrived.
     """
-    if _asked:
-        raise Stopped(_asked[0])
+    if _received:
+        raise Stopped(_received[0])

@@ -166,10 +166,10 @@ class IF(_IntegrateAndFire):
     """Integrate-and-fire: no leak. The neuron of the paper's default (lambda = 1).
 
     Args:
-        v_threshold: as ``Neuron``'s.
-        reset: as ``Neuron``'s.
-        v_init: as ``Neuron``'s.
-        surrogate: as ``Neuron``'s; default ``STDB()``.
+        v_threshold: positive; a number here, one a neuron or a channel after calibration.
+        reset: "subtract" takes the threshold off the potential at a spike, "zero" sets the potential to 0.
+        v_init: potential before the first step, as a fraction of the threshold; 0.5 rounds the spike count.
+        surrogate: derivative of the spike in the backward pass; default ``STDB()``.
         trainable: ["threshold"], or nothing. For a leak that starts at 1 and is trained, take ``LIF(leak=1.0)``.
     """
 
@@ -191,11 +191,11 @@ class LIF(_IntegrateAndFire):
     """Leaky integrate-and-fire: ``u = leak * v + I``; the current is not scaled by the leak.
 
     Args:
-        v_threshold: as ``Neuron``'s.
-        leak: as ``Neuron``'s.
-        reset: as ``Neuron``'s.
-        v_init: as ``Neuron``'s.
-        surrogate: as ``Neuron``'s; default ``STDB()``.
+        v_threshold: positive; a number here, one a neuron or a channel after calibration.
+        leak: factor on the potential each step, in [0, 1]; 1 is no leak.
+        reset: "subtract" takes the threshold off the potential at a spike, "zero" sets the potential to 0.
+        v_init: potential before the first step, as a fraction of the threshold; 0.5 rounds the spike count.
+        surrogate: derivative of the spike in the backward pass; default ``STDB()``.
         trainable: which of "threshold" and "leak" are trained.
     """
 

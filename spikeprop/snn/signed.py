@@ -25,7 +25,7 @@ class SignedIF(Neuron):
     a few times slower than the packed engine runs ``IF``.
 
     Args:
-        v_threshold: as ``Neuron``'s attribute.
+        v_threshold: positive; a number here, one a neuron or a channel after calibration.
         v_init: potential before the first step, as a fraction of the threshold; 0.5 rounds.
     """
 

@@ -55,17 +55,17 @@ class DropoutMasks:
             self._drawn[key] = torch.bernoulli(kept, generator=own).div_(1 - p)
         return self._drawn[key]
 
-    def part(self, first: int, last: int, batch: int) -> DropoutMasks:
+    def of_samples(self, first: int, last: int, batch: int) -> DropoutMasks:
         """The same masks for the samples first..last of the ``batch``."""
-        return _PartOfMasks(self, first, last, batch)
+        return _SliceOfMasks(self, first, last, batch)
 
 
-class _PartOfMasks(DropoutMasks):
-    def __init__(self, whole: DropoutMasks, first: int, last: int, batch: int):
-        self._whole, self._first, self._last, self._batch = whole, first, last, batch
+class _SliceOfMasks(DropoutMasks):
+    def __init__(self, of_batch: DropoutMasks, first: int, last: int, batch: int):
+        self._of_batch, self._first, self._last, self._batch = of_batch, first, last, batch
 
     def get(self, key: str, p: float, like_B: Tensor) -> Tensor:
-        return self._whole.get(key, p, like_B[:1].expand(self._batch, *like_B.shape[1:]))[self._first : self._last]
+        return self._of_batch.get(key, p, like_B[:1].expand(self._batch, *like_B.shape[1:]))[self._first : self._last]
 
 
 class Gain(nn.Module):

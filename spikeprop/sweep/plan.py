@@ -1,4 +1,4 @@
-"""What a sweep tries: ``key=a,b,c`` as an axis of values, ``key=1e-5..1e-3`` as a range, and all combinations of a grid."""
+"""``SweepPlan``: the trials of a sweep. ``key=a,b,c`` is an axis of values, ``key=1e-5..1e-3`` a range; a grid combines all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 @dataclass(frozen=True)
 class SweepAxis:
-    """The values of one key: a list of YAML texts, or a range from ``low`` to ``high``, whole numbers where both are."""
+    """The values of one key: a list of YAML texts, or a range from ``low`` to ``high``, of integers if both are."""
 
     key: str
     values: tuple[str, ...] = ()
@@ -27,8 +27,8 @@ class SweepAxis:
     log: bool = False
 
     @property
-    def whole(self) -> bool:
-        """Whether a range holds whole numbers alone."""
+    def integers(self) -> bool:
+        """Whether a range contains only integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
@@ -38,14 +38,14 @@ class SweepPlan:
 
     Attributes:
         recipe: name or YAML file.
-        axes: of the keys that vary, and of those that have one value.
+        axes: of the keys that vary, and of those with one value.
         sampler: "grid" or "tpe".
-        trials: of tpe, in all.
+        trials: number of trials of tpe.
         metric: dotted key of report.json, or None for the accuracy of the last network.
-        least: whether small values of the metric are good.
+        least: whether smaller values of the metric are better.
         jobs: trials at once.
-        threads: CPU threads of each; None for its share of the cores.
-        smoke: tiny trials.
+        threads: CPU threads of each trial; None to divide the cores among them.
+        smoke: whether trials are short tests.
         seed: of tpe.
     """
 
@@ -62,10 +62,10 @@ class SweepPlan:
 
     @classmethod
     def of(cls, recipe: str, axes: Sequence[str], **settings: Any) -> SweepPlan:
-        """From the command line.
+        """A plan from the arguments of the command line.
 
         Raises:
-            RecipeError: an axis that cannot be read, a key given twice, a range in a grid, or values that no trial can run with.
+            RecipeError: an axis that cannot be parsed, a key given twice, a range in a grid, or values that no trial accepts.
         """
         plan = cls(recipe=recipe, axes=tuple(parse_axis(text) for text in axes), **settings)
         keys = [axis.key for axis in plan.axes]
@@ -74,7 +74,7 @@ class SweepPlan:
             raise RecipeError(f"{twice} is given twice; list its values in one: {twice}=a,b")
         ranged = next((axis for axis in plan.axes if not axis.values), None)
         if plan.sampler == "grid" and ranged is not None:
-            raise RecipeError(f"{ranged.key} is a range, and a grid has values; list them, or use --sampler tpe")
+            raise RecipeError(f"{ranged.key} is a range, and a grid needs values; list them, or use --sampler tpe")
         plan.check()
         return plan
 
@@ -84,12 +84,12 @@ class SweepPlan:
         return [axis.key for axis in self.axes if len(axis.values) != 1]
 
     def grid(self) -> Iterator[dict[str, str]]:
-        """All combinations, the last key's values next to each other."""
+        """All combinations; the values of the last key vary fastest."""
         for values in itertools.product(*(axis.values for axis in self.axes)):
             yield {axis.key: value for axis, value in zip(self.axes, values)}
 
     def check(self) -> None:
-        """RecipeError where the recipe refuses every value: then the key is wrong; one bad value is a failing trial."""
+        """Raise RecipeError if the recipe refuses every value: then the key is wrong; one invalid value is a failed trial."""
         ends = tuple(SweepAxis(a.key, a.values or (repr(a.low),)) for a in self.axes)
         first: RecipeError | None = None
         for values in itertools.product(*(axis.values for axis in ends)):
@@ -102,7 +102,7 @@ class SweepPlan:
         raise first
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this sweep and no other, in JSON values; more trials, jobs and threads leave it the same."""
+        """JSON values that identify the sweep; trials, jobs and threads are not among them."""
         axes = {a.key: list(a.values) or {"low": a.low, "high": a.high, "log": a.log} for a in self.axes}
         recipe = load_recipe(self.recipe, []).describe()
         own = {"metric": self.metric, "least": self.least, "seed": self.seed} if self.sampler == "tpe" else {}
@@ -113,7 +113,7 @@ def parse_axis(text: str) -> SweepAxis:
     """``key=a,b,c``, ``key=LOW..HIGH`` or ``key=log:LOW..HIGH``.
 
     Raises:
-        RecipeError: no key, no value, a value twice, brackets that do not close, or a range that is none.
+        RecipeError: no key, no value, a value twice, brackets that do not close, or an invalid range.
     """
     key, sign, written = text.partition("=")
     if not sign or not key or not written:
@@ -132,7 +132,7 @@ def parse_axis(text: str) -> SweepAxis:
 
 
 def split_values(written: str, text: str = "") -> list[str]:
-    """Cut at the commas that stand in no brackets and no quotes.
+    """Split at commas outside brackets and quotes.
 
     Raises:
         RecipeError: brackets or quotes that do not close.

@@ -1,8 +1,7 @@
-"""One trial's process: an ordinary ``spikeprop run`` with a log of its own, and a lock that lives as long as the process does.
+"""``TrialProcess``: a trial's ``spikeprop run`` with its own log, and a lock that ends with the process.
 
-A sweep that is killed leaves its trials running. They hold a lock from the moment that they are started, as the lock of their run
-folder they hold only once it is made; so the sweep that follows waits for them. It waits, too, for a run that somebody began in
-a trial's folder by hand.
+A sweep that is killed leaves its trials running. A trial holds its lock from its start (it gets the lock of its run folder only
+later), so the next sweep waits for it. That sweep also waits for a run that was started by hand in a trial's folder.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from pathlib import Path
 
 from spikeprop.runtime.locks import Lock, in_use
 
-GRACE = 30.0  # seconds that a trial has to save itself
+GRACE = 30.0  # seconds for a trial to save before it is killed
 
 
-class Process:
-    """A trial that runs, or one that an earlier sweep left running.
+class TrialProcess:
+    """A running trial, or one that an earlier sweep left running.
 
     Args:
-        folder: of its run.
+        folder: its run folder.
         arguments: of ``spikeprop``.
-        log: file that its output is added to.
-        lock: that it is to hold.
-        threads: of the CPU.
+        log: file to which its output is appended.
+        lock: that it holds.
+        threads: CPU threads.
     """
 
     def __init__(self, folder: Path, arguments: Sequence[str], log: Path, lock: Lock, threads: int):
@@ -36,11 +35,11 @@ class Process:
         self.process: subprocess.Popen[bytes] | None = None
 
     def free(self) -> bool:
-        """Whether nobody else is at work on it; then its lock is ours."""
+        """Whether no other process works on it; if so, this process now has its lock."""
         return not in_use(self.folder) and self.lock.acquire()
 
     def start(self) -> bool:
-        """Start it; False while another process is at work on it."""
+        """Start it; False while another process works on it."""
         if not self.free():
             return False
         assert self.lock.descriptor is not None
@@ -59,16 +58,16 @@ class Process:
             self.lock.release()
         return code
 
-    def why(self, code: int) -> str:
-        """What its log says of its end."""
+    def reason(self, code: int) -> str:
+        """Why it failed, from its log."""
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
         lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        told = next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1] if lines else f"exit code {code}")
-        return told.removeprefix("Error: ")
+        last = next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1] if lines else f"exit code {code}")
+        return last.removeprefix("Error: ")
 
     def stop(self) -> None:
-        """Interrupt it, as Ctrl-C does, and wait until it has saved itself."""
+        """Interrupt it, as Ctrl-C does, and wait until it has saved."""
         if self.process and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGINT)

@@ -1,8 +1,8 @@
-"""``Sweep``: runs the trials of a plan, a few at a time, and keeps a table of all of them, failed ones included.
+"""``Sweep``: runs the trials of a plan, a few at a time, and keeps a table of all of them, including failed ones.
 
-``sweep.json`` says what is swept and how each trial stands, ``sweep.csv`` is the same as a table. Both are written whenever a
-trial ends, so a sweep can be killed at any moment: the same command skips finished trials, goes on with the others where they
-stopped and tries failed ones again.
+``sweep.json`` contains the plan and the state of each trial, ``sweep.csv`` the same as a table. Both are written whenever a trial
+ends, so a sweep can be killed at any moment: the same command skips finished trials, resumes the others where they stopped and
+runs failed ones again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from spikeprop.runtime.files import leaves, read_json, write_json, write_text
 from spikeprop.runtime.locks import Lock
 from spikeprop.runtime.progress import bar
 from spikeprop.sweep.plan import SweepPlan
-from spikeprop.sweep.process import Process
+from spikeprop.sweep.process import TrialProcess
 from spikeprop.sweep.tpe import propose
 
-LOOK_EVERY = 0.1  # seconds
+POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -39,10 +39,10 @@ class Trial:
         name: of its run folder.
         values: YAML text by key.
         state: "waiting", "finished" or "failed".
-        why: it failed.
+        why: the reason of a failure.
         metric: value of the sweep's metric.
         figures: accuracies and costs of its report.
-        seconds: of all its stages.
+        seconds: total of its stages.
     """
 
     name: str
@@ -55,16 +55,16 @@ class Trial:
 
 
 class Sweep:
-    """A plan in its folder.
+    """The trials of a plan in a folder.
 
     Args:
-        plan: what is tried.
-        folder: made if absent; it belongs to one sweep.
-        notify: tells people what is going on.
+        plan: the trials.
+        folder: created if absent; it belongs to one sweep.
+        notify: called with messages for people.
 
     Raises:
-        RunError: the folder holds another sweep.
-        BusyError: one is at work there.
+        RunError: the folder contains another sweep.
+        BusyError: a sweep is running there.
     """
 
     def __init__(self, plan: SweepPlan, folder: Path, notify: Callable[[str], None]):
@@ -73,7 +73,7 @@ class Sweep:
         self._identity = plan.identity()
         file = folder / "sweep.json"
         if file.exists():
-            self._take_up(read_json(file))
+            self._resume(read_json(file))
         elif plan.sampler == "grid":
             self.trials = [self._trial(i, values) for i, values in enumerate(plan.grid())]
         self._lock = Lock(folder / "logs" / "sweep.lock")
@@ -84,21 +84,21 @@ class Sweep:
         self._lock.sign()
 
     def run(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-        """Run what is not finished; the heads and rows of the table, the best trials first."""
-        running: dict[str, Process] = {}
+        """Run the unfinished trials; returns the heads and rows of the table, the best trials first."""
+        running: dict[str, TrialProcess] = {}
         total = len(self.trials) if self.plan.sampler == "grid" else self.plan.trials
-        with _terminated_is_interrupted(), bar("sweep", total=total, unit="trial") as shown:
+        with _sigterm_as_interrupt(), bar("sweep", total=total, unit="trial") as shown:
             try:
                 for trial in self.trials:
-                    self._look_again(trial)
+                    self._update(trial)
                 shown.update(len(self.finished()))
                 self._save()
                 todo = iter([trial for trial in self.trials if trial.state != "finished"])
                 while self._fill(running, todo) or running:
-                    time.sleep(LOOK_EVERY)
-                    shown.update(self._gather(running))
+                    time.sleep(POLL_SECONDS)
+                    shown.update(self._collect(running))
             except KeyboardInterrupt:
-                self.notify("stopping; the same command goes on with what is not finished")
+                self.notify("stopping; the same command resumes the unfinished trials")
                 raise
             finally:
                 for process in running.values():
@@ -112,60 +112,60 @@ class Sweep:
         return [self.folder / trial.name for trial in self.trials if trial.state == "finished"]
 
     def failed(self) -> list[Trial]:
-        """Those that failed."""
+        """The failed trials."""
         return [trial for trial in self.trials if trial.state == "failed"]
 
     def log(self, trial: Trial) -> Path:
-        """What a trial printed."""
+        """The file with a trial's output."""
         return self.folder / "logs" / f"{trial.name}.log"
 
     # trials -------------------------------------------------------------------------------------------------------------------
 
-    def _fill(self, running: dict[str, Process], todo: Iterator[Trial]) -> bool:
-        """Start trials while there is room; whether any was."""
+    def _fill(self, running: dict[str, TrialProcess], todo: Iterator[Trial]) -> bool:
+        """Start trials up to the number of jobs; returns whether any was started."""
         started = False
         while len(running) < self.plan.jobs:
-            trial = next(todo, None) or self._proposed()
+            trial = next(todo, None) or self._propose()
             if trial is None:
                 return started
             running[trial.name] = process = self._process(trial)
             if not process.start():
-                self.notify(f"{trial.name} is still at work for an earlier sweep, or by hand; waiting for it")
+                self.notify(f"{trial.name} is still running for an earlier sweep, or by hand; waiting for it")
             started = True
         return started
 
-    def _gather(self, running: dict[str, Process]) -> int:
-        """Take in what has ended; how many."""
+    def _collect(self, running: dict[str, TrialProcess]) -> int:
+        """Record the trials that have ended; returns their number."""
         ended = 0
         for trial in [trial for trial in self.trials if trial.name in running]:
             process = running[trial.name]
-            code = process.ended() if process.process else self._others(trial, process)
+            code = process.ended() if process.process else self._ended_elsewhere(trial, process)
             if code is not None:
                 del running[trial.name]
-                self._take_in(trial, process, code)
+                self._record(trial, process, code)
                 ended += 1
         return ended
 
-    def _others(self, trial: Trial, process: Process) -> int | None:
-        """0 once another's process has finished the trial; where it has left off unfinished, ours goes on."""
+    def _ended_elsewhere(self, trial: Trial, process: TrialProcess) -> int | None:
+        """0 once another process has finished the trial; if that process stopped before, this one resumes the trial."""
         if process.free():
-            self._look_again(trial)
+            self._update(trial)
             if trial.state == "finished":
                 process.lock.release()
                 return 0
             process.start()
         return None
 
-    def _take_in(self, trial: Trial, process: Process, code: int) -> None:
-        self._look_again(trial)
+    def _record(self, trial: Trial, process: TrialProcess, code: int) -> None:
+        self._update(trial)
         if code != 0:
-            trial.state, trial.why = "failed", process.why(code)
+            trial.state, trial.why = "failed", process.reason(code)
         elif trial.state != "finished":
             trial.state, trial.why = "failed", "it ended without a report"
         self._save()
 
-    def _look_again(self, trial: Trial) -> None:
-        """What the trial's folder says now."""
+    def _update(self, trial: Trial) -> None:
+        """Read the trial's state from its folder."""
         path = self.folder / trial.name
         run = RunRecord.read(path) if (path / "run.json").exists() else None
         if run is None or run.report is None:
@@ -181,8 +181,8 @@ class Sweep:
             return headline[-1] if headline else None
         return leaves(run.report).get(self.plan.metric)
 
-    def _proposed(self) -> Trial | None:
-        """The next proposal of tpe, or None."""
+    def _propose(self) -> Trial | None:
+        """The next trial that tpe proposes, or None."""
         number = len(self.trials)
         if self.plan.sampler == "grid" or number >= self.plan.trials:
             return None
@@ -190,8 +190,8 @@ class Sweep:
         if any(trial.state == "finished" and not isinstance(trial.metric, int | float) for trial in done):
             known = ", ".join(list(leaves(RunRecord.read(self.finished()[0]).report))[:12])
             raise RunError(f"the report has no number {self.plan.metric or 'to raise'}; pass --metric, such as one of {known}")
-        told = [(trial.values, trial.metric if trial.state == "finished" else None) for trial in done]
-        self.trials.append(self._trial(number, propose(self.plan, number, told)))
+        results = [(trial.values, trial.metric if trial.state == "finished" else None) for trial in done]
+        self.trials.append(self._trial(number, propose(self.plan, number, results)))
         self._save()
         return self.trials[-1]
 
@@ -200,22 +200,24 @@ class Sweep:
         name = f"{number:03d}-{re.sub(r'[^A-Za-z0-9.=+-]+', '_', shown)[:60]}".rstrip("-_.")
         return Trial(name, values)
 
-    def _process(self, trial: Trial) -> Process:
+    def _process(self, trial: Trial) -> TrialProcess:
         threads = self.plan.threads or max(1, (os.cpu_count() or 1) // self.plan.jobs)
         overrides = [f"{key}={value}" for key, value in trial.values.items()]
         options = ["--out", str(self.folder / trial.name), "--threads", str(threads), *(["--smoke"] if self.plan.smoke else [])]
         lock = Lock(self.folder / "logs" / f"{trial.name}.lock")
-        return Process(self.folder / trial.name, ["run", self.plan.recipe, *overrides, *options], self.log(trial), lock, threads)
+        return TrialProcess(
+            self.folder / trial.name, ["run", self.plan.recipe, *overrides, *options], self.log(trial), lock, threads
+        )
 
     # files --------------------------------------------------------------------------------------------------------------------
 
-    def _take_up(self, found: dict[str, Any]) -> None:
+    def _resume(self, found: dict[str, Any]) -> None:
         old, new = leaves(found["plan"]), leaves(self._identity)
         changed = sorted(key for key in old | new if old.get(key) != new.get(key))
         if changed:
             where = ", ".join(changed[:4])
             raise RunError(
-                f"{self.folder} holds another sweep (it differs in {where}); use another --out folder, or delete that one"
+                f"{self.folder} contains another sweep (it differs in {where}); use another --out folder, or delete that one"
             )
         self.trials = [Trial(**trial) for trial in found["trials"]]
 
@@ -244,15 +246,15 @@ class Sweep:
 
 
 @contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that trials are stopped and saved; as it was afterwards."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Within this context SIGTERM acts like Ctrl-C, so that trials are stopped and saved."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, which alone hears signals
+    except ValueError:  # not the main thread; only that one can handle signals
         yield
         return
     try:

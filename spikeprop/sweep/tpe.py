@@ -1,7 +1,7 @@
-"""Proposals by the tree-structured Parzen estimator (Bergstra et al. 2011), Optuna's.
+"""Proposals of the tree-structured Parzen estimator (Bergstra et al. 2011), by Optuna.
 
-A proposal depends on the plan, its number and the results before it alone, so a sweep that was killed proposes what it would
-have.
+A proposal depends only on the plan, its number and the results before it, so a resumed sweep proposes the same values as one that
+was not killed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from spikeprop.errors import RunError
 from spikeprop.runtime.seeding import mix_seed
 from spikeprop.sweep.plan import SweepAxis, SweepPlan
 
-Told = tuple[dict[str, str], float | None]
+Result = tuple[dict[str, str], float | None]  # values, and the metric; None of a failed trial
 
 
-def propose(plan: SweepPlan, number: int, told: Sequence[Told]) -> dict[str, str]:
-    """Values for trial ``number``, given (values, metric, or None of a failed trial) of those before.
+def propose(plan: SweepPlan, number: int, results: Sequence[Result]) -> dict[str, str]:
+    """Values for trial ``number``, given the results of the trials before.
 
     Raises:
         RunError: Optuna is not installed.
@@ -30,7 +30,7 @@ def propose(plan: SweepPlan, number: int, told: Sequence[Told]) -> dict[str, str
     sampler = optuna.samplers.TPESampler(seed=mix_seed(plan.seed, number) % 2**32)
     study = optuna.create_study(direction="minimize" if plan.least else "maximize", sampler=sampler)
     space = {axis.key: _distribution(optuna, axis) for axis in plan.axes}
-    for values, metric in told:
+    for values, metric in results:
         parameters = {axis.key: _parameter(axis, values[axis.key]) for axis in plan.axes}
         state = optuna.trial.TrialState.COMPLETE if metric is not None else optuna.trial.TrialState.FAIL
         study.add_trial(optuna.trial.create_trial(state=state, params=parameters, distributions=space, value=metric))
@@ -40,9 +40,9 @@ def propose(plan: SweepPlan, number: int, told: Sequence[Told]) -> dict[str, str
 def _distribution(optuna: Any, axis: SweepAxis) -> Any:
     if axis.values:
         return optuna.distributions.CategoricalDistribution(axis.values)
-    kind = optuna.distributions.IntDistribution if axis.whole else optuna.distributions.FloatDistribution
+    kind = optuna.distributions.IntDistribution if axis.integers else optuna.distributions.FloatDistribution
     return kind(axis.low, axis.high, log=axis.log)
 
 
 def _parameter(axis: SweepAxis, text: str) -> str | int | float:
-    return text if axis.values else int(text) if axis.whole else float(text)
+    return text if axis.values else int(text) if axis.integers else float(text)

@@ -1,4 +1,4 @@
-"""Activations with a learnt ceiling: values by hand, gradients against the papers' formulas, and their place in the ANNs."""
+"""Activations with a trained ceiling: hand-computed values, gradients against the papers' formulas, use in the ANNs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spikeprop.learn import Cosine
 from spikeprop.recipe import check_component, components
 
 
-def test_qcfs_by_hand() -> None:
+def test_qcfs_equals_hand_computed_values() -> None:
     # four levels of 0.5 under a ceiling of 2, each reached half a level early
     z = torch.tensor([-3.0, -0.3, 0.2, 0.25, 0.74, 0.75, 1.7, 1.75, 2.4])
     h = QCFS(levels=4, ceiling=2.0)(z)
@@ -39,14 +39,14 @@ def test_qcfs_gradients_are_the_papers() -> None:
     torch.testing.assert_close(activation.ceiling.grad, (weight * slope).sum().detach())
 
 
-def test_many_levels_are_the_clipped_relu() -> None:
+def test_qcfs_with_many_levels_equals_the_clipped_relu() -> None:
     z = torch.randn(1000)
     torch.testing.assert_close(QCFS(levels=10_000, ceiling=1.5)(z), ClippedReLU(ceiling=1.5)(z), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("levels", [1, 4, 8])
-def test_qcfs_is_what_an_if_neuron_fires_in_as_many_steps(levels: int) -> None:
-    """Bu et al. 2022, theorem 1 with the shift: what makes the conversion exact, layer by layer, for a constant current."""
+def test_qcfs_equals_the_rate_of_an_if_neuron_after_as_many_steps(levels: int) -> None:
+    """Bu et al. 2022, theorem 1 with the shift: for a constant current the conversion of a layer is exact."""
     z, ceiling = torch.linspace(-1, 4, 401, dtype=torch.float64) + 1e-5, 2.5
     neuron = IF(v_threshold=ceiling, v_init=QCFS.v_init).double()
     spikes, _ = neuron.run(z.expand(levels, 401), neuron.initial_state(z))
@@ -65,7 +65,7 @@ def test_clipped_relu_and_its_gradients() -> None:
     assert torch.autograd.gradcheck(ClippedReLU(ceiling=1.0).double(), torch.randn(20, dtype=torch.float64, requires_grad=True))
 
 
-def test_bad_settings_are_named() -> None:
+def test_invalid_settings_are_named() -> None:
     with pytest.raises(ValueError, match="ceiling is 0"):
         ClippedReLU(ceiling=0.0)
     with pytest.raises(ValueError, match="levels is 0"):
@@ -73,7 +73,7 @@ def test_bad_settings_are_named() -> None:
 
 
 @pytest.mark.parametrize("activation", [QCFS(levels=4), ClippedReLU()], ids=["qcfs", "tcl"])
-def test_every_ann_takes_one_and_gives_each_layer_its_own(activation: Clipped) -> None:
+def test_every_ann_gives_each_layer_its_own_activation(activation: Clipped) -> None:
     anns = [
         CNN(input_shape=(1, 8, 8), classes=3, plan=[4, "A", 4], hidden=[8], activation=activation),
         MLP(input_shape=(1, 8, 8), classes=3, hidden=[8, 8], activation=activation),
@@ -91,7 +91,7 @@ def test_every_ann_takes_one_and_gives_each_layer_its_own(activation: Clipped) -
 
 
 @pytest.mark.parametrize("activation", [QCFS(levels=4, ceiling=1.0), ClippedReLU(ceiling=1.0)], ids=["qcfs", "tcl"])
-def test_what_was_trained_with_it_converts_at_few_steps(activation: Clipped) -> None:
+def test_ann_trained_with_a_clipped_activation_converts_at_few_steps(activation: Clipped) -> None:
     torch.manual_seed(0)
     data = Digits()
     ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[16, "A", 32, "A"], hidden=[32], dropout=0.1, activation=activation)
@@ -110,13 +110,13 @@ def test_what_was_trained_with_it_converts_at_few_steps(activation: Clipped) -> 
 def test_the_loop_keeps_ceilings_positive() -> None:
     torch.manual_seed(0)
     ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[4], hidden=[8], activation=QCFS(levels=4, ceiling=0.1))
-    greedy = torch.optim.SGD(ann.parameters(), lr=0.1, weight_decay=5.0)  # draws every ceiling to zero and beyond
+    greedy = torch.optim.SGD(ann.parameters(), lr=0.1, weight_decay=5.0)  # makes every ceiling negative
     fit(ann, Backprop(), Digits(train_limit=64).train(16, seed=0), greedy, epochs=3)
     ceilings = [float(m.ceiling.detach()) for m in ann.modules() if isinstance(m, Clipped)]
     assert all(1e-5 < ceiling < 0.1 for ceiling in ceilings)
 
 
-def test_in_a_recipe_it_is_a_component_and_is_described() -> None:
+def test_activation_is_a_component_of_a_recipe() -> None:
     settings = {"use": "VGG", "depth": 5, "activation": {"use": "QCFS", "levels": 4}}
     vgg = check_component(nn.Module, settings, "ann")
     assert vgg.describe()["activation"] == {"use": "QCFS", "levels": 4, "ceiling": 8.0}

@@ -1,4 +1,4 @@
-"""ANNs: the paper's rules (no bias, average pooling, where dropout stands), depths, and torchvision's models."""
+"""ANNs: the paper's rules (no bias, average pooling, positions of dropout), depths, and torchvision's models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from spikeprop import CNN, IF, VGG, Direct, ResNet
 from spikeprop.ann import TorchvisionModel
 from spikeprop.convert import to_spiking
-from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy import to_nir
 from spikeprop.errors import CheckpointError
 
 
@@ -22,7 +22,7 @@ def weighted(model: nn.Module) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("depth", [5, 9, 11, 13, 16, 19])
-def test_vgg(depth: int) -> None:
+def test_vgg_has_the_papers_layers(depth: int) -> None:
     model = VGG(depth=depth, classes=10)
     assert len(weighted(model)) == depth
     assert all(m.bias is None for m in weighted(model))
@@ -30,12 +30,12 @@ def test_vgg(depth: int) -> None:
     layers = list(model.features)
     for before, pool in pairwise(layers):
         if isinstance(pool, nn.AvgPool2d):
-            assert isinstance(before, nn.ReLU)  # the pooling takes the dropout's place
+            assert isinstance(before, nn.ReLU)  # the pooling replaces the dropout
     assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(8, 8), (20, 20), (34, 34)])
-def test_resnet(depth: int, layers: int) -> None:
+def test_resnet_has_the_papers_layers(depth: int, layers: int) -> None:
     model = ResNet(depth=depth)
     skips = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     assert len(weighted(model)) - len(skips) == layers
@@ -43,7 +43,7 @@ def test_resnet(depth: int, layers: int) -> None:
     assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_larger_images_get_smaller_maps() -> None:
+def test_larger_images_are_downsampled_once_more() -> None:
     assert ResNet(depth=34, input_shape=(3, 224, 224), classes=1000).head.in_features == 512
     assert VGG(depth=11, input_shape=(3, 64, 64)).classifier[1].in_features == 512 * 2 * 2
 
@@ -65,7 +65,7 @@ def test_a_plan_may_have_max_pooling() -> None:
     assert ann(torch.rand(3, 1, 8, 8)).shape == (3, 2)
 
 
-def test_bad_sizes_are_named() -> None:
+def test_invalid_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="depths"):
         VGG(depth=7)
     with pytest.raises(ValueError, match="depths"):
@@ -104,8 +104,8 @@ def test_real_weights_from_a_local_file(data_root: Path) -> None:
     assert ann_accuracy(model, data.test(50).epoch(0)) >= 45  # 55 with each channel's own statistics
 
 
-def test_average_pooling_takes_the_place_of_max_pooling() -> None:
-    """So a pooled torchvision model becomes linear between its ReLUs, and its network can be exported."""
+def test_average_pooling_replaces_max_pooling() -> None:
+    """A torchvision model with pooling is then linear between its ReLUs, so its network can be exported."""
     ann = TorchvisionModel(name="resnet18", classes=10, pooling="average").eval()
     assert not [m for m in ann.modules() if isinstance(m, nn.MaxPool2d)]
     x = torch.rand(1, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""Data sets: shapes, one normalisation, augmentation, resuming in the middle, and what is said when files are missing."""
+"""Data sets: shapes, one normalisation, augmentation, resuming within an epoch, and the errors for missing files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_digits_are_real_split_and_in_range() -> None:
     assert not {tuple(i.flatten().tolist()) for i in x} & {tuple(i.flatten().tolist()) for i in tx}
 
 
-def test_an_epoch_can_start_anywhere_and_is_the_same() -> None:
+def test_epoch_gives_the_same_batches_from_any_start() -> None:
     split = Digits(crop=1, flip=True).train(64, seed=3)
     whole = list(split.epoch(2))
     rest = list(split.epoch(2, start=len(split) - 3))
@@ -63,16 +63,16 @@ def test_augmentation_shifts_by_at_most_the_padding_and_flips() -> None:
     assert {tuple(row) for row in flipped[:, 0, 0].tolist()} == {tuple(range(9)), tuple(range(8, -1, -1))}
 
 
-def test_limits() -> None:
+def test_limits_take_the_first_examples() -> None:
     assert len(Digits(train_limit=10, test_limit=7).train(4, 0)) == 3
     assert len(next(Digits(test_limit=7).test(100).epoch(0))[1]) == 7
-    with pytest.raises(ValueError, match="leaves nothing"):
+    with pytest.raises(ValueError, match="leaves no examples"):
         Digits(train_limit=0)
-    with pytest.raises(ValueError, match="test_limit is -1, which leaves nothing"):
+    with pytest.raises(ValueError, match="test_limit is -1, which leaves no examples"):
         ImageNet(test_limit=-1)
 
 
-def test_a_limit_on_imagenet_sees_all_classes(tmp_path: Path) -> None:
+def test_limit_on_imagenet_covers_all_classes(tmp_path: Path) -> None:
     for wnid in ("n1", "n2", "n3"):
         (tmp_path / "val" / wnid).mkdir(parents=True)
         for i in range(4):
@@ -88,7 +88,7 @@ def test_a_limit_on_imagenet_sees_all_classes(tmp_path: Path) -> None:
     [(FashionMNIST(), "FashionMNIST", 60_000), (MNIST(), "MNIST", 60_000), (CIFAR10(), "cifar-10-batches-py", 50_000)],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_real_sets(data_root: Path, data: ImageData, folder: str, images: int) -> None:
+def test_real_data_sets_have_their_sizes_and_ranges(data_root: Path, data: ImageData, folder: str, images: int) -> None:
     need(data_root, folder)
     split = data.train(images, seed=0)
     x, y = next(split.epoch(0))
@@ -105,7 +105,7 @@ def test_each_process_decodes_its_own_photographs(data_root: Path) -> None:
     split = ImageNet(root=str(data_root / "imagenet-sample"), workers=0, test_limit=4, size=32).test(3)  # batches of 3 and 1
     whole = list(split.epoch(0))
     parts = [list(split.shard(Processes(rank, 2)).epoch(0)) for rank in range(2)]
-    assert [[len(x) for x, _ in part] for part in parts] == [[1, 1], [2, 1]]  # too small a batch is everyone's
+    assert [[len(x) for x, _ in part] for part in parts] == [[1, 1], [2, 1]]  # every process reads a batch that is too small
     assert torch.equal(torch.cat([part[0][0] for part in parts]), whole[0][0])
     for part in parts:
         assert torch.equal(part[1][0], whole[1][0])
@@ -121,7 +121,7 @@ def test_imagenet_layout(data_root: Path, tmp_path: Path) -> None:
     assert next(small.test(1).epoch(0))[0].shape == (1, *small.input_shape) == (1, 3, 64, 64)
     rows = [line.split("\t") for line in (data_root / "imagenet-sample" / "classes.tsv").read_text().splitlines()]
     numbers = [int(number) for _, number, _ in sorted(row for row in rows if row[1].isdigit())]
-    assert y.tolist() == [numbers[i * 100 // 6] for i in range(6)]  # numbered by classes.tsv, not by folder; from all over
+    assert y.tolist() == [numbers[i * 100 // 6] for i in range(6)]  # numbered by classes.tsv, not by folder; at even distances
     with pytest.raises(MissingDataError, match=r"no class folders at .*train"):
         data.train(4, seed=0)
     source = next((data_root / "imagenet-sample" / "val").iterdir())
@@ -144,15 +144,15 @@ def folders(root: Path, *wnids: str) -> ImageNet:
     return ImageNet(root=str(root), workers=0)
 
 
-def test_a_part_of_imagenet_keeps_its_class_numbers(tmp_path: Path) -> None:
-    """Goldfish and orange are classes 1 and 950 of ILSVRC-2012, however few folders there are and with a table of names alone."""
+def test_subset_of_imagenet_keeps_its_class_numbers(tmp_path: Path) -> None:
+    """Goldfish and orange are classes 1 and 950 of ILSVRC-2012, with any number of folders and with a table of names only."""
     data = folders(tmp_path, "n01443537", "n07747607")
     (tmp_path / "classes.tsv").write_text("wnid\tname\nn01443537\tgoldfish\nn07747607\torange\n")
     assert [label for _, label in data.test(2).samples] == [1, 950]
     assert [data.class_names()[i] for i in (1, 950)] == ["goldfish", "orange"]
 
 
-def test_class_folders_that_nobody_knows_are_refused(tmp_path: Path) -> None:
+def test_unknown_class_folders_are_refused(tmp_path: Path) -> None:
     data = folders(tmp_path, "n01443537", "n99999999")
     with pytest.raises(MissingDataError, match=r"class folder n99999999 is not one of ILSVRC-2012's.*write .*classes\.tsv"):
         data.test(2)
@@ -175,7 +175,7 @@ def test_the_list_of_wnids_agrees_with_the_sample(data_root: Path) -> None:
     assert _ilsvrc_wnids() == sorted(_ilsvrc_wnids())
 
 
-def test_the_fingerprint_tells_what_is_evaluated(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_the_examples(tmp_path: Path) -> None:
     assert Digits().test(7).fingerprint() == Digits().test(50).fingerprint()
     assert Digits().test(7).fingerprint() != Digits(test_limit=99).test(7).fingerprint()
     data = folders(tmp_path / "a", "n01443537", "n07747607")
@@ -185,7 +185,7 @@ def test_the_fingerprint_tells_what_is_evaluated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cls", [FashionMNIST, CIFAR10, CIFAR100, MNIST])
-def test_missing_files_say_which_where_and_how(tmp_path: Path, cls: type[ImageData]) -> None:
+def test_error_for_missing_files_names_them_the_folder_and_the_remedy(tmp_path: Path, cls: type[ImageData]) -> None:
     with pytest.raises(MissingDataError) as caught:
         cls(root=str(tmp_path)).train(4, seed=0)
     text = str(caught.value)
@@ -195,13 +195,13 @@ def test_missing_files_say_which_where_and_how(tmp_path: Path, cls: type[ImageDa
     assert getattr(cls, "files") in text  # noqa: B009
 
 
-def test_no_root_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_root_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPIKEPROP_DATA", raising=False)
     with pytest.raises(MissingDataError, match=r"data\.root=FOLDER.*SPIKEPROP_DATA"):
         CIFAR10().test(4)
 
 
-def test_truncated_files_are_errors(data_root: Path, tmp_path: Path) -> None:
+def test_truncated_files_are_refused(data_root: Path, tmp_path: Path) -> None:
     need(data_root, "FashionMNIST")
     raw = tmp_path / "FashionMNIST" / "raw"
     shutil.copytree(data_root / "FashionMNIST" / "raw", raw)
@@ -222,15 +222,15 @@ def test_normalisation_by_channel() -> None:
         CIFAR10(std=[1.0, 0.0, 1.0])
 
 
-def test_the_death_of_a_worker_is_found_behind_any_error() -> None:
-    """torch's handler raises in the middle of anything, as of starting a thread, which then fails in its own way."""
+def test_death_of_a_worker_is_found_behind_any_error() -> None:
+    """torch's handler can raise anywhere, such as while a thread starts, which then raises its own error."""
     from spikeprop.errors import worker_died
 
     def broken() -> None:
         try:
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
         except RuntimeError:
-            raise KeyError("thread")  # noqa: B904 - as it happens there
+            raise KeyError("thread")  # noqa: B904 - as in torch
 
     with pytest.raises(KeyError) as caught:
         broken()

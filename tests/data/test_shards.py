@@ -1,4 +1,4 @@
-"""WebDataset shards hold the photographs of a folder: same batches, same order, each process its part; damage is named."""
+"""WebDataset shards give the batches of a folder of photographs, for each process too; damage is named."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_shards_give_the_batches_of_the_folder(folder: ImageNet, shards: Path) -
     assert data(shards, test_limit=2).test(2).fingerprint() != data(shards).test(2).fingerprint()
 
 
-def test_what_is_wrong_with_a_shard_is_named(shards: Path, tmp_path: Path) -> None:
+def test_invalid_shards_are_refused_with_a_reason(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"no shard train-\*\.tar in"):
         data(shards).train(2, seed=0)
     with pytest.raises(MissingDataError, match=r"val-000\.tar .*a class number is 0 to 1"):

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, ThresholdBalancing, convert
-from spikeprop.deploy.export import export, record
-from spikeprop.deploy.nir import from_nir, to_nir
+from spikeprop.deploy import export, from_nir, record, to_nir
 from spikeprop.errors import NirError
 from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork, Synapse
 from tests.convert.test_calibrate import Skips
@@ -95,7 +94,7 @@ def lif(**changes: Any) -> nir.LIF:
         (lif(metadata={"dt": 20.0}, r=np.full(3, 0.5)), "node 'x' has a leak"),
         (nir.IF(r=np.ones(3), v_threshold=np.array([1.0, 1.0, 0.0])), "node 'x' has a threshold of 0"),
         (nir.IF(r=np.ones(3), v_threshold=np.full(3, -2.0)), "node 'x' has a threshold of -2"),
-        (nir.IF(r=np.ones(3), v_threshold=np.full(3, np.nan)), "node 'x' has a threshold of nan"),
+        (nir.IF(r=np.ones(3), v_threshold=np.full(3, np.nan)), "node 'x' holds NaN or infinity in its v_threshold"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -11,8 +11,7 @@ from spikeprop_hardware import Simulator, quantize
 from torch import nn
 
 from spikeprop import BPTT, CNN, IF, LIF, Digits, Direct, Poisson, ThresholdBalancing, convert, fit
-from spikeprop.deploy.export import encoded, record
-from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy import encoded, record, to_nir
 from spikeprop.deploy.quantised import QuantisedBPTT, find_grids, rounded
 from spikeprop.errors import HardwareError
 from spikeprop.recipe import load_recipe
@@ -113,7 +112,7 @@ def test_what_cannot_be_rounded_one_by_one_is_refused_by_name() -> None:
 
 
 def test_a_recipe_names_it() -> None:
-    recipe = load_recipe("digits_cnn_stdb", ["finetune.rule={use: spikeprop.deploy.quantised.QuantisedBPTT, refresh: 7}"])
+    recipe = load_recipe("digits_cnn_stdb", ["finetune.rule={use: spikeprop.deploy.QuantisedBPTT, refresh: 7}"])
     rule = recipe.experiment.finetune.build_rule()
     assert isinstance(rule, QuantisedBPTT)
     assert (rule.timesteps, rule.refresh) == (8, 7)

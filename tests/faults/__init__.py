@@ -1,1 +1,1 @@
-"""Faults done to real runs on purpose: `make faults` does all of them and counts; test_faults.py a few of each."""
+"""Deliberate faults in real runs: `make faults` causes all of them, with counts; test_faults.py a few of each."""

@@ -1,4 +1,4 @@
-"""``python -m tests.faults``: all faults, with counts. ``--seed`` chooses other moments and places, ``--scale`` more or fewer."""
+"""``python -m tests.faults``: all faults, with counts. ``--seed`` varies times and places, ``--scale`` the number of faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FAULTS: dict[str, tuple[Callable[[cases.Suite, int], int], int]] = {
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Multiplies every count.")
 @click.option("--only", help="Kinds whose name holds this.")
 def main(seed: int, scale: float, only: str | None) -> None:
-    """Run every fault; exit code 1 if one of them cost anything."""
+    """Run every fault; exit code 1 if one of them changed a result."""
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         suite = cases.Suite(Path(folder), seed)

@@ -1,6 +1,6 @@
-"""The faults: each function does one kind so many times, and afterwards holds the run against one that nothing happened to.
+"""The faults: each function causes one kind ``times`` times, and then compares the run with an undisturbed one.
 
-Each returns how often its fault struck a run in the middle of its work.
+Each returns how often its fault hit a run that was still working.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ class Suite:
         self.whole = result(whole.folder)
 
     def fresh(self, name: str, **settings: Any) -> Run:
-        """A run in a folder of its own."""
+        """A run in a new folder."""
         number = len([p for p in self.folder.iterdir() if p.is_dir()])
         return Run(self.folder / f"{name}{number}", **settings)
 
     def after_a_while(self, run: Run, number: int, share: float = 0.4) -> int | None:
-        """Start it and send it a signal at a random moment; its exit code, or None where it was done before that."""
+        """Start it and send it a signal at a random moment; its exit code, or None if it ended before."""
         process = run.start()
         process.join(self.random.uniform(0, share * self.seconds))
         if not process.is_alive():
             assert ended(process) == 0, run.said()
-            self.seconds *= 0.8  # the machine is less busy than it was
+            self.seconds *= 0.8  # the machine is faster than in the first run
             return None
         os.kill(process.pid, number)
         code = ended(process)
-        return None if code == 0 else code  # the signal came with the last step
+        return None if code == 0 else code  # the signal arrived in the last step
 
     def check(self, run: Run) -> None:
-        """The same command once more ends the run, with what the undisturbed one gave."""
+        """The same command again completes the run, with the result of the undisturbed one."""
         assert run.finish() == 0, run.said()
         wrong = differences(self.whole, result(run.folder))
         assert not wrong, f"{run.folder}: {wrong} differ from those of an undisturbed run"
 
 
 def kills(suite: Suite, times: int) -> int:
-    """SIGKILL at random moments, again and again, until the run comes through; then another run."""
+    """SIGKILL at random times, repeatedly, until the run completes; then another run."""
     struck, run = 0, suite.fresh("killed")
     while struck < times:
         code = suite.after_a_while(run, signal.SIGKILL)
@@ -81,7 +81,7 @@ def kills(suite: Suite, times: int) -> int:
 
 
 def requests(suite: Suite, times: int) -> int:
-    """SIGINT and SIGTERM: the step is finished and saved, the way to go on is said, the exit code is the shell's."""
+    """SIGINT and SIGTERM: the step is finished and saved, the resume command is printed, the exit code is the shell's."""
     struck = 0
     while struck < times:
         run = suite.fresh("stopped")
@@ -96,7 +96,7 @@ def requests(suite: Suite, times: int) -> int:
 
 
 def damage(suite: Suite, times: int) -> int:
-    """A kill, and then a checkpoint (training's progress, or a stage's network) that is cut off or has a bit flipped."""
+    """A kill, and then a checkpoint (training's progress, or a stage's network) that is truncated or has a flipped bit."""
     struck = 0
     while struck < times:
         run = suite.fresh("damaged")
@@ -104,12 +104,12 @@ def damage(suite: Suite, times: int) -> int:
         files = [p for p in sorted(run.folder.glob("[!.]*.safetensors")) if "previous" not in p.name]
         if code is not None and files:
             file = suite.random.choice(files)
-            told = spoil(file, suite.random, truncate=struck % 2 == 0)
+            told = corrupt(file, suite.random, truncate=struck % 2 == 0)
             ended_well = run.finish() == 0
             assert file.name in run.said(), f"{told}, and nobody said it: {run.said()}"
             if ended_well:
-                assert "going on from" in run.said() or "run again" in run.said(), run.said()
-            else:  # the first of all had none before it
+                assert any(words in run.said() for words in ("continuing from", "going on from", "run again")), run.said()
+            else:  # there was no previous checkpoint yet
                 assert "there is none before it; delete it" in run.said(), f"{told}: {run.said()}"
                 file.unlink()
             struck += 1
@@ -117,8 +117,8 @@ def damage(suite: Suite, times: int) -> int:
     return struck
 
 
-def spoil(file: Path, source: random.Random, *, truncate: bool) -> str:
-    """Cut a file off somewhere, or flip one of its bits; in words."""
+def corrupt(file: Path, source: random.Random, *, truncate: bool) -> str:
+    """Truncate a file, or flip one of its bits; returns a description."""
     content = bytearray(file.read_bytes())
     place = source.randrange(len(content))
     if truncate:
@@ -131,7 +131,7 @@ def spoil(file: Path, source: random.Random, *, truncate: bool) -> str:
 
 
 def full_disk(suite: Suite, times: int) -> int:
-    """No space left at a random write: by a limit on the size of files, and by errors at the nth flush or renaming."""
+    """No space left at a random write: by a limit on the size of files, or by an error at the nth flush or renaming."""
     struck = 0
     while struck < times:
         run = suite.fresh("full")
@@ -150,7 +150,7 @@ def full_disk(suite: Suite, times: int) -> int:
 
 
 def no_space_after(writes: int) -> None:
-    """From now on in this process: so many flushes and renamings succeed, and then the disk is full."""
+    """From now on in this process: ``writes`` flushes and renamings succeed, then the disk is full."""
     left = [writes]
 
     def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,7 +167,7 @@ def no_space_after(writes: int) -> None:
 
 @contextlib.contextmanager
 def tiny_disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
-    """A file system in memory of that size, where this user may mount one; else None."""
+    """A file system in memory of that size; None if this user may not mount one."""
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], capture_output=True)
     try:
@@ -178,7 +178,7 @@ def tiny_disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
 
 
 def real_full_disk(suite: Suite, times: int) -> int:
-    """A file system that is really full; then it is made larger, as one makes room. Counts 0 where none may be mounted."""
+    """A file system that is really full and is then enlarged. Counts 0 if none may be mounted."""
     struck = 0
     for number in range(times):
         with tiny_disk(suite.folder / f"disk{number}", suite.random.randrange(300, 2500)) as disk:
@@ -194,7 +194,7 @@ def real_full_disk(suite: Suite, times: int) -> int:
 
 
 def read_only(suite: Suite, times: int) -> int:
-    """A folder that may not be written: said before anything is trained."""
+    """An unwritable folder is reported before any training."""
     for number in range(times):
         parent = suite.folder / f"closed{number}"
         parent.mkdir()
@@ -212,7 +212,7 @@ def read_only(suite: Suite, times: int) -> int:
 
 
 def _elsewhere(run: Run, log: Path) -> Run:
-    """The same run with its log in another place than beside the folder."""
+    """The same run with its log not beside the folder."""
 
     class Logged(Run):
         @property
@@ -223,7 +223,7 @@ def _elsewhere(run: Run, log: Path) -> Run:
 
 
 def not_a_number(suite: Suite, times: int) -> int:
-    """A learning rate that drives the loss to NaN: advice, and no file that holds a number that is none."""
+    """A learning rate that drives the loss to NaN: an error with advice, and no file with a NaN."""
     for _ in range(times):
         run = suite.fresh("nan", settings=[*SETTINGS, "train.lr=1e12"])
         assert run.finish() == 1, run.said()
@@ -234,7 +234,7 @@ def not_a_number(suite: Suite, times: int) -> int:
 
 
 def jumping_clock(suite: Suite, times: int) -> int:
-    """A wall clock that jumps by up to a year, forwards and back, each time that it is asked."""
+    """A wall clock that jumps by up to a year, forwards and backwards, at each reading."""
     for _ in range(times):
         run = suite.fresh("clock")
         assert run.finish(Fault(prepare=partial(_jump, suite.random.random()))) == 0, run.said()

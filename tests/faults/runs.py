@@ -1,7 +1,7 @@
-"""Short real runs in processes of their own, to be killed and to be compared with one that nothing happened to.
+"""Short real runs in separate processes, to be disturbed and compared with an undisturbed one.
 
-Processes are forked from a server that has imported everything, so a run starts in no time and is as real as any: its own
-process, its own signals, the command line's own code.
+Processes are forked from a server that has imported everything, so a run starts fast; it still has its own process and signals
+and runs the code of the command line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ALLOWED_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Fault:
-    """What a process does to itself before its run begins.
+    """What a process changes in itself before its run starts.
 
     Attributes:
         largest_file: bytes beyond which no file grows, as on a full disk; None for no limit.
@@ -45,7 +45,7 @@ class Fault:
 
 @dataclass
 class Run:
-    """One run of digits_cnn_stdb in a folder, as often as it takes.
+    """A run of digits_cnn_stdb in a folder, started until it completes.
 
     Attributes:
         folder: its --out.
@@ -59,16 +59,16 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """What follows ``spikeprop`` on the command line; progress is saved after every step."""
+        """The arguments of ``spikeprop``; progress is saved after every step."""
         return ["run", self.recipe, *self.settings, "--out", str(self.folder), "--threads", "1", "--save-every", "0"]
 
     @property
     def log(self) -> Path:
-        """What the last process said."""
+        """The output of the last process."""
         return self.folder.with_suffix(".log")
 
     def start(self, fault: Fault | None = None) -> Any:
-        """The same command in a new process; returns when it has begun its work, or ended."""
+        """The same command in a new process; returns when it has started to work, or ended."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(MODULES)
         self.log.unlink(missing_ok=True)
@@ -84,7 +84,7 @@ class Run:
         return ended(self.start(fault))
 
     def said(self) -> str:
-        """The log's text, on one line, without the borders that the shell's width makes."""
+        """The text of the log, on one line, without the line breaks of the terminal's width."""
         return " ".join(self.log.read_text(encoding="utf-8", errors="replace").split())
 
     def _begun(self) -> bool:
@@ -111,7 +111,7 @@ def _main(arguments: list[str], log: Path, fault: Fault) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
-    multiprocessing.set_start_method("fork", force=True)  # the default, which the server's children do not inherit
+    multiprocessing.set_start_method("fork", force=True)  # the default, which the children of the server do not inherit
     if fault.user is not None:
         os.chown(log, fault.user, fault.user)
         os.setgroups([])
@@ -127,7 +127,7 @@ def _main(arguments: list[str], log: Path, fault: Fault) -> None:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """Everything that a run must give again: every tensor's bytes, every number of the report, every line of the metrics."""
+    """Everything that a run must reproduce: every tensor's bytes, every number of the report, every line of the metrics."""
     tensors = {f"{n}.{k}": v.numpy().tobytes() for n in NETWORKS for k, v in load_file(folder / f"{n}.safetensors").items()}
     report = json.loads((folder / "report.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -142,16 +142,16 @@ def result(folder: Path) -> dict[str, Any]:
 def _without_time(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _without_time(v) for k, v in value.items() if k not in ("seconds", "provenance")}
-    return [_without_time(v) for v in value if not _tells_seconds(v)] if isinstance(value, list) else value
+    return [_without_time(v) for v in value if not _has_seconds(v)] if isinstance(value, list) else value
 
 
-def _tells_seconds(row: Any) -> bool:
+def _has_seconds(row: Any) -> bool:
     """Whether this is the line of seconds in a report's table."""
     return isinstance(row, list) and row[:1] == ["seconds by stage"]
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """In which parts two results differ; empty where they are the same to the bit."""
+    """The differences of two results; empty if they are equal to the bit."""
     wrong = [key for key in one if one[key] != other[key]]
     names = set(one["files"]) ^ set(other["files"])
     return ", ".join(wrong) + (f" ({', '.join(sorted(names))})" if names else "")

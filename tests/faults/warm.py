@@ -1,4 +1,4 @@
-"""Imported by the server that runs are forked from: the recipe is checked and layers of each kind computed, once for all.
+"""Imported by the server from which runs are forked: it checks the recipe and computes layers of each kind, once.
 
 What costs seconds in every fresh process (imports on first use, compiled kernels from the cache) is then there.
 """

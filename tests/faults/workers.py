@@ -1,4 +1,4 @@
-"""The fault of one kind of run only: photographs, which processes of their own decode, and one of these is killed."""
+"""The fault of runs on photographs, which worker processes decode: one worker is killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WNIDS = ("n01440764", "n01443537", "n01484850")
 
 
 def lost_workers(suite: Suite, times: int) -> int:
-    """A process that decodes photographs is killed: said, saved, and gone on from to the same result."""
+    """A worker is killed: the run reports it, saves, and resumes to the same result."""
     root = suite.folder / "photographs"
     _photographs(root)
     recipe = suite.folder / "photographs.yaml"
@@ -32,7 +32,7 @@ def lost_workers(suite: Suite, times: int) -> int:
         process = run.start()
         struck += _kill_a_worker(process, suite.random)
         if ended(process) != 0:
-            assert "Error: a process that decodes photographs died" in run.said(), run.said()  # Python's threads may complain too
+            assert "Error: a process that decodes photographs died" in run.said(), run.said()  # threads may print errors too
         assert run.finish() == 0, run.said()
         wrong = differences(result(whole.folder), result(run.folder))
         assert not wrong, f"{run.folder}: {wrong} differ from those of an undisturbed run"
@@ -40,7 +40,7 @@ def lost_workers(suite: Suite, times: int) -> int:
 
 
 def _kill_a_worker(process: Any, source: random.Random) -> bool:
-    """Wait for a child of the run, then a moment, then kill it if it is still there."""
+    """Wait for a child of the run, then a short time, then kill the child if it still exists."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     time.sleep(source.uniform(0, 1))
     deadline = time.monotonic() + 60

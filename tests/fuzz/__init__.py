@@ -1,1 +1,1 @@
-"""Files that were spoilt on purpose, by the hundred thousand: `make fuzz` reads all of them, test_fuzz.py a few."""
+"""Reads deliberately corrupted files: `make fuzz` reads more than a hundred thousand, test_fuzz.py a few hundred."""

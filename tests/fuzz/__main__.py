@@ -1,8 +1,8 @@
-"""``python -m tests.fuzz``: more than 100,000 spoilt files of six kinds are read, with counts.
+"""``python -m tests.fuzz``: more than 100,000 corrupted files of six kinds are read, with counts.
 
-Workers read what ``mutate`` makes of real files, a process for each kind: one that dies (a crash below Python) or stalls is a
-finding, and the next goes on behind it. Then Hypothesis does the choosing, which shrinks what it finds, and where atheris is
-installed it steers by coverage. A finding is kept as a file, with the number that makes it again.
+Workers, one for each kind, read real files that ``mutate`` has changed: a worker that dies (a crash below Python) or stalls is a
+finding, and the next one continues after that file. Then Hypothesis makes the choices and shrinks its findings; if atheris is
+installed, it follows coverage. A finding is kept as a file, with the number that reproduces it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.fuzz.seeds import KINDS
 COUNTS: dict[str, int] = {"recipe": 8_000, "checkpoint": 8_000, "nir": 6_000, "cifar": 42_000, "image": 42_000, "json": 2_000}
 BY_HYPOTHESIS = 300  # of each kind
 BY_ATHERIS = {"recipe": 2_000, "cifar": 20_000}
-TELL = 60.0  # seconds between two words on how far it is
+PROGRESS_SECONDS = 60.0  # seconds between two progress messages
 
 
 @click.command()
@@ -33,7 +33,7 @@ TELL = 60.0  # seconds between two words on how far it is
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), default=KINDS, help="Only these.")
 @click.option("--number", type=int, help="Read one file of the kind again, and show what happens.")
 def main(seed: int, scale: float, keep: Path | None, processes: int, kinds: tuple[str, ...], number: int | None) -> None:
-    """Read spoilt files; exit code 1 if reading one of them did anything but succeed or raise an error of ours."""
+    """Read corrupted files; exit code 1 if reading one of them did anything but succeed or raise a SpikepropError."""
     folder = keep or Path(tempfile.mkdtemp(prefix="fuzz"))
     folder.mkdir(parents=True, exist_ok=True)
     if number is not None:
@@ -52,7 +52,7 @@ def main(seed: int, scale: float, keep: Path | None, processes: int, kinds: tupl
 
 
 def _bulk(jobs: list[Job], processes: int) -> int:
-    """All jobs, so many at a time."""
+    """Run all jobs, at most ``processes`` at a time."""
     waiting, running, told = list(jobs), [], time.monotonic()
     while waiting or running:
         while waiting and len(running) < processes:
@@ -60,7 +60,7 @@ def _bulk(jobs: list[Job], processes: int) -> int:
             running[-1].start()
             running[-1].began = time.monotonic()
         time.sleep(0.2)
-        if time.monotonic() - told > TELL:
+        if time.monotonic() - told > PROGRESS_SECONDS:
             click.echo("  " + ", ".join(f"{job.kind} {job.done.value:,}" for job in running), err=True)
             told = time.monotonic()
         for job in [job for job in running if job.look()]:
@@ -72,7 +72,7 @@ def _bulk(jobs: list[Job], processes: int) -> int:
 
 
 def _steered(kinds: tuple[str, ...], scale: float, folder: Path) -> int:
-    """The same with Hypothesis's choices, then atheris's; each in a process of its own."""
+    """The same with the choices of Hypothesis, then of atheris; each in a separate process."""
     read = 0
     for tool, counts in (("hypothesis", dict.fromkeys(COUNTS, BY_HYPOTHESIS)), ("atheris", BY_ATHERIS)):
         if importlib.util.find_spec(tool) is None:

@@ -1,4 +1,4 @@
-"""The bulk of the fuzzing: a process for each kind of file reads one after the other, watched by the process that started it."""
+"""The main part of the fuzzing: a worker process for each kind reads file after file; its parent watches it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from tests.fuzz.seeds import SUFFIXES
 from tests.fuzz.targets import limited, one, ready
 
-STALLED = 120.0  # seconds without a file; beyond the limit for one, which Python keeps by itself
+STALLED = 120.0  # seconds without a file; longer than the limit for one file, which Python enforces
 
 
 @dataclass
 class Job:
-    """The files of one kind, and how far they are read."""
+    """The files of one kind, and how many have been read."""
 
     kind: str
     count: int
@@ -31,14 +31,14 @@ class Job:
     moved: tuple[int, float] = (0, 0.0)
 
     def start(self) -> None:
-        """A process that reads on."""
+        """Start a process that continues."""
         self.moved = (self.done.value, time.monotonic())
         target = (self.kind, self.seed, self.count, self.folder, self.done)
         self.process = multiprocessing.get_context("forkserver").Process(target=work, args=target)
         self.process.start()
 
     def look(self) -> bool:
-        """Whether all is read; a process that died or stalls is noted and replaced."""
+        """Whether all files are read; a process that died or stalls is recorded and replaced."""
         if self.process.is_alive():
             if self.done.value != self.moved[0]:
                 self.moved = (self.done.value, time.monotonic())
@@ -63,12 +63,12 @@ class Job:
 
 
 def source_of(kind: str, seed: int, number: int) -> random.Random:
-    """The choices of one file."""
+    """The random choices of one file."""
     return random.Random(f"{seed} {kind} {number}")
 
 
 def work(kind: str, seed: int, count: int, folder: Path, done: Any) -> None:
-    """In a process of its own: read files until ``done`` has reached ``count``."""
+    """In a separate process: read files until ``done`` reaches ``count``."""
     guard = ready(folder / kind)
     limited()
     parent = multiprocessing.parent_process()

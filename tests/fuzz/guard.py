@@ -1,7 +1,7 @@
-"""Watches what a process touches: Python tells an audit hook of every file that it opens, renames or removes, and more.
+"""Records which files a process uses: Python calls an audit hook for every file that it opens, renames or removes.
 
-Inside ``with guard`` nothing outside the folder may be written, and nothing read but the libraries' own files. HDF5 opens files
-by itself, unseen by Python: its links to other files have a test of their own (tests/test_untrusted.py).
+Within ``with guard`` nothing outside the folder may be written, and only files of the libraries may be read. HDF5 opens files
+without Python: tests/test_untrusted.py tests its links to other files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEVER = {
 
 
 class Guard:
-    """Notes what is touched that should not be.
+    """Records forbidden accesses.
 
     Args:
         folder: where anything may happen.
@@ -65,7 +65,7 @@ class Guard:
             self._wants(event, path, writing=writing)
 
     def _wants(self, event: str, path: Any, *, writing: bool) -> None:
-        self.on = False  # what follows opens files too
+        self.on = False  # the following code opens files too
         try:
             where = os.path.realpath(os.fsdecode(path))
             known = where.startswith(self.inside) or (not writing and where.startswith(self.libraries))

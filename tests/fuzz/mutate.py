@@ -1,7 +1,7 @@
-"""How files are spoilt: bits and bytes anywhere, and, with more cunning, the parts that a format has.
+"""Corrupts files: bits and bytes anywhere, and the parts of each format.
 
-A checkpoint whose description is changed gets a right checksum again, a NIR file stays whole HDF5, a recipe stays YAML: so the
-damage reaches the code behind the first test. ``source`` is a Random, or Hypothesis's stand-in for one.
+A checkpoint with a changed description gets a correct checksum, a NIR file stays valid HDF5, a recipe stays YAML: so the damage
+reaches the code behind the first check. ``source`` is a Random, or Hypothesis's replacement for one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ODD: tuple[Any, ...] = (
 
 
 def mutated(kind: str, source: random.Random, folder: Path) -> bytes:
-    """One spoilt file.
+    """A corrupted file.
 
     Args:
         kind: of file.
@@ -47,12 +47,12 @@ def mutated(kind: str, source: random.Random, folder: Path) -> bytes:
     own = _OWN.get(kind)
     if own is not None and source.random() < 0.6:
         content = own(seed, source, folder)
-        return spoilt(content, source) if source.random() < 0.05 else content
-    return spoilt(seed.content, source, kind)
+        return corrupted(content, source) if source.random() < 0.05 else content
+    return corrupted(seed.content, source, kind)
 
 
-def spoilt(content: bytes, source: random.Random, kind: str | None = None) -> bytes:
-    """A few changes of bytes."""
+def corrupted(content: bytes, source: random.Random, kind: str | None = None) -> bytes:
+    """The content with a few bytes changed."""
     for _ in range(source.choice((1, 1, 1, 2, 3, 8))):
         content = source.choice(_BYTES)(content, source, kind)
     return content[: 2**20]
@@ -62,7 +62,7 @@ def spoilt(content: bytes, source: random.Random, kind: str | None = None) -> by
 
 
 def _place(content: bytes, source: random.Random) -> int:
-    """Anywhere, but as often as not in the first part, where formats say what they are."""
+    """A random position, in half of the cases near the start, where formats have their headers."""
     return source.randrange(max(1, len(content) if source.random() < 0.5 else min(len(content), 200)))
 
 
@@ -141,7 +141,7 @@ def _json(seed: Seed, source: random.Random, folder: Path) -> bytes:
 
 
 def _checkpoint(seed: Seed, source: random.Random, folder: Path) -> bytes:
-    """Another description, or other tensors, with the checksum that is right for them."""
+    """Another description, or other tensors, with their correct checksum."""
     described, tensors = seed.description, dict(seed.tensors)
     if source.random() < 0.7:
         described = odd_tree(described, source)
@@ -163,17 +163,17 @@ def _checkpoint(seed: Seed, source: random.Random, folder: Path) -> bytes:
 
 
 def _nir(seed: Seed, source: random.Random, folder: Path) -> bytes:
-    """Another array, type, name or edge, in a file that is HDF5 as before."""
+    """Another array, type, name or edge, in a valid HDF5 file."""
     memory = io.BytesIO(seed.content)
     with h5py.File(memory, "r+") as file:
         for _ in range(source.choice((1, 1, 2, 4))):
             found: list[str] = []
             file.visit(found.append)
-            if not found:  # all of it is deleted
+            if not found:  # everything is deleted
                 break
             name = source.choice(sorted(found))
             item = file[name]
-            with suppress(ValueError, KeyError, RuntimeError, OSError, TypeError):  # what HDF5 itself does not let be
+            with suppress(ValueError, KeyError, RuntimeError, OSError, TypeError):  # changes that HDF5 refuses
                 _odd_object(file, name, item, source)
     return memory.getvalue()
 
@@ -215,7 +215,7 @@ def _odd_array(value: Any, source: random.Random) -> Any:
 
 
 def _cifar(seed: Seed, source: random.Random, folder: Path) -> bytes:
-    """Opcodes taken out, doubled, exchanged or put in."""
+    """Opcodes removed, repeated, exchanged or inserted."""
     content = seed.content
     ends = [place for _, _, place in pickletools.genops(content)] + [len(content)]
     parts = [content[a:b] for a, b in pairwise(ends)]

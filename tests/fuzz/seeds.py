@@ -1,4 +1,4 @@
-"""Whole, real files of every kind that is read from elsewhere: what the fuzzing starts from."""
+"""Intact real files of every kind that spikeprop reads from elsewhere; the fuzzing starts from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spikeprop import CNN, IF, LIF, Backprop, Digits, Direct, Poisson, fit
 from spikeprop.convert import to_spiking
-from spikeprop.deploy.export import export
+from spikeprop.deploy import export
 from spikeprop.learn import load_checkpoint, save_checkpoint
 from spikeprop.recipe import recipe_folder
 
@@ -29,7 +29,7 @@ ANN: dict[str, Any] = {"use": "CNN", "input_shape": [1, 8, 8], "classes": 10, "p
 
 @dataclass(frozen=True)
 class Seed:
-    """A file's bytes and, where they have one, its parts.
+    """A file's bytes and, if its kind has any, its parts.
 
     Attributes:
         content: the file.
@@ -105,7 +105,7 @@ def _nir(folder: Path) -> list[Seed]:
 
 
 class _Python2(pickle._Pickler):  # type: ignore[name-defined,misc]  # pyright: ignore[reportAttributeAccessIssue]
-    """Writes bytes as Python 2's strings, as CIFAR's own files have them."""
+    """Writes bytes as Python 2's strings, as in CIFAR's files."""
 
     def save_string(self, value: bytes) -> None:
         head = pickle.SHORT_BINSTRING + bytes([len(value)]) if len(value) < 256 else b"T" + len(value).to_bytes(4, "little")
@@ -135,7 +135,7 @@ def _images(folder: Path) -> list[Seed]:
             file = io.BytesIO()
             try:
                 image.save(file, form, **how)
-            except OSError:  # not every mode goes into every form
+            except OSError:  # not every format supports every mode
                 continue
             found.append(Seed(file.getvalue()))
     return found

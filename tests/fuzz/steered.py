@@ -1,6 +1,6 @@
-"""One kind of file, with the choices made by Hypothesis (which shrinks a failure) or by atheris (which follows coverage).
+"""Fuzzes one kind of file with the choices of Hypothesis (which shrinks a failure) or of atheris (which follows coverage).
 
-``python -m tests.fuzz.steered hypothesis|atheris KIND COUNT FOLDER``; the exit code is not 0 where something was found.
+``python -m tests.fuzz.steered hypothesis|atheris KIND COUNT FOLDER``; the exit code is not 0 after a finding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WATCHED = ["spikeprop.recipe", "spikeprop.data.cifar", "pickle", "yaml.scanner",
 
 
 def by_hypothesis(kind: str, count: int, guard: Guard) -> None:
-    """Read so many files; raises AssertionError with the smallest choices that fail."""
+    """Read ``count`` files; raises AssertionError with the smallest choices that fail."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
@@ -38,7 +38,7 @@ def by_hypothesis(kind: str, count: int, guard: Guard) -> None:
 
 
 def by_atheris(kind: str, count: int, guard: Guard) -> None:
-    """Read so many files, whose bytes atheris changes; it ends the process itself."""
+    """Read ``count`` files whose bytes atheris changes; atheris ends the process."""
     import atheris
 
     from tests.fuzz.seeds import seeds
@@ -64,9 +64,9 @@ def main(tool: str, kind: str, count: str, folder: str) -> None:
     if tool == "atheris":
         import atheris
 
-        sys.modules.pop("pickle", None)  # imported by others, and so not watched
+        sys.modules.pop("pickle", None)  # already imported, and so not instrumented
         with atheris.instrument_imports(include=WATCHED):  # pyright: ignore[reportAttributeAccessIssue]
-            import tests.fuzz.targets  # noqa: F401 - and with it everything that reads
+            import tests.fuzz.targets  # noqa: F401 - and with it all readers
     from tests.fuzz.targets import limited, ready
 
     guard = ready(Path(folder))

@@ -1,4 +1,4 @@
-"""What is done with each kind of file, and what counts as its failing: anything but a result or an error of ours."""
+"""Reads each kind of file; anything but a result or a SpikepropError counts as a failure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-
-from spikeprop_hardware import HardwareError
 
 from spikeprop.data.cifar import read_batch
 from spikeprop.data.photographs import read_photograph
@@ -27,17 +25,16 @@ from tests.fuzz.guard import Guard
 from tests.fuzz.mutate import mutated
 from tests.fuzz.seeds import SUFFIXES, seeds
 
-OURS = (SpikepropError, HardwareError)
-ADDRESSES = 16 * 2**30  # bytes of address space, of which torch takes some
-SECONDS = 20.0  # for one input, on a machine that may be busy; what hangs takes for ever
+ADDRESSES = 16 * 2**30  # bytes of address space; torch needs some of it
+SECONDS = 20.0  # for one input, on a busy machine
 
 
 class Hang(BaseException):
-    """An input took too long; not an Exception, so that nobody's handler takes it."""
+    """An input took too long; not an Exception, so that no handler catches it."""
 
 
 def recipe(file: Path) -> None:
-    """Read as ``run`` does; foreign code may not be imported, since spoilt names could name anything."""
+    """Read as ``run`` does; no foreign code is imported, because a corrupted name could name any module."""
     with only_trusted():
         load_recipe(str(file))
 
@@ -49,7 +46,7 @@ def looked_at_recipe(file: Path) -> None:
 
 
 def checked_recipe(file: Path) -> None:
-    """Every component built, as ``check`` does."""
+    """Build every component, as ``check`` does."""
     with only_trusted():
         experiment = load_recipe(str(file)).experiment
         if hasattr(experiment, "check"):
@@ -92,7 +89,7 @@ TARGETS: dict[str, Callable[[Path], None]] = {
 
 
 def attempt(kind: str, content: bytes, guard: Guard, target: Callable[[Path], None] | None = None) -> str | None:
-    """Read one file under guard; None where it went as it may, else what was wrong."""
+    """Read one file under guard; None if the outcome is allowed, else what was wrong."""
     file = guard.folder / f"input{SUFFIXES[kind]}"
     file.write_bytes(content)
     before = signal.signal(signal.SIGALRM, _alarm)
@@ -101,7 +98,7 @@ def attempt(kind: str, content: bytes, guard: Guard, target: Callable[[Path], No
         with guard, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             (target or TARGETS[kind])(file)
-    except OURS:
+    except SpikepropError:
         pass
     except Hang:
         return f"it took more than {SECONDS:.0f} s"
@@ -117,7 +114,7 @@ def attempt(kind: str, content: bytes, guard: Guard, target: Callable[[Path], No
 
 
 def one(kind: str, source: random.Random, guard: Guard) -> tuple[bytes, str | None]:
-    """Spoil a file and read it; the file, and what was wrong with the reading."""
+    """Corrupt a file and read it; returns the file, and what was wrong with the reading."""
     content = mutated(kind, source, guard.folder)
     depth = source.random() if kind == "recipe" else 1.0
     target = checked_recipe if depth < 0.02 else looked_at_recipe if depth < 0.2 else None
@@ -125,7 +122,7 @@ def one(kind: str, source: random.Random, guard: Guard) -> tuple[bytes, str | No
 
 
 def ready(folder: Path) -> Guard:
-    """A guard for a folder, once what libraries do only once (caches, imports) is done."""
+    """A guard for a folder, made after the libraries have filled their caches and finished their imports."""
     import torch
 
     torch.set_num_threads(1)
@@ -140,7 +137,7 @@ def ready(folder: Path) -> Guard:
 
 
 def limited() -> None:
-    """In a process for nothing else: memory is bounded, so that a file which asks for all of it gets an error in good time."""
+    """In a dedicated process: limit the memory, so that a file which asks for too much gets an error early."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
 
 

@@ -1,4 +1,4 @@
-"""A few hundred of the files of `make fuzz`, chosen by Hypothesis; and that the fuzzing would notice."""
+"""A few hundred of the files of `make fuzz`, chosen by Hypothesis; and a test that the fuzzing detects failures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoilt_files_are_refused_by_errors_of_ours(kind: str, guard: Guard) -> None:
+def test_corrupted_files_raise_only_spikeprop_errors(kind: str, guard: Guard) -> None:
     @settings(
         max_examples=25,
         deadline=None,
@@ -45,7 +45,7 @@ def test_spoilt_files_are_refused_by_errors_of_ours(kind: str, guard: Guard) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whole_files_are_read(kind: str, guard: Guard) -> None:
+def test_intact_files_are_read(kind: str, guard: Guard) -> None:
     for seed in seeds(kind):
         file = guard.folder / f"whole{targets.SUFFIXES[kind]}"
         file.write_bytes(seed.content)
@@ -54,7 +54,7 @@ def test_whole_files_are_read(kind: str, guard: Guard) -> None:
         assert attempt(kind, seed.content, guard) is None
 
 
-def test_what_a_reader_may_not_do_is_noticed(guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forbidden_actions_of_a_reader_are_detected(guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(what: object) -> str | None:
         return attempt("json", b"{}", guard, what)  # type: ignore[arg-type]
 

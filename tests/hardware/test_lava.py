@@ -11,13 +11,12 @@ import nir
 import numpy as np
 import pytest
 import torch
-from spikeprop_hardware import HardwareError, environment, simulate
+from spikeprop_hardware import HardwareError, environment, lava, simulate
 from spikeprop_hardware.environment import find_python310, lava_python
 from torch import nn
 
 from spikeprop import CNN, IF, LIF, Direct, Poisson, ResNet, ThresholdBalancing, convert
-from spikeprop.deploy.export import compare, export, record
-from spikeprop.deploy.nir import from_nir
+from spikeprop.deploy import compare, export, from_nir, record
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
 from tests.convert.test_calibrate import Skips
 
@@ -132,8 +131,7 @@ def export_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cnn: CNN, script
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    module = sys.modules["spikeprop_hardware.simulate"]  # the package's attribute of that name is the function
-    monkeypatch.setattr(module, "lava_python", lambda notify: python)
+    monkeypatch.setattr(lava, "lava_python", lambda notify: python)
 
 
 def test_a_worker_that_dies_is_reported_with_its_words(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,7 @@ from spikeprop_hardware import HardwareError, Simulator
 from spikeprop_hardware.netx import quantize_for_netx
 
 from spikeprop import CNN, IF, LIF, Direct, MaxActivation, Poisson, ResNet, convert
-from spikeprop.deploy.export import export_netx, record
-from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy import export_netx, record, to_nir
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from spikeprop_hardware import Recording, kernels, quantize, reference, simulate
-from spikeprop_hardware.plan import make_plan
-from spikeprop_hardware.reference import Result, Simulator
-from spikeprop_hardware.simulate import less_the_first
+from spikeprop_hardware.network import lay_out
+from spikeprop_hardware.recording import SimulationResult, counted_from
+from spikeprop_hardware.reference import Simulator
 
-from spikeprop.deploy.export import export
-from spikeprop.deploy.nir import to_nir
+from spikeprop.deploy import export, to_nir
 from tests.hardware.random_networks import KINDS, random_network, simulate_in_torch
 from tests.hardware.test_lava import lava_or_skip
 
@@ -30,7 +29,7 @@ def test_float_equals_pytorch_spike_for_spike_and_membrane_for_membrane(kind: st
     fired, back = 0, 0
     for seed in range(KINDS.index(kind), MANY, len(KINDS)):
         network, inputs = random_network(seed, signed=seed // len(KINDS) % 4 == 0)
-        simulator = Simulator(make_plan(to_nir(network)), threads=1)
+        simulator = Simulator(lay_out(to_nir(network)), threads=1)
         ours = simulator.run(inputs, membranes=True)
         spikes, membranes, output = simulate_in_torch(network, inputs)
         assert ours.spikes.keys() == spikes.keys()
@@ -40,7 +39,7 @@ def test_float_equals_pytorch_spike_for_spike_and_membrane_for_membrane(kind: st
             assert ours.counts[name] == np.count_nonzero(train)
             fired += int((train > 0).sum())
             back += int((train < 0).sum())
-        np.testing.assert_array_equal(less_the_first(ours.output, int(network.readout_from)), output, f"seed {seed}")
+        np.testing.assert_array_equal(counted_from(ours.output, int(network.readout_from)), output, f"seed {seed}")
     assert fired > 900
     assert back > 20
 
@@ -50,7 +49,7 @@ def test_float_with_real_weights_equals_pytorch_up_to_rounding(kind: str) -> Non
     """PyTorch sums in another order, so potentials may differ in the last bits; no spike did in these networks."""
     for seed in range(KINDS.index(kind), 5 * len(KINDS), len(KINDS)):
         network, inputs = random_network(seed, real=True)
-        ours = Simulator(make_plan(to_nir(network)), threads=1).run(inputs, membranes=True)
+        ours = Simulator(lay_out(to_nir(network)), threads=1).run(inputs, membranes=True)
         spikes, membranes, _ = simulate_in_torch(network, inputs)
         for name, train in spikes.items():
             np.testing.assert_array_equal(shaped(ours.spikes[name], train), train, f"seed {seed}, {name}")
@@ -95,7 +94,7 @@ def test_either_precision_equals_lava_on_many_networks(tmp_path: Path, seed: int
     against_lava(tmp_path, seed, real=seed // len(KINDS) % 2 == 0, signed=seed % 5 == 0)
 
 
-def assert_same(a: Result, b: Result) -> None:
+def assert_same(a: SimulationResult, b: SimulationResult) -> None:
     for name in a.spikes:
         np.testing.assert_array_equal(a.spikes[name], b.spikes[name])
         np.testing.assert_array_equal(a.membranes[name], b.membranes[name])
@@ -106,7 +105,7 @@ def assert_same(a: Result, b: Result) -> None:
 def test_threads_batches_and_missing_numba_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(len(KINDS)):
         network, inputs = random_network(seed, real=True, signed=seed in (1, 5, 7))
-        plan = make_plan(to_nir(network))
+        plan = lay_out(to_nir(network))
         inputs = np.concatenate([inputs] * 3) * np.linspace(0.3, 1, 6).reshape(-1, *[1] * (inputs.ndim - 1))
         for made in (plan, quantize(to_nir(network), input_limit=6.0).network):
             whole = Simulator(made, threads=1).run(inputs, membranes=True)
@@ -122,7 +121,7 @@ def test_threads_batches_and_missing_numba_change_nothing(monkeypatch: pytest.Mo
 
 def test_a_broadcast_input_is_a_constant_one() -> None:
     network, inputs = random_network(1)
-    simulator = Simulator(make_plan(to_nir(network)))
+    simulator = Simulator(lay_out(to_nir(network)))
     constant = np.broadcast_to(inputs[:, :1], inputs.shape)
     told: list[tuple[int, int]] = []
     ours = simulator.run(constant, membranes=True, progress=lambda *steps: told.append(steps))

@@ -1,4 +1,4 @@
-"""What a training may lose to damage, bad numbers and broken loaders: nothing that was saved."""
+"""Damaged files, values that are not finite and failing loaders: a training loses nothing that was saved."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train(
 
 
 class Stop(Callback):
-    """Ends training as a kill would, after so many steps."""
+    """Ends the training after so many steps, as a kill would."""
 
     def __init__(self, after: int):
         self.left = after
@@ -56,20 +56,20 @@ def interrupted(file: Path, after: int = 4, **how: object) -> None:
         train(file, Stop(after), **how)  # type: ignore[arg-type]
 
 
-def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
-    """Every bit of the first kilobyte, which is the header's, and some of the rest."""
+def test_every_flipped_bit_of_a_checkpoint_is_detected(tmp_path: Path) -> None:
+    """Every bit in the header, and some of the others."""
     file, source = tmp_path / "a.safetensors", random.Random(0)
     save_checkpoint(file, nn.Linear(8, 8), {"kind": "test"})
-    whole = file.read_bytes()
-    places = [*range(8 * 300), *(source.randrange(8 * len(whole)) for _ in range(100))]
+    content = file.read_bytes()
+    places = [*range(8 * 300), *(source.randrange(8 * len(content)) for _ in range(100))]
     for place in places:
-        spoilt = bytearray(whole)
-        spoilt[place // 8] ^= 1 << place % 8
-        file.write_bytes(spoilt)
+        corrupted = bytearray(content)
+        corrupted[place // 8] ^= 1 << place % 8
+        file.write_bytes(corrupted)
         with pytest.raises(CheckpointError):
             load_checkpoint(file)
-    for length in range(0, len(whole), 7):
-        file.write_bytes(whole[:length])
+    for length in range(0, len(content), 7):
+        file.write_bytes(content[:length])
         with pytest.raises(CheckpointError):
             load_checkpoint(file)
 
@@ -92,15 +92,15 @@ def test_tensors_of_any_layout_and_type_have_a_checksum(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], t) for name, t in tensors.items())
 
 
-def test_checkpoints_from_before_checksums_are_read(tmp_path: Path) -> None:
+def test_checkpoints_without_checksum_are_read(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"model.a": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"spikeprop": '{"format": 1}'})
     assert load_checkpoint(tmp_path / "a.safetensors").section("model")["a"].tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b[:-9] + b"\0" + b[-8:], lambda b: b""])
-def test_where_the_last_checkpoint_is_damaged_the_one_before_it_is_gone_on_from(tmp_path: Path, spoil: object) -> None:
+@pytest.mark.parametrize("corrupt", [lambda b: b[: len(b) // 2], lambda b: b[:-9] + b"\0" + b[-8:], lambda b: b""])
+def test_training_resumes_from_the_previous_checkpoint_if_the_last_is_damaged(tmp_path: Path, corrupt: object) -> None:
     file = tmp_path / "p.safetensors"
     interrupted(file)
     last, before = (load_checkpoint(f).description["training"] for f in (file, previous_of(file)))
@@ -108,13 +108,13 @@ def test_where_the_last_checkpoint_is_damaged_the_one_before_it_is_gone_on_from(
     assert (before["epoch"], before["step"]) == (1, 0)
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
-    file.write_bytes(spoil(bytes(content)))  # type: ignore[operator]
-    with pytest.warns(UserWarning, match=r"p\.safetensors is damaged.*going on from the checkpoint before it.*p\.previous"):
+    file.write_bytes(corrupt(bytes(content)))  # type: ignore[operator]
+    with pytest.warns(UserWarning, match=r"p\.safetensors is damaged.*continuing from the checkpoint before it.*p\.previous"):
         assert torch.equal(train(file), train(None))
     assert (tmp_path / "p.safetensors.damaged").exists()
 
 
-def test_a_kill_between_the_two_renamings_costs_one_checkpoint(tmp_path: Path) -> None:
+def test_kill_between_the_two_renamings_loses_one_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "p.safetensors"
     interrupted(file)
     file.unlink()
@@ -122,7 +122,7 @@ def test_a_kill_between_the_two_renamings_costs_one_checkpoint(tmp_path: Path) -
     assert torch.equal(train(file), train(None))
 
 
-def test_a_file_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_cannot_be_replaced_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, replace, calls = tmp_path / "a.json", os.replace, []
     write_text(file, "old")
 
@@ -141,15 +141,15 @@ def test_a_file_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatch:
         write_text(file, "new", keep_previous=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert file.read_text() == "old"
-    monkeypatch.setattr(os, "replace", failing({1}))  # nor can it be put back
-    with pytest.raises(OSError, match=r"what was there is .*a\.previous\.json"):
+    monkeypatch.setattr(os, "replace", failing({1}))  # and it cannot be restored
+    with pytest.raises(OSError, match=r"the existing file is now .*a\.previous\.json"):
         write_text(file, "new", keep_previous=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.previous.json"]
     assert previous_of(file).read_text() == "old"
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"b": {}}'])
-def test_damaged_stages_do_not_displace_their_whole_predecessor(tmp_path: Path, damage: str) -> None:
+def test_damaged_stages_do_not_overwrite_the_previous_ones(tmp_path: Path, damage: str) -> None:
     file, recipe = tmp_path / "stages.json", load_recipe("digits_cnn_stdb")
     first = RunFolder(tmp_path, recipe)
     for name in "ab":
@@ -161,11 +161,11 @@ def test_damaged_stages_do_not_displace_their_whole_predecessor(tmp_path: Path, 
     assert (tmp_path / "stages.json.damaged").read_text() == damage
     assert list(json.loads(previous_of(file).read_text())) == ["a"]
     assert list(json.loads(file.read_text())) == ["a", "b"]
-    file.unlink()  # as a kill between the two renamings leaves it
+    file.unlink()  # as after a kill between the two renamings
     assert RunFolder(tmp_path, recipe).finished("a")
 
 
-def test_without_a_checkpoint_before_it_a_damaged_one_is_named(tmp_path: Path) -> None:
+def test_damaged_checkpoint_without_a_previous_one_is_named(tmp_path: Path) -> None:
     file = tmp_path / "p.safetensors"
     file.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"p\.safetensors is damaged.*none before it; delete it"):
@@ -180,7 +180,7 @@ class Noisy(Backprop):
         result = super().step(model, x, y)
         for p in model.parameters():
             assert p.grad is not None
-            p.grad += torch.randn_like(p) * np.random.rand() * random.random()  # noqa: NPY002 - as other people's rules do
+            p.grad += torch.randn_like(p) * np.random.rand() * random.random()  # noqa: NPY002 - as rules of users may do
         return result
 
 
@@ -191,7 +191,7 @@ def test_rules_that_draw_from_numpy_and_python_resume_bit_for_bit(tmp_path: Path
 
 
 class Augmented(TensorDataset):
-    """Draws, as augmentation does, in the process that loads."""
+    """Draws random numbers in the process that loads, as augmentation does."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         x, y = super().__getitem__(index)
@@ -199,14 +199,14 @@ class Augmented(TensorDataset):
 
 
 @pytest.mark.parametrize("after", [1, 4])
-def test_a_shuffling_loader_of_torchs_own_resumes_bit_for_bit(tmp_path: Path, after: int) -> None:
+def test_shuffling_dataloader_resumes_bit_for_bit(tmp_path: Path, after: int) -> None:
     split = Digits(train_limit=48).test(48)
     images, labels = next(split.epoch(0))
     loader = DataLoader(Augmented(images[:48], labels[:48]), batch_size=16, shuffle=True)
     interrupted(tmp_path / "p.safetensors", after, batches=loader)
-    resumed, whole = train(tmp_path / "p.safetensors", batches=loader), train(None, batches=loader)
-    assert torch.equal(resumed, whole)
-    assert not torch.equal(whole, train(None))
+    resumed, uninterrupted = train(tmp_path / "p.safetensors", batches=loader), train(None, batches=loader)
+    assert torch.equal(resumed, uninterrupted)
+    assert not torch.equal(uninterrupted, train(None))
 
 
 class Failing:
@@ -226,7 +226,7 @@ class Failing:
             yield batch
 
 
-def test_where_reading_fails_what_is_trained_is_saved(tmp_path: Path) -> None:
+def test_training_is_saved_when_reading_a_batch_fails(tmp_path: Path) -> None:
     file, batches = tmp_path / "p.safetensors", Failing()
     model = small()
     with pytest.raises(RuntimeError, match="the loader died"):
@@ -260,7 +260,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert torch.equal(train(file), train(None))
 
 
-def test_temporary_files_of_the_dead_are_removed_and_of_the_living_are_not(tmp_path: Path) -> None:
+def test_temporary_files_are_removed_only_if_their_process_has_ended(tmp_path: Path) -> None:
     names = {".a.safetensors.1.part.safetensors": True, ".a.json.99999999.part.json": False, ".ann.seconds": True}
     for name in names:
         (tmp_path / name).touch()

@@ -48,7 +48,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 
 class Interrupt(Callback):
-    """Stops training after so many steps, like a kill that leaves only the files."""
+    """Stops the training after so many steps, like a kill."""
 
     def __init__(self, steps: int):
         self.left = steps
@@ -64,7 +64,7 @@ Made = tuple[nn.Module, R, torch.optim.Optimizer]
 
 
 def uninterrupted_and_resumed(make: Callable[[], Made[R]], file: Path) -> tuple[tuple[nn.Module, R], tuple[nn.Module, R]]:
-    """Network and rule after two epochs in one go, and after two that were stopped at step 7 and taken up from ``file``."""
+    """Network and rule after two epochs, and after two that were stopped at step 7 and resumed from ``file``."""
 
     def run(*callbacks: Callback, checkpoint: Path | None = None) -> tuple[nn.Module, R]:
         model, rule, optimizer = make()
@@ -73,9 +73,9 @@ def uninterrupted_and_resumed(make: Callable[[], Made[R]], file: Path) -> tuple[
             fit(model, rule, data, optimizer, epochs=2, checkpoint=checkpoint, checkpoint_seconds=0, callbacks=callbacks)
         return model, rule
 
-    whole = run()
+    uninterrupted = run()
     run(Interrupt(7), checkpoint=file)
-    return whole, run(checkpoint=file)
+    return uninterrupted, run(checkpoint=file)
 
 
 def trained_neurons(ann: nn.Module) -> SpikingNetwork:
@@ -92,7 +92,7 @@ def spiking(ann: nn.Module) -> SpikingNetwork:
 
 @pytest.mark.parametrize("after", [3, 7, 9], ids=lambda n: f"after {n} steps")
 @pytest.mark.parametrize("kind", ["ann", "snn", "trained neurons"])
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, kind: str, after: int) -> None:
+def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, kind: str, after: int) -> None:
     data = Digits(train_limit=160, crop=1).train(32, seed=4)  # five batches, augmented
     rule: LearningRule = Backprop() if kind == "ann" else BPTT(timesteps=4)
     common: dict[str, Any] = {"epochs": 2, "schedule": Steps(), "seed": 3}
@@ -102,24 +102,24 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, kind: str
             return trained_neurons(small_ann())
         return small_ann() if kind == "ann" else spiking(small_ann())
 
-    whole = start()
-    history = fit(whole, rule, data, adam(whole), **common)
+    uninterrupted = start()
+    history = fit(uninterrupted, rule, data, adam(uninterrupted), **common)
     file = tmp_path / "progress.safetensors"
     first = start()
     with pytest.raises(KeyboardInterrupt):
         fit(first, rule, data, adam(first), checkpoint=file, checkpoint_seconds=0, callbacks=[Interrupt(after)], **common)
     torch.manual_seed(99)
-    torch.rand(17)  # another process has another generator
+    torch.rand(17)  # another process has another state of the generator
     second = start()
     resumed = fit(second, rule, data, adam(second), checkpoint=file, **common)
-    assert torch.equal(weights(whole), weights(second))
+    assert torch.equal(weights(uninterrupted), weights(second))
     assert [h["loss"] for h in history] == [h["loss"] for h in resumed]
     assert not torch.equal(weights(first), weights(second))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Helped(Backprop):
-    """A rule with a trained part and a trace of its own, and a scalar to tell."""
+    """A rule with a trained module, a trace and a scalar of its own."""
 
     def prepare(self, model: nn.Module, x: torch.Tensor) -> None:
         self.own["helper"] = nn.Linear(10, 10)
@@ -133,7 +133,7 @@ class Helped(Backprop):
 
 
 class Remembers(Callback):
-    """Draws the weights towards where they started, which only a checkpoint can tell after a kill."""
+    """Moves the weights towards their initial values, which after a kill only the checkpoint has."""
 
     start: torch.Tensor | None = None
 
@@ -153,7 +153,7 @@ class Remembers(Callback):
         self.start = state["start"]
 
 
-def test_a_rule_and_a_callback_with_a_state_of_their_own_resume_bit_for_bit(tmp_path: Path) -> None:
+def test_rule_and_callback_with_state_resume_bit_for_bit(tmp_path: Path) -> None:
     data, file = Digits(train_limit=160).train(32, seed=4), tmp_path / "progress.safetensors"
 
     def run(*extra: Callback, checkpoint: Path | None = None) -> tuple[nn.Module, Helped, list[dict[str, Any]]]:
@@ -170,24 +170,24 @@ def test_a_rule_and_a_callback_with_a_state_of_their_own_resume_bit_for_bit(tmp_
             pass
         return model, rule, history
 
-    whole, rule, history = run()
+    uninterrupted, rule, history = run()
     run(Interrupt(8), checkpoint=file)
     resumed, again, rest = run(checkpoint=file)
-    assert torch.equal(weights(whole), weights(resumed))
+    assert torch.equal(weights(uninterrupted), weights(resumed))
     assert all(torch.equal(rule.state_dict()[name], value) for name, value in again.state_dict().items())
     assert [h["spread"] for h in history] == [h["spread"] for h in rest]
     with pytest.raises(CheckpointError, match=r"another learning rule.*helper"):
         fit(small_ann(), Backprop(), data, adam(small_ann()), epochs=2, checkpoint=file)
 
 
-def test_an_optimiser_without_the_rules_own_parameters_is_refused() -> None:
+def test_optimiser_without_the_rules_own_parameters_is_refused() -> None:
     model, rule = small_ann(), Helped()
     rule.prepare(model, torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"lacks 2 parameters of Helped's own: call rule\.prepare"):
         fit(model, rule, Digits(train_limit=32).train(32, seed=0), adam(model), epochs=1)
 
 
-def test_a_rule_fills_gradients_and_moves_nothing() -> None:
+def test_rule_fills_gradients_and_changes_no_parameter() -> None:
     x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
     models: list[tuple[Any, LearningRule]] = [(small_ann(), Backprop()), (spiking(small_ann()), BPTT(timesteps=5))]
     for model, rule in models:
@@ -200,7 +200,7 @@ def test_a_rule_fills_gradients_and_moves_nothing() -> None:
         assert all(p.grad is not None for p in model.parameters())
 
 
-def test_losses_by_hand() -> None:
+def test_losses_equal_hand_computed_values() -> None:
     scores, y = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([0, 1])
     assert float(SquaredError()(scores, y)) == (0 + 4 + 0 + 1) / 2
     assert float(CrossEntropy()(scores, y)) == pytest.approx((math.log(1 + math.e) + math.log(2)) / 2)
@@ -259,12 +259,12 @@ def test_the_loop_keeps_trained_thresholds_and_leaks_in_their_ranges() -> None:
         def on_step(self, training: TrainingState) -> None:
             seen.extend((float(n.v_threshold.detach()), float(n.leak.detach())) for n in network.neurons().values())
 
-    greedy = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=15.0)  # draws everything beyond zero
+    greedy = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=15.0)  # makes every parameter negative
     fit(network, BPTT(timesteps=3), data, greedy, epochs=1, callbacks=[Look()])
     assert min(theta for theta, _ in seen) == min(leak for _, leak in seen) == pytest.approx(1e-4)
 
 
-def test_schedules() -> None:
+def test_schedules_equal_their_formulas() -> None:
     steps = Steps(milestones=(0.6, 0.8, 0.9), divisor=10)
     assert [steps(p) for p in (0.0, 0.59, 0.6, 0.8, 0.95)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
     cosine = Cosine(warmup=0.2)
@@ -280,7 +280,7 @@ def test_the_schedule_multiplies_the_base_rate_after_a_resume_too(tmp_path: Path
     assert [h["lr"] for h in history] == pytest.approx([0.5] * 6 + [0.05] * 2 + [0.005, 0.0005])
 
 
-def test_an_ordinary_list_of_batches_works() -> None:
+def test_list_of_batches_trains() -> None:
     model = small_ann()
     batches = [(torch.rand(4, 1, 8, 8), torch.randint(10, (4,))) for _ in range(3)]
     assert len(fit(model, Backprop(), batches, adam(model), epochs=2)) == 2
@@ -309,7 +309,7 @@ def test_accuracy_under_chance_stops_with_advice() -> None:
     with torch.no_grad():
         last = model.classifier[-1]
         assert isinstance(last, torch.nn.Linear)
-        last.weight[1] -= 5  # class 1 never wins
+        last.weight[1] -= 5  # class 1 is never predicted
     for callback, least in ((CollapseGuard(10), True), (CollapseGuard(10, least=601), False)):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         if least:
@@ -367,8 +367,8 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, damage: str) -> None:
         load_checkpoint(file)
 
 
-def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, at the worst moment: after half of the file."""
+def test_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full after half of the file."""
     file = tmp_path / "a.safetensors"
     save_checkpoint(file, small_ann(), {"n": 1})
     before = file.read_bytes()
@@ -385,7 +385,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatc
 
 
 def test_the_error_of_a_full_disk_is_an_oserror(tmp_path: Path) -> None:
-    """safetensors has an error type of its own; here its real one, from a limit on the size of files."""
+    """safetensors has its own error type; here a limit on the size of files raises it."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -408,14 +408,14 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: 
         load_checkpoint(tmp_path / "a.safetensors")
 
 
-def test_losses_that_are_read_late_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CUDA, where many steps' losses are read at once."""
-    from spikeprop.learn import loop
+def test_deferred_metrics_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where the losses of many steps are read together."""
+    from spikeprop.learn import metrics
 
     data, histories = Digits(train_limit=160).train(32, seed=4), []
     for patience in (0.0, 1e9):
         model = small_ann()
-        monkeypatch.setattr(loop, "_patience", lambda _, seconds=patience: seconds)
+        monkeypatch.setattr(metrics, "_seconds_between_readings", lambda _, seconds=patience: seconds)
         histories.append(fit(model, Backprop(), data, adam(model), epochs=2))
     assert [{**h, "seconds": 0} for h in histories[0]] == [{**h, "seconds": 0} for h in histories[1]]
     batches = [(torch.full((4, 1, 8, 8), value), torch.zeros(4, dtype=torch.long)) for value in (0.5, float("nan"), 0.5)]
@@ -423,7 +423,7 @@ def test_losses_that_are_read_late_are_the_same(monkeypatch: pytest.MonkeyPatch)
         fit(model, Backprop(), batches, adam(model), epochs=1)
 
 
-def test_lower_precision_trains() -> None:
+def test_autocast_trains() -> None:
     model = small_ann()
     history = fit(model, Backprop(), Digits(train_limit=160).train(32, seed=4), adam(model), epochs=2, autocast=torch.bfloat16)
     assert history[1]["loss"] < history[0]["loss"]

@@ -1,4 +1,4 @@
-"""Segment graphs: cut in every way, they compute what the network computes and give its gradient; else they say why not."""
+"""Segment graphs give the network's output and gradient for every way to cut it, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def backprop(graph: SegmentGraph, x: Tensor, cotangent: Tensor) -> SegmentPass:
 
 
 class Branchy(nn.Module):
-    """Skips, a reshape that asks for a size, in-place ReLU, batch-norm and dropout, a bare parameter."""
+    """Skips, a reshape that reads a size, in-place ReLU, batch-norm, dropout, and a parameter used directly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
 
 @pytest.mark.parametrize("cuts", [None, 2, 3], ids=lambda c: f"cuts={c}")
 @pytest.mark.parametrize("kind", list(networks()))
-def test_stages_give_the_networks_output_gradient_and_statistics(kind: str, cuts: int | None) -> None:
+def test_segments_give_the_networks_output_gradient_and_statistics(kind: str, cuts: int | None) -> None:
     model, x = networks()[kind]
     if kind == "branchy" and cuts == 3:
         pytest.skip("one value passes at two places only")
@@ -84,7 +84,7 @@ def test_stages_give_the_networks_output_gradient_and_statistics(kind: str, cuts
         assert torch.equal(a, b)
 
 
-def test_a_stage_for_every_layer_and_join() -> None:
+def test_each_layer_and_join_starts_a_segment() -> None:
     graph = segment_graph(CNN(input_shape=(1, 8, 8), classes=5, plan=[4, "A", 4], hidden=[8], batch_norm=True))
     assert [s.name for s in graph.segments] == ["features.0", "features.4", "classifier.1", "classifier.4"]
     assert graph.is_chain
@@ -94,19 +94,19 @@ def test_a_stage_for_every_layer_and_join() -> None:
     assert branchy.hops()["first"] == 1 + branchy.hops()["a.0"]
 
 
-def test_named_cuts_keep_what_is_inside_a_module_together() -> None:
+def test_named_cuts_do_not_cut_inside_a_module() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) if float(x.sum()) > 0 else x  # no trace goes through this
+            return self.inner(x) if float(x.sum()) > 0 else x  # torch.fx cannot trace this
 
     model = nn.Sequential(nn.Linear(4, 4), Odd(), nn.Linear(4, 3))
     graph = segment_graph(model, ["1"])
     assert [len(list(s.module.parameters())) for s in graph.segments] == [4, 2]
-    assert len(segment_graph(model).segments) == 3  # its children, where no trace succeeds
+    assert len(segment_graph(model).segments) == 3  # its children, because no trace succeeds
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -166,6 +166,6 @@ class Pair(Skip):
     ],
     ids=lambda v: v if isinstance(v, str) else type(v).__name__,
 )
-def test_what_cannot_be_cut_is_refused_with_a_reason(model: nn.Module, cuts: list[str] | int | None, says: str) -> None:
+def test_uncuttable_networks_are_refused_with_a_reason(model: nn.Module, cuts: list[str] | int | None, says: str) -> None:
     with pytest.raises(SegmentError, match=says):
         segment_graph(model, cuts)

@@ -1,4 +1,4 @@
-"""TensorBoard's scalars: what is read back is what was logged, a resumed stage has each epoch once, and nothing depends on it."""
+"""TensorBoard's scalars: they equal the log, a resumed stage has each epoch once, and a run works without TensorBoard."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_each_epoch_is_a_step_of_every_scalar(tmp_path: Path) -> None:
 
 
 class _Stop(Callback):
-    """Ends training in the middle of the third epoch, as a kill does: two epochs are saved, and their scalars written."""
+    """Ends the training in the third epoch, as a kill does: two epochs are saved, and their scalars written."""
 
     def on_step(self, training: TrainingState) -> None:
         if training.epoch == 2 and training.step == 2:
@@ -63,13 +63,13 @@ def test_a_resumed_stage_has_each_epoch_once(tmp_path: Path) -> None:
 
 
 @needs_it
-def test_what_is_written_again_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+def test_rewritten_scalars_replace_the_old_ones(tmp_path: Path) -> None:
     write_scalars(tmp_path / "s", {"accuracy by T": {2: 10.0, 8: 20.0}})
     write_scalars(tmp_path / "s", {"accuracy by T": {4: 30.0}})
     assert scalars(tmp_path / "s") == {"accuracy by T": [(4, 30.0)]}
 
 
-def test_where_it_is_absent_or_not_wanted_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_without_tensorboard_or_if_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder: Any = type("Folder", (), {"path": tmp_path, "processes": ALONE})()
     assert Context(folder, "x", print, tensorboard=False).watchers("ann") == []
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

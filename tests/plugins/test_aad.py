@@ -217,12 +217,12 @@ def test_memory_does_not_grow_with_paths() -> None:
         (lambda: dupire(volatilities=SMILE[:4]), r"volatilities is \(4, 3\) on a grid of 9 spots x 3 times"),
         (lambda: dupire(grid_spots=SPOTS[::-1]), "grid_spots must increase, but 149.* follows 170"),
         (lambda: dupire(grid_times=[0.25, 0.25, 1]), "grid_times must increase, but 0.25 follows 0.25"),
-        (lambda: dupire(max_step=4.0), r"max_step is 4 years: .* above 0\.5; take at most"),
+        (lambda: dupire(max_step=4.0), r"max_step is 4 years: .* above 0\.5; use at most"),
         (lambda: dupire(engine="gpu"), "engine is 'gpu'"),
         (lambda: Bachelier(spots=[1, 1], volatilities=[1, -1]), r"volatilities\[1\] is -1"),
         (lambda: Bachelier(spots=[1] * 3, volatilities=[1] * 3, correlations=-0.9), "eigenvalue -0.8; all of them must be pos"),
         (lambda: risk(dupire(spot=124), UP_AND_OUT, PseudoRandom(paths=9)), "barrier is 125 with width 2, and the spot is 124"),
-        (lambda: price(three_assets(), UP_AND_OUT, PseudoRandom(paths=9)), "UpAndOut is on one asset; the model has 3"),
+        (lambda: price(three_assets(), UP_AND_OUT, PseudoRandom(paths=9)), "UpAndOut needs one asset; the model has 3"),
         (lambda: price(dupire(), Basket(weights=[1, 2], strike=1, maturity=1), PseudoRandom(paths=9)), "2 numbers for 1 assets"),
         (lambda: price(dupire(), Scripted(observations=(1, 1), script=max), PseudoRandom(paths=9)), "but 1 follows 1"),
         (lambda: price(dupire(), MATRIX, PseudoRandom(paths=9)), r"returned \(1, 1\) for 1 paths; it must return \(1,\)"),
@@ -256,5 +256,5 @@ def test_tables_and_pictures(tmp_path: Path) -> None:
     assert [abs(row[1]) for row in found.table(5)] == sorted((abs(row[1]) for row in rows), reverse=True)[:5]
     found.draw(tmp_path / "surface.png")
     assert (tmp_path / "surface.png").stat().st_size > 10000
-    with pytest.raises(MarketError, match="spot of Dupire is no grid"):
+    with pytest.raises(MarketError, match="spot of Dupire is not a grid"):
         found.draw(tmp_path / "none.png", "spot")

@@ -46,7 +46,7 @@ def test_a_risk_report_is_whole(tmp_path: Path) -> None:
         ("barrier=100.5", "barrier is 100.5 with width 1, and the spot is 100"),
         ("convexity=0.5", r"butterfly arbitrage: the denominator of Dupire's formula is -0\.0"),
         ("grid_high=10", "grid_high is 10; it must be above 45"),
-        ("paths={use: Sobol, paths: 3}", "scramblings is 16 of 3 paths"),
+        ("paths={use: Sobol, paths: 3}", "scramblings is 16 and paths is 3"),
         ("paths={use: Halton, paths: 3}", "no component 'Halton'"),
         ("monitorings=1", "max_step is 3 years"),
     ],

@@ -77,7 +77,7 @@ def test_batches_hold_every_path_once(source: Paths, size: int) -> None:
 def test_sources_that_have_no_standard_error_are_refused() -> None:
     with pytest.raises(MarketError, match="paths is 1; a standard error needs at least 2"):
         PseudoRandom(paths=1)
-    with pytest.raises(MarketError, match="scramblings is 16 of 8 paths"):
+    with pytest.raises(MarketError, match="scramblings is 16 and paths is 8"):
         Sobol(paths=8)
     with pytest.raises(MarketError, match="needs 30000 numbers a path; Sobol points have at most 21201"):
         Sobol(paths=64).normals(Batch(0, 0, 1), 30000)

@@ -108,7 +108,7 @@ def test_a_network_that_collapsed_is_found_and_trained_anew_at_half_the_rate(mon
 def test_training_that_always_collapses_is_given_up(rate: float) -> None:
     """Saturated softplus layers, or weights that overflow: really trained, at rates far too large."""
     hopeless = TwinTraining(epochs=6, batches=4, least_batch=64, rates=(rate,) * 5, attempts=2)
-    with pytest.raises(TrainingCollapsed, match=r"more than 0\.98 of a constant's loss .* in each of 2 attempts"):
+    with pytest.raises(TrainingCollapsed, match=r"in each of 2 attempts, .* more than 0\.98 of that of the best constant"):
         fit_surrogate(task().examples(512, generator(10)), differential=True, seed=0, training=hopeless)
 
 
@@ -116,13 +116,13 @@ def test_bad_examples_and_settings_are_refused() -> None:
     x, y = torch.randn(8, 2, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
     with pytest.raises(MarketError, match=r"not \(8, 2\), \(8,\), \(8,\)"):
         Examples(x, y, y)
-    with pytest.raises(MarketError, match="dydx of the examples holds a number that is not finite"):
+    with pytest.raises(MarketError, match="dydx of the examples contains a number that is not finite"):
         Examples(x, y, x / 0)
     with pytest.raises(MarketError, match="the standard deviation of y is 0"):
         fit_surrogate(Examples(x, torch.ones_like(y), x), differential=False, seed=0)
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
-        ({"rates": (0.1,)}, "give as many"),
+        ({"rates": (0.1,)}, "give the same number"),
         ({"balance": 0}, "balance is 0; it must be above 0"),
         ({"collapsed": 1.5}, "collapsed is 1.5"),
     )

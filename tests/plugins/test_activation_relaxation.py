@@ -207,7 +207,7 @@ def test_a_pass_that_is_not_frozen_takes_jacobians_where_activations_are() -> No
     still, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=9))
     assert largest_difference(longer, still) > 1e-5
     assert len(graph.segments) == 3
-    with pytest.raises(SegmentError, match=r"features\.1 is BatchNorm2d, which answers differently.*frozen: true"):
+    with pytest.raises(SegmentError, match=r"features\.1 is BatchNorm2d, whose output changes.*frozen: true"):
         ActivationRelaxation(frozen=False).graph(CNN(input_shape=(1, 8, 8), classes=5, plan=[4], batch_norm=True))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikeprop import fit
 from spikeprop.learn import Backprop, LearningRule
 from spikeprop.plugins import ActivationRelaxation, CharTransformer, Interlocking, TokenHead
-from spikeprop.plugins.comparison import measured
+from spikeprop.plugins.comparison import accuracy_and_loss
 from spikeprop.plugins.interlocking.heads import TokensLast
 from spikeprop.plugins.interlocking.language import PythonSource, TextBatches, source_text
 from tests.plugins.test_interlocking import _same, by_definition
@@ -24,7 +24,7 @@ def small() -> CharTransformer:
 
 
 def text() -> tuple[Tensor, Tensor]:
-    return next(TextBatches(source_text()[0], batch_size=4, context=16, stretches=4).epoch(0))
+    return next(TextBatches(source_text()[0], batch_size=4, context=16, windows=4).epoch(0))
 
 
 @pytest.mark.parametrize("reach", [1, 2, None])
@@ -53,7 +53,7 @@ def test_activation_relaxation_of_a_transformer_is_backprop() -> None:
 def test_it_learns_pythons_own_source(reach: int) -> None:
     model = small()
     rule: LearningRule = Interlocking(cuts=3, reach=reach, head=TokenHead())
-    batches = TextBatches(source_text()[0], batch_size=16, context=16, stretches=640)
+    batches = TextBatches(source_text()[0], batch_size=16, context=16, windows=640)
     rule.prepare(model, next(batches.epoch(0))[0])
     history = fit(model, rule, batches, torch.optim.Adam(rule.param_groups(model), lr=5e-3), epochs=2)
     assert history[0]["loss"] < 4.6 < 4.852  # ln 128: knowing nothing
@@ -67,7 +67,7 @@ def test_no_character_sees_a_later_one() -> None:
     changed[:, 9:] = 7
     assert torch.equal(model(x)[:, :, :9], model(changed)[:, :, :9])
     assert not torch.equal(model(x)[:, :, 9:], model(changed)[:, :, 9:])
-    with pytest.raises(ValueError, match="width is 10, which does not divide into 4 heads"):
+    with pytest.raises(ValueError, match="width is 10, which is not divisible by 4 heads"):
         CharTransformer(width=10)
 
 
@@ -88,7 +88,7 @@ def test_the_test_text_is_read_once_from_end_to_end() -> None:
     assert torch.equal(torch.cat([y.flatten() for _, y in found]), expected[1:])
 
 
-def test_training_stretches_depend_on_seed_epoch_and_number() -> None:
+def test_training_windows_depend_on_seed_epoch_and_number() -> None:
     data = PythonSource(context=20, train_limit=8)
     first = torch.cat([x for x, _ in data.train(4, 0).epoch(0)])
     assert torch.equal(first, torch.cat([x for x, _ in data.train(4, 0).epoch(0)]))
@@ -107,7 +107,7 @@ def test_every_character_counts_for_accuracy_and_loss() -> None:
     model = nn.Sequential(nn.Embedding(3, 3), TokensLast())
     model[0].weight.data = torch.eye(3) * 2  # a character's score for itself is 2, for others 0
     x, y = torch.tensor([[0, 1, 2], [0, 1, 2]]), torch.tensor([[0, 1, 0], [0, 2, 2]])
-    found = measured(model, [(x, y)])
+    found = accuracy_and_loss(model, [(x, y)])
     sure = math.exp(2) / (math.exp(2) + 2)
     assert found["accuracy"] == pytest.approx(100 * 4 / 6)
     assert found["test_loss"] == pytest.approx(-(4 * math.log(sure) + 2 * math.log((1 - sure) / 2)) / 6)

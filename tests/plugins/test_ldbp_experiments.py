@@ -109,7 +109,7 @@ def test_a_killed_training_goes_on_from_its_last_sound_checkpoint(
     if damaged:
         spoil(killed / "seed_3.progress.safetensors")
     left = before_step(monkeypatch, 0, interrupt)
-    warned = pytest.warns(UserWarning, match="going on from the checkpoint before it") if damaged else nullcontext()
+    warned = pytest.warns(UserWarning, match="continuing from the checkpoint before it") if damaged else nullcontext()
     with warned:
         resumed = run(recipe, killed)
     assert results(killed, resumed) == results(tmp_path / "whole", whole)

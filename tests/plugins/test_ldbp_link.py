@@ -214,7 +214,7 @@ def test_unstable_steps_are_refused_at_their_bound() -> None:
     bound = 2 * math.pi / (abs(fibre.beta2) * (math.pi * SIGNAL.rate) ** 2)
     check_steps(fibre, [0, 0.999 * bound], SIGNAL.rate, POWER)
     with pytest.raises(
-        ValueError, match=r"longest step .* is 3\.19 km, but at 96 GHz .* unstable from 3\.19 km on; take more steps"
+        ValueError, match=r"longest step .* is 3\.19 km, but at 96 GHz .* unstable from 3\.19 km on; use more steps"
     ):
         check_steps(fibre, [0, bound], SIGNAL.rate, POWER)
     with pytest.raises(ValueError, match=r"Kerr phase of a step is 0\.127 rad at 100 mW; the bound is 0\.1 rad"):

@@ -28,7 +28,7 @@ from spikeprop.plugins.ldbp_pmd.fir import fir, fir_reference
 from spikeprop.plugins.ldbp_pmd.link import Sections, draw_sections, haar_su2, propagate
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
-from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, judge, within_one_percent
+from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, snr_of, within_one_percent
 from spikeprop.runtime.seeding import generator
 
 SIGNAL = Signal(symbol_rate=32, modulation="16-QAM", symbols=64, oversampling=3)
@@ -259,7 +259,7 @@ def test_training_finds_the_pmd_and_goes_on_after_it_was_stopped(tmp_path: Path,
     assert [i for i, _ in curve] == [0, 20, 40, 60]
     assert curve[0][1] < 5
     assert curve[-1][1] > curve[0][1] + 10
-    assert curve[-1][1] == judge(whole, SIGNAL, test)
+    assert curve[-1][1] == snr_of(whole, SIGNAL, test)
 
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     original, count = training._advance, iter(range(1000))

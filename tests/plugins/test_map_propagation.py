@@ -86,7 +86,7 @@ def test_a_net_of_two_units_by_hand() -> None:
         states = np.array([[x]])
         kernels.forward(net, states, np.array([[drawn1, drawn2]]))
         kernels.signals(net, states, kernels.Rule(kernels.MAP, 1, 0.4, 0.8, 0), False)
-        updates.remember(net, states, np.array([False]))
+        updates.update_trace(net, states, np.array([False]))
         np.testing.assert_allclose(net.trace[0], trace, rtol=1e-12)
 
 

@@ -43,7 +43,7 @@ def run_in(folder: Path, experiment: Any) -> dict[str, Any]:
 
 def test_the_multiplexer_asks_for_the_bit_that_is_named() -> None:
     task = small_multiplexer(address_bits=3)
-    x, answer = task.ask(np.random.default_rng(0), 200)
+    x, answer = task.sample(np.random.default_rng(0), 200)
     assert x.shape == (200, 3 + 8)
     assert set(x.flatten()) == {-1.0, 1.0}
     for row, right in zip(x, answer):
@@ -64,7 +64,7 @@ def test_the_multiplexer_is_learnt_in_the_papers_order(tmp_path: Path) -> None:
 def test_regression_is_learnt_and_its_reward_is_the_squared_error(tmp_path: Path) -> None:
     team = TeamSettings(variances=[0.0075, 0.025, 0.025], rates=[6e-2, 6e-5, 6e-6])
     task = Regression(samples=32_000, batch=64, hidden=[32, 16], seeds=1, team=team, learners=["map", "reinforce"])
-    _, answer = task.ask(np.random.default_rng(0), 1000)
+    _, answer = task.sample(np.random.default_rng(0), 1000)
     assert answer.min() >= 0
     assert task.reward(answer[:, None] + 2.0, answer).tolist() == pytest.approx([-4.0] * 1000)
     found = run_in(tmp_path, task)["learners"]

@@ -105,7 +105,7 @@ def test_l2sp_takes_each_trainings_own_start() -> None:
 
 def test_state_of_other_callbacks_is_refused(tmp_path: Path) -> None:
     train(Watch(), L2SP(alpha=1.0), checkpoint=tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match=r"callbacks that this run has not in this order \(1.L2SP\)"):
+    with pytest.raises(CheckpointError, match=r"callbacks that this run does not have in this order \(1.L2SP\)"):
         train(L2SP(alpha=1.0), checkpoint=tmp_path / "c.safetensors")
 
 
@@ -179,7 +179,7 @@ def test_heads_are_found() -> None:
         (lambda: RIFLE(resets=-1), "resets is -1"),
         (lambda: L2SP(alpha=-1.0), "alpha is -1"),
         (lambda: train(RIFLE(resets=4), epochs=4), "resets is 4, which needs more than 4 epochs"),
-        (lambda: train(RIFLE(head="fc")), r"head is 'fc', which the network has not; its last modules:.*classifier\.4"),
+        (lambda: train(RIFLE(head="fc")), r"head is 'fc', but the network has no such module; its last modules:.*classifier\.4"),
         (lambda: train(RIFLE(head="classifier")), "is a Sequential, which has no reset_parameters"),
     ],
 )

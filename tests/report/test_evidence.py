@@ -1,4 +1,4 @@
-"""The page's evidence: confusions that add up to the reported accuracy, spikes that are the network's, reasons for the rest."""
+"""The page's evidence: confusions that give the reported accuracy, the network's spikes, and reasons for what is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from spikeprop import Digits
 from spikeprop.cli import main
-from spikeprop.deploy.export import record
+from spikeprop.deploy import record
 from spikeprop.errors import RunError
 from spikeprop.evaluate.raster import raster
 from spikeprop.evaluate.thumbnails import LARGEST, thumbnail
@@ -32,7 +32,7 @@ from tests.report.conftest import SHORT
 
 @pytest.fixture
 def folder(page_run: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(page_run, tmp_path / "run"))
 
 
@@ -55,7 +55,7 @@ def test_confusions_are_those_of_the_reported_accuracy(page_run: Path) -> None:
     assert [n for *_, n in told["commonest"]] == sorted(off[off > 0].tolist(), reverse=True)[:20]
 
 
-def test_images_shown_are_the_test_sets_own_with_their_answers(page_run: Path) -> None:
+def test_example_images_are_of_the_test_set_with_their_predictions(page_run: Path) -> None:
     found = evidence(RunRecord.read(page_run))
     images, labels = next(Digits().test(360).epoch(0))
     for kind, shown in found["examples"].items():
@@ -65,10 +65,10 @@ def test_images_shown_are_the_test_sets_own_with_their_answers(page_run: Path) -
             assert (one["label"] == one["answer"]) == (kind == "right")
             pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["png"].partition(",")[2]))))
             assert np.abs(pixels / 255 - images[one["number"], 0].numpy()).max() < 1 / 255
-    assert len({one["label"] for one in found["examples"]["right"]}) == 8  # the classes in turn
+    assert len({one["label"] for one in found["examples"]["right"]}) == 8  # one of each class first
 
 
-def test_a_raster_is_what_the_network_fires(page_run: Path) -> None:
+def test_raster_equals_the_networks_spikes(page_run: Path) -> None:
     run = RunRecord.read(page_run)
     (shown, *_) = evidence(run)["rasters"]
     network = load_network(page_run / "finetuned.safetensors").network
@@ -85,7 +85,7 @@ def test_a_raster_is_what_the_network_fires(page_run: Path) -> None:
         assert {(row, step) for row, step, _ in layer["spikes"]} == expected
 
 
-def test_spikes_that_are_taken_back_have_their_sign(digits_cnn: Any) -> None:
+def test_negative_spikes_keep_their_sign(digits_cnn: Any) -> None:
     from spikeprop import MaxActivation, SignedIF, convert
 
     images = next(Digits().test(64).epoch(0))[0]
@@ -94,7 +94,7 @@ def test_spikes_that_are_taken_back_have_their_sign(digits_cnn: Any) -> None:
     assert signs == {1, -1}
 
 
-def test_where_no_answers_are_kept_images_are_asked_again(folder: Path) -> None:
+def test_images_are_predicted_again_if_no_predictions_were_saved(folder: Path) -> None:
     whole = evidence(RunRecord.read(folder))["confusion"]
     (folder / "page.json").unlink()
     (folder / "predictions" / "finetuned" / "predictions.safetensors").write_bytes(b"damaged")
@@ -111,7 +111,7 @@ def test_where_no_answers_are_kept_images_are_asked_again(folder: Path) -> None:
     assert none["thresholds"]
 
 
-def test_it_is_made_once_and_again_when_the_checkpoint_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_is_computed_again_only_if_the_checkpoint_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = evidence(RunRecord.read(folder))
     with monkeypatch.context() as patch:
         patch.setattr("spikeprop.report.evidence.load_network", lambda _: pytest.fail("made again"))
@@ -126,7 +126,7 @@ def test_it_is_made_once_and_again_when_the_checkpoint_changes(folder: Path, mon
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"settings": 3}', '{"settings": {"timesteps": 8}}'])
-def test_answers_whose_evaluation_is_not_known_are_missing_and_not_fatal(folder: Path, text: str) -> None:
+def test_predictions_with_a_damaged_evaluation_are_listed_as_missing(folder: Path, text: str) -> None:
     (folder / "page.json").unlink(missing_ok=True)
     (folder / "predictions" / "finetuned" / "evaluation.json").write_text(text)
     found = evidence(RunRecord.read(folder))
@@ -134,9 +134,9 @@ def test_answers_whose_evaluation_is_not_known_are_missing_and_not_fatal(folder:
     assert found["thresholds"]
 
 
-@pytest.mark.filterwarnings("default:.*its images are predicted again")  # the command line shows it
+@pytest.mark.filterwarnings("default:.*its images are predicted again")  # the command line prints it
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
-def test_a_run_asks_again_where_its_evaluation_is_damaged(folder: Path, text: str) -> None:
+def test_run_predicts_again_if_its_evaluation_is_damaged(folder: Path, text: str) -> None:
     before = right(RunRecord.read(folder))
     stages = {k: v for k, v in RunRecord.read(folder).stages.items() if k in ("data", "ann", "convert", "finetune")}
     (folder / "stages.json").write_text(json.dumps(stages))
@@ -169,13 +169,13 @@ def test_code_from_outside_is_imported_for_a_report_only_if_named(
     assert sys.modules.pop("strange_data")
 
 
-def test_what_cannot_be_made_is_named_with_the_reason(folder: Path, tmp_path: Path) -> None:
+def test_missing_evidence_is_listed_with_the_reason(folder: Path, tmp_path: Path) -> None:
     run = RunRecord.read(folder)
     (folder / "page.json").unlink(missing_ok=True)
     settings = {**run.settings, "data": {"use": "CIFAR10", "root": str(tmp_path / "nowhere")}}
     found = evidence(replace(run, about={**run.about, "recipe": settings}))
     assert "nowhere" in found["missing"]["examples"]
-    assert not (folder / "page.json").exists()  # data may be there tomorrow
+    assert not (folder / "page.json").exists()  # the data may exist at the next call
     (folder / "finetuned.safetensors").write_bytes(b"damaged")
     assert "finetuned" in evidence(run)["missing"]["rasters"]
     (folder / "finetuned.safetensors").unlink()
@@ -207,14 +207,14 @@ def test_ls_runs_is_a_table_and_names_what_is_damaged(folder: Path, tmp_path: Pa
     assert re.search(rf"run +finished +digits_cnn_stdb +ANN [\d.]+, converted, T = 8 [\d.]+, {re.escape(accuracy)} +\d", listed())
     (folder / "report.json").unlink()
     assert "stopped after simulate" in listed()
-    shutil.copytree(folder, tmp_path / "spoilt")
+    shutil.copytree(folder, tmp_path / "corrupted")
     for text in ("{", "[]", "\0", "[" * 100_000):
-        (tmp_path / "spoilt" / "run.json").write_text(text)
+        (tmp_path / "corrupted" / "run.json").write_text(text)
         done = CliRunner().invoke(main, ["ls", "runs", str(tmp_path)])
         assert done.exit_code == 0
-        assert re.search(r"run +stopped after simulate", done.stdout)  # one damaged folder hides no other
+        assert re.search(r"run +stopped after simulate", done.stdout)  # the other folders are listed
         assert done.stderr.count("run.json") == 1
-        assert "spoilt/run.json is damaged" in done.stderr
+        assert "corrupted/run.json is damaged" in done.stderr
     shutil.rmtree(folder)
     assert "no runs in" in listed()
     refused = CliRunner().invoke(main, ["ls", "Neuron", str(tmp_path)])
@@ -222,7 +222,7 @@ def test_ls_runs_is_a_table_and_names_what_is_damaged(folder: Path, tmp_path: Pa
     assert "a folder is for `ls runs" in refused.output
 
 
-def test_thumbnails_take_the_normalisation_back_and_are_small() -> None:
+def test_thumbnails_invert_the_normalisation_and_are_small() -> None:
     image = torch.rand(3, 200, 100)
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
     shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]

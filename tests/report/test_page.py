@@ -1,4 +1,4 @@
-"""The report page in a real browser: nothing fetched, no complaint, every figure there, and its numbers are the report's."""
+"""The report page in a real browser: it loads nothing, logs no message, and shows every figure with the report's numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(out: Path, *runs: Path) -> Path:
 
 
 class Opened:
-    """A page that is open, with what it asked for and complained of."""
+    """An open page with its requests and console messages."""
 
     def __init__(self, chromium: Any, file: Path, scheme: str):
         self.said: list[str] = []
@@ -49,7 +49,7 @@ class Opened:
         return self.page.evaluate(script, caption)
 
     def points(self, figure: str, label: str) -> list[tuple[float, float]]:
-        """What the circles of a curve stand for."""
+        """The values of a curve's circles."""
         circles = f'#{figure} g[data-label="{label}"] circle'
         return [tuple(p) for p in self.page.eval_on_selector_all(circles, "all => all.map(c => [+c.dataset.x, +c.dataset.y])")]
 
@@ -66,7 +66,7 @@ def opened(chromium: Any, file: Path, request: pytest.FixtureRequest) -> Iterato
     found.page.close()
 
 
-def test_it_opens_without_a_word_and_asks_for_nothing(opened: Opened, file: Path) -> None:
+def test_page_opens_without_console_messages_and_loads_nothing(opened: Opened, file: Path) -> None:
     assert opened.said == []
     assert opened.asked == [file.as_uri()]
     assert "http" not in re.sub(r"http-equiv", "", file.read_text())
@@ -83,7 +83,7 @@ def test_every_figure_is_there_and_has_a_size(opened: Opened) -> None:
     assert opened.page.locator("#run-0-right img").count() == 8
 
 
-def test_the_numbers_are_those_of_the_report(opened: Opened, page_run: Path) -> None:
+def test_numbers_of_the_page_are_those_of_the_report(opened: Opened, page_run: Path) -> None:
     report = json.loads((page_run / "report.json").read_text())
     (row,) = opened.cells("Runs")
     shares = [report["ann"]["accuracy"], report["converted"]["accuracy"]["8"], report["finetuned"]["accuracy"]["8"]]
@@ -108,7 +108,7 @@ def test_the_numbers_are_those_of_the_report(opened: Opened, page_run: Path) -> 
     assert 100 * right / images == pytest.approx(shares[2], abs=1e-9)
 
 
-def test_it_can_be_read_without_seeing_it(opened: Opened) -> None:
+def test_page_is_accessible(opened: Opened) -> None:
     levels = opened.page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map(h => +h.tagName[1])")
     assert levels.count(1) == 1
     assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
@@ -136,7 +136,7 @@ CONTRAST = """() => {
 }"""
 
 
-def test_several_runs_lie_over_each_other_and_can_be_hidden(chromium: Any, page_run: Path, tmp_path: Path) -> None:
+def test_curves_of_several_runs_are_overlaid_and_can_be_hidden(chromium: Any, page_run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(page_run, tmp_path / "other")
     results = [
         RESULTS / name for name in ("fashion_mnist_cnn_diet", "mnist_cnn_rifle", "map_cartpole", "cifar10_resnet20_signed")
@@ -161,10 +161,10 @@ def test_several_runs_lie_over_each_other_and_can_be_hidden(chromium: Any, page_
     opened.page.close()
 
 
-def test_what_a_folder_lacks_is_said(page_run: Path, tmp_path: Path) -> None:
+def test_missing_content_of_a_folder_is_named(page_run: Path, tmp_path: Path) -> None:
     old = document([RunRecord.read(RESULTS / "fashion_mnist_cnn_diet")], [{"missing": dict.fromkeys(MISSING, "no checkpoint")}])
-    for told in ("counts spikes at one T alone", "Rasters: no checkpoint", "Confusions: no checkpoint", "Spikes by layer: not in",
-                 "Error of the conversion: not in this report", "not recorded"):  # fmt: skip
+    for told in ("counts spikes at one T only", "Rasters: no checkpoint", "Confusions: no checkpoint", "Spikes by layer: not in",
+                 "Conversion error: not in this report", "not recorded"):  # fmt: skip
         assert told in old, told
     unfinished = Path(shutil.copytree(page_run, tmp_path / "r"))
     (unfinished / "report.json").unlink()
@@ -176,7 +176,7 @@ def test_what_a_folder_lacks_is_said(page_run: Path, tmp_path: Path) -> None:
 MISSING = ("thresholds", "confusion", "examples", "rasters")
 
 
-def test_what_others_wrote_is_text_and_no_markup(page_run: Path, tmp_path: Path) -> None:
+def test_text_from_run_folders_is_escaped(page_run: Path, tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>"
     folder = Path(shutil.copytree(RESULTS / "mnist_cnn_rifle", tmp_path / "r"))
     report = json.loads((folder / "report.json").read_text())
@@ -188,7 +188,7 @@ def test_what_others_wrote_is_text_and_no_markup(page_run: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", sorted(f.parent.name for f in RESULTS.glob("*/run.json")))
-def test_every_kept_result_has_a_page(name: str) -> None:
+def test_every_stored_result_has_a_page(name: str) -> None:
     run = RunRecord.read(RESULTS / name)
     page = document([run], [{"missing": dict.fromkeys(MISSING, "not here") if run.hybrid else {}}])
     assert str(run.about["commit"]) in page

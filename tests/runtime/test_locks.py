@@ -1,4 +1,4 @@
-"""Two commands on one folder, in processes of their own: the second is refused at once, unless the first was killed."""
+"""Two commands on one folder, in separate processes: the second is refused immediately, unless the first was killed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from spikeprop.runtime.locks import NAME, PATIENCE, Lock, in_use, locked
 from spikeprop.runtime.processes import Processes, resume_command
 from tests.test_untrusted import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOON = PATIENCE + 5.0  # seconds
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(ROOT)  # where a run finds the tests' own experiment
+    monkeypatch.chdir(ROOT)  # where a run finds the experiment of the tests
     file = tmp_path / "quick.yaml"
     file.write_text("use: tests.sweep.quick.Quick\nx: 1.0\n")
     return file
@@ -44,7 +44,7 @@ def spikeprop(*arguments: str | Path) -> Result:
 
 @contextmanager
 def begun(*arguments: str | Path, mark: Path) -> Iterator[subprocess.Popen[str]]:
-    """``spikeprop`` in a process of its own, which has written ``mark``."""
+    """``spikeprop`` in a separate process, which has already written ``mark``."""
     command = [sys.executable, "-m", "spikeprop", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
@@ -65,7 +65,7 @@ def starts(folder: Path) -> int:
     return len((folder / "starts.txt").read_text().splitlines())
 
 
-def test_a_second_run_is_refused_at_once_and_the_first_is_not_disturbed(recipe: Path, tmp_path: Path) -> None:
+def test_second_run_is_refused_and_the_first_is_not_disturbed(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with begun("run", recipe, "seconds=600", "--out", folder, mark=folder / "starts.txt") as first:
         before, started = contents(folder), time.monotonic()
@@ -76,7 +76,7 @@ def test_a_second_run_is_refused_at_once_and_the_first_is_not_disturbed(recipe: 
         assert f"{folder} is in use by process {first.pid} on {platform.node()}, at work since 20" in said
         assert "wait for it, stop it, or use another --out folder" in said
         assert contents(folder) == before
-        assert "stopped at the start" in spikeprop("ls", "runs", tmp_path).output  # readers take no lock, and wait for none
+        assert "stopped at the start" in spikeprop("ls", "runs", tmp_path).output  # readers take no lock
         assert contents(folder) == before
         first.send_signal(signal.SIGTERM)
         output, _ = first.communicate(timeout=60)
@@ -84,16 +84,16 @@ def test_a_second_run_is_refused_at_once_and_the_first_is_not_disturbed(recipe: 
     assert f"go on with: spikeprop run {recipe} seconds=600 --out {folder}" in output
 
 
-def test_after_a_kill_the_next_run_goes_on(recipe: Path, tmp_path: Path) -> None:
+def test_run_resumes_after_a_kill(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with begun("run", recipe, "seconds=5", "--out", folder, mark=folder / "starts.txt") as first:
         first.kill()
     assert first.returncode == -signal.SIGKILL
-    assert json.loads((folder / NAME).read_text())["pid"] == first.pid  # left behind, and holding up nobody
+    assert json.loads((folder / NAME).read_text())["pid"] == first.pid  # the file is left and blocks nothing
     second = spikeprop("run", recipe, "seconds=5", "--out", folder)
     assert second.exit_code == 0, second.output
     assert starts(folder) == 2
-    assert spikeprop("run", recipe, "seconds=5", "--out", folder).exit_code == 0  # the same process, once it is done
+    assert spikeprop("run", recipe, "seconds=5", "--out", folder).exit_code == 0  # the same process again
 
 
 CHILDREN = """
@@ -116,7 +116,7 @@ def test_children_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path: P
         assert process.stdout is not None
         children = [int(pid) for pid in process.stdout.readline().split()]
         try:
-            time.sleep(0.5)  # the child has begun its program
+            time.sleep(0.5)  # the child has started its program
             assert in_use(tmp_path)
             process.kill()
             process.wait()
@@ -131,14 +131,14 @@ def test_children_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path: P
     assert not in_use(tmp_path)
 
 
-def test_of_several_processes_the_first_holds_it(tmp_path: Path) -> None:
+def test_rank_0_holds_the_lock_for_all_processes(tmp_path: Path) -> None:
     with locked(tmp_path, Processes(rank=1)):
         assert not in_use(tmp_path)
     with locked(tmp_path, Processes(rank=0)), pytest.raises(BusyError), locked(tmp_path):
         pass
 
 
-def test_who_dies_slowly_is_waited_for(tmp_path: Path) -> None:
+def test_lock_waits_for_a_process_that_is_ending(tmp_path: Path) -> None:
     program = "import sys, time; from pathlib import Path; from spikeprop.runtime.locks import locked\n"
     program += "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(1)"
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], text=True, stdout=subprocess.PIPE) as process:
@@ -149,9 +149,7 @@ def test_who_dies_slowly_is_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
-def test_a_file_system_without_locks_is_said_and_nothing_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(*_: Any, **__: Any) -> bool:
         raise OSError(number, "not here")
 
@@ -160,18 +158,18 @@ def test_a_file_system_without_locks_is_said_and_nothing_more(
         pass
 
 
-def test_what_cannot_be_locked_is_named(tmp_path: Path) -> None:
+def test_unlockable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*file/\.lock: .*; use another --out folder"), locked(tmp_path / "file"):
         pass
-    (tmp_path / NAME).symlink_to(tmp_path / "file")  # somebody's, by way of a link
+    (tmp_path / NAME).symlink_to(tmp_path / "file")  # a link to another file
     with pytest.raises(OSError, match="cannot write"), locked(tmp_path):
         pass
     assert (tmp_path / "file").read_text() == ""
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 900, "3", "{}", '{"pid": "x", "host": 1, "since": 2}', "\xff" * 2000])
-def test_a_note_that_says_nothing_names_nobody(tmp_path: Path, text: str) -> None:
+def test_unreadable_lock_file_names_another_process(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text, encoding="latin-1")
     assert Lock(tmp_path / NAME).holder() == "another process"
     remove_leftovers(tmp_path)
@@ -190,17 +188,17 @@ def test_a_second_evaluation_is_refused(tmp_path: Path) -> None:
     assert third.exit_code == 0, third.output
 
 
-def test_a_sweep_waits_for_a_run_that_was_begun_by_hand(recipe: Path, tmp_path: Path) -> None:
+def test_sweep_waits_for_a_run_that_was_started_by_hand(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     trial = folder / "000"
     with begun("run", recipe, "x=0.0", "seconds=8", "--out", trial, mark=trial / "starts.txt"):
         swept = spikeprop("sweep", recipe, "x=0.0", "seconds=8", "--metric", "value", "--out", folder)
     assert swept.exit_code == 0, swept.output
-    assert "000 is still at work for an earlier sweep, or by hand" in swept.output
+    assert "000 is still running for an earlier sweep, or by hand" in swept.output
     assert starts(trial) == 1
 
 
-def test_a_second_sweep_is_refused_by_name(recipe: Path, tmp_path: Path) -> None:
+def test_second_sweep_is_refused_and_the_first_is_named(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     axes = ("x=0.5", "seconds=600")
     with begun("sweep", recipe, *axes, "--out", folder, mark=folder / "000" / "starts.txt") as first:
@@ -214,7 +212,7 @@ def test_a_second_sweep_is_refused_by_name(recipe: Path, tmp_path: Path) -> None
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "spikeprop"]
 
 
-def test_processes_of_torchrun_hold_it_together_and_say_once_how_to_go_on(tmp_path: Path) -> None:
+def test_torchrun_processes_share_the_lock_and_print_the_resume_command_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = ["run", "digits_cnn_stdb", "train.epochs=5000", "simulate.samples=0", "device=cpu", "--out", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -251,7 +249,7 @@ def test_processes_of_torchrun_hold_it_together_and_say_once_how_to_go_on(tmp_pa
         ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}, "4 processes, started on all machines as these were"),
     ],
 )
-def test_how_to_go_on_is_said_as_it_was_begun(
+def test_resume_command_starts_as_many_processes(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], says: str | None
 ) -> None:
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"):

@@ -1,4 +1,4 @@
-"""Requests to stop: noted, finished, saved, and gone on from to the same weights."""
+"""A signal lets the step finish and saves the training, which resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spikeprop.runtime.signals import deferred_signals, stop_if_requested, stop_
 
 
 class Signal(Callback):
-    """Sends this process a signal after so many steps."""
+    """Sends a signal to this process after so many steps."""
 
     def __init__(self, number: int, after: int):
         self.number, self.after = number, after
@@ -66,7 +66,7 @@ def test_after_the_last_step_a_signal_does_not_undo_the_training(tmp_path: Path)
     assert torch.equal(weights(ann), weights(train(None)))
 
 
-def test_the_second_signal_does_not_wait() -> None:
+def test_second_signal_stops_immediately() -> None:
     with deferred_signals(lambda _: None):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop_requested()
@@ -75,7 +75,7 @@ def test_the_second_signal_does_not_wait() -> None:
     assert caught.value.code == 143
 
 
-def test_under_torchrun_one_ctrl_c_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forwarded_signal_under_torchrun_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("spikeprop.runtime.signals.ECHO", 0.2)
     with deferred_signals(lambda _: None):

@@ -7,7 +7,7 @@ import torch
 
 from spikeprop import CNN, IF, LIF, Direct, Poisson, convert
 from spikeprop.convert import MaxActivation
-from spikeprop.deploy.export import record
+from spikeprop.deploy import record
 from spikeprop.errors import ConversionError, RecipeError
 from spikeprop.recipe import check_component
 from spikeprop.snn import Encoder, Neuron, SpikingNetwork, Surrogate

@@ -9,8 +9,7 @@ import torch
 
 from spikeprop import BPTT, CNN, IF, Digits, SignedIF, convert, snn_accuracy
 from spikeprop.convert import LeastError, LightCalibration
-from spikeprop.deploy.nir import from_nir, to_nir
-from spikeprop.deploy.portable import portable
+from spikeprop.deploy import from_nir, portable, to_nir
 from spikeprop.errors import NirError, RecipeError
 from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.recipe import load_recipe

@@ -1,4 +1,4 @@
-"""An experiment that takes a moment, for sweeps: its result is a parabola of x, and it fails where x is negative."""
+"""A short experiment for sweeps: its result is a parabola of x, and it fails for negative x."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spikeprop.runtime.signals import stop_if_requested
 
 @dataclass(frozen=True, kw_only=True)
 class Quick:
-    """value = 1 - (x - 0.3)^2 after ``seconds``; every start leaves a line in the folder's starts.txt."""
+    """value = 1 - (x - 0.3)^2 after ``seconds``; every start appends a line to starts.txt in the folder."""
 
     x: float
     seconds: float = 0.0

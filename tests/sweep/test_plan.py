@@ -1,4 +1,4 @@
-"""What a sweep's command line means: values in brackets, ranges, all combinations, proposals of tpe."""
+"""The command line of a sweep: values in brackets, ranges, all combinations, proposals of tpe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def recipe(tmp_path: Path) -> str:
         ("null, 0.5", ["null", "0.5"]),
     ],
 )
-def test_values_are_cut_at_commas_outside_brackets_and_quotes(written: str, values: list[str]) -> None:
+def test_values_are_split_at_commas_outside_brackets_and_quotes(written: str, values: list[str]) -> None:
     assert split_values(written) == values
 
 
@@ -52,17 +52,17 @@ def test_values_are_cut_at_commas_outside_brackets_and_quotes(written: str, valu
         ("lr=log:0..1", "logarithmic one from above 0"),
     ],
 )
-def test_what_cannot_be_read_is_named(text: str, told: str) -> None:
+def test_invalid_axes_are_named(text: str, told: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_axis(text)
     assert told in str(caught.value)
 
 
-def test_ranges() -> None:
+def test_ranges_are_parsed() -> None:
     assert parse_axis("n=2..8") == SweepAxis("n", (), 2, 8)
-    assert parse_axis("n=2..8").whole
+    assert parse_axis("n=2..8").integers
     axis = parse_axis("lr=log:1e-5..1e-2")
-    assert (axis.low, axis.high, axis.log, axis.whole) == (1e-5, 1e-2, True, False)
+    assert (axis.low, axis.high, axis.log, axis.integers) == (1e-5, 1e-2, True, False)
 
 
 def test_a_grid_is_every_combination_in_order(recipe: str) -> None:
@@ -73,7 +73,7 @@ def test_a_grid_is_every_combination_in_order(recipe: str) -> None:
     assert plan.varied == ["x", "tags"]
 
 
-def test_a_wrong_key_is_refused_at_once_and_one_wrong_value_is_not(recipe: str) -> None:
+def test_wrong_key_is_refused_and_one_wrong_value_is_not(recipe: str) -> None:
     with pytest.raises(RecipeError, match="no 'y'"):
         SweepPlan.of(recipe, ["y=1,2"])
     assert len(list(SweepPlan.of(recipe, ["x=nonsense,2"]).grid())) == 2
@@ -86,17 +86,17 @@ def test_keys_twice_and_ranges_in_a_grid_are_refused(recipe: str) -> None:
         SweepPlan.of(recipe, ["x=0..1"])
 
 
-def test_more_trials_jobs_and_threads_leave_a_sweep_the_same_and_other_values_do_not(recipe: str) -> None:
+def test_identity_ignores_trials_jobs_and_threads(recipe: str) -> None:
     plan = SweepPlan.of(recipe, ["x=0.0..1.0"], sampler="tpe", trials=2)
     more = SweepPlan.of(recipe, ["x=0.0..1.0"], sampler="tpe", trials=9, jobs=3, threads=1)
     assert plan.identity() == more.identity()
     assert plan.identity() != SweepPlan.of(recipe, ["x=0.0..2.0"], sampler="tpe").identity()
 
 
-def test_tpe_comes_near_the_best_and_proposes_the_same_again(recipe: str) -> None:
+def test_tpe_approaches_the_optimum_and_is_reproducible(recipe: str) -> None:
     pytest.importorskip("optuna", reason="Optuna is not installed")
     plan = SweepPlan.of(recipe, ["x=0.0..1.0", "seconds=0,1"], sampler="tpe", trials=30)
-    told: list[tuple[dict[str, str], float | None]] = [({"x": "0.9", "seconds": "1"}, None)]  # one that failed
+    told: list[tuple[dict[str, str], float | None]] = [({"x": "0.9", "seconds": "1"}, None)]  # a failed trial
     for number in range(1, 30):
         values = propose(plan, number, told)
         assert 0 <= float(values["x"]) <= 1
@@ -105,4 +105,4 @@ def test_tpe_comes_near_the_best_and_proposes_the_same_again(recipe: str) -> Non
     assert best[0] > 0.995
     assert propose(plan, 12, told[:12]) == told[12][0]
     late = [int(values["seconds"]) for values, _ in told[15:]]
-    assert sum(late) < len(late) / 3  # it has learnt that waiting costs
+    assert sum(late) < len(late) / 3  # it has learnt to avoid long trials

@@ -1,4 +1,4 @@
-"""Sweeps as processes: all trials in one table, failed ones listed, and a kill at any moment costs nothing that was finished."""
+"""Sweeps as processes: one table of all trials with the failed ones; a kill loses no finished trial."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where trials find the tests' own experiment."""
+    """Trials find the experiment of the tests here."""
     monkeypatch.chdir(ROOT)
 
 
@@ -45,7 +45,7 @@ def starts(run: Path) -> int:
     return len((run / "starts.txt").read_text().splitlines())
 
 
-def test_a_table_of_all_trials_those_that_fail_included(recipe: Path, tmp_path: Path) -> None:
+def test_table_includes_failed_trials(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     axes = ["x=0.25,-1", "tags=[1,2]", "seconds=0.0", "--metric", "value", "--jobs", "2"]
     first = sweep(recipe, folder, *axes)
@@ -66,18 +66,18 @@ def test_a_table_of_all_trials_those_that_fail_included(recipe: Path, tmp_path: 
     assert "must not be negative" in rows[1]["why"]
     assert "000-x=0.25" in (folder / "report.html").read_text()
 
-    again = sweep(recipe, folder, *axes)  # finished ones stay, failed ones are tried again
+    again = sweep(recipe, folder, *axes)  # finished ones are kept, failed ones run again
     assert again.exit_code == 1
     assert starts(good) == 1
     assert starts(folder / "001-x=-1") == 2
 
     other = sweep(recipe, folder, "x=0.25,0.5", "--metric", "value")
     assert other.exit_code == 1
-    assert "holds another sweep (it differs in axes." in other.output
+    assert "contains another sweep (it differs in axes." in other.output
 
 
-def begun_sweep(recipe: Path, folder: Path, *axes: str) -> subprocess.Popen[bytes]:
-    """A sweep in a process of its own, whose first trial is at work."""
+def started_sweep(recipe: Path, folder: Path, *axes: str) -> subprocess.Popen[bytes]:
+    """A sweep in a separate process, whose first trial is running."""
     command = [sys.executable, "-m", "spikeprop", "sweep", str(recipe), *axes, "--out", str(folder), "--metric", "value"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     begun, deadline = folder / "000" / "starts.txt", time.monotonic() + 120
@@ -86,28 +86,28 @@ def begun_sweep(recipe: Path, folder: Path, *axes: str) -> subprocess.Popen[byte
     return process
 
 
-def test_a_killed_sweep_goes_on_and_waits_for_what_it_left_running(recipe: Path, tmp_path: Path) -> None:
+def test_killed_sweep_resumes_and_waits_for_running_trials(recipe: Path, tmp_path: Path) -> None:
     folder, axes = tmp_path / "s", ["x=0.0", "seconds=6"]
-    process = begun_sweep(recipe, folder, *axes)
+    process = started_sweep(recipe, folder, *axes)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "000" / "report.json").exists(), "the kill came too late to mean anything"
     result = sweep(recipe, folder, *axes, "--metric", "value")
     assert result.exit_code == 0, result.output
-    assert "000 is still at work for an earlier sweep" in result.output
+    assert "000 is still running for an earlier sweep" in result.output
     assert [starts(folder / name) for name in trials(folder)] == [1]
     assert all(trial["state"] == "finished" for trial in trials(folder).values())
 
 
-def test_a_terminated_sweep_stops_its_trials_and_can_go_on(recipe: Path, tmp_path: Path) -> None:
+def test_terminated_sweep_stops_its_trials_and_can_be_resumed(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    process = begun_sweep(recipe, folder, "x=0.5", "seconds=60")
+    process = started_sweep(recipe, folder, "x=0.5", "seconds=60")
     time.sleep(0.3)
     process.terminate()
     assert process.wait(timeout=40) != 0
     (trial,) = trials(folder).values()
     assert trial["state"] == "waiting"
-    assert float((folder / "000" / ".wait.seconds").read_text()) < 59  # the trial itself was interrupted, and saved its clock
+    assert float((folder / "000" / ".wait.seconds").read_text()) < 59  # the trial was interrupted and saved its clock
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_tpe_from_the_command_line_can_be_given_more_trials(recipe: Path, tmp_pa
     assert len(values) == 2
 
 
-def test_a_metric_that_no_report_has_is_refused_by_name(recipe: Path, tmp_path: Path) -> None:
+def test_unknown_metric_is_named(recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="Optuna is not installed")
     result = sweep(recipe, tmp_path / "s", "x=0.0..1.0", "--sampler", "tpe", "--metric", "accuracy", "--trials", "2")
     assert result.exit_code == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikeprop.deploy.export import export
+from spikeprop.deploy import export
 from spikeprop.errors import NirError
 from spikeprop.experiment.network_checkpoint import describe_network
 from spikeprop.experiment.stages.stage import NIR_FILE, PipelineRun

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikeprop.deploy.export import chip_budget, compare
+from spikeprop.deploy import chip_budget, compare
 from spikeprop.experiment.stages.stage import NIR_FILE, PipelineRun
 from spikeprop.runtime.seeding import seed_torch
 

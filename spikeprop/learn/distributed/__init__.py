@@ -1,1 +1,1 @@
-"""Training in several processes: data parallel, sharded, and batch normalisation over the whole batch."""
+"""Training in several processes: data parallel, sharded, and batch-norm over the complete batch."""

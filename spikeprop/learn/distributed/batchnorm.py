@@ -1,16 +1,16 @@
-"""Batch-norm over a batch that several processes share: mean and variance are those of all of it, in both passes.
+"""Batch-norm over a batch that is sharded over processes: mean and variance are of the complete batch, in both passes.
 
 With n_r values of a channel at rank r, of N in all,
 
     mean = sum_r n_r mean_r / N,    var = sum_r n_r (var_r + mean_r^2) / N - mean^2    (summed in float64)
 
-and, with x^ the normalised input, g the gradient by the output and the loss L = sum_r w_r L_r over the processes' shares, whose
-gradients are weighed by w_r only afterwards,
+and, with x^ the normalised input, g the gradient by the output and the loss L = sum_r w_r L_r over the processes' shards, whose
+gradients are weighted by w_r only afterwards,
 
     dL_r/dx = gamma / sigma (g - (a + x^ b) / (N w_r)),    a = sum_r w_r sum g,    b = sum_r w_r sum g x^.
 
-Where g is weighed already, as a sharded network's is at its output, the same with 1 in the place of w_r. One all-reduce each way.
-PyTorch's own ``SyncBatchNorm`` is for GPUs alone and weighs all processes alike.
+Where g is already weighted, as that of a sharded network is at its output, w_r is 1 here. Each pass needs one all-reduce.
+PyTorch's ``SyncBatchNorm`` runs only on GPUs and gives all processes the same weight.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _Normalise(torch.autograd.Function):
-    """(x, gamma, beta) to the normalised x, and the mean and variance of the whole batch."""
+    """(x, gamma, beta) to the normalised x, and the mean and variance of the complete batch."""
 
     @staticmethod
     def forward(
@@ -48,7 +48,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """In three passes over the data: torch's own at fixed statistics, then what they owe to x, which is linear in it."""
+        """In three passes over the data: torch's at fixed statistics, then the gradient through them, which is linear in x."""
         x, gamma, mean, var = ctx.saved_tensors
         fixed = torch.ops.aten.native_batch_norm_backward
         by_x, by_gamma, by_beta = fixed(grads[0], x, gamma, mean, var, None, None, False, ctx.eps, [True, True, True])
@@ -67,7 +67,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1], correction=0)
         return mean.double(), var.double()
     count, shape = x.numel() / x.shape[1], [1, -1] + [1] * (x.dim() - 2)
-    rough = (_sums(x)[0] / count).to(x.dtype)  # squares are summed about it, lest a large mean drown them
+    rough = (_sums(x)[0] / count).to(x.dtype)  # squares are summed about it, so that a large mean does not cancel them
     rest, squares = _sums(x - rough.view(shape)) / count
     return rough + rest, squares - rest.square()
 
@@ -83,20 +83,20 @@ def _sums(x: Tensor) -> Tensor:
     return torch.stack([plain, squares]).double()
 
 
-def _forward(module: Any, weight: Callable[[], float], weighed: bool, x: Tensor) -> Tensor:
-    """What a batch-norm module does to its part of a batch that is spread over the processes."""
+def _forward(module: Any, weight: Callable[[], float], weighted: bool, x: Tensor) -> Tensor:
+    """The forward of a batch-norm module on this process's shard of a batch."""
     if not module.training and module.running_mean is not None:
         return type(module).forward(module, x)
     module._check_input_dim(x)
     share = weight()
-    out, mean, var = _Normalise.apply(x, module.weight, module.bias, share, 1.0 if weighed else share, module.eps)
-    count = round(x.numel() / x.shape[1] / share)  # values of a channel in the whole batch
-    _remember(module, mean, var * (count / max(count - 1, 1)))
+    out, mean, var = _Normalise.apply(x, module.weight, module.bias, share, 1.0 if weighted else share, module.eps)
+    count = round(x.numel() / x.shape[1] / share)  # values of a channel in the complete batch
+    _update_running(module, mean, var * (count / max(count - 1, 1)))
     return out
 
 
 @torch.no_grad()
-def _remember(module: Any, mean: Tensor, var: Tensor) -> None:
+def _update_running(module: Any, mean: Tensor, var: Tensor) -> None:
     if module.training and module.running_mean is not None:
         module.num_batches_tracked += 1
         rate = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
@@ -105,7 +105,7 @@ def _remember(module: Any, mean: Tensor, var: Tensor) -> None:
 
 
 def has_batchnorm(models: Sequence[nn.Module]) -> bool:
-    """Whether there is anything to synchronise."""
+    """Whether there are statistics to synchronise."""
     return bool(_norms(models))
 
 
@@ -114,17 +114,17 @@ def _norms(models: Sequence[nn.Module]) -> list[Any]:
 
 
 @contextmanager
-def synchronised(models: Sequence[nn.Module], weight: Callable[[], float], *, weighed: bool = False) -> Iterator[None]:
-    """Batch-norm modules share their statistics for as long as the context lasts.
+def synchronised(models: Sequence[nn.Module], weight: Callable[[], float], *, weighted: bool = False) -> Iterator[None]:
+    """Within this context batch-norm modules compute their statistics over all processes.
 
     Args:
         models: whose modules; names and parameters stay as they are.
-        weight: this process's share of the batch at hand.
-        weighed: whether gradients come back weighed by it.
+        weight: this process's share of the current batch's examples.
+        weighted: whether gradients arrive already weighted by it.
     """
     changed = _norms(models)
     for module in changed:
-        module.forward = partial(_forward, module, weight, weighed)
+        module.forward = partial(_forward, module, weight, weighted)
     try:
         yield
     finally:

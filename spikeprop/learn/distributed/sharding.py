@@ -1,13 +1,13 @@
-"""A network spread over the processes that train it, for one that does not fit each of them with its optimiser.
+"""``shard``: a network sharded over the processes that train it, for one that does not fit each of them with its optimiser.
 
-Each of N processes keeps an N-th of every parameter, of its gradient, and of what the optimiser remembers of it (ZeRO-3,
-Rajbhandari et al. 2020, arXiv:1910.02054; by PyTorch's ``fully_shard``, Zhao et al. 2023, arXiv:2304.11277). A block's parameters
-are gathered before its forward pass, and again before its backward pass, and let go after each; gradients are summed to where
-their part lives. A spiking network's weights are used at every step of a simulation, so it is one block, gathered once a batch:
-what is spread is the copy that rests, and the optimiser's.
+Each of N processes keeps an N-th of every parameter, of its gradient, and of the optimiser's state (ZeRO-3, Rajbhandari et al.
+2020, arXiv:1910.02054; by PyTorch's ``fully_shard``, Zhao et al. 2023, arXiv:2304.11277). A block's parameters are gathered
+before its forward pass and again before its backward pass, and freed after each; every gradient is summed to the process that
+keeps its shard. A spiking network's weights are used at every step of a simulation, so it is one block, gathered once a batch:
+only the parameters between batches and the optimiser's state are sharded.
 
-Where the gradient of the whole batch is g = sum_r w_r g_r, w_r weighs the gradient by the network's output, at which all of g_r
-begins; the processes then only sum.
+The gradient of the complete batch is g = sum_r w_r g_r. Here w_r multiplies the gradient by the network's output, from which all
+of g_r is computed; the processes then only sum.
 """
 
 from __future__ import annotations
@@ -30,31 +30,29 @@ UNSUPPORTED_OPTIMISERS = (
     "LBFGS",
     "Muon",
     "Rprop",
-)  # that look beyond a number and its own gradient, or fail on parts
-LARGEST_BLOCK = 1 / 4  # of all parameters: a larger part that has parts is several blocks
-CONTAINERS = (nn.Sequential.forward, nn.ModuleList.forward)  # that of a ModuleDict is the second too: none of its own
+)  # need more than a number and its own gradient, or fail on shards
+LARGEST_BLOCK = 1 / 4  # of all parameters: a larger module with children is several blocks
+CONTAINERS = (nn.Sequential.forward, nn.ModuleList.forward)  # nn.ModuleDict has no forward of its own either, like nn.ModuleList
 
 
 def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
-    """Spread a network in place, as rank 0 has it, over ``processes`` and onto ``device``; before its optimiser is made.
+    """Shard rank 0's network in place over ``processes`` and move it to ``device``; before its optimiser is made.
 
-    From then on ``fit`` trains it as it trains any other, with rules whose gradients come of one backward pass.
-    ``save_checkpoint``, called by all, writes it whole. Parameters that are one number stay whole on every process.
+    From then on ``fit`` trains it like any other network, with rules whose gradients come from one backward pass.
+    ``save_checkpoint``, called by all processes, writes it complete. A parameter that is one number stays on every process.
 
     Args:
-        model: the same network on each process, whole.
+        model: the same complete network on each process.
         processes: at least two.
         device: of this process.
 
     Raises:
-        ValueError: a parameter in an order of its own, such as channels_last; or a torch that cannot.
+        ValueError: a parameter that is not contiguous, such as one in channels_last; or a torch that cannot sum over gloo.
     """
     _check_torch()
-    strange = [name for name, p in model.named_parameters() if not p.is_contiguous()]
-    if strange:
-        raise ValueError(
-            f"{strange[0]} does not lie in memory in its own order: make it contiguous before the network is sharded"
-        )
+    not_contiguous = [name for name, p in model.named_parameters() if not p.is_contiguous()]
+    if not_contiguous:
+        raise ValueError(f"{not_contiguous[0]} is not contiguous in memory: make it contiguous before the network is sharded")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -72,24 +70,24 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
 
 
 def check_shardable(rule: LearningRule, callbacks: Iterable[Callback], optimizer: Optimizer) -> None:
-    """Whether these can train a network of which each process has a part.
+    """Check that these can train a sharded network.
 
     Raises:
-        ValueError: a rule, a callback or an optimiser that needs it whole; or a torch that cannot.
+        ValueError: a rule, a callback or an optimiser that needs a complete network; or a torch that cannot sum over gloo.
     """
     _check_torch()
     if not rule.single_backward:
         raise ValueError(
-            f"{type(rule).__name__} does not take its gradients from one backward pass of the whole network, so it cannot train "
-            "one that is spread over processes: use Backprop or BPTT, or sharded=false"
+            f"{type(rule).__name__} does not take its gradients from one backward pass of the complete network, so it cannot "
+            "train a network that is sharded over processes: use Backprop or BPTT, or sharded=false"
         )
     for callback in callbacks:
         if callback.needs_complete_parameters:
             name = type(callback).__name__
-            raise ValueError(f"{name} takes the parameters whole, which those of a sharded network are not: use sharded=false")
+            raise ValueError(f"{name} needs complete parameters, and a sharded network has only shards: use sharded=false")
     if type(optimizer).__name__ in UNSUPPORTED_OPTIMISERS:
         raise ValueError(
-            f"{type(optimizer).__name__} needs the parameters whole: use another optimiser, such as Adam, or sharded=false"
+            f"{type(optimizer).__name__} needs complete parameters: use another optimiser, such as Adam, or sharded=false"
         )
 
 
@@ -101,7 +99,7 @@ def _check_torch() -> None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Parts of a network that are called one by one, with weights that no other part reads."""
+    """Submodules that are called one by one, with weights that no other module reads."""
     if isinstance(model, SpikingNetwork):
         return []
     readers = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
@@ -120,7 +118,7 @@ def _called(model: nn.Module, most: float) -> Iterator[nn.Module]:
 
 
 class WeightedOutput(nn.Module):
-    """A network whose output passes gradients back times ``weight()``, that of this process's share of the batch."""
+    """A network whose output multiplies the gradient in the backward pass by ``weight()``."""
 
     def __init__(self, model: nn.Module, weight: Callable[[], float]):
         super().__init__()
@@ -133,27 +131,27 @@ class WeightedOutput(nn.Module):
 
 
 def is_sharded_tensor(tensor: Tensor) -> bool:
-    """Whether each process has its part of the tensor alone."""
-    return hasattr(tensor, "full_tensor")  # asked so, since importing DTensor takes long
+    """Whether each process has only its shard of the tensor."""
+    return hasattr(tensor, "full_tensor")  # not isinstance, because importing DTensor takes long
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ``shard`` has spread the network."""
+    """Whether ``shard`` has sharded the network."""
     return any(map(is_sharded_tensor, model.parameters()))
 
 
 def complete(tensor: Tensor) -> Tensor:
-    """The tensor, gathered where it is spread: then all processes ask."""
+    """The complete tensor; a sharded one is gathered, so all processes call this."""
     return tensor.full_tensor() if is_sharded_tensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, all of it where it is not spread."""
+    """This process's shard of a tensor; all of it if it is not sharded."""
     return tensor.to_local() if is_sharded_tensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def sharded_like(value: Tensor, target: Tensor) -> Tensor:
-    """A tensor that every process has, spread as ``target`` is."""
+    """A tensor that every process has, sharded like ``target``."""
     if not is_sharded_tensor(target) or value.shape != target.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -163,9 +161,9 @@ def sharded_like(value: Tensor, target: Tensor) -> Tensor:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
-    """Shorten the gradient of all parameters, spread or not, to the norm ``largest`` where it is longer."""
+    """Scale the gradient of all parameters, sharded or not, to the norm ``largest`` if its norm is larger."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    kinds = [[g for g in grads if is_sharded_tensor(g) is kind] for kind in (True, False)]  # torch's own takes no mixture
+    kinds = [[g for g in grads if is_sharded_tensor(g) is kind] for kind in (True, False)]  # torch's function takes no mixture
     norms = torch.stack([complete(nn.utils.get_total_norm(kind)) for kind in kinds if kind])
     factor = min(1.0, largest / (float(norms.norm()) + 1e-6))
     for g in grads:

@@ -1,8 +1,13 @@
-"""Adjoint differentiation for Monte-Carlo risk: a price and its derivative by every parameter, for about the time of two prices.
+"""Adjoint differentiation for Monte-Carlo risk: a price and its derivative by every parameter, in about the time of two prices.
 
-``risk(model, product, paths)`` on the models ``BlackScholes``, ``Dupire``, ``ImpliedDupire``, ``Bachelier``, the products
-``European``, ``UpAndOut``, ``Basket``, ``Autocall`` or any payoff in PyTorch (``Scripted``), and ``PseudoRandom`` or
-``Sobol`` paths. ``differential`` learns prices from pathwise derivatives.
+For each mini-batch of paths, the payoff V is differentiated backwards along the paths, dV/dtheta = sum over steps of (dV/dx_k)
+(dx_k/dtheta); means over independent groups of paths give the standard errors. Source: Savine, Modern Computational Finance,
+2018.
+
+``risk(model, product, paths)`` takes the models ``BlackScholes``, ``Dupire``, ``ImpliedDupire``, ``Bachelier`` (slot
+``Model``), the products ``European``, ``UpAndOut``, ``Basket``, ``Autocall`` or any payoff in PyTorch (``Scripted``; slot
+``Product``), and the paths ``PseudoRandom`` or ``Sobol`` (slot ``Paths``). ``twin`` learns prices from pathwise derivatives.
+Experiments: the recipes aad_barrier (``BarrierRisk``) and aad_differential (``DifferentialLearning``).
 """
 
 from spikeprop.plugins.aad.engine import bump, price, risk

@@ -1,13 +1,12 @@
-"""``BarrierRisk``: an experiment that reports the whole risk of an up-and-out call under local volatility, as a desk would
-read it.
+"""``BarrierRisk``: an experiment that reports the complete risk of an up-and-out call under local volatility.
 
 Quotes come from a smile in log-moneyness y = log(strike / forward),
 
     implied(strike, T) = level - skew y / sqrt(1 + T) + convexity y^2 / (1 + T)
 
-are calibrated to a Dupire grid, and the option is simulated on it. The report has the price, the sensitivity to every point
-of the grid (microbuckets) and to every quote (superbuckets) with standard errors, a table of all of them, pictures of both
-surfaces, and how some of the sensitivities compare with central bumps of the same paths.
+They are calibrated to a Dupire grid, on which the option is simulated. The report contains the price, the sensitivity to every
+point of the grid (microbuckets) and to every quote (superbuckets) with standard errors, a table of all of them, pictures of
+both surfaces, and a comparison of some sensitivities with central bumps on the same paths.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from spikeprop.plugins.aad.models import Model, at_least
 from spikeprop.plugins.aad.paths import Paths
 from spikeprop.plugins.aad.products import UpAndOut
 from spikeprop.plugins.aad.report import Estimate, Risk, draw_surfaces
+from spikeprop.plugins.reports import save_report
 from spikeprop.recipe import Component
 from spikeprop.runtime.files import write_text
 from spikeprop.runtime.seeding import generator
@@ -40,19 +40,19 @@ Work = Callable[[], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class BarrierRisk:
-    """A risk report.
+    """The risk report of an up-and-out call.
 
     Attributes:
-        spot, rate, dividend: of the underlying.
-        strike, barrier, maturity, monitorings, width: of the ``UpAndOut`` call.
-        level, skew, convexity: of the implied volatilities.
-        strikes, maturities: quoted.
-        grid_low, grid_high, grid_spots, grid_times: range of the grid's spots (equally spaced in log) and sizes of the grid.
-        paths: a source.
-        bumps: how many sensitivities are held against bumps of the same paths.
-        bump: of volatilities; of the spot, times the spot.
-        repeats: timed runs of the price.
-        threads: that share the batches.
+        spot, rate, dividend: the underlying asset.
+        strike, barrier, maturity, monitorings, width: the ``UpAndOut`` call.
+        level, skew, convexity: the smile of implied volatilities.
+        strikes, maturities: strikes and maturities of the quotes.
+        grid_low, grid_high, grid_spots, grid_times: range of the grid's spots (equally spaced in log) and size of the grid.
+        paths: source of random paths.
+        bumps: number of sensitivities that are compared with bumps on the same paths.
+        bump: size of the bumps of volatilities, and of the spot relative to the spot.
+        repeats: number of timed runs.
+        threads: number of threads for the batches.
     """
 
     strikes: list[float]
@@ -86,20 +86,20 @@ class BarrierRisk:
         at_least("grid_high", self.grid_high, self.grid_low, strict=True)
 
     def check(self, *, here: bool = False) -> None:
-        """Calibrate, and hold product and paths against each other.
+        """Calibrate, and check the product and the paths.
 
         Raises:
-            MarketError: arbitrage, or a product that makes no sense.
+            MarketError: arbitrage, or an invalid product.
         """
         self._product.check(self._model)
         self.paths.build()
 
     def smoke(self) -> BarrierRisk:
-        """The same with few paths and bumps."""
+        """The same experiment with few paths and bumps."""
         return dataclasses.replace(self, paths=self.paths.replace(paths=2048), bumps=3, repeats=1)
 
     def run(self, context: Context) -> Report:
-        """Three stages; finished ones are read from the folder."""
+        """Run three stages; finished ones are read from the folder."""
         self.check(here=True)
         works: dict[str, Work] = {"microbuckets": self._micro, "superbuckets": self._super}
         micro, quotes = (context.folder.stage(name, work) for name, work in works.items())
@@ -109,12 +109,9 @@ class BarrierRisk:
             "microbuckets": micro,
             "superbuckets": quotes,
             "bumps": compared,
-            "seconds": context.folder.seconds(),
-            "provenance": context.folder.provenance(),
         }
-        report = Report(name=context.name, values=values, rows=self._rows(micro, quotes, compared))
+        report = save_report(context, values, lambda _: self._rows(micro, quotes, compared))
         if context.writes:
-            report.save(context.folder.path / "report.json")
             self._save_surfaces(micro, quotes, context)
         return report
 
@@ -146,7 +143,7 @@ class BarrierRisk:
         return self.level - self.skew * y / (1 + t).sqrt() + self.convexity * y.square() / (1 + t)
 
     def _micro(self) -> dict[str, Any]:
-        """Risk by the grid, and the CPU time of risk and price, in turns after a warm-up (kernels compile at their first use)."""
+        """Risk by the grid, and CPU times of risk and price, measured alternately after a warm-up that compiles the kernels."""
         model, paths = self._model.as_local(), self.paths.build()
         few = self.paths.replace(paths=2048).build()
         risk(model, self._product, few, threads=self.threads)
@@ -165,7 +162,7 @@ class BarrierRisk:
         return _as_json(found, {"risk": time.process_time() - begun})
 
     def _compare(self, sensitivities: dict[str, Any]) -> dict[str, Any]:
-        """The spot and volatilities drawn among those with the larger half of sensitivities."""
+        """Compare with bumps: the spot, and volatilities drawn from the half with the larger sensitivities."""
         model, paths, points = self._model.as_local(), self.paths.build(), []
         size = torch.tensor(sensitivities["volatilities"]["value"], dtype=torch.float64).abs().view(-1)
         larger = size.argsort(descending=True)[: size.numel() // 2]
@@ -175,8 +172,8 @@ class BarrierRisk:
             value, error = (_flat(sensitivities[name][key])[index] for key in ("value", "standard_error"))
             found = bump(model, self._product, paths, name, index, h, threads=self.threads)
             points.append({"what": model.labels(name)[index], "adjoint": value, "standard_error": error, "bump": found})
-        off = [abs(p["adjoint"] - p["bump"]) / p["standard_error"] for p in points]
-        return {"points": points, "largest_in_standard_errors": max(off, default=None)}
+        distances = [abs(p["adjoint"] - p["bump"]) / p["standard_error"] for p in points]
+        return {"points": points, "largest_in_standard_errors": max(distances, default=None)}
 
     def _rows(self, micro: dict[str, Any], quotes: dict[str, Any], compared: dict[str, Any]) -> list[tuple[str, str]]:
         seconds = micro["cpu_seconds"]

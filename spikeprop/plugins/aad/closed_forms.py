@@ -1,7 +1,7 @@
-"""Prices with a formula, in torch, so that their derivatives come from autograd: what simulations are held against.
+"""Prices in closed form, in torch, so that autograd gives their derivatives: references for the simulations.
 
 Black-Scholes (1973), Bachelier (1900) for one normal variable, and the continuously monitored up-and-out call (Reiner &
-Rubinstein 1991) with the shift of the barrier that stands for discrete dates (Broadie, Glasserman & Kou 1997).
+Rubinstein 1991) with the barrier shift for discrete monitoring (Broadie, Glasserman & Kou 1997).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHIFT = 0.5825971579390107  # -zeta(1/2) / sqrt(2 pi)
 def black_scholes(
     spot: Any, strike: float, maturity: float, volatility: Any, *, rate: Any = 0.0, dividend: Any = 0.0, call: bool = True
 ) -> Tensor:
-    """A European's price."""
+    """Price of a European option."""
     spot, volatility, rate, dividend = _tensors(spot, volatility, rate, dividend)
     deviation = volatility * math.sqrt(maturity)
     forward = spot * ((rate - dividend) * maturity).exp()
@@ -29,7 +29,7 @@ def black_scholes(
 
 
 def bachelier(forward: Any, strike: float, deviation: Any, *, call: bool = True) -> Tensor:
-    """The mean of max(X - strike, 0) (of max(strike - X, 0)) for a normal X with this mean and standard deviation."""
+    """Mean of max(X - strike, 0), or of max(strike - X, 0) for a put, for a normal X with this mean and standard deviation."""
     forward, deviation = _tensors(forward, deviation)
     d = (forward - strike) / deviation * (1 if call else -1)
     return deviation * (d * torch.special.ndtr(d) + (-d.square() / 2).exp() / math.sqrt(2 * math.pi))
@@ -39,7 +39,7 @@ def up_and_out_call(
     spot: Any, strike: float, barrier: float, maturity: float, volatility: Any, *,
     rate: Any = 0.0, dividend: Any = 0.0, monitorings: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Its price, strike < barrier; monitored continuously, or on so many equally spaced dates (approximately)."""
+    """Price for strike < barrier, monitored continuously, or approximately for this number of equally spaced dates."""
     spot, volatility, rate, dividend = _tensors(spot, volatility, rate, dividend)
     level: Any = torch.as_tensor(barrier, dtype=torch.float64)
     if monitorings:

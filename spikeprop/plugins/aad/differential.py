@@ -1,11 +1,10 @@
 """``DifferentialLearning``: an experiment that fits one network to payoffs, and one to payoffs and their derivatives.
 
-The setting is that of the authors' notebooks (Huge & Savine 2020), a basket in Bachelier's model. At T1 the correlated
-assets lie where volatilities ``spread`` times theirs brought them; the label is the mean payoff at T2 of an antithetic pair
-of paths from there, and the differential label its derivative by the T1 prices. What the networks should learn, the price
-at T1, has a formula, so errors are exact. They are measured at prices drawn independently and uniformly (as the authors
-do), where assets of small volatility stand much farther from 1 than in any example, and at prices drawn as the examples
-are.
+The setting is that of the authors' notebooks (Huge & Savine 2020): a basket in Bachelier's model. At T1 the correlated assets
+are drawn with ``spread`` times their volatilities; the label is the mean payoff at T2 of an antithetic pair of paths from
+there, and the differential label is its derivative by the T1 prices. The price at T1 has a closed form, so errors are exact.
+They are measured at prices drawn independently and uniformly (as the authors do), where assets of small volatility are much
+farther from 1 than in any example, and at prices drawn like the examples.
 """
 
 from __future__ import annotations
@@ -27,23 +26,25 @@ from spikeprop.experiment.context import Context
 from spikeprop.plugins.aad.closed_forms import bachelier
 from spikeprop.plugins.aad.models import Bachelier, at_least
 from spikeprop.plugins.aad.twin import Examples, TwinTraining, fit_surrogate
-from spikeprop.runtime.files import write_atomically
+from spikeprop.plugins.checks import distinct
+from spikeprop.plugins.pictures import GREY, ORANGE, VIOLET, new_figure, save_figure
+from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.seeding import generator
 
 ARMS = ("values alone", "values and differentials")
-COLORS = {"values alone": "#333333", "values and differentials": "#d95f0e"}
+COLORS = {"values alone": GREY, "values and differentials": ORANGE}
 
 
 class BasketTask:
-    """A call on a basket of Bachelier assets, seen from T1.
+    """A call on a basket of Bachelier assets, priced at T1.
 
     Args:
-        dimension: assets; weights, volatilities and correlations are drawn.
-        strike: of the basket, whose price today is 1.
-        first, last: T1 and T2, years.
-        volatility: of the basket, a year's.
-        spread: factor on volatilities until T1.
-        seed: of the draws.
+        dimension: number of assets; weights, volatilities and correlations are random.
+        strike: strike of the basket, whose price today is 1.
+        first, last: T1 and T2 in years.
+        volatility: yearly volatility of the basket.
+        spread: factor of the volatilities until T1.
+        seed: seed of the random numbers.
     """
 
     def __init__(self, *, dimension: int, strike: float, first: float, last: float, volatility: float, spread: float, seed: int):
@@ -65,25 +66,25 @@ class BasketTask:
         self.deviation = volatility * self.remaining
 
     def spots(self, n: int, draws: torch.Generator) -> Tensor:
-        """(n, dimension) prices at T1, as the examples have them."""
+        """Prices (n, dimension) at T1, with the distribution of the examples."""
         z = torch.randn(n, len(self.weights), generator=draws, dtype=torch.float64)
         return 1 + self.spread * self.first**0.5 * z @ self.factor.T
 
     def spots_in_a_box(self, low: float, high: float, n: int, draws: torch.Generator) -> Tensor:
-        """(n, dimension) prices, each uniform and on its own, over [low, high] widened with the dimension so that baskets
-        get there."""
+        """Prices (n, dimension), independent and uniform over [low, high], widened with the dimension so that the basket covers
+        the range."""
         wider = 1 + 0.5 * ((len(self.weights) - 1) * (high - low) / 12) ** 0.5
         return _uniform(1 - (1 - low) * wider, 1 + (high - 1) * wider, (n, len(self.weights)), draws)
 
     def examples(self, n: int, draws: torch.Generator) -> Examples:
-        """Payoffs of an antithetic pair of paths, and their pathwise derivatives, by autograd."""
+        """Payoffs of an antithetic pair of paths, with their pathwise derivatives by autograd."""
         x = self.spots(n, draws).requires_grad_()
         move = self.remaining * torch.randn(n, len(self.weights), generator=draws, dtype=torch.float64) @ self.factor.T
         y = sum(torch.relu((x + sign * move) @ self.weights - self.strike) for sign in (1, -1)) / 2
         return Examples(x.detach(), y.detach(), torch.autograd.grad(y.sum(), x)[0])  # type: ignore[union-attr]
 
     def truth(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n,) prices at T1 and (n, dimension) their derivatives."""
+        """Prices (n,) at T1 and their derivatives (n, dimension)."""
         x = x.clone().requires_grad_()
         value = bachelier(x @ self.weights, self.strike, self.deviation)
         return value.detach(), torch.autograd.grad(value.sum(), x)[0]
@@ -95,16 +96,16 @@ def _uniform(low: float, high: float, shape: tuple[int, ...], draws: torch.Gener
 
 @dataclass(frozen=True, kw_only=True)
 class DifferentialLearning:
-    """Values alone against values and differentials.
+    """Compare training on values with training on values and differentials.
 
     Attributes:
-        seeds: of task, examples, weights and test prices; they pair the arms.
-        sizes: numbers of examples.
-        dimension: assets.
-        strike, first, last, volatility, spread: of the task.
-        test_range: of the basket at test prices.
-        test_size: test prices.
-        epochs, balance: of training; the rest is as ``TwinTraining`` has it.
+        seeds: seeds of task, examples, weights and test prices; arms with the same seed are paired.
+        sizes: numbers of training examples.
+        dimension: number of assets.
+        strike, first, last, volatility, spread: settings of ``BasketTask``.
+        test_range: range of the basket at test prices.
+        test_size: number of test prices.
+        epochs, balance: settings of ``TwinTraining``; the others have their defaults.
     """
 
     seeds: list[int]
@@ -124,22 +125,21 @@ class DifferentialLearning:
         for name in ("dimension", "first", "volatility", "spread", "test_size", "epochs", "balance"):
             at_least(name, getattr(self, name), 0, strict=True)
         at_least("last", self.last, self.first, strict=True)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise MarketError(f"seeds is {self.seeds}; give at least one, each once")
+        distinct(self, "seeds")
         if not self.sizes or min(self.sizes) < 32:
             raise MarketError(f"sizes is {self.sizes}; give numbers of examples, at least 32")
         if not self.test_range[0] < self.test_range[1]:
             raise MarketError(f"test_range is {self.test_range}; the first must be below the second")
 
     def check(self, *, here: bool = False) -> None:
-        """Nothing beyond what the values themselves tell."""
+        """Nothing to check: all settings are checked when they are read."""
 
     def smoke(self) -> DifferentialLearning:
-        """The same with two seeds and few examples and epochs."""
+        """The same experiment with two seeds, few examples and few epochs."""
         return dataclasses.replace(self, seeds=self.seeds[:2], sizes=[512], test_size=256, epochs=30)
 
     def run(self, context: Context) -> Report:
-        """Every size and seed; finished ones are read from the folder."""
+        """Run every size and seed; finished ones are read from the folder."""
         found = {
             size: [context.folder.stage(f"{size}.{seed}", lambda n=size, s=seed: self._compare(n, s)) for seed in self.seeds]
             for size in self.sizes
@@ -149,14 +149,8 @@ class DifferentialLearning:
             "name": context.name,
             "seeds": self.seeds,
             "sizes": sizes,
-            "seconds": context.folder.seconds(),
-            "provenance": context.folder.provenance(),
         }
-        report = Report(name=context.name, values=values, rows=_rows(sizes))
-        if context.writes:
-            report.save(context.folder.path / "report.json")
-            self._draw(found, context.folder.path / "report.png")
-        return report
+        return save_report(context, values, lambda _: _rows(sizes), lambda _, path: self._draw(found, path))
 
     def _task(self, seed: int) -> BasketTask:
         return BasketTask(
@@ -170,7 +164,7 @@ class DifferentialLearning:
         )
 
     def _compare(self, size: int, seed: int) -> dict[str, Any]:
-        """Errors of both arms, and a few points of the first test prices for the picture."""
+        """Errors of both arms, and some test prices for the picture."""
         task = self._task(seed)
         examples = task.examples(size, generator(seed, 1))
         box = task.spots_in_a_box(*self.test_range, self.test_size, generator(seed, 2))
@@ -197,15 +191,13 @@ class DifferentialLearning:
         return result
 
     def _draw(self, found: dict[int, list[dict[str, Any]]], path: Path) -> None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(13, 4.2), layout="constrained")
+        figure = new_figure(13, 4.2)
         *panels, last = figure.subplots(1, 3)
         largest = found[max(found)][0]
         for axis, arm in zip(panels, ARMS):
             axis.plot(largest["basket"], largest[arm]["fitted"], ".", color=COLORS[arm], ms=3, alpha=0.6, label="network")
             order = sorted(zip(largest["basket"], largest["price"]))
-            axis.plot([b for b, _ in order], [p for _, p in order], color="#8c6bb1", lw=1.2, label="formula")
+            axis.plot([b for b, _ in order], [p for _, p in order], color=VIOLET, lw=1.2, label="formula")
             axis.set(xlabel="basket at T1", ylabel="price", title=f"{arm}, {max(found):,} examples")
             axis.legend(frameon=False)
         for arm in ARMS:
@@ -214,26 +206,23 @@ class DifferentialLearning:
             last.plot([], [], "o-", color=COLORS[arm], label=arm)
         last.set_xticks(list(found), [f"{size:,}" for size in found])
         last.minorticks_off()
-        last.set(xlabel="examples", ylabel="RMSE of the price", title=f"dimension {self.dimension}, a line a seed")
+        last.set(xlabel="examples", ylabel="RMSE of the price", title=f"dimension {self.dimension}, one line per seed")
         last.legend(frameon=False)
-        for axis in (*panels, last):
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
+        save_figure(figure, path, *panels, last, dpi=120)
 
 
 def _errors(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Root mean squares, of derivatives over all of them."""
+    """Root mean square errors of values and of derivatives."""
     return {name: float((a - b).square().mean().sqrt()) for name, a, b in zip(("value", "delta"), found, truth)}
 
 
 def _without_points(run: dict[str, Any]) -> dict[str, Any]:
-    """A run without what only the picture shows."""
+    """A run without the points of the picture."""
     return {arm: {k: v for k, v in run[arm].items() if k != "fitted"} for arm in ARMS}
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, and the ratio of errors seed by seed."""
+    """Means over seeds, and the ratio of errors by seed."""
     arms: dict[str, Any] = {arm: {} for arm in ARMS}
     ratios: dict[str, Any] = {}
     for where in ("in a box", "as drawn"):

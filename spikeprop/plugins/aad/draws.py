@@ -1,9 +1,9 @@
-"""Normal numbers by position: Philox4x32-10, Sobol points with O(1) skip-ahead, and the inverse of the normal distribution.
+"""Normal random numbers by position: Philox4x32-10, Sobol points with O(1) skip-ahead, and the inverse normal distribution.
 
-Philox (Salmon et al. 2011) makes four words of a counter and a key, so any path has its numbers without those before it. A
-Sobol point is the exclusive or of the direction numbers at the bits of the Gray code of its index, x_n = shift ^ v_b1 ^
-v_b2 ... The inverse is Wichura's algorithm AS 241 (1988), exact to about 1e-16. All arrays are (dimension, paths): the
-inner loops run over paths.
+Philox (Salmon et al. 2011) computes four words from a counter and a key, so the numbers of any path are available without those
+of earlier paths. A Sobol point is the exclusive or of the direction numbers at the bits of the Gray code of its index, x_n =
+shift ^ v_b1 ^ v_b2 ... The inverse is Wichura's algorithm AS 241 (1988), accurate to about 1e-16. All arrays are (dimension,
+paths): the inner loops run over paths.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _horner(row, r):
 
 @_jit
 def _tail(u):
-    """The inverse outside 0.075 to 0.925."""
+    """The inverse outside of 0.075 to 0.925."""
     r = np.sqrt(-np.log(min(u, 1.0 - u)))
     if r <= 5.0:
         r -= 1.6
@@ -69,7 +69,7 @@ def _tail(u):
 
 @_jit
 def inverse_normal(u_B, z_B):
-    """Quantiles of the standard normal distribution; 0 < u < 1. The centre first, without a branch; then the tails."""
+    """Quantiles of the standard normal distribution for 0 < u < 1: first the centre without a branch, then the tails."""
     for p in range(u_B.shape[0]):
         q = u_B[p] - 0.5
         r = 0.180625 - q * q
@@ -81,7 +81,7 @@ def inverse_normal(u_B, z_B):
 
 @_jit
 def philox(c0, c1, c2, c3, k0, k1):
-    """Ten rounds on the counter (c0..c3) with the key (k0, k1); 32-bit words kept in 64 bits."""
+    """Ten rounds on the counter (c0..c3) with the key (k0, k1); 32-bit words stored in 64 bits."""
     for _ in range(10):
         low, high = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = (high >> uint64(32)) ^ c1 ^ k0, high & _LOW, (low >> uint64(32)) ^ c3 ^ k1, low & _LOW
@@ -91,7 +91,7 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @_jit
 def _uniform(a, b):
-    """52 bits of two words, in the middle of their cell: never 0 or 1."""
+    """52 bits of two words as the centre of their cell: never 0 or 1."""
     bits = ((a >> uint64(6)) << uint64(26)) | (b >> uint64(6))
     return (np.float64(np.int64(bits)) + 0.5) * 2.0**-52
 
@@ -118,7 +118,7 @@ def sobol_normals(directions_DM, shift_D, first, out_DB):
     """Normals of the points first, first + 1, ... of a (scrambled) Sobol sequence of 30 bits."""
     dimensions, paths = out_DB.shape
     u_B = np.empty(paths)
-    flips_B = np.empty(paths, np.int64)  # which direction the next point flips: the lowest zero bit of this one's index
+    flips_B = np.empty(paths, np.int64)  # direction number of the next point: the lowest zero bit of this point's index
     for p in range(paths):
         index, bit = first + p, 0
         while index & 1:

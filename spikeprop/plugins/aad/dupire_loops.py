@@ -1,15 +1,15 @@
-"""The Euler steps of a local-volatility model and their adjoint, fused: one number kept a step and path.
+"""The Euler steps of a local-volatility model and their adjoint in fused loops; one number is stored per step and path.
 
     x[k+1] = x[k] + m[k] - v^2 / 2 + v z[k],   v = V[k](x[k])
 
-x is the log-spot, m the drift and V[k] the local volatility times sqrt(dt) at step k, linear in x between the grid's knots
-and flat outside. With l[k] the adjoint of x[k] and e = l[k+1] (z - v) that of v, backwards in time
+x is the log-spot, m the drift and V[k] the local volatility times sqrt(dt) at step k, linear in x between the grid's knots and
+flat outside. With l[k] the adjoint of x[k] and e = l[k+1] (z - v) that of v, backwards in time
 
     l[k] = l[k+1] + e V[k]'(x[k]) + cotangent[k],   adjoint of V[k][j] += e (1 - w),   of V[k][j+1] += e w
 
-so the reverse sweep needs x and recomputes the rest. Paths whose payoff has no derivative (dead, out of the money) are left
-out of it. Time is the outer loop, paths the inner one, without branches. Suffix legend: K steps, J knots, B paths, O
-observations, C cells.
+so the reverse sweep needs x and recomputes the rest. Paths whose payoff has a zero derivative (knocked out, out of the money)
+are skipped. Time is the outer loop, paths the inner one, without branches. Suffix legend: K steps, J knots, B paths, O
+observations, C cells, A active paths, L lanes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from numba import njit
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-LANES = 8  # accumulators of a knot, so that paths near each other in price do not wait for each other's sum
+LANES = 8  # accumulators per knot, so that consecutive additions to the same knot do not depend on each other
 
 
 @_jit
 def _knot(x, knots_J, cells_C, per_cell):
-    """Index of the knot at or below x, at most the last but one: a cell of the table holds at most one knot."""
+    """Index of the knot at or below x, at most the last but one; a cell of the table contains at most one knot."""
     cell = np.int64((x - knots_J[0]) * per_cell)
     cell = max(0, min(cell, cells_C.shape[0] - 1))
     j = cells_C[cell]
@@ -34,7 +34,7 @@ def _knot(x, knots_J, cells_C, per_cell):
 
 @_jit
 def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB):
-    """Fill x_KB, of K + 1 rows: the log-spot before each step, and at the end."""
+    """Fill x_KB (K + 1 rows) with the log-spot before each step and at the end."""
     last = knots_J.shape[0] - 2
     x_KB[0, :] = x0
     for k in range(normals_KB.shape[0]):
@@ -50,9 +50,8 @@ def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_
 @_jit
 def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB,
                   table_bar_KJ, drift_bar_K, first_slope):  # fmt: skip
-    """Add to the adjoints of the table and drifts; return that of x0. The cotangents are those of the prices exp(x), and
-    ``observed_K`` is the row that has them for x[k], or -1. ``first_slope`` is V[0]'(x0): all paths begin there, maybe on a
-    knot."""
+    """Add to the adjoints of table and drifts; return the adjoint of x0. The cotangents are those of the prices exp(x);
+    ``observed_K`` is their row for x[k], or -1. ``first_slope`` is V[0]'(x0), where all paths start, possibly on a knot."""
     steps, last = normals_KB.shape[0], knots_J.shape[0] - 2
     active_A = _active(cotangents_OB)
     n = active_A.shape[0]
@@ -90,7 +89,7 @@ def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, knots_J, invers
 
 @_jit
 def _active(cotangents_OB):
-    """Paths with a cotangent that is not zero (one that is not a number counts)."""
+    """Paths with a non-zero cotangent (NaN included)."""
     found_B = np.zeros(cotangents_OB.shape[1], np.bool_)
     for o in range(cotangents_OB.shape[0]):
         row_B = cotangents_OB[o]
@@ -113,8 +112,8 @@ def survival(spots_OB, barrier, width, alive_B):
 
 @_jit
 def reverse_survival(spots_OB, barrier, width, alive_B, alive_bar_B, last_bar_B, spots_bar_OB):
-    """The adjoint: -alive / (barrier + width - spot) where the factor is between 0 and 1, else nothing (dead paths: alive is 0);
-    and that of the last prices on top."""
+    """The adjoint: -alive / (barrier + width - spot) where the factor is between 0 and 1, else 0 (also where alive is 0); plus
+    the cotangent of the last prices."""
     top = barrier + width
     for o in range(spots_OB.shape[0]):
         row_B, bar_B = spots_OB[o], spots_bar_OB[o]

@@ -1,9 +1,9 @@
-"""``risk`` and ``price``: Monte Carlo by mini-batches, with the adjoints of every parameter taken along path by path.
+"""``risk`` and ``price``: Monte Carlo in mini-batches, with the adjoints of every parameter computed path by path.
 
-For each mini-batch: normal numbers, paths, payoff, then backwards to the mark (what ``Model.prepare`` made) and from there
-to the parameters. A batch's tape is gone before the next begins, so memory does not depend on how many paths there are.
-Means of independent groups of paths give the standard errors, sqrt(sum (mean_g - mean)^2 / (G (G - 1))), of the price and
-of each sensitivity.
+For each mini-batch: draw normal numbers, simulate paths, compute the payoff, then differentiate backwards to the mark (the
+output of ``Model.prepare``) and from there to the parameters. The tape of a batch is freed before the next batch, so memory
+does not depend on the number of paths. Means over G independent groups of paths give the standard errors, sqrt(sum (mean_g -
+mean)^2 / (G (G - 1))), of the price and of each sensitivity.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from spikeprop.plugins.aad.products import Product
 from spikeprop.plugins.aad.report import Estimate, Price, Risk
 from spikeprop.runtime.signals import stop_if_requested
 
-BATCH = 512  # paths: what a batch keeps stays in a core's cache
-AT_ONCE = 32  # groups whose adjoints are taken from the mark to the parameters together
+BATCH = 512  # paths; the data of a batch fit into the cache of a core
+AT_ONCE = 32  # groups whose adjoints are propagated together from the mark to the parameters
 
 
 def price(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, threads: int = 1) -> Price:
-    """The value alone.
+    """The price, without sensitivities.
 
     Args:
-        model, product, paths: what is simulated.
-        batch: most paths that are held at once by a thread.
-        threads: that share the batches.
+        model, product, paths: the simulation.
+        batch: maximum number of paths per mini-batch.
+        threads: number of threads for the batches.
 
     Raises:
-        MarketError: product and model do not go together.
+        MarketError: product and model do not fit.
     """
     _check(model, product, batch, threads)
     started = time.perf_counter()
@@ -50,15 +50,15 @@ def price(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, t
 
 
 def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, threads: int = 1) -> Risk:
-    """The value and its derivative by every parameter of the model, with standard errors.
+    """The price and its derivative by every parameter of the model, with standard errors.
 
     Args:
-        model, product, paths: what is simulated.
-        batch: most paths that are held at once by a thread.
-        threads: that share the batches.
+        model, product, paths: the simulation.
+        batch: maximum number of paths per mini-batch.
+        threads: number of threads for the batches.
 
     Raises:
-        MarketError: product and model do not go together, or a derivative is not finite.
+        MarketError: product and model do not fit, or a derivative is not finite.
     """
     _check(model, product, batch, threads)
     started = time.perf_counter()
@@ -70,13 +70,15 @@ def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, th
     while some := list(islice(groups, AT_ONCE)):
         for (count, _), row in zip(some, _to_parameters(tape, leaves, torch.stack([sums for _, sums in some]))):
             tally.add(count, row)
-    whole = tally.estimate()
-    if not bool(whole.value.isfinite().all()):
-        raise MarketError("a derivative is not finite: the payoff has none at some path; smooth it (products.above) or clamp it")
+    total = tally.estimate()
+    if not bool(total.value.isfinite().all()):
+        raise MarketError(
+            "a derivative is not finite: the payoff is not differentiable on some path; smooth it (products.above) or clamp it"
+        )
     sizes = [v.numel() for v in leaves.values()]
-    parts = zip(leaves, *(x[1:].split(sizes) for x in (whole.value, whole.standard_error)))
+    parts = zip(leaves, *(x[1:].split(sizes) for x in (total.value, total.standard_error)))
     return Risk(
-        estimate=Estimate(whole.value[0], whole.standard_error[0]),
+        estimate=Estimate(total.value[0], total.standard_error[0]),
         paths=paths.paths,
         seconds=time.perf_counter() - started,
         model=model,
@@ -87,12 +89,12 @@ def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, th
 def bump(
     model: Model, product: Product, paths: Paths, name: str, index: int, size: float, *, batch: int = BATCH, threads: int = 1
 ) -> float:
-    """The central difference of the price by one number of a parameter, on the same paths: what an adjoint is held against.
+    """The central difference of the price by one number of a parameter, on the same paths: a reference for an adjoint.
 
     Args:
-        model, product, paths: what is simulated; the model is as before afterwards.
-        name, index: which parameter, and which number of it.
-        size: of the bump to either side.
+        model, product, paths: the simulation; the model is restored afterwards.
+        name, index: name of the parameter, and index into its flattened values.
+        size: size of the bump in each direction.
         batch, threads: as for ``price``.
     """
     kept = model.parameters[name]
@@ -116,14 +118,15 @@ def _check(model: Model, product: Product, batch: int, threads: int) -> None:
 
 
 def _value(model: Model, product: Product, paths: Paths, prepared: Prepared, batch: Batch) -> Tensor:
-    """(1,) sum of the payoffs."""
+    """Sum (1,) of the payoffs."""
     with torch.no_grad():
         spots = model.simulate(prepared, paths.normals(batch, model.dimension(product.dates)), product.dates)
         return product.payoff(spots, prepared["discounts"]).sum().reshape(1)
 
 
 def _value_and_adjoints(model: Model, product: Product, paths: Paths, mark: Prepared, batch: Batch) -> Tensor:
-    """(1 + numbers at the mark,) sums of the payoffs and of their adjoints; leaves of its own, so that threads share nothing."""
+    """Sums (1 + size of the mark,) of the payoffs and of their adjoints; each call has its own leaves, so threads share
+    nothing."""
     prepared = {k: v.detach().requires_grad_() for k, v in mark.items()}
     spots = model.simulate(prepared, paths.normals(batch, model.dimension(product.dates)), product.dates)
     total = product.payoff(spots, prepared["discounts"]).sum()
@@ -134,7 +137,7 @@ def _value_and_adjoints(model: Model, product: Product, paths: Paths, mark: Prep
 
 
 def _to_parameters(tape: Prepared, leaves: Parameters, sums: Tensor) -> Tensor:
-    """(groups, 1 + parameters): the adjoints of several groups taken from the mark to the parameters in one sweep."""
+    """Propagate the adjoints of several groups from the mark to the parameters: (groups, 1 + parameters)."""
     parts = sums[:, 1:].split([v.numel() for v in tape.values()], 1)
     reached = [(v, part.reshape(-1, *v.shape)) for v, part in zip(tape.values(), parts) if v.requires_grad]
     outputs, seeds = (list(one) for one in zip(*reached))
@@ -145,7 +148,7 @@ def _to_parameters(tape: Prepared, leaves: Parameters, sums: Tensor) -> Tensor:
 
 
 def _groups(work: Callable[[Batch], Tensor], batches: Iterator[Batch], threads: int) -> Iterator[tuple[int, Tensor]]:
-    """(paths, sums over them) of each group, in order."""
+    """(number of paths, sums over the paths) of each group, in order."""
     for _, results in groupby(_each(work, batches, threads), lambda pair: pair[0].group):
         count, sums = 0, torch.zeros(1, dtype=torch.float64)
         for batch, values in results:
@@ -155,7 +158,7 @@ def _groups(work: Callable[[Batch], Tensor], batches: Iterator[Batch], threads: 
 
 
 def _each(work: Callable[[Batch], Tensor], batches: Iterator[Batch], threads: int) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch's result, in order, with no more than a few of them waiting."""
+    """The result of each batch, in order; at most a few results wait."""
     if threads == 1:
         yield from ((batch, work(batch)) for batch in batches)
         return
@@ -165,19 +168,19 @@ def _each(work: Callable[[Batch], Tensor], batches: Iterator[Batch], threads: in
 
 
 class _Tally:
-    """Mean and spread of groups while they come (Welford 1962)."""
+    """Running mean and variance of groups (Welford 1962)."""
 
     def __init__(self) -> None:
         self.groups, self.paths = 0, 0
         self.total = self.mean = self.spread = torch.zeros(1, dtype=torch.float64)
 
     def add(self, count: int, sums: Tensor) -> None:
-        """A group: its number of paths and the sums over them."""
+        """Add a group: its number of paths and the sums over them."""
         self.groups, self.paths, self.total = self.groups + 1, self.paths + count, self.total + sums
-        off = sums / count - self.mean
-        self.mean = self.mean + off / self.groups
-        self.spread = self.spread + off * (sums / count - self.mean)
+        deviation = sums / count - self.mean
+        self.mean = self.mean + deviation / self.groups
+        self.spread = self.spread + deviation * (sums / count - self.mean)
 
     def estimate(self) -> Estimate:
-        """Of the mean over all paths."""
+        """Mean over all paths, with its standard error."""
         return Estimate(self.total / self.paths, (self.spread / (self.groups * (self.groups - 1))).sqrt())

@@ -1,14 +1,13 @@
-"""``ImpliedDupire``: local volatility calibrated to implied volatilities, on the tape, so that ``risk`` reaches the quotes
-(superbuckets).
+"""``ImpliedDupire``: local volatility calibrated to quotes on the tape, for sensitivities to the quotes (superbuckets).
 
-With y = log(strike / forward) and the total variance w = implied^2 T, the local variance is (Gatheral 2006, equation 1.10;
-Dupire 1994)
+With y = log(strike / forward) and the total variance w = implied^2 T, the local variance is (Gatheral 2006, equation 1.10; Dupire
+1994)
 
     sigma^2 = w_T / (1 - y w_y / w + (-1/4 - 1/w + y^2 / w^2) w_y^2 / 4 + w_yy / 2)
 
-Here w is a natural cubic spline in y at each maturity and linear in time between them at equal y; outside the quoted
-strikes the local volatility is flat. The numerator must be positive (else calendar arbitrage), and so must the denominator
-(butterfly arbitrage).
+Here w is a natural cubic spline in y at each maturity and linear in time between maturities at equal y; outside of the quoted
+strikes the local volatility is flat. The numerator must be positive (otherwise calendar arbitrage), and so must the denominator
+(otherwise butterfly arbitrage).
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.local_volatility import Dupire, check_grid
 from spikeprop.plugins.aad.models import Parameters, at_least, number
 
-EARLIEST = 1e-4  # years; the formula is 0 / 0 today, with a limit
+EARLIEST = 1e-4  # years; at time 0 the formula is 0 / 0
 
 
 class ImpliedDupire(Dupire):
     """A Dupire model whose parameters are implied volatilities.
 
-    The sensitivity to the spot is that at fixed implied volatilities: local volatilities are calibrated anew as it moves.
+    The sensitivity to the spot is at fixed implied volatilities: the calibration of local volatilities depends on the spot.
 
     Args:
         spot: positive.
         implied_volatilities: (strikes, maturities), positive.
-        strikes, maturities: of the quotes, increasing; at least three strikes.
-        grid_spots, grid_times: of the local volatilities.
-        rate, dividend: continuous, a year's.
-        **settings: further ones of ``Dupire``.
+        strikes, maturities: strikes and maturities of the quotes, increasing; at least three strikes.
+        grid_spots, grid_times: grid of the local volatilities.
+        rate, dividend: continuous, per year.
+        **settings: further arguments of ``Dupire``.
 
     Raises:
-        MarketError: what ``Dupire`` refuses, and quotes with calendar or butterfly arbitrage.
+        MarketError: arguments that ``Dupire`` refuses, or quotes with calendar or butterfly arbitrage.
     """
 
     def __init__(
@@ -96,17 +95,17 @@ class ImpliedDupire(Dupire):
             return Dupire(volatilities=self.local_volatilities(self.parameters), **self._given)
 
     def superbuckets(self, microbuckets: Tensor) -> Tensor:
-        """Sensitivities to the quotes, (strikes, maturities), of those to the local volatilities, (spots, times), by the
-        chain rule."""
+        """Sensitivities to the quotes, (strikes, maturities), from those to the local volatilities, (spots, times), by the chain
+        rule."""
         quotes = self.parameters["implied_volatilities"].clone().requires_grad_()
         local = self.local_volatilities({**self.parameters, "implied_volatilities": quotes})
         return torch.autograd.grad(local, quotes, microbuckets)[0]
 
     def local_volatilities(self, parameters: Parameters) -> Tensor:
-        """(spots, times) by the formula.
+        """Local volatilities (spots, times) by the formula.
 
         Raises:
-            MarketError: arbitrage, with the strike, the dates and the value that breaks the bound.
+            MarketError: arbitrage; the message names the strike, the dates and the value.
         """
         spot, drift = parameters["spot"], parameters["rate"] - parameters["dividend"]
         maturities, strikes = (torch.tensor(v, dtype=torch.float64) for v in (self.maturities, self.strikes))
@@ -124,16 +123,16 @@ class ImpliedDupire(Dupire):
         y = torch.minimum(torch.maximum(y, spline.knots[after, 0]), spline.knots[after, -1])
         late, late_time = spline.at(after, y), self.maturities[after]
         early, early_time = (spline.at(after - 1, y), self.maturities[after - 1]) if after else ((0.0, 0.0, 0.0), 0.0)
-        part = (t - early_time) / (late_time - early_time)
-        w, w_y, w_yy = (a + part * (b - a) for a, b in zip(early, late))
+        fraction = (t - early_time) / (late_time - early_time)
+        w, w_y, w_yy = (a + fraction * (b - a) for a, b in zip(early, late))
         rise = (late[0] - early[0]) / (late_time - early_time)
-        self._refuse("calendar", "the rise of total variance a year", rise, y, t)
+        self._refuse("calendar", "the yearly increase of total variance", rise, y, t)
         density = 1 - y * w_y / w + (-0.25 - 1 / w + (y / w).square()) * w_y.square() / 4 + w_yy / 2
         self._refuse("butterfly", "the denominator of Dupire's formula", density, y, t)
         return rise / density
 
     def _refuse(self, kind: str, what: str, values: Tensor, y: Tensor, t: float) -> None:
-        """MarketError where a value is not positive."""
+        """Raise MarketError if a value is not positive."""
         values, y = values.detach(), y.detach()
         i = int(values.argmin())
         if not float(values[i]) > 0:
@@ -145,7 +144,7 @@ class ImpliedDupire(Dupire):
             )
 
     def _check_quoted(self, spline: _Spline, knots: Tensor) -> None:
-        """Calendar arbitrage between neighbouring maturities at the quotes themselves, whatever the grid."""
+        """Refuse calendar arbitrage between consecutive maturities at the quotes, independently of the grid."""
         with torch.no_grad():
             for after in range(1, len(self.maturities)):
                 y = knots[after].clamp(float(knots[after - 1, 0]), float(knots[after - 1, -1]))
@@ -155,12 +154,12 @@ class ImpliedDupire(Dupire):
                     raise MarketError(
                         f"implied_volatilities has calendar arbitrage: at strike {self.strikes[i]:g} total variance goes from "
                         f"{float(early[i]):.4g} at maturity {self.maturities[after - 1]:g} to {float(late[i]):.4g} at "
-                        f"{self.maturities[after]:g}; it must rise"
+                        f"{self.maturities[after]:g}; it must increase"
                     )
 
 
 class _Spline:
-    """Natural cubic splines, one a row: values (rows, n) at knots (rows, n). Linear outside."""
+    """Natural cubic splines, one per row: values (rows, n) at knots (rows, n). Linear outside."""
 
     def __init__(self, knots: Tensor, values: Tensor):
         self.knots, self.values = knots, values
@@ -187,7 +186,7 @@ class _Spline:
 
 
 def check_quotes(strikes: Sequence[float], maturities: Sequence[float]) -> tuple[list[float], list[float]]:
-    """As lists, positive and increasing; at least three strikes."""
+    """Strikes and maturities as lists; refuse values that are not positive and increasing, and fewer than three strikes."""
     found = []
     for name, values, least in (("strikes", strikes, 3), ("maturities", maturities, 1)):
         listed = [float(v) for v in values]
@@ -201,7 +200,7 @@ def check_quotes(strikes: Sequence[float], maturities: Sequence[float]) -> tuple
 
 
 def check_implied(volatilities: Any, strikes: Sequence[float], maturities: Sequence[float]) -> Tensor:
-    """(strikes, maturities), positive."""
+    """Quotes (strikes, maturities) as a tensor; refuse values that are not positive."""
     found = torch.as_tensor(volatilities, dtype=torch.float64)
     if found.shape != (len(strikes), len(maturities)):
         raise MarketError(

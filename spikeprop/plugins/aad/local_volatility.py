@@ -1,9 +1,9 @@
-"""``Dupire``: local volatility on a grid of spots and times, and its Euler paths, fused or in plain torch.
+"""``Dupire``: local volatility on a grid of spots and times, simulated by Euler steps in fused loops or in plain torch.
 
-d log S = (rate - dividend - sigma^2 / 2) dt + sigma dW with sigma(S, t) bilinear in (log S, t) and flat outside the grid
-(Dupire 1994). ``prepare`` interpolates in time, once: a row of volatilities times sqrt(dt) for the beginning of each step.
-The fused engine (``dupire_loops``) keeps one number a step and path and recomputes the rest in its reverse sweep; the torch
-engine is the same map as anyone would write it, and what the fused one is held against.
+d log S = (rate - dividend - sigma^2 / 2) dt + sigma dW with sigma(S, t) bilinear in (log S, t) and flat outside of the grid
+(Dupire 1994). ``prepare`` interpolates in time, once: a row of volatilities times sqrt(dt) for the start of each step. The
+fused engine (``dupire_loops``) stores one number per step and path and recomputes the rest in its reverse sweep; the torch
+engine is the straightforward implementation, with which the fused one is compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.dupire_loops import euler, reverse_euler
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared, at_least, discounts, number
 
-LARGEST_MOVE = 0.5  # of the log-spot in one step, in standard deviations: Euler's volatility is that of the step's beginning
+LARGEST_MOVE = (
+    0.5  # maximum standard deviation of the log-spot in one step, because Euler uses the volatility at the start of the step
+)
 MOST_CELLS = 2**16
 
 
@@ -32,14 +34,14 @@ class Dupire(Model):
 
     Args:
         spot: positive.
-        volatilities: (spots, times) of the grid, not negative.
-        grid_spots, grid_times: of the grid, increasing; at least two spots.
-        rate, dividend: continuous, a year's.
-        max_step: years; the time between two dates is cut into equal steps no longer than this.
+        volatilities: (spots, times) on the grid, not negative.
+        grid_spots, grid_times: the grid, increasing; at least two spots.
+        rate, dividend: continuous, per year.
+        max_step: in years; the time between two dates is divided into equal steps of at most this length.
         engine: "fused" or "torch".
 
     Raises:
-        MarketError: a grid that is not sorted, a value outside its bound, or steps too large for the volatility.
+        MarketError: the grid is not sorted, a value is out of bounds, or steps are too large for the volatility.
     """
 
     def __init__(
@@ -70,17 +72,17 @@ class Dupire(Model):
         self._grid = _Grid(self.grid_spots)
 
     def check_step(self, volatilities: Tensor) -> None:
-        """MarketError where a step's standard deviation is above ``LARGEST_MOVE``."""
+        """Raise MarketError if the standard deviation of a step is above ``LARGEST_MOVE``."""
         largest = float(volatilities.max())
         move = largest * math.sqrt(self.max_step)
         if move > LARGEST_MOVE:
             raise MarketError(
-                f"max_step is {self.max_step:g} years: with the largest volatility, {largest:g}, one step moves the log-spot by "
-                f"{move:.2g}, above {LARGEST_MOVE}; take at most {(LARGEST_MOVE / largest) ** 2:.3g}"
+                f"max_step is {self.max_step:g} years: with the largest volatility, {largest:g}, the standard deviation of a "
+                f"step of the log-spot is {move:.2g}, above {LARGEST_MOVE}; use at most {(LARGEST_MOVE / largest) ** 2:.3g}"
             )
 
     def spots(self) -> Tensor:
-        """The one spot."""
+        """The spot, (1,)."""
         return self.parameters["spot"].reshape(1)
 
     def labels(self, name: str) -> list[str]:
@@ -90,15 +92,15 @@ class Dupire(Model):
         return super().labels(name)
 
     def axes(self) -> dict[str, tuple[tuple[str, list[float]], tuple[str, list[float]]]]:
-        """Names and values of rows and columns of the parameters that are grids."""
+        """Names and values of the rows and columns of grid parameters."""
         return {"volatilities": (("spot", self.grid_spots), ("time (years)", self.grid_times))}
 
     def steps(self, times: Sequence[float]) -> tuple[Tensor, list[int]]:
-        """(K + 1,) times of the steps, and the index of each date among them."""
+        """Times (K + 1,) of the steps, and the index of each date among them."""
         return _steps(tuple(times), self.max_step)
 
     def dimension(self, times: Sequence[float]) -> int:
-        """One a step."""
+        """One number per step."""
         return self.steps(times)[1][-1]
 
     def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
@@ -114,7 +116,7 @@ class Dupire(Model):
         }
 
     def local_volatilities(self, parameters: Parameters) -> Tensor:
-        """(spots, times): here parameters themselves."""
+        """Local volatilities (spots, times): here the parameters."""
         return parameters["volatilities"]
 
     def simulate(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
@@ -138,7 +140,7 @@ class Dupire(Model):
         return torch.stack([found[k - 1] for k in at])
 
 
-@lru_cache(maxsize=64)  # every mini-batch asks
+@lru_cache(maxsize=64)  # called for every mini-batch
 def _steps(times: tuple[float, ...], max_step: float) -> tuple[Tensor, list[int]]:
     found, at, before = [0.0], [], 0.0
     for time in times:
@@ -150,29 +152,29 @@ def _steps(times: tuple[float, ...], max_step: float) -> tuple[Tensor, list[int]
 
 
 class _Grid:
-    """Knots in log-spot, the inverse of their distances, and a table that finds a knot without a search."""
+    """Knots in log-spot, the inverse of their distances, and a table for finding a knot without a search."""
 
     def __init__(self, spots: Sequence[float]):
         self.knots = np.array(
             [float(number(s).log()) for s in spots]
-        )  # one by one, as a spot's: one on a knot is there to the bit
+        )  # same operation as for the spot, so that a spot on a knot is exact
         gaps = np.diff(self.knots)
         self.inverse = 1 / gaps
         cells = math.ceil((self.knots[-1] - self.knots[0]) / (0.999 * gaps.min()))
         if cells > MOST_CELLS:
-            raise MarketError(f"grid_spots has a gap 1/{cells} of its length in log-spot; the least is 1/{MOST_CELLS}")
+            raise MarketError(f"grid_spots has a gap of 1/{cells} of its length in log-spot; the minimum is 1/{MOST_CELLS}")
         self.per_cell = cells / (self.knots[-1] - self.knots[0])
         starts = self.knots[0] + (np.arange(cells) - 1e-9) / self.per_cell
         self.cells = np.clip(np.searchsorted(self.knots, starts, side="right") - 1, 0, len(self.knots) - 2)
 
     def slope(self, row: np.ndarray, x: float) -> float:
-        """Of what is linear between the knots; on a knot the mean of both sides, as a central bump finds it."""
+        """Slope of the linear interpolation; on a knot the mean of both sides, as a central difference gives."""
         slopes = np.concatenate([[0.0], np.diff(row) * self.inverse, [0.0]])
         left, right = (int(np.searchsorted(self.knots, x, side=side)) for side in ("left", "right"))
         return float(slopes[left] + slopes[right]) / 2
 
     def arrays(self) -> tuple[Any, ...]:
-        """As the loops take them."""
+        """Arguments of the loops."""
         return self.knots, self.inverse, self.cells, self.per_cell
 
 
@@ -204,7 +206,7 @@ class _Euler(torch.autograd.Function):
 
 
 def check_grid(spots: Sequence[float], times: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The grid as lists, positive and increasing."""
+    """The grid as lists; refuse values that are not positive and increasing."""
     found = []
     for name, values, least in (("grid_spots", spots, 2), ("grid_times", times, 1)):
         listed = [float(v) for v in values]
@@ -219,7 +221,7 @@ def check_grid(spots: Sequence[float], times: Sequence[float]) -> tuple[list[flo
 
 
 def check_volatilities(volatilities: Any, spots: Sequence[float], times: Sequence[float]) -> Tensor:
-    """(spots, times), finite and not negative."""
+    """Volatilities (spots, times) as a tensor; refuse negative and non-finite values."""
     found = torch.as_tensor(volatilities, dtype=torch.float64)
     if found.shape != (len(spots), len(times)):
         raise MarketError(f"volatilities is {tuple(found.shape)} on a grid of {len(spots)} spots x {len(times)} times")
@@ -233,7 +235,7 @@ def check_volatilities(volatilities: Any, spots: Sequence[float], times: Sequenc
 
 
 def _time_weights(when: Tensor, grid: Sequence[float]) -> Tensor:
-    """(steps, times) weights of linear interpolation, flat outside."""
+    """Weights (steps, times) of linear interpolation, flat outside."""
     at = torch.tensor(grid, dtype=torch.float64)
     if len(grid) == 1:
         return torch.ones(len(when), 1, dtype=torch.float64)

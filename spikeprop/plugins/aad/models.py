@@ -1,10 +1,10 @@
-"""Models: parameters, what is prepared once, and the paths that follow from normal numbers.
+"""Models: parameters, a preparation, and paths computed from normal numbers.
 
-A model works in two parts, and the mark between them is what makes the adjoint of a simulation cheap. ``prepare`` turns
-parameters into what the paths read (interpolated volatilities, discount factors, Cholesky factors), once, on the tape;
-``simulate`` makes a mini-batch of paths from it. The adjoints of a batch are taken back to the mark only; from there one
-linear sweep leads to the parameters. Black-Scholes and Bachelier step exactly from date to date. Time is in years, rates
-are continuous, numbers are float64.
+A model has two parts, which makes the adjoint of a simulation cheap. ``prepare`` computes from the parameters the values that the
+paths use (interpolated volatilities, discount factors, Cholesky factors), once, on the tape; its output is the mark. ``simulate``
+computes a mini-batch of paths from the mark. The adjoints of a batch are propagated back to the mark only; one linear sweep then
+leads from the mark to the parameters. Black-Scholes and Bachelier step exactly from date to date. Time is in years, rates are
+continuous, numbers are float64.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Prepared = dict[str, Tensor]
 
 
 class Model(ABC):
-    """A model of one asset or several.
+    """A model of one or several assets.
 
     Attributes:
-        parameters: by name, float64; ``risk`` gives the sensitivity to every one of their numbers.
-        assets: how many.
+        parameters: by name, float64; ``risk`` computes the sensitivity to each of their numbers.
+        assets: number of assets.
     """
 
     parameters: dict[str, Tensor]
@@ -35,23 +35,23 @@ class Model(ABC):
 
     @abstractmethod
     def dimension(self, times: Sequence[float]) -> int:
-        """Normal numbers that a path observed at ``times`` needs."""
+        """Normal numbers per path observed at ``times``."""
 
     @abstractmethod
     def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
-        """What paths read, differentiable by ``parameters``; holds "discounts" of shape (dates,)."""
+        """The mark: values used by the paths, differentiable by ``parameters``; contains "discounts" of shape (dates,)."""
 
     @abstractmethod
     def simulate(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
-        """(paths, dates), with several assets (paths, dates, assets), of ``normals`` (dimension, paths); differentiable by
-        ``prepared``."""
+        """Prices (paths, dates), for several assets (paths, dates, assets), from ``normals`` (dimension, paths); differentiable
+        by ``prepared``."""
 
     @abstractmethod
     def spots(self) -> Tensor:
-        """(assets,) prices of today."""
+        """Present prices (assets,)."""
 
     def labels(self, name: str) -> list[str]:
-        """What each number of a parameter is."""
+        """A description of each number of a parameter."""
         return [name] if self.parameters[name].numel() == 1 else [f"{name} {i}" for i in range(self.parameters[name].numel())]
 
 
@@ -60,11 +60,11 @@ class BlackScholes(Model):
 
     Args:
         spot: positive.
-        volatility: a year's, not negative.
-        rate, dividend: continuous, a year's.
+        volatility: per square root of a year, not negative.
+        rate, dividend: continuous, per year.
 
     Raises:
-        MarketError: a value outside its bound.
+        MarketError: a value is out of bounds.
     """
 
     def __init__(self, *, spot: float, volatility: float, rate: float = 0.0, dividend: float = 0.0):
@@ -78,11 +78,11 @@ class BlackScholes(Model):
         }
 
     def spots(self) -> Tensor:
-        """The one spot."""
+        """The spot, (1,)."""
         return self.parameters["spot"].reshape(1)
 
     def dimension(self, times: Sequence[float]) -> int:
-        """One a date."""
+        """One number per date."""
         return len(times)
 
     def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
@@ -103,17 +103,16 @@ class BlackScholes(Model):
 
 
 class Bachelier(Model):
-    """Correlated assets in absolute moves: dS_i = volatility_i dW_i; forwards, so they have no drift, and ``rate`` only
-    discounts.
+    """Correlated assets with dS_i = volatility_i dW_i. The assets are forwards, so they have no drift; ``rate`` only discounts.
 
     Args:
-        spots: (n,) prices of today.
-        volatilities: (n,) in units of price a square root of a year.
-        correlations: (n, n), or one number for all pairs.
+        spots: (n,) present prices.
+        volatilities: (n,) in units of price per square root of a year.
+        correlations: (n, n) matrix, or one number for all pairs.
         rate: continuous.
 
     Raises:
-        MarketError: a value outside its bound, or correlations that no assets can have.
+        MarketError: a value is out of bounds, or the correlations are not positive definite.
     """
 
     def __init__(
@@ -142,27 +141,27 @@ class Bachelier(Model):
             raise MarketError(f"correlations has the eigenvalue {least:.3g}; all of them must be positive")
 
     def matrix(self, pairs: Tensor) -> Tensor:
-        """(n, n) correlation matrix of its entries below the diagonal."""
+        """Correlation matrix (n, n) from its entries below the diagonal."""
         lower = torch.tril_indices(self.assets, self.assets, -1)
         half = torch.zeros(self.assets, self.assets, dtype=pairs.dtype).index_put((lower[0], lower[1]), pairs)
         return half + half.T + torch.eye(self.assets, dtype=pairs.dtype)
 
     def spots(self) -> Tensor:
-        """(n,) prices of today."""
+        """Present prices (n,)."""
         return self.parameters["spots"]
 
     def labels(self, name: str) -> list[str]:
-        """Correlations by pair."""
+        """Labels; correlations by pair."""
         if name == "correlations":
             return [f"correlation {i}, {j}" for i in range(self.assets) for j in range(i)]
         return super().labels(name)
 
     def dimension(self, times: Sequence[float]) -> int:
-        """One a date and asset."""
+        """One number per date and asset."""
         return len(times) * self.assets
 
     def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
-        """The Cholesky factor of a year's covariance."""
+        """The Cholesky factor of the covariance per year."""
         factor = torch.linalg.cholesky(self.matrix(parameters["correlations"]))
         return {
             "spots": parameters["spots"] + 0.0,
@@ -171,14 +170,14 @@ class Bachelier(Model):
         }
 
     def simulate(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
-        """Exact: sums of normal moves."""
+        """Exact: cumulative sums of normal increments."""
         z = normals.reshape(len(times), self.assets, -1) * intervals(times).sqrt()[:, None, None]
         moves = (prepared["factor"] @ z).cumsum(0)
         return (prepared["spots"][:, None] + moves).permute(2, 0, 1)
 
 
 def _pairs(correlations: float | Sequence[Sequence[float]] | Tensor, assets: int) -> Tensor:
-    """(n, n) tensor, checked."""
+    """Correlations as a checked (n, n) tensor."""
     if isinstance(correlations, int | float):
         return torch.full((assets, assets), float(correlations), dtype=torch.float64).fill_diagonal_(1.0)
     matrix = torch.as_tensor(correlations, dtype=torch.float64)
@@ -190,13 +189,13 @@ def _pairs(correlations: float | Sequence[Sequence[float]] | Tensor, assets: int
 
 
 def intervals(times: Sequence[float]) -> Tensor:
-    """Years from date to date, the first from today."""
+    """Years between consecutive dates, the first from today."""
     found = torch.as_tensor(times, dtype=torch.float64)
     return found.diff(prepend=torch.zeros(1, dtype=torch.float64))
 
 
 def discounts(rate: Tensor, times: Sequence[float]) -> Tensor:
-    """(dates,) discount factors exp(-rate t)."""
+    """Discount factors exp(-rate t), (dates,)."""
     return (-rate * torch.as_tensor(times, dtype=torch.float64)).exp()
 
 
@@ -206,6 +205,6 @@ def number(value: float) -> Tensor:
 
 
 def at_least(name: str, value: float, bound: float, *, strict: bool = False) -> None:
-    """MarketError unless a value is finite and at least (or above) a bound."""
+    """Raise MarketError unless a value is finite and at least (with ``strict``: above) a bound."""
     if not math.isfinite(value) or value < bound or (strict and value == bound):
         raise MarketError(f"{name} is {value:g}; it must be {'above' if strict else 'at least'} {bound:g}")

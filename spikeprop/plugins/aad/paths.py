@@ -1,8 +1,8 @@
-"""``PseudoRandom`` and ``Sobol``: how many paths, and the normal numbers of any of them without those before (skip-ahead).
+"""``PseudoRandom`` and ``Sobol``: sources of paths; a path does not require the numbers of earlier paths (skip-ahead).
 
-Paths come in groups that are independent of each other: the spread of their means is the standard error, of the price and
-of every sensitivity alike, without keeping anything by path. A group of pseudo-random paths is a mini-batch; one of Sobol
-paths is a scrambling of its own (Owen 1995), since points of one sequence are not independent.
+Paths are divided into independent groups. The variance of the groups' means gives the standard errors of the price and of every
+sensitivity, without storing anything by path. A group of pseudo-random paths is a mini-batch; a group of Sobol paths has its own
+scrambling (Owen 1995), because points of one sequence are not independent.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Batch:
     """Paths that are simulated together.
 
     Attributes:
-        group: whose mean they belong to.
-        first, count: which paths of the source's (Sobol: of the group's) sequence.
+        group: number of the group.
+        first, count: range in the sequence of the source (Sobol: of the group).
     """
 
     group: int
@@ -43,8 +43,8 @@ class Paths(ABC):
     """A source of paths.
 
     Attributes:
-        paths: how many.
-        seed: of the numbers.
+        paths: number of paths.
+        seed: seed of the random numbers.
     """
 
     paths: int
@@ -52,11 +52,11 @@ class Paths(ABC):
 
     @abstractmethod
     def batches(self, size: int) -> Iterator[Batch]:
-        """All paths in mini-batches of at most ``size``, group after group."""
+        """All paths in mini-batches of at most ``size`` paths, group after group."""
 
     @abstractmethod
     def normals(self, batch: Batch, dimension: int) -> Tensor:
-        """(dimension, batch.count) standard normal numbers, float64; the same for the same batch whatever was drawn before."""
+        """Standard normal numbers (dimension, batch.count), float64; they depend only on the batch, not on earlier draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class PseudoRandom(Paths):
 
     Attributes:
         paths: at least 2.
-        seed: of the numbers, a whole number of 63 bits.
-        groups: least number of groups; more where mini-batches are smaller.
+        seed: seed of the random numbers, 63 bits.
+        groups: minimum number of groups; larger if mini-batches are smaller.
     """
 
     groups: int = 64
@@ -76,13 +76,13 @@ class PseudoRandom(Paths):
             raise MarketError(f"groups is {self.groups} and paths is {self.paths}; a standard error needs at least 2 of each")
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Each batch is a group."""
+        """Mini-batches; each is a group."""
         groups = max(min(self.groups, self.paths), -(-self.paths // size))
-        for group, (first, count) in enumerate(_shares(self.paths, groups)):
+        for group, (first, count) in enumerate(_ranges(self.paths, groups)):
             yield Batch(group, first, count)
 
     def normals(self, batch: Batch, dimension: int) -> Tensor:
-        """(dimension, batch.count) independent normals."""
+        """Independent normal numbers (dimension, batch.count)."""
         out = np.empty((dimension, batch.count))
         philox_normals(mix_seed(self.seed), batch.first, out)
         return torch.from_numpy(out)
@@ -93,33 +93,35 @@ class Sobol(Paths):
     """Quasi-random paths: Sobol points (Joe & Kuo 2008, as torch has them), scrambled.
 
     Attributes:
-        paths: of all scramblings together; a power of two for each is best.
-        seed: of the scramblings.
-        scramblings: independent ones; the standard errors are of their means.
+        paths: number of paths of all scramblings together; a power of two per scrambling is best.
+        seed: seed of the scramblings.
+        scramblings: number of independent scramblings, from whose means the standard errors are computed.
     """
 
     scramblings: int = 16
 
     def __post_init__(self) -> None:
         if self.scramblings < 2 or self.paths < self.scramblings:
-            raise MarketError(f"scramblings is {self.scramblings} of {self.paths} paths; give at least 2, with a path each")
+            raise MarketError(
+                f"scramblings is {self.scramblings} and paths is {self.paths}; give at least 2 scramblings, with a path each"
+            )
         if self.paths > SOBOL_POINTS * self.scramblings:
             raise MarketError(f"paths is {self.paths}; {self.scramblings} Sobol sequences of 30 bits have 2^30 points each")
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Scrambling after scrambling."""
-        for group, (_, paths) in enumerate(_shares(self.paths, self.scramblings)):
+        """Mini-batches, scrambling after scrambling."""
+        for group, (_, paths) in enumerate(_ranges(self.paths, self.scramblings)):
             for first in range(0, paths, size):
                 yield Batch(group, first, min(size, paths - first))
 
     def normals(self, batch: Batch, dimension: int) -> Tensor:
-        """(dimension, batch.count) normals of consecutive points.
+        """Normal numbers (dimension, batch.count) of consecutive points.
 
         Raises:
-            MarketError: more dimensions than there are direction numbers for.
+            MarketError: more dimensions than available direction numbers.
         """
         if dimension > SOBOL_DIMENSIONS:
-            raise MarketError(f"the product needs {dimension} numbers a path; Sobol points have at most {SOBOL_DIMENSIONS}")
+            raise MarketError(f"the product needs {dimension} numbers per path; Sobol points have at most {SOBOL_DIMENSIONS}")
         out = np.empty((dimension, batch.count))
         directions, shift = _scrambling(mix_seed(self.seed, batch.group), dimension)
         sobol_normals(directions, shift, batch.first, out)
@@ -128,12 +130,12 @@ class Sobol(Paths):
 
 @lru_cache(maxsize=64)
 def _scrambling(seed: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
-    """(dimension, 30) direction numbers and (dimension,) first point of a scrambled sequence, from torch's engine."""
+    """Direction numbers (dimension, 30) and first point (dimension,) of a scrambled sequence, from torch's engine."""
     engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
     return engine.sobolstate.numpy().copy(), engine.quasi.numpy().copy()
 
 
-def _shares(total: int, groups: int) -> Iterator[tuple[int, int]]:
+def _ranges(total: int, groups: int) -> Iterator[tuple[int, int]]:
     """(first, count) of each group; counts differ by at most one."""
     for group in range(groups):
         first = group * total // groups

@@ -1,9 +1,9 @@
-"""Products: dates and a payoff, a plain function of prices; what jumps is smoothed, or it would have no pathwise derivative.
+"""Products: dates and a payoff as a function of prices; jumps are smoothed, because a jump has no pathwise derivative.
 
-A digital event (a barrier hit, a trigger reached) is one or zero, and its derivative zero almost everywhere, so the adjoint
-of a hard barrier misses the risk of crossing it. Smoothed, the event happens in part within ``width`` of the level: a
-product of clamp((level + width - spot) / (2 width), 0, 1), which is exact outside and differentiable (Savine, Modern
-Computational Finance, 2018).
+The indicator of a digital event (a barrier or a trigger is reached) has a derivative of zero almost everywhere, so the adjoint
+of a hard barrier misses the risk of crossing it. Smoothed, the event happens partially within ``width`` of the level: a product
+of clamp((level + width - spot) / (2 width), 0, 1), which is exact outside and differentiable (Savine, Modern Computational
+Finance, 2018).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spikeprop.plugins.aad.models import Model, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class Product(ABC):
-    """A payoff on prices at dates."""
+    """A payoff that depends on prices at dates."""
 
     @property
     @abstractmethod
@@ -34,10 +34,10 @@ class Product(ABC):
 
     @abstractmethod
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
-        """(paths,) discounted payoffs of (paths, dates[, assets]) prices and (dates,) discount factors."""
+        """Discounted payoffs (paths,) for prices (paths, dates[, assets]) and discount factors (dates,)."""
 
     def check(self, model: Model) -> None:
-        """MarketError where the product makes no sense under the model."""
+        """Raise MarketError if the product does not fit the model."""
         for before, after in zip((0.0, *self.dates), self.dates):
             if not after > before:
                 raise MarketError(f"dates must be positive and increase, but {after:g} follows {before:g}")
@@ -50,9 +50,9 @@ class European(Product):
     """max(S - strike, 0) for a call, max(strike - S, 0) for a put.
 
     Attributes:
-        strike: not negative.
+        strike: strike price, not negative.
         maturity: years.
-        call: or a put.
+        call: True for a call, False for a put.
     """
 
     strike: float
@@ -68,24 +68,24 @@ class European(Product):
         return (self.maturity,)
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
-        """Discounted."""
+        """Discounted payoff."""
         return discounts[-1] * _vanilla(spots[:, -1], self.strike, self.call)
 
     def check(self, model: Model) -> None:
-        """For one asset."""
+        """Check dates, and that the model has one asset."""
         super().check(model)
         _one_asset(self, model)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpAndOut(Product):
-    """A European that is worthless once a price on a monitoring date is above the barrier (smoothed).
+    """A European option that becomes worthless if a price on a monitoring date is above the barrier (smoothed).
 
     Attributes:
         strike, maturity, call: of the European.
-        barrier: above the spot.
-        monitorings: equally spaced dates, the last of them the maturity.
-        width: half the zone in which it dies by part, in units of price.
+        barrier: level of the barrier, above the spot.
+        monitorings: number of equally spaced dates; the last is the maturity.
+        width: half-width of the smoothed zone, in units of price.
     """
 
     strike: float
@@ -106,12 +106,12 @@ class UpAndOut(Product):
         return evenly(self.maturity, self.monitorings)
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
-        """Discounted."""
+        """Discounted payoff."""
         alive, last = _Survival.apply(spots, self.barrier, self.width)
         return discounts[-1] * alive * _vanilla(last, self.strike, self.call)
 
     def check(self, model: Model) -> None:
-        """The spot must be below the zone in which the product dies."""
+        """Check dates, and that the spot is below the smoothed zone."""
         super().check(model)
         _one_asset(self, model)
         spot = float(model.spots()[0])
@@ -124,10 +124,10 @@ class UpAndOut(Product):
 
 @dataclass(frozen=True, kw_only=True)
 class Basket(Product):
-    """A European on a weighted sum of assets.
+    """A European option on a weighted sum of assets.
 
     Attributes:
-        weights: one an asset.
+        weights: one weight per asset.
         strike, maturity, call: of the European; the strike may be negative.
     """
 
@@ -142,13 +142,13 @@ class Basket(Product):
         return (self.maturity,)
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
-        """Discounted."""
+        """Discounted payoff."""
         last = spots[:, -1].reshape(len(spots), -1)
         basket = last @ torch.as_tensor(self.weights, dtype=spots.dtype)
         return discounts[-1] * _vanilla(basket, self.strike, self.call)
 
     def check(self, model: Model) -> None:
-        """A weight for each asset."""
+        """Check dates, and that there is a weight for each asset."""
         super().check(model)
         if len(self.weights) != model.assets:
             raise MarketError(f"weights has {len(self.weights)} numbers for {model.assets} assets")
@@ -156,18 +156,18 @@ class Basket(Product):
 
 @dataclass(frozen=True, kw_only=True)
 class Autocall(Product):
-    """A note that is redeemed early, with its coupons, on the first date on which the worst asset stands at the trigger or above.
+    """A note that is redeemed early, with its coupons, on the first date when the worst asset is at or above the trigger.
 
-    If it never does, the notional is paid at the end, less the loss of the worst asset where that ends below the protection.
+    Otherwise the notional is paid at maturity, reduced by the loss of the worst asset if that is below the protection.
 
     Attributes:
         maturity: years.
-        calls: equally spaced dates, the last of them the maturity.
+        calls: number of equally spaced call dates; the last is the maturity.
         trigger, protection: levels of the worst asset, relative to ``references``.
-        coupon: of each period, part of the notional.
-        references: a price an asset that performances refer to.
-        width: of the smoothing of both levels, relative to the reference.
-        notional: what is redeemed.
+        coupon: coupon per period, as a fraction of the notional.
+        references: reference price of each asset.
+        width: half-width of the smoothing of both levels, relative to the reference.
+        notional: the amount that is redeemed.
     """
 
     maturity: float
@@ -192,7 +192,7 @@ class Autocall(Product):
         return evenly(self.maturity, self.calls)
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
-        """Discounted."""
+        """Discounted payoff."""
         references = torch.as_tensor(self.references, dtype=spots.dtype)
         worst = (spots.reshape(*spots.shape[:2], -1) / references).amin(-1)
         called = above(worst, self.trigger, self.width)
@@ -204,7 +204,7 @@ class Autocall(Product):
         return self.notional * (early + waiting[:, -1] * at_end * discounts[-1])
 
     def check(self, model: Model) -> None:
-        """A reference for each asset."""
+        """Check dates, and that there is a reference for each asset."""
         super().check(model)
         if len(self.references) != model.assets:
             raise MarketError(f"references has {len(self.references)} numbers for {model.assets} assets")
@@ -212,11 +212,11 @@ class Autocall(Product):
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted(Product):
-    """Any payoff, as a function in PyTorch.
+    """Any payoff, given as a PyTorch function.
 
     Attributes:
-        observations: dates, years.
-        script: (paths, dates[, assets]) prices and (dates,) discount factors to (paths,) discounted payoffs.
+        observations: dates in years.
+        script: function from prices (paths, dates[, assets]) and discount factors (dates,) to discounted payoffs (paths,).
     """
 
     observations: Sequence[float]
@@ -224,14 +224,14 @@ class Scripted(Product):
 
     @property
     def dates(self) -> tuple[float, ...]:
-        """As given."""
+        """The observations."""
         return tuple(self.observations)
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
-        """What the script says.
+        """Result of the script.
 
         Raises:
-            MarketError: its answer has another shape than a number a path.
+            MarketError: the script does not return one number per path.
         """
         found = self.script(spots, discounts)
         if found.shape != spots.shape[:1]:
@@ -240,12 +240,12 @@ class Scripted(Product):
 
 
 def above(x: Tensor, level: float, width: float) -> Tensor:
-    """One where x is above level + width, zero below level - width, linear between."""
+    """Smoothed indicator: 1 for x above level + width, 0 below level - width, linear between."""
     return ((x - level + width) / (2 * width)).clamp(0, 1)
 
 
 def evenly(maturity: float, count: int) -> tuple[float, ...]:
-    """``count`` equally spaced dates that end at maturity."""
+    """``count`` equally spaced dates; the last is the maturity."""
     at_least("maturity", maturity, 0.0, strict=True)
     return tuple(maturity * (i + 1) / count for i in range(count))
 
@@ -256,14 +256,13 @@ def _vanilla(x: Tensor, strike: float, call: bool) -> Tensor:
 
 def _one_asset(product: Product, model: Model) -> None:
     if model.assets != 1:
-        raise MarketError(f"{type(product).__name__} is on one asset; the model has {model.assets}")
+        raise MarketError(f"{type(product).__name__} needs one asset; the model has {model.assets}")
 
 
 class _Survival(torch.autograd.Function):
-    """(paths, dates) prices to (paths,) probabilities of survival and last prices.
+    """Prices (paths, dates) to survival probabilities (paths,) and last prices (paths,).
 
-    In loops over paths, and with the last prices beside: torch's product and slice would each go through all of the memory
-    several times.
+    Fused loops over paths: torch's product and slice would each read the complete memory several times.
     """
 
     @staticmethod

@@ -1,5 +1,4 @@
-"""What ``price`` and ``risk`` return: numbers with their standard errors, tables of them, and the surface of
-local-volatility risk."""
+"""Results of ``price`` and ``risk``: numbers with standard errors, tables, and the surface of local-volatility risk."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.models import Model
-from spikeprop.runtime.files import write_atomically
+from spikeprop.plugins.pictures import new_figure, save_figure
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Estimate:
     """A mean over paths.
 
     Attributes:
-        value: of any shape.
-        standard_error: of the same.
+        value: mean, of any shape.
+        standard_error: standard error of the mean, of the same shape.
     """
 
     value: Tensor
@@ -30,12 +29,12 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """A value.
+    """A price.
 
     Attributes:
-        estimate: scalar.
-        paths: simulated.
-        seconds: that it took.
+        estimate: price with standard error, scalars.
+        paths: number of simulated paths.
+        seconds: computing time.
     """
 
     estimate: Estimate
@@ -49,17 +48,17 @@ class Price:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean."""
+        """Standard error of the mean."""
         return float(self.estimate.standard_error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Risk(Price):
-    """A value and its derivatives by all parameters.
+    """A price and its derivatives by all parameters.
 
     Attributes:
-        model: whose parameters they are.
-        sensitivities: by parameter, in its shape.
+        model: the model.
+        sensitivities: by parameter, in the shape of the parameter.
     """
 
     model: Model
@@ -67,11 +66,11 @@ class Risk(Price):
 
     @property
     def count(self) -> int:
-        """Sensitivities in all."""
+        """Number of sensitivities."""
         return sum(one.value.numel() for one in self.sensitivities.values())
 
     def table(self, largest: int | None = None) -> list[tuple[str, float, float]]:
-        """(what, sensitivity, standard error) of all parameters in order, or of the largest by size."""
+        """(description, sensitivity, standard error) of all parameters, or of the ``largest`` ones by absolute value."""
         rows = []
         for name, one in self.sensitivities.items():
             numbers = zip(one.value.reshape(-1).tolist(), one.standard_error.reshape(-1).tolist())
@@ -79,7 +78,7 @@ class Risk(Price):
         return rows if largest is None else sorted(rows, key=lambda row: -abs(row[1]))[:largest]
 
     def values(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """All numbers as JSON values."""
         return {
             "price": {"value": self.value, "standard_error": self.standard_error},
             "paths": self.paths,
@@ -90,27 +89,25 @@ class Risk(Price):
         }
 
     def draw(self, path: Path, name: str = "volatilities", title: str = "") -> None:
-        """The surface of a parameter on a grid of spots (or strikes) and times, as a PNG file; left for one point of volatility
-        (0.01), right in standard errors.
+        """Draw the risk of a grid parameter (spots or strikes, and times) to a PNG file: left for one point of volatility (0.01),
+        right in standard errors.
 
         Raises:
-            MarketError: the parameter is no grid.
+            MarketError: the parameter is not a grid.
         """
         axes = getattr(self.model, "axes", dict)().get(name)
         if axes is None:
-            raise MarketError(f"{name} of {type(self.model).__name__} is no grid of spots and times; nothing to draw")
+            raise MarketError(f"{name} of {type(self.model).__name__} is not a grid of spots and times, so it cannot be drawn")
         draw_surfaces(self.sensitivities[name], axes, path, title)
 
 
 def draw_surfaces(found: Estimate, axes: tuple[tuple[str, list[float]], tuple[str, list[float]]], path: Path, title: str) -> None:
-    """A surface in perspective and its significance as a map, of a (rows, columns) estimate."""
-    from matplotlib.figure import Figure
-
+    """Draw a (rows, columns) estimate as a surface, and its significance as a map."""
     (row_name, rows), (column_name, columns) = axes
     y, x = torch.meshgrid(torch.tensor(rows), torch.tensor(columns), indexing="ij")
     point = 0.01 * found.value
     bound = float(point.abs().max()) or 1.0
-    figure = Figure(figsize=(12.5, 5), layout="constrained")
+    figure = new_figure(12.5, 5)
     left: Any = figure.add_subplot(1, 2, 1, projection="3d")
     right = figure.add_subplot(1, 2, 2)
     left.plot_surface(
@@ -124,6 +121,6 @@ def draw_surfaces(found: Estimate, axes: tuple[tuple[str, list[float]], tuple[st
     drawn = right.pcolormesh(
         x.numpy(), y.numpy(), ratio.clamp(-10, 10).numpy(), cmap="coolwarm", vmin=-10, vmax=10, shading="nearest"
     )
-    figure.colorbar(drawn, ax=right, label="sensitivity / standard error, cut at 10")
-    right.set(xlabel=column_name, ylabel=row_name, title="how sure")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    figure.colorbar(drawn, ax=right, label="sensitivity / standard error, clipped at 10")
+    right.set(xlabel=column_name, ylabel=row_name, title="significance")
+    save_figure(figure, path, dpi=120)

@@ -1,16 +1,15 @@
-"""Differential machine learning: a network fitted to payoffs and to their pathwise derivatives at once (Huge & Savine 2020).
+"""Differential machine learning: a network trained on payoffs and on their pathwise derivatives (Huge & Savine 2020).
 
-``TwinNet`` has softplus layers and one output y; its twin walks back over the same weights, explicitly,
+``TwinNet`` has softplus layers and one output y; its twin computes the derivative explicitly with the same weights,
 
     b_L = w_L,   b_l = (b_{l+1} W_l^T) * sigmoid(z_l),   dy/dx = b_0
 
-so values and derivatives come of one graph, and training differentiates both. Inputs and labels are standardised; the loss is
+so values and derivatives are in one graph, and training differentiates both. Inputs and labels are standardised; the loss is
 
     alpha MSE(y) + beta mean_j MSE(lambda_j dy/dx_j),   alpha = 1 / (1 + n),   beta = n / (1 + n),   lambda_j = 1 / rms(dy/dx_j)
 
-Training can end in a network that is constant (it did in the authors' published notebook, at a peak rate of 0.1). Here that
-is found, as the share of the loss of the best constant that is left, and training begins anew with other weights and half
-the rate.
+Training can collapse to a constant network (it did in the authors' published notebook, at a peak rate of 0.1). This is detected
+by the ratio of the loss to that of the best constant; training then restarts with other weights and half the rate.
 """
 
 from __future__ import annotations
@@ -24,19 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import MarketError, TrainingCollapsed
+from spikeprop.plugins.aad.models import at_least
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import generator
 from spikeprop.runtime.signals import stop_if_requested
 
 
 class TwinNet(nn.Module):
-    """(batch, inputs) to (batch,), and the derivatives (batch, inputs) beside.
+    """A network from (batch, inputs) to values (batch,) and derivatives (batch, inputs).
 
     Args:
-        inputs: numbers of an example.
-        width, depth: of the hidden layers.
-        draws: of the first weights.
-        dtype: of weights and inputs.
+        inputs: number of inputs.
+        width, depth: width and number of hidden layers.
+        draws: random generator of the initial weights.
+        dtype: type of weights and inputs.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class TwinNet(nn.Module):
 
 @dataclass(frozen=True)
 class Examples:
-    """Labels of a simulation.
+    """Training examples from a simulation.
 
     Attributes:
-        x: (n, inputs).
-        y: (n,) payoffs.
-        dydx: (n, inputs) their pathwise derivatives.
+        x: inputs (n, inputs).
+        y: payoffs (n,).
+        dydx: pathwise derivatives (n, inputs) of the payoffs.
     """
 
     x: Tensor
@@ -92,23 +92,23 @@ class Examples:
         for name in ("x", "y", "dydx"):
             if not bool(getattr(self, name).isfinite().all()):
                 raise MarketError(
-                    f"{name} of the examples holds a number that is not finite; labels must be smooth payoffs' derivatives"
+                    f"{name} of the examples contains a number that is not finite; payoffs must be differentiable along paths"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwinTraining:
-    """How twin nets are trained; the defaults are those of the authors' notebooks.
+    """Training settings of twin networks; the defaults are those of the authors' notebooks.
 
     Attributes:
         epochs: passes over the examples.
-        batches: an epoch, of at least ``least_batch`` examples.
-        least_batch: see ``batches``.
-        knots, rates: the learning rate, linear between these parts of training.
-        width, depth: of the network.
-        balance: factor on the weight of derivatives against values; the authors' is 1, and then beta / alpha is n.
-        collapsed: share of a constant's loss above which a network counts as collapsed.
-        attempts: before giving up.
+        batches: mini-batches per epoch, each with at least ``least_batch`` examples.
+        least_batch: minimum size of a mini-batch.
+        knots, rates: piecewise linear learning rate over the fraction of training done.
+        width, depth: width and number of hidden layers.
+        balance: factor of beta / alpha, which is n for the authors' value of 1.
+        collapsed: ratio to the loss of the best constant above which a network counts as collapsed.
+        attempts: maximum number of trainings.
     """
 
     epochs: int = 100
@@ -124,22 +124,22 @@ class TwinTraining:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batches", "least_batch", "width", "depth", "attempts"):
-            if getattr(self, name) < 1:
-                raise MarketError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            at_least(name, getattr(self, name), 1)
         if len(self.knots) != len(self.rates) or list(self.knots) != sorted(self.knots) or min(self.rates) <= 0:
-            raise MarketError(f"knots {self.knots} and rates {self.rates}: give as many, knots increasing, rates above 0")
-        if not self.balance > 0:
-            raise MarketError(f"balance is {self.balance}; it must be above 0")
+            raise MarketError(
+                f"knots {self.knots} and rates {self.rates}: give the same number of each, knots increasing, rates above 0"
+            )
+        at_least("balance", self.balance, 0, strict=True)
         if not 0 < self.collapsed <= 1:
             raise MarketError(f"collapsed is {self.collapsed}; it must lie above 0 and be at most 1")
 
 
 class PriceSurrogate:
-    """A trained network in the units of its examples.
+    """A trained network in the units of its examples: a fast approximation of a price.
 
     Attributes:
-        restarts: how many trainings collapsed before this one.
-        unexplained: share of a constant's loss that is left.
+        restarts: number of collapsed trainings before this one.
+        unexplained: ratio of the loss to that of the best constant.
     """
 
     def __init__(self, net: TwinNet, scale: _Scale, restarts: int, unexplained: float):
@@ -147,7 +147,7 @@ class PriceSurrogate:
         self.restarts, self.unexplained = restarts, unexplained
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n,) values and (n, inputs) derivatives."""
+        """Values (n,) and derivatives (n, inputs)."""
         with torch.no_grad():
             y, slope = self._net.twin((x - self._scale.x_mean) / self._scale.x_std)
         return self._scale.y_mean + self._scale.y_std * y, slope * self._scale.y_std / self._scale.x_std
@@ -156,18 +156,18 @@ class PriceSurrogate:
 def fit_surrogate(
     examples: Examples, *, differential: bool, seed: int, training: TwinTraining | None = None, label: str | None = None
 ) -> PriceSurrogate:
-    """Train a network on values, or on values and derivatives; anew where it collapses.
+    """Train a network on values, or on values and derivatives; restart if it collapses.
 
     Args:
-        examples: simulated.
-        differential: whether derivatives are learnt too.
-        seed: of weights and order.
+        examples: simulated examples.
+        differential: train on derivatives too.
+        seed: seed of weights and order of examples.
         training: settings.
-        label: of the progress bar; without one nothing is shown.
+        label: text of the progress bar; None for no bar.
 
     Raises:
-        TrainingCollapsed: every attempt did.
-        MarketError: examples that are all the same.
+        TrainingCollapsed: every attempt collapsed.
+        MarketError: all examples are equal.
     """
     training = training or TwinTraining()
     scale = _Scale(examples)
@@ -178,31 +178,31 @@ def fit_surrogate(
         _train(net, scale, weight, training, 0.5**attempt, draws, label)
         with torch.no_grad():
             left = float(scale.loss(net, slice(None), weight) / scale.constant_loss(weight))
-        if left < training.collapsed:  # false where it is not a number
+        if left < training.collapsed:  # False for NaN
             return PriceSurrogate(net, scale, attempt, left)
     raise TrainingCollapsed(
-        f"the twin net left more than {training.collapsed} of a constant's loss (or a loss that is not a number) in each of "
-        f"{training.attempts} attempts; lower the rates, give more examples, or raise collapsed where the labels are that noisy"
+        f"in each of {training.attempts} attempts, the loss of the twin net was more than {training.collapsed} of that of the "
+        "best constant, or not a number; lower the rates, give more examples, or raise collapsed if the labels are very noisy"
     )
 
 
 class _Scale:
-    """Standardised examples, the units back, and the loss."""
+    """Standardised examples, their units, and the loss."""
 
     def __init__(self, examples: Examples):
         self.x_mean, self.x_std = examples.x.mean(0), examples.x.std(0)
         self.y_mean, self.y_std = examples.y.mean(), examples.y.std()
         for name, spread in (("x", self.x_std), ("y", self.y_std)):
             if not bool((spread > 0).all()):
-                raise MarketError(f"the standard deviation of {name} is 0 over the examples; there is nothing to learn from")
+                raise MarketError(f"the standard deviation of {name} is 0 over the examples; nothing can be learned from them")
         self.x = (examples.x - self.x_mean) / self.x_std
         self.y = (examples.y - self.y_mean) / self.y_std
         self.dydx = examples.dydx * self.x_std / self.y_std
         rms = self.dydx.square().mean(0).sqrt()
-        self.factor = torch.where(rms > 0, 1 / rms, torch.zeros_like(rms))  # an input without derivatives has nothing to teach
+        self.factor = torch.where(rms > 0, 1 / rms, torch.zeros_like(rms))  # an input with zero derivatives is ignored
 
     def loss(self, net: TwinNet, which: Tensor | slice, weight: float) -> Tensor:
-        """Of some examples; ``weight`` of the derivatives against that of values, 0 for values alone."""
+        """Loss of some examples; ``weight`` is the weight of derivatives relative to values, 0 for values only."""
         if not weight:
             return (net(self.x[which]) - self.y[which]).square().mean()
         y, slope = net.twin(self.x[which])
@@ -211,7 +211,7 @@ class _Scale:
         return (values + weight * slopes) / (1 + weight)
 
     def constant_loss(self, weight: float) -> Tensor:
-        """Of the best constant: the mean, with derivatives of zero."""
+        """Loss of the best constant: the mean, with zero derivatives."""
         return (self.y.square().mean() + weight * (self.dydx * self.factor).square().mean()) / (1 + weight)
 
 
@@ -230,7 +230,7 @@ def _train(
                 optimizer.zero_grad()
                 loss = scale.loss(net, which, weight)
                 if not bool(loss.isfinite()):
-                    return  # fit_surrogate sees it
+                    return  # detected by fit_surrogate
                 loss.backward()
                 optimizer.step()
             progress.update()

@@ -1,13 +1,13 @@
 """``relax``: the dynamics of Activation Relaxation on a graph of segments (Millidge et al. 2020, equation 5 and algorithm 1).
 
-Each segment's output h_s gets a variable x_s, that of the network's output is clamped to dL/dh. A sweep does, for every other s,
+Each segment's output h_s has a variable x_s; that of the network's output is fixed to dL/dh. A sweep updates every other s,
 
     x_s <- x_s - eta (x_s - sum over readers r of (dh_r/dh_s)^T x_r)
 
-whose fixed point is backprop's adjoint dL/dh_s. All at once from the old values (Jacobi), or from the output down with the new
-ones (Gauss-Seidel). From x = 0 a path of k hops to the output has contributed, after T sweeps, P(Bin(T, eta) >= k) of its share
-(Jacobi) or P(Bin(T + k - 1, eta) >= k) (Gauss-Seidel): each hop must succeed once. So T of about (k + 3 sqrt k)/eta serves a
-depth of k.
+with backprop's adjoint dL/dh_s as fixed point: either all from the old values (Jacobi), or from the output down with the new
+values (Gauss-Seidel). Starting from x = 0, a path of k hops to the output has contributed the fraction P(Bin(T, eta) >= k) of
+its final value after T sweeps (Jacobi), or P(Bin(T + k - 1, eta) >= k) (Gauss-Seidel), because each hop must succeed once.
+About T = (k + 3 sqrt k)/eta sweeps are therefore enough for a depth of k.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Vjp = Callable[[str, Tensor], list[Tensor | None]]
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Where the relaxation ended.
+    """Result of the relaxation.
 
     Attributes:
-        x: by segment.
+        x: final value of each segment's variable.
         residual: norm of the last sweep's (x - target) over that of the targets; 0 at the fixed point.
-        iterations: sweeps done.
+        iterations: number of sweeps.
     """
 
     x: dict[str, Tensor]
@@ -42,7 +42,7 @@ class Relaxed:
 
 
 def enough_sweeps(hops: int, step_size: float, sweep: Sweep) -> int:
-    """Sweeps after which a path of ``hops`` hops has all but about a thousandth of its share."""
+    """Sweeps after which a path of ``hops`` hops has contributed all but about a thousandth of its final value."""
     if step_size == 1.0:
         return max(1, hops if sweep == "jacobi" else 1)
     sweeps = math.ceil((hops + 3 * math.sqrt(hops)) / step_size)
@@ -64,15 +64,15 @@ def relax(
     """Relax the activations of all segments but the last.
 
     Args:
-        graph: segments.
-        vjp: (segment, cotangent of its output) to the cotangents of what it reads.
-        start: first value of each segment's variable.
-        clamped: dL/d output.
+        graph: segments of the network.
+        vjp: (segment, cotangent of its output) to the cotangents of its inputs.
+        start: initial value of each segment's variable.
+        clamped: dL/d output, constant.
         step_size: eta, in (0, 1].
-        sweeps: largest number, at least 1.
+        sweeps: maximum number, at least 1.
         sweep: "jacobi" or "gauss-seidel".
-        tolerance: stop once the residual is below it.
-        moved: the vector-Jacobian products at the present x, for the pass that is not frozen; made anew for each sweep.
+        tolerance: stop as soon as the residual is below it.
+        moved: makes the vector-Jacobian products at the present x, once per sweep; None for a frozen forward pass.
     """
     x = {**start, graph.output: clamped}
     step = _jacobi if sweep == "jacobi" else _gauss_seidel
@@ -81,7 +81,7 @@ def relax(
         before = x
         x, target = step(graph, vjp if moved is None else moved(x), before, step_size)
         done += 1
-        if tolerance is not None or done == sweeps:  # a norm over everything, so not for nothing
+        if tolerance is not None or done == sweeps:  # expensive: a norm over all variables
             residual = _residual(before, target)
             if tolerance is not None and float(residual) < tolerance:
                 break
@@ -89,10 +89,10 @@ def relax(
 
 
 def adjoints(graph: SegmentGraph, vjp: Vjp, clamped: Tensor) -> dict[str, Tensor]:
-    """The fixed point itself: backprop's dL/dh_s, last segment first."""
+    """The fixed point: backprop's dL/dh_s, last segment first."""
     found = {graph.output: clamped}
     for segment in reversed(graph.segments):
-        _add(found, segment.reads, vjp(segment.name, found[segment.name]))
+        _accumulate(found, segment.reads, vjp(segment.name, found[segment.name]))
     return found
 
 
@@ -100,7 +100,7 @@ def _jacobi(graph: SegmentGraph, vjp: Vjp, x: dict[str, Tensor], eta: float) -> 
     target: dict[str, Tensor] = {}
     for segment in graph.segments:
         if set(segment.reads) != {INPUT}:
-            _add(target, segment.reads, vjp(segment.name, x[segment.name]))
+            _accumulate(target, segment.reads, vjp(segment.name, x[segment.name]))
     moved = {name: torch.lerp(x[name], goal, eta) for name, goal in target.items()}
     return {**moved, graph.output: x[graph.output]}, target
 
@@ -112,11 +112,11 @@ def _gauss_seidel(graph: SegmentGraph, vjp: Vjp, x: dict[str, Tensor], eta: floa
         if segment.name != graph.output:
             new[segment.name] = torch.lerp(x[segment.name], target[segment.name], eta)
         if set(segment.reads) != {INPUT}:
-            _add(target, segment.reads, vjp(segment.name, new[segment.name]))
+            _accumulate(target, segment.reads, vjp(segment.name, new[segment.name]))
     return new, target
 
 
-def _add(into: dict[str, Tensor], names: tuple[str, ...], values: list[Tensor | None]) -> None:
+def _accumulate(into: dict[str, Tensor], names: tuple[str, ...], values: list[Tensor | None]) -> None:
     for name, value in zip(names, values):
         if value is not None:
             into[name] = into[name] + value if name in into else value

@@ -1,11 +1,11 @@
-"""``ActivationRelaxation``: Millidge, Tschantz, Seth and Buckley 2020, arXiv:2009.05359, and its relaxed forms.
+"""``ActivationRelaxation``: learning rule of Millidge, Tschantz, Seth and Buckley 2020, arXiv:2009.05359, with its relaxed forms.
 
-After one forward pass, which is frozen, activations relax to backprop's adjoints (``relax``); then each segment's parameters take
-(dh/dtheta)^T x, which needs nothing but that segment. Relaxed forms: backward weights of their own, learnt by the same updates as
-the forward ones or left as they came (feedback alignment); the derivative of non-linearities left out of the relaxation or
-altogether; the pass not frozen. Ours differs from the authors' code in three points: biases have gradients and count in the
-derivative; the loss is a mean over the batch (what relaxes is that of the sum); sweeps are Jacobi's by default, as in their
-numerical test, where their training sweeps down.
+After one forward pass, which is kept fixed, activations relax to backprop's adjoints (``relax``); then each segment's
+parameters get (dh/dtheta)^T x, which uses only that segment. Relaxed forms: separate backward weights, learnt by the same
+updates as the forward weights or fixed (feedback alignment); no derivative of non-linearities in the relaxation, or nowhere;
+Jacobians recomputed during the relaxation. Differences from the authors' code: biases have gradients and count in the
+derivative; the loss is a mean over the batch (the relaxation uses the sum); sweeps are Jacobi by default, as in their numerical
+test, while their training sweeps down.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import INPUT, SegmentGraph, SegmentPass, segment_graph
-from spikeprop.plugins.activation_relaxation.faces import Faces
+from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides
 from spikeprop.plugins.activation_relaxation.relax import Relaxed, adjoints, enough_sweeps, relax
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -31,22 +31,23 @@ CHANGING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationRelaxation(LearningRule):
-    """Gradients by relaxing activations.
+    """Gradients computed by relaxing activations.
 
     Attributes:
         loss: any loss of scores and labels.
         step_size: eta of the relaxation, in (0, 1].
-        iterations: sweeps (the largest number, with ``tolerance``); null: enough for the network's depth, (k + 3 sqrt k)/eta.
-        tolerance: stop once the relative residual is below this; null: do all sweeps.
-        sweep: all segments at once, or from the output down.
-        start: where activations start: as the forward pass left them (the paper), or at zero.
-        backward_weights: "symmetric" (W^T), "learnt" or "fixed" weights of their own for linear layers and convolutions.
-        backward_std: of those at first (the authors' 0.05); null: that of each forward weight.
-        drop_derivative: of non-linearities, "never", in the "relaxation" (the authors' MLP) or "always" (their CNN).
-        frozen: keep the Jacobians of the forward pass; otherwise take them at the present activations, whose network must
-            have neither batch-norm nor dropout.
-        cuts: None for a segment for each layer; or as in ``segment_graph``.
-        measure_angle: tell the angle in degrees between the gradient and backprop's, by segment and over all.
+        iterations: number of sweeps (the maximum, with ``tolerance``); null: (k + 3 sqrt k)/eta for a network of depth k.
+        tolerance: stop as soon as the relative residual is below it; null: do all sweeps.
+        sweep: "jacobi" updates all segments from the old values, "gauss-seidel" from the output down with the new values.
+        start: initial values: "activation", those of the forward pass (the paper), or "zero".
+        backward_weights: "symmetric" (W^T), or separate "learnt" or "fixed" weights for linear layers and convolutions.
+        backward_std: initial standard deviation of separate weights (the authors' 0.05); null: that of each forward weight.
+        drop_derivative: omit the derivative of non-linearities "never", in the "relaxation" (the authors' MLP) or "always"
+            (their CNN).
+        frozen: use the Jacobians of the forward pass; otherwise recompute them at the present activations, which requires a
+            network without batch-norm and dropout.
+        cuts: null for one segment per layer; otherwise as in ``segment_graph``.
+        measure_angle: report the angle in degrees between the gradient and backprop's, by segment and overall.
     """
 
     loss: Loss = field(default_factory=CrossEntropy)
@@ -73,10 +74,10 @@ class ActivationRelaxation(LearningRule):
         for name in ("tolerance", "backward_std"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it is positive, or null")
+                raise ValueError(f"{name} is {value}; it must be positive, or null")
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
-        """Cut the network, and draw its backward weights where it has such."""
+        """Cut the network, and draw separate backward weights if the rule has any."""
         self.graph(model)
         if self.backward_weights == "symmetric":
             return
@@ -94,31 +95,33 @@ class ActivationRelaxation(LearningRule):
         return self._graphs[model]
 
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        graph, faces = self.graph(model), self._faces(model)
-        run = SegmentPass(graph, x, faces if self._needs_faces() else None)
+        graph, overrides = self.graph(model), self._overrides(model)
+        run = SegmentPass(graph, x, overrides if self._needs_overrides() else None)
         scores = run.output.detach().requires_grad_()
         loss = self.loss(scores, y)
         (clamped,) = torch.autograd.grad(loss, scores)
-        relaxed = self._relax(graph, run, faces, len(x) * clamped)  # a sum over the batch, so that x is of the activations' size
-        faces.skip_activations, faces.weights = self.drop_derivative == "always", True
+        relaxed = self._relax(
+            graph, run, overrides, len(x) * clamped
+        )  # a sum over the batch, so that x has the scale of the activations
+        overrides.skip_activations, overrides.weights = self.drop_derivative == "always", True
         for segment in graph.segments:
             run.add_parameter_gradients(segment.name, relaxed.x[segment.name] / len(x))
         if self.backward_weights == "learnt":
             self._learn_backward_weights(model)
-        told = {"residual": relaxed.residual, "iterations": torch.tensor(float(relaxed.iterations))}
+        metrics = {"residual": relaxed.residual, "iterations": torch.tensor(float(relaxed.iterations))}
         if self.measure_angle:
-            told |= self._angles(graph, run, faces, clamped)
-        return {"loss": loss.detach(), "scores": run.output, **told}
+            metrics |= self._angles(graph, run, overrides, clamped)
+        return {"loss": loss.detach(), "scores": run.output, **metrics}
 
-    def _relax(self, graph: SegmentGraph, run: SegmentPass, faces: Faces, clamped: Tensor) -> Relaxed:
-        faces.exact, faces.skip_activations, faces.weights = False, self.drop_derivative != "never", False
+    def _relax(self, graph: SegmentGraph, run: SegmentPass, overrides: BackwardOverrides, clamped: Tensor) -> Relaxed:
+        overrides.exact, overrides.skip_activations, overrides.weights = False, self.drop_derivative != "never", False
         start = {s.name: run.values[s.name] for s in graph.segments}
         if self.start == "zero":
             start = {name: torch.zeros_like(value) for name, value in start.items()}
         sweeps = self.iterations or enough_sweeps(max(graph.hops().values()), self.step_size, self.sweep)
 
         def moved(x: Mapping[str, Tensor]) -> Callable[[str, Tensor], list[Tensor | None]]:
-            return SegmentPass(graph, run.values[INPUT], faces if self._needs_faces() else None, at=x).vjp
+            return SegmentPass(graph, run.values[INPUT], overrides if self._needs_overrides() else None, at=x).vjp
 
         return relax(
             graph,
@@ -132,26 +135,26 @@ class ActivationRelaxation(LearningRule):
             moved=None if self.frozen else moved,
         )
 
-    def _needs_faces(self) -> bool:
+    def _needs_overrides(self) -> bool:
         return self.backward_weights != "symmetric" or self.drop_derivative != "never"
 
-    def _faces(self, model: nn.Module) -> Faces:
+    def _overrides(self, model: nn.Module) -> BackwardOverrides:
         if self.backward_weights == "symmetric":
-            return Faces({})
+            return BackwardOverrides({})
         if not self.own:
-            raise ValueError("the backward weights have not been made: call rule.prepare(model, x) before training")
+            raise ValueError("the backward weights do not exist yet: call rule.prepare(model, x) before training")
         held = {id(w): self.own[name.replace(".", "/")][0] for name, w in _products(model).items()}  # type: ignore[index]
-        return Faces(held, activations=self.drop_derivative != "never")
+        return BackwardOverrides(held, activations=self.drop_derivative != "never")
 
     def _learn_backward_weights(self, model: nn.Module) -> None:
-        """The same update as the forward weight's: dB = dW^T, kept in the shape of W."""
+        """The same update as for the forward weight: dB = dW^T, stored in the shape of W."""
         for name, weight in _products(model).items():
             (held,) = self.own[name.replace(".", "/")].parameters()
             held.grad = None if weight.grad is None else weight.grad.clone()
 
-    def _angles(self, graph: SegmentGraph, run: SegmentPass, faces: Faces, clamped: Tensor) -> dict[str, Tensor]:
-        """Degrees between ``.grad`` as it stands and backprop's gradient of the same pass."""
-        faces.exact, faces.skip_activations = True, False
+    def _angles(self, graph: SegmentGraph, run: SegmentPass, overrides: BackwardOverrides, clamped: Tensor) -> dict[str, Tensor]:
+        """Degrees between ``.grad`` and backprop's gradient of the same forward pass."""
+        overrides.exact, overrides.skip_activations = True, False
         ours = {s.name: [None if p.grad is None else p.grad for p in s.parameters()] for s in graph.segments}
         true = adjoints(graph, run.vjp, clamped)
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -160,13 +163,13 @@ class ActivationRelaxation(LearningRule):
             both = [(a, b) for a, b in zip(ours[segment.name], exact) if a is not None and b is not None]
             if both:
                 pairs[segment.name] = (torch.cat([a.flatten() for a, _ in both]), torch.cat([b.flatten() for _, b in both]))
-        told = {f"angle.{name}": _degrees(a, b) for name, (a, b) in pairs.items()}
-        whole = _degrees(torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
-        return {"angle": whole, **told}
+        angles = {f"angle.{name}": _degrees(a, b) for name, (a, b) in pairs.items()}
+        overall = _degrees(torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
+        return {"angle": overall, **angles}
 
 
 def _products(model: nn.Module) -> dict[str, Tensor]:
-    """Weights by the name of their module."""
+    """Weights of linear layers and convolutions, by module name."""
     return {name: m.weight for name, m in model.named_modules() if isinstance(m, PRODUCTS)}
 
 
@@ -174,8 +177,8 @@ def _refuse_changing(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, CHANGING) and getattr(module, "p", 1) != 0:
             raise SegmentError(
-                f"{name} is {type(module).__name__}, which answers differently each time it runs, and a pass that is not frozen "
-                "runs it once a sweep: use frozen: true, or a network without it"
+                f"{name} is {type(module).__name__}, whose output changes each time it runs, and with frozen: false it runs once "
+                "per sweep: use frozen: true, or a network without it"
             )
 
 

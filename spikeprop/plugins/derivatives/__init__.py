@@ -1,6 +1,9 @@
-"""Derivatives as cards: each derived twice, typeset and evaluated from one source; an MLP's gradients from them alone.
+"""Derivative cards: each operation's derivative is derived twice, and is typeset and evaluated from one source.
 
-``CARDS`` holds them by name; ``mlp_gradients`` uses them; ``spikeprop.plugins.explain`` shows them beside a network's numbers.
+``CARDS`` has the cards by name; ``mlp_gradients`` computes the gradients of an MLP, dL/dW = z_bar^T x and dL/dx = z_bar W layer
+by layer, from the cards alone; ``spikeprop.plugins.explain`` shows them beside the numbers of a network. Sources: P. David,
+"All the backpropagation derivatives"; Roberts & Roberts 2020 (QR); Rathi et al. 2020 (spiking neurons). Cards fill no slot of a
+recipe.
 """
 
 from spikeprop.plugins.derivatives import elementwise, layers, losses, spiking

@@ -23,12 +23,12 @@ _LOCAL = re.compile(r"^d\((?P<out>\w+), (?P<over>\w+)\)$")
 
 @dataclass(frozen=True)
 class Equation:
-    """One line of a derivation.
+    """One line of a derivation: a quantity and the expression that it equals.
 
     Attributes:
-        of: what it is about: "z_bar", entries "x_bar[n, i]", or the elementwise derivative "d(a, z)".
-        text: what that equals, as ``Formula`` has it.
-        why: a few words.
+        of: left-hand side: "z_bar", entries "x_bar[n, i]", or the elementwise derivative "d(a, z)".
+        text: right-hand side, in the syntax of ``Formula``.
+        why: a short reason.
     """
 
     of: str
@@ -37,7 +37,7 @@ class Equation:
 
     @property
     def name(self) -> str:
-        """The quantity's name among the truth's."""
+        """Name of the quantity in ``Card.truth``."""
         found = _LEFT.match(self.of)
         return found["name"] if found else self.of
 
@@ -49,7 +49,7 @@ class Equation:
         return Formula(self.text, tuple(part.strip() for part in listed.split(",") if part.strip()))
 
     def latex(self) -> str:
-        """The line typeset."""
+        """The line in LaTeX."""
         return f"{self._left()} = {self.formula.latex()}"
 
     def _left(self) -> str:
@@ -71,17 +71,18 @@ class Card:
 
     Attributes:
         key: short name.
-        title: for people.
-        about: a sentence or two.
-        symbols: what each letter is.
+        title: displayed name.
+        about: one or two sentences.
+        symbols: meaning of each symbol.
         forward: lines that compute the output.
         direct: lines that derive the cotangents from the definition.
-        chain: lines that derive them link by link; of each cotangent the last one is the closed form.
-        example: inputs of the operation, and the cotangents of its outputs, from a generator; float64.
-        wanted: inputs that the derivative is taken with respect to.
-        operation: the operation in torch: from the inputs to all further quantities.
-        outputs: which of those the cotangents belong to; ("L",) for a loss.
-        source: where it stands.
+        chain: lines that derive them by the chain rule; the last line of each cotangent is its closed form.
+        example: random inputs of the operation and cotangents of its outputs; float64.
+        wanted: inputs to differentiate by.
+        operation: the operation in torch, from the inputs to all other quantities.
+        outputs: the quantities with given cotangents; ("L",) for a loss.
+        source: reference.
+        more_truth: computes further quantities from the known ones.
     """
 
     key: str
@@ -99,7 +100,7 @@ class Card:
     more_truth: Callable[[Tensors], Tensors] = field(default=lambda known: {})
 
     def truth(self, inputs: Tensors) -> Tensors:
-        """Every quantity for these inputs, cotangents and elementwise derivatives from autograd."""
+        """All quantities for these inputs; cotangents and elementwise derivatives come from autograd."""
         leaves = {name: t.clone().requires_grad_() if name in self.wanted else t for name, t in inputs.items()}
         with torch.enable_grad():
             found = {**leaves, **self.operation(leaves)}
@@ -113,18 +114,18 @@ class Card:
         return known | self.more_truth(known)
 
     def values(self, known: Tensors) -> list[tuple[Equation, Tensor]]:
-        """Every line with the value that it claims, given the true values of what it names."""
+        """Every line with the value of its right-hand side, given the true values of the quantities."""
         steps = (*self.forward, *self.direct, *self.chain)
         shapes = [tuple(known[step.name].shape) for step in steps]
         return [(step, step.formula.evaluate(known, shape).expand(shape)) for step, shape in zip(steps, shapes)]
 
     def evaluate(self, name: str, known: Tensors, shape: tuple[int, ...] = ()) -> Tensor:
-        """The closed form of a quantity: the last line about it, for whole tensors where there is such a line."""
+        """The closed form of a quantity: the last line about it, preferably one for complete tensors."""
         steps = [s for s in (*self.forward, *self.direct, *self.chain) if s.name == name]
         if not steps:
             raise KeyError(f"the card {self.key!r} has no line about {name!r}")
-        whole = [s for s in steps if not s.formula.indices]
-        return (whole or steps)[-1].formula.evaluate(known, shape)
+        complete = [s for s in steps if not s.formula.indices]
+        return (complete or steps)[-1].formula.evaluate(known, shape)
 
     def _locals(self) -> set[str]:
         return {s.of for s in (*self.forward, *self.direct, *self.chain) if _LOCAL.match(s.of)}
@@ -136,7 +137,7 @@ class Card:
         return torch.autograd.grad(found[match["out"]].sum(), found[match["over"]], retain_graph=True)[0]
 
     def describe(self) -> dict[str, object]:
-        """What a page shows: LaTeX and words."""
+        """The content for a page: LaTeX and texts."""
         lines = {
             name: [{"latex": step.latex(), "why": step.why, "formula": f"{step.of} = {step.text}"} for step in steps]
             for name, steps in (("statement", self.forward), ("direct", self.direct), ("chain", self.chain))

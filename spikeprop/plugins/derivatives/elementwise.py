@@ -1,4 +1,4 @@
-"""Cards of affine maps and products of matrices, of functions that act entry by entry, of sums, fan-outs and rearrangements."""
+"""Cards of affine maps, matrix products, elementwise functions, sums, fan-outs, reductions and rearrangements."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch.nn import functional as F
 
 from spikeprop.plugins.derivatives.card import Card, Equation, normal
 
-_UP = "cotangent that arrives from above"
+_UP = "cotangent of the output"
 AFFINE = Card(
     key="affine",
     title="Affine map (linear layer)",
     about="Each output is a weighted sum of the inputs and a bias. Samples are rows.",
-    symbols={"x": "inputs, a row a sample", "W": "weights, a row an output", "b": "biases", "y": "outputs", "y_bar": _UP},
+    symbols={"x": "inputs, one row per sample", "W": "weights, one row per output", "b": "biases", "y": "outputs", "y_bar": _UP},
     forward=(Equation("y[n, j]", "Sum(x[n, i] * W[j, i], i) + b[j]"), Equation("y", "x @ T(W) + b")),
     direct=(
-        Equation("x_bar[n, i]", "Sum(y_bar[n, j] * W[j, i], j)", "x reaches every output j, through the factor W"),
-        Equation("W_bar[j, i]", "Sum(y_bar[n, j] * x[n, i], n)", "a weight serves every sample n"),
+        Equation("x_bar[n, i]", "Sum(y_bar[n, j] * W[j, i], j)", "x affects every output j, with the factor W"),
+        Equation("W_bar[j, i]", "Sum(y_bar[n, j] * x[n, i], n)", "a weight is used for every sample n"),
         Equation("b_bar[j]", "Sum(y_bar[n, j], n)"),
     ),
     chain=(
-        Equation("x_bar", "y_bar @ W", "the same sums as products of matrices"),
+        Equation("x_bar", "y_bar @ W", "the same sums as matrix products"),
         Equation("W_bar", "T(y_bar) @ x"),
         Equation("b_bar", "over_rows(y_bar)"),
     ),
@@ -52,7 +52,7 @@ def _elementwise(key: str, title: str, about: str, steps: tuple[tuple[Equation, 
 SIGMOID = _elementwise(
     "sigmoid",
     "Sigmoid",
-    "Its derivative is largest at 0, a quarter, and vanishes where the answer is nearly 0 or 1: saturation.",
+    "Its derivative has its maximum 1/4 at 0, and vanishes where the output is nearly 0 or 1: saturation.",
     (
         (Equation("y", "1 / (1 + exp(-x))"),),
         (
@@ -60,7 +60,7 @@ SIGMOID = _elementwise(
             Equation("x_bar", "y_bar * exp(-x) / (1 + exp(-x)) ** 2"),
         ),
         (
-            Equation("d(y, x)", "y ** 2 * (1 / y - 1)", "by y = 1/u with u = 1 + exp(-x), so that u - 1 = 1/y - 1"),
+            Equation("d(y, x)", "y ** 2 * (1 / y - 1)", "with y = 1/u and u = 1 + exp(-x), so u - 1 = 1/y - 1"),
             Equation("x_bar", "y_bar * y * (1 - y)"),
         ),
     ),
@@ -87,14 +87,14 @@ TANH = _elementwise(
 RELU = _elementwise(
     "relu",
     "Rectifier (ReLU)",
-    "Passes what is positive, and the cotangent with it. At 0, where there is no derivative, it takes 0.",
+    "Passes positive inputs, and their cotangents. At 0, where there is no derivative, 0 is used.",
     (
         (Equation("y", "x * (x > 0)"),),
         (Equation("d(y, x)", "x > 0", "1 where the input is positive, else 0"), Equation("x_bar", "y_bar * (x > 0)")),
         (
             Equation("y", "(x + abs(x)) / 2"),
             Equation("d(y, x)", "(1 + sign(x)) / 2"),
-            Equation("x_bar", "y_bar * (y > 0)", "the output is enough to know"),
+            Equation("x_bar", "y_bar * (y > 0)", "only the output is needed"),
         ),
     ),
     torch.relu,
@@ -102,14 +102,14 @@ RELU = _elementwise(
 GELU = _elementwise(
     "gelu",
     "Gaussian error linear unit (GELU)",
-    "The input times the share of a normal distribution below it.",
+    "The input times the cumulative normal distribution at the input.",
     (
         (Equation("y", "x * (1 + erf(x / sqrt2)) / 2"),),
         (
             Equation(
                 "x_bar",
                 "y_bar * ((1 + erf(x / sqrt2)) / 2 + x * exp(-(x ** 2) / 2) / sqrt2pi)",
-                "product rule: the density is what is left",
+                "product rule; the second term contains the density",
             ),
         ),
         (
@@ -123,7 +123,7 @@ GELU = _elementwise(
 ADD = Card(
     key="add",
     title="Sum, and fan-out",
-    about="A sum passes its cotangent to every summand. Its mirror image: a value used twice gets the sum of what comes back.",
+    about="A sum passes its cotangent to every summand. Conversely, a value that is used twice gets the sum of both cotangents.",
     symbols={
         "a": "summand",
         "b": "summand",
@@ -137,7 +137,7 @@ ADD = Card(
     direct=(
         Equation("b_bar[n, i]", "y_bar[n, i]"),
         Equation(
-            "a_bar[n, i]", "y_bar[n, i] + c[n, i] * z_bar[n, i]", "L depends on a along two paths; the differential sums both"
+            "a_bar[n, i]", "y_bar[n, i] + c[n, i] * z_bar[n, i]", "L depends on a along two paths; the differential is their sum"
         ),
     ),
     chain=(Equation("b_bar", "y_bar"), Equation("a_bar", "y_bar + c * z_bar", "the sum at a fan-out")),
@@ -149,8 +149,8 @@ ADD = Card(
 
 PRODUCT = Card(
     key="product",
-    title="Product, entry by entry",
-    about="Each factor gets the cotangent times the other. Dropout is a factor of 0 or 1/(1 - p).",
+    title="Elementwise product",
+    about="Each factor gets the cotangent times the other factor. Dropout is a factor of 0 or 1/(1 - p).",
     symbols={"a": "factor", "b": "factor", "y": "product", "y_bar": _UP},
     forward=(Equation("y", "a * b"),),
     direct=(Equation("a_bar[n, i]", "y_bar[n, i] * b[n, i]"), Equation("b_bar[n, i]", "y_bar[n, i] * a[n, i]")),
@@ -163,8 +163,8 @@ PRODUCT = Card(
 
 MATMUL = Card(
     key="matmul",
-    title="Product of matrices",
-    about="As the affine map, with both factors free.",
+    title="Matrix product",
+    about="Like the affine map, but both factors are variable.",
     symbols={"A": "left factor", "B": "right factor", "Y": "product", "Y_bar": _UP},
     forward=(Equation("Y[i, k]", "Sum(A[i, j] * B[j, k], j)"), Equation("Y", "A @ B")),
     direct=(Equation("A_bar[i, j]", "Sum(Y_bar[i, k] * B[j, k], k)"), Equation("B_bar[j, k]", "Sum(A[i, j] * Y_bar[i, k], i)")),
@@ -178,10 +178,14 @@ MATMUL = Card(
 REARRANGE = Card(
     key="rearrange",
     title="Rearrangement",
-    about="Reshaping, slicing, joining and repeating move entries and compute nothing. S is 1 where output k is input i.",
-    symbols={"x": "entries of the input", "S": "which output is which input", "y": "entries of the output", "y_bar": _UP},
+    about="Reshaping, slicing, joining and repeating move entries without computation. S is 1 where output k is input i.",
+    symbols={"x": "entries of the input", "S": "1 where output k is input i", "y": "entries of the output", "y_bar": _UP},
     forward=(Equation("y[k]", "Sum(S[k, i] * x[i], i)"),),
-    direct=(Equation("x_bar[i]", "Sum(S[k, i] * y_bar[k], k)", "an entry used several times sums, one never used gets 0"),),
+    direct=(
+        Equation(
+            "x_bar[i]", "Sum(S[k, i] * y_bar[k], k)", "an entry that is used several times gets the sum, an unused entry gets 0"
+        ),
+    ),
     chain=(Equation("x_bar", "T(S) @ y_bar"),),
     example=lambda g: {"x": normal(g, 4), "S": torch.eye(4, dtype=torch.float64)[[2, 0, 2, 1, 0]], "y_bar": normal(g, 5)},
     wanted=("x",),
@@ -192,8 +196,8 @@ REARRANGE = Card(
 REDUCE = Card(
     key="reduce",
     title="Sum and mean of entries",
-    about="Every entry that is summed gets the sum's cotangent; for a mean its share of it.",
-    symbols={"x": "entries", "N": "how many", "y": "mean", "y_bar": _UP},
+    about="Every summed entry gets the cotangent of the sum; for a mean, divided by the number of entries.",
+    symbols={"x": "entries", "N": "number of entries", "y": "mean", "y_bar": _UP},
     forward=(Equation("y", "total(x) / N"),),
     direct=(Equation("x_bar[i]", "y_bar / N", "the same for every i"),),
     chain=(Equation("d(y, x)", "1 / N"), Equation("x_bar", "y_bar / N")),
@@ -226,7 +230,7 @@ SOFTMAX = Card(
 
 
 def _constants(card: Card) -> Card:
-    """The same, with the two numbers that GELU's lines name."""
+    """The same card, with the two constants in GELU's lines."""
     from dataclasses import replace
 
     numbers = {"sqrt2": 2.0**0.5, "sqrt2pi": (2 * torch.pi) ** 0.5}

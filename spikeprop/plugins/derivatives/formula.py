@@ -1,12 +1,12 @@
-"""``Formula``: a formula written once, as an expression in Python's syntax, then both typeset in LaTeX and evaluated on tensors.
+"""``Formula``: an expression in Python's syntax that is both typeset in LaTeX and evaluated on tensors.
 
-What a card shows is therefore what its tests compute. Names are tensors (``x_bar`` is the cotangent dL/dx, typeset as an x with a
-bar); ``*`` is elementwise, ``@`` a matrix product, and a comparison is the indicator of 1 and 0 (Iverson's bracket). Two manners:
+So the tests evaluate exactly what a card shows. Names are tensors (``x_bar`` is the cotangent dL/dx, typeset as an x with a bar);
+``*`` is elementwise, ``@`` a matrix product, and a comparison is an indicator with values 1 and 0 (Iverson bracket). Two forms:
 
-    y_bar @ W                                 whole tensors
-    Sum(y_bar[n, j] * W[j, i], j)             entries: n and i are free indices, whose order the left-hand side x_bar[n, i] gives
+    y_bar @ W                                 complete tensors
+    Sum(y_bar[n, j] * W[j, i], j)             entries: n and i are free indices; the left-hand side x_bar[n, i] gives their order
 
-An entry outside of its tensor is zero, so padding and the ends of time need no cases.
+An entry outside of its tensor is zero, so padding and the limits of time need no special cases.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Env = Mapping[str, Tensor]
 
 
 def _copyltu(x: Tensor) -> Tensor:
-    """Lower triangle mirrored to the upper one."""
+    """Lower triangle mirrored to the upper triangle."""
     return x.tril() + x.tril(-1).mT
 
 
-# name: (how it is computed, how it is typeset; {} is the argument, {{}} a literal brace)
+# name: (function, LaTeX template; {} is the argument, {{}} a literal brace)
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], str]] = {
     "exp": (torch.exp, r"e^{{{}}}"),
     "log": (torch.log, r"\ln\left({}\right)"),
@@ -72,7 +72,7 @@ COMPARISONS: dict[type, tuple[Callable[..., Tensor], str]] = {
     ast.LtE: (torch.le, r"\le"),
     ast.Eq: (torch.eq, "="),
 }
-ADD, MULTIPLY, UNARY, POWER, ATOM = range(1, 6)  # how strongly a printed expression holds together
+ADD, MULTIPLY, UNARY, POWER, ATOM = range(1, 6)  # binding strength of a printed expression
 
 
 def symbol(name: str) -> str:
@@ -100,21 +100,21 @@ class Formula:
 
     Attributes:
         text: in the syntax above.
-        indices: free indices in the order of the result's axes; empty where whole tensors are meant.
+        indices: free indices in the order of the result's axes; empty for complete tensors.
     """
 
     text: str
     indices: tuple[str, ...] = ()
 
     def latex(self) -> str:
-        """As typeset mathematics."""
+        """The expression in LaTeX."""
         return _Printer().visit(ast.parse(self.text, mode="eval").body)[0]
 
     def evaluate(self, env: Env, shape: tuple[int, ...] = ()) -> Tensor:
-        """The value for tensors by name; ``shape`` is the result's, which free indices run over.
+        """Evaluate the expression for tensors by name; ``shape`` is the shape of the result, the range of the free indices.
 
         Raises:
-            ValueError: a name that ``env`` does not have, or syntax that formulas do not have.
+            ValueError: a name is not in ``env``, or the syntax is not supported.
         """
         tree = ast.parse(self.text, mode="eval").body
         sums = {n.id for call in ast.walk(tree) if _is_sum(call) for n in call.args[1:] if isinstance(n, ast.Name)}  # type: ignore[attr-defined]
@@ -136,13 +136,13 @@ def _is_sum(node: ast.AST) -> bool:
 
 
 def _range_of(name: str, tree: ast.AST, env: Env) -> int:
-    """How far a summed index runs: the axis of a tensor that it indexes bare."""
+    """Range of a summed index: the length of an axis that it indexes directly."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript):
             for axis, index in enumerate(_index_list(node)):
                 if isinstance(index, ast.Name) and index.id == name:
                     return _lookup(env, node.value.id).shape[axis]  # type: ignore[attr-defined]
-    raise ValueError(f"the index {name!r} indexes no tensor by itself, so nothing says how far it runs")
+    raise ValueError(f"the index {name!r} does not index any tensor directly, so its range is unknown")
 
 
 def _index_list(node: ast.Subscript) -> list[ast.expr]:
@@ -151,7 +151,7 @@ def _index_list(node: ast.Subscript) -> list[ast.expr]:
 
 def _lookup(env: Env, name: str) -> Tensor:
     if name not in env:
-        raise ValueError(f"a formula names {name!r}; it is given {', '.join(sorted(env))}")
+        raise ValueError(f"a formula uses {name!r}; known names: {', '.join(sorted(env))}")
     return env[name]
 
 
@@ -160,7 +160,7 @@ class _Evaluator(ast.NodeVisitor):
         self.env, self.grid = env, grid
 
     def generic_visit(self, node: ast.AST) -> Any:
-        raise ValueError(f"formulas have no {type(node).__name__}")
+        raise ValueError(f"formulas do not support {type(node).__name__}")
 
     def visit_Constant(self, node: ast.Constant) -> Any:
         return node.value
@@ -208,12 +208,12 @@ class _Evaluator(ast.NodeVisitor):
 
 
 class _Printer(ast.NodeVisitor):
-    """(LaTeX, how strongly it holds together)."""
+    """Prints (LaTeX, binding strength)."""
 
     def generic_visit(self, node: ast.AST) -> Any:
-        raise ValueError(f"formulas have no {type(node).__name__}")
+        raise ValueError(f"formulas do not support {type(node).__name__}")
 
-    def _held(self, node: ast.AST, least: int) -> str:
+    def _parenthesised(self, node: ast.AST, least: int) -> str:
         text, strength = self.visit(node)
         return text if strength >= least else rf"\left({text}\right)"
 
@@ -224,20 +224,23 @@ class _Printer(ast.NodeVisitor):
         return symbol(node.id), ATOM
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> tuple[str, int]:
-        return f"-{self._held(node.operand, MULTIPLY)}", ADD
+        return f"-{self._parenthesised(node.operand, MULTIPLY)}", ADD
 
     def visit_BinOp(self, node: ast.BinOp) -> tuple[str, int]:
         if isinstance(node.op, ast.Div):
             return rf"\frac{{{self.visit(node.left)[0]}}}{{{self.visit(node.right)[0]}}}", MULTIPLY
         if isinstance(node.op, ast.Pow):
-            return f"{self._held(node.left, ATOM)}^{{{self.visit(node.right)[0]}}}", POWER
+            return f"{self._parenthesised(node.left, ATOM)}^{{{self.visit(node.right)[0]}}}", POWER
         if isinstance(node.op, ast.Add | ast.Sub):
             sign = "+" if isinstance(node.op, ast.Add) else "-"
-            return f"{self._held(node.left, ADD)} {sign} {self._held(node.right, MULTIPLY)}", ADD
-        return f"{self._held(node.left, MULTIPLY)} {self._dot(node)} {self._held(node.right, MULTIPLY)}", MULTIPLY
+            return f"{self._parenthesised(node.left, ADD)} {sign} {self._parenthesised(node.right, MULTIPLY)}", ADD
+        return (
+            f"{self._parenthesised(node.left, MULTIPLY)} {self._dot(node)} {self._parenthesised(node.right, MULTIPLY)}",
+            MULTIPLY,
+        )
 
     def _dot(self, node: ast.BinOp) -> str:
-        """Between factors: nothing for matrices, entries and numbers, a circle for whole tensors."""
+        """The sign between factors: a thin space for matrices, entries and numbers, a circle for complete tensors."""
         entries = any(isinstance(n, ast.Subscript | ast.Constant) for n in (*ast.walk(node.left), *ast.walk(node.right)))
         return r"\," if isinstance(node.op, ast.MatMult) or entries else r"\odot"
 
@@ -249,10 +252,10 @@ class _Printer(ast.NodeVisitor):
         assert isinstance(node.func, ast.Name)
         if _is_sum(node):
             below = ",".join(self.visit(n)[0] for n in node.args[1:])
-            return rf"\sum_{{{below}}} {self._held(node.args[0], MULTIPLY)}", MULTIPLY
+            return rf"\sum_{{{below}}} {self._parenthesised(node.args[0], MULTIPLY)}", MULTIPLY
         template = FUNCTIONS[node.func.id][1]
         bare = template.startswith(("{}", r"\sum"))
-        return template.format(self._held(node.args[0], ATOM if bare else ADD)), MULTIPLY if template.startswith(
+        return template.format(self._parenthesised(node.args[0], ATOM if bare else ADD)), MULTIPLY if template.startswith(
             r"\sum"
         ) else POWER
 

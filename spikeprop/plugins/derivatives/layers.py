@@ -1,7 +1,7 @@
 """Cards of layers: convolution, pooling, batch and layer normalisation, attention, and QR.
 
-The cards show one image, one head, one matrix; the operations of a network do the same for each. The rule of QR is that of
-Roberts & Roberts (2020, arXiv:2009.10071) for a matrix at least as tall as wide.
+The cards show one image, one head, one matrix; the operations of a network do the same for each. The rule of QR is from Roberts &
+Roberts (2020, arXiv:2009.10071), for a matrix with at least as many rows as columns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from spikeprop.plugins.derivatives.card import Card, Equation, Tensors, normal
 
-_UP = "cotangent that arrives from above"
+_UP = "cotangent of the output"
 
 
 def _number(value: float) -> Tensor:
@@ -22,12 +22,12 @@ def _number(value: float) -> Tensor:
 CONVOLUTION = Card(
     key="convolution",
     title="Convolution",
-    about="The same weights at every place. Shown with stride 1 and no padding; entries outside of a map count as 0.",
+    about="The same weights at every position. Shown with stride 1 and no padding; entries outside of a map are 0.",
     symbols={
-        "x": "maps in, [channel, row, column]",
+        "x": "input maps, [channel, row, column]",
         "W": "kernels, [out, in, row, column]",
         "b": "biases",
-        "y": "maps out",
+        "y": "output maps",
         "y_bar": _UP,
     },
     forward=(Equation("y[o, i, j]", "Sum(W[o, c, u, v] * x[c, i + u, j + v], c, u, v) + b[o]"),),
@@ -37,17 +37,17 @@ CONVOLUTION = Card(
             "Sum(y_bar[o, i - u, j - v] * W[o, c, u, v], o, u, v)",
             "x at (i, j) is read by the outputs at (i - u, j - v)",
         ),
-        Equation("W_bar[o, c, u, v]", "Sum(y_bar[o, i, j] * x[c, i + u, j + v], i, j)", "a weight serves every place"),
+        Equation("W_bar[o, c, u, v]", "Sum(y_bar[o, i, j] * x[c, i + u, j + v], i, j)", "a weight is used at every position"),
         Equation("b_bar[o]", "Sum(y_bar[o, i, j], i, j)"),
     ),
     chain=(
         Equation(
             "M[o, i, j, c, k, l]",
             "Sum(W[o, c, u, v] * (k == i + u) * (l == j + v), u, v)",
-            "the convolution written as one matrix, zeros but for W",
+            "the convolution as one matrix, zero except for the entries of W",
         ),
         Equation(
-            "y[o, i, j]", "Sum(M[o, i, j, c, k, l] * x[c, k, l], c, k, l) + b[o]", "an affine map, so the affine card holds"
+            "y[o, i, j]", "Sum(M[o, i, j, c, k, l] * x[c, k, l], c, k, l) + b[o]", "an affine map, so the affine card applies"
         ),
         Equation("x_bar[c, k, l]", "Sum(y_bar[o, i, j] * M[o, i, j, c, k, l], o, i, j)"),
         Equation("W_bar[o, c, u, v]", "Sum(y_bar[o, i, j] * x[c, k, l] * (k == i + u) * (l == j + v), i, j, k, l)"),
@@ -62,7 +62,7 @@ CONVOLUTION = Card(
 
 
 def _as_matrix(known: Tensors) -> Tensor:
-    """The convolution's Jacobian by its input, from autograd."""
+    """Jacobian of the convolution by its input, from autograd."""
     found = torch.autograd.functional.jacobian(lambda x: F.conv2d(x, known["W"]), known["x"])
     assert isinstance(found, Tensor)
     return found
@@ -71,8 +71,8 @@ def _as_matrix(known: Tensors) -> Tensor:
 AVERAGE_POOL = Card(
     key="average_pool",
     title="Average pooling",
-    about="Each output is the mean of its window, so each entry of a window gets the same share of its cotangent.",
-    symbols={"x": "map in", "k": "side of the window, and stride", "y": "map out", "y_bar": _UP},
+    about="Each output is the mean of its window, so each entry of a window gets the same fraction of its cotangent.",
+    symbols={"x": "input map", "k": "side of the window, and stride", "y": "output map", "y_bar": _UP},
     forward=(
         Equation("y[i, j]", "Sum(x[a, b] * (a >= k * i) * (a < k * i + k) * (b >= k * j) * (b < k * j + k), a, b) / k ** 2"),
     ),
@@ -80,14 +80,14 @@ AVERAGE_POOL = Card(
         Equation(
             "x_bar[a, b]",
             "Sum(y_bar[i, j] * (a >= k * i) * (a < k * i + k) * (b >= k * j) * (b < k * j + k), i, j) / k ** 2",
-            "the one window that holds (a, b)",
+            "the only window that contains (a, b)",
         ),
     ),
     chain=(
         Equation(
             "M[i, j, a, b]",
             "(a >= k * i) * (a < k * i + k) * (b >= k * j) * (b < k * j + k) / k ** 2",
-            "a linear map: this is its matrix",
+            "the matrix of the linear map",
         ),
         Equation("x_bar[a, b]", "Sum(y_bar[i, j] * M[i, j, a, b], i, j)"),
     ),
@@ -101,12 +101,12 @@ AVERAGE_POOL = Card(
 MAX_POOL = Card(
     key="max_pool",
     title="Maximum pooling",
-    about="Only the largest entry of a window matters, so it alone gets the cotangent. Shown with windows as rows.",
-    symbols={"x": "entries, a row a window", "y": "largest of each row", "y_bar": _UP},
+    about="The output depends only on the largest entry of a window, so only it gets the cotangent. Windows are rows.",
+    symbols={"x": "entries, one row per window", "y": "largest of each row", "y_bar": _UP},
     forward=(Equation("y[n]", "Sum(x[n, i] * (x[n, i] == m[n]), i)"),),
-    direct=(Equation("x_bar[n, i]", "y_bar[n] * (x[n, i] == m[n])", "moving another entry a little moves nothing"),),
+    direct=(Equation("x_bar[n, i]", "y_bar[n] * (x[n, i] == m[n])", "a small change of another entry has no effect"),),
     chain=(
-        Equation("S[n, i]", "x[n, i] == m[n]", "near x the maximum is this linear choice"),
+        Equation("S[n, i]", "x[n, i] == m[n]", "near x the maximum is this linear selection"),
         Equation("x_bar[n, i]", "y_bar[n] * S[n, i]"),
     ),
     example=lambda g: {"x": normal(g, 3, 4), "y_bar": normal(g, 3)},
@@ -126,14 +126,14 @@ def _normalise(v: Tensors, axis: int, keep: bool) -> Tensors:
 
 
 def _norm(key: str, title: str, about: str, mean: str, g_sum: str) -> Card:
-    """Batch or layer normalisation: the same lines, with means over samples or over features."""
+    """Batch or layer normalisation: the same lines, with means over samples or features."""
     axis, keep = (0, False) if mean == "mean" else (1, True)
     return Card(
         key=key,
         title=title,
         about=about,
         symbols={
-            "x": "input, a row a sample",
+            "x": "input, one row per sample",
             "gamma": "scale",
             "beta": "shift",
             "eps": "small number",
@@ -153,7 +153,7 @@ def _norm(key: str, title: str, about: str, mean: str, g_sum: str) -> Card:
             Equation(
                 "x_bar",
                 f"(gamma * y_bar - {mean}(gamma * y_bar) - x_hat * {mean}(gamma * y_bar * x_hat)) / sqrt(var + eps)",
-                "the output does not change if x shifts or stretches: both parts of the cotangent are taken out",
+                "shifting or scaling x does not change the output, so both parts of the cotangent are removed",
             ),
             Equation("gamma_bar", f"{g_sum}(y_bar * x_hat)"),
             Equation("beta_bar", f"{g_sum}(y_bar)"),
@@ -168,7 +168,7 @@ def _norm(key: str, title: str, about: str, mean: str, g_sum: str) -> Card:
             Equation(
                 "mu_bar",
                 f"-({mean}(x_hat_bar) * N) / sqrt(var + eps)",
-                "so does the mean shift it; through the variance it does nothing",
+                "the mean shifts every entry; its effect through the variance is zero",
             ),
             Equation(
                 "x_bar", "x_hat_bar / sqrt(var + eps) + var_bar * 2 * (x - mu) / N + mu_bar / N", "three paths from x, summed"
@@ -194,14 +194,12 @@ def _norm(key: str, title: str, about: str, mean: str, g_sum: str) -> Card:
 BATCH_NORM = _norm(
     "batch_norm",
     "Batch normalisation",
-    "Means over the samples of a batch (and the places of a map), N in all, in training mode. In evaluation mode mean "
-    "and variance are constants, and only the first path is left.",
+    "Means over the N samples of a batch (and positions of a map), in training mode. In evaluation mode mean and "
+    "variance are constants, and only the first path remains.",
     "mean",
     "over_rows",
 )
-LAYER_NORM = _norm(
-    "layer_norm", "Layer normalisation", "Means over the features of each sample; N is how many.", "mean_along", "over_rows"
-)
+LAYER_NORM = _norm("layer_norm", "Layer normalisation", "Means over the N features of each sample.", "mean_along", "over_rows")
 
 
 def _attend(v: Tensors) -> Tensors:
@@ -213,7 +211,7 @@ def _attend(v: Tensors) -> Tensors:
 ATTENTION = Card(
     key="attention",
     title="Attention",
-    about="Scaled dot products choose, by a softmax, which values to average. One head; d is the length of a key.",
+    about="A softmax of scaled dot products gives the weights for averaging the values. One head; d is the length of a key.",
     symbols={
         "Q": "queries",
         "K": "keys",
@@ -230,13 +228,13 @@ ATTENTION = Card(
         Equation(
             "S_bar[i, j]",
             "P[i, j] * Sum(O_bar[i, c] * V[j, c] - O_bar[i, c] * O[i, c], c)",
-            "value j against the mean of all values",
+            "value j compared with the mean of all values",
         ),
         Equation("Q_bar[i, c]", "Sum(S_bar[i, j] * K[j, c], j) / sqrt(d)"),
         Equation("K_bar[j, c]", "Sum(S_bar[i, j] * Q[i, c], i) / sqrt(d)"),
     ),
     chain=(
-        Equation("V_bar", "T(P) @ O_bar", "product of matrices"),
+        Equation("V_bar", "T(P) @ O_bar", "matrix product"),
         Equation("P_bar", "O_bar @ T(V)"),
         Equation("S_bar", "P * (P_bar - along(P_bar * P))", "softmax"),
         Equation("Q_bar", "S_bar @ K / sqrt(d)"),
@@ -256,7 +254,7 @@ ATTENTION = Card(
 
 
 def _tangents(known: Tensors) -> Tensors:
-    """How Q and R move with A, from torch, and what the cotangents make of it."""
+    """Tangents of Q and R from torch, and the resulting change of the loss."""
     moved = torch.autograd.functional.jvp(lambda a: tuple(torch.linalg.qr(a)), known["A"], known["A_dot"])[1]
     change = (known["Q_bar"] * moved[0]).sum() + (known["R_bar"] * moved[1]).sum()
     inner = known["R"] @ known["R_bar"].mT - known["Q_bar"].mT @ known["Q"]
@@ -270,28 +268,28 @@ def _qr_example(g: Generator) -> Tensors:
 QR = Card(
     key="qr",
     title="QR decomposition",
-    about="A, at least as tall as wide and of full rank, becomes orthonormal columns Q times an upper triangle R. A dot marks "
-    "how a quantity moves when A moves; copyltu mirrors the lower triangle to the upper one.",
+    about="A, with at least as many rows as columns and full rank, is orthonormal columns Q times an upper triangle R. A dot is "
+    "the tangent of a quantity when A changes; copyltu mirrors the lower triangle to the upper triangle.",
     symbols={
         "A": "matrix",
         "Q": "orthonormal columns",
         "R": "upper triangle",
         "Q_bar": _UP,
         "R_bar": _UP,
-        "ell": "how the loss moves",
-        "M": "shorthand",
+        "ell": "change of the loss",
+        "M": "abbreviation",
     },
     forward=(Equation("A", "Q @ R"),),
     direct=(
-        Equation("A_dot", "Q_dot @ R + Q @ R_dot", "move both factors"),
-        Equation("ell", "total(Q_bar * Q_dot) + total(R_bar * R_dot)", "what the loss does then"),
-        Equation("M", "R @ T(R_bar) - T(Q_bar) @ Q", "collect what multiplies the rotation of Q, which is skew"),
+        Equation("A_dot", "Q_dot @ R + Q @ R_dot", "differentiate both factors"),
+        Equation("ell", "total(Q_bar * Q_dot) + total(R_bar * R_dot)", "the resulting change of the loss"),
+        Equation("M", "R @ T(R_bar) - T(Q_bar) @ Q", "collect the factors of the rotation of Q, which is skew"),
         Equation("ell", "total(((Q_bar + Q @ copyltu(M)) @ T(inverse(R))) * A_dot)"),
-        Equation("A_bar", "(Q_bar + Q @ copyltu(M)) @ T(inverse(R))", "it holds for every motion of A"),
+        Equation("A_bar", "(Q_bar + Q @ copyltu(M)) @ T(inverse(R))", "it holds for every A_dot"),
     ),
     chain=(
         Equation("M", "R @ T(R_bar) - T(Q_bar) @ Q"),
-        Equation("A_bar", "(Q_bar + Q @ copyltu(M)) @ T(inverse(R))", "in code a triangular solve stands for the inverse"),
+        Equation("A_bar", "(Q_bar + Q @ copyltu(M)) @ T(inverse(R))", "code uses a triangular solve instead of the inverse"),
     ),
     example=_qr_example,
     wanted=("A",),

@@ -1,7 +1,7 @@
-"""``mlp_gradients``: every gradient of a multilayer perceptron from the cards' closed forms alone, without autograd.
+"""``mlp_gradients``: all gradients of a multilayer perceptron from the cards' closed forms, without autograd.
 
-Layer by layer z = x W^T + b, x' = f(z), a loss at the end; backwards the loss's card gives dL/dz, the affine card dL/dW, dL/db
-and dL/dx, the activation's card dL/dz of the layer below.
+Layer by layer z = x W^T + b, x' = f(z), then a loss; backwards, the loss's card gives dL/dz, the affine card dL/dW, dL/db and
+dL/dx, and the activation's card dL/dz of the previous layer.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def mlp_gradients(
     """Loss, gradients and the input's cotangent of an MLP; the loss is a mean over samples.
 
     Args:
-        weights, biases: of each layer, (outputs, inputs) and (outputs,).
+        weights, biases: weights (outputs, inputs) and biases (outputs,) of each layer.
         x: inputs (B, inputs).
         y: labels (B,), int64, for "softmax_ce"; targets (B, 1) of 0 and 1 for "sigmoid_bce".
-        activation: between layers.
-        loss: on the last layer's outputs.
+        activation: activation between layers.
+        loss: loss of the last layer's outputs.
 
     Returns:
-        the loss (), a pair (dL/dW, dL/db) for each layer, dL/dx.
+        the loss (), pairs (dL/dW, dL/db) of the layers, dL/dx.
 
     Raises:
-        ValueError: as many biases as weights are needed, or an unknown activation or loss.
+        ValueError: different numbers of weights and biases, or an unknown activation or loss.
     """
     if len(weights) != len(biases) or not weights:
         raise ValueError(f"{len(weights)} weights and {len(biases)} biases; give one of each for every layer, at least one")
@@ -68,7 +68,7 @@ def mlp_gradients(
 
 def _loss(z: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor]:
     """Mean loss over samples and its derivative by z."""
-    card, answer = (SOFTMAX_CE, "p") if loss == "softmax_ce" else (SIGMOID_BCE, "a")
+    card, prediction = (SOFTMAX_CE, "p") if loss == "softmax_ce" else (SIGMOID_BCE, "a")
     target = F.one_hot(y, z.shape[1]).to(z) if loss == "softmax_ce" else y.to(z)
-    known = {"z": z, "y": target, answer: torch.softmax(z, 1) if answer == "p" else torch.sigmoid(z)}
+    known = {"z": z, "y": target, prediction: torch.softmax(z, 1) if prediction == "p" else torch.sigmoid(z)}
     return card.evaluate("L", known) / len(z), card.evaluate("z_bar", known) / len(z)

@@ -2,8 +2,8 @@
 
     u[t] = leak v[t-1] + I[t];   o[t] = [u[t] > theta];   v[t] = u[t] - theta o[t]
 
-The spike's true derivative is 0 almost everywhere; a surrogate stands in for it, and the spike in the reset counts as a constant
-(Rathi et al. 2020). The lines are held against ``spikeprop.snn.engine.kernels.reference``, which trains the networks.
+The true derivative of a spike is 0 almost everywhere; a surrogate replaces it, and the spike in the reset is a constant (Rathi et
+al. 2020). The tests compare the lines with ``spikeprop.snn.engine.kernels.reference``, which trains the networks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _run(v: Tensors, surrogate: Surrogate) -> Tensors:
 
 
 def _states(known: Tensors, surrogate: Surrogate) -> Tensors:
-    """Potentials, spikes, times and cotangents, one step at a time from the definition."""
+    """Potentials, spikes, spike times and cotangents, step by step from the definition."""
     current, leak, theta = known["I"], known["lam"], known["theta"]
     v, since = torch.zeros_like(current[0]), torch.full_like(current[0], NEVER)
     u, after, times = [], [], []
@@ -76,13 +76,13 @@ _SYMBOLS = {
 _DYNAMICS = (
     Equation("u[n, i]", "lam * v[n - 1, i] + I[n, i]", "integrate"),
     Equation("o[n, i]", "u[n, i] > theta", "fire"),
-    Equation("v[n, i]", "u[n, i] - theta * o[n, i]", "reset; the spike counts as a constant here"),
+    Equation("v[n, i]", "u[n, i] - theta * o[n, i]", "reset; the spike is a constant here"),
 )
 _BACK = (
     Equation(
         "u_bar[n, i]",
         "o_bar[n, i] * s[n, i] + lam * u_bar[n + 1, i]",
-        "through the spike of now, and through the potential of the next step",
+        "through the spike of this step, and through the potential of the next step",
     ),
     Equation("I_bar[n, i]", "u_bar[n, i]"),
 )
@@ -90,12 +90,12 @@ _BACK = (
 _SUM = Equation(
     "I_bar[n, i]",
     "Sum(o_bar[m, i] * s[m, i] * lam ** (m - n) * (m >= n), m)",
-    "a current still counts, leaked, at every later step m",
+    "a current acts, reduced by the leak, on every later step m",
 )
 
 
 def _card(key: str, surrogate: Surrogate, lines: tuple[Equation, ...], symbols: dict[str, str], **words: str) -> Card:
-    """A card of spiking neurons whose surrogate derivative s the lines say."""
+    """A card of spiking neurons; the lines define the surrogate derivative s."""
     return Card(
         key=key,
         symbols={**_SYMBOLS, **symbols},
@@ -118,10 +118,10 @@ def _through_time(key: str, surrogate: Surrogate, line: str, symbols: dict[str, 
     return _card(
         key,
         surrogate,
-        (Equation("s[n, i]", line, "stands in for the derivative of the step"),),
+        (Equation("s[n, i]", line, "replaces the derivative of the step function"),),
         symbols,
         title="Leaky integrate-and-fire through time",
-        about=f"Backpropagation through time, with {name} slope in place of the spike's.",
+        about=f"Backpropagation through time, with {name} slope instead of the derivative of the spike.",
         source=f"Rathi et al. 2020, arXiv:2005.01807; surrogate: {source}",
     )
 
@@ -151,12 +151,12 @@ STDB_CARD = _card(
     "stdb",
     STDB(alpha=0.3, beta=0.1),
     (
-        Equation("t[n, i]", "(t[n - 1, i] + 1 + never * (n == 0)) * (1 - o[n, i])", "0 when it fires, else one more"),
+        Equation("t[n, i]", "(t[n - 1, i] + 1 + never * (n == 0)) * (1 - o[n, i])", "0 if the neuron fires, else incremented"),
         Equation("s[n, i]", "alpha * exp(-beta * t[n, i]) / theta"),
     ),
-    {"t": "steps since the last spike", "alpha": "height", "beta": "decay by step"},
+    {"t": "steps since the last spike", "alpha": "height", "beta": "decay per step"},
     title="Spike-timing-dependent backpropagation (STDB)",
-    about="The surrogate depends on the time since the neuron's last spike alone, so spike times are all that is kept. "
+    about="The surrogate depends only on the time since the neuron's last spike, so only spike times are stored. "
     "t counts steps since that spike; for a neuron that has not fired it is so large that the derivative vanishes.",
     source="Rathi et al. 2020, arXiv:2005.01807",
 )

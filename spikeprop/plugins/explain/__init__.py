@@ -1,7 +1,9 @@
-"""``spikeprop explain``: one training step of any torch network as an offline page, every edge of its backward pass in numbers.
+"""``spikeprop explain``: an offline page about one training step of any torch network, with every backward edge in numbers.
 
-``trace_step`` records the step, ``page_data`` turns it into JSON, ``replay`` computes the gradients from that JSON alone,
-``write_page`` makes the page; ``explain`` does all of it.
+At each edge x_bar = sum over outputs of y_bar * dy/dx, upstream times local = downstream. ``trace_step`` records the step,
+``page_data`` turns it into JSON, ``replay`` computes the gradients from that JSON alone, ``write_page`` writes the page;
+``explain`` does all of this. Learning rules (slot ``LearningRule``) can be compared with backpropagation (``variants``).
+Formulas: ``spikeprop.plugins.derivatives``.
 """
 
 from __future__ import annotations
@@ -23,19 +25,19 @@ __all__ = ["TracedStep", "TrainingStep", "explain", "page_data", "page_html", "r
 def explain(
     subject: TrainingStep, path: Path, rules: Mapping[str, LearningRule] | None = None, *, limit: int = COMPLETE
 ) -> dict[str, Any]:
-    """Trace a subject, compare rules and write the page.
+    """Trace a training step, compare rules and write the page.
 
     Args:
-        subject: what to show.
-        path: of the HTML file.
-        rules: variants to show beside backpropagation, by name.
-        limit: numbers in all tensors up to which the page holds every one.
+        subject: the training step.
+        path: HTML file.
+        rules: learning rules to compare with backpropagation, by name.
+        limit: maximum of numbers in all tensors for a complete page; larger pages contain samples.
 
     Returns:
-        the page's data, with "bytes", the size of the file.
+        the data of the page, with "bytes", the size of the file.
 
     Raises:
-        ExplainError: something that cannot be shown.
+        ExplainError: the step cannot be shown.
     """
     step = trace_step(subject)
     data = page_data(subject, step, limit)

@@ -1,4 +1,4 @@
-"""A call's arguments as a pattern with a ``Slot`` for each tensor, so that the call can be made again on other tensors."""
+"""The arguments of a call as a pattern with a ``Slot`` for each tensor, so that the call can be repeated with other tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Slot:
 
 
 def take(tree: Any, found: list[Tensor]) -> Any:
-    """The tree with a Slot in place of each tensor, which goes to ``found``."""
+    """The tree with a Slot instead of each tensor; the tensors are appended to ``found``."""
     if isinstance(tree, Tensor):
         found.append(tree)
         return Slot(len(found) - 1)
@@ -28,6 +28,7 @@ def take(tree: Any, found: list[Tensor]) -> Any:
 
 
 def fill(tree: Any, tensors: list[Tensor]) -> Any:
+    """The tree with the tensors in its slots."""
     if isinstance(tree, Slot):
         return tensors[tree.index]
     if isinstance(tree, dict):
@@ -38,7 +39,7 @@ def fill(tree: Any, tensors: list[Tensor]) -> Any:
 
 
 def floating(result: Any) -> list[Tensor]:
-    """Floating-point tensors of a call's result, in order."""
+    """Floating-point tensors of the result of a call, in order."""
     if isinstance(result, Tensor):
         return [result] if result.is_floating_point() else []
     return [t for part in result for t in floating(part)] if isinstance(result, list | tuple) else []

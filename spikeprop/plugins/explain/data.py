@@ -1,7 +1,7 @@
-"""A traced step as the JSON that a page holds: values, calls, edges, checks, and for spiking networks traces through time.
+"""A traced step as JSON for a page: values, calls, edges, checks, and for spiking networks the course of neurons through time.
 
-A page is complete where every entry of every tensor is in it (with all its digits), so that it can be replayed; larger ones hold
-a sample of each tensor, with its shape and its statistics, and say so.
+A complete page contains every entry of every tensor with all digits, so it can be replayed; larger pages contain a sample of each
+tensor with its shape and statistics.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from spikeprop.plugins.explain.local import MATCHES, Edge, Local, cotangent_of, 
 from spikeprop.plugins.explain.step import TracedStep, TrainingStep
 from spikeprop.plugins.explain.trace import Node, Trace
 
-COMPLETE = 40_000  # numbers in all tensors, up to which a page holds every one
-SAMPLE = 48  # entries of a tensor that a larger page holds
-DIGITS = 7  # of them
-NEURONS = 6  # of a layer whose course through time is drawn
+COMPLETE = 40_000  # maximum of numbers in all tensors for a complete page
+SAMPLE = 48  # entries of a tensor in a larger page
+DIGITS = 7  # significant digits of sampled entries
+NEURONS = 6  # neurons per layer whose course through time is drawn
 
 
 def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) -> dict[str, Any]:
-    """Everything about a step, as JSON values.
+    """The data of a page, as JSON values.
 
     Args:
-        subject: what was traced.
-        step: the trace.
-        limit: numbers up to which the page is complete.
+        subject: the training step.
+        step: its trace.
+        limit: maximum of numbers for a complete page.
     """
     trace = step.trace
     complete = sum(v.tensor.numel() for v in trace.values) <= limit
@@ -43,7 +43,7 @@ def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) ->
     flags = flags_of(trace, kinds)
     nodes = [writer.node(n, *settings[n.index], locals_[n.index], flags[n.index]) for n in trace.nodes]
     firing = {n["module"]: n["card"] for n in nodes if n["kind"] == "fire"}
-    for node in nodes:  # a neuron's other calls are on the card of its surrogate
+    for node in nodes:  # the other calls of a neuron have the card of its surrogate
         if node["kind"] in ("integrate", "reset"):
             node["card"] = firing.get(node["module"], node["card"])
     cards = {node["card"] for node in nodes if node["card"]} | ({"add"} if writer.fans_out() else set())
@@ -98,10 +98,10 @@ class _Writer:
         return found
 
     def _sum_matches(self, index: int) -> bool:
-        """Whether the edges that meet at a value add up to the cotangent that autograd had there."""
-        real = cotangent_of(self.trace, index)
-        total = self.added.get(index, torch.ones_like(real) if index == self.trace.loss else torch.zeros_like(real))
-        return bool((total - real).abs().max() <= MATCHES * (1e-3 + float(real.abs().max()))) if real.numel() else True
+        """Whether the edges at a value add up to the cotangent of autograd."""
+        exact = cotangent_of(self.trace, index)
+        total = self.added.get(index, torch.ones_like(exact) if index == self.trace.loss else torch.zeros_like(exact))
+        return bool((total - exact).abs().max() <= MATCHES * (1e-3 + float(exact.abs().max()))) if exact.numel() else True
 
     def node(self, node: Node, kind: str, settings: dict[str, Any], local: Local, flags: list[str]) -> dict[str, Any]:
         for edge in local.edges:
@@ -127,17 +127,17 @@ class _Writer:
     def edge(self, edge: Edge) -> dict[str, Any]:
         node = self.trace.nodes[edge.node]
         value = node.inputs[edge.slot]
-        alone = len(self.consumers.get(value, [])) == 1  # then the downstream is the value's whole cotangent
+        only = len(self.consumers.get(value, [])) == 1  # then the downstream is the complete cotangent of the value
         return {
             "node": edge.node,
             "slot": edge.slot,
             "value": value,
-            "downstream": None if alone else self.numbers(edge.downstream),
+            "downstream": None if only else self.numbers(edge.downstream),
             "sums": [asdict(s) for s in edge.sums],
         }
 
     def numbers(self, tensor: Tensor) -> dict[str, Any]:
-        """All entries, or a sample of them with statistics."""
+        """All entries, or a sample with statistics."""
         flat = tensor.detach().flatten()
         if self.complete or len(flat) <= SAMPLE:
             return {"all": [self.number(x) for x in flat.tolist()]}
@@ -160,7 +160,7 @@ class _Writer:
 
 
 def _courses(trace: Trace, settings: dict[int, tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """For each layer of spiking neurons: potential, spikes and surrogate of a few neurons at every step, first sample."""
+    """For each spiking layer: potential, spikes and surrogate of a few neurons at every step, for the first sample."""
     layers: dict[str, list[Node]] = {}
     for node in trace.nodes:
         if settings[node.index][0] == "fire":
@@ -193,7 +193,7 @@ def _course(module: str, nodes: list[Node], trace: Trace, settings: dict[int, tu
 
 
 def _checks(trace: Trace, locals_: dict[int, Local], sums: dict[int, bool]) -> dict[str, Any]:
-    """How many edges have numbers, and how many of all checks hold."""
+    """Number of edges with numbers, and of checks that hold."""
     edges = [e for local in locals_.values() for e in local.edges]
     verdicts = [local.difference.verdict for local in locals_.values() if local.difference is not None]
     return {

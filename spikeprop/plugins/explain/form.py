@@ -1,4 +1,4 @@
-"""``Form``: what a closed form is, and how its settings name its arguments (``slots``: which input is which)."""
+"""``Form``: a closed form, and how its settings name its arguments (``slots``: the input index of each argument)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shares = list[Tensor | None]
 
 @dataclass(frozen=True)
 class Form:
-    """Forward and backward of a kind, and the key of its card; for "fire" the settings say which card."""
+    """Forward and backward of a kind, and the key of its card; for "fire" the card depends on the settings."""
 
     forward: Callable[[list[Tensor], Settings], list[Tensor]]
     backward: Callable[[list[Tensor], list[Tensor], list[Tensor], Settings], Shares]
@@ -22,11 +22,12 @@ class Form:
 
 
 def slots_of(inputs: list[Tensor], s: Settings) -> list[Tensor | None]:
+    """The named arguments; None for those that were not given."""
     return [None if slot is None else inputs[slot] for slot in s["slots"]]
 
 
 def placed(shares: Shares, inputs: list[Tensor], s: Settings) -> Shares:
-    """Shares of named arguments, in the order of the inputs."""
+    """Cotangents of the named arguments, in the order of the inputs."""
     found: Shares = [None] * len(inputs)
     for slot, share in zip(s["slots"], shares):
         if slot is not None:

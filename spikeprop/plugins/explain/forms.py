@@ -1,7 +1,8 @@
-"""Closed forms of the kinds: forward and backward written out, from the cards where a card's line is for whole tensors.
+"""Closed forms of the kinds: explicit forward and backward, from the lines of the cards where these are for complete tensors.
 
-With them a page's data are replayed without autograd (``replay``). Each form takes the inputs of a call in order and the settings
-of its kind; ``backward`` takes the outputs and their cotangents as well and gives each input's share, or None.
+With them the data of a page are replayed without autograd (``replay``). A form takes the inputs of a call in order and the
+settings of its kind; ``backward`` also takes the outputs and their cotangents, and returns the cotangent of each input from
+this call, or None.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from spikeprop.snn.engine.kernels.reference import advance_since
 
 
 def card_of(kind: str, settings: Settings) -> str | None:
-    """Key of the card that belongs to a kind."""
+    """Key of the card of a kind."""
     if kind == "fire":
         return {"STDB": "stdb", "Triangle": "lif_triangle", "ATan": "lif_atan"}.get(settings["surrogate"], "lif")
     return FORMS[kind].card if kind in FORMS else None
@@ -50,7 +51,7 @@ def _binary(compute: Callable[[Tensor, Tensor], Tensor], derive: Callable[..., t
         shares: Shares = [None] * len(inputs)
         for operand, share, value in zip(s["operands"], derive(up[0], a, b), (a, b)):
             if "input" in operand:
-                own = share.expand_as(up[0]).sum_to_size(value.shape)  # what was broadcast sums
+                own = share.expand_as(up[0]).sum_to_size(value.shape)  # sum over broadcast axes
                 before = shares[operand["input"]]
                 shares[operand["input"]] = own if before is None else before + own
         return shares

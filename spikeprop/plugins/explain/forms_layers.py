@@ -1,4 +1,4 @@
-"""Closed forms of convolution, pooling, normalisation and attention, for whole batches (``forms`` says what a form is)."""
+"""Closed forms of convolution, pooling, normalisation and attention for complete batches (see ``forms``)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _conv_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s:
 
 
 def _windows(x: Tensor, s: Settings) -> Tensor:
-    """(B, C, entries of a window, windows); outside of the map -inf would never be largest, and averages count 0."""
+    """Windows (B, C, entries of a window, windows); the padding is ``fill``: -inf for maxima, 0 for averages."""
     (ph, pw), fill = s["padding"], s.get("fill", 0.0)
     padded = F.pad(x, (pw, pw, ph, ph), value=fill)
     return F.unfold(padded.flatten(0, 1).unsqueeze(1), s["kernel"], stride=s["stride"]).unflatten(0, x.shape[:2])
@@ -47,7 +47,9 @@ def _average_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor],
 
 def _largest_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s: Settings) -> Shares:
     windows = _windows(inputs[0], {**s, "fill": -torch.inf})
-    chosen = torch.zeros_like(windows).scatter_(2, windows.argmax(2, keepdim=True), 1.0)  # the first of equal ones, as in torch
+    chosen = torch.zeros_like(windows).scatter_(
+        2, windows.argmax(2, keepdim=True), 1.0
+    )  # the first of equal entries, as in torch
     return [_folded(chosen * up[0].flatten(2).unsqueeze(2), inputs[0], s)]
 
 
@@ -61,7 +63,7 @@ def _norm_parts(inputs: list[Tensor], s: Settings, rows: Callable[[Tensor], Tens
 
 
 def _norm(key: str, rows: Callable[[Tensor, Settings], Tensor], back: Callable[[Tensor, Tensor, Settings], Tensor]) -> Form:
-    """Batch and layer normalisation: rows are what the card has as samples, ``back`` undoes it."""
+    """Batch and layer normalisation: ``rows`` gives the samples of the card, ``back`` is its inverse."""
     card = CARDS[key]
 
     def known_of(inputs: list[Tensor], s: Settings) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ def _norm(key: str, rows: Callable[[Tensor, Settings], Tensor], back: Callable[[
         known["x_hat_bar"] = card.evaluate("x_hat_bar", known)
         if s.get("training", True):
             x_bar = card.evaluate("x_bar", known)
-        else:  # mean and variance are constants: the first of the three paths alone
+        else:  # mean and variance are constants: only the first of the three paths
             x_bar = known["x_hat_bar"] / (known["var"] + known["eps"]).sqrt()
         shares: Shares = [back(x_bar, inputs[s["slots"][0]], s)]
         for name, slot in (("gamma_bar", s["slots"][1]), ("beta_bar", s["slots"][2])):
@@ -98,7 +100,7 @@ def _attention_known(inputs: list[Tensor], s: Settings) -> dict[str, Tensor]:
     assert v is not None
     known = {"Q": q, "K": k, "V": v, "d": torch.tensor(s["scale"] ** -2, dtype=torch.float64)}
     known["S"] = CARDS["attention"].evaluate("S", known)
-    if s["causal"]:  # no token sees a later one
+    if s["causal"]:  # no token attends to a later one
         later = torch.ones(known["S"].shape[-2:], dtype=torch.bool).triu(1)
         known["S"] = known["S"].masked_fill(later, -torch.inf)
     return known | {"P": CARDS["attention"].evaluate("P", known)}

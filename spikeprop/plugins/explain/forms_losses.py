@@ -1,4 +1,4 @@
-"""Closed forms of losses, which are means over the batch (``forms`` says what a form is)."""
+"""Closed forms of losses, which are means over the batch (see ``forms``)."""
 
 from __future__ import annotations
 

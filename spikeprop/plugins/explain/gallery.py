@@ -1,6 +1,6 @@
 """The gallery: five small networks as pages, with an index. ``python -m spikeprop.plugins.explain.gallery FOLDER`` writes it.
 
-Each is also a MODEL for the command line: ``spikeprop explain spikeprop.plugins.explain.gallery:xor``.
+Each network is also a MODEL for the command line: ``spikeprop explain spikeprop.plugins.explain.gallery:xor``.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Made = tuple[Any, ...]
 
 
 def logistic() -> Made:
-    """One layer, one answer: the first network of every course."""
+    """One layer with one output: the simplest network."""
     torch.manual_seed(1)
     x = torch.tensor([[0.5, -1.0], [1.5, 0.5], [-1.0, 0.25], [-0.5, -1.5]])
     return nn.Linear(2, 1), x, torch.tensor([[1.0], [1.0], [0.0], [0.0]]), F.binary_cross_entropy_with_logits
 
 
 def xor() -> Made:
-    """Two inputs, three hidden units: what one layer cannot do."""
+    """Two inputs and three hidden units solve a task that one layer cannot solve."""
     torch.manual_seed(2)
     x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
@@ -60,13 +60,13 @@ class ResidualCNN(nn.Module):
 
 
 def cnn() -> Made:
-    """Convolutions, batch-norm, pooling, and a skip connection whose fan-out sums cotangents."""
+    """Convolutions, batch-norm, pooling, and a skip connection, at whose fan-out cotangents are summed."""
     torch.manual_seed(3)
     return ResidualCNN(), *_digits(2)
 
 
 class AttentionBlock(nn.Module):
-    """An image's rows as tokens, through one block of a transformer."""
+    """One block of a transformer; the rows of an image are the tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,13 +128,13 @@ ENTRIES = {
 
 
 def subject_of(name: str) -> TrainingStep:
-    """The subject of a page."""
+    """The training step of a page."""
     entry = ENTRIES[name]
     return TrainingStep(name=entry.title, timesteps=entry.timesteps, **dict(zip(("model", "x", "y", "loss"), entry.make())))
 
 
 def write_gallery(folder: Path) -> dict[str, Any]:
-    """Write every page and the index; returns the pages' data by name."""
+    """Write all pages and the index; returns the data of the pages by name."""
     found = {name: explain(subject_of(name), folder / f"{name}.html", entry.rules()) for name, entry in ENTRIES.items()}
     write_text(folder / "index.html", _index(found))
     return found

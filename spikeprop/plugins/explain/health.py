@@ -1,6 +1,6 @@
-"""Flags on calls whose numbers are a sign of trouble: dead, silent, saturated, vanishing, exploding.
+"""Flags for calls with problematic numbers: dead, silent, saturated, vanishing, exploding.
 
-Thresholds are conventions, not laws; a page states them (``MEANINGS``).
+The thresholds are conventions; a page states them (``MEANINGS``).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from torch import Tensor
 from spikeprop.plugins.explain.local import cotangent_of
 from spikeprop.plugins.explain.trace import Node, Trace
 
-SHARE = 0.5  # of units, from which on a layer is flagged
-FLAT = 0.01  # a derivative below this share of its largest possible value counts as saturated
-RATIO = 1e3  # between the sizes of cotangents
+SHARE = 0.5  # minimum fraction of units for a flag
+FLAT = 0.01  # a derivative below this fraction of its maximum counts as saturated
+RATIO = 1e3  # ratio of the sizes of cotangents
 MEANINGS = {
     "dead": f"at least {SHARE:.0%} of the units of a ReLU are zero for every sample shown",
-    "silent": f"at least {SHARE:.0%} of the neurons of a spiking layer fire in no step and no sample shown",
+    "silent": f"at least {SHARE:.0%} of the neurons of a spiking layer do not fire in any step of any sample shown",
     "saturated": f"at least {SHARE:.0%} of the entries have a derivative below {FLAT:.0%} of the largest possible one",
     "vanishing": f"the cotangent's root mean square is less than 1/{RATIO:.0f} of that of the network's scores",
     "exploding": f"the cotangent's root mean square is more than {RATIO:.0f} times that of the network's scores",
@@ -24,7 +24,7 @@ MEANINGS = {
 
 
 def flags_of(trace: Trace, kinds: dict[int, str]) -> dict[int, list[str]]:
-    """Flags of each call, by number."""
+    """Flags of each call, by its number."""
     found: dict[int, list[str]] = {node.index: [] for node in trace.nodes}
     scores = _rms(cotangent_of(trace, trace.nodes[-1].inputs[0]))
     for node in trace.nodes:
@@ -50,13 +50,13 @@ def _by_activation(node: Node, trace: Trace, kind: str) -> list[str]:
 
 def _by_cotangent(node: Node, trace: Trace, scores: float) -> list[str]:
     if node.outputs[0] == trace.loss or scores == 0 or trace.values[node.outputs[0]].cotangent is None:
-        return []  # nothing is asked of a call that the loss does not depend on
+        return []  # the loss does not depend on this call
     size = _rms(cotangent_of(trace, node.outputs[0]))
     return ["vanishing"] if size * RATIO < scores else ["exploding"] if size > RATIO * scores else []
 
 
 def _layers(trace: Trace, kinds: dict[int, str]) -> dict[str, list[Node]]:
-    """The firing calls of each layer of spiking neurons."""
+    """The "fire" calls of each spiking layer."""
     found: dict[str, list[Node]] = {}
     for node in trace.nodes:
         if kinds[node.index] == "fire":

@@ -1,6 +1,6 @@
-"""One HTML file that needs nothing else: data, script, style and the typesetter (KaTeX, MIT licence, fonts as data) in one place.
+"""One self-contained HTML file: data, script, style and the typesetter (KaTeX, MIT licence, with its fonts as data).
 
-A content policy in the page forbids every request, so that what works here works without a network.
+A content security policy in the page forbids every request, so the page works without a network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCRIPTS = ("operations", "layers", "network", "views", "graph", "inspect", "pane
 
 
 def page_html(data: Mapping[str, Any]) -> str:
-    """The page of a step's data (``page_data``)."""
+    """The page for the data of a step (``page_data``)."""
     parts = {
         "title": html.escape(f"{data['name']}: backpropagation explained"),
         "style": f"{_typesetter_style()}\n{_read('style.css')}",
@@ -33,7 +33,7 @@ def page_html(data: Mapping[str, Any]) -> str:
 
 
 def write_page(path: Path, data: Mapping[str, Any]) -> int:
-    """Write the page, whole or not at all; returns its bytes."""
+    """Write the page atomically; returns its size in bytes."""
     text = page_html(data)
     write_text(path, text)
     return len(text.encode())
@@ -47,7 +47,7 @@ def _scripts() -> str:
 
 @cache
 def _typesetter_style() -> str:
-    """KaTeX's style with the fonts that cards need inside of it, and without the others."""
+    """KaTeX's style with the fonts that the cards need as data, and without the others."""
     faces: list[str] = []
 
     def face(found: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
-"""Which kind of operation a recorded call is, with the settings that its closed form needs: what a page can replay.
+"""The kind of operation of a recorded call, with the settings that its closed form needs.
 
-A kind names a closed form (``forms``), which names a card. Calls that only move entries are all one kind, "rearrange": run on the
-numbers of the entries they tell where each output comes from. A call that fits no kind is "opaque": it is shown with its numbers,
-but a page cannot recompute it.
+A kind names a closed form (``forms``), which names a card. All calls that only move entries have the kind "rearrange": applied
+to the numbers of the entries, they show where each output entry comes from. A call of no known kind is "opaque": the page shows
+its numbers, but cannot recompute it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def kind_of(node: Node, trace: Trace) -> Kind:
 
 
 def _rearrange(node: Node, inputs: list[Tensor]) -> Kind:
-    """Where each entry of the outputs comes from among those of all inputs laid end to end; -1 where it is a zero."""
+    """The position of each output entry in the concatenated inputs; -1 for a zero."""
     numbered, first = [], 1
     for tensor in inputs:
         if tensor.is_floating_point():
@@ -90,7 +90,7 @@ def _special(node: Node, inputs: list[Tensor]) -> Kind:
 
 
 class _Arguments:
-    """A call's arguments by place or name."""
+    """The arguments of a call, by position or name."""
 
     def __init__(self, node: Node):
         self.args, self.kwargs = node.arguments

@@ -1,8 +1,8 @@
-"""What happens at each edge of the backward graph: upstream times local is downstream, with numbers, and checked.
+"""Every edge of the backward graph in numbers: upstream times local equals downstream, with checks.
 
-For a call y = f(x, ...) with cotangent y_bar, the edge to x carries the downstream x_bar_i = sum_j y_bar_j dy_j/dx_i. For a few
-entries i the column dy_j/dx_i is computed by itself, its largest terms are kept, and their sum is held against x_bar_i. A
-call's finite differences go along one fixed direction.
+For a call y = f(x, ...) with cotangent y_bar, the edge to x has the downstream x_bar_i = sum_j y_bar_j dy_j/dx_i. For a few
+entries i the column dy_j/dx_i is computed separately, its largest terms are stored, and their sum is compared with x_bar_i. The
+finite differences of a call use one fixed direction.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spikeprop.plugins.explain.trace import Node, Trace
 
-WIDTHS = (1e-6, 1e-7)  # of finite differences, times 1 + the largest entry
-AGREES = 1e-5  # relative difference up to which a finite difference is taken to agree
-UNITS = 512  # outputs of a call up to which its Jacobian may be taken row by row
-MATCHES = 1e-9  # and a sum of terms, or of a fan-out's edges
+WIDTHS = (1e-6, 1e-7)  # steps of finite differences, relative to 1 + the largest entry
+AGREES = 1e-5  # tolerance of finite differences, relative
+UNITS = 512  # maximum number of outputs for computing a Jacobian row by row
+MATCHES = 1e-9  # tolerance of a sum of terms, or of the edges of a fan-out, relative
 
 
 @dataclass(frozen=True)
 class Term:
-    """One product of a sum: output entry, upstream there, derivative of it by the input's entry."""
+    """One product of a sum: output entry, its upstream, and its derivative by the input entry."""
 
     output: int
     entry: int
@@ -33,7 +33,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Sum:
-    """x_bar_i as a sum: its largest terms, what the others come to, and whether all of them make the downstream."""
+    """x_bar_i as a sum: its largest terms, the sum of the others, and whether all add up to the downstream."""
 
     entry: int
     terms: list[Term]
@@ -55,11 +55,11 @@ class Edge:
 
 @dataclass(frozen=True)
 class Difference:
-    """A call's derivative along a direction, by its backward pass and by finite differences.
+    """The derivative of a call along a direction, by its backward pass and by finite differences.
 
     Attributes:
-        verdict: "agrees", "differs", "kink" where there is no derivative because it differs to the right and to the left, or
-            "surrogate" where the backward pass does not mean the derivative.
+        verdict: "agrees", "differs", "kink" if the one-sided derivatives differ, or "surrogate" if the backward pass replaces
+            the derivative.
     """
 
     backward: float
@@ -69,16 +69,16 @@ class Difference:
 
 @dataclass
 class Local:
-    """Edges and finite difference of a call."""
+    """Edges and finite differences of a call."""
 
     edges: list[Edge] = field(default_factory=list)
     difference: Difference | None = None
 
 
 def local_of(node: Node, trace: Trace, entries: int = 3, terms: int = 6) -> Local:
-    """Edges of a call: ``entries`` entries of each with up to ``terms`` terms."""
+    """Edges of a call, with the sums of ``entries`` entries of each and up to ``terms`` terms per sum."""
     leaves = [_leaf(trace, index) for index in node.inputs]
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the one whose backward pass can be differentiated
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the backend with a differentiable backward pass
         outputs = _run(node, leaves)
     upstream = [cotangent_of(trace, index) for index in node.outputs]
     wanted = [slot for slot, leaf in enumerate(leaves) if leaf.requires_grad]
@@ -94,7 +94,7 @@ def local_of(node: Node, trace: Trace, entries: int = 3, terms: int = 6) -> Loca
 
 
 def cotangent_of(trace: Trace, index: int) -> Tensor:
-    """dL/d value as autograd had it; zero where none came."""
+    """dL/d value from autograd; zero if there was none."""
     value = trace.values[index]
     return torch.zeros_like(value.tensor) if value.cotangent is None else value.cotangent
 
@@ -105,7 +105,7 @@ def _leaf(trace: Trace, index: int) -> Tensor:
 
 
 def _run(node: Node, leaves: list[Tensor]) -> list[Tensor]:
-    """The call on leaves, of which it may change its own copies."""
+    """The call on copies of the leaves, which it may change in place."""
     found = node.run([leaf * 1 if leaf.requires_grad else leaf.clone() for leaf in leaves])
     return [t for t in found if t.requires_grad] if torch.is_grad_enabled() else found
 
@@ -113,8 +113,8 @@ def _run(node: Node, leaves: list[Tensor]) -> list[Tensor]:
 class _Columns:
     """Columns of a call's Jacobian for one input.
 
-    The product y_bar -> x_bar is linear in y_bar, so its derivative by y_bar is the column; where a backward pass cannot be
-    differentiated again, the product is taken with every unit vector instead, if there are few enough.
+    The product y_bar -> x_bar is linear in y_bar, so its derivative by y_bar is the column. If the backward pass cannot be
+    differentiated, the product is computed with every unit vector instead, up to a limit of their number.
     """
 
     def __init__(self, outputs: list[Tensor], leaf: Tensor, moving: list[Tensor], down: Tensor):
@@ -123,14 +123,14 @@ class _Columns:
         self._all: Tensor | None = None
 
     def get(self, entry: int) -> Tensor | None:
-        """d outputs / d entry, all outputs end to end; None where it cannot be had."""
+        """d outputs / d entry, all outputs concatenated; None if it cannot be computed."""
         column = self._by_differentiating(entry)
         if column is None or not self.fits(column, entry):
             column = self._by_units(entry)
         return column
 
     def fits(self, column: Tensor, entry: int) -> bool:
-        """Whether upstream times column is the downstream."""
+        """Whether upstream times column equals the downstream."""
         products, goal = column * self.upstream, float(self.down[entry].detach())
         return abs(float(products.sum()) - goal) <= MATCHES * (float(products.abs().sum()) + abs(goal)) + 1e-300
 
@@ -145,7 +145,7 @@ class _Columns:
         return torch.cat([c.flatten() for c in columns]).detach()
 
     def _is_zero(self) -> bool:
-        """Whether nothing comes down whatever the upstream, as through a sign."""
+        """Whether the downstream is zero for any upstream, as for the sign function."""
         other = [torch.ones_like(up) + direction(up) for up in self.moving]
         (found,) = torch.autograd.grad(self.outputs, [self.leaf], other, retain_graph=True, allow_unused=True)
         return found is None or not bool(found.any())
@@ -188,7 +188,7 @@ def _sum(columns: _Columns, entry: int, count: int) -> Sum | None:
 
 
 def direction(tensor: Tensor) -> Tensor:
-    """The direction along which finite differences are taken: sin(1), sin(2), ..."""
+    """The direction of finite differences: sin(1), sin(2), ..."""
     return torch.sin(torch.arange(1, tensor.numel() + 1, dtype=torch.float64)).view(tensor.shape)
 
 
@@ -219,12 +219,12 @@ def _finite(node: Node, values: list[Tensor], upstream: list[Tensor], edges: lis
             moved[edge.slot] = values[edge.slot] + sign * h * direction(values[edge.slot])
         with torch.no_grad():
             outputs = node.run([t.clone() for t in moved])[: len(upstream)]
-        products = [torch.where(up == 0, 0.0, up * out) for up, out in zip(upstream, outputs)]  # 0 times a mask's -inf too
+        products = [torch.where(up == 0, 0.0, up * out) for up, out in zip(upstream, outputs)]  # also 0 times the -inf of a mask
         totals.append(sum(float(product.sum()) for product in products))
     return (totals[0] - totals[1]) / h, (totals[1] - totals[2]) / h
 
 
 def _largest(tensor: Tensor) -> float:
-    """Size of the largest finite entry; masks hold infinite ones, which stay where they are however far they are moved."""
+    """Absolute value of the largest finite entry; masks contain infinite entries, which do not change."""
     finite = tensor[tensor.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0

@@ -1,6 +1,6 @@
-"""Numbers that are not finite in a page's JSON, which has none: as objects with their name, {"number": "-Infinity"}.
+"""Non-finite numbers in the JSON of a page, which JSON does not have: objects with their name, {"number": "-Infinity"}.
 
-Masks of attention hold them. ``app.js`` reads and writes the same.
+Attention masks contain them. ``app.js`` reads and writes the same objects.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def written(value: Any) -> Any:
-    """JSON values with such numbers as objects."""
+    """JSON values with non-finite numbers as objects."""
     if isinstance(value, Mapping):
         return {key: written(below) for key, below in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""``replay``: a page's gradients from its data alone, by the cards' closed forms; nothing of torch's autograd takes part."""
+"""``replay``: the gradients of a page from its data alone, by the closed forms of the cards, without autograd."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def replay(page: Mapping[str, Any], *, forward: bool = True) -> dict[str, Tensor
     """Gradients of the parameters by name.
 
     Args:
-        page: what a page exports.
-        forward: compute every value from the inputs and parameters, rather than read it from the page.
+        page: data exported from a page.
+        forward: compute all values from inputs and parameters instead of reading them from the page.
 
     Raises:
-        ExplainError: a page that holds samples only, or a call without a closed form.
+        ExplainError: the page contains only samples, or a call without a closed form.
     """
     page = read(page)
     if not page["complete"]:
-        raise ExplainError("this page holds samples of its tensors; only a complete one can be replayed (explain --entries)")
+        raise ExplainError("this page contains samples of its tensors; only a complete page can be replayed (explain --entries)")
     if page["unknown"]:
         raise ExplainError(f"these calls have no closed form: {', '.join(page['unknown'])}")
     values = {v["id"]: _tensor(v) for v in page["values"]}

@@ -1,9 +1,9 @@
-"""A spiking network unrolled into calls that can be seen: every layer at every step integrates, fires and resets.
+"""A spiking network unrolled into visible calls: every layer integrates, fires and resets at every step.
 
-    u[t] = leak v[t-1] + I[t];   o[t] = u[t] > theta;   v[t] = u[t] - theta o[t]   (or 0 where o[t] = 1)
+    u[t] = leak v[t-1] + I[t];   o[t] = u[t] > theta;   v[t] = u[t] - theta o[t]   (or 0 if o[t] = 1)
 
-with the surrogate in place of the spike's derivative and the spike in the reset a constant, exactly as
-``spikeprop.snn.engine.kernels.reference`` has it, whose gradients these calls reproduce.
+The surrogate replaces the derivative of the spike, and the spike in the reset is a constant, as in
+``spikeprop.snn.engine.kernels.reference``, whose gradients these calls reproduce.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ def integrate(v: Tensor, current: Tensor, leak: Tensor) -> Tensor:
 
 
 def fire(u: Tensor, theta: Tensor, since: Tensor, surrogate: Surrogate) -> Tensor:
-    """1 where u > theta, else 0; backward with the surrogate. ``since`` counts steps since the last spike before this one."""
+    """1 where u > theta, else 0; backward with the surrogate. ``since`` counts steps since the last spike before this step."""
     if has_torch_function((u, theta, since)):
         return handle_torch_function(fire, (u, theta, since), u, theta, since, surrogate)
     return _Fire.apply(u, theta, since, surrogate)  # type: ignore[return-value]
 
 
 def reset(u: Tensor, spikes: Tensor, theta: Tensor, to_zero: bool) -> Tensor:
-    """The potential that a step leaves behind; the spikes are constants here."""
+    """The potential after the reset; the spikes are constants."""
     if has_torch_function((u, spikes, theta)):
         return handle_torch_function(reset, (u, spikes, theta), u, spikes, theta, to_zero)
     return u * (1 - spikes) if to_zero else u - theta * spikes
 
 
 class _Fire(torch.autograd.Function):
-    """Backward is written in differentiable operations, so that columns of the Jacobian can be asked for."""
+    """Backward uses differentiable operations, so that columns of the Jacobian can be computed."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, theta: Tensor, since: Tensor, surrogate: Surrogate) -> Tensor:
@@ -63,13 +63,13 @@ class _Fire(torch.autograd.Function):
 
 
 def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer) -> Tensor:
-    """The accumulated output (B, K) of ``timesteps`` steps on images (B, ...), one visible call after the other.
+    """The accumulated output (B, K) after ``timesteps`` steps on images (B, ...), as visible calls.
 
     Raises:
-        ExplainError: a delayed readout, or a run beforehand.
+        ExplainError: the network has a delayed readout or a pre-run.
     """
     if int(network.readout_from) or int(network.pre_run):
-        raise ExplainError("this network has a delayed readout or a run beforehand, which explain does not show")
+        raise ExplainError("this network has a delayed readout or a pre-run, which explain does not support")
     simulation = _Simulation(network, tracer)
     with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
         encoded = network.encoder(x, timesteps)
@@ -85,7 +85,7 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
 
 
 class _Simulation:
-    """What one simulation carries from step to step."""
+    """The state of a simulation."""
 
     def __init__(self, network: SpikingNetwork, tracer: Tracer):
         self.network, self.tracer = network, tracer
@@ -121,7 +121,7 @@ class _Simulation:
         total = None
         for i, source, synapse in layer.branches():
             key = f"{name}/{i}"
-            if source == INPUT and self.network.encoder.constant:  # once for all steps, as the network itself does
+            if source == INPUT and self.network.encoder.constant:  # once for all steps, like the network
                 if key not in self.constant:
                     self.constant[key] = self._synapse(synapse, values[source], key)
                 current = self.constant[key]

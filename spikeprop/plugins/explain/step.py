@@ -1,7 +1,7 @@
-"""``trace_step``: a network's loss on a few samples, forward and backward, in double precision, as a ``Trace``.
+"""``trace_step``: the loss of a network on a few samples, forward and backward, in double precision, as a ``Trace``.
 
-The network is copied, so nothing of the caller's changes; the copy computes in float64, so that finite differences mean something
-and the page's numbers can be recomputed elsewhere to many digits.
+The network is copied, so the caller's network is not changed. The copy computes in float64, so that finite differences are
+meaningful and the numbers of the page can be reproduced with many digits.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """What is to be explained.
+    """The training step to explain.
 
     Attributes:
-        name: for people.
+        name: displayed name.
         model: any torch module, or a SpikingNetwork.
         x: inputs (B, ...).
         y: targets, as the loss takes them.
-        loss: of outputs and targets, a scalar.
-        timesteps: of a SpikingNetwork.
-        training: in training mode, as a learning rule sees the network, or in evaluation mode.
-        seed: of dropout and encoders.
+        loss: function of outputs and targets with a scalar result.
+        timesteps: simulation steps of a SpikingNetwork.
+        training: True for training mode, False for evaluation mode.
+        seed: seed of dropout and encoders.
     """
 
     name: str
@@ -48,14 +48,14 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, SpikingNetwork) and not self.timesteps:
-            raise ExplainError(f"{self.name} is a spiking network: say for how many steps it runs (--timesteps)")
+            raise ExplainError(f"{self.name} is a spiking network: give its number of steps (--timesteps)")
 
     @property
     def spiking(self) -> bool:
         return isinstance(self.model, SpikingNetwork)
 
     def double(self) -> tuple[nn.Module, Tensor, Tensor]:
-        """A copy of the network, and its inputs and targets, in float64 on the CPU."""
+        """Copies of the network, inputs and targets in float64 on the CPU."""
         model = copy.deepcopy(self.model).cpu().double().train(self.training)
         x, y = (t.detach().cpu().clone() for t in (self.x, self.y))
         return model, x.double() if x.is_floating_point() else x, y.double() if y.is_floating_point() else y
@@ -63,7 +63,14 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class TracedStep:
-    """A traced step: the trace, the copy of the network with ``.grad`` filled by autograd, the bytes of one of its numbers."""
+    """A traced step.
+
+    Attributes:
+        trace: the recorded calls.
+        model: the copy of the network, with ``.grad`` from autograd.
+        loss: value of the loss.
+        itemsize: bytes of one number of the original network.
+    """
 
     trace: Trace
     model: nn.Module
@@ -72,17 +79,17 @@ class TracedStep:
 
 
 def trace_step(subject: TrainingStep) -> TracedStep:
-    """Run a subject forward and backward, recorded.
+    """Run and record a training step, forward and backward.
 
     Raises:
-        ExplainError: nothing has a gradient, the loss is not a finite number, or something cannot be shown.
+        ExplainError: nothing has a gradient, the loss is not finite, or a call cannot be shown.
     """
     model, x, y = subject.double()
     model.zero_grad(set_to_none=True)
     if x.is_floating_point():
         x.requires_grad_()
     tracer = Tracer(model)
-    if not (isinstance(model, SpikingNetwork) and model.encoder.spikes):  # spikes that were drawn are constants
+    if not (isinstance(model, SpikingNetwork) and model.encoder.spikes):  # random spikes are constants
         tracer.add_input(x, "input")
     tracer.add_input(y, "target")
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -105,6 +112,6 @@ def _check_loss(loss: Tensor, trace: Trace) -> None:
     if loss.numel() != 1:
         raise ExplainError(f"the loss has shape {tuple(loss.shape)}; it must be one number")
     if not loss.requires_grad or not trace.nodes:
-        raise ExplainError("nothing here has a gradient: the loss depends on no parameter that is trained")
+        raise ExplainError("nothing has a gradient: the loss depends on no trainable parameter")
     if not torch.isfinite(loss).all():
         raise ExplainError(f"the loss is {float(loss.detach())}; there is no gradient to show")

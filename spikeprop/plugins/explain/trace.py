@@ -1,8 +1,8 @@
-"""``Tracer``: one training step of any torch network, recorded call by call; every call can be run and differentiated again.
+"""``Tracer``: records one training step of any torch network call by call; every call can be repeated and differentiated.
 
-The tracer is a mode of torch's own functions: each call that makes a value with a gradient becomes a ``Node``, each tensor a
-``Value``. Hooks on the tensors keep the cotangents of the backward pass as autograd computes them; hooks on modules say where a
-call was made; hooks on saved tensors count the bytes that it keeps for its backward pass.
+The tracer is a torch function mode: each call that makes a value with a gradient becomes a ``Node``, each tensor a ``Value``.
+Hooks on tensors record the cotangents of autograd's backward pass; hooks on modules record where a call was made; hooks on
+saved tensors count the bytes that a call keeps for its backward pass.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.arguments import fill, floating, take
 
 Role = Literal["input", "parameter", "constant", "value"]
-ASKING = "has_torch_function"  # how a function of torch's asks whether a mode wants it
-OPENED = {F.multi_head_attention_forward}  # compositions of torch that are shown call by call
+ASKING = "has_torch_function"  # with this function, torch checks whether a mode handles a call
+OPENED = {F.multi_head_attention_forward}  # composite torch functions that are shown call by call
 
 
 @dataclass
@@ -31,10 +31,10 @@ class Value:
 
     Attributes:
         index: its number.
-        name: for people.
-        role: where it comes from.
-        tensor: its content when it was made, detached.
-        needs_grad: whether a cotangent flows to it.
+        name: displayed name.
+        role: its origin.
+        tensor: detached copy of its content when it was made.
+        needs_grad: whether it has a cotangent.
         cotangent: dL/d tensor, from autograd's own backward pass.
     """
 
@@ -53,12 +53,13 @@ class Node:
     Attributes:
         index: its number, in order of execution.
         name: of the function.
-        function: itself.
-        arguments: positional and keyword ones, with a ``Slot`` for each tensor.
+        function: the function.
+        arguments: positional and keyword arguments, with a ``Slot`` for each tensor.
         inputs, outputs: numbers of values.
-        module: path of the module that called, and ``kind_of_module`` its class.
-        step: of a simulation's time, or None.
-        saved: bytes kept for the backward pass that no earlier call kept.
+        module: path of the calling module, and ``kind_of_module`` its class.
+        step: time step of a simulation, or None.
+        saved: bytes kept for the backward pass and not kept by an earlier call.
+        generator: state of the random generator before the call.
     """
 
     index: int
@@ -74,7 +75,7 @@ class Node:
     generator: Tensor | None = None
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The call once more on other tensors; random numbers are drawn as they were."""
+        """Repeat the call with other tensors and the same random numbers."""
         args, kwargs = fill(self.arguments, tensors)
         with torch.random.fork_rng(devices=[]):
             if self.generator is not None:
@@ -85,14 +86,14 @@ class Node:
 
 @dataclass
 class Trace:
-    """A whole step: values and nodes by number, the loss's value, and parameters' names by value."""
+    """A recorded step: values and nodes by number, and the number of the loss."""
 
     values: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     loss: int = -1
 
     def consumers(self) -> dict[int, list[tuple[int, int]]]:
-        """(node, slot) of each use of a value along which a cotangent flows."""
+        """(node, slot) of each use of each value with a cotangent."""
         found: dict[int, list[tuple[int, int]]] = {}
         for node in self.nodes:
             for slot, index in enumerate(node.inputs):
@@ -102,14 +103,14 @@ class Trace:
 
 
 class Tracer(TorchFunctionMode):
-    """Records what happens inside of it.
+    """Records the calls inside of its context.
 
     Args:
-        model: whose parameters, buffers and modules are told by name.
+        model: gives the names of parameters, buffers and modules.
 
     Attributes:
-        trace: what was recorded.
-        step: of the simulation's time that is being computed, or None.
+        trace: the recorded step.
+        step: present time step of a simulation, or None.
     """
 
     def __init__(self, model: nn.Module):
@@ -117,18 +118,18 @@ class Tracer(TorchFunctionMode):
         self.trace = Trace()
         self.step: int | None = None
         self._known: dict[int, tuple[int, int]] = {}  # id of a tensor to (value, version)
-        self._alive: list[Any] = []  # an id is a tensor's only as long as it lives
+        self._alive: list[Any] = []  # keeps tensors alive, because ids are reused
         self._names = {id(t): (name, "parameter") for name, t in model.named_parameters()}
         self._names |= {id(t): (name, "constant") for name, t in model.named_buffers()}
         self._modules = {m: name for name, m in model.named_modules()}
         self._stack: list[nn.Module] = []
         self._busy: Node | None = None  # the call that is running
-        self._quiet = False  # what is called is the call's own business, or the tracer's
+        self._quiet = False  # True inside of a recorded call and inside of the tracer
         self._saved = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Trace]:
-        """The mode, with hooks on modules, saved tensors and autograd functions, all of which go when it ends."""
+        """The mode with hooks on modules, saved tensors and autograd functions, all of which are removed at the end."""
         handles = []
         for module in self._modules:
             handles.append(module.register_forward_pre_hook(self._enter_module))
@@ -150,11 +151,11 @@ class Tracer(TorchFunctionMode):
                 handle.remove()
 
     def index_of(self, tensor: Tensor) -> int:
-        """Number of the value that a recorded tensor is."""
+        """Number of the value of a recorded tensor."""
         return self._known[id(tensor)][0]
 
     def add_input(self, tensor: Tensor, name: str) -> None:
-        """Name a tensor that goes in from outside."""
+        """Record an input tensor with its name."""
         self._add(tensor, name, "input")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -185,22 +186,22 @@ class Tracer(TorchFunctionMode):
         outputs = [t for t in floating(result) if t.requires_grad]
         self._refuse_partial(name, found, outputs, versions)
         if all(versions.get(id(t)) == t._version for t in outputs):
-            return result  # nothing with a gradient was made, or the input itself came back
+            return result  # no new value with a gradient was made
         self.trace.nodes.append(node)
         node.module, node.kind_of_module, node.step = *self._place(), self.step
         node.outputs = [self._add(t, f"{name} {node.index}", "value").index for t in outputs]
         return result
 
     def _refuse_partial(self, name: str, found: list[Tensor], outputs: list[Tensor], versions: dict[int, int]) -> None:
-        """A write into part of a tensor makes a value that no call returned."""
+        """Refuse writes into a part of a tensor: they make a value that no call returns."""
         written = [t for t in found if versions[id(t)] != t._version and t.requires_grad]
         if name == "__setitem__" or any(t._is_view() for t in written) or any(all(t is not o for o in outputs) for t in written):
             raise ExplainError(
-                f"{name} writes into a part of a tensor, which cannot be shown call by call; build a new one (torch.where, cat)"
+                f"{name} writes into a part of a tensor, which cannot be shown; make a new tensor (torch.where, torch.cat)"
             )
 
     def _open(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run a composition with its calls recorded, instead of it: it must not be asked again whether a mode wants it."""
+        """Record the inner calls of a composite function: its own check for a mode is disabled once."""
         real = getattr(F, ASKING)
 
         def once(*_: Any) -> bool:
@@ -221,7 +222,7 @@ class Tracer(TorchFunctionMode):
         if tensor.requires_grad and not tensor.is_leaf:
             made = type(tensor.grad_fn).__name__
             raise ExplainError(
-                f"a tensor comes from outside of what is shown, or was changed in place through a view (made by {made})"
+                f"a tensor was made outside of the traced step, or was changed in place through a view (made by {made})"
             )
         name, role = self._names.get(id(tensor), ("constant", "constant"))
         return self._add(tensor, name, role).index  # type: ignore[arg-type]
@@ -244,7 +245,7 @@ class Tracer(TorchFunctionMode):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._saved:
                 self._saved.add(storage.data_ptr())
-                self._alive.append(tensor.detach())  # an address is a storage's only as long as it lives
+                self._alive.append(tensor.detach())  # keeps the storage alive, because addresses are reused
                 self._busy.saved += storage.nbytes()
         return tensor
 
@@ -262,7 +263,7 @@ class Tracer(TorchFunctionMode):
 
     @contextlib.contextmanager
     def inside(self, module: nn.Module) -> Iterator[None]:
-        """As if the module's own forward were running."""
+        """Record calls as made by this module."""
         self._stack.append(module)
         try:
             yield

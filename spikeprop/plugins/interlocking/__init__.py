@@ -1,4 +1,13 @@
-"""Interlocking backpropagation (Gomez et al. 2022): segments learn from the loss a few segments ahead, in one process or many."""
+"""Interlocking backpropagation (Gomez et al. 2022): each segment of a network learns from the loss a few segments ahead of it.
+
+With K segments and a reach of n, the parameters of segment i follow the gradient of l_t(i), t(i) = min(i + n - 1, K - 1), where
+l_j is the loss of segment j's auxiliary head (of the last segment: the network's own loss). n = 1 is local learning, n = K is
+backpropagation. Source: "Interlocking backpropagation: improving depthwise model-parallelism", JMLR 23(171).
+
+``Interlocking`` fills the slot ``rule`` of training (``LearningRule``); ``AuxiliaryHead`` is the slot of its heads.
+``SegmentProcess`` runs one segment per process. Experiments: the recipes cifar10_resnet32_interlocking and
+python_transformer_interlocking.
+"""
 
 from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead, PooledHead, TokenHead
 from spikeprop.plugins.interlocking.language import CharTransformer, PythonSource

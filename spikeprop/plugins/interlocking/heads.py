@@ -1,7 +1,7 @@
-"""Auxiliary heads: what tells a segment's classes from its activations, and learns with it.
+"""Auxiliary heads: small networks that predict the classes from a segment's activations and are trained together with it.
 
-``ConvHead`` is the authors' (convolutions to 128 and 64 channels with batch-norm and ReLU, global pooling, a linear layer);
-``PooledHead`` is the least that works; ``TokenHead`` is for sequences of tokens, which have their features last.
+``ConvHead`` is the authors' head (convolutions to 128 and 64 channels with batch-norm and ReLU, global pooling, a linear layer);
+``PooledHead`` is the smallest head (pooling and a linear layer); ``TokenHead`` is for sequences of tokens with the features last.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from spikeprop.errors import SegmentError
 
 @dataclass(frozen=True, kw_only=True)
 class AuxiliaryHead(ABC):
-    """Makes a head for activations of a shape."""
+    """Builds a head for activations of a given shape."""
 
     @abstractmethod
     def build(self, shape: Sequence[int], classes: int) -> nn.Module:
-        """A module from activations (B, *shape) to class scores (B, classes, ...).
+        """Build a module from activations (B, *shape) to class scores (B, classes, ...).
 
         Raises:
-            SegmentError: a shape that it cannot read.
+            SegmentError: the head does not support this shape.
         """
 
 
@@ -40,7 +40,7 @@ class ConvHead(AuxiliaryHead):
 
     def build(self, shape: Sequence[int], classes: int) -> nn.Module:
         if len(shape) != 3:
-            return PooledHead().build(shape, classes)  # past the maps, as after a network's own pooling
+            return PooledHead().build(shape, classes)  # no feature maps left, for example after the network's own pooling
         layers: list[nn.Module] = []
         channels = shape[0]
         for width in self.widths:
@@ -59,7 +59,7 @@ class PooledHead(AuxiliaryHead):
         if len(shape) == 1:
             return nn.Linear(shape[0], classes)
         if len(shape) != 3:
-            raise SegmentError(f"PooledHead reads maps (C, H, W) or features (C), not {tuple(shape)}; for tokens use TokenHead")
+            raise SegmentError(f"PooledHead reads maps (C, H, W) or features (C), not {tuple(shape)}; use TokenHead for tokens")
         side = min(self.size, *shape[1:])
         return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(shape[0] * side**2, classes))
 
@@ -70,12 +70,12 @@ class TokenHead(AuxiliaryHead):
 
     def build(self, shape: Sequence[int], classes: int) -> nn.Module:
         if len(shape) != 2:
-            raise SegmentError(f"TokenHead reads tokens (T, C), not {tuple(shape)}; for images use ConvHead")
+            raise SegmentError(f"TokenHead reads tokens (T, C), not {tuple(shape)}; use ConvHead for images")
         return nn.Sequential(nn.LayerNorm(shape[1]), nn.Linear(shape[1], classes), TokensLast())
 
 
 class TokensLast(nn.Module):
-    """(B, T, C) to (B, C, T), as losses read it."""
+    """(B, T, C) to (B, C, T), the layout that losses expect."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2)

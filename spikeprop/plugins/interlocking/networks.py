@@ -1,7 +1,7 @@
-"""``BasicResNet``: the network that interlocking backpropagation was published on, with a width of one's choice.
+"""``BasicResNet``: the network of the interlocking paper, with an adjustable width.
 
-The authors call it ResNet-32: torchvision's basic blocks, 3, 4, 6 and 3 of them with 64, 128, 256 and 512 channels behind a 3x3
-convolution, for images of 32 pixels. It is not the CIFAR ResNet-32 of He et al. 2016, which has 16, 32 and 64 channels.
+The authors call it ResNet-32: torchvision's basic blocks, 3, 4, 6 and 3 of them with 64, 128, 256 and 512 channels after a 3x3
+convolution, for images of 32x32 pixels. It is not the CIFAR ResNet-32 of He et al. 2016, which has 16, 32 and 64 channels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """Convolution, batch-norm, ReLU, convolution, batch-norm; plus the input, or its 1x1 convolution with batch-norm; ReLU."""
+    """relu(residual(x) + skip(x)); skip is the identity, or a 1x1 convolution with batch-norm where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -30,8 +30,8 @@ class BasicResNet(nn.Module):
     Args:
         input_shape: (channels, height, width) of one image.
         classes: number of classes.
-        width: channels of the first blocks, doubled three times; 64 is the paper's.
-        blocks: of each width.
+        width: channels of the first blocks; doubled three times. The paper uses 64.
+        blocks: number of blocks of each width.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""``SegmentProcess``: one segment of ``Interlocking`` in a process of its own, over torch.distributed (gloo or nccl).
+"""``SegmentProcess``: one segment of ``Interlocking`` in its own process, over torch.distributed (gloo or nccl).
 
-Rank i holds segment i. For each micro-batch activations go up and cotangents come down. The cotangent for a segment's own loss
-goes down at once; for those of losses above a segment waits while it is target - i forward passes ahead, as in the 1F1B
-schedule. So nobody waits for more than the n - 1 segments above, nor for the end of a batch: a segment steps its own optimiser
-as soon as its own gradients are whole, and starts on the next batch. The gradients are those of the rule in one process with as
-many micro-batches, since every segment still sees the activations of segments that have made as many steps.
+Rank i holds segment i. For each micro-batch, activations are sent to the next segment and cotangents to the previous one. The
+cotangent of a segment's own loss is sent immediately. Cotangents of later losses are delayed by target - i forward passes, as
+in the 1F1B schedule. A segment therefore waits only for the n - 1 segments after it, and never for the end of a batch: it
+updates its parameters as soon as its gradients are complete, and continues with the next batch. The gradients equal those of
+the rule in one process with the same number of micro-batches, because all segments have made the same number of updates.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class Clock:
-    """Seconds of a segment: at work, and waiting for a neighbour."""
+    """Seconds that a segment computes (busy), and waits for a neighbour (idle)."""
 
     busy: float = 0.0
     idle: float = 0.0
 
     @property
     def idle_share(self) -> float:
-        """Share of the time that it waited."""
+        """Fraction of the time spent waiting."""
         return self.idle / max(self.idle + self.busy, 1e-12)
 
 
 class SegmentProcess:
-    """This rank's segment.
+    """The segment of this rank.
 
     Args:
-        model: the whole network, the same in every process (build it after the same seed); this segment alone is trained here.
-        rule: prepared for ``model``; how segments are cut, reach, heads and micro-batches.
-        x: a batch as large as those to come, to see shapes by.
+        model: the complete network, identical in all processes (build it with the same seed); only this segment is trained here.
+        rule: prepared for ``model``; defines segments, reach, heads and micro-batches.
+        x: a batch of the size used in training; it defines the shapes.
 
     Raises:
-        ValueError: as many processes as segments are needed, and batches that divide by the number of micro-batches.
+        ValueError: the number of processes differs from the number of segments, or the batch size is not divisible by the number
+            of micro-batches.
     """
 
     def __init__(self, model: nn.Module, rule: Interlocking, x: Tensor):
         self.rule, self.graph = rule, rule.graph(model)
         self.rank, self.clock = dist.get_rank(), Clock()
         if dist.get_world_size() != len(self.graph.segments):
-            raise ValueError(f"{len(self.graph.segments)} segments need as many processes, and there are {dist.get_world_size()}")
+            raise ValueError(f"{len(self.graph.segments)} segments need as many processes, but there are {dist.get_world_size()}")
         if len(x) % rule.microbatches:
-            raise ValueError(f"a batch of {len(x)} does not divide into {rule.microbatches} micro-batches")
+            raise ValueError(f"a batch of {len(x)} is not divisible into {rule.microbatches} micro-batches")
         self.place = rule.places(self.graph)[self.rank]
         self.segment = self.graph.segments[self.rank]
         shapes = output_shapes(model, self.graph, x)
@@ -65,31 +66,32 @@ class SegmentProcess:
         self.like = next(model.parameters())
         self.above = rule.places(self.graph)[self.rank + 1] if self.rank + 1 < self.place.segments else None
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
-        self._coming: deque[tuple[int, int]] = deque()  # (micro-batch, loss) in the order in which they are sent
-        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._expected: deque[tuple[int, int]] = deque()  # (micro-batch, loss) in sending order
+        self._received: dict[tuple[int, int], Tensor] = {}
 
     def parameters(self) -> list[nn.Parameter]:
-        """What this process trains: its segment's parameters and its head's."""
+        """Parameters trained by this process: those of its segment and of its head."""
         key = str(self.rank)
         head = list(self.rule.own[key].parameters()) if key in self.rule.own else []
         return [*self.segment.parameters(), *head]
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Leave this segment's gradient of a batch in ``.grad``; the loss of this segment, or None where it has none.
+        """Write this segment's gradients for a batch to ``.grad``.
+
+        Returns:
+            the loss of this segment, or None if its loss is unused.
 
         Args:
-            x: the batch, read by the first segment alone.
-            y: its labels, read by the segments that have a loss.
+            x: the batch; only the first segment reads it.
+            y: the labels; only segments with a loss read them.
         """
         count = self.rule.microbatches
         if len(x) != self.size * count:
-            raise ValueError(
-                f"the batch holds {len(x)} images; this was made for {self.size * count}: drop a last one that is smaller"
-            )
+            raise ValueError(f"the batch holds {len(x)} samples, but {self.size * count} are expected: drop a smaller last batch")
         inputs, labels = x.chunk(count), y.chunk(count)
         works: dict[int, Work] = {}
         losses: list[Tensor] = []
-        self._coming = deque(self.above.messages(count) if self.above is not None else ())
+        self._expected = deque(self.above.messages(count) if self.above is not None else ())
         for kind, m, j in self.place.order(count):
             if kind == "F":
                 works[m] = self._forward(inputs[m], count)
@@ -100,7 +102,7 @@ class SegmentProcess:
         return torch.stack(losses).sum() / count if losses else None
 
     def train(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer) -> list[float | None]:
-        """A step of the optimiser for each batch; the losses."""
+        """One optimiser step per batch; returns the losses."""
         losses: list[float | None] = []
         for x, y in batches:
             optimizer.zero_grad()
@@ -111,7 +113,7 @@ class SegmentProcess:
         return losses
 
     def finish(self) -> None:
-        """Wait until what was sent has arrived."""
+        """Wait until all sent messages have arrived."""
         while self._sent:
             self._wait(self._sent.popleft()[0])
 
@@ -140,10 +142,10 @@ class SegmentProcess:
             self._send(passed, self.rank - 1)
 
     def _cotangent(self, m: int, j: int) -> Tensor:
-        """That of micro-batch m for loss j; what the segment above sends before it is kept for later."""
-        while (m, j) not in self._kept:
-            self._kept[self._coming.popleft()] = self._receive(self.rank + 1, self.output_shape)
-        return self._kept.pop((m, j))
+        """The cotangent of micro-batch m for loss j; messages that arrive before it are stored for later."""
+        while (m, j) not in self._received:
+            self._received[self._expected.popleft()] = self._receive(self.rank + 1, self.output_shape)
+        return self._received.pop((m, j))
 
     def _receive(self, source: int, shape: tuple[int, ...]) -> Tensor:
         buffer = torch.empty(shape, dtype=self.like.dtype, device=self.like.device)
@@ -156,7 +158,7 @@ class SegmentProcess:
         value = value.contiguous()
         work = dist.isend(value, target)
         assert work is not None
-        self._sent.append((work, value))  # the buffer must live until it has gone
+        self._sent.append((work, value))  # the buffer must exist until it has been sent
         while len(self._sent) > 2 * self.rule.microbatches * self.place.reach:
             self._wait(self._sent.popleft()[0])
 

@@ -1,8 +1,9 @@
-"""``Interlocking``: Gomez et al. 2022, "Interlocking backpropagation: improving depthwise model-parallelism", JMLR 23(171).
+"""``Interlocking``: learning rule of Gomez et al. 2022, "Interlocking backpropagation: improving depthwise model-parallelism".
 
-A network cut into K segments, each with an auxiliary head. Segment i learns from the loss n - 1 segments ahead of it and from no
-other: n = 1 is local learning, n = K backpropagation. The definition is in ``work``; here it runs in one process, one segment
-after the other, which is slower than backpropagation: the gain is in processes that wait less for each other (``parallel``).
+The network is cut into K segments, each with an auxiliary head. Segment i learns only from the loss n - 1 segments ahead: n = 1
+is local learning, n = K is backpropagation. ``work`` has the definition. Here all segments run in one process, one after the
+other, which is slower than backpropagation; the advantage is in separate processes, which wait less for each other
+(``parallel``).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from spikeprop.plugins.interlocking.work import Place, Work, reach_of
 
 @dataclass(frozen=True, kw_only=True)
 class Interlocking(LearningRule):
-    """Gradients of losses a few segments ahead.
+    """Gradients of the losses a few segments ahead.
 
     Attributes:
         cuts: a number of segments, or names of the submodules to cut after.
-        reach: n: 1 is local, 2 pairwise, and so on; null is global, which is backpropagation.
-        head: makes the auxiliary heads; those whose loss no segment follows (of the first n - 1 segments) are left out.
-        loss: of every head and of the network.
-        microbatches: parts that a batch is cut into; their gradients add up to the batch's.
+        reach: n; 1 is local, 2 pairwise, and so on; null is global (backpropagation).
+        head: builds the auxiliary heads; unused heads (those of the first n - 1 segments) are not built.
+        loss: loss of all heads and of the network.
+        microbatches: number of micro-batches per batch; their gradients are accumulated.
     """
 
     cuts: int | list[str]
@@ -51,25 +52,26 @@ class Interlocking(LearningRule):
         """The network's segments.
 
         Raises:
-            SegmentError: it cannot be cut so, a segment reads more than the one before it, or segments share parameters.
+            SegmentError: the network cannot be cut there, a segment reads more than the previous segment, or segments share
+                parameters.
         """
         if model not in self._graphs:
             graph = segment_graph(model, self.cuts)
             if not graph.is_chain:
                 crossing = next(s for s in graph.segments if len(s.reads) != 1 or s.reads[0] not in _before(graph, s))
                 raise SegmentError(
-                    f"segment {crossing.name!r} reads {', '.join(crossing.reads)}; each may read the one before it only"
+                    f"segment {crossing.name!r} reads {', '.join(crossing.reads)}; a segment may only read the previous one"
                 )
             for name, users in graph.shared().items():
                 raise SegmentError(
-                    f"{name} belongs to the segments {' and '.join(users)}, which follow different losses: "
-                    "untie it, or cut so that one segment has all its uses"
+                    f"{name} is used in the segments {' and '.join(users)}, which follow different losses: "
+                    "do not share it, or cut the network so that one segment contains all its uses"
                 )
             self._graphs[model] = graph
         return self._graphs[model]
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
-        """Cut the network and make a head for each segment whose loss is followed."""
+        """Cut the network and build a head for each segment whose loss is used."""
         graph = self.graph(model)
         shapes = output_shapes(model, graph, x)
         classes = shapes[-1][0]
@@ -78,12 +80,12 @@ class Interlocking(LearningRule):
                 self.own[str(place.segment)] = self.head.build(shapes[place.segment], classes).to(next(model.parameters()))
 
     def places(self, graph: SegmentGraph) -> list[Place]:
-        """Where each segment stands."""
+        """Position of each segment."""
         count = len(graph.segments)
         return [Place(i, count, reach_of(self.reach, count)) for i in range(count)]
 
     def work(self, graph: SegmentGraph, segment: int, share: float = 1.0) -> Work:
-        """A segment's part on a batch that is ``share`` of the whole.
+        """The computation of a segment on a micro-batch that is the fraction ``share`` of the batch.
 
         Raises:
             ValueError: the rule has not been prepared.
@@ -91,7 +93,7 @@ class Interlocking(LearningRule):
         place, key = self.places(graph)[segment], str(segment)
         needs = place.has_loss and segment < len(graph.segments) - 1
         if needs and key not in self.own:
-            raise ValueError("the auxiliary heads have not been made: call rule.prepare(model, x) before training")
+            raise ValueError("the auxiliary heads do not exist yet: call rule.prepare(model, x) before training")
         return Work(place, graph.segments[segment], self.own[key] if needs else None, self.loss, share)
 
     @property
@@ -100,12 +102,16 @@ class Interlocking(LearningRule):
 
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         graph = self.graph(model)
-        parts = [self._part(graph, a, b, len(x)) for a, b in zip(x.chunk(self.microbatches), y.chunk(self.microbatches))]
-        losses = {name: torch.stack([part[0][name] for part in parts]).sum() for name in parts[0][0]}
+        results = [self._micro_step(graph, a, b, len(x)) for a, b in zip(x.chunk(self.microbatches), y.chunk(self.microbatches))]
+        losses = {name: torch.stack([found[name] for found, _ in results]).sum() for name in results[0][0]}
         last = losses.pop(graph.output)
-        return {"loss": last, "scores": torch.cat([s for _, s in parts]), **{f"loss.{n}": v for n, v in losses.items()}}
+        return {
+            "loss": last,
+            "scores": torch.cat([scores for _, scores in results]),
+            **{f"loss.{n}": v for n, v in losses.items()},
+        }
 
-    def _part(self, graph: SegmentGraph, x: Tensor, y: Tensor, batch: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _micro_step(self, graph: SegmentGraph, x: Tensor, y: Tensor, batch: int) -> tuple[dict[str, Tensor], Tensor]:
         share = len(x) / batch
         works = [self.work(graph, i, share) for i in range(len(graph.segments))]
         h = x
@@ -123,7 +129,7 @@ class Interlocking(LearningRule):
 
 
 def output_shapes(model: nn.Module, graph: SegmentGraph, x: Tensor) -> list[tuple[int, ...]]:
-    """Shape of each segment's output for one sample; nothing of the network changes."""
+    """Shape of each segment's output for one sample; the network is not changed."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:

@@ -1,9 +1,9 @@
-"""What a pipeline of segments would take: measured seconds of each segment's work, put in order by the schedule. A simulation.
+"""Simulation of a pipeline of segments: the measured seconds of each segment's operations, ordered by the schedule.
 
-Every segment does its operations in its own order (``Place.order``), one at a time: a forward pass after that of the segment
-below, the product for a loss above after that of the segment above. Transfers take no time and devices do not disturb each
-other, so it is the upper limit of what the schedule allows. Backpropagation in micro-batches is a reach of all segments: GPipe
-runs all forward passes of a batch before the first backward pass, 1F1B as few as it must.
+A segment executes its operations in its own order (``Place.order``), one at a time: a forward pass after that of the previous
+segment, a vector-Jacobian product for a later loss after that of the next segment. Transfers take no time and devices do not slow
+each other down, so the result is an upper bound for the schedule. Backpropagation in micro-batches corresponds to a reach of all
+segments: GPipe runs all forward passes of a batch before the first backward pass, 1F1B as few as possible.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from spikeprop.learn.segments import SegmentGraph
 from spikeprop.plugins.interlocking.rule import Interlocking
 from spikeprop.plugins.interlocking.work import Place
 
-Operation = tuple[str, int, int]  # "F" or "V", number of the micro-batch, loss
+Operation = tuple[str, int, int]  # "F" (forward) or "V" (vector-Jacobian product), micro-batch, loss
 
 
 @dataclass(frozen=True)
 class SegmentTimes:
-    """Seconds of a segment for one micro-batch: its forward pass, and the products for each loss, its own including the head."""
+    """Seconds of a segment for one micro-batch: the forward pass, and the product for each loss (its own includes the head)."""
 
     forward: float
     backward: dict[int, float]
@@ -31,11 +31,11 @@ class SegmentTimes:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What the simulation found.
+    """Result of the simulation.
 
     Attributes:
-        seconds: until the last segment is done.
-        idle: share of that time in which each segment waits.
+        seconds: time until the last segment has finished.
+        idle: fraction of that time that each segment waits.
     """
 
     seconds: float
@@ -48,11 +48,11 @@ def simulate(
     """Run the schedule.
 
     Args:
-        times: of each segment.
+        times: measured times of each segment.
         reach: n.
-        microbatches: of a batch.
-        batches: one after the other; a segment starts on the next as soon as its own gradients are whole.
-        all_forward_first: as GPipe does.
+        microbatches: number per batch.
+        batches: number of batches; a segment starts the next one as soon as its own gradients are complete.
+        all_forward_first: run all forward passes of a batch first, as GPipe does.
     """
     places = [Place(i, len(times), reach) for i in range(len(times))]
     queues = [_operations(place, microbatches, batches, all_forward_first) for place in places]
@@ -75,7 +75,7 @@ def simulate(
 
 
 def measure_times(rule: Interlocking, model: nn.Module, x: Tensor, y: Tensor, repeats: int = 3) -> list[SegmentTimes]:
-    """The least seconds of each segment for a micro-batch, one segment after the other in this process."""
+    """The shortest measured times of each segment for a micro-batch, one segment after the other in this process."""
     graph = rule.graph(model)
     found = [_measure(rule, graph, x, y) for _ in range(repeats)]
     model.zero_grad()

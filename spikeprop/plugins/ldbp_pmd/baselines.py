@@ -1,9 +1,8 @@
-"""What a learned receiver is held against: dispersion undone alone, digital backpropagation by FFT, and a 2x2 equaliser after
-either.
+"""Baselines of the learned receiver: dispersion compensation, digital backpropagation by FFT, and a 2x2 equaliser after either.
 
 The equaliser has T/2-spaced complex taps after the matched filter and knows the training symbols. ``lms`` adapts it symbol by
-symbol (normalised LMS); ``least_squares`` is where that converges to without the noise of its steps. Both are lumped: they
-follow what the fibre does.
+symbol (normalised LMS); ``least_squares`` computes the limit of LMS without the noise of its steps. Both are lumped: they are
+applied after all steps of the compensation.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from spikeprop.plugins.ldbp_pmd.signals import SAMPLES_PER_SYMBOL
 
 @dataclass(frozen=True, kw_only=True)
 class EqualizerSettings:
-    """The lumped equaliser.
+    """Settings of the lumped equaliser.
 
     Attributes:
-        taps: T/2-spaced, odd.
-        step: of normalised LMS in its first pass, in (0, 2); each further pass has half of the one before, since the noise of
+        taps: number of T/2-spaced taps, odd.
+        step: step size of normalised LMS in the first pass, in (0, 2); each further pass halves it, because the noise of
             steps adds about step / 2 of the error.
-        passes: over the training symbols.
+        passes: number of passes over the training symbols.
 
     """
 
@@ -49,12 +48,12 @@ class EqualizerSettings:
 
 
 def undo_dispersion(samples: Tensor, fibre: Fibre, rate: float) -> Tensor:
-    """(B, P, N) samples with the dispersion of the whole link undone, exactly."""
+    """Compensate the dispersion of the complete link exactly: (B, P, N) samples to samples."""
     return _disperse(samples, fibre, -fibre.length, rate)
 
 
 def backpropagate(samples: Tensor, fibre: Fibre, steps_per_span: int, rate: float) -> Tensor:
-    """(B, P, N) samples through the steps of ``LearnedReceiver`` as they are designed, but with exact dispersion."""
+    """Digital backpropagation with the steps of ``LearnedReceiver``, but exact dispersion: (B, P, N) samples to samples."""
     for length, kerr in zip(*backward_steps(fibre, steps_per_span, samples.shape[1])):
         samples = kerr_phase(_disperse(samples, fibre, -length, rate), kerr)
     return samples
@@ -67,17 +66,17 @@ def _disperse(samples: Tensor, fibre: Fibre, length: float, rate: float) -> Tens
 
 
 def windows(matched: Tensor, taps: int) -> Tensor:
-    """(B, P, 2 K) samples around each symbol of their period: (B, K, P * taps)."""
+    """Samples around each symbol of a periodic block: (B, P, 2 K) to (B, K, P * taps)."""
     shifted = torch.stack([torch.roll(matched, t - taps // 2, -1) for t in range(taps)], -1)
     return shifted[:, :, ::SAMPLES_PER_SYMBOL].transpose(1, 2).flatten(2)
 
 
 def equalize(matched: Tensor, weights: Tensor) -> Tensor:
-    """(B, P, K) symbols.
+    """Equalised symbols (B, P, K).
 
     Args:
-        matched: (B, P, 2 K) after the matched filter.
-        weights: (P, P * taps).
+        matched: samples (B, P, 2 K) after the matched filter.
+        weights: taps (P, P * taps).
 
     """
     taps = weights.shape[1] // matched.shape[1]
@@ -85,33 +84,33 @@ def equalize(matched: Tensor, weights: Tensor) -> Tensor:
 
 
 def lms(matched: Tensor, symbols: Tensor, settings: EqualizerSettings) -> Tensor:
-    """(P, P * taps) weights after normalised LMS over all symbols, block after block, beginning as a plain wire."""
-    seen = windows(matched, settings.taps).flatten(0, 1).to(torch.complex128).numpy()
+    """Weights (P, P * taps) after normalised LMS over all symbols, block after block, starting with the identity."""
+    inputs = windows(matched, settings.taps).flatten(0, 1).to(torch.complex128).numpy()
     wanted = symbols.transpose(1, 2).flatten(0, 1).to(torch.complex128).contiguous().numpy()
     count = symbols.shape[1]
-    weights = np.zeros((count, seen.shape[1]), dtype=np.complex128)
+    weights = np.zeros((count, inputs.shape[1]), dtype=np.complex128)
     for p in range(count):
         weights[p, p * settings.taps + settings.taps // 2] = 1
     for k in range(settings.passes):
-        _lms(seen, wanted, weights, settings.step / 2**k)
+        _lms(inputs, wanted, weights, settings.step / 2**k)
     return torch.from_numpy(weights).to(symbols)
 
 
 def least_squares(matched: Tensor, symbols: Tensor, taps: int) -> Tensor:
-    """(P, P * taps) weights of least squared error over all symbols."""
-    seen = windows(matched, taps).flatten(0, 1).to(torch.complex128)
+    """Weights (P, P * taps) with the least squared error over all symbols."""
+    inputs = windows(matched, taps).flatten(0, 1).to(torch.complex128)
     wanted = symbols.transpose(1, 2).flatten(0, 1).to(torch.complex128)
-    return torch.linalg.solve(seen.mH @ seen, seen.mH @ wanted).T.to(symbols)
+    return torch.linalg.solve(inputs.mH @ inputs, inputs.mH @ wanted).T.to(symbols)
 
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 
 @_jit
-def _lms(seen, wanted, weights, step):  # pyright: ignore
+def _lms(inputs, wanted, weights, step):  # pyright: ignore
     count, width = weights.shape
-    for n in range(len(seen)):
-        u = seen[n]
+    for n in range(len(inputs)):
+        u = inputs[n]
         size = 0.0
         for j in range(width):
             size += u[j].real ** 2 + u[j].imag ** 2

@@ -1,4 +1,5 @@
-"""Blocks of symbols and what the link makes of them: simulated in pieces, from seeds, so that any set can be had again."""
+"""Blocks of symbols and their samples after the link, simulated in batches from seeds, so that every data set can be
+reproduced."""
 
 from __future__ import annotations
 
@@ -14,18 +15,18 @@ from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.runtime.seeding import generator
 from spikeprop.runtime.signals import stop_if_requested
 
-MOST_STEPS = 10_000  # of a span
-PIECE = 50  # blocks that are simulated at once
+MOST_STEPS = 10_000  # steps per span
+SIMULATED = 50  # blocks per call of the simulation
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Sent and received.
+    """Sent symbols and received samples.
 
     Attributes:
         symbols: (B, P, K) complex64.
         samples: (B, P, 2 K) complex64 at the receiver, sqrt(W).
-        power: W, of all polarisations.
+        power: launch power of all polarisations, W.
 
     """
 
@@ -39,7 +40,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Link:
-    """A fibre, the signal in it and the steps of its simulation."""
+    """A fibre, its signal and the number of simulation steps per span."""
 
     fibre: Fibre
     signal: Signal
@@ -47,21 +48,21 @@ class Link:
     polarisations: int
 
     def edges(self) -> list[float]:
-        """Ends of the simulation's steps in a span, m."""
+        """Edges of the simulation steps of a span, m."""
         return logarithmic_steps(self.fibre, self.steps)
 
     def check(self, power: float) -> None:
-        """Refuse a simulation that would be unstable or coarse at ``power`` (W): see ``check_steps``."""
+        """Refuse a simulation that is unstable or too coarse at ``power`` (W), see ``check_steps``."""
         check_count("forward_steps", self.steps, MOST_STEPS)
         check_steps(self.fibre, self.edges(), self.signal.rate, power)
 
     def blocks(self, count: int, power: float, seed: Sequence[int], sections: Sections | None = None) -> Blocks:
-        """``count`` random blocks through the link; the same ones for the same seed."""
+        """Simulate ``count`` random blocks; the same seed gives the same blocks."""
         draws = generator(*seed)
         symbols, samples = [], []
-        for start in range(0, count, PIECE):
+        for start in range(0, count, SIMULATED):
             stop_if_requested()
-            sent = self.signal.draw(min(PIECE, count - start), self.polarisations, draws)
+            sent = self.signal.draw(min(SIMULATED, count - start), self.polarisations, draws)
             field = self.signal.modulate(sent, power)
             received = propagate(field, self.fibre, self.edges(), self.signal.rate, sections, draws)
             symbols.append(sent)

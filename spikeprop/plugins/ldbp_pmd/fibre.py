@@ -1,12 +1,12 @@
 """A link of equal spans: loss, dispersion, Kerr effect, polarisation-mode dispersion (PMD) and amplifier noise.
 
-The field of launch power P obeys (Manakov-PMD, C^2-valued E; one polarisation has no B and gamma in the place of 8/9 gamma)
+The field of launch power P obeys (Manakov-PMD, C^2-valued E; for one polarisation without B and with gamma instead of 8/9 gamma)
 
     dE/dz = -(alpha/2) E - B(z) dE/dt - j (beta2/2) d^2E/dt^2 + j (8/9) gamma |E|^2 E.
 
-Amplifiers restore the power after each span, so everything is written for u = E exp(alpha z / 2), z from the span's beginning:
-loss shows only as gamma exp(-alpha z). Parameters of the recipes: those of chaeger/LDBP (isit.ini) for one polarisation; for
-two, ours, since those of Buetler et al. 2020 (arXiv:2010.12313) could not be read.
+Amplifiers restore the power after each span, so all equations are written for u = E exp(alpha z / 2), with z from the start of
+the span: loss appears only as gamma exp(-alpha z). Parameters of the recipes: those of chaeger/LDBP (isit.ini) for one
+polarisation; our own for two, because those of Buetler et al. 2020 (arXiv:2010.12313) could not be read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 PLANCK, LIGHT, WAVELENGTH = 6.62607015e-34, 299792458.0, 1550e-9  # J s, m/s, m
-MAX_KERR_PHASE = 0.1  # rad a step at the mean power: ours; the error of a split step grows with it
+MAX_KERR_PHASE = 0.1  # rad per step at the mean power; our choice, because the error of a split step grows with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class Fibre:
     """Spans of one fibre, each followed by an amplifier.
 
     Attributes:
-        spans: number of them.
-        span_km: length of each.
+        spans: number of spans.
+        span_km: length of a span.
         loss_db_per_km: power loss.
         dispersion: ps/(nm km), positive in standard fibre at 1550 nm.
         gamma: Kerr coefficient, 1/(W km).
-        noise_figure_db: of each amplifier; at least 3 dB at high gain (a quantum limit).
-        noise_factor: noise power is multiplied by it; 1 is physics, and 2 is what isit.ini of chaeger/LDBP sets.
+        noise_figure_db: noise figure of each amplifier; at least 3 dB at high gain (a quantum limit).
+        noise_factor: factor of the noise power; 1 is physical, isit.ini of chaeger/LDBP sets 2.
         pmd: PMD coefficient, ps/sqrt(km); the mean differential group delay is pmd * sqrt(length).
 
     """
@@ -86,15 +86,15 @@ class Fibre:
 
     @property
     def noise_density(self) -> float:
-        """Noise of an amplifier in a polarisation, W/Hz: noise_factor h nu (G - 1) n_sp, n_sp = F / (2 (1 - 1/G))."""
+        """Noise of an amplifier per polarisation, W/Hz: noise_factor h nu (G - 1) n_sp, n_sp = F / (2 (1 - 1/G))."""
         gain, figure = math.exp(self.alpha * self.span), 10 ** (self.noise_figure_db / 10)
         return self.noise_factor * PLANCK * (LIGHT / WAVELENGTH) * gain * figure / 2 if gain > 1 else 0.0
 
     def kerr(self, edges: Sequence[float]) -> list[float]:
-        """Nonlinear phase of each step in rad per W of power at the span's beginning: gamma times the integral of exp(-alpha z).
+        """Nonlinear phase of each step in rad per W of power at the start of the span: gamma times the integral of exp(-alpha z).
 
         Args:
-            edges: ends of the steps, m from the span's beginning.
+            edges: edges of the steps, m from the start of the span.
 
         """
         gamma, alpha = self.gamma * 1e-3, self.alpha
@@ -104,9 +104,9 @@ class Fibre:
 
 
 def check_count(name: str, value: int, most: int) -> None:
-    """Raises ValueError outside 1 to ``most``: beyond, a recipe would be refused by the memory alone."""
+    """Raises ValueError outside of 1 to ``most``; larger values would exhaust the memory."""
     if not 1 <= value <= most:
-        raise ValueError(f"{name} is {value}; it lies in 1 to {most:,}")
+        raise ValueError(f"{name} is {value}; it must lie in 1 to {most:,}")
 
 
 def uniform_steps(fibre: Fibre, count: int) -> list[float]:
@@ -115,7 +115,7 @@ def uniform_steps(fibre: Fibre, count: int) -> list[float]:
 
 
 def logarithmic_steps(fibre: Fibre, count: int, adjust: float = 0.4) -> list[float]:
-    """Edges of steps that are short where power is high: equal shares of the integral of exp(-adjust alpha z).
+    """Edges of steps that are short where the power is high: each has the same integral of exp(-adjust alpha z).
 
     The rule and ``adjust`` are those of chaeger/LDBP.
 
@@ -128,17 +128,17 @@ def logarithmic_steps(fibre: Fibre, count: int, adjust: float = 0.4) -> list[flo
 
 
 def check_steps(fibre: Fibre, edges: Sequence[float], rate: float, power: float) -> None:
-    """Refuse steps at which the split-step method is unstable or coarse.
+    """Refuse steps for which the split-step method is unstable or too coarse.
 
     Args:
         fibre: the link.
-        edges: ends of the steps of a span, m.
-        rate: samples a second.
+        edges: edges of the steps of a span, m.
+        rate: samples per second.
         power: mean launch power of all polarisations, W.
 
     Raises:
-        ValueError: the longest step reaches |beta2| w^2 h / 2 = pi at w = pi * rate, where noise grows out of rounding (Weideman
-            & Herbst 1986), or the Kerr phase of a step at the mean power exceeds ``MAX_KERR_PHASE``, which is our bound.
+        ValueError: the longest step reaches |beta2| w^2 h / 2 = pi at w = pi * rate, where rounding errors grow (Weideman &
+            Herbst 1986), or the Kerr phase of a step at the mean power exceeds our bound ``MAX_KERR_PHASE``.
 
     """
     longest = max(b - a for a, b in pairwise(edges))
@@ -146,11 +146,11 @@ def check_steps(fibre: Fibre, edges: Sequence[float], rate: float, power: float)
     if longest >= bound:
         raise ValueError(
             f"the longest step of the forward simulation is {longest / 1e3:.3g} km, but at {rate / 1e9:g} GHz sampling the "
-            f"split-step method is unstable from {bound / 1e3:.3g} km on; take more steps a span or less oversampling"
+            f"split-step method is unstable from {bound / 1e3:.3g} km on; use more steps per span or less oversampling"
         )
     phase = max(fibre.kerr(edges)) * power
     if phase > MAX_KERR_PHASE:
         raise ValueError(
             f"the Kerr phase of a step is {phase:.3g} rad at {power * 1e3:.3g} mW; the bound is {MAX_KERR_PHASE} rad: "
-            "take more steps a span or less power"
+            "use more steps per span or less power"
         )

@@ -1,9 +1,9 @@
-"""Short symmetric FIR filters that undo the dispersion of a step: least squares in band, bounded gain out of band.
+"""Short symmetric FIR filters that compensate the dispersion of a step: least squares in band, bounded gain out of band.
 
-H(w) = h_0 + 2 sum_k h_k cos(k w) is to be exp(-j beta2/2 length (w rate)^2) for |w| <= bandwidth * pi, w in rad a sample. Many
-steps are cascaded, so what a filter does to noise out of band matters: the mean of |H|^2 there is held under a bound by a
-Lagrange multiplier (the problem of Sheikh et al. 2016; bandwidth 0.6 and gain 1.05 are isit.ini's of chaeger/LDBP; our solver
-works on a grid).
+H(w) = h_0 + 2 sum_k h_k cos(k w) approximates exp(-j beta2/2 length (w rate)^2) for |w| <= bandwidth * pi, w in rad per sample.
+Many steps are cascaded, so the gain for noise out of band matters: a Lagrange multiplier keeps the mean of |H|^2 there under a
+bound (the problem of Sheikh et al. 2016; bandwidth 0.6 and gain 1.05 are those of isit.ini in chaeger/LDBP; our solver works on
+a grid).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre
 
 GRID = 1024  # frequencies in [0, pi]
-MOST_TAPS = 1000  # a filter of that length is better done by an FFT
+MOST_TAPS = 1000  # longer filters are faster by an FFT
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterDesign:
-    """How dispersion filters begin.
+    """Design of the initial dispersion filters.
 
     Attributes:
-        taps: of each step's filter; odd.
-        bandwidth: share of the receiver's band that must fit.
+        taps: number of taps of each step's filter; odd.
+        bandwidth: fraction of the receiver's band that is fitted.
         gain: bound on the mean squared gain out of band.
 
     """
@@ -40,12 +40,12 @@ class FilterDesign:
         if not 1 <= self.taps < MOST_TAPS or self.taps % 2 == 0:
             raise ValueError(f"taps is {self.taps}; symmetric filters have an odd number, at least 1 and below {MOST_TAPS:,}")
         if not 0 < self.bandwidth <= 1:
-            raise ValueError(f"bandwidth is {self.bandwidth}; it lies in (0, 1]")
+            raise ValueError(f"bandwidth is {self.bandwidth}; it must lie in (0, 1]")
         if not self.gain > 0:
             raise ValueError(f"gain is {self.gain}; it must be positive")
 
     def check(self, fibre: Fibre, length: float, rate: float) -> None:
-        """Refuse filters that are shorter than the dispersion.
+        """Refuse filters that are shorter than the spread of the dispersion.
 
         Raises:
             ValueError: fewer taps than ``minimum_taps``.
@@ -60,23 +60,23 @@ class FilterDesign:
 
 
 def minimum_taps(fibre: Fibre, length: float, rate: float, bandwidth: float) -> int:
-    """Samples over which the group delays of the band spread: 2 floor(pi |beta2| length bandwidth rate^2) + 1."""
+    """Number of samples over which the group delays of the band spread: 2 floor(pi |beta2| length bandwidth rate^2) + 1."""
     return 2 * math.floor(math.pi * abs(fibre.beta2) * length * bandwidth * rate**2) + 1
 
 
 def dispersion_filter(curvature: float, design: FilterDesign) -> Tensor:
-    """(taps // 2 + 1,) complex128 h_0, h_1, ... that fit exp(j curvature w^2).
+    """Taps h_0, h_1, ... (taps // 2 + 1,) complex128 that fit exp(j curvature w^2).
 
     Args:
         curvature: -beta2/2 length rate^2, rad.
-        design: taps, band and bound.
+        design: number of taps, band and bound.
 
     """
     inside, outside, target = _grid(curvature, design)
     half = _solve(inside, outside, target, 0.0)
     if len(outside) == 0 or _mean_gain(outside, half) <= design.gain:
         return half
-    low, high = -12.0, 6.0  # log10 of the multiplier; the gain falls with it
+    low, high = -12.0, 6.0  # log10 of the multiplier; the gain decreases with it
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (
@@ -86,24 +86,24 @@ def dispersion_filter(curvature: float, design: FilterDesign) -> Tensor:
 
 
 def response(half: Tensor, frequencies: Tensor) -> Tensor:
-    """(F,) of the filter with taps h_0, h_1, ... at frequencies (F,) in rad a sample."""
+    """Response (F,) of the filter with taps h_0, h_1, ... at frequencies (F,) in rad per sample."""
     return _cosines(frequencies, len(half)).to(half) @ half
 
 
 def fit_error(half: Tensor, curvature: float, design: FilterDesign) -> dict[str, float]:
-    """Root mean squared error in band, and mean squared gain out of band (0 without such a band)."""
+    """Root mean square error in band, and mean squared gain out of band (0 if the band is complete)."""
     inside, outside, target = _grid(curvature, design)
     error = (inside.to(half) @ half - target).abs().square().mean().sqrt()
     return {"error": float(error), "gain": _mean_gain(outside, half) if len(outside) else 0.0}
 
 
 def symmetric(half: Tensor) -> Tensor:
-    """(..., k + 1) half filters to (..., 2 k + 1) taps."""
+    """Half filters (..., k + 1) to symmetric taps (..., 2 k + 1)."""
     return torch.cat([half[..., 1:].flip(-1), half], -1)
 
 
 def curvatures(fibre: Fibre, lengths: Sequence[float], rate: float) -> list[float]:
-    """Of the filters that undo the dispersion of these lengths (m)."""
+    """Curvatures of the filters that compensate the dispersion of these lengths (m)."""
     return [-fibre.beta2 / 2 * length * rate**2 for length in lengths]
 
 

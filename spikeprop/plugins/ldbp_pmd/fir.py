@@ -1,7 +1,8 @@
 """``fir``: periodic complex FIR filtering with its gradient, the linear part of a learned step.
 
-y[n] = sum_t h[t] x[n + c - t] with c = (T - 1) / 2, so odd filters add no delay. Its adjoint is the same loop with conj(h)
-reversed. On the CPU both are compiled loops in the time domain; elsewhere, and as their check, sums of rolled samples.
+y[n] = sum_t h[t] x[n + c - t] with c = (T - 1) / 2, so odd filters add no delay. The adjoint is the same loop with conj(h)
+reversed. On the CPU both are compiled loops in the time domain; on other devices, and as a reference in the tests, sums of
+rolled samples.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from spikeprop.plugins.ldbp_pmd import kernels
 
-GROUP = 4  # taps that the loops take at once
+GROUP = 4  # the loops process this number of taps together
 
 
 def fir(x: Tensor, taps: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def fir(x: Tensor, taps: Tensor) -> Tensor:
         (B, P, N).
 
     Raises:
-        ValueError: an even number of taps, or one that fits neither one polarisation nor all.
+        ValueError: an even number of taps, or filters for neither one nor all polarisations.
 
     """
     if taps.shape[-1] % 2 == 0:
@@ -42,7 +43,7 @@ def fir(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def fir_reference(x: Tensor, taps: Tensor) -> Tensor:
-    """The same as a sum of rolled samples, under autograd."""
+    """The same as a sum of rolled samples, differentiated by autograd."""
     middle = taps.shape[-1] // 2
     shifted = [torch.roll(x, t - middle, -1) * taps[:, t, None] for t in range(taps.shape[-1])]
     return torch.stack(shifted).sum(0)
@@ -72,7 +73,7 @@ def _run(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def _padding(taps: int) -> tuple[int, int]:
-    """Zeros before and after, so that the length suits the loops and the middle stays where they have it."""
+    """Numbers of zeros before and after the taps, so that the length fits the loops and the centre stays at their c."""
     lacking = -taps % GROUP
     before = (taps + lacking - 1) // 2 - taps // 2
     return before, lacking - before

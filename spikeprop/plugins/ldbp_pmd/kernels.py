@@ -1,8 +1,9 @@
-"""Loops of the periodic FIR filter, for complex samples kept as (re, im) pairs: y[n] = sum_t h[t] x[n + c - t], c = (T - 1) // 2.
+"""Loops of the periodic FIR filter for complex samples as (re, im) pairs: y[n] = sum_t h[t] x[n + c - t], c = (T - 1) // 2.
 
-A complex tap is two real ones: on pairs as one long real row v, the sums a = sum Re(h) v and b = sum Im(h) v need no shuffling,
-and y = a + j b is put together at the end. So the inner loops are plain fused multiply-adds that LLVM makes vectors of; a row
-stays in the first cache. Taps go four at a time, so that each sum is loaded once for eight products.
+A complex tap is two real taps: with the pairs as one long real row v, the sums a = sum Re(h) v and b = sum Im(h) v need no
+shuffles, and y = a + j b is assembled at the end. The inner loops are therefore plain fused multiply-adds, which LLVM
+vectorises; a row stays in the first-level cache. Four taps are processed together, so that each sum is loaded once for eight
+products.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _jit: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc
 
 @_jit
 def extend(row, taps, extended):  # pyright: ignore
-    """A row of 2 N numbers with the samples that lie before and after it in the period; longer filters than rows wrap again."""
+    """Extend a row of 2 N numbers periodically on both sides; filters longer than the row wrap around repeatedly."""
     width, before, after = len(row), 2 * (taps // 2), 2 * ((taps - 1) // 2)
     for j in range(width):
         extended[before + j] = row[j]
@@ -29,12 +30,12 @@ def extend(row, taps, extended):  # pyright: ignore
 
 @_jit
 def filter_rows(x, h_re, h_im, y):  # pyright: ignore
-    """Filter (R, 2 N) rows, row r by the taps of r modulo P.
+    """Filter rows (R, 2 N); row r uses the taps of r modulo P.
 
     Args:
         x: (R, 2 N).
-        h_re, h_im: (P, T), T a multiple of 4; zeros fill up at the end.
-        y: (R, 2 N), written; c = (T - 1) // 2.
+        h_re, h_im: (P, T), T a multiple of 4, padded with zeros.
+        y: (R, 2 N), overwritten; c = (T - 1) // 2.
 
     """
     rows, width = x.shape
@@ -67,11 +68,11 @@ def filter_rows(x, h_re, h_im, y):  # pyright: ignore
 
 @_jit
 def tap_gradients(x, g, d_re, d_im):  # pyright: ignore
-    """sum over rows and n of conj(x[n + c - t]) g[n] for each tap.
+    """Sum over rows and n of conj(x[n + c - t]) g[n] for each tap.
 
     Args:
         x, g: (R, 2 N) input and gradient of the output.
-        d_re, d_im: (P, T) float64, added to; T a multiple of 4, with the place of c that ``filter_rows`` has.
+        d_re, d_im: (P, T) float64, accumulated; T a multiple of 4, with the same c as in ``filter_rows``.
 
     """
     rows, width = x.shape
@@ -116,7 +117,7 @@ def tap_gradients(x, g, d_re, d_im):  # pyright: ignore
 
 @_jit
 def measure(x, power):  # pyright: ignore
-    """Power of all polarisations: (B, P, 2 N) to (B, N), written."""
+    """Power of all polarisations: (B, P, 2 N) to (B, N), overwritten."""
     half = x.shape[2] // 2
     for r in range(len(x)):
         p = power[r]
@@ -129,12 +130,12 @@ def measure(x, power):  # pyright: ignore
 
 @_jit
 def rotate(x, m, y, power):  # pyright: ignore
-    """y = M x for pairs of polarisations, and the power of both.
+    """y = M x for two polarisations, and the total power.
 
     Args:
-        x, y: (B, 2, 2 N); y is written.
+        x, y: (B, 2, 2 N); y is overwritten.
         m: (8,) M as (re, im) pairs, row by row.
-        power: (B, N), written.
+        power: (B, N), overwritten.
 
     """
     half = x.shape[2] // 2
@@ -153,7 +154,7 @@ def rotate(x, m, y, power):  # pyright: ignore
 
 @_jit
 def turn(y, cosine, sine, z):  # pyright: ignore
-    """z = y (cosine + j sine): (B, P, 2 N) by (B, N), z written."""
+    """z = y (cosine + j sine): (B, P, 2 N) times (B, N); z is overwritten."""
     half = y.shape[2] // 2
     for r in range(len(y)):
         c, s = cosine[r], sine[r]

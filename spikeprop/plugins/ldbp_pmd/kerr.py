@@ -1,9 +1,9 @@
-"""``rotate_and_turn``: the rest of a learned step, a 2x2 matrix between the polarisations and the Kerr phase, with its gradient.
+"""``rotate_and_turn``: the nonlinear part of a learned step, a 2x2 matrix and the Kerr phase, with gradient.
 
-z = y exp(j kerr |y|^2), y = M x, |y|^2 summed over polarisations. From the gradient g of z, with phi = sum_p Im(conj(z) g):
-that of y is exp(-j kerr |y|^2) g + 2 kerr phi y, that of kerr is sum phi |y|^2, that of x is M^H g_y and that of M is g_y x^H.
-Nothing but one pass over the samples each way; the chain of elementwise operations under autograd, kept as ``reference``,
-stores and reads several times as much.
+z = y exp(j kerr |y|^2), y = M x, |y|^2 summed over polarisations. With the gradient g of z and phi = sum_p Im(conj(z) g): the
+gradient of y is exp(-j kerr |y|^2) g + 2 kerr phi y, that of kerr is sum phi |y|^2, that of x is M^H g_y and that of M is g_y
+x^H. This takes one pass over the samples in each direction; the elementwise operations under autograd (``reference``) store and
+read several times as much.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from spikeprop.plugins.ldbp_pmd.link import kerr_phase
 
 
 def rotate_and_turn(x: Tensor, kerr: Tensor, matrix: Tensor | None = None) -> Tensor:
-    """A step without its filters.
+    """The part of a step without the filters.
 
     Args:
         x: (B, P, N) complex.
-        kerr: () real, rad/W; negative undoes the fibre's.
+        kerr: () real, rad/W; negative values compensate the fibre.
         matrix: (2, 2) complex, for two polarisations.
 
     Returns:
@@ -36,7 +36,7 @@ def rotate_and_turn(x: Tensor, kerr: Tensor, matrix: Tensor | None = None) -> Te
 
 
 def reference(x: Tensor, kerr: Tensor, matrix: Tensor | None = None) -> Tensor:
-    """The same under autograd."""
+    """The same, differentiated by autograd."""
     return kerr_phase(x if matrix is None else torch.einsum("ij,bjn->bin", matrix, x), kerr)
 
 

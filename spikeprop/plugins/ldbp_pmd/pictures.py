@@ -1,23 +1,19 @@
-"""Pictures of the two experiments: SNR by iteration, by launch power, and after a change of PMD."""
+"""Pictures of the two experiments: SNR against iteration, against launch power, and after a change of PMD."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from spikeprop.runtime.files import write_atomically
-
-GREY, VIOLET, ORANGE, GREEN, BLUE = "#333333", "#8c6bb1", "#d95f0e", "#2a7f62", "#3b6ea5"
+from spikeprop.plugins.pictures import BLUE, GREEN, GREY, ORANGE, VIOLET, new_figure, save_figure
 
 
 def draw_training(values: dict[str, Any], path: Path) -> None:
-    """Effective SNR of each seed by iteration, with the baselines as lines."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    """Effective SNR of each seed against iteration, with the baselines as lines."""
+    figure = new_figure(7, 4)
     axis = figure.subplots()
     for k, run in enumerate(values["runs"]):
-        axis.plot(*zip(*run["curve"]), color=ORANGE, alpha=0.6, label=None if k else "LDBP, a line a seed")
+        axis.plot(*zip(*run["curve"]), color=ORANGE, alpha=0.6, label=None if k else "LDBP, one line per seed")
     lowest = min(snr for run in values["runs"] for _, snr in run["curve"])
     others = [name for name in values["effective_snr_db"] if not name.startswith("LDBP")]
     for name, color in zip(others, (GREY, VIOLET, BLUE)):
@@ -26,19 +22,17 @@ def draw_training(values: dict[str, Any], path: Path) -> None:
         axis.axhline(level, color=color, lw=1, ls="--", label=shown)
     axis.set_ylim(bottom=lowest - 0.3)
     axis.set(xlabel="iteration", ylabel="effective SNR (dB)", title=values["name"])
-    _finish(axis)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130))
+    axis.legend(frameon=False, fontsize=8)
+    save_figure(figure, path, axis)
 
 
 def draw_pmd(values: dict[str, Any], path: Path) -> None:
-    """Left: SNR by launch power; middle: training of each realisation; right: after changes of PMD."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    """Left: SNR against launch power; middle: training of each realisation; right: after changes of PMD."""
+    figure = new_figure(15, 4.4)
     left, middle, right = figure.subplots(1, 3)
     _by_power(left, values)
     for k, curve in enumerate(values["curves"]):
-        middle.plot(*zip(*curve), color=ORANGE, alpha=0.6, label=None if k else "LDBP-PMD, a line a realisation")
+        middle.plot(*zip(*curve), color=ORANGE, alpha=0.6, label=None if k else "LDBP-PMD, one line per realisation")
     for k, change in enumerate(values["changes"]):
         color = (ORANGE, VIOLET, GREEN, BLUE)[k % 4]
         right.plot(*zip(*change["curve"]), color=color, label=f"realisation {change['from']} to {change['to']}")
@@ -48,10 +42,10 @@ def draw_pmd(values: dict[str, Any], path: Path) -> None:
         axis.axhline(values["without_pmd_db"][power]["LDBP"], color=GREY, lw=1, ls="--", label="LDBP without PMD")
         axis.set(xlabel="iteration", ylabel="effective SNR (dB)", ylim=(0, None))
     middle.set_title(f"Training at {power} dBm")
-    right.set_title("PMD changes at once (dots: before)")
+    right.set_title("Abrupt change of PMD (dots: before)")
     for axis in (left, middle, right):
-        _finish(axis)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130))
+        axis.legend(frameon=False, fontsize=8)
+    save_figure(figure, path, left, middle, right)
 
 
 def _by_power(axis: Any, values: dict[str, Any]) -> None:
@@ -65,9 +59,3 @@ def _by_power(axis: Any, values: dict[str, Any]) -> None:
         for power, one in zip(powers, found):
             axis.plot([power] * len(one["values"]), one["values"], ".", color=color, alpha=0.35)
     axis.set(xlabel="launch power (dBm)", ylabel="effective SNR (dB)", title="Means of realisations")
-
-
-def _finish(axis: Any) -> None:
-    axis.legend(frameon=False, fontsize=8)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)

@@ -1,10 +1,10 @@
-"""``PolarisationMode``: an experiment on learned digital backpropagation that undoes PMD in its steps (Buetler et al. 2020).
+"""``PolarisationMode``: an experiment on learned digital backpropagation that compensates PMD in its steps (Buetler et al. 2020).
 
 At each launch power the dispersion filters are first trained on the link without PMD; that receiver on that link is the bound.
-From it, for each realisation of PMD, DGD filters that begin as a delta and rotations that begin at random, the same for all
-realisations, are trained on known symbols. Baselines see the same waveforms; their lumped 2x2 equaliser is trained on the same
-symbols. Last, the PMD changes at once and the trained receiver is trained on. The paper's body could not be read: link,
-filters, rates and numbers of realisations are ours, and so is this order of training.
+For each realisation of PMD, training on known symbols continues from it, with DGD filters initialised to a delta and random
+rotations, the same for all realisations. Baselines see the same waveforms, and their lumped 2x2 equaliser is trained on the
+same symbols. Finally the PMD changes abruptly and the trained receiver is trained further. Only the abstract of the paper could
+be read: link, filters, rates, numbers of realisations and this order of training are our choice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
+from spikeprop.plugins.checks import at_least_one, distinct
 from spikeprop.plugins.ldbp_pmd.baselines import (
     EqualizerSettings,
     backpropagate,
@@ -34,11 +35,12 @@ from spikeprop.plugins.ldbp_pmd.pictures import draw_pmd
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr
 from spikeprop.plugins.ldbp_pmd.summary import rows, summarise
-from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, judge, load_receiver, processed
+from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, load_receiver, processed, snr_of
+from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.seeding import generator
 
 Compensation = Callable[[Tensor], Tensor]  # (B, P, 2 K) samples to samples
-SECTIONS, TRAIN, TEST, BATCHES, ROTATIONS = 1, 2, 3, 4, 5  # places of seeds
+SECTIONS, TRAIN, TEST, BATCHES, ROTATIONS = 1, 2, 3, 4, 5  # purposes of seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +48,17 @@ class PolarisationMode:
     """Learned digital backpropagation with distributed compensation of PMD.
 
     Attributes:
-        seed: of symbols, noise and batches.
+        seed: seed of symbols, noise and batches.
         realisations: seeds of the PMD.
         fibre, signal: the link, with its PMD coefficient.
-        launch_powers_dbm: of both polarisations together.
-        forward_steps: logarithmic steps a span of the simulation, with a PMD section each.
+        launch_powers_dbm: total powers of both polarisations.
+        forward_steps: logarithmic simulation steps per span, each with a PMD section.
         backward: steps and filters of the receiver.
-        pretraining: of the dispersion filters, without PMD.
-        training: of DGD filters and rotations, for each realisation, and again after a change.
+        pretraining: training of the dispersion filters, without PMD.
+        training: training for each realisation, and again after a change.
         equalizer: the baselines' 2x2 equaliser.
-        train_blocks, test_blocks: simulated for each power and realisation.
-        changes: from one realisation to the next that are tried.
+        train_blocks, test_blocks: simulated blocks for each power and realisation.
+        changes: number of tested changes from one realisation to the next.
 
     """
 
@@ -75,13 +77,8 @@ class PolarisationMode:
     changes: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("realisations", "launch_powers_dbm"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} is {values}; give at least one, each once")
-        for name in ("train_blocks", "test_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        distinct(self, "realisations", "launch_powers_dbm")
+        at_least_one(self, "train_blocks", "test_blocks")
         if not 0 <= self.changes < len(self.realisations):
             raise ValueError(
                 f"changes is {self.changes}; {len(self.realisations)} realisations allow 0 to {len(self.realisations) - 1}"
@@ -93,10 +90,10 @@ class PolarisationMode:
         self._receiver()
 
     def check(self, *, here: bool = False) -> None:
-        """Nothing beyond what the values themselves tell."""
+        """Nothing to check: all settings are checked when they are read."""
 
     def smoke(self) -> PolarisationMode:
-        """One span, two powers, two realisations, few iterations."""
+        """The same experiment with one span, two powers, two realisations and few iterations."""
         few = {"iterations": 3, "batch": 2, "every": 2}
         return dataclasses.replace(
             self, realisations=self.realisations[:2], launch_powers_dbm=self.launch_powers_dbm[:2], changes=1,
@@ -105,7 +102,7 @@ class PolarisationMode:
         )  # fmt: skip
 
     def run(self, context: Context) -> Report:
-        """Powers and realisations, then changes; finished stages are read from the folder, one that was stopped goes on."""
+        """Run all powers and realisations, then changes; finished stages are read, an interrupted one is resumed."""
         folder, powers = context.folder, self.launch_powers_dbm
         free = {p: folder.stage(f"free_{p:g}", lambda p=p: self._without_pmd(p, context)) for p in powers}
         found = {
@@ -120,17 +117,11 @@ class PolarisationMode:
             "changes": changes,
             "mean_dgd_ps": self.fibre.mean_dgd * 1e12,
             "pmd_parameters": sum(p.numel() for p in self._receiver().pmd_parameters()),
-            "seconds": folder.seconds(),
-            "provenance": folder.provenance(),
         }
-        report = Report(name=context.name, values=values, rows=rows(values))
-        if context.writes:
-            report.save(folder.path / "report.json")
-            draw_pmd(values, folder.path / "report.png")
-        return report
+        return save_report(context, values, rows, draw_pmd)
 
     def _without_pmd(self, power_dbm: float, context: Context) -> dict[str, Any]:
-        """Train the dispersion filters on the link without PMD; SNR in dB of all arms there."""
+        """Train the dispersion filters on the link without PMD; returns the SNR in dB of all arms."""
         context.notify(f"{power_dbm:g} dBm without PMD")
         data = self._data(power_dbm, None)
         receiver = self._receiver(pmd=False)
@@ -140,23 +131,23 @@ class PolarisationMode:
         return {**found, "LDBP, initial": curve[0][1], "LDBP": curve[-1][1]}
 
     def _with_pmd(self, power_dbm: float, realisation: int, context: Context) -> dict[str, Any]:
-        """Train for one realisation; SNR in dB of all arms."""
+        """Train for one realisation; returns the SNR in dB of all arms."""
         context.notify(f"{power_dbm:g} dBm, PMD realisation {realisation}")
         data = self._data(power_dbm, realisation)
         pretrained = load_receiver(self._receiver(pmd=False), self._file(context, power_dbm, None))
         found: dict[str, Any] = {}
         for name, compensate in {**self._fixed(), "LDBP": lambda x: processed(pretrained, x)}.items():
             found |= {f"{name} + {kind}": snr for kind, snr in self._lumped(data, compensate).items()}
-        receiver = self._begin(pretrained)
+        receiver = self._untrained(pretrained)
         path = self._file(context, power_dbm, realisation)
         curve = fit_receiver(receiver, self.signal, data, self.training, (self.seed, BATCHES, realisation), path)
         return {**found, "LDBP-PMD": curve[-1][1], "curve": curve, "dgd_ps": self._sections(realisation).dgd() * 1e12}
 
     def _change(self, power_dbm: float, old: int, new: int, context: Context) -> dict[str, Any]:
-        """The receiver that was trained for one realisation meets another and is trained on."""
+        """Continue the training of the receiver for one realisation with another realisation."""
         context.notify(f"{power_dbm:g} dBm, PMD changes from {old} to {new}")
         receiver = load_receiver(self._receiver(), self._file(context, power_dbm, old))
-        before = judge(receiver, self.signal, self._data(power_dbm, old, train=False)[1])
+        before = snr_of(receiver, self.signal, self._data(power_dbm, old, train=False)[1])
         path = context.folder.path / f"change_{old}_{new}.safetensors"
         curve = fit_receiver(
             receiver, self.signal, self._data(power_dbm, new), self.training, (self.seed, BATCHES, old, new), path
@@ -164,7 +155,7 @@ class PolarisationMode:
         return {"from": old, "to": new, "before": before, "curve": curve}
 
     def _fixed(self) -> dict[str, Compensation]:
-        """Compensation that needs no training."""
+        """Compensations without training."""
         rate, steps = self.signal.receiver_rate, self.backward.steps_per_span
         return {
             "dispersion undone": lambda x: undo_dispersion(x, self.fibre, rate),
@@ -172,7 +163,7 @@ class PolarisationMode:
         }
 
     def _lumped(self, data: tuple[Blocks, Blocks], compensate: Compensation) -> dict[str, float]:
-        """SNR in dB with the 2x2 equaliser, adapted by LMS and solved by least squares."""
+        """SNR in dB with the 2x2 equaliser, by LMS and by least squares."""
         train, test = (self.signal.matched(compensate(b.samples), b.power) for b in data)
         weights = {
             "LMS": lms(train, data[0].symbols, self.equalizer),
@@ -184,7 +175,7 @@ class PolarisationMode:
         return effective_snr(blocks.symbols, self.signal.detect(samples, blocks.power))
 
     def _data(self, power_dbm: float, realisation: int | None, train: bool = True) -> tuple[Blocks, Blocks]:
-        """Training and test blocks; one training block where those are not needed."""
+        """Training and test blocks; one training block if ``train`` is False."""
         power, link = watts(power_dbm), self._link()
         sections = None if realisation is None else self._sections(realisation)
         place = (self.launch_powers_dbm.index(power_dbm), 0 if realisation is None else realisation + 1)
@@ -196,8 +187,8 @@ class PolarisationMode:
     def _sections(self, realisation: int) -> Sections:
         return draw_sections(self.fibre, self._link().edges(), generator(realisation, SECTIONS))
 
-    def _begin(self, pretrained: LearnedReceiver) -> LearnedReceiver:
-        """A receiver with trained dispersion filters that knows nothing of the PMD."""
+    def _untrained(self, pretrained: LearnedReceiver) -> LearnedReceiver:
+        """A receiver with trained dispersion filters and initial PMD parameters."""
         receiver = self._receiver()
         receiver.load_state_dict(pretrained.state_dict(), strict=False)
         return receiver

@@ -1,10 +1,10 @@
-"""``LearnedReceiver``: digital backpropagation in the time domain whose every step can be trained, as an ``nn.Module``.
+"""``LearnedReceiver``: digital backpropagation in the time domain with trainable steps, as an ``nn.Module``.
 
-Step i, from the receiver towards the transmitter: a symmetric complex FIR against dispersion, the same for both polarisations;
-a short real FIR d_i against differential group delay, on x as it is and on y reversed in time; a rotation [[a, b], [-b*, a*]] /
-sqrt(|a|^2 + |b|^2); the Kerr phase of opposite sign (Haeger & Pfister 2018; with PMD Buetler et al. 2020, arXiv:2010.12313,
-whose parameters could not be read: filter lengths, initial values and what is trained are ours). The two filters of a step are
-convolved and applied as one.
+Step i, from the receiver towards the transmitter: a symmetric complex FIR filter against dispersion, the same for both
+polarisations; a short real FIR filter d_i against differential group delay, applied to x, and reversed in time to y; a rotation
+[[a, b], [-b*, a*]] / sqrt(|a|^2 + |b|^2); the Kerr phase of opposite sign (Haeger & Pfister 2018; with PMD Buetler et al. 2020,
+arXiv:2010.12313, whose parameters could not be read: filter lengths, initial values and the set of trained parameters are our
+choice). The two filters of a step are convolved and applied as one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from spikeprop.plugins.ldbp_pmd.fir import fir
 from spikeprop.plugins.ldbp_pmd.kerr import rotate_and_turn
 from spikeprop.plugins.ldbp_pmd.link import manakov
 
-MOST_STEPS = 100_000  # of a receiver; links in the literature have hundreds
+MOST_STEPS = 100_000  # steps of a receiver; links in the literature have hundreds
 NEARLY_ZERO = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backward:
-    """The receiver's steps.
+    """Settings of the receiver's steps.
 
     Attributes:
-        steps_per_span: equal steps.
+        steps_per_span: number of equal steps per span.
         filters: design of the dispersion filters.
-        dgd_taps: of each step's filter against differential group delay, odd; 0 for none, nor rotations.
+        dgd_taps: taps of each step's filter against differential group delay, odd; 0 for neither filters nor rotations.
         train_kerr: whether the Kerr coefficients are trained too.
+        rotations: initial rotations, "random" or "identity".
 
     """
 
@@ -57,7 +58,7 @@ class LearnedReceiver(nn.Module):
     """Learned digital backpropagation.
 
     Args:
-        halves: (M, k + 1) complex half filters h_0, h_1, ... of the steps, in the order of application.
+        halves: complex half filters h_0, h_1, ... of the steps, (M, k + 1), in the order of application.
         kerr: (M,) rad/W, negative.
         dgd_taps: as in ``Backward``.
         train_kerr: as in ``Backward``.
@@ -81,7 +82,7 @@ class LearnedReceiver(nn.Module):
             self.rotation = nn.Parameter(torch.tensor([1.0, 0, 0, 0]).repeat(steps, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, P, N) received samples (sqrt(W), two a symbol) to samples before the matched filter."""
+        """Received samples (B, P, N) (sqrt(W), two per symbol) to samples before the matched filter."""
         taps = self.taps()
         matrices = self.matrices()
         for i in range(len(self.kerr)):
@@ -89,17 +90,17 @@ class LearnedReceiver(nn.Module):
         return x
 
     def taps(self) -> Tensor:
-        """(M, 1 or 2, T) complex: each step's filter, for both polarisations or each of them."""
+        """Complex filters (M, 1 or 2, T) of the steps, common to both polarisations or one per polarisation."""
         dispersion = symmetric(torch.view_as_complex(self.dispersion)).unsqueeze(1)
         if self.dgd is None:
             return dispersion
         return _convolved(dispersion, torch.stack([self.dgd, self.dgd.flip(-1)], 1))
 
     def matrices(self) -> Tensor | None:
-        """(M, 2, 2) complex rotations.
+        """Complex rotations (M, 2, 2).
 
         Raises:
-            ValueError: |a|^2 + |b|^2 of a step is zero, so there is no rotation to normalise.
+            ValueError: |a|^2 + |b|^2 of a step is zero, so the rotation cannot be normalised.
 
         """
         if self.rotation is None:
@@ -108,12 +109,12 @@ class LearnedReceiver(nn.Module):
         smallest = float(size.detach().min())
         if smallest < NEARLY_ZERO:
             step = int(size.argmin())
-            raise ValueError(f"|a|^2 + |b|^2 of step {step} is {smallest:.1e}, under {NEARLY_ZERO:.0e}: no rotation to normalise")
+            raise ValueError(f"|a|^2 + |b|^2 of step {step} is {smallest:.1e}, below {NEARLY_ZERO:.0e}: no rotation to normalise")
         a, b = torch.view_as_complex((self.rotation / size.sqrt()).view(-1, 2, 2)).unbind(1)
         return torch.stack([a, b, -b.conj(), a.conj()], 1).view(-1, 2, 2)
 
     def pmd_parameters(self) -> list[nn.Parameter]:
-        """Those that a change of PMD concerns: DGD filters and rotations."""
+        """Parameters that compensate PMD: DGD filters and rotations."""
         return [p for p in (self.dgd, self.rotation) if p is not None]
 
 
@@ -128,17 +129,17 @@ def backward_steps(fibre: Fibre, count: int, polarisations: int) -> tuple[list[f
 def make_receiver(
     fibre: Fibre, settings: Backward, rate: float, polarisations: int, draws: torch.Generator | None = None
 ) -> LearnedReceiver:
-    """A receiver that begins as digital backpropagation with short filters, and DGD filters that do nothing.
+    """A receiver initialised as digital backpropagation with short filters, and DGD filters without effect.
 
     Args:
         fibre: the link.
         settings: steps and filters.
-        rate: samples a second at the receiver.
+        rate: samples per second at the receiver.
         polarisations: 1 or 2.
-        draws: of random rotations; without it they are the identity.
+        draws: random generator of the initial rotations; None for the identity.
 
     Raises:
-        ValueError: filters shorter than the dispersion of a step, or too many steps in all.
+        ValueError: filters shorter than the dispersion of a step, or too many steps.
 
     """
     check_count("fibre.spans * backward.steps_per_span", fibre.spans * settings.steps_per_span, MOST_STEPS)
@@ -153,7 +154,7 @@ def make_receiver(
 
 
 def _convolved(complex_taps: Tensor, real_taps: Tensor) -> Tensor:
-    """(M, 1, S) * (M, 2, T) to (M, 2, S + T - 1), full convolutions."""
+    """Full convolutions of (M, 1, S) with (M, 2, T): (M, 2, S + T - 1)."""
     count = real_taps.shape[-1]
     width = complex_taps.shape[-1] + count - 1
     shifted = [nn.functional.pad(complex_taps, (t, width - complex_taps.shape[-1] - t)) for t in range(count)]

@@ -1,9 +1,8 @@
-"""``SinglePolarisation``: an experiment that trains digital backpropagation against dispersion and Kerr effect in one
-polarisation.
+"""``SinglePolarisation``: an experiment on learned digital backpropagation in one polarisation.
 
-The published recipe is chaeger/LDBP's isit.ini (Haeger & Pfister 2018): effective SNR from 20.9 to 22.5 dB, as its jobscript
-says, with the noise doubled. Ours differs in that pulses are exact on the period, symmetric forward steps carry their exact
-nonlinear length, and training blocks are drawn from a fixed set, test blocks from another.
+The published settings are those of isit.ini in chaeger/LDBP (Haeger & Pfister 2018): effective SNR from 20.9 to 22.5 dB
+according to its jobscript, with the noise doubled. Differences: our pulses are exact on the period, symmetric forward steps use
+their exact nonlinear length, and training blocks come from a fixed set, test blocks from another.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import in_words, mean_interval
 from spikeprop.experiment.context import Context
+from spikeprop.plugins.checks import at_least_one, distinct
 from spikeprop.plugins.ldbp_pmd.baselines import backpropagate, undo_dispersion
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks, Link, watts
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre
@@ -22,10 +22,11 @@ from spikeprop.plugins.ldbp_pmd.pictures import draw_training
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr
 from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver
+from spikeprop.plugins.reports import save_report
 
 PUBLISHED = {"initial": 20.9, "trained": 22.5}  # dB; comment in the jobscript of chaeger/LDBP
-FINE = 20  # steps a span of the fine digital backpropagation
-TRAIN, TEST = 1, 2  # places of their seeds
+FINE = 20  # steps per span of the fine digital backpropagation
+TRAIN, TEST = 1, 2  # purposes of seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +34,13 @@ class SinglePolarisation:
     """Learned digital backpropagation, one polarisation.
 
     Attributes:
-        seeds: of symbols, noise and batches; a run each.
+        seeds: seeds of symbols, noise and batches; one run per seed.
         fibre, signal: the link.
         launch_power_dbm: mean power of the signal.
-        forward_steps: logarithmic steps a span of the simulation.
+        forward_steps: logarithmic simulation steps per span.
         backward: steps and filters of the receiver.
-        training: iterations and rates.
-        train_blocks, test_blocks: simulated for each seed.
+        training: settings of the training.
+        train_blocks, test_blocks: simulated blocks for each seed.
 
     """
 
@@ -54,27 +55,24 @@ class SinglePolarisation:
     test_blocks: int = 400
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; give at least one, each once")
-        for name in ("train_blocks", "test_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        distinct(self, "seeds")
+        at_least_one(self, "train_blocks", "test_blocks")
         if self.backward.dgd_taps or self.fibre.pmd:
             raise ValueError("backward.dgd_taps and fibre.pmd need two polarisations; use PolarisationMode, or 0 for both")
         self._link().check(watts(self.launch_power_dbm))
         self._receiver()
 
     def check(self, *, here: bool = False) -> None:
-        """Nothing beyond what the values themselves tell."""
+        """Nothing to check: all settings are checked when they are read."""
 
     def smoke(self) -> SinglePolarisation:
-        """Two spans, few blocks, three iterations."""
+        """The same experiment with two spans, few blocks and three iterations."""
         training = dataclasses.replace(self.training, iterations=3, batch=4, every=2)
         fibre = dataclasses.replace(self.fibre, spans=2)
         return dataclasses.replace(self, seeds=self.seeds[:2], fibre=fibre, training=training, train_blocks=8, test_blocks=4)
 
     def run(self, context: Context) -> Report:
-        """All seeds; finished ones are read from the folder, one that was stopped goes on."""
+        """Run all seeds; finished ones are read from the folder, an interrupted one is resumed."""
         runs = [context.folder.stage(f"seed_{seed}", lambda s=seed: self._learn(s, context)) for seed in self.seeds]
         arms = {name: mean_interval([run[name] for run in runs]) for name in runs[0] if name != "curve"}
         values = {
@@ -84,14 +82,8 @@ class SinglePolarisation:
             "runs": runs,
             "published_db": PUBLISHED,
             "parameters": sum(p.numel() for p in self._receiver().parameters()),
-            "seconds": context.folder.seconds(),
-            "provenance": context.folder.provenance(),
         }
-        report = Report(name=context.name, values=values, rows=_rows(values))
-        if context.writes:
-            report.save(context.folder.path / "report.json")
-            draw_training(values, context.folder.path / "report.png")
-        return report
+        return save_report(context, values, _rows, draw_training)
 
     def _learn(self, seed: int, context: Context) -> dict[str, Any]:
         power, link, receiver = watts(self.launch_power_dbm), self._link(), self._receiver()

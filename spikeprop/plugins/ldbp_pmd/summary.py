@@ -1,4 +1,4 @@
-"""What the PMD experiment's runs say together: SNR by power, peaks, the gap to the link without PMD, iterations to the peak."""
+"""Summary of the PMD experiment: SNR by power, peaks, gap to the link without PMD, iterations to the peak."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PUBLISHED = {"gap_db": 0.30, "iterations": 428}  # abstract of arXiv:2010.12313
 def summarise(
     name: str, realisations: Sequence[int], free: Mapping[float, dict[str, float]], found: Mapping[float, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """The report's values.
+    """The values of the report.
 
     Args:
-        name: of the recipe.
-        realisations: of PMD, in the order of ``found``.
+        name: name of the recipe.
+        realisations: realisations of PMD, in the order of ``found``.
         free: SNR in dB of each arm without PMD, by power in dBm.
         found: SNR in dB of each arm and the curve of training, by power and realisation.
     """
@@ -49,7 +49,7 @@ def summarise(
 
 
 def _closed(ours: Sequence[float], reference: Sequence[float], bound: float) -> dict[str, Any]:
-    """Share of the way from the reference to the bound: (ours - reference) / (bound - reference), of the means."""
+    """Closed fraction of the gap between reference and bound: (ours - reference) / (bound - reference), of the means."""
     mine, other = sum(ours) / len(ours), sum(reference) / len(reference)
     return {"share": (mine - other) / (bound - other) if bound != other else None}
 
@@ -72,7 +72,7 @@ def rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     ))  # fmt: skip
     for change in values["changes"]:
         curve = change["curve"]
-        text = f"{change['before']:.2f} dB, {curve[0][1]:.2f} dB at once, {curve[-1][1]:.2f} dB after {curve[-1][0]} iterations"
+        text = f"{change['before']:.2f} dB, then {curve[0][1]:.2f} dB, {curve[-1][1]:.2f} dB after {curve[-1][0]} iterations"
         back = within_one_percent(curve)
         found.append((f"PMD changes from {change['from']} to {change['to']}", f"{text}; within 1 % of its peak after {back}"))
     return found

@@ -1,7 +1,7 @@
-"""Training a receiver by Adam on the mean squared error of its symbols; a run that was killed goes on with the same batches.
+"""Training of a receiver by Adam on the mean squared error of its symbols; an interrupted run resumes with the same batches.
 
-The data have their phase aligned block by block (``signals.aligned``), as in chaeger/LDBP. Batches are drawn from the training
-blocks by the number of the iteration alone, so nothing of the order has to be kept.
+The phase of each block is aligned before the error is computed (``signals.aligned``), as in chaeger/LDBP. The batch of an
+iteration depends only on the iteration's number, so no state of the order is saved.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.learn import drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
 from spikeprop.learn.checkpoint import has_checkpoint, load_optimizer
+from spikeprop.plugins.checks import at_least_one, not_negative
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks
 from spikeprop.plugins.ldbp_pmd.receiver import LearnedReceiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
@@ -27,21 +28,21 @@ from spikeprop.runtime.seeding import generator
 from spikeprop.runtime.signals import stop_if_requested, stop_requested
 
 CHECKPOINT_SECONDS = 30.0
-LOOK = 50  # blocks through the receiver at once when it is judged
+EVALUATED = 50  # blocks per call of the receiver in an evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """How a receiver is trained.
+    """Settings of the training of a receiver.
 
     Attributes:
-        iterations: steps of Adam.
-        batch: blocks in each.
-        lr: of dispersion filters and Kerr coefficients.
-        rotation_lr, dgd_lr: of rotations and of DGD filters. The latter must be the slower: while the polarisations are not yet
-            apart, filters that shrink to nothing lower the error too.
-        final: share of the rates that is left at the end, on a cosine; 1 for constant rates.
-        every: iterations between looks at the test blocks.
+        iterations: number of steps of Adam.
+        batch: blocks per step.
+        lr: learning rate of dispersion filters and Kerr coefficients.
+        rotation_lr, dgd_lr: learning rates of rotations and of DGD filters. The latter must be lower: as long as the
+            polarisations are not separated, filters that shrink to zero also lower the error.
+        final: fraction of the rates at the end of a cosine schedule; 1 for constant rates.
+        every: iterations between evaluations on the test blocks.
 
     """
 
@@ -54,22 +55,17 @@ class Fitting:
     every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "rotation_lr", "dgd_lr"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative, 0 leaves those parameters as they are")
-
+        at_least_one(self, "iterations", "batch", "every")
+        not_negative(self, "lr", "rotation_lr", "dgd_lr", hint="; use 0 to keep those parameters fixed")
         if not 0 <= self.final <= 1:
-            raise ValueError(f"final is {self.final}; it lies in [0, 1]")
+            raise ValueError(f"final is {self.final}; it must lie in [0, 1]")
 
     def share(self, iteration: int) -> float:
-        """Share of the rates at an iteration."""
+        """Factor of the rates at an iteration."""
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * iteration / self.iterations)) / 2
 
     def optimizer(self, receiver: LearnedReceiver) -> torch.optim.Adam:
-        """Adam over what has a rate."""
+        """Adam for all parameters with a positive rate."""
         pmd = receiver.pmd_parameters()
         others = [p for p in receiver.parameters() if all(p is not q for q in pmd)]
         groups = [{"params": others, "lr": self.lr}]
@@ -80,35 +76,35 @@ class Fitting:
 
 
 def processed(receiver: LearnedReceiver, samples: Tensor) -> Tensor:
-    """(B, P, 2 K) samples through the receiver, without gradients, some blocks at a time."""
+    """Apply the receiver to (B, P, 2 K) samples without gradients, in batches."""
     with torch.no_grad():
-        return torch.cat([receiver(part) for part in samples.split(LOOK)])
+        return torch.cat([receiver(part) for part in samples.split(EVALUATED)])
 
 
-def judge(receiver: LearnedReceiver, signal: Signal, blocks: Blocks) -> float:
-    """Effective SNR in dB."""
+def snr_of(receiver: LearnedReceiver, signal: Signal, blocks: Blocks) -> float:
+    """Effective SNR of the receiver in dB."""
     return effective_snr(blocks.symbols, signal.detect(processed(receiver, blocks.samples), blocks.power))
 
 
 def fit_receiver(
     receiver: LearnedReceiver, signal: Signal, data: tuple[Blocks, Blocks], settings: Fitting, seed: Sequence[int], path: Path
 ) -> list[list[Any]]:
-    """Train on the first of ``data``, look at the second.
+    """Train on the first of ``data``, evaluate on the second.
 
     Args:
         receiver: trained in place.
         signal: to detect symbols with.
         data: training and test blocks.
-        settings: iterations, rates.
-        seed: of the batches.
-        path: of what is left at the end. Until then, progress lies beside it, which a killed run goes on from.
+        settings: settings of the training.
+        seed: seed of the batches.
+        path: file of the trained receiver. During training, a progress file with a similar name allows resuming.
 
     Returns:
-        [iteration, effective SNR in dB on the test blocks], from 0 to the last; lists, as JSON gives them back.
+        pairs [iteration, effective SNR in dB on the test blocks] from iteration 0 to the last; lists, like JSON.
 
     Raises:
         TrainingCollapsed: the loss is not finite.
-        Stopped: a signal asked for it; the step is finished and saved.
+        Stopped: a signal requested a stop; the current step is finished and saved.
 
     """
     optimizer = settings.optimizer(receiver)
@@ -118,7 +114,7 @@ def fit_receiver(
     with bar(path.stem, total=settings.iterations, initial=start, unit="iteration", leave=False) as shown:
         for i in range(start, settings.iterations):
             if i % settings.every == 0:
-                curve.append([i, judge(receiver, signal, data[1])])
+                curve.append([i, snr_of(receiver, signal, data[1])])
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * settings.share(i)
             chosen = torch.randint(len(data[0]), (settings.batch,), generator=generator(*seed, i))
@@ -130,20 +126,20 @@ def fit_receiver(
                 saved = time.monotonic()
             stop_if_requested()
     if curve[-1][0] < settings.iterations:
-        curve.append([settings.iterations, judge(receiver, signal, data[1])])
+        curve.append([settings.iterations, snr_of(receiver, signal, data[1])])
         save_checkpoint(path, receiver, {"iteration": settings.iterations, "curve": curve}, optimizer)
     drop_progress(_progress(path))
     return curve
 
 
 def load_receiver(receiver: LearnedReceiver, path: Path) -> LearnedReceiver:
-    """``receiver`` with what a finished training left."""
+    """Load the result of a finished training into ``receiver``."""
     load_model(receiver, load_checkpoint(path))
     return receiver
 
 
 def within_one_percent(curve: Sequence[Sequence[Any]]) -> int:
-    """The first iteration at which the SNR in dB is within 1 % of the highest of the curve."""
+    """The first iteration whose SNR in dB is within 1 % of the maximum of the curve."""
     peak = max(snr for _, snr in curve)
     return next(i for i, snr in curve if snr >= peak - 0.01 * abs(peak))
 

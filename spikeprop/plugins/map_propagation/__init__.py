@@ -1,7 +1,11 @@
-"""MAP propagation (Chung 2020): learning by reward alone in networks of stochastic units, nearly as fast as backpropagation.
+"""MAP propagation (Chung 2020): networks of stochastic units that learn from a scalar reward.
 
-``Control`` runs it against backprop and REINFORCE on gymnasium's environments, ``Multiplexer`` and ``Regression`` on the paper's
-two tasks without time; ``MAPPropagation`` is the learning rule for classifiers. ``reference`` has the mathematics.
+    E(h | x, A) = sum_l |h_l - mu_l|^2 / (2 variance_l) - log p(A | h_last)
+
+Hidden layers move down this energy to their most probable values, then each unit follows its own score. Source:
+arXiv:2010.07893; ``reference`` has the mathematics. ``MAPPropagation`` fills the slot ``rule`` of training (``LearningRule``)
+for classifiers. The experiments ``Control`` (recipes map_cartpole, map_acrobot, map_mountain_car, map_lunar_lander),
+``Multiplexer`` and ``Regression`` (map_multiplexer, map_regression) compare it with backprop and REINFORCE.
 """
 
 from spikeprop.plugins.map_propagation.bandits import Multiplexer, Regression

@@ -1,9 +1,9 @@
-"""``Multiplexer`` and ``Regression``: the paper's tasks without time, in which an answer is followed by its reward at once.
+"""``Multiplexer`` and ``Regression``: the paper's tasks without time, in which each action is followed immediately by its reward.
 
-A batch of questions, an answer to each, a reward each: the parameters follow the mean of reward * input * signal. The multiplexer
-rewards the right bit with 1 and the wrong one with -1. In the regression MAP propagation and backprop know the target y and
-follow y - (mean answer) (Chung 2020, arXiv:2010.07893, and the author's code); REINFORCE sees only -(A - y)^2, less what the
-network would get with all its units at their means.
+For a batch of inputs, the parameters follow the mean of reward * input * signal. The multiplexer gives a reward of 1 for the
+correct bit and -1 for the wrong one. In the regression, MAP propagation and backprop know the target y and follow y - (mean
+output) (Chung 2020, arXiv:2010.07893, and the author's code); REINFORCE sees only the reward -(A - y)^2, minus the reward of
+the network with all units at their means.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from torch import Tensor
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
+from spikeprop.plugins.checks import not_negative, positive
 from spikeprop.plugins.map_propagation import kernels, updates
 from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, deterministic, make_net
 from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
+from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import mix_seed
 
-BINS = 250  # a run's history holds the mean reward of so many equal parts
-WINDOW = 5  # of them, in running means
-TESTED = 10_000  # questions that training did not ask, for the network without noise
+BINS = 250  # a run's history holds the mean reward of this number of equal parts
+WINDOW = 5  # number of parts in a running mean
+TESTED = 10_000  # test samples, for the network without noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bandit(ABC):
-    """What the two tasks share.
+    """Common part of the two tasks.
 
     Attributes:
-        seed: of the first run; the others' follow.
-        seeds: runs of each learner.
-        samples: questions of each run.
-        batch: of questions whose gradients are averaged.
+        seed: seed of the first run; further runs use the following integers.
+        seeds: number of runs of each learner.
+        samples: training samples of each run.
+        batch: samples whose gradients are averaged.
         hidden: widths of the hidden layers.
-        team: variances and learning rates.
-        iterations, step: of MAP propagation's relaxation; step is in units of a layer's variance.
-        learners: which of them run.
+        team: variances and learning rates of the layers.
+        iterations, step: iterations and step size of MAP propagation's relaxation; the step is relative to a layer's variance.
+        learners: the learners to run.
     """
 
     seed: int = 0
@@ -59,13 +61,10 @@ class Bandit(ABC):
     learners: list[Literal["map", "backprop", "reinforce"]]
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "batch", "step"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        positive(self, "seeds", "batch", "step")
         if self.samples < self.batch * BINS:
             raise ValueError(f"samples is {self.samples}; it must be at least {BINS} batches of {self.batch}")
-        if self.iterations < 0:
-            raise ValueError(f"iterations is {self.iterations}; it cannot be negative")
+        not_negative(self, "iterations")
         check_learners(self.learners)
         if min(self.hidden, default=0) < 1:
             raise ValueError(f"hidden is {self.hidden}; name at least one layer, with a positive width")
@@ -74,36 +73,36 @@ class Bandit(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """Inputs and outputs of the network."""
+        """Number of inputs and outputs of the network."""
 
     @property
     @abstractmethod
     def temperature(self) -> float | None:
-        """Of the softmax output; None: a Gaussian one."""
+        """Temperature of a softmax output; None for a Gaussian output."""
 
     @abstractmethod
-    def ask(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Questions (count, inputs) and their answers (count,)."""
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs (count, inputs) and their targets (count,)."""
 
     @abstractmethod
-    def reward(self, output: np.ndarray, answer: np.ndarray) -> np.ndarray:
-        """(count,) for outputs (count, outputs): one-hot choices, or numbers."""
+    def reward(self, output: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Rewards (count,) of outputs (count, outputs): one-hot choices, or numbers."""
 
     @abstractmethod
-    def weights(self, net: kernels.Net, learner: str, x: np.ndarray, answer: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        """(count,) what each question's signals are multiplied by."""
+    def weights(self, net: kernels.Net, learner: str, x: np.ndarray, target: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        """Factors (count,) of the samples' signals."""
 
     def check(self, *, here: bool = False) -> None:
-        """Make a team of each learner: nothing else can fail, since the settings were checked as they were read."""
+        """Build the network of each learner; all other settings are checked when they are read."""
         for learner in self.learners:
             self.start(learner, self.seed)
 
     def smoke(self) -> Bandit:
-        """Two seeds of as few questions as there can be."""
+        """The same experiment with two seeds and the minimum of samples."""
         return dataclasses.replace(self, seeds=min(2, self.seeds), batch=8, samples=8 * BINS)
 
     def run(self, context: Context) -> Report:
-        """All learners in order; finished ones are read from the folder, and one that was stopped goes on."""
+        """Run all learners; finished ones are read from the folder, an interrupted one is resumed."""
         folder = context.folder
         for name in self.learners:
             folder.stage(name, lambda name=name: self._learn(name, context))
@@ -116,18 +115,17 @@ class Bandit(ABC):
             "learners": {name: self._describe(runs[name], histories[name]) for name in self.learners},
             "difference": differences(histories),
             "published": {},
-            "seconds": folder.seconds(),
-            "provenance": folder.provenance(),
         }
-        report = Report(name=context.name, values=values, rows=rows(values, "reward"))
-        if context.writes:
-            report.save(folder.path / "report.json")
-            unit = f"questions, in {BINS} parts of {self.samples // BINS:,}"
-            draw(values, folder.path / "report.png", title=context.name, unit=unit, quantity="reward")
-        return report
+        unit = f"samples, in {BINS} parts of {self.samples // BINS:,}"
+        return save_report(
+            context,
+            values,
+            lambda found: rows(found, "reward"),
+            lambda found, path: draw(found, path, context.name, unit, "reward"),
+        )
 
     def start(self, learner: str, seed: int) -> BanditRun:
-        """A run at its beginning."""
+        """A new run."""
         inputs, outputs = self.shape
         net = make_net(
             [inputs, *self.hidden, outputs], self.team, learner=learner, seed=seed, batch=self.batch,
@@ -167,10 +165,10 @@ class BanditRun:
     """One run in progress.
 
     Args:
-        task: what is asked.
+        task: the task.
         learner: "map", "backprop" or "reinforce".
-        seed: of questions and noise.
-        net: the team.
+        seed: seed of samples and noise.
+        net: the network.
     """
 
     def __init__(self, task: Bandit, learner: str, seed: int, net: kernels.Net):
@@ -181,19 +179,19 @@ class BanditRun:
         self.gradient = np.zeros(net.params.shape[1])
 
     def advance(self) -> None:
-        """One batch.
+        """Train on one batch.
 
         Raises:
-            TrainingCollapsed: parameters that are not finite, noticed at the end of a part.
+            TrainingCollapsed: the parameters are not finite; checked at the end of each part.
         """
         rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, 2, self.step)))
-        x, answer = self.task.ask(rng, self.task.batch)
+        x, target = self.task.sample(rng, self.task.batch)
         kernels.forward(self.net, x, self.noise(self.step))
         outputs = self.task.shape[1]
-        reward = self.task.reward(self.net.units[kernels.VALUE, :, -outputs:], answer)
+        reward = self.task.reward(self.net.units[kernels.VALUE, :, -outputs:], target)
         kernels.signals(self.net, x, self.rule, self.task.temperature is None and self.learner != "reinforce")
         self.gradient[:] = 0
-        updates.accumulate(self.net, x, self.gradient, self.task.weights(self.net, self.learner, x, answer, reward))
+        updates.accumulate(self.net, x, self.gradient, self.task.weights(self.net, self.learner, x, target, reward))
         self.step += 1
         updates.adam(self.net, self.gradient, self.step, 0)
         self._sum += float(reward.mean())
@@ -201,24 +199,24 @@ class BanditRun:
             self._close()
 
     def test(self) -> float:
-        """Mean reward of the network without noise on questions that training did not ask."""
+        """Mean reward of the network without noise on test samples."""
         rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, 3)))
-        x, answer = self.task.ask(rng, TESTED)
+        x, target = self.task.sample(rng, TESTED)
         output = outputs_without_noise(self.net, x)
         if self.task.temperature is not None:
             output = (output == output.max(1, keepdims=True)).astype(float)
-        return float(self.task.reward(output, answer).mean())
+        return float(self.task.reward(output, target).mean())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is a number, by name; ``load`` puts it back."""
+        """The tensors of the run's state, by name, for ``load``."""
         return {"params": torch.from_numpy(self.net.params.copy()), "rewards": torch.tensor(self.rewards, dtype=torch.float64)}
 
     def place(self) -> dict[str, Any]:
-        """Where the run stands, in JSON values."""
+        """The rest of the run's state, as JSON values."""
         return {"step": self.step, "sum": self._sum}
 
     def load(self, tensors: dict[str, Tensor], place: dict[str, Any]) -> None:
-        """Go on where another process stopped."""
+        """Restore the state of ``tensors`` and ``place``."""
         self.net.params[...] = tensors["params"].numpy()
         self.rewards, self.step, self._sum = tensors["rewards"].tolist(), place["step"], place["sum"]
 
@@ -233,11 +231,11 @@ class BanditRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Multiplexer(Bandit):
-    """Which of 2^k bits is it that the k bits before them name? Inputs are -1 and 1, the first address bit counts most.
+    """Return the one of 2^k data bits that k address bits select. Inputs are -1 and 1; the first address bit is the highest.
 
     Attributes:
         address_bits: k.
-        softmax_temperature: of the choice between the two answers.
+        softmax_temperature: temperature of the choice between the two outputs.
     """
 
     address_bits: int = 5
@@ -246,9 +244,8 @@ class Multiplexer(Bandit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.address_bits <= 10:
-            raise ValueError(f"address_bits is {self.address_bits}; it lies between 1 and 10")
-        if self.softmax_temperature <= 0:
-            raise ValueError(f"softmax_temperature is {self.softmax_temperature}; it must be positive")
+            raise ValueError(f"address_bits is {self.address_bits}; it must lie between 1 and 10")
+        positive(self, "softmax_temperature")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -258,25 +255,25 @@ class Multiplexer(Bandit):
     def temperature(self) -> float | None:
         return self.softmax_temperature
 
-    def ask(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         bits, k = rng.integers(0, 2, (count, self.shape[0])), self.address_bits
         address = bits[:, :k] @ (1 << np.arange(k)[::-1])
         return 2.0 * bits - 1.0, bits[np.arange(count), k + address]
 
-    def reward(self, output: np.ndarray, answer: np.ndarray) -> np.ndarray:
-        return np.where(output.argmax(1) == answer, 1.0, -1.0)
+    def reward(self, output: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return np.where(output.argmax(1) == target, 1.0, -1.0)
 
-    def weights(self, net: kernels.Net, learner: str, x: np.ndarray, answer: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    def weights(self, net: kernels.Net, learner: str, x: np.ndarray, target: np.ndarray, reward: np.ndarray) -> np.ndarray:
         return reward
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(Bandit):
-    """A number from 8: the output of a fixed random network with two layers of ReLUs, 8-8-1 without biases.
+    """Regression of a fixed random network with two layers of ReLUs, 8-8-1 without biases.
 
     Attributes:
-        inputs: their number, normally distributed.
-        teacher_seed: of the fixed network's standard normal weights. The author's teacher was another draw.
+        inputs: number of normally distributed inputs.
+        teacher_seed: seed of the fixed network's standard normal weights. The author used another random network.
     """
 
     inputs: int = 8
@@ -290,23 +287,23 @@ class Regression(Bandit):
     def temperature(self) -> float | None:
         return None
 
-    def ask(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         weights = np.random.Generator(np.random.PCG64(mix_seed(self.teacher_seed, 4)))
         first, second = weights.standard_normal((self.inputs, self.inputs)), weights.standard_normal((self.inputs, 1))
         x = rng.standard_normal((count, self.inputs))
         return x, np.maximum(np.maximum(x @ first, 0) @ second, 0)[:, 0]
 
-    def reward(self, output: np.ndarray, answer: np.ndarray) -> np.ndarray:
-        return -((output[:, 0] - answer) ** 2)
+    def reward(self, output: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return -((output[:, 0] - target) ** 2)
 
-    def weights(self, net: kernels.Net, learner: str, x: np.ndarray, answer: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    def weights(self, net: kernels.Net, learner: str, x: np.ndarray, target: np.ndarray, reward: np.ndarray) -> np.ndarray:
         if learner == "reinforce":
-            return reward - self.reward(outputs_without_noise(net, x), answer)
-        return answer - net.units[kernels.MEAN, :, -1]  # after relaxation, as in the author's code
+            return reward - self.reward(outputs_without_noise(net, x), target)
+        return target - net.units[kernels.MEAN, :, -1]  # after relaxation, as in the author's code
 
 
 def outputs_without_noise(net: kernels.Net, x: np.ndarray) -> np.ndarray:
-    """(count, outputs) with every hidden unit at its mean: probabilities, or numbers."""
+    """Outputs (count, outputs) with every hidden unit at its mean: probabilities, or numbers."""
     quiet = deterministic(net, len(x))
     kernels.forward(quiet, x, np.zeros((len(x), net.units.shape[2])))
     return quiet.units[kernels.MEAN, :, -int(net.sizes[-1]) :]

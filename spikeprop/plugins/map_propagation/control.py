@@ -1,9 +1,9 @@
-"""``Control``: MAP propagation, backprop and REINFORCE learn to control a gymnasium environment, several seeds each.
+"""``Control``: MAP propagation, backprop and REINFORCE control a gymnasium environment, with several seeds each.
 
-All three are actor-critics with eligibility traces (Chung 2020, arXiv:2010.07893), from the same initial weights, with the same
-seeds of their episodes, the same variances and learning rates; they differ in the signal that reaches a hidden unit. Backprop's
-hidden units are deterministic. REINFORCE is MAP propagation without relaxation, each unit following its own score; its critic's
-scores are weighted by A - b, b being the output with all units at their means: an unbiased estimate of the gradient of E[A].
+All three are actor-critics with eligibility traces (Chung 2020, arXiv:2010.07893), with the same initial weights, seeds of
+episodes, variances and learning rates; they differ in the error signal of hidden units. Backprop's hidden units are
+deterministic. REINFORCE is MAP propagation without relaxation: each unit follows its own score. Its critic's scores are
+weighted by A - b, where b is the output with all units at their means: an unbiased estimate of the gradient of E[A].
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
+from spikeprop.plugins.checks import not_negative, positive
 from spikeprop.plugins.map_propagation import kernels
 from spikeprop.plugins.map_propagation.environments import Environments, as_published, centred, make, outputs_of
 from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, make_net
@@ -23,12 +24,13 @@ from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
 from spikeprop.plugins.map_propagation.training import ActorCritic, evaluate
+from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.progress import bar
 
 Learner = Literal["map", "backprop", "reinforce"]
 MAPPINGS = {"centred": centred, "published": as_published}
 SMOKE_EPISODES = 4
-# mean return of whole runs of 10 seeds: MAP from the README of the author's code, the others from a notebook in a fork of it
+# mean return over complete runs, 10 seeds: MAP from the README of the author's code, the others from a notebook in a fork of it
 PUBLISHED = {
     "CartPole-v1": {"map": 459.70, "backprop": 458.96, "reinforce": 47.29},
     "Acrobot-v1": {"map": -100.29, "backprop": -106.29, "reinforce": -148.42},
@@ -39,25 +41,27 @@ PUBLISHED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """Actor-critics on a gymnasium environment.
+    """Compare actor-critics on a gymnasium environment.
 
     Attributes:
-        seed: of the first run; the others' follow.
-        environment: name in gymnasium; actions of one of several, or continuous ones within bounds.
-        episodes: of each run.
-        seeds: runs of each learner.
-        actor, critic: teams of units.
-        hidden: widths of the hidden layers, of actor and critic alike.
-        environments: side by side in one run; their gradients are averaged.
-        discount: of rewards.
-        temperature: of the softmax over actions.
-        iterations, step: of MAP propagation's relaxation; step is in units of a layer's variance. It must stay under 2 / L of
-            ``StochasticNetwork.stable_step``, which 0.5 does while the deeper layers' weights stay about as small as they begin.
-        anneal: steps over which learning rates go to their final values.
-        reward_limit: rewards are clipped to its range for learning, or null.
-        actions: continuous ones: "centred" (-1 and 1 are the bounds) or "published", the author's formula, which is off centre.
-        learners: which of them run.
-        evaluation_episodes: of the policy without noise, after each run.
+        seed: seed of the first run; further runs use the following integers.
+        environment: name in gymnasium; its actions are discrete, or continuous within bounds.
+        episodes: number of episodes of each run.
+        seeds: number of runs of each learner.
+        actor, critic: settings of the two networks.
+        hidden: widths of the hidden layers of both networks.
+        environments: number of parallel environments in one run; their gradients are averaged.
+        discount: discount factor of rewards.
+        temperature: temperature of the softmax over actions.
+        iterations, step: iterations and step size of MAP propagation's relaxation; the step is relative to a layer's variance. It
+            must be below 2 / L (``StochasticNetwork.stable_step``); 0.5 is, as long as the deeper layers' weights stay about
+            as small as initially.
+        anneal: steps over which learning rates change to their final values.
+        reward_limit: rewards are clipped to [-limit, limit] for learning; null for no clipping.
+        actions: mapping of continuous actions: "centred" (-1 and 1 are the bounds) or "published", the author's formula, which
+            is not centred.
+        learners: the learners to run.
+        evaluation_episodes: episodes of the policy without noise, after each run.
     """
 
     seed: int = 0
@@ -79,14 +83,10 @@ class Control:
     evaluation_episodes: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "seeds", "environments", "temperature", "step"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("iterations", "anneal", "evaluation_episodes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        positive(self, "episodes", "seeds", "environments", "temperature", "step")
+        not_negative(self, "iterations", "anneal", "evaluation_episodes")
         if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount is {self.discount}; it lies in [0, 1]")
+            raise ValueError(f"discount is {self.discount}; it must lie in [0, 1]")
         if self.reward_limit is not None and self.reward_limit <= 0:
             raise ValueError(f"reward_limit is {self.reward_limit}; it must be positive, or null")
         check_learners(self.learners)
@@ -96,13 +96,13 @@ class Control:
         self.critic.check(len(self.hidden) + 1, "critic")
 
     def check(self, *, here: bool = False) -> None:
-        """Find out whether the environment can be made, where gymnasium is installed.
+        """Check that the environment can be made, if gymnasium is installed.
 
         Args:
-            here: ask for gymnasium too, which a run needs.
+            here: require gymnasium, as a run does.
 
         Raises:
-            RecipeError: an environment or an action space that cannot serve.
+            RecipeError: an unknown environment or an unsupported action space.
             MissingDataError: gymnasium or Box2D is not installed.
         """
         from importlib.util import find_spec
@@ -113,12 +113,12 @@ class Control:
             environment.close()
 
     def smoke(self) -> Control:
-        """Two seeds of a few episodes."""
+        """The same experiment with two seeds and few episodes."""
         episodes = min(SMOKE_EPISODES, self.episodes)
         return dataclasses.replace(self, episodes=episodes, seeds=min(2, self.seeds), evaluation_episodes=1)
 
     def run(self, context: Context) -> Report:
-        """All learners in order; finished ones are read from the folder, and one that was stopped goes on."""
+        """Run all learners; finished ones are read from the folder, an interrupted one is resumed."""
         folder = context.folder
         for name in self.learners:
             folder.stage(name, lambda name=name: self._learn(name, context))
@@ -133,17 +133,16 @@ class Control:
             "learners": {name: self._describe(runs[name], histories[name], window) for name in self.learners},
             "difference": differences(histories),
             "published": PUBLISHED.get(self.environment, {}),
-            "seconds": folder.seconds(),
-            "provenance": folder.provenance(),
         }
-        report = Report(name=context.name, values=values, rows=rows(values, "return"))
-        if context.writes:
-            report.save(folder.path / "report.json")
-            draw(values, folder.path / "report.png", title=context.name, unit="episodes", quantity="return")
-        return report
+        return save_report(
+            context,
+            values,
+            lambda found: rows(found, "return"),
+            lambda found, path: draw(found, path, context.name, "episodes", "return"),
+        )
 
     def start(self, learner: str, seed: int) -> ActorCritic:
-        """A run at its beginning."""
+        """A new run."""
         world = Environments(self.environment, self.environments, seed, MAPPINGS[self.actions])
         temperature = self.temperature if world.discrete else None
         nets = [

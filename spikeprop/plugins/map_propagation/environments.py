@@ -1,8 +1,8 @@
-"""Several gymnasium environments side by side whose state can be kept in a file.
+"""Several parallel gymnasium environments whose state can be saved in a file.
 
-An environment's state is the seed of its episode and the actions since: to take up a run again, the current episode is played
-once more. So nothing needs pickling, and environments with a physics engine inside resume exactly, too. As gymnasium's vector
-environments do, the step after an episode's last one ignores its action and begins the next.
+The state of an environment is the seed of its episode and the actions since: a resumed run replays the current episode. So no
+pickling is needed, and environments with a physics engine resume exactly, too. As in gymnasium's vector environments, the step
+after the last one of an episode ignores its action and starts the next episode.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from spikeprop.runtime.seeding import mix_seed
 
 
 class Environments:
-    """Environments of one kind, with observations as float64.
+    """Parallel environments of one kind, with observations in float64.
 
     Args:
-        name: as gymnasium registers it, such as "CartPole-v1".
-        count: how many.
-        seed: from it, an environment's number and an episode's number follow that episode's seed.
-        continuous: for a Box action space, what makes an action of the actor's outputs.
+        name: name in gymnasium, such as "CartPole-v1".
+        count: number of environments.
+        seed: with the numbers of environment and episode it determines the seed of an episode.
+        continuous: for a Box action space, the mapping from the actor's outputs to an action.
 
     Attributes:
         x: (count, inputs) observations.
-        reward, ended, truncated, started: (count,) of the last step; ``truncated`` is time running out before an end of its own.
+        reward, ended, truncated, started: (count,) of the last step; ``truncated``: the episode ended by a time limit only.
     """
 
     def __init__(self, name: str, count: int, seed: int, continuous: Callable[..., np.ndarray] | None = None):
@@ -48,7 +48,7 @@ class Environments:
             self._begin(e)
 
     def step(self, outputs: np.ndarray) -> None:
-        """One step of each, from the actor's outputs (count, actions): one-hot for a discrete choice."""
+        """One step of each environment, from the actor's outputs (count, actions): one-hot for discrete actions."""
         for e, environment in enumerate(self._environments):
             if self.ended[e]:
                 self._episode[e] += 1
@@ -59,11 +59,11 @@ class Environments:
                 self._take(e, environment.step(action))
 
     def state(self) -> dict[str, Any]:
-        """JSON values from which ``restore`` finds this place again."""
+        """The state as JSON values, for ``restore``."""
         return {"episode": list(self._episode), "played": [list(played) for played in self._played]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Play every current episode up to where it was."""
+        """Replay every current episode up to the saved state."""
         for e, environment in enumerate(self._environments):
             self._episode[e] = state["episode"][e]
             self._begin(e)
@@ -72,7 +72,7 @@ class Environments:
                 self._take(e, environment.step(action if self.discrete else np.array(action, dtype=np.float32)))
 
     def close(self) -> None:
-        """Free what the environments hold."""
+        """Free the environments' resources."""
         for environment in self._environments:
             environment.close()
 
@@ -96,11 +96,11 @@ class Environments:
 
 
 def make(name: str) -> Any:
-    """A gymnasium environment.
+    """Make a gymnasium environment.
 
     Raises:
-        MissingDataError: gymnasium, or what it needs for this environment, is not installed.
-        RecipeError: there is no environment of this name.
+        MissingDataError: gymnasium, or a package that this environment needs, is not installed.
+        RecipeError: gymnasium has no environment of this name.
     """
     try:
         import gymnasium
@@ -108,7 +108,7 @@ def make(name: str) -> Any:
         raise MissingDataError("gymnasium is not installed; install the extra with: pip install 'spikeprop[rl]'") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of newer versions, and of what pygame imports
+            warnings.simplefilter("ignore")  # about newer versions, and from pygame's imports
             return gymnasium.make(name, disable_env_checker=True)
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingDataError(f"{name} needs Box2D; install the extra with: pip install 'spikeprop[rl]' ({error})") from error
@@ -117,10 +117,10 @@ def make(name: str) -> Any:
 
 
 def outputs_of(space: Any) -> tuple[int, bool]:
-    """Outputs that an actor needs for an action space, and whether the action is one of several.
+    """Number of actor outputs for an action space, and whether the actions are discrete.
 
     Raises:
-        RecipeError: neither Discrete nor Box.
+        RecipeError: the space is neither Discrete nor Box.
     """
     if type(space).__name__ == "Discrete":
         return int(space.n), True
@@ -130,10 +130,10 @@ def outputs_of(space: Any) -> tuple[int, bool]:
 
 
 def centred(output: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """-1 is the lowest action and 1 the highest."""
+    """Map -1 to the lowest action and 1 to the highest."""
     return low + (output.reshape(low.shape) + 1) / 2 * (high - low)
 
 
 def as_published(output: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The authors' formula, output * (high - low) - low: with bounds -1 and 1 an output of 0 is already the highest action."""
+    """The author's formula, output * (high - low) - low: with bounds -1 and 1, an output of 0 is already the highest action."""
     return output.reshape(low.shape) * (high - low) - low

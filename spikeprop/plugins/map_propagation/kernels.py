@@ -1,8 +1,8 @@
-"""A team of units in numba: sampled, relaxed, and the error signal of each unit, many thousand times a second.
+"""Networks of stochastic units in numba: sampling, relaxation and error signals, many thousand times per second.
 
-The mathematics is that of ``reference.py``, to which the tests hold it; here a team's numbers lie flat in a few arrays, so that
-one call does the whole step of an actor and a critic. A layer with n inputs and k units has its weights (n, k) row by row, then
-its k biases.
+The mathematics is that of ``reference.py``, and the tests compare both. The numbers of a network are stored flat in a few
+arrays, so that one call computes a complete step of an actor and a critic. A layer with n inputs and k units stores its weights
+(n, k) row by row, then its k biases.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ SOFTMAX, GAUSSIAN = 0, 1  # outputs
 VARIANCE, DEVIATION, RATE, FINAL_RATE = 0, 1, 2, 3  # columns of Net.layers
 MEAN, SLOPE, VALUE, ERROR = 0, 1, 2, 3  # rows of Net.units
 WEIGHT, FIRST_MOMENT, SECOND_MOMENT = 0, 1, 2  # rows of Net.params
-LEAST_GAP = 1e-6  # of the critic's |A - mean A|, in standard deviations: below it the quotient says nothing
+LEAST_GAP = 1e-6  # lower bound of the critic's |A - mean A| in standard deviations; below it the quotient is meaningless
 
-# Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning, so that a collapse is seen. Products and
-# sums are not contracted: where that happens differs between loops just compiled and the same loops from numba's cache, and so
-# would a run.
+# Sums may be reordered, so that they can be vectorised; NaN and infinity keep their meaning, so that a collapse is detected.
+# Products and sums are not contracted: contraction differs between freshly compiled loops and loops from numba's cache, so a run
+# would not be reproducible.
 jit: Any = njit(cache=True, error_model="numpy", fastmath={"reassoc", "arcp", "nsz"})
 
 
 class Net(NamedTuple):
-    """A team's arrays: L layers, U units in all, P parameters, E environments (or images).
+    """Arrays of a network: L layers, U units in total, P parameters, E environments (or images).
 
     Attributes:
         sizes: (L + 1,) int64, inputs first.
@@ -36,8 +36,8 @@ class Net(NamedTuple):
         trace: (E, P) eligibility.
         units: (4, E, U) mean, slope of the activation, value, error signal.
         output: SOFTMAX or GAUSSIAN.
-        temperature: of the softmax.
-        decay: of the trace, discount * lambda.
+        temperature: temperature of the softmax.
+        decay: decay of the trace, discount * lambda.
     """
 
     sizes: np.ndarray
@@ -51,7 +51,7 @@ class Net(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How a team learns: MAP, BACKPROP or REINFORCE; iterations and step of the relaxation; discount; steps of annealing."""
+    """How a network learns: MAP, BACKPROP or REINFORCE; iterations and step of the relaxation; discount; annealing steps."""
 
     learner: int
     iterations: int
@@ -62,7 +62,7 @@ class Rule(NamedTuple):
 
 @jit
 def _affine(theta, start, below, out):
-    """out = below W + b, for the layer whose weights begin at ``start``."""
+    """out = below W + b, for the layer whose weights start at ``start``."""
     n, k = below.size, out.size
     for i in range(k):
         out[i] = theta[start + n * k + i]
@@ -74,7 +74,7 @@ def _affine(theta, start, below, out):
 
 @jit
 def _feedback(theta, start, j, error):
-    """sum_i W[j, i] error_i: what the layer above asks of unit j."""
+    """sum_i W[j, i] error_i: the feedback of the layer above to unit j."""
     k = error.size
     row = theta[start + j * k : start + (j + 1) * k]
     total = 0.0
@@ -85,7 +85,7 @@ def _feedback(theta, start, j, error):
 
 @jit
 def _softplus(mean, slope):
-    """In place: potential -> mean softplus(potential), and its slope sigmoid(potential)."""
+    """In place: potential -> mean softplus(potential) and slope sigmoid(potential)."""
     for i in range(mean.size):
         e = math.exp(-abs(mean[i]))
         positive = mean[i] >= 0
@@ -120,7 +120,7 @@ def _means(net, e, layer, start, first, below):
 
 @jit
 def _draw(mean, value, noise):
-    """One of several actions, as a one-hot value; ``noise`` is a standard normal number, whose probability is uniform."""
+    """Draw an action as a one-hot value; ``noise`` is a standard normal number, and its cumulative probability is uniform."""
     uniform, total, chosen = 0.5 * math.erfc(-noise / math.sqrt(2.0)), 0.0, mean.size - 1
     for i in range(mean.size - 1):
         total += mean[i]
@@ -136,7 +136,7 @@ def forward(net, x, noise):
     """Sample every layer from the one below.
 
     Args:
-        net: its units are written.
+        net: the network; its units are overwritten.
         x: (E, inputs).
         noise: (E, U) standard normal.
     """
@@ -172,7 +172,7 @@ def _score(net, e):
 
 @jit
 def _relax(net, x, e, iterations, step):
-    """Gradient steps of all hidden layers at once on the energy, the output clamped; then the error signals."""
+    """Gradient steps of all hidden layers on the energy, with fixed output; then the error signals."""
     last = net.sizes.size - 2
     for _ in range(iterations):
         _score(net, e)
@@ -186,7 +186,7 @@ def _relax(net, x, e, iterations, step):
                 net.units[VALUE, e, first + j] += step * (pull + variance * _feedback(net.params[WEIGHT], start, j, error))
             start, first = start + (k + 1) * above, first + k
         start, first = (net.sizes[0] + 1) * net.sizes[1], 0
-        for layer in range(1, last + 1):  # the first layer's means depend on the input alone
+        for layer in range(1, last + 1):  # the first layer's means depend only on the input
             n = net.sizes[layer]
             _means(net, e, layer, start, first + n, net.units[VALUE, e, first : first + n])
             start, first = start + (n + 1) * net.sizes[layer + 1], first + n
@@ -195,7 +195,7 @@ def _relax(net, x, e, iterations, step):
 
 @jit
 def _backpropagate(net, e):
-    """The hidden layers' error signals by the chain rule, from that of the output."""
+    """Error signals of the hidden layers by the chain rule, from those of the output."""
     last = net.sizes.size - 2
     first, start = net.units.shape[2] - net.sizes[last + 1], net.params.shape[1]
     for layer in range(last - 1, -1, -1):
@@ -209,7 +209,7 @@ def _backpropagate(net, e):
 
 @jit
 def _mean_output(net, x, e):
-    """Gaussian output of the network with every hidden unit at its mean: the baseline of the critic's REINFORCE."""
+    """Gaussian output of the network with every hidden unit at its mean: the baseline for the critic's REINFORCE."""
     start, below = 0, x[e]
     for layer in range(net.sizes.size - 1):
         n, k = net.sizes[layer], net.sizes[layer + 1]
@@ -223,13 +223,14 @@ def _mean_output(net, x, e):
 
 @jit
 def signals(net, x, rule, values):
-    """Error signals of every unit, so that ``input * signal`` is what the eligibility takes in.
+    """Error signals of all units; ``input * signal`` is added to the eligibility trace.
 
     Args:
-        net: after ``forward``; values of hidden units are relaxed if the learner is MAP, errors are written.
+        net: the network after ``forward``; hidden values are relaxed if the learner is MAP, errors are overwritten.
         x: (E, inputs).
         rule: learner, iterations, step.
-        values: whether this is a critic, which follows the gradient of its mean output, rather than the score of its action.
+        values: True for a critic, which follows the gradient of its mean output; False for an actor, which follows the score of
+            its action.
     """
     last = net.units.shape[2] - 1
     for e in range(x.shape[0]):

@@ -1,4 +1,4 @@
-"""Making the kernels' flat arrays from a team's settings, and reading them back as layers."""
+"""Conversion between a network's settings, the flat arrays of the kernels, and layers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ LABELS = {"map": "MAP propagation", "backprop": "backprop", "reinforce": "REINFO
 
 
 def check_learners(learners: Sequence[str]) -> None:
-    """Raises ValueError where there is none, or one twice."""
+    """Raises ValueError if there is no learner, or one occurs twice."""
     if not learners or len(set(learners)) < len(learners):
         raise ValueError(f"learners are {list(learners)}; name each once, of {', '.join(LEARNERS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeamSettings:
-    """A team of units: how noisy its layers are and how fast they learn.
+    """Noise and learning rates of a network of stochastic units (the paper's "team").
 
     Attributes:
-        variances: of each layer, that of the output last (which counts where the output is Gaussian).
+        variances: variance of each layer, the output last (it is only used if the output is Gaussian).
         rates: Adam's learning rate of each layer.
-        final_rates: what they are annealed to; default: they stay.
-        trace: decay lambda of the eligibility trace.
+        final_rates: values to which the rates are annealed; default: constant rates.
+        trace: decay lambda of the eligibility trace, in [0, 1].
     """
 
     variances: list[float]
@@ -46,10 +46,10 @@ class TeamSettings:
             if min(getattr(self, name), default=0) <= 0:
                 raise ValueError(f"{name} are {getattr(self, name)}; all must be positive")
         if not 0 <= self.trace <= 1:
-            raise ValueError(f"trace is {self.trace}; it lies in [0, 1]")
+            raise ValueError(f"trace is {self.trace}; it must lie in [0, 1]")
 
     def check(self, layers: int, name: str) -> None:
-        """Raises ValueError where a list does not have one number for each layer."""
+        """Raises ValueError if a list does not have one number per layer."""
         for key in ("variances", "rates", "final_rates"):
             found = getattr(self, key)
             if found is not None and len(found) != layers:
@@ -67,17 +67,17 @@ def make_net(
     discount: float = 0.0,
     with_trace: bool = True,
 ) -> kernels.Net:
-    """A team's arrays: weights uniform within sqrt(6 / (inputs + outputs)) (Glorot), biases zero.
+    """Arrays of a new network: weights uniform within sqrt(6 / (inputs + outputs)) (Glorot), biases zero.
 
     Args:
         sizes: inputs, hidden layers, outputs.
         team: variances, rates, trace.
-        learner: "map", "backprop" (hidden units are then deterministic) or "reinforce".
-        seed: of the weights; the learners of one seed start from the same.
-        batch: environments, or images, at once.
-        temperature: of the softmax output; None: a Gaussian one.
+        learner: "map", "backprop" (with deterministic hidden units) or "reinforce".
+        seed: seed of the weights; learners with the same seed start with the same weights.
+        batch: number of environments, or images, per call.
+        temperature: temperature of a softmax output; None for a Gaussian output.
         discount: the trace decays by discount * lambda.
-        with_trace: whether eligibility is kept at all.
+        with_trace: whether an eligibility trace is allocated.
     """
     rng = np.random.Generator(np.random.PCG64(mix_seed(seed, 0)))
     rows = []
@@ -105,14 +105,14 @@ def make_net(
 
 
 def deterministic(net: kernels.Net, batch: int = 1) -> kernels.Net:
-    """The same parameters without noise, for ``batch`` inputs at once."""
+    """The same parameters without noise, for ``batch`` inputs."""
     layers = net.layers.copy()
     layers[:, kernels.DEVIATION] = 0
     return net._replace(layers=layers, units=np.zeros((4, batch, net.units.shape[2])))
 
 
 def as_team(net: kernels.Net) -> StochasticNetwork:
-    """The reference's view of a net's parameters: copies, float64."""
+    """The parameters as a ``StochasticNetwork`` of the reference: copies, float64."""
     weights, biases, start = [], [], 0
     for n, k in pairwise(net.sizes):
         weights.append(torch.from_numpy(net.params[kernels.WEIGHT, start : start + n * k].reshape(n, k).copy()))
@@ -129,12 +129,12 @@ def layers_of(net: kernels.Net, row: int) -> list[Tensor]:
 
 
 class Noise:
-    """Standard normal numbers that depend on the seed and the step alone, so that a resumed run needs no generator's state.
+    """Standard normal numbers that depend only on seed and step, so that a resumed run needs no generator state.
 
     Args:
-        seed: of the run.
-        shape: of one step's numbers.
-        block: steps whose numbers are drawn at once; part of what they are.
+        seed: seed of the run.
+        shape: shape of one step's numbers.
+        block: steps whose numbers are drawn together; the numbers depend on it.
     """
 
     def __init__(self, seed: int, shape: tuple[int, ...], block: int = 256):

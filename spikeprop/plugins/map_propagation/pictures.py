@@ -1,4 +1,4 @@
-"""Pictures of a comparison of learners: their learning curves, and each seed's mean beside the published one."""
+"""Pictures of a comparison of learners: learning curves, and the mean of each run next to the published mean."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.plugins.map_propagation.network import LABELS
+from spikeprop.plugins.pictures import GREY, ORANGE, VIOLET, new_figure
 from spikeprop.runtime.files import write_atomically
 
-COLORS = {"map": "#d95f0e", "backprop": "#8c6bb1", "reinforce": "#333333"}
+COLORS = {"map": ORANGE, "backprop": VIOLET, "reinforce": GREY}
 
 
-def draw(values: Mapping[str, Any], path: Path, *, title: str, unit: str, quantity: str) -> None:
-    """Learning curves with 95 % intervals, and means of whole runs: a dot a seed, a bar for the interval, a line for the paper.
+def draw(values: Mapping[str, Any], path: Path, title: str, unit: str, quantity: str) -> None:
+    """Learning curves with 95 % intervals, and means of complete runs: a dot per seed, the interval, the published mean.
 
     Args:
-        values: of the report.
+        values: values of the report.
         path: PNG file.
-        title: of the picture.
-        unit: of a curve's horizontal axis.
-        quantity: of its vertical axis.
+        title: title of the picture.
+        unit: label of the horizontal axis.
+        quantity: label of the vertical axis.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 3.8)
     curves, means = figure.subplots(1, 2, width_ratios=[2, 1])
     for place, (learner, found) in enumerate(values["learners"].items()):
         _one_learner(curves, means, place, learner, found, values["published"].get(learner))

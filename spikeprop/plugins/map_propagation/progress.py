@@ -1,4 +1,4 @@
-"""The file of one learner's runs, the finished ones and the one under way: a killed run goes on and ends with the same result."""
+"""The progress file of a learner: its finished runs and the current run. An interrupted run resumes with the same result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = 1  # of spikeprop's checkpoints
 
 
 class Resumable(Protocol):
-    """A run whose state is tensors and JSON values; those that end in "params" hold (parameters, Adam's moments)."""
+    """A run whose state is tensors and JSON values; tensors whose name ends in "params" hold (parameters, Adam's moments)."""
 
     def tensors(self) -> dict[str, Tensor]: ...
 
@@ -28,10 +28,10 @@ class Resumable(Protocol):
 
 
 class Progress:
-    """The file of a learner's runs: those that are finished, and the one under way.
+    """The progress file of a learner.
 
     Args:
-        path: safetensors file; its description lies beside it as JSON.
+        path: safetensors file; a JSON file of the same name describes it.
     """
 
     def __init__(self, path: Path):
@@ -48,19 +48,19 @@ class Progress:
                 self._pending = saved.section("run"), saved.description["run"]
 
     def resume(self, run: Resumable) -> None:
-        """Put the run that was under way, if there was one, into a fresh one."""
+        """Load the state of the interrupted run, if there is one, into a new run."""
         if self._pending is not None:
             run.load(*self._pending)
             self._pending = None
 
     def keep(self, run: Resumable) -> None:
-        """Write the run under way, if the last time is long ago or a signal asks to stop, which it then does."""
+        """Save the current run if the last save is too long ago, or if a signal requests a stop; then stop."""
         if stop_requested() or time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             self.write(run.place(), run.tensors())
         stop_if_requested()
 
     def finish(self, run: Resumable, result: dict[str, Any]) -> None:
-        """Write the result of a finished run and its networks."""
+        """Save the result and the networks of a finished run."""
         number = len(self.finished)
         self.finished.append(result)
         kept = {k: v for k, v in run.tensors().items() if k.endswith("params")}
@@ -68,7 +68,7 @@ class Progress:
         self.write(None, {})
 
     def write(self, run: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
-        """Replace the file."""
+        """Replace the file by the finished runs and the state of the current one."""
         header = {"spikeprop": json.dumps({"format": FORMAT, "finished": self.finished, "run": run})}
         write_tensors(self.path, self._tensors | {f"run.{k}": v for k, v in tensors.items()}, header, keep_previous=True)
         write_json(self.path.with_suffix(".json"), {"format": FORMAT, "finished": len(self.finished), "run": run and run["step"]})

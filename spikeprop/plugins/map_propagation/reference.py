@@ -1,14 +1,14 @@
-"""MAP propagation, plainly: the mathematics of a team of stochastic units in torch, layer by layer.
+"""The mathematics of MAP propagation in plain torch, layer by layer.
 
-A hidden layer is drawn from a normal distribution around what the layer below says, h ~ N(g(h' W + b), variance); the output is
-an action A, drawn from a softmax or a normal distribution. REINFORCE on every unit is unbiased and very noisy. MAP propagation
-(Chung 2020, "MAP Propagation Algorithm", arXiv:2010.07893) first moves the hidden layers to their most probable values given
-state and action, by gradient descent on the energy
+A hidden layer is drawn from a normal distribution, h ~ N(g(h' W + b), variance), where h' are the values of the layer below;
+the output is an action A, drawn from a softmax or a normal distribution. REINFORCE on every unit is unbiased but has a high
+variance. MAP propagation (Chung 2020, "MAP Propagation Algorithm", arXiv:2010.07893) first moves the hidden layers to their
+most probable values given state and action, by gradient descent on the energy
 
     E(h | x, A) = sum_l |h_l - mu_l|^2 / (2 variance_l) - log p(A | h_last),
 
-and only then takes each unit's score. As the variances vanish, these scores become the gradient that backpropagation finds. The
-learning rule computes with this module; the fast kernels are held to it by the tests.
+and then takes each unit's score. In the limit of vanishing variances these scores are the gradient of backpropagation. The
+learning rule uses this module, and the tests compare the fast kernels with it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class StochasticNetwork:
-    """A multilayer network of stochastic units. Any leading dimensions (runs, say) broadcast.
+    """A multilayer network of stochastic units. Leading dimensions (for example runs) broadcast.
 
     Attributes:
-        weights: of each layer, (..., inputs, units).
-        biases: of each layer, (..., units).
-        variances: of each layer; that of the output counts only if it is Gaussian.
-        temperature: of the softmax output; None: the output is linear and Gaussian.
-        activations: of each hidden layer, "softplus" or "relu"; default softplus everywhere.
+        weights: weights of each layer, (..., inputs, units).
+        biases: biases of each layer, (..., units).
+        variances: variance of each layer; that of the output is only used if it is Gaussian.
+        temperature: temperature of a softmax output; None for a linear Gaussian output.
+        activations: activation of each hidden layer, "softplus" or "relu"; default softplus.
     """
 
     weights: Sequence[Tensor]
@@ -52,11 +52,11 @@ class StochasticNetwork:
         return len(self.weights) - 1
 
     def potential(self, layer: int, below: Tensor) -> Tensor:
-        """(..., B, units) before the activation, for values (..., B, inputs) below."""
+        """Potentials (..., B, units) before the activation, for values (..., B, inputs) of the layer below."""
         return below @ self.weights[layer] + self.biases[layer].unsqueeze(-2)
 
     def mean(self, layer: int, below: Tensor) -> Tensor:
-        """What a layer's values are drawn around: probabilities at a softmax output."""
+        """Mean of a layer's values; probabilities for a softmax output."""
         potential = self.potential(layer, below)
         if layer < self.hidden:
             return self._activation(layer)[0](potential)
@@ -70,14 +70,14 @@ class StochasticNetwork:
         return means
 
     def sample(self, x: Tensor, noise: Sequence[Tensor]) -> list[Tensor]:
-        """Values of every layer, each drawn from the layer below.
+        """Draw the values of every layer, given those of the layer below.
 
         Args:
             x: (..., B, inputs).
-            noise: of each layer, (..., B, units) standard normal; a softmax output takes only its first column.
+            noise: standard normal numbers of each layer, (..., B, units); a softmax output uses only the first column.
 
         Returns:
-            values of each layer; a softmax output's are one-hot.
+            values of each layer; those of a softmax output are one-hot.
         """
         values: list[Tensor] = []
         for layer, (drawn, variance) in enumerate(zip(noise, self.variances)):
@@ -115,24 +115,24 @@ class StochasticNetwork:
         return found
 
     def relax(self, x: Tensor, values: Sequence[Tensor], iterations: int, step: float = 0.5) -> list[Tensor]:
-        """Hidden values moved down the energy, all layers at once, the action held: h_l <- h_l - step * variance_l * dE/dh_l."""
+        """Gradient descent of all hidden layers on the energy with fixed action: h_l <- h_l - step * variance_l * dE/dh_l."""
         values = list(values)
         for _ in range(iterations):
             signals = self.signals(x, values)
             moved = []
             for layer, (below, value) in enumerate(zip([x, *values], values[:-1])):
-                asked = signals[layer + 1] @ self.weights[layer + 1].mT
-                moved.append(value + step * (self.mean(layer, below) - value + self.variances[layer] * asked))
+                feedback = signals[layer + 1] @ self.weights[layer + 1].mT
+                moved.append(value + step * (self.mean(layer, below) - value + self.variances[layer] * feedback))
             values = [*moved, values[-1]]
         return values
 
     def stable_step(self) -> float:
-        """A step of ``relax`` that is small enough for its weights: 1 / L, where L bounds the energy's curvature.
+        """A stable step for ``relax`` with these weights: 1 / L, where L is a bound of the energy's curvature.
 
-        In units of the deviations, h_l / deviation_l, the energy is half the square of J h - ..., where J = I - S and S holds the
-        layers' slopes (at most 1) times weights times deviation_l / deviation_(l+1). So L <= (1 + s)^2 + s_out^2 with the
-        largest of the spectral norms; that of a softmax is at most 1 / (2 temperature^2). Second derivatives of the activation
-        are left out. The paper's fixed step of 0.5 diverges once s exceeds about 1.
+        In units of the deviations, h_l / deviation_l, the energy is half the square of J h - ..., where J = I - S and S contains
+        the layers' slopes (at most 1) times weights times deviation_l / deviation_(l+1). So L <= (1 + s)^2 + s_out^2 with the
+        largest spectral norm s; that of a softmax is at most 1 / (2 temperature^2). Second derivatives of the activation are
+        neglected. The paper's fixed step of 0.5 diverges if s is above about 1.
         """
         norms = [float(torch.linalg.matrix_norm(weight, 2).max()) for weight in self.weights[1:]]
         ratios = [below / above for below, above in zip(self.variances, self.variances[1:])]
@@ -154,14 +154,14 @@ class StochasticNetwork:
 
 
 def gradients(x: Tensor, values: Sequence[Tensor], signals: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Sums over the batch of input x signal: for each layer the ascent direction of its weights and of its biases."""
+    """Sums over the batch of input x signal: the ascent direction of each layer's weights and biases."""
     return [(below.mT @ signal, signal.sum(-2)) for below, signal in zip([x, *values], signals)]
 
 
 def critic_factor(value: Tensor, mean: Tensor, variance: float, least: float = 1e-6) -> Tensor:
-    """1 / (A - mean of A), by which a critic's signals are multiplied: at the energy's minimum they follow the mean's gradient.
+    """The factor 1 / (A - mean of A) of a critic's signals: at the energy's minimum they follow the gradient of the mean.
 
-    A draft of the paper multiplies by A - mean (its equation 17), the author's code divides, and so do we.
+    A draft of the paper multiplies by A - mean (its equation 17); the author's code divides, and so does this function.
     ``least`` (in standard deviations) keeps the quotient finite.
     """
     gap, least = value - mean, least * variance**0.5

@@ -1,9 +1,9 @@
-"""``MAPPropagation``: classification by reward alone. The network answers, and all it is told is whether it was right.
+"""``MAPPropagation``: a learning rule for classification by reward alone; the reward says only whether the prediction is correct.
 
-The units of a plain multilayer network become stochastic while it trains: hidden ones normally distributed around their
-activation, the answer drawn from the softmax of the scores. MAP propagation (``reference``) finds each unit's part in the answer;
-gradients are -mean((reward - mean reward) * input * signal), so the optimiser climbs the expected reward. Outside of training the
-network is what it was.
+During training, the units of a plain multilayer network become stochastic: hidden units are normally distributed around their
+activation, and the prediction is drawn from the softmax of the scores. MAP propagation (``reference``) computes each unit's
+signal; gradients are -mean((reward - mean reward) * input * signal), so the optimiser maximises the expected reward. Outside of
+training the network is deterministic.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from torch.nn import functional as F
 
 from spikeprop.ann import MLP
 from spikeprop.learn import LearningRule
+from spikeprop.plugins.checks import not_negative, positive
 from spikeprop.plugins.map_propagation.reference import Activation, StochasticNetwork, gradients
 
 KINDS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.Softplus: "softplus"}
-LARGEST_STEP = 0.5  # of the relaxation, in units of a layer's variance: the paper's
+LARGEST_STEP = 0.5  # step of the relaxation in the paper, relative to a layer's variance
 
 
 @dataclass(frozen=True, kw_only=True)
 class MAPPropagation(LearningRule):
-    """Chung 2020 (arXiv:2010.07893) for classifiers: an ``MLP``, or a ``Sequential`` of linear layers, ReLU or softplus between.
+    """MAP propagation (Chung 2020, arXiv:2010.07893) for an ``MLP``, or a ``Sequential`` of linear layers with ReLU or softplus.
 
     Attributes:
-        variance: of the units of the last hidden layer.
-        variance_ratio: of a layer's variance to that of the layer above.
-        temperature: of the softmax from which the answer is drawn.
-        iterations: of the relaxation, whose step is the paper's 0.5 or, for weights with which that would diverge, a smaller
-            one. 0 iterations are REINFORCE on every unit.
-        baseline: whether the batch's mean reward is taken off each reward, which is 1 for a right answer and 0 for a wrong one.
-        rates: a learning rate for each linear layer; default the optimiser's for all.
+        variance: variance of the units of the last hidden layer.
+        variance_ratio: ratio of a layer's variance to that of the next layer.
+        temperature: temperature of the softmax from which the prediction is drawn.
+        iterations: iterations of the relaxation; its step is the paper's 0.5, or smaller if that would diverge. 0 iterations are
+            REINFORCE on every unit.
+        baseline: subtract the batch's mean reward from each reward, which is 1 for a correct prediction and 0 otherwise.
+        rates: a learning rate per linear layer; default: the optimiser's rate.
     """
 
     variance: float = 0.1
@@ -46,18 +47,15 @@ class MAPPropagation(LearningRule):
     rates: list[float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("variance", "variance_ratio", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.iterations < 0:
-            raise ValueError(f"iterations is {self.iterations}; it cannot be negative")
+        positive(self, "variance", "variance_ratio", "temperature")
+        not_negative(self, "iterations")
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
-        """Raises ValueError, saying why, where the network is none that this rule can train."""
+        """Raises ValueError with the reason if this rule cannot train the network."""
         layers_of(model)
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """One group a linear layer where ``rates`` are given."""
+        """One group per linear layer if ``rates`` are given."""
         if self.rates is None:
             return super().param_groups(model)
         linears, _ = layers_of(model)
@@ -67,7 +65,7 @@ class MAPPropagation(LearningRule):
 
     @torch.no_grad()
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """See ``LearningRule.step``. The loss is the cross-entropy of the noiseless scores; nothing descends on it.
+        """See ``LearningRule.step``. The loss is the cross-entropy of the noiseless scores, for information only.
 
         Returns:
             loss, scores, and the mean reward.
@@ -77,8 +75,8 @@ class MAPPropagation(LearningRule):
         noise = [torch.randn(len(x), linear.out_features, dtype=x.dtype, device=x.device) for linear in linears]
         values = team.relax(x, team.sample(x, noise), self.iterations, min(LARGEST_STEP, team.stable_step()))
         reward = (values[-1].argmax(1) == y).to(x)
-        worth = reward - reward.mean() if self.baseline else reward
-        signals = [signal * (-worth / len(x)).unsqueeze(1) for signal in team.signals(x, values)]
+        advantage = reward - reward.mean() if self.baseline else reward
+        signals = [signal * (-advantage / len(x)).unsqueeze(1) for signal in team.signals(x, values)]
         for linear, (weight, bias) in zip(linears, gradients(x, values, signals)):
             linear.weight.grad = weight.mT.contiguous()
             if linear.bias is not None:
@@ -101,19 +99,19 @@ def layers_of(model: nn.Module) -> tuple[list[nn.Linear], list[Activation]]:
     """Linear layers and the activations between them.
 
     Raises:
-        ValueError: any other network, naming what is in the way.
+        ValueError: the network has another module; the message names it.
     """
     sequence = model.layers if isinstance(model, MLP) else model
     linears: list[nn.Linear] = []
     activations: list[Activation] = []
     for name, module in _flat(sequence, ""):
-        fits = len(activations) == len(linears)  # a linear layer is due
+        fits = len(activations) == len(linears)  # a linear layer is expected
         if isinstance(module, nn.Linear) and fits:
             linears.append(module)
         elif type(module) in KINDS and not fits:
             activations.append(KINDS[type(module)])
         elif isinstance(module, nn.Dropout) and module.p > 0:
-            raise ValueError(f"MAPPropagation: {name} is a dropout; set it to 0, the units are noisy by themselves")
+            raise ValueError(f"MAPPropagation: {name} is a dropout; set it to 0, because the units are already noisy")
         elif not (isinstance(module, nn.Dropout | nn.Identity) or (isinstance(module, nn.Flatten) and not linears)):
             raise ValueError(
                 f"MAPPropagation cannot train {name} ({type(module).__name__}): it needs an MLP, or a Sequential of Linear "
@@ -121,7 +119,7 @@ def layers_of(model: nn.Module) -> tuple[list[nn.Linear], list[Activation]]:
             )
     if len(linears) != len(activations) + 1 or len(linears) < 2:
         raise ValueError(
-            "MAPPropagation needs hidden units: at least two Linear layers with an activation between them, and none after"
+            "MAPPropagation needs hidden units: at least two Linear layers with an activation between them, but not at the end"
         )
     return linears, activations
 

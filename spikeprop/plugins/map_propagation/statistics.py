@@ -1,4 +1,4 @@
-"""Tables of runs of several learners, means over seeds with 95 % intervals, and learning curves."""
+"""Tables of the runs of several learners: means over seeds with 95 % intervals, and learning curves."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CURVE_POINTS = 60
 
 
 def summary(by_seed: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """Mean, interval, standard deviation (as the author gives it, over n) and the values themselves."""
+    """Mean, interval, standard deviation (with divisor n, like the author's) and the values."""
     values = np.asarray(by_seed, dtype=float)
     found = mean_interval(values.tolist())
     return {**found, "std": float(values.std()), "by_seed": [round(float(v), 4) for v in values]}
 
 
 def curve(histories: np.ndarray, window: int) -> dict[str, list[float]]:
-    """Running means over ``window`` of each seed's history (seeds, length), then mean and interval over seeds, at some points."""
+    """Running means of each seed's history (seeds, length), then mean and interval over seeds at some points."""
     sums = np.cumsum(np.pad(histories, ((0, 0), (1, 0))), axis=1)
     running = (sums[:, window:] - sums[:, :-window]) / window  # column i: the values i .. i + window - 1
     columns = np.unique(np.linspace(0, running.shape[1] - 1, CURVE_POINTS).round().astype(int))
@@ -36,13 +36,13 @@ def curve(histories: np.ndarray, window: int) -> dict[str, list[float]]:
 
 
 def differences(histories: dict[str, np.ndarray]) -> dict[str, Any]:
-    """MAP's whole-run mean less each other learner's, paired by seed (same initial weights, same episodes)."""
+    """MAP's mean over a complete run minus that of each other learner, paired by seed (same initial weights and episodes)."""
     others = [name for name in histories if name != "map"] if "map" in histories else []
     return {f"map - {name}": summary((histories["map"] - histories[name]).mean(1)) for name in others}
 
 
 def rows(values: dict[str, Any], quantity: str) -> list[tuple[str, str]]:
-    """Table rows of a report on several learners."""
+    """Table rows of a report."""
     found = []
     parts = {
         f"last_{values['window']}": f"at the end (last {values['window']})",

@@ -1,4 +1,4 @@
-"""The reinforcement learning loop: an actor and a critic in some environments, step by step, and how good the policy became."""
+"""The reinforcement learning loop: an actor and a critic in parallel environments, and the evaluation of the policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spikeprop.plugins.map_propagation import kernels, updates
 from spikeprop.plugins.map_propagation.environments import Environments
 from spikeprop.plugins.map_propagation.network import Noise, deterministic
 
-EVALUATION_SEED = 10**6  # away from the seeds of training
+EVALUATION_SEED = 10**6  # different from all seeds of training
 
 
 @dataclass
@@ -22,14 +22,14 @@ class ActorCritic:
     """One run in progress.
 
     Attributes:
-        critic, actor: teams.
-        rule: how both learn.
-        environments: where.
-        noise: of a step.
-        reward_limit: rewards are clipped to its range before learning, or None.
-        value: (E,) the critic's last answers.
-        step: steps so far.
-        returns, lengths: of the episodes that ended, in the order of their ends.
+        critic, actor: the networks.
+        rule: learning rule of both.
+        environments: the environments.
+        noise: random numbers of a step.
+        reward_limit: rewards are clipped to [-limit, limit] for learning; None for no clipping.
+        value: (E,) the critic's last estimates.
+        step: number of steps so far.
+        returns, lengths: of the finished episodes, in the order of their ends.
     """
 
     critic: kernels.Net
@@ -47,10 +47,10 @@ class ActorCritic:
         self._return, self._length = np.zeros(count), np.zeros(count, dtype=np.int64)
 
     def advance(self) -> None:
-        """One step of every environment, and what is learnt from the one before.
+        """One step of every environment, and one update from the previous step.
 
         Raises:
-            TrainingCollapsed: parameters that are not finite, noticed at the end of an episode.
+            TrainingCollapsed: the parameters are not finite; checked at the end of an episode.
         """
         world = self.environments
         reward = world.reward
@@ -68,7 +68,7 @@ class ActorCritic:
             self._close(world.ended)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is a number, by name; ``load`` puts it back."""
+        """The tensors of the run's state, by name, for ``load``."""
         arrays = {
             **{f"{name}.{part}": getattr(net, part) for name, net in self._nets() for part in ("params", "trace")},
             "value": self.value,
@@ -80,11 +80,11 @@ class ActorCritic:
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     def place(self) -> dict[str, Any]:
-        """Where the run stands, in JSON values."""
+        """The rest of the run's state, as JSON values."""
         return {"step": self.step, "environments": self.environments.state()}
 
     def load(self, tensors: dict[str, Tensor], place: dict[str, Any]) -> None:
-        """Go on where another process stopped."""
+        """Restore the state of ``tensors`` and ``place``."""
         for name, net in self._nets():
             for part in ("params", "trace"):
                 getattr(net, part)[...] = tensors[f"{name}.{part}"].numpy()
@@ -109,7 +109,7 @@ class ActorCritic:
 
 
 def evaluate(run: ActorCritic, episodes: int, seed: int) -> list[float]:
-    """Returns of the policy without noise (units at their means, the likeliest action), on episodes that training did not see."""
+    """Returns of the policy without noise (units at their means, most probable action), on episodes not used in training."""
     world = Environments(run.environments.name, 1, seed + EVALUATION_SEED, run.environments.continuous)
     actor = deterministic(run.actor)
     quiet, returns, total = np.zeros((1, actor.units.shape[2])), [], 0.0

@@ -1,4 +1,4 @@
-"""Learning with the kernels' error signals: eligibility, Adam, and the whole step of an actor and a critic in one call."""
+"""Parameter updates from the kernels' error signals: eligibility traces, Adam, and the complete step of an actor and a critic."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
 
 
 @jit
-def _take_in(net, x, e, target, decay, weight):
-    """target <- decay * target + weight * (input x error signal), for every layer of one environment."""
+def _accumulate(net, x, e, target, decay, weight):
+    """target <- decay * target + weight * (input x error signal), for all layers of one environment."""
     start, first, below = 0, 0, x[e]
     for layer in range(net.sizes.size - 1):
         n, k = net.sizes[layer], net.sizes[layer + 1]
@@ -42,14 +42,14 @@ def _take_in(net, x, e, target, decay, weight):
 
 @jit
 def accumulate(net, x, gradient, weight):
-    """Without a trace: gradient (P,) += mean over images of weight (E,) * input * signal."""
+    """Without a trace: gradient (P,) += mean over samples of weight (E,) * input * signal."""
     for e in range(x.shape[0]):
-        _take_in(net, x, e, gradient, 1.0, weight[e] / x.shape[0])
+        _accumulate(net, x, e, gradient, 1.0, weight[e] / x.shape[0])
 
 
 @jit
 def adam(net, gradient, t, anneal):
-    """One ascent step of Adam, the t-th (from 1), with each layer's own rate, annealed linearly over ``anneal`` steps."""
+    """The t-th (from 1) ascent step of Adam, with one rate per layer, annealed linearly over ``anneal`` steps."""
     share = min(t / anneal, 1.0) if anneal > 0 else 0.0
     unbias1, unbias2, start = 1.0 / (1.0 - BETA1**t), 1.0 / (1.0 - BETA2**t), 0
     for layer in range(net.sizes.size - 1):
@@ -77,30 +77,30 @@ def _learn(net, delta, gradient, t, anneal):
 
 
 @jit
-def remember(net, x, started):
-    """z <- decay * z + input * signal, from zero where an episode has just begun."""
+def update_trace(net, x, started):
+    """z <- decay * z + input * signal; z starts from zero at the first step of an episode."""
     for e in range(x.shape[0]):
-        _take_in(net, x, e, net.trace[e], 0.0 if started[e] else net.decay, 1.0)
+        _accumulate(net, x, e, net.trace[e], 0.0 if started[e] else net.decay, 1.0)
 
 
 @jit
 def actor_critic_step(critic, actor, rule, x, noise, reward, ended, truncated, started, value, t):
-    """One step of actor and critic: act, learn from the last transition, relax, remember.
+    """One step of actor and critic: act, learn from the last transition, relax, update the traces.
 
-    delta = r + discount * V(s') - V(s), with V(s') = 0 at the end of an episode; delta = 0 where time cut it off and where a new
-    one begins.
+    delta = r + discount * V(s') - V(s), with V(s') = 0 at the end of an episode; delta = 0 if a time limit ended the episode, and
+    at the first step of an episode.
 
     Args:
-        critic, actor: teams.
-        rule: how they learn.
-        x: (E, inputs) states now; the action for them is left in the actor's values.
+        critic, actor: the networks.
+        rule: learning rule of both.
+        x: (E, inputs) present states; their action is written to the actor's values.
         noise: (E, U of critic + U of actor) standard normal.
-        reward: (E,) for the last action.
+        reward: (E,) rewards of the last action.
         ended: (E,) whether x is the last state of its episode.
-        truncated: (E,) whether it ended for lack of time.
+        truncated: (E,) whether a time limit ended it.
         started: (E,) whether x is the first state of an episode.
-        value: (E,) of the last states; becomes that of x.
-        t: number of steps so far; the first only acts.
+        value: (E,) values of the last states; overwritten by those of x.
+        t: number of steps so far; the first step does not learn.
     """
     split = critic.units.shape[2]
     forward(critic, x, noise[:, :split])
@@ -116,6 +116,6 @@ def actor_critic_step(critic, actor, rule, x, noise, reward, ended, truncated, s
         _learn(critic, delta, np.empty(critic.params.shape[1]), t, rule.anneal)
         _learn(actor, delta, np.empty(actor.params.shape[1]), t, rule.anneal)
     signals(critic, x, rule, True)
-    remember(critic, x, started)
+    update_trace(critic, x, started)
     signals(actor, x, rule, False)
-    remember(actor, x, started)
+    update_trace(actor, x, started)

@@ -1,7 +1,8 @@
-"""QR, LQ and pivoted QR, differentiable wherever the mathematics is, and least squares on top (Roberts & Roberts 2020).
+"""QR, LQ and pivoted QR with derivatives, and least squares by them (Roberts & Roberts 2020, arXiv:2009.10071).
 
-``qr(A)``, ``lq(A)``, ``pivoted_qr(A)``, ``least_squares(A, b)``; the experiment that uses them is in
-``projection``.
+For A = Q R with m >= n: M = R G_R^H - G_Q^H Q, G_A = (G_Q + Q copyltu(M)) R^-H; ``rules`` has the wide case. ``qr(A)``,
+``lq(A)``, ``pivoted_qr(A)`` and ``least_squares(A, b)`` are ordinary differentiable functions; they fill no slot of a recipe.
+The experiment ``projection.VariableProjection`` uses them: recipe qr_least_squares.
 """
 
 from spikeprop.plugins.matrix_decompositions.functions import LQ, QR, PivotedQR, lq, pivoted_qr, qr

@@ -1,7 +1,8 @@
-"""The factorisations without their derivatives: Householder QR by torch, pivoted QR by LAPACK's geqp3, and the check of rank.
+"""The factorisations without derivatives: Householder QR by torch, pivoted QR by LAPACK's geqp3, and the rank check.
 
-``functions`` makes torch custom operators of them, in a namespace of their own, so that ``torch.compile`` takes them whole. geqp3
-runs on the host (scipy's LAPACK); tensors of another device travel there and back. One factorisation gives pivots and factors.
+``functions`` makes torch custom operators of them, in their own namespace, so that ``torch.compile`` includes them in its graph.
+geqp3 runs on the host (scipy's LAPACK); tensors of other devices are copied there and back. One factorisation gives pivots and
+factors.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ _GEQP3 = {
     torch.complex64: lapack.cgeqp3,
     torch.complex128: lapack.zgeqp3,
 }
-_BLOCK = 64  # columns that LAPACK may update at once: generous, since work space is small beside the matrix
+_BLOCK = 64  # block size for LAPACK's work space, which is small compared to the matrix
 
 
 def factor(a_mn: Tensor, complete: bool, check: str) -> tuple[Tensor, Tensor]:
     """Q and R of each matrix of a batch.
 
     Args:
-        a_mn: the matrices.
-        complete: as many columns of Q as rows.
-        check: whose columns are to be checked, in the words of errors: "qr", "lq" (then A is the adjoint), or "" not to.
+        a_mn: matrices (..., m, n).
+        complete: compute a square Q.
+        check: name of the function in rank errors: "qr", "lq" (then A is the adjoint), or "" for no check.
 
     Raises:
-        RankError: one of the first min(m, n) columns depends on those before it, or is not finite.
+        RankError: one of the first min(m, n) columns depends on earlier columns, or is not finite.
     """
     q, r = torch.linalg.qr(a_mn, mode="complete" if complete else "reduced")
     if check:
@@ -42,14 +43,14 @@ def factor(a_mn: Tensor, complete: bool, check: str) -> tuple[Tensor, Tensor]:
 
 
 def factor_pivoted(a_mn: Tensor, complete: bool, check: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, R and pivots p of each matrix of a batch: A[:, p] = Q R, with the diagonal of R descending in size.
+    """Q, R and pivots p of each matrix of a batch: A[:, p] = Q R, with decreasing absolute values on the diagonal of R.
 
     Raises:
         RankError: ``check`` is not empty, and the rank is below min(m, n), or R is not finite.
     """
     *batch, m, n = a_mn.shape
     k = min(m, n)
-    # rows of the transposed copy are columns in LAPACK's order: geqp3 overwrites it in place
+    # rows of the transposed copy are columns in LAPACK's order; geqp3 overwrites it
     packed_BNM = a_mn.detach().reshape(-1, m, n).mT.to("cpu", copy=True, memory_format=torch.contiguous_format)
     packed_BNM, pivots, tau = _geqp3(packed_BNM.resolve_conj().resolve_neg())
     reflectors = packed_BNM.mT.reshape(*batch, m, n).to(a_mn.device)
@@ -65,7 +66,7 @@ def factor_pivoted(a_mn: Tensor, complete: bool, check: str) -> tuple[Tensor, Te
 
 
 def _geqp3(packed_BNM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Householder vectors in the place of the matrices, pivots (B, N) and scales of the vectors (B, min(M, N))."""
+    """Overwrite the matrices by Householder vectors; returns them, pivots (B, N) and scales of the vectors (B, min(M, N))."""
     batch, n, m = packed_BNM.shape
     routine, matrices = _GEQP3[packed_BNM.dtype], packed_BNM.numpy()
     pivots = np.empty((batch, n), np.int64)
@@ -83,12 +84,12 @@ def _geqp3(packed_BNM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_rank(r: Tensor, shape: torch.Size, check: str, pivots: Tensor | None) -> None:
-    """Raise where an entry of R's diagonal is lost in the rounding of its column."""
+    """Raise RankError if an entry of R's diagonal is below the rounding error of its column."""
     k = min(shape[-2:])
     diagonal = r.diagonal(dim1=-2, dim2=-1)[..., :k].abs()
     factor = torch.finfo(r.dtype).eps * max(shape[-2:])
     bound = factor * torch.linalg.vector_norm(r, dim=-2).amax(-1)
-    if bool((diagonal.amin(-1) > bound).all()):  # False where either is not a number
+    if bool((diagonal.amin(-1) > bound).all()):  # False for NaN
         return
     bound = bound.unsqueeze(-1)
     *where, column = (~(diagonal > bound)).nonzero()[0].tolist()
@@ -96,16 +97,16 @@ def _check_rank(r: Tensor, shape: torch.Size, check: str, pivots: Tensor | None)
     place = f" of matrix {where[0] if len(where) == 1 else tuple(where)}" if where else ""
     line = "row" if check == "lq" else "column"
     if not (isfinite(size) and isfinite(limit)):
-        raise RankError(f"{check}: {line} {column}{place} or one before it is not finite; look for where that comes from")
+        raise RankError(f"{check}: {line} {column}{place} or one before it is not finite; find the origin of that value")
     triangle = "L" if check == "lq" else "R"
     found = f"|{triangle}[{column}, {column}]| = {size:.3g} <= {limit:.3g} = max(m, n) * eps * largest {line} norm"
     if pivots is not None:
         pivot = int(pivots[(*where, column)])
         raise RankError(
             f"{check}: the rank{place} is {column} of {k}, column {pivot} depends on the pivots before it: {found}. The factors "
-            "have no derivative there; leave columns out, add a ridge, or use check=False to have them alone"
+            "have no derivative there; remove columns, add a ridge, or use check=False if derivatives are not needed"
         )
     raise RankError(
         f"{check}: {line} {column}{place} depends on the {line}s before it: {found}. The factors have no derivative there; use "
-        "pivoted_qr if others make up the rank, or check=False to have them alone"
+        "pivoted_qr if A has full rank, or check=False if derivatives are not needed"
     )

@@ -1,9 +1,9 @@
-"""``qr``, ``lq`` and ``pivoted_qr``: the factorisations with first and second derivatives, forward and reverse.
+"""``qr``, ``lq`` and ``pivoted_qr``: factorisations with first and second derivatives, forward and reverse.
 
-Eagerly each is an ``autograd.Function`` with rules for reverse mode, forward mode and ``vmap``. While ``torch.compile`` traces,
-it is the custom operator with the same reverse rule; forward mode and ``torch.func.grad`` break it there (``fullgraph=True``
-refuses them), and torch itself takes no second derivative through a compiled graph. LQ is the QR of A^H. Pivots are locally
-constant: A[:, p] = Q R is differentiated as the QR of A[:, p] (``rules`` has the equations and the paper).
+In eager mode each is an ``autograd.Function`` with rules for reverse mode, forward mode and ``vmap``. While ``torch.compile``
+traces, it is the custom operator with the same reverse rule; forward mode and ``torch.func.grad`` break the graph there
+(``fullgraph=True`` refuses them), and torch computes no second derivative through a compiled graph. LQ is the QR of A^H. Pivots
+are locally constant: A[:, p] = Q R is differentiated as the QR of A[:, p] (``rules`` has the equations and the paper).
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class PivotedQR(NamedTuple):
 
 
 def qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", check: bool = True) -> QR:
-    """A = Q R with orthonormal columns of Q and upper triangular R; torch.linalg.qr's factors, signs included.
+    """A = Q R with orthonormal columns of Q and upper triangular R; the factors equal those of torch.linalg.qr.
 
     Args:
         A: (..., m, n), float32, float64, complex64 or complex128, on any device where torch.linalg.qr runs.
         mode: "reduced": Q (..., m, k), R (..., k, n) with k = min(m, n); "complete": Q (..., m, m), R (..., m, n);
             "r": R as in "reduced", and an empty Q.
-        null_space: what the derivative of a complete Q with m > n does about its last m - n columns, of which A fixes only the
-            span. "refuse": differentiating raises; "invariant": the derivative whose rotation among them is zero, exact for a
-            loss that such rotations leave alone, as any function of the projector Q2 Q2^H; "checked": that, and the backward
-            pass raises if the loss does depend on them (it looks at values: not inside vmap or torch.compile).
+        null_space: derivative of the last m - n columns Q2 of a complete Q with m > n; A determines only their span. "refuse":
+            differentiation raises; "invariant": the derivative without rotation among them, exact for a loss that is invariant
+            under such rotations, such as any function of the projector Q2 Q2^H; "checked": the same, and the backward pass
+            raises if the loss depends on rotations (this reads values: not inside vmap or torch.compile).
         check: refuse matrices whose factors have no derivative.
 
     Raises:
-        RankError: with ``check``, one of the first k columns depends on those before it.
+        RankError: with ``check``, one of the first k columns depends on earlier columns.
         ValueError: an A or an option that cannot be used.
     """
     return _qr(A, mode, null_space, "qr" if check else "")
@@ -83,13 +83,13 @@ def _qr(A: Tensor, mode: str, null_space: str, check: str) -> QR:
 def lq(
     A: Tensor, mode: Literal["reduced", "complete", "l"] = "reduced", *, null_space: NullSpace = "refuse", check: bool = True
 ) -> LQ:
-    """A = L Q with lower triangular L and orthonormal rows of Q: the adjoint of ``qr`` of A^H, whose options it shares.
+    """A = L Q with lower triangular L and orthonormal rows of Q: the adjoint of ``qr`` of A^H, with the same options.
 
     Args:
         A: (..., m, n).
         mode: "reduced": L (..., m, k), Q (..., k, n) with k = min(m, n); "complete": L (..., m, n), Q (..., n, n);
             "l": L as in "reduced", and an empty Q.
-        null_space: as for ``qr``, with rows in the place of columns.
+        null_space: as for ``qr``, with rows instead of columns.
         check: as for ``qr``.
     """
     if mode not in ("reduced", "complete", "l"):
@@ -100,17 +100,17 @@ def lq(
 
 
 def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", check: bool = True) -> PivotedQR:
-    """A[..., p] = Q R, where each pivot is the column with most left over: any A of full rank has these factors and derivatives.
+    """A[..., p] = Q R, where each pivot is the column with the largest remainder; defined for any A of full rank.
 
     Args:
-        A: (..., m, n); the factorisation itself runs on the host, by LAPACK's geqp3.
+        A: (..., m, n); the factorisation runs on the host, by LAPACK's geqp3.
         mode: as for ``qr``.
         null_space: as for ``qr``.
         check: as for ``qr``.
 
     Returns:
-        Q and R as from ``qr``, and p (..., n), int64, counted from zero; ``A.take_along_dim(p.unsqueeze(-2), -1)`` is Q R. Where
-        two columns tie, p jumps with the smallest change of A, and there is no derivative.
+        Q and R as from ``qr``, and p (..., n), int64, counted from zero; ``A.take_along_dim(p.unsqueeze(-2), -1)`` is Q R. If
+        two columns tie, p is discontinuous, and there is no derivative.
 
     Raises:
         RankError: with ``check``, A has a rank below min(m, n).
@@ -124,18 +124,18 @@ def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "re
 
 
 def _in_graph(a: Tensor) -> bool:
-    """Whether to use the operator: while a graph is compiled. It would lose tangents, so forward mode breaks the graph."""
+    """Whether to use the operator: during compilation. The operator would lose tangents, so forward mode breaks the graph."""
     return torch.compiler.is_compiling() and unpack_dual(a).tangent is None
 
 
 def _adjoint(a: Tensor) -> Tensor:
-    """A^H, conjugated at once: views that are still to be conjugated fail in batched forward mode, and numpy refuses them."""
+    """A^H, conjugated immediately: lazily conjugated views fail in batched forward mode, and numpy refuses them."""
     return torch.conj_physical(a).mT if a.is_complex() else a.mT
 
 
 def _check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
     if a.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
-        raise ValueError(f"{name}: A is {a.dtype}; LAPACK has float32, float64, complex64 and complex128, so convert it to one")
+        raise ValueError(f"{name}: A is {a.dtype}; LAPACK supports float32, float64, complex64 and complex128; convert it")
     if a.ndim < 2 or 0 in a.shape[-2:]:
         raise ValueError(f"{name}: A has shape {tuple(a.shape)}; it must be (..., m, n) with m and n at least 1")
     if mode not in ("reduced", "complete", "r"):
@@ -173,8 +173,8 @@ def _push(ctx: Any, q: Tensor, r: Tensor, d_a: Tensor) -> tuple[Tensor, Tensor]:
 def _refuse_rotations(null_space: str) -> None:
     if null_space == "refuse":
         raise RuntimeError(
-            "mode='complete' with m > n: A fixes the last m - n columns of Q (rows, for lq) only up to a rotation, so they have "
-            "no derivative. Use mode='reduced', or null_space='invariant' or 'checked' for a loss that rotations leave alone"
+            "mode='complete' with m > n: A determines the last m - n columns of Q (rows, for lq) only up to a rotation, so they "
+            "have no derivative. Use mode='reduced', or null_space='invariant' or 'checked' for a rotation-invariant loss"
         )
 
 
@@ -183,7 +183,7 @@ def _check_invariance(q: Tensor, g_q: Tensor, n: int) -> None:
     if not found <= bound:
         raise RuntimeError(
             f"null_space='checked': the loss depends on how the last m - n columns of Q are rotated (relative derivative "
-            f"{found:.3g} > {bound:.3g} = sqrt(eps)), which A does not fix; make it a function of their projector Q2 Q2^H"
+            f"{found:.3g} > {bound:.3g} = sqrt(eps)), which A does not determine; make it a function of their projector Q2 Q2^H"
         )
 
 
@@ -270,7 +270,7 @@ class _PivotedQR(torch.autograd.Function):
         return _PivotedQR.apply(a.movedim(in_dims[0], 0), *options), (0, 0, 0)
 
 
-for _function in (_QR, _PivotedQR):  # torch asks for it in every call, and would find it out anew
+for _function in (_QR, _PivotedQR):  # torch needs it in every call; this avoids computing it again
     _function.forward.__signature__ = inspect.signature(_function.forward)
 
 
@@ -290,7 +290,7 @@ def pivoted_qr_operator(a: Tensor, complete: bool, null_space: str, check: str) 
 
 
 def _by_columns(q: Tensor) -> Tensor:
-    """Column after column, as LAPACK leaves it (no copy then): the layout that ``_outline`` promises."""
+    """Column-major, the layout of LAPACK's result (then without copy) and of ``_outline``."""
     return q.mT.contiguous().mT
 
 

@@ -1,9 +1,9 @@
-"""``VariableProjection``: an experiment that trains through a least-squares layer, and asks what its gradients are worth.
+"""``VariableProjection``: an experiment that trains through a least-squares layer, and measures the accuracy of its gradients.
 
-The readout c = argmin |F c - y|^2 + ridge |c|^2 of features F = [1, x, tanh(x W + b)] is solved, not trained, on one random half
-of the training patients; the loss is the squared error on the other half, so it depends on W, b and the ridge through it.
-(On the same half it would not: there the derivative by c is zero, as Golub & Pereyra 1973 use.) The data are scikit-learn's
-diabetes patients. The second part: the error of float32 gradients against the condition number of the system, for QR,
+The readout c = argmin |F c - y|^2 + ridge |c|^2 of features F = [1, x, tanh(x W + b)] is solved, not trained, on a random half
+of the training patients; the loss is the squared error on the other half, so it depends on W, b and the ridge through c. (On
+the same half it would not, because the derivative by c is zero there; Golub & Pereyra 1973.) The data are scikit-learn's
+diabetes patients. The second part measures the error of float32 gradients against the condition number of the system, for QR,
 torch.linalg.lstsq and the normal equations.
 """
 
@@ -23,27 +23,29 @@ from torch import Tensor, nn
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import in_words, mean_interval, paired_difference
 from spikeprop.experiment.context import Context
+from spikeprop.plugins.checks import distinct, positive
 from spikeprop.plugins.matrix_decompositions.solve import least_squares
-from spikeprop.runtime.files import write_atomically
+from spikeprop.plugins.pictures import GREY, ORANGE, VIOLET, new_figure, save_figure
+from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.seeding import generator
 
 BASELINE = "readout trained"
 ARMS = (BASELINE, "solved, gradient around", "solved, gradient through")
 SOLVERS = ("QR", "torch.linalg.lstsq", "normal equations")
-COLORS = {"QR": "#d95f0e", "torch.linalg.lstsq": "#8c6bb1", "normal equations": "#333333"}
+COLORS = {"QR": ORANGE, "torch.linalg.lstsq": VIOLET, "normal equations": GREY}
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariableProjection:
-    """A least-squares layer against a trained readout, and the accuracy of gradients.
+    """Compare a least-squares layer with a trained readout, and measure the accuracy of gradients.
 
     Attributes:
-        seeds: of the split into training and test patients and of everything random; they pair the arms.
-        hidden: tanh features.
-        ridge: first weight of |c|^2; the arm with gradients through the solution learns it too.
-        steps, lr: of Adam, for all arms.
-        test_share: of the patients.
-        closeness: how near, relative to it, a copied column lies to its original; sets the condition number of the second part.
+        seeds: seeds of the split into training and test patients and of all random numbers; arms are paired by seed.
+        hidden: number of tanh features.
+        ridge: initial weight of |c|^2; the arm with gradients through the solution trains it too.
+        steps, lr: steps and learning rate of Adam, for all arms.
+        test_share: fraction of patients for testing.
+        closeness: relative distances of a copied column from its original; they set the condition numbers of the second part.
     """
 
     seeds: list[int]
@@ -55,25 +57,22 @@ class VariableProjection:
     test_share: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "ridge", "steps", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        positive(self, "hidden", "ridge", "steps", "lr")
         if not 0 < self.test_share < 1:
             raise ValueError(f"test_share is {self.test_share}; it must lie between 0 and 1")
-        if len(self.seeds) < 2 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; give at least two, each once")
+        distinct(self, "seeds", least=2)
         if not self.closeness or min(self.closeness) <= 0:
             raise ValueError(f"closeness is {self.closeness}; give positive numbers")
 
     def check(self, *, here: bool = False) -> None:
-        """Nothing beyond what the values themselves tell."""
+        """Nothing to check: all settings are checked when they are read."""
 
     def smoke(self) -> VariableProjection:
-        """The same with two seeds and a few steps."""
+        """The same experiment with two seeds and few steps."""
         return dataclasses.replace(self, seeds=self.seeds[:2], steps=3, closeness=self.closeness[:2])
 
     def run(self, context: Context) -> Report:
-        """Both parts; finished seeds are read from the folder."""
+        """Run both parts; finished seeds are read from the folder."""
         fits = [context.folder.stage(f"fit.{seed}", lambda s=seed: self._fit(s)) for seed in self.seeds]
         gradients = context.folder.stage("gradients", self._gradients)["points"]
         scores = {name: [fit[name]["r2"] for fit in fits] for name in ARMS}
@@ -88,17 +87,13 @@ class VariableProjection:
             "arms": arms,
             "learned_ridge": ridges,
             "gradients": gradients,
-            "seconds": context.folder.seconds(),
-            "provenance": context.folder.provenance(),
         }
-        report = Report(name=context.name, values=values, rows=_rows(arms, gradients, ridges))
-        if context.writes:
-            report.save(context.folder.path / "report.json")
-            _draw(scores, gradients, context.folder.path / "report.png")
-        return report
+        return save_report(
+            context, values, lambda _: _rows(arms, gradients, ridges), lambda _, path: _draw(scores, gradients, path)
+        )
 
     def _fit(self, seed: int) -> dict[str, Any]:
-        """R^2 on the test patients, of each arm."""
+        """R^2 of each arm on the test patients."""
         x, y = _patients()
         order = torch.randperm(len(y), generator=generator(seed, 1))
         test, train = order.split([round(self.test_share * len(y)), len(y) - round(self.test_share * len(y))])
@@ -137,7 +132,7 @@ class VariableProjection:
         return features, log_ridge.detach().exp(), readout.detach()
 
     def _gradients(self) -> dict[str, Any]:
-        """Relative error of float32 gradients of |c|^2 by the system, one column of which is nearly another; median of seeds."""
+        """Relative error of float32 gradients of |c|^2 by the system, with two nearly equal columns; median over seeds."""
         x, y = _patients()
         x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
         points = []
@@ -162,14 +157,14 @@ class _Features(nn.Module):
 
 
 def _readout(features: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
-    """argmin |F c - y|^2 + ridge |c|^2, as least squares with further rows."""
+    """argmin |F c - y|^2 + ridge |c|^2, as least squares with additional rows."""
     columns = features.shape[1]
     rows = torch.cat([features, ridge.sqrt() * torch.eye(columns, dtype=y.dtype)])
     return least_squares(rows, torch.cat([y, y.new_zeros(columns)]))
 
 
 def _patients() -> tuple[Tensor, Tensor]:
-    """(442, 10) measurements and (442,) disease progression after a year."""
+    """Measurements (442, 10) and disease progression after a year (442,)."""
     from sklearn.datasets import load_diabetes
 
     x, y = load_diabetes(return_X_y=True, scaled=False)
@@ -177,13 +172,13 @@ def _patients() -> tuple[Tensor, Tensor]:
 
 
 def _nearly_dependent(x: Tensor, closeness: float, draws: torch.Generator) -> Tensor:
-    """x and a copy of its first column that noise keeps apart; float32, so that both precisions get the same numbers."""
+    """x with a noisy copy of its first column; float32, so that both precisions use the same numbers."""
     noise = torch.randn(len(x), dtype=x.dtype, generator=draws)
     return torch.cat([x, (x[:, 0] + closeness * noise).unsqueeze(1)], 1).float()
 
 
 def _float32_errors(system: Tensor, y: Tensor) -> tuple[float, dict[str, float | None]]:
-    """The condition number, and each solver's error; None where it fails."""
+    """The condition number, and the error of each solver; None if it fails."""
     exact = _gradient(_solve_qr, system.double(), y.float().double())
     errors: dict[str, float | None] = {}
     for name, solve in zip(SOLVERS, (_solve_qr, _solve_lstsq, _solve_normal)):
@@ -196,7 +191,7 @@ def _float32_errors(system: Tensor, y: Tensor) -> tuple[float, dict[str, float |
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    """The median; None where a value is missing."""
+    """The median; None if a value is missing."""
     return None if None in values else statistics.median(v for v in values if v is not None)
 
 
@@ -234,13 +229,11 @@ def _number(error: float | None) -> str:
 
 
 def _draw(scores: dict[str, list[float]], gradients: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = new_figure(11, 4)
     left, right = figure.subplots(1, 2)
     for values in zip(*scores.values()):
-        left.plot(range(len(scores)), values, "o-", color="#d95f0e", alpha=0.35)
-    left.plot(range(len(scores)), [sum(v) / len(v) for v in scores.values()], "s-", color="#333333", label="mean of seeds")
+        left.plot(range(len(scores)), values, "o-", color=ORANGE, alpha=0.35)
+    left.plot(range(len(scores)), [sum(v) / len(v) for v in scores.values()], "s-", color=GREY, label="mean of seeds")
     left.set_xticks(range(len(scores)), [name.replace(", ", ",\n") for name in scores])
     left.set(ylabel="$R^2$ on test patients", title="Readout trained or solved (diabetes)")
     left.legend(frameon=False)
@@ -249,7 +242,4 @@ def _draw(scores: dict[str, list[float]], gradients: list[dict[str, Any]], path:
         right.loglog([c for c, _ in found], [e for _, e in found], "o-", color=color, label=name)
     right.set(xlabel="condition number", ylabel="relative error", title="Gradient through least squares in float32")
     right.legend(frameon=False)
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130))
+    save_figure(figure, path, left, right)

@@ -1,10 +1,11 @@
-"""Derivatives of A = Q R as plain tensor operations, reverse and forward, for deep, square and wide A, real and complex.
+"""Derivatives of A = Q R as tensor operations, reverse and forward, for tall, square and wide A, real and complex.
 
-From dA = dQ R + Q dR with Q^H Q = 1 and R upper triangular with a real diagonal (Roberts & Roberts 2020, arXiv:2009.10071). With
-G the cotangents, A deep or square (m >= n): M = R G_R^H - G_Q^H Q and G_A = (G_Q + Q copyltu(M)) R^-H, where copyltu keeps the
-lower triangle and mirrors it. A wide, with U the first m columns of R: X = Q^H G_Q - G_R R^H, T = the lower triangle of X - X^H
-with half its diagonal, and G_A = Q (G_R + [T U^-H | 0]); A itself is not needed. R is never inverted, only solved for. Q2, the
-columns of the complete Q beyond n, are fixed by A only up to a rotation; the rules set that rotation's derivative to zero.
+They follow from dA = dQ R + Q dR with Q^H Q = 1 and R upper triangular with a real diagonal (Roberts & Roberts 2020,
+arXiv:2009.10071). With the cotangents G, and A tall or square (m >= n): M = R G_R^H - G_Q^H Q and G_A = (G_Q + Q copyltu(M))
+R^-H, where copyltu keeps the lower triangle and mirrors it. For a wide A, with U the first m columns of R: X = Q^H G_Q - G_R
+R^H, T = the lower triangle of X - X^H with half its diagonal, and G_A = Q (G_R + [T U^-H | 0]); A itself is not needed. R is
+never inverted, only used in triangular solves. A determines Q2, the columns of the complete Q beyond n, only up to a rotation;
+the rules set the derivative of that rotation to zero.
 
 Suffixes: m rows, n columns, k = min(m, n), any batch dimensions before them.
 """
@@ -20,17 +21,17 @@ def pull_back(q_mk: Tensor, r_kn: Tensor, g_q_mk: Tensor | None, g_r_kn: Tensor 
     """Cotangent of A from those of reduced Q and R; None stands for zero."""
     if g_q_mk is None and g_r_kn is None:
         return None
-    deep = q_mk.shape[-2] >= r_kn.shape[-1]
-    return _pull_back_deep(q_mk, r_kn, g_q_mk, g_r_kn) if deep else _pull_back_wide(q_mk, r_kn, g_q_mk, g_r_kn)
+    tall = q_mk.shape[-2] >= r_kn.shape[-1]
+    return _pull_back_tall(q_mk, r_kn, g_q_mk, g_r_kn) if tall else _pull_back_wide(q_mk, r_kn, g_q_mk, g_r_kn)
 
 
-def _pull_back_deep(q_mn: Tensor, r_nn: Tensor, g_q_mn: Tensor | None, g_r_nn: Tensor | None) -> Tensor:
-    # M^H, whose upper triangle is all that is used, and that only meets G_R's upper one
+def _pull_back_tall(q_mn: Tensor, r_nn: Tensor, g_q_mn: Tensor | None, g_r_nn: Tensor | None) -> Tensor:
+    # M^H; only its upper triangle is used, which only depends on the upper triangle of G_R
     inner = None if g_r_nn is None else g_r_nn @ r_nn.mH
     if g_q_mn is not None:
         inner = _add_product(inner, q_mn.mH, g_q_mn, -1)
     assert inner is not None
-    # transposed, since Q lies in memory column after column
+    # transposed, because Q is column-major
     right = _add_product(None if g_q_mn is None else g_q_mn.mT, _copyltu(inner.mH).mT, q_mn.mT, 1).mT
     return solve_triangular(r_nn.mH, right, upper=False, left=False)
 
@@ -41,7 +42,7 @@ def _pull_back_wide(q_mm: Tensor, r_mn: Tensor, g_q_mm: Tensor | None, g_r_mn: T
     inner = None if g_q_mm is None else q_mm.mH @ g_q_mm
     g_u_mm, g_v = None, torch.zeros_like(v)
     if g_r_mn is not None:
-        g_u_mm, g_v = g_r_mn[..., :rows].triu(), g_r_mn[..., rows:]  # below its diagonal R is zero whatever A is
+        g_u_mm, g_v = g_r_mn[..., :rows].triu(), g_r_mn[..., rows:]  # R is always zero below its diagonal
         inner = _add_product(_add_product(inner, g_u_mm, u_mm.mH, -1), g_v, v.mH, -1)
     assert inner is not None
     turned = solve_triangular(u_mm.mH, _skew_lower(inner), upper=False, left=False)
@@ -49,7 +50,7 @@ def _pull_back_wide(q_mm: Tensor, r_mn: Tensor, g_q_mm: Tensor | None, g_r_mn: T
 
 
 def _add_product(base: Tensor | None, x: Tensor, y: Tensor, factor: int) -> Tensor:
-    """base + factor x y in one pass over memory where torch has one."""
+    """base + factor x y, fused if torch has an operation for it."""
     if base is None:
         return x @ y if factor == 1 else -(x @ y)
     if x.ndim == 2:
@@ -73,7 +74,7 @@ def push_forward(q_mk: Tensor, r_kn: Tensor, d_a_mn: Tensor) -> tuple[Tensor, Te
 
 
 def pull_back_null_space(q_mm: Tensor, g_q_mm: Tensor, columns: int) -> Tensor:
-    """Cotangent of Q's first ``columns``, with what reaches them from the others, which turn as they must to stay orthogonal."""
+    """Cotangent of Q's first ``columns``, including that of the others, which rotate with them to stay orthogonal."""
     q_1, q_2 = q_mm[..., :columns], q_mm[..., columns:]
     return g_q_mm[..., :columns] - q_2 @ (g_q_mm[..., columns:].mH @ q_1)
 
@@ -86,7 +87,7 @@ def push_forward_null_space(q_mm: Tensor, d_q_mk: Tensor) -> Tensor:
 
 
 def rotation_dependence(q_mm: Tensor, g_q_mm: Tensor, columns: int) -> Tensor:
-    """How strongly a loss depends on a rotation of the null-space columns, relative to its dependence on them, by matrix."""
+    """Dependence of a loss on rotations of the null-space columns, relative to its dependence on the columns, per matrix."""
     g_2 = g_q_mm[..., columns:]
     generator = q_mm[..., columns:].mH @ g_2
     size = torch.linalg.matrix_norm(g_2)
@@ -94,20 +95,20 @@ def rotation_dependence(q_mm: Tensor, g_q_mm: Tensor, columns: int) -> Tensor:
 
 
 def _copyltu(x_nn: Tensor) -> Tensor:
-    """The lower triangle, mirrored to the upper one; real diagonal."""
+    """The lower triangle mirrored to the upper triangle; real diagonal."""
     lower = torch.ones(x_nn.shape[-2:], dtype=torch.bool, device=x_nn.device).tril()
     mirrored = torch.where(lower, x_nn, x_nn.mH)
     return mirrored - _imaginary_diagonal(x_nn) if x_nn.is_complex() else mirrored
 
 
 def _skew_lower(x_mm: Tensor) -> Tensor:
-    """Lower triangle of X - X^H with half its diagonal, which is imaginary."""
+    """Lower triangle of X - X^H with half of its imaginary diagonal."""
     lower = (x_mm - x_mm.mH).tril(-1)
     return lower + _imaginary_diagonal(x_mm) if x_mm.is_complex() else lower
 
 
 def _rotation(x_kk: Tensor) -> Tensor:
-    """The skew-Hermitian matrix that leaves X minus it upper triangular with a real diagonal."""
+    """The skew-Hermitian matrix S for which X - S is upper triangular with a real diagonal."""
     lower = x_kk.tril(-1)
     rotation = lower - lower.mH
     return rotation + _imaginary_diagonal(x_kk) if x_kk.is_complex() else rotation

@@ -1,7 +1,7 @@
-"""Least squares by QR and LQ: x = R^-1 Q^H b minimises |A x - b|^2, or for wide A, x = Q^H L^-1 b, the smallest exact solution.
+"""Least squares by QR and LQ: x = R^-1 Q^H b minimises |A x - b|^2; for wide A, x = Q^H L^-1 b is the smallest exact solution.
 
-The use of the decompositions that needs their derivatives (Roberts & Roberts 2020, arXiv:2009.10071). A^H A, which squares the
-condition number, is formed in neither direction, and no matrix is inverted. Every derivative is that of its parts.
+This application needs the derivatives of the decompositions (Roberts & Roberts 2020, arXiv:2009.10071). A^H A, which squares the
+condition number, is computed in neither direction, and no matrix is inverted. Autograd combines the derivatives of the factors.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from spikeprop.plugins.matrix_decompositions.functions import lq, qr
 
 
 def least_squares(A: Tensor, b: Tensor, *, check: bool = True) -> Tensor:
-    """x with the smallest |A x - b|, and for wide A the smallest such x.
+    """The minimiser x of |A x - b|; for wide A the smallest one.
 
     Args:
-        A: (..., m, n), real or complex, of full rank min(m, n).
-        b: (..., m) with A's batch dimensions exactly, or (..., m, k) with batch dimensions that broadcast with A's.
-        check: refuse an A whose rank is too low.
+        A: (..., m, n), real or complex, with full rank min(m, n).
+        b: (..., m) with the batch dimensions of A, or (..., m, k) with batch dimensions that broadcast with those of A.
+        check: refuse an A without full rank.
 
     Returns:
-        (..., n), or (..., n, k).
+        x: (..., n), or (..., n, k).
 
     Raises:
-        RankError: with ``check``, columns (rows, for wide A) depend on each other.
-        ValueError: shapes or types that do not fit.
+        RankError: with ``check``, columns (rows, for wide A) are linearly dependent.
+        ValueError: shapes or types do not fit.
     """
     vectors = b.ndim == A.ndim - 1 and b.shape == A.shape[:-1]
     if not vectors and (b.ndim < 2 or b.shape[-2] != A.shape[-2]):

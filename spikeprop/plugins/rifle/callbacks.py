@@ -1,9 +1,10 @@
-"""``RIFLE`` and ``L2SP``: callbacks to fine-tune a pretrained network; they compose with each other and any learning rule.
+"""``RIFLE`` and ``L2SP``: callbacks for fine-tuning a pretrained network; they combine with each other and any learning rule.
 
-RIFLE (Li et al. 2020, ICML): training of E epochs is cut into R + 1 periods; after each but the last the head is re-initialised,
-and within each its rate falls as lr/2 (1 + cos(pi t/u)), u the length of a period, while the other layers follow the schedule.
-The authors' code also resets after the very last epoch and keeps the head's momentum over a reset; ours does neither.
-L2-SP (Li et al. 2018): a penalty alpha/2 |w - w0|^2 + beta/2 |head|^2 with w0 the weights that training began with.
+RIFLE (Li et al. 2020, ICML): the E epochs of training are divided into R + 1 periods. After each period but the last the head
+is re-initialised; within a period its learning rate is lr/2 (1 + cos(pi t/u)), where u is the length of the period, while the
+other layers follow the schedule. The authors' code also resets after the very last epoch and keeps the head's momentum over a
+reset; ours does neither. L2-SP (Li et al. 2018): a penalty alpha/2 |w - w0|^2 + beta/2 |head|^2, where w0 are the initial
+weights.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ TAG = "rifle_head"
 
 
 class RIFLE(Callback):
-    """Re-initialises the head ``resets`` times, at even distances, never at the end.
+    """Re-initialises the head ``resets`` times, evenly spaced, never at the end of training.
 
     Args:
-        resets: R; 0 leaves training as it is.
-        cyclic: the head's rate starts anew with each period; otherwise it follows the schedule.
-        head: name of the module; default the layer with weights that gives the network's output.
-        seed: of the new weights.
+        resets: number of resets R; 0 does not change the training.
+        cyclic: the head's learning rate restarts with each period; otherwise it follows the schedule.
+        head: name of the module; default: the layer with weights that produces the network's output.
+        seed: seed of the new weights.
 
     Raises:
         ValueError: fewer than 0 resets.
@@ -56,8 +57,8 @@ class RIFLE(Callback):
             raise ValueError(f"resets is {self.resets}, which needs more than {training.epochs} epochs")
         if self._acts and not any(TAG in g for g in training.optimizer.param_groups):
             raise ValueError(
-                "the head has no rate of its own: make the optimiser of rifle.param_groups(model, rule.param_groups(model)), "
-                "or use cyclic=False"
+                "the head has no learning rate of its own: build the optimiser with rifle.param_groups(model, "
+                "rule.param_groups(model)), or use cyclic=False"
             )
 
     def on_gradient(self, training: TrainingState) -> None:
@@ -78,12 +79,12 @@ class RIFLE(Callback):
         with torch.random.fork_rng():
             seed_torch(self.seed, training.epoch)
             head.reset_parameters()  # type: ignore[operator]
-        for p in head.parameters():  # momentum of the old head would push the new one
+        for p in head.parameters():  # the momentum of the old head would move the new one
             training.optimizer.state.pop(p, None)
 
     @property
     def _acts(self) -> bool:
-        """Whether the head has a rate of its own; without resets training stays as it is."""
+        """Whether the head has its own learning rate; without resets the training is not changed."""
         return self.cyclic and self.resets > 0
 
     def _ends(self, epochs: int) -> list[int]:
@@ -93,7 +94,9 @@ class RIFLE(Callback):
     def _find(self, model: nn.Module) -> nn.Module:
         name = find_head(model) if self.head is None else self.head
         if name not in dict(model.named_modules()):
-            raise ValueError(f"head is {name!r}, which the network has not; its last modules: {', '.join(_names(model)[-5:])}")
+            raise ValueError(
+                f"head is {name!r}, but the network has no such module; its last modules: {', '.join(_names(model)[-5:])}"
+            )
         module = model.get_submodule(name)
         if not hasattr(module, "reset_parameters"):
             raise ValueError(f"the head {name!r} is a {type(module).__name__}, which has no reset_parameters(); name a layer")
@@ -101,11 +104,11 @@ class RIFLE(Callback):
 
 
 class L2SP(Callback):
-    """Draws weights towards where they started, the head's towards zero; buffers are left alone.
+    """Penalises the distance of weights to their initial values, and the head's weights; buffers are not changed.
 
     Args:
-        alpha: of the weights that were there before.
-        beta: of the head.
+        alpha: strength for the pretrained weights.
+        beta: strength for the head.
         head: as for ``RIFLE``.
     """
 
@@ -130,7 +133,7 @@ class L2SP(Callback):
         self.of_head = {id(p) for p in training.model.get_submodule(name).parameters()}
         began = {n: p.detach().clone() for n, p in training.model.named_parameters() if id(p) not in self.of_head}
         self.start = {n: self.start[n].to(p) if self._resumed else p for n, p in began.items()}
-        self._resumed = False  # another training starts from its own weights
+        self._resumed = False  # the next training starts from its own weights
 
     @torch.no_grad()
     def on_gradient(self, training: TrainingState) -> None:
@@ -144,26 +147,26 @@ class L2SP(Callback):
 
 
 def find_head(model: nn.Module) -> str:
-    """Name of the layer whose output, perhaps pooled or reshaped, is the network's; where no trace succeeds, of its last layer.
+    """Name of the layer that produces the network's output (before pooling and reshaping); of its last layer if tracing fails.
 
     Raises:
-        SegmentError: no layer with weights.
+        SegmentError: the network has no layer with weights.
     """
     try:
         traced = tracing.trace(model)
         node = tracing.output_of(traced.graph)
         while not tracing.is_layer(traced, node):
-            (node,) = node.all_input_nodes  # ValueError where it joins several
+            (node,) = node.all_input_nodes  # ValueError if it has several inputs
         return str(node.target)
     except (SegmentError, ValueError):
         names = _names(model)
         if not names:
-            raise SegmentError(f"{type(model).__name__} has no layer with weights, so no head") from None
+            raise SegmentError(f"{type(model).__name__} has no layer with weights, hence no head") from None
         return names[-1]
 
 
 def _names(model: nn.Module) -> list[str]:
-    """Layers with weights and without children, in the order in which they were made."""
+    """Layers with weights and without children, in the order of their registration."""
     return [
         name
         for name, m in model.named_modules()

@@ -1,14 +1,13 @@
-"""``Transfer``: a network learns some classes of a data set and is then fine-tuned on a few images of the others, arm by arm.
+"""``Transfer``: a network learns some classes of a data set and is then fine-tuned on a few images of other classes, arm by arm.
 
-The experiment for RIFLE. A seed gives the first weights, the pretraining and the few images, which all arms share: differences
-are paired. Nothing is chosen on test images: every arm is reported as it is after the last epoch. How far each layer moved from
-its pretrained weights is kept too, since that is what RIFLE is to change.
+This is the experiment for RIFLE. A seed determines the initial weights, the pretraining and the few images; all arms share
+them, so differences are paired. No choice is made on test images: every arm is reported after its last epoch. The relative
+distance of each layer from its pretrained weights is also reported, because RIFLE aims to increase it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,8 @@ from spikeprop.learn import (
     load_model,
     save_checkpoint,
 )
-from spikeprop.plugins.arms import check_seeds, report_arms
+from spikeprop.plugins.checks import positive
+from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.plugins.rifle.callbacks import find_head
 from spikeprop.recipe import Component
 from spikeprop.runtime.seeding import generator, seed_torch
@@ -42,19 +42,19 @@ from spikeprop.runtime.seeding import generator, seed_torch
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """Pretrain, then fine-tune on few images.
+    """Pretrain, then fine-tune on a few images.
 
     Attributes:
-        seeds: of everything random; they pair the arms.
+        seeds: seeds of all random numbers; arms with the same seed are paired.
         data: a data set that fits in memory.
-        ann: the network, with as many classes as ``source_classes``; its head is made anew for ``target_classes``.
+        ann: the network, with one output per source class; its head is replaced for ``target_classes``.
         source_classes, target_classes: class numbers.
         shots: training images of each target class.
-        arms: callbacks by name of the arm.
-        baseline: arm that the others are held against.
-        rule, optimizer, schedule, epochs, batch_size, lr, weight_decay: of the fine-tuning.
-        pretrain_epochs, pretrain_lr: of the pretraining, by backpropagation with the same optimiser and schedule.
-        device: as for the main job.
+        arms: callbacks of each arm, by name.
+        baseline: the arm that the other arms are compared with.
+        rule, optimizer, schedule, epochs, batch_size, lr, weight_decay: settings of the fine-tuning.
+        pretrain_epochs, pretrain_lr: settings of the pretraining, by backpropagation with the same optimiser and schedule.
+        device: "auto", "cpu" or "cuda".
     """
 
     seeds: list[int]
@@ -77,16 +77,14 @@ class Transfer:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_seeds(self.seeds, self.baseline, self.arms)
-        for name in ("shots", "epochs", "batch_size", "lr", "pretrain_epochs", "pretrain_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        check_arms(self)
+        positive(self, "shots", "epochs", "batch_size", "lr", "pretrain_epochs", "pretrain_lr")
 
     def check(self, *, here: bool = False) -> None:
-        """Build every component, and find the network's head.
+        """Build all components, and find the head of the network.
 
         Raises:
-            RecipeError: a bad value, or classes that the data set or the network has not.
+            RecipeError: an invalid value, or classes that the data set or the network does not have.
         """
         data, model = self.data.build(), self.ann.build()
         for name in ("source_classes", "target_classes"):
@@ -97,7 +95,7 @@ class Transfer:
             scores = model.eval()(torch.zeros(1, *data.input_shape))
         if scores.shape[1] != len(self.source_classes):
             raise RecipeError(
-                f"ann: {scores.shape[1]} outputs for {len(self.source_classes)} source classes; they must be as many"
+                f"ann: {scores.shape[1]} outputs for {len(self.source_classes)} source classes; the numbers must be equal"
             )
         _new_head(model, len(self.target_classes))
         for arm in self.arms.values():
@@ -110,12 +108,12 @@ class Transfer:
             find_device(self.device)
 
     def smoke(self) -> Transfer:
-        """The same on few images, a few epochs and two seeds."""
+        """The same experiment with few images, few epochs and two seeds."""
         data = self.data.replace(train_limit=300, test_limit=200)
         return dataclasses.replace(self, data=data, seeds=self.seeds[:2], epochs=5, pretrain_epochs=1, shots=min(self.shots, 4))
 
     def run(self, context: Context) -> Report:
-        """Every seed and arm; finished ones are read from the folder."""
+        """Run every seed and arm; finished ones are read from the folder."""
         self.check(here=True)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.arms}
         pretrained = []
@@ -139,7 +137,7 @@ class Transfer:
             schedule=self.schedule.build(),
             seed=seed,
             callbacks=[ProgressBar(f"pretrain, seed {seed}"), *context.watchers(f"pretrain.{seed}")],
-            checkpoint=(progress := context.folder.path / f"pretrain.{seed}.progress.safetensors"),
+            checkpoint=(progress := progress_file(context, "pretrain", seed)),
             checkpoint_seconds=context.save_every,
         )
         save_checkpoint(context.folder.path / f"pretrained.{seed}.safetensors", model, {})
@@ -159,7 +157,7 @@ class Transfer:
         groups = rule.param_groups(model)
         for callback in callbacks:
             groups = callback.param_groups(model, groups)
-        progress = context.folder.path / f"{re.sub(r'[^a-zA-Z0-9]+', '_', name)}.{seed}.progress.safetensors"
+        progress = progress_file(context, name, seed)
         history = fit(
             model,
             rule,
@@ -186,10 +184,10 @@ class Transfer:
 
 
 def only(split: Any, classes: Sequence[int]) -> InMemorySplit:
-    """The images of some classes, which are numbered anew in the order given.
+    """The images of some classes, renumbered in the given order.
 
     Raises:
-        RecipeError: a split that is not in memory.
+        RecipeError: the split is not in memory.
     """
     if not isinstance(split, InMemorySplit):
         raise RecipeError(f"data: {type(split).__name__} is not in memory; use Digits, MNIST, FashionMNIST or CIFAR")

@@ -2,7 +2,7 @@
 
 STDB's backward pass needs to know only when a neuron spiked (do/du = alpha exp(-beta (t - t_last)) / theta, Rathi et al.
 2020), so the spikes of all layers, packed, are all that training keeps of the T steps: floats are held for one chunk only, and
-memory grows by one bit a neuron a step. On the CPU each thread takes its share of the batch, a few samples at a time, through all
+memory g the CPU each thread takes its share of the batch, a few samples at a time, through all
 layers of a chunk (``SliceRun``), so threads meet once a chunk, and once for the whole backward pass; they share the weights.
 
 Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, O classes.
@@ -13,9 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from threading import Barrier
 from typing import Any, TypeVar
 
@@ -27,17 +26,15 @@ from torch.autograd.function import once_differentiable
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import has_fast_kernels, packed_kernels
 from spikeprop.snn.engine.kernels.words import channels_first
-from spikeprop.snn.engine.layout import DenseLayout, GradientAccumulator, Layout, make_layout
-from spikeprop.snn.engine.slices import SliceRun
-from spikeprop.snn.engine.synapse_run import SourceSpec, SynapseRun, make_synapse_run, unpacked
+from spikeprop.snn.engine.layer_run import SliceContext
+from spikeprop.snn.engine.layout import GradientAccumulator, Layout, make_layout
+from spikeprop.snn.engine.sizes import chunk_steps, slice_samples
+from spikeprop.snn.engine.slice_run import SliceRun
+from spikeprop.snn.engine.synapse_run import unpacked
 from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
 
-STEPS = 64  # at most, that go through a layer together: enough for its weights to be read seldom
-# Samples x steps that do so on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
-ROWS = {"keep": 64, "drop": 512}
-CUDA_BYTES = 1 << 30  # of the largest layer's floats at once, on a GPU
 T = TypeVar("T")
 
 
@@ -54,15 +51,6 @@ def supports(network: LayeredNetwork, x_B: Tensor) -> bool:
 def _plain(neuron: Neuron) -> bool:
     trained = torch.is_grad_enabled() and (neuron.v_threshold.requires_grad or neuron.leak.requires_grad)
     return is_integrate_and_fire(neuron) and not trained
-
-
-@dataclass(frozen=True)
-class BatchSlice:
-    """The samples first..last of the batch."""
-
-    first: int
-    last: int
-    simulation: SliceRun
 
 
 class SignedBits:
@@ -85,34 +73,32 @@ class BatchRun:
     Args:
         network, x_B: what is simulated.
         timesteps: all steps.
-        chunk: steps done at once; None for about ``STEPS``.
+        chunk: steps done at once; None for what ``sizes.chunk_steps`` says.
         keep: keep what the backward pass needs.
     """
 
     def __init__(self, network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
-        self.chunk = chunk or _even(timesteps, _most_steps(network, x_B))
+        largest = max(torch.Size(shape).numel() for name, shape in network.shapes().items() if name != INPUT)
+        self.chunk = chunk or chunk_steps(timesteps, largest * len(x_B) * x_B.element_size(), x_B.device)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.layouts = _layouts(network)
         masks = DropoutMasks(x_B.device) if network.training else None
-        self.shares = [self._share(first, last, masks) for first, last in _spans(x_B)]
+        self.slices = [self._slices(first, last, masks) for first, last in _spans(x_B)]  # those of each thread
 
-    def _share(self, first: int, last: int, masks: DropoutMasks | None) -> list[BatchSlice]:
+    def _slices(self, first: int, last: int, masks: DropoutMasks | None) -> list[SliceRun]:
         """One thread's samples, a few at a time."""
-        kernels, buffers = packed_kernels(self.x_B.device), BufferPool(self.x_B.device)
-        size = max(1, ROWS["keep" if self.keep else "drop"] // self.chunk) if self.x_B.device.type == "cpu" else last - first
-        share = []
+        device, batch = self.x_B.device, len(self.x_B)
+        kernels, buffers = packed_kernels(device), BufferPool(device)
+        size = slice_samples(self.chunk, last - first, device, keep=self.keep)
+        slices = []
         for low in range(first, last, size):
             high = min(low + size, last)
-            own = masks.part(low, high, len(self.x_B)) if masks is not None else None
-
-            def branch(key: str, source: SourceSpec, own: DropoutMasks | None = own) -> SynapseRun[DenseLayout]:
-                return make_synapse_run(self.layouts[key], key, own, source)
-
-            images = self.x_B[low:high]
-            simulation = SliceRun(self.network, kernels, images, branch, buffers, self.timesteps, self.chunk, keep=self.keep)
-            share.append(BatchSlice(low, high, simulation))
-        return share
+            own = masks.of_samples(low, high, batch) if masks is not None else None
+            constant, images = self.network.encoder.constant, self.x_B[low:high]
+            context = SliceContext(images, kernels, buffers, self.timesteps, self.chunk, self.keep, constant)
+            slices.append(SliceRun(self.network, self.layouts, own, low, high, context))
+        return slices
 
     def outputs(self, observe: Observer | None = None, observed_steps: int = 0) -> Iterator[Tensor]:
         """The accumulated output (K, B, O) after each chunk; the first ``observed_steps`` are observed."""
@@ -132,32 +118,32 @@ class BatchRun:
             yield total_KBO
 
     def _advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
-        def work(share: list[BatchSlice]) -> Tensor:
-            currents = [p.simulation.advance(begin, steps, x_KB[:, p.first : p.last]) for p in share]
+        def work(slices: list[SliceRun]) -> Tensor:
+            currents = [some.advance(begin, steps, x_KB[:, some.samples]) for some in slices]
             current_KBO = torch.cat(currents, 1)
-            for part, current in zip(share, currents):
-                part.simulation.buffers.give(current)
+            for some, current in zip(slices, currents):
+                some.context.buffers.give(current)
             return current_KBO
 
-        return torch.cat(_each(self.shares, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
+        return torch.cat(_on_threads(self.slices, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
 
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
         one_step = self.network.encoder(self.x_B, 1) if self.network.encoder.constant else None
 
-        def work(share: list[BatchSlice]) -> dict[str, GradientAccumulator]:
+        def work(slices: list[SliceRun]) -> dict[str, GradientAccumulator]:
             accumulators = {key: layout.accumulator() for key, layout in self.layouts.items()}
-            for part in share:
-                mine = slice(part.first, part.last)
+            for some in slices:
                 for number in reversed(range(len(self.inputs))):
-                    part.simulation.backward(number, self.inputs[number][:, mine], grad_BO[mine], accumulators)
+                    x_KB = self.inputs[number][:, some.samples]
+                    some.backward(number, x_KB, grad_BO[some.samples], accumulators)
                 if one_step is not None:
-                    part.simulation.backward_constant(one_step[:, mine], accumulators)
-                part.simulation.drop()
+                    some.backward_constant(one_step[:, some.samples], accumulators)
+                some.drop()
             return accumulators
 
-        first, *others = _each(self.shares, work)
-        self.shares.clear()
+        first, *others = _on_threads(self.slices, work)
+        self.slices.clear()
         self.layouts.clear()
         for key, accumulator in first.items():
             for other in others:
@@ -166,29 +152,29 @@ class BatchRun:
 
     def _show(self, observe: Observer, begin: int, steps: int, x_KB: Tensor) -> None:
         observe(INPUT, x_KB[:steps].expand(steps, *x_KB.shape[1:]))
-        simulations = [part.simulation for share in self.shares for part in share]
-        for name, layer in simulations[0].layers.items():
-            if layer.neuron is not None:
-                words = torch.cat([simulation.words(name, begin, steps) for simulation in simulations], 1)
+        slices = list(chain(*self.slices))
+        for name, layer in slices[0].layers.items():
+            if not layer.accumulates:
+                words = torch.cat([some.layers[name].held_words(begin, steps) for some in slices], 1)
                 spikes = channels_first(unpacked(words, layer.shape[0], self.x_B.dtype), layer.shape)
                 observe(name, spikes.unflatten(0, (steps, -1)))
 
 
 def _spans(x_B: Tensor) -> list[tuple[int, int]]:
-    """First and last sample of each share: one for each CPU thread, or all together on another device."""
-    parts = min(torch.get_num_threads(), len(x_B)) if x_B.device.type == "cpu" else 1
-    borders = [len(x_B) * i // parts for i in range(parts + 1)]
+    """First and last sample of each thread: as many as the CPU has, or one for another device."""
+    threads = min(torch.get_num_threads(), len(x_B)) if x_B.device.type == "cpu" else 1
+    borders = [len(x_B) * i // threads for i in range(threads + 1)]
     return list(pairwise(borders))
 
 
-def _each(shares: list[list[BatchSlice]], work: Callable[[list[BatchSlice]], T]) -> list[T]:
-    """``work`` on every share, each on a thread of its own."""
+def _on_threads(slices: list[list[SliceRun]], work: Callable[[list[SliceRun]], T]) -> list[T]:
+    """``work`` on the slices of every thread, each on a thread of its own."""
 
-    def alone(share: list[BatchSlice]) -> T:
+    def alone(own: list[SliceRun]) -> T:
         with torch.no_grad():  # a thread's own state, and on by default
-            return work(share)
+            return work(own)
 
-    return [alone(shares[0])] if len(shares) == 1 else list(_threads(len(shares)).map(alone, shares))
+    return [alone(slices[0])] if len(slices) == 1 else list(_threads(len(slices)).map(alone, slices))
 
 
 def _added_up(found: Iterable[dict[nn.Parameter, Tensor]]) -> dict[nn.Parameter, Tensor]:
@@ -220,28 +206,13 @@ os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has n
 
 
 def _layouts(network: LayeredNetwork) -> dict[str, Layout]:
-    """Weights of each synapse as its branches read them, by key; shared by the parts."""
+    """Weights of each synapse as its runs read them, by key; shared by all slices."""
     shapes = network.shapes()
     return {
         f"{name}/{i}": make_layout(synapse, shapes[source])
-        for name, stage in network.named_layers()
-        for i, source, synapse in stage.branches()
+        for name, layer in network.named_layers()
+        for i, source, synapse in layer.branches()
     }
-
-
-def _most_steps(network: LayeredNetwork, x_B: Tensor) -> int:
-    """Steps that may go through a layer together."""
-    if x_B.device.type == "cpu":
-        return STEPS
-    largest = max(torch.Size(shape).numel() for name, shape in network.shapes().items() if name != INPUT)
-    return max(1, CUDA_BYTES // (largest * len(x_B) * x_B.element_size()))
-
-
-def _even(timesteps: int, most: int) -> int:
-    """Steps a chunk, so that chunks of at most ``most`` steps are about equal; several are multiples of 8: good divisors."""
-    chunks = -(-timesteps // most)
-    each = -(-timesteps // chunks)
-    return each if chunks == 1 else min(-(-each // 8) * 8, max(most, each))
 
 
 class _PackedSimulation(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch import Tensor
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import packed_kernels
 from spikeprop.snn.engine.kernels.words import (
+    BITS,
     channels_first,
     channels_last,
     pack,
@@ -24,14 +25,14 @@ from spikeprop.snn.engine.kernels.words import (
     same_rows,
     word_count,
 )
-from spikeprop.snn.engine.layout import DenseLayout, make_layout
-from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, SynapseRun, make_synapse_run, unpacked
+from spikeprop.snn.engine.layer_run import scan_parameters
+from spikeprop.snn.engine.layout import make_layout
+from spikeprop.snn.engine.sizes import layerwise_steps
+from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run, summed_current, unpacked
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
 from spikeprop.snn.signed import SignedIF, scan
-
-CHUNK_BYTES = 64 << 20  # of a layer's current
 
 
 class LayerwiseRun:
@@ -104,7 +105,7 @@ class LayerwiseRun:
             mean_BSC = words_TBSW.sum(0, dtype=self.x_B.dtype) / self.timesteps
             return channels_first(mean_BSC.unsqueeze(0), shape).contiguous()
         total = None
-        for words_KBSW in words_TBSW.split(max(1, CHUNK_BYTES // (words_TBSW[0].numel() * 32 * 4))):
+        for words_KBSW in words_TBSW.split(layerwise_steps(self.timesteps, words_TBSW[0].numel() * BITS * 4)):
             some = unpacked(words_KBSW, shape[0], self.x_B.dtype).sum(0)
             total = some if total is None else total + some
         assert total is not None
@@ -113,30 +114,18 @@ class LayerwiseRun:
     def _chunks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         """First step, last step and current of each chunk."""
         layer, buffers = self._layer(name), BufferPool(self.x_B.device)
-        branches = []
-        for _, source, synapse in layer.branches():
-            read = SourceSpec(len(self.x_B), self.shapes[source], self.x_B.dtype, buffers)
-            branches.append((source, make_synapse_run(make_layout(synapse, self.shapes[source]), name, None, read)))
+        synapses = []
+        for i, source, synapse in layer.branches():
+            spec = SourceSpec(len(self.x_B), self.shapes[source], self.x_B.dtype, buffers)
+            synapses.append((source, make_synapse_run(make_layout(synapse, self.shapes[source]), f"{name}/{i}", None, spec)))
         current_KBSC = None
         for first, last in self._spans(name):
             if current_KBSC is None or not self._constant(layer):
-                current_KBSC = self._current(branches, buffers, first, last)
+                values = {source: self._read(source, first, last) for source in layer.sources}
+                current_KBSC, _ = summed_current(synapses, values, buffers)
             yield first, last, current_KBSC
             if not self._constant(layer):
                 buffers.give(current_KBSC)
-
-    def _current(self, branches: list[tuple[str, SynapseRun[DenseLayout]]], buffers: BufferPool, first: int, last: int) -> Tensor:
-        total = None
-        for source, branch in branches:
-            current = branch.forward(self._read(source, first, last))
-            if total is None:
-                total = current
-                continue
-            both, total = (total, current), total + current
-            for one in both:
-                buffers.give(one)
-        assert total is not None
-        return total
 
     def _read(self, source: str, first: int, last: int) -> SourceValues:
         if source == INPUT:
@@ -149,8 +138,8 @@ class LayerwiseRun:
         return SourceValues(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
 
     def _spans(self, name: str) -> list[tuple[int, int]]:
-        each = torch.Size(self.shapes[name]).numel() * self.most * self.x_B.element_size()
-        chunk = max(1, min(self.timesteps, CHUNK_BYTES // each))
+        step_bytes = torch.Size(self.shapes[name]).numel() * self.most * self.x_B.element_size()
+        chunk = layerwise_steps(self.timesteps, step_bytes)
         return [(first, min(first + chunk, self.timesteps)) for first in range(0, self.timesteps, chunk)]
 
     def _layer(self, name: str) -> Layer:
@@ -185,13 +174,11 @@ class LayerwiseRun:
         return run
 
     def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
-        given = (neuron.v_threshold, neuron.leak, neuron.v_init)
-        theta_RC, leak_RC, start_RC = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in given))
-        v_BSC = self.x_B.new_zeros(len(self.x_B), position_count(shape), shape[0]) + start_RC * theta_RC
+        parameters, start_RC = scan_parameters(neuron, shape, self.x_B.dtype)
+        v_BSC = self.x_B.new_zeros(len(self.x_B), position_count(shape), shape[0]) + start_RC
 
         def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:
-            to_zero = neuron.reset == "zero"
-            return self.kernels.scan(current_KBSC, v_BSC, theta_RC, leak_RC, to_zero, words_KBSW, potential=False)
+            return self.kernels.scan(current_KBSC, v_BSC, parameters, words_KBSW, potential=False)
 
         return run
 

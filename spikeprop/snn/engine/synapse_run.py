@@ -8,6 +8,7 @@ Suffix legend: K steps of a chunk, B batch, S positions, P pooled positions, C c
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -28,6 +29,7 @@ from spikeprop.snn.engine.layout import (
     LinearLayout,
     WeightedLayout,
 )
+from spikeprop.snn.layer import INPUT
 from spikeprop.snn.synapse import DropoutMasks
 
 # Spikes per value that the weights see, below which adding weights spike by spike is the faster way; on the careful side.
@@ -318,3 +320,38 @@ def make_synapse_run(layout: DenseLayout, key: str, masks: DropoutMasks | None, 
 def unpacked(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """Spikes (K, B, S, C) on the words' device."""
     return packed_kernels(words_KBSW.device).unpack(words_KBSW, channels, dtype)
+
+
+def summed_current(
+    synapses: Iterable[tuple[str, SynapseRun]],
+    values: Mapping[str, SourceValues],
+    buffers: BufferPool,
+    constant: dict[str, Tensor] | None = None,
+) -> tuple[Tensor, bool]:
+    """A layer's current (K or 1, B, P, O), the sum over its synapses, and whether its memory may be overwritten.
+
+    Args:
+        synapses: (source, run) of each.
+        values: what the sources sent.
+        buffers: where memory is given back.
+        constant: currents of an input that stays the same, by synapse; filled when first computed.
+    """
+    total, owned = None, False
+    for source, synapse in synapses:
+        current = constant.get(synapse.key) if constant is not None else None
+        if current is None:
+            current = synapse.forward(values[source])
+            if source == INPUT and constant is not None:
+                constant[synapse.key] = current
+        if total is None:
+            total, owned = current, constant is None or synapse.key not in constant
+        elif owned and len(total) >= len(current):
+            total += current
+            buffers.give(current)
+        else:
+            both = (total, current)
+            total, owned = total + current, True
+            for one in both:
+                buffers.give(one)
+    assert total is not None
+    return total, owned

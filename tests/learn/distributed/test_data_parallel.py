@@ -1,4 +1,4 @@
-"""Two processes, each with its share of every batch, train as one does: same gradients, same figures, for every rule."""
+"""Two processes, each with its shard of every batch, train like one: same gradients, same metrics, for every rule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spikeprop import CNN, IF, MLP, Direct, MaxActivation, convert, fit
-from spikeprop.deploy.quantised import QuantisedBPTT
+from spikeprop.deploy import QuantisedBPTT
 from spikeprop.errors import BusyError, ProcessError, Stopped
 from spikeprop.learn import BPTT, Backprop, LearningRule
 from spikeprop.learn.distributed.batchnorm import moments
@@ -29,7 +29,7 @@ from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Inter
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import seed_torch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = (1, 8, 8)
 SIZES = (7, 4)
 
@@ -37,8 +37,8 @@ SIZES = (7, 4)
 def batches(case: str = "") -> list[tuple[Tensor, Tensor]]:
     torch.manual_seed(1)
     sizes = {
-        "bptt": (*SIZES, 1),  # a batch of fewer images than there are processes, which batch-norm would forbid
-        "activation relaxation": (6, 4),  # it relaxes gradients of sums, which batch-norm weighs right where shares are equal
+        "bptt": (*SIZES, 1),  # a batch with fewer images than processes, which batch-norm does not allow
+        "activation relaxation": (6, 4),  # it relaxes gradients of sums, which batch-norm weights correctly for equal shards
     }
     return [(torch.rand(size, *SHAPE, dtype=torch.float64), torch.arange(size) % 5) for size in sizes.get(case, SIZES)]
 
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], LearningRule]]] = {
 def trained(case: str, processes: Processes = ALONE) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     make, make_rule = CASES[case]
     model, rule = make(), make_rule()
-    torch.manual_seed(3 + processes.rank)  # what another rank would draw for itself is not what counts
+    torch.manual_seed(3 + processes.rank)  # rank 0's network counts, not what another rank would draw
     rule.prepare(model, batches()[0][0])
     if processes.rank:
         torch.nn.init.normal_(next(model.parameters()))
@@ -100,7 +100,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     rule, model = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2), resnet()
     rule.prepare(model, batches()[0][0])
     optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
-    with pytest.raises(ValueError, match=r"Interlocking takes a batch in parts.*microbatches=1"):
+    with pytest.raises(ValueError, match=r"Interlocking splits each batch.*microbatches=1"):
         fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
     save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
     _end_together(Processes(rank, 2))
@@ -109,7 +109,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 
 def _end_together(processes: Processes) -> None:
-    """A request to stop that reaches one process stops both; a failure of one, even beside a request, is told the other."""
+    """A signal to one process stops both; the failure of one, even together with a signal, ends the other too."""
 
     def ask_or_fail(errors: dict[int, Exception]) -> None:
         if processes.rank in errors:
@@ -132,7 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_end_as_one(folder: Path, case: str) -> None:
+def test_two_processes_give_the_result_of_one(folder: Path, case: str) -> None:
     number = list(CASES).index(case)
     expected, history = trained(case)
     for rank in range(2):
@@ -145,7 +145,7 @@ def test_two_processes_end_as_one(folder: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(9, 3), (4, 3, 50), (4, 3, 9, 11)])
-def test_moments_of_channels_are_right_though_their_means_are_large(shape: tuple[int, ...]) -> None:
+def test_moments_of_channels_are_accurate_for_large_means(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     x = 1000 + 0.1 * torch.randn(shape)
     mean, var = moments(x)
@@ -155,14 +155,14 @@ def test_moments_of_channels_are_right_though_their_means_are_large(shape: tuple
 
 
 def _map_gradients(processes: Processes) -> dict[str, Tensor]:
-    """Of one step, by fit with a rate of 0."""
+    """The gradients of one step, from fit with a learning rate of 0."""
     model, x_y = plain(), batches()[:1]
     fit(model, MAPPropagation(baseline=False), x_y, torch.optim.SGD(model.parameters(), lr=0.0), epochs=1, processes=processes)
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_what_a_rule_draws_is_each_processs_own(folder: Path) -> None:
-    """The gradient of a rule that draws is that of the shares, each with its rank's draws, weighed by their sizes."""
+def test_each_process_draws_its_own_random_numbers(folder: Path) -> None:
+    """The gradient of a rule that draws is that of the shards, each with its rank's draws, weighted by their sizes."""
     (x, y), cut = batches()[0], SIZES[0] // 2
     expected: dict[str, Tensor] = {}
     for rank, part in enumerate((slice(0, cut), slice(cut, None))):
@@ -211,7 +211,7 @@ def _wait_for_lines(file: Path, count: int, run: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
-def test_a_killed_worker_is_started_again_and_the_run_ends_with_all_its_epochs(tmp_path: Path) -> None:
+def test_killed_worker_is_restarted_and_the_run_completes_all_epochs(tmp_path: Path) -> None:
     metrics = tmp_path / "run" / "metrics.jsonl"
     with _torchrun(tmp_path / "run", "--max-restarts=2") as run:
         try:
@@ -220,7 +220,7 @@ def test_a_killed_worker_is_started_again_and_the_run_ends_with_all_its_epochs(t
             assert "ann" not in (tmp_path / "run" / "stages.json").read_text(), "the kill came too late to mean anything"
             output, _ = run.communicate(timeout=400)
         finally:
-            run.terminate()  # nothing is left running by a test that failed
+            run.terminate()  # a failed test leaves no process
     assert run.returncode == 0, output
     stages = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert [one["epoch"] for one in stages["ann"]["result"]["history"]] == list(range(6))
@@ -236,16 +236,16 @@ def test_a_killed_worker_is_started_again_and_the_run_ends_with_all_its_epochs(t
     assert report["ann"]["accuracy"] > 90
 
 
-def test_where_one_process_fails_none_waits_for_it(tmp_path: Path) -> None:
-    """A full disk at rank 0's first checkpoint, within an epoch, while rank 1 is at its next step."""
+def test_failure_of_one_process_ends_all(tmp_path: Path) -> None:
+    """The disk is full at rank 0's first checkpoint, within an epoch, while rank 1 is in its next step."""
     program = tmp_path / "full.py"
     program.write_text(
         "import os, sys\n"
-        "import spikeprop.learn.loop as loop\n"
+        "import spikeprop.learn.training_checkpoint as module\n"
         "from spikeprop.cli import main\n"
         "def full(*_, **__):\n"
         "    raise OSError(28, 'No space left on device', 'ann.progress.safetensors')\n"
-        "loop.save_checkpoint = full\n"
+        "module.save_checkpoint = full\n"
         "main(sys.argv[1:])\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(program)]

@@ -1,4 +1,4 @@
-"""A network of which each process keeps a part trains as a whole one does, and its checkpoints are those of a whole one."""
+"""A sharded network trains like a complete one, and its checkpoints are those of a complete one."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from spikeprop.runtime.files import previous_of
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.signals import deferred_signals
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = (1, 8, 8)
-SIZES = (7, 4, 1)  # unequal shares, and a batch that is too small for two
+SIZES = (7, 4, 1)  # unequal shards, and a batch that is too small for two
 
 
 def batches(sizes: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
@@ -55,7 +55,7 @@ def spiking() -> nn.Module:
 
 
 class Tied(nn.Module):
-    """Two blocks that read one weight, which therefore is neither's."""
+    """Two blocks that share a weight, which therefore belongs to neither."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,14 +96,14 @@ class Interrupt(Callback):
 
 
 def train(
-    case: str, processes: Processes = ALONE, *, spread: bool = False, progress: Path | None = None, interrupted: bool = False
+    case: str, processes: Processes = ALONE, *, sharded: bool = False, progress: Path | None = None, interrupted: bool = False
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The network as it ends, and its history without times."""
+    """The trained network, and its history without times."""
     make, make_rule, sizes = CASES[case]
     model = make()
     if processes.rank:
         nn.init.normal_(next(model.parameters()))
-    if spread:
+    if sharded:
         shard(model, processes, torch.device("cpu"))
     optimizer, history = torch.optim.Adam(model.parameters(), lr=0.01), []
     how: dict[str, Any] = {"epochs": 2, "clip": 0.05, "checkpoint": progress, "processes": processes}
@@ -116,19 +116,19 @@ def train(
 
 def _one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    patience = timedelta(minutes=2)  # a process that waits for another's part in vain fails then
+    patience = timedelta(minutes=2)  # a process that waits in vain for another's shard fails then
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     two = Processes(rank, 2)
     for number, case in enumerate(CASES):
-        model, history = train(case, two, spread=True)
+        model, history = train(case, two, sharded=True)
         parts = {name: local_shard(p).numel() for name, p in model.named_parameters()}
         save_checkpoint(folder / f"{number}.safetensors", model, {"history": history}, writes=not rank)
         (folder / f"{number}.{rank}.json").write_text(json.dumps(parts))
     case = next(iter(CASES))
-    train(case, two, spread=True, progress=folder / "begun-spread.safetensors", interrupted=True)
-    resumed, _ = train(case, two, spread=True, progress=folder / "begun-whole.safetensors")
-    save_checkpoint(folder / "resumed-spread.safetensors", resumed, {}, writes=not rank)
-    _stopped_where_rank_1_alone_is_asked(folder, two)
+    train(case, two, sharded=True, progress=folder / "started-sharded.safetensors", interrupted=True)
+    resumed, _ = train(case, two, sharded=True, progress=folder / "started-complete.safetensors")
+    save_checkpoint(folder / "resumed-sharded.safetensors", resumed, {}, writes=not rank)
+    _stopped_by_a_signal_to_rank_1(folder, two)
     optimizer = torch.optim.SGD(resumed.parameters())
     with pytest.raises(ValueError, match="give fit the same processes"):
         fit(resumed, Backprop(), batches((4,)), optimizer, epochs=1)
@@ -138,8 +138,8 @@ def _one_of_two(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _stopped_where_rank_1_alone_is_asked(folder: Path, two: Processes) -> None:
-    """And checkpoints are due at rank 0 alone after every step, at rank 1 never: both give their parts, at the same steps."""
+def _stopped_by_a_signal_to_rank_1(folder: Path, two: Processes) -> None:
+    """Checkpoints are due at rank 0 after every step, at rank 1 never: both send their shards at the same steps."""
     model, progress = resnet(), folder / "stopped.safetensors"
     shard(model, two, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -153,8 +153,8 @@ def _stopped_where_rank_1_alone_is_asked(folder: Path, two: Processes) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("spread")
-    train(next(iter(CASES)), progress=path / "begun-whole.safetensors", interrupted=True)
+    path = tmp_path_factory.mktemp("sharded")
+    train(next(iter(CASES)), progress=path / "started-complete.safetensors", interrupted=True)
     mp.spawn(_one_of_two, (path,), nprocs=2)
     return path
 
@@ -167,7 +167,7 @@ def assert_same(checkpoint: Checkpoint, model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_spread_network_trains_as_a_whole_one(folder: Path, case: str) -> None:
+def test_sharded_network_trains_like_a_complete_one(folder: Path, case: str) -> None:
     number = list(CASES).index(case)
     checkpoint, (model, history) = load_checkpoint(folder / f"{number}.safetensors"), train(case)
     assert_same(checkpoint, model)
@@ -175,7 +175,7 @@ def test_a_spread_network_trains_as_a_whole_one(folder: Path, case: str) -> None
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_process_keeps_its_part_alone(folder: Path, case: str) -> None:
+def test_each_process_keeps_only_its_shard(folder: Path, case: str) -> None:
     number = list(CASES).index(case)
     parts = [json.loads((folder / f"{number}.{rank}.json").read_text()) for rank in range(2)]
     for name, p in CASES[case][0]().named_parameters():
@@ -185,35 +185,35 @@ def test_each_process_keeps_its_part_alone(folder: Path, case: str) -> None:
         assert sum(sizes) == (p.numel() if p.dim() else 2)
 
 
-def test_blocks_are_parts_of_a_quarter_at_most_and_never_pieces_of_torchs_own_modules() -> None:
+def test_blocks_have_at_most_a_quarter_and_are_never_inside_torchs_modules() -> None:
     network = TorchvisionModel(name="resnet18", classes=10)
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks(network)]
     total = sum(p.numel() for p in network.parameters())
     assert max(sizes) <= total / 4
-    assert 0.99 * total < sum(sizes) <= total  # the rest, batch-norms alone, is the network's own
+    assert 0.99 * total < sum(sizes) <= total  # the rest, only batch-norms, is the network's own
     attention = nn.TransformerEncoderLayer(8, 2)
     assert blocks(nn.Sequential(attention)) == [attention]  # its attention reads out_proj's weight and does not call it
     one = tied()
-    assert blocks(one) == [one.get_submodule("again.2")]  # the weight of two is neither's
+    assert blocks(one) == [one.get_submodule("again.2")]  # the shared weight belongs to neither
 
 
-def test_a_training_goes_on_spread_or_whole_wherever_it_began(folder: Path) -> None:
+def test_checkpoint_resumes_sharded_or_complete(folder: Path) -> None:
     case = next(iter(CASES))
     expected, _ = train(case)
-    went_on, history = train(case, progress=folder / "begun-spread.safetensors")
+    went_on, history = train(case, progress=folder / "started-sharded.safetensors")
     for (name, p), q in zip(went_on.named_parameters(), expected.parameters(), strict=True):
         assert (p - q).abs().max() <= 1e-10, name
     assert len(history) == 2
-    assert_same(load_checkpoint(folder / "resumed-spread.safetensors"), expected)
+    assert_same(load_checkpoint(folder / "resumed-sharded.safetensors"), expected)
 
 
-def test_all_stop_after_the_same_step_where_one_is_asked(folder: Path) -> None:
-    assert json.loads((folder / "stopped.json").read_text()) == 2  # asked after the first, told in the second
+def test_signal_to_one_process_stops_all_after_the_same_step(folder: Path) -> None:
+    assert json.loads((folder / "stopped.json").read_text()) == 2  # a signal after the first step, which the second step tells
 
 
-def test_what_cannot_be_spread_is_refused() -> None:
+def test_unshardable_network_is_refused() -> None:
     model = resnet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match=r"weight does not lie in memory in its own order: make it contiguous"):
+    with pytest.raises(ValueError, match=r"weight is not contiguous in memory: make it contiguous"):
         shard(model, Processes(0, 2), torch.device("cpu"))
 
 
@@ -221,23 +221,23 @@ def test_what_cannot_be_spread_is_refused() -> None:
     ("overrides", "problem"),
     [
         (["train.rule={use: spikeprop.plugins.ActivationRelaxation}"], "train: ActivationRelaxation does not take its gradients"),
-        (["train.callbacks=[{use: spikeprop.plugins.RIFLE}]"], "train: RIFLE takes the parameters whole"),
-        (["finetune.callbacks=[{use: spikeprop.plugins.L2SP}]"], "finetune: L2SP takes the parameters whole"),
-        (["train.optimizer=Adafactor"], "train: Adafactor needs the parameters whole: use another optimiser"),
+        (["train.callbacks=[{use: spikeprop.plugins.RIFLE}]"], "train: RIFLE needs complete parameters"),
+        (["finetune.callbacks=[{use: spikeprop.plugins.L2SP}]"], "finetune: L2SP needs complete parameters"),
+        (["train.optimizer=Adafactor"], "train: Adafactor needs complete parameters: use another optimiser"),
     ],
 )
-def test_what_needs_the_network_whole_is_refused_before_training(overrides: list[str], problem: str) -> None:
+def test_parts_that_need_a_complete_network_are_refused_before_training(overrides: list[str], problem: str) -> None:
     experiment = load_recipe("digits_cnn_stdb", ["sharded=true", *overrides]).experiment
     assert isinstance(experiment, HybridConversion)
     with pytest.raises(RecipeError, match=problem):
         experiment.check()
 
 
-def test_torchrun_runs_a_recipe_sharded_and_ends_where_one_process_does(tmp_path: Path) -> None:
+def test_sharded_run_under_torchrun_gives_the_result_of_one_process(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'hardware'}", "OMP_NUM_THREADS": "1"}
     recipe = ["spikeprop", "run", "digits_cnn_stdb", "--smoke", "simulate.samples=0", "ann.dropout=0", "ann.hidden_dropout=0"]
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    runs = {"spread": [*launch, *recipe, "sharded=true"], "whole": recipe}
+    runs = {"sharded": [*launch, *recipe, "sharded=true"], "complete": recipe}
     for name, command in runs.items():
         asked = [sys.executable, "-m", *command, "--out", str(tmp_path / name)]
         done = subprocess.run(asked, env=environment, capture_output=True, text=True, cwd=tmp_path)

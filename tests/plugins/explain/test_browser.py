@@ -192,14 +192,14 @@ def test_the_quiz_runs_by_keyboard(opened: Opened, build: Build) -> None:
     page = opened.page
     page.keyboard.press("q")
     for asked in range(1, 9):
-        right = page.eval_on_selector_all(".choice", "b => b.findIndex(x => x.dataset.right === 'yes')")
+        correct = page.eval_on_selector_all(".choice", "b => b.findIndex(x => x.dataset.correct === 'yes')")
         count = page.locator(".choice").count()
         assert 3 <= count <= 4
-        answer = right if asked % 2 else (right + 1) % count
+        answer = correct if asked % 2 else (correct + 1) % count
         page.keyboard.press(str(answer + 1))
-        told = page.inner_text("#quiz-told")
-        assert told.startswith("Right." if asked % 2 else f"No: number {right + 1} is right.")
-        assert told.endswith(f"{(asked + 1) // 2} of {asked} right.")
+        status = page.inner_text("#quiz-status")
+        assert status.startswith("Correct." if asked % 2 else f"Wrong: number {correct + 1} is correct.")
+        assert status.endswith(f"{(asked + 1) // 2} of {asked} correct.")
         page.keyboard.press("n")
     page.keyboard.press("Escape")
     assert not page.is_visible("#quiz")
@@ -313,7 +313,7 @@ def test_variants_stand_side_by_side_and_relax(opened: Opened, tmp_path: Path) -
     page = opened.page
     assert page.locator(".variant").count() == 2
     assert page.locator(".variant .segments li").count() == 6
-    assert "learns from the head after 0" in page.inner_text("#variants")
+    assert "follows the head after 0" in page.inner_text("#variants")
     frames = data["variants"][0]["frames"]
     assert [f["at"] for f in frames] == [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200]
     page.click(".relax")

@@ -179,7 +179,7 @@ def test_large_networks_are_sampled_and_say_so() -> None:
     value = page["values"][page["nodes"][0]["outputs"][0]]
     assert len(value["data"]["some"]) == 48
     assert page["checks"]["edges_that_match"] == page["checks"]["edges"]
-    with pytest.raises(ExplainError, match="holds samples"):
+    with pytest.raises(ExplainError, match="contains samples"):
         replay(page)
 
 
@@ -195,7 +195,7 @@ class _Partial(nn.Module):
     [
         (_Partial(), F.cross_entropy, "writes into a part"),
         (nn.Identity(), lambda s, y: s, "must be one number"),
-        (nn.Flatten(), lambda s, y: s.detach().sum(), "nothing here has a gradient"),
+        (nn.Flatten(), lambda s, y: s.detach().sum(), "nothing has a gradient"),
         (nn.Sequential(nn.Linear(3, 2)), lambda s, y: s.sum() * torch.inf, "the loss is"),
     ],
 )

@@ -23,6 +23,7 @@ from spikeprop import CNN, IF, LIF, Direct, MaxActivation, Poisson, convert
 from spikeprop.snn import STDB, ATan, Encoder, Neuron
 from spikeprop.snn.engine import batch
 from spikeprop.snn.engine.kernels import cpu, packed_kernels, packed_reference
+from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import pack, unpack, word_count
 
@@ -87,13 +88,13 @@ def test_scan(channels: int, dtype: torch.dtype) -> None:
     for to_zero, leaky, per_position in itertools.product((False, True), repeat=3):
         theta, leak = parameters(channels, dtype, leaky, per_position)
         v = torch.rand(BATCH, SIDE**2, channels, dtype=dtype)
-        (ours_v,), there = on_device(v), on_device(theta, leak)
+        ours_v, theta_there, leak_there = on_device(v, theta, leak)
         for steps, current_dtype in ((5, dtype), (1, dtype), (5, torch.bfloat16), (1, torch.float16)):
             current = torch.randn(steps, *v.shape).to(current_dtype)
             words = torch.empty(5, BATCH, SIDE**2, word_count(channels), dtype=torch.int32)
             ours_current, ours = on_device(current, words)
-            count = packed_reference.scan(current, v, theta, leak, to_zero, words, potential=False)
-            cuda.scan(ours_current, ours_v, *there, to_zero, ours, potential=False)
+            count = packed_reference.scan(current, v, ScanParameters(theta, leak, to_zero), words, potential=False)
+            cuda.scan(ours_current, ours_v, ScanParameters(theta_there, leak_there, to_zero), ours, potential=False)
             assert 0 < count < 5 * v.numel()
             assert torch.equal(ours.cpu(), words)
             assert torch.equal(ours_v.cpu(), v)
@@ -105,7 +106,7 @@ def test_a_potential_at_the_threshold_does_not_fire() -> None:
     current = torch.tensor([1.0, 0.5, 0.5, 2.0]).expand(3, 1, 1, 4)
     current, v, one, leak = on_device(current, torch.tensor([0.0, 0.5, 0.5, 0.0])[None, None], torch.ones(1, 4), torch.ones(1, 4))
     words = torch.empty(3, 1, 1, 1, dtype=torch.int32, device=DEVICE)
-    cuda.scan(current, v, one, leak, False, words, potential=False)
+    cuda.scan(current, v, ScanParameters(one, leak, False), words, potential=False)
     assert words.flatten().tolist() == [0b1000, 0b1111, 0b1001]
     assert v.flatten().tolist() == [1.0, 1.0, 1.0, 3.0]
 
@@ -117,9 +118,9 @@ def test_scan_keeps_the_potentials_that_are_asked_for(dtype: torch.dtype) -> Non
     theta, leak = parameters(33, dtype, True, True)
     v, current = torch.rand(BATCH, SIDE**2, 33, dtype=dtype), torch.randn(4, BATCH, SIDE**2, 33, dtype=dtype)
     words = torch.empty(4, BATCH, SIDE**2, 2, dtype=torch.int32)
-    ours_current, ours_v, ours_words, *there = on_device(current, v, words, theta, leak)
-    packed_reference.scan(current, v, theta, leak, True, words, potential=True)
-    cuda.scan(ours_current, ours_v, *there, True, ours_words, potential=True)
+    ours_current, ours_v, ours_words, theta_there, leak_there = on_device(current, v, words, theta, leak)
+    packed_reference.scan(current, v, ScanParameters(theta, leak, True), words, potential=True)
+    cuda.scan(ours_current, ours_v, ScanParameters(theta_there, leak_there, True), ours_words, potential=True)
     assert torch.equal(ours_current.cpu(), current)
     assert torch.equal(ours_words.cpu(), words)
 
@@ -177,6 +178,8 @@ def scan_back_all_chunks(
     grad_v = torch.randn(BATCH, SIDE**2, channels, dtype=dtype)
     ours_v, words_there, ors_there, theta_there, leak_there = on_device(grad_v, words, ors, theta, leak)
     since = cuda.since_at_end(words_there, ors_there, chunk)
+    train, train_there = SpikeTrain(words, ors, chunk, since), SpikeTrain(words_there, ors_there, chunk, since)
+    parameters_there = ScanParameters(theta_there, leak_there, to_zero)
     grad_v, theta, leak = grad_v.double(), theta.double(), leak.double()
     for begin in reversed(range(0, steps, chunk)):
         values = torch.randn(min(chunk, steps - begin), BATCH, SIDE**2 // pool**2, channels, dtype=dtype)
@@ -185,10 +188,8 @@ def scan_back_all_chunks(
         there = Gradient(values_there, SIDE, pool, None if scale is None else scale.to(DEVICE))
         wanted = torch.empty(len(values), *grad_v.shape, dtype=torch.float64)
         ours = values_there if pool == 1 else torch.empty_like(wanted, dtype=dtype, device=DEVICE)
-        packed_reference.scan_back(given, grad_v, since, words, ors, chunk, begin, theta, leak, to_zero, surrogate, wanted)
-        cuda.scan_back(
-            there, ours_v, since, words_there, ors_there, chunk, begin, theta_there, leak_there, to_zero, surrogate, ours
-        )
+        packed_reference.scan_back(given, grad_v, train, begin, ScanParameters(theta, leak, to_zero), surrogate, wanted)
+        cuda.scan_back(there, ours_v, train_there, begin, parameters_there, surrogate, ours)
         assert_near(ours, wanted, dtype)
         assert_near(ours_v, grad_v, dtype)
         before = packed_reference.since_at_end(words[:begin], ors, chunk)
@@ -204,7 +205,7 @@ def test_scan_back_of_half_precision_keeps_its_sum_in_single() -> None:
     since = torch.zeros(1, 1, 32, dtype=torch.int32, device=DEVICE)
     given = Gradient(torch.full((64, 1, 1, 32), 2.0**-12, dtype=torch.float16, device=DEVICE))
     ours = given.values_KBPC
-    cuda.scan_back(given, grad_v, since, words, ors, 64, 0, one, one, False, STDB(alpha=1.0), ours)
+    cuda.scan_back(given, grad_v, SpikeTrain(words, ors, 64, since), 0, ScanParameters(one, one, False), STDB(alpha=1.0), ours)
     wanted = 1 + torch.arange(64, 0, -1) * 2.0**-12
     assert torch.equal(ours[:, 0, 0, 5].cpu(), wanted.half())
     assert float(grad_v[0, 0, 5]) == float(wanted[0])
@@ -219,10 +220,11 @@ def test_scan_back_with_slopes_given(channels: int) -> None:
         words = spike_words(5, channels)
         grad, slope = torch.randn(2, 5, BATCH, SIDE**2, channels, dtype=dtype)
         grad_v = torch.randn(BATCH, SIDE**2, channels, dtype=dtype)
-        ours, ours_v, *there = on_device(grad, grad_v, words, slope, theta, leak)
+        ours, ours_v, words_there, slope_there, theta_there, leak_there = on_device(grad, grad_v, words, slope, theta, leak)
         wanted, wanted_v = grad.double(), grad_v.double()
-        packed_reference.scan_back_slopes(wanted, wanted_v, words, slope.double(), theta.double(), leak.double(), to_zero)
-        cuda.scan_back_slopes(ours, ours_v, *there, to_zero)
+        reference = ScanParameters(theta.double(), leak.double(), to_zero)
+        packed_reference.scan_back_slopes(wanted, wanted_v, words, slope.double(), reference)
+        cuda.scan_back_slopes(ours, ours_v, words_there, slope_there, ScanParameters(theta_there, leak_there, to_zero))
         assert_near(ours, wanted, dtype)
         assert_near(ours_v, wanted_v, dtype)
 
@@ -294,7 +296,7 @@ def test_the_engine_on_these_kernels(neuron: Neuron, encoder: Encoder, monkeypat
 def test_by_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
@@ -351,10 +353,11 @@ def test_kernels_compile(compiled: list[Any]) -> None:
         ors = torch.zeros(2, *words.shape[1:], dtype=torch.int32)
         for to_zero, flag in ((False, True), (True, False)):
             gradient = Gradient(dense[:, :, : positions // pool**2].contiguous(), side, pool, v if flag else None)
-            cuda.scan(dense, v, theta, theta, to_zero, words, potential=flag)
-            since = cuda.since_at_end(words, ors, 3)
-            cuda.scan_back(gradient, v, since, words, ors, 3, 0, theta, theta, to_zero, STDB(), dense)
-            cuda.scan_back_slopes(dense, v, words, dense, theta, theta, to_zero)
+            neurons = ScanParameters(theta, theta, to_zero)
+            cuda.scan(dense, v, neurons, words, potential=flag)
+            train = SpikeTrain(words, ors, 3, cuda.since_at_end(words, ors, 3))
+            cuda.scan_back(gradient, v, train, 0, neurons, STDB(), dense)
+            cuda.scan_back_slopes(dense, v, words, dense, neurons)
             cuda.spread(gradient)
             cuda.pooled(cpu.PackedSpikes(words, (side, side), channels, pool, v if flag else None, None), given)
         cuda.any_of(words, ors[0])

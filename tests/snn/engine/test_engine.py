@@ -20,7 +20,7 @@ from spikeprop.convert import to_spiking
 from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Neuron, SpikingNetwork, Synapse, Triangle
 from spikeprop.snn.engine import batch, synapse_run
 from spikeprop.snn.engine.layout import DenseLayout, LinearLayout, make_layout
-from spikeprop.snn.engine.slices import PIECE_BYTES, LayerRun
+from spikeprop.snn.engine.sizes import PIECE_BYTES, even_steps, piece_steps
 from spikeprop.snn.layer import Layer
 from tests.convert.test_calibrate import Skips
 
@@ -177,7 +177,7 @@ def test_what_is_kept_for_backward_is_one_bit_a_neuron_a_step() -> None:
         run = batch.BatchRun(network, x, timesteps, 8, keep=True)
         for _ in run.outputs():
             pass
-        layers = [layer for share in run.shares for part in share for layer in part.simulation.layers.values()]
+        layers = [layer for slices in run.slices for some in slices for layer in some.layers.values()]
         kept = [layer.words for layer in layers if layer.words is not None]
         kept += [summary for layer in layers for summary in layer.summary]
         held.append(sum(8 * tensor.numel() * tensor.element_size() for tensor in kept))
@@ -289,7 +289,7 @@ def test_inference_holds_one_chunk_however_many_steps() -> None:
         with torch.no_grad():
             for _ in run.outputs():
                 pass
-        layers = [layer for share in run.shares for part in share for layer in part.simulation.layers.values()]
+        layers = [layer for slices in run.slices for some in slices for layer in some.layers.values()]
         assert not any(layer.summary or layer.borders or layer.counts for layer in layers)
         held.append(sum(layer.words.numel() for layer in layers if layer.words is not None))
         assert run.inputs == []
@@ -411,7 +411,7 @@ def test_memory_that_is_taken_does_not_grow_with_time_where_branches_meet() -> N
         ann = ResNet(depth=8, input_shape=(2, 8, 8), classes=3)
         network = convert(ann, [torch.rand(2, 2, 8, 8)], IF(), ThresholdBalancing(timesteps=20, scale=0.5)).train()
         run = batch.BatchRun(network, torch.rand(2, 2, 8, 8), timesteps, 4, keep=True)
-        pools = [part.simulation.buffers for share in run.shares for part in share]
+        pools = [some.context.buffers for slices in run.slices for some in slices]
         last = [output_KBO[-1] for output_KBO in run.outputs()][-1]
         run.backward(torch.ones_like(last))
         held.append(max(len(buffers._taken) for buffers in pools))
@@ -465,13 +465,12 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
 @pytest.mark.parametrize("timesteps", [1, 7, 59, 64, 65, 100, 118, 175, 250])
 def test_pieces_are_of_use_whatever_the_number_of_steps(timesteps: int) -> None:
     """A prime number of steps a chunk would leave pieces of one step."""
-    chunk = batch._even(timesteps, 64)
+    chunk = even_steps(timesteps, 64)
     assert chunk <= 64
     assert -(-timesteps // chunk) == -(-timesteps // 64)
-    layer = LayerRun("wide", Layer([], IF()), (64, 32, 32))
-    layer.start(torch.zeros(1), chunk, only=timesteps <= chunk)
-    assert layer.piece >= min(8, timesteps)
-    assert timesteps <= chunk or chunk % layer.piece == 0
+    piece = piece_steps(chunk, 64 * 32 * 32 * 4, torch.device("cpu"), only=timesteps <= chunk)
+    assert piece >= min(8, timesteps)
+    assert timesteps <= chunk or chunk % piece == 0
 
 
 def test_a_prime_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

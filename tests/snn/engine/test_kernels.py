@@ -12,6 +12,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import cpu, packed_reference, winograd
+from spikeprop.snn.engine.kernels.arguments import ScanParameters
 from spikeprop.snn.engine.kernels.dense import matmul
 from spikeprop.snn.engine.kernels.words import pack
 
@@ -91,7 +92,7 @@ def test_neurons_fire_as_the_references_do(channels: int, steps_of_current: int)
         found = []
         for kernels in (cpu, packed_reference):
             v, words, own = torch.full(shape, 0.25), torch.empty(5, 2, 6, -(-channels // 32), dtype=torch.int32), current.clone()
-            count = kernels.scan(own, v, theta, leak, to_zero, words, potential)
+            count = kernels.scan(own, v, ScanParameters(theta, leak, to_zero), words, potential=potential)
             found.append((count, v, words, own))
         assert found[0][0] == found[1][0]
         for ours, theirs in zip(found[0][1:], found[1][1:]):
@@ -151,4 +152,10 @@ def test_what_is_not_contiguous_is_refused() -> None:
     """The vectors' addresses are counted as in a contiguous array."""
     v, words = torch.zeros(2, 3, 8), torch.empty(1, 2, 3, 1, dtype=torch.int32)
     with pytest.raises(TypingError, match="contiguous"):
-        cpu.scan(torch.zeros(1, 2, 3, 16)[..., ::2], v, torch.ones(1, 8), torch.ones(1, 8), False, words, False)
+        cpu.scan(
+            torch.zeros(1, 2, 3, 16)[..., ::2],
+            v,
+            ScanParameters(torch.ones(1, 8), torch.ones(1, 8), False),
+            words,
+            potential=False,
+        )

@@ -1,4 +1,4 @@
-// The page: one timeline through the forward and the backward pass, the keyboard, the address of a step, and the export.
+// The page: one timeline through the forward and the backward pass, keyboard control, the URL of a step, and the export.
 "use strict";
 
 class App {
@@ -23,16 +23,16 @@ class App {
 
   get node() { return this.net.data.nodes[this.backward ? 2 * this.count - 1 - this.position : this.position]; }
 
-  // From a call's box: to its step in the direction that is being looked at.
+  // From the box of a call to its step in the present direction.
   jump(id) { this.pause(); this.go(this.backward ? 2 * this.count - 1 - id : id); }
 
   go(position, write = true) {
     this.position = Math.min(2 * this.count - 1, Math.max(0, position));
     const scrub = this.find("scrub"), n = this.node;
     scrub.value = this.position;
-    const told = `${this.backward ? "backward" : "forward"} ${this.backward ? this.position - this.count + 1 : this.position + 1} of ${this.count}: ${n.name}${where(n)}`;
-    scrub.setAttribute("aria-valuetext", told);
-    this.find("where").textContent = told;
+    const text = `${this.backward ? "backward" : "forward"} ${this.backward ? this.position - this.count + 1 : this.position + 1} of ${this.count}: ${n.name}${where(n)}`;
+    scrub.setAttribute("aria-valuetext", text);
+    this.find("where").textContent = text;
     this.graph.show(n, this.backward);
     inspect(this.net, n, this.backward, this.find("inspector"), (key) => showCard(this.net, key));
     markTime(n.step);
@@ -112,7 +112,7 @@ class App {
     this.find("theme").setAttribute("aria-pressed", String(!dark));
   }
 
-  // The address says the step and the edits: #step=12&edit=3.0:0.5,4.1:2
+  // The URL contains the step and the edits: #step=12&edit=3.0:0.5,4.1:2
   hash() {
     const edits = [...this.net.edits].flatMap(([id, entries]) => [...entries].map(([entry, number]) => `${id}.${entry}:${number}`));
     return `#step=${this.position}${edits.length ? `&edit=${edits.join(",")}` : ""}`;
@@ -142,6 +142,6 @@ class App {
   }
 }
 
-// Numbers that are not finite, which JSON has not, come as objects with their name.
+// JSON has no non-finite numbers; they are objects with their name.
 const isNumber = (x) => x !== null && typeof x === "object" && typeof x.number === "string" && Object.keys(x).length === 1;
 const app = new App(JSON.parse(document.getElementById("data").textContent, (_, x) => (isNumber(x) ? Number(x.number) : x)));

@@ -1,4 +1,4 @@
-// The graph: calls, folded by module, laid out in rows (and, for a simulation, a column for each step of time).
+// The graph: calls, folded by module, in rows (for a simulation with one column per time step).
 "use strict";
 
 const BOX = { width: 150, height: 40, gapX: 26, gapY: 26 };
@@ -23,7 +23,7 @@ class Graph {
 
   key(n, depth) { return n.module ? n.module.split(".").slice(0, depth).join(".") : ""; }
 
-  // Runs of consecutive calls with the same module (to a depth) and the same step of time.
+  // Groups of consecutive calls with the same module (to a depth) and the same time step.
   items(depth) {
     const found = [];
     this.network.data.nodes.forEach((n) => {
@@ -133,7 +133,7 @@ class Graph {
     this.jump(item.nodes[0].id);
   }
 
-  // Marks what has been reached: the node now, and everything before it in this direction.
+  // Marks the present node and all earlier ones in this direction.
   show(node, backward) {
     this.current = node.id;
     const here = this.at.get(node.id), count = this.network.data.nodes.length;
@@ -146,7 +146,7 @@ class Graph {
       if (item === here) g.setAttribute("aria-current", "step"); else g.removeAttribute("aria-current");
     });
     this.lines.forEach(({ a, b, line }) => {
-      const up = backward && b === here; // what goes back along an edge goes the other way
+      const up = backward && b === here; // backward edges have the opposite direction
       line.setAttribute("class", `link${b === here ? (backward ? " up" : " down") : ""}`);
       line.setAttribute(up ? "marker-start" : "marker-end", "url(#arrow)");
       line.removeAttribute(up ? "marker-end" : "marker-start");

@@ -1,11 +1,11 @@
-// What one step of the timeline shows: forward, a call's inputs and output; backward, upstream times local at each of its edges.
+// One step of the timeline: forward, inputs and outputs of a call; backward, upstream times local at each of its edges.
 "use strict";
 
 const VERDICTS = {
   agrees: ["✓ finite differences agree", "good"],
   differs: ["✗ finite differences differ", "bad"],
-  kink: ["∧ no derivative here: it differs to the right and to the left", "fair"],
-  surrogate: ["~ surrogate: stands in for a derivative that is 0 almost everywhere", "fair"],
+  kink: ["∧ no derivative here: the one-sided derivatives differ", "fair"],
+  surrogate: ["~ surrogate: replaces a derivative that is 0 almost everywhere", "fair"],
 };
 
 const where = (n) => `${n.module ? ` in ${n.module}` : ""}${n.step === null ? "" : `, time step ${n.step}`}`;
@@ -23,37 +23,37 @@ function badges(net, node, openCard) {
   const d = net.difference(node), found = [];
   if (d) {
     const [text, mood] = VERDICTS[d.verdict];
-    const numbers = d.verdict === "surrogate" ? "" : ` (${fmt(d.finite)} against ${fmt(d.backward)})`;
-    found.push(h("span", { class: `badge ${mood}`, id: "difference", title: "Central difference of this call's output along a fixed direction, weighted by the upstream, against its backward pass", text: text + numbers }));
+    const numbers = d.verdict === "surrogate" ? "" : ` (${fmt(d.finite)} and ${fmt(d.backward)})`;
+    found.push(h("span", { class: `badge ${mood}`, id: "difference", title: "Central difference of this call's output along a fixed direction, weighted by the upstream, compared with its backward pass", text: text + numbers }));
   }
   node.flags.forEach((f) => found.push(h("span", { class: "badge bad", title: net.data.meanings[f], text: `⚠ ${f}` })));
-  found.push(h("span", { class: "badge", title: "Bytes that this call keeps for its backward pass and that no earlier call kept, in the network's own precision", text: `keeps ${bytesText(node.saved)}` }));
+  found.push(h("span", { class: "badge", title: "Bytes that this call keeps for its backward pass (not counting those kept by earlier calls), in the network's precision", text: `keeps ${bytesText(node.saved)}` }));
   if (node.card) found.push(h("button", { type: "button", class: "card-button", "data-card": node.card, onclick: () => openCard(node.card), text: `Card: ${net.data.cards[node.card].title}` }));
-  else found.push(h("span", { class: "badge fair", text: "no card: shown by its numbers alone" }));
+  else found.push(h("span", { class: "badge fair", text: "no card: only numbers are shown" }));
   return h("p", { class: "badges" }, found);
 }
 
 function forwardParts(net, node) {
   const inputs = node.inputs.map((id) => tensorView(nameOf(net, id), net.value(id)));
   const outputs = node.outputs.map((id, k) => tensorView(`output${node.outputs.length > 1 ? ` ${k}` : ""}`, net.value(id)));
-  return [h("h3", { text: "Reads" }), ...inputs, h("h3", { text: "Gives" }), ...outputs];
+  return [h("h3", { text: "Inputs" }), ...inputs, h("h3", { text: "Outputs" }), ...outputs];
 }
 
 function backwardParts(net, node) {
   const upstream = node.outputs.map((id, k) => h("div", {}, tensorView(`upstream ∂L/∂output${node.outputs.length > 1 ? ` ${k}` : ""}`, net.cotangent(id)), fanOut(net, id)));
   const edges = net.edgesOf[node.id].map((edge) => edgeView(net, node, edge));
-  return [h("h3", { text: "Arrives" }), ...upstream, h("h3", { text: "Upstream × local = downstream" }), ...edges];
+  return [h("h3", { text: "Upstream" }), ...upstream, h("h3", { text: "Upstream × local = downstream" }), ...edges];
 }
 
-// The sum at a value that several calls read.
+// The sum at a value with several uses.
 function fanOut(net, id) {
   const uses = net.data.edges.filter((e) => e.value === id);
   if (uses.length < 2) return null;
-  const whole = net.cotangent(id), k = whole.all ? largestOf(whole.all) : 0, entry = whole.all ? k : whole.places[0];
+  const total = net.cotangent(id), k = total.all ? largestOf(total.all) : 0, entry = total.all ? k : total.places[0];
   const read = (view) => (view.all ? view.all[k] : view.some[0]);
   const parts = uses.map((e) => `${fmt(read(net.downstream(e)))} (${net.data.nodes[e.node].name} ${e.node})`);
   const ok = net.data.values[id].sum_matches ? " ✓" : " ✗";
-  return h("p", { class: "fan-out", text: `Fan-out: read ${uses.length} times, so what comes back is summed. Entry ${place_(entry, whole.shape)}: ${parts.join(" + ")} = ${fmt(read(whole))}${ok}` });
+  return h("p", { class: "fan-out", text: `Fan-out: used ${uses.length} times, so the cotangents are summed. Entry ${place_(entry, total.shape)}: ${parts.join(" + ")} = ${fmt(read(total))}${ok}` });
 }
 
 const largestOf = (data) => data.reduce((best, x, i) => (Math.abs(x) > Math.abs(data[best]) ? i : best), 0);
@@ -77,7 +77,7 @@ function chooser(net, node, edge, sums) {
     const entry = Math.min(most, Math.max(0, Math.round(Number(input.value) || 0)));
     sums.replaceChildren(sumView(net, node, edge, net.sumAt(edge, entry, 8)));
   });
-  return h("p", { class: "small" }, h("label", {}, "Sum behind entry ", input));
+  return h("p", { class: "small" }, h("label", {}, "Sum of entry ", input));
 }
 
 // One entry of the downstream as the sum of its terms.
@@ -100,7 +100,7 @@ function showCard(net, key) {
   const symbols = h("ul", { class: "symbols" }, card.symbols.map((s) => h("li", {}, h("span", { html: katex.renderToString(s.latex, { output: "htmlAndMathml" }) }), ` ${s.means}`)));
   dialog.replaceChildren(
     h("form", { method: "dialog" }, h("button", { class: "close", "aria-label": "Close card", text: "×" })),
-    h("h2", { id: "card-title", text: card.title }), h("p", { text: card.about }), h("p", { class: "small", text: "A bar marks the derivative of the loss by what is under it. Every line here is also evaluated, against autograd, in the tests." }), symbols,
+    h("h2", { id: "card-title", text: card.title }), h("p", { text: card.about }), h("p", { class: "small", text: "A bar denotes the derivative of the loss by the symbol below it. The tests evaluate every line and compare it with autograd." }), symbols,
     ...lines("Statement", card.statement), ...lines("Directly", card.direct), ...lines("By the chain rule", card.chain),
     card.source ? h("p", { class: "small", text: `Source: ${card.source}` }) : "",
   );

@@ -1,7 +1,7 @@
 // Normalisation, attention, losses, reductions, rearrangements and spiking neurons; and the table of all operations.
 "use strict";
 
-// Normalisation over groups of entries: group(i) says which group an entry belongs to, weight(i) which entry of gamma and beta.
+// Normalisation over groups of entries: group(i) is the group of an entry, weight(i) its entry of gamma and beta.
 function normalise(x, s, groups, group, weight, inputs) {
   const [, gamma, beta, mean, variance] = named(inputs, s), n = x.data.length / groups;
   const mu = new Float64Array(groups), spread = new Float64Array(groups), hat = like(x);
@@ -49,7 +49,7 @@ function norm(groupsOf) {
 
 function weightsOfValues(inputs, s) {
   const [q, k] = named(inputs, s), [n, m] = [q.shape[q.shape.length - 2], k.shape[k.shape.length - 2]];
-  const later = (i) => s.causal && i % m > Math.floor(i / m) % n; // no token sees a later one
+  const later = (i) => s.causal && i % m > Math.floor(i / m) % n; // no token attends to a later one
   return softmaxRows(map(product(q, k, false, true), (v, i) => (later(i) ? -Infinity : v * s.scale)));
 }
 
@@ -98,7 +98,7 @@ const squaredError = {
   },
 };
 
-// Which entry of the result each entry of x goes to, with the result's shape kept and squeezed.
+// The entry of the result for each entry of x, and the shape of the result, with and without the reduced axes.
 function reduction(x, s) {
   const kept = x.shape.map((n, axis) => (s.axes.includes(axis) ? 1 : n));
   const count = s.axes.reduce((n, axis) => n * x.shape[axis], 1);
@@ -164,7 +164,7 @@ const reset = {
       : [up, null, reduceTo(combine(up, spikes, (g, o) => -g * o), theta)],
 };
 
-// erf by its series, and by a continued fraction of erfc where the series would cancel.
+// erf by its series, and by a continued fraction of erfc where the series would lose digits.
 function erf(x) {
   const a = Math.abs(x);
   if (a > 6) return Math.sign(x);

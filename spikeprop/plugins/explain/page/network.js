@@ -1,4 +1,4 @@
-// The network of this page: what torch recorded, and, where every operation is known, the same numbers computed here.
+// The network of this page: the data recorded from torch, and, if every operation is known, the same numbers computed here.
 "use strict";
 
 class Network {
@@ -59,7 +59,7 @@ class Network {
 
   loss() { return this.editable ? this.now[this.data.loss_value].data[0] : this.data.loss; }
 
-  // A tensor to look at: {shape, all} or {shape, places, some, least, most, mean, rms, zeros}.
+  // A tensor for display: {shape, all} or {shape, places, some, least, most, mean, rms, zeros}.
   value(id) {
     const v = this.data.values[id];
     return this.editable ? { shape: v.shape, all: this.now[id].data } : { shape: v.shape, ...v.data };
@@ -78,7 +78,7 @@ class Network {
     return { shape: v.shape, ...(edge.downstream || v.cotangent) };
   }
 
-  // The sum behind one entry of an edge's downstream, computed here by asking for every unit upstream.
+  // The sum of one entry of an edge's downstream, computed with every unit vector as upstream.
   sumAt(edge, entry, count) {
     const n = this.data.nodes[edge.node], upstream = this.upstream(n), terms = [];
     let total = 0;

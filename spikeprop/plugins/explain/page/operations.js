@@ -1,6 +1,6 @@
-// The operations that this page can compute by itself, in double precision: forward, and each input's share of the cotangent.
+// The operations that this page can compute in double precision: forward, and the cotangent of each input.
 // A tensor is {shape, data}. Each entry of OPERATIONS has forward(inputs, settings) -> outputs and
-// backward(upstream, inputs, outputs, settings) -> shares, null where an input has none.
+// backward(upstream, inputs, outputs, settings) -> cotangents of the inputs, null for inputs without one.
 "use strict";
 
 const sizeOf = (shape) => shape.reduce((a, b) => a * b, 1);
@@ -10,7 +10,7 @@ const map = (x, f) => like(x, Float64Array.from(x.data, (v, i) => f(v, i)));
 const scalar = (v) => tensor([], Float64Array.of(v));
 const sum = (data) => data.reduce((a, b) => a + b, 0);
 
-// For each entry of `to`, the entry of `from` that it is broadcast from.
+// For each entry of `to`, the entry of `from` from which it is broadcast.
 function broadcastIndex(from, to) {
   const lead = to.length - from.length, found = new Int32Array(sizeOf(to));
   for (let k = 0; k < found.length; k++) {
@@ -44,7 +44,7 @@ function combine(a, b, f) {
   return out;
 }
 
-// Sums what was broadcast, back to the shape of `target`.
+// Sums over broadcast axes, to the shape of `target`.
 function reduceTo(x, target) {
   const index = broadcastIndex(target.shape, x.shape), out = like(target);
   for (let k = 0; k < x.data.length; k++) out.data[index[k]] += x.data[k];
@@ -78,7 +78,7 @@ function binary(f, byFirst, bySecond) {
   };
 }
 
-// Products of stacks of matrices: (.., n, k) times (.., k, m); flags transpose a factor.
+// Products of batches of matrices: (.., n, k) times (.., k, m); the flags transpose a factor.
 function product(a, b, ta, tb) {
   const [ar, ac] = a.shape.slice(-2), [br, bc] = b.shape.slice(-2);
   const n = ta ? ac : ar, inner = ta ? ar : ac, m = tb ? br : bc;

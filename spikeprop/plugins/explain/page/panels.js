@@ -1,4 +1,4 @@
-// Panels below the graph: edits, neurons through time, variants side by side, and what was checked.
+// Panels below the graph: edits, neurons through time, learning rules, and checks.
 "use strict";
 
 function editPanel(net, changed) {
@@ -12,10 +12,10 @@ function editPanel(net, changed) {
       return v.role === "input" || sizeOf(v.shape) <= 32 ? view : h("details", {}, h("summary", { text: `${v.name} ${shapeText(v.shape)}` }), view);
     }));
   };
-  const reset = h("button", { type: "button", id: "reset", onclick: () => { net.reset(); fill(); changed(); }, text: "Back to the network as it was" });
+  const reset = h("button", { type: "button", id: "reset", onclick: () => { net.reset(); fill(); changed(); }, text: "Reset all edits" });
   if (net.editable) fill();
-  const reason = !net.data.complete ? "this page holds a sample of each tensor, not all of it" : `the page cannot compute ${net.unknown.join(", ")}`;
-  const text = net.editable ? "Change an input, a weight or a target: everything is computed again here, in double precision." : `Not editable: ${reason}.`;
+  const reason = !net.data.complete ? "this page contains only a sample of each tensor" : `the page cannot compute ${net.unknown.join(", ")}`;
+  const text = net.editable ? "Change an input, a weight or a target: the page recomputes all numbers in double precision." : `Not editable: ${reason}.`;
   return { fill, element: h("section", { id: "edits", "aria-labelledby": "edits-title" }, h("h2", { id: "edits-title", text: "Inputs, weights, targets" }), h("p", { text }), net.editable ? reset : null, body) };
 }
 
@@ -32,7 +32,7 @@ function neuronPanel(net, now) {
     const plots = layer.neurons.map((neuron, i) => course(layer, neuron, i));
     return h("details", { open: true }, h("summary", {}, h("b", { text: layer.module.replace(/^layers\./, "").replace(/\.neuron$/, "") }), ` — ${layer.neurons.length} of ${layer.of} neurons, first sample; the layer fires in ${(100 * layer.rate).toFixed(1)} % of steps; surrogate ${layer.surrogate}`), h("div", { class: "courses" }, plots));
   });
-  const note = net.edited ? "These courses are those of the network as it was, before your edits." : "Potential before the reset (line), threshold (dashed), spikes (ticks), surrogate derivative (area).";
+  const note = net.edited ? "These courses are those of the original network, before your edits." : "Potential before the reset (line), threshold (dashed), spikes (ticks), surrogate derivative (area).";
   return h("section", { id: "neurons", "aria-labelledby": "neurons-title" }, h("h2", { id: "neurons-title", text: "Neurons through time" }), h("p", { text: note }), layers);
 }
 
@@ -56,8 +56,8 @@ function markTime(step) {
 function variantPanel(net) {
   const variants = net.data.variants || [];
   if (!variants.length) return null;
-  return h("section", { id: "variants", "aria-labelledby": "variants-title" }, h("h2", { id: "variants-title", text: "Variants side by side" }),
-    h("p", { text: "The same network, samples and weights; the gradient of each rule against backpropagation's, layer by layer: the angle between them and the ratio of their norms." }), variants.map(variantView));
+  return h("section", { id: "variants", "aria-labelledby": "variants-title" }, h("h2", { id: "variants-title", text: "Comparison of learning rules" }),
+    h("p", { text: "The same network, samples and weights; the gradient of each rule compared with that of backpropagation, layer by layer: the angle between them and the ratio of their norms." }), variants.map(variantView));
 }
 
 function variantView(variant) {
@@ -78,13 +78,13 @@ function layerTable(variant, frame) {
 }
 
 function segmentTable(segments) {
-  return h("div", {}, h("p", { text: "Segments, and whose loss each learns from:" }), h("ol", { class: "segments" }, segments.map((s) => h("li", {}, h("b", { text: s.name }), ` — learns from ${s.follows}`))));
+  return h("div", {}, h("p", { text: "Segments, and the loss that each follows:" }), h("ol", { class: "segments" }, segments.map((s) => h("li", {}, h("b", { text: s.name }), ` — follows ${s.follows}`))));
 }
 
-// The rule after 1, 2, ... of its iterations, as an animation.
+// The rule after 1, 2, ... iterations, as an animation.
 function player(frames, counts, draw) {
   const slider = h("input", { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1, "aria-label": counts });
-  const told = h("output", {}), show = () => { const f = frames[Number(slider.value)]; told.textContent = `${counts}: ${f.at}`; slider.setAttribute("aria-valuetext", told.textContent); draw(f); };
+  const output = h("output", {}), show = () => { const f = frames[Number(slider.value)]; output.textContent = `${counts}: ${f.at}`; slider.setAttribute("aria-valuetext", output.textContent); draw(f); };
   let timer = null;
   const button = h("button", { type: "button", class: "relax", text: "Play the relaxation" });
   const stop = () => { clearInterval(timer); timer = null; button.textContent = "Play the relaxation"; };
@@ -95,19 +95,19 @@ function player(frames, counts, draw) {
   });
   slider.addEventListener("input", show);
   show();
-  return h("p", { class: "player" }, button, slider, told);
+  return h("p", { class: "player" }, button, slider, output);
 }
 
 function checkPanel(net) {
   const c = net.data.checks, d = c.differences;
   const lines = [
-    `${c.edges_with_numbers} of ${c.edges} backward edges have upstream, local and downstream as numbers; in ${c.edges_that_match} the products add up to the downstream.`,
-    `At ${c.values_whose_edges_add_up} of ${c.values} values the edges add up to the cotangent that autograd's own backward pass had there.`,
-    `Finite differences: ${d.agrees} calls agree, ${d.differs} differ, ${d.kink} sit on a kink, ${d.surrogate} are surrogates.`,
-    `The backward pass needs ${bytesText(net.data.nodes.reduce((t, n) => t + n.saved, 0))} that the forward pass keeps, parameters aside.`,
-    net.data.complete ? "Every entry of every tensor is in this page." : `Activations are sampled: of each tensor with more than ${net.data.sampled} entries this page holds ${net.data.sampled}, evenly spaced, and statistics of all.`,
-    "Computed in double precision on a copy of the network; bytes are given in the network's own precision.",
+    `${c.edges_with_numbers} of ${c.edges} backward edges have upstream, local and downstream as numbers; for ${c.edges_that_match} of them the products add up to the downstream.`,
+    `At ${c.values_whose_edges_add_up} of ${c.values} values the edges add up to the cotangent of autograd's backward pass.`,
+    `Finite differences: ${d.agrees} calls agree, ${d.differs} differ, ${d.kink} are at a kink, ${d.surrogate} are surrogates.`,
+    `The forward pass keeps ${bytesText(net.data.nodes.reduce((t, n) => t + n.saved, 0))} for the backward pass, without parameters.`,
+    net.data.complete ? "This page contains every entry of every tensor." : `Activations are sampled: of each tensor with more than ${net.data.sampled} entries, this page contains ${net.data.sampled} evenly spaced entries and statistics of all.`,
+    "Computed in double precision on a copy of the network; bytes are given in the precision of the network.",
   ];
   const flags = Object.entries(net.data.meanings).map(([f, text]) => h("li", {}, h("b", { text: f }), `: ${text}`));
-  return h("section", { id: "checks", "aria-labelledby": "checks-title" }, h("h2", { id: "checks-title", text: "What was checked" }), h("ul", {}, lines.map((text) => h("li", { text }))), h("details", {}, h("summary", { text: "What the flags mean" }), h("ul", {}, flags)));
+  return h("section", { id: "checks", "aria-labelledby": "checks-title" }, h("h2", { id: "checks-title", text: "Checks" }), h("ul", {}, lines.map((text) => h("li", { text }))), h("details", {}, h("summary", { text: "Meaning of the flags" }), h("ul", {}, flags)));
 }

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors
+from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS
@@ -74,19 +75,13 @@ def _words(tensor: Tensor) -> np.ndarray:
     return tensor.numpy().view(np.uint32)
 
 
-def _leaky(leak_RC: Tensor) -> bool:
-    return bool((leak_RC != 1).any())
-
-
-def scan(
-    current_KBSC: Tensor, v_BSC: Tensor, theta_RC: Tensor, leak_RC: Tensor, to_zero: bool, words_KBSW: Tensor, potential: bool
-) -> int:
+def scan(current_KBSC: Tensor, v_BSC: Tensor, parameters: ScanParameters, words_KBSW: Tensor, *, potential: bool) -> int:
     """See ``packed_reference.scan``."""
     current, v, words = _array(current_KBSC.flatten(1, 2)), _array(v_BSC.flatten(0, 1)), _words(words_KBSW.flatten(1, 2))
-    theta, leak = _array(theta_RC), _array(leak_RC)
+    theta, leak = _array(parameters.theta_RC), _array(parameters.leak_RC)
 
     def work(first: int, last: int) -> int:
-        return cpu_vectors.scan(current, v, theta, leak, to_zero, words, potential, first, last)
+        return cpu_vectors.scan(current, v, theta, leak, parameters.to_zero, words, potential, first, last)
 
     return sum(in_ranges(len(v), work))
 
@@ -97,48 +92,43 @@ def any_of(words_KBSW: Tensor, any_BSW: Tensor) -> None:
     in_ranges(len(found), lambda first, last: cpu_loops.any_of(words, found, first, last))
 
 
-def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, chunk: int) -> Tensor:
+def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, piece: int) -> Tensor:
     """See ``packed_reference.since_at_end``."""
     words, summary = _words(words_TBSW.flatten(1)), _words(any_MBSW.flatten(1))
     since_BSC = torch.empty(*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS, dtype=torch.int32)
     since, never = _array(since_BSC.view(-1, BITS)), int(NEVER) + len(words)
-    in_ranges(len(since), lambda first, last: cpu_loops.since_at_end(words, summary, chunk, never, since, first, last))
+    in_ranges(len(since), lambda first, last: cpu_loops.since_at_end(words, summary, piece, never, since, first, last))
     return since_BSC
 
 
 def scan_back(
     gradient: Gradient,
     grad_v_BSC: Tensor,
-    since_BSC: Tensor,
-    words_TBSW: Tensor,
-    any_MBSW: Tensor,
-    chunk: int,
+    train: SpikeTrain,
     begin: int,
-    theta_RC: Tensor,
-    leak_RC: Tensor,
-    to_zero: bool,
+    parameters: ScanParameters,
     surrogate: STDB,
     out_KBSC: Tensor,
 ) -> None:
     """See ``packed_reference.scan_back``."""
     values, positions = gradient.values_KBPC, grad_v_BSC.shape[1]
     grad, out = _array(values), _array(out_KBSC.flatten(1, 2))
-    grad_v, words = _array(grad_v_BSC.flatten(0, 1)), _words(words_TBSW.flatten(1))
-    summary = _words(any_MBSW.flatten(1))
-    theta, leak, leaky = _array(theta_RC), _array(leak_RC), _leaky(leak_RC)
+    grad_v, words = _array(grad_v_BSC.flatten(0, 1)), _words(train.words_TBSW.flatten(1))
+    summary = _words(train.any_MBSW.flatten(1))
+    theta, leak = _array(parameters.theta_RC), _array(parameters.leak_RC)
     scaled = gradient.scale_BSC is not None
     scale = _array(gradient.scale_BSC) if gradient.scale_BSC is not None else _array(grad_v_BSC)
     number = grad.dtype.type
     never = int(NEVER) + begin
     slopes = (surrogate.alpha * np.exp(-surrogate.beta * np.arange(int(NEVER) + len(words) + 1))).astype(grad.dtype)
-    since = _array(since_BSC.view(-1, BITS))
+    since = _array(train.since_BSC.view(-1, BITS))
     decay = number(math.exp(-surrogate.beta))
     pooling = (positions, gradient.width, gradient.pool)
 
     def work(first: int, last: int) -> None:
         cpu_loops.scan_back(
-            grad, pooling, scale, scaled, grad_v, since, words, summary, chunk, begin, theta, leak, leaky, to_zero,
-            slopes, never, decay, out, first, last,
+            grad, pooling, scale, scaled, grad_v, since, words, summary, train.piece, begin, theta, leak, parameters.leaky,
+            parameters.to_zero, slopes, never, decay, out, first, last,
         )  # fmt: skip
 
     in_ranges(len(grad_v), work)
@@ -149,16 +139,14 @@ def scan_back_slopes(
     grad_v_BSC: Tensor,
     words_KBSW: Tensor,
     slope_KBSC: Tensor,
-    theta_RC: Tensor,
-    leak_RC: Tensor,
-    to_zero: bool,
+    parameters: ScanParameters,
 ) -> None:
     """See ``packed_reference.scan_back_slopes``."""
     grad, grad_v, words = _array(grad_KBSC.flatten(1, 2)), _array(grad_v_BSC.flatten(0, 1)), _words(words_KBSW.flatten(1, 2))
-    theta, leak, slope = _array(theta_RC), _array(leak_RC), _array(slope_KBSC.flatten(1, 2))
+    theta, leak, slope = _array(parameters.theta_RC), _array(parameters.leak_RC), _array(slope_KBSC.flatten(1, 2))
 
     def work(first: int, last: int) -> None:
-        cpu_loops.scan_back_slopes(grad, grad_v, words, slope, theta, leak, to_zero, first, last)
+        cpu_loops.scan_back_slopes(grad, grad_v, words, slope, theta, leak, parameters.to_zero, first, last)
 
     in_ranges(len(grad_v), work)
 

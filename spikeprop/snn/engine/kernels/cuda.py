@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS, word_count
@@ -294,9 +295,7 @@ def _step(tensor_K: Tensor) -> int:
     return tensor_K[0].numel()
 
 
-def scan(
-    current_KBSC: Tensor, v_BSC: Tensor, theta_RC: Tensor, leak_RC: Tensor, to_zero: bool, words_KBSW: Tensor, potential: bool
-) -> int:
+def scan(current_KBSC: Tensor, v_BSC: Tensor, parameters: ScanParameters, words_KBSW: Tensor, *, potential: bool) -> int:
     """See ``packed_reference.scan``; returns 0.
 
     A count would make the host wait for the device in every layer of every chunk, and nothing on CUDA asks for it: it chooses
@@ -307,8 +306,9 @@ def scan(
     current_step = 0 if len(current_KBSC) == 1 else _step(current_KBSC)
     # fused, leak * v + current would be rounded once, not twice, and spikes would differ from the reference's
     _launch(
-        _scan, STREAM, batch * positions, words, current_KBSC, v_BSC, theta_RC, leak_RC, words_KBSW, batch * positions, channels,
-        words, len(theta_RC), current_step, len(words_KBSW), TO_ZERO=to_zero, POTENTIAL=potential, enable_fp_fusion=False,
+        _scan, STREAM, batch * positions, words, current_KBSC, v_BSC, parameters.theta_RC, parameters.leak_RC, words_KBSW,
+        batch * positions, channels, words, len(parameters.theta_RC), current_step, len(words_KBSW), TO_ZERO=parameters.to_zero,
+        POTENTIAL=potential, enable_fp_fusion=False,
     )  # fmt: skip
     return 0
 
@@ -319,38 +319,34 @@ def any_of(words_KBSW: Tensor, any_BSW: Tensor) -> None:
     _launch(_any_of, STREAM, triton.cdiv(count, 32), 1, words_KBSW, any_BSW, count, len(words_KBSW))
 
 
-def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, chunk: int) -> Tensor:
+def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, piece: int) -> Tensor:
     """See ``packed_reference.since_at_end``."""
     steps, batch, positions, words = words_TBSW.shape
     since_BSC = torch.empty(batch, positions, words * BITS, dtype=torch.int32, device=words_TBSW.device)
     rows = batch * positions
-    _launch(_since_at_end, SEARCH, rows, words, words_TBSW, any_MBSW, since_BSC, rows, words, steps, chunk)
+    _launch(_since_at_end, SEARCH, rows, words, words_TBSW, any_MBSW, since_BSC, rows, words, steps, piece)
     return since_BSC
 
 
 def scan_back(
     gradient: Gradient,
     grad_v_BSC: Tensor,
-    since_BSC: Tensor,
-    words_TBSW: Tensor,
-    any_MBSW: Tensor,
-    chunk: int,
+    train: SpikeTrain,
     begin: int,
-    theta_RC: Tensor,
-    leak_RC: Tensor,
-    to_zero: bool,
+    parameters: ScanParameters,
     surrogate: STDB,
     out_KBSC: Tensor,
 ) -> None:
     """See ``packed_reference.scan_back``."""
     assert out_KBSC.is_contiguous()
     values, scale = gradient.values_KBPC.contiguous(), gradient.scale_BSC
-    (batch, positions, channels), words = grad_v_BSC.shape, words_TBSW.shape[-1]
+    (batch, positions, channels), words = grad_v_BSC.shape, train.words_TBSW.shape[-1]
     rows = batch * positions
     _launch(
-        _scan_back, SEARCH, rows, words, values, out_KBSC, grad_v_BSC, since_BSC, words_TBSW, any_MBSW, theta_RC, leak_RC,
-        scale, rows, channels, words, len(theta_RC), positions, gradient.width, _step(values), _step(out_KBSC), len(values),
-        begin, chunk, POOL=gradient.pool, ALPHA=surrogate.alpha, BETA=surrogate.beta, TO_ZERO=to_zero, SCALED=scale is not None,
+        _scan_back, SEARCH, rows, words, values, out_KBSC, grad_v_BSC, train.since_BSC, train.words_TBSW, train.any_MBSW,
+        parameters.theta_RC, parameters.leak_RC, scale, rows, channels, words, len(parameters.theta_RC), positions,
+        gradient.width, _step(values), _step(out_KBSC), len(values), begin, train.piece, POOL=gradient.pool,
+        ALPHA=surrogate.alpha, BETA=surrogate.beta, TO_ZERO=parameters.to_zero, SCALED=scale is not None,
     )  # fmt: skip
 
 
@@ -359,16 +355,15 @@ def scan_back_slopes(
     grad_v_BSC: Tensor,
     words_KBSW: Tensor,
     slope_KBSC: Tensor,
-    theta_RC: Tensor,
-    leak_RC: Tensor,
-    to_zero: bool,
+    parameters: ScanParameters,
 ) -> None:
     """See ``packed_reference.scan_back_slopes``."""
     (batch, positions, channels), words = grad_v_BSC.shape, words_KBSW.shape[-1]
     rows = batch * positions
     _launch(
-        _scan_back_slopes, STREAM, rows, words, grad_KBSC, grad_v_BSC, words_KBSW, slope_KBSC.contiguous(), theta_RC, leak_RC,
-        rows, channels, words, len(theta_RC), _step(grad_KBSC), len(grad_KBSC), TO_ZERO=to_zero,
+        _scan_back_slopes, STREAM, rows, words, grad_KBSC, grad_v_BSC, words_KBSW, slope_KBSC.contiguous(),
+        parameters.theta_RC, parameters.leak_RC, rows, channels, words, len(parameters.theta_RC), _step(grad_KBSC),
+        len(grad_KBSC), TO_ZERO=parameters.to_zero,
     )  # fmt: skip
 
 

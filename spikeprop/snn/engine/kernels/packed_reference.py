@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS, channels_first, channels_last, pack, unpack
@@ -23,28 +24,24 @@ if TYPE_CHECKING:
 __all__ = ["any_of", "pooled", "scan", "scan_back", "scan_back_slopes", "since_at_end", "spread", "unpack"]
 
 
-def scan(
-    current_KBSC: Tensor, v_BSC: Tensor, theta_RC: Tensor, leak_RC: Tensor, to_zero: bool, words_KBSW: Tensor, potential: bool
-) -> int:
+def scan(current_KBSC: Tensor, v_BSC: Tensor, parameters: ScanParameters, words_KBSW: Tensor, *, potential: bool) -> int:
     """Integrate, fire, reset; writes the words and the potential after the last step, returns the number of spikes.
 
     Args:
         current_KBSC: one step less than K means that the one step is repeated. Overwritten by u/theta - 1 where ``potential``.
         v_BSC: potential before the first step, overwritten by that after the last.
-        theta_RC: threshold.
-        leak_RC: factor on the potential.
-        to_zero: reset to zero rather than by subtraction.
+        parameters: of the neurons.
         words_KBSW: where the spikes go.
         potential: keep the potentials that were compared with the threshold.
     """
-    count = 0
+    theta_RC, count = parameters.theta_RC, 0
     for k in range(len(words_KBSW)):
         current = current_KBSC[min(k, len(current_KBSC) - 1)]
-        u = v_BSC * leak_RC + current
+        u = v_BSC * parameters.leak_RC + current
         spikes = (u > theta_RC).to(u)
         if potential:
             current.copy_(u / theta_RC - 1)
-        v_BSC.copy_(u * (1 - spikes) if to_zero else u - spikes * theta_RC)
+        v_BSC.copy_(u * (1 - spikes) if parameters.to_zero else u - spikes * theta_RC)
         words_KBSW[k] = pack(spikes)
         count += int(spikes.sum())
     return count
@@ -57,7 +54,7 @@ def any_of(words_KBSW: Tensor, any_BSW: Tensor) -> None:
         any_BSW.bitwise_or_(words)
 
 
-def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, chunk: int) -> Tensor:
+def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, piece: int) -> Tensor:
     """Steps since the last spike, after the last step, int32 (B, S, 32 W): the state that ``scan_back`` takes back in time."""
     since = torch.full((*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS), int(NEVER), dtype=torch.int32)
     for fired in unpack(words_TBSW, since.shape[-1], torch.int32):
@@ -68,14 +65,9 @@ def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, chunk: int) -> Tensor:
 def scan_back(
     gradient: Gradient,
     grad_v_BSC: Tensor,
-    since_BSC: Tensor,
-    words_TBSW: Tensor,
-    any_MBSW: Tensor,
-    chunk: int,
+    train: SpikeTrain,
     begin: int,
-    theta_RC: Tensor,
-    leak_RC: Tensor,
-    to_zero: bool,
+    parameters: ScanParameters,
     surrogate: STDB,
     out_KBSC: Tensor,
 ) -> None:
@@ -84,16 +76,15 @@ def scan_back(
     Args:
         gradient: of the chunk's spikes; its memory may be written over.
         grad_v_BSC: gradient of the potential after the chunk, overwritten by that before it.
-        since_BSC: steps since the last spike, after the chunk; overwritten by those before it. What a faster search goes by.
-        words_TBSW: spikes of all steps.
-        any_MBSW: words of each chunk of ``chunk`` steps or-ed, which lets a faster search skip chunks.
+        train: spikes of all steps; its ``since_BSC``, after the chunk, is overwritten by that before it by a faster search.
         begin: first step of the chunk.
+        parameters, surrogate: of the neurons.
         out_KBSC: where the gradient goes; the memory of ``gradient`` itself, where that is not pooled.
     """
     grad_KBSC = gradient.dense().contiguous()
     end = begin + len(grad_KBSC)
-    slopes = stdb_slopes(words_TBSW[:end], grad_KBSC.shape[-1], grad_KBSC.dtype, surrogate)[begin:]
-    scan_back_slopes(grad_KBSC, grad_v_BSC, words_TBSW[begin:end], slopes, theta_RC, leak_RC, to_zero)
+    slopes = stdb_slopes(train.words_TBSW[:end], grad_KBSC.shape[-1], grad_KBSC.dtype, surrogate)[begin:]
+    scan_back_slopes(grad_KBSC, grad_v_BSC, train.words_TBSW[begin:end], slopes, parameters)
     out_KBSC.copy_(grad_KBSC)
 
 
@@ -113,16 +104,14 @@ def scan_back_slopes(
     grad_v_BSC: Tensor,
     words_KBSW: Tensor,
     slope_KBSC: Tensor,
-    theta_RC: Tensor,
-    leak_RC: Tensor,
-    to_zero: bool,
+    parameters: ScanParameters,
 ) -> None:
     """The same with the surrogate's values given."""
     spikes = unpack(words_KBSW, grad_KBSC.shape[-1], grad_KBSC.dtype)
     for k in range(len(grad_KBSC) - 1, -1, -1):
-        kept = grad_v_BSC * (1 - spikes[k]) if to_zero else grad_v_BSC
-        grad_KBSC[k].mul_(slope_KBSC[k] / theta_RC).add_(kept)
-        grad_v_BSC.copy_(grad_KBSC[k] * leak_RC)
+        kept = grad_v_BSC * (1 - spikes[k]) if parameters.to_zero else grad_v_BSC
+        grad_KBSC[k].mul_(slope_KBSC[k] / parameters.theta_RC).add_(kept)
+        grad_v_BSC.copy_(grad_KBSC[k] * parameters.leak_RC)
 
 
 def pooled(spikes: PackedSpikes, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,122 @@
+"""Tables of the site's pages, made of what the benchmarks wrote: so no figure is typed in."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def table(name: str) -> str:
+    """A table of what a benchmark wrote, or a note that it has not been run."""
+    base = name.partition("-")[0]
+    file = ROOT / "results" / "benchmarks" / f"{base}.json"
+    if not file.is_file():
+        return (
+            f"!!! note\n    `benchmarks/{base}.py` has not been run for this page: `results/benchmarks/{base}.json` is not there."
+        )
+    found = json.loads(file.read_text(encoding="utf-8"))
+    makers = {
+        "scaling": measured,
+        "scaling-model": modelled,
+        "scaling-bytes": volume,
+        "migration": migration,
+        "sharding": sharded,
+    }
+    return f"{makers.get(name, contenders)(found)}\n\n{about(found)}"
+
+
+def rows(head: Iterable[str], body: Iterable[Iterable[Any]]) -> str:
+    """A table in Markdown."""
+    titles = list(head)
+    lines = [titles, ["---"] * len(titles), *(list(map(str, line)) for line in body)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def about(found: dict[str, Any]) -> str:
+    """The provenance of the figures."""
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    listed = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in found["settings"].items()}
+    settings = ", ".join(f"{key} {value}" for key, value in listed.items() if value is not None)
+    return (
+        f"*`benchmarks/{found['benchmark']}.py` ({settings}); "
+        f"{machine['cores']} cores of {machine['cpu']}, threads: {machine['threads']}; "
+        f"Python {machine['python']}, {versions}; commit `{machine['commit']}`.*"
+    )
+
+
+def contenders(found: dict[str, Any]) -> str:
+    """Median seconds and peak memory of each, and how many times ours."""
+    results = found["results"]
+    if "spikeprop" not in results:  # one for each size
+        (results,) = results.values()
+    ours = results["spikeprop"]
+    body = []
+    for name, one in results.items():
+        if one is None:
+            body.append((name, "not installed", "", "", ""))
+            continue
+        time, memory = one["median"] / ours["median"], one["peak_mib"] / ours["peak_mib"]
+        body.append((name, f"{one['median']:.2f}", f"{time:.1f}", f"{one['peak_mib']:.0f}", f"{memory:.1f}"))
+    return rows(("", "seconds", "times ours", "MiB above idle", "times ours"), body)
+
+
+def migration(found: dict[str, Any]) -> str:
+    """Lines and accuracy of programs that do the same."""
+    body = []
+    for library, one in found["results"].items():
+        accuracy = one["accuracy"]
+        for i, name in enumerate(accuracy["ours"]):
+            first = [f"[{library}]({one['source']})", one["lines"]["theirs"], one["lines"]["ours"]] if i == 0 else [""] * 3
+            body.append([*first, name, spread(accuracy["theirs"][name]), spread(accuracy["ours"][name])])
+    return rows(("", "lines, theirs", "lines, ours", "", "accuracy, theirs", "accuracy, ours"), body)
+
+
+def spread(percents: list[float]) -> str:
+    """Mean, lowest and highest."""
+    return f"{statistics.mean(percents):.2f} ({min(percents):.2f} to {max(percents):.2f})"
+
+
+def measured(found: dict[str, Any]) -> str:
+    """Images a second of several processes: the batch split (strong), or one batch each (weak)."""
+    body = []
+    for name, one in found["measured"].items():
+        alone = next(iter(one["processes"].values()))
+        for count, row in one["processes"].items():
+            rates = [f"{row[kind]:.1f} ({row[kind] / alone[kind]:.2f} times one's)" for kind in ("strong", "weak")]
+            body.append((name, count, *rates, f"{1e3 * row['all_reduce_seconds']:.2f}", f"{one['gradient_bytes'] / 1e6:.2f}"))
+    return rows(("network", "processes", "strong, images/s", "weak, images/s", "all-reduce, ms", "gradient, MB"), body)
+
+
+def sharded(found: dict[str, Any]) -> str:
+    """Memory of the process that takes most, if each keeps all parameters or only its shard."""
+    body = []
+    for name, one in found["measured"].items():
+        alone = one["rows"][0]["peak_mib"]
+        for row in one["rows"]:
+            kept = "its shard" if row["sharded"] else "all"
+            peak = f"{row['peak_mib']:,.0f} ({row['peak_mib'] / alone:.2f} times one's)"
+            body.append((name, f"{one['parameters_mib']:,.0f}", row["processes"], kept, peak, f"{row['seconds']:.1f}"))
+    return rows(("network", "weights, MiB", "processes", "each keeps", "peak of one, MiB", "step, s"), body)
+
+
+def modelled(found: dict[str, Any]) -> str:
+    """Efficiency that the model gives, with overlap and without."""
+    body, counts = [], []
+    for name, one in found["modelled"].items():
+        for step, efficiency in one["efficiency"].items():
+            bare = one["efficiency_without_overlap"][step]
+            counts = list(efficiency)
+            body.append((name, step, *(f"{100 * efficiency[n]:.1f} ({100 * bare[n]:.1f})" for n in counts)))
+    return rows(("network", "step, s", *(f"{n} devices, %" for n in counts)), body)
+
+
+def volume(found: dict[str, Any]) -> str:
+    """Bytes that each of 1,000 devices sends for one step."""
+    body = [(name, f"{one['bytes_sent_by_each_of_1000'] / 1e6:,.2f}") for name, one in found["modelled"].items()]
+    return rows(("network", "MB that each of 1,000 devices sends a step"), body)

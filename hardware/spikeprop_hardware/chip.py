@@ -1,0 +1,231 @@
+"""What a network needs on Loihi 2: neurons, synapses, fan-in and fan-out, axons, cores, chips; SynOps and an energy estimate.
+
+Published, and where we read it. A chip has 128 neuron cores, up to 1 million neurons (so 8192 a core) and 120 million synapses
+(open-neuromorphic.org, "Loihi 2 - Intel"), and 192 KB of memory a core, 25 MB in all (matzavreview.com, 4 October 2021, on
+Intel's slides). The largest system, Hala Point, has 1152 chips (eenewseurope.com, "Intel breaks a billion neurons ...", April
+2024; its 140,544 cores are 122 a chip, which this does not reckon with). Delays reach 62 steps: Intel's lava-dl clamps those
+of synapses there (``lava/lib/dl/netx/hdf5.py``). Intel's own brief on the chip ("Taking Neuromorphic Computing to the Next
+Level with Loihi 2", 2021) could not be read for this, so numbers of the chip are at second hand.
+
+Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a
+connection is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron
+that reads. A window of max pooling is a neuron with a 16-bit count more for each of its places, and can tell 15 of them apart
+(8 of signed neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a convolution's
+weights, which is not counted on here, so convolutional layers may need fewer cores than this says. How many axons a core of
+Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, and limit nothing.
+
+Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi, 23.6 pJ
+a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, IEEE Micro 38(1), from simulation before the
+silicon; the paper was not at hand, and ``keras_spiking/model_energy.py``, which cites it, has these numbers, the former with 3.5
+pJ more that it does not explain), every neuron active at every step; traffic between cores, input, host and idle power are
+left out.
+
+    energy = 23.6 pJ * (sum over spikes of their fan-out) + 81 pJ * neurons * steps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
+from spikeprop_hardware.network import ChipNetwork, Connection, Population
+from spikeprop_hardware.reference import Simulator
+
+SYNOP_JOULES = 23.6e-12
+UPDATE_JOULES = 81e-12
+BATCH = 50  # samples whose spikes are held at once
+AnyPopulation = Population | IntegerPopulation
+AnyConnection = Connection | IntegerConnection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """Limits of a chip and of the largest system of them; see the module for what is published and what is assumed."""
+
+    cores: int = 128
+    neurons_per_core: int = 8192
+    bytes_per_core: int = 192 * 1024
+    synapses: int = 120_000_000
+    delay: int = 62
+    chips: int = 1152
+    bytes_per_weight: int = 1
+    bytes_per_target: int = 1
+    bytes_per_neuron: int = 12
+    bytes_per_count: int = 2
+    places: int = 15
+    signed_places: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBudget:
+    """What one layer takes.
+
+    Attributes:
+        neurons, synapses: numbers of them; a synapse of folded pooling counts as part of the one that it feeds.
+        fan_in, fan_out: the most that one neuron has.
+        axons: pairs of (a neuron that sends to this layer, a core of this layer that it reaches).
+        axons_per_core: the most that end in one core.
+        bytes: memory, as assumed.
+        cores: that hold the layer, which shares them with no other.
+        bound: what fills the cores: "memory", "neurons", or "" where one core is enough.
+    """
+
+    name: str
+    neurons: int
+    synapses: int
+    fan_in: int
+    fan_out: int
+    axons: int
+    axons_per_core: int
+    bytes: int
+    cores: int
+    bound: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a network takes; ``problems`` says why it cannot be placed, and what to do, and is empty where it can."""
+
+    layers: list[LayerBudget]
+    cores: int
+    chips: int
+    problems: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """Spikes and synaptic operations of one layer's neurons (or of the input), a sample; operations on graded input count too."""
+
+    name: str
+    spikes: float
+    synops: float
+
+
+def budget(network: ChipNetwork | IntegerNetwork, chip: Chip = Chip()) -> Budget:
+    """Lay a network out on the cores of Loihi 2."""
+    reached = _fan_out(network)
+    layers, problems = [], []
+    for population in network.populations:
+        layer, wrong = _layer(population, int(reached[population.name].max(initial=0)), chip)
+        layers.append(layer)
+        problems += wrong
+    cores = sum(layer.cores for layer in layers)
+    chips = max(-(-cores // chip.cores), -(-sum(layer.synapses for layer in layers) // chip.synapses))
+    if chips > chip.chips:
+        largest = max(layers, key=lambda layer: layer.cores)
+        problems.append(
+            f"the network needs {chips:,} chips, and the largest system has {chip.chips:,}; layer {largest.name!r} alone takes "
+            f"{largest.cores:,} cores: give it fewer channels, or pool before it"
+        )
+    return Budget(layers=layers, cores=cores, chips=chips, problems=problems)
+
+
+def activity(network: ChipNetwork | IntegerNetwork, inputs: np.ndarray) -> list[Activity]:
+    """Spikes and SynOps a sample, by running the reference simulator.
+
+    Args:
+        network: as ``Simulator`` takes it.
+        inputs: (samples, steps, *shape), what the network reads at each step.
+
+    Raises:
+        HardwareError: inputs of another shape.
+    """
+    if inputs.shape[2:] != network.input_shape or 0 in inputs.shape:
+        raise HardwareError(f"inputs have shape {inputs.shape}; the network reads (samples, steps, {network.input_shape})")
+    simulator, reached = Simulator(network), _fan_out(network)
+    spikes = {name: np.zeros(len(fan_out)) for name, fan_out in reached.items()}
+    for start in range(0, len(inputs), BATCH):
+        part = inputs[start : start + BATCH]
+        for name, train in simulator.run(part).spikes.items():
+            spikes[name] += np.count_nonzero(train, axis=(0, 1))
+        spikes[network.input] += np.count_nonzero(part, axis=(0, 1)).ravel()
+    samples = len(inputs)
+    return [
+        Activity(name=name, spikes=float(n.sum()) / samples, synops=float(n @ reached[name]) / samples)
+        for name, n in spikes.items()
+        if name != network.populations[-1].name
+    ]
+
+
+def energy_joules(network: ChipNetwork | IntegerNetwork, active: list[Activity], steps: int) -> float:
+    """The estimate of this module, a sample of so many steps."""
+    neurons = sum(len(p.bias) for p in network.populations)
+    return SYNOP_JOULES * sum(layer.synops for layer in active) + UPDATE_JOULES * neurons * steps
+
+
+def _fan_out(network: ChipNetwork | IntegerNetwork) -> dict[str, np.ndarray]:
+    """Synapses that a spike of each neuron reaches, by layer, the input included."""
+    sizes = {network.input: int(np.prod(network.input_shape)), **{p.name: len(p.bias) for p in network.populations}}
+    reached = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
+    for population in network.populations:
+        for c in population.connections:
+            reached[c.source] += np.bincount(c.matrix.indices, minlength=sizes[c.source])
+    return reached
+
+
+def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBudget, list[str]]:
+    fan_in = np.sum([np.diff(c.matrix.indptr) for c in population.connections], axis=0)
+    memory = chip.bytes_per_neuron + np.sum([_synapse_bytes(c, chip) for c in population.connections], axis=0)
+    if population.pools:
+        memory = memory + chip.bytes_per_count * fan_in
+    problems = [
+        f"layer {population.name!r} hands spikes of {c.source!r} on {c.delay} steps later, and a synapse delays them by at most "
+        f"{chip.delay}; shorten the path that the skip connection goes around"
+        for c in population.connections
+        if c.delay > chip.delay
+    ]
+    places = chip.signed_places if population.signed else chip.places
+    if population.pools and fan_in.max(initial=0) > places:
+        problems.append(
+            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can tell {places} apart"
+            f"{' where spikes have signs' if population.signed else ''}; pool twice with smaller windows, or average"
+        )
+    if memory.max() > chip.bytes_per_core:
+        problems.append(
+            f"layer {population.name!r} has neurons with {fan_in.max():,} synapses, {memory.max():,} bytes, and a core holds "
+            f"{chip.bytes_per_core:,}; reduce what it reads: pool before it, or split it in two layers"
+        )
+    edges = list(_cores(memory, chip))
+    ends = [sum(_sources(c, *edge) for c in population.connections) for edge in edges]
+    size, full = len(memory), len(edges) > 1
+    layer = LayerBudget(
+        name=population.name,
+        neurons=size,
+        synapses=int(fan_in.sum()),
+        fan_in=int(fan_in.max(initial=0)),
+        fan_out=fan_out,
+        axons=sum(ends),
+        axons_per_core=max(ends),
+        bytes=int(memory.sum()),
+        cores=len(edges),
+        bound=("neurons" if max(b - a for a, b in edges) == chip.neurons_per_core else "memory") if full else "",
+    )
+    return layer, problems
+
+
+def _synapse_bytes(connection: AnyConnection, chip: Chip) -> np.ndarray:
+    """By target neuron."""
+    rows, columns = connection.matrix.shape
+    dense = connection.matrix.nnz == rows * columns
+    return np.diff(connection.matrix.indptr) * (chip.bytes_per_weight + (0 if dense else chip.bytes_per_target))
+
+
+def _cores(memory: np.ndarray, chip: Chip) -> Iterator[tuple[int, int]]:
+    """First and last + 1 neuron of each core, filled one after another; one that no core can hold gets a core of its own."""
+    filled, start = np.cumsum(memory), 0
+    while start < len(memory):
+        before = filled[start - 1] if start else 0
+        end = int(np.searchsorted(filled, before + chip.bytes_per_core, side="right"))
+        end = min(max(end, start + 1), start + chip.neurons_per_core)
+        yield start, end
+        start = end
+
+
+def _sources(connection: AnyConnection, start: int, end: int) -> int:
+    """How many neurons send to the targets from ``start`` to ``end``."""
+    first, last = connection.matrix.indptr[[start, end]]
+    return len(np.unique(connection.matrix.indices[first:last]))

@@ -1,0 +1,283 @@
+"""``quantize``: a NIR graph in float -> an integer network for Loihi 2, one scale a layer, with a report of what it costs.
+
+A layer's weights, bias, threshold and start potential share one real scale S (only their ratios matter to a spike):
+
+    m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
+
+with X = 1 for spikes and the input's scale for the network's input. The search goes over S, 32 values an octave, and over
+an exponent e for each connection, and takes the least sum of the relative errors of weights (root mean square, each weight
+as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
+which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
+largest one. Average pooling is in the matrix already: where windows do not overlap, its entries are the next weights over
+k^2, and that factor goes into S without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import nir
+import numpy as np
+from scipy import sparse
+
+from spikeprop_hardware.integer import (
+    ALIGN,
+    BIAS,
+    BIAS_EXPONENTS,
+    DECAY_UNITY,
+    EXPONENTS,
+    MANTISSA,
+    STATE_LIMIT,
+    THETA_LIMIT,
+    IntegerConnection,
+    IntegerNetwork,
+    IntegerPopulation,
+)
+from spikeprop_hardware.network import ChipNetwork, Connection, Population, lay_out
+
+OCTAVE = 32  # scales tried per factor of two
+CURRENT_LIMIT = STATE_LIMIT >> ALIGN
+ROOM = 4  # the potential holds so many of the largest current and threshold
+ROOM_READOUT = 16  # the readout never fires, so it must hold more
+SAMPLE = 50_000  # different weights of a layer that the search looks at; all of them are counted in the report
+GRADED = 256.0  # scale of real-valued inputs: 8 bits behind the point
+LIMIT = 4.0  # what real-valued inputs are taken to stay within: standardised images do
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What quantisation did to one layer; errors are relative, weights are entries of the connection matrices.
+
+    Attributes:
+        exponents: one for each connection.
+        weight_error: root mean square of (quantised - weight) over that of the weights.
+        threshold_error, bias_error: largest, relative to the threshold (readout: to the largest current).
+        leak_error: largest difference of the factor.
+        saturated: weights clipped at the ends of the 8 bits; bias and threshold clipped count too.
+        bits: bits that the mantissas take.
+        load: the largest current that any spikes can cause over what 24 bits hold; above 1 it could wrap.
+    """
+
+    name: str
+    scale: float
+    exponents: tuple[int, ...]
+    weight_error: float
+    threshold_error: float
+    bias_error: float
+    leak_error: float
+    weights: int
+    saturated: int
+    bits: int
+    load: float
+
+
+class Quantized(NamedTuple):
+    """An integer network and the report of each of its layers."""
+
+    network: IntegerNetwork
+    report: list[LayerReport]
+
+
+def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None) -> Quantized:
+    """Quantise a network.
+
+    Args:
+        graph: any graph that ``lay_out`` lays out.
+        input_limit: largest absolute input; default 1 where the graph's metadata names the Poisson encoder, whose inputs are
+            -1, 0 and 1, else 4. Inputs other than Poisson's are rounded to 1/256.
+
+    Raises:
+        HardwareError: what ``lay_out`` refuses.
+    """
+    return quantize_network(lay_out(graph), input_limit)
+
+
+def quantize_network(network: ChipNetwork, input_limit: float | None = None, exponents: Sequence[int] = EXPONENTS) -> Quantized:
+    """``quantize`` for a network that is laid out already, with the exponents that connections may have."""
+    spiking = network.encoder == "Poisson"
+    limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
+    made = IntegerNetwork(network.input_shape, network.input, 1.0 if spiking else GRADED, limit, network.readout_from)
+    report = []
+    for population in network.populations:
+        quantized, layer = _counting(population) if population.pools else _Quantizer(population, made, exponents).quantize()
+        made.populations.append(quantized)
+        report.append(layer)
+    return Quantized(made, report)
+
+
+def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
+    """Max pooling: weights of 1 that arrive as 1, potentials that are counts."""
+    connections = [IntegerConnection(c.source, c.matrix.astype(np.int32), -1, c.delay) for c in p.connections]
+    zeros = np.zeros(len(p.bias), np.int32)
+    layer = IntegerPopulation(
+        name=p.name, shape=p.shape, connections=connections, depth=p.depth, scale=2.0**-ALIGN, bias=zeros, bias_exponent=0,
+        decay=zeros, v_init=zeros, theta=zeros + 1, signed=p.signed, pools=True,
+    )  # fmt: skip
+    report = LayerReport(
+        name=p.name, scale=layer.scale, exponents=(-1,) * len(connections), weight_error=0.0, threshold_error=0.0, bias_error=0.0,
+        leak_error=0.0, weights=sum(c.matrix.nnz for c in connections), saturated=0, bits=2, load=0.0,
+    )  # fmt: skip
+    return layer, report
+
+
+class _Quantizer:
+    """One population on its way to integers."""
+
+    def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
+        self.population, self.exponents = population, exponents
+        at_input = [c.source == network.input for c in population.connections]
+        self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
+        self.source_limits = [network.input_limit if own else 1.0 for own in at_input]
+        reaches = [
+            abs(c.matrix).sum(axis=1).A1 * limit if c.matrix.nnz else np.zeros(c.matrix.shape[0])
+            for c, limit in zip(population.connections, self.source_limits)
+        ]
+        self.reach = float((np.sum(reaches, axis=0) + np.abs(population.bias)).max()) or 1.0  # largest current, in real units
+
+    def quantize(self) -> tuple[IntegerPopulation, LayerReport]:
+        scale, exponents = self._search()
+        p = self.population
+        connections = [
+            IntegerConnection(c.source, _mantissas(c.matrix, scale / x / 2.0 ** (e + 1)), e, c.delay)
+            for c, x, e in zip(p.connections, self.source_scales, exponents)
+        ]
+        bias, bias_exponent = _bias(p.bias * scale)
+        theta = None if p.theta is None else _theta(p.theta * scale)
+        size = len(p.bias)
+        quantized = IntegerPopulation(
+            name=p.name,
+            shape=p.shape,
+            connections=connections,
+            depth=p.depth,
+            scale=scale,
+            bias=bias,
+            bias_exponent=bias_exponent,
+            decay=np.zeros(size, np.int32) if p.leak is None else _decay(p.leak),
+            v_init=np.zeros(size, np.int32) if p.theta is None else _potential(p.v_init * p.theta * scale),
+            theta=theta,
+            to_zero=p.to_zero,
+            signed=p.signed,
+        )
+        return quantized, self._report(quantized)
+
+    def _search(self) -> tuple[float, tuple[int, ...]]:
+        """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
+        tables = [_weight_errors(c) for c in self.population.connections]
+        energies = [float((c.matrix.data**2).sum()) for c in self.population.connections]
+        best: tuple[float, int, tuple[int, ...]] | None = None
+        for n in range(self._highest(), self._highest() - 20 * OCTAVE, -1):
+            scale, chosen, error = 2.0 ** (n / OCTAVE), [], 0.0
+            for table, energy, x in zip(tables, energies, self.source_scales):
+                steps = {e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in self.exponents}
+                e = min(self.exponents, key=lambda e: (table.get(steps[e], 1.0), abs(e)))
+                chosen.append(e)
+                error += table.get(steps[e], 1.0) ** 2 * energy
+            total = (error / (sum(energies) or 1.0)) ** 0.5 + self._rest_error(scale, chosen)
+            if best is None or total < best[0] * (1 - 1e-9):
+                best = total, n, tuple(chosen)
+        assert best is not None
+        return 2.0 ** (best[1] / OCTAVE), best[2]
+
+    def _highest(self) -> int:
+        """The largest n at which currents and thresholds have their room."""
+        room = ROOM if self.population.theta is not None else ROOM_READOUT
+        most = room * max(self.reach, 0.0 if self.population.theta is None else float(self.population.theta.max()))
+        return int(np.floor(OCTAVE * np.log2(CURRENT_LIMIT / most)))
+
+    def _rest_error(self, scale: float, exponents: list[int]) -> float:
+        threshold, bias = self._threshold_error(scale), self._bias_error(scale)
+        dropped = 0.5 * sum(e < 0 for e in exponents) / (scale * self._norm())  # a shift down rounds to the floor
+        return threshold + bias + dropped
+
+    def _norm(self) -> float:
+        theta = self.population.theta
+        return self.reach if theta is None else float(theta.min())
+
+    def _threshold_error(self, scale: float) -> float:
+        theta = self.population.theta
+        return 0.0 if theta is None else float(np.abs(_theta(theta * scale) / (theta * scale) - 1).max())
+
+    def _bias_error(self, scale: float) -> float:
+        mantissa, exponent = _bias(self.population.bias * scale)
+        real = (mantissa.astype(np.float64) * 2**exponent) / 2**ALIGN / scale
+        return float(np.abs(real - self.population.bias).max()) / self._norm()
+
+    def _report(self, q: IntegerPopulation) -> LayerReport:
+        p = self.population
+        squares = energy = 0.0
+        weights = saturated = most = 0
+        reach = np.zeros(len(p.bias))
+        for c, i, x, limit in zip(p.connections, q.connections, self.source_scales, self.source_limits):
+            factor = q.scale / x / 2.0 ** (i.exponent + 1)
+            wanted = c.matrix.data * factor
+            held = _clip(wanted)
+            squares += float(((held / factor - c.matrix.data) ** 2).sum())
+            energy += float((c.matrix.data**2).sum())
+            weights += c.matrix.nnz
+            saturated += int((np.rint(wanted) != held).sum())
+            most = max(most, int(np.abs(held + (held < 0)).max(initial=0)))
+            reach += abs(i.matrix).sum(axis=1).A1 * 2.0 ** (i.exponent + 1) * limit * x
+        if q.theta is not None and p.theta is not None:
+            saturated += int((np.rint(p.theta * q.scale) > THETA_LIMIT).sum())
+        return LayerReport(
+            name=p.name,
+            scale=q.scale,
+            exponents=tuple(c.exponent for c in q.connections),
+            weight_error=(squares / energy) ** 0.5 if energy else 0.0,
+            threshold_error=self._threshold_error(q.scale),
+            bias_error=self._bias_error(q.scale),
+            leak_error=0.0 if p.leak is None else float(np.abs(1 - q.decay / DECAY_UNITY - p.leak).max()),
+            weights=weights,
+            saturated=saturated,
+            bits=most.bit_length() + 1,
+            load=float(reach.max(initial=0.0)) / CURRENT_LIMIT,
+        )
+
+
+def _weight_errors(connection: Connection) -> dict[int, float]:
+    """Relative error of the weights by n, for the grid 2^(n / OCTAVE); from half the range to one clipped at a quarter."""
+    values, counts = np.unique(np.abs(connection.matrix.data), return_counts=True)
+    if not len(values) or values[-1] == 0:
+        return {}
+    thinned = slice(None, None, -(-len(values) // SAMPLE))
+    top = float(values[-1])
+    values, counts = values[::-1][thinned], counts[::-1][thinned]
+    energy = float((counts * values**2).sum())
+    first = int(np.floor(OCTAVE * np.log2(MANTISSA[1] / top)))
+    errors = {}
+    for n in range(first - OCTAVE + 1, first + 2 * OCTAVE):
+        grid = 2.0 ** (n / OCTAVE)
+        errors[n] = (float((counts * (_clip(values * grid) / grid - values) ** 2).sum()) / energy) ** 0.5
+    return errors
+
+
+def _clip(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), *MANTISSA)
+
+
+def _mantissas(matrix: sparse.csr_matrix, factor: float) -> sparse.csr_matrix:
+    data = _clip(matrix.data * factor).astype(np.int32)  # those that become zero stay: a kernel's places remain in one piece
+    return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _theta(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 1, THETA_LIMIT).astype(np.int32)
+
+
+def _bias(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Mantissas and the least exponent that holds them; values in units of the scale."""
+    wanted = values * 2**ALIGN
+    low, high = np.rint(wanted.min() / 2.0 ** np.array(BIAS_EXPONENTS)), np.rint(wanted.max() / 2.0 ** np.array(BIAS_EXPONENTS))
+    holding = np.flatnonzero((low >= BIAS[0]) & (high <= BIAS[1]))
+    exponent = int(holding[0]) if len(holding) else BIAS_EXPONENTS[-1]
+    return np.clip(np.rint(wanted / 2**exponent), *BIAS).astype(np.int32), exponent
+
+
+def _decay(leak: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint((1 - leak) * DECAY_UNITY), 0, DECAY_UNITY - 1).astype(np.int32)
+
+
+def _potential(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values * 2**ALIGN), 1 - STATE_LIMIT, STATE_LIMIT - 1).astype(np.int32)

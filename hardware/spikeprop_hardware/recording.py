@@ -1,0 +1,59 @@
+"""What a simulation keeps, and what it returns; the same of Lava and of the reference simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from spikeprop_hardware.integer import IntegerNetwork, IntegerPopulation
+from spikeprop_hardware.network import ChipNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What a simulation keeps: every spike (bytes: samples * steps * neurons), every potential (slow on Lava)."""
+
+    spikes: bool = True
+    membranes: bool = False
+
+
+SPIKES = Recording()
+
+
+@dataclass
+class SimulationResult:
+    """What a simulation returns, by population.
+
+    Attributes:
+        spikes: (samples, steps, *shape) bool, of signed neurons int8; empty where they were not to be recorded.
+        output: (samples, steps, classes), accumulated.
+        membranes: (samples, steps, *shape): potentials after each step's reset, of an integer network in the chip's integers; of
+            max pooling, a window's largest count; empty unless asked for.
+        counts: spikes over all samples and steps.
+    """
+
+    spikes: dict[str, np.ndarray]
+    output: np.ndarray
+    membranes: dict[str, np.ndarray] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def shaped(result: SimulationResult, network: ChipNetwork | IntegerNetwork) -> SimulationResult:
+    """Flat arrays (samples, steps, neurons) in the populations' shapes, the output in real units and from ``readout_from`` on."""
+    shapes = {p.name: (*result.output.shape[:2], *p.shape) for p in network.populations}
+    last = network.populations[-1]
+    output = counted_from(result.output, network.readout_from)
+    return SimulationResult(
+        {name: train.reshape(shapes[name]) for name, train in result.spikes.items()},
+        output * last.unit if isinstance(last, IntegerPopulation) else output,
+        {name: trace.reshape(shapes[name]) for name, trace in result.membranes.items()},
+        result.counts,
+    )
+
+
+def counted_from(output: np.ndarray, delay: int) -> np.ndarray:
+    """Accumulated outputs (samples, steps, classes) without the first ``delay`` steps, once more steps have passed; in place."""
+    if 0 < delay < output.shape[1]:
+        output[:, delay:] -= output[:, delay - 1 : delay].copy()
+    return output

@@ -1,0 +1,179 @@
+"""A NIR file run on Lava or in the reference simulator, and every spike compared with PyTorch's.
+
+PyTorch runs in float64 on the same encoded inputs as the other: the encoder draws once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nir
+import numpy as np
+import torch
+from spikeprop_hardware import IntegerNetwork, Simulator, lay_out, quantize, read_nir, simulate
+from torch import Tensor
+
+from spikeprop.deploy.reading import layer_names
+from spikeprop.runtime.progress import bar
+from spikeprop.snn import INPUT, SpikingNetwork
+
+REFERENCE_BATCH = 100  # samples whose spikes are compared at once
+
+
+@torch.no_grad()
+def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every spike of a simulation in float64.
+
+    Args:
+        network: left as it is; a float64 copy runs.
+        images: (B, ...).
+        timesteps: steps.
+
+    Returns:
+        by layer, and "input" for what the encoder made: (B, T, ...) float64; and the accumulated output (B, T, K).
+    """
+    trains: dict[str, list[Tensor]] = {}
+
+    def observe(name: str, spikes_TB: Tensor) -> None:
+        trains.setdefault(name, []).append(spikes_TB.clone())
+
+    exact = copy.deepcopy(network).cpu().double().eval()
+    outputs = list(exact.unroll(images.cpu().double(), timesteps, chunk=1, observe=observe))
+    spikes = {name: torch.cat(steps).transpose(0, 1).numpy() for name, steps in trains.items()}
+    return spikes, torch.cat(outputs).transpose(0, 1).numpy()
+
+
+@torch.no_grad()
+def encoded(network: SpikingNetwork, images: Tensor, timesteps: int) -> np.ndarray:
+    """What the encoder makes of images (B, ...): (B, T, ...) float64, a constant input without taking memory for its steps."""
+    inputs_TB = network.encoder(images.cpu().double(), timesteps).numpy()
+    return np.broadcast_to(inputs_TB, (timesteps, *inputs_TB.shape[1:])).swapaxes(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where and how a NIR file runs: on Lava or in spikeprop-hardware's batched reference simulator, in float64 or in the
+    chip's integers."""
+
+    backend: Literal["lava", "reference"] = "lava"
+    precision: Literal["float", "fixed"] = "float"
+
+
+def compare(
+    network: SpikingNetwork,
+    file: Path,
+    images: Tensor,
+    labels: Tensor,
+    timesteps: int,
+    notify: Callable[[str], None],
+    target: Target = Target(),
+) -> dict[str, Any]:
+    """Run a NIR file and compare with the network that it holds, as it was written or read.
+
+    Returns:
+        samples, agreement (percent of equal predictions), spikes_equal (every train of every layer), spikes (how many were
+        compared), mismatches by layer, first_difference (sample, layer, neuron, step) or None, layers (spikes of both),
+        output_error (largest absolute difference), accuracy of both on these images, and with fixed precision the
+        quantisation's report by layer.
+
+    Raises:
+        NirError: a file that is damaged.
+        HardwareError: Python 3.10 is missing, or the simulation failed.
+    """
+    size = len(images) if target.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
+    graph = read_nir(file)
+    names = layer_names(graph)
+    source, report = _source(graph, network, file, images, target)
+    parts = []
+    with bar(f"simulate on {target.backend}", unit="step") as shown:
+        shown.total = len(images) * timesteps
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            ours, output = record(network, images[rows], timesteps)
+            inputs = ours.pop(INPUT)
+            progress = _progress(shown, start * timesteps)
+            theirs = simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
+            spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
+            parts.append(_compare(ours, output, spikes, theirs.output, labels[rows].numpy(), start))
+    return _merged(parts, target.backend) | report
+
+
+def input_limit_of(network: SpikingNetwork, images: Tensor) -> float:
+    """The largest absolute input that an integer network is made for: what the encoder can represent, or the images' largest."""
+    return network.encoder.limit if network.encoder.limit is not None else float(images.abs().max())
+
+
+def _source(
+    graph: nir.NIRGraph, network: SpikingNetwork, file: Path, images: Tensor, target: Target
+) -> tuple[Path | IntegerNetwork | Simulator, dict[str, list[dict[str, Any]]]]:
+    """What is to be simulated, prepared once for all batches, and the report of its quantisation."""
+    on_lava = target.backend == "lava"
+    if target.precision == "float":
+        return file if on_lava else Simulator(lay_out(graph)), {}
+    made, report = quantize(graph, input_limit=input_limit_of(network, images))
+    return made if on_lava else Simulator(made), {"quantization": [asdict(layer) for layer in report]}
+
+
+def _progress(shown: Any, before: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        shown.total = max(shown.total, before + total)  # Lava runs a few steps more, until the last spike has passed
+        shown.update(before + done - shown.n)
+
+    return progress
+
+
+def _compare(
+    ours: dict[str, np.ndarray],
+    our_output: np.ndarray,
+    theirs: dict[str, np.ndarray],
+    their_output: np.ndarray,
+    labels: np.ndarray,
+    start: int,
+) -> dict[str, Any]:
+    """One batch, whose first sample is number ``start``; "ours" is PyTorch's."""
+    our_predictions, their_predictions = our_output[:, -1].argmax(1), their_output[:, -1].argmax(1)
+    differing = {name: train != theirs[name] for name, train in ours.items()}
+    return {
+        "samples": len(labels),
+        "timesteps": our_output.shape[1],
+        "agree": int((our_predictions == their_predictions).sum()),
+        "layers": {name: np.array([np.count_nonzero(train), np.count_nonzero(theirs[name])]) for name, train in ours.items()},
+        "mismatches": {name: int(wrong.sum()) for name, wrong in differing.items()},
+        "first_difference": _first(differing, start),
+        "output_error": float(np.abs(our_output - their_output).max()),
+        "correct": np.array([(our_predictions == labels).sum(), (their_predictions == labels).sum()]),
+    }
+
+
+def _first(differing: dict[str, np.ndarray], start: int) -> dict[str, Any] | None:
+    """The first spike that differs, by sample, then step, then layer."""
+    found = []
+    for order, (name, wrong) in enumerate(differing.items()):
+        if wrong.any():
+            sample, step, *neuron = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+            where = {"sample": start + sample, "layer": name, "neuron": neuron, "step": step}
+            found.append((sample, step, order, where))
+    return min(found, key=lambda f: f[:3])[3] if found else None
+
+
+def _merged(parts: list[dict[str, Any]], backend: str) -> dict[str, Any]:
+    samples = sum(part["samples"] for part in parts)
+    layers = {name: np.sum([part["layers"][name] for part in parts], axis=0) for name in parts[0]["layers"]}
+    mismatches = {name: sum(part["mismatches"][name] for part in parts) for name in layers}
+    correct = np.sum([part["correct"] for part in parts], axis=0)
+    return {
+        "samples": samples,
+        "timesteps": parts[0]["timesteps"],
+        "agreement": 100 * sum(part["agree"] for part in parts) / samples,
+        "spikes_equal": not any(mismatches.values()),
+        "spikes": int(sum(counts[0] for counts in layers.values())),
+        "mismatches": mismatches,
+        "first_difference": next((p["first_difference"] for p in parts if p["first_difference"]), None),
+        "layers": {name: counts.tolist() for name, counts in layers.items()},
+        "output_error": max(part["output_error"] for part in parts),
+        "accuracy": {"pytorch": 100 * float(correct[0]) / samples, backend: 100 * float(correct[1]) / samples},
+    }

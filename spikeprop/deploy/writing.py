@@ -1,0 +1,176 @@
+"""SpikingNetwork -> NIR graph: the contract with hardware and with other libraries (Pedersen et al. 2024).
+
+A layer's synapses become one node an operation, its neurons one IF or LIF node, whose metadata holds what NIR has no field for;
+``spikeprop_hardware.graph`` says what nodes and metadata mean. What cannot be expressed exactly is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from spikeprop_hardware.graph import SpikingMaxPool2d, pair
+from torch import Tensor, nn
+
+from spikeprop.errors import NirError
+from spikeprop.snn import IF, INPUT, LIF, ChannelPad, Gain, Neuron, SampleDropout, SignedIF, SpikingNetwork
+from spikeprop.snn.neuron import SpikingMaxPool
+
+OUTPUT = "output"
+DT_MS = 1.0
+
+
+def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None) -> nir.NIRGraph:
+    """The network as a NIR graph; dropout is left out, the output node receives the current that is to be accumulated.
+
+    Args:
+        network: left as it is.
+        about: more entries for the graph's metadata, beside encoder, readout_from and writer.
+
+    Raises:
+        NirError: an operation that NIR cannot express exactly, or two nodes of one name.
+    """
+    if int(network.pre_run):
+        raise NirError(
+            f"a run beforehand of {int(network.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
+        )
+    shapes = network.shapes()
+    nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
+    edges: list[tuple[str, str]] = []
+    for name, layer in network.named_layers():
+        end = name if layer.neuron is not None else OUTPUT
+        for i, source, synapse in layer.branches():
+            at, shape = source, shapes[source]
+            for j, op in enumerate(synapse):
+                if isinstance(op, SampleDropout):
+                    continue
+                node, after = _op_to_node(op, shape, name)
+                label = f"{name}_synapse{i}_{j}"
+                _put(nodes, label, node)
+                edges.append((at, label))
+                at, shape = label, after
+            edges.append((at, end))
+        if layer.neuron is not None:
+            _put(nodes, name, _neuron_to_node(layer.neuron, shapes[name], name))
+        else:
+            _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
+    own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout_from)}
+    metadata = {**(about or {}), **own}
+    # shapes are torch's own; nir 1.0.8 would take every kernel as square, and forget the groups in the channels
+    return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, type_check=False)
+
+
+def _put(nodes: dict[str, Any], name: str, node: Any) -> None:
+    if name in nodes:
+        raise NirError(f"two nodes of the graph would be called {name!r}; rename that layer of the network")
+    nodes[name] = node
+
+
+@torch.no_grad()
+def _op_to_node(op: nn.Module, shape: tuple[int, ...], layer: str) -> tuple[Any, tuple[int, ...]]:
+    writer = _WRITERS.get(type(op))
+    if writer is None:
+        raise NirError(f"layer {layer!r}: NIR has no node for {type(op).__name__}")
+    like = next(chain(op.parameters(), op.buffers()), torch.zeros(()))
+    after = tuple(op(torch.zeros(1, *shape).to(like)).shape[1:])
+    return writer(op, shape, after, layer), after
+
+
+def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Conv2d:
+    if isinstance(op.padding, str):
+        raise NirError(f"layer {layer!r}: give the convolution's padding as numbers, not {op.padding!r}")
+    return nir.Conv2d(
+        input_shape=(shape[1], shape[2]),
+        weight=_array(op.weight),
+        stride=pair(op.stride),
+        padding=pair(op.padding),
+        dilation=pair(op.dilation),
+        groups=op.groups,
+        bias=_array(op.bias) if op.bias is not None else np.zeros_like(_array(op.weight), shape=op.out_channels),
+    )
+
+
+def _write_linear(op: nn.Linear, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> Any:
+    if op.bias is None:
+        return nir.Linear(weight=_array(op.weight))
+    return nir.Affine(weight=_array(op.weight), bias=_array(op.bias))
+
+
+def _write_pool(op: nn.AvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.AvgPool2d:
+    if op.ceil_mode or op.divisor_override or not (op.count_include_pad or op.padding in (0, (0, 0))):
+        raise NirError(f"layer {layer!r}: NIR's AvgPool2d has no ceil_mode, divisor_override or count_include_pad=False")
+    return nir.AvgPool2d(*_sizes(op))
+
+
+def _write_adaptive(op: nn.AdaptiveAvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.AvgPool2d:
+    if shape[1] % after[1] or shape[2] % after[2]:
+        raise NirError(f"layer {layer!r}: adaptive pooling from {shape[1:]} to {after[1:]} has windows of unequal size")
+    kernel = np.array([shape[1] // after[1], shape[2] // after[2]])
+    return nir.AvgPool2d(kernel_size=kernel, stride=kernel, padding=np.zeros(2, dtype=int))
+
+
+def _write_flatten(op: nn.Flatten, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Flatten:
+    return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
+
+
+def _write_gain(op: Gain, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Scale:
+    return nir.Scale(scale=np.broadcast_to(_array(op.gain), shape).copy())
+
+
+def _write_place(op: ChannelPad, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Conv2d:
+    """A place among concatenated channels is a convolution 1x1 that copies."""
+    if len(shape) != 3:
+        raise NirError(f"layer {layer!r}: a concatenation of vectors has no NIR node; concatenate before flattening")
+    weight = np.zeros((after[0], shape[0], 1, 1), dtype=np.float32)
+    weight[np.arange(shape[0]) + op.before, np.arange(shape[0])] = 1
+    return nir.Conv2d(
+        input_shape=(shape[1], shape[2]), weight=weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
+        bias=np.zeros(after[0], dtype=np.float32),
+    )  # fmt: skip
+
+
+_WRITERS: dict[type, Callable[..., Any]] = {
+    nn.Conv2d: _write_conv,
+    nn.Linear: _write_linear,
+    nn.AvgPool2d: _write_pool,
+    nn.AdaptiveAvgPool2d: _write_adaptive,
+    nn.Flatten: _write_flatten,
+    ChannelPad: _write_place,
+    Gain: _write_gain,
+}
+
+
+def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
+    if type(neuron) is SpikingMaxPool:
+        return _write_max_pool(neuron.window)
+    if type(neuron) not in (IF, LIF, SignedIF):
+        raise NirError(f"layer {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
+    if neuron.leak.numel() != 1:
+        raise NirError(f"layer {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
+    threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()
+    leak = float(neuron.leak.detach())
+    v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
+    metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
+    if isinstance(neuron, SignedIF):
+        metadata["signed"] = 1
+    ones, zeros = np.ones(shape), np.zeros(shape)
+    if leak == 1:
+        return nir.IF(r=ones, v_threshold=threshold, v_reset=zeros, metadata=metadata)
+    tau = DT_MS / (1 - leak)
+    return nir.LIF(tau=ones * tau, r=ones * tau / DT_MS, v_leak=zeros, v_threshold=threshold, v_reset=zeros, metadata=metadata)
+
+
+def _write_max_pool(window: nn.MaxPool2d) -> SpikingMaxPool2d:
+    return SpikingMaxPool2d(*_sizes(window), ceil_mode=int(window.ceil_mode))
+
+
+def _sizes(pool: nn.AvgPool2d | nn.MaxPool2d) -> list[np.ndarray]:
+    return [np.array(pair(size)) for size in (pool.kernel_size, pool.stride, pool.padding)]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,35 @@
+"""Checks of settings that several plugins share; every error names the setting, its value and the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def positive(settings: Any, *names: str) -> None:
+    """Raises ValueError unless each of these attributes is above 0."""
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be positive")
+
+
+def not_negative(settings: Any, *names: str, hint: str = "") -> None:
+    """Raises ValueError unless each of these attributes is at least 0; ``hint`` ends the message."""
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it cannot be negative{hint}")
+
+
+def at_least_one(settings: Any, *names: str) -> None:
+    """Raises ValueError unless each of these attributes is at least 1."""
+    for name in names:
+        if not getattr(settings, name) >= 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+
+
+def distinct(settings: Any, *names: str, least: int = 1) -> None:
+    """Raises ValueError unless each of these lists holds at least ``least`` values (1 or 2), all different."""
+    for name in names:
+        values: Sequence[Any] = getattr(settings, name)
+        if len(values) < least or len(set(values)) < len(values):
+            raise ValueError(f"{name} is {list(values)}; give at least {('one', 'two')[least - 1]}, each once")

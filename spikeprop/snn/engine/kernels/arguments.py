@@ -1,0 +1,45 @@
+"""What every back end's kernels take: the parameters of a layer's neurons, and its spike train on the way back through time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ScanParameters:
+    """Parameters of integrate-and-fire neurons. R = S positions where one of them varies over positions, else 1.
+
+    Attributes:
+        theta_RC: threshold.
+        leak_RC: factor on the potential each step.
+        to_zero: reset to zero rather than by subtraction.
+    """
+
+    theta_RC: Tensor
+    leak_RC: Tensor
+    to_zero: bool
+
+    @cached_property
+    def leaky(self) -> bool:
+        """Whether any neuron leaks. On a GPU this waits for the device."""
+        return bool((self.leak_RC != 1).any())
+
+
+@dataclass(frozen=True)
+class SpikeTrain:
+    """Spikes of all steps, and how far back in time ``scan_back`` has come.
+
+    Attributes:
+        words_TBSW: packed spikes.
+        any_MBSW: words of each piece of ``piece`` steps or-ed, which lets a search for the last spike skip pieces.
+        piece: steps.
+        since_BSC: int32, steps since the last spike, after the steps that are still to do; overwritten by each ``scan_back``.
+    """
+
+    words_TBSW: Tensor
+    any_MBSW: Tensor
+    piece: int
+    since_BSC: Tensor

@@ -1,0 +1,89 @@
+"""A few samples of a batch, run through all layers of a network, chunk of steps by chunk of steps.
+
+Suffix legend: K steps of a chunk, B batch, O classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from spikeprop.snn.engine.kernels.gradient import Gradient
+from spikeprop.snn.engine.layer_run import LayerRun, SliceContext
+from spikeprop.snn.engine.layout import GradientAccumulator, Layout
+from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run
+from spikeprop.snn.layer import INPUT, LayeredNetwork
+from spikeprop.snn.synapse import DropoutMasks
+
+
+class SliceRun:
+    """One simulation of the samples first..last of the batch.
+
+    Args:
+        network: what is simulated.
+        layouts: of its synapses, by key.
+        masks: dropout masks of these samples, or None.
+        first, last: which samples of the batch they are.
+        context: what its layers share.
+    """
+
+    def __init__(
+        self,
+        network: LayeredNetwork,
+        layouts: Mapping[str, Layout],
+        masks: DropoutMasks | None,
+        first: int,
+        last: int,
+        context: SliceContext,
+    ):
+        self.input_shape, self.samples, self.context = network.input_shape, slice(first, last), context
+        self.layers: dict[str, LayerRun] = {}
+        shapes, like_B = network.shapes(), context.like_B
+        for name, layer in network.named_layers():
+            synapses = []
+            for i, source, _ in layer.branches():
+                key, spec = f"{name}/{i}", SourceSpec(len(like_B), shapes[source], like_B.dtype, context.buffers)
+                synapses.append((source, make_synapse_run(layouts[key], key, masks, spec)))
+            self.layers[name] = LayerRun(name, layer, shapes[name], synapses, context)
+
+    def advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
+        """Advance ``steps`` steps on an encoded input (K or 1, B, ...); the output layer's current (K or 1, B, O)."""
+        values = {INPUT: SourceValues(self.input_shape, dense_KB=x_KB)}
+        for name, layer in self.layers.items():
+            if layer.accumulates:
+                return layer.current(values).squeeze(2)
+            values[name] = layer.advance(begin, steps, values)
+        raise AssertionError("the last layer has no neuron; checked at construction")
+
+    def backward(self, number: int, x_KB: Tensor, grad_BO: Tensor, accumulators: Mapping[str, GradientAccumulator]) -> None:
+        """Take the gradient of the accumulated output back through chunk ``number``, whose encoded input is x_KB.
+
+        The weights' gradients go to ``accumulators``, by synapse.
+        """
+        begin = number * self.context.chunk
+        steps = min(self.context.chunk, self.context.timesteps - begin)
+        values = {INPUT: SourceValues(self.input_shape, dense_KB=x_KB)}
+        for name, layer in self.layers.items():
+            if not layer.accumulates:
+                values[name] = SourceValues(layer.shape, layer.held_words(begin, steps), layer.counts[number])
+        grads: dict[str, Gradient] = {}
+        for name, layer in reversed(self.layers.items()):
+            if layer.accumulates:
+                gradient = Gradient(grad_BO.view(1, len(grad_BO), 1, -1).expand(steps, -1, -1, -1).contiguous())
+            elif name in grads:
+                gradient = grads.pop(name)
+            else:  # nothing reads this layer
+                continue
+            for source, found in layer.backward(gradient, begin, values, accumulators).items():
+                grads[source] = self.context.added(grads[source], found) if source in grads else found
+
+    def backward_constant(self, x_KB: Tensor, accumulators: Mapping[str, GradientAccumulator]) -> None:
+        """After the last chunk, the same for an input that stays the same; x_KB: one step of it."""
+        values = SourceValues(self.input_shape, dense_KB=x_KB)
+        for layer in self.layers.values():
+            layer.backward_constant(values, accumulators)
+
+    def drop(self) -> None:
+        """Release everything that was kept for the backward pass."""
+        self.layers.clear()
