@@ -38,7 +38,7 @@ from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
 from spikeprop.evaluate import ann_accuracy, snn_accuracy
 from spikeprop.experiment.network_checkpoint import load_network
-from spikeprop.recipe import component
+from spikeprop.recipe import check_component
 from spikeprop.runtime.progress import bar
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -75,7 +75,7 @@ def load(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Batches]:
             raise NotComparable(f"{options.ann} is a spiking network; give the ANN of its run")
         ann, described = loaded.network, {**loaded.description["data"], "use": options.data}
     settings = {**described, "root": options.root, "test_limit": options.images}
-    data = component(ImageData, settings, "--data").build()
+    data = check_component(ImageData, settings, "--data").build()
     draw = int(torch.randint(1 << 30, (), generator=torch.Generator().manual_seed(options.seed)))
     images = torch.cat([x for x, _ in islice(data.train(256, draw).epoch(0), -(-options.calibration // 256))])
     return ann, images[: options.calibration], list(data.test(options.batch).epoch(0))

@@ -40,10 +40,10 @@ def prepare(options: argparse.Namespace, file: Path) -> np.ndarray:
         export(network, file)
         return encoded(network, torch.rand(options.images, *SHAPE), options.timesteps)
     with open_simulation_input(options.checkpoint) as found:
-        subject = found.told(timesteps=options.timesteps, root=options.root)
-        images, _ = subject.images(options.images)
-        export(subject.network, file)
-        return encoded(subject.network, images, options.timesteps)
+        given = found.with_options(timesteps=options.timesteps, root=options.root)
+        images, _ = given.images(options.images)
+        export(given.network, file)
+        return encoded(given.network, images, options.timesteps)
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:

@@ -24,7 +24,7 @@ from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
 from spikeprop.evaluate import ActivityMeter
 from spikeprop.experiment.network_checkpoint import load_network
-from spikeprop.recipe import component
+from spikeprop.recipe import check_component
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
@@ -41,7 +41,7 @@ def load(options: argparse.Namespace) -> tuple[SpikingNetwork, list[Tensor], Ten
         raise NotComparable(f"{options.checkpoint} is an ANN; give the finetuned or converted checkpoint of its run")
     chosen = {"use": options.data} if options.data else {}
     given = {**loaded.description["data"], **chosen, "root": options.root, "test_limit": options.images}
-    test = component(ImageData, given, "--data").build().test(options.batch)
+    test = check_component(ImageData, given, "--data").build().test(options.batch)
     images, labels = zip(*test.epoch(0))
     return loaded.network, list(images), torch.cat(labels)
 

@@ -182,13 +182,13 @@ def test_json_and_safetensors_are_read_within_bounds(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"ann": {**ANN, "hidden": [10**6, 10**6]}}, "describes a network of .* numbers"),
-        ({"input_shape": [10**6, 10**6, 10**6]}, "no shape of inputs"),
-        ({"input_shape": "large"}, "no shape of inputs"),
+        ({"input_shape": [10**6, 10**6, 10**6]}, "not a shape of at most"),
+        ({"input_shape": "large"}, "not a shape of at most"),
         ({"neuron": 3}, "neuron"),
         ({"ann": {"use": "antigravity.CNN"}}, "--import antigravity"),
         ({"ann": {"use": "spikeprop.__main__.CNN"}}, "not a public name"),
-        ({"kind": "cat"}, "lacks what the checkpoint"),
-        ({"seed": None}, "lacks what the checkpoint of a spiking network says: seed"),
+        ({"kind": "cat"}, "has no valid description of a network"),
+        ({"seed": None}, "no valid description of a spiking network: seed is missing"),
     ],
 )
 def test_description_of_a_checkpoint_must_match_its_tensors(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -299,8 +299,8 @@ def test_existing_folder_imports_nothing_when_a_run_is_written_there(tmp_path: P
 
 def test_checkpoint_does_not_choose_the_data_root(tmp_path: Path) -> None:
     data = {"use": "MNIST", "root": str(tmp_path / "elsewhere"), "download": True}
-    with open_simulation_input(checkpoint(tmp_path / "a.safetensors", data=data)) as subject:
-        assert dict(subject.data) == {"use": "MNIST"}
+    with open_simulation_input(checkpoint(tmp_path / "a.safetensors", data=data)) as given:
+        assert dict(given.data) == {"use": "MNIST"}
 
 
 # NIR --------------------------------------------------------------------------------------------------------------------------

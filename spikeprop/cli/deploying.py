@@ -1,4 +1,4 @@
-"""Verbs that take a network to the hardware: export, simulate, budget."""
+"""Verbs that bring a network to the hardware: export, simulate, budget."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from typing import Any
 import click
 
 from spikeprop.cli.group import main
-from spikeprop.cli.options import TRUSTED, shown
+from spikeprop.cli.options import NETWORK, TRUSTED, shows_images
 from spikeprop.cli.printing import columns, say, table
 
 
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="NIR file; default beside the checkpoint.")
-@click.option("--for", "reader", type=click.Choice(["norse", "snntorch"]), help="As that library's own NIR importer reads it.")
+@NETWORK
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
+@click.option(
+    "--for", "reader", type=click.Choice(["norse", "snntorch"]), help="In the form that this library's NIR importer reads."
+)
 @click.option("--format", "form", type=click.Choice(["nir", "netx"]), default="nir", show_default=True,
               help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases.")  # fmt: skip
 @TRUSTED
-def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, trusted: tuple[str, ...]) -> None:
-    """Write a spiking network's CHECKPOINT as a NIR file, or for lava-dl.
+def export(checkpoint: Path, name: str | None, out: Path | None, reader: str | None, form: str, trusted: tuple[str, ...]) -> None:
+    """Write a spiking network as a NIR file, or for lava-dl. CHECKPOINT is a checkpoint or a run folder.
 
-    Without --for the file is for spikeprop and its hardware: other libraries would take it for something else (reset by
-    subtraction, milliseconds). What a library does not have is refused.
+    Without --for the file is for spikeprop and its hardware; other libraries would interpret it differently (reset by
+    subtraction, milliseconds). What a library does not support is refused.
     """
     from spikeprop.deploy import export as write
     from spikeprop.deploy import export_netx
+    from spikeprop.experiment.network_checkpoint import find_checkpoints, load_spiking
 
     if reader and form == "netx":
-        raise click.UsageError("--for is for NIR; netx is lava-dl's alone")
-    file = out or checkpoint.with_suffix(".nir" if form == "nir" else ".net")
-    loaded = _spiking(checkpoint, trusted)
+        raise click.UsageError("--for is for NIR; netx is read by lava-dl only")
+    (found,) = find_checkpoints(checkpoint, [name] if name else [])
+    file = out or found.with_suffix(".nir" if form == "nir" else ".net")
+    loaded = load_spiking(found, trusted)
     if form == "nir":
         write(loaded.network, file, loaded.description, reader)
         click.echo(f"wrote {file}")
@@ -40,80 +45,78 @@ def export(checkpoint: Path, out: Path | None, reader: str | None, form: str, tr
     table(f"wrote {file}", _integers(layers))
 
 
-def _spiking(checkpoint: Path, trusted: tuple[str, ...]) -> Any:
-    from spikeprop.errors import CheckpointError
-    from spikeprop.experiment.network_checkpoint import load_network
-
-    loaded = load_network(checkpoint, trusted)
-    if loaded.description["kind"] != "snn":
-        raise CheckpointError(f"{checkpoint} is an ANN; give the converted or finetuned checkpoint of its run")
-    return loaded
-
-
 @main.command()
-@shown
+@shows_images
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--backend", type=click.Choice(["lava", "reference"]), default="lava", show_default=True,
               help="Lava's CPU simulation (needs Python 3.10), or the fast simulator that equals it.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
               help="fixed: in the integers of Loihi 2.")  # fmt: skip
 def simulate(
-    network: Path,
+    source: Path,
+    name: str | None,
     samples: int,
     backend: Any,
     precision: Any,
     data: str | None,
     encoder: str | None,
     trusted: tuple[str, ...],
-    **told: Any,
+    **options: Any,
 ) -> None:
-    """Run a NETWORK (a spiking network's checkpoint, or a NIR file) on Lava and compare every spike with PyTorch's.
+    """Run a spiking network on Lava and compare every spike with PyTorch's. NETWORK is a checkpoint, a run folder or a NIR file.
 
-    Both get the same encoded inputs. A NIR file that `export` wrote says which data, normalisation, encoder and steps belong
-    to it; for any other, the options do.
+    Both get the same encoded inputs. A NIR file that `export` wrote names its data, normalisation, encoder and steps; for any
+    other NIR file, the options give them.
     """
     from spikeprop.deploy import Target, compare
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
-    with open_simulation_input(network, encoder, trusted) as found:
-        subject = found.told(use=data, **told)
-        images, labels = subject.images(samples)
-        seed_torch(subject.seed, 3)
+    with open_simulation_input(source, name, encoder, trusted) as found:
+        given = found.with_options(use=data, **options)
+        images, labels = given.images(samples)
+        seed_torch(given.seed, 3)
         target = Target(backend=backend, precision=precision)
-        result = compare(subject.network, subject.file, images, labels, subject.timesteps or 0, say, target)
-    table(str(network), _comparison(result))
+        result = compare(given.network, given.file, images, labels, given.timesteps or 0, say, target)
+    table(str(source), _comparison(result))
     rows = [(name, ours, theirs, result["mismatches"][name]) for name, (ours, theirs) in result["layers"].items()]
     columns(("layer", "spikes in PyTorch", f"in {backend}", "that differ"), rows)
 
 
 @main.command()
-@shown
+@shows_images
 @click.option("--samples", type=click.IntRange(min=0), default=20, show_default=True, help="To count spikes on; 0 for none.")
-def budget(network: Path, samples: int, data: str | None, encoder: str | None, trusted: tuple[str, ...], **told: Any) -> None:
-    """Neurons, synapses, axons, cores and chips of Loihi 2 that a NETWORK (checkpoint or NIR file) takes, SynOps and energy.
+def budget(
+    source: Path,
+    name: str | None,
+    samples: int,
+    data: str | None,
+    encoder: str | None,
+    trusted: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Neurons, synapses, axons, cores and chips of Loihi 2 that a network takes, SynOps and energy. NETWORK is as for simulate.
 
-    An estimate: which limits are published, which are assumed, and whose energy figures these are stands in
-    spikeprop_hardware/chip.py.
+    An estimate: spikeprop_hardware/chip.py says which limits are published, which are assumed, and where the energies come from.
     """
     from spikeprop.deploy import chip_budget, encoded
     from spikeprop.evaluate.report import chip_rows
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
-    with open_simulation_input(network, encoder if encoder or samples else "Direct", trusted) as found:
-        subject, inputs = found.told(use=data, **told), None
+    with open_simulation_input(source, name, encoder if encoder or samples else "Direct", trusted) as found:
+        given, inputs = found.with_options(use=data, **options), None
         if samples:
-            images, _ = subject.images(samples)
-            seed_torch(subject.seed, 3)
-            inputs = encoded(subject.network, images, subject.timesteps or 0)
-        chip = chip_budget(subject.file, inputs)
+            images, _ = given.images(samples)
+            seed_torch(given.seed, 3)
+            inputs = encoded(given.network, images, given.timesteps or 0)
+        chip = chip_budget(given.file, inputs)
     rows = chip_rows(chip)
     if inputs is not None:
         about = f"{chip['energy_joules'] * 1e6:.3g} uJ, with the operations' energies of the first Loihi; T = {inputs.shape[1]}"
         synops = sum(layer["synops"] for layer in chip["activity"])
         rows += [("SynOps a sample", f"{synops:,.0f}"), ("energy a sample, estimated", about)]
-    table(str(network), rows)
+    table(str(source), rows)
     keys = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
     heads = ("layer", *(key.replace("_", " ") for key in keys), "filled by")
     columns(heads, [(layer["name"], *(layer[key] for key in keys), layer["bound"]) for layer in chip["layers"]])
@@ -123,7 +126,7 @@ def budget(network: Path, samples: int, data: str | None, encoder: str | None, t
 
 
 def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows on a simulation that ``compare`` held against PyTorch's."""
+    """Rows on a simulation that ``compare`` compared with PyTorch's."""
     equal = "all equal" if result["spikes_equal"] else "NOT equal"
     rows = [
         ("samples, steps", f"{result['samples']}, {result['timesteps']}"),
@@ -139,7 +142,7 @@ def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _integers(layers: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Rows on what quantisation did to each layer."""
+    """Rows on the quantisation of each layer."""
     rows = []
     for layer in layers:
         weights = f"weights off by {100 * layer['weight_error']:.2f} % in {layer['bits']} bits"

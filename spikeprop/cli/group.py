@@ -1,7 +1,8 @@
-"""What all verbs hang on, and what becomes of errors: those that a user can mend are one message, the rest are ours."""
+"""The group of all verbs, and its errors: an error that the user can correct is one message, any other has a traceback."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from typing import Any
@@ -11,12 +12,21 @@ import click
 from spikeprop.cli.printing import say
 from spikeprop.errors import SpikepropError, Stopped, worker_died
 
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    an error, of which the message says what to change; with a traceback, a defect of spikeprop
+  2    wrong usage: unknown verb or option, missing argument
+  130  stopped by Ctrl-C (SIGINT): what is finished is saved, and the same command continues
+  143  the same, stopped by SIGTERM
+"""
 
-class Friendly(click.Group):
-    """Shows errors that a user can mend as one message; Ctrl-C and bad files end without a traceback."""
+
+class VerbGroup(click.Group):
+    """Shows errors that a user can correct as one message, without a traceback, and ends with the exit codes above."""
 
     def main(self, args: Any = None, *rest: Any, **more: Any) -> Any:
-        self.told = list(sys.argv[1:] if args is None else args)
+        self.arguments = list(sys.argv[1:] if args is None else args)
         return super().main(args, *rest, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -25,10 +35,12 @@ class Friendly(click.Group):
         except Stopped as stopped:
             from spikeprop.runtime.processes import resume_command
 
-            command = resume_command(self.told)
+            command = resume_command(self.arguments)
             if command is not None:
                 say(f"stopped, and everything so far is saved; go on with: {command}")
             ctx.exit(128 + stopped.signal)
+        except KeyboardInterrupt:
+            ctx.exit(128 + signal.SIGINT)
         except (SpikepropError, OSError, ValueError) as error:
             raise click.ClickException(str(error)) from error
         except Exception as error:
@@ -38,7 +50,7 @@ class Friendly(click.Group):
             raise click.ClickException(str(died)) from error
 
 
-@click.group(cls=Friendly, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=VerbGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="spikeprop")
 def main() -> None:
     """From recipe to neuromorphic chip: train, convert, fine-tune with STDB, evaluate, export, run on Lava."""

@@ -1,4 +1,4 @@
-"""Verbs that look at what there is: ls, report, explain."""
+"""Verbs that show what there is: ls, report, explain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from spikeprop.cli.group import main
-from spikeprop.cli.options import TRUSTED
+from spikeprop.cli.options import NETWORK_NAMES, TRUSTED
 from spikeprop.cli.printing import columns, say, table
 
 
@@ -17,13 +17,13 @@ from spikeprop.cli.printing import columns, say, table
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file.")
 @click.option("--samples", type=click.IntRange(min=0), default=500, show_default=True,
-              help="Test images to ask where a run kept no answers; 0 for none.")  # fmt: skip
+              help="Test images to predict where a run kept no predictions; 0 for none.")  # fmt: skip
 @TRUSTED
 def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, ...]) -> None:
-    """Show run folders on one HTML page that stands alone: curves, layers, spikes, confusions, images, provenance.
+    """Show run folders on one self-contained HTML page: curves, layers, spikes, confusions, images, provenance.
 
-    What a report does not hold is made from the run's checkpoint and data, and kept in its folder (page.json); what a folder
-    cannot tell is said on the page.
+    What a report does not hold is made from the run's checkpoint and data, and kept in its folder (page.json). The page names
+    what is missing.
     """
     from spikeprop.experiment.run_record import RunRecord
     from spikeprop.report import document
@@ -47,7 +47,7 @@ def ls(slot: str | None, folder: Path | None) -> None:
         _list_runs(folder or Path("runs"))
         return
     if folder is not None:
-        raise click.UsageError(f"a folder is for `ls runs {folder}`; slots have none")
+        raise click.UsageError(f"a folder is only for `ls runs {folder}`")
     from spikeprop.experiment.pipeline import HybridConversion
     from spikeprop.recipe import components, recipe_folder, slots
 
@@ -93,7 +93,7 @@ def _list_runs(folder: Path) -> None:
             damaged.append(str(error))
             continue
         size = f"{run.size() / 1e6:.1f} MB"
-        rows.append((str(path.relative_to(folder)), run.state, run.recipe, run.told(), run.begun(), size))
+        rows.append((str(path.relative_to(folder)), run.state, run.recipe, run.headline_text(), run.started(), size))
     if rows:
         columns(("run", "state", "recipe", "accuracy (%) or means", "begun", "size"), rows)
     else:
@@ -106,24 +106,26 @@ def _list_runs(folder: Path) -> None:
 @click.argument("model")
 @click.option("--data", help="Data set; default the model's own.")
 @click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
-@click.option("--network", type=click.Choice(["ann", "converted", "finetuned"]), help="Of a run folder, or of a recipe.")
+@click.option("--network", type=NETWORK_NAMES, help="Of a run folder, or of a recipe.")
 @click.option("--samples", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--timesteps", type=click.IntRange(min=1), help="Of a spiking network; default the recipe's.")
 @click.option(
-    "--rule", "rules", multiple=True, metavar="RULE", help="Shown beside backprop: a name, or '{use: NAME, key: value}'."
+    "--rule", "rules", multiple=True, metavar="RULE", help="Compared with backprop: a name, or '{use: NAME, key: value}'."
 )
-@click.option("--eval", "evaluation", is_flag=True, help="In evaluation mode; default as in training.")
+@click.option("--eval", "evaluation", is_flag=True, help="In evaluation mode; default in training mode.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of dropout and encoders.")
-@click.option("--entries", type=click.IntRange(min=0), help="Numbers up to which the page holds every one; beyond, samples.")
+@click.option(
+    "--entries", type=click.IntRange(min=0), help="Tensors of at most so many numbers are shown complete; larger ones in samples."
+)
 @TRUSTED
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("explain.html"), show_default=True)
 def explain(
-    model: str, rules: tuple[str, ...], evaluation: bool, seed: int, entries: int | None, out: Path, **asked: Any
+    model: str, rules: tuple[str, ...], evaluation: bool, seed: int, entries: int | None, out: Path, **request: Any
 ) -> None:
     """Write a page on one training step of MODEL: forward, backward, every edge in numbers, each derivative with its card.
 
     MODEL is a recipe, a run folder, a checkpoint, or module:callable (the callable returns a network, or network, inputs, targets
-    and perhaps a loss). The page is one HTML file and works without a network.
+    and optionally a loss). The page is one HTML file and works without internet.
     """
     import importlib
 
@@ -133,22 +135,16 @@ def explain(
 
     plugin = importlib.import_module("spikeprop.plugins.explain")  # by name, as recipes name plugins
     chosen = [check_component_text(LearningRule, text, "--rule") for text in rules]
-    found = find_model(model, ModelRequest(**asked))
-    steps = found.timesteps
-    named = {f"{i + 1}. {rule.use.rpartition('.')[2]}": rule.build(**_steps(rule, steps)) for i, rule in enumerate(chosen)}
+    found = find_model(model, ModelRequest(**request))
+    chosen = [rule.with_timesteps(found.timesteps) if found.timesteps else rule for rule in chosen]
+    named = {f"{i + 1}. {rule.use.rpartition('.')[2]}": rule.build() for i, rule in enumerate(chosen)}
     subject = plugin.TrainingStep(**vars(found), training=not evaluation, seed=seed)
     data = plugin.explain(subject, out, named, **({} if entries is None else {"limit": entries}))
     table(f"{data['name']} -> {out}", _explained(data))
 
 
-def _steps(rule: Any, timesteps: int | None) -> dict[str, int]:
-    """The network's number of steps for a rule that needs one and was not given it."""
-    needs = "timesteps" in rule.parameters() and "timesteps" not in rule.arguments
-    return {"timesteps": timesteps} if needs and timesteps else {}
-
-
 def _explained(data: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows on a page that was written."""
+    """Rows on the page."""
     checks, differences = data["checks"], data["checks"]["differences"]
     flags = sorted({flag for node in data["nodes"] for flag in node["flags"]})
     return [

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
+NETWORK_NAMES = click.Choice(["ann", "converted", "finetuned"])
+NETWORK = click.option("--network", "name", type=NETWORK_NAMES, help="Of a run folder; default the last one of the pipeline.")
 TRUSTED = click.option(
     "--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a file's network or data may import."
 )
 
 
-def shown(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument and options of commands that show images to a NETWORK."""
+def shows_images(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and options of verbs that show images to a NETWORK."""
     options = [
-        click.argument("network", type=click.Path(path_type=Path)),
-        click.option("--data", help="Data set; default the one that it was trained on."),
+        click.argument("source", type=click.Path(path_type=Path), metavar="NETWORK"),
+        NETWORK,
+        click.option("--data", help="Data set; default the one that the network was trained on."),
         click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),
-        click.option("--mean", type=float, help="Normalisation, where the file does not say it; default 0."),
-        click.option("--std", type=float, help="The same; default 1."),
-        click.option("--timesteps", type=click.IntRange(min=1), help="Default the recipe's."),
-        click.option("--encoder", type=click.Choice(["Direct", "Poisson"]), help="Of a NIR file that does not name its own."),
+        click.option("--mean", type=float, help="Mean for normalisation; default the file's, or 0."),
+        click.option("--std", type=float, help="Standard deviation for normalisation; default the file's, or 1."),
+        click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the recipe's."),
+        click.option(
+            "--encoder", type=click.Choice(["Direct", "Poisson"]), help="Only for a NIR file that does not name its encoder."
+        ),
         TRUSTED,
     ]
     for option in reversed(options):
@@ -29,8 +34,14 @@ def shown(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(recipes, overrides) of arguments in any order: what contains "=" and is no file is an override."""
+    overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
+    return [text for text in arguments if text not in overrides], overrides
+
+
 def numbers(text: str) -> list[int]:
-    """Whole numbers above 0, between commas."""
+    """Positive integers, separated by commas."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError as error:

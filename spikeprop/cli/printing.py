@@ -1,4 +1,4 @@
-"""Tables on the standard output, and what is said beside the bars of progress on the other."""
+"""Tables on the standard output; progress and warnings on the standard error."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import click
 
 
 def say(message: str) -> None:
-    """Progress and warnings."""
+    """Print progress or a warning."""
     click.echo(message, err=True)
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
-    """Lines of a name and what is said of it."""
+    """Print a title and lines of label and text."""
     width = max(len(label) for label, _ in rows)
     click.echo(f"\n{title}")
     for label, text in rows:
@@ -21,7 +21,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 
 
 def columns(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """A table of numbers, its first column names."""
+    """Print a table whose first column is text and whose others are numbers."""
     cells = [heads, *([value if isinstance(value, str) else f"{value:,}" for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
     click.echo()

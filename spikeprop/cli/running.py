@@ -1,4 +1,4 @@
-"""Verbs that make run folders or fill them: run, sweep, eval; and check, which looks whether a recipe can run."""
+"""Verbs that write run folders: run, sweep, eval; and check, which tests whether a recipe can run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
-from spikeprop.cli.options import TRUSTED, numbers
+from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers, split_overrides
 from spikeprop.cli.printing import columns, say, table
 
 
@@ -21,11 +21,14 @@ from spikeprop.cli.printing import columns, say, table
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds between two checkpoints within an epoch.")  # fmt: skip
-@click.option("--tensorboard/--no-tensorboard", default=True, show_default=True, help="Scalars for it, where it is installed.")
+@click.option(
+    "--tensorboard/--no-tensorboard", default=True, show_default=True, help="Write scalars for TensorBoard, if it is installed."
+)
 def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, **context: Any) -> None:
-    """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again goes on where it stopped.
+    """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again continues where it stopped.
 
-    With several processes, which share the work: torchrun --nproc-per-node=2 -m spikeprop run ...
+    KEY=VALUE overrides a setting, such as finetune.lr=1e-4. With several processes, which share the work: torchrun
+    --nproc-per-node=2 -m spikeprop run ...
     """
     import dataclasses
 
@@ -43,14 +46,14 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     loaded = load_recipe(recipe, overrides)
     if smoke:
         loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
-    _check(loaded.experiment, here=True)  # before the folder is made, which belongs to one recipe for good
+    _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
-        tell = say if group.rank == 0 else lambda _: None
+        notify = say if group.rank == 0 else lambda _: None
         path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
-        with locked(path, group), deferred_signals(tell):
+        with locked(path, group), deferred_signals(notify):
             folder = RunFolder(path, loaded, smoke, group)
-            tell(f"{loaded.name} -> {path}")
-            report = loaded.experiment.run(Context(folder, loaded.name, tell, **context))
+            notify(f"{loaded.name} -> {path}")
+            report = loaded.experiment.run(Context(folder, loaded.name, notify, **context))
         if group.rank == 0:
             table(report.name, report.rows)
             click.echo(f"\nreport: {folder.path / 'report.json'}")
@@ -63,17 +66,18 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
 @click.option("--sampler", type=click.Choice(["grid", "tpe"]), default="grid", show_default=True,
               help="grid: all combinations. tpe: Optuna's, with ranges too: KEY=LOW..HIGH, KEY=log:LOW..HIGH.")  # fmt: skip
-@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Of tpe, in all.")
-@click.option("--metric", help="Key of report.json to sort by, and for tpe to raise; default the last network's accuracy.")
-@click.option("--least/--most", default=False, show_default=True, help="Which values of the metric are good.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a trial; default its share of the cores.")
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Number of trials of tpe, in total.")
+@click.option("--metric", help="Key of report.json to sort by, and for tpe to maximise; default the last network's accuracy.")
+@click.option("--least/--most", default=False, show_default=True, help="Whether small or large values of the metric are good.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a trial; default the cores divided by the jobs.")
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps in every trial.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of tpe.")
 @click.pass_context
 def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path | None, **settings: Any) -> None:
     """Run RECIPE with every combination of values, such as finetune.lr=1e-4,1e-5 evaluate.timesteps=[2],[4,8].
 
-    Every trial is a run folder. The same command goes on where it was stopped; it writes sweep.csv, sweep.json and report.html.
+    Every trial is a run folder. The same command again continues where it stopped. It writes sweep.csv, sweep.json and
+    report.html.
     """
     from spikeprop.sweep import Sweep, SweepPlan
 
@@ -89,18 +93,20 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
     if swept.finished():
         context.invoke(report, runs=tuple(swept.finished()), out=folder / "report.html", samples=0)
     if failed:
-        raise click.ClickException(f"{len(failed)} of {len(rows)} trials failed; the same command tries them again")
+        raise click.ClickException(f"{len(failed)} of {len(rows)} trials failed; the same command runs them again")
 
 
 @main.command()
-@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="An override; may be given several times.")
-@click.option("--no-import", is_flag=True, help="Only look: name the code from outside that it would import; build nothing.")
-def check(recipes: tuple[str, ...], overrides: tuple[str, ...], no_import: bool) -> None:
-    """Check recipes without running them: every key, component and value."""
+@click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...")
+@click.option("--no-import", is_flag=True, help="Build nothing; list the code from outside that the recipe would import.")
+def check(arguments: tuple[str, ...], no_import: bool) -> None:
+    """Check recipes without running them: every key, component and value. KEY=VALUE overrides a setting of each, as for run."""
     from spikeprop.recipe import load_recipe
     from spikeprop.runtime.imports import record_foreign_names
 
+    recipes, overrides = split_overrides(arguments)
+    if not recipes:
+        raise click.UsageError("give at least one recipe")
     for recipe in recipes:
         if no_import:
             with record_foreign_names() as noted:
@@ -115,15 +121,15 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], no_import: bool)
 
 
 def _check(experiment: Any, **options: bool) -> None:
-    """An experiment's own test of itself; one from outside may have none."""
+    """The check of an experiment; one from outside may have none."""
     if hasattr(experiment, "check"):
         experiment.check(**options)
 
 
 @main.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--network", "networks", multiple=True, type=click.Choice(["ann", "converted", "finetuned"]),
-              help="Of a run folder; may be given several times; default the best there.")  # fmt: skip
+@click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
+              help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
 @click.option(
     "--data", help="Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet or package.Class; default the network's own."
 )
@@ -135,27 +141,28 @@ def _check(experiment: Any, **options: bool) -> None:
               help="Count the spikes of about so many images.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:1.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")
-@click.option("--restart", is_flag=True, help="Throw away what the folder holds.")
+@click.option("--restart", is_flag=True, help="Delete what the folder holds and begin again.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds between two writes.")
 @TRUSTED
 def evaluate(
     checkpoint: Path, networks: tuple[str, ...], out: Path | None, restart: bool, timesteps: str | None, **settings: Any
 ) -> None:
-    """Accuracy of a CHECKPOINT, or of a run folder's networks, on test images at each number of steps.
+    """Accuracy of a network on test images at each number of steps. CHECKPOINT is a checkpoint or a run folder.
 
-    Writes a report (JSON, CSV by class, PNG). The same command again goes on where it was stopped. With several processes:
-    torchrun --nproc-per-node=2 -m spikeprop eval ...
+    Writes a report (JSON, CSV by class, PNG). The same command again continues where it stopped. With several processes: torchrun
+    --nproc-per-node=2 -m spikeprop eval ...
     """
-    from spikeprop.experiment.evaluation import Assessment, assess, find_checkpoints
+    from spikeprop.experiment.evaluation import EvaluationOptions, evaluate_checkpoint
+    from spikeprop.experiment.network_checkpoint import find_checkpoints
     from spikeprop.runtime.processes import processes
     from spikeprop.runtime.signals import deferred_signals
 
-    how = Assessment(timesteps=numbers(timesteps) if timesteps else (), **settings)
+    options = EvaluationOptions(timesteps=numbers(timesteps) if timesteps else (), **settings)
     found = find_checkpoints(checkpoint, networks)
     with processes() as group, deferred_signals(say if group.rank == 0 else lambda _: None):
         for file in found:
             folder = out / file.stem if out is not None and len(found) > 1 else out
-            report, folder = assess(file, how, out=folder, restart=restart, processes=group)
+            report, folder = evaluate_checkpoint(file, options, out=folder, restart=restart, processes=group)
             if group.rank == 0:
                 table(str(file), report.rows)
                 click.echo(f"\nreport: {folder / 'report.json'}")

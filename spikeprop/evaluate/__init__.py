@@ -1,7 +1,7 @@
 """Evaluation: accuracy against time steps with intervals, activity, cost, errors of the conversion, and the report."""
 
-from spikeprop.evaluate.accuracy import ann_accuracy, latency_of, snn_accuracy
-from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, fan_out, silent_layers
+from spikeprop.evaluate.accuracy import ann_accuracy, snn_accuracy
+from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out, silent_layers
 from spikeprop.evaluate.error import LayerError, conversion_error
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.loop import evaluate
@@ -28,12 +28,12 @@ __all__ = [
     "class_table",
     "conversion_error",
     "count_macs",
+    "device_of",
     "draw",
     "draw_conversion_error",
     "draw_evaluation",
     "evaluate",
     "fan_out",
-    "latency_of",
     "scalars_by_steps",
     "seconds",
     "silent_layers",

@@ -1,7 +1,7 @@
 """Accuracy of an ANN, and of a spiking network at every number of steps of interest from one pass, for use in a program.
 
-The accumulated output after t steps is the network's output at T = t, so one simulation of max(T) steps gives those of all
-smaller T; memory does not grow with T. ``evaluate`` does the same over days, with a report.
+The output accumulated after t steps is the network's output at T = t, so one simulation of max(T) steps gives the predictions for
+all smaller T; memory does not grow with T. ``evaluate`` does the same for long evaluations, which can be resumed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
-from spikeprop.evaluate.scores import hits
+from spikeprop.evaluate.scores import is_correct
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import SpikingNetwork
 
@@ -39,7 +39,6 @@ def snn_accuracy(
     meter: ActivityMeter | None = None,
     seed: int = 0,
     label: str | None = None,
-    extra_steps: int | None = None,
 ) -> dict[int, float]:
     """Top-1 accuracy in percent at each number of steps.
 
@@ -47,13 +46,12 @@ def snn_accuracy(
         network: spiking network; evaluated in evaluation mode.
         batches: (images, labels).
         timesteps: numbers of steps, in any order, each at least 1.
-        meter: counts spikes over the meter's own numbers of steps of the simulation.
-        seed: seeds the encoder's draws, a batch at a time.
+        meter: counts spikes, at the meter's own numbers of steps.
+        seed: of the encoder's random numbers, a batch at a time.
         label: text of the progress bar, None for no bar.
-        extra_steps: steps before the first answer, which ``timesteps`` include; default the network's ``latency``, or 0.
 
     Returns:
-        Number of steps to accuracy; numbers up to ``extra_steps`` have no answer and are left out.
+        Number of steps to accuracy, ascending.
 
     Raises:
         ValueError: no images, or timesteps below 1.
@@ -61,8 +59,7 @@ def snn_accuracy(
     wanted = sorted(set(timesteps))
     if not wanted or wanted[0] < 1:
         raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
-    extra = latency_of(network) if extra_steps is None else extra_steps
-    predictor = Predictor(timesteps=tuple(wanted), extra_steps=extra, top=1, seed=seed)
+    predictor = Predictor(timesteps=tuple(wanted), top=1, seed=seed)
     network.eval()
     with bar(label, total=length_hint(batches) or None, leave=False) as shown:
 
@@ -72,21 +69,16 @@ def snn_accuracy(
             return predictions
 
         percents = _percent(predict(number, x, y) for number, (x, y) in enumerate(batches))
-    return {t: percent for t, percent in zip(wanted, percents) if t > extra}
-
-
-def latency_of(network: nn.Module) -> int:
-    """Steps that a network computes before its first answer."""
-    return int(getattr(network, "latency", 0))
+    return dict(zip(wanted, percents))
 
 
 def _percent(predictions: Iterable[BatchPredictions]) -> list[float]:
     """Top-1 accuracy of each column of the predictions."""
-    right, seen = None, 0
+    correct, seen = None, 0
     for batch in predictions:
-        found = hits(batch.best, batch.labels).sum(0)
-        right = found if right is None else right + found
+        found = is_correct(batch.best, batch.labels).sum(0)
+        correct = found if correct is None else correct + found
         seen += len(batch.labels)
-    if right is None:
+    if correct is None:
         raise ValueError("no images to evaluate on")
-    return (100 * right.double() / seen).tolist()
+    return (100 * correct.double() / seen).tolist()

@@ -1,10 +1,10 @@
-"""``Journal``: the folder of one evaluation, which can be killed at any moment and go on.
+"""``Journal``: the folder of one evaluation, which can be killed at any moment and resumed.
 
-``evaluation.json`` says what is evaluated and how. ``parts/`` gets a file with the predictions for a few batches every few
-seconds, written to a temporary name and renamed, so a batch is there whole or not at all, whichever process predicted it.
-When all are there they become ``predictions.safetensors``. Damaged predictions are put aside with a warning and computed
-again. A folder belongs to one evaluation: another one is refused rather than mixed in. Who writes one holds the folder's
-lock, or that of the run that it is part of (``spikeprop.runtime.locks``).
+``evaluation.json`` says what is evaluated and how. Every few seconds ``parts/`` gets a file with the predictions for a few
+batches. It is written under a temporary name and renamed, so it is complete or absent. When all batches are there they become
+``predictions.safetensors``. A damaged file is renamed, with a warning, and its predictions are computed again. A folder belongs
+to one evaluation: another one is refused rather than mixed in. A process that writes holds the lock of the folder, or of the run
+to which it belongs (``spikeprop.runtime.locks``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spikeprop.evaluate.predictor import BatchPredictions, pack, unpack
 from spikeprop.runtime.files import leaves, read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 1
-BEGIN_ANEW = "whose predictions lie beside it is not known: use another --out folder, or --restart to throw them away"
+BEGIN_AGAIN = "so the predictions beside it may be of another evaluation: use another --out folder, or --restart to delete them"
 
 
 class Journal:
@@ -41,12 +41,12 @@ class Journal:
         """Make the folder, or check that it is this evaluation's.
 
         Args:
-            about: JSON values to keep beside the settings (machine, versions), which may differ when it goes on.
-            restart: throw away what lies there.
+            about: JSON values to keep beside the settings (machine, versions), which may differ when it is resumed.
+            restart: delete what the folder holds.
 
         Raises:
             EvaluationError: the folder holds another evaluation, naming what differs.
-            DamagedFileError: what it says of its evaluation cannot be read.
+            DamagedFileError: its ``evaluation.json`` cannot be read.
         """
         file = self.path / "evaluation.json"
         if file.exists() and not restart:
@@ -55,13 +55,13 @@ class Journal:
         return write_json(file, {"settings": self.settings, **about})
 
     def about(self) -> dict[str, Any]:
-        """What was kept beside the settings when the evaluation began."""
+        """The values kept beside the settings when the evaluation began."""
         return {key: value for key, value in recorded(self.path).items() if key != "settings"}
 
     def read(self) -> dict[int, BatchPredictions]:
-        """The batches that are predicted, by number, ascending."""
-        whole = self.path / "predictions.safetensors"
-        files = [whole, *self._parts()] if whole.exists() else self._parts()
+        """The finished batches by number, ascending."""
+        complete = self.path / "predictions.safetensors"
+        files = [complete, *self._parts()] if complete.exists() else self._parts()
         found = {batch.number: batch for file in files for batch in _load(file)}
         return dict(sorted(found.items()))
 
@@ -77,7 +77,7 @@ class Journal:
         shutil.rmtree(self.path / "parts", ignore_errors=True)
 
     def _parts(self) -> list[Path]:
-        """Those that are whole: what was being written when a process was killed has a name with a dot."""
+        """The complete files: a temporary name, which a killed process leaves, begins with a dot."""
         return sorted(p for p in (self.path / "parts").glob("*.safetensors") if not p.name.startswith("."))
 
     def _forget(self) -> None:
@@ -92,12 +92,12 @@ class Journal:
         if changed:
             shown = ", ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} here" for key in changed[:4])
             raise EvaluationError(
-                f"{self.path} holds another evaluation ({shown}); use another --out folder, or --restart to throw that one away"
+                f"{self.path} holds another evaluation ({shown}); use another --out folder, or --restart to delete that one"
             )
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What an evaluation's folder says of it: "settings", and what is kept beside them.
+    """The contents of an evaluation's ``evaluation.json``: "settings", and what is kept beside them.
 
     Raises:
         DamagedFileError: it cannot be read.
@@ -106,9 +106,9 @@ def recorded(folder: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
     except DamagedFileError as error:
-        raise DamagedFileError(f"{file} is damaged ({error.__cause__ or error}); {BEGIN_ANEW}") from error
+        raise DamagedFileError(f"{file} is damaged ({error.__cause__ or error}); {BEGIN_AGAIN}") from error
     if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
-        raise DamagedFileError(f"{file} is damaged (it names no settings); {BEGIN_ANEW}")
+        raise DamagedFileError(f"{file} is damaged (it names no settings); {BEGIN_AGAIN}")
     return found
 
 
@@ -122,12 +122,12 @@ def _save(path: Path, batches: Sequence[BatchPredictions]) -> None:
 
 
 def _load(path: Path) -> list[BatchPredictions]:
-    """The predictions in a file; none where it is damaged, and then it is put aside."""
+    """The predictions in a file; none where it is damaged, and then it is renamed."""
     try:
         tensors, _ = read_tensors(path, ())
         return unpack(tensors)
-    except (DamagedFileError, LookupError, RuntimeError, StopIteration) as error:  # the latter of a file that is not ours
-        warnings.warn(f"{error}: its images are asked again", stacklevel=4)
+    except (DamagedFileError, LookupError, RuntimeError, StopIteration) as error:  # the last three: other tensors
+        warnings.warn(f"{error}: its images are predicted again", stacklevel=4)
         with suppress(FileNotFoundError):  # another process was first
             path.replace(path.with_name(f"{path.name}.damaged"))
         return []

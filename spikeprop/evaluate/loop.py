@@ -1,7 +1,7 @@
-"""``evaluate``: a network over a whole data set, at several numbers of time steps, in one pass that can be taken up again.
+"""``evaluate``: a network over a complete data set, at several numbers of time steps, in one pass that can be resumed.
 
-Batches are what is shared out: processes answer each its own, and those that a journal holds are not predicted again. A
-batch's predictions depend on the batch and the seed alone, so neither changes the result.
+The batches are divided among the processes, and those in the journal are not predicted again. The predictions of a batch depend
+only on the batch and the seed, so neither changes the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.signals import stop_if_requested
 
-SAVE_EVERY = 5.0  # seconds: what a kill costs at most, besides the batch that it falls into
+SAVE_EVERY = 5.0  # seconds; a killed process loses at most so much work, besides its current batch
 
 
 def evaluate(
@@ -41,15 +41,15 @@ def evaluate(
     Args:
         network: spiking network, or an ANN.
         split: the images.
-        predictor: what is asked.
-        journal: open; where predictions are kept and found. Several processes need one.
-        processes: that share the work.
+        predictor: which predictions.
+        journal: open; holds finished batches and gets new ones. Several processes need one.
+        processes: each predicts its own batches.
         activity_images: about so many images' activity is counted, in whole batches at even distances; 0 for none.
         label: text of the progress bar, None for no bar.
         save_every: seconds between two writes.
 
     Raises:
-        EvaluationError: the network tells another number of classes apart than the predictor says.
+        EvaluationError: the network has another number of outputs than the predictor's ``classes``.
         ValueError: no images.
     """
     if len(split) == 0:
@@ -82,7 +82,7 @@ def _predict(
     saver: _Saver,
     shown: Any,
 ) -> dict[int, BatchPredictions]:
-    """The batches of these numbers, put to the network one after the other."""
+    """The predictions for the batches of these numbers, one after the other."""
     predictions: dict[int, BatchPredictions] = {}
     started = time.monotonic()
     try:
@@ -96,13 +96,13 @@ def _predict(
             saver.add(predictions[number])
             shown.update()
             stop_if_requested()
-    finally:  # Ctrl-C keeps what is predicted
+    finally:  # after Ctrl-C too
         saver.save()
     return predictions
 
 
 class _Saver:
-    """Hands predictions for the journal every few seconds."""
+    """Writes predictions to the journal every few seconds."""
 
     def __init__(self, journal: Journal | None, every: float):
         self.journal, self.every = journal, every
@@ -121,7 +121,7 @@ class _Saver:
 
 
 def _chosen(split: Split, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(number, images, labels) of the batches of these ascending numbers; each gap starts the split anew."""
+    """(number, images, labels) of the batches of these ascending numbers; after a gap the split is read from the next one on."""
     first = 0
     while first < len(numbers):
         last = first
@@ -134,7 +134,7 @@ def _chosen(split: Split, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor,
 
 
 def _counted(batches: int, batch_size: int, images: int) -> range:
-    """The batches whose activity is counted, at even distances: about so many images' worth, but at least one."""
+    """The batches whose activity is counted, at even distances: about so many images, but at least one batch."""
     if images == 0:
         return range(0)
     return range(0, batches, max(1, batches * batch_size // max(images, batch_size)))

@@ -1,4 +1,8 @@
-"""Pictures for people: accuracy against time steps and against energy, firing rates, classes, errors of the conversion."""
+"""Pictures (PNG, by matplotlib) of accuracy against time steps and energy, firing rates, classes and errors of the conversion.
+
+They are files for papers and slides; the report page draws its own charts as SVG, because it must work in one file without a
+network and let the reader pick values, which an image cannot.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,16 @@ def draw(values: dict[str, Any], path: Path, title: str) -> None:
     ann = values["ann"]
     for kind, (label, color) in _kinds(values).items():
         found = values[kind]
-        curve = {int(t): a for t, a in found["accuracy"].items() if a is not None}
-        bands = {int(t): tuple(band) for t, band in found.get("interval", {}).items() if band is not None}
+        curve = {int(t): a for t, a in found["accuracy"].items()}
+        bands = {int(t): tuple(band) for t, band in found["interval"].items()}
         _curve(steps, curve, label, color, bands)
-        _energy_curve(energy, curve, found.get("activity", {}), label, color)
-    _ann_line(steps, ann["accuracy"], ann.get("interval"))
+        _energy_curve(energy, curve, found["activity"], label, color)
+    _ann_line(steps, ann["accuracy"], ann["interval"])
     _steps_axis(steps, title)
     macs = values["energy_joules"]["ann"] * 1e6
     energy.plot([macs], [ann["accuracy"]], "s", color=GREY, label="ANN")
     _energy_axis(energy)
-    _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {_rates_at(values)}")
+    _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {values['rates_at']}")
     _save(figure, path)
 
 
@@ -68,8 +72,8 @@ def draw_evaluation(
         _confusions(grid[-1], by_class, names)
     else:
         _sorted_classes(grid[-1], by_class, names)
-    told = "" if spiking else f", top-1 {values['accuracy']['ANN']['top1']:.2f} %"
-    figure.suptitle(f"{values['network']} on {values['settings']['data']['use']}, {values['images']:,} images{told}")
+    accuracy = "" if spiking else f", top-1 {values['accuracy']['ANN']['top1']:.2f} %"
+    figure.suptitle(f"{values['network']} on {values['settings']['data']['use']}, {values['images']:,} images{accuracy}")
     _save(figure, path)
 
 
@@ -94,7 +98,7 @@ def draw_conversion_error(errors: Mapping[str, Mapping[int, LayerError]], path: 
     _save(figure, path)
 
 
-# parts of pictures ------------------------------------------------------------------------------------------------------------
+# elements of pictures ---------------------------------------------------------------------------------------------------------
 
 
 def _figure(width: float, height: float) -> Any:
@@ -111,7 +115,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _column(values: dict[str, Any], key: str) -> dict[int, Any]:
-    return {int(t): found[key] for t, found in values["accuracy"].items() if found is not None and key in found}
+    return {int(t): found[key] for t, found in values["accuracy"].items() if key in found}
 
 
 def _curve(axis: Any, curve: Curve, label: str, color: str, bands: Mapping[int, Any], style: str = "o-") -> None:
@@ -121,10 +125,9 @@ def _curve(axis: Any, curve: Curve, label: str, color: str, bands: Mapping[int, 
         axis.fill_between(list(bands), low, high, color=color, alpha=0.2, lw=0)
 
 
-def _ann_line(axis: Any, accuracy: float, interval: Sequence[float] | None) -> None:
+def _ann_line(axis: Any, accuracy: float, interval: Sequence[float]) -> None:
     axis.axhline(accuracy, color=GREY, ls="--", lw=1, label="ANN")
-    if interval:
-        axis.axhspan(*interval, color=GREY, alpha=0.1, lw=0)
+    axis.axhspan(*interval, color=GREY, alpha=0.1, lw=0)
 
 
 def _steps_axis(axis: Any, title: str) -> None:
@@ -169,23 +172,14 @@ def _energy_axis(axis: Any) -> None:
 
 
 def _kinds(values: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The networks that there are: one that was not fine-tuned is the converted one."""
-    return {kind: shown for kind, shown in KINDS.items() if kind != "finetuned" or values.get("finetuned_epochs", 1)}
+    """The networks to show; without fine-tuning there is the converted one only."""
+    return {kind: shown for kind, shown in KINDS.items() if kind != "finetuned" or values["finetuned_epochs"]}
 
 
 def _rates_of_kinds(values: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
-    """Label to (colour as in the other plots, rates by layer) at the steps of fine-tuning; older reports have one network's."""
-    steps = str(_rates_at(values))
-    found = {
-        label: (color, values[kind]["activity"][steps]["rates"])
-        for kind, (label, color) in _kinds(values).items()
-        if steps in values[kind].get("activity", {})
-    }
-    return found or {KINDS["finetuned"][0]: (ORANGE, values["rates"])}
-
-
-def _rates_at(values: dict[str, Any]) -> int:
-    return values.get("rates_at", values["timesteps"])
+    """Label to (colour as in the other plots, rates by layer) at the steps of fine-tuning."""
+    steps = str(values["rates_at"])
+    return {label: (color, values[kind]["activity"][steps]["rates"]) for kind, (label, color) in _kinds(values).items()}
 
 
 def _layer_bars(axis: Any, rates: Mapping[str, tuple[str, dict[str, float]]], title: str) -> None:
@@ -219,7 +213,7 @@ def _rates_by_steps(axis: Any, activity: Mapping[str, Any]) -> None:
 
 
 def _confusions(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Heat map of true class by answer, in percent of the true class; a class without images is a blank row."""
+    """Heat map of true class by predicted class, in percent of the true class; a class without images is a blank row."""
     counts = by_class["confusion"].double()
     cells = (100 * counts / counts.sum(1, keepdim=True)).numpy()
     axis.imshow(cells, cmap="Oranges", vmin=0, vmax=100)
@@ -229,7 +223,7 @@ def _confusions(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) ->
                 axis.text(column, row, f"{cell:.0f}", ha="center", va="center", fontsize=7, color="w" if cell > 60 else "k")
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(xlabel="answer", ylabel="class", title=f"confusions, {by_class['column']} (% of the class)")
+    axis.set(xlabel="predicted class", ylabel="class", title=f"confusions, {by_class['column']} (% of the class)")
 
 
 def _sorted_classes(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) -> None:

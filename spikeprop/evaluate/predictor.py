@@ -1,8 +1,7 @@
-"""``Predictor``: what a network predicts for a batch, its best classes for every image at every number of steps of interest.
+"""``Predictor``: what a network predicts for a batch, the best classes of every image at every number of steps of interest.
 
-The accumulated output after t steps is the output at T = t, so one simulation of max(T) steps gives those of all smaller
-T. A network that computes ``extra_steps`` steps before its first answer (a pipeline's delay, steps run in advance)
-gives at T what it has accumulated in T - extra_steps steps, and nothing (``NO_PREDICTION``) up to T = extra_steps.
+The output accumulated after t steps is the network's output at T = t, so one simulation of max(T) steps gives the predictions for
+all smaller T.
 
 Suffix legend: N images of the batch, T numbers of steps, K best classes, L layers.
 """
@@ -21,8 +20,6 @@ from spikeprop.evaluate.activity import ActivityMeter, device_of, watched_chunk
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
-NO_PREDICTION = -1
-
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPredictions:
@@ -34,7 +31,7 @@ class BatchPredictions:
         best: best classes (N, T, K) int16, best first.
         counts: of the activity (3, T, L) as ``ActivityMeter`` takes them; zeros where it was not counted.
         counted: images whose activity was counted.
-        seconds: from wanting the batch to having its predictions, loading included.
+        seconds: that the batch took, loading included.
     """
 
     number: int
@@ -47,18 +44,16 @@ class BatchPredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """What a network is asked.
+    """Which predictions are made.
 
     Attributes:
         timesteps: numbers of steps, ascending; none for an ANN.
-        extra_steps: steps before the first answer, which the numbers include.
-        top: classes to name for each image.
-        classes: that the data have, to be compared with the network's outputs; None for no comparison.
+        top: how many classes, best first, are kept for each image.
+        classes: of the data, to be compared with the number of the network's outputs; None for no comparison.
         seed: seeds the encoder's draws, a batch at a time, so a batch's predictions do not depend on the batches before it.
     """
 
     timesteps: tuple[int, ...] = ()
-    extra_steps: int = 0
     top: int = 5
     classes: int | None = None
     seed: int = 0
@@ -66,18 +61,10 @@ class Predictor:
     def __post_init__(self) -> None:
         if (self.timesteps and self.timesteps[0] < 1) or list(self.timesteps) != sorted(set(self.timesteps)):
             raise ValueError(f"timesteps {list(self.timesteps)}: give numbers, each at least 1, in ascending order")
-        if self.extra_steps < 0:
-            raise ValueError(f"extra_steps is {self.extra_steps}; it counts steps")
-
-    @property
-    def main_steps(self) -> list[int]:
-        """Steps of the simulation at each of the numbers of steps; below 1 where there is no answer yet."""
-        return [t - self.extra_steps for t in self.timesteps]
 
     def meter(self, network: nn.Module) -> ActivityMeter | None:
-        """A meter for all numbers of steps that have an answer; None for an ANN."""
-        steps = [t for t in self.main_steps if t >= 1]
-        return ActivityMeter(network, steps) if isinstance(network, SpikingNetwork) and steps else None
+        """A meter for all numbers of steps; None for an ANN."""
+        return ActivityMeter(network, self.timesteps) if isinstance(network, SpikingNetwork) else None
 
     @torch.no_grad()
     def predict(
@@ -93,7 +80,7 @@ class Predictor:
             meter: counts spikes over its own number of steps.
 
         Raises:
-            EvaluationError: the network predicts another number of classes than it is asked for.
+            EvaluationError: the network predicts another number of classes than ``classes``.
         """
         x = x.to(device_of(network))
         seed_torch(self.seed, number)
@@ -103,28 +90,22 @@ class Predictor:
 
     def _simulate(self, network: SpikingNetwork, x: Tensor, meter: ActivityMeter | None) -> Tensor:
         """The best classes after each number of steps, (N, T, K)."""
-        found: dict[int, Tensor] = {}
-        wanted = self.main_steps
-        if wanted[-1] >= 1:
-            watching = _watching(network, len(x), wanted[-1], meter) if meter is not None else {}
-            chunks = network.unroll(x, wanted[-1], **watching)
-            outputs = enumerate((step for chunk in chunks for step in chunk), 1)
-            found = {t: self._best(output_NC) for t, output_NC in outputs if t in wanted}
-        width = min(self.top, *(best.shape[1] for best in found.values())) if found else self.top
-        none = torch.full((len(x), width), NO_PREDICTION, dtype=torch.int16)
-        return torch.stack([found.get(t, none) for t in wanted], 1)
+        steps = self.timesteps[-1]
+        observed = _observed(network, len(x), steps, meter) if meter is not None else {}
+        outputs = enumerate((step for chunk in network.unroll(x, steps, **observed) for step in chunk), 1)
+        return torch.stack([self._best(output_NC) for t, output_NC in outputs if t in self.timesteps], 1)
 
     def _best(self, scores_NC: Tensor) -> Tensor:
         """The classes of the largest scores (N, K) int16 on the CPU; of equal scores the first class, as argmax has it."""
         outputs = scores_NC.shape[1]
         if self.classes not in (None, outputs):
-            raise EvaluationError(f"the network tells {outputs} classes apart, and the data have {self.classes}")
+            raise EvaluationError(f"the network has {outputs} outputs, and the data have {self.classes} classes")
         order = torch.sort(scores_NC, dim=1, descending=True, stable=True).indices
         return order[:, : self.top].to("cpu", torch.int16)
 
 
-def _watching(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:
-    """How a simulation is unrolled while a meter watches it."""
+def _observed(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:
+    """How a simulation is unrolled while a meter counts its spikes."""
     chunk = watched_chunk(network, images, steps)
     return {"observe": meter.start(images), "observed_steps": meter.timesteps, "chunk": chunk}
 

@@ -1,4 +1,4 @@
-"""``Report``: what a run found, as JSON for programs and rows for the terminal."""
+"""``Report``: the result of a run, as JSON for programs and as rows for the terminal."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     converted, finetuned = values["converted"]["accuracy"], values["finetuned"]["accuracy"]
     ann, snn = values["energy_joules"]["ann"], values["energy_joules"]["snn"]
     rows = [("ANN", f"{values['ann']['accuracy']:.2f} %")]
-    rows += [(f"converted, T = {t}", _percent(a)) for t, a in converted.items()]
-    if values.get("finetuned_epochs", 1):
-        rows += [(f"fine-tuned, T = {t}", _percent(a)) for t, a in finetuned.items()]
+    rows += [(f"converted, T = {t}", f"{a:.2f} %") for t, a in converted.items()]
+    if values["finetuned_epochs"]:
+        rows += [(f"fine-tuned, T = {t}", f"{a:.2f} %") for t, a in finetuned.items()]
     synops = sum(values["synops"].values())
     rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
     rows.append(("energy an image, ANN / SNN (45 nm)", f"{ann * 1e6:.2f} uJ / {snn * 1e6:.2f} uJ"))
@@ -44,14 +44,14 @@ def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
         rows.append((f"Lava vs PyTorch, {simulated['samples']} samples", f"predictions agree {simulated['agreement']:.1f} %"))
         rows.append(("Lava spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
-        rows += chip_rows(simulated["chip"]) if "chip" in simulated else []
+        rows += chip_rows(simulated["chip"])
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
 
 
 def scalars_by_steps(found: dict[str, Any]) -> dict[str, dict[int, float]]:
     """A spiking network's accuracy and firing rates as scalars by name and number of steps."""
-    scalars = {"accuracy by T": {int(t): a for t, a in found["accuracy"].items() if a is not None}}
+    scalars = {"accuracy by T": {int(t): a for t, a in found["accuracy"].items()}}
     for t, active in found["activity"].items():
         for layer, rate in active["rates"].items():
             scalars.setdefault(f"rate by T/{layer}", {})[int(t)] = rate
@@ -59,7 +59,7 @@ def scalars_by_steps(found: dict[str, Any]) -> dict[str, dict[int, float]]:
 
 
 def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows on a network's place on Loihi 2."""
+    """Rows on the cores and chips of Loihi 2 that a network takes."""
     size = f"{_count(chip['cores'], 'core')}, {_count(chip['chips'], 'chip')}"
     rows = [("Loihi 2, estimated", f"{size}, each synapse with a weight of its own")]
     return rows + [("cannot be placed", problem) for problem in chip["problems"]]
@@ -67,7 +67,3 @@ def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
-
-
-def _percent(accuracy: float | None) -> str:
-    return "no answer yet" if accuracy is None else f"{accuracy:.2f} %"

@@ -25,7 +25,7 @@ Z95 = 1.959963984540054  # two-sided 95 %
 
 @dataclass(frozen=True)
 class Proportion:
-    """A share of images in percent, with its 95 % interval."""
+    """A proportion of images in percent, with its 95 % interval."""
 
     percent: float
     low: float
@@ -41,53 +41,53 @@ class Proportion:
 
 
 def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of the share ``count / total``, in [0, 1].
+    """Wilson's score interval of the proportion ``count / total``, in [0, 1].
 
     Raises:
         ValueError: not 0 <= count <= total, or total is 0.
     """
     if not 0 <= count <= total or total == 0:
-        raise ValueError(f"{count} of {total} is no share")
+        raise ValueError(f"{count} of {total} is no proportion")
     p = count / total
     middle = p + z * z / (2 * total)
-    reach = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    low = (middle - reach) / scale if count else 0.0  # exactly, where rounding would leave a trace
-    return low, (middle + reach) / scale if count < total else 1.0
+    low = (middle - half) / scale if count else 0.0  # exactly; rounding could give a tiny number
+    return low, (middle + half) / scale if count < total else 1.0
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions for a whole data set: true classes (N,) and best classes (N, T, K), best first."""
+    """The predictions for a complete data set: true classes (N,) and best classes (N, T, K), best first."""
 
     labels_N: Tensor
     best_NTK: Tensor
 
     @classmethod
     def of(cls, batches: Sequence[BatchPredictions]) -> Predictions:
-        """Of all batches, in order."""
+        """From all batches, in order."""
         return cls(torch.cat([b.labels for b in batches]), torch.cat([b.best for b in batches]))
 
     def top(self, k: int) -> list[Proportion]:
-        """Share of images whose class is among the ``k`` best, at each number of steps."""
-        right_T = hits(self.best_NTK[..., :k], self.labels_N).sum(0)
-        return [Proportion.of(int(right), len(self.labels_N)) for right in right_T]
+        """Proportion of images whose class is among the ``k`` best, at each number of steps."""
+        correct_T = is_correct(self.best_NTK[..., :k], self.labels_N).sum(0)
+        return [Proportion.of(int(count), len(self.labels_N)) for count in correct_T]
 
     def images(self, classes: int) -> Tensor:
         """Images of each class (C,)."""
         return torch.bincount(self.labels_N, minlength=classes)
 
-    def right(self, classes: int) -> Tensor:
-        """Images of each class that are told right, (C, T)."""
-        right_NT = hits(self.best_NTK[..., :1], self.labels_N).long()
-        return torch.zeros(classes, right_NT.shape[1], dtype=torch.long).index_add_(0, self.labels_N, right_NT)
+    def correct(self, classes: int) -> Tensor:
+        """Correctly predicted images of each class, (C, T)."""
+        correct_NT = is_correct(self.best_NTK[..., :1], self.labels_N).long()
+        return torch.zeros(classes, correct_NT.shape[1], dtype=torch.long).index_add_(0, self.labels_N, correct_NT)
 
     def confusion(self, classes: int, column: int) -> Tensor:
-        """Images (C, C) by true class (row) and answer, at one of the numbers of steps."""
-        told = self.best_NTK[:, column, 0].long()
-        return torch.bincount(self.labels_N * classes + told, minlength=classes * classes).view(classes, classes)
+        """Images (C, C) by true class (row) and predicted class, at one of the numbers of steps."""
+        predicted = self.best_NTK[:, column, 0].long()
+        return torch.bincount(self.labels_N * classes + predicted, minlength=classes * classes).view(classes, classes)
 
 
-def hits(best_NTK: Tensor, labels_N: Tensor) -> Tensor:
+def is_correct(best_NTK: Tensor, labels_N: Tensor) -> Tensor:
     """Whether the true class is among the best, (N, T)."""
     return (best_NTK == labels_N[:, None, None]).any(2)

@@ -18,11 +18,11 @@ ANN = "ANN"  # the one column of a network that has no time steps
 
 
 def summarise(network: nn.Module, predictor: Predictor, batches: Sequence[BatchPredictions]) -> dict[str, Any]:
-    """What the predictions say of a network, in JSON values.
+    """Accuracy and activity of a network, in JSON values.
 
     Returns:
-        images; accuracy, by number of steps (or "ANN"): top1 and, where it means something, top5 in percent with their 95 %
-        intervals, or None where there is no answer yet; activity, by number of steps: rates, synops, energy_joules.
+        images; accuracy, by number of steps (or "ANN"): top1 and, where there are at least 5 classes, top5 in percent with their
+        95 % intervals; activity, by number of steps: rates, synops, energy_joules.
     """
     predictions = Predictions.of(batches)
     return {
@@ -41,11 +41,11 @@ def columns(predictor: Predictor) -> list[str]:
 def accuracies(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
     """Top-1 and top-5, by column."""
     wanted = {"top1": 1} | ({"top5": 5} if predictions.best_NTK.shape[2] >= 5 else {})
-    shares = {name: predictions.top(k) for name, k in wanted.items()}
-    found: dict[str, Any] = {}
-    for i, column in enumerate(columns(predictor)):
-        available = not predictor.timesteps or predictor.main_steps[i] >= 1
-        found[column] = {key: value for name in wanted for key, value in _json(name, shares[name][i])} if available else None
+    proportions = {name: predictions.top(k) for name, k in wanted.items()}
+    found: dict[str, Any] = {column: {} for column in columns(predictor)}
+    for name, at_columns in proportions.items():
+        for column, proportion in zip(found, at_columns):
+            found[column] |= {name: proportion.percent, f"{name}_interval": [proportion.low, proportion.high]}
     return found
 
 
@@ -57,9 +57,8 @@ def activities(meter: ActivityMeter | None, predictor: Predictor, batches: Seque
     for batch in counted:
         meter.put(batch.counts, batch.counted)
     return {
-        str(t): {"rates": meter.rates(steps), "synops": meter.synops(steps), "energy_joules": meter.energy(steps)}
-        for t, steps in zip(predictor.timesteps, predictor.main_steps)
-        if steps >= 1
+        str(t): {"rates": meter.rates(t), "synops": meter.synops(t), "energy_joules": meter.energy(t)}
+        for t in predictor.timesteps
     }
 
 
@@ -68,11 +67,8 @@ def accuracy_lines(values: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for column, found in values["accuracy"].items():
         label = column if column == ANN else f"T = {column}"
-        if found is None:
-            rows.append((label, f"unavailable: the first {values['extra_steps']} steps give no answer"))
-            continue
-        text = str(_share(found, "top1"))
-        text += f"   top-5 {_share(found, 'top5')}" if "top5" in found else ""
+        text = str(_proportion(found, "top1"))
+        text += f"   top-5 {_proportion(found, 'top5')}" if "top5" in found else ""
         if column in values["activity"]:
             text += f"   {values['activity'][column]['energy_joules'] * 1e6:.3g} uJ"
         rows.append((label, text))
@@ -80,28 +76,24 @@ def accuracy_lines(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def class_table(predictor: Predictor, predictions: Predictions, names: Sequence[str]) -> str:
-    """CSV: class number, name, images, and for each column the images told right and top-1 in percent."""
-    images, right = predictions.images(len(names)), predictions.right(len(names))
+    """CSV: class number, name, images, and for each column the correctly predicted images and top-1 in percent."""
+    images, correct = predictions.images(len(names)), predictions.correct(len(names))
     labels = [column if column == ANN else f"T{column}" for column in columns(predictor)]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["class", "name", "images", *(f"{kind}_{label}" for label in labels for kind in ("right", "top1"))])
+    table.writerow(["class", "name", "images", *(f"{kind}_{label}" for label in labels for kind in ("correct", "top1"))])
     for number, name in enumerate(names):
         seen = int(images[number])
         if seen:
-            told = [int(count) for count in right[number]]
-            table.writerow([number, name, seen, *(cell for count in told for cell in (count, f"{100 * count / seen:.2f}"))])
+            counts = [int(count) for count in correct[number]]
+            table.writerow([number, name, seen, *(cell for count in counts for cell in (count, f"{100 * count / seen:.2f}"))])
     return text.getvalue()
 
 
 def seconds(batches: Sequence[BatchPredictions]) -> float:
-    """Of all processes together, over however many starts."""
+    """Seconds that all batches took, summed over processes and resumed starts."""
     return float(torch.tensor([batch.seconds for batch in batches], dtype=torch.float64).sum())
 
 
-def _json(name: str, share: Proportion) -> list[tuple[str, Any]]:
-    return [(name, share.percent), (f"{name}_interval", [share.low, share.high])]
-
-
-def _share(found: dict[str, Any], name: str) -> Proportion:
+def _proportion(found: dict[str, Any], name: str) -> Proportion:
     return Proportion(found[name], *found[f"{name}_interval"])

@@ -1,7 +1,7 @@
-"""What every experiment shares: the main job's (``spikeprop.experiment.pipeline``) and those that plugins bring.
+"""``Context``: what every experiment is given, the hybrid conversion (``spikeprop.experiment.pipeline``) and those of plugins.
 
-An experiment is a frozen dataclass with ``run(context) -> Report`` and, where it can, ``check(here=False)`` and ``smoke()``; a
-recipe's ``use`` names it. All of them have one command line, one kind of run folder and one form of report.
+An experiment is a frozen dataclass with ``run(context) -> Report`` and, optionally, ``check(here=False)`` and ``smoke()``; a
+recipe's ``use`` names it. All experiments have the same command line, the same kind of run folder and the same form of report.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Context:
     """What a run is given.
 
     Attributes:
-        folder: where stages, figures and checkpoints go.
+        folder: for stages, figures and checkpoints.
         name: of the recipe.
-        notify: tells people what is going on, one line at a time.
+        notify: shows a line of progress or a warning to the user.
         save_every: seconds between two checkpoints within an epoch.
         tensorboard: whether scalars are written for TensorBoard where it is installed.
     """
@@ -35,15 +35,15 @@ class Context:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes report, pictures and tables: of several that share a run, rank 0."""
+        """Whether this process writes report, pictures and tables: of several processes, rank 0 does."""
         return not self.folder.processes.rank
 
     def watchers(self, stage: str) -> list[Callback]:
-        """Callbacks that show a stage's training elsewhere than in the run's own files."""
+        """Callbacks that show a stage's training in TensorBoard."""
         return [TensorBoardLog(self._scalars(stage))] if self._shows() else []
 
     def show(self, stage: str, scalars: Mapping[str, Mapping[int, float]]) -> None:
-        """Show figures of a stage, by name and step, where training is shown."""
+        """Show scalars of a stage, by name and step, in TensorBoard."""
         if self._shows():
             write_scalars(self._scalars(stage), scalars)
 

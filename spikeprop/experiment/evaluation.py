@@ -1,23 +1,21 @@
-"""``assess``: a checkpoint put to the test on a data set, with everything that is said of it in one folder.
+"""Evaluation of a network in a folder, where a stopped evaluation continues; and of a checkpoint, as ``spikeprop eval`` does it.
 
-The folder holds ``report.json``, ``classes.csv`` and ``report.png`` beside the predictions themselves
-(``predictions.safetensors``), from which the three are made again by the same command.
+``evaluate_network`` is what a run's evaluate stage and ``eval`` have in common. ``evaluate_checkpoint`` writes ``report.json``,
+``classes.csv`` and ``report.png`` beside ``predictions.safetensors``, from which the same command makes the three again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from spikeprop.data import ImageData
-from spikeprop.errors import CheckpointError
 from spikeprop.evaluate import (
     MAC_JOULES,
     BatchPredictions,
@@ -28,26 +26,80 @@ from spikeprop.evaluate import (
     accuracy_lines,
     class_table,
     count_macs,
+    device_of,
     draw_evaluation,
     evaluate,
-    latency_of,
     seconds,
     summarise,
 )
 from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, data_settings, load_network
 from spikeprop.experiment.run_folder import describe_machine
 from spikeprop.experiment.settings import find_device
+from spikeprop.runtime.batches import Split
 from spikeprop.runtime.files import read_json, write_text
 from spikeprop.runtime.locks import locked
 from spikeprop.runtime.processes import Processes
 from spikeprop.snn import SpikingNetwork
 
-NETWORKS = ("ann", "converted", "finetuned")  # of a run folder, the best last
+SAVE_EVERY = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class NetworkEvaluation:
+    """A network's predictions for all batches and, on rank 0, their summary (``spikeprop.evaluate.summarise``)."""
+
+    batches: list[BatchPredictions]
+    summary: dict[str, Any]
+
+
+def evaluation_settings(network: nn.Module, split: Split, predictor: Predictor, activity_images: int) -> dict[str, Any]:
+    """What a journal records of an evaluation: predictions of other settings are not mixed with these."""
+    device = device_of(network).type
+    return {**asdict(predictor), "batch_size": split.batch_size, "activity_images": activity_images, "device": device}
+
+
+def evaluate_network(
+    network: nn.Module,
+    split: Split,
+    predictor: Predictor,
+    journal: Journal,
+    begin: Callable[[], None],
+    *,
+    processes: Processes,
+    activity_images: int,
+    label: str,
+    save_every: float = SAVE_EVERY,
+) -> NetworkEvaluation:
+    """Predict every batch of a split that the journal does not hold yet, and summarise all.
+
+    Args:
+        network: spiking network or ANN, on its device.
+        split: test images.
+        predictor: which predictions.
+        journal: with ``evaluation_settings``; its folder is locked by the caller.
+        begin: opens the journal; called on rank 0.
+        processes: each predicts its own batches.
+        activity_images: about so many images' spikes are counted.
+        label: text of the progress bar.
+        save_every: seconds between two writes.
+    """
+    processes.on_rank_zero(begin)
+    batches = evaluate(
+        network,
+        split,
+        predictor,
+        journal=journal,
+        processes=processes,
+        activity_images=activity_images,
+        label=label,
+        save_every=save_every,
+    )
+    return NetworkEvaluation(batches, {} if processes.rank else summarise(network, predictor, batches))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assessment:
-    """How checkpoints are assessed.
+class EvaluationOptions:
+    """How checkpoints are evaluated.
 
     Attributes:
         data: name of the data set; None for the one that the network was trained on.
@@ -68,124 +120,95 @@ class Assessment:
     batch_size: int = 100
     activity_images: int = 200
     device: str = "auto"
-    save_every: float = 5.0
+    save_every: float = SAVE_EVERY
     trusted: tuple[str, ...] = ()
 
 
-def find_checkpoints(path: Path, networks: Sequence[str] = ()) -> list[Path]:
-    """The checkpoint at ``path``, or those of the run folder there: the networks named, or the best there is.
-
-    Raises:
-        CheckpointError: no such checkpoint, naming those that are there.
-    """
-    if not path.is_dir():
-        if networks:
-            raise CheckpointError(f"{path} is no run folder, so there is nothing to choose; leave --network out")
-        return [path]
-    present = [name for name in NETWORKS if (path / f"{name}.safetensors").is_file()]
-    absent = [name for name in networks if name not in present]
-    if absent or not present:
-        found = f"it has {', '.join(present)}" if present else "it has none of ann, converted and finetuned.safetensors"
-        raise CheckpointError(f"{path} has no {absent[0] if absent else 'checkpoint'}.safetensors; {found}")
-    chosen = [name for name in NETWORKS if name in networks] or present[-1:]
-    return [path / f"{name}.safetensors" for name in chosen]
-
-
-def assess(
+def evaluate_checkpoint(
     checkpoint: Path,
-    how: Assessment,
+    options: EvaluationOptions,
     *,
     out: Path | None = None,
     restart: bool = False,
     processes: Processes,
 ) -> tuple[Report, Path]:
-    """Assess a checkpoint, or go on where that was stopped; the report, and its folder.
+    """Evaluate a checkpoint, or continue an evaluation that was stopped; the report, and its folder.
 
     Args:
         checkpoint: written by spikeprop.
-        how: settings.
+        options: data, numbers of steps and so on.
         out: folder; default ``eval-DATA/NETWORK`` beside the checkpoint.
-        restart: throw away what the folder holds.
+        restart: delete what the folder holds.
         processes: that share the work; rank 0 writes the report.
 
     Raises:
-        BusyError: another evaluation, or a run, is at work in the folder.
+        BusyError: another evaluation, or a run, uses the folder.
     """
-    loaded = load_network(checkpoint, how.trusted)
-    data = _data(loaded, how)
-    split = data.test(how.batch_size)
-    predictor = _predictor(loaded, how, data)
-    device = processes.device(find_device(how.device))
+    loaded = load_network(checkpoint, options.trusted)
+    data = _data(loaded, options)
+    split = data.test(options.batch_size)
+    network = loaded.network.to(processes.device(find_device(options.device)))
+    predictor = _predictor(loaded, options, data)
     settings = {
         "checkpoint": _hash(checkpoint),
-        "data": {**_described(data), "fingerprint": split.fingerprint()},
-        **asdict(predictor),
-        "batch_size": how.batch_size,
-        "activity_images": how.activity_images,
-        "device": device.type,
+        "data": {**_describe_data(data), "fingerprint": split.fingerprint()},
+        **evaluation_settings(network, split, predictor, options.activity_images),
     }
     folder = out or checkpoint.parent / f"eval-{type(data).__name__}" / checkpoint.stem
     journal = Journal(folder, settings)
     with locked(folder, processes):
-        processes.on_rank_zero(lambda: _open(journal, checkpoint.name, restart))
-        network = loaded.network.to(device)
-        batches = evaluate(
+        evaluation = evaluate_network(
             network,
             split,
             predictor,
-            journal=journal,
+            journal,
+            lambda: _begin(journal, checkpoint.name, restart),
             processes=processes,
-            activity_images=how.activity_images,
+            activity_images=options.activity_images,
             label=f"{checkpoint.stem} on {type(data).__name__}",
-            save_every=how.save_every,
+            save_every=options.save_every,
         )
-        return _report(network, data, predictor, batches, journal, processes), folder
+        if processes.rank:
+            return Report(name="", values={}), folder
+        return _report(network, data, predictor, evaluation, journal), folder
 
 
-def _report(
-    network: nn.Module,
-    data: ImageData,
-    predictor: Predictor,
-    batches: list[BatchPredictions],
-    journal: Journal,
-    processes: Processes,
-) -> Report:
-    """What is said of the predictions; written by rank 0, which has them all."""
-    if processes.rank:
-        return Report(name="", values={})
+def _report(network: nn.Module, data: ImageData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal) -> Report:
+    """The report on the predictions, with its files."""
     about = journal.about()
-    spent = seconds(batches)
+    spent = seconds(evaluation.batches)
+    predictions, names = Predictions.of(evaluation.batches), data.class_names()
+    by_class = _by_class(predictions, predictor, len(names))
     values = {
         "network": Path(about["checkpoint"]).stem,
         "timesteps": list(predictor.timesteps),
-        "extra_steps": predictor.extra_steps,
-        **summarise(network, predictor, batches),
+        **evaluation.summary,
         **({} if predictor.timesteps else _ann_cost(network, data)),
         "seconds": round(spent, 2),
-        "images_per_second": round(sum(len(b.labels) for b in batches) / max(spent, 1e-9), 2),
+        "images_per_second": round(evaluation.summary["images"] / max(spent, 1e-9), 2),
         "settings": journal.settings,
         "provenance": about,
-    }
-    predictions, names = Predictions.of(batches), data.class_names()
-    by_class = _by_class(predictions, predictor, len(names))
-    values["classes"] = {
-        "names": names,
-        "at": by_class["column"],
-        "top1": [None if a != a else a for a in by_class["top1"].tolist()],
+        "classes": {
+            "names": names,
+            "at": by_class["column"],
+            "top1": [None if a != a else a for a in by_class["top1"].tolist()],
+        },
     }
     report = Report(name=str(journal.path), values=values, rows=accuracy_lines(values))
     write_text(journal.path / "classes.csv", class_table(predictor, predictions, names))
     report.save(journal.path / "report.json")
-    draw_evaluation(values, journal.path / "report.png", names=names, by_class=by_class, ann=_ann_beside(journal, data))
+    ann = _ann_report(journal)
+    draw_evaluation(values, journal.path / "report.png", names=names, by_class=by_class, ann=ann)
     return report
 
 
 def _by_class(predictions: Predictions, predictor: Predictor, classes: int) -> dict[str, Any]:
     """Confusions and accuracy by class at the largest number of steps."""
-    top1 = 100 * predictions.right(classes)[:, -1] / predictions.images(classes)
-    available = not predictor.timesteps or predictor.main_steps[-1] >= 1
-    confusion = predictions.confusion(classes, -1) if available else torch.zeros(classes, classes)
-    return {"column": f"T = {predictor.timesteps[-1]}" if predictor.timesteps else "ANN", "top1": top1, "confusion": confusion}
+    return {
+        "column": f"T = {predictor.timesteps[-1]}" if predictor.timesteps else "ANN",
+        "top1": 100 * predictions.correct(classes)[:, -1] / predictions.images(classes),
+        "confusion": predictions.confusion(classes, -1),
+    }
 
 
 def _ann_cost(ann: nn.Module, data: ImageData) -> dict[str, Any]:
@@ -193,8 +216,8 @@ def _ann_cost(ann: nn.Module, data: ImageData) -> dict[str, Any]:
     return {"macs": macs, "energy_joules": macs * MAC_JOULES}
 
 
-def _ann_beside(journal: Journal, data: ImageData) -> dict[str, Any] | None:
-    """The report of the ANN on the same images, where it has been assessed."""
+def _ann_report(journal: Journal) -> dict[str, Any] | None:
+    """The report of the ANN on the same images, where it was evaluated."""
     file = journal.path.parent / "ann" / "report.json"
     if journal.path.name == "ann" or not file.exists():
         return None
@@ -203,38 +226,33 @@ def _ann_beside(journal: Journal, data: ImageData) -> dict[str, Any] | None:
     return report if same and report["network"] == "ann" else None
 
 
-def _open(journal: Journal, checkpoint: str, restart: bool) -> None:
-    """Begin, or go on, with a warning where another version of the code began: it may have predicted otherwise."""
+def _begin(journal: Journal, checkpoint: str, restart: bool) -> None:
+    """Begin, or continue, with a warning where another version of the code began: its predictions may differ."""
     about = {"checkpoint": checkpoint, **describe_machine()}
     journal.open(about, restart=restart)
     begun, commit = journal.about()["commit"], about["commit"]
     if begun != commit:
-        warnings.warn(f"{journal.path} was begun at commit {begun}, and this is {commit}; --restart begins anew", stacklevel=3)
+        warnings.warn(f"{journal.path} was begun at commit {begun}, and this is {commit}; --restart begins again", stacklevel=3)
 
 
-def _predictor(loaded: LoadedNetwork, how: Assessment, data: ImageData) -> Predictor:
+def _predictor(loaded: LoadedNetwork, options: EvaluationOptions, data: ImageData) -> Predictor:
     if not isinstance(loaded.network, SpikingNetwork):
         return Predictor(classes=data.classes)
-    extra = latency_of(loaded.network)
-    return Predictor(
-        timesteps=tuple(sorted(set(how.timesteps) or {loaded.description["timesteps"] + extra})),
-        extra_steps=extra,
-        classes=data.classes,
-        seed=loaded.description["seed"],
-    )
+    timesteps = tuple(sorted(set(options.timesteps) or {loaded.description["timesteps"]}))
+    return Predictor(timesteps=timesteps, classes=data.classes, seed=loaded.description["seed"])
 
 
-def _data(loaded: LoadedNetwork, how: Assessment) -> ImageData:
+def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> ImageData:
     """The data set, with the normalisation and the size of images that the network was trained with."""
     described = data_settings(loaded.description["data"])
-    wanted = data_component(described, how.trusted, named=how.data, test_limit=how.limit, root=how.root)
+    wanted = data_component(described, options.trusted, named=options.data, test_limit=options.limit, root=options.root)
     if "size" in wanted.parameters():
         wanted = wanted.replace(size=loaded.description["input_shape"][-1])
     return wanted.build()
 
 
-def _described(data: ImageData) -> dict[str, Any]:
-    """What the data are, wherever they lie."""
+def _describe_data(data: ImageData) -> dict[str, Any]:
+    """The data, without the folder in which they lie."""
     return {"use": type(data).__name__, "mean": data.mean, "std": data.std, "limit": data.test_limit}
 
 

@@ -1,15 +1,14 @@
-"""Networks in and out of checkpoints, and the test that a recipe's network can work, made before it is trained.
+"""Network checkpoints: written with a description, found in run folders, loaded; and the check that a recipe's network can work.
 
-A checkpoint's description says how to build the network that its tensors fit.
-
-An ANN is built from its component; a spiking network from its ANN's component, converted without calibration, since
-thresholds are tensors of the checkpoint. So a checkpoint needs neither its recipe nor its run folder.
+A checkpoint's description says how to build the network that its tensors fit. An ANN is built from its component; a spiking
+network from its ANN's component, converted without calibration, since thresholds are tensors of the checkpoint. So a checkpoint
+needs neither its recipe nor its run folder.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
 SMALL = 100_000  # numbers that are never too many
-LATER = (".scale", ".v_init", "readout_from", "pre_run")  # tensors that checkpoints did not have at first
+NETWORKS = ("ann", "converted", "finetuned")  # the checkpoints of a run folder, in the order of the pipeline
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,32 @@ class LoadedNetwork:
 
     network: nn.Module
     description: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedSpikingNetwork(LoadedNetwork):
+    """The same of a spiking network."""
+
+    network: SpikingNetwork
+
+
+def find_checkpoints(path: Path, networks: Sequence[str] = ()) -> list[Path]:
+    """The checkpoint at ``path``, or those of the run folder there: the networks named, or the last one of the pipeline.
+
+    Raises:
+        CheckpointError: no such checkpoint, naming those that are there.
+    """
+    if not path.is_dir():
+        if networks:
+            raise CheckpointError(f"{path} is no run folder, so there is nothing to choose; leave --network out")
+        return [path]
+    present = [name for name in NETWORKS if (path / f"{name}.safetensors").is_file()]
+    absent = [name for name in networks if name not in present]
+    if absent or not present:
+        found = f"it has {', '.join(present)}" if present else "it has none of ann, converted and finetuned.safetensors"
+        raise CheckpointError(f"{path} has no {absent[0] if absent else 'checkpoint'}.safetensors; {found}")
+    chosen = [name for name in NETWORKS if name in networks] or present[-1:]
+    return [path / f"{name}.safetensors" for name in chosen]
 
 
 def describe_network(model: nn.Module, experiment: Any, data: ImageData) -> dict[str, Any]:
@@ -57,14 +82,13 @@ def data_component(
 ) -> Component[ImageData]:
     """The data set that a file describes, or the one that the user named instead of it.
 
-    Whoever names a class on the command line means its code to run, as whoever runs a recipe does; so the package of ``named`` is
-    trusted, and nothing else that the file says is for that.
+    The package of ``named`` is trusted, since the user named it; other packages that the file names are not.
 
     Args:
-        described: name and settings, by a checkpoint, a NIR file or a run folder.
+        described: name and settings, from a checkpoint, a NIR file or a run folder.
         trusted: packages that the file may have imported.
-        named: data set of the user's, as ``--data`` has it.
-        settings: the user's own, in place of those described; None says nothing.
+        named: the user's data set, as ``--data`` has it.
+        settings: the user's settings, which replace those described; None leaves the described one.
 
     Raises:
         RecipeError: no such data set or setting, or code from outside.
@@ -76,15 +100,15 @@ def data_component(
 
 
 def data_settings(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint or a NIR file may say of the data; where they lie and whether to fetch them is the user's to say."""
+    """The settings of the data that a checkpoint or a NIR file may give; folder and download are for the user to choose."""
     return {key: described[key] for key in ("use", "mean", "std") if key in described}
 
 
 def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:
-    """Build the network of a checkpoint and fill in its tensors.
+    """Build the network of a checkpoint and load its tensors.
 
-    A checkpoint may come from anyone, so what it describes is held to what its tensors can fill, and code from outside is not
-    imported for it unless named.
+    A checkpoint may come from anyone. So a network that is far larger than its tensors is refused, and code from outside is not
+    imported unless the user names it.
 
     Args:
         path: the checkpoint.
@@ -102,8 +126,21 @@ def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwo
             return _build(checkpoint)
     except SpikepropError:
         raise
-    except Exception as error:  # a description that we did not write can be wrong in any way
+    except Exception as error:  # a description from elsewhere can be wrong in any way
         raise CheckpointError(f"{path} describes a network that cannot be built: {type(error).__name__}: {error}") from error
+
+
+def load_spiking(path: str | Path, trusted: Collection[str] = ()) -> LoadedSpikingNetwork:
+    """``load_network`` for a spiking network.
+
+    Raises:
+        CheckpointError: it is an ANN, or as ``load_network``.
+        RecipeError: as ``load_network``.
+    """
+    loaded = load_network(path, trusted)
+    if not isinstance(loaded.network, SpikingNetwork):
+        raise CheckpointError(f"{path} is an ANN; give the converted or finetuned checkpoint of its run")
+    return LoadedSpikingNetwork(loaded.network, loaded.description)
 
 
 def _build(checkpoint: Checkpoint) -> LoadedNetwork:
@@ -119,7 +156,6 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
         encoder = check_component(Encoder, described["encoder"], "encoder").build()
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
         _make_room(network, checkpoint.section("model"))
-        _fill_in(network, checkpoint.tensors)
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
 
@@ -130,29 +166,29 @@ def _check_description(checkpoint: Checkpoint) -> None:
     sizes = shape if isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape) else None
     if sizes is None or math.prod(sizes) > LARGEST_INPUT:
         raise CheckpointError(
-            f"{path} says that its network reads {shape!r}, which is no shape of inputs up to {LARGEST_INPUT:,} numbers"
+            f"{path} says that its network's input shape is {shape!r}, which is not a shape of at most {LARGEST_INPUT:,} numbers"
         )
     if described["kind"] not in ("ann", "snn") or not isinstance(described.get("data"), dict):
-        raise CheckpointError(f"{path} lacks what the checkpoint of a network says: its kind and its data")
+        raise CheckpointError(f"{path} has no valid description of a network: its kind or its data is missing")
     missing = [key for key in ("timesteps", "seed") if type(described.get(key)) is not int]
     if described["kind"] == "snn" and missing:
-        raise CheckpointError(f"{path} lacks what the checkpoint of a spiking network says: {', '.join(missing)}")
+        raise CheckpointError(f"{path} has no valid description of a spiking network: {', '.join(missing)} is missing")
 
 
 def _check_size(ann: Component[nn.Module], checkpoint: Checkpoint) -> None:
-    """The network described may not be far larger than the tensors that are to fill it: it is measured before it takes memory."""
+    """Refuse a described network that is far larger than the checkpoint's tensors, before it takes memory."""
     with torch.device("meta"):
         try:
             needed = sum(p.numel() for p in ann.build().parameters())
-        except Exception:  # not every constructor can do without numbers
+        except Exception:  # not every constructor works on the meta device
             return
     held = sum(t.numel() for t in checkpoint.section("model").values())
     if needed > 4 * held + SMALL:
-        raise CheckpointError(f"{checkpoint.path} describes a network of {needed:,} numbers, and has {held:,}")
+        raise CheckpointError(f"{checkpoint.path} describes a network of {needed:,} numbers, and holds {held:,}")
 
 
 def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder: Component[Encoder], data: ImageData) -> None:
-    """Build an ANN, ask it for the scores of one image and convert it, without training and without data on disk.
+    """Build an ANN, compute its outputs for one image and convert it, without training and without data on disk.
 
     Raises:
         RecipeError: it cannot be built, cannot read the data's images, or has another number of outputs than there are classes.
@@ -160,7 +196,7 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
     """
     try:
         network, outputs = _outline(ann, data, torch.device("meta"))
-    except Exception:  # not every constructor can do without numbers: the CPU says whether it is a mistake
+    except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
         network, outputs = _outline(ann, data, torch.device("cpu"))
     if outputs != (1, data.classes):
         fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
@@ -171,7 +207,7 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
 
 @torch.no_grad()
 def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -> tuple[nn.Module, tuple[int, ...]]:
-    """An ANN on ``device`` ("meta" computes shapes alone, in no time), and the shape of its scores for one image."""
+    """An ANN on ``device`` ("meta" computes shapes only), and the shape of its outputs for one image."""
     with device:
         try:
             network = ann.build().eval()
@@ -186,15 +222,8 @@ def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -
             ) from error
 
 
-def _fill_in(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
-    """What a checkpoint from before these tensors were kept lacks, as it was then."""
-    for name, value in network.state_dict().items():
-        if name.endswith(LATER):
-            tensors.setdefault(f"model.{name}", value.clone())
-
-
 def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
-    """Give the fresh network what calibration added: gains before synapses, biases, tensors of another shape."""
+    """Give the new network what calibration added: gains before synapses, biases, tensors of another shape."""
     for name, layer in network.named_layers():
         for i, _, synapse in layer.branches():
             _make_room_in_synapse(synapse, f"layers.{name}.synapses.{i}.ops", tensors)

@@ -1,9 +1,8 @@
-"""``RunFolder``: where a run keeps its recipe, its versions, its finished stages and its files, so that it can be taken
-up again.
+"""``RunFolder``: the folder of a run, with its recipe, versions, finished stages and files, so that a stopped run can continue.
 
-``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result, the seconds and
-the commit of every finished stage. Both are replaced whole. A folder belongs to one recipe: another one is refused rather than
-mixed in. Who runs in one holds its lock for as long (``spikeprop.runtime.locks.locked``), as the command line does.
+``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result, the seconds and the commit
+of every finished stage. Both files are replaced atomically. A folder belongs to one recipe: another one is refused rather than
+mixed in. A process that runs in a folder holds its lock (``spikeprop.runtime.locks.locked``), as the command line does.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from spikeprop.runtime.imports import only_trusted
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.signals import stop_if_requested
 
-OWN = {"name", "begun", "recipe"}  # of run.json: what no report repeats
-MACHINE = {"device", "sharded"}  # where a run takes place is no part of what it is
+OWN = {"name", "begun", "recipe"}  # keys of run.json that the report does not repeat
+MACHINE = {"device", "sharded"}  # settings that may change when a run continues
 LIBRARIES = ("spikeprop", "torch", "torchvision", "numpy", "nir", "safetensors")
 
 
@@ -41,7 +40,7 @@ class RunFolder:
         path: made if absent.
         recipe: what runs there.
         smoke: whether this is the tiny version.
-        processes: that run together; rank 0 writes.
+        processes: of this run; rank 0 writes.
 
     Raises:
         RecipeError: the folder holds a run of another recipe.
@@ -66,18 +65,19 @@ class RunFolder:
             more = {"processes": self.processes.count} if self.processes.count > 1 else {}
             write_json(path / "run.json", about | more | describe_machine())
 
-    def stage(self, name: str, work: Callable[[], dict[str, Any]], *, together: bool = False) -> dict[str, Any]:
-        """The result of a stage: from the folder if it is finished, else from ``work``, which is timed and remembered.
+    def stage(self, name: str, work: Callable[[], dict[str, Any]], *, distributed: bool = False) -> dict[str, Any]:
+        """The result of a stage: from the folder if it is finished, else from ``work``, whose time and result are kept.
 
         Args:
             name: of the stage.
             work: what it does.
-            together: of several processes all do it, and rank 0's result counts; else rank 0 does, and the others wait.
+            distributed: of several processes all do the work, and rank 0's result counts; else rank 0 does it and the others
+                wait.
         """
         if name not in self._stages:
             self.processes.independently(stop_if_requested)
             own = (lambda: self._timed(name, work)) if self.processes.rank == 0 else work
-            if together:
+            if distributed:
                 self.processes.collectively(own)
             else:
                 self.processes.on_rank_zero(own)
@@ -101,7 +101,7 @@ class RunFolder:
         clock.unlink(missing_ok=True)
 
     def reread(self) -> None:
-        """What another process has written of finished stages since."""
+        """Read again which stages are finished, after another process wrote it."""
         self._stages = _read_stages(self.path / "stages.json")
 
     def finished(self, name: str) -> bool:
@@ -109,7 +109,7 @@ class RunFolder:
         return name in self._stages
 
     def forget(self, names: Collection[str]) -> None:
-        """Take back that these stages are done, so that they run again."""
+        """Remove the results of these stages, so that they run again."""
         if set(names) & set(self._stages):
             self._stages = {name: stage for name, stage in self._stages.items() if name not in names}
             self._write_stages()
@@ -145,13 +145,13 @@ class RunFolder:
 
 
 def _read_stages(path: Path) -> dict[str, Any]:
-    """The finished stages; where the file is damaged or was being replaced, those of the file before it."""
+    """The finished stages; where the file is damaged or absent, those of its previous version."""
     problem = ""
     for file in (path, previous_of(path)):
         if not file.exists():
             continue
         try:
-            stages = _whole_stages(file)
+            stages = _complete_stages(file)
         except DamagedFileError as error:
             problem = str(error)
             continue
@@ -163,7 +163,7 @@ def _read_stages(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _whole_stages(file: Path) -> dict[str, Any]:
+def _complete_stages(file: Path) -> dict[str, Any]:
     stages = read_json(file)
     if not isinstance(stages, dict) or not all(isinstance(s, dict) and {"seconds", "result"} <= set(s) for s in stages.values()):
         raise DamagedFileError(f"{file} does not hold what a run writes there")
@@ -171,16 +171,16 @@ def _whole_stages(file: Path) -> dict[str, Any]:
 
 
 def _put_aside_damaged(file: Path) -> None:
-    """So that it does not take the place of its whole predecessor, which is all there is until the next is written."""
+    """Rename a damaged file, so that it does not replace the valid previous version when the next one is written."""
     try:
         if file.exists():
-            _whole_stages(file)
+            _complete_stages(file)
     except DamagedFileError:
         file.replace(file.with_name(f"{file.name}.damaged"))
 
 
 def _read_seconds(file: Path) -> float:
-    """What earlier attempts at a stage took; a damaged note counts as none."""
+    """Seconds of earlier attempts at a stage; 0 where the file is damaged."""
     try:
         return float(file.read_text(encoding="utf-8")) if file.exists() else 0.0
     except ValueError:
@@ -188,11 +188,11 @@ def _read_seconds(file: Path) -> float:
 
 
 def _completed(described: dict[str, Any]) -> dict[str, Any]:
-    """A recorded recipe with the defaults of settings that did not exist when it was recorded."""
+    """A recorded recipe, with the defaults of settings that its version of spikeprop did not have."""
     try:
-        with only_trusted():  # the folder may be anyone's; what the run's own recipe names is imported already
+        with only_trusted():  # the folder may come from anyone; what the run's own recipe names is imported already
             return Recipe("", check(described)).describe()
-    except RecipeError:  # it names what is gone by now: it is another recipe, as it stands
+    except RecipeError:  # it names what does not exist any more: it is another recipe
         return described
 
 
@@ -221,16 +221,16 @@ def _version(name: str) -> str | None:
 def _commit() -> str | None:
     """Commit of the checkout that spikeprop runs from, "-dirty" where it has changes; None when installed."""
     here = Path(__file__).parent
-    if not (here.parent / ".git").exists():
+    if not (here.parents[1] / ".git").exists():
         return None
     try:
-        asked = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
             cwd=here, capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return None
-    return asked.stdout.strip()
+    return described.stdout.strip()
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
-"""Run folders as they lie on disk, finished or not: what ``spikeprop ls runs`` lists and the report page shows.
+"""``RunRecord``: what the files of a run folder say, finished or not, for ``spikeprop ls runs`` and the report page.
 
-Only files are read, and none of them is needed but ``run.json``: folders of older versions, folders that a kill left behind and
-those in ``results/``, which hold no checkpoints, are runs like any other.
+Only ``run.json`` is required: the folders of killed runs, and those in ``results/``, which hold no checkpoints and of which most
+were written before run.json held name and time, are read as well.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from spikeprop.errors import DamagedFileError, RunError
 from spikeprop.runtime.files import read_json
 
-NETWORKS = {"converted": "converted", "finetuned": "fine-tuned"}
+LABELS = {"converted": "converted", "finetuned": "fine-tuned"}
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder.
+    """The contents of a run folder.
 
     Attributes:
         path: of the folder.
@@ -45,7 +45,7 @@ class RunRecord:
             RunError: it is no run folder, or one of its files is damaged.
         """
         if not (path / "run.json").is_file():
-            raise RunError(f"{path} is no run folder: it has no run.json; give a folder that `spikeprop run` made")
+            raise RunError(f"{path} is no run folder: it has no run.json; give a folder that `spikeprop run` wrote")
         report = path / "report.json"
         return cls(
             path,
@@ -62,9 +62,9 @@ class RunRecord:
 
     @property
     def recipe(self) -> str:
-        """Name of its recipe; older folders that are not finished tell their experiment alone."""
-        name = self.about.get("name") or (self.report or {}).get("name") or f"({self.settings.get('use', 'unknown')})"
-        return f"{name}, smoke" if self.about.get("smoke") else str(name)
+        """Name of its recipe."""
+        name = str(self.about.get("name") or (self.report or {}).get("name", "unknown"))
+        return f"{name}, smoke" if self.about.get("smoke") else name
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """ "finished", or where it stopped (a run in progress looks the same)."""
+        """ "finished", or where it stopped; a run in progress looks like a stopped one."""
         if self.report is not None:
             return "finished"
         begun = sorted(p.name.partition(".progress")[0] for p in self.path.glob("*.progress*") if not p.name.startswith("."))
@@ -83,25 +83,25 @@ class RunRecord:
 
     @property
     def hybrid(self) -> bool:
-        """Whether the report is that of the main job; plugins' experiments have reports of their own."""
+        """Whether the report is that of the hybrid conversion; the experiments of plugins have other reports."""
         return self.report is not None and {"ann", "converted", "finetuned"} <= self.report.keys()
 
     @property
     def networks(self) -> dict[str, str]:
-        """The spiking networks of the main job and what to call them: one that was not fine-tuned is the converted one."""
+        """The hybrid conversion's spiking networks with their labels; without fine-tuning only the converted one."""
         report = self.report or {}
         return {
-            k: label for k, label in NETWORKS.items() if k in report and (k == "converted" or report.get("finetuned_epochs", 1))
+            k: label for k, label in LABELS.items() if k in report and (k == "converted" or report.get("finetuned_epochs", 1))
         }
 
     @property
     def steps(self) -> int:
-        """Time steps that the main job's network is made for, those of its latency included."""
+        """Time steps of the hybrid conversion's fine-tuning, at which its networks are compared."""
         report = self.report or {}
         return int(report.get("rates_at", report.get("timesteps", 0)))
 
-    def begun(self) -> str:
-        """When it began; older folders do not say it, and the dates of their files are those of a copy."""
+    def started(self) -> str:
+        """When it started, where run.json says it."""
         at = self.about.get("begun")
         return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at else "not recorded"
 
@@ -110,20 +110,20 @@ class RunRecord:
         return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def headline(self) -> dict[str, float]:
-        """The few figures that say most, by name: accuracies in percent of the main job, means of a plugin's arms."""
+        """The main figures by name: accuracies in percent of the hybrid conversion, means of a plugin's arms."""
         report = self.report or {}
         if self.hybrid:
             return {"ANN": report["ann"]["accuracy"], **self._at_steps()}
         arms = {name: arm["mean"] for name, arm in report.get("arms", {}).items()}
         return arms | {name: found["whole_run"]["mean"] for name, found in report.get("learners", {}).items()}
 
-    def told(self) -> str:
-        """The headline in a line."""
+    def headline_text(self) -> str:
+        """The headline in one line."""
         parts = [f"{name} {value:.4g}" for name, value in self.headline().items()]
         return ", ".join(parts if len(parts) <= 3 else [*parts[:3], f"and {len(parts) - 3} more"]) or "-"
 
     def figures(self) -> dict[str, float | None]:
-        """Figures for a table of runs: those of the main job at the steps that its network is made for, or the headline."""
+        """Figures for a table of runs: those of the hybrid conversion at ``steps``, or the headline."""
         report = self.report or {}
         if not self.hybrid:
             return {**self.headline()}
@@ -131,7 +131,7 @@ class RunRecord:
         joules = report["energy_joules"]
         return {
             "ANN": report["ann"]["accuracy"],
-            **{label: found.get(label) for label in NETWORKS.values()},
+            **{label: found.get(label) for label in LABELS.values()},
             "T": self.steps,
             "MACs": report["macs"],
             "SynOps": sum(report["synops"].values()),
@@ -168,11 +168,11 @@ def _mapping(file: Path) -> dict[str, Any]:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics log; a kill may have left half of one."""
-    return list(_whole(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+    """The complete lines of a metrics log; a killed run may have left half of one."""
+    return list(_complete(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
 
 
-def _whole(lines: list[str]) -> Iterator[dict[str, Any]]:
+def _complete(lines: list[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             yield json.loads(line)

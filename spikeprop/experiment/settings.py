@@ -1,7 +1,7 @@
-"""What a recipe of the hybrid conversion says: one frozen dataclass a stage.
+"""The settings in a recipe of the hybrid conversion: one frozen dataclass for each stage, and ``HybridSettings`` for all.
 
-Component slots have no default, so a recipe is complete. Defaults that are numbers are the paper's (Rathi et al. 2020): SGD 1e-2,
-weight decay 5e-4, batch 64 and 300 epochs for the ANN; Adam 1e-4 with weight decay 5e-4 for fine-tuning.
+Component slots have no default, so a recipe is complete. The default numbers are those of the paper (Rathi et al. 2020): SGD
+1e-2, weight decay 5e-4, batch 64 and 300 epochs for the ANN; Adam 1e-4 with weight decay 5e-4 for fine-tuning.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from spikeprop.convert import ThresholdCalibrator
+from spikeprop.data import ImageData
 from spikeprop.errors import RecipeError
 from spikeprop.learn import Callback, LearningRule, Schedule
 from spikeprop.recipe import Component
@@ -30,8 +31,8 @@ class TrainingSettings:
     """How the ANN is trained.
 
     Attributes:
-        rule, optimizer, schedule: components; the optimiser's own keys without lr and weight_decay.
-        epochs: passes over the training images; 0 keeps the weights as the ANN brings them (a pretrained model).
+        rule, optimizer, schedule: components; the optimiser without lr and weight_decay, which have keys of their own.
+        epochs: passes over the training images; 0 keeps the ANN's initial weights (a pretrained model).
         batch_size: images a step.
         lr, weight_decay: of the optimiser.
         clip: largest gradient norm, or null.
@@ -89,7 +90,7 @@ class FineTuningSettings:
     """How the spiking network is fine-tuned.
 
     Attributes:
-        rule, optimizer, schedule: components; the rule is given ``timesteps``.
+        rule, optimizer, schedule: components; a rule that has ``timesteps`` and is not given any gets those of this stage.
         timesteps: steps of a simulation.
         dropout: probability of every dropout while fine-tuning; null keeps the ANN's.
         epochs, batch_size, lr, weight_decay, clip, callbacks: as in training, for trained thresholds and leaks too.
@@ -119,9 +120,8 @@ class FineTuningSettings:
         _build_rest(self)
 
     def build_rule(self) -> LearningRule:
-        """The rule, given ``timesteps`` where it takes them and the recipe does not give it others there."""
-        takes = "timesteps" in self.rule.parameters() and "timesteps" not in self.rule.arguments
-        return self.rule.build(**({"timesteps": self.timesteps} if takes else {}))
+        """The rule, with this stage's number of steps."""
+        return self.rule.with_timesteps(self.timesteps).build()
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
@@ -165,6 +165,38 @@ class SimulationSettings:
             raise ValueError(f"samples is {self.samples}; use 0 to leave the simulation out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class HybridSettings:
+    """The settings of all stages.
+
+    Attributes:
+        seed: of everything random.
+        data, ann: components.
+        train, convert, finetune, evaluate, simulate: settings of the stages.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may continue on another one.
+        precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
+            prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation.
+        sharded: with several processes, each keeps only its shard of what training keeps of the parameters (weights, gradients,
+            optimiser state), for networks that do not fit into the memory of one; a run may continue with the other value.
+    """
+
+    seed: int
+    data: Component[ImageData]
+    ann: Component[nn.Module]
+    train: TrainingSettings
+    convert: ConversionSettings
+    finetune: FineTuningSettings
+    evaluate: EvaluationSettings
+    simulate: SimulationSettings
+    device: str = "auto"
+    precision: Precision = "float32"
+    sharded: bool = False
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"device is {self.device!r}; use auto, cpu, cuda or cuda:1")
+
+
 def _check_training(settings: TrainingSettings | FineTuningSettings) -> None:
     _positive(settings, "batch_size")
     _positive(settings, "lr")
@@ -184,7 +216,7 @@ def _build_rest(settings: TrainingSettings | FineTuningSettings) -> None:
 
 
 def trial_optimizer(settings: TrainingSettings | FineTuningSettings) -> Optimizer:
-    """A stage's optimiser over one number, to see what it is."""
+    """A stage's optimiser over one parameter, to check its settings."""
     return settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
 
 

@@ -1,6 +1,7 @@
-"""What ``simulate`` and ``budget`` are given: a checkpoint of ours, or a NIR file from anywhere, with the images to show it.
+"""``SimulationInput``: what ``simulate`` and ``budget`` need, from a checkpoint or a NIR file: the network and its test images.
 
-A checkpoint says what it was trained on, and so does a NIR file that ``export`` wrote; of any other NIR file the caller says it.
+A checkpoint names the data that its network was trained on, and so does a NIR file that ``export`` wrote; for any other NIR file
+the caller names them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from spikeprop_hardware import lay_out
 from torch import Tensor
 
 from spikeprop.deploy import ENCODERS, export, from_nir, read_nir
-from spikeprop.errors import CheckpointError, NirError
-from spikeprop.experiment.network_checkpoint import data_component, data_settings, load_network
+from spikeprop.errors import NirError
+from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_spiking
 from spikeprop.runtime.files import parse_json
 from spikeprop.snn import SpikingNetwork
 
@@ -31,11 +32,11 @@ class SimulationInput:
     Attributes:
         network: in evaluation mode.
         file: NIR file that holds it.
-        timesteps: steps that it is made for, or None where nothing says it.
-        data: the data set's name and settings; empty where nothing says it.
+        timesteps: of a simulation; None where they are not known.
+        data: the data set's name and settings; empty where they are not known.
         seed: of the encoder.
         trusted: packages that the file may have imported.
-        named: data set that the caller names.
+        named: data set that the caller names, in place of the file's.
     """
 
     network: SpikingNetwork
@@ -46,8 +47,8 @@ class SimulationInput:
     trusted: Collection[str] = ()
     named: str | None = None
 
-    def told(self, *, timesteps: int | None, use: str | None = None, **data: Any) -> SimulationInput:
-        """The same with what the caller says instead; None says nothing."""
+    def with_options(self, *, timesteps: int | None, use: str | None = None, **data: Any) -> SimulationInput:
+        """The same with the caller's options in place of the file's; None keeps the file's."""
         given = {key: value for key, value in data.items() if value is not None}
         return replace(self, timesteps=timesteps or self.timesteps, data={**self.data, **given}, named=use or self.named)
 
@@ -55,12 +56,12 @@ class SimulationInput:
         """The first test images and their labels.
 
         Raises:
-            NirError: nothing says which data, or how many steps; or the network does not read such images.
+            NirError: data or number of steps are not known; or the network does not read such images.
         """
         source = self.named or self.data.get("use")
         missing = [option for option, value in (("--data", source), ("--timesteps", self.timesteps)) if not value]
         if missing:
-            raise NirError(f"{self.file} does not say what it is to be simulated with; pass {' and '.join(missing)}")
+            raise NirError(f"{self.file} does not say how to simulate it; pass {' and '.join(missing)}")
         data = data_component(self.data, self.trusted, named=self.named).build()
         if data.input_shape != self.network.input_shape:
             raise NirError(
@@ -74,24 +75,26 @@ class SimulationInput:
 
 
 @contextmanager
-def open_simulation_input(path: Path, encoder: str | None = None, trusted: Collection[str] = ()) -> Iterator[SimulationInput]:
+def open_simulation_input(
+    path: Path, network: str | None = None, encoder: str | None = None, trusted: Collection[str] = ()
+) -> Iterator[SimulationInput]:
     """A checkpoint or a NIR file, whichever ``path`` is; a checkpoint's NIR file exists only within the block.
 
     Args:
-        path: what ``run`` or ``export`` wrote, or a NIR file from elsewhere.
+        path: checkpoint or run folder that ``run`` wrote, NIR file that ``export`` wrote, or a NIR file from elsewhere.
+        network: "converted" or "finetuned" of a run folder; default the last one.
         encoder: "Direct" or "Poisson", for a NIR file that does not name its own.
         trusted: packages that the file may have imported, for its network and its data.
 
     Raises:
         CheckpointError: a checkpoint that is damaged, or of an ANN.
-        NirError: a NIR file that is damaged, or holds something that is not known.
+        NirError: a NIR file that is damaged, or holds something that is not supported.
     """
-    if _is_nir(path):
+    if network is None and _is_nir(path):
         yield replace(_read(path, encoder), trusted=trusted)
         return
-    loaded = load_network(path, trusted)
-    if not isinstance(loaded.network, SpikingNetwork):
-        raise CheckpointError(f"{path} is an ANN; give the converted or finetuned checkpoint of its run")
+    (checkpoint,) = find_checkpoints(path, [network] if network else [])
+    loaded = load_spiking(checkpoint, trusted)
     about = loaded.description
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.nir"
@@ -113,7 +116,9 @@ def _read(path: Path, encoder: str | None) -> SimulationInput:
     if encoder is None and "encoder" not in metadata:
         raise NirError(f"{path} does not name its encoder; pass --encoder {' or '.join(ENCODERS)}")
     if encoder is not None and str(metadata.get("encoder", encoder)) != encoder:
-        raise NirError(f"{path} names its encoder, {metadata['encoder']}, which its integers are made for; leave --encoder out")
+        raise NirError(
+            f"{path} names its encoder, {metadata['encoder']}, and its integers are made for that one; leave --encoder out"
+        )
     network = from_nir(graph, encoder=ENCODERS[encoder]() if encoder is not None else None)
     try:
         steps = int(metadata["timesteps"]) if "timesteps" in metadata else None
@@ -121,7 +126,7 @@ def _read(path: Path, encoder: str | None) -> SimulationInput:
         if steps is not None and steps < 1:
             raise ValueError(f"{steps} steps")
     except (TypeError, ValueError, OverflowError) as error:
-        raise NirError(f"{path}: the metadata's timesteps or seed is not a number that can be: {error}") from error
+        raise NirError(f"{path}: the metadata's timesteps or seed is invalid: {error}") from error
     return SimulationInput(network, path, steps, _data(path, metadata), seed)
 
 

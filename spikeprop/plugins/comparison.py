@@ -94,7 +94,7 @@ class RuleComparison:
         for seed in self.seeds:  # outer loop, so that an unfinished run has all arms of its finished seeds
             for name in self.arms:
                 found[name].append(
-                    context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context), together=True)
+                    context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context), distributed=True)
                 )
         return report_arms(found, self.baseline, context, seeds=self.seeds, epochs=self.epochs)
 

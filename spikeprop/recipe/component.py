@@ -1,4 +1,4 @@
-"""``Component``: a part of a run, named and checked, that is not made yet; and what the signature of its maker says."""
+"""``Component``: what a recipe names in a slot, checked but not built yet; and what the signature of its class says."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Component(Generic[T]):
-    """A component that a recipe named, checked but not yet made.
+    """A component that a recipe names, checked but not yet built.
 
     Attributes:
         use: its name, as written.
-        target: what makes it.
+        target: the class or function that builds it.
         arguments: checked keyword arguments; nested components are Components.
         path: where in the recipe, for errors.
     """
@@ -30,7 +30,7 @@ class Component(Generic[T]):
     path: str
 
     def build(self, *late: Any, **more: Any) -> T:
-        """Make it; ``late`` and ``more`` are arguments that only exist now."""
+        """Build it; ``late`` and ``more`` are arguments that the recipe cannot contain."""
         arguments = {k: v.build() if isinstance(v, Component) else v for k, v in self.arguments.items()}
         try:
             return self.target(*late, **{**more, **arguments})
@@ -40,6 +40,12 @@ class Component(Generic[T]):
     def replace(self, **arguments: Any) -> Component[T]:
         """The same with other arguments."""
         return dataclasses.replace(self, arguments={**self.arguments, **arguments})
+
+    def with_timesteps(self, timesteps: int, *, override: bool = False) -> Component[T]:
+        """The same with ``timesteps``, where it takes them; those that the recipe gives stay, unless ``override``."""
+        if "timesteps" not in self.parameters() or ("timesteps" in self.arguments and not override):
+            return self
+        return self.replace(timesteps=timesteps)
 
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The target's parameters by name."""
@@ -57,17 +63,17 @@ class Component(Generic[T]):
 
 
 def source_of(target: Any) -> Any:
-    """What carries the signature: an adapter's own target, or the target itself."""
+    """What has the signature: the class that an adapter adapts, or the target itself."""
     return getattr(target, "adapts", target)
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
-    """What it takes, by name."""
+    """Its parameters, by name."""
     return dict(inspect.signature(source_of(target)).parameters)
 
 
 def hints_of(target: Any) -> dict[str, Any]:
-    """The annotated types of what it takes; none where they cannot be told."""
+    """The annotated types of its parameters; empty where they cannot be resolved."""
     try:
         constructor = target.__init__ if inspect.isclass(target) and not dataclasses.is_dataclass(target) else target
         return get_type_hints(constructor)

@@ -1,8 +1,9 @@
-"""``Recipe``: the complete description of a run, from its file to what a run folder records of it."""
+"""``Recipe``: the complete description of a run, read from a file, and described again for the run folder."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,10 @@ class Recipe:
     experiment: Any
 
     def describe(self) -> dict[str, Any]:
-        """Everything, defaults included, as YAML and JSON can hold it."""
+        """All settings, defaults included, as YAML and JSON values."""
         kind = type(self.experiment)
-        use = kind.__name__ if kind.__module__ == EXPERIMENTS else f"{kind.__module__}.{kind.__qualname__}"
-        return {"use": use, **_describe(self.experiment)}
+        own = getattr(importlib.import_module(EXPERIMENTS), kind.__name__, None) is kind
+        return {"use": kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}", **_describe(self.experiment)}
 
 
 def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -26,7 +26,7 @@ def overview(runs: Sequence[RunRecord]) -> Markup:
         rows = [_row(i, run, _figures(run), several) for i, run in jobs]
         parts.append(table("Runs" if not others else "Conversions", [*NAMED, *HEADS, *WHERE], rows, class_="runs"))
     if others:
-        rows = [_row(i, run, [run.told()], several) for i, run in others]
+        rows = [_row(i, run, [run.headline_text()], several) for i, run in others]
         parts.append(table("Experiments of plugins", [*NAMED, "figures", *WHERE], rows, class_="runs"))
     return join(parts)
 
@@ -34,7 +34,7 @@ def overview(runs: Sequence[RunRecord]) -> Markup:
 def _row(i: int, run: RunRecord, figures: list[Any], several: bool) -> list[Any]:
     swatch = tag("span", class_=f"swatch c{i % COUNT}") if several else ""
     named = tag("span", swatch, tag("a", run.name, href=f"#run-{i}"), class_="named")
-    return [named, run.recipe, run.state, *figures, str(_seed(run)), run.begun(), _commit(run)]
+    return [named, run.recipe, run.state, *figures, str(_seed(run)), run.started(), _commit(run)]
 
 
 NAMED, WHERE = ["run", "recipe", "state"], ["seed", "begun", "commit"]

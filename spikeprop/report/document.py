@@ -79,7 +79,7 @@ def _provenance(run: RunRecord) -> Markup:
         ["recipe", run.recipe],
         ["state", run.state],
         ["seed", str(run.settings.get("seed", run.settings.get("seeds", "-")))],
-        ["begun", run.begun()],
+        ["begun", run.started()],
         ["commit", str(about.get("commit"))],
         ["device", str(report.get("device", "-"))],
         *([key, str(value)] for key, value in machine.items()),

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from spikeprop.data import ImageData
 from spikeprop.errors import DamagedFileError, SpikepropError
-from spikeprop.evaluate import Journal, Predictions, Predictor, evaluate, latency_of
+from spikeprop.evaluate import Journal, Predictions, Predictor, evaluate
 from spikeprop.evaluate.journal import recorded
 from spikeprop.evaluate.raster import raster
 from spikeprop.evaluate.thumbnails import thumbnail
 from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, load_network
-from spikeprop.experiment.pipeline import PREDICTIONS
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.experiment.settings import find_device
+from spikeprop.experiment.stages import PREDICTIONS
 from spikeprop.recipe import Component
 from spikeprop.runtime.files import read_json, write_json
 from spikeprop.runtime.seeding import seed_torch
@@ -118,8 +118,7 @@ def _run_predictions(
     data = source.replace(test_limit=min(samples, source.build().test_limit or samples)).build()
     split = data.test(_batch_size(run))
     network = loaded.network.to(find_device("auto"))
-    extra = latency_of(network)
-    predictor = Predictor(timesteps=(run.steps,), extra_steps=extra, classes=data.classes, seed=run.settings["seed"])
+    predictor = Predictor(timesteps=(run.steps,), classes=data.classes, seed=run.settings["seed"])
     batches = evaluate(network, split, predictor, activity_images=0, label=f"predict {run.name}")
     predictions = Predictions.of(batches)
     images = run.stages.get("data", {}).get("result", {}).get("test_images")
@@ -190,8 +189,8 @@ def _rasters(
     for numbers in shown.values():
         for i in numbers[:1]:
             seed_torch(run.settings["seed"], i // _batch_size(run))
-            layers = raster(network, images[i], run.steps - latency_of(network))  # type: ignore[arg-type]
-            found.append(_example(i, images[i], predicted, data) | {"steps": run.steps - latency_of(network), "layers": layers})
+            layers = raster(network, images[i], run.steps)  # type: ignore[arg-type]
+            found.append(_example(i, images[i], predicted, data) | {"steps": run.steps, "layers": layers})
     return found
 
 

@@ -287,10 +287,10 @@ def test_ls_shows_recipes_and_components() -> None:
 
 def test_check_names_mistakes() -> None:
     assert "digits_mlp_stdb: ok" in spikeprop("check", "digits_mlp_stdb", "cifar10_vgg5_stdb").output
-    result = spikeprop("check", "digits_mlp_stdb", "--set", "finetune.lr=fast")
+    result = spikeprop("check", "digits_mlp_stdb", "finetune.lr=fast")
     assert result.exit_code == 1
     assert "finetune.lr" in result.output
-    result = spikeprop("check", "digits_mlp_stdb", "--set", "convert.neuron.leak=1.5")
+    result = spikeprop("check", "digits_mlp_stdb", "convert.neuron.leak=1.5")
     assert result.exit_code == 1
     assert "convert.neuron: LIF: leak is 1.5" in result.output
 

@@ -35,8 +35,9 @@ from spikeprop.convert import (
     ThresholdCalibrator,
 )
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.pipeline import HybridConversion, _Run
 from spikeprop.experiment.run_folder import RunFolder
+from spikeprop.experiment.stages import PipelineRun
+from spikeprop.experiment.stages.conversion import calibration_images
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.snn import Direct, Encoder, SpikingNetwork
@@ -274,7 +275,7 @@ def test_an_error_of_rank_0_that_calibrates_alone_ends_all(tmp_path: Path) -> No
     assert "closed by peer" not in done.stderr
 
 
-def test_a_process_reads_its_own_images_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_reads_its_own_images_alone(tmp_path: Path) -> None:
     """From a folder of photographs; a last batch that is cut short is read by all."""
     source = torch.Generator().manual_seed(0)
     for i in range(12):
@@ -285,12 +286,11 @@ def test_a_process_reads_its_own_images_alone(tmp_path: Path, monkeypatch: pytes
     recipe = load_recipe(
         "digits_cnn_stdb", [f"data={{use: ImageNet, root: {tmp_path}, size: 32, workers: 0}}", "convert.images=10"]
     )
-    monkeypatch.setattr(HybridConversion, "check", lambda *_, **__: None)  # the network is not for these images
-    run = _Run(recipe.experiment, Context(RunFolder(tmp_path / "run", recipe), "photographs", print))
-    ((complete, labels),) = list(run._calibration_images(ALONE))
+    run = PipelineRun(recipe.experiment, Context(RunFolder(tmp_path / "run", recipe), "photographs", print))
+    ((complete, labels),) = list(calibration_images(run, ALONE))
     parts = []
     for rank in range(3):
-        ((x, y),) = list(run._calibration_images(Processes(rank, 3)))
+        ((x, y),) = list(calibration_images(run, Processes(rank, 3)))
         assert torch.equal(y, labels)
         parts.append(x)
     assert [len(x) for x in parts] == [3, 3, 4]

@@ -130,15 +130,6 @@ def test_watching_large_layers_takes_few_steps_at_once(digits_cnn: CNN) -> None:
     assert watched_chunk(network, WATCHED_BYTES, 30) == 1
 
 
-def test_the_networks_latency_counts_as_steps(digits_cnn: CNN) -> None:
-    network, data = network_of(digits_cnn, (1, 8, 8)), Digits(test_limit=60)
-    plain = snn_accuracy(network, data.test(60).epoch(0), [3, 6])
-    network.latency = 4  # type: ignore[assignment]
-    late = snn_accuracy(network, data.test(60).epoch(0), [3, 4, 7, 10])
-    assert late == {7: plain[3], 10: plain[6]}
-    assert snn_accuracy(network, data.test(60).epoch(0), [3], extra_steps=0) == {3: plain[3]}
-
-
 def test_macs_by_hand() -> None:
     ann = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)).train()
     assert count_macs(ann, (3, 8, 8)) == 8 * 64 * 27 + 1280

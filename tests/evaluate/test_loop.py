@@ -89,7 +89,7 @@ def test_a_folder_with_damage_or_another_format_says_so(tmp_path: Path) -> None:
     (tmp_path / "parts" / ".000000-000001.safetensors.99.part.safetensors").write_bytes(b"half")
     assert journal.read() == {}
     (tmp_path / "parts" / "000000-000001.safetensors").write_bytes(b"half")
-    with pytest.warns(UserWarning, match=r"000000-000001\.safetensors is damaged.*asked again"):
+    with pytest.warns(UserWarning, match=r"000000-000001\.safetensors is damaged.*predicted again"):
         assert journal.read() == {}
     assert journal.read() == {}
     with pytest.raises(EvaluationError, match="seed: 1 there, 2 here"):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from scipy.stats import binomtest
+from torch import nn
 
 from spikeprop.evaluate import (
     BatchPredictions,
@@ -32,11 +33,11 @@ def test_wilsons_interval_against_newcombe_1998(count: int, total: int, low: flo
     assert wilson(count, total) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 
-def test_shares() -> None:
+def test_proportions() -> None:
     assert str(Proportion.of(1, 2)) == "50.00 % (9.45 to 90.55)"
     assert Proportion.of(7, 7).high == 100
     for count, total in ((1, 0), (3, 2), (-1, 4)):
-        with pytest.raises(ValueError, match="is no share"):
+        with pytest.raises(ValueError, match="is no proportion"):
             wilson(count, total)
 
 
@@ -48,17 +49,17 @@ def batch() -> BatchPredictions:
 
 def test_top_k_classes_and_confusions() -> None:
     predictions = Predictions.of([batch()])
-    assert [share.percent for share in predictions.top(1)] == pytest.approx([100 / 3, 200 / 3])
-    assert [share.percent for share in predictions.top(2)] == pytest.approx([200 / 3, 100])
+    assert [found.percent for found in predictions.top(1)] == pytest.approx([100 / 3, 200 / 3])
+    assert [found.percent for found in predictions.top(2)] == pytest.approx([200 / 3, 100])
     assert predictions.images(4).tolist() == [1, 2, 0, 0]
-    assert predictions.right(4).tolist() == [[0, 1], [1, 1], [0, 0], [0, 0]]
+    assert predictions.correct(4).tolist() == [[0, 1], [1, 1], [0, 0], [0, 0]]
     assert predictions.confusion(3, 0).tolist() == [[0, 1, 0], [0, 1, 1], [0, 0, 0]]
 
 
 def test_the_table_by_class_leaves_out_classes_without_images() -> None:
     table = class_table(Predictor(timesteps=(3, 9)), Predictions.of([batch()]), ["cat", "dog, small", "newt"])
     assert table.splitlines() == [
-        "class,name,images,right_T3,top1_T3,right_T9,top1_T9",
+        "class,name,images,correct_T3,top1_T3,correct_T9,top1_T9",
         "0,cat,1,0,0.00,1,100.00",
         '1,"dog, small",2,1,50.00,1,50.00',
     ]
@@ -71,24 +72,20 @@ def test_equal_scores_go_to_the_first_class_as_argmax_has_it() -> None:
     assert best[:, 0].tolist() == scores.argmax(1).tolist()
 
 
-def test_steps_up_to_the_latency_have_no_answer() -> None:
-    """With two steps of latency, T = 5 is what three steps have accumulated; T = 2 is unavailable."""
+def test_a_summary_has_accuracy_and_interval_at_every_number_of_steps() -> None:
     network, x, y = two_neurons(), torch.tensor([[1.0, 0.0]]), torch.tensor([0])
-    plain, late = Predictor(timesteps=(3,), top=2), Predictor(timesteps=(1, 2, 5), top=2, extra_steps=2)
-    found = late.predict(network, 0, x, y)
-    assert found.best[:, :2].unique().tolist() == [-1]
-    assert torch.equal(found.best[:, 2], plain.predict(network, 0, x, y).best[:, 0])
-    values = {**summarise(network, late, [found]), "extra_steps": 2}
-    assert values["accuracy"]["1"] is values["accuracy"]["2"] is None
+    one, several = Predictor(timesteps=(3,), top=2), Predictor(timesteps=(1, 3, 5), top=2)
+    found = several.predict(network, 0, x, y)
+    assert torch.equal(found.best[:, 1], one.predict(network, 0, x, y).best[:, 0])
+    values = summarise(network, several, [found])
+    assert list(values["accuracy"]) == ["1", "3", "5"]
     assert values["accuracy"]["5"]["top1"] in (0, 100)
-    assert accuracy_lines(values)[0] == ("T = 1", "unavailable: the first 2 steps give no answer")
-    assert Predictor(timesteps=(1, 2), extra_steps=2).meter(network) is None
     assert math.isfinite(values["accuracy"]["5"]["top1_interval"][0])
+    assert [label for label, _ in accuracy_lines(values)] == ["T = 1", "T = 3", "T = 5"]
+    assert several.meter(nn.Identity()) is None
 
 
-def test_bad_questions() -> None:
+def test_timesteps_that_are_not_positive_and_ascending_are_refused() -> None:
     for timesteps in ((0, 3), (4, 2), (2, 2)):
         with pytest.raises(ValueError, match="at least 1, in ascending order"):
             Predictor(timesteps=timesteps)
-    with pytest.raises(ValueError, match="extra_steps is -1"):
-        Predictor(extra_steps=-1)

@@ -191,9 +191,9 @@ def test_what_the_folder_holds(whole: Path, photographs: Path) -> None:
     assert [row["class"] for row in rows] == sorted(numbered, key=int)
     assert rows[0]["name"] == "tench"
     assert {row["images"] for row in rows} == {"1"}
-    right = sum(int(row["right_T8"]) for row in rows)
-    assert right == report["accuracy"]["8"]["top1"]
-    assert 5 < right < 100
+    correct = sum(int(row["correct_T8"]) for row in rows)
+    assert correct == report["accuracy"]["8"]["top1"]
+    assert 5 < correct < 100
 
 
 def test_a_run_folder_offers_its_networks(run: Path, photographs: Path, tmp_path: Path) -> None:
@@ -220,4 +220,4 @@ def test_a_network_of_other_classes_or_images_is_refused(run: Path, tmp_path: Pa
     data = {"use": "Digits", "mean": 0.0, "std": 1.0}
     save_checkpoint(tmp_path / "ann.safetensors", ann, {"kind": "ann", "ann": described, "data": data, "seed": 0, **shape})
     result = spikeprop(["eval", str(tmp_path / "ann.safetensors")])
-    assert "tells 7 classes apart, and the data have 10" in result.output
+    assert "has 7 outputs, and the data have 10 classes" in result.output

@@ -98,7 +98,7 @@ def test_images_are_predicted_again_if_no_predictions_were_saved(folder: Path) -
     whole = evidence(RunRecord.read(folder))["confusion"]
     (folder / "page.json").unlink()
     (folder / "predictions" / "finetuned" / "predictions.safetensors").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="asked again"):
+    with pytest.warns(UserWarning, match="predicted again"):
         assert evidence(RunRecord.read(folder))["confusion"] == whole
     shutil.rmtree(folder / "predictions")
     asked = evidence(RunRecord.read(folder))
@@ -134,7 +134,7 @@ def test_predictions_with_a_damaged_evaluation_are_listed_as_missing(folder: Pat
     assert found["thresholds"]
 
 
-@pytest.mark.filterwarnings("default:.*its images are asked again")  # the command line prints it
+@pytest.mark.filterwarnings("default:.*its images are predicted again")  # the command line prints it
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_run_predicts_again_if_its_evaluation_is_damaged(folder: Path, text: str) -> None:
     before = right(RunRecord.read(folder))
@@ -145,7 +145,7 @@ def test_run_predicts_again_if_its_evaluation_is_damaged(folder: Path, text: str
     (folder / "evaluate.progress" / "finetuned" / "evaluation.json").write_text(text)
     done = CliRunner().invoke(main, ["run", "digits_cnn_stdb", *SHORT, "--out", str(folder)])
     assert done.exit_code == 0, done.output
-    assert re.search(r"finetuned.evaluation\.json is damaged: its images are asked again", done.output)
+    assert re.search(r"finetuned.evaluation\.json is damaged: its images are predicted again", done.output)
     assert right(RunRecord.read(folder)) == before
 
 
@@ -185,7 +185,7 @@ def test_missing_evidence_is_listed_with_the_reason(folder: Path, tmp_path: Path
 def test_runs_are_found_with_their_state(folder: Path, tmp_path: Path) -> None:
     (run,) = map(RunRecord.read, run_folders(tmp_path))
     assert (run.state, run.recipe, run.name) == ("finished", "digits_cnn_stdb", "run")
-    assert run.begun().endswith(" UTC")
+    assert run.started().endswith(" UTC")
     assert run.size() == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     assert list(run.headline()) == ["ANN", "converted, T = 8", "fine-tuned, T = 8"]
     (folder / "report.json").unlink()

@@ -1,0 +1,117 @@
+"""The stage ``evaluate``: accuracy, activity and energy of the run's networks, and the error of the conversion by layer."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikeprop.convert import activation_scales, relu_activations, to_spiking
+from spikeprop.errors import DamagedFileError, EvaluationError
+from spikeprop.evaluate import (
+    MAC_JOULES,
+    Journal,
+    Predictor,
+    conversion_error,
+    count_macs,
+    draw_conversion_error,
+    scalars_by_steps,
+)
+from spikeprop.experiment.evaluation import evaluate_network, evaluation_settings
+from spikeprop.experiment.stages.stage import PipelineRun
+from spikeprop.snn import IF
+
+PROGRESS = "evaluate.progress"  # folder of the predictions while the stage runs, by network
+PREDICTIONS = "predictions"  # their folder once it is finished
+ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
+ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
+
+
+def evaluate_networks(run: PipelineRun) -> dict[str, Any]:
+    """Evaluate ANN, converted and fine-tuned network on the test images; on other ranks than 0 the result is empty."""
+    settings, finetune = run.settings.evaluate, run.settings.finetune
+    timesteps = sorted({*settings.timesteps, finetune.timesteps})
+    limit = max(settings.finetuned_up_to or max(timesteps), finetune.timesteps)
+    reported = {"converted": timesteps, "finetuned": [t for t in timesteps if t <= limit]}
+    ann = run.load("ann").to(run.device)
+    summaries = {"ann": _summary(run, "ann", ann, ())}
+    for network in reported if finetune.epochs else ("converted",):
+        summaries[network] = _summary(run, network, run.load_spiking(network).to(run.device), reported[network])
+    if run.processes.rank:
+        return {}
+    summaries.setdefault("finetuned", summaries["converted"])  # without fine-tuning it is the same network
+    top1 = summaries["ann"]["accuracy"]["ANN"]
+    result: dict[str, Any] = {"ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"]}}
+    for network, steps in reported.items():
+        result[network] = _at_steps(summaries[network], steps)
+        run.context.show(network, scalars_by_steps(result[network]))
+    result["conversion_error"] = _conversion_error(run, ann, timesteps)
+    macs, activity = count_macs(ann, run.data.input_shape), result["finetuned"]["activity"][str(finetune.timesteps)]
+    energy = {
+        "ann": macs * MAC_JOULES,
+        "snn": activity["energy_joules"],
+        "constants": "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)",
+    }
+    rates = {"rates_at": finetune.timesteps, "rates": activity["rates"], "synops": activity["synops"]}
+    return {**result, **rates, "macs": macs, "energy_joules": energy}
+
+
+def keep_predictions(run: PipelineRun) -> None:
+    """Move the predictions for the test images to their folder: the report page shows confusions and examples from them."""
+    for folder in run.file(PROGRESS).glob("*"):
+        if (folder / "predictions.safetensors").exists():
+            kept = run.file(PREDICTIONS) / folder.name
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(exist_ok=True)
+            folder.rename(kept)
+    shutil.rmtree(run.file(PROGRESS), ignore_errors=True)
+
+
+def _summary(run: PipelineRun, name: str, network: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
+    """The summary of a network's predictions for the test images."""
+    predictor = Predictor(timesteps=tuple(timesteps), seed=run.settings.seed)
+    split = run.data.test(run.settings.evaluate.batch_size)
+    journal = Journal(run.file(PROGRESS) / name, evaluation_settings(network, split, predictor, ACTIVITY_IMAGES))
+    evaluation = evaluate_network(
+        network, split, predictor, journal, lambda: _begin(journal),
+        processes=run.processes, activity_images=ACTIVITY_IMAGES, label=f"evaluate {name}",
+    )  # fmt: skip
+    return evaluation.summary
+
+
+def _begin(journal: Journal) -> None:
+    """Begin, or continue; what was begun on another device, to which a run may move, or is damaged begins again."""
+    try:
+        journal.open({})
+    except EvaluationError:
+        journal.open({}, restart=True)
+    except DamagedFileError:
+        warnings.warn(f"{journal.path / 'evaluation.json'} is damaged: its images are predicted again", stacklevel=2)
+        journal.open({}, restart=True)
+
+
+def _at_steps(summary: dict[str, Any], steps: Sequence[int]) -> dict[str, Any]:
+    """A spiking network's summary in the form of the report, at these numbers of steps."""
+    accuracy = {t: found for t, found in summary["accuracy"].items() if int(t) in steps}
+    return {
+        "accuracy": {t: found["top1"] for t, found in accuracy.items()},
+        "interval": {t: found["top1_interval"] for t, found in accuracy.items()},
+        "activity": {t: found for t, found in summary["activity"].items() if int(t) in steps},
+        "activity_images": summary["activity_images"],
+    }
+
+
+def _conversion_error(run: PipelineRun, ann: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
+    """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""
+    images = next(run.data.test(ERROR_IMAGES).epoch(0))[0].to(run.device)
+    network = run.load_spiking("converted").to(run.device)
+    plain = to_spiking(ann, IF, network.encoder, run.data.input_shape).to(images).eval()
+    with torch.no_grad():
+        errors = conversion_error(network, images, relu_activations(plain, images), activation_scales(network), timesteps)
+    draw_conversion_error(errors, run.file("conversion_error.png"), run.context.name)
+    return {name: {str(t): asdict(error) for t, error in by_t.items()} for name, by_t in errors.items()}

@@ -1,0 +1,47 @@
+"""The stage ``finetune``: the converted network is trained with spikes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikeprop.evaluate import silent_layers
+from spikeprop.experiment.stages.stage import PipelineRun
+from spikeprop.experiment.stages.training import train
+from spikeprop.learn import CollapseGuard
+from spikeprop.snn import SpikingNetwork
+
+SILENCE_IMAGES = 32  # on which it is tested whether every layer fires
+
+
+def finetune_network(run: PipelineRun) -> dict[str, Any]:
+    """Fine-tune the converted network; the checkpoint is ``finetuned.safetensors``, also where there are no epochs."""
+    settings = run.settings.finetune
+    network = run.load_spiking("converted").to(run.device)
+    if settings.epochs:
+        _remove_delay(run, network)
+    if settings.dropout is not None:
+        network.set_dropout(settings.dropout)
+    _warn_of_silence(run, network)
+    guard = CollapseGuard(run.data.classes)
+    history = train(run, "finetune", network, settings, settings.build_rule(), run.settings.seed + 2, guard)
+    run.save(network, "finetuned")
+    return {"history": history}
+
+
+def _remove_delay(run: PipelineRun, network: SpikingNetwork) -> None:
+    """Training uses the output of all steps, so a delayed readout and a pre-run, which calibration chose, are removed."""
+    if int(network.readout_from) or int(network.pre_run):
+        run.context.notify("fine-tuning trains the sum over all steps: the delay that calibration chose is removed")
+        network.readout_from.zero_()
+        network.pre_run.zero_()
+
+
+def _warn_of_silence(run: PipelineRun, network: SpikingNetwork) -> None:
+    timesteps = run.settings.finetune.timesteps
+    images, _ = next(run.data.test(SILENCE_IMAGES).epoch(0))
+    silent = silent_layers(network, images, timesteps)
+    if silent:
+        run.context.notify(
+            f"warning: within finetune.timesteps={timesteps} no neuron of {', '.join(silent)} fires, so no gradient passes; "
+            "raise finetune.timesteps or lower the calibrator's scale"
+        )
