@@ -56,7 +56,7 @@ def layers(network: SpikingNetwork) -> list[Layer]:
         if network.training and any(op.p > 0 for op in synapse if isinstance(op, SampleDropout)):
             raise NotComparable(f"stage {name!r} trains with dropout; the peers' loops have none")
         theta = _threshold(name, stage.neuron) if stage.neuron is not None else None
-        start = float(stage.neuron.v_init) * theta if theta is not None and stage.neuron is not None else 0.0
+        start = float(stage.dynamics.head_start) * theta if theta is not None else 0.0
         found.append(Layer(nn.Sequential(*ops), theta, start))
         before = name
     return found

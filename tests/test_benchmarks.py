@@ -54,7 +54,7 @@ def network_of(neuron: Neuron, encoder: Encoder) -> SpikingNetwork:
         for _, _, synapse in stage.branches():
             for layer in synapse.weighted():
                 layer.weight.data.mul_(16).round_().div_(16)
-        if stage.neuron is not None:
+        if isinstance(stage.neuron, Neuron):
             stage.neuron.v_threshold = (stage.neuron.v_threshold * 64).round().div(64) + 2**-12
     return network
 

@@ -21,7 +21,7 @@ from spikeprop.convert.graph import NEGATIVE
 from spikeprop.convert.part import WHOLE, Part
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.neuron import Neuron
 
 Per = Literal["layer", "channel"]
 
@@ -85,7 +85,7 @@ class Units:
         units = [self._of[source] for source in stage.sources]
         scalar = all(unit.numel() == 1 for unit in units)
         base = units[0].reshape(()) if scalar else torch.ones_like(units[0].reshape(-1)[0])
-        if isinstance(stage.neuron, SpikingMaxPool):  # passes spikes on as they are
+        if stage.dynamics.passes_on:
             return
         for _, source, synapse in stage.branches():
             self._apply(synapse, self._of[source] / base, self._shapes[source])
@@ -96,7 +96,7 @@ class Units:
 
     def settle(self, name: str, stage: Layer, worth: Tensor) -> Tensor:
         """Set the threshold of a stage whose spikes are to stand for ``worth``, and return it."""
-        assert stage.neuron is not None
+        assert isinstance(stage.neuron, Neuron)
         stage.neuron.set_threshold(worth / stage.scale)
         theta = stage.neuron.v_threshold.detach().clone()
         self._of[name] = theta * stage.scale
@@ -170,11 +170,7 @@ def _put_gain(synapse: Synapse, gain: Tensor) -> None:
 
 def spike_worths(network: SpikingNetwork) -> dict[str, Tensor]:
     """The activation that a spike of each layer of a calibrated network stands for: a number, or one a channel (C, 1, 1)."""
-    return {
-        name: stage.neuron.v_threshold.detach() * stage.scale
-        for name, stage in network.named_layers()
-        if stage.neuron is not None
-    }
+    return {name: stage.neuron.spike_size * stage.scale for name, stage in network.named_layers() if stage.neuron is not None}
 
 
 def limited(stage: Layer, worth: Tensor) -> Tensor:

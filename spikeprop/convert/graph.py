@@ -21,7 +21,8 @@ from torch.nn.utils import parametrize
 from spikeprop.convert.value import Branch, Value, append, is_spikes, scale, without_dropout
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, Encoder, Gain, Layer, Neuron, SampleDropout, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.pooling import SpikingMaxPool
 
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 NEGATIVE = "_negative"  # ends the name of a layer that stands for the negative side of an activation
@@ -313,9 +314,9 @@ class Builder:
         return append(pooled, SampleDropout(max(dropouts))) if dropouts else pooled
 
     def _close(
-        self, node: fx.Node, value: Value, neuron: Neuron | None, ceiling: float | Tensor | None = None, suffix: str = ""
+        self, node: fx.Node, value: Value, neuron: LayerDynamics | None, ceiling: float | Tensor | None = None, suffix: str = ""
     ) -> str:
-        labels = [] if isinstance(neuron, SpikingMaxPool) else [b.label for b in value if b.label]
+        labels = [] if neuron is not None and neuron.passes_on else [b.label for b in value if b.label]
         label = (labels[0] if labels else node.name).replace(".", "_") + suffix
         name = self._free(label, {INPUT} if neuron is None else {INPUT, OUTPUT})
         # one deep copy of the whole: a value read by two layers must not share modules between them
@@ -359,18 +360,9 @@ def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionErr
     return ConversionError(f"cannot convert node {node.name!r} ({node.op} {node.target}): {what}; {advice}")
 
 
-def rectified(layer: Layer, total: Tensor) -> Tensor:
-    """The ANN's activation of a layer for its pre-activation (B, ...): clipped, pooled, or for the output as it is."""
-    if isinstance(layer.neuron, SpikingMaxPool):
-        return layer.neuron.window(total)
-    if layer.neuron is None:
-        return total
-    return torch.relu(total) if layer.ceiling is None else torch.minimum(torch.relu(total), layer.ceiling)
-
-
 def currents(layer: Layer, values: dict[str, Tensor]) -> Tensor:
     """Input current (B, ...) of a layer for its sources' values (B, ...)."""
-    return torch.stack([synapse(values[source].unsqueeze(0))[0] for _, source, synapse in layer.branches()]).sum(0)
+    return layer.current({source: values[source].unsqueeze(0) for source in layer.sources})[0]
 
 
 def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer, Tensor]]:
@@ -380,7 +372,7 @@ def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer
     """
     values = {INPUT: x}
     for name, layer in list(network.named_layers()):
-        values[name] = rectified(layer, currents(layer, values))
+        values[name] = layer.dynamics.activation(currents(layer, values), layer.ceiling)
         yield name, layer, values[name]
         forget(network, values, name)
 

@@ -16,7 +16,7 @@ from spikeprop.convert import value as values
 from spikeprop.convert.graph import Builder, Rectifier, function_name, refuse
 from spikeprop.convert.value import Value
 from spikeprop.snn import SampleDropout
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.pooling import SpikingMaxPool
 
 # rectifiers -------------------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from spikeprop.snn import (
     Encoder,
     Gain,
     Layer,
+    LayerDynamics,
     Neuron,
     Poisson,
     SampleDropout,
@@ -37,7 +38,7 @@ from spikeprop.snn import (
     Surrogate,
     Synapse,
 )
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.pooling import SpikingMaxPool
 
 __all__ = ["from_nir", "layer_names", "read_nir", "to_nir"]
 OUTPUT = "output"
@@ -55,9 +56,9 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
     Raises:
         NirError: an operation that NIR cannot express exactly, or two nodes of one name.
     """
-    if int(network.pre_run):
+    if network.readout.restarts:
         raise NirError(
-            f"a run beforehand of {int(network.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
+            f"a run beforehand of {int(network.readout.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
         )
     shapes = network.shapes()
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
@@ -79,7 +80,7 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
             _put(nodes, name, _neuron_to_node(layer.neuron, shapes[name], name))
         else:
             _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
-    own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout_from)}
+    own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout.delay)}
     metadata = {**(about or {}), **own}
     # shapes are torch's own; nir 1.0.8 would take every kernel as square, and forget the groups in the channels
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, type_check=False)
@@ -207,10 +208,10 @@ _WRITERS: dict[type, Callable[..., Any]] = {
 }
 
 
-def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
-    if type(neuron) is SpikingMaxPool:
+def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) -> Any:
+    if isinstance(neuron, SpikingMaxPool):
         return _write_max_pool(neuron.window)
-    if type(neuron) not in (IF, LIF, SignedIF):
+    if not isinstance(neuron, Neuron) or type(neuron) not in (IF, LIF, SignedIF):
         raise NirError(f"layer {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
     if neuron.leak.numel() != 1:
         raise NirError(f"layer {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
@@ -218,7 +219,7 @@ def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
     leak = float(neuron.leak.detach())
     v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
     metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
-    if isinstance(neuron, SignedIF):
+    if neuron.signed:
         metadata["signed"] = 1
     ones, zeros = np.ones(shape), np.zeros(shape)
     if leak == 1:
@@ -262,7 +263,7 @@ class _Importer:
                 values[name] = [self._through(name, node, branch, len(branches)) for branch in branches]
         shape = tuple(int(n) for n in self.graph.nodes[first].input_type["input"])
         network = SpikingNetwork(layers, encoder, shape).to(_dtype(self.graph)).eval()
-        network.readout_from.fill_(int((self.graph.metadata or {}).get("readout_from", 0)))
+        network.readout.set(delay=int((self.graph.metadata or {}).get("readout_from", 0)))
         return network
 
     def _through(self, name: str, node: Any, branch: _Branch, count: int) -> _Branch:
@@ -380,7 +381,7 @@ def _layer_name(name: str, taken: Collection[str]) -> str:
     return name
 
 
-def _layer(branches: list[_Branch], neuron: Neuron | None) -> Layer:
+def _layer(branches: list[_Branch], neuron: LayerDynamics | None) -> Layer:
     return Layer([(source, Synapse(ops)) for source, ops in branches], neuron)
 
 

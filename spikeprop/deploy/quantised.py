@@ -30,7 +30,6 @@ from spikeprop.deploy.nir import OUTPUT, to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.snn import Direct, Gain, Layer, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ def rounded(network: SpikingNetwork, grids: Grids) -> Iterator[None]:
     try:
         with torch.no_grad():
             for name, layer in network.named_layers():
-                if not isinstance(layer.neuron, SpikingMaxPool):  # counts spikes: nothing to round
+                if not layer.dynamics.passes_on:  # max pooling counts spikes: nothing to round
                     _round_layer(swap, name, layer, grids.layers[name])
         yield
     finally:

@@ -27,7 +27,6 @@ from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
 SMALL = 100_000  # numbers that are never too many
-LATER = (".scale", ".v_init", "readout_from", "pre_run")  # tensors that checkpoints did not have at first
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,6 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
         encoder = component(Encoder, described["encoder"], "encoder").build()
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
         _make_room(network, checkpoint.part("model"))
-        _fill_in(network, checkpoint.tensors)
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
 
@@ -186,13 +184,6 @@ def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -
             ) from error
 
 
-def _fill_in(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
-    """What a checkpoint from before these tensors were kept lacks, as it was then."""
-    for name, value in network.state_dict().items():
-        if name.endswith(LATER):
-            tensors.setdefault(f"model.{name}", value.clone())
-
-
 def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> None:
     """Give the fresh network what calibration added: gains before synapses, biases, tensors of another shape."""
     for name, layer in network.named_layers():
@@ -201,7 +192,7 @@ def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> Non
         scale = tensors.get(f"layers.{name}.scale")
         if scale is not None:
             layer.scale = torch.ones_like(scale)
-        if layer.neuron is not None:
+        if isinstance(layer.neuron, Neuron):
             _make_room_in_neuron(layer.neuron, f"layers.{name}.neuron", tensors)
 
 

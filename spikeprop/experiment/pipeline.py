@@ -250,15 +250,14 @@ class _Run:
         images, neuron, encoder = self._calibration_images(processes), settings.neuron.build(), settings.encoder.build()
         network = convert(ann, images, neuron, settings.calibrator.build(), encoder=encoder, processes=processes)
         self._save(network, "converted")
-        return {"thresholds": {name: float(n.v_threshold.detach().max()) for name, n in network.neurons().items()}}
+        return {"thresholds": {name: float(n.spike_size.max()) for name, n in network.dynamics().items()}}
 
     def finetune(self) -> dict[str, Any]:
         settings = self.experiment.finetune
         network = self._load("converted").to(self.device)
-        if settings.epochs and (int(network.readout_from) or int(network.pre_run)):
+        if settings.epochs and not network.readout.trivial:
             self.context.notify("fine-tuning trains the sum over all steps: the delay that calibration chose is taken back")
-            network.readout_from.zero_()
-            network.pre_run.zero_()
+            network.readout.set()
         if settings.dropout is not None:
             network.set_dropout(settings.dropout)
         self._warn_of_silence(network, settings.timesteps)

@@ -16,7 +16,6 @@ from spikeprop.convert.calibrate import ThresholdCalibrator, Units, check_percen
 from spikeprop.convert.encoded import EncodedInput
 from spikeprop.convert.part import WHOLE, Part
 from spikeprop.snn import SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class ThresholdBalancing(ThresholdCalibrator):
         thresholds = {}
         for name, layer in network.named_layers():
             units.fold(layer)
-            if isinstance(layer.neuron, SpikingMaxPool):
+            if layer.dynamics.passes_on:
                 units.pass_on(name, layer)
             elif layer.neuron is not None:
                 worth = limited(layer, positive(name, self._peak(layers.currents(name), part)) * self.scale * layer.scale.to(x))

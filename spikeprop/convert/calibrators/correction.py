@@ -35,8 +35,7 @@ from spikeprop.convert.graph import activations, currents, forget
 from spikeprop.convert.part import BLOCK, WHOLE, Part
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import seed_torch
-from spikeprop.snn import INPUT, Layer, Neuron, SignedIF, SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ class SpikeCalibrator(ThresholdCalibrator):
         for layer, spikes in self._layers(network, x, part):
             neuron = layer.stage.neuron
             self.adjust(layer, spikes)
-            if neuron is not None:
+            if isinstance(neuron, Neuron):
                 thresholds[layer.name] = neuron.v_threshold.detach().clone()
-            elif self.delay and not any(isinstance(n, SignedIF) for n in network.neurons().values()):
+            elif self.delay and not any(n.signed for n in network.neurons().values()):
                 delay_readout(network, x, layer.target, self.timesteps, part)
         return thresholds
 
@@ -103,9 +102,9 @@ class SpikeCalibrator(ThresholdCalibrator):
         for name, stage, activation in bar_over(activations(network, x), len(network.layers), shown=part.processes.rank == 0):
             units.fold(stage)
             layer = CalibratedLayer(name, stage, activation / stage.scale, rates, part)
-            if isinstance(stage.neuron, SpikingMaxPool):
+            if stage.dynamics.passes_on:
                 units.pass_on(name, stage)
-            elif stage.neuron is not None:
+            elif isinstance(stage.neuron, Neuron):
                 units.settle(name, stage, self._worth(layer, stage.neuron))
                 yield layer, spikes
                 units.settle(name, stage, stage.neuron.v_threshold * stage.scale)
@@ -162,7 +161,7 @@ class LightCalibration(SpikeCalibrator):
     potential: bool = False
 
     def adjust(self, layer: CalibratedLayer, spikes: Spikes) -> None:
-        if layer.stage.neuron is None:
+        if not isinstance(layer.stage.neuron, Neuron):
             return
         if self.bias:
             _correct_bias(layer, spikes)
@@ -197,7 +196,8 @@ class _Fit:
     """The fit of one layer."""
 
     def __init__(self, layer: CalibratedLayer, timesteps: int):
-        self.layer, self.timesteps, self.neuron = layer, timesteps, layer.stage.neuron
+        self.layer, self.timesteps = layer, timesteps
+        self.neuron = layer.stage.neuron if isinstance(layer.stage.neuron, Neuron) else None
         add_bias(layer.stage)
         self.trained: list[Tensor] = [p for p in layer.stage.synapses.parameters() if p.requires_grad]
         if self.neuron is not None:
@@ -278,8 +278,7 @@ def _correct_bias(layer: CalibratedLayer, spikes: Spikes) -> None:
 
 def _error(layer: CalibratedLayer, spikes: Spikes) -> Tensor:
     """What the true rates miss of the target (B, ...)."""
-    assert layer.stage.neuron is not None
-    return layer.target - layer.stage.neuron.v_threshold * spikes.rate(layer.name)
+    return layer.target - layer.stage.dynamics.spike_size * spikes.rate(layer.name)
 
 
 def add_bias(stage: Layer) -> Any:
@@ -299,10 +298,10 @@ def shift_potential(neuron: Neuron, error: Tensor, timesteps: int) -> None:
 
 @torch.no_grad()
 def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps: int, part: Part = WHOLE) -> int:
-    """Choose ``readout_from`` for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
+    """Choose the delay of the readout for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
 
     Args:
-        network: calibrated, in evaluation mode; its ``readout_from`` is set.
+        network: calibrated, in evaluation mode; its ``readout`` is set.
         x: images (B, ...).
         scores: of the ANN, in units of the output's potential (B, K).
         timesteps: T; at most three quarters of it are passed over.
@@ -311,7 +310,7 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
     Returns:
         the number of steps passed over; 0 keeps the whole sum. Distance is cross-entropy, from the ANN's probabilities.
     """
-    network.readout_from.zero_()
+    network.readout.set()
     wanted = (scores * _output_scale(network)).softmax(1)
     total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, part)), 1) * _output_scale(network)
     distances = []
@@ -321,7 +320,7 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
         distances.append(-(wanted * mean.log_softmax(1)).sum(dtype=torch.float64))
     told = part.total(torch.stack(distances)).tolist()
     best = told.index(min(told))
-    network.readout_from.fill_(best)
+    network.readout.set(delay=best)
     return best
 
 

@@ -90,6 +90,5 @@ class OffsetSpike(ThresholdCalibrator):
 
     def calibrate(self, network: SpikingNetwork, x: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
         thresholds = calibrated(self.calibrator, network, x, part)
-        network.pre_run.fill_(self.pre_run)
-        network.readout_from.zero_()  # its output starts anew after them
+        network.readout.set(pre_run=self.pre_run)
         return thresholds

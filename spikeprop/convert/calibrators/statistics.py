@@ -29,7 +29,6 @@ from spikeprop.convert.graph import activations
 from spikeprop.convert.part import WHOLE, Part
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Layer, Neuron, SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
 
 SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
 
@@ -46,9 +45,9 @@ class ActivationCalibrator(ThresholdCalibrator):
         units, thresholds = Units(network, x), {}
         for name, layer, activation in activations(network, x):
             units.fold(layer)
-            if isinstance(layer.neuron, SpikingMaxPool):
+            if layer.dynamics.passes_on:
                 units.pass_on(name, layer)
-            elif layer.neuron is not None:
+            elif isinstance(layer.neuron, Neuron):
                 worth = limited(layer, positive(name, self.worth(name, layer, layer.neuron, activation, part)))
                 thresholds[name] = units.settle(name, layer, worth)
         return thresholds
