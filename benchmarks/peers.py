@@ -56,7 +56,7 @@ def layers(network: SpikingNetwork) -> list[ChainLayer]:
         if network.training and any(op.p > 0 for op in synapse if isinstance(op, SampleDropout)):
             raise NotComparable(f"layer {name!r} trains with dropout; the peers' loops have none")
         theta = _threshold(name, layer.neuron) if layer.neuron is not None else None
-        start = float(layer.neuron.v_init) * theta if theta is not None and layer.neuron is not None else 0.0
+        start = float(layer.dynamics.head_start) * theta if theta is not None else 0.0
         found.append(ChainLayer(nn.Sequential(*ops), theta, start))
         before = name
     return found

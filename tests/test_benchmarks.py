@@ -54,7 +54,7 @@ def network_of(neuron: Neuron, encoder: Encoder) -> SpikingNetwork:
         for _, _, synapse in layer.branches():
             for module in synapse.weighted():
                 module.weight.data.mul_(16).round_().div_(16)
-        if layer.neuron is not None:
+        if isinstance(layer.neuron, Neuron):
             layer.neuron.v_threshold = (layer.neuron.v_threshold * 64).round().div(64) + 2**-12
     return network
 

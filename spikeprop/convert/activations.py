@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from spikeprop.snn import INPUT, Layer, SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
 
 
 def relu_activations(network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
@@ -23,23 +21,14 @@ def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer
     """
     values = {INPUT: x}
     for name, layer in list(network.named_layers()):
-        values[name] = rectified(layer, currents(layer, values))
+        values[name] = layer.dynamics.activation(current(layer, values), layer.ceiling)
         yield name, layer, values[name]
         forget(network, values, name)
 
 
-def rectified(layer: Layer, total: Tensor) -> Tensor:
-    """The ANN's activation of a layer for its pre-activation (B, ...): clipped or pooled; the output's is unchanged."""
-    if isinstance(layer.neuron, SpikingMaxPool):
-        return layer.neuron.window(total)
-    if layer.neuron is None:
-        return total
-    return torch.relu(total) if layer.ceiling is None else torch.minimum(torch.relu(total), layer.ceiling)
-
-
-def currents(layer: Layer, values: dict[str, Tensor]) -> Tensor:
+def current(layer: Layer, values: dict[str, Tensor]) -> Tensor:
     """Input current (B, ...) of a layer for its sources' values (B, ...)."""
-    return torch.stack([synapse(values[source].unsqueeze(0))[0] for _, source, synapse in layer.branches()]).sum(0)
+    return layer.current({source: values[source].unsqueeze(0) for source in layer.sources})[0]
 
 
 def forget(network: SpikingNetwork, values: dict[str, Tensor], done: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from spikeprop.convert.trace import called_name, function_name, outline, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.dynamics import LayerDynamics
 
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
@@ -166,10 +166,10 @@ class Builder:
         return rectifier.ceiling is None or all(_same(limit, rectifier.ceiling) for limit in limits)
 
     def close(
-        self, node: fx.Node, value: Value, neuron: Neuron | None, ceiling: float | Tensor | None = None, suffix: str = ""
+        self, node: fx.Node, value: Value, neuron: LayerDynamics | None, ceiling: float | Tensor | None = None, suffix: str = ""
     ) -> str:
         """Make a layer of the value's branches; returns its name."""
-        labels = [] if isinstance(neuron, SpikingMaxPool) else [b.label for b in value if b.label]
+        labels = [] if neuron is not None and neuron.passes_on else [b.label for b in value if b.label]
         label = (labels[0] if labels else node.name).replace(".", "_") + suffix
         name = self._free(label, {INPUT} if neuron is None else {INPUT, OUTPUT})
         # copies: two layers that read one value must not share its modules

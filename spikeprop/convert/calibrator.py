@@ -23,7 +23,6 @@ from spikeprop.convert.units import Units
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import Layer, Neuron, SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class LayerData:
     @property
     def neuron(self) -> Neuron:
         """The layer's neurons."""
-        assert self.layer.neuron is not None
+        assert isinstance(self.layer.neuron, Neuron)
         return self.layer.neuron
 
     @property
@@ -159,7 +158,7 @@ class LayerwiseCalibrator(ThresholdCalibrator):
                 data = LayerData(name, layer, shard, activation, trains)
                 if layer.neuron is None:
                     self.calibrate_readout(network, x, data)
-                elif not isinstance(layer.neuron, SpikingMaxPool):
+                elif isinstance(layer.neuron, Neuron):
                     layer.neuron.set_threshold(self.activation_scale(data) / layer.scale)
                     thresholds[name] = layer.neuron.v_threshold.detach().clone()
                 if trains is not None and layer.neuron is not None:

@@ -4,7 +4,7 @@ The activation scale of a layer is the activation S that one of its spikes stand
 activation a. With sources of scales S_j, a layer is computed in units of its first source, S_0: branch j gets the gain S_j/S_0,
 biases are divided by S_0, and the threshold is theta = S/S_0. In a sequential network without biases the weights stay exactly
 the ANN's, and theta is the paper's threshold. If a source has one scale for each channel, the layer is computed in the ANN's own
-units (S_0 = 1). ``Layer.scale`` keeps S_0, so the activation scale is always ``v_threshold * scale``.
+units (S_0 = 1). ``Layer.scale`` keeps S_0, so the activation scale is always ``dynamics.spike_size * scale``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
 
 
 def activation_scales(network: SpikingNetwork) -> dict[str, Tensor]:
@@ -25,9 +24,8 @@ def activation_scales(network: SpikingNetwork) -> dict[str, Tensor]:
 
 
 def activation_scale(layer: Layer) -> Tensor:
-    """The activation that a spike of a calibrated layer of neurons stands for."""
-    assert layer.neuron is not None
-    return layer.neuron.v_threshold.detach() * layer.scale
+    """The activation that a spike of a calibrated layer stands for."""
+    return layer.dynamics.spike_size * layer.scale
 
 
 class Units:
@@ -44,7 +42,7 @@ class Units:
 
     def fold(self, layer: Layer) -> None:
         """Put the scales of a layer's sources into its gains and weights; the sources are calibrated."""
-        if isinstance(layer.neuron, SpikingMaxPool):  # its output spikes stand for what its input spikes stand for
+        if layer.dynamics.passes_on:  # its output spikes stand for what its input spikes stand for
             layer.scale = self._pooled(layer).clone().to(layer.scale)
             return
         scales = [self._scale(source) for source in layer.sources]

@@ -58,7 +58,7 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     if delay:
         raise NirError(
             f"the network's output counts from step {delay} on (a delayed readout), which {target} would not know: its output "
-            "would count all steps. Convert with delay: false, or set network.readout_from to 0"
+            "would count all steps. Convert with delay: false, or call network.readout.set()"
         )
     names = _chain(graph, target)
     first, last = graph.nodes[names[0]], graph.nodes[names[-1]]

@@ -32,7 +32,6 @@ from spikeprop.deploy.writing import OUTPUT, to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.snn import Direct, Gain, Layer, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +136,7 @@ def rounded(network: SpikingNetwork, grids: Grids) -> Iterator[None]:
     try:
         with torch.no_grad():
             for name, layer in network.named_layers():
-                if not isinstance(layer.neuron, SpikingMaxPool):  # counts spikes: nothing to round
+                if not layer.dynamics.passes_on:  # counts spikes: nothing to round
                     _round_layer(values, name, layer, grids.layers[name])
         yield
     finally:

@@ -134,7 +134,7 @@ def test_a_delayed_readout_subtracts_the_first_steps(packed: bool) -> None:
     """Current 0.4: u = .4, .8, 1.2*, .6, 1.0, 1.4*, .8, 1.2*, .6, 1.0: spikes in steps 3, 6 and 8."""
     network = ramp()
     network.packed = packed
-    network.readout_from.fill_(6)
+    network.readout.set(delay=6)
     x = torch.full((1, 1), 0.4)
     outputs = torch.cat([o[:, 0, 0] for o in network.unroll(x, 9, chunk=2)])
     assert outputs.tolist() == [0, 0, 1, 1, 1, 2, 0, 1, 1]
@@ -150,7 +150,7 @@ def test_offset_spikes_by_hand(chunk: int) -> None:
     Current 1.5 fires in every step and holds 1.5 after three: it starts again at 1, and still fires in every step.
     """
     network = ramp()
-    network.pre_run.fill_(3)
+    network.readout.set(pre_run=3)
     outputs = torch.cat([o[:, 0, 0] for o in network.unroll(torch.tensor([[0.45]]), 8, chunk=chunk)])
     assert outputs.tolist() == [0, 0, 1, 0, 0, 1, 1, 2]
     late = torch.cat([o[:, 0, 0] for o in network.unroll(torch.tensor([[1.5]]), 5, chunk=chunk)])
@@ -162,14 +162,14 @@ def test_offset_spikes_compensate_a_late_input() -> None:
     """A neuron whose potential ends at 1.9 thresholds starts a threshold higher, one that ends below 0 a threshold lower."""
     assert offset(torch.tensor([-0.3, 0.0, 0.4, 1.0, 1.9, 2.5]), torch.tensor(1.0)).tolist() == [-1, 0, 0, 1, 1, 2]
     network = ramp()
-    network.pre_run.fill_(2)
+    network.readout.set(pre_run=2)
     neuron = network.neurons()["hidden"]
     neuron.v_init = torch.tensor(0.9)  # 0.9, then current 0.65: u = 1.55*, 1.2*: two spikes, 0.2 is left: no shift
     assert [float(o) for o in torch.cat(list(network.unroll(torch.tensor([[0.65]]), 4, chunk=1)))[:, 0, 0]] == [1, 2, 1, 2]
     neuron.v_init = torch.tensor(
         2.5
     )  # current 0.1: u = 2.6*, 1.7*, and 0.7 is left: no shift; without current 1.5 is left after one
-    network.pre_run.fill_(1)
+    network.readout.set(pre_run=1)
     shifted = torch.cat(list(network.unroll(torch.tensor([[0.1]]), 3, chunk=1)))[:, 0, 0]
     assert shifted.tolist() == [1, 1, 2]  # 1.6 left: starts at 2.5 + 1: u = 3.6*, 2.7*
     assert float(shifted_start(neuron, NeuronState(torch.tensor([1.6]), None)).v) == pytest.approx(3.5)
@@ -193,7 +193,7 @@ def test_the_readout_is_delayed_for_a_network_that_starts_late() -> None:
     x = torch.ones(3, 1)
     chosen = delay_readout(late, x, torch.tensor([[0.24, 0.0]]).expand(3, 2) * 20, 12)
     assert chosen >= 2
-    assert int(late.readout_from) == chosen
+    assert int(late.readout.delay) == chosen
     assert late(x, 12).argmax(1).tolist() == [0, 0, 0]
 
 
@@ -245,7 +245,7 @@ def rates_of(network: SpikingNetwork, x: torch.Tensor, steps: int) -> dict[str, 
 
 def test_offset_spike_counts_its_pre_run(digits_cnn: CNN) -> None:
     network = convert(digits_cnn, [digits_images(64)], IF(v_init=0.5), OffsetSpike(calibrator=Percentile(), pre_run=4))
-    assert int(network.pre_run) == 4
+    assert int(network.readout.pre_run) == 4
     test = list(Digits().test(360).epoch(0))
     accuracy = snn_accuracy(network, test, [4, 5, 40])
     assert accuracy[40] > 95

@@ -14,7 +14,6 @@ from spikeprop import IF, Direct, convert
 from spikeprop.ann import CIFARResNet
 from spikeprop.convert import ConversionError, MaxActivation, relu_activations, to_spiking
 from spikeprop.snn import SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
 
 FAMILIES = {
     "vgg11": 32,
@@ -82,7 +81,7 @@ def errors(ann: nn.Module, shape: tuple[int, ...], checkpoints: tuple[int, ...])
         counts[name] = counts.get(name, 0) + spikes_TB.sum(0)
         steps[name] = steps.get(name, 0) + len(spikes_TB)
         neuron = network.neurons().get(name)
-        if neuron is not None and not isinstance(neuron, SpikingMaxPool) and steps[name] in checkpoints:
+        if neuron is not None and steps[name] in checkpoints:
             scale = neuron.v_threshold * dict(network.named_layers())[name].scale  # type: ignore[union-attr]
             size = wanted[name].abs().mean().clamp(min=1e-12)
             found.setdefault(name, []).append(float((counts[name] / steps[name] * scale - wanted[name]).abs().mean() / size))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spikeprop import IF, LIF, Direct, Poisson, SignedIF
 from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Layer, Neuron, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.pooling import SpikingMaxPool
 
 KINDS = ["dense", "conv", "strided", "grouped", "pooled", "residual", "concatenated", "max_pooled"]
 STEPS = 10
@@ -41,7 +41,7 @@ class _Maker:
         last, after = getattr(self, kind)(shape)
         self.layers["head"] = Layer([(last, Synapse([nn.Flatten(), self.linear(int(np.prod(after)), 3)]))], None)
         network = SpikingNetwork(self.layers, Poisson() if poisson else Direct(), shape).double().eval()
-        network.readout_from.fill_(self.pick([0, 0, 3]))
+        network.readout.set(delay=self.pick([0, 0, 3]))
         full = (2, STEPS, *shape)
         inputs = self.rng.integers(-1, 2, full).astype(float) if poisson else self.rng.integers(-8, 17, full) / 8
         if self.real and not poisson:
@@ -202,12 +202,12 @@ def simulate_in_torch(network: SpikingNetwork, inputs: np.ndarray) -> tuple[Trai
         trains.setdefault(name, []).append(spikes_TB[0].clone())
 
     outputs = list(network.unroll(x[0], len(x), chunk=1, observe=observe))
-    network.readout_from.zero_()  # not for step, which does not delay the output
+    network.readout.set()  # not for step, which does not delay the output
     state = network.init_state()
     for x_B in x:
         _, state = network.step(x_B, state)
-        for name, neuron in network.neurons().items():
-            v = state.neurons[name].v
+        for name, neuron in network.dynamics().items():
+            v = state.layers[name].v
             v = neuron.window(v) if isinstance(neuron, SpikingMaxPool) else v.clone()  # of counts, the largest
             potentials.setdefault(name, []).append(v)
     del trains[INPUT]

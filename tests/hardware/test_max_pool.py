@@ -25,7 +25,8 @@ from spikeprop.deploy import QuantisedBPTT, Target, compare, encoded, export, fr
 from spikeprop.errors import NirError
 from spikeprop.learn import Cosine
 from spikeprop.snn import INPUT, SpikingNetwork
-from spikeprop.snn.neuron import Neuron, SpikingMaxPool
+from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.pooling import SpikingMaxPool
 from tests.hardware.test_lava import lava_or_skip
 
 
@@ -78,7 +79,7 @@ def test_nir_itself_refuses_a_file_with_spiking_max_pooling(tmp_path: Path) -> N
     with pytest.raises(AssertionError):  # nir 1.0.8, and so every importer; it does not say more
         nir.read(tmp_path / "n.nir", type_check=False)
     back = from_nir(read_nir(tmp_path / "n.nir"))
-    pools = [neuron for neuron in back.neurons().values() if isinstance(neuron, SpikingMaxPool)]
+    pools = [neuron for neuron in back.dynamics().values() if isinstance(neuron, SpikingMaxPool)]
     assert [(p.window.kernel_size, p.window.stride, p.window.padding, p.window.ceil_mode) for p in pools] == [
         ((3, 3), (2, 2), (1, 1), True),
         ((2, 2), (2, 2), (0, 0), False),

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprop.convert.activations import currents
+from spikeprop.convert.activations import current
 from spikeprop.convert.calibrator import LayerData
 from spikeprop.convert.calibrators.correction import SpikeCalibrator, add_bias, correct_bias
 from spikeprop.convert.calibrators.least_error import quantised
 from spikeprop.convert.shard import UNSHARDED, CalibrationShard
-from spikeprop.snn import Layer
+from spikeprop.snn import Layer, Neuron
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class AdvancedCalibration(SpikeCalibrator):
         with torch.enable_grad():
             fit = LayerFit(data.layer, data.target, data.spikes.rates(data.layer), self.timesteps, data.shard)
             fit.run(self.iterations, self.batch_size, self.step)
-        if data.layer.neuron is not None:
+        if isinstance(data.layer.neuron, Neuron):
             correct_bias(data)
 
 
@@ -65,7 +65,7 @@ class LayerFit:
         self.layer, self.target, self.rates, self.timesteps, self.shard = layer, target, rates, timesteps, shard
         add_bias(layer)
         self.trained: list[Tensor] = [p for p in layer.synapses.parameters() if p.requires_grad]
-        self.neuron = layer.neuron
+        self.neuron = layer.neuron if isinstance(layer.neuron, Neuron) else None
         if self.neuron is not None:
             self.log_theta = self.neuron.v_threshold.detach().log().requires_grad_()
             start = self.neuron.v_init.expand_as(self.neuron.v_threshold)
@@ -109,11 +109,11 @@ class LayerFit:
         return float(self.shard.total(torch.stack(errors).sum()))
 
     def _output(self, some: Tensor) -> Tensor:
-        current = currents(self.layer, {name: rate[some] for name, rate in self.rates.items()})
+        total = current(self.layer, {name: rate[some] for name, rate in self.rates.items()})
         if self.neuron is None:
-            return current
+            return total
         theta = self._theta()
-        return theta * _rate_through(current / theta, self.start, self.timesteps)
+        return theta * _rate_through(total / theta, self.start, self.timesteps)
 
     def _theta(self) -> Tensor:
         theta, limit = self.log_theta.exp(), self.layer.ceiling

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.activations import currents
+from spikeprop.convert.activations import current
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
 from spikeprop.convert.calibrators.least_error import GridSearch
 from spikeprop.convert.encoded import isolated_rng
@@ -24,7 +24,7 @@ from spikeprop.convert.scales import Per, check_grid, check_steps, rows
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains
 from spikeprop.runtime.seeding import seed_torch
-from spikeprop.snn import Layer, SignedIF, SpikingNetwork
+from spikeprop.snn import Layer, SpikingNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +56,21 @@ class SpikeCalibrator(LayerwiseCalibrator):
 
     def activation_scale(self, data: LayerData) -> Tensor:
         search = GridSearch(self.timesteps, self.per, self.grid)
-        theta = search.best(data, currents(data.layer, data.spikes.rates(data.layer)), data.target)
+        theta = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
         data.neuron.set_threshold(data.limited(theta * data.layer.scale) / data.layer.scale)
         self.correct(data)
         return data.neuron.v_threshold * data.layer.scale
 
     def calibrate_readout(self, network: SpikingNetwork, x: Tensor, data: LayerData) -> None:
         self.correct(data)
-        if self.delay and not any(isinstance(n, SignedIF) for n in network.neurons().values()):
+        if self.delay and not any(n.signed for n in network.dynamics().values()):
             delay_readout(network, x, data.target, self.timesteps, data.shard)
 
 
 def rate_error(data: LayerData) -> Tensor:
     """Target minus what the layer's rates stand for, in units of its potential (B, ...)."""
     data.spikes.fire(data.name)
-    return data.target - data.neuron.v_threshold * data.spikes.rate(data.name)
+    return data.target - data.layer.dynamics.spike_size * data.spikes.rate(data.name)
 
 
 def correct_bias(data: LayerData) -> None:
@@ -92,10 +92,10 @@ def add_bias(layer: Layer) -> Any:
 
 @torch.no_grad()
 def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps: int, shard: CalibrationShard = UNSHARDED) -> int:
-    """Choose ``readout_from`` for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
+    """Choose the delay of the readout for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
 
     Args:
-        network: calibrated, in evaluation mode; its ``readout_from`` is set.
+        network: calibrated, in evaluation mode; its ``readout`` is set.
         x: images (B, ...).
         scores: of the ANN, in units of the output's potential (B, K).
         timesteps: T; at most three quarters of it are skipped.
@@ -104,7 +104,7 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
     Returns:
         the number of steps that are skipped; 0 keeps the complete sum. Distance is cross-entropy, from the ANN's probabilities.
     """
-    network.readout_from.zero_()
+    network.readout.set()
     scale = next(layer for _, layer in network.named_layers() if layer.neuron is None).scale
     wanted = (scores * scale).softmax(1)
     total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, shard)), 1) * scale
@@ -115,7 +115,7 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
         distances.append(-(wanted * mean.log_softmax(1)).sum(dtype=torch.float64))
     of_all = shard.total(torch.stack(distances)).tolist()
     best = of_all.index(min(of_all))
-    network.readout_from.fill_(best)
+    network.readout.set(delay=best)
     return best
 
 

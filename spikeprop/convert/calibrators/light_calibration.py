@@ -24,7 +24,7 @@ class LightCalibration(SpikeCalibrator):
     potential: bool = False
 
     def correct(self, data: LayerData) -> None:
-        if data.layer.neuron is None:
+        if not isinstance(data.layer.neuron, Neuron):
             return
         if self.bias:
             correct_bias(data)

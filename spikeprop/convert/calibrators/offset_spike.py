@@ -35,6 +35,5 @@ class OffsetSpike(ThresholdCalibrator):
 
     def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
         thresholds = run_calibrator(self.calibrator, network, x, shard)
-        network.pre_run.fill_(self.pre_run)
-        network.readout_from.zero_()  # the output is counted from the end of the pre-run
+        network.readout.set(pre_run=self.pre_run)  # the output is counted from the end of the pre-run
         return thresholds

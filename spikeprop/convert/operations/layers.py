@@ -13,7 +13,7 @@ from spikeprop.convert.operations.rectifiers import rectifier_of
 from spikeprop.convert.trace import refuse
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.snn import INPUT, SampleDropout
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.pooling import SpikingMaxPool
 
 
 def _weighted(builder: Builder, node: fx.Node, layer: Any) -> Value:
