@@ -41,7 +41,7 @@ def recipe_reference() -> str:
     parts += ["## Experiments of plugins", "A recipe names them by its key `use`; `HybridConversion` above is the default."]
     for name in dir(plugins):
         found = getattr(plugins, name)
-        if dataclasses.is_dataclass(found) and hasattr(found, "run"):
+        if isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "run"):
             parts += [f"### spikeprop.plugins.{name}", summary(found), settings(found, _fields(found))]
     return "\n\n".join(parts)
 

@@ -116,6 +116,14 @@ def test_the_recipe_reference_has_every_key_and_component(site: Path) -> None:
         assert not [name for name in names if f"{name}¶" not in page], base
 
 
+def test_every_setting_has_a_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("griffe", reason="the docs extra is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    rows = [line for line in importlib.import_module("references").recipe_reference().splitlines() if line.startswith("| `")]
+    assert len(rows) > 150
+    assert not [row for row in rows if row.endswith("|  |")]
+
+
 def test_the_cli_reference_has_every_verb_and_option(site: Path) -> None:
     page = text_of(site / "reference/cli.html")
     for name, command in main.commands.items():

@@ -31,10 +31,13 @@ class TrainingSettings:
     """How the ANN is trained.
 
     Attributes:
-        rule, optimizer, schedule: components; the optimiser without lr and weight_decay, which have keys of their own.
+        rule: computes the gradients.
+        optimizer: without lr and weight_decay, which have keys of their own.
+        schedule: factor on the learning rate during training.
         epochs: passes over the training images; 0 keeps the ANN's initial weights (a pretrained model).
         batch_size: images a step.
-        lr, weight_decay: of the optimiser.
+        lr: learning rate of the optimiser.
+        weight_decay: of the optimiser; 0 for none.
         clip: largest gradient norm, or null.
         callbacks: components, in the order in which they are called.
     """
@@ -67,7 +70,9 @@ class ConversionSettings:
     """How the ANN becomes a spiking network.
 
     Attributes:
-        neuron, encoder, calibrator: components.
+        neuron: copied for every layer.
+        encoder: from image to the input of each step.
+        calibrator: sets the thresholds.
         images: training images that the calibrator sees.
     """
 
@@ -90,10 +95,17 @@ class FineTuningSettings:
     """How the spiking network is fine-tuned.
 
     Attributes:
-        rule, optimizer, schedule: components; a rule that has ``timesteps`` and is not given any gets those of this stage.
+        rule: computes the gradients; one that has ``timesteps`` and is not given any gets those of this stage.
+        optimizer: without lr and weight_decay, which have keys of their own.
+        schedule: factor on the learning rate during training.
         timesteps: steps of a simulation.
         dropout: probability of every dropout while fine-tuning; null keeps the ANN's.
-        epochs, batch_size, lr, weight_decay, clip, callbacks: as in training, for trained thresholds and leaks too.
+        epochs: passes over the training images; 0 leaves fine-tuning out.
+        batch_size: images a step.
+        lr: learning rate of the optimiser, for trained thresholds and leaks too.
+        weight_decay: of the optimiser, for trained thresholds and leaks too.
+        clip: largest gradient norm, or null.
+        callbacks: components, in the order in which they are called.
     """
 
     rule: Component[LearningRule]
@@ -170,9 +182,14 @@ class HybridSettings:
     """The settings of all stages.
 
     Attributes:
-        seed: of everything random.
-        data, ann: components.
-        train, convert, finetune, evaluate, simulate: settings of the stages.
+        seed: seeds everything random.
+        data: the data set, for all stages.
+        ann: the network that is trained and converted.
+        train: how the ANN is trained.
+        convert: how it becomes a spiking network.
+        finetune: how the spiking network is fine-tuned.
+        evaluate: where accuracy is measured.
+        simulate: the check on Lava.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may continue on another one.
         precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
             prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation.

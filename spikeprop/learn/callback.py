@@ -76,7 +76,11 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar over all steps, with the remaining time, loss and accuracy; no bar without a label."""
+    """A bar over all steps, with the remaining time, loss and accuracy.
+
+    Args:
+        label: text before the bar; None for no bar.
+    """
 
     def __init__(self, label: str | None):
         self.label = label
@@ -97,7 +101,12 @@ class ProgressBar(Callback):
 
 
 class MetricsLog(Callback):
-    """Appends one JSON line an epoch; a resume first drops the lines of epochs that will run again."""
+    """Appends one JSON line an epoch; a resume first drops the lines of epochs that will run again.
+
+    Args:
+        path: of the file.
+        stage: its name in each line.
+    """
 
     def __init__(self, path: Path, stage: str):
         self.path, self.stage = path, stage

@@ -18,7 +18,12 @@ class Schedule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Steps(Schedule):
-    """Divide by ``divisor`` at each milestone: the paper's 60, 80 and 90 % (Rathi et al. 2020)."""
+    """Divide by ``divisor`` at each milestone: the paper's 60, 80 and 90 % (Rathi et al. 2020).
+
+    Attributes:
+        milestones: fractions of the training, in [0, 1].
+        divisor: positive; 10 leaves a tenth of the rate.
+    """
 
     milestones: tuple[float, ...] = (0.6, 0.8, 0.9)
     divisor: float = 10.0
@@ -35,7 +40,11 @@ class Steps(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017).
+
+    Attributes:
+        warmup: fraction of the training in which the rate rises, in [0, 1).
+    """
 
     warmup: float = 0.0
 

@@ -46,6 +46,10 @@ class STDB(Surrogate):
 
     Difference from the authors' code, which enters the spike of step t only after its derivative is read: there a neuron's first
     spike passes no gradient at all. At their 75 to 250 steps that hardly matters; at ten steps most neurons fire once or never.
+
+    Attributes:
+        alpha: the derivative at the moment of a spike, positive.
+        beta: how fast it falls, per step; 0 or more.
     """
 
     alpha: float = 0.3
@@ -64,7 +68,11 @@ class STDB(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class Triangle(Surrogate):
-    """height * max(0, 1 - |x|): the "Linear" surrogate of Rathi et al. 2020 (after Bellec et al. 2018)."""
+    """height * max(0, 1 - |x|): the "Linear" surrogate of Rathi et al. 2020 (after Bellec et al. 2018).
+
+    Attributes:
+        height: the derivative at the threshold, positive.
+    """
 
     height: float = 0.3
 
@@ -77,7 +85,11 @@ class Triangle(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class FastSigmoid(Surrogate):
-    """1 / (1 + slope * |x|)^2, Zenke & Ganguli 2018 (SuperSpike)."""
+    """1 / (1 + slope * |x|)^2, Zenke & Ganguli 2018 (SuperSpike).
+
+    Attributes:
+        slope: a larger one makes the derivative narrower; positive.
+    """
 
     slope: float = 25.0
 
@@ -90,7 +102,11 @@ class FastSigmoid(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class ATan(Surrogate):
-    """(alpha/2) / (1 + (pi/2 * alpha * x)^2), Fang et al. 2021 (PLIF)."""
+    """(alpha/2) / (1 + (pi/2 * alpha * x)^2), Fang et al. 2021 (PLIF).
+
+    Attributes:
+        alpha: a larger one makes the derivative higher and narrower; positive.
+    """
 
     alpha: float = 2.0
 
