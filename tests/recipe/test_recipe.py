@@ -187,7 +187,7 @@ def test_code_outside_the_tree_fits_a_slot(tmp_path: Path, monkeypatch: pytest.M
 
 def test_check_finds_a_callback_that_does_not_fit_the_network() -> None:
     rifle = "train.callbacks=[{use: spikeprop.plugins.RIFLE, head: nowhere}]"
-    with pytest.raises(ValueError, match="head is 'nowhere', which the network has not"):
+    with pytest.raises(ValueError, match="head is 'nowhere', but the network has no such module"):
         load_recipe("digits_cnn_stdb", [rifle]).experiment.check()
     load_recipe("digits_cnn_stdb", [rifle.replace("nowhere", "null")]).experiment.check()
 
@@ -204,7 +204,7 @@ def test_callbacks_are_a_list_of_components() -> None:
 
 
 def test_a_rule_that_cannot_train_the_network_says_so_before_training() -> None:
-    with pytest.raises(SegmentError, match="at most 4 stages, not 9"):
+    with pytest.raises(SegmentError, match="at most 4 segments, not 9"):
         load_recipe("digits_cnn_ar", ["train.rule={use: spikeprop.plugins.Interlocking, cuts: 9}"]).experiment.check()
     with pytest.raises(RecipeError, match=r"train\.rule: spikeprop\.plugins\.ActivationRelaxation: step_size is 2"):
         load_recipe("digits_cnn_ar", ["train.rule.step_size=2.0"]).experiment.check()
