@@ -1,14 +1,14 @@
-"""Price and all sensitivities of an up-and-out call under local volatility: time against the price alone, and memory.
+"""Price and all sensitivities of an up-and-out call under local volatility: time relative to the price, and memory.
 
 python benchmarks/aad.py --repeats 9 --out results/benchmarks/aad.json
 
-The setting is Savine's: spot 100, strike 120, barrier 150, three years, 156 weekly steps, 30 x 36 local volatilities,
-float64, one thread. Ours has two more sensitivities, rate and dividend: 1,083. Each contender prices with the code that its
-risk takes too, in turns with it, in a process of its own, and the peers take fewer paths (told beside); seconds are those
-of the thread that works, so that other processes do not count. Peers: the same steps in plain torch with our mini-batches;
-with all paths on one tape, as one would write it; the Python package xad path by path, with the tape rewound to its mark
-after each, and the same code on Python's floats as its price. All of them give the same sensitivities for the same paths.
-Memory is the peak above what was held before, a process a size.
+The setting is Savine's: spot 100, strike 120, barrier 150, three years, 156 weekly steps, 30 x 36 local volatilities, float64,
+one thread. Ours has two more sensitivities, rate and dividend: 1,083. Each contender computes price and risk with the same
+code, alternately, in its own process; the peers simulate fewer paths (printed in the table). Seconds are CPU seconds of the
+working thread, so other processes do not count. Peers: the same steps in plain torch with our mini-batches; in plain torch with
+all paths on one tape; the Python package xad path by path, with the tape rewound to its mark after each path, and the same code
+with Python's floats as its price. All contenders give the same sensitivities for the same paths. Memory is the peak above the
+idle memory, with one process per size.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ AVERAGE = Scripted(observations=PRODUCT.dates, script=lambda spots, discounts: d
 
 
 class Drawn(PseudoRandom):
-    """Numbers that are there already, the same for every batch: what is left is simulation and its adjoint."""
+    """Precomputed numbers, the same for every batch: only simulation and adjoint are measured."""
 
     def normals(self, batch: Batch, dimension: int) -> Tensor:
         """Columns of one draw."""
@@ -84,7 +84,7 @@ def _drawn(dimension: int) -> Tensor:
 
 
 def in_turns(contenders: dict[str, Callable[[], Any]], repeats: int) -> Result:
-    """CPU and wall seconds of each, after one turn that is not timed; medians and the ratio of risk to price."""
+    """CPU and wall seconds of each after one warm-up; medians and the ratio of risk to price."""
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats + 1):
@@ -103,7 +103,7 @@ def in_turns(contenders: dict[str, Callable[[], Any]], repeats: int) -> Result:
 
 
 def ours(options: argparse.Namespace) -> Result:
-    """With each source of numbers, without them, and for a payoff that needs every path to its end."""
+    """With each source of random numbers, without them, and for a payoff that needs every path to its end."""
     here, found = model(), {}
     cases: dict[str, tuple[Product, Paths]] = {
         "Sobol": (PRODUCT, Sobol(paths=options.paths)),
@@ -144,7 +144,7 @@ def torch_one_tape(options: argparse.Namespace) -> Result:
 
 
 def memory(action: Callable[[], Any], prepare: Callable[[], Any]) -> float:
-    """MiB above what was held before."""
+    """Peak memory in MiB above the idle memory."""
     return measure(action, 1, prepare=prepare, warm_ups=0)["peak_mib"]
 
 
@@ -157,7 +157,7 @@ class PathByPath:
         self.normals = PseudoRandom(paths=paths).normals(Batch(0, 0, paths), STEPS).T.tolist()
 
     def payoff(self, prepared: Any, z: Sequence[float], maths: Any) -> Any:
-        """Of one path; it ends where the barrier kills it."""
+        """Payoff of one path; the path ends when it is knocked out."""
         x, drift, table, discount = prepared
         alive: Any = 1.0
         spot: Any = 0.0
@@ -178,7 +178,7 @@ class PathByPath:
         return discount * alive * (spot - STRIKE) if spot > STRIKE else 0.0
 
     def price(self) -> Answer:
-        """On floats."""
+        """Price with floats."""
         found = self.model.prepare(self.model.parameters, PRODUCT.dates)
         names = ("log_spot", "drift", "table")
         prepared = *(found[name].tolist() for name in names), float(found["discounts"][-1])

@@ -1,10 +1,11 @@
-"""Conversion without training of the pretrained ImageNet SqueezeNet: how often the spiking network's top-1 answer is the ANN's.
+"""Conversion without training of the pretrained ImageNet SqueezeNet: agreement of the spiking network's top-1 with the ANN's.
 
 python benchmarks/agreement.py --timesteps 64 --out results/benchmarks/agreement.json
 
 The photographs are those of a folder in ImageNet's layout (--root, default $SPIKEPROP_DATA/imagenet-sample; only val/ is read).
-Those at even places calibrate a network that is asked about those at odd places, and the other way round, so each is asked about
-once and never by a network that has seen it. Weights: squeezenet1_0_imagenet.safetensors in $SPIKEPROP_DATA/weights.
+A network calibrated on the photographs with even numbers is tested on those with odd numbers, and vice versa, so each
+photograph is tested once by a network that was not calibrated on it. Weights: squeezenet1_0_imagenet.safetensors in
+$SPIKEPROP_DATA/weights.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Threshold balancing: ours, one search over kept spike trains, against its definition, the network run anew for each layer.
+"""Threshold balancing: our single search over stored spike trains, compared with its definition, which reruns the network.
 
 python benchmarks/balance.py --timesteps 100 --images 32 --out results/benchmarks/balance.json
 
-VGG16 with random weights, random images, Poisson input. The definition (Sengupta et al. 2019, Rathi et al. 2020): for each layer
-in order, run the network from the input up to it for T steps, thresholds before it set; its threshold is the largest input
-current. That is O(L^2) layer passes for L layers, ours O(L). Both see the same spikes of the encoder, so thresholds must agree:
-with ``--dtype float64`` to many digits. In float32 a sum in another order may move a spike, and one spike more or less changes
-the largest current of a deep layer, on which few spikes act, by a weight, which is some percent.
+VGG16 with random weights, random images, Poisson input. The definition (Sengupta et al. 2019, Rathi et al. 2020): for each
+layer in order, run the network from the input to this layer for T steps with the thresholds of earlier layers set; the
+threshold is the largest input current. That is O(L^2) layer passes for L layers, ours needs O(L). Both use the same spikes of
+the encoder, so thresholds must agree, with ``--dtype float64`` to many digits. In float32, another order of summation may move
+a spike, and one spike more or less changes the largest current of a deep layer, on which few spikes act, by one weight, which
+is some percent.
 """
 
 from __future__ import annotations

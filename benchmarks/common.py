@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, a process for each contender (its memory is its own), medians, the table, the JSON."""
+"""Shared code of the benchmarks: options, one process per contender (for separate memory), medians, the table, the JSON."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from spikeprop.runtime.files import write_json
 OURS = "spikeprop"
 Result = dict[str, Any]
 Results = dict[str, Result | None]  # None: not installed
-OF_THE_PARENT = ("only", "contenders", "out", "plot")  # options that a contender's own process is not given
+PARENT_ONLY = ("only", "contenders", "out", "plot")  # options that are not passed to a contender's process
 
 
 def option_parser(description: str | None, contenders: Sequence[str], **whole_numbers: int) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has, and whole numbers with their defaults."""
+    """A parser with the options of every benchmark, and integers with their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {**whole_numbers, "seed": 0}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
@@ -39,21 +39,21 @@ def option_parser(description: str | None, contenders: Sequence[str], **whole_nu
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options; torch gets a thread for each core."""
+    """Parse the options; torch uses one thread per core."""
     torch.set_num_threads(os.cpu_count() or 1)
     return parser.parse_args(argv)
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that say what is measured, in JSON values."""
-    found = {name: value for name, value in vars(options).items() if name not in OF_THE_PARENT}
+    """The options that define the measurement, as JSON values."""
+    found = {name: value for name, value in vars(options).items() if name not in PARENT_ONLY}
     return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 
 
 def in_own_process(
     script: str, contender: str, given: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> Result | None:
-    """The JSON on the last line of ``script --only contender`` with these settings; None where the contender is not installed."""
+    """The JSON on the last line of ``script --only contender`` with these settings; None if the contender is not installed."""
     command = [sys.executable, script, "--only", contender]
     for name, value in given.items():
         if value is not None:
@@ -75,13 +75,13 @@ def measure(
     warm_ups: int = 1,
     device: str = "cpu",
 ) -> Result:
-    """Seconds of each repeat after the warm-ups, and the peak memory of all of them above what was held before the first.
+    """Seconds of each repeat after the warm-ups, and their peak memory above the idle memory.
 
     Args:
-        action: what is measured.
+        action: the measured function.
         repeats: number of timed calls.
-        prepare: a small form of the action, so that libraries and compiled kernels are loaded before memory counts.
-        warm_ups: calls that are not timed.
+        prepare: a small form of the action that loads libraries and compiled kernels before memory is measured.
+        warm_ups: number of calls that are not timed.
         device: "cpu": memory of the process; "cuda": memory of torch's tensors on the device.
     """
     cuda = torch.device(device).type == "cuda"
@@ -115,7 +115,7 @@ def _resident_mib(field: str) -> float:
 def _held_mib(cuda: bool) -> float:
     if cuda:
         return torch.cuda.memory_allocated() / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what is free but not yet given back is not held
+    ctypes.CDLL(None).malloc_trim(0)  # returns free memory to the system
     return _resident_mib("VmRSS")
 
 
@@ -127,7 +127,7 @@ def _reset_peak(cuda: bool) -> None:
 
 
 def peak_mib(device: str) -> float:
-    """The most that was held since measuring began."""
+    """Peak memory since the start of the measurement, MiB."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.device(device).type == "cuda" else _resident_mib("VmHWM")
 
 
@@ -159,7 +159,7 @@ def _processor() -> str:
 
 
 def ratios(results: Results) -> dict[str, float]:
-    """Best peer / ours in median time and in peak memory; empty where either is missing."""
+    """Best peer / ours in median time and in peak memory; empty if either is missing."""
     ours, peers = results.get(OURS), [r for name, r in results.items() if r is not None and name != OURS]
     if ours is None or not peers:
         return {}
@@ -186,7 +186,7 @@ def table(results: Results, columns: Mapping[str, Callable[[Result], str]] | Non
 
 
 def save(script: str, options: argparse.Namespace, **found: Any) -> None:
-    """Write what was found, with settings and machine, to ``--out`` where it is given."""
+    """Write results, settings and machine to ``--out`` if it is given."""
     if options.out:
         about = {"benchmark": Path(script).stem, "settings": settings(options), "machine": machine()}
         write_json(options.out, {**about, **found})

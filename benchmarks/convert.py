@@ -1,12 +1,12 @@
-"""Conversion without training: accuracy against T of our calibrators and SpikingJelly's recipes, on one ANN and the same images.
+"""Conversion without training: accuracy against T of our calibrators and SpikingJelly's recipes, on the same ANN and images.
 
 python benchmarks/convert.py --data CIFAR10 --images 10000 --out results/benchmarks/convert_cifar10.json
 python benchmarks/convert.py --data FashionMNIST --ann runs/fashion_mnist_cnn_stdb/ann.safetensors --images 10000 \
     --out results/benchmarks/convert_fashion_mnist.json
 
-The ANN is the pretrained CIFAR-10 ResNet-20 (its weights lie in $SPIKEPROP_DATA/weights), or that of a run. SpikingJelly refuses
-its padded shortcut, so there it is given the same map as a convolution of ones and zeros. A contender whose calibration knows T
-is calibrated for each T anew; T counts every step, those of a delayed readout (SpikingJelly's estimate of the delay) included.
+The ANN is the pretrained CIFAR-10 ResNet-20 (with weights in $SPIKEPROP_DATA/weights), or that of a run. SpikingJelly does not
+support its padded shortcut, so there the same map is a convolution of ones and zeros. A contender whose calibration depends on
+T is calibrated for each T; T counts every step, including those of a delayed readout (SpikingJelly's estimate of the delay).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
     "signed, advanced": lambda t: AdvancedCalibration(timesteps=t),
 }
 PASSES = 30  # of local threshold balancing through the calibration images
-ONE_FOR_ALL = ("percentile by channel", "threshold balancing")  # T does not matter to these
+ONE_FOR_ALL = ("percentile by channel", "threshold balancing")  # these do not depend on T
 SPIKINGJELLY: dict[str, dict[str, Any] | None] = {
     "SpikingJelly max": {"mode": "Max"},
     "SpikingJelly 99.9": {"mode": "99.9%"},
@@ -130,7 +130,7 @@ def spikingjelly(
     chosen = SPIKINGJELLY[name]
     if chosen is not None:
         recipe = ann2snn.RateCodingRecipe(loader, **chosen)
-    else:  # its thresholds grow from 0 a little with each batch: it is given the images again and again
+    else:  # its thresholds grow slowly from 0 with each batch, so the images are repeated
         recipe = ann2snn.LocalThresholdBalancingRecipe(loader * PASSES)
     network = ann2snn.Converter(recipe).convert(without_padding(ann)).eval()
     starts = {t: min(t - 1, int(ann2snn.estimate_delay_start(network, loader, "cpu", t))) for t in timesteps}
@@ -153,7 +153,7 @@ def spikingjelly(
 
 
 def table(results: dict[str, dict[int, float]], timesteps: Sequence[int]) -> str:
-    """A line a contender, a column a T."""
+    """One line per contender, one column per T."""
     lines = [f"{'':<45}" + "".join(f"{'T = ' + str(t):>9}" for t in timesteps)]
     lines += [f"{name:<45}" + "".join(f"{row[t]:>9.2f}" for t in timesteps) for name, row in results.items()]
     return "\n".join(lines)

@@ -1,13 +1,14 @@
-"""Explainers of the backward pass: of the edges that each draws, how many show upstream, local and downstream as numbers.
+"""Explainers of the backward pass: the fraction of drawn edges that show upstream, local and downstream as numbers.
 
 python benchmarks/explain.py --repeats 5 --out results/benchmarks/explain.json
 
-The same networks and samples for all (those of `make gallery`). An edge is one of the tool's own graph: ours goes from a call
-back to an input with a gradient, TorchLens's and torchviz's from a node of autograd to the next. Of TorchLens every gradient is
-asked for (``save_grads``); an edge shows upstream where the call's grad_outputs are kept, downstream where grad_inputs are, and
-local where a record has a derivative of an output by an input. Of torchviz the text of the graph that it draws counts, with all
-attributes shown. Times are those of the whole explanation over a plain step forward and backward, medians. With ``--vgg5`` a
-spiking VGG5 on one random image, T = 10, is explained too; with Chromium and Playwright the time that a page takes to open.
+All tools explain the same networks and samples (those of `make gallery`). An edge is one of the tool's own graph: ours goes
+from a call back to an input with a gradient, those of TorchLens and torchviz from a node of autograd to the next. TorchLens
+saves every gradient (``save_grads``); an edge shows upstream if the call's grad_outputs are saved, downstream if its
+grad_inputs are, and local if a record has a derivative of an output by an input. For torchviz, the text of its graph with all
+attributes counts. Times are those of the complete explanation relative to a plain step forward and backward, medians. With
+``--vgg5`` a spiking VGG5 on one random image, T = 10, is explained too; with Chromium and Playwright the opening time of a page
+is measured.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikeprop as sp
-from spikeprop.plugins.explain import Subject, explain
+from spikeprop.plugins.explain import TrainingStep, explain
 from spikeprop.plugins.explain.gallery import ENTRIES, subject_of
 from spikeprop.snn import SpikingNetwork
 
@@ -40,7 +41,7 @@ Count = dict[str, int]
 class WithLoss(nn.Module):
     """A subject as one module from samples and targets to the loss."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: TrainingStep):
         super().__init__()
         self.model, self.x, self.y = subject.double()
         self.subject = subject
@@ -54,14 +55,14 @@ class WithLoss(nn.Module):
         )  # by name, since TorchLens replaces torch's functions
 
 
-def ours(subject: Subject, folder: Path) -> tuple[Count, dict[str, Any]]:
+def ours(subject: TrainingStep, folder: Path) -> tuple[Count, dict[str, Any]]:
     data = explain(subject, folder / f"{subject.name}.html")
     shown = [bool(edge["sums"]) for edge in data["edges"]]
     counted = {"edges": len(shown), "all": sum(shown)} | {part: sum(shown) for part in PARTS}
     return counted, {"bytes": data["bytes"], "nodes": len(data["nodes"]), "complete": data["complete"], "checks": data["checks"]}
 
 
-def with_torchlens(subject: Subject) -> Count:
+def with_torchlens(subject: TrainingStep) -> Count:
     import torchlens as tl  # pyright: ignore[reportMissingImports]
 
     whole = WithLoss(subject)
@@ -87,7 +88,7 @@ def with_torchlens(subject: Subject) -> Count:
     return counted
 
 
-def with_torchviz(subject: Subject) -> Count:
+def with_torchviz(subject: TrainingStep) -> Count:
     from torchviz import make_dot  # pyright: ignore[reportMissingImports]
 
     whole = WithLoss(subject)
@@ -99,10 +100,10 @@ def with_torchviz(subject: Subject) -> Count:
     return {"edges": len(edges), "all": numbers} | dict.fromkeys(PARTS, numbers)
 
 
-TOOLS: dict[str, Callable[[Subject], Count]] = {"torchlens": with_torchlens, "torchviz": with_torchviz}
+TOOLS: dict[str, Callable[[TrainingStep], Count]] = {"torchlens": with_torchlens, "torchviz": with_torchviz}
 
 
-def compare(subject: Subject, folder: Path, repeats: int) -> dict[str, Any]:
+def compare(subject: TrainingStep, folder: Path, repeats: int) -> dict[str, Any]:
     """Edges with numbers by tool, seconds of an explanation and of a plain step, and the page."""
     counted, page = ours(subject, folder)
     found: dict[str, Any] = {OURS: counted}
@@ -114,7 +115,7 @@ def compare(subject: Subject, folder: Path, repeats: int) -> dict[str, Any]:
     return {"edges": found, "page": page, "seconds": seconds, "ratio": seconds["explain"] / seconds["plain"]}
 
 
-def _attempt(tool: Callable[[Subject], Count], subject: Subject) -> Count | dict[str, str]:
+def _attempt(tool: Callable[[TrainingStep], Count], subject: TrainingStep) -> Count | dict[str, str]:
     """What a tool shows, or why it fails."""
     try:
         return tool(subject)
@@ -122,7 +123,7 @@ def _attempt(tool: Callable[[Subject], Count], subject: Subject) -> Count | dict
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
 
 
-def _plain(subject: Subject) -> float:
+def _plain(subject: TrainingStep) -> float:
     whole = WithLoss(subject)
     return _seconds(lambda: whole(whole.x, whole.y).backward())
 
@@ -156,11 +157,11 @@ def seconds_to_open(files: dict[str, Path], repeats: int) -> dict[str, float] | 
     return found
 
 
-def vgg5() -> Subject:
+def vgg5() -> TrainingStep:
     """A spiking VGG5 with random weights, on one random image."""
     ann = sp.VGG(depth=5, input_shape=(3, 32, 32), classes=10)
     snn = sp.convert(ann, [torch.rand(4, 3, 32, 32)], sp.IF(), sp.MaxActivation())
-    return Subject(name="VGG5", model=snn, x=torch.rand(1, 3, 32, 32), y=torch.tensor([3]), timesteps=10)
+    return TrainingStep(name="VGG5", model=snn, x=torch.rand(1, 3, 32, 32), y=torch.tensor([3]), timesteps=10)
 
 
 def show(name: str, result: dict[str, Any]) -> None:

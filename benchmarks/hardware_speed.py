@@ -1,11 +1,11 @@
-"""Simulation of the exported network: samples/s of the reference simulator against Lava's CPU simulation, in one run.
+"""Simulation of the exported network: samples/s of the reference simulator and of Lava's CPU simulation, in one run.
 
 python benchmarks/hardware_speed.py --checkpoint runs/RECIPE/finetuned.safetensors --out results/benchmarks/hardware_speed.json
 
 Without a checkpoint the network is a small CNN with random weights. Both simulate the same integers (or floats) on the same
-encoded inputs, and their spikes are compared. Lava's time is that of one sample and ``--lava`` more, less that of one, so that
-its start-up, several seconds, does not count (take enough of them: the difference of two times is noisy on a busy machine). The
-reference simulates ``--images`` and has its network ready, as for a whole test set.
+encoded inputs, and their spikes are compared. Lava's time is the time for ``--lava`` + 1 samples minus the time for one sample,
+so that its start-up of several seconds does not count (use enough samples: the difference of two times is noisy on a busy
+machine). The reference simulates ``--images`` samples with a prepared network, as for a complete test set.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Inference of a spiking network: images/s against the peers on the same weights, thresholds and encoded input, in one run.
+"""Inference of a spiking network: images/s compared with the peers on the same weights, thresholds and encoded input, in one run.
 
 python benchmarks/infer.py --checkpoint runs/RECIPE/finetuned.safetensors --images 500 --out results/benchmarks/infer.json
 
 Without a checkpoint the network is a VGG5 with random weights on random images. Every contender classifies the same images with
-the same draws of the encoder; the table shows how many of its answers equal the plain loop's. They need not be all equal: sums
-of floats in another order now and then move a spike. Encoding counts for everyone.
+the same random numbers of the encoder; the table shows how many predictions equal those of the plain loop. They need not all be
+equal, because another order of floating-point sums occasionally moves a spike. Encoding is part of the time of every contender.
 """
 
 from __future__ import annotations

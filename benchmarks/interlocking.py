@@ -1,12 +1,12 @@
-"""Model-parallel training: interlocking backpropagation in a process a segment, beside torch.distributed.pipelining's schedules.
+"""Model-parallel training: interlocking backpropagation with one process per segment, and the schedules of PyTorch.
 
 python benchmarks/interlocking.py --processes 2 4 --steps 4 --out results/benchmarks/interlocking.json
 
-The network is the paper's ResNet-32 at --width; each process has one thread and one segment, over gloo. Throughput is images a
-second of --steps batches after one to warm up, the same random images for all; idle is the share of its time that a segment waits
-for a neighbour (ours; PyTorch's schedules do not tell). Where there are fewer cores than processes they share them, so real
-processes cannot be faster than one: what the schedule allows on a device for each segment is *simulated* from segment times
-measured in one process.
+The network is the paper's ResNet-32 at --width; each process has one thread and one segment, over gloo. Throughput is images
+per second of --steps batches after one warm-up batch, with the same random images for all; idle is the fraction of time that a
+segment waits for a neighbour (only ours; PyTorch's schedules do not report it). If there are fewer cores than processes, they
+share them, so real processes cannot be faster than one: the possible speed with one device per segment is *simulated* from
+segment times measured in one process. Peers: torch.distributed.pipelining.
 """
 
 from __future__ import annotations

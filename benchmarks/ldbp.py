@@ -1,12 +1,13 @@
-"""A step of the learned receiver, forward and backward, against a split step by FFT under autograd.
+"""A step of the learned receiver, forward and backward, compared with a split step by FFT under autograd.
 
 python benchmarks/ldbp.py --out results/benchmarks/ldbp.json
 
-Ours: short filters in the time domain (9 taps for one polarisation; 15 + 5 - 1 for two, with a rotation) and the Kerr phase, with
-gradients by the samples, all taps, the rotation and the Kerr coefficient. "FFT, trained": fft, a response that is trained (each
-frequency's phase, and that of the delay between polarisations), ifft, the same rotation and Kerr phase as torch writes them, all
-under autograd. "FFT, fixed": its dispersion is a constant, as where only the input's gradient is wanted; without rotation or
-delays. Clock: CPU seconds of one thread, rounds in random order, medians; the ratio is ours over theirs in samples a second.
+Ours: short filters in the time domain (9 taps for one polarisation; 15 + 5 - 1 for two, with a rotation) and the Kerr phase,
+with gradients by the samples, all taps, the rotation and the Kerr coefficient. "FFT, trained": fft, a trained response (the
+phase of each frequency, and the delay between polarisations), ifft, the same rotation and Kerr phase in torch operations, all
+under autograd. "FFT, fixed": the dispersion is a constant, so only the gradient by the input is computed; without rotation and
+delays. Times are CPU seconds of one thread, rounds in random order, medians; the ratio is ours divided by theirs in samples per
+second.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""QR, LQ and pivoted QR: which cells differentiate (ours, torch, JAX), each by running it, and the time of forward + backward.
+"""QR, LQ and pivoted QR: which cells are differentiable (ours, torch, JAX), and the time of forward and backward.
 
 python benchmarks/matrix_decompositions.py --repeats 60 --out results/benchmarks/matrix_decompositions.json
 
-A cell works where first and second derivatives agree with finite differences in float64. Times are CPU seconds of the one thread
-that works, of contenders that take turns in random order: what other processes do to the machine falls on all alike. Peers: of QR
-and LQ ``torch.linalg.qr`` (of A^H for LQ), of pivoted QR scipy's pivots and then ``torch.linalg.qr`` of the permuted matrix.
+A cell works if first and second derivatives agree with finite differences in float64. Times are CPU seconds of the working
+thread; contenders run in random order, so other processes affect all of them equally. Peers: for QR and LQ ``torch.linalg.qr``
+(of A^H for LQ), for pivoted QR scipy's pivots and then ``torch.linalg.qr`` of the permuted matrix.
 """
 
 from __future__ import annotations

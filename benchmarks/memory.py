@@ -1,14 +1,13 @@
-"""Peak memory of one training step against the number of steps T, ours and the peers', each in a process of its own.
+"""Peak memory of one training step against the number of steps T, ours and the peers', each in its own process.
 
 python benchmarks/memory.py --plot results/benchmarks/memory.png --out results/benchmarks/memory.json
 
-A spiking VGG5; memory is the process's (on a GPU the device's) above what it held when idle, Adam's state included. malloc is
-told to give large blocks back when they are freed, for everyone, so that a peak is what is held; it costs time, so times mean
-nothing here. A line through our points from T = 64 on gives the growth in bits a neuron a step, of forward and backward alone,
-since Adam's own peak may hide theirs. What must be kept is one bit for the spikes and two for a value of the input; the floats of
-one chunk of at most 64 steps come on top, so multiples of 64 show the growth alone. Inference must not grow.
-
-``--network vgg16 --timesteps 100 --batch 32`` measures only ours, as it runs: one full training step of VGG16.
+The network is a spiking VGG5; memory is that of the process (on a GPU: of the device) above its idle memory, including Adam's
+state. malloc is configured to return large blocks when they are freed, for all contenders, so that a peak is the memory in use;
+this costs time, so times are not meaningful here. A line through our points from T = 64 on gives the growth in bits per neuron
+and step, of forward and backward only, because Adam's own peak may hide it. Required are one bit for the spikes and two for a
+value of the input; the floats of one chunk of at most 64 steps are added, so multiples of 64 show only the growth. Inference
+must not grow. ``--network vgg16 --timesteps 100 --batch 32`` measures only ours: one full training step of VGG16.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Coming from another library: what its tutorial does, written short with it and with spikeprop; lines of code and accuracy.
+"""Migration from another library: a tutorial's task written with it and with spikeprop; lines of code and accuracy.
 
 python benchmarks/migration.py --out results/benchmarks/migration.json
 
-Each folder of ``benchmarks/migrations`` holds two whole programs, ``theirs.py`` and ``ours.py``, for the same task with the same
-images, number of epochs, optimiser and batch size, on MNIST under $SPIKEPROP_DATA. Lines are those that hold code: blank ones,
-comments and docstrings do not count; both are formatted alike. Accuracy is in percent, by seed; few images, so it tells that both
-learn, not which library is the better.
+Each folder of ``benchmarks/migrations`` contains two complete programs, ``theirs.py`` and ``ours.py``, for the same task with
+the same images, number of epochs, optimiser and batch size, on MNIST in $SPIKEPROP_DATA. Blank lines, comments and docstrings
+are not counted; both programs are formatted alike. Accuracy is in percent, by seed; with few images it shows that both programs
+learn, not which library is better.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The spiking networks that the benchmarks measure: VGGs on 32x32 colour images, random weights, Poisson input."""
+"""The spiking networks of the benchmarks: VGGs on 32x32 colour images, random weights, Poisson input."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""The Open Neuromorphic benchmark: one linear layer of n neurons, LIF, T = 500, forward and backward, against the peers.
+"""The Open Neuromorphic benchmark: one linear layer of n neurons, LIF, T = 500, forward and backward, and the peers.
 
 python benchmarks/open_neuromorphic.py --sizes 4096 8192 16384 --out results/benchmarks/open_neuromorphic.json
 
 Input (T, 16, n) from a normal distribution, loss = sum of all spikes (open-neuromorphic.org, "SNN library benchmarks"). Three
-flaws of the original are mended: the device is waited for around each timing, all libraries see 500 steps, and their neurons are
-the same, u = 0.9 v + I, a spike where u > 1, then v = 0, which all of them can express. Each has the surrogate that it is used
-with. Every peer multiplies by its weights once for all steps, then runs its neurons, as is fastest, and sums its spikes.
-
-Our network must end in an accumulating layer, so ours ends in a linear layer n -> 1 of frozen ones, whose sum over time is that
-same loss; it is work that the peers need not do. Our encoder plays the prepared input; no contender copies it.
-The column "spikes" shows the loss: it is the same for all but for a few spikes that rounding moves.
+flaws of the original are corrected: each timing synchronises the device, all libraries compute 500 steps, and their neurons are
+the same, u = 0.9 v + I, a spike if u > 1, then v = 0, which all libraries support. Each library has its usual surrogate. Every
+peer multiplies by its weights once for all steps, then runs its neurons, which is fastest, and sums its spikes. Our network
+must end in an accumulating layer, so ours ends in a linear layer n -> 1 of constant ones, whose sum over time is the same loss;
+the peers do not need this work. Our encoder plays the prepared input; no contender copies it. The column "spikes" shows the
+loss: it is the same except for a few spikes that rounding moves.
 """
 
 from __future__ import annotations

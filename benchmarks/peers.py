@@ -1,9 +1,9 @@
-"""The same spiking network in each library, written as its own tutorials write one: weights, thresholds and input are equal.
+"""The same spiking network in each library, written like its own tutorials: weights, thresholds and input are equal.
 
 Integrate-and-fire neurons that subtract their threshold, in a chain of layers (convolution, linear, average pooling, flatten),
-accumulated output. Each peer is given the form in which it is fastest without changing what it computes. An input that stays
-the same is kept by the plain loop as its first layer's current; the libraries compute that layer at every step, as their
-tutorials do. Every contender has the surrogate that its library is used with: ours STDB, theirs need the potential.
+with accumulated output. Each peer has its fastest form with the same results. For a constant input, the plain loop stores the
+current of its first layer; the libraries compute that layer at every step, as in their tutorials. Every contender has the usual
+surrogate of its library: ours STDB, the others need the potential.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Forward = Callable[[Tensor, int], Tensor]
 
 
 class NotComparable(ValueError):
-    """A network that the peers, as they are written here, do not represent."""
+    """A network that the peers do not support as they are written here."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,21 @@ def layers(network: SpikingNetwork) -> list[ChainLayer]:
     """The network as a chain of layers.
 
     Raises:
-        NotComparable: anything that is not such a chain; the message names the layer.
+        NotComparable: the network is not such a chain; the message names the layer.
     """
     found: list[ChainLayer] = []
     before = INPUT
     for name, layer in network.named_layers():
         if layer.sources != (before,):
             raise NotComparable(
-                f"layer {name!r} reads {layer.sources}; the peers' loops are chains, each layer reads the one before"
+                f"layer {name!r} reads {layer.sources}; the peers' loops are chains, each layer reads the previous one"
             )
         ((_, _, synapse),) = layer.branches()
         ops = [op for op in synapse if not isinstance(op, SampleDropout)]
         if network.training and any(op.p > 0 for op in synapse if isinstance(op, SampleDropout)):
             raise NotComparable(f"layer {name!r} trains with dropout; the peers' loops have none")
         theta = _threshold(name, layer.neuron) if layer.neuron is not None else None
-        start = float(layer.neuron.v_init) * theta if theta is not None and layer.neuron is not None else 0.0
+        start = float(layer.dynamics.head_start) * theta if theta is not None else 0.0
         found.append(ChainLayer(nn.Sequential(*ops), theta, start))
         before = name
     return found
@@ -87,7 +87,7 @@ class FastSigmoidSpike(torch.autograd.Function):
 
 
 class PlainLoop(nn.Module):
-    """What a careful user writes by hand: a loop over time, one tensor of state a layer."""
+    """A hand-written loop over time with one state tensor per layer."""
 
     def __init__(self, network: SpikingNetwork):
         super().__init__()
@@ -261,7 +261,7 @@ def small_step(model: nn.Module, forward: Forward, x: Tensor) -> None:
 
 
 def faster_layout(model: nn.Module, run: Callable[[], Any]) -> str:
-    """Leave the model's weights in the layout in which ``run`` is the faster here, and say which it is."""
+    """Convert the model's weights to the layout in which ``run`` is faster here; returns its name."""
     seconds = {}
     for layout in (torch.channels_last, torch.contiguous_format):
         model.to(memory_format=layout)

@@ -2,16 +2,18 @@
 
 python benchmarks/scaling.py --processes 1 2 --out results/benchmarks/scaling.json
 
-Processes of one thread each train the same network over gloo with ``fit``, as torchrun starts them: *strong* scaling shares a
-batch of --batch images among them, *weak* gives each as many. Also measured: one all-reduce of the gradient's size.
+Processes of one thread each train the same network over gloo with ``fit``, as started by torchrun: *strong* scaling divides a
+batch of --batch images among them, *weak* scaling gives this number to each. One all-reduce of the gradient's size is also
+measured.
 
-The model of N devices is not a measurement. A ring all-reduce moves 2 (N - 1)/N V bytes over each device's link and takes
-2 (N - 1) messages; backpropagation hides all of it but the last bucket's share if the backward pass (two thirds of the step) is
-long enough, other rules hide nothing:
+The model of N devices is not a measurement. A ring all-reduce moves 2 (N - 1)/N V bytes over each device's link and takes 2 (N
+- 1) messages; backpropagation hides all of it except for the last bucket if the backward pass (two thirds of the step) is long
+enough, other rules hide nothing:
 
     t(N) = t_step + max(t_bucket, t_ring - 2/3 t_step),    t_ring = 2 (N - 1)/N V/B + 2 (N - 1) a
 
-Efficiency is t_step / t(N) at a fixed batch a device. Bandwidth B, latency a and the time of a step are assumptions, and printed.
+Efficiency is t_step / t(N) for a fixed batch per device. Bandwidth B, latency a and the time of a step are assumptions, and are
+printed.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def _network(name: str, options: argparse.Namespace) -> tuple[nn.Module, Learnin
 
 
 def _both(name: str, world: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Images/s of the whole, with the batch shared and with a batch each; seconds of one all-reduce of the gradient."""
+    """Total images/s with the batch divided and with one batch per process; seconds of one all-reduce of the gradient."""
     with tempfile.TemporaryDirectory() as folder:
         if world == 1:
             _process(0, 1, name, options, folder)

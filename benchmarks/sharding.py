@@ -1,15 +1,14 @@
-"""Memory of training in several processes that each keep all of the parameters, or a part of them.
+"""Memory of training in several processes that each store all parameters, or a shard of them.
 
 python benchmarks/sharding.py --steps 3 --out results/benchmarks/sharding.json
 
 Real processes of one thread each, over gloo, train the same network on the same random images with ``fit`` and Adam:
 torchvision's Wide ResNet-101-2 (125 million parameters) by backpropagation, and spikeprop's VGG16 (40 million), converted, by
-BPTT. A process tells its peak resident memory from the end of the first step on, less what it held before the network was made,
-and the seconds of a step. malloc is told to give large blocks back when they are freed, so that a peak is what is held.
-
-Of P parameters of four bytes, a process that keeps all holds 16 P bytes (weights, gradients, Adam's two moments) and the buckets
-in which gradients travel; one of N that keep a part, 16 P/N, and for a moment the block at hand, whole: its weights and
-gradients. A spiking network is one block.
+BPTT. A process reports its peak resident memory from the end of the first step on, minus its memory before the network was
+made, and the seconds of a step. malloc is configured to return large blocks when they are freed, so that a peak is the memory
+in use. For P parameters of four bytes, a process with all of them stores 16 P bytes (weights, gradients, Adam's two moments)
+and the buckets for communicating gradients; one of N with a shard stores 16 P/N bytes, and temporarily the weights and
+gradients of the complete current block. A spiking network is one block.
 """
 
 from __future__ import annotations

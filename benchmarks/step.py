@@ -1,4 +1,4 @@
-"""One training step (forward, backward, Adam) of a spiking VGG5 against the peers: seconds and memory, in one run.
+"""One training step (forward, backward, Adam) of a spiking VGG5 compared with the peers: seconds and memory, in one run.
 
 python benchmarks/step.py --timesteps 20 --batch 16 --repeats 5 --out results/benchmarks/step.json
 """

@@ -64,7 +64,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """NIR brings HDF5 with it, so it is only imported when asked for."""
+    """Import NIR and with it HDF5 only when one of its names is used."""
     if name in ("to_nir", "from_nir"):
         from spikeprop import deploy
 

@@ -2,5 +2,5 @@
 
 from spikeprop.cli import main
 
-if __name__ == "__main__":  # processes that are not forked import this module again
+if __name__ == "__main__":  # spawned processes import this module again
     main(prog_name="spikeprop")

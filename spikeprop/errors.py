@@ -80,9 +80,6 @@ class EvaluationError(SpikepropError):
     """An evaluation's folder holds another evaluation, or the network and the data do not fit each other."""
 
 
-# deploy -----------------------------------------------------------------------------------------------------------------------
-
-
 # experiment, sweep ------------------------------------------------------------------------------------------------------------
 
 

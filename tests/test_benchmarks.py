@@ -1,4 +1,4 @@
-"""Benchmarks: peers that spike as ours do, clear refusals, and each script from end to end at a tiny size."""
+"""Benchmarks: peers spike like spikeprop, clear refusals, and each script end to end at a tiny size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY = {
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a module of the benchmarks, which are scripts and not a package."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # threads that wait do not keep a busy machine's cores from others
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # waiting threads do not occupy the cores
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
@@ -54,7 +54,7 @@ def network_of(neuron: Neuron, encoder: Encoder) -> SpikingNetwork:
         for _, _, synapse in layer.branches():
             for module in synapse.weighted():
                 module.weight.data.mul_(16).round_().div_(16)
-        if layer.neuron is not None:
+        if isinstance(layer.neuron, Neuron):
             layer.neuron.v_threshold = (layer.neuron.v_threshold * 64).round().div(64) + 2**-12
     return network
 
@@ -79,7 +79,7 @@ def test_peers_give_our_outputs_exactly(load: Any, name: str, v_init: float, enc
     assert outputs[0].std() > 1
 
 
-def test_refusals_name_what_the_peers_lack(load: Any) -> None:
+def test_refusals_name_unsupported_features_of_peers(load: Any) -> None:
     peers: ModuleType = load("peers")
     cases = [
         (network_of(LIF(), Direct()), "IF neurons"),
@@ -152,7 +152,7 @@ def test_hardware_speed_runs_and_its_simulators_agree(load: Any, tmp_path: Path,
         assert found["settings"]["precision"] == precision
 
 
-def test_adjoints_of_every_contender_are_ours(load: Any) -> None:
+def test_adjoints_of_all_contenders_agree(load: Any) -> None:
     aad = load("aad")
     found = aad.differences(argparse.Namespace(xad_paths=80))
     assert "torch, one tape" in found
@@ -194,7 +194,7 @@ def test_explain_counts_edges_with_numbers(load: Any, tmp_path: Path, capsys: py
 
 @pytest.mark.slow
 def test_interlocking_runs_beside_pytorchs_pipelines(load: Any, tmp_path: Path) -> None:
-    """Real processes: as a program, since they import it anew."""
+    """Real processes: run as a program, because they import it again."""
     arguments = [
         "--processes",
         "2",
@@ -217,14 +217,14 @@ def test_interlocking_runs_beside_pytorchs_pipelines(load: Any, tmp_path: Path) 
 
 
 def test_agreement_runs_on_photographs(data_root: Path) -> None:
-    """Two photographs, two steps: each half calibrates the network that is asked about the other."""
+    """Two photographs, two steps: each half calibrates the network that is tested on the other half."""
     command = [sys.executable, str(BENCHMARKS / "agreement.py"), "--images", "2", "--timesteps", "2", "--batch", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "of 2 at T = 2" in done.stdout
 
 
-def test_the_model_of_many_devices_is_its_formula(load: Any) -> None:
+def test_model_of_many_devices_equals_its_formula(load: Any) -> None:
     scaling = load("scaling")
     size, step = 100_000_000, 0.05
     ring = 2 * 999 / 1000 * size / scaling.BANDWIDTH + 2 * 999 * scaling.LATENCY
@@ -244,7 +244,7 @@ def test_scaling_runs(load: Any, tmp_path: Path) -> None:
         assert all(told[kind] > 0 for told in one["processes"].values() for kind in ("strong", "weak"))
 
 
-def test_ldbp_races_every_contender(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ldbp_measures_every_contender(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load("ldbp").main(["--repeats", "1", "--blocks", "2", "--out", str(tmp_path / "found.json")])
     assert "2 pol., 19 taps" in capsys.readouterr().out
     races = json.loads((tmp_path / "found.json").read_text())["races"]
@@ -254,7 +254,7 @@ def test_ldbp_races_every_contender(load: Any, tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("polarisations", [1, 2])
 def test_ldbps_contenders_do_the_same_step(load: Any, polarisations: int) -> None:
-    """A filter with all taps, the same rotation and Kerr coefficient: then ours is the one by FFT."""
+    """With all taps, the same rotation and Kerr coefficient, our step equals the step by FFT."""
     from spikeprop.plugins.ldbp_pmd.fir import fir
     from spikeprop.plugins.ldbp_pmd.kerr import rotate_and_turn
 
@@ -274,7 +274,7 @@ def test_ldbps_contenders_do_the_same_step(load: Any, polarisations: int) -> Non
 
 @pytest.mark.slow
 def test_sharding_runs(tmp_path: Path) -> None:
-    """As a program: its processes find it by its file."""
+    """Run as a program: its processes find it by its file."""
     out = tmp_path / "found.json"
     command = [sys.executable, "benchmarks/sharding.py", "--small", "--processes", "1", "2", "--steps", "2", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Coming from SpikingJelly, snnTorch and Norse: their program and ours do the same job on real images; how lines are counted."""
+"""Migration from SpikingJelly, snnTorch and Norse: both programs learn the same task on real images; how lines are counted."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def migration(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("migration")
 
 
-@pytest.mark.filterwarnings("ignore")  # the libraries' own
+@pytest.mark.filterwarnings("ignore")  # warnings of the libraries
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_their_program_and_ours_learn_the_same_task(
+def test_both_programs_learn_the_same_task(
     migration: Any, library: str, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip(library, reason="the bench extra is not installed")
@@ -44,7 +44,7 @@ def test_their_program_and_ours_learn_the_same_task(
     assert f" {found['lines']['ours']} " in row
 
 
-def test_lines_of_code_are_those_that_hold_code(migration: Any) -> None:
+def test_lines_of_code_exclude_comments_and_docstrings(migration: Any) -> None:
     source = '''"""A docstring
 of two lines."""
 
@@ -66,7 +66,7 @@ both lines"""
     assert migration.code_lines(source) == 1 + 1 + 4 + 2
 
 
-def test_lines_that_are_told_are_those_of_the_programs(migration: Any) -> None:
+def test_reported_line_counts_match_the_programs(migration: Any) -> None:
     """In the benchmark's JSON, and in the README."""
     told = json.loads((BENCHMARKS.parent / "results/benchmarks/migration.json").read_text())["results"]
     now = {
@@ -80,7 +80,7 @@ def test_lines_that_are_told_are_those_of_the_programs(migration: Any) -> None:
     assert f"{a}, {c} and {e} lines of theirs are {b}, {d} and {f} of ours" in (BENCHMARKS.parent / "README.md").read_text()
 
 
-def test_both_programs_are_given_in_full(migration: Any) -> None:
+def test_both_programs_are_complete(migration: Any) -> None:
     assert set(LIBRARIES) == set(migration.TASKS)
     for library in LIBRARIES:
         for side in ("theirs", "ours"):

@@ -102,7 +102,7 @@ def test_pickle_with_any_other_function_is_refused_and_not_run(tmp_path: Path, c
     ("content", "says"),
     [
         (batch(labels=[3, 10]), "integers from 0 to 9"),
-        (batch(labels=[3, True]), "whole numbers"),
+        (batch(labels=[3, True]), "integers"),
         (batch(labels=[3]), "2 images and 1 labels"),
         (batch(data=np.zeros((2, 3072), dtype=np.float32)), "not bytes of pixels"),
         (batch(data=np.zeros((2, 100), dtype=np.uint8)), "an image has 3072"),

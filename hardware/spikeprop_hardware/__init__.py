@@ -46,7 +46,7 @@ __all__ = [
     "write_netx",
 ]
 __version__ = "0.1.0"
-_MODULES = ("graph", "reading", "network", "integer", "recording", "quantization", "chip", "netx", "reference", "simulation")
+_MODULES = ("graph", "reading", "network", "integer", "recording", "quantization", "netx", "reference", "chip", "simulation")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""ChipNetwork -> connected Lava processes, run over all samples in one go.
+"""A network as connected Lava processes, run over all samples in one run; this module runs in Lava's Python.
 
 Each population is a SoftIF (ChipIF in integers) or a MaxPool, each connection a Sparse synapse (graded messages,
-since coded input may be signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run; see
-processes/soft_reset.py for how they are kept apart.
+since encoded input may be signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run;
+processes/soft_reset.py explains how they are separated.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from scipy import sparse
 
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
-from spikeprop_hardware.recording import SimulationResult
-
-BITS = 48  # spikes a number: Lava hands variables back as float64, whole up to 2^53
+from spikeprop_hardware.recording import STEPS_PER_NUMBER, SimulationResult
 
 
 def run_on_lava(
@@ -34,8 +32,8 @@ def run_on_lava(
         network: laid out, or in integers.
         inputs: (samples, steps, values) float64, or the int32 that an integer network's ``encode`` makes.
         progress: called with (time steps done, all time steps).
-        slices: how often progress is called; if it is not called for long, Lava hangs.
-        membranes: record potentials, which Lava hands over slowly.
+        slices: how often progress is called; a caller takes a long time without a call as a sign that Lava hangs.
+        membranes: record potentials, which Lava returns slowly.
     """
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
@@ -89,7 +87,7 @@ def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: boo
 
 
 def _by_source(population: Population | IntegerPopulation) -> list[Connection | IntegerConnection]:
-    """A pooling's connections with a target of its own for each source: counts must not be sums."""
+    """A max pooling's connections, with a separate target for each source: their spikes must not be added."""
     edges = np.cumsum([0, *(c.matrix.shape[1] for c in population.connections)])
     own = []
     for connection, first in zip(population.connections, edges):
@@ -116,7 +114,7 @@ def _synapse(connection: Connection | IntegerConnection) -> Any:
 
     if isinstance(connection, Connection):
         return Sparse(weights=connection.matrix, num_message_bits=32)
-    # nine bits with the lowest dropped, whatever the signs: the mantissas are made for that
+    # nine bits with the lowest dropped, whatever the signs: quantize chooses mantissas for this format
     return Sparse(weights=connection.matrix * 2, num_message_bits=32, weight_exp=connection.exponent, sign_mode=SignMode.MIXED)
 
 
@@ -148,6 +146,6 @@ def _trains(population: Population | IntegerPopulation, process: Any, steps: int
 
 
 def _unpack(packed: np.ndarray, steps: int) -> np.ndarray:
-    """(neurons, words) of 48 steps each to (steps, neurons) bool."""
+    """(neurons, numbers) of 48 steps each to (steps, neurons) bool."""
     k = np.arange(steps)
-    return ((packed.astype(np.int64)[:, k // BITS] >> (k % BITS)) & 1).astype(bool).T
+    return ((packed.astype(np.int64)[:, k // STEPS_PER_NUMBER] >> (k % STEPS_PER_NUMBER)) & 1).astype(bool).T

@@ -1,23 +1,23 @@
 """What a network needs on Loihi 2: neurons, synapses, fan-in and fan-out, axons, cores, chips; SynOps and an energy estimate.
 
-Published, and where we read it. A chip has 128 neuron cores, up to 1 million neurons (so 8192 a core) and 120 million synapses
-(open-neuromorphic.org, "Loihi 2 - Intel"), and 192 KB of memory a core, 25 MB in all (matzavreview.com, 4 October 2021, on
-Intel's slides). The largest system, Hala Point, has 1152 chips (eenewseurope.com, "Intel breaks a billion neurons ...", April
-2024; its 140,544 cores are 122 a chip, which this does not reckon with). Delays reach 62 steps: Intel's lava-dl clamps those
-of synapses there (``lava/lib/dl/netx/hdf5.py``). Intel's own brief on the chip ("Taking Neuromorphic Computing to the Next
-Level with Loihi 2", 2021) could not be read for this, so numbers of the chip are at second hand.
+Published, with the source that was read: a chip has 128 neuron cores, up to 1 million neurons (so 8192 a core) and 120 million
+synapses (open-neuromorphic.org, "Loihi 2 - Intel"), and 192 KB of memory a core, 25 MB in all (matzavreview.com, 4 October
+2021, on Intel's slides). The largest system, Hala Point, has 1152 chips (eenewseurope.com, "Intel breaks a billion neurons
+...", April 2024; its 140,544 cores are 122 a chip, which is not modelled here). Delays reach 62 steps: Intel's lava-dl clamps
+those of synapses there (``lava/lib/dl/netx/hdf5.py``). Intel's own brief on the chip ("Taking Neuromorphic Computing to the
+Next Level with Loihi 2", 2021) was not available, so the numbers of the chip come from secondary sources.
 
 Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a
-connection is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron
-that reads. A window of max pooling is a neuron with a 16-bit count more for each of its places, and can tell 15 of them apart
-(8 of signed neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a convolution's
+connection is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron that
+reads. A window of max pooling is a neuron with another 16-bit count for each of its places, and can distinguish 15 of them (8
+of signed neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a convolution's
 weights, which is not counted on here, so convolutional layers may need fewer cores than this says. How many axons a core of
-Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, and limit nothing.
+Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, but not limited.
 
 Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi, 23.6 pJ
 a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, IEEE Micro 38(1), from simulation before the
-silicon; the paper was not at hand, and ``keras_spiking/model_energy.py``, which cites it, has these numbers, the former with 3.5
-pJ more that it does not explain), every neuron active at every step; traffic between cores, input, host and idle power are
+silicon; the paper was not available, and ``keras_spiking/model_energy.py``, which cites it, has these numbers, the former with
+3.5 pJ more that it does not explain), every neuron active at every step; traffic between cores, input, host and idle power are
 left out.
 
     energy = 23.6 pJ * (sum over spikes of their fan-out) + 81 pJ * neurons * steps
@@ -106,7 +106,7 @@ class Activity:
 
 
 def budget(network: ChipNetwork | IntegerNetwork, chip: Chip = Chip()) -> Budget:
-    """Lay a network out on the cores of Loihi 2."""
+    """The layout of a network on the cores of Loihi 2."""
     reached = _fan_out(network)
     layers, problems = [], []
     for population in network.populations:
@@ -152,7 +152,7 @@ def activity(network: ChipNetwork | IntegerNetwork, inputs: np.ndarray) -> list[
 
 
 def energy_joules(network: ChipNetwork | IntegerNetwork, active: list[Activity], steps: int) -> float:
-    """The estimate of this module, a sample of so many steps."""
+    """The estimate of this module for one sample of ``steps`` steps."""
     neurons = sum(len(p.bias) for p in network.populations)
     return SYNOP_JOULES * sum(layer.synops for layer in active) + UPDATE_JOULES * neurons * steps
 
@@ -173,7 +173,7 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBu
     if population.pools:
         memory = memory + chip.bytes_per_count * fan_in
     problems = [
-        f"layer {population.name!r} hands spikes of {c.source!r} on {c.delay} steps later, and a synapse delays them by at most "
+        f"layer {population.name!r} delays spikes of {c.source!r} by {c.delay} steps, and a synapse delays them by at most "
         f"{chip.delay}; shorten the path that the skip connection goes around"
         for c in population.connections
         if c.delay > chip.delay
@@ -181,7 +181,7 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBu
     places = chip.signed_places if population.signed else chip.places
     if population.pools and fan_in.max(initial=0) > places:
         problems.append(
-            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can tell {places} apart"
+            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can distinguish {places}"
             f"{' where spikes have signs' if population.signed else ''}; pool twice with smaller windows, or average"
         )
     if memory.max() > chip.bytes_per_core:
@@ -215,7 +215,7 @@ def _synapse_bytes(connection: AnyConnection, chip: Chip) -> np.ndarray:
 
 
 def _cores(memory: np.ndarray, chip: Chip) -> Iterator[tuple[int, int]]:
-    """First and last + 1 neuron of each core, filled one after another; one that no core can hold gets a core of its own."""
+    """First and last + 1 neuron of each core, filled one after another; a neuron that no core can hold gets a core of its own."""
     filled, start = np.cumsum(memory), 0
     while start < len(memory):
         before = filled[start - 1] if start else 0

@@ -1,6 +1,6 @@
-"""Lava's own Python 3.10 environment: found, made once in the user's cache, and used from there.
+"""Lava's own Python 3.10 environment, made once in the user's cache.
 
-lava-nc 0.10.0 needs Python 3.10 and numpy below 2, which the rest of the work does not want.
+lava-nc 0.10.0 needs Python 3.10 and numpy below 2, which nothing else here can use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def lava_python(notify: Callable[[str], None]) -> Path:
-    """Python of the environment that has Lava, made if need be, and made again where it is broken.
+    """Python of the environment that has Lava; the environment is made if it is missing or broken.
 
     Raises:
         HardwareError: no Python 3.10, or the installation failed.
@@ -37,7 +37,7 @@ def lava_python(notify: Callable[[str], None]) -> Path:
         base = find_python310()
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent / f"{folder.name}.lock", notify):
-            if not _is_ready(folder):  # else another process has made it meanwhile
+            if not _is_ready(folder):  # another process may have made it meanwhile
                 _make(folder, base, notify)
     return _python_of(folder)
 
@@ -51,7 +51,7 @@ def _is_ready(folder: Path) -> bool:
 
 
 def _has_lava(python: Path) -> bool:
-    """Whether it runs and finds its packages: the Python that it came from may be gone, or a package of its own."""
+    """Whether it runs and finds its packages: its base Python or a package may have been removed."""
     try:
         return subprocess.run([python, "-c", NEEDED], capture_output=True, check=False, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -62,7 +62,7 @@ def _make(folder: Path, base: Path, notify: Callable[[str], None]) -> None:
     broken = (folder / ".ready").exists()
     what = "Lava's environment is broken, so it is made again" if broken else "making Lava's environment once"
     notify(f"{what}, in {folder}, with {base}")
-    shutil.rmtree(folder, ignore_errors=True)  # half-made by a run that was stopped
+    shutil.rmtree(folder, ignore_errors=True)  # incomplete where a run was stopped
     _must([str(base), "-m", "venv", str(folder)], "cannot make the environment")
     _must([str(_python_of(folder)), "-m", "pip", "install", "--quiet", *PACKAGES], "cannot install Lava")
     (folder / ".ready").touch()
@@ -83,7 +83,7 @@ def _locked(path: Path, notify: Callable[[str], None]) -> Iterator[None]:
 
 
 def find_python310() -> Path:
-    """A Python 3.10 that really runs: ``$SPIKEPROP_LAVA_PYTHON``, PATH, pyenv's versions, uv's.
+    """A Python 3.10 that runs: ``$SPIKEPROP_LAVA_PYTHON``, PATH, pyenv's versions, uv's.
 
     Raises:
         HardwareError: there is none; says what to install.

@@ -2,8 +2,8 @@
 
 A connection is kept by source: for each, runs of neighbouring targets, whose weights lie in a pool. A convolution gives all
 places of a channel the same weights, so a pool is hardly larger than the kernel and stays in the cache; with channels last
-in the targets' order, runs are long enough for vector instructions. Sources that are silent cost nothing. Numba compiles
-the loops; without it scipy and numpy do the same work, to the bit, since every sum has the order of a row of the matrix.
+in the targets' order, runs are long enough for vector instructions. Sources that do not fire cost nothing. Numba compiles
+the loops; without it scipy and numpy give the same results to the bit, since every sum has the order of a row of the matrix.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _jit(function: Any) -> Any:
 
 
 class Synapses:
-    """A connection's matrix, made ready: ``deliver(values, out)`` sets out = values @ matrix.T.
+    """A connection's matrix, prepared: ``deliver(values, out)`` sets out = values @ matrix.T.
 
     Args:
         matrix: CSR, rows and columns in C-order of the two layers.
@@ -109,7 +109,7 @@ def _fits(numbers: np.ndarray, dtype: Any) -> bool:
 
 @_jit
 def _deliver_spikes(spikes, first, to, offset, length, pool, out):
-    """``_deliver`` of ones, eight zeros at a glance; unsigned counters, for signed ones might count from the end."""
+    """``_deliver`` of ones, which skips eight zeros at once; with unsigned counters no index needs a test for being negative."""
     sources, eight = np.uint64(spikes.shape[1]), np.uint64(8)
     for b in range(spikes.shape[0]):
         row, fired = out[b], spikes[b]
@@ -176,7 +176,7 @@ def fire_fixed_numpy(
 
 
 def take_back_numpy(v: Any, spikes: Any, theta: Any, sent: Any) -> None:
-    """After a step of signed neurons, in place: a spike of -1 where v < 0 and more were sent than taken back."""
+    """After a step of signed neurons, in place: send a spike of -1 where v < 0 and more were sent than taken back."""
     back = (v < 0) & (sent > 0)
     spikes[back] = -1
     np.copyto(v, v + theta, where=back)

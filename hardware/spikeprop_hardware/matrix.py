@@ -1,4 +1,4 @@
-"""NIR's linear nodes as sparse matrices on flattened (C-order) tensors, so that a chain of them is one product.
+"""NIR's linear nodes as sparse matrices on flattened (C-order) tensors, so that a chain of nodes is one product.
 
 A convolution is the matrix M with M[(o,y,x), (c,y*s-p+ky*d,x*s-p+kx*d)] = w[o,c,ky,kx]; an average pooling is a
 convolution within each channel with weights 1/k^2. Lava's own Conv process loops over channel pairs and is far slower

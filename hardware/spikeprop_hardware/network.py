@@ -2,7 +2,7 @@
 
 Every synapse of Lava delivers what it received one time step before. A population that lies ``depth`` synapses behind
 the input therefore runs ``depth`` steps late; a path with fewer synapses (a skip connection) gets the difference as
-extra delay.
+an additional delay.
 """
 
 from __future__ import annotations

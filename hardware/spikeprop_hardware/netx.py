@@ -4,14 +4,14 @@
     layer/I/neuron/type, iDecay, vDecay, vThMant, refDelay
 
 as ``lava.lib.dl.netx.hdf5.Network`` reads them: current decay iDecay = 4096 (a current does not outlive its step), potential
-decay vDecay in 4096ths, threshold vThMant on the weights' scale, reset to zero, everything from zero. The readout is a layer
-whose threshold, 2^18 - 1, is beyond what 24 bits hold; read its potential. Convolutions and pooling are written out as the
-matrices that they are, so that nothing depends on the order of axes: inputs are vectors in C-order, and so is every layer.
+decay vDecay in 4096ths, threshold vThMant on the weights' scale, reset to zero, and all state starts at zero. The readout is a
+layer whose threshold, 2^18 - 1, is beyond what 24 bits hold; read its potential. Convolutions and pooling are written out as
+the matrices that they are, so that nothing depends on the order of axes: inputs are vectors in C-order, and so is every layer.
 
-What netx would run as something else is refused: reset by subtraction, a start other than 0, max pooling of spikes, skip
+What netx would run differently is refused: reset by subtraction, a start potential other than 0, max pooling of spikes, skip
 connections; biases, since there they charge each layer from the first step on, before its input arrives; real-valued input,
-which would need an exponent.
-Read in lava-dl's code and tested by reading files back; lava-dl itself could not be run for this.
+which would need an exponent. The format was read in lava-dl's code and is tested by reading files back; lava-dl itself was not
+run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
     """
     network = lay_out(graph)
     for population in network.populations:
-        if population.pools:  # first, since nothing else that is mended would help
+        if population.pools:  # first, since no other change would help
             raise HardwareError(
                 f"layer {population.name!r} is a max pooling of spikes by their counts, and netx has no neuron for it; train "
                 "with average pooling in its place, or export as NIR"

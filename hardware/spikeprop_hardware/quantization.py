@@ -1,15 +1,15 @@
-"""``quantize``: a NIR graph in float -> an integer network for Loihi 2, one scale a layer, with a report of what it costs.
+"""``quantize``: a NIR graph in float -> an integer network for Loihi 2, one scale a layer, with a report of the errors.
 
-A layer's weights, bias, threshold and start potential share one real scale S (only their ratios matter to a spike):
+A layer's weights, bias, threshold and start potential share one real scale S (only their ratios decide on a spike):
 
     m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
 
 with X = 1 for spikes and the input's scale for the network's input. The search goes over S, 32 values an octave, and over
-an exponent e for each connection, and takes the least sum of the relative errors of weights (root mean square, each weight
+an exponent e for each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight
 as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
 which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
-largest one. Average pooling is in the matrix already: where windows do not overlap, its entries are the next weights over
-k^2, and that factor goes into S without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
+largest one. Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over
+k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ OCTAVE = 32  # scales tried per factor of two
 CURRENT_LIMIT = STATE_LIMIT >> ALIGN
 ROOM = 4  # the potential holds so many of the largest current and threshold
 ROOM_READOUT = 16  # the readout never fires, so it must hold more
-SAMPLE = 50_000  # different weights of a layer that the search looks at; all of them are counted in the report
-GRADED = 256.0  # scale of real-valued inputs: 8 bits behind the point
-LIMIT = 4.0  # what real-valued inputs are taken to stay within: standardised images do
+SAMPLE = 50_000  # different weights of a layer that the search uses; the report counts all
+GRADED = 256.0  # scale of real-valued inputs: 8 fractional bits
+LIMIT = 4.0  # assumed largest absolute real-valued input: standardised images stay below
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None) -> Quanti
     """Quantise a network.
 
     Args:
-        graph: any graph that ``lay_out`` lays out.
+        graph: any graph that ``lay_out`` accepts.
         input_limit: largest absolute input; default 1 where the graph's metadata names the Poisson encoder, whose inputs are
             -1, 0 and 1, else 4. Inputs other than Poisson's are rounded to 1/256.
 
     Raises:
-        HardwareError: what ``lay_out`` refuses.
+        NirError: what ``lay_out`` refuses.
     """
     return quantize_network(lay_out(graph), input_limit)
 
@@ -123,7 +123,7 @@ def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
 
 
 class _Quantizer:
-    """One population on its way to integers."""
+    """Finds the integers of one population."""
 
     def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
         self.population, self.exponents = population, exponents
@@ -258,7 +258,7 @@ def _clip(values: np.ndarray) -> np.ndarray:
 
 
 def _mantissas(matrix: sparse.csr_matrix, factor: float) -> sparse.csr_matrix:
-    data = _clip(matrix.data * factor).astype(np.int32)  # those that become zero stay: a kernel's places remain in one piece
+    data = _clip(matrix.data * factor).astype(np.int32)  # zeros stay stored: a channel's neurons share a pattern
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 

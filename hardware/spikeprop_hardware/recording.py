@@ -19,6 +19,7 @@ class Recording:
 
 
 SPIKES = Recording()
+STEPS_PER_NUMBER = 48  # spikes as bits of a number: Lava returns variables as float64, which is exact up to 2^53
 
 
 @dataclass

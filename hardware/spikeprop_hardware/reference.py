@@ -1,8 +1,8 @@
 """The reference simulator: many samples at once, in numpy and Numba, of a network in float64 or in integers.
 
 All layers advance together, step by step, so memory does not grow with the number of steps unless spikes are recorded. In
-float64 its sums have the order of Lava's, and in integers it is the arithmetic of integer.py, so either equals the Lava
-models of processes/ to the bit. Lava's delays only line paths up; here, a step passes through the whole network, as in
+float64 its sums have the order of Lava's, and in integers it has the arithmetic of integer.py, so both equal the Lava models of
+processes/ to the bit. Lava's delays only align paths of different lengths; here a step passes through the complete network, as in
 PyTorch.
 """
 
@@ -30,7 +30,7 @@ INT16 = 2**15 - 1
 
 
 class Simulator:
-    """A network made ready; ``run`` may be called any number of times.
+    """A network prepared for simulation; ``run`` may be called any number of times.
 
     Args:
         network: laid out (float64), or in integers.
@@ -62,7 +62,7 @@ class Simulator:
             inputs: (samples, steps, ...); a constant input may be ``np.broadcast_to`` over the steps and takes no memory.
             record: keep every spike: samples * steps * neurons bytes; spikes are counted in any case.
             membranes: keep every potential.
-            progress: told (time steps done, all) of all samples.
+            progress: called with (time steps done, all time steps) of all samples.
         """
         samples, steps = inputs.shape[:2]
         kept = self._room(samples, steps, record, membranes)
@@ -128,13 +128,13 @@ class _State:
 
 
 class _Neurons:
-    """A population with its connections, in its own order of neurons: channels last."""
+    """A population with its connections, with its neurons in an order of its own: channels last."""
 
-    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], given: str):
+    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], input_name: str):
         self.name, self.size = population.name, len(population.bias)
         order = orders[population.name]
         self.back = np.argsort(order)
-        self.sources = [(c.source, c.source == given) for c in population.connections]
+        self.sources = [(c.source, c.source == input_name) for c in population.connections]
         self.fixed = isinstance(population, IntegerPopulation)
         self.synapses = [
             Synapses(c.matrix, order, orders[c.source], _dtype(c, own), not self.fixed)
@@ -158,7 +158,7 @@ class _Neurons:
         self.to_zero, self.signed = bool(population.to_zero), population.signed
 
     def start(self, samples: int) -> _State:
-        """State of so many samples before the first step."""
+        """The state of ``samples`` samples before the first step."""
         shape = (samples, self.size)
         sums = [np.empty(shape, s.dtype) for s in self.synapses]
         v = np.repeat(self.rest[None], samples, 0)
@@ -179,7 +179,7 @@ class _Neurons:
             take_back(state.v, state.spikes, self.parameters[1], state.sent)
 
     def _total_fixed(self, state: _State) -> tuple[np.ndarray, int]:
-        """Sums and the exponent that makes them a current; of several connections each has had its own, and -1 undoes the 2."""
+        """Sums and the exponent that makes them a current; several are summed as currents, and -1 undoes the factor 2."""
         if len(state.sums) == 1:
             return state.sums[0], self.exponents[0]
         total = np.zeros_like(state.v)
@@ -201,7 +201,7 @@ class _Counts:
 class _Pooling:
     """Windows of max pooling, in either precision the same integers; see graph.py."""
 
-    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], given: str):
+    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], input_name: str):
         self.name, self.size, self.signed = population.name, len(population.bias), population.signed
         order = orders[population.name]
         self.back = np.argsort(order)
@@ -211,7 +211,7 @@ class _Pooling:
         self.edges = np.cumsum([0, *(c.matrix.shape[1] for c in population.connections)])
 
     def start(self, samples: int) -> _Counts:
-        """State of so many samples before the first step."""
+        """The state of ``samples`` samples before the first step."""
         shape = (samples, self.size)
         spikes = np.zeros(shape, np.int8 if self.signed else np.uint8)
         return _Counts(np.zeros(shape, np.int32), spikes, np.zeros((samples, self.edges[-1]), np.int32))
@@ -232,6 +232,6 @@ def _dtype(connection: Connection | IntegerConnection, graded: bool) -> Any:
 
 
 def _order(shape: tuple[int, ...]) -> np.ndarray:
-    """C-order index by position: channels last, where the compiled loops gain by it."""
+    """C-order index by position: channels last, which makes the compiled loops faster."""
     index = np.arange(int(np.prod(shape)))
     return index.reshape(shape).transpose(1, 2, 0).ravel() if len(shape) == 3 and NUMBA else index

@@ -1,7 +1,7 @@
-"""The encoder's output for calibration images, drawn again (the same) when it is asked for again, rather than kept.
+"""``EncodedInput``: the encoder's output for the calibration images, drawn again (the same) each time instead of being kept.
 
-What is drawn depends on a seed, the step, and an image's number among all: images are drawn for in blocks of 64, each with a
-seed of its own. So processes that have parts of the images see together what one process with all of them sees.
+The draws depend on a seed, the step, and the number of the image among all images: images are drawn in blocks of 64, each with
+a seed of its own. So several processes with shards of the images see the same input as one process with all of them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from spikeprop.snn import Encoder
 
 
 class EncodedInput:
-    """Images as input, at any steps.
+    """Encoded images at any steps.
 
     Args:
         encoder: from image to input.
         x: images (B, ...).
-        shard: which of all they are.
+        shard: which of all images they are.
     """
 
     def __init__(self, encoder: Encoder, x: Tensor, shard: CalibrationShard = UNSHARDED):
@@ -31,22 +31,22 @@ class EncodedInput:
         self.seed, self.blocks = shard.seed(), list(shard.blocks(len(x)))
 
     def __call__(self, first: int, steps: int) -> Tensor:
-        """Steps first.. of the input, (steps or 1, B, ...)."""
+        """The input at ``steps`` steps from ``first`` on, (steps, B, ...); (1, B, ...) if it is the same at every step."""
         if self.encoder.constant:
             return self.encoder(self.x, 1)
-        with own_draws(self.x):
+        with isolated_rng(self.x):
             return torch.cat([self._step(t) for t in range(first, first + steps)])
 
     def _step(self, t: int) -> Tensor:
         drawn = []
         for block in self.blocks:
-            seed_torch(self.seed, t, *([block.number] if block.number else []))  # those of the first 64 need no number
+            seed_torch(self.seed, t, *([block.number] if block.number else []))  # the first block has the plain seed
             drawn.append(self.encoder(block.padded(self.x), 1)[:, block.places])
         return torch.cat(drawn, 1)
 
 
 @contextmanager
-def own_draws(x: Tensor) -> Iterator[None]:
-    """What is drawn meanwhile leaves torch's global generators, of the CPU and of x's device, as they were."""
+def isolated_rng(x: Tensor) -> Iterator[None]:
+    """Restores torch's global generators, of the CPU and of x's device, at the end."""
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         yield

@@ -1,16 +1,17 @@
-"""``CalibrationShard``: one process's part of the calibration images, and what is asked of all of them.
+"""``CalibrationShard``: one process's shard of the calibration images, and results over the images of all processes.
 
-Sums are S = sum_r S_r over the processes r, taken in float64 so that they hardly depend on who has which image, and maxima
-M = max_r M_r: one all-reduce each. An order statistic is exact and needs no process to hold another's values. Of n values, n_r of
-them here, the k-th smallest v lies between those of the processes,
+Sums are S = sum_r S_r over the processes r, in float64 so that they hardly depend on which process has which image; maxima are
+M = max_r M_r. Each takes one all-reduce. An order statistic is exact, and no process needs the values of another. Of n values,
+n_r of them in process r, the k-th smallest value v lies between those of the processes,
 
-    min_r v_r <= v <= max_r v_r,    v_r the k_r-th smallest here,    k_r = ceil(k n_r / n),
+    min_r v_r <= v <= max_r v_r,    v_r the k_r-th smallest of process r,    k_r = ceil(k n_r / n),
 
-since sum_r k_r >= k and sum_r (k_r - 1) < k. What lies between is counted digit by digit: floating-point numbers (IEEE 754) have
-the order of their bits, read as integers, and an all-reduce of 256 counts for each of their bytes finds v (radix selection).
+since sum_r k_r >= k and sum_r (k_r - 1) < k. The values between these bounds are counted digit by digit: the bits of
+floating-point numbers (IEEE 754), read as integers, have the order of the numbers, and an all-reduce of 256 counts for each of
+their bytes finds v (radix selection).
 
-What is drawn or looked at here and there is numbered over all images, so that the same values are looked at however many
-processes there are. Alone, all of this is what it says without anybody to ask.
+Random draws and samples go by the number of an image among all images, so they are the same for any number of processes. In a
+single process nothing is reduced.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ import torch
 from torch import Tensor, distributed
 
 from spikeprop.errors import ConversionError
+from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.processes import ALONE, Processes
 
-BLOCK = 64  # images that are drawn for together, by their numbers among all
+BLOCK = 64  # images with one random seed, by their numbers among all images
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 @dataclass(frozen=True)
 class ImageBlock:
-    """Images that stand together among all, and which of them are here.
+    """A block of consecutive images among all images, and which of them this process has.
 
     Attributes:
         number: of the block.
-        rows: of the images here.
+        rows: of this process's images of the block, among its images.
         places: of the same images in the block.
-        size: of the block, with the images of other processes.
+        size: of the block, images of other processes included.
     """
 
     number: int
@@ -45,7 +47,7 @@ class ImageBlock:
     size: int
 
     def padded(self, x: Tensor) -> Tensor:
-        """The block's images (size, ...), zeros where they are not here: what is drawn for them does not depend on them."""
+        """The block's images (size, ...), zeros for those of other processes, so that draws for the block are the same in all."""
         mine = x[self.rows]
         if len(mine) == self.size:
             return mine
@@ -55,44 +57,44 @@ class ImageBlock:
 
 
 class CalibrationShard:
-    """A process's part of the calibration images.
+    """A process's shard of the calibration images.
 
     Args:
-        processes: among which they are spread.
-        at: (own,) numbers of the images here among all, ascending; not looked at where one process has all.
-        count: of all images.
+        processes: that share the images.
+        at: numbers of this process's images among all, ascending; unused if one process has all.
+        count: number of all images.
     """
 
     def __init__(self, processes: Processes = ALONE, at: Sequence[int] = (), count: int = 0):
         self.processes, self.at, self.count = processes, torch.tensor(at, dtype=torch.long), count
 
     @property
-    def several(self) -> bool:
-        """Whether there is anyone else."""
+    def distributed(self) -> bool:
+        """Whether there are several processes."""
         return self.processes.count > 1
 
-    # what all processes say -----------------------------------------------------------------------------------------------------
+    # results over all processes -------------------------------------------------------------------------------------------------
 
     def total(self, sums: Tensor) -> Tensor:
         """The sum over the processes, element by element."""
         return self._reduced(sums, distributed.ReduceOp.SUM)
 
     def largest(self, values: Tensor) -> Tensor:
-        """The largest over the processes, element by element; NaN where one has NaN."""
-        if not self.several:
+        """The largest over the processes, element by element; NaN if one has NaN."""
+        if not self.distributed:
             return values
         return _number(self._reduced(_order(values), distributed.ReduceOp.MAX), values.dtype)
 
     def size(self, own: int) -> int:
-        """How many values all have together, where there are ``own`` here, as many of each image."""
-        return own // len(self.at) * self.count if self.several else own
+        """Number of values of all processes, if this one has ``own``, equally many of each image."""
+        return own // len(self.at) * self.count if self.distributed else own
 
-    def most(self, own: int) -> int:
-        """The size of the largest part."""
+    def largest_size(self, own: int) -> int:
+        """The largest ``own`` of the processes."""
         return int(self._reduced(torch.tensor(own), distributed.ReduceOp.MAX))
 
     def mean(self, values: Tensor, axis: int) -> Tensor:
-        """The mean over an axis along which the processes' values lie, for each image as many; in float64."""
+        """The mean over an axis along which the values are split, equally many for each image; in float64."""
         return self.total(values.sum(axis, dtype=torch.float64)) / self.size(values.shape[axis])
 
     def quantile(self, values_RN: Tensor, q: float) -> Tensor:
@@ -102,10 +104,10 @@ class CalibrationShard:
         own, count = values_RN.shape[1], self.size(values_RN.shape[1])
         k = max(1, round(q * count))
         bound_R = _kth_smallest(values_RN, -(-k * own // count))
-        return self._selected(values_RN, k, bound_R) if self.several else bound_R
+        return self._selected(values_RN, k, bound_R) if self.distributed else bound_R
 
     def _selected(self, values_RN: Tensor, k: int, bound_R: Tensor) -> Tensor:
-        """The k-th smallest of each row over all, given bounds of this process's own."""
+        """The k-th smallest of each row over all processes, given this process's bounds."""
         ends = self._reduced(torch.stack([-_order(bound_R), _order(bound_R)]), distributed.ReduceOp.MAX)
         low_R, high_R = -ends[0], ends[1]
         first_R, last_R = (_number(order_R, values_RN.dtype).unsqueeze(1) for order_R in (low_R, high_R))
@@ -113,7 +115,7 @@ class CalibrationShard:
         order, below_R, rows = _order(values_RN[row, column]), (values_RN < first_R).sum(1), len(values_RN)
         for shift in range(8 * values_RN.element_size() - 8, -1, -8):
             base_R = low_R >> shift
-            digit = (order >> shift) - base_R[row]  # below 256: the digits before are the same
+            digit = (order >> shift) - base_R[row]  # below 256, since the higher digits are equal
             counts_RD = torch.bincount(row * 256 + digit, minlength=rows * 256).view(rows, 256)
             counts_RD[:, 0] += below_R
             digit_R = (self.total(counts_RD).cumsum(1) < k).sum(1)
@@ -125,33 +127,32 @@ class CalibrationShard:
         return _number(low_R, values_RN.dtype)
 
     def seed(self) -> int:
-        """A seed from torch's global generator; of several processes, from rank 0's."""
+        """A seed from torch's global generator; with several processes, from that of rank 0."""
         seed = torch.randint(2**62, ())
-        if self.several:
-            distributed.broadcast(seed, 0)
+        self.processes.broadcast([seed])
         return int(seed)
 
     def _reduced(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
-        if not self.several:
+        if not self.distributed:
             return values
         values = values.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(values, operation)
         return values
 
-    # which images are here ------------------------------------------------------------------------------------------------------
+    # this process's images ------------------------------------------------------------------------------------------------------
 
-    def own(self, numbers: Tensor, each: int) -> Tensor:
-        """Of values numbered over all images, ``each`` an image, those that are here, as they are numbered here."""
-        if not self.several:
+    def local(self, numbers: Tensor, per_image: int) -> Tensor:
+        """Of values numbered over all images, ``per_image`` an image, those of this process, by their numbers here."""
+        if not self.distributed:
             return numbers
         here = torch.full((self.count,), -1)
         here[self.at] = torch.arange(len(self.at))
-        image = here[numbers // each]
-        return (image * each + numbers % each)[image >= 0]
+        image = here[numbers // per_image]
+        return (image * per_image + numbers % per_image)[image >= 0]
 
     def blocks(self, own: int) -> Iterator[ImageBlock]:
-        """The blocks in which the ``own`` images here lie."""
-        at, count = (self.at, self.count) if self.several else (torch.arange(own), own)
+        """The blocks that contain the ``own`` images of this process."""
+        at, count = (self.at, self.count) if self.distributed else (torch.arange(own), own)
         numbers, lengths = torch.unique_consecutive(at // BLOCK, return_counts=True)
         start = 0
         for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
@@ -163,11 +164,11 @@ class CalibrationShard:
 UNSHARDED = CalibrationShard()
 
 
-def own_images(batches: Iterable[Tensor | tuple[Tensor, Tensor]], processes: Processes) -> tuple[Tensor, CalibrationShard]:
-    """This process's part of the images in batches, (own, ...).
+def shard_images(batches: Iterable[Tensor | Batch], processes: Processes) -> tuple[Tensor, CalibrationShard]:
+    """This process's shard of the images in batches, (own, ...).
 
-    Of a batch the part is ``processes.rows``; where it has fewer images than there are processes, they go to one after another.
-    A batch with labels may hold this process's images alone, beside the labels of all.
+    Of each batch a process takes ``processes.rows``. If a batch has fewer images than there are processes, its images go to one
+    process after another. A batch with labels may hold only this process's images, beside the labels of all.
 
     Raises:
         ConversionError: no images, or fewer than processes.
@@ -195,21 +196,21 @@ def own_images(batches: Iterable[Tensor | tuple[Tensor, Tensor]], processes: Pro
 
 
 def _kth_smallest(values_RN: Tensor, k: int) -> Tensor:
-    """Of each row by itself, (R,): torch copies what it is given (and torch.quantile refuses large tensors)."""
+    """Of each row, (R,); row by row, since torch copies its argument (and torch.quantile refuses large tensors)."""
     return torch.stack([values_N.kthvalue(k).values for values_N in values_RN])
 
 
 def _order(values: Tensor) -> Tensor:
-    """Integers in the order of floating-point numbers; NaN is above all, and the two zeros are one."""
-    values = torch.where(values.isnan(), torch.nan, values) + 0.0  # NaN of one sign, and no -0
+    """Integers in the order of floating-point numbers; NaN is the largest, and the two zeros are equal."""
+    values = torch.where(values.isnan(), torch.nan, values) + 0.0  # NaN with one sign, no -0
     return _flipped(values.contiguous().view(INTEGERS[values.element_size()])).long()
 
 
 def _number(order: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers of which ``_order`` made these integers."""
+    """The inverse of ``_order``."""
     return _flipped(order.to(INTEGERS[dtype.itemsize])).view(dtype)
 
 
 def _flipped(bits: Tensor) -> Tensor:
-    """Negative numbers have their magnitude in the bits below the sign: all of these turned over, and back."""
+    """Inverts the bits below the sign of negative numbers, which hold their magnitude; its own inverse."""
     return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)

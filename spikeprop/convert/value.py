@@ -1,9 +1,9 @@
-"""Values of a traced network: sums of branches, and what linear operations make of them.
+"""Values of a traced network: sums of branches, and the linear operations on them.
 
 A branch is a source (the image, or a layer of neurons) and the chain of linear operations applied to its spikes; a value is a
-sum of branches. Everything linear distributes over the sum, so a concatenation is a sum too: each part is placed among zero
-channels. Affine maps of channels (batch-norm) fold into the layer before them where there is one (Rueckauer et al. 2017,
-sec. 2.2). What is added to a whole sum, a bias, is added to one branch only.
+sum of branches. Linear operations distribute over the sum. A concatenation is a sum too, of values padded with zero channels.
+Affine maps of channels (batch-norm) are folded into the layer before them if there is one (Rueckauer et al. 2017, sec. 2.2). A
+constant that is added to a sum, such as a bias, is added to one branch only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LinearBranch:
 
     source: str
     ops: tuple[nn.Module, ...] = ()
-    label: str = ""  # path of the last layer with weights, which names the stage
+    label: str = ""  # path of the last module with weights, which names the layer
 
     @property
     def last(self) -> nn.Module | None:
@@ -45,21 +45,21 @@ Value = tuple[LinearBranch, ...]
 
 
 def is_spikes(value: Value, channels: int) -> bool:
-    """Whether a value is what layers fire (or the image), alone or side by side: nothing has been added up."""
+    """Whether a value is the spikes of layers (or the image), alone or concatenated, and not a sum of them."""
     return all(not b.ops or (len(b.ops) == 1 and isinstance(b.last, ChannelPad)) for b in value) and _disjoint(value, channels)
 
 
 def without_dropout(value: Value) -> tuple[Value, list[float]]:
-    """A value without the dropouts at its end, and their probabilities."""
+    """A value without the dropouts at its end, and the probabilities of these."""
     dropped = [b.last.p for b in value if isinstance(b.last, SampleDropout)]
     return tuple(b.without_last() if isinstance(b.last, SampleDropout) else b for b in value), dropped
 
 
 def append(value: Value, op: nn.Module) -> Value:
-    """Apply an operation on each channel by itself, such as a pooling, to every branch."""
+    """Apply an operation that acts on each channel alone, such as pooling, to every branch."""
 
     def appended(branch: LinearBranch) -> LinearBranch:
-        if isinstance(branch.last, ChannelPad):  # the zero channels need not go through it
+        if isinstance(branch.last, ChannelPad):  # zero channels stay zero
             return branch.without_last().then(copy.deepcopy(op)).then(branch.last)
         return branch.then(copy.deepcopy(op))
 
@@ -67,17 +67,17 @@ def append(value: Value, op: nn.Module) -> Value:
 
 
 def flatten(value: Value) -> Value:
-    """One axis of all that a sample has."""
+    """Flatten a sample to one axis."""
     return tuple(b if isinstance(b.last, nn.Flatten) else b.then(nn.Flatten()) for b in value)
 
 
 def append_weighted(value: Value, layer: nn.Conv2d | nn.Linear, label: str) -> Value:
     """Apply a convolution or linear layer: each branch has its own copy of the weights, the first one the bias."""
-    return tuple(_read_part(b, _copy(layer, bias=i == 0), label) for i, b in enumerate(value))
+    return tuple(_read_filled(b, _copy(layer, bias=i == 0), label) for i, b in enumerate(value))
 
 
-def _read_part(branch: LinearBranch, layer: nn.Conv2d | nn.Linear, label: str) -> LinearBranch:
-    """Of concatenated channels a layer reads only those that the branch fills."""
+def _read_filled(branch: LinearBranch, layer: nn.Conv2d | nn.Linear, label: str) -> LinearBranch:
+    """Append a layer that reads only those of the concatenated channels that the branch fills."""
     place = branch.last
     if not isinstance(place, ChannelPad) or getattr(layer, "groups", 1) != 1:
         return branch.then(layer, label)
@@ -98,7 +98,7 @@ def _copy(layer: nn.Conv2d | nn.Linear, bias: bool) -> nn.Conv2d | nn.Linear:
 
 
 def concatenate(values: Sequence[tuple[Value, int]]) -> Value:
-    """Values side by side along the channels; each comes with its number of channels."""
+    """Values concatenated along the channels; each comes with its number of channels."""
     ends = list(accumulate(channels for _, channels in values))
     parts = []
     for (value, channels), end in zip(values, ends):
@@ -107,7 +107,7 @@ def concatenate(values: Sequence[tuple[Value, int]]) -> Value:
 
 
 def pad_channels(value: Value, before: int, after: int) -> Value:
-    """Zero channels before and after."""
+    """Add zero channels before and after."""
     return tuple(_placed(b, before, after) for b in value)
 
 
@@ -119,11 +119,11 @@ def _placed(branch: LinearBranch, before: int, after: int) -> LinearBranch:
 
 
 def scale(value: Value, factor: float) -> Value:
-    """A multiple of a value, folded into the layer before where there is one."""
+    """A multiple of a value, folded into the layer before it if there is one."""
 
     def scaled(branch: LinearBranch) -> LinearBranch:
         if not isinstance(branch.last, nn.Conv2d | nn.Linear):
-            return branch.then(Gain(torch.tensor(factor, dtype=torch.float64)))  # the network's type is given at the end
+            return branch.then(Gain(torch.tensor(factor, dtype=torch.float64)))  # cast to the network's type at the end
         layer = copy.deepcopy(branch.last)
         layer.weight.data.mul_(factor)
         if layer.bias is not None:
@@ -140,11 +140,11 @@ def affine(value: Value, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, 
     if _disjoint(value, count) and sum(part.stop - part.start for part in mine) == count:
         return tuple(_affine(b, gain_C[part], shift_C[part], positions) for b, part in zip(value, mine))
     others = (_affine(b, gain_C[part], None, positions) for b, part in zip(value[1:], mine[1:]))
-    return (_whole_affine(value[0], gain_C, shift_C, positions), *others)
+    return (_affine_of_all(value[0], gain_C, shift_C, positions), *others)
 
 
-def _whole_affine(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, ...]) -> LinearBranch:
-    """Gain and shift of all channels, those that the branch does not fill included."""
+def _affine_of_all(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, ...]) -> LinearBranch:
+    """Gain and shift of all channels, including those that the branch does not fill."""
     if isinstance(branch.last, ChannelPad):
         return branch.then(_diagonal(gain_C, shift_C, positions))
     return _affine(branch, gain_C, shift_C, positions)

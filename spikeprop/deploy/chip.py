@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from spikeprop_hardware import activity, budget, energy_joules, lay_out, read_nir
+import spikeprop_hardware as hardware
 
 
 def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
@@ -25,10 +25,10 @@ def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
         NirError: a file that is damaged, or a network that cannot be laid out.
         HardwareError: inputs of another shape.
     """
-    network = lay_out(read_nir(file))
-    found = asdict(budget(network))
+    network = hardware.lay_out(hardware.read_nir(file))
+    found = asdict(hardware.budget(network))
     if inputs is None:
         return found
-    active = activity(network, inputs)
-    joules = energy_joules(network, active, inputs.shape[1])
+    active = hardware.activity(network, inputs)
+    joules = hardware.energy_joules(network, active, inputs.shape[1])
     return found | {"activity": [asdict(layer) for layer in active], "energy_joules": joules}

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import nir
 import numpy as np
+import spikeprop_hardware as hardware  # its simulator, and Numba with it, is imported when it is used
 import torch
-from spikeprop_hardware import IntegerNetwork, Simulator, lay_out, quantize, read_nir, simulate
 from torch import Tensor
 
 from spikeprop.deploy.reading import layer_names
@@ -85,7 +85,7 @@ def compare(
         HardwareError: Python 3.10 is missing, or the simulation failed.
     """
     size = len(images) if target.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
-    graph = read_nir(file)
+    graph = hardware.read_nir(file)
     names = layer_names(graph)
     source, report = _source(graph, network, file, images, target)
     parts = []
@@ -96,7 +96,7 @@ def compare(
             ours, output = record(network, images[rows], timesteps)
             inputs = ours.pop(INPUT)
             progress = _progress(shown, start * timesteps)
-            theirs = simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
+            theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
             spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
             parts.append(_compare(ours, output, spikes, theirs.output, labels[rows].numpy(), start))
     return _merged(parts, target.backend) | report
@@ -109,13 +109,13 @@ def input_limit_of(network: SpikingNetwork, images: Tensor) -> float:
 
 def _source(
     graph: nir.NIRGraph, network: SpikingNetwork, file: Path, images: Tensor, target: Target
-) -> tuple[Path | IntegerNetwork | Simulator, dict[str, list[dict[str, Any]]]]:
+) -> tuple[Path | hardware.IntegerNetwork | hardware.Simulator, dict[str, list[dict[str, Any]]]]:
     """What is to be simulated, prepared once for all batches, and the report of its quantisation."""
     on_lava = target.backend == "lava"
     if target.precision == "float":
-        return file if on_lava else Simulator(lay_out(graph)), {}
-    made, report = quantize(graph, input_limit=input_limit_of(network, images))
-    return made if on_lava else Simulator(made), {"quantization": [asdict(layer) for layer in report]}
+        return file if on_lava else hardware.Simulator(hardware.lay_out(graph)), {}
+    made, report = hardware.quantize(graph, input_limit=input_limit_of(network, images))
+    return made if on_lava else hardware.Simulator(made), {"quantization": [asdict(layer) for layer in report]}
 
 
 def _progress(shown: Any, before: int) -> Callable[[int, int], None]:

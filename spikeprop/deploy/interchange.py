@@ -1,17 +1,18 @@
-"""A NIR graph that another library's own importer reads rightly: rewritten exactly where it can be, else refused with the reason.
+"""A NIR graph that another library's own importer reads correctly: rewritten exactly where possible, else refused with a reason.
 
-NIR's LIF is tau dv/dt = (v_leak - v) + r*I; a factor on a layer's current may stand in r or in the weights before it. What
-the importers of these versions do with it, read in their code:
+NIR's LIF is tau dv/dt = (v_leak - v) + r*I; a factor on a layer's current may be in r or in the weights before it. The importers
+of these versions do the following, according to their code:
 
-- Norse 1.1 (``norse.torch.from_nir(graph)``) ignores r, knows no average pooling, takes a grouped convolution's channels for
-  too few, and steps by 1 ms: r goes into the weights, pooling becomes a convolution, groups are filled with zeros, tau is in s.
-- snnTorch 1.0 (``snntorch.import_nir.import_from_nir(graph)``) takes an IF for a leaky neuron that then cannot run, wants one
+- Norse 1.1 (``norse.torch.from_nir(graph)``) ignores r, has no average pooling, misreads the channels of a grouped
+  convolution, and steps by 1 ms: r goes into the weights, pooling becomes a convolution, groups are filled with zeros, and
+  tau is in s.
+- snnTorch 1.0 (``snntorch.import_nir.import_from_nir(graph)``) reads an IF as a leaky neuron that then cannot run, needs one
   threshold a layer, and steps by 0.1 ms: IF is written as a LIF whose leak rounds to none, thresholds that differ go into the
   weights.
 
 Both reset to zero and start at zero whatever the file says, so reset by subtraction and other start potentials are refused;
-so are max pooling of spikes, which neither has, and networks that are not one chain. Steps are shown one sample at a time,
-(C, H, W) without a batch; the network's answer is the sum of what comes out at all steps.
+so are max pooling of spikes, which neither has, and networks that are not one chain. Inputs are given one sample at a time,
+(C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     """
     if target not in _NEURONS:
         raise NirError(f"there is no way to write for {target!r}; known: {', '.join(_NEURONS)}")
-    for name, node in graph.nodes.items():  # first, since nothing else that is mended would help
+    for name, node in graph.nodes.items():  # first, since no other change would help
         if isinstance(node, SpikingMaxPool2d):
             raise NirError(
                 f"node {name!r} is a max pooling of spikes by their counts, which {target} does not have; train with average "
@@ -56,8 +57,8 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     delay = readout_from(graph)
     if delay:
         raise NirError(
-            f"the network's output counts from step {delay} on (a delayed readout), which {target} would not know: its scores "
-            "would hold all steps. Convert with delay: false, or set network.readout_from to 0"
+            f"the network's output counts from step {delay} on (a delayed readout), which {target} would not know: its output "
+            "would count all steps. Convert with delay: false, or call network.readout.set()"
         )
     names = _chain(graph, target)
     first, last = graph.nodes[names[0]], graph.nodes[names[-1]]

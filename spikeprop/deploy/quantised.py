@@ -1,16 +1,16 @@
-"""Fine-tuning that knows the chip's integers: gradients are taken at weights rounded as ``quantize`` will round them.
+"""Fine-tuning in the chip's integers: gradients are taken at weights rounded as ``quantize`` will round them.
 
     m = clip(round(w * f), -128, 127);   forward and backward at w' = m / f;   dL/dw = dL/dw' where m was not clipped, else 0
 
 the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432; for weights in integers Jacob et al. 2018). Scales and
-exponents are those that spikeprop-hardware's ``quantize`` finds for the network as it is, searched again every ``refresh``
-steps; the law of rounding lives there, and each search is held against it, number by number. Thresholds, biases, leaks, start
-potentials and a real-valued input are rounded likewise.
+exponents are those that spikeprop-hardware's ``quantize`` finds for the current network, searched again every ``refresh`` steps;
+the rules of rounding are defined there, and after each search every number is compared with the integers found there. Thresholds,
+biases, leaks, start potentials and a real-valued input are rounded likewise.
 
-A hidden layer runs in its own integer units, a potential of 1 being one unit of the chip, so float32 holds every sum exactly
-and a potential that meets its threshold does so here as there. Spikes are the chip's, but for three things that this does not
-model: a connection with an exponent below -1 drops bits of its sums, a leak rounds the potential toward zero each step, and
-windows of 9 pixels, say, have no exact mean.
+A hidden layer runs in its own integer units, in which a potential of 1 is one unit of the chip, so float32 holds every sum
+exactly and a potential equals its threshold here exactly when it does on the chip. Spikes are the chip's, except for three
+things that are not modelled: a connection with an exponent below -1 drops bits of its sums, a leak rounds the potential toward
+zero in each step, and the mean of a window of 9 pixels, for example, is not exact.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ from spikeprop.deploy.writing import OUTPUT, to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.snn import Direct, Gain, Layer, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisedBPTT(BPTT):
-    """BPTT at rounded weights. A run that is resumed searches its scales again, so it may end with other last digits.
+    """BPTT at rounded weights. A resumed run searches its scales again, so its last digits may differ.
 
     Attributes:
-        refresh: steps after which the scales are searched again, which lays the network out and takes as long as ``quantize``.
-        input_limit: largest absolute input; default what the encoder can represent, or the largest of the batch at hand.
+        refresh: training steps after which the scales are searched again, which takes as long as ``quantize``.
+        input_limit: largest absolute input; default what the encoder can represent, or the largest of the current batch.
     """
 
-    single_backward: ClassVar[bool] = False  # it looks into the network
+    single_backward: ClassVar[bool] = False  # it changes the network's parameters during a step
 
     refresh: int = 100
     input_limit: float | None = None
@@ -94,7 +93,7 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None) -> Gri
     """The scales and exponents that ``quantize`` finds for a network.
 
     Raises:
-        HardwareError: spikeprop-hardware is missing, or a layer's weights cannot be rounded one by one: several layers of
+        HardwareError: a layer's weights cannot be rounded one by one: several layers of
             weights in a row without neurons between them, or pooling windows that overlap.
     """
     made = quantize(to_nir(network), input_limit=input_limit).network
@@ -105,12 +104,12 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None) -> Gri
         scales = tuple(made.input_scale if c.source == made.input else 1.0 for c in p.connections)
         layers[name] = LayerGrid(p.scale, tuple(c.exponent for c in p.connections), scales, p.bias_exponent)
     grids = Grids(layers, made.input_scale)
-    _hold_against(network, grids, populations)
+    _check_integers(network, grids, populations)
     return grids
 
 
-def _hold_against(network: SpikingNetwork, grids: Grids, populations: dict[str, IntegerPopulation]) -> None:
-    """The rounded network, laid out, must have the very integers that ``quantize`` made."""
+def _check_integers(network: SpikingNetwork, grids: Grids, populations: dict[str, IntegerPopulation]) -> None:
+    """The rounded network, laid out, must have exactly the integers that ``quantize`` made."""
     with rounded(network, grids):
         laid_out = lay_out(to_nir(network))
     for (name, layer), real in zip(network.named_layers(), laid_out.populations):
@@ -132,38 +131,38 @@ def _hold_against(network: SpikingNetwork, grids: Grids, populations: dict[str, 
 
 @contextmanager
 def rounded(network: SpikingNetwork, grids: Grids) -> Iterator[None]:
-    """Within the block the network computes at rounded values; then the old ones are back, and gradients are made theirs."""
-    swap = _Swap()
+    """Within the block the network computes at rounded values; then the old values are restored, and gradients refer to them."""
+    values = _TemporaryValues()
     try:
         with torch.no_grad():
             for name, layer in network.named_layers():
-                if not isinstance(layer.neuron, SpikingMaxPool):  # counts spikes: nothing to round
-                    _round_layer(swap, name, layer, grids.layers[name])
+                if not layer.dynamics.passes_on:  # counts spikes: nothing to round
+                    _round_layer(values, name, layer, grids.layers[name])
         yield
     finally:
-        swap.back()
+        values.restore()
 
 
-class _Swap:
-    """Tensors that stand at other values for a while, and how their gradients there become gradients of what they were."""
+class _TemporaryValues:
+    """Replaces values of tensors for a while, and converts gradients at the new values to gradients of the old ones."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[Tensor, Tensor, float | Tensor]] = []
         self._added: list[Synapse] = []
 
     def set(self, tensor: Tensor, value: Tensor, slope: float | Tensor) -> None:
-        """``slope``: of the new value by the old, 0 where it was clipped."""
+        """``slope``: derivative of the new value with respect to the old one, 0 where it was clipped."""
         self._kept.append((tensor, tensor.detach().clone(), slope))
         tensor.copy_(value)
 
-    def give_factor(self, synapse: Synapse, one: Tensor) -> None:
-        """A connection that hands spikes on as they are has a weight on the chip: a factor of 1, to be rounded."""
+    def add_factor(self, synapse: Synapse, one: Tensor) -> None:
+        """A connection without an operation has a weight on the chip: a factor of 1, to be rounded."""
         synapse.ops.append(Gain(one))
         self._added.append(synapse)
 
     @torch.no_grad()
-    def back(self) -> None:
-        """Old values; gradients times the slopes."""
+    def restore(self) -> None:
+        """Put the old values back; multiply gradients by the slopes."""
         for synapse in self._added:
             synapse.ops.pop(-1)
         for tensor, value, slope in reversed(self._kept):
@@ -172,19 +171,19 @@ class _Swap:
                 tensor.grad.mul_(slope)
 
 
-def _round_layer(swap: _Swap, name: str, layer: Layer, grid: LayerGrid) -> None:
-    unit = grid.scale if layer.neuron is not None else 1.0  # of the layer's numbers, in real ones; the output stays real
+def _round_layer(values: _TemporaryValues, name: str, layer: Layer, grid: LayerGrid) -> None:
+    unit = grid.scale if layer.neuron is not None else 1.0  # factor on the layer's real numbers; the output stays real
     for (_, _, synapse), exponent, x in zip(layer.branches(), grid.exponents, grid.input_scales):
         if not any(isinstance(op, Gain | nn.Conv2d | nn.Linear) for op in synapse):
-            swap.give_factor(synapse, layer.scale.new_ones(()))
-        _round_weights(swap, name, synapse, 2.0 ** (exponent + 1) * x, grid.scale, unit)
-    _round_biases(swap, [op.bias for _, _, s in layer.branches() for op in s.weighted() if op.bias is not None], grid, unit)
+            values.add_factor(synapse, layer.scale.new_ones(()))
+        _round_weights(values, name, synapse, 2.0 ** (exponent + 1) * x, grid.scale, unit)
+    _round_biases(values, [op.bias for _, _, s in layer.branches() for op in s.weighted() if op.bias is not None], grid, unit)
     if layer.neuron is not None:
-        _round_neuron(swap, layer.neuron, grid.scale)
+        _round_neuron(values, layer.neuron, grid.scale)
 
 
-def _round_weights(swap: _Swap, name: str, synapse: Synapse, step: float, scale: float, unit: float) -> None:
-    """``step``: what a mantissa of 1 stands for in the chip's units."""
+def _round_weights(values: _TemporaryValues, name: str, synapse: Synapse, step: float, scale: float, unit: float) -> None:
+    """``step``: the value of a mantissa of 1 in the chip's units."""
     gains = [op for op in synapse if isinstance(op, Gain)]
     weighted = synapse.weighted()
     if len(weighted) + (not weighted and len(gains)) != 1 or (weighted and any(g.gain.numel() != 1 for g in gains)):
@@ -195,17 +194,17 @@ def _round_weights(swap: _Swap, name: str, synapse: Synapse, step: float, scale:
     factor = 1.0
     for gain in gains if weighted else []:  # a factor before the weights becomes part of them
         factor *= float(gain.gain)
-        swap.set(gain.gain, torch.ones_like(gain.gain), 1.0)
+        values.set(gain.gain, torch.ones_like(gain.gain), 1.0)
     pooled = float(np.prod([1 / _window(op) for op in synapse]))
     tensor = weighted[0].weight if weighted else gains[0].gain
     wanted = tensor.detach().double() * (factor * pooled * scale / step)
     held = torch.round(wanted).clamp_(*MANTISSA)
     inside = torch.round(wanted) == held
-    swap.set(tensor, held * (step / pooled * unit / scale), inside.to(tensor) * (factor * unit))
+    values.set(tensor, held * (step / pooled * unit / scale), inside.to(tensor) * (factor * unit))
 
 
 def _window(op: nn.Module) -> int:
-    """Values that an average pooling takes together; 1 for what does not pool."""
+    """Number of values that an average pooling averages; 1 for an operation that does not pool."""
     if isinstance(op, nn.AdaptiveAvgPool2d):
         raise HardwareError("adaptive pooling cannot be fine-tuned in integers; give it as AvgPool2d")
     if not isinstance(op, nn.AvgPool2d):
@@ -214,25 +213,25 @@ def _window(op: nn.Module) -> int:
     return size * size if isinstance(size, int) else size[0] * size[1]
 
 
-def _round_biases(swap: _Swap, biases: list[Tensor], grid: LayerGrid, unit: float) -> None:
+def _round_biases(values: _TemporaryValues, biases: list[Tensor], grid: LayerGrid, unit: float) -> None:
     """The layer's bias is their sum, and that is rounded; the first one carries the difference."""
     if not biases:
         return
-    step = 2.0**grid.bias_exponent / 64  # 6 bits behind the point
+    step = 2.0**grid.bias_exponent / 64  # 6 fractional bits
     total = torch.stack([b.detach().double() for b in biases]).sum(0)
     held = torch.round(total * (grid.scale / step)).clamp_(*BIAS) * (step * unit / grid.scale)
     others = sum((b.detach().double() * unit for b in biases[1:]), torch.zeros_like(total))
     for bias, value in zip(biases, [held - others, *(b.detach().double() * unit for b in biases[1:])]):
-        swap.set(bias, value, unit)
+        values.set(bias, value, unit)
 
 
-def _round_neuron(swap: _Swap, neuron: Any, scale: float) -> None:
+def _round_neuron(values: _TemporaryValues, neuron: Any, scale: float) -> None:
     theta = neuron.v_threshold.detach().double() * scale
     held = torch.round(theta).clamp_(1, THETA_LIMIT)
     start = torch.round(neuron.v_init.double() * theta * 64) / 64 / held
-    if start.shape == neuron.v_init.shape:  # else one start serves several thresholds, and its rounding is left out
-        swap.set(neuron.v_init, start, 1.0)
-    swap.set(neuron.v_threshold, held, scale)
+    if start.shape == neuron.v_init.shape:  # else several thresholds share one start potential, whose rounding is left out
+        values.set(neuron.v_init, start, 1.0)
+    values.set(neuron.v_threshold, held, scale)
     unity = DECAY_UNITY
     leak = 1 - torch.round((1 - neuron.leak.detach().double()) * unity).clamp_(0, unity - 1) / unity
-    swap.set(neuron.leak, leak, 1.0)
+    values.set(neuron.leak, leak, 1.0)

@@ -36,6 +36,7 @@ from spikeprop.snn import (
     Encoder,
     Gain,
     Layer,
+    LayerDynamics,
     Neuron,
     Poisson,
     SignedIF,
@@ -43,7 +44,7 @@ from spikeprop.snn import (
     Surrogate,
     Synapse,
 )
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.pooling import SpikingMaxPool
 
 ENCODERS: dict[str, type[Encoder]] = {"Direct": Direct, "Poisson": Poisson}  # what the graph's metadata may name
 _Branch = tuple[str, tuple[nn.Module, ...]]
@@ -86,7 +87,7 @@ def _from_nir(graph: nir.NIRGraph, encoder: Encoder, surrogate: Surrogate | None
             values[name] = [_through(name, node, branch, len(branches)) for branch in branches]
     shape = tuple(int(n) for n in graph.nodes[first].input_type["input"])
     network = SpikingNetwork(layers, encoder, shape).to(_dtype(graph)).eval()
-    network.readout_from.fill_(readout_from(graph))
+    network.readout.set(delay=readout_from(graph))
     return network
 
 
@@ -156,7 +157,7 @@ def _layer_name(name: str, taken: Collection[str]) -> str:
     return name
 
 
-def _layer(branches: list[_Branch], neuron: Neuron | None) -> Layer:
+def _layer(branches: list[_Branch], neuron: LayerDynamics | None) -> Layer:
     return Layer([(source, Synapse(ops)) for source, ops in branches], neuron)
 
 

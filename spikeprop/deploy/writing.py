@@ -17,8 +17,8 @@ from spikeprop_hardware.graph import SpikingMaxPool2d, pair
 from torch import Tensor, nn
 
 from spikeprop.errors import NirError
-from spikeprop.snn import IF, INPUT, LIF, ChannelPad, Gain, Neuron, SampleDropout, SignedIF, SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn import IF, INPUT, LIF, ChannelPad, Gain, LayerDynamics, Neuron, SampleDropout, SignedIF, SpikingNetwork
+from spikeprop.snn.pooling import SpikingMaxPool
 
 OUTPUT = "output"
 DT_MS = 1.0
@@ -34,9 +34,9 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
     Raises:
         NirError: an operation that NIR cannot express exactly, or two nodes of one name.
     """
-    if int(network.pre_run):
+    if network.readout.restarts:
         raise NirError(
-            f"a run beforehand of {int(network.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
+            f"a run beforehand of {int(network.readout.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
         )
     shapes = network.shapes()
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
@@ -58,7 +58,7 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
             _put(nodes, name, _neuron_to_node(layer.neuron, shapes[name], name))
         else:
             _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
-    own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout_from)}
+    own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout.delay)}
     metadata = {**(about or {}), **own}
     # shapes are torch's own; nir 1.0.8 would take every kernel as square, and forget the groups in the channels
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, type_check=False)
@@ -144,10 +144,10 @@ _WRITERS: dict[type, Callable[..., Any]] = {
 }
 
 
-def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
-    if type(neuron) is SpikingMaxPool:
+def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) -> Any:
+    if isinstance(neuron, SpikingMaxPool):
         return _write_max_pool(neuron.window)
-    if type(neuron) not in (IF, LIF, SignedIF):
+    if not isinstance(neuron, Neuron) or type(neuron) not in (IF, LIF, SignedIF):
         raise NirError(f"layer {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
     if neuron.leak.numel() != 1:
         raise NirError(f"layer {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
@@ -155,7 +155,7 @@ def _neuron_to_node(neuron: Neuron, shape: tuple[int, ...], name: str) -> Any:
     leak = float(neuron.leak.detach())
     v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
     metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
-    if isinstance(neuron, SignedIF):
+    if neuron.signed:
         metadata["signed"] = 1
     ones, zeros = np.ones(shape), np.zeros(shape)
     if leak == 1:

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn import INPUT, Neuron, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn import INPUT, SpikingNetwork, Synapse
 
 MAC_JOULES = 4.6e-12
 ADD_JOULES = 0.9e-12
@@ -128,7 +127,7 @@ def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[st
 
     chunk = watched_chunk(network, len(x), timesteps)
     network.eval()(x.to(device_of(network)), timesteps, chunk=chunk, observe=observe)
-    return [name for name in network.neurons() if name not in active]
+    return [name for name in network.dynamics() if name not in active]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -149,21 +148,12 @@ def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
             ones = _ones(synapse)
             with torch.enable_grad():
                 probe = values[source].detach().requires_grad_()
-                out = _windows(layer.neuron, ones(probe))
+                out = layer.dynamics.connected(ones(probe))
                 (grad,) = torch.autograd.grad(out.sum(), probe)
             maps[source] = maps.get(source, 0) + grad[0, 0]
             total = out.detach()
         values[name] = torch.zeros_like(total)
     return maps
-
-
-def _windows(neuron: Neuron | None, spikes_TB: Tensor) -> Tensor:
-    """Of max pooling, what its windows hold together, for each spike is compared once in every window; else the spikes."""
-    if not isinstance(neuron, SpikingMaxPool):
-        return spikes_TB
-    pool = neuron.window
-    summed = nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, divisor_override=1)  # type: ignore[arg-type]
-    return summed(spikes_TB[0])[None]
 
 
 def _ones(synapse: Synapse) -> Synapse:

@@ -60,22 +60,22 @@ def conversion_error(
     marks = sorted(set(timesteps))
     if not marks or marks[0] < 1:
         raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
-    absent = [name for name in network.neurons() if name not in activations or name not in units]
+    absent = [name for name in network.dynamics() if name not in activations or name not in units]
     if absent:
         raise ValueError(f"no activation or no unit for {', '.join(absent)}")
     counts = _counts(network, x.to(device_of(network)), marks)
     found: dict[str, dict[int, LayerError]] = {}
-    for name, neuron in network.neurons().items():
+    for name, dynamics in network.dynamics().items():
         a_B = activations[name].to(x.device)
         unit = torch.as_tensor(units[name]).to(a_B)
-        found[name] = {t: _compare(count_B.to(a_B), t, a_B, unit, neuron.v_init) for t, count_B in counts[name].items()}
+        found[name] = {t: _compare(count_B.to(a_B), t, a_B, unit, dynamics.head_start) for t, count_B in counts[name].items()}
     return found
 
 
 def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[str, dict[int, Tensor]]:
     """Spikes of every neuron after each number of steps: stage name to number of steps to (B, ...)."""
     total: dict[str, Tensor] = {}
-    seen = dict.fromkeys(network.neurons(), 0)
+    seen = dict.fromkeys(network.dynamics(), 0)
     found: dict[str, dict[int, Tensor]] = {name: {} for name in seen}
 
     def observe(name: str, spikes_TB: Tensor) -> None:

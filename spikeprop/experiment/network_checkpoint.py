@@ -230,7 +230,7 @@ def _make_room(network: SpikingNetwork, tensors: dict[str, torch.Tensor]) -> Non
         scale = tensors.get(f"layers.{name}.scale")
         if scale is not None:
             layer.scale = torch.ones_like(scale)
-        if layer.neuron is not None:
+        if isinstance(layer.neuron, Neuron):
             _make_room_in_neuron(layer.neuron, f"layers.{name}.neuron", tensors)
 
 

@@ -171,8 +171,8 @@ def _read(training: TrainingState, batches: Batches, settings: LoopSettings, def
     try:
         yield from batches.epoch(training.epoch, training.step)
     except Exception:
-        complete = not settings.parallel.sharded  # the other processes would have to send their shards, and do not know of it
-        if settings.checkpoint.path is not None and training.step > 0 and complete:
+        sharded = settings.parallel.sharded  # then the other processes, which do not know of the error, would have to send shards
+        if settings.checkpoint.path is not None and training.step > 0 and not sharded:
             with suppress(Exception):  # the first error is the one to report
                 deferred.read()
                 settings.checkpoint.save()

@@ -16,7 +16,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 
 def document(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]], title: str = "") -> str:
-    """The whole page.
+    """The page as HTML.
 
     Args:
         runs: in the order of the page.

@@ -197,8 +197,8 @@ def _rasters(
 @torch.no_grad()
 def _thresholds(network: SpikingNetwork) -> dict[str, dict[str, float]]:
     found = {}
-    for name, neuron in network.neurons().items():
-        theta = neuron.v_threshold.detach().float()
+    for name, dynamics in network.dynamics().items():
+        theta = dynamics.spike_size.float()
         found[name] = {"least": float(theta.min()), "mean": float(theta.mean()), "largest": float(theta.max())}
     return found
 

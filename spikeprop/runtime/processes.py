@@ -1,6 +1,6 @@
 """``Processes``: the processes that torchrun started, how work is divided among them, and how they exchange tensors.
 
-Every collective operation of the library but those inside ``learn.distributed`` is a method here.
+Barriers, broadcasts and the sum of gradients after a step are methods here and nowhere else.
 """
 
 from __future__ import annotations

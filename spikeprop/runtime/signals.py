@@ -1,9 +1,9 @@
 """SIGINT (Ctrl-C) and SIGTERM as a request to stop: the current step is finished and saved before the process stops.
 
 ``deferred_signals`` replaces the handlers of both signals by one that records the signal. Loops call ``stop_requested`` where
-they can stop, save, and then call ``stop_if_requested``. A second signal ends the process at once. Under torchrun a terminal's
-Ctrl-C arrives twice, from the terminal and from torchrun, which forwards it; so there a second signal within ``ECHO`` seconds
-counts as the first.
+they can stop, save, and then call ``stop_if_requested``. A second signal ends the process immediately. Under torchrun a Ctrl-C
+arrives twice, from the terminal and from torchrun, which forwards it; so there a second signal within ``ECHO`` seconds counts as
+the first.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """Spiking networks: neurons, surrogate derivatives, encoders and the graph that joins them."""
 
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.encoder import Direct, Encoder, Poisson
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import NetworkState, SpikingNetwork
-from spikeprop.snn.neuron import IF, LIF, Neuron, NeuronState
+from spikeprop.snn.neuron import IF, LIF, Neuron
+from spikeprop.snn.pooling import SpikingMaxPool
+from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.signed import SignedIF
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
 from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
@@ -21,12 +24,16 @@ __all__ = [
     "FastSigmoid",
     "Gain",
     "Layer",
+    "LayerDynamics",
     "NetworkState",
     "Neuron",
     "NeuronState",
     "Poisson",
+    "ReadoutDynamics",
+    "ReadoutSchedule",
     "SampleDropout",
     "SignedIF",
+    "SpikingMaxPool",
     "SpikingNetwork",
     "Surrogate",
     "Synapse",

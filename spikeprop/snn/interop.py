@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import ConversionError
+from spikeprop.snn.dynamics import NeuronState
 from spikeprop.snn.network import SpikingNetwork
-from spikeprop.snn.neuron import Neuron, NeuronState, Reset
+from spikeprop.snn.neuron import Neuron, Reset
 from spikeprop.snn.surrogate import Surrogate, Triangle
 
 
@@ -148,7 +149,7 @@ def rebuild(network: SpikingNetwork, library: str) -> SpikingNetwork:
         raise ConversionError(f"no neurons of {library!r}; use one of {', '.join(makers)}")
     rebuilt = copy.deepcopy(network)
     for name, layer in rebuilt.named_layers():
-        if layer.neuron is not None:
+        if isinstance(layer.neuron, Neuron):
             if (layer.neuron.v_init != 0).any():
                 started = float(layer.neuron.v_init.max())
                 raise ConversionError(f"layer {name!r} starts at v_init={started:g}; {library}'s neurons start at 0")

@@ -1,37 +1,38 @@
-"""Layer: synapses from named sources, summed into one layer of neurons; and what the engine needs to know of a network.
+"""Layer: synapses from named sources, summed into one layer's dynamics; and what the engine needs to know of a network.
 
 The input of a network is a source too; its name is ``INPUT``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from spikeprop.snn.dynamics import LayerDynamics, ReadoutDynamics
 from spikeprop.snn.encoder import Encoder
-from spikeprop.snn.neuron import Neuron
-from spikeprop.snn.synapse import Synapse
+from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
+READOUT = ReadoutDynamics()  # has no state of its own
 Observer = Callable[[str, Tensor], None]  # called with a source's name and its spikes (t, B, ...)
 
 
 class Layer(nn.Module):
-    """Synapses from named sources, summed into one layer of neurons (None: the accumulating output).
+    """Synapses from named sources, summed into neurons or max pooling; None is the output, which accumulates.
 
     Attributes:
         scale: buffer, the ANN's activation that a potential of 1 stands for (by channel for pooled spikes whose channels differ);
-            a spike stands for ``v_threshold * scale``.
+            a spike stands for ``dynamics.spike_size * scale``.
         ceiling: buffer, what the ANN's activation is clipped at, where it is; not in the checkpoint.
     """
 
     scale: Tensor
     ceiling: Tensor | None
 
-    def __init__(self, synapses: list[tuple[str, Synapse]], neuron: Neuron | None, ceiling: Tensor | None = None):
+    def __init__(self, synapses: list[tuple[str, Synapse]], neuron: LayerDynamics | None, ceiling: Tensor | None = None):
         super().__init__()
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("ceiling", ceiling, persistent=False)
@@ -45,6 +46,37 @@ class Layer(nn.Module):
             assert isinstance(synapse, Synapse)
             yield i, source, synapse
 
+    @property
+    def dynamics(self) -> LayerDynamics:
+        """The neuron model, or what accumulates the output."""
+        return self.neuron if self.neuron is not None else READOUT
+
+    def current(
+        self,
+        values: Mapping[str, Tensor],
+        masks: DropoutMasks | None = None,
+        name: str = "",
+        constant: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Sum of the synapses' currents (T, B, ...) for what their sources sent (T, B, ...).
+
+        Args:
+            values: by source.
+            masks, name: dropout of this simulation, and the layer's name in it.
+            constant: currents of an input that stays the same, by synapse; filled when first computed.
+        """
+        total = None
+        for i, source, synapse in self.branches():
+            key = f"{name}/{i}"
+            current = constant.get(key) if constant is not None else None
+            if current is None:
+                current = synapse(values[source], masks, key)
+                if source == INPUT and constant is not None:
+                    constant[key] = current
+            total = current if total is None else total + current
+        assert total is not None
+        return total
+
 
 class LayeredNetwork(Protocol):
     """What the engine reads of a ``SpikingNetwork``."""
@@ -57,6 +89,6 @@ class LayeredNetwork(Protocol):
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
-    def neurons(self) -> dict[str, Neuron]: ...
+    def dynamics(self) -> dict[str, LayerDynamics]: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...

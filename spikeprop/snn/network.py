@@ -18,10 +18,11 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.layer import INPUT, Layer, Observer
-from spikeprop.snn.neuron import Neuron, NeuronState
-from spikeprop.snn.offset import shifted_start
+from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
 
 
@@ -36,10 +37,9 @@ def _engine() -> ModuleType:
 class NetworkState:
     """Everything that one simulation carries from step to step."""
 
-    neurons: dict[str, NeuronState] = field(default_factory=dict)
+    layers: dict[str, NeuronState] = field(default_factory=dict)
     masks: DropoutMasks | None = None
     constant: dict[str, Tensor] | None = None  # currents of an input that stays the same, computed once
-    output: Tensor | None = None
 
 
 class SpikingNetwork(nn.Module):
@@ -52,19 +52,12 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
-        readout_from: buffer, steps that pass before the output counts (delayed readout): after them, what was accumulated in them
-            is taken off, so that first spikes, fired before the network has settled, have no say. T includes them.
-        pre_run: buffer, steps after which the simulation starts once more from potentials shifted by what was learnt in them
-            (``snn/offset.py``). T includes them.
+        readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
     """
-
-    readout_from: Tensor
-    pre_run: Tensor
 
     def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
         super().__init__()
-        self.register_buffer("readout_from", torch.tensor(0))
-        self.register_buffer("pre_run", torch.tensor(0))
+        self.readout = ReadoutSchedule()
         self.layers = nn.ModuleDict(layers)
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
@@ -95,9 +88,13 @@ class SpikingNetwork(nn.Module):
         later = names[names.index(done) + 1 :]
         return {source for name, layer in self.named_layers() if name in later for source in layer.sources}
 
-    def neurons(self) -> dict[str, Neuron]:
-        """Layer name to its neurons, the output layer left out."""
+    def dynamics(self) -> dict[str, LayerDynamics]:
+        """Layer name to what makes its spikes, neurons and max pooling; the output layer is left out."""
         return {name: layer.neuron for name, layer in self.named_layers() if layer.neuron is not None}
+
+    def neurons(self) -> dict[str, Neuron]:
+        """Layer name to its neurons, of the layers that have thresholds."""
+        return {name: layer for name, layer in self.dynamics().items() if isinstance(layer, Neuron)}
 
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
@@ -116,7 +113,7 @@ class SpikingNetwork(nn.Module):
                 for name, layer in self.named_layers():
                     current = next(synapse(values[source]) for _, source, synapse in layer.branches())
                     shape = tuple(current.shape[2:])
-                    values[name] = current.new_zeros(1, 1, *(layer.neuron.output_shape(shape) if layer.neuron else shape))
+                    values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(shape))
             self._shapes = {name: tuple(value.shape[2:]) for name, value in values.items()}
         return self._shapes
 
@@ -130,7 +127,7 @@ class SpikingNetwork(nn.Module):
         Raises:
             ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do.
         """
-        if int(self.readout_from) or int(self.pre_run):
+        if not self.readout.trivial:
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
         output_TBK, state = self._advance(x_B.unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
@@ -147,8 +144,7 @@ class SpikingNetwork(nn.Module):
         Raises:
             ValueError: shape, NaN or infinity in the input, or timesteps < 1.
         """
-        plain = int(self.readout_from) == 0 and int(self.pre_run) == 0
-        if torch.is_grad_enabled() and observe is None and plain and self._packed(x_B, timesteps, chunk):
+        if torch.is_grad_enabled() and observe is None and self.readout.trivial and self._packed(x_B, timesteps, chunk):
             return _engine().train(self, x_B, timesteps, chunk)
         output = None
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
@@ -176,15 +172,12 @@ class SpikingNetwork(nn.Module):
         What is observed are all steps, or the chunks in which the first ``observed_steps`` lie.
         """
         watched = timesteps if observed_steps is None else observed_steps
-        outputs = self._accumulated(x_B, timesteps, chunk, observe, watched)
-        delay = int(self.readout_from)
-        yield from outputs if delay == 0 else _less_the_first(outputs, delay)
+        yield from self.readout.counted(self._accumulated(x_B, timesteps, chunk, observe, watched))
 
     def _accumulated(
         self, x_B: Tensor, timesteps: int, chunk: int | None, observe: Observer | None, observed_steps: int
     ) -> Iterator[Tensor]:
-        pre_run = int(self.pre_run)
-        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled() and pre_run == 0:
+        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled() and not self.readout.restarts:
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
         if chunk is None:
@@ -193,18 +186,13 @@ class SpikingNetwork(nn.Module):
         state.constant = {} if self.encoder.constant else None
         start = 0
         while start < timesteps:
-            if start == pre_run > 0:
-                state = self._start_again(state)
-            steps = min(chunk, timesteps - start, *([pre_run - start] if start < pre_run else []))
+            if self.readout.starts_again_at(start):  # what does not change with time is kept
+                state = NetworkState(self.readout.shifted(self.dynamics(), state.layers), state.masks, state.constant)
+            steps = self.readout.steps_from(start, min(chunk, timesteps - start))
             watching = observe if start < observed_steps else None
             output_TBK, state = self._advance(self.encoder(x_B, steps), steps, state, watching)
             start += steps
             yield output_TBK
-
-    def _start_again(self, after: NetworkState) -> NetworkState:
-        """The state after the steps beforehand: neurons start shifted; what does not change with time is kept."""
-        neurons = {name: shifted_start(neuron, after.neurons[name]) for name, neuron in self.neurons().items()}
-        return NetworkState(neurons, after.masks, after.constant)
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
         if timesteps < 1:
@@ -223,50 +211,16 @@ class SpikingNetwork(nn.Module):
 
     def _advance(self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None) -> tuple[Tensor, NetworkState]:
         """Advance ``steps`` steps; x_TB has ``steps`` steps, or one that stands for all of them."""
-        state = NetworkState(dict(state.neurons), state.masks, state.constant, state.output)
+        state = NetworkState(dict(state.layers), state.masks, state.constant)
         values = {INPUT: x_TB}
         if observe is not None:
             observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
         for name, layer in self.named_layers():
-            current_TB = self._current(name, layer, values, state)
+            current_TB = layer.current(values, state.masks, name, state.constant)
             if len(current_TB) != steps:
                 current_TB = current_TB.expand(steps, *current_TB.shape[1:])
-            if layer.neuron is None:
-                first = current_TB[:1] if state.output is None else current_TB[:1] + state.output
-                output_TBK = torch.cumsum(torch.cat([first, current_TB[1:]]), 0)
-                state.output = output_TBK[-1]
-                return output_TBK, state
-            before = state.neurons.get(name)
-            if before is None:
-                before = layer.neuron.initial_state(current_TB[0])
-            values[name], state.neurons[name] = layer.neuron.run(current_TB, before)
-            if observe is not None:
+            before = state.layers.get(name) or layer.dynamics.initial_state(current_TB[0])
+            values[name], state.layers[name] = layer.dynamics.run(current_TB, before)
+            if observe is not None and layer.neuron is not None:
                 observe(name, values[name])
-        raise AssertionError("the last layer has no neuron; checked at construction")
-
-    def _current(self, name: str, layer: Layer, values: dict[str, Tensor], state: NetworkState) -> Tensor:
-        total = None
-        for i, source, synapse in layer.branches():
-            key = f"{name}/{i}"
-            current = state.constant.get(key) if state.constant is not None else None
-            if current is None:
-                current = synapse(values[source], state.masks, key)
-                if source == INPUT and state.constant is not None:
-                    state.constant[key] = current
-            total = current if total is None else total + current
-        assert total is not None
-        return total
-
-
-def _less_the_first(outputs: Iterator[Tensor], delay: int) -> Iterator[Tensor]:
-    """Accumulated outputs (t, B, K), less the one after ``delay`` steps once more steps have passed."""
-    before, first = 0, None
-    for output_TBK in outputs:
-        left = delay - before
-        if first is None and left <= len(output_TBK):
-            first = output_TBK[left - 1].clone()
-            output_TBK = torch.cat([output_TBK[:left], output_TBK[left:] - first])
-        elif first is not None:
-            output_TBK = output_TBK - first
-        before += len(output_TBK)
-        yield output_TBK
+        return values[list(self.layers)[-1]], state

@@ -12,13 +12,13 @@ gradients are those of ``spikeprop.snn.engine.kernels.reference``. Such a layer 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.engine.kernels.reference import NEVER, integrate_and_fire
 from spikeprop.snn.surrogate import STDB, Surrogate
 
@@ -27,22 +27,8 @@ Trainable = Literal["threshold", "leak"]
 LEAST = 1e-4  # where a trained threshold or leak is stopped on its way to zero
 
 
-class NeuronState(NamedTuple):
-    """State of one layer.
-
-    Attributes:
-        v: potential.
-        since: steps since the last spike; None where nothing reads it.
-        sent: spikes sent less spikes taken back; None for neurons that take none back.
-    """
-
-    v: Tensor
-    since: Tensor | None
-    sent: Tensor | None = None
-
-
-class Neuron(nn.Module, ABC):
-    """A layer of spiking neurons.
+class Neuron(LayerDynamics):
+    """A layer of spiking neurons with a threshold; subclasses say how they run (``LayerDynamics.run``).
 
     Attributes:
         v_threshold: threshold, scalar or broadcastable to one sample's shape; lives in the checkpoint. A buffer, or a parameter
@@ -113,10 +99,6 @@ class Neuron(nn.Module, ABC):
         if isinstance(self.leak, nn.Parameter):
             self.leak.clamp_(LEAST, 1.0)
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of one sample's spikes, for that of its current."""
-        return shape
-
     def initial_state(self, current: Tensor) -> NeuronState:
         """State before the first step, for one step's current (B, ...)."""
         v = torch.zeros_like(current) + self.v_init * self.v_threshold
@@ -125,16 +107,17 @@ class Neuron(nn.Module, ABC):
     def _tracks_spike_times(self) -> bool:
         return self.surrogate.needs_spike_times and torch.is_grad_enabled()
 
-    @abstractmethod
-    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        """Advance over several steps: currents (T, B, ...) to spikes (T, B, ...)."""
+    def activation(self, total: Tensor, ceiling: Tensor | None) -> Tensor:
+        """ReLU, clipped at the ceiling."""
+        return torch.relu(total) if ceiling is None else torch.minimum(torch.relu(total), ceiling)
 
-    def step(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        """Advance one step: current (B, ...) to spikes (B, ...)."""
-        spikes, state = self.run(current.unsqueeze(0), state)
-        return spikes.squeeze(0), state
+    @property
+    def spike_size(self) -> Tensor:
+        return self.v_threshold.detach()
 
-    forward = step
+    @property
+    def head_start(self) -> Tensor:
+        return self.v_init
 
 
 class _IntegrateAndFire(Neuron):
@@ -212,35 +195,6 @@ class LIF(_IntegrateAndFire):
         super().__init__(v_threshold, leak, reset, v_init, surrogate, trainable)
 
 
-class SpikingMaxPool(Neuron):
-    """Max pooling of spikes, exact for rates: the number of spikes sent so far is the largest of its window.
-
-        N[t] = N[t-1] + s[t];   o[t] = max(N[t]) - max(N[t-1])
-
-    A count grows by at most one a step, so the difference is a spike. On real-valued input that stays the same it is the
-    ordinary maximum. (Rueckauer et al. 2017, sec. 2.2.6, let the most active input through instead, which may send more
-    spikes than any input has sent.)
-
-    Args:
-        kernel_size, stride, padding, ceil_mode: as of ``torch.nn.MaxPool2d``.
-    """
-
-    def __init__(self, kernel_size: int | tuple[int, int], stride: Any = None, padding: Any = 0, ceil_mode: bool = False):
-        super().__init__(1.0, 1.0, "subtract", 0.0, None)
-        self.window = nn.MaxPool2d(kernel_size, stride, padding, ceil_mode=ceil_mode)
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(self.window(torch.empty(shape, device="meta")).shape)
-
-    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        counts_TB = torch.cumsum(torch.cat([state.v.unsqueeze(0), currents]), 0)
-        largest_TB = self.window(counts_TB.flatten(0, 1)).unflatten(0, (len(counts_TB), -1))
-        return largest_TB[1:] - largest_TB[:-1], NeuronState(counts_TB[-1], state.since)
-
-    def extra_repr(self) -> str:
-        return ""
-
-
-def is_integrate_and_fire(neuron: Neuron) -> bool:
+def is_integrate_and_fire(neuron: LayerDynamics) -> TypeGuard[Neuron]:
     """Whether the packed kernels know a neuron: ours, not a subclass with rules of its own, nor another library's."""
     return type(neuron) in (IF, LIF)

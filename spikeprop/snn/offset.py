@@ -1,4 +1,4 @@
-"""Offset spikes: a short run beforehand shows which neurons fire too often or too seldom, and where they should start instead.
+"""Offset spikes: a short run beforehand shows which neurons fire too often or too rarely, and where they should start instead.
 
 After ``pre_run`` steps a neuron that kept up with its input holds a potential in [0, theta). One that is below 0 has fired spikes
 that later input took back: it starts the run that counts a spike lower. One that is at theta or above has spikes left to fire: it
@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikeprop.snn.neuron import Neuron, NeuronState, is_integrate_and_fire
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState
+from spikeprop.snn.neuron import is_integrate_and_fire
 
 
-def shifted_start(neuron: Neuron, after: NeuronState) -> NeuronState:
+def shifted_start(neuron: LayerDynamics, after: NeuronState) -> NeuronState:
     """The state from which a layer starts the run that counts, given its state after the steps beforehand."""
     fresh = neuron.initial_state(after.v)
     if not is_integrate_and_fire(neuron):

@@ -11,10 +11,13 @@ High-Efficient ANN-SNN Conversion"; here a neuron takes back at once below 0, wh
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from spikeprop.snn.neuron import Neuron, NeuronState
+from spikeprop.snn.dynamics import NeuronState
+from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.surrogate import Surrogate
 
 
@@ -28,6 +31,8 @@ class SignedIF(Neuron):
         v_threshold: positive; a number here, one a neuron or a channel after calibration.
         v_init: potential before the first step, as a fraction of the threshold; 0.5 rounds.
     """
+
+    signed: ClassVar[bool] = True
 
     def __init__(self, *, v_threshold: float = 1.0, v_init: float = 0.5, surrogate: Surrogate | None = None):
         super().__init__(v_threshold, 1.0, "subtract", v_init, surrogate)

@@ -43,7 +43,7 @@ class SweepPlan:
         trials: number of trials of tpe.
         metric: dotted key of report.json, or None for the accuracy of the last network.
         least: whether smaller values of the metric are better.
-        jobs: trials at once.
+        jobs: number of trials that run at the same time.
         threads: CPU threads of each trial; None to divide the cores among them.
         smoke: whether trials are short tests.
         seed: of tpe.

@@ -34,13 +34,13 @@ class TrialProcess:
         self.folder, self.arguments, self.log, self.lock, self.threads = folder, arguments, log, lock, threads
         self.process: subprocess.Popen[bytes] | None = None
 
-    def free(self) -> bool:
-        """Whether no other process works on it; if so, this process now has its lock."""
+    def acquire(self) -> bool:
+        """Take the trial's lock; False while another process works on the trial."""
         return not in_use(self.folder) and self.lock.acquire()
 
     def start(self) -> bool:
         """Start it; False while another process works on it."""
-        if not self.free():
+        if not self.acquire():
             return False
         assert self.lock.descriptor is not None
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}

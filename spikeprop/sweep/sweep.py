@@ -148,7 +148,7 @@ class Sweep:
 
     def _ended_elsewhere(self, trial: Trial, process: TrialProcess) -> int | None:
         """0 once another process has finished the trial; if that process stopped before, this one resumes the trial."""
-        if process.free():
+        if process.acquire():
             self._update(trial)
             if trial.state == "finished":
                 process.lock.release()

@@ -41,13 +41,13 @@ def test_balancing_uses_spikes_below_not_activations() -> None:
         convert(two_layers(), [torch.tensor([[1.0, 0.5]])], IF(), ThresholdBalancing(timesteps=1))
 
 
-def test_scale_acts_on_every_threshold_and_is_seen_by_later_layers() -> None:
+def test_scale_acts_on_every_threshold_and_on_later_layers() -> None:
     """Scale 0.5: theta_1 = 0.625, so both neurons fire from the first step; theta_2 = 0.5 * 3."""
     network = convert(two_layers(), [torch.tensor([[1.0, 0.5]])], IF(), ThresholdBalancing(timesteps=1, scale=0.5))
     assert [float(n.v_threshold) for n in network.neurons().values()] == pytest.approx([0.625, 1.5])
 
 
-def test_balancing_leaves_a_bias_free_chain_of_weights_as_it_is(digits_cnn: CNN) -> None:
+def test_balancing_keeps_the_weights_of_a_chain_without_biases(digits_cnn: CNN) -> None:
     network = convert(digits_cnn, [torch.rand(16, 1, 8, 8)], LIF(leak=0.9), ThresholdBalancing(timesteps=20))
     weights = [p for p in network.parameters() if p.dim() > 1]
     assert len(weights) == 4
@@ -87,7 +87,7 @@ class Skips(nn.Module):
 def test_rates_approach_the_anns_activations(calibrator: ThresholdCalibrator) -> None:
     """After many steps the accumulated output is T times the ANN's, up to one positive factor; biases and skips included.
 
-    (A percentile, or a scale below 1, clips the largest activations on purpose: the next test judges those by accuracy.)
+    (A percentile, or a scale below 1, clips the largest activations on purpose: the next test checks their accuracy.)
     """
     torch.manual_seed(3)
     ann, x = Skips().double(), torch.rand(64, 1, 4, 4, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_calibration_is_deterministic_under_a_seed(digits_cnn: CNN, calibrator: 
     assert thresholds[0] == thresholds[1]
 
 
-def test_thresholds_live_in_the_checkpoint(digits_cnn: CNN) -> None:
+def test_a_checkpoint_holds_the_thresholds(digits_cnn: CNN) -> None:
     network = convert(digits_cnn, [torch.rand(8, 1, 8, 8)], IF(), MaxActivation())
     names = [name for name in network.state_dict() if name.endswith("neuron.v_threshold")]
     assert len(names) == len(network.neurons()) == 3
@@ -137,14 +137,14 @@ def test_a_dead_layer_and_no_images_are_errors(digits_cnn: CNN) -> None:
         convert(digits_cnn, [torch.full((4, 1, 8, 8), float("nan"))], IF(), MaxActivation())
 
 
-def test_poisson_beyond_its_range_is_told(digits_cnn: CNN) -> None:
+def test_images_beyond_the_range_of_poisson_cause_a_warning(digits_cnn: CNN) -> None:
     with pytest.warns(UserWarning, match="saturates beyond 1"):
         convert(digits_cnn, [3 * torch.rand(4, 1, 8, 8)], IF(), MaxActivation(), encoder=Poisson())
 
 
 @torch.no_grad()
 def test_relu_activations_follow_gains() -> None:
-    """A calibrated network, read as an ANN, is the ANN up to the units of its layers."""
+    """A calibrated network, computed as an ANN, is the ANN up to the units of its layers."""
     torch.manual_seed(0)
     ann, x = Skips(), torch.rand(8, 1, 4, 4)
     plain = relu_activations(to_spiking(ann, IF, Direct(), (1, 4, 4)), x)
@@ -156,7 +156,7 @@ def test_relu_activations_follow_gains() -> None:
 
 
 def definition(network: SpikingNetwork, x: torch.Tensor, timesteps: int, scale: float) -> list[float]:
-    """Balancing as it is defined: for each layer anew, the network from the input up to it, on the plain reference."""
+    """Balancing by its definition: for each layer, run the network from the input up to it, on the plain reference."""
     network.packed = False
     found: list[float] = []
     names = list(network.neurons())
@@ -166,9 +166,9 @@ def definition(network: SpikingNetwork, x: torch.Tensor, timesteps: int, scale: 
         for later in names[names.index(name) :]:
             network.neurons()[later].v_threshold.fill_(1e30)
         network(x, timesteps, observe=lambda layer, s, trains=trains: trains.setdefault(layer, []).append(s.clone()))
-        stage = dict(network.named_layers())[name]
+        measured = dict(network.named_layers())[name]
         for t in range(timesteps):
-            currents = [synapse(torch.stack([trains[source][t][0]])) for _, source, synapse in stage.branches()]
+            currents = [synapse(torch.stack([trains[source][t][0]])) for _, source, synapse in measured.branches()]
             peaks.append(float(torch.stack(currents).sum(0).max()))
         neuron.v_threshold.fill_(max(peaks) * scale)
         found.append(max(peaks) * scale)

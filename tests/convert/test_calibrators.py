@@ -1,4 +1,4 @@
-"""Calibrators that know T: optima by hand and by search, errors that shrink, delays and shifts that do what they say."""
+"""Calibrators for a given T: optima by hand and by search, smaller errors, delayed readout and shifted potentials."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from spikeprop.convert import (
     relu_activations,
     to_spiking,
 )
-from spikeprop.convert.calibrators.correction import CalibratedLayer, _Fit, delay_readout
-from spikeprop.convert.calibrators.statistics import quantised
+from spikeprop.convert.calibrators.advanced_calibration import LayerFit
+from spikeprop.convert.calibrators.correction import delay_readout
+from spikeprop.convert.calibrators.least_error import quantised
 from spikeprop.experiment.network_checkpoint import _make_room
 from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
 from spikeprop.snn import Direct, Layer, NeuronState, SpikingNetwork, Synapse
 from spikeprop.snn.offset import offset, shifted_start
 
 STEPS = 2
-KNOWING_T: list[ThresholdCalibrator] = [
+FOR_T: list[ThresholdCalibrator] = [
     LeastError(timesteps=STEPS),
     LocalThresholdBalancing(timesteps=STEPS),
     LightCalibration(timesteps=STEPS),
@@ -75,8 +76,8 @@ def test_local_balancing_ends_near_the_least_error(power: int, times: float) -> 
         assert error(scale, a, 16) < times * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
 
 
-@pytest.mark.parametrize("calibrator", KNOWING_T, ids=str)
-def test_few_steps_are_served_better_than_by_a_percentile(digits_cnn: CNN, calibrator: ThresholdCalibrator) -> None:
+@pytest.mark.parametrize("calibrator", FOR_T, ids=str)
+def test_accuracy_at_few_steps_is_better_than_with_a_percentile(digits_cnn: CNN, calibrator: ThresholdCalibrator) -> None:
     x, test = digits_images(512), list(Digits().test(360).epoch(0))
     plain = snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), Percentile()), test, [STEPS])[STEPS]
     assert snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), calibrator), test, [STEPS])[STEPS] > plain + 1
@@ -103,8 +104,10 @@ def test_light_calibration_leaves_less_mean_error(digits_cnn: CNN) -> None:
 @pytest.mark.parametrize(
     "calibrator", [LightCalibration(timesteps=STEPS), AdvancedCalibration(timesteps=STEPS, iterations=5)], ids=str
 )
-def test_what_calibration_adds_lives_in_the_checkpoint(digits_cnn: CNN, calibrator: ThresholdCalibrator, tmp_path: Path) -> None:
-    """Biases, thresholds by channel, gains, initial potentials, scales and the delay come back into a fresh network."""
+def test_a_checkpoint_holds_all_that_calibration_changes(
+    digits_cnn: CNN, calibrator: ThresholdCalibrator, tmp_path: Path
+) -> None:
+    """Biases, thresholds by channel, gains, initial potentials, scales and the delay are loaded into a fresh network."""
     x = digits_images(128)
     network = convert(digits_cnn, [x], IF(v_init=0.5), calibrator)
     save_checkpoint(tmp_path / "n.safetensors", network, {})
@@ -121,33 +124,33 @@ def ramp() -> SpikingNetwork:
     hidden, out = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     for layer in (hidden, out):
         layer.weight.data.fill_(1.0)
-    stages = {"hidden": Layer([("input", Synapse([hidden]))], IF()), "out": Layer([("hidden", Synapse([out]))], None)}
-    return SpikingNetwork(stages, Direct(), (1,)).eval()
+    layers = {"hidden": Layer([("input", Synapse([hidden]))], IF()), "out": Layer([("hidden", Synapse([out]))], None)}
+    return SpikingNetwork(layers, Direct(), (1,)).eval()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_delayed_readout_takes_the_first_steps_off(packed: bool) -> None:
+def test_a_delayed_readout_subtracts_the_first_steps(packed: bool) -> None:
     """Current 0.4: u = .4, .8, 1.2*, .6, 1.0, 1.4*, .8, 1.2*, .6, 1.0: spikes in steps 3, 6 and 8."""
     network = ramp()
     network.packed = packed
-    network.readout_from.fill_(6)
+    network.readout.set(delay=6)
     x = torch.full((1, 1), 0.4)
     outputs = torch.cat([o[:, 0, 0] for o in network.unroll(x, 9, chunk=2)])
     assert outputs.tolist() == [0, 0, 1, 1, 1, 2, 0, 1, 1]
     assert float(network(x, 9)) == 1
-    assert float(network(x, 5)) == 1  # not past the delay yet: the plain sum
+    assert float(network(x, 5)) == 1  # within the delay: the plain sum
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", [1, 3, 20])
 def test_offset_spikes_by_hand(chunk: int) -> None:
-    """Current 0.45: u = .45, .9, 1.35*, and 0.35 is left: it kept up, and the run that counts is the same anew.
+    """Current 0.45: u = .45, .9, 1.35*, and 0.35 is left: no shift, so the second run equals the first.
 
     Current 1.5 fires in every step and holds 1.5 after three: it starts again at 1, and still fires in every step.
     """
     network = ramp()
-    network.pre_run.fill_(3)
+    network.readout.set(pre_run=3)
     outputs = torch.cat([o[:, 0, 0] for o in network.unroll(torch.tensor([[0.45]]), 8, chunk=chunk)])
     assert outputs.tolist() == [0, 0, 1, 0, 0, 1, 1, 2]
     late = torch.cat([o[:, 0, 0] for o in network.unroll(torch.tensor([[1.5]]), 5, chunk=chunk)])
@@ -155,18 +158,18 @@ def test_offset_spikes_by_hand(chunk: int) -> None:
 
 
 @torch.no_grad()
-def test_offset_spikes_make_up_for_a_late_input() -> None:
-    """A neuron that is left with 1.9 thresholds starts a threshold higher, one that is below 0 starts a threshold lower."""
+def test_offset_spikes_compensate_a_late_input() -> None:
+    """A neuron whose potential ends at 1.9 thresholds starts a threshold higher, one that ends below 0 a threshold lower."""
     assert offset(torch.tensor([-0.3, 0.0, 0.4, 1.0, 1.9, 2.5]), torch.tensor(1.0)).tolist() == [-1, 0, 0, 1, 1, 2]
     network = ramp()
-    network.pre_run.fill_(2)
+    network.readout.set(pre_run=2)
     neuron = network.neurons()["hidden"]
     neuron.v_init = torch.tensor(0.9)  # 0.9, then current 0.65: u = 1.55*, 1.2*: two spikes, 0.2 is left: no shift
     assert [float(o) for o in torch.cat(list(network.unroll(torch.tensor([[0.65]]), 4, chunk=1)))[:, 0, 0]] == [1, 2, 1, 2]
     neuron.v_init = torch.tensor(
         2.5
     )  # current 0.1: u = 2.6*, 1.7*, and 0.7 is left: no shift; without current 1.5 is left after one
-    network.pre_run.fill_(1)
+    network.readout.set(pre_run=1)
     shifted = torch.cat(list(network.unroll(torch.tensor([[0.1]]), 3, chunk=1)))[:, 0, 0]
     assert shifted.tolist() == [1, 1, 2]  # 1.6 left: starts at 2.5 + 1: u = 3.6*, 2.7*
     assert float(shifted_start(neuron, NeuronState(torch.tensor([1.6]), None)).v) == pytest.approx(3.5)
@@ -174,53 +177,52 @@ def test_offset_spikes_make_up_for_a_late_input() -> None:
 
 
 @torch.no_grad()
-def test_the_readout_waits_for_a_network_that_starts_late() -> None:
-    """Two classes; the right one's neuron needs four steps to charge, the wrong one's fires at once for a while (v_init)."""
+def test_the_readout_is_delayed_for_a_network_that_starts_late() -> None:
+    """Two classes: the neuron of the correct one needs four steps to charge, the other fires immediately for a while (v_init)."""
     network = ramp()
-    stage = dict(network.named_layers())["hidden"]
-    layer = nn.Linear(1, 2, bias=False)
-    layer.weight.data = torch.tensor([[0.24], [0.0]])
+    hidden = nn.Linear(1, 2, bias=False)
+    hidden.weight.data = torch.tensor([[0.24], [0.0]])
     out = nn.Linear(2, 2, bias=False)
     out.weight.data = torch.eye(2)
-    stages = {
-        "hidden": Layer([("input", Synapse([layer]))], stage.neuron),
+    layers = {
+        "hidden": Layer([("input", Synapse([hidden]))], network.neurons()["hidden"]),
         "out": Layer([("hidden", Synapse([out]))], None),
     }
-    late = SpikingNetwork(stages, Direct(), (1,)).eval()
-    late.neurons()["hidden"].v_init = torch.tensor([0.0, 3.0])  # the second neuron fires in steps 1 and 2, for nothing
+    late = SpikingNetwork(layers, Direct(), (1,)).eval()
+    late.neurons()["hidden"].v_init = torch.tensor([0.0, 3.0])  # the second neuron fires in steps 1 and 2, without input
     x = torch.ones(3, 1)
     chosen = delay_readout(late, x, torch.tensor([[0.24, 0.0]]).expand(3, 2) * 20, 12)
     assert chosen >= 2
-    assert int(late.readout_from) == chosen
+    assert int(late.readout.delay) == chosen
     assert late(x, 12).argmax(1).tolist() == [0, 0, 0]
 
 
-def test_the_fit_of_advanced_calibration_finds_weights_that_were_spoilt() -> None:
-    """A layer with half of each weight, and the activations of the whole ones as its target."""
+def test_the_fit_of_advanced_calibration_restores_corrupted_weights() -> None:
+    """A layer with half of each weight, and the activations of the complete weights as its target."""
     torch.manual_seed(0)
     linear = nn.Linear(8, 5, bias=False)
     rates = torch.rand(256, 8)
     target = torch.relu(linear(rates)).detach()
     linear.weight.data.mul_(0.5)
-    stage = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
-    fit = _Fit(CalibratedLayer("hidden", stage, target, {"input": rates}), 16)
-    before = fit._error()
+    layer = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
+    fit = LayerFit(layer, target, {"input": rates}, timesteps=16)
+    before = fit.error()
     fit.run(iterations=300, batch_size=64, step=0.01)
-    assert fit._error() < 0.2 * before
+    assert fit.error() < 0.2 * before
 
 
-def test_a_fit_that_does_not_help_is_taken_back() -> None:
+def test_a_fit_that_does_not_lower_the_error_is_undone() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(8, 5)
     rates = torch.rand(256, 8)
     target = torch.relu(linear(rates)).detach()
-    stage = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
+    layer = Layer([("input", Synapse([linear]))], IF(v_init=0.5, v_threshold=float(target.max())))
     weight = linear.weight.detach().clone()
-    _Fit(CalibratedLayer("hidden", stage, target, {"input": rates}), 1000).run(iterations=3, batch_size=8, step=1.0)
+    LayerFit(layer, target, {"input": rates}, timesteps=1000).run(iterations=3, batch_size=8, step=1.0)
     assert torch.equal(linear.weight, weight)
 
 
-def test_initial_potentials_make_up_for_each_neurons_mean_error(digits_cnn: CNN) -> None:
+def test_initial_potentials_compensate_each_neurons_mean_error(digits_cnn: CNN) -> None:
     x = digits_images(256)
     with torch.no_grad():
         wanted = relu_activations(to_spiking(digits_cnn, IF, Direct(), (1, 8, 8)), x)
@@ -243,7 +245,7 @@ def rates_of(network: SpikingNetwork, x: torch.Tensor, steps: int) -> dict[str, 
 
 def test_offset_spike_counts_its_pre_run(digits_cnn: CNN) -> None:
     network = convert(digits_cnn, [digits_images(64)], IF(v_init=0.5), OffsetSpike(calibrator=Percentile(), pre_run=4))
-    assert int(network.pre_run) == 4
+    assert int(network.readout.pre_run) == 4
     test = list(Digits().test(360).epoch(0))
     accuracy = snn_accuracy(network, test, [4, 5, 40])
     assert accuracy[40] > 95

@@ -1,6 +1,6 @@
-"""Two and three processes, each with its part of the calibration images, convert as one does: same thresholds, biases and gains.
+"""Two and three processes, each with its shard of the calibration images, get the thresholds, biases and gains of one process.
 
-Real digits and a network trained on them; the parts are unequal, and one batch has fewer images than there are processes.
+Real digits and a network trained on them; the shards are unequal, and one batch has fewer images than there are processes.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def clipped_ann() -> nn.Module:
 def converted(folder: Path, case: str, processes: Processes = ALONE) -> SpikingNetwork:
     calibrator, encoder, _ = CASES[case]
     ann = clipped_ann() if isinstance(calibrator, LearnedCeiling) else digits_ann(folder)
-    torch.manual_seed(5 + processes.rank)  # what another rank would draw for itself is not what counts
+    torch.manual_seed(5 + processes.rank)  # only the draws of rank 0 count
     return convert(ann, batches(), IF(v_init=0.5), calibrator, encoder=encoder, processes=processes)
 
 
@@ -96,14 +96,14 @@ def state_of(network: SpikingNetwork) -> dict[str, Tensor]:
 
 
 class Alone(ThresholdCalibrator):
-    """As calibrators were before they were told of a part."""
+    """A calibrator that knows no shards."""
 
     def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return MaxActivation().calibrate(network, x)
 
 
 class Broken(Alone):
-    """Fails, as it would on images that do not suit it."""
+    """Fails, as a calibrator may on unsuitable images."""
 
     def calibrate(self, network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise ConversionError("these images do not suit")
@@ -146,7 +146,7 @@ def _one_of(rank: int, count: int, place: str) -> None:
     for number, case in enumerate(CASES):
         save_file(state_of(converted(folder, case, processes)), folder / f"{number}.{rank}.safetensors")
     save_file(_more(folder, processes), folder / f"more.{rank}.safetensors")
-    (folder / f"told.{rank}.json").write_text(json.dumps(_told(folder, processes)))
+    (folder / f"errors.{rank}.json").write_text(json.dumps(_errors(folder, processes)))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -162,8 +162,8 @@ def _more(folder: Path, processes: Processes) -> dict[str, Tensor]:
     return {**found, **{f"parted.{name}": value for name, value in state_of(network).items()}}
 
 
-def _told(folder: Path, processes: Processes) -> dict[str, str]:
-    """What is wrong for one process, or for all, is told to all."""
+def _errors(folder: Path, processes: Processes) -> dict[str, str]:
+    """Messages that this process gets, by what each must say; the first error concerns one process only."""
     images = [x for x, _ in batches()]
     broken = [x.clone() for x in images]
     broken[0][-1, 0, 3, 3] = torch.nan
@@ -178,7 +178,7 @@ def _told(folder: Path, processes: Processes) -> dict[str, str]:
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, digits_cnn: CNN) -> Path:
-    """Where so many processes have left their networks."""
+    """The folder with the networks of so many processes."""
     path = tmp_path_factory.mktemp("together")
     save_file({name: value.contiguous() for name, value in digits_cnn.state_dict().items()}, path / "ann.safetensors")
     mp.spawn(_one_of, (request.param, str(path)), nprocs=request.param)
@@ -186,7 +186,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_processes_convert_as_one(folder: Path, case: str) -> None:
+def test_processes_convert_like_one(folder: Path, case: str) -> None:
     expected, number = state_of(converted(folder, case)), list(CASES).index(case)
     first, *others = (load_file(file) for file in sorted(folder.glob(f"{number}.*.safetensors")))
     assert others
@@ -198,7 +198,7 @@ def test_processes_convert_as_one(folder: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_quantiles_are_exact_however_values_are_spread(folder: Path, kind: str) -> None:
+def test_quantiles_do_not_depend_on_how_values_are_sharded(folder: Path, kind: str) -> None:
     expected = quantiles(kind, CalibrationShard(), slice(0, sum(SIZES)))
     assert all(torch.equal(load_file(file)[kind], expected) for file in folder.glob("more.*.safetensors"))
 
@@ -209,14 +209,14 @@ def test_a_process_may_be_given_its_own_images_alone(folder: Path) -> None:
     assert all(torch.equal(found[f"parted.{name}"], value) for name, value in expected.items())
 
 
-def test_what_is_wrong_is_told_to_all(folder: Path) -> None:
-    files = list(folder.glob("told.*.json"))
+def test_all_processes_raise_the_same_error(folder: Path) -> None:
+    files = list(folder.glob("errors.*.json"))
     assert len(files) > 1
     for file in files:
-        assert all(says in told for says, told in json.loads(file.read_text()).items())
+        assert all(says in message for says, message in json.loads(file.read_text()).items())
 
 
-def test_a_calibrator_that_knows_no_parts_still_calibrates_alone(digits_cnn: CNN) -> None:
+def test_a_calibrator_without_shards_calibrates_in_one_process(digits_cnn: CNN) -> None:
     x = batches()[0][0]
     found = convert(digits_cnn, [x], IF(), OffsetSpike(calibrator=Alone(), pre_run=1))
     expected = convert(digits_cnn, [x], IF(), MaxActivation())
@@ -239,7 +239,7 @@ def _arguments(out: Path, settings: list[str]) -> list[str]:
     return ["run", "digits_cnn_stdb", *UNTRAINED, *settings, "--out", str(out)]
 
 
-CUT_SHORT = "convert.images=300"  # a batch in parts, and one that is cut short
+CUT_SHORT = "convert.images=300"  # a batch that is sharded, and one that is cut short
 LIGHT = ["convert.calibrator={use: LightCalibration, timesteps: 4}", "convert.encoder=Poisson", CUT_SHORT]
 OUTSIDE = ["convert.calibrator=tests.convert.test_distributed.Alone", CUT_SHORT]
 
@@ -250,11 +250,11 @@ OUTSIDE = ["convert.calibrator=tests.convert.test_distributed.Alone", CUT_SHORT]
         (2, ["convert.calibrator.timesteps=10", CUT_SHORT]),
         pytest.param(3, LIGHT, marks=pytest.mark.slow),
         pytest.param(2, OUTSIDE, marks=pytest.mark.slow),
-        pytest.param(3, ["convert.images=2"], marks=pytest.mark.slow),  # then rank 0 does it alone
+        pytest.param(3, ["convert.images=2"], marks=pytest.mark.slow),  # then rank 0 calibrates alone
     ],
-    ids=["balancing", "light", "one that knows no parts", "fewer images than processes"],
+    ids=["balancing", "light", "one that knows no shards", "fewer images than processes"],
 )
-def test_the_command_converts_as_one_process(processes: int, settings: list[str], tmp_path: Path) -> None:
+def test_the_command_converts_like_one_process(processes: int, settings: list[str], tmp_path: Path) -> None:
     together = _torchrun(tmp_path / "together", processes, settings)
     assert together.returncode == 0, together.stderr
     found = load_file(tmp_path / "together" / "converted.safetensors")
@@ -267,7 +267,7 @@ def test_the_command_converts_as_one_process(processes: int, settings: list[str]
 
 
 @pytest.mark.slow
-def test_where_rank_0_calibrates_alone_and_cannot_the_others_are_told(tmp_path: Path) -> None:
+def test_an_error_of_rank_0_that_calibrates_alone_ends_all(tmp_path: Path) -> None:
     done = _torchrun(tmp_path / "run", 2, ["convert.calibrator=tests.convert.test_distributed.Broken"])
     assert done.returncode != 0
     assert "these images do not suit" in done.stderr
@@ -276,7 +276,7 @@ def test_where_rank_0_calibrates_alone_and_cannot_the_others_are_told(tmp_path: 
 
 
 def test_a_process_reads_its_own_images_alone(tmp_path: Path) -> None:
-    """Of a folder of photographs, but for a last batch that is cut short."""
+    """From a folder of photographs; a last batch that is cut short is read by all."""
     source = torch.Generator().manual_seed(0)
     for i in range(12):
         path = tmp_path / "train" / "n01440764" / f"{i}.JPEG"
@@ -287,11 +287,11 @@ def test_a_process_reads_its_own_images_alone(tmp_path: Path) -> None:
         "digits_cnn_stdb", [f"data={{use: ImageNet, root: {tmp_path}, size: 32, workers: 0}}", "convert.images=10"]
     )
     run = PipelineRun(recipe.experiment, Context(RunFolder(tmp_path / "run", recipe), "photographs", print))
-    ((whole, labels),) = list(calibration_images(run, ALONE))
+    ((complete, labels),) = list(calibration_images(run, ALONE))
     parts = []
     for rank in range(3):
         ((x, y),) = list(calibration_images(run, Processes(rank, 3)))
         assert torch.equal(y, labels)
         parts.append(x)
     assert [len(x) for x in parts] == [3, 3, 4]
-    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(torch.cat(parts), complete)

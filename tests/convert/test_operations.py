@@ -14,7 +14,6 @@ from spikeprop import IF, Direct, convert
 from spikeprop.ann import CIFARResNet
 from spikeprop.convert import ConversionError, MaxActivation, relu_activations, to_spiking
 from spikeprop.snn import SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
 
 FAMILIES = {
     "vgg11": 32,
@@ -31,7 +30,7 @@ FAMILIES = {
 
 
 def lively(ann: nn.Module) -> nn.Module:
-    """Batch-norm statistics large enough to matter when folded, and shifts small enough that the image still matters in the last layer."""
+    """Batch-norm statistics that change the output, with shifts so small that the image still matters in the last layer."""
     for module in ann.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
@@ -82,7 +81,7 @@ def errors(ann: nn.Module, shape: tuple[int, ...], checkpoints: tuple[int, ...])
         counts[name] = counts.get(name, 0) + spikes_TB.sum(0)
         steps[name] = steps.get(name, 0) + len(spikes_TB)
         neuron = network.neurons().get(name)
-        if neuron is not None and not isinstance(neuron, SpikingMaxPool) and steps[name] in checkpoints:
+        if neuron is not None and steps[name] in checkpoints:
             scale = neuron.v_threshold * dict(network.named_layers())[name].scale  # type: ignore[union-attr]
             size = wanted[name].abs().mean().clamp(min=1e-12)
             found.setdefault(name, []).append(float((counts[name] / steps[name] * scale - wanted[name]).abs().mean() / size))
@@ -92,7 +91,7 @@ def errors(ann: nn.Module, shape: tuple[int, ...], checkpoints: tuple[int, ...])
 
 
 def assert_falls_like_one_over_t(found: dict[str, list[float]], times: float) -> None:
-    """From the first to the last, T grows ``times`` fold: the error must fall by half as much at least, or be tiny already."""
+    """T grows ``times`` fold from the first value to the last: the error must fall by half of this factor, or be tiny."""
     assert found
     for name, (first, *_, last) in found.items():
         assert last < max(2 * first / times, 5e-4), f"{name}: {first:.4f} -> {last:.4f}"
@@ -112,7 +111,7 @@ def test_rates_of_all_families_approach_the_activations_up_to_1024_steps(name: s
 
 
 class Case(nn.Module):
-    """A network whose forward is given, with layers for every case."""
+    """A network with a given forward function, and layers for every case."""
 
     def __init__(self, forward: Callable[[Case, Tensor], Tensor]) -> None:
         super().__init__()
@@ -211,18 +210,18 @@ def _in_place_sum(m: Case, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_users_write(name: str) -> None:
+def test_common_code_keeps_its_function(name: str) -> None:
     torch.manual_seed(0)
     assert_same_function(lively(Case(CASES[name])), (3, 8, 8))
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if "output" not in n])
-def test_rates_of_what_users_write(name: str) -> None:
+def test_rates_of_common_code_approach_the_activations_like_one_over_t(name: str) -> None:
     torch.manual_seed(0)
     assert_falls_like_one_over_t(errors(lively(Case(CASES[name])), (3, 8, 8), (64, 1024)), 16)
 
 
-def test_the_pretrained_resnets_shortcut() -> None:
+def test_the_shortcut_of_pretrained_cifar_resnets_keeps_its_function() -> None:
     assert_same_function(lively(CIFARResNet()), (3, 32, 32))
 
 
@@ -233,18 +232,18 @@ def test_the_pretrained_resnets_shortcut() -> None:
         (lambda m, x: m.head(m.a(F.max_pool2d(x, 2)).mean((2, 3))), "max pooling of the image; pool the images"),
         (lambda m, x: nn.functional.linear(torch.relu(m.a(x)), m.a.weight[0, 0]), "Linear on samples of 3 axes|cannot run"),
         (lambda m, x: torch.div(m.a(x), 2, rounding_mode="floor"), "one that is rounded"),
-        (lambda m, x: _changed_under_another_name(m, x), "a change in place of what 'a'"),
-        (lambda m, x: _changed_behind_a_view(m, x), "a change in place of what 'flatten'"),
-        (lambda m, x: m.long(F.max_pool2d(m.a(x), 1).flatten(1)), "max pooling of what is not a ReLU's output; put ReLU"),
+        (lambda m, x: _changed_under_another_name(m, x), "an in-place change of 'a'"),
+        (lambda m, x: _changed_behind_a_view(m, x), "an in-place change of 'flatten'"),
+        (lambda m, x: m.long(F.max_pool2d(m.a(x), 1).flatten(1)), "max pooling without ReLU; put ReLU"),
         (lambda m, x: F.max_pool2d(torch.relu(m.a(x)), 2, dilation=2), "dilation"),
         (lambda m, x: torch.relu(m.a(x)) * torch.relu(m.a(x)), "product of two values"),
         (lambda m, x: torch.cat([m.a(x), m.a(x)], 2), "concatenation along axis 2"),
-        (lambda m, x: m.a(x)[:, :, 1:], "the part"),
+        (lambda m, x: m.a(x)[:, :, 1:], "slicing with"),
         (lambda m, x: m.a(x).mean(1), "a mean over 1"),
         (lambda m, x: F.pad(m.a(x), (1, 1, 1, 1), mode="reflect"), "only zeros"),
-        (lambda m, x: torch.clamp(m.a(x), 1, 2), "an interval that holds 0"),
+        (lambda m, x: torch.clamp(m.a(x), 1, 2), "the interval must contain 0"),
         (lambda m, x: torch.clamp(m.a(x), max=2), "give min=0"),
-        (lambda m, x: torch.relu(m.a(x)[:, 0]), r"the part x\[:, 0\] of a value; keep the axis of channels: x\[:, 0:1\]"),
+        (lambda m, x: torch.relu(m.a(x)[:, 0]), r"slicing x\[:, 0\]; keep the axis of channels: x\[:, 0:1\]"),
         (lambda m, x: m.a(x).mean((2, 3)).unsqueeze(1), r"unsqueeze\(1\)"),
         (lambda m, x: m.a(x) + m.a.bias.view(-1, 1, 1), "view|constant operand"),
         (lambda m, x: torch.flatten(m.a(x), 1, 2), "a new shape, 4x8x8 to 32x8"),
@@ -253,14 +252,14 @@ def test_the_pretrained_resnets_shortcut() -> None:
         (lambda m, x: F.conv2d(m.a(x), m.b.weight * 2), "constant operand .b_weight"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(forward: Callable[[Case, Tensor], Tensor], says: str) -> None:
+def test_an_operation_that_cannot_be_converted_is_refused_by_name(forward: Callable[[Case, Tensor], Tensor], says: str) -> None:
     with pytest.raises(ConversionError, match=says):
         to_spiking(Case(forward), IF, Direct(), (3, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_models_that_change_the_image_themselves(name: str) -> None:
-    """As with pretrained weights: channels are scaled and shifted one by one, and auxiliary heads are left out."""
+def test_models_that_normalise_the_image_keep_their_function(name: str) -> None:
+    """As with pretrained weights: each channel is scaled and shifted, and auxiliary heads are left out."""
     torch.manual_seed(0)
     ann = getattr(models, name)(transform_input=True, aux_logits=True, init_weights=False, num_classes=7)
     assert_same_function(lively(ann), (3, 80, 80))

@@ -1,4 +1,4 @@
-"""Our NIR files in Norse and snnTorch, by their own importers: equal spikes where claimed, refusals where not."""
+"""Our NIR files in Norse and snnTorch, by their own importers: equal spikes where they are claimed, else a refusal."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 @pytest.mark.parametrize("kind", ["dense", "conv"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_file_runs_with_equal_spikes(tmp_path: Path, library: str, kind: str, neuron: Neuron, per: str) -> None:
-    """The sum of the outputs over time is the network's answer; were a spike other than ours, it would be off by a weight."""
+    """The sum of the outputs over time is the network's output; one different spike would change it by a weight."""
     ann, shape = networks()[kind]
     encoder = Poisson() if kind == "dense" else Direct()
     network = convert(ann, [torch.rand(16, *shape)], neuron, Percentile(per=per), encoder=encoder).double()  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def small(neuron: Neuron) -> SpikingNetwork:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_what_they_would_take_for_something_else_is_refused(tmp_path: Path, library: str) -> None:
+def test_semantics_that_a_library_lacks_are_refused(tmp_path: Path, library: str) -> None:
     file = tmp_path / "n.nir"
     for neuron, says in (
         (IF(), f"resets by subtraction, which NIR cannot say: {library} would reset to zero"),
@@ -120,8 +120,8 @@ def test_what_they_would_take_for_something_else_is_refused(tmp_path: Path, libr
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_why_the_plain_file_will_not_do(tmp_path: Path) -> None:
-    """What the rewriting is for: snnTorch takes our milliseconds for its tenths. When this fails, they have mended it."""
+def test_snntorch_misreads_the_file_that_is_not_rewritten(tmp_path: Path) -> None:
+    """Why files are rewritten: snnTorch reads our steps of 1 ms as 0.1 ms. When this fails, snnTorch has changed."""
     network = small(LIF(leak=0.9, reset="zero")).double()
     ours, output = record(network, torch.rand(3, 1, 4, 4), STEPS)
     theirs = run_in_snntorch(to_nir(network), ours[INPUT])
@@ -133,6 +133,6 @@ def test_a_delayed_readout_is_refused(target: str) -> None:
     network = convert(
         MLP(input_shape=(4,), classes=3, hidden=[6]), [torch.rand(8, 4)], IF(reset="zero"), Percentile(), encoder=Poisson()
     )
-    network.readout_from.fill_(5)
+    network.readout.set(delay=5)
     with pytest.raises(NirError, match=f"counts from step 5 on .*which {target} would not know"):
         portable(to_nir(network), target)

@@ -1,4 +1,4 @@
-"""Fine-tuning in integers: the rounded network is the chip's, gradients pass straight through, nothing is lost by it."""
+"""Fine-tuning in integers: the rounded network is the chip's, gradients pass straight through, accuracy is kept."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_scales_are_searched_again_after_so_many_steps(monkeypatch: pytest.Monke
     assert len(searched) == 3
 
 
-def test_what_cannot_be_rounded_one_by_one_is_refused_by_name() -> None:
+def test_weights_that_cannot_be_rounded_one_by_one_are_refused_by_name() -> None:
     def network(*ops: nn.Module) -> SpikingNetwork:
         layers = {
             "a": Layer([(INPUT, Synapse(ops))], IF()),
@@ -111,7 +111,7 @@ def test_what_cannot_be_rounded_one_by_one_is_refused_by_name() -> None:
     find_grids(network(nn.Conv2d(2, 2, 3, padding=1)), 1.0)
 
 
-def test_a_recipe_names_it() -> None:
+def test_a_recipe_can_name_the_rule() -> None:
     recipe = load_recipe("digits_cnn_stdb", ["finetune.rule={use: spikeprop.deploy.QuantisedBPTT, refresh: 7}"])
     rule = recipe.experiment.finetune.build_rule()
     assert isinstance(rule, QuantisedBPTT)

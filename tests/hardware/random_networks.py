@@ -1,4 +1,4 @@
-"""Random spiking networks of every kind that hardware/ has to lay out, and inputs for them.
+"""Random spiking networks of every kind that hardware/ lays out, and inputs for them.
 
 Weights, thresholds, leaks and inputs are short binary fractions unless ``real`` asks for others. Every sum is then exact in
 float64 in whatever order it is taken, so simulators must agree to the bit, also where a potential meets its threshold.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spikeprop import IF, LIF, Direct, Poisson, SignedIF
 from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Layer, Neuron, SpikingNetwork, Synapse
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.pooling import SpikingMaxPool
 
 KINDS = ["dense", "conv", "strided", "grouped", "pooled", "residual", "concatenated", "max_pooled"]
 STEPS = 10
@@ -41,7 +41,7 @@ class _Maker:
         last, after = getattr(self, kind)(shape)
         self.layers["head"] = Layer([(last, Synapse([nn.Flatten(), self.linear(int(np.prod(after)), 3)]))], None)
         network = SpikingNetwork(self.layers, Poisson() if poisson else Direct(), shape).double().eval()
-        network.readout_from.fill_(self.pick([0, 0, 3]))
+        network.readout.set(delay=self.pick([0, 0, 3]))
         full = (2, STEPS, *shape)
         inputs = self.rng.integers(-1, 2, full).astype(float) if poisson else self.rng.integers(-8, 17, full) / 8
         if self.real and not poisson:
@@ -59,36 +59,36 @@ class _Maker:
 
     def conv(self, shape: Shape) -> tuple[str, Shape]:
         kernel = (self.pick([1, 2, 3]), self.pick([1, 2, 3]))
-        name, shape = self.conv_stage("c0", INPUT, shape, kernel_size=kernel, padding=self.pick([0, 1]))
-        return self.conv_stage("c1", name, shape, kernel_size=3, padding=2, dilation=2)
+        name, shape = self.conv_layer("c0", INPUT, shape, kernel_size=kernel, padding=self.pick([0, 1]))
+        return self.conv_layer("c1", name, shape, kernel_size=3, padding=2, dilation=2)
 
     def strided(self, shape: Shape) -> tuple[str, Shape]:
         stride, padding = (self.pick([1, 2]), 2), (self.pick([0, 1]), 1)
-        name, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, stride=stride, padding=padding)
-        return self.conv_stage("c1", name, shape, kernel_size=(1, 2), stride=2)
+        name, shape = self.conv_layer("c0", INPUT, shape, kernel_size=3, stride=stride, padding=padding)
+        return self.conv_layer("c1", name, shape, kernel_size=(1, 2), stride=2)
 
     def grouped(self, shape: Shape) -> tuple[str, Shape]:
-        name, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1, groups=2)
-        return self.conv_stage("c1", name, shape, kernel_size=2, groups=self.pick([2, 4]))
+        name, shape = self.conv_layer("c0", INPUT, shape, kernel_size=3, padding=1, groups=2)
+        return self.conv_layer("c1", name, shape, kernel_size=2, groups=self.pick([2, 4]))
 
     def pooled(self, shape: Shape) -> tuple[str, Shape]:
-        name, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
+        name, shape = self.conv_layer("c0", INPUT, shape, kernel_size=3, padding=1)
         pool = nn.AvgPool2d(2, stride=self.pick([1, 2]), padding=self.pick([0, 1]))
-        name, shape = self.conv_stage("c1", name, shape, pool, kernel_size=3, padding=1)
+        name, shape = self.conv_layer("c1", name, shape, pool, kernel_size=3, padding=1)
         flat = [nn.AvgPool2d(2), nn.Flatten(), self.linear(4 * (shape[1] // 2) * (shape[2] // 2), 6)]
         return self.layer("d", name, flat, (6,)), (6,)
 
     def residual(self, shape: Shape) -> tuple[str, Shape]:
-        first, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
-        middle, _ = self.conv_stage("c1", first, shape, kernel_size=3, padding=1)
+        first, shape = self.conv_layer("c0", INPUT, shape, kernel_size=3, padding=1)
+        middle, _ = self.conv_layer("c1", first, shape, kernel_size=3, padding=1)
         skip = self.pick([[], [Gain(0.75)], [self.conv2d(4, 4, kernel_size=1)]])
         paths = [(middle, Synapse([self.conv2d(4, 4, kernel_size=3, padding=1)])), (first, Synapse(skip))]
         self.layers["sum"] = Layer(paths, self.neuron(shape))
         return "sum", shape
 
     def concatenated(self, shape: Shape) -> tuple[str, Shape]:
-        first, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
-        second, _ = self.conv_stage("c1", first, shape, kernel_size=3, padding=1)
+        first, shape = self.conv_layer("c0", INPUT, shape, kernel_size=3, padding=1)
+        second, _ = self.conv_layer("c1", first, shape, kernel_size=3, padding=1)
         mix = self.conv2d(8, 4, kernel_size=3)
         other = self.conv2d(8, 4, kernel_size=3)
         paths = [(first, Synapse([ChannelPad(0, 4), mix])), (second, Synapse([ChannelPad(4, 0), other]))]
@@ -97,18 +97,18 @@ class _Maker:
         return "joined", after
 
     def max_pooled(self, shape: Shape) -> tuple[str, Shape]:
-        first, shape = self.conv_stage("c0", INPUT, shape, kernel_size=3, padding=1)
+        first, shape = self.conv_layer("c0", INPUT, shape, kernel_size=3, padding=1)
         joined = [(first, Synapse([]))]
         if self.chance(0.4):  # one path is a layer longer
-            second, _ = self.conv_stage("c1", first, shape, kernel_size=3, padding=1)
+            second, _ = self.conv_layer("c1", first, shape, kernel_size=3, padding=1)
             joined = [(first, Synapse([ChannelPad(0, 4)])), (second, Synapse([ChannelPad(4, 0)]))]
             shape = (8, *shape[1:])
         name, shape = self.max_pool("m0", joined, shape)
         what = self.pick(["average", "residual", "again", "head"])
         if what == "average":
-            return self.conv_stage("c2", name, shape, nn.AvgPool2d(2, stride=1), kernel_size=2, padding=1)
+            return self.conv_layer("c2", name, shape, nn.AvgPool2d(2, stride=1), kernel_size=2, padding=1)
         if what == "residual":
-            middle, thin = self.conv_stage("c2", name, shape, kernel_size=3, padding=1)
+            middle, thin = self.conv_layer("c2", name, shape, kernel_size=3, padding=1)
             paths = [(middle, Synapse([self.conv2d(thin[0], shape[0], kernel_size=3, padding=1)])), (name, Synapse([]))]
             self.layers["sum"] = Layer(paths, self.neuron(shape))
             return "sum", shape
@@ -123,7 +123,7 @@ class _Maker:
         self.layers[name] = Layer(paths, pool)
         return name, tuple(pool.window(torch.zeros(shape)).shape)
 
-    def conv_stage(self, name: str, source: str, shape: Shape, *before: nn.Module, **settings: Any) -> tuple[str, Shape]:
+    def conv_layer(self, name: str, source: str, shape: Shape, *before: nn.Module, **settings: Any) -> tuple[str, Shape]:
         ops = [*before, self.conv2d(shape[0], 4, **settings)]
         with torch.no_grad():
             x = torch.zeros(1, *shape, dtype=torch.float64)
@@ -178,7 +178,7 @@ class _Maker:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Encoder):
-    """Hands out given inputs (T, B, ...) step by step, whatever the image."""
+    """Returns given inputs (T, B, ...) step by step, whatever the image."""
 
     inputs: Tensor
     position: list[int] = field(default_factory=lambda: [0])
@@ -202,12 +202,12 @@ def simulate_in_torch(network: SpikingNetwork, inputs: np.ndarray) -> tuple[Trai
         trains.setdefault(name, []).append(spikes_TB[0].clone())
 
     outputs = list(network.unroll(x[0], len(x), chunk=1, observe=observe))
-    network.readout_from.zero_()  # not for step, which does not delay the output
+    network.readout.set()  # not for step, which does not delay the output
     state = network.init_state()
     for x_B in x:
         _, state = network.step(x_B, state)
-        for name, neuron in network.neurons().items():
-            v = state.neurons[name].v
+        for name, neuron in network.dynamics().items():
+            v = state.layers[name].v
             v = neuron.window(v) if isinstance(neuron, SpikingMaxPool) else v.clone()  # of counts, the largest
             potentials.setdefault(name, []).append(v)
     del trains[INPUT]

@@ -73,7 +73,7 @@ def test_what_cannot_be_placed_is_explained() -> None:
         assert len(problems) == 1
         assert re.search(says, problems[0]), problems
     (problem,) = budget(plan, Chip(delay=skip - 1)).problems
-    assert f"layer 'sum' hands spikes of 'c0' on {skip} steps later, and a synapse delays them by at most {skip - 1}" in problem
+    assert f"layer 'sum' delays spikes of 'c0' by {skip} steps, and a synapse delays them by at most {skip - 1}" in problem
 
 
 @pytest.mark.parametrize("seed", range(len(KINDS)), ids=KINDS)

@@ -126,7 +126,7 @@ def test_python_310_is_looked_for_and_its_absence_explained(tmp_path: Path, monk
 
 
 def export_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cnn: CNN, script: str) -> None:
-    """Write a network; in Lava's Python's place, a shell script."""
+    """Write a network, and replace Lava's Python by a shell script."""
     export(network_of(cnn, IF(), (1, 8, 8), Direct()), tmp_path / "n.nir")
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
@@ -134,7 +134,7 @@ def export_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cnn: CNN, script
     monkeypatch.setattr(lava, "lava_python", lambda notify: python)
 
 
-def test_a_worker_that_dies_is_reported_with_its_words(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_reported_with_its_output(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:
     export_for(tmp_path, monkeypatch, digits_cnn, "echo the board is on fire\nexit 3")
     with pytest.raises(HardwareError, match=r"exit status 3(?s:.*)the board is on fire"):
         simulate(tmp_path / "n.nir", np.zeros((1, 2, 1, 8, 8)))
@@ -148,7 +148,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_worker_that_hangs_is_ended_with_its_children(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:
-    chatter = "while true; do echo still here; sleep 0.05; done"  # words are no progress
+    chatter = "while true; do echo still here; sleep 0.05; done"  # output alone is no progress
     script = f"sleep 60 & echo $! > {tmp_path}/child; echo progress 1 20; {chatter}"
     export_for(tmp_path, monkeypatch, digits_cnn, script)
     told: list[tuple[int, int]] = []
@@ -162,13 +162,13 @@ def test_a_worker_that_hangs_is_ended_with_its_children(tmp_path: Path, digits_c
 
 
 def stand_in(python: Path, script: str) -> None:
-    """A program in a Python's place."""
+    """A shell script as a Python."""
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
 
 
 @pytest.mark.parametrize("damage", ["no python", "its base is gone", "no lava", "half-made"])
-def test_a_broken_environment_is_made_again_and_a_whole_one_is_not(
+def test_a_broken_environment_is_made_again_and_a_complete_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     made: list[str] = []
@@ -203,7 +203,7 @@ def test_a_broken_environment_is_made_again_and_a_whole_one_is_not(
     assert ("is broken, so it is made again" in told[1]) == (damage != "half-made")
 
 
-def test_two_that_make_the_environment_at_once_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_at_once_make_the_environment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both, made, told, found = threading.Barrier(2), [], [], []
 
     def make(command: list[str], problem: str) -> None:

@@ -94,6 +94,6 @@ def test_what_netx_would_run_as_something_else_is_refused() -> None:
 
 def test_a_delayed_readout_is_refused() -> None:
     network = network_of(IF(reset="zero"), per="layer")
-    network.readout_from.fill_(5)
+    network.readout.set(delay=5)
     with pytest.raises(HardwareError, match="counts from step 5 on, and netx has no delayed readout"):
         quantize_for_netx(to_nir(network))

@@ -87,7 +87,7 @@ def test_pooling_costs_no_accuracy_and_keeps_few_values() -> None:
     assert report[1].weight_error < 1.3 * plain
 
 
-def test_a_network_survives_its_file(tmp_path: Path) -> None:
+def test_a_network_is_equal_after_saving_and_loading(tmp_path: Path) -> None:
     network, inputs = random_network(5, real=True)
     integers = quantize(to_nir(network), input_limit=8.0).network
     save(integers, tmp_path / "n.npz")
@@ -102,7 +102,7 @@ def test_a_network_survives_its_file(tmp_path: Path) -> None:
     assert ours.counts == theirs.counts
 
 
-def test_inputs_beyond_the_limit_and_unknown_words_are_refused(tmp_path: Path) -> None:
+def test_inputs_beyond_the_limit_and_unknown_settings_are_refused(tmp_path: Path) -> None:
     network, inputs = random_network(1)
     export(network, tmp_path / "n.nir")
     integers = quantize(to_nir(network), input_limit=0.5).network

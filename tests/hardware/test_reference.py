@@ -39,7 +39,7 @@ def test_float_equals_pytorch_spike_for_spike_and_membrane_for_membrane(kind: st
             assert ours.counts[name] == np.count_nonzero(train)
             fired += int((train > 0).sum())
             back += int((train < 0).sum())
-        np.testing.assert_array_equal(counted_from(ours.output, int(network.readout_from)), output, f"seed {seed}")
+        np.testing.assert_array_equal(counted_from(ours.output, int(network.readout.delay)), output, f"seed {seed}")
     assert fired > 900
     assert back > 20
 

@@ -1,5 +1,4 @@
-"""Prices and sensitivities of the risk plugin: closed forms, bumps of the same paths, the fused steps against plain torch,
-memory."""
+"""Prices and sensitivities: closed forms, bumps on the same paths, fused steps against plain torch, memory."""
 
 from __future__ import annotations
 
@@ -59,7 +58,7 @@ def three_assets() -> Bachelier:
 
 
 def within(found: Risk, name: str, expected: Tensor, errors: float = 3.0) -> None:
-    """Every number of a sensitivity (or the price) within so many standard errors."""
+    """All numbers of a sensitivity (or the price) are within this number of standard errors."""
     estimate = found.estimate if name == "price" else found.sensitivities[name]
     off = ((estimate.value - expected) / estimate.standard_error).abs().max()
     assert off < errors, f"{name}: {float(off):.2f} standard errors"
@@ -87,22 +86,24 @@ def test_a_bachelier_basket_agrees_with_the_formula() -> None:
     exact = (-2 * leaves["rate"]).exp() * bachelier(weights @ leaves["spots"], 0.9, deviation)
     within(found, "price", exact.detach())
     for name, expected in zip(leaves, torch.autograd.grad(exact, list(leaves.values()))):
-        within(found, name, expected, 4.0)  # ten numbers at once
+        within(found, name, expected, 4.0)  # ten numbers in one comparison
     assert [row[0] for row in found.table()][6:9] == ["correlation 1, 0", "correlation 2, 0", "correlation 2, 1"]
 
 
-def test_a_barrier_agrees_with_the_formula_for_discrete_dates() -> None:
+def test_barrier_price_agrees_with_the_formula_for_discrete_dates() -> None:
     product = UpAndOut(strike=100, barrier=130, maturity=1, monitorings=100, width=0.1)
     found = risk(BlackScholes(spot=100, volatility=0.2, rate=0.02), product, Sobol(paths=2**14))
     leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (100.0, 0.2)]
     exact = up_and_out_call(leaves[0], 100, 130, 1, leaves[1], rate=0.02, monitorings=100)
-    assert found.value == pytest.approx(exact.item(), abs=3 * found.standard_error + 0.003)  # what the shift leaves
+    assert found.value == pytest.approx(
+        exact.item(), abs=3 * found.standard_error + 0.003
+    )  # remaining error of the barrier shift
     for name, expected in zip(("spot", "volatility"), torch.autograd.grad(exact, leaves)):
         within(found, name, expected, 3.5)
 
 
 def test_without_smoothing_the_risk_of_the_barrier_is_missing() -> None:
-    """The derivative of a jump is nowhere: what is left of vega is that of the paths that live, and has the wrong sign."""
+    """The derivative of a jump is zero: only the vega of surviving paths remains, which has the wrong sign."""
     model, paths = BlackScholes(spot=100, volatility=0.3), PseudoRandom(paths=20000)
     found = [
         risk(model, UpAndOut(strike=100, barrier=130, maturity=1, monitorings=12, width=width), paths).sensitivities["volatility"]
@@ -125,7 +126,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_adjoints_are_the_bumps_of_the_same_paths(case: str) -> None:
+def test_adjoints_equal_bumps_on_the_same_paths(case: str) -> None:
     make, product = CASES[case]
     model, paths = make(), PseudoRandom(paths=300, seed=2)
     found = risk(model, product, paths)
@@ -139,7 +140,7 @@ def test_adjoints_are_the_bumps_of_the_same_paths(case: str) -> None:
 
 @pytest.mark.parametrize("spot", [101.0, 58.0, 175.0, float(SPOTS[4])], ids=["inside", "below", "above", "on a knot"])
 @pytest.mark.parametrize("product", [UP_AND_OUT, AVERAGE], ids=["barrier", "average"])
-def test_the_fused_steps_are_the_plain_ones(spot: float, product: Product) -> None:
+def test_fused_steps_equal_plain_steps(spot: float, product: Product) -> None:
     if product is UP_AND_OUT:
         product = UpAndOut(strike=spot, barrier=1.25 * spot, maturity=1, monitorings=12, width=2.0)
     both = [risk(dupire(spot=spot, engine=engine), product, PseudoRandom(paths=500)) for engine in ("fused", "torch")]
@@ -167,7 +168,7 @@ def test_flat_local_volatility_is_black_scholes_path_by_path() -> None:
 
 
 @pytest.mark.parametrize("source", [PseudoRandom, Sobol])
-def test_standard_errors_are_the_spread_over_seeds(source: Callable[..., Any]) -> None:
+def test_standard_errors_equal_the_deviation_over_seeds(source: Callable[..., Any]) -> None:
     model, product = BlackScholes(spot=100, volatility=0.2), European(strike=100, maturity=1)
     runs = [risk(model, product, source(paths=2048, seed=seed)) for seed in range(60)]
     for get in (lambda r: r.estimate, lambda r: r.sensitivities["spot"], lambda r: r.sensitivities["volatility"]):
@@ -176,7 +177,7 @@ def test_standard_errors_are_the_spread_over_seeds(source: Callable[..., Any]) -
         assert 0.7 < float(spread / told) < 1.4
 
 
-def test_batches_and_threads_change_nothing_but_rounding() -> None:
+def test_batches_and_threads_change_only_rounding() -> None:
     paths = Sobol(paths=3000)
     one = risk(dupire(), UP_AND_OUT, paths)
     for batch, threads in ((100, 1), (512, 2), (70, 3)):
@@ -234,12 +235,12 @@ def test_memory_does_not_grow_with_paths() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused(work: Callable[[], Any], says: str) -> None:
+def test_invalid_models_and_products_are_refused(work: Callable[[], Any], says: str) -> None:
     with pytest.raises(MarketError, match=says):
         work()
 
 
-def test_a_payoff_without_derivatives_has_none(tmp_path: Path) -> None:
+def test_payoff_without_derivative_is_refused_or_has_zero_risk(tmp_path: Path) -> None:
     found = risk(
         dupire(), Scripted(observations=(1,), script=lambda s, d: torch.ones(len(s), dtype=s.dtype)), PseudoRandom(paths=64)
     )
@@ -247,7 +248,7 @@ def test_a_payoff_without_derivatives_has_none(tmp_path: Path) -> None:
     assert not any(estimate.value.any() for estimate in found.sensitivities.values())
 
 
-def test_tables_and_pictures(tmp_path: Path) -> None:
+def test_tables_and_pictures_are_written(tmp_path: Path) -> None:
     found = risk(dupire(), UP_AND_OUT, PseudoRandom(paths=256))
     rows = found.table()
     assert len(rows) == found.count == 9 * 3 + 3

@@ -1,4 +1,4 @@
-"""The risk plugin's experiments: end to end at a tiny size, taken up again where they stopped, refused where senseless."""
+"""Experiments of the risk plugin end to end at a tiny size: complete, resumed after an interruption, invalid settings refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(recipe: Recipe, path: Path) -> Report:
     return recipe.experiment.run(Context(RunFolder(path, recipe), recipe.name, lambda _: None))
 
 
-def test_a_risk_report_is_whole(tmp_path: Path) -> None:
+def test_risk_report_is_complete(tmp_path: Path) -> None:
     small = ["monitorings=12", "paths.paths=2048", "bumps=4", "repeats=1", "grid_spots=12", "grid_times=6"]
     recipe = load_recipe("aad_barrier", small)
     recipe.experiment.check()
@@ -51,12 +51,12 @@ def test_a_risk_report_is_whole(tmp_path: Path) -> None:
         ("monitorings=1", "max_step is 3 years"),
     ],
 )
-def test_a_report_that_makes_no_sense_is_refused(override: str, says: str) -> None:
+def test_invalid_risk_settings_are_refused(override: str, says: str) -> None:
     with pytest.raises(SpikepropError, match=says):
         load_recipe("aad_barrier", [override]).experiment.check()
 
 
-def test_differential_learning_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differential_learning_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("aad_differential", ["seeds=[0, 1]", "sizes=[512]", "test_size=128", "epochs=25", "dimension=2"])
     whole = run(recipe, tmp_path / "whole")
     kind = type(recipe.experiment)
@@ -102,7 +102,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: in
 def test_a_signal_stops_within_a_stage(
     recipe: str, overrides: list[str], owner: Any, name: str, at: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end of the epoch (two steps here), of the batch, or of the batches that the threads have."""
+    """A stop happens at the end of the epoch (two steps here), of the batch, or of the batches of all threads."""
     small = ["monitorings=12", "grid_spots=12", "grid_times=6", "bumps=0"] if recipe == "aad_barrier" else []
     calls = signal_at(monkeypatch, owner, name, at)
     with pytest.raises(Stopped), deferred_signals(lambda _: None):

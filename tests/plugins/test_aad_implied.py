@@ -1,4 +1,4 @@
-"""Implied volatilities to local ones and back: flat surfaces, quotes repriced, superbuckets against bumps, arbitrage refused."""
+"""Calibration of local volatilities to quotes: flat surfaces, repriced quotes, superbuckets against bumps, refused arbitrage."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_quotes_are_repriced(strike: float, maturity: float) -> None:
     )  # grid and steps; a tenth of a point is 0.02 to 0.05
 
 
-def test_superbuckets_are_bumps_of_the_implied_surface() -> None:
+def test_superbuckets_equal_bumps_of_the_implied_surface() -> None:
     product, paths = UpAndOut(strike=95, barrier=125, maturity=1.2, monitorings=12, width=2.0), PseudoRandom(paths=300)
     found = risk(model(), product, paths).sensitivities
     for i, j in ((1, 2), (3, 1), (4, 3), (6, 2)):
@@ -69,7 +69,7 @@ def test_superbuckets_are_bumps_of_the_implied_surface() -> None:
         assert float(found[name].value) == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
 
 
-def test_the_chain_rule_takes_microbuckets_to_superbuckets() -> None:
+def test_chain_rule_maps_microbuckets_to_superbuckets() -> None:
     product, paths = European(strike=105, maturity=1), PseudoRandom(paths=2000)
     micro = risk(model().as_local(), product, paths).sensitivities["volatilities"].value
     whole = risk(model(), product, paths).sensitivities["implied_volatilities"].value
@@ -101,6 +101,6 @@ def test_a_european_depends_on_its_own_quote() -> None:
         (lambda: model(QUOTES.T), r"implied_volatilities is \(4, 7\) for 7 strikes and 4 maturities"),
     ],
 )
-def test_quotes_that_cannot_be_are_refused(work: Any, says: str) -> None:
+def test_invalid_quotes_are_refused(work: Any, says: str) -> None:
     with pytest.raises(MarketError, match=says):
         work()

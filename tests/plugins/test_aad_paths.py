@@ -1,5 +1,4 @@
-"""Random numbers of the risk plugin: published words, scipy's quantiles, torch's Sobol points, and any path without those
-before it."""
+"""Random numbers: published words, scipy's quantiles, torch's Sobol points, and skip-ahead."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ SOURCES = [PseudoRandom(paths=1000, seed=3), Sobol(paths=1000, seed=3)]
 
 @pytest.mark.parametrize(
     ("counter", "key", "words"),
-    [  # the known answers of the authors' Random123
+    [  # known-answer tests of the authors' Random123
         ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
         (
@@ -33,7 +32,7 @@ def test_philox_gives_the_published_words(counter: tuple[int, ...], key: tuple[i
     assert tuple(int(w) for w in philox(*map(np.uint64, counter + key))) == words
 
 
-def test_the_inverse_is_scipys_to_the_last_digits() -> None:
+def test_inverse_normal_equals_scipy() -> None:
     u = np.concatenate([np.linspace(1e-9, 1 - 1e-9, 20001), 10.0 ** -np.arange(1.0, 300.0, 7.0)])
     found = np.empty_like(u)
     inverse_normal(u, found)
@@ -42,14 +41,14 @@ def test_the_inverse_is_scipys_to_the_last_digits() -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("dimension", [1, 7])
-def test_any_path_has_its_numbers_without_those_before(source: Paths, dimension: int) -> None:
+def test_numbers_of_a_path_do_not_depend_on_earlier_paths(source: Paths, dimension: int) -> None:
     whole = source.normals(Batch(2, 0, 60), dimension)
     assert torch.equal(source.normals(Batch(2, 37, 23), dimension), whole[:, 37:])
     assert torch.equal(source.normals(Batch(2, 0, 60), dimension), whole)
     assert not torch.equal(type(source)(paths=1000, seed=4).normals(Batch(2, 0, 60), dimension), whole)
 
 
-def test_sobol_points_are_torchs() -> None:
+def test_sobol_points_equal_torch() -> None:
     engine = torch.quasirandom.SobolEngine(5, scramble=True, seed=mix_seed(9, 1))
     points = engine.draw(1500, dtype=torch.float64).T
     found = Sobol(paths=3000, seed=9, scramblings=2).normals(Batch(1, 700, 800), 5)
@@ -66,7 +65,7 @@ def test_normals_are_independent_and_normal() -> None:
 
 @pytest.mark.parametrize("source", [PseudoRandom(paths=1003, groups=8), Sobol(paths=1003)], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("size", [1, 64, 5000])
-def test_batches_hold_every_path_once(source: Paths, size: int) -> None:
+def test_batches_contain_every_path_once(source: Paths, size: int) -> None:
     batches = list(source.batches(size))
     paths = [(b.group if isinstance(source, Sobol) else 0, b.first + i) for b in batches for i in range(b.count)]
     assert len(paths) == len(set(paths)) == 1003
@@ -74,7 +73,7 @@ def test_batches_hold_every_path_once(source: Paths, size: int) -> None:
     assert [b.group for b in batches] == sorted(b.group for b in batches)
 
 
-def test_sources_that_have_no_standard_error_are_refused() -> None:
+def test_sources_without_standard_error_are_refused() -> None:
     with pytest.raises(MarketError, match="paths is 1; a standard error needs at least 2"):
         PseudoRandom(paths=1)
     with pytest.raises(MarketError, match="scramblings is 16 and paths is 8"):

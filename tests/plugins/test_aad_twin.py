@@ -1,4 +1,4 @@
-"""Differential machine learning: twin gradients by gradcheck, labels against formulas, gains, collapse found and restarted."""
+"""Differential machine learning: twin gradients by gradcheck, labels against formulas, gains, collapse and restart."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_labels_are_unbiased_and_their_derivatives_those_of_the_payoff() -> None
     assert (moved @ here.weights).max() > 1.4
 
 
-def test_differentials_teach_more_than_values() -> None:
+def test_differentials_reduce_the_error() -> None:
     here = task()
     examples, x = here.examples(1024, generator(6)), here.spots(2000, generator(7))
     errors = []
@@ -87,7 +87,7 @@ def test_a_surrogate_is_the_same_for_the_same_seed() -> None:
     assert not torch.equal(first, other)
 
 
-def test_a_network_that_collapsed_is_found_and_trained_anew_at_half_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collapsed_network_is_detected_and_retrained_at_half_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     original, rates = twin._train, []
 
     def collapses_once(net: TwinNet, scale: Any, weight: float, training: TwinTraining, slowed: float, *rest: Any) -> None:
@@ -105,8 +105,8 @@ def test_a_network_that_collapsed_is_found_and_trained_anew_at_half_the_rate(mon
 
 
 @pytest.mark.parametrize("rate", [100.0, 1e200])
-def test_training_that_always_collapses_is_given_up(rate: float) -> None:
-    """Saturated softplus layers, or weights that overflow: really trained, at rates far too large."""
+def test_training_that_always_collapses_raises(rate: float) -> None:
+    """Saturated softplus layers or overflowing weights, from real trainings with far too large rates."""
     hopeless = TwinTraining(epochs=6, batches=4, least_batch=64, rates=(rate,) * 5, attempts=2)
     with pytest.raises(TrainingCollapsed, match=r"in each of 2 attempts, .* more than 0\.98 of that of the best constant"):
         fit_surrogate(task().examples(512, generator(10)), differential=True, seed=0, training=hopeless)

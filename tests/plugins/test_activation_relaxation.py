@@ -39,7 +39,7 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
 
 
 def compared(model: nn.Module, x: Tensor, rule: ActivationRelaxation) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
-    """The network with the rule's gradient, a copy with autograd's, and what the rule told."""
+    """The network with the rule's gradient, a copy with autograd's gradient, and the rule's metrics."""
     y = torch.arange(len(x)) % 5
     ours = model.double().train()
     ours.zero_grad()
@@ -63,8 +63,8 @@ def largest_difference(a: nn.Module, b: nn.Module) -> float:
 @pytest.mark.parametrize("loss", [CrossEntropy(label_smoothing=0.1), SquaredError()], ids=lambda v: type(v).__name__)
 @pytest.mark.parametrize("sweep", SWEEPS)
 @pytest.mark.parametrize("kind", list(networks()))
-def test_a_whole_step_is_backprop(kind: str, sweep: Literal["jacobi", "gauss-seidel"], loss: Loss) -> None:
-    """eta = 1: Jacobi after as many sweeps as the network is deep, Gauss-Seidel after one; batch-norm, dropout, skips and all."""
+def test_full_step_size_is_backprop(kind: str, sweep: Literal["jacobi", "gauss-seidel"], loss: Loss) -> None:
+    """eta = 1: Jacobi after as many sweeps as the depth, Gauss-Seidel after one; with batch-norm, dropout and skips."""
     model, x = networks()[kind]
     rule = ActivationRelaxation(step_size=1.0, sweep=sweep, loss=loss, measure_angle=True)
     ours, plain, told = compared(model, x, rule)
@@ -77,7 +77,7 @@ def test_a_whole_step_is_backprop(kind: str, sweep: Literal["jacobi", "gauss-sei
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 @pytest.mark.parametrize(("eta", "sweeps"), [(0.1, 20), (0.3, 9), (0.5, 3)])
-def test_the_binomial_law(eta: float, sweeps: int, sweep: Literal["jacobi", "gauss-seidel"]) -> None:
+def test_relaxation_follows_the_binomial_law(eta: float, sweeps: int, sweep: Literal["jacobi", "gauss-seidel"]) -> None:
     torch.manual_seed(1)
     layers = [m for _ in range(6) for m in (nn.Linear(7, 7), nn.Tanh())]
     model = nn.Sequential(*layers, nn.Linear(7, 5))
@@ -96,7 +96,7 @@ def test_the_binomial_law(eta: float, sweeps: int, sweep: Literal["jacobi", "gau
 
 
 def test_the_law_holds_for_every_path_through_a_skip() -> None:
-    """Paths of different lengths have shares of their own: y = C(relu(B a) + a) as matrices."""
+    """Paths of different lengths have different fractions: y = C(relu(B a) + a) as matrices."""
     torch.manual_seed(2)
     rule = ActivationRelaxation(step_size=0.3, iterations=4, start="zero")
 
@@ -141,7 +141,7 @@ def test_a_tolerance_stops_early_and_enough_sweeps_are_enough() -> None:
     assert enough_sweeps(6, 0.1, "jacobi") == math.ceil((6 + 3 * 6**0.5) / 0.1)
 
 
-def test_from_the_forward_pass_it_reaches_the_same_fixed_point() -> None:
+def test_start_at_activations_reaches_the_same_fixed_point() -> None:
     model, x = networks()["mlp"]
     ours, plain, _ = compared(model, x, ActivationRelaxation(step_size=0.2, iterations=400))
     assert largest_difference(ours, plain) <= 1e-10
@@ -149,7 +149,7 @@ def test_from_the_forward_pass_it_reaches_the_same_fixed_point() -> None:
 
 @pytest.mark.parametrize("drop", ["never", "relaxation", "always"])
 @pytest.mark.parametrize("kind", ["symmetric", "learnt", "fixed"])
-def test_the_relaxed_forms_by_hand(kind: Any, drop: Any) -> None:
+def test_relaxed_forms_equal_hand_computed_values(kind: Any, drop: Any) -> None:
     model, x = networks()["mlp"]
     rule = ActivationRelaxation(
         step_size=1.0, backward_weights=kind, drop_derivative=drop, loss=SquaredError(), measure_angle=True
@@ -196,13 +196,13 @@ def test_backward_weights_work_inside_residual_networks_and_convolutions() -> No
         assert largest_difference(ours, plain) <= 1e-10  # B = W: backprop again
 
 
-def test_a_pass_that_is_not_frozen_takes_jacobians_where_activations_are() -> None:
+def test_unfrozen_pass_uses_jacobians_at_present_activations() -> None:
     model, x = networks()["mlp"]
     rule = ActivationRelaxation(step_size=0.5, iterations=1, frozen=False)
     ours, plain, _ = compared(model, x, rule)
     graph = rule.graph(model)
     frozen, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=1))
-    assert largest_difference(ours, frozen) <= 1e-10  # the first sweep is where the pass was
+    assert largest_difference(ours, frozen) <= 1e-10  # the first sweep is at the activations of the forward pass
     longer, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=9, frozen=False))
     still, _, _ = compared(copy.deepcopy(plain), x, ActivationRelaxation(step_size=0.5, iterations=9))
     assert largest_difference(longer, still) > 1e-5
@@ -211,7 +211,7 @@ def test_a_pass_that_is_not_frozen_takes_jacobians_where_activations_are() -> No
         ActivationRelaxation(frozen=False).graph(CNN(input_shape=(1, 8, 8), classes=5, plan=[4], batch_norm=True))
 
 
-def test_relax_leaves_the_fixed_point_where_it_is() -> None:
+def test_relax_keeps_the_fixed_point() -> None:
     from spikeprop.learn.segments import SegmentPass, segment_graph
 
     model, x = networks()["cnn"]
@@ -224,7 +224,7 @@ def test_relax_leaves_the_fixed_point_where_it_is() -> None:
     assert all(torch.allclose(relaxed.x[name], value, atol=1e-13) for name, value in fixed.items())
 
 
-def test_learnt_backward_weights_resume_bit_for_bit(tmp_path: Path) -> None:
+def test_learnt_backward_weights_resume_exactly(tmp_path: Path) -> None:
     def make() -> tuple[nn.Module, ActivationRelaxation, torch.optim.Optimizer]:
         torch.manual_seed(8)
         model, rule = small_ann(), ActivationRelaxation(step_size=0.5, backward_weights="learnt")
@@ -257,12 +257,12 @@ def test_it_learns_digits_as_well_as_backprop() -> None:
         ({"backward_std": 0.0}, "backward_std is 0"),
     ],
 )
-def test_bad_settings_are_named(settings: dict[str, Any], says: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ActivationRelaxation(**settings)
 
 
-def test_backward_weights_must_be_made_first() -> None:
+def test_step_without_prepare_is_refused() -> None:
     model, x = networks()["mlp"]
     with pytest.raises(ValueError, match=r"call rule\.prepare"):
         ActivationRelaxation(backward_weights="fixed").step(model, x, torch.arange(6) % 5)

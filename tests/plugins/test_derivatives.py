@@ -1,4 +1,4 @@
-"""Cards: every line that is shown is computed and held against autograd; the operations themselves pass gradcheck."""
+"""Cards: every displayed line is evaluated and compared with autograd; the operations pass gradcheck."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_operations_pass_gradcheck(card: Card) -> None:
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=list(CARDS))
-def test_a_wrong_line_is_noticed(card: Card) -> None:
+def test_wrong_line_is_detected(card: Card) -> None:
     known = card.truth(card.example(torch.Generator().manual_seed(3)))
     name = f"{card.wanted[0]}_bar"
     assert not torch.allclose(card.evaluate(name, known, tuple(known[name].shape)) * 1.001, known[name])
@@ -82,7 +82,7 @@ def test_indices_outside_of_a_tensor_read_zero() -> None:
     assert Formula("x[i - 1] + x[i + 1]", ("i",)).evaluate({"x": x}, (3,)).tolist() == [2.0, 5.0, 2.0]
 
 
-def test_formulas_name_what_they_lack() -> None:
+def test_formulas_name_missing_tensors() -> None:
     with pytest.raises(ValueError, match="names 'q'"):
         Formula("q + 1").evaluate({"x": torch.ones(1)})
     with pytest.raises(ValueError, match="Lambda"):
@@ -93,7 +93,7 @@ def test_formulas_name_what_they_lack() -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("loss", ["softmax_ce", "sigmoid_bce"])
-def test_an_mlp_from_the_cards_alone(
+def test_mlp_gradients_from_cards_equal_autograd(
     activation: Literal["relu", "tanh", "sigmoid"], loss: Literal["softmax_ce", "sigmoid_bce"]
 ) -> None:
     torch.manual_seed(0)

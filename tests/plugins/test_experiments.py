@@ -1,4 +1,4 @@
-"""The plugins' experiments on digits: every arm is paired, a run that was stopped goes on, and what collapses is told."""
+"""The plugins' experiments on digits: arms are paired, interrupted runs resume, collapsed arms are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def transfer(*overrides: str) -> Recipe:
 
 
 @pytest.mark.parametrize("make", [rules, transfer])
-def test_a_run_that_was_stopped_goes_on_to_the_same_report(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_resumes_to_the_same_report(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make()
     whole = run(recipe, tmp_path / "whole")
     name = "_train" if isinstance(recipe.experiment, RuleComparison) else "_finetune"
@@ -75,7 +75,7 @@ def test_an_arm_that_collapses_is_a_result(tmp_path: Path) -> None:
         ("arms.plain=[Nothing]", r"arms\.plain\.0: no component 'Nothing'"),
     ],
 )
-def test_a_transfer_that_cannot_work_is_refused(override: str, says: str) -> None:
+def test_invalid_transfer_is_refused(override: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         transfer(override).experiment.check()
     assert isinstance(transfer().experiment, Transfer)

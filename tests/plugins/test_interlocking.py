@@ -1,4 +1,4 @@
-"""Interlocking against its definition, written out with autograd for every loss; and its processes against one process."""
+"""Interlocking compared with its definition by autograd for every loss, and many processes with one process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def batch(size: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def by_definition(model: nn.Module, rule: Interlocking, x: Tensor, y: Tensor) -> list[Tensor]:
-    """The gradient of each of the model's parameters: that of its segment's one loss, through the whole history."""
+    """The gradient of each parameter: that of its segment's loss, through the complete graph."""
     graph = rule.graph(model)
     outputs, h = [], x
     for segment in graph.segments:
@@ -84,7 +84,7 @@ def _same(rule: Interlocking, model: nn.Module) -> Interlocking:
     return other
 
 
-def test_local_is_each_segment_with_its_head_alone() -> None:
+def test_local_learning_trains_each_segment_with_its_head() -> None:
     model = resnet().double().train()
     x, y = batch()
     rule = prepared(model, reach=1)
@@ -104,8 +104,8 @@ def test_local_is_each_segment_with_its_head_alone() -> None:
     assert len(graph.segments) == 4
 
 
-def test_micro_batches_add_up() -> None:
-    model = small_ann().double().eval()  # no batch-norm, no dropout: the parts of a batch do not see each other
+def test_micro_batches_accumulate_to_the_batch_gradient() -> None:
+    model = small_ann().double().eval()  # no batch-norm, no dropout: samples of a batch are independent
     x, y = batch(7)
     whole, parts = (copy.deepcopy(model) for _ in range(2))
     for m, count in ((whole, 1), (parts, 3)):
@@ -116,7 +116,7 @@ def test_micro_batches_add_up() -> None:
         assert (p.grad - q.grad).abs().max() <= 1e-12  # type: ignore[operator]
 
 
-def test_who_sends_what() -> None:
+def test_messages_between_segments() -> None:
     places = [Place(i, 5, 3) for i in range(5)]
     assert [p.target for p in places] == [2, 3, 4, 4, 4]
     assert [p.has_loss for p in places] == [False, False, True, True, True]
@@ -130,7 +130,7 @@ def test_who_sends_what() -> None:
         assert all(done.index(("F", m, -1)) < done.index((kind, m, j)) for kind, m, j in done if kind == "V")
 
 
-def test_heads_resume_bit_for_bit(tmp_path: Path) -> None:
+def test_heads_resume_exactly(tmp_path: Path) -> None:
     def make() -> tuple[nn.Module, Interlocking, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = BasicResNet(input_shape=(1, 8, 8), width=4, blocks=(1, 1, 0, 0))
@@ -163,12 +163,12 @@ class Tied(nn.Module):
         (resnet(), {"cuts": 4, "reach": 1, "head": TokenHead()}, r"TokenHead reads tokens"),
     ],
 )
-def test_what_cannot_be_interlocked_is_refused(model: nn.Module, settings: dict[str, Any], says: str) -> None:
+def test_unsupported_networks_are_refused(model: nn.Module, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(SegmentError, match=says):
         prepared(model, **settings)
 
 
-def test_bad_settings_and_a_rule_that_was_not_prepared_are_named() -> None:
+def test_invalid_settings_and_missing_prepare_are_refused() -> None:
     with pytest.raises(ValueError, match="reach is 0"):
         Interlocking(cuts=2, reach=0)
     with pytest.raises(ValueError, match=r"call rule\.prepare"):

@@ -1,4 +1,4 @@
-"""Interlocking on a Transformer and real text: its definition holds there too, and every reach learns."""
+"""Interlocking on a Transformer and real text: the definition holds, and training works for every reach."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def test_activation_relaxation_of_a_transformer_is_backprop() -> None:
 
 
 @pytest.mark.parametrize("reach", [1, 2])
-def test_it_learns_pythons_own_source(reach: int) -> None:
+def test_interlocking_learns_python_source(reach: int) -> None:
     model = small()
     rule: LearningRule = Interlocking(cuts=3, reach=reach, head=TokenHead())
     batches = TextBatches(source_text()[0], batch_size=16, context=16, windows=640)
     rule.prepare(model, next(batches.epoch(0))[0])
     history = fit(model, rule, batches, torch.optim.Adam(rule.param_groups(model), lr=5e-3), epochs=2)
-    assert history[0]["loss"] < 4.6 < 4.852  # ln 128: knowing nothing
+    assert history[0]["loss"] < 4.6 < 4.852  # ln 128: uniform predictions
     assert history[1]["loss"] < history[0]["loss"] - 0.3
     assert history[1]["accuracy"] > 20
 
 
-def test_no_character_sees_a_later_one() -> None:
+def test_attention_is_causal() -> None:
     model, (x, _) = small().eval(), text()
     changed = x.clone()
     changed[:, 9:] = 7
@@ -98,7 +98,7 @@ def test_training_windows_depend_on_seed_epoch_and_number() -> None:
 
 
 @pytest.mark.parametrize(("settings", "says"), [({"context": 0}, "context is 0"), ({"test_limit": 0}, "test_limit is 0")])
-def test_text_that_leaves_nothing_is_refused(settings: dict[str, int], says: str) -> None:
+def test_text_shorter_than_the_context_is_refused(settings: dict[str, int], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         PythonSource(**settings)
 

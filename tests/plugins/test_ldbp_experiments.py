@@ -1,4 +1,4 @@
-"""The two experiments on small links: what they report, that a stopped one goes on to the same report, and what is refused."""
+"""The two experiments on small links: contents of the reports, identical results after an interruption, refused settings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(recipe: Recipe, path: Path) -> Report:
 
 
 def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> list[int]:
-    """Do something before a step of training, counted over all trainings; how many steps there were, in a list that grows."""
+    """Call a function before a training step, counted over all trainings; the returned list grows with each step."""
     original, steps = training._advance, []
 
     def advance(*args: Any) -> None:
@@ -67,17 +67,17 @@ def spoil(file: Path) -> None:
 
 
 def results(folder: Path, report: Report) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What a report says but for times, and the bits of every tensor in every file, Adam's too."""
+    """The report without times, and the bits of all tensors in all files, including Adam's state."""
     values = {k: v for k, v in report.values.items() if k not in ("seconds", "provenance")}
     files = {file.name: load_checkpoint(file).tensors for file in sorted(folder.glob("*.safetensors"))}
     return values, {f"{file}: {k}": v.numpy().tobytes() for file, tensors in files.items() for k, v in tensors.items()}
 
 
 @pytest.mark.parametrize(("make", "steps", "at"), [(single, 50, 38), (pmd, 170, 165)])
-def test_a_run_that_was_stopped_goes_on_to_the_same_report(
+def test_interrupted_run_resumes_to_the_same_report(
     make: Any, steps: int, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in the last of its trainings, by a signal."""
+    """The last training is stopped by a signal."""
     recipe, stopped = make(), tmp_path / "stopped"
     whole = run(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(
     assert load_latest(progress).description["iteration"] == at - (25 if make is single else 140)
     left = before_step(monkeypatch, 0, interrupt)
     assert results(stopped, run(recipe, stopped)) == results(tmp_path / "whole", whole)
-    assert len(left) == steps - at  # the step that was under way was finished and saved
+    assert len(left) == steps - at  # the current step was finished and saved
     assert json.loads((stopped / "report.json").read_text())["name"] == recipe.name
     assert (stopped / "report.png").stat().st_size > 5000
     check = _single_learns if make is single else _pmd_is_found
@@ -96,7 +96,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_killed_training_goes_on_from_its_last_sound_checkpoint(
+def test_killed_training_resumes_from_its_last_valid_checkpoint(
     damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, killed = single("seeds=[3]", "fibre.spans=2"), tmp_path / "killed"
@@ -133,7 +133,7 @@ def _pmd_is_found(values: dict[str, Any]) -> None:
     assert change["curve"][-1][1] > change["curve"][0][1] + 3
 
 
-def test_the_summary_by_hand() -> None:
+def test_summary_equals_hand_computed_values() -> None:
     free = {2.0: {"LDBP": 20.0}, 4.0: {"LDBP": 21.0}}
     curve = [[0, 1.0], [10, 20.5], [20, 20.6]]
 
@@ -171,14 +171,14 @@ def test_the_summary_by_hand() -> None:
         (pmd, "backward.rotations=none", r"backward\.rotations: 'none' is not valid"),
     ],
 )
-def test_what_cannot_work_is_refused(make: Any, override: str, says: str) -> None:
+def test_invalid_settings_are_refused(make: Any, override: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         make(override)
 
 
 @pytest.mark.slow
 def test_the_published_gain_is_reached(tmp_path: Path) -> None:
-    """20.9 to 22.5 dB; a third of the iterations and half of the data are enough for most of it."""
+    """20.9 to 22.5 dB; a third of the iterations and half of the data give most of it."""
     recipe = load_recipe("ldbp_single", ["seeds=[0]", "training.iterations=500", "train_blocks=1000", "test_blocks=200"])
     snr = run(recipe, tmp_path / "run").values["effective_snr_db"]
     assert snr["LDBP, initial"]["mean"] == pytest.approx(20.9, abs=0.15)

@@ -32,7 +32,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize("modulation", ["gaussian", "4-QAM", "16-QAM", "64-QAM"])
 @pytest.mark.parametrize("rolloff", [0.0, 0.1, 0.5])
-def test_symbols_come_back_without_a_fibre(modulation: str, rolloff: float) -> None:
+def test_symbols_are_recovered_without_a_fibre(modulation: str, rolloff: float) -> None:
     signal = Signal(modulation=modulation, rolloff=rolloff, symbols=512, oversampling=4)
     symbols = signal.draw(20, 2, generator(1))
     sent = signal.modulate(symbols, 0.002)
@@ -51,7 +51,7 @@ def test_rrc_has_no_intersymbol_interference_and_the_right_band() -> None:
     assert torch.all(pulse[frequency <= 0.375] == 1)
 
 
-def test_the_phase_of_a_block_is_a_genies() -> None:
+def test_phase_of_a_block_is_aligned_to_the_known_symbols() -> None:
     symbols = SIGNAL.draw(2, 2, generator(3))
     turned = symbols * torch.polar(torch.ones(2, 1, 1), torch.tensor([0.3, -2.0]).view(2, 1, 1))
     assert torch.allclose(aligned(symbols, turned), symbols, atol=1e-6)
@@ -64,7 +64,7 @@ def _power(symbols: Tensor) -> float:
     return float(symbols.abs().square().mean())
 
 
-def test_a_gaussian_pulse_spreads_as_dispersion_says() -> None:
+def test_gaussian_pulse_spreads_by_the_closed_form() -> None:
     """U = T0 / sqrt(q) exp(-t^2 / 2q), q = T0^2 - j beta2 z; its width grows by sqrt(1 + (z / L_D)^2)."""
     fibre, width, rate = Fibre(spans=2, span_km=50, gamma=0, loss_db_per_km=0.2), 20e-12, 1e12
     t = (torch.arange(4096, dtype=torch.float64) - 2048) / rate
@@ -81,7 +81,7 @@ def test_a_gaussian_pulse_spreads_as_dispersion_says() -> None:
     assert ratio > 5
 
 
-def test_standard_fibre_in_numbers() -> None:
+def test_constants_of_standard_fibre() -> None:
     """D = 17 ps/(nm km) is beta2 = -21.7 ps^2/km at 1550 nm; 16 dB and 5 dB make h nu G F / 2 of noise."""
     fibre = Fibre()
     assert fibre.beta2 * 1e27 == pytest.approx(-21.68, abs=0.01)
@@ -117,7 +117,7 @@ def test_steps_converge_with_their_square() -> None:
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
 
 
-def test_logarithmic_steps_share_the_integral_of_the_loss() -> None:
+def test_logarithmic_steps_have_equal_loss_integrals() -> None:
     fibre = Fibre()
     edges = logarithmic_steps(fibre, 50)
     shares = [math.exp(-0.4 * fibre.alpha * a) - math.exp(-0.4 * fibre.alpha * b) for a, b in pairwise(edges)]
@@ -126,7 +126,7 @@ def test_logarithmic_steps_share_the_integral_of_the_loss() -> None:
     assert logarithmic_steps(Fibre(loss_db_per_km=0), 4) == [0, 20e3, 40e3, 60e3, 80e3]
 
 
-def test_the_oracle_takes_everything_back() -> None:
+def test_inverse_with_known_sections_recovers_the_field() -> None:
     fibre = Fibre(spans=3, pmd=1.0)
     edges = logarithmic_steps(fibre, 12)
     sections = draw_sections(fibre, edges, generator(4))
@@ -134,13 +134,13 @@ def test_the_oracle_takes_everything_back() -> None:
     received = propagate(u, fibre, edges, SIGNAL.rate, sections)
     assert relative(received, u) > 0.5
     assert relative(invert(received, fibre, edges, SIGNAL.rate, sections), u) < 1e-11
-    assert relative(invert(received, fibre, edges, SIGNAL.rate), u) > 0.5  # not without knowing the sections
+    assert relative(invert(received, fibre, edges, SIGNAL.rate), u) > 0.5  # fails without the sections
     omega = torch.tensor([0.0, 3e10], dtype=torch.float64)
     one_by_one = torch.eye(2, dtype=torch.complex128).expand(2, 2, 2)
     for k in range(len(sections.delays)):
         one_by_one = sections.response(k, omega).permute(2, 0, 1) @ one_by_one
     assert torch.allclose(sections.jones(omega), one_by_one)
-    assert float(received.norm()) == pytest.approx(float(u.norm()), rel=1e-12)  # all of it is unitary
+    assert float(received.norm()) == pytest.approx(float(u.norm()), rel=1e-12)  # the link is unitary
 
 
 def test_pmd_is_unitary_at_every_frequency() -> None:
@@ -152,7 +152,7 @@ def test_pmd_is_unitary_at_every_frequency() -> None:
     assert (jones[0] - jones[-1]).abs().max() > 0.1
 
 
-def test_rotations_are_spread_evenly() -> None:
+def test_rotations_are_haar_distributed() -> None:
     """|a|^2 of a Haar-random rotation is uniform on [0, 1]."""
     found = haar_su2(4000, generator(6))
     assert kstest(found[:, 0, 0].abs().square().numpy(), "uniform").pvalue > 0.01
@@ -225,10 +225,10 @@ def test_unstable_steps_are_refused_at_their_bound() -> None:
         Link(fibre, SIGNAL, 2**31, 2).check(POWER)
 
 
-def test_instability_is_real_beyond_the_bound() -> None:
-    """A strong wave with a little noise: noise grows where steps are too long, and hardly where they are not.
+def test_steps_beyond_the_bound_are_unstable() -> None:
+    """A strong wave with a little noise: the noise grows only if steps are too long.
 
-    The bound is that of resonance at the edge of the band; the dispersion is normal, so that no physical instability mixes in.
+    The bound is the resonance at the edge of the band; the dispersion is normal, so there is no physical instability.
     """
     rate, count = 1e11, 512
     fibre = Fibre(spans=1, span_km=400, loss_db_per_km=0, dispersion=-17, gamma=1.3)

@@ -1,4 +1,4 @@
-"""The learned receiver: filters that fit, gradients, exact limits, what training finds, and the equalisers it is held against."""
+"""The learned receiver: filter design, gradients, exact limits, results of training, and the baseline equalisers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_dispersion_filters_fit_better_with_more_taps() -> None:
     assert all(e["gain"] <= 0.9 + 1e-6 for e in errors)
 
 
-def test_the_bound_on_the_gain_binds_and_costs_accuracy() -> None:
+def test_gain_bound_is_active_and_reduces_accuracy() -> None:
     errors = [
         fit_error(dispersion_filter(CURVATURE, d), CURVATURE, d) for d in (FilterDesign(taps=15, gain=g) for g in (1e9, 0.6, 0.3))
     ]
@@ -66,20 +66,20 @@ def test_the_bound_on_the_gain_binds_and_costs_accuracy() -> None:
 
 
 def test_a_bounded_filter_is_a_minimum() -> None:
-    """No small change that keeps the gain makes the fit better: along random directions, the Lagrangian only grows."""
+    """No small change with the same gain improves the fit: the Lagrangian grows in random directions."""
     design = FilterDesign(taps=9, gain=0.8)
     half = dispersion_filter(CURVATURE, design)
     best = fit_error(half, CURVATURE, design)
     for seed in range(20):
         moved = half + 1e-3 * complex_normal(len(half), seed=seed)
-        low, high = 0.0, 1.0  # shrink the moved filter until it has the gain of the bound
+        low, high = 0.0, 1.0  # scale the changed filter to the gain of the bound
         for _ in range(50):
             middle = (low + high) / 2
             low, high = (middle, high) if fit_error(middle * moved, CURVATURE, design)["gain"] < 0.8 else (low, middle)
         assert fit_error(low * moved, CURVATURE, design)["error"] > best["error"]
 
 
-def test_taps_are_symmetric_and_have_the_response_that_is_claimed() -> None:
+def test_taps_are_symmetric_and_match_the_response() -> None:
     half = complex_normal(5)
     w = torch.linspace(-3, 3, 7, dtype=torch.float64)
     n = torch.arange(-4, 5)
@@ -172,7 +172,7 @@ def test_rotations_are_normalised_to_su2() -> None:
 
 
 @pytest.mark.parametrize("polarisations", [1, 2])
-def test_with_long_filters_it_is_digital_backpropagation(polarisations: int) -> None:
+def test_long_filters_give_digital_backpropagation(polarisations: int) -> None:
     fibre, power = Fibre(spans=3), watts(6)
     design = FilterDesign(taps=41, bandwidth=0.75, gain=0.9)
     receiver = make_receiver(fibre, Backward(steps_per_span=4, filters=design), SIGNAL.receiver_rate, polarisations)
@@ -183,7 +183,7 @@ def test_with_long_filters_it_is_digital_backpropagation(polarisations: int) -> 
     assert relative(SIGNAL.detect(undo_dispersion(blocks.samples, fibre, SIGNAL.receiver_rate), power), exact) > 0.1
 
 
-def test_known_rotations_are_undone_exactly() -> None:
+def test_known_rotations_are_inverted_exactly() -> None:
     """Spans without dispersion: the receiver with the inverse rotations is the exact inverse, noise and DGD apart."""
     fibre, edges = Fibre(spans=4, dispersion=0), uniform_steps(Fibre(spans=4), 1)
     sections = Sections(haar_su2(4, generator(7)), torch.zeros(4, dtype=torch.float64))
@@ -192,7 +192,7 @@ def test_known_rotations_are_undone_exactly() -> None:
     received = propagate(sent, fibre, edges, SIGNAL.rate, sections)
     receiver = make_receiver(fibre, Backward(filters=FilterDesign(taps=1), dgd_taps=1), SIGNAL.receiver_rate, 2)
     assert receiver.rotation is not None
-    # the receiver turns before it takes the phase back, which a rotation does not notice
+    # the receiver rotates before the Kerr phase; both commute
     receiver.rotation.data = torch.view_as_real(sections.rotations.mH[:, 0].flip(0).contiguous()).flatten(1).float()
     with torch.no_grad():
         assert relative(receiver(received), sent) < 1e-5
@@ -205,7 +205,7 @@ def test_kerr_coefficients_and_counts() -> None:
     assert torch.allclose(receiver.kerr, torch.full((25,), -1.3 * length))
     two = make_receiver(Fibre(spans=2), Backward(steps_per_span=2, filters=FilterDesign(taps=9)), 21.4e9, 2)
     assert torch.allclose(two.kerr[:2].sum(), torch.tensor(-1.3 * length * 8 / 9))
-    assert two.kerr[0] > two.kerr[1]  # the span's end, where power is low, comes first
+    assert two.kerr[0] > two.kerr[1]  # the end of the span, with low power, comes first
 
 
 # training and baselines -------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def linear_link(pmd: float = 2.0) -> tuple[Fibre, Any, Any]:
     return fibre, train, test
 
 
-def test_a_lumped_equaliser_undoes_linear_pmd_and_lms_comes_near_least_squares() -> None:
+def test_lumped_equaliser_compensates_linear_pmd_and_lms_approaches_least_squares() -> None:
     fibre, train, test = linear_link()
     a, b = (SIGNAL.matched(undo_dispersion(d.samples, fibre, SIGNAL.receiver_rate), d.power) for d in (train, test))
     free = Fibre(spans=2, gamma=0, noise_factor=4)
@@ -251,7 +251,7 @@ def pmd_receiver(fibre: Fibre) -> LearnedReceiver:
     return make_receiver(fibre, backward, SIGNAL.receiver_rate, 2, generator(11))
 
 
-def test_training_finds_the_pmd_and_goes_on_after_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_compensates_pmd_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fibre, train, test = linear_link()
     data = (train, test)
     whole = pmd_receiver(fibre)
@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
         fit_receiver(pmd_receiver(fibre), SIGNAL, (train, test), settings(dgd_lr=1e30), (0,), tmp_path / "a.safetensors")
 
 
-def test_the_loss_is_blind_to_a_blocks_phase() -> None:
+def test_loss_does_not_depend_on_the_phase_of_a_block() -> None:
     x, y = complex_normal(2, 2, 8), complex_normal(2, 2, 8, seed=1).requires_grad_()
     turn = torch.exp(1j * torch.tensor([0.4, 2.0], dtype=torch.float64)).view(2, 1, 1)
     assert torch.allclose(squared_error(x, y), squared_error(x, y * turn))
@@ -298,7 +298,7 @@ def test_one_percent_of_the_peak() -> None:
     assert within_one_percent([(0, -2.0), (10, -1.0)]) == 10
 
 
-def test_rates_fall_on_a_cosine() -> None:
+def test_rates_follow_a_cosine() -> None:
     assert [Fitting(iterations=100, final=0.2).share(i) for i in (0, 50, 100)] == pytest.approx([1, 0.6, 0.2])
     assert Fitting().share(700) == 1
 

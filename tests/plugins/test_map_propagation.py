@@ -1,4 +1,4 @@
-"""MAP propagation: its mathematics, the kernels against it, and runs that are repeatable, resumable and right about rewards."""
+"""MAP propagation: its mathematics, the kernels compared with it, and the learning rule."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 def plain_signals(
     team: StochasticNetwork, learner: str, x: Tensor, noise: Tensor, critic: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Values, signals and means as ``kernels.forward`` and ``kernels.signals`` leave them, from the reference."""
+    """Values, signals and means of ``kernels.forward`` and ``kernels.signals``, from the reference."""
     split = list(noise.split([b.shape[-1] for b in team.biases], -1))
     if learner == "backprop":
         values = team.means(x)
@@ -69,7 +69,7 @@ def one_hot(probabilities: Tensor, noise: Tensor) -> Tensor:
 
 
 def test_a_net_of_two_units_by_hand() -> None:
-    """One input, one hidden unit, one Gaussian output, one iteration, two steps of the trace: every number written out."""
+    """One input, one hidden unit, one Gaussian output, one iteration, two steps of the trace, by hand."""
     team = TeamSettings(variances=[0.5, 0.25], rates=[0.1, 0.1], trace=0.5)
     net = make_net([1, 1, 1], team, learner="map", seed=0, batch=1, temperature=None, discount=0.8)
     w1, b1, w2, b2 = 0.3, -0.2, 1.5, 0.1
@@ -146,7 +146,7 @@ def test_without_relaxation_the_signals_are_scores(temperature: float | None) ->
 @pytest.mark.parametrize("scale", [1.0, 3.0], ids=["weights as they begin", "three times as large"])
 @pytest.mark.parametrize("temperature", [1.0, None], ids=["softmax", "gaussian"])
 def test_the_energy_falls_at_every_iteration(temperature: float | None, scale: float) -> None:
-    """With the stable step. The paper's 0.5 makes the energy of the larger weights grow beyond all bounds."""
+    """With the stable step. With the paper's 0.5 the energy of the larger weights diverges."""
     begun = as_team(net_of("map", temperature, 3))
     weights = [w * scale for w in begun.weights]
     team = StochasticNetwork(weights=weights, biases=begun.biases, variances=[0.1, 0.1, 0.1, 0.1], temperature=temperature)
@@ -197,7 +197,7 @@ def test_steps_of_actor_and_critic_equal_plain_ones(learner: str) -> None:
         before = now
         for side, part in zip(plain, parts):
             side.step(torch.from_numpy(x), part, delta, torch.from_numpy(started), t)
-        started = ended  # as in an environment: the step after an end begins anew
+        started = ended  # as in an environment: the step after an end starts a new episode
         ended, truncated = np.array([t in (3, 8), t == 5]), np.array([t == 8, False])
         for net, side in zip(nets, plain):
             np.testing.assert_allclose(net.params[kernels.WEIGHT], side.flat(), rtol=1e-10, atol=1e-11)
@@ -205,7 +205,7 @@ def test_steps_of_actor_and_critic_equal_plain_ones(learner: str) -> None:
 
 
 class _Plain:
-    """One team learning in plain torch: reference, traces as lists of tensors, torch's Adam."""
+    """One network learning in plain torch: reference, traces as lists of tensors, torch's Adam."""
 
     def __init__(self, net: kernels.Net, learner: str, critic: bool):
         self.learner, self.critic, self.decay = learner, critic, net.decay
@@ -226,7 +226,7 @@ class _Plain:
 
     def step(self, x: Tensor, noise: Tensor, delta: Tensor, started: Tensor, t: int) -> None:
         split = list(noise.split([b.shape[0] for b in self.team.biases], -1))
-        drawn = self.team.sample(x, split)  # before anything is learnt: the action was taken with the old parameters
+        drawn = self.team.sample(x, split)  # before the update: the action used the old parameters
         means = self.team.means(x)
         stale = [self.team.mean(i, below) for i, below in enumerate([x, *drawn[:-1]])]
         if t > 0:
@@ -245,7 +245,7 @@ class _Plain:
     def _signals(
         self, x: Tensor, drawn: list[Tensor], means: list[Tensor], stale: list[Tensor], split: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As the author's code: values, means and slopes are those of the action, the weights have just been changed."""
+        """As in the author's code: values, means and slopes are those of the action, the weights are already updated."""
         team = self.team
         if self.learner == "backprop":
             action = (
@@ -319,7 +319,7 @@ def test_the_rules_gradient_is_that_of_the_expected_reward_when_noise_vanishes()
         assert torch.cosine_similarity(gradient.flatten(), parameter.grad.flatten(), 0) > 0.9999, name
 
 
-def test_digits_are_learnt_from_being_told_right_or_wrong() -> None:
+def test_digits_are_learnt_from_reward_alone() -> None:
     torch.manual_seed(0)
     ann = MLP(input_shape=(1, 8, 8), classes=10, hidden=[64, 32], dropout=0.0)
     data, rule = Digits(), MAPPropagation(variance=0.01)
@@ -349,6 +349,6 @@ def test_rates_by_layer() -> None:
     ],
     ids=["dropout", "convolutions", "tanh", "no activation", "no hidden layer", "activated output"],
 )
-def test_networks_that_the_rule_cannot_train_are_told_why(model: nn.Module, says: str) -> None:
+def test_unsupported_networks_are_refused_with_the_reason(model: nn.Module, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         MAPPropagation().prepare(model, torch.zeros(1, 4))

@@ -1,4 +1,4 @@
-"""The tasks of MAP propagation: rewards are right, runs are repeatable and resumable, the recipes run."""
+"""The tasks of MAP propagation: rewards, reproducible and resumable runs, recipes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_in(folder: Path, experiment: Any) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text())
 
 
-def test_the_multiplexer_asks_for_the_bit_that_is_named() -> None:
+def test_multiplexer_rewards_the_addressed_bit() -> None:
     task = small_multiplexer(address_bits=3)
     x, answer = task.sample(np.random.default_rng(0), 200)
     assert x.shape == (200, 3 + 8)
@@ -54,7 +54,7 @@ def test_the_multiplexer_asks_for_the_bit_that_is_named() -> None:
     assert task.reward(outputs, answer).tolist() == [-1.0] * 200
 
 
-def test_the_multiplexer_is_learnt_in_the_papers_order(tmp_path: Path) -> None:
+def test_learners_of_the_multiplexer_have_the_papers_order(tmp_path: Path) -> None:
     found = run_in(tmp_path, small_multiplexer(seeds=1))["learners"]
     assert found["map"]["without_noise"]["mean"] > 0.9
     assert found["backprop"]["without_noise"]["mean"] > 0.9
@@ -81,10 +81,8 @@ def control(**changes: Any) -> Control:
 
 @needs_gymnasium
 @pytest.mark.parametrize("environment", ["CartPole-v1", pytest.param("LunarLander-v3", marks=needs_box2d)])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(
-    environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped in the middle of an episode, twice, with two environments a run."""
+def test_interrupted_control_run_has_the_same_result(environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted twice in the middle of an episode, with two environments per run."""
     experiment = control(environment=environment, environments=2, episodes=8)
     run_in(tmp_path / "whole", experiment)
     monkeypatch.setattr(progress, "CHECKPOINT_SECONDS", 0.0)
@@ -109,7 +107,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert all(torch.equal(tensor, stopped.tensors[name]) for name, tensor in whole.tensors.items())
 
 
-def test_a_bandit_that_was_stopped_ends_as_one_that_was_not() -> None:
+def test_interrupted_bandit_run_has_the_same_result() -> None:
     task = small_multiplexer(samples=32 * 250)
     whole, first, second = (task.start("map", 3) for _ in range(3))
     for step in range(40):
@@ -155,7 +153,7 @@ def test_the_step_after_an_end_begins_the_next_episode() -> None:
 
 
 @needs_gymnasium
-def test_time_running_out_is_told_from_an_end() -> None:
+def test_truncation_differs_from_termination() -> None:
     world = Environments("MountainCarContinuous-v0", 1, 0, centred)
     for step in range(999):
         world.step(np.zeros((1, 1)))
@@ -169,7 +167,7 @@ def test_mappings_of_continuous_actions() -> None:
 
 
 @needs_gymnasium
-def test_cartpole_is_learnt_by_reward_alone(tmp_path: Path) -> None:
+def test_cartpole_is_learnt(tmp_path: Path) -> None:
     found = run_in(tmp_path, control(episodes=120, seeds=5, hidden=[64, 32], critic=TeamSettings(
         variances=[0.03, 0.1, 0.1], rates=[2e-2, 2e-5, 2e-6], trace=0.95), learners=["map", "reinforce"],
     ))["learners"]  # fmt: skip
@@ -179,7 +177,7 @@ def test_cartpole_is_learnt_by_reward_alone(tmp_path: Path) -> None:
 
 @needs_gymnasium
 @pytest.mark.slow
-def test_loops_from_numbas_cache_give_what_they_gave_when_they_were_compiled(tmp_path: Path) -> None:
+def test_cached_kernels_give_the_same_results_as_compiled_ones(tmp_path: Path) -> None:
     runs = []
     for name in ("compiled", "cached"):
         command = [sys.executable, "-m", "spikeprop", "run", "map_cartpole", "seeds=1", "episodes=60", "evaluation_episodes=1"]
@@ -220,13 +218,13 @@ def test_recipes_of_bandits_run(name: str, tmp_path: Path) -> None:
         ("hidden=[]", "at least one layer"),
     ],
 )
-def test_mistakes_in_a_recipe_are_named(override: str, says: str) -> None:
+def test_invalid_recipes_are_refused(override: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         load_recipe("map_cartpole", [override])
 
 
 @needs_gymnasium
-def test_environments_that_cannot_serve_are_refused() -> None:
+def test_unsupported_environments_are_refused() -> None:
     with pytest.raises(RecipeError, match="cannot make 'CartPole-v9'"):
         control(environment="CartPole-v9").check()
 

@@ -19,11 +19,11 @@ from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.plugins.matrix_decompositions import least_squares, lq, pivoted_qr, qr
 from spikeprop.recipe import load_recipe
 
-# torch warns of its own torch.jit.script when forward mode is first used
+# torch warns about its own torch.jit.script at the first use of forward mode
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")
 SHAPES = {"square": (3, 3), "deep": (4, 2), "wide": (2, 4)}
 TYPES = {"real": torch.float64, "complex": torch.complex128}
-# what is differentiated: the projector of the null space stands for the last columns, which A fixes only up to a rotation
+# differentiated outputs: the projector of the null space instead of the last columns, which A determines only up to a rotation
 CASES: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "qr": lambda a: tuple(qr(a)),
     "qr r": lambda a: (qr(a, "r").R,),
@@ -52,7 +52,7 @@ def matrix(shape: str, kind: str = "real", batch: tuple[int, ...] = (), seed: in
     return found * torch.tensor([1.0, 2.5, 1.6, 4.0])[:n]
 
 
-def test_the_factors_are_torchs_and_lapacks() -> None:
+def test_factors_equal_torch_and_lapack() -> None:
     for shape, kind, batch in product(SHAPES, TYPES, [(), (2,), (2, 1, 3)]):
         a = matrix(shape, kind, batch)
         for mode in ("reduced", "complete"):
@@ -70,7 +70,7 @@ def test_the_factors_are_torchs_and_lapacks() -> None:
         assert qr(a, "r").Q.numel() == lq(a, "l").Q.numel() == pivoted_qr(a, "r").Q.numel() == 0
 
 
-def test_pivots_are_scipys() -> None:
+def test_pivots_equal_scipy() -> None:
     linalg = pytest.importorskip("scipy.linalg")
     for shape, kind in product(SHAPES, TYPES):
         a = matrix(shape, kind, (2,))
@@ -84,14 +84,14 @@ def test_pivots_are_scipys() -> None:
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("case", CASES)
-def test_derivatives_are_finite_differences(case: str, shape: str, kind: str) -> None:
+def test_derivatives_equal_finite_differences(case: str, shape: str, kind: str) -> None:
     for batch in ((), (2,)):
         a = matrix(shape, kind, batch).requires_grad_()
         assert gradcheck(CASES[case], a, check_forward_ad=True, fast_mode=batch != ())
         assert gradgradcheck(CASES[case], a, check_fwd_over_rev=True, fast_mode=True)
 
 
-def test_batched_derivatives_under_vmap_are_finite_differences() -> None:
+def test_batched_derivatives_under_vmap_equal_finite_differences() -> None:
     for shape, kind in product(SHAPES, TYPES):
         for case in ("qr", "pivoted", "lq"):
             a = matrix(shape, kind, (2,)).requires_grad_()
@@ -101,7 +101,7 @@ def test_batched_derivatives_under_vmap_are_finite_differences() -> None:
 
 
 def test_gradients_are_those_of_the_published_rule() -> None:
-    """LQ of a wide matrix and QR of a deep one, as the paper's equations have them, written out with an inverse."""
+    """LQ of a wide matrix and QR of a tall matrix by the equations of the paper, with an explicit inverse."""
 
     def copyltu(x: Tensor) -> Tensor:
         return x.tril(-1) + x.tril(-1).mH + torch.diag_embed(x.diagonal().real).to(x.dtype)
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_the_published_rule() -> None:
         torch.testing.assert_close(torch.autograd.grad((q, r), a, (g_q, g_r))[0], expected)
 
 
-def test_gradients_are_torchs_where_it_has_them() -> None:
+def test_gradients_equal_torch_where_supported() -> None:
     for shape, kind in product(SHAPES, TYPES):
         a = matrix(shape, kind, (2, 3)).requires_grad_()
         found = []
@@ -130,7 +130,7 @@ def test_gradients_are_torchs_where_it_has_them() -> None:
         torch.testing.assert_close(*found)
 
 
-def test_what_lies_below_the_diagonal_of_r_has_no_gradient() -> None:
+def test_entries_below_the_diagonal_of_r_have_no_gradient() -> None:
     a = matrix("wide").requires_grad_()
     assert not torch.autograd.grad(qr(a).R.tril(-1).sum(), a)[0].any()
 
@@ -173,7 +173,7 @@ def test_compiles_without_a_break_and_keeps_forward_mode_right() -> None:
         compiled(lambda x: qr(x).R)(_dependent(a))
 
 
-def test_the_operators_are_what_they_promise() -> None:
+def test_operators_pass_opcheck() -> None:
     from spikeprop.plugins.matrix_decompositions.functions import pivoted_qr_operator, qr_operator
 
     for shape, kind, batch in product(SHAPES, TYPES, [(), (2,)]):
@@ -209,14 +209,14 @@ def test_rank_deficiency_names_the_column_and_the_bound() -> None:
 
 
 def test_pivots_need_only_full_rank() -> None:
-    """The first two columns depend on each other, the rank is full: QR has no derivative, pivoted QR has."""
+    """The first two columns are dependent, but the rank is full: only pivoted QR has a derivative."""
     a = torch.tensor([[1.0, 2.0, 0.5, 1.0], [2.0, 4.0, 3.0, 1.0]], dtype=torch.float64).requires_grad_()
     with pytest.raises(RankError):
         qr(a)
     assert gradcheck(lambda x: tuple(pivoted_qr(x)[:2]), a)
 
 
-def test_null_space_columns_are_refused_checked_or_taken_as_invariant() -> None:
+def test_null_space_options() -> None:
     a = matrix("deep").requires_grad_()
     for function in (qr, pivoted_qr):
         with pytest.raises(RuntimeError, match="only up to a rotation"):
@@ -231,7 +231,7 @@ def test_null_space_columns_are_refused_checked_or_taken_as_invariant() -> None:
         q.pow(3).sum().backward()
 
 
-def test_bad_arguments_are_named() -> None:
+def test_invalid_arguments_are_refused() -> None:
     a = torch.ones(3, 2)
     for call, says in (
         (lambda: qr(a.half()), r"qr: A is torch\.float16; .*convert"),
@@ -263,7 +263,7 @@ def test_least_squares_solves_both_ways_with_both_derivatives() -> None:
             a = a.detach()
 
 
-def test_the_experiment_reports_accuracy_and_what_float32_leaves_of_gradients(tmp_path: Path) -> None:
+def test_experiment_reports_accuracy_and_float32_gradient_errors(tmp_path: Path) -> None:
     recipe = load_recipe("qr_least_squares", ["seeds=[0, 1]", "steps=20", "closeness=[0.1, 1e-4]"])
     recipe.experiment.run(Context(RunFolder(tmp_path, recipe), "qr_least_squares", lambda _: None))
     values = json.loads((tmp_path / "report.json").read_text())

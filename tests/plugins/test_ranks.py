@@ -1,4 +1,4 @@
-"""Of several processes that share a run, the first alone writes what the plugins' experiments report."""
+"""Of several processes in one run, only rank 0 writes the reports of the plugins' experiments."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ DIGITS = ["data={use: Digits, train_limit: 96, test_limit: 90}", "ann.input_shap
         ("qr_least_squares", []),
     ],
 )
-def test_the_first_alone_writes(name: str, overrides: list[str], tmp_path: Path) -> None:
+def test_only_rank_zero_writes(name: str, overrides: list[str], tmp_path: Path) -> None:
     if name == "map_cartpole":
         pytest.importorskip("gymnasium", reason="the rl extra is not installed")
     recipe = load_recipe(name, overrides)
     recipe = replace(recipe, experiment=recipe.experiment.smoke())
 
     def run(rank: int) -> tuple[object, set[str]]:
-        """What the report says and which files are new."""
+        """The values of the report, and the new files."""
         before = {file.name for file in tmp_path.iterdir()}
         folder = RunFolder(tmp_path, recipe, processes=Processes(rank))
         report = recipe.experiment.run(Context(folder, name, lambda _: None))

@@ -1,4 +1,4 @@
-"""RIFLE and L2-SP: what they do to head, rate and momentum, and that nothing, done often, is nothing."""
+"""RIFLE and L2-SP: effects on head, rate and momentum; without resets training is unchanged."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ RULES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", list(RULES))
-def test_no_resets_are_plain_training_with_any_rule(kind: str) -> None:
+def test_zero_resets_equal_plain_training_for_any_rule(kind: str) -> None:
     torch.manual_seed(0)
     plain = train(rule=RULES[kind]())
     torch.manual_seed(0)
@@ -83,14 +83,14 @@ def test_no_resets_are_plain_training_with_any_rule(kind: str) -> None:
     assert not torch.equal(weights(plain), weights(train(RIFLE(resets=1), rule=RULES[kind]())))
 
 
-def test_no_resets_leave_any_schedule_alone() -> None:
+def test_zero_resets_keep_any_schedule() -> None:
     torch.manual_seed(0)
     plain = train(schedule=Constant())
     torch.manual_seed(0)
     assert torch.equal(weights(plain), weights(train(RIFLE(resets=0), schedule=Constant())))
 
 
-def test_l2sp_takes_each_trainings_own_start() -> None:
+def test_l2sp_uses_the_initial_weights_of_each_training() -> None:
     callback = L2SP(alpha=1.0)
     first = train(callback)
     again = {name: value.clone() for name, value in callback.start.items()}
@@ -109,7 +109,7 @@ def test_state_of_other_callbacks_is_refused(tmp_path: Path) -> None:
         train(L2SP(alpha=1.0), checkpoint=tmp_path / "c.safetensors")
 
 
-def test_the_head_alone_is_reset_without_momentum_and_never_at_the_end() -> None:
+def test_only_the_head_is_reset_without_momentum_and_never_at_the_end() -> None:
     watch = Watch()
     model = train(RIFLE(resets=1, cyclic=False), watch, lr=1e-9)
     head = watch.heads
@@ -132,7 +132,7 @@ def test_the_heads_rate_starts_anew_while_the_others_follow_the_schedule() -> No
     assert head == pytest.approx([0.025 * (1 + math.cos(math.pi * (t % 6) / 6)) for t in range(12)])
 
 
-def test_l2_sp_by_hand() -> None:
+def test_l2sp_equals_hand_computed_values() -> None:
     model = small_ann()
     start = [p.detach().clone() for p in model.parameters()]
     training = TrainingState(model, torch.optim.SGD(model.parameters(), lr=1.0), 1, 1)
@@ -149,7 +149,7 @@ def test_l2_sp_by_hand() -> None:
 
 
 @pytest.mark.parametrize("after", [4, 7, 11])
-def test_together_they_resume_bit_for_bit(after: int, tmp_path: Path) -> None:
+def test_combined_callbacks_resume_exactly(after: int, tmp_path: Path) -> None:
     def callbacks(*more: Callback) -> list[Callback]:
         return [L2SP(), RIFLE(resets=2), *more]
 
@@ -183,12 +183,12 @@ def test_heads_are_found() -> None:
         (lambda: train(RIFLE(head="classifier")), "is a Sequential, which has no reset_parameters"),
     ],
 )
-def test_mistakes_are_named(make: Any, says: str) -> None:
+def test_invalid_settings_are_refused(make: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make()
 
 
-def test_a_head_without_a_rate_of_its_own_is_refused() -> None:
+def test_head_without_own_parameter_group_is_refused() -> None:
     model = small_ann()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"rifle\.param_groups"):

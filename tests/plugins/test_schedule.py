@@ -1,4 +1,4 @@
-"""The simulated schedules against arithmetic by hand."""
+"""Simulated schedules compared with hand-computed times."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def even(reach: int, segments: int = 4) -> list[SegmentTimes]:
     return [SegmentTimes(1.0, dict.fromkeys([*p.others(), *([p.segment] if p.has_loss else [])], 2.0)) for p in places]
 
 
-def test_gpipe_takes_its_formula() -> None:
+def test_gpipe_time_equals_its_formula() -> None:
     """(M + K - 1) (f + b) a batch, of which (K - 1)/(M + K - 1) is idle."""
     for m in (1, 4, 16):
         found = simulate(even(4), 4, m, 1, all_forward_first=True)
         assert found.seconds == pytest.approx((m + 3) * 3)
         assert found.idle == pytest.approx([3 / (m + 3)] * 4)
-        assert simulate(even(4), 4, m, 1).seconds == pytest.approx((m + 3) * 3)  # 1F1B: as long, with less memory
+        assert simulate(even(4), 4, m, 1).seconds == pytest.approx((m + 3) * 3)  # 1F1B: the same time with less memory
 
 
-def test_local_learning_waits_for_the_pipe_to_fill_once() -> None:
+def test_local_learning_fills_the_pipeline_once() -> None:
     found = simulate(even(1), 1, 1, 100)
     assert found.seconds == pytest.approx(100 * 3 + 3 * 1)
-    assert simulate(even(4), 4, 1, 100).seconds == pytest.approx(100 * 4 * 3)  # global, a batch at a time: one segment works
+    assert simulate(even(4), 4, 1, 100).seconds == pytest.approx(100 * 4 * 3)  # global, one batch at a time: one segment works
 
 
 def test_pairwise_waits_for_one_segment_above_only() -> None:
-    """A period is the forward pass, two products, and what is not hidden of the segment above: far from the global K (f + b)."""
+    """A period is the forward pass, two products, and the visible part of the next segment: far below the global K (f + b)."""
     for segments in (4, 8):
         period = simulate(even(2, segments), 2, 1, 100).seconds / 100
         assert 5 <= period <= 8.1

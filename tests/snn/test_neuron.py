@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spikeprop.snn import IF, LIF, Neuron, Triangle
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.pooling import SpikingMaxPool
 
 
 def trace(neuron: Neuron, currents: list[float]) -> tuple[list[float], list[float]]:

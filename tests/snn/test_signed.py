@@ -14,7 +14,7 @@ from spikeprop.errors import NirError, RecipeError
 from spikeprop.learn import fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.recipe import load_recipe
 from spikeprop.snn.engine.layerwise import LayerwiseRun
-from spikeprop.snn.neuron import SpikingMaxPool
+from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import _scan, _scan_on_cpu
 
 

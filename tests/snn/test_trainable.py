@@ -116,7 +116,7 @@ def smooth_loss(network: SpikingNetwork, x: Tensor, steps: int, integral: Callab
         value = x
         for name, layer in network.named_layers():
             current = layer.synapses[0](value.unsqueeze(0))[0]
-            if layer.neuron is None:
+            if not isinstance(layer.neuron, Neuron):
                 total = total + current
                 continue
             theta, leak = layer.neuron.v_threshold, layer.neuron.leak

@@ -8,12 +8,12 @@ Lava's bit-accurate LIF (lava/proc/lif/models.py, lava-nc 0.10) with a current t
 dv = d), but for the reset. Samples follow one another as in soft_reset.py.
 
 What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own, and hard reset to
-zero is the built-in LIF. Soft reset is not: it takes a neuron program (microcode) that ends with ``v -= theta`` where the
+zero is the built-in LIF. Soft reset is not: it needs a neuron program (microcode) that ends with ``v -= theta`` where the
 built-in one clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each
-sample at v_init takes a program that loads it when the host (or a counter) says so. The readout is a neuron without a
-threshold whose v the host reads: built in, a LIF with the largest threshold. A delay line is the chip's synaptic delay, up
-to 62 steps. Signed neurons take a program that counts what it has sent, and graded spikes, for the sign. Such programs need
-Intel's compiler; nothing here was run on a chip.
+sample at v_init needs a program that loads it when the host (or a counter) triggers it. The readout is a neuron without a
+threshold whose v the host reads: with the built-in neurons, a LIF with the largest threshold. A delay line is the chip's
+synaptic delay, up to 62 steps. Signed neurons need a program that counts the spikes it has sent, and graded spikes for the
+sign. Such programs need Intel's compiler; nothing here was run on a chip.
 """
 
 import numpy as np
@@ -26,10 +26,8 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, take_back
-
-LIMIT = 2**23
-ALIGN = 6
+from spikeprop_hardware.integer import ALIGN, STATE_LIMIT
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, take_back, within_run
 
 
 class ChipIF(AbstractProcess):
@@ -83,12 +81,12 @@ class PyChipIFFixed(PyLoihiProcessModel):
         current = _wrap(np.left_shift(self.a_in.recv().astype(np.int64), ALIGN))
         k = self.time_step - 1 - int(self.onset[0])
         spikes = np.zeros_like(self.v)
-        if 0 <= k < self.bits.shape[1] * 48:
+        if within_run(self, k):
             if k % int(self.period[0]) == 0:
                 self.v[:], self.sent[:] = self.rest, 0
             bias = np.left_shift(self.bias.astype(np.int64), int(self.bias_exp[0]))
             theta = np.left_shift(self.theta, ALIGN)
-            self.v[:] = np.clip(_decayed(self.v, self.decay) + current + bias, 1 - LIMIT, LIMIT - 1)
+            self.v[:] = np.clip(_decayed(self.v, self.decay) + current + bias, 1 - STATE_LIMIT, STATE_LIMIT - 1)
             spikes = (self.v > theta).astype(np.int32)
             self.v[:] = np.where(spikes, 0, self.v) if self.to_zero[0] else self.v - theta * spikes
             mark(self.bits, k, spikes)
@@ -128,12 +126,12 @@ class PyChipReadoutFixed(PyLoihiProcessModel):
         if 0 <= k < self.sums.shape[1]:
             before = 0 if k % int(self.period[0]) == 0 else self.sums[:, k - 1]
             bias = np.left_shift(self.bias.astype(np.int64), int(self.bias_exp[0]))
-            self.sums[:, k] = np.clip(before + current + bias, 1 - LIMIT, LIMIT - 1)
+            self.sums[:, k] = np.clip(before + current + bias, 1 - STATE_LIMIT, STATE_LIMIT - 1)
 
 
 def _wrap(current):
     """Into 24 bits; as in Lava's LIF, 2^23 itself stays and -2^23 becomes it."""
-    return (current + (LIMIT - 1)) % (2 * LIMIT) - (LIMIT - 1)
+    return (current + (STATE_LIMIT - 1)) % (2 * STATE_LIMIT) - (STATE_LIMIT - 1)
 
 
 def _decayed(v, decay):

@@ -2,16 +2,16 @@
 
     N = N + a for each source;   v' = max(N) over each window;   s = v' - v;   v = v'
 
-Input ``a`` holds a place for each source, so that one spike stays apart from another; s is 0 or 1, or -1 too where the sources
+Input ``a`` holds a place for each source, so that their spikes are not added; s is 0 or 1, or -1 too where the sources
 take spikes back. Samples follow one another as in soft_reset.py.
 
 What Loihi 2 would need. A window is a neuron with a count in its own memory for each of its places, and a program (microcode)
 that adds to the counts, finds the largest, sends by how much it grew (a graded spike where it may be -1), and clears all when
-a sample starts. The built-in neurons cannot: synapses add, so that a neuron sees the sum of its input and not who sent it.
-Weights that are powers of two would tell its places apart: place i sends 2^i, and the bits of the sum are the places that
-fired. With mantissas up to 64 and exponents up to 7 weights reach 2^14: 15 places, so windows up to 3x3 (of signed neurons, with
-powers of four, 8 places: 2x2). Here, the input keeps places apart by having one for each source instead, at weight 1. Nothing
-here was run on a chip.
+a sample starts. The built-in neurons cannot do this: synapses add, so a neuron receives the sum of its inputs and not which of
+them fired. Weights that are powers of two make its places distinguishable: place i sends 2^i, and the bits of the sum are the
+places that fired. With mantissas up to 64 and exponents up to 7 weights reach 2^14: 15 places, so windows up to 3x3 (of signed
+neurons, with powers of four, 8 places: 2x2). Here the input has one place for each source instead, at weight 1. Nothing here was
+run on a chip.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import mark
+from spikeprop_hardware.processes.declaration import declare_record, mark, within_run
 
 
 class MaxPool(AbstractProcess):
@@ -46,11 +46,7 @@ class MaxPool(AbstractProcess):
         self.places = Var(shape=places.shape, init=places)
         self.counts = Var(shape=(sources,), init=0)
         self.v = Var(shape=(size,), init=0)
-        self.onset = Var(shape=(1,), init=onset)
-        self.period = Var(shape=(1,), init=period)
-        self.bits = Var(shape=(size, -(-steps // 48)), init=0)
-        self.back = Var(shape=(size, -(-steps // 48) if signed else 1), init=0)
-        self.trace = Var(shape=(size, steps if trace else 1), init=0)
+        declare_record(self, size, signed=signed, onset=onset, period=period, steps=steps, trace=trace, zero=0)
 
 
 @implements(proc=MaxPool, protocol=LoihiProtocol)
@@ -76,7 +72,7 @@ class PyMaxPoolFloat(PyLoihiProcessModel):
         arriving = self.a_in.recv()
         k = self.time_step - 1 - int(self.onset[0])
         spikes = np.zeros_like(self.v)
-        if 0 <= k < self.bits.shape[1] * 48:
+        if within_run(self, k):
             if k % int(self.period[0]) == 0:
                 self.counts[:], self.v[:] = 0, 0
             self.counts[:] += arriving.astype(np.int64)

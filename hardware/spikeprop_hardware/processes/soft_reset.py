@@ -5,8 +5,8 @@
 
 Lava's own LIF only resets to zero. Samples follow one another without a gap: a population that lies ``onset``
 synapses behind the input sees step k of sample n at time step n*period + k + onset + 1, and begins each sample from
-v_init. Until its first input arrives it rests, so biases do not charge it early. Spikes are kept as bits, 48 time
-steps a number, because Lava hands variables back one number at a time; potentials (``trace``) only where asked for.
+v_init. Until its first input arrives it is inactive, so biases do not charge it early. Spikes are kept as bits, 48 time
+steps a number, because Lava returns variables one number at a time; potentials (``trace``) only where asked for.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, take_back
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, take_back, within_run
 
 
 class SoftIF(AbstractProcess):
@@ -60,7 +60,7 @@ class PySoftIFFloat(PyLoihiProcessModel):
         current = self.a_in.recv()
         k = self.time_step - 1 - int(self.onset[0])
         spikes = np.zeros_like(self.v)
-        if 0 <= k < self.bits.shape[1] * 48:
+        if within_run(self, k):
             if k % int(self.period[0]) == 0:
                 self.v[:], self.sent[:] = self.rest, 0
             self.v[:] = self.v * self.leak + (current + self.bias)
@@ -104,7 +104,7 @@ class PyReadoutFloat(PyLoihiProcessModel):
 
 
 class DelayLine(AbstractProcess):
-    """Hands spikes on ``delay`` steps later: keeps a skip connection in step with the path it skips."""
+    """Delays spikes by ``delay`` steps, so that a skip connection arrives at the same time as the path it skips."""
 
     def __init__(self, *, size, delay):
         super().__init__()

@@ -1,1 +1,1 @@
-"""Threshold calibrators: each sets a converted network's thresholds in the way of one paper."""
+"""The calibrators, one paper a file."""

@@ -1,12 +1,9 @@
-"""Calibrators that correct a network with its own spikes, layer by layer (Li et al. 2021, "A free lunch from ANN").
+"""What the calibrators of Li et al. 2021 ("A free lunch from ANN") share: they correct a layer with its own spikes.
 
-Each layer is looked at while the layers below it, corrected already, fire as they will when the network runs for ``timesteps``
-steps; so it makes up for their errors as well as for its own. The light way changes thresholds, biases and initial potentials;
-the advanced way also fits weights to the ANN's activations. Neurons run without leak meanwhile.
+A layer is corrected while the layers below it, corrected already, fire as they will when the network runs for ``timesteps``
+steps. So the correction covers their errors as well as the layer's own. Neurons run without leak meanwhile.
 
-Differences from the authors' code: thresholds are searched on the currents that spikes give, not on the ANN's; a fit takes
-weights, biases, thresholds and initial potentials together, through the rate of a constant current with a straight-through
-gradient.
+Differences from the authors' code: thresholds are searched on the currents that spikes give, not on the ANN's.
 """
 
 from __future__ import annotations
@@ -19,52 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.calibrate import (
-    Per,
-    ThresholdCalibrator,
-    Units,
-    by_channel,
-    check_grid,
-    check_steps,
-    limited,
-    positive,
-)
-from spikeprop.convert.calibrators.statistics import Search, best_scale, quantised
-from spikeprop.convert.encoded import EncodedInput, own_draws
-from spikeprop.convert.graph import activations, currents, forget
+from spikeprop.convert.activations import current
+from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
+from spikeprop.convert.calibrators.least_error import GridSearch
+from spikeprop.convert.encoded import isolated_rng
+from spikeprop.convert.scales import Per, check_grid, check_steps, rows
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
-from spikeprop.runtime.progress import bar
+from spikeprop.convert.spikes import SpikeTrains
 from spikeprop.runtime.seeding import seed_torch
-from spikeprop.snn import INPUT, Layer, Neuron, SignedIF, SpikingNetwork
-from spikeprop.snn.neuron import SpikingMaxPool
-
-
-@dataclass(frozen=True)
-class CalibratedLayer:
-    """A layer that is being calibrated.
-
-    Attributes:
-        target: the ANN's activation, or for the output its scores, in units of the layer's potential (B, ...).
-        rates: of the layer's sources, by name (B, ...).
-        shard: which of all images they are of.
-    """
-
-    name: str
-    stage: Layer
-    target: Tensor
-    rates: dict[str, Tensor]
-    shard: CalibrationShard = UNSHARDED
+from spikeprop.snn import Layer, SpikingNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpikeCalibrator(ThresholdCalibrator):
-    """Walks through the layers, each seeing the spikes of those below.
+class SpikeCalibrator(LayerwiseCalibrator):
+    """Finds the threshold of least error for the currents that spikes give, then corrects the layer.
 
     Attributes:
         timesteps: steps that the network is to run for.
         per: one threshold a layer, or one a channel.
         grid: fractions of the largest activation that are tried as threshold.
-        delay: choose from which step on the output is read (``delay_readout``); signed neurons need no settling and get none.
+        delay: choose the step from which the output is read (``delay_readout``); networks of signed neurons need no delay.
     """
 
     timesteps: int = 16
@@ -76,217 +47,42 @@ class SpikeCalibrator(ThresholdCalibrator):
         check_steps(self.timesteps, "a rate needs")
         check_grid(self.grid)
 
-    @property
-    def supports_distributed(self) -> bool:
-        return True
-
-    @torch.no_grad()
-    def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
-        thresholds = {}
-        for layer, spikes in self._layers(network, x, shard):
-            neuron = layer.stage.neuron
-            self.adjust(layer, spikes)
-            if neuron is not None:
-                thresholds[layer.name] = neuron.v_threshold.detach().clone()
-            elif self.delay and not any(isinstance(n, SignedIF) for n in network.neurons().values()):
-                delay_readout(network, x, layer.target, self.timesteps, shard)
-        return thresholds
-
     @abstractmethod
-    def adjust(self, layer: CalibratedLayer, spikes: SpikeTrains) -> None:
-        """Change one layer whose threshold is set; ``spikes`` runs it."""
+    def correct(self, data: LayerData) -> None:
+        """Change a layer whose threshold is set, or the output layer."""
 
-    def _layers(
-        self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard
-    ) -> Iterator[tuple[CalibratedLayer, SpikeTrains]]:
-        """The layers that can be changed, in order: those of neurons, and the output."""
-        units, spikes = Units(network, x), SpikeTrains(network, x, self.timesteps, shard)
-        rates = {INPUT: spikes.input_rate()}
-        for name, stage, activation in bar_over(activations(network, x), len(network.layers), shown=shard.processes.rank == 0):
-            units.fold(stage)
-            layer = CalibratedLayer(name, stage, activation / stage.scale, rates, shard)
-            if isinstance(stage.neuron, SpikingMaxPool):
-                units.pass_on(name, stage)
-            elif stage.neuron is not None:
-                units.settle(name, stage, self._scale(layer, stage.neuron))
-                yield layer, spikes
-                units.settle(name, stage, stage.neuron.v_threshold * stage.scale)
-            else:
-                yield layer, spikes
-                return
-            rates[name] = spikes.rate(name)
-            forget(network, rates, name)
+    def spike_trains(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> SpikeTrains:
+        return SpikeTrains(network, x, self.timesteps, shard)
 
-    def _scale(self, layer: CalibratedLayer, neuron: Neuron) -> Tensor:
-        """The threshold of least error for the currents that spikes give."""
-        current = currents(layer.stage, layer.rates)
-        search = Search(float(neuron.v_init.mean()), self.timesteps, self.grid)
-        theta = positive(layer.name, best_scale(current, layer.target, self.per, search, layer.shard))
-        return limited(layer.stage, theta * layer.stage.scale)
+    def activation_scale(self, data: LayerData) -> Tensor:
+        search = GridSearch(self.timesteps, self.per, self.grid)
+        theta = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
+        data.neuron.set_threshold(data.limited(theta * data.layer.scale) / data.layer.scale)
+        self.correct(data)
+        return data.neuron.v_threshold * data.layer.scale
+
+    def calibrate_readout(self, network: SpikingNetwork, x: Tensor, data: LayerData) -> None:
+        self.correct(data)
+        if self.delay and not any(n.signed for n in network.dynamics().values()):
+            delay_readout(network, x, data.target, self.timesteps, data.shard)
 
 
-class SpikeTrains:
-    """What the layers of a network fire, made in order and kept packed.
-
-    Args:
-        network: in evaluation mode.
-        x: images.
-        timesteps: steps.
-        shard: which of all images they are.
-    """
-
-    def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard):
-        from spikeprop.snn.engine.layerwise import LayerwiseRun  # here, since it brings Numba
-
-        self.timesteps, self.encoded = timesteps, EncodedInput(network.encoder, x, shard)
-        self.layers = LayerwiseRun(network, x, timesteps, self.encoded)
-
-    def input_rate(self) -> Tensor:
-        """Mean of the encoded input over the steps (B, ...)."""
-        return self.encoded(0, self.timesteps).mean(0)
-
-    def rate(self, name: str) -> Tensor:
-        """Fire a layer, again if it was changed, and give its spikes a step (B, ...)."""
-        self.layers.fire(name)
-        return self.layers.rate(name)
+def rate_error(data: LayerData) -> Tensor:
+    """Target minus what the layer's rates stand for, in units of its potential (B, ...)."""
+    data.spikes.fire(data.name)
+    return data.target - data.layer.dynamics.spike_size * data.spikes.rate(data.name)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LightCalibration(SpikeCalibrator):
-    """Thresholds of least error, then biases and initial potentials that make up for the mean error of the rates.
-
-    Attributes:
-        bias: correct biases, by channel.
-        potential: correct initial potentials, by neuron.
-    """
-
-    bias: bool = True
-    potential: bool = False
-
-    def adjust(self, layer: CalibratedLayer, spikes: SpikeTrains) -> None:
-        if layer.stage.neuron is None:
-            return
-        if self.bias:
-            _correct_bias(layer, spikes)
-        if self.potential:
-            shift_potential(layer.stage.neuron, layer.shard.mean(_error(layer, spikes), 0), self.timesteps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdvancedCalibration(SpikeCalibrator):
-    """Thresholds of least error, then a fit of weights, biases, thresholds and initial potentials to the ANN's activations.
-
-    The fit minimises the squared error of theta * rate against the activation by Adam, ``iterations`` steps on ``batch_size``
-    images, each number moving by about ``step`` of its tensor's size a step at first, and less and less (cosine). The mean error
-    that is left in each channel's true rates goes into the biases. A fit that does not lower the error is taken back.
-
-    Attributes:
-        iterations, batch_size, step: of the fit.
-    """
-
-    iterations: int = 300
-    batch_size: int = 64
-    step: float = 0.01
-
-    def adjust(self, layer: CalibratedLayer, spikes: SpikeTrains) -> None:
-        with torch.enable_grad():
-            _Fit(layer, self.timesteps).run(self.iterations, self.batch_size, self.step)
-        if layer.stage.neuron is not None:
-            _correct_bias(layer, spikes)
-
-
-class _Fit:
-    """The fit of one layer."""
-
-    def __init__(self, layer: CalibratedLayer, timesteps: int):
-        self.layer, self.timesteps, self.neuron = layer, timesteps, layer.stage.neuron
-        add_bias(layer.stage)
-        self.trained: list[Tensor] = [p for p in layer.stage.synapses.parameters() if p.requires_grad]
-        if self.neuron is not None:
-            self.log_theta = self.neuron.v_threshold.detach().log().requires_grad_()
-            start = self.neuron.v_init.expand_as(self.neuron.v_threshold)
-            self.start = start.clone().requires_grad_()
-            self.limit = layer.stage.ceiling
-            self.trained += [self.log_theta, self.start]
-
-    def run(self, iterations: int, batch_size: int, step: float) -> None:
-        """Minimise, and leave the result in the stage."""
-        if iterations == 0 or not self.trained:
-            return
-        sizes = [max(float(p.detach().square().mean().sqrt()), 1e-3) for p in self.trained]
-        groups = [{"params": [p], "lr": step * size} for p, size in zip(self.trained, sizes)]
-        if self.neuron is not None:
-            groups[-2]["lr"] = groups[-1]["lr"] = step
-        optimizer = torch.optim.Adam(groups)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-        draws = torch.Generator().manual_seed(0)
-        shard, target = self.layer.shard, self.layer.target
-        images = shard.size(len(target))
-        size = float(shard.mean(target.square().reshape(-1), 0))
-        before, first = self._error(), [p.detach().clone() for p in self.trained]
-        for _ in range(iterations):
-            chosen = torch.randperm(images, generator=draws)[:batch_size]
-            some = shard.own(chosen, 1)
-            optimizer.zero_grad()
-            if len(some):
-                loss = (self._output(some) - target[some]).square().sum() / (size * len(chosen) * target[0].numel())
-                loss.backward()
-            shard.processes.sum_gradients(self.trained, dtype=torch.float64)
-            optimizer.step()
-            schedule.step()
-        if self._error() > before:  # the straight-through gradient is not the staircase's own: few steps can mislead it
-            for parameter, value in zip(self.trained, first):
-                parameter.data.copy_(value)
-        self._settle()
-
-    @torch.no_grad()
-    def _error(self) -> float:
-        """Squared error, summed over all images."""
-        batches = torch.arange(len(self.layer.target)).split(64)
-        errors = [(self._output(some) - self.layer.target[some]).square().sum(dtype=torch.float64) for some in batches]
-        return float(self.layer.shard.total(torch.stack(errors).sum()))
-
-    def _output(self, some: Tensor) -> Tensor:
-        current = currents(self.layer.stage, {name: rate[some] for name, rate in self.layer.rates.items()})
-        if self.neuron is None:
-            return current
-        theta = self._theta()
-        return theta * rate_through(current / theta, self.start, self.timesteps)
-
-    def _theta(self) -> Tensor:
-        theta = self.log_theta.exp()
-        return theta if self.limit is None else torch.minimum(theta, self.limit / self.layer.stage.scale)
-
-    def _settle(self) -> None:
-        for parameter in self.layer.stage.synapses.parameters():
-            parameter.grad = None
-        if self.neuron is not None:
-            self.neuron.set_threshold(self._theta().detach())
-            self.neuron.v_init = self.start.detach().clone()
-
-
-def rate_through(ratio: Tensor, start: Tensor, timesteps: int) -> Tensor:
-    """The rate of a constant current, with the gradient of its ramp: the steps of the staircase let it through."""
-    ramp = (ratio + (start - 0.5) / timesteps).clamp(0, 1)
-    return ramp + (quantised(ratio.detach(), start.detach(), timesteps) - ramp.detach())
-
-
-def _correct_bias(layer: CalibratedLayer, spikes: SpikeTrains) -> None:
-    """Add each channel's mean error to its current."""
-    op = add_bias(layer.stage)
+def correct_bias(data: LayerData) -> None:
+    """Add the mean error of each channel to its current."""
+    op = add_bias(data.layer)
     if op is not None:
-        op.bias.data.add_(layer.shard.mean(by_channel(_error(layer, spikes)), 1).to(op.bias))
+        op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel"), 1).to(op.bias))
 
 
-def _error(layer: CalibratedLayer, spikes: SpikeTrains) -> Tensor:
-    """What the true rates miss of the target (B, ...)."""
-    assert layer.stage.neuron is not None
-    return layer.target - layer.stage.neuron.v_threshold * spikes.rate(layer.name)
-
-
-def add_bias(stage: Layer) -> Any:
-    """The last layer of a branch, whose bias acts on all channels, given one of zeros where it has none; None without one."""
-    last = [next(reversed(list(synapse)), None) for _, _, synapse in stage.branches()]
+def add_bias(layer: Layer) -> Any:
+    """The operation at the end of a branch whose bias acts on all channels, with a bias of zeros if it had none; or None."""
+    last = [next(reversed(list(synapse)), None) for _, _, synapse in layer.branches()]
     for op in sorted((op for op in last if isinstance(op, nn.Conv2d | nn.Linear)), key=lambda op: op.bias is None):
         if op.bias is None:
             op.bias = nn.Parameter(op.weight.new_zeros(len(op.weight)).detach(), op.weight.requires_grad)
@@ -294,59 +90,43 @@ def add_bias(stage: Layer) -> Any:
     return None
 
 
-def shift_potential(neuron: Neuron, error: Tensor, timesteps: int) -> None:
-    """Start each neuron where the mean error of its rate would be made up for within ``timesteps`` steps."""
-    neuron.v_init = (neuron.v_init + timesteps * error.to(neuron.v_init) / neuron.v_threshold).clamp(-1, 1)
-
-
 @torch.no_grad()
 def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps: int, shard: CalibrationShard = UNSHARDED) -> int:
-    """Choose ``readout_from`` for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
+    """Choose the delay of the readout for runs of ``timesteps`` steps: where the mean output is nearest to the ANN's scores.
 
     Args:
-        network: calibrated, in evaluation mode; its ``readout_from`` is set.
+        network: calibrated, in evaluation mode; its ``readout`` is set.
         x: images (B, ...).
         scores: of the ANN, in units of the output's potential (B, K).
-        timesteps: T; at most three quarters of it are passed over.
+        timesteps: T; at most three quarters of it are skipped.
         shard: which of all images they are.
 
     Returns:
-        the number of steps passed over; 0 keeps the whole sum. Distance is cross-entropy, from the ANN's probabilities.
+        the number of steps that are skipped; 0 keeps the complete sum. Distance is cross-entropy, from the ANN's probabilities.
     """
-    network.readout_from.zero_()
-    wanted = (scores * _output_scale(network)).softmax(1)
-    total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, shard)), 1) * _output_scale(network)
+    network.readout.set()
+    scale = next(layer for _, layer in network.named_layers() if layer.neuron is None).scale
+    wanted = (scores * scale).softmax(1)
+    total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, shard)), 1) * scale
     distances = []
     for delay in range(timesteps * 3 // 4 + 1):
-        passed = total_TBK[delay - 1] if delay else 0
-        mean = (total_TBK[-1] - passed) / (timesteps - delay)
+        skipped = total_TBK[delay - 1] if delay else 0
+        mean = (total_TBK[-1] - skipped) / (timesteps - delay)
         distances.append(-(wanted * mean.log_softmax(1)).sum(dtype=torch.float64))
-    told = shard.total(torch.stack(distances)).tolist()
-    best = told.index(min(told))
-    network.readout_from.fill_(best)
+    of_all = shard.total(torch.stack(distances)).tolist()
+    best = of_all.index(min(of_all))
+    network.readout.set(delay=best)
     return best
 
 
 def _in_blocks(network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard) -> Iterator[Tensor]:
-    """The output after each step (T, b, K), for the images here of each block."""
+    """The output after each step (T, b, K), for this process's images of each block."""
     if network.encoder.constant:
         for some in x.split(BLOCK):
             yield torch.cat(list(network.unroll(some, timesteps)))
         return
     seed = shard.seed()
-    with own_draws(x):
+    with isolated_rng(x):
         for block in shard.blocks(len(x)):
             seed_torch(seed, block.number)
             yield torch.cat(list(network.unroll(block.padded(x), timesteps)))[:, block.places]
-
-
-def _output_scale(network: SpikingNetwork) -> Tensor:
-    return next(stage for _, stage in network.named_layers() if stage.neuron is None).scale
-
-
-def bar_over(layers: Iterator[Any], total: int, shown: bool) -> Iterator[Any]:
-    """The layers, with a bar that shows how far the calibration is."""
-    with bar("calibrate" if shown else None, total=total, leave=False) as progress:
-        for layer in layers:
-            yield layer
-            progress.update()

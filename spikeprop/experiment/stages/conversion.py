@@ -37,7 +37,7 @@ def _convert(run: PipelineRun, calibrator: ThresholdCalibrator, processes: Proce
     images, neuron, encoder = calibration_images(run, processes), settings.neuron.build(), settings.encoder.build()
     network = convert(ann, images, neuron, calibrator, encoder=encoder, processes=processes)
     run.save(network, "converted")
-    return {"thresholds": {name: float(n.v_threshold.detach().max()) for name, n in network.neurons().items()}}
+    return {"thresholds": {name: float(d.spike_size.max()) for name, d in network.dynamics().items()}}
 
 
 def calibration_images(run: PipelineRun, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:

@@ -30,10 +30,9 @@ def finetune_network(run: PipelineRun) -> dict[str, Any]:
 
 def _remove_delay(run: PipelineRun, network: SpikingNetwork) -> None:
     """Training uses the output of all steps, so a delayed readout and a pre-run, which calibration chose, are removed."""
-    if int(network.readout_from) or int(network.pre_run):
+    if not network.readout.trivial:
         run.context.notify("fine-tuning trains the sum over all steps: the delay that calibration chose is removed")
-        network.readout_from.zero_()
-        network.pre_run.zero_()
+        network.readout.set()
 
 
 def _warn_of_silence(run: PipelineRun, network: SpikingNetwork) -> None:

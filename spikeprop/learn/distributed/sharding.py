@@ -32,7 +32,7 @@ UNSUPPORTED_OPTIMISERS = (
     "Rprop",
 )  # need more than a number and its own gradient, or fail on shards
 LARGEST_BLOCK = 1 / 4  # of all parameters: a larger module with children is several blocks
-CONTAINERS = (nn.Sequential.forward, nn.ModuleList.forward)  # nn.ModuleDict has no forward of its own either, like nn.ModuleList
+CONTAINERS = (nn.Sequential.forward, nn.ModuleList.forward)  # nn.ModuleDict inherits the second too
 
 
 def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:

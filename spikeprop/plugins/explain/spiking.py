@@ -17,9 +17,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
+from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
 from spikeprop.snn.layer import INPUT, Layer
-from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
+from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
 
@@ -68,7 +69,7 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
     Raises:
         ExplainError: the network has a delayed readout or a pre-run.
     """
-    if int(network.readout_from) or int(network.pre_run):
+    if not network.readout.trivial:
         raise ExplainError("this network has a delayed readout or a pre-run, which explain does not support")
     simulation = _Simulation(network, tracer)
     with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
@@ -104,7 +105,7 @@ class _Simulation:
                     values[name] = self._neurons(name, layer.neuron, current)
         raise AssertionError("the last layer has no neuron; checked at construction")
 
-    def _neurons(self, name: str, neuron: Neuron, current: Tensor) -> Tensor:
+    def _neurons(self, name: str, neuron: LayerDynamics, current: Tensor) -> Tensor:
         if not is_integrate_and_fire(neuron):
             spikes, self.states[name] = neuron.step(current, self.states.get(name) or neuron.initial_state(current))
             return spikes

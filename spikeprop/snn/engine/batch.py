@@ -1,9 +1,9 @@
-"""The packed engine: a spiking network run in chunks of time, its spikes kept as one bit a neuron a step.
+"""A spiking network run over a batch in chunks of time, its spikes kept as one bit a neuron a step.
 
-STDB's backward pass needs to know only when a neuron spiked (do/du = alpha exp(-beta (t - t_last)) / theta, Rathi et al.
-2020), so the spikes of all layers, packed, are all that training keeps of the T steps: floats are held for one chunk only, and
-memory g the CPU each thread takes its share of the batch, a few samples at a time, through all
-layers of a chunk (``SliceRun``), so threads meet once a chunk, and once for the whole backward pass; they share the weights.
+STDB's backward pass needs to know only when a neuron spiked (do/du = alpha exp(-beta (t - t_last)) / theta, Rathi et al. 2020).
+Training therefore keeps only the packed spikes of all layers over the T steps; floats exist for one chunk at a time. Memory grows
+by one bit a neuron a step. On the CPU each thread takes the slices of its own samples through all layers of a chunk; the threads
+wait for one another once a chunk, and once for the complete backward pass. They share the weights.
 
 Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, O classes.
 """
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import has_fast_kernels, packed_kernels
 from spikeprop.snn.engine.kernels.words import channels_first
@@ -32,7 +33,7 @@ from spikeprop.snn.engine.sizes import chunk_steps, slice_samples
 from spikeprop.snn.engine.slice_run import SliceRun
 from spikeprop.snn.engine.synapse_run import unpacked
 from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
-from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
+from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
 
 T = TypeVar("T")
@@ -45,12 +46,13 @@ def supports(network: LayeredNetwork, x_B: Tensor) -> bool:
     parameters = list(network.parameters())
     if not parameters or any(p.dtype != x_B.dtype or p.device != x_B.device for p in parameters):
         return False
-    return x_B.dtype in (torch.float32, torch.float64) and all(_plain(n) for n in network.neurons().values())
+    return x_B.dtype in (torch.float32, torch.float64) and all(_plain(n) for n in network.dynamics().values())
 
 
-def _plain(neuron: Neuron) -> bool:
-    trained = torch.is_grad_enabled() and (neuron.v_threshold.requires_grad or neuron.leak.requires_grad)
-    return is_integrate_and_fire(neuron) and not trained
+def _plain(neuron: LayerDynamics) -> bool:
+    if not is_integrate_and_fire(neuron):
+        return False
+    return not (torch.is_grad_enabled() and (neuron.v_threshold.requires_grad or neuron.leak.requires_grad))
 
 
 class SignedBits:

@@ -1,6 +1,6 @@
-"""BufferPool memory of one simulation: large blocks that are taken, given back and taken again.
+"""Memory of one thread of a simulation: large blocks that are taken, given back and taken again.
 
-Memory fresh from the system costs a page fault every 4 KiB, which for blocks of megabytes is as dear as the arithmetic on them.
+New memory from the system costs a page fault every 4 KiB. For blocks of megabytes this takes as long as the arithmetic on them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BufferPool:
         return block[:size].view(dtype).view(shape)
 
     def give(self, tensor: Tensor) -> None:
-        """Give back what ``take`` returned, or a view from its start; what came from elsewhere is left to itself."""
+        """Give back what ``take`` returned, or a view from its start; memory from elsewhere is ignored."""
         block = self._taken.pop(tensor.data_ptr(), None)
         if block is not None:
             self._free.append(block)

@@ -25,8 +25,8 @@ from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.sizes import piece_steps
 from spikeprop.snn.engine.synapse_run import SourceValues, SynapseRun, summed_current, unpacked
 from spikeprop.snn.layer import INPUT, Layer
-from spikeprop.snn.neuron import Neuron
-from spikeprop.snn.surrogate import STDB
+from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
+from spikeprop.snn.surrogate import STDB, Surrogate
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,10 @@ class LayerRun:
         like_B = context.like_B
         step_bytes = torch.Size(shape).numel() * len(like_B) * like_B.element_size()
         self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=context.timesteps <= context.chunk)
-        self.surrogate = layer.neuron.surrogate if layer.neuron is not None else None
+        self.surrogate: Surrogate | None = None
         if layer.neuron is not None:
+            assert is_integrate_and_fire(layer.neuron)
+            self.surrogate = layer.neuron.surrogate
             self.parameters, start_RC = scan_parameters(layer.neuron, shape, like_B.dtype)
             self.v_BSC = like_B.new_zeros(len(like_B), self.positions, shape[0]) + start_RC
 

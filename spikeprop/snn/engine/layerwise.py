@@ -1,7 +1,7 @@
 """A network run one layer at a time over all steps, each layer's spikes kept packed for the layers that read them.
 
-This is how thresholds are balanced: a layer's threshold is found from the spikes below it before its own spikes exist, and no
-layer is run again for the sake of a later one, so a search costs two passes a layer however deep the network is.
+Thresholds are balanced this way: a layer's threshold is found from the spikes below it before its own spikes exist. No layer is
+run again for a later one, so a search costs two passes a layer, however deep the network is.
 
 Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, W words.
 """
@@ -9,10 +9,12 @@ Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import packed_kernels
 from spikeprop.snn.engine.kernels.words import (
@@ -31,7 +33,7 @@ from spikeprop.snn.engine.sizes import layerwise_steps
 from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run, summed_current, unpacked
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
-from spikeprop.snn.neuron import Neuron, SpikingMaxPool, is_integrate_and_fire
+from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.signed import SignedIF, scan
 
 
@@ -74,15 +76,11 @@ class LayerwiseRun:
 
     def fire(self, name: str) -> None:
         """Run a layer's neurons and keep their spikes; trains that neither it (again) nor a later layer reads are dropped."""
-        neuron, shape = self.network.neurons()[name], self.shapes[name]
+        dynamics, shape = self.network.dynamics()[name], self.shapes[name]
         train = self._room(name, shape)
-        leak = neuron.leak.clone()
-        neuron.leak.fill_(1.0)
-        try:
-            run = self._runner(neuron, shape, self._current_shape(name))
+        with _without_leak(dynamics):
+            run = self._runner(dynamics, shape, self._current_shape(name))
             self.counts[name] = [run(current, train[first:last]) for first, last, current in self._chunks(name)]
-        finally:
-            neuron.leak.copy_(leak)
         self.trains[name] = train
         self._forget(name)
 
@@ -95,8 +93,7 @@ class LayerwiseRun:
     def _signed(self, name: str) -> bool:
         """Whether a layer's spikes may be -1: its own, or those that it pools."""
         layer = self._layer(name)
-        pools = isinstance(layer.neuron, SpikingMaxPool)
-        return isinstance(layer.neuron, SignedIF) or (pools and any(self._signed(s) for s in layer.sources if s != INPUT))
+        return layer.dynamics.signed or (layer.dynamics.passes_on and any(self._signed(s) for s in layer.sources if s != INPUT))
 
     def rate(self, name: str) -> Tensor:
         """Spikes a step of a layer that was fired last, (B, ...)."""
@@ -151,15 +148,17 @@ class LayerwiseRun:
     def _current_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a sample's current, which pooled neurons do not share."""
         layer = self._layer(name)
-        if not isinstance(layer.neuron, SpikingMaxPool):
+        if not layer.dynamics.passes_on:
             return self.shapes[name]
         return (self.shapes[name][0], *self.shapes[layer.sources[0]][1:])
 
-    def _runner(self, neuron: Neuron, shape: tuple[int, ...], current: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+    def _runner(
+        self, dynamics: LayerDynamics, shape: tuple[int, ...], current: tuple[int, ...]
+    ) -> Callable[[Tensor, Tensor], int]:
         """What advances a layer over a chunk: from its current (K or 1, B, S, C) to its train, giving the number of spikes."""
-        if is_integrate_and_fire(neuron):
-            return self._scan(neuron, shape)
-        return self._scan_signed(neuron, shape) if isinstance(neuron, SignedIF) else self._step(neuron, current)
+        if is_integrate_and_fire(dynamics):
+            return self._scan(dynamics, shape)
+        return self._scan_signed(dynamics, shape) if isinstance(dynamics, SignedIF) else self._step(dynamics, current)
 
     def _scan_signed(self, neuron: SignedIF, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
         rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.v_init)))
@@ -182,7 +181,7 @@ class LayerwiseRun:
 
         return run
 
-    def _step(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+    def _step(self, dynamics: LayerDynamics, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
         """For max pooling and neurons of other libraries: their own steps."""
         state = None
 
@@ -190,8 +189,8 @@ class LayerwiseRun:
             nonlocal state
             steps = len(train)
             current_KB = channels_first(current_KBSC, shape).unflatten(0, (len(current_KBSC), -1))
-            state = neuron.initial_state(current_KB[0]) if state is None else state
-            spikes_KB, state = neuron.run(current_KB.expand(steps, *current_KB.shape[1:]), state)
+            state = dynamics.initial_state(current_KB[0]) if state is None else state
+            spikes_KB, state = dynamics.run(current_KB.expand(steps, *current_KB.shape[1:]), state)
             if train.dtype == torch.int8:
                 train.copy_(channels_last(spikes_KB.flatten(0, 1), steps))
             else:
@@ -204,3 +203,17 @@ class LayerwiseRun:
         read = self.network.read_after(done) | {done, *self._layer(done).sources}
         for name in self.trains.keys() - read:
             del self.trains[name]
+
+
+@contextmanager
+def _without_leak(dynamics: LayerDynamics) -> Iterator[None]:
+    """Within the block neurons do not leak."""
+    if not isinstance(dynamics, Neuron):
+        yield
+        return
+    leak = dynamics.leak.clone()
+    dynamics.leak.fill_(1.0)
+    try:
+        yield
+    finally:
+        dynamics.leak.copy_(leak)

@@ -1,4 +1,4 @@
-"""Layouts: what a synapse is to the packed engine, and its weights in the order in which its branches read them.
+"""Layouts: a synapse as the packed engine runs it, and its weights in the order in which its runs read them.
 
 Most synapses are a chain of dropout, average pooling and one convolution or fully connected layer (``ConvLayout``,
 ``LinearLayout``); any other chain is ``DenseLayout``. A layout is made once a simulation and shared by all threads.
@@ -81,7 +81,7 @@ class DenseLayout:
         self.synapse = synapse
 
     def accumulator(self) -> GradientAccumulator:
-        """Where a thread gathers the gradients of the parameters."""
+        """What a thread accumulates the gradients of the parameters in."""
         return GradientAccumulator()
 
 
@@ -89,7 +89,7 @@ class WeightedLayout(DenseLayout):
     """Dropout, average pooling and one layer with weights.
 
     Attributes:
-        few: share of the usual limit on spikes below which it goes spike by spike.
+        few: fraction of the usual limit on spikes, below which it goes spike by spike.
     """
 
     few: float
@@ -102,7 +102,7 @@ class WeightedLayout(DenseLayout):
         self.pooled_shape = (shape[0], self.size[0] // self.pool, self.size[1] // self.pool)
         drops = [module.p for _, module, _ in chain.dropouts if synapse.training]
         self.kept = math.prod(1 - p for p in drops)  # fraction of the spikes that dropout lets through
-        self.gain = 1 / (self.kept or 1.0) / self.pool**2  # what one of them is worth
+        self.gain = 1 / (self.kept or 1.0) / self.pool**2  # what one of them counts
         weight = chain.layer.weight
         self.affine = cpu.Affine(self.gain, self.bias if self.bias is not None else weight.new_zeros(len(weight)).detach())
 
@@ -155,7 +155,7 @@ class LinearLayout(WeightedLayout):
 
 
 def _few(columns: int, outputs: int) -> float:
-    """Share of the usual limit on spikes below which a convolution goes spike by spike.
+    """Fraction of the usual limit on spikes, below which a convolution goes spike by spike.
 
     A spike adds runs of columns x outputs numbers: short runs cost more a number, and a kernel of one column has a dense product
     that is hard to beat. Measured on the layers of common networks, on the careful side.
@@ -170,7 +170,7 @@ def _outer_transposed(tensor: Tensor) -> Tensor:
 
 
 class GradientAccumulator:
-    """Gradients of one synapse's parameters, as one thread gathers them."""
+    """Gradients of one synapse's parameters, accumulated by one thread."""
 
     def __init__(self) -> None:
         self.grads: dict[nn.Parameter, Tensor] = {}
@@ -182,7 +182,7 @@ class GradientAccumulator:
             self.grads[parameter] = grad if known is None else known.add_(grad)
 
     def merge(self, other: Any) -> None:
-        """Take over what another thread has gathered for the same synapse."""
+        """Add what another thread has accumulated for the same synapse."""
         for parameter in list(other.grads):
             self.add(parameter, other.grads.pop(parameter))
 

@@ -57,7 +57,7 @@ class SourceValues:
         return len(values)
 
     def cut(self, first: int, last: int) -> SourceValues:
-        """The steps first..last; their number of spikes is taken to be in proportion."""
+        """The steps first..last; the number of spikes is estimated in proportion."""
         if self.words_KBSW is not None:
             words = self.words_KBSW[first:last]
             return SourceValues(self.shape, words, self.count * len(words) // len(self.words_KBSW))
@@ -89,7 +89,7 @@ class SynapseRun(Generic[AnyLayout]):
     def backward(
         self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
     ) -> Gradient | None:
-        """Gather gradients of the parameters; returns that of the source's spikes where it is wanted."""
+        """Accumulate gradients of the parameters; returns that of the source's spikes where it is wanted."""
         raise NotImplementedError
 
 

@@ -28,7 +28,7 @@ class Opened(Tab):
 
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Opened]:
-    """A fresh tab; after the test it must have asked for nothing but the page itself and complained of nothing."""
+    """A new tab; after the test it must have requested only the page and reported no errors."""
     with open_tab(chromium, Opened) as found:
         yield found
     assert not found.complaints
@@ -37,7 +37,7 @@ def opened(chromium: Any) -> Iterator[Opened]:
 
 @dataclass(frozen=True)
 class Built:
-    """A page's file, and what it was made of."""
+    """The file of a page, and its data."""
 
     file: Path
     subject: TrainingStep
@@ -47,7 +47,7 @@ class Built:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
-    """Pages of the shared networks by name, each made once."""
+    """Pages of the shared networks by name, each written once."""
     folder, made = tmp_path_factory.mktemp("pages"), {}
 
     def page(name: str) -> Built:

@@ -59,7 +59,7 @@ def attention() -> TrainingStep:
 
 
 def spiking(surrogate: Surrogate | None = None, timesteps: int = 4, **settings: Any) -> TrainingStep:
-    """Two layers of spiking neurons, with thresholds low enough that all of them fire."""
+    """Two layers of spiking neurons with thresholds so low that all of them fire."""
     torch.manual_seed(3)
     ann = sp.MLP(input_shape=(6,), hidden=[5, 4], classes=3)
     snn = sp.convert(ann, [torch.rand(8, 6)], sp.LIF(leak=0.9, surrogate=surrogate, **settings), sp.MaxActivation())
@@ -69,7 +69,7 @@ def spiking(surrogate: Surrogate | None = None, timesteps: int = 4, **settings: 
 
 
 class Tokens(nn.Module):
-    """Embedded tokens through causal attention; more is computed after the scores than they need."""
+    """Embedded tokens through causal attention, with unused computations after the scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def arithmetic() -> TrainingStep:
 
 
 class Causal(nn.Module):
-    """Attention that sees no later token: a mask of minus infinity, added, or filled in by a call without a card."""
+    """Causal attention: a mask of minus infinity, added, or filled in by a call without a card."""
 
     def __init__(self, filled: bool) -> None:
         super().__init__()

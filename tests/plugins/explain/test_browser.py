@@ -1,4 +1,4 @@
-"""Pages in a real browser: the timeline, the numbers, editing, cards, the quiz, and accessibility by axe-core."""
+"""Pages in a browser: timeline, numbers, editing, cards, quiz, and accessibility by axe-core."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def serious(opened: Opened) -> list[str]:
 
 
 def wait_for(opened: Opened, selector: str, text: str) -> None:
-    """Until an element begins with a text; without the evaluation of strings, which the page forbids."""
+    """Wait until an element starts with a text, without evaluating strings, which the page forbids."""
     opened.page.locator(selector, has_text=re.compile(f"^{re.escape(text)}")).first.wait_for(timeout=20000)
 
 
 def assert_equals_torch(opened: Opened, step: TracedStep) -> None:
-    """Every value and cotangent that the page computed is the trace's, to 1e-6 and better."""
+    """All values and cotangents computed by the page equal those of the trace to 1e-6."""
     read = "[v.id, Array.from(app.net.value(v.id).all), v.cotangent && Array.from(app.net.cotangent(v.id).all)]"
     for index, content, cotangent in opened.page.evaluate(f"app.net.data.values.map(v => {read})"):
         value = step.trace.values[index]
@@ -150,14 +150,14 @@ def test_an_edited_input_gives_the_numbers_that_torch_gives(opened: Opened, buil
     assert "finite differences agree" in page.inner_text("#difference")
     assert "(edited)" in page.inner_text("#loss")
     address = page.evaluate("location.hash")
-    opened.go(built.file, address)  # the address carries step and edits
+    opened.go(built.file, address)  # the URL contains step and edits
     assert float(page.get_attribute("#loss", "data-value")) == pytest.approx(step.loss, rel=1e-9)
     assert opened.where().startswith("backward 2 of 4")
     page.click("#reset")
     assert page.get_attribute("#loss", "data-value") == before
 
 
-def test_an_edit_that_makes_no_sense_is_marked_and_ignored(opened: Opened, build: Build) -> None:
+def test_invalid_edit_is_marked_and_ignored(opened: Opened, build: Build) -> None:
     built = build("attention")
     opened.go(built.file, "#step=oops&edit=1.0:9,x,2.5:1e999,0.1:nan")
     before = opened.page.get_attribute("#loss", "data-value")
@@ -203,7 +203,7 @@ def test_the_quiz_runs_by_keyboard(opened: Opened, build: Build) -> None:
         page.keyboard.press("n")
     page.keyboard.press("Escape")
     assert not page.is_visible("#quiz")
-    page.keyboard.press("ArrowRight")  # the page has its keys back
+    page.keyboard.press("ArrowRight")  # the page handles its keys again
 
 
 @pytest.mark.parametrize(("name", "theme"), [("mlp", "light"), ("spiking", "dark")])
@@ -266,7 +266,7 @@ def test_numbers_that_are_not_finite_are_shown(opened: Opened, tmp_path: Path, f
     assert not serious(opened)
 
 
-def test_spikes_are_drawn_where_they_are(opened: Opened, build: Build) -> None:
+def test_spikes_are_drawn_at_their_steps(opened: Opened, build: Build) -> None:
     built = build("spiking")
     opened.go(built.file, "#step=20")
     drawn = opened.page.locator("#neurons .spike").count()
@@ -285,7 +285,7 @@ def test_folded_modules_open(opened: Opened, build: Build) -> None:
     assert opened.page.locator(".box").count() == len(build("attention").data["nodes"])
 
 
-def test_pages_that_cannot_be_edited_say_why(opened: Opened, tmp_path: Path) -> None:
+def test_pages_without_editing_state_the_reason(opened: Opened, tmp_path: Path) -> None:
     torch.manual_seed(0)
     cube = TrainingStep(name="cube", model=_Cubed(3.0), x=torch.randn(2, 3), y=torch.tensor([0, 1]))
     write_page(tmp_path / "cube.html", page_data(cube, trace_step(cube)))
@@ -300,7 +300,7 @@ def test_pages_that_cannot_be_edited_say_why(opened: Opened, tmp_path: Path) -> 
     assert not serious(opened)
 
 
-def test_variants_stand_side_by_side_and_relax(opened: Opened, tmp_path: Path) -> None:
+def test_rules_are_compared_and_animated(opened: Opened, tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)]
     subject = TrainingStep(name="v", model=torch.nn.Sequential(*layers), x=torch.randn(4, 4), y=torch.tensor([0, 1, 2, 1]))

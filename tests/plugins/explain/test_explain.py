@@ -1,4 +1,4 @@
-"""What `spikeprop explain` is given and writes: recipes, run folders, modules of one's own; variants; the gallery; the size."""
+"""Inputs and outputs of `spikeprop explain`: recipes, run folders, user modules; learning rules; the gallery; the size."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_converted_recipe_is_unrolled(tmp_path: Path) -> None:
     assert "BPTT(timesteps=3" in out.read_text()
 
 
-def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_module_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import torch\ndef net():\n    return torch.nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, 1])\n"
     (tmp_path / "own_nets.py").write_text(
         code + "def bare():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
@@ -74,7 +74,7 @@ def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(("body", "error"), [("torch.nn.Lnear(3, 2)", AttributeError), ("__import__('nowhere')", ImportError)])
-def test_an_error_in_a_module_of_ones_own_is_not_taken_for_a_wrong_name(
+def test_error_inside_a_user_module_is_not_reported_as_a_wrong_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception]
 ) -> None:
     (tmp_path / "bad_nets.py").write_text(f"import torch\ndef net():\n    return {body}\n")
@@ -107,7 +107,7 @@ def test_a_run_folder(tmp_path: Path) -> None:
         ("digits_mlp_stdb", ["--rule", "MAPPropagation"], "is a dropout"),
     ],
 )
-def test_what_cannot_be_explained_is_named(source: str, more: list[str], message: str, tmp_path: Path) -> None:
+def test_unsupported_models_are_refused(source: str, more: list[str], message: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["explain", source, *more, "-o", str(tmp_path / "p.html")])
     assert done.exit_code == 1
     assert message in done.output
@@ -132,7 +132,7 @@ def test_a_relaxation_ends_at_backprops_gradient() -> None:
     (shown,) = variants(subject, trace_step(subject), {"AR": ActivationRelaxation(iterations=400)})
     assert all(layer["angle"] < 1e-3 and abs(layer["ratio"] - 1) < 1e-6 for layer in shown["layers"])
     angles = [frame["layers"][0]["angle"] for frame in shown["frames"]]
-    assert angles[0] > 10  # the first layer has heard of nothing after one sweep
+    assert angles[0] > 10  # no information has reached the first layer after one sweep
     assert angles[-1] == shown["layers"][0]["angle"]
     assert [frame["at"] for frame in shown["frames"]][-1] == 400
 
@@ -165,7 +165,7 @@ def test_spiking_variants_include_the_engines_own_bptt() -> None:
     assert all(layer["angle"] < 1e-4 and abs(layer["ratio"] - 1) < 1e-9 for layer in shown["layers"])
 
 
-def test_the_cross_entropy_is_known_though_a_library_has_wrapped_it_since(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrapped_cross_entropy_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, plain = _classifier(), F.cross_entropy
     step = trace_step(subject)
     monkeypatch.setattr(F, "cross_entropy", lambda *inputs, **options: plain(*inputs, **options))
@@ -191,7 +191,7 @@ def test_the_gallery(tmp_path: Path) -> None:
             torch.testing.assert_close(replayed[key], gradient, rtol=1e-6, atol=1e-9)
 
 
-def test_pages_carry_all_that_they_need() -> None:
+def test_pages_are_self_contained() -> None:
     subject = attention()
     text = page_html(page_data(subject, trace_step(subject)))
     assert not re.findall(r"""(?:src|href)=["'](?!data:)[^"']+""", text.split("<script", 1)[0])
@@ -208,7 +208,7 @@ def test_names_cannot_break_out_of_the_page() -> None:
 
 
 @pytest.mark.slow
-def test_a_page_of_a_spiking_vgg5_is_small_and_opens_at_once(opened: Opened, tmp_path: Path) -> None:
+def test_page_of_a_spiking_vgg5_is_small_and_opens_fast(opened: Opened, tmp_path: Path) -> None:
     torch.manual_seed(0)
     ann = sp.VGG(depth=5, input_shape=(3, 32, 32), classes=10)
     snn = sp.convert(ann, [torch.rand(4, 3, 32, 32)], sp.IF(), sp.MaxActivation())

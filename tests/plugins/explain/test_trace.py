@@ -1,4 +1,4 @@
-"""A traced step: its gradients are those of the network itself, its data replay them, and every number on an edge is checked."""
+"""A traced step: gradients equal those of the network, the data replay them, and every number on an edge is checked."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_replaying_the_data_gives_the_networks_own_gradients(make: Callable[[], 
         found = replay(page, forward=forward)
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
-            assert gradient.abs().max() > 1e-6 or name == "first.bias"  # batch-norm takes a bias off again
+            assert gradient.abs().max() > 1e-6 or name == "first.bias"  # batch-norm removes the bias
             torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
 
 
@@ -101,7 +101,7 @@ class _Cubed(nn.Module):
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(3.0, "agrees"), (2.0, "differs")])
-def test_finite_differences_judge_functions_of_ones_own(factor: float, verdict: str) -> None:
+def test_finite_differences_check_user_functions(factor: float, verdict: str) -> None:
     torch.manual_seed(0)
     page = data_of(TrainingStep(name="cube", model=_Cubed(factor), x=torch.randn(2, 3), y=torch.tensor([0, 1])))
     node = next(n for n in page["nodes"] if n["name"] == "Cube")
@@ -120,7 +120,7 @@ def test_a_maximum_of_equal_entries_has_a_kink() -> None:
     assert page["nodes"][2]["difference"]["verdict"] == "kink"
 
 
-def test_the_network_and_torch_stay_as_they_were() -> None:
+def test_network_and_torch_are_not_changed() -> None:
     subject = residual()
     before = {name: t.clone() for name, t in subject.model.state_dict().items()}
     apply, random = torch.autograd.Function.__dict__["apply"], torch.get_rng_state()
@@ -135,7 +135,7 @@ def test_the_network_and_torch_stay_as_they_were() -> None:
     assert all(p.grad is None for p in subject.model.parameters())
 
 
-def test_calls_are_told_by_module_and_step() -> None:
+def test_calls_are_labelled_by_module_and_step() -> None:
     page = data_of(spiking())
     fires = [n for n in page["nodes"] if n["kind"] == "fire"]
     assert [n["step"] for n in fires] == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -199,7 +199,7 @@ class _Partial(nn.Module):
         (nn.Sequential(nn.Linear(3, 2)), lambda s, y: s.sum() * torch.inf, "the loss is"),
     ],
 )
-def test_what_cannot_be_shown_is_named(model: nn.Module, loss: Any, message: str) -> None:
+def test_unsupported_steps_are_refused(model: nn.Module, loss: Any, message: str) -> None:
     with pytest.raises(ExplainError, match=message):
         trace_step(TrainingStep(name="bad", model=model, x=torch.ones(2, 3), y=torch.tensor([0, 1]), loss=loss))
 

@@ -26,7 +26,7 @@ from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS
 from spikeprop.snn.surrogate import STDB
 
-TARGETS = 1 << 16  # numbers whose sums are gathered from the second-level cache
+TARGETS = 1 << 16  # numbers whose sums fit the second-level cache
 CACHE_BYTES = 1 << 20  # of weights that a spike's rows should come from: half of a common second-level cache
 
 
@@ -48,7 +48,7 @@ def in_ranges(count: int, work: Callable[[int, int], Any]) -> list[Any]:
 
 
 class NumpyView:
-    """A tensor's memory as numpy asks for it: ``Tensor.numpy`` would keep a sharded network from letting gathered weights go."""
+    """A tensor's memory through numpy's array interface: ``Tensor.numpy`` would keep a sharded network's weights alive."""
 
     def __init__(self, tensor: Tensor):
         assert tensor.device.type == "cpu"
@@ -258,7 +258,7 @@ def event_conv(
 
 
 class EventConvGrad:
-    """Gradient of the weights of ``event_conv``, gathered spike by spike."""
+    """Gradient of the weights of ``event_conv``, accumulated spike by spike."""
 
     def __init__(self, shape_OCYX: tuple[int, ...], padding: tuple[int, int]):
         self.shape, self.padding = shape_OCYX, padding

@@ -181,7 +181,7 @@ def unpack(words_NW, scale_NC, scaled, out_NC, first, last):
 
 @_jit
 def pool_spikes(words_ISW, width, pool, scale_BSC, scaled, factor, out_IPC, first, last):
-    """Average pooling of spikes: (I, S) words to (I, P, C) values, each spike worth ``factor`` (times its scale)."""
+    """Average pooling of spikes: (I, S) words to (I, P, C) values, each spike counts ``factor`` (times its scale)."""
     pooled_width = width // pool
     batch, zero = scale_BSC.shape[0], out_IPC.dtype.type(0)
     for i in range(first, last):

@@ -5,7 +5,7 @@ The gradient is itself a convolution, with the kernel turned by half a circle. E
     y = A^T [ (G g G^T) * (B^T d B) ] A
 
 where * is element by element and, over channels, a matrix product for each of the 36 elements. Single precision loses about a
-decimal digit against the direct sum (1e-6 of the norm), which a gradient can bear; spikes are never computed this way.
+decimal digit against the direct sum (1e-6 of the norm). That is accurate enough for a gradient; spikes are not computed this way.
 Source: Lavin & Gray 2016 (arXiv:1509.09308), sec. 4.3.
 Suffix legend: I images, S positions, C channels of the source, O of the convolution, N tiles.
 """

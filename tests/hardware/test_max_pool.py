@@ -25,7 +25,8 @@ from spikeprop.deploy import QuantisedBPTT, Target, compare, encoded, export, fr
 from spikeprop.errors import NirError
 from spikeprop.learn import Cosine
 from spikeprop.snn import INPUT, SpikingNetwork
-from spikeprop.snn.neuron import Neuron, SpikingMaxPool
+from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.pooling import SpikingMaxPool
 from tests.hardware.test_lava import lava_or_skip
 
 
@@ -72,13 +73,13 @@ def test_windows_store_ones_alone(side: int, kernel: int, stride: int) -> None:
     assert (windows.data == 1).all()
 
 
-def test_what_does_not_know_the_node_cannot_read_the_file(tmp_path: Path) -> None:
+def test_nir_itself_refuses_a_file_with_spiking_max_pooling(tmp_path: Path) -> None:
     network = small(IF())
     export(network, tmp_path / "n.nir")
     with pytest.raises(AssertionError):  # nir 1.0.8, and so every importer; it does not say more
         nir.read(tmp_path / "n.nir", type_check=False)
     back = from_nir(read_nir(tmp_path / "n.nir"))
-    pools = [neuron for neuron in back.neurons().values() if isinstance(neuron, SpikingMaxPool)]
+    pools = [neuron for neuron in back.dynamics().values() if isinstance(neuron, SpikingMaxPool)]
     assert [(p.window.kernel_size, p.window.stride, p.window.padding, p.window.ceil_mode) for p in pools] == [
         ((3, 3), (2, 2), (1, 1), True),
         ((2, 2), (2, 2), (0, 0), False),
@@ -90,14 +91,14 @@ def test_what_does_not_know_the_node_cannot_read_the_file(tmp_path: Path) -> Non
     np.testing.assert_array_equal(output, their_output)
 
 
-def test_a_file_without_max_pooling_is_read_as_ever(tmp_path: Path) -> None:
+def test_a_file_without_max_pooling_is_read_as_nir_reads_it(tmp_path: Path) -> None:
     nir.write(tmp_path / "n.nir", graph_with(nir.Scale(scale=np.ones((2, 4, 4)))))
     assert read_nir(tmp_path / "n.nir").nodes.keys() == nir.read(tmp_path / "n.nir", type_check=False).nodes.keys()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library", ["norse", "snntorch"])
-def test_other_libraries_are_not_given_it_and_refuse_it_themselves(tmp_path: Path, library: str) -> None:
+def test_export_for_other_libraries_refuses_max_pooling_as_they_do(tmp_path: Path, library: str) -> None:
     network = small(IF())  # it also resets by subtraction
     with pytest.raises(NirError, match=f"max pooling of spikes by their counts, which {library} does not have; .*average"):
         export(network, tmp_path / "n.nir", target=library)
@@ -112,7 +113,7 @@ def test_other_libraries_are_not_given_it_and_refuse_it_themselves(tmp_path: Pat
         load(graph)
 
 
-def test_netx_is_not_given_it() -> None:
+def test_netx_export_refuses_max_pooling() -> None:
     network = small(IF())  # it also resets by subtraction and has biases
     with pytest.raises(
         HardwareError, match=r"is a max pooling of spikes by their counts, and netx has no neuron for it; .*average"
@@ -155,7 +156,7 @@ BIASED = nir.Conv2d((4, 4), np.eye(2).reshape(2, 2, 1, 1), (1, 1), (0, 0), (1, 1
     ],
     ids=["input", "scaled", "sum", "bias", "flat", "stride", "padding", "large", "three"],
 )
-def test_what_cannot_be_counted_is_refused_by_name(graph: nir.NIRGraph, says: str) -> None:
+def test_max_pooling_of_other_things_than_spikes_is_refused(graph: nir.NIRGraph, says: str) -> None:
     with pytest.raises(NirError, match=says):
         lay_out(graph)
 
@@ -179,7 +180,7 @@ def test_counts_by_hand_and_a_window_without_places(pool: Any) -> None:
     assert v[0].tolist() == [0, 0, 2]
 
 
-def test_a_node_with_other_fields_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_node_with_missing_fields_is_refused_by_name(tmp_path: Path) -> None:
     export(small(IF()), tmp_path / "n.nir")
     with h5py.File(tmp_path / "n.nir", "a") as file:
         nodes: Any = file["node/nodes"]
@@ -203,7 +204,7 @@ def test_the_budget_counts_windows_and_their_counts() -> None:
     assert found.problems == []
     assert budget(quantize(graph_with(HALVES)).network) == found
     (problem,) = budget(plan, Chip(places=3)).problems
-    assert "layer 'p' pools windows of 4 places, and a neuron can tell 3 apart; pool twice with smaller windows" in problem
+    assert "layer 'p' pools windows of 4 places, and a neuron can distinguish 3; pool twice with smaller windows" in problem
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ def digits_max_cnn() -> nn.Module:
 
 
 @pytest.mark.parametrize("neuron", [IF(v_init=0.5), SignedIF()], ids=["if", "signed"])
-def test_a_trained_network_spikes_alike_everywhere(tmp_path: Path, digits_max_cnn: nn.Module, neuron: Neuron) -> None:
+def test_a_trained_network_spikes_equally_in_all_simulators(tmp_path: Path, digits_max_cnn: nn.Module, neuron: Neuron) -> None:
     x = next(iter(Digits().train(512, seed=0).epoch(0)))[0]
     network = convert(digits_max_cnn, [x], neuron, LightCalibration(timesteps=16, delay=False))
     export(network, tmp_path / "n.nir")
@@ -246,7 +247,7 @@ def test_a_trained_network_spikes_alike_everywhere(tmp_path: Path, digits_max_cn
     np.testing.assert_array_equal(both[0].output, both[1].output)
 
 
-def test_fine_tuning_at_rounded_weights_leaves_counts_alone(digits_max_cnn: nn.Module) -> None:
+def test_fine_tuning_at_rounded_weights_does_not_round_counts(digits_max_cnn: nn.Module) -> None:
     x, y = next(iter(Digits().train(32, seed=0).epoch(0)))
     network = convert(digits_max_cnn, [x], IF(), ThresholdBalancing(timesteps=10, scale=0.5))
     loss = QuantisedBPTT(timesteps=4).step(network, x, y)["loss"]

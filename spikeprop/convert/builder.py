@@ -1,0 +1,197 @@
+"""``Builder``: the spiking layers made so far, and what the operations need to know about the traced graph.
+
+Each traced value is a sum of branches (``convert/value.py``). A ReLU closes a layer: the branches become its synapses, and the
+ReLU becomes its neurons. A clipped ReLU limits the activation scale (``Layer.ceiling``); a leaky one becomes two layers, one
+for each sign.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikeprop.convert.trace import called_name, function_name, outline, refuse
+from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
+from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
+from spikeprop.snn.dynamics import LayerDynamics
+
+OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
+NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
+IN_PLACE = ("iadd", "isub", "imul", "itruediv")
+VIEWS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # modules whose output shares their input's memory in evaluation
+VIEW_FUNCTIONS = ("flatten", "view", "reshape", "squeeze", "detach", "contiguous", "getitem", "dropout", "dropout2d")
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """A ReLU or a variant of it: clip(z, 0, ceiling) - slope * clip(-z, 0, depth); None means no limit."""
+
+    ceiling: float | Tensor | None = None
+    slope: float | Tensor = 0.0
+    depth: float | None = None
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether the output is never negative."""
+        return not isinstance(self.slope, Tensor) and self.slope == 0
+
+
+class Builder:
+    """Collects the layers of the spiking network.
+
+    Args:
+        traced: the ANN's graph.
+        neuron: makes one layer of neurons.
+        input_shape: shape of one image.
+
+    Attributes:
+        modules: of the traced network, by path.
+        outline: result of each node: a tensor on the meta device, or a constant such as a size.
+        values: of the nodes that were converted.
+        layers: that were made, by name.
+    """
+
+    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
+        self.traced, self.neuron = traced, neuron
+        self.modules = dict(traced.named_modules())
+        like = next(traced.parameters(), torch.empty(0))
+        self.dtype, self.device = like.dtype, like.device
+        self.outline = outline(traced, input_shape, self.dtype)
+        self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
+        self.values: dict[fx.Node, Value] = {}
+        self.layers: dict[str, Layer] = {}
+        self.ceilings: dict[str, float | Tensor | None] = {}
+
+    # arguments of operations --------------------------------------------------------------------------------------------------
+
+    def value(self, node: fx.Node, index: int = 0) -> Value:
+        """The value that is a node's argument."""
+        arguments = [*node.args, *node.kwargs.values()]
+        return self.value_of(node, arguments[index] if index < len(arguments) else None)
+
+    def value_of(self, node: fx.Node, argument: Any) -> Value:
+        """The value of an argument."""
+        if not isinstance(argument, fx.Node) or argument not in self.values:
+            raise refuse(node, f"a constant operand ({argument!r})", "fold constants into a layer's bias")
+        return self.values[argument]
+
+    def shape(self, argument: Any) -> tuple[int, ...]:
+        """Shape of one sample of a node's tensor."""
+        outlined = self.outline[argument]
+        assert isinstance(outlined, Tensor)
+        return tuple(outlined.shape[1:])
+
+    def constant(self, argument: Any) -> Any:
+        """An argument in which sizes that the network computes are numbers."""
+        if isinstance(argument, fx.Node):
+            return self.outline[argument]
+        if isinstance(argument, tuple | list):
+            return type(argument)(self.constant(a) for a in argument)
+        return argument
+
+    def arguments(self, node: fx.Node, *names: str) -> dict[str, Any]:
+        """A function's arguments after the first, by name."""
+        given = {**dict(zip(names, node.args[1:])), **{k: v for k, v in node.kwargs.items() if k != "input"}}
+        return {name: self.constant(argument) for name, argument in given.items()}
+
+    def tensor(self, node: fx.Node, argument: Any) -> Tensor | None:
+        """A parameter of the ANN that is an argument of a function."""
+        if argument is None:
+            return None
+        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+            raise refuse(node, "weights that are computed", "use a layer with its own parameters")
+        found: Any = self.traced
+        for part in str(argument.target).split("."):
+            found = getattr(found, part)
+        return found
+
+    # operations in place -------------------------------------------------------------------------------------------------------
+
+    def changed(self, node: fx.Node, result: Value) -> Value:
+        """The result of an operation. If it works in place, later readers of its argument read the result too.
+
+        Raises:
+            ConversionError: the changed tensor is read later under another name (a view, or the output of Identity or Dropout).
+        """
+        argument = node.args[0] if node.args else None
+        if not isinstance(argument, fx.Node) or not self._in_place(node):
+            return result
+        done = self.order[node]
+        for other in (n for n in self.order if self.order[n] < done and n is not argument):
+            if any(self.order[user] > done for user in other.users) and self._root(other) is self._root(argument):
+                what = f"an in-place change of {other.name!r}, which is read later"
+                raise refuse(node, what, "use the operation that returns a new tensor")
+        self.values[argument] = result
+        return result
+
+    def _in_place(self, node: fx.Node) -> bool:
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        name = called_name(node)
+        named = node.op != "call_module" and (name.endswith("_") or name in IN_PLACE)
+        return bool(named or getattr(module, "inplace", False) or node.kwargs.get("inplace"))
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        """The node that made the tensor whose memory a node shares."""
+        while node.args and isinstance(node.args[0], fx.Node) and self._shares(node):
+            node = node.args[0]
+        return node
+
+    def _shares(self, node: fx.Node) -> bool:
+        kind = type(self.modules[str(node.target)]) if node.op == "call_module" else None
+        return kind in VIEWS or function_name(node) in VIEW_FUNCTIONS or self._in_place(node)
+
+    # layers -------------------------------------------------------------------------------------------------------------------
+
+    def fire(self, node: fx.Node, value: Value, rectifier: Rectifier) -> Value:
+        """A layer of neurons for the rectified value; two layers if the rectifier has a negative side."""
+        if rectifier.one_sided and self._is_rectified(value, rectifier, self.shape(node)[0]):
+            return value
+        positive: Value = (LinearBranch(self.close(node, value, self.neuron(), rectifier.ceiling)),)
+        if rectifier.one_sided:
+            return positive
+        mirrored = self.close(node, scale(value, -1.0), self.neuron(), rectifier.depth, suffix=NEGATIVE)
+        return (*positive, LinearBranch(mirrored, (Gain(-_by_channel(rectifier.slope, len(self.shape(node)))),)))
+
+    def _is_rectified(self, value: Value, rectifier: Rectifier, channels: int) -> bool:
+        """Whether a value consists of spikes that are within the rectifier's limits already."""
+        sources = [b.source for b in value]
+        limits = [self.ceilings.get(source) for source in sources]
+        if INPUT in sources or not is_spikes(value, channels):
+            return False
+        return rectifier.ceiling is None or all(_same(limit, rectifier.ceiling) for limit in limits)
+
+    def close(
+        self, node: fx.Node, value: Value, neuron: LayerDynamics | None, ceiling: float | Tensor | None = None, suffix: str = ""
+    ) -> str:
+        """Make a layer of the value's branches; returns its name."""
+        labels = [] if neuron is not None and neuron.passes_on else [b.label for b in value if b.label]
+        label = (labels[0] if labels else node.name).replace(".", "_") + suffix
+        name = self._free(label, {INPUT} if neuron is None else {INPUT, OUTPUT})
+        # copies: two layers that read one value must not share its modules
+        synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
+        limit = torch.as_tensor(ceiling, dtype=self.dtype).detach().clone() if ceiling is not None else None
+        self.layers[name] = Layer(synapses, neuron, limit)
+        self.ceilings[name] = ceiling
+        return name
+
+    def _free(self, label: str, reserved: set[str]) -> str:
+        name, count = label, 2
+        while name in self.layers or name in reserved:
+            name, count = f"{label}_{count}", count + 1
+        return name
+
+
+def _by_channel(slope: float | Tensor, axes: int) -> Tensor:
+    """A slope, or one a channel, that multiplies (B, C, ...) of ``axes`` axes a sample."""
+    slope = torch.as_tensor(slope, dtype=None if isinstance(slope, Tensor) else torch.float64).detach()
+    return slope.reshape(-1, *(1,) * (axes - 1)) if slope.numel() > 1 else slope.reshape(())
+
+
+def _same(one: float | Tensor | None, other: float | Tensor | None) -> bool:
+    """Whether two ceilings are the same tensor (the value of a learnt one may change) or equal numbers."""
+    return one is other or (isinstance(one, float | int) and isinstance(other, float | int) and one == other)

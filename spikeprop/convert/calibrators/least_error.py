@@ -1,0 +1,89 @@
+"""The scale with the least squared error of the rate for a given number of steps (Li et al. 2021, "A free lunch from ANN").
+
+The rate after T steps of a constant current z is taken as r(z/S) = clip(floor(T z/S + v_init), 0, T)/T. S is searched on a grid
+of fractions of the largest activation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
+from spikeprop.convert.scales import Per, check_grid, check_steps, from_rows, rows
+
+SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastError(LayerwiseCalibrator):
+    """S = argmin of sum (S * r(a/S) - a)^2 over the activations a, for ``timesteps`` steps (Li et al. 2021).
+
+    Attributes:
+        timesteps: T.
+        per: one threshold a layer, or one a channel.
+        grid: number of fractions.
+    """
+
+    timesteps: int = 16
+    per: Per = "channel"
+    grid: int = 50
+
+    def __post_init__(self) -> None:
+        check_steps(self.timesteps, "a rate needs")
+        check_grid(self.grid)
+
+    def activation_scale(self, data: LayerData) -> Tensor:
+        search = GridSearch(self.timesteps, self.per, self.grid)
+        return data.limited(search.best(data, data.activation, data.activation))
+
+
+@dataclass(frozen=True)
+class GridSearch:
+    """Search for the scale of least error.
+
+    Attributes:
+        timesteps: T of the rate.
+        per: one scale a layer, or one a channel.
+        grid: fractions of the largest target that are tried.
+    """
+
+    timesteps: int
+    per: Per
+    grid: int
+
+    def best(self, data: LayerData, current: Tensor, target: Tensor) -> Tensor:
+        """The positive scale with the least error, for currents and targets (B, C, ...): a number, or one a channel (C, 1, 1)."""
+        found_R = self._least_error(data, rows(current, self.per), rows(target, self.per), len(target))
+        return data.positive(from_rows(found_R, self.per, target))
+
+    def _least_error(self, data: LayerData, current_RN: Tensor, target_RN: Tensor, images: int) -> Tensor:
+        """For each row, the scale S with the least squared error of S * r(current / S) against the target, (R,).
+
+        In long rows only ``SAMPLES`` values are compared, evenly spaced over all images; the values of an image are adjacent.
+        """
+        shard, start = data.shard, float(data.neuron.v_init.mean())
+        largest_R, count = shard.largest(target_RN.amax(1)), shard.size(target_RN.shape[1])
+        compared = shard.local(torch.arange(0, count, max(1, count // SAMPLES)), target_RN.shape[1] // images)
+        current_RN, target_RN = current_RN[:, compared], target_RN[:, compared]
+        fractions = torch.linspace(1, 0, self.grid + 1)[:-1].tolist()
+        scale_GR = torch.stack([(largest_R * fraction).clamp(min=1e-12) for fraction in fractions])
+        error_GR = shard.total(torch.stack([self._error(current_RN, target_RN, scale_R, start) for scale_R in scale_GR]))
+        best_R, least_R = largest_R.clone(), torch.full_like(error_GR[0], torch.inf)
+        for scale_R, error_R in zip(scale_GR, error_GR, strict=True):
+            better_R = error_R < least_R
+            best_R, least_R = torch.where(better_R, scale_R, best_R), torch.where(better_R, error_R, least_R)
+        return torch.where(largest_R > 0, best_R, largest_R)
+
+    def _error(self, current_RN: Tensor, target_RN: Tensor, scale_R: Tensor, start: float) -> Tensor:
+        """Summed over each row, (R,), in float64: the best scale must not depend on how sums are rounded."""
+        scale_R1 = scale_R.unsqueeze(1)
+        rates_RN = quantised(current_RN / scale_R1, start, self.timesteps)
+        return (rates_RN * scale_R1).sub_(target_RN).square_().sum(1, dtype=torch.float64)
+
+
+def quantised(ratio: Tensor, start: float | Tensor, timesteps: int) -> Tensor:
+    """Rate after ``timesteps`` steps of a constant current, in units of the threshold: clip(floor(T r + v_init), 0, T) / T."""
+    return (ratio * timesteps + start).floor_().clamp_(0, timesteps) / timesteps

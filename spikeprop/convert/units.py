@@ -1,0 +1,120 @@
+"""Units: layers of a network are expressed in the activation scales of their sources.
+
+The activation scale of a layer is the activation S that one of its spikes stands for: the layer fires at rate a/S for the
+activation a. With sources of scales S_j, a layer is computed in units of its first source, S_0: branch j gets the gain S_j/S_0,
+biases are divided by S_0, and the threshold is theta = S/S_0. In a sequential network without biases the weights stay exactly
+the ANN's, and theta is the paper's threshold. If a source has one scale for each channel, the layer is computed in the ANN's own
+units (S_0 = 1). ``Layer.scale`` keeps S_0, so the activation scale is always ``dynamics.spike_size * scale``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SpikingNetwork, Synapse
+
+
+def activation_scales(network: SpikingNetwork) -> dict[str, Tensor]:
+    """The activation that a spike of each layer of a calibrated network stands for: a number, or one a channel (C, 1, 1)."""
+    return {name: activation_scale(layer) for name, layer in network.named_layers() if layer.neuron is not None}
+
+
+def activation_scale(layer: Layer) -> Tensor:
+    """The activation that a spike of a calibrated layer stands for."""
+    return layer.dynamics.spike_size * layer.scale
+
+
+class Units:
+    """Expresses the layers of a network, in order, in the activation scales of their sources.
+
+    Args:
+        network: freshly converted.
+        x: images, for their type and device.
+    """
+
+    def __init__(self, network: SpikingNetwork, x: Tensor):
+        self._layers, self._shapes = dict(network.named_layers()), network.shapes()
+        self._input = torch.ones((), dtype=x.dtype, device=x.device)
+
+    def fold(self, layer: Layer) -> None:
+        """Put the scales of a layer's sources into its gains and weights; the sources are calibrated."""
+        if layer.dynamics.passes_on:  # its output spikes stand for what its input spikes stand for
+            layer.scale = self._pooled(layer).clone().to(layer.scale)
+            return
+        scales = [self._scale(source) for source in layer.sources]
+        scalar = all(scale.numel() == 1 for scale in scales)
+        base = scales[0].reshape(()) if scalar else torch.ones_like(scales[0].reshape(-1)[0])
+        for (_, source, synapse), scale in zip(layer.branches(), scales):
+            _apply(synapse, scale / base, self._shapes[source])
+            for op in synapse.weighted():
+                if op.bias is not None:
+                    op.bias.data.div_(base)
+        layer.scale = base.clone().to(layer.scale)
+
+    def _scale(self, source: str) -> Tensor:
+        return self._input if source == INPUT else activation_scale(self._layers[source])
+
+    def _pooled(self, layer: Layer) -> Tensor:
+        scales = [self._scale(source) for source in layer.sources]
+        if all(scale.numel() == 1 and scale == scales[0] for scale in scales):
+            return scales[0]
+        placed: Any = 0.0
+        for (_, source, synapse), scale in zip(layer.branches(), scales):
+            channels = self._shapes[source][0]
+            placed = placed + synapse(scale.expand(channels, 1, 1).reshape(1, 1, channels, 1, 1))
+        return torch.where(placed == 0, 1.0, placed).reshape(-1, 1, 1)  # zero channels never spike: any scale will do
+
+
+def _apply(synapse: Synapse, gain: Tensor, shape: tuple[int, ...]) -> None:
+    """Multiply a synapse's input: in its first operation with weights, or else by a gain before all others."""
+    weighted = synapse.weighted()
+    if weighted and gain.numel() == 1:
+        weighted[0].weight.data.mul_(gain.reshape(()))
+    elif weighted:
+        before = list(synapse)[: list(synapse).index(weighted[0])]
+        _scale_inputs(weighted[0], _passed_on(gain.expand(shape[0], *gain.shape[1:]), before, shape))
+    elif (gain != 1).any():
+        _put_gain(synapse, gain if gain.numel() > 1 else gain.reshape(()))
+
+
+def _passed_on(gain: Tensor, ops: Iterable[nn.Module], shape: tuple[int, ...]) -> Tensor:
+    """A gain by channel, as it is after linear operations that act on each channel alone."""
+    for op in ops:
+        if isinstance(op, ChannelPad):
+            gain = torch.cat([gain.new_ones(op.before, *gain.shape[1:]), gain, gain.new_ones(op.after, *gain.shape[1:])])
+        elif isinstance(op, nn.Flatten):
+            positions = torch.Size(_shape_through(ops, shape)[1:])
+            gain = gain.expand(-1, *positions).flatten()
+    return gain.flatten()
+
+
+def _shape_through(ops: Iterable[nn.Module], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a sample where it is flattened."""
+    probe = torch.zeros(1, *shape)
+    for op in ops:
+        if isinstance(op, nn.Flatten):
+            break
+        if not isinstance(op, Gain):
+            probe = op(probe)
+    return tuple(probe.shape[1:])
+
+
+def _scale_inputs(layer: nn.Conv2d | nn.Linear, gain_C: Tensor) -> None:
+    weight = layer.weight.data
+    if isinstance(layer, nn.Linear):
+        weight.mul_(gain_C)
+        return
+    by_group = gain_C.reshape(layer.groups, 1, -1, 1, 1)
+    weight.view(layer.groups, -1, *weight.shape[1:]).mul_(by_group)
+
+
+def _put_gain(synapse: Synapse, gain: Tensor) -> None:
+    first = next(iter(synapse), None)
+    if isinstance(first, Gain):
+        first.gain = first.gain * gain.to(first.gain)
+    else:
+        synapse.ops.insert(0, Gain(gain))

@@ -1,0 +1,84 @@
+"""LayerDynamics: what a layer makes of its summed current, step after step, with explicit state.
+
+Integrate-and-fire neurons (``snn/neuron.py``), max pooling of spikes (``snn/pooling.py``) and the readout implement it side by
+side. Converters, calibrators, exporters and evaluation ask a layer through it and need not know which kind it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class NeuronState(NamedTuple):
+    """State of one layer.
+
+    Attributes:
+        v: potential; of max pooling the counts of its inputs, of the readout the accumulated current.
+        since: steps since the last spike; None where nothing reads it.
+        sent: spikes sent less spikes taken back; None for neurons that take none back.
+    """
+
+    v: Tensor
+    since: Tensor | None
+    sent: Tensor | None = None
+
+
+class LayerDynamics(nn.Module, ABC):
+    """What a layer sends for its summed current.
+
+    Attributes:
+        passes_on: it has no threshold of its own: what it sends has the size and the sign of what its sources send.
+        signed: it sends -1 as well as 1.
+    """
+
+    passes_on: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        """Advance over several steps: currents (T, B, ...) to what is sent (T, B, ...)."""
+
+    def step(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        """Advance one step: current (B, ...) to what is sent (B, ...)."""
+        sent, state = self.run(current.unsqueeze(0), state)
+        return sent.squeeze(0), state
+
+    forward = step
+
+    def initial_state(self, current: Tensor) -> NeuronState:
+        """State before the first step, for one step's current (B, ...)."""
+        return NeuronState(torch.zeros_like(current), None)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of what is sent for one sample, for that of its current."""
+        return shape
+
+    def activation(self, total: Tensor, ceiling: Tensor | None) -> Tensor:
+        """The ANN's activation that the layer stands for, of its pre-activation (B, ...); ceiling: where it is clipped."""
+        return total
+
+    def connected(self, values: Tensor) -> Tensor:
+        """Sum of the current's values (T, B, ...) that each neuron reads."""
+        return values
+
+    @property
+    def spike_size(self) -> Tensor:
+        """Potential that one spike stands for: a number, or broadcastable to one sample."""
+        return torch.ones(())
+
+    @property
+    def head_start(self) -> Tensor:
+        """Potential before the first step, as a fraction of a spike's."""
+        return torch.zeros(())
+
+
+class ReadoutDynamics(LayerDynamics):
+    """The output: accumulates its current without leak, threshold or reset (Rathi et al. 2020)."""
+
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        total_TB = torch.cumsum(torch.cat([currents[:1] + state.v, currents[1:]]), 0)
+        return total_TB, NeuronState(total_TB[-1], None)

@@ -1,0 +1,80 @@
+"""ReadoutSchedule: from when on the output of a simulation counts, and whether the simulation starts once more.
+
+Two calibrators need more than the plain sum over all steps. A delayed readout takes off what was accumulated in the first steps,
+whose spikes were fired before the network has settled. A run beforehand (Hao et al. 2023; ``snn/offset.py``) starts the
+simulation once more after some steps, from potentials shifted by what was learnt in them. T includes the steps of both.
+
+Suffix legend: t steps of a chunk, B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState
+from spikeprop.snn.offset import shifted_start
+
+
+class ReadoutSchedule(nn.Module):
+    """Lives in the network's checkpoint; what nobody has set is trivial: the output is the sum over all steps.
+
+    Attributes:
+        delay: buffer, steps that pass before the output counts.
+        pre_run: buffer, steps after which the simulation starts once more.
+    """
+
+    delay: Tensor
+    pre_run: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("delay", torch.tensor(0))
+        self.register_buffer("pre_run", torch.tensor(0))
+
+    def set(self, *, delay: int = 0, pre_run: int = 0) -> None:
+        """Delay the readout, or run beforehand; what is not given is off."""
+        self.delay.fill_(delay)
+        self.pre_run.fill_(pre_run)
+
+    @property
+    def trivial(self) -> bool:
+        """Whether the output is the sum over all steps of one run."""
+        return int(self.delay) == 0 and not self.restarts
+
+    @property
+    def restarts(self) -> bool:
+        """Whether there is a run beforehand."""
+        return int(self.pre_run) > 0
+
+    def steps_from(self, start: int, steps: int) -> int:
+        """How many of the next ``steps`` steps are done in one, so that none lies on both sides of a new start."""
+        pre_run = int(self.pre_run)
+        return min(steps, pre_run - start) if start < pre_run else steps
+
+    def starts_again_at(self, start: int) -> bool:
+        """Whether the simulation starts once more before step ``start``."""
+        return start == int(self.pre_run) > 0
+
+    def shifted(self, dynamics: Mapping[str, LayerDynamics], after: Mapping[str, NeuronState]) -> dict[str, NeuronState]:
+        """States for the new start, by layer, from those after the steps beforehand; the output starts anew."""
+        return {name: shifted_start(layer, after[name]) for name, layer in dynamics.items()}
+
+    def counted(self, outputs: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Accumulated outputs (t, B, K), less the one after ``delay`` steps once more steps have passed."""
+        delay = int(self.delay)
+        if delay == 0:
+            yield from outputs
+            return
+        before, first = 0, None
+        for output_tBK in outputs:
+            left = delay - before
+            if first is None and left <= len(output_tBK):
+                first = output_tBK[left - 1].clone()
+                output_tBK = torch.cat([output_tBK[:left], output_tBK[left:] - first])
+            elif first is not None:
+                output_tBK = output_tBK - first
+            before += len(output_tBK)
+            yield output_tBK
