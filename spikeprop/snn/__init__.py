@@ -1,6 +1,6 @@
 """Spiking networks: neurons, surrogate derivatives, encoders and the graph that joins them."""
 
-from spikeprop.snn.dynamics import LayerDynamics, NeuronState, Readout
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.encoder import Direct, Encoder, Poisson
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import NetworkState, SpikingNetwork
@@ -29,7 +29,7 @@ __all__ = [
     "Neuron",
     "NeuronState",
     "Poisson",
-    "Readout",
+    "ReadoutDynamics",
     "ReadoutSchedule",
     "SampleDropout",
     "SignedIF",

@@ -76,7 +76,7 @@ class LayerDynamics(nn.Module, ABC):
         return torch.zeros(())
 
 
-class Readout(LayerDynamics):
+class ReadoutDynamics(LayerDynamics):
     """The output: accumulates its current without leak, threshold or reset (Rathi et al. 2020)."""
 
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:

@@ -11,12 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.dynamics import LayerDynamics, Readout
+from spikeprop.snn.dynamics import LayerDynamics, ReadoutDynamics
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
-READOUT = Readout()  # has no state of its own
+READOUT = ReadoutDynamics()  # has no state of its own
 Observer = Callable[[str, Tensor], None]  # called with a source's name and its spikes (t, B, ...)
 
 

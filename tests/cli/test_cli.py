@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from spikeprop.cli import main
+from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import save_checkpoint
 from spikeprop.recipe import load_recipe, recipe_folder
@@ -293,6 +294,62 @@ def test_check_names_mistakes() -> None:
     result = spikeprop("check", "digits_mlp_stdb", "convert.neuron.leak=1.5")
     assert result.exit_code == 1
     assert "convert.neuron: LIF: leak is 1.5" in result.output
+
+
+def test_check_takes_overrides_as_run_does() -> None:
+    both = spikeprop("check", "digits_mlp_stdb", "finetune.epochs=1", "cifar10_vgg5_stdb", "seed=3")
+    assert both.exit_code == 0, both.output
+    assert both.output.count(": ok (HybridConversion)") == 2
+    assert spikeprop("check", "digits_mlp_stdb", "cifar10_vgg5_stdb", "finetune.epoch=1").exit_code == 1
+    none = spikeprop("check", "finetune.epochs=1")
+    assert none.exit_code == 2
+    assert "give at least one recipe" in none.output
+
+
+def test_verbs_for_checkpoints_take_a_run_folder(finished: Path, tmp_path: Path) -> None:
+    for options, network in (([], "finetuned"), (["--network", "converted"], "converted")):
+        written = [spikeprop("export", *source, "-o", tmp_path / f"{i}.nir")
+                   for i, source in enumerate(([finished, *options], [finished / f"{network}.safetensors"]))]  # fmt: skip
+        assert [result.exit_code for result in written] == [0, 0], written
+        graphs = [nir.read(str(tmp_path / f"{i}.nir")) for i in range(2)]
+        theta = [{name: n.v_threshold for name, n in g.nodes.items() if hasattr(n, "v_threshold")} for g in graphs]
+        assert theta[0].keys() == theta[1].keys()
+        assert all(np.array_equal(theta[0][name], theta[1][name]) for name in theta[0])
+        for verb in (["simulate", "--backend", "reference"], ["budget"]):
+            of_folder = spikeprop(*verb, finished, *options, "--samples", 5)
+            of_checkpoint = spikeprop(*verb, finished / f"{network}.safetensors", "--samples", 5)
+            assert of_folder.exit_code == 0, of_folder.output
+            assert of_folder.stdout.splitlines()[2:] == of_checkpoint.stdout.splitlines()[2:]  # the first names the source
+    for verb in ("export", "simulate", "budget"):
+        for source, network, says in (
+            (finished, "ann", "is an ANN"),
+            (finished / "finetuned.safetensors", "finetuned", "leave --network out"),
+            (tmp_path, "finetuned", "has no finetuned.safetensors"),
+        ):
+            refused = spikeprop(verb, source, "--network", network)
+            assert refused.exit_code == 1
+            assert says in " ".join(refused.output.split())
+
+
+def test_exit_codes_are_those_of_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = spikeprop("--help").output
+    for code in ("0 ", "1 ", "2 ", "130", "143"):
+        assert f"\n    {code}" in listed
+    assert spikeprop("--help").exit_code == 0
+    assert spikeprop("check", "nothing").exit_code == 1
+    for wrong in (["nothing"], ["check"], ["run"], ["run", "digits_cnn_stdb", "--nothing"], ["ls", "foo"]):
+        assert spikeprop(*wrong).exit_code == 2
+
+    def interrupted(error: BaseException) -> int:
+        def load(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("spikeprop.recipe.load_recipe", load)
+        return spikeprop("check", "digits_cnn_stdb").exit_code
+
+    assert interrupted(KeyboardInterrupt()) == interrupted(Stopped(signal.SIGINT)) == 130
+    assert interrupted(Stopped(signal.SIGTERM)) == 143
+    assert interrupted(RecipeError("wrong")) == 1
 
 
 def test_a_run_that_cannot_work_leaves_no_folder(tmp_path: Path) -> None:

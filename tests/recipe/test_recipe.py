@@ -187,7 +187,7 @@ def test_code_outside_the_tree_fits_a_slot(tmp_path: Path, monkeypatch: pytest.M
 
 def test_check_finds_a_callback_that_does_not_fit_the_network() -> None:
     rifle = "train.callbacks=[{use: spikeprop.plugins.RIFLE, head: nowhere}]"
-    with pytest.raises(ValueError, match="head is 'nowhere', which the network has not"):
+    with pytest.raises(ValueError, match="head is 'nowhere', but the network has no such module"):
         load_recipe("digits_cnn_stdb", [rifle]).experiment.check()
     load_recipe("digits_cnn_stdb", [rifle.replace("nowhere", "null")]).experiment.check()
 
