@@ -47,9 +47,9 @@ def agreement(ann: nn.Module, images: Tensor, way: str, timesteps: int, batch: i
     same = 0
     for half in (0, 1):
         network = convert(ann, [images[half::2]], neuron(), calibrator(timesteps))
-        asked = images[1 - half :: 2].split(batch)
-        with bar(f"{way}, half {half + 1}", total=len(asked)) as shown:
-            for x in asked:
+        tested = images[1 - half :: 2].split(batch)
+        with bar(f"{way}, half {half + 1}", total=len(tested)) as shown:
+            for x in tested:
                 same += int((network(x, timesteps).argmax(1) == ann(x).argmax(1)).sum())
                 shown.update()
     return same

@@ -65,9 +65,9 @@ def ours(subject: TrainingStep, folder: Path) -> tuple[Count, dict[str, Any]]:
 def with_torchlens(subject: TrainingStep) -> Count:
     import torchlens as tl  # pyright: ignore[reportMissingImports]
 
-    whole = WithLoss(subject)
+    module = WithLoss(subject)
     options = tl.options.CaptureOptions(layers_to_save="all", save_grads=True, save_arg_values=True)
-    trace = tl.trace(whole, (whole.x.requires_grad_(), whole.y), capture=options)
+    trace = tl.trace(module, (module.x.requires_grad_(), module.y), capture=options)
     trace.log_backward(trace.layer_list[-1].out)
     counted: Count = dict.fromkeys(("edges", *PARTS, "all"), 0)
     for node in trace.grad_fns:
@@ -91,8 +91,8 @@ def with_torchlens(subject: TrainingStep) -> Count:
 def with_torchviz(subject: TrainingStep) -> Count:
     from torchviz import make_dot  # pyright: ignore[reportMissingImports]
 
-    whole = WithLoss(subject)
-    drawn = make_dot(whole(whole.x, whole.y), params=dict(whole.named_parameters()), show_attrs=True)
+    module = WithLoss(subject)
+    drawn = make_dot(module(module.x, module.y), params=dict(module.named_parameters()), show_attrs=True)
     edges = [line for line in drawn.body if "->" in line]
     labelled = [line for line in edges if re.search(r"label=.*\d+\.\d+", line)]
     nodes = [line for line in drawn.body if "->" not in line and re.search(r"[-+]?\d+\.\d{3,}", line)]
@@ -110,8 +110,8 @@ def compare(subject: TrainingStep, folder: Path, repeats: int) -> dict[str, Any]
     for name, tool in TOOLS.items():
         found[name] = _attempt(tool, subject) if find_spec(name) else None
     plain = [_plain(subject) for _ in range(repeats)]
-    whole = [_seconds(lambda: explain(subject, folder / "again.html")) for _ in range(repeats)]
-    seconds = {"explain": statistics.median(whole), "plain": statistics.median(plain)}
+    complete = [_seconds(lambda: explain(subject, folder / "again.html")) for _ in range(repeats)]
+    seconds = {"explain": statistics.median(complete), "plain": statistics.median(plain)}
     return {"edges": found, "page": page, "seconds": seconds, "ratio": seconds["explain"] / seconds["plain"]}
 
 
@@ -124,8 +124,8 @@ def _attempt(tool: Callable[[TrainingStep], Count], subject: TrainingStep) -> Co
 
 
 def _plain(subject: TrainingStep) -> float:
-    whole = WithLoss(subject)
-    return _seconds(lambda: whole(whole.x, whole.y).backward())
+    module = WithLoss(subject)
+    return _seconds(lambda: module(module.x, module.y).backward())
 
 
 def _seconds(action: Callable[[], Any]) -> float:

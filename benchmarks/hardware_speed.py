@@ -67,14 +67,14 @@ def compare(options: argparse.Namespace, file: Path, inputs: np.ndarray) -> dict
 
     lava(1)  # makes the environment where there is none
     start_up, _ = timed(lambda: lava(1))
-    whole, theirs = timed(lambda: lava(1 + options.lava))
+    together, theirs = timed(lambda: lava(1 + options.lava))
     ours = simulator.run(inputs[: 1 + options.lava])
     equal = all(np.array_equal(ours.spikes[n].reshape(train.shape), train) for n, train in theirs.spikes.items())
-    rates = {"spikeprop": len(inputs) / statistics.median(seconds), "Lava": options.lava / (whole - start_up)}
+    rates = {"spikeprop": len(inputs) / statistics.median(seconds), "Lava": options.lava / (together - start_up)}
     return {
         "samples_per_s": rates,
         "ratio": rates["spikeprop"] / rates["Lava"],
-        "seconds": {"spikeprop": seconds, "Lava, one sample": start_up, f"Lava, {1 + options.lava} samples": whole},
+        "seconds": {"spikeprop": seconds, "Lava, one sample": start_up, f"Lava, {1 + options.lava} samples": together},
         "spikes_equal": equal,
         "spikes": int(sum(ours.counts.values())),
     }

@@ -56,7 +56,7 @@ def predict(forward: Forward, batches: list[Tensor], timesteps: int, seed: int) 
 
 
 def firing_rates(network: SpikingNetwork, x: Tensor, timesteps: int) -> dict[str, float]:
-    """Mean spikes a neuron a step of each layer; the input counts its non-zero values."""
+    """Mean spikes per neuron and step of each layer; for the input its non-zero values."""
     meter = ActivityMeter(network, timesteps)
     network(x, timesteps, observe=meter.start(len(x)))
     return meter.rates()
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(results, COLUMNS))
     ours = results.get(OURS)
     if ours is not None:
-        print("spikes a neuron a step: " + ", ".join(f"{name} {rate:.3f}" for name, rate in ours["rates"].items()))
+        print("spikes per neuron and step: " + ", ".join(f"{name} {rate:.3f}" for name, rate in ours["rates"].items()))
     save(__file__, options, results=results, ratios=ratios(results))
 
 

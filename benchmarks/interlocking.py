@@ -73,9 +73,9 @@ def _rule(name: str, world: int, options: argparse.Namespace, model: nn.Module, 
 def _in_processes(name: str, world: int, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_process, (name, world, options, folder), nprocs=world)
-        told = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
-    seconds = max(one["seconds"] for one in told)
-    return {"images_per_second": options.batch * options.steps / seconds, "idle": [one["idle"] for one in told]}
+        results = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
+    seconds = max(one["seconds"] for one in results)
+    return {"images_per_second": options.batch * options.steps / seconds, "idle": [one["idle"] for one in results]}
 
 
 def _process(rank: int, name: str, world: int, options: argparse.Namespace, folder: str) -> None:

@@ -28,7 +28,7 @@ from peers import PEERS, contender, small_step, training_step
 from spikeprop.runtime.files import write_atomically
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
-FROM = 64  # the engine takes up to so many steps at once, so memory grows otherwise below
+FROM = 64  # the engine computes chunks of up to this number of steps, so memory grows differently below
 Curves = dict[str, dict[int, Result | None]]  # contender to T to what was measured
 
 
@@ -64,7 +64,7 @@ def curve(options: argparse.Namespace, name: str, phase: str) -> dict[int, Resul
 
 
 def bits(points: dict[int, Result | None], key: str, neurons: int) -> float | None:
-    """Slope of a line through the peaks from T = ``FROM`` on, in bits a neuron a step; None for fewer than two points."""
+    """Slope of a line through the peaks from T = ``FROM`` on, in bits per neuron and step; None for fewer than two points."""
     found = {t: r[key] for t, r in points.items() if r is not None and t >= FROM}
     if len(found) < 2:
         return None
@@ -73,7 +73,7 @@ def bits(points: dict[int, Result | None], key: str, neurons: int) -> float | No
 
 
 def growth(training: Curves, inference: Curves, batch: int) -> dict[str, float | None]:
-    """Growth of our peaks with T, and what the kept spikes and input must take, in bits a neuron a step."""
+    """Growth of our peaks with T, and what the kept spikes and input must take, in bits per neuron and step."""
     network = vgg("vgg5", 0)
     neurons = sum(math.prod(network.shapes()[name]) for name in network.neurons())
     return {
@@ -130,7 +130,7 @@ def compare(options: argparse.Namespace) -> None:
     print(rows(training, inference, options.timesteps))
     grown = growth(training, inference, options.batch)
     shown = {name: "-" if value is None else f"{value:.2f}" for name, value in grown.items()}
-    print(f"{OURS} grows by {shown['training']} bits a neuron a step (kept: {shown['kept']}); inference by {shown['inference']}")
+    print(f"{OURS} grows by {shown['training']} bits/neuron/step (stored: {shown['kept']}), inference by {shown['inference']}")
     ratio = memory_ratios(training)
     if ratio:
         print(f"best peer / {OURS}: " + ", ".join(f"memory at T = {t} {value:.2f}" for t, value in ratio.items()))

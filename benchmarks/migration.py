@@ -56,13 +56,13 @@ def _compared(library: str, options: argparse.Namespace) -> dict[str, Any]:
     for side in ("theirs", "ours"):
         file = PROGRAMS / library / f"{side}.py"
         program = runpy.run_path(str(file))["main"]
-        told = []
+        printed = []
         with bar(f"{library}, {side}", total=len(options.seeds), unit="seed") as shown:
             for seed in options.seeds:
-                told.append(program(options.images, options.tests, seed))
+                printed.append(program(options.images, options.tests, seed))
                 shown.update()
         lines[side] = code_lines(file.read_text())
-        accuracy[side] = {name: [one[name] for one in told] for name in told[0]}
+        accuracy[side] = {name: [one[name] for one in printed] for name in printed[0]}
     return {"task": task, "source": source, "lines": lines, "accuracy": accuracy}
 
 

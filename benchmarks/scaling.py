@@ -96,10 +96,13 @@ def _process(rank: int, world: int, name: str, options: argparse.Namespace, fold
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     group = Processes(rank, world, rank) if world > 1 else ALONE
-    told: dict[str, Any] = {kind: _rate(name, size, group, options) for kind, size in _sizes(world, options).items()}
+    rates: dict[str, Any] = {kind: _rate(name, size, group, options) for kind, size in _sizes(world, options).items()}
     parameters = sum(p.numel() for p in _network(name, options)[0].parameters() if p.requires_grad)
-    told |= {"gradient_bytes": 4 * parameters, "all_reduce_seconds": _all_reduce(parameters, options.steps) if world > 1 else 0.0}
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(told))
+    rates |= {
+        "gradient_bytes": 4 * parameters,
+        "all_reduce_seconds": _all_reduce(parameters, options.steps) if world > 1 else 0.0,
+    }
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(rates))
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -147,9 +150,9 @@ def _efficiency(size: int, step: float, devices: int, *, overlap: bool = True) -
 def _show(name: str, found: dict[str, Any]) -> None:
     print(f"\n{name}, gradient of {found['gradient_bytes'] / 1e6:.2f} MB   images/s (of one process)")
     one = next(iter(found["processes"].values()))
-    for world, told in found["processes"].items():
-        kinds = "   ".join(f"{kind} {told[kind]:8.1f} ({told[kind] / one[kind]:.2f}x)" for kind in ("strong", "weak"))
-        print(f"  {world} processes   {kinds}   all-reduce {1e3 * told['all_reduce_seconds']:.2f} ms")
+    for world, rates in found["processes"].items():
+        kinds = "   ".join(f"{kind} {rates[kind]:8.1f} ({rates[kind] / one[kind]:.2f}x)" for kind in ("strong", "weak"))
+        print(f"  {world} processes   {kinds}   all-reduce {1e3 * rates['all_reduce_seconds']:.2f} ms")
 
 
 def _show_model(modelled: dict[str, Any]) -> None:

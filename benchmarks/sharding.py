@@ -50,7 +50,7 @@ class Watch(Callback):
 
     def on_step(self, training: TrainingState) -> None:
         if training.step == 1:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self.ends.append(time.perf_counter())
 
     @property
@@ -95,8 +95,8 @@ def _together(name: str, world: int, sharded: bool, options: argparse.Namespace)
     os.environ |= GIVE_BACK
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(partial(_process, name=name, world=world, sharded=sharded, options=options, folder=Path(folder)), nprocs=world)
-        told = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
-    return {key: max(one[key] for one in told) for key in told[0]}
+        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
+    return {key: max(one[key] for one in found) for key in found[0]}
 
 
 def _network(name: str, options: argparse.Namespace) -> tuple[nn.Module, LearningRule]:
@@ -134,8 +134,8 @@ def _process(rank: int, name: str, world: int, sharded: bool, options: argparse.
     gc.collect()
     idle, watch = resident("RSS"), Watch()
     _train(*_network(name, options), group, sharded, options, watch)
-    told = {"peak_mib": resident("HWM") - idle, "seconds": watch.seconds}
-    (folder / f"{rank}.json").write_text(json.dumps(told))
+    found = {"peak_mib": resident("HWM") - idle, "seconds": watch.seconds}
+    (folder / f"{rank}.json").write_text(json.dumps(found))
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

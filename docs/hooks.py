@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 from benchmark_tables import table
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from references import cli_reference, recipe_reference
+from references import cli_reference, exit_codes, recipe_reference
 
 ROOT = Path(__file__).parents[1]
 REQUEST = re.compile(r"^<!-- (include|table|generated): (\S+) -->$", re.MULTILINE)
-REFERENCES = {"recipe": recipe_reference, "cli": cli_reference}
+REFERENCES = {"recipe": recipe_reference, "cli": cli_reference, "exit-codes": exit_codes}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 SHOWN = ("results/*/*.png", "results/*/*.csv", "results/benchmarks/*.json")  # on the site by their own path

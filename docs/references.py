@@ -85,9 +85,8 @@ def _class(name: str, module: str) -> type:
 
 def settings(cls: type, defaults: Mapping[str, Any], path: str = "") -> str:
     """Table of what a component or an experiment takes: key, type, default, meaning."""
-    from spikeprop.recipe.parts import hints_of
-
-    hints, texts = hints_of(cls), documented(cls)
+    hints = get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    texts = documented(cls)
     if not defaults:
         return "No settings."
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
@@ -166,11 +165,15 @@ def cli_reference() -> str:
         inner = click.Context(command, info_name=name, parent=context)
         usage = " ".join([context.info_name or "", name, *command.collect_usage_pieces(inner)])
         parts += [f"## {name}", f"```console\n$ {usage}\n```", _help(command), _options(command, inner)]
-        if command.epilog:
-            parts.append(command.epilog)
-    if main.epilog:
-        parts.append(main.epilog)
     return "\n\n".join(parts)
+
+
+def exit_codes() -> str:
+    """The exit codes of all verbs, as ``spikeprop --help`` ends with them."""
+    from spikeprop.cli import main
+
+    _, _, codes = (main.epilog or "").partition("Exit codes:\n")
+    return f"```text\n{inspect.cleandoc(codes)}\n```"
 
 
 def _help(command: click.Command) -> str:

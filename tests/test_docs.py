@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -25,6 +27,8 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "results/README.md", 
 RESULTS = ROOT / "docs/results.md"
 LARGEST_README = 6000  # bytes
 NAMED = re.compile(r"\b(?:digits|(?:fashion_)?mnist|cifar10|cifar100|imagenet)_[a-z0-9_]+")
+DOTTED = re.compile(r"\b(spikeprop(?:_hardware)?(?:\.[A-Za-z_]\w*)+)(?![\w/(]|\.\w)")
+SOURCE = re.compile(r"(?<![\w/.])((?:\w+/)+\w+\.py)\b")
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 SNIPPETS = [
     (page, code)
@@ -125,6 +129,31 @@ def test_recipes_that_are_named_exist() -> None:
     named = {name for page in PAGES for name in NAMED.findall(page.read_text())}
     assert len(named) > 20
     assert named <= {file.stem for file in recipe_folder().glob("*.yaml")}
+
+
+def test_names_of_the_library_can_be_imported() -> None:
+    """Dotted names in the pages, of modules, classes and functions; the changelog names old ones too."""
+    names = {name for page in PAGES if page.name != "CHANGELOG.md" for name in DOTTED.findall(page.read_text())}
+    assert len(names) > 30
+    assert not [name for name in sorted(names) if not importable(name)]
+
+
+def importable(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    module, _, last = name.rpartition(".")
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name) is not None
+    with contextlib.suppress(ImportError):
+        return hasattr(importlib.import_module(module), last)
+    return False
+
+
+def test_files_of_the_repository_that_are_named_exist() -> None:
+    """Programs that a page names by folder and file, from the root, or below the library."""
+    named = {(page, file) for page in PAGES for file in SOURCE.findall(page.read_text())}
+    assert len(named) > 15
+    places = (ROOT, ROOT / "spikeprop")
+    assert not [(page.name, file) for page, file in named if not any((place / file).is_file() for place in places)]
 
 
 def without_code(text: str) -> str:

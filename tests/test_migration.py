@@ -67,7 +67,7 @@ both lines"""
 
 
 def test_reported_line_counts_match_the_programs(migration: Any) -> None:
-    """In the benchmark's JSON, and in the README."""
+    """In the benchmark's JSON, and on the page about peers."""
     told = json.loads((BENCHMARKS.parent / "results/benchmarks/migration.json").read_text())["results"]
     now = {
         library: {
@@ -77,7 +77,7 @@ def test_reported_line_counts_match_the_programs(migration: Any) -> None:
     }
     assert {library: one["lines"] for library, one in told.items()} == now
     (a, b), (c, d), (e, f) = ((lines["theirs"], lines["ours"]) for lines in now.values())
-    assert f"{a}, {c} and {e} lines of theirs are {b}, {d} and {f} of ours" in (BENCHMARKS.parent / "README.md").read_text()
+    assert f"{a}, {c} and {e} lines of theirs are {b}, {d} and {f} of ours" in (BENCHMARKS.parent / "docs/peers.md").read_text()
 
 
 def test_both_programs_are_complete(migration: Any) -> None:

@@ -122,6 +122,7 @@ def test_the_cli_reference_has_every_verb_and_option(site: Path) -> None:
         assert f"{name}¶" in page
         options = [o for p in command.params for o in p.opts if o.startswith("--")]
         assert not [option for option in options if option not in page], name
+    assert "143" in page[page.index("Exit codes¶") :]
 
 
 def test_no_docstring_sends_the_reader_to_another_class(site: Path) -> None:

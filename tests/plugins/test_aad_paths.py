@@ -78,5 +78,5 @@ def test_sources_without_standard_error_are_refused() -> None:
         PseudoRandom(paths=1)
     with pytest.raises(MarketError, match="scramblings is 16 and paths is 8"):
         Sobol(paths=8)
-    with pytest.raises(MarketError, match="needs 30000 numbers a path; Sobol points have at most 21201"):
+    with pytest.raises(MarketError, match="needs 30000 numbers per path; Sobol points have at most 21201"):
         Sobol(paths=64).normals(Batch(0, 0, 1), 30000)

@@ -251,7 +251,7 @@ def test_it_learns_digits_as_well_as_backprop() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"step_size": 0.0}, r"step_size is 0\.0; it lies in"),
+        ({"step_size": 0.0}, r"step_size is 0\.0; it must lie in"),
         ({"iterations": 0}, "iterations is 0"),
         ({"tolerance": -1.0}, "tolerance is -1"),
         ({"backward_std": 0.0}, "backward_std is 0"),

@@ -83,11 +83,11 @@ def test_indices_outside_of_a_tensor_read_zero() -> None:
 
 
 def test_formulas_name_missing_tensors() -> None:
-    with pytest.raises(ValueError, match="names 'q'"):
+    with pytest.raises(ValueError, match="uses 'q'"):
         Formula("q + 1").evaluate({"x": torch.ones(1)})
     with pytest.raises(ValueError, match="Lambda"):
         Formula("(lambda: 1)").evaluate({})
-    with pytest.raises(ValueError, match="how far it runs"):
+    with pytest.raises(ValueError, match="its range is unknown"):
         Formula("Sum(k * x[i], k)", ("i",)).evaluate({"x": torch.ones(2)}, (2,))
 
 

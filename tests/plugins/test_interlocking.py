@@ -157,7 +157,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("model", "settings", "says"),
     [
-        (Tied(), {"cuts": ["a"]}, r"a\.weight belongs to the segments a and b, which follow different losses: untie"),
+        (Tied(), {"cuts": ["a"]}, r"a\.weight is used in the segments a and b, which follow different losses: do not share"),
         (resnet(), {"cuts": 99}, "at most"),
         (resnet(), {"cuts": ["features.3.residual.0"]}, "more than one value leaves|reads"),
         (resnet(), {"cuts": 4, "reach": 1, "head": TokenHead()}, r"TokenHead reads tokens"),

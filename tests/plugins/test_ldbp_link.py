@@ -197,9 +197,9 @@ def test_impossible_fibres_are_refused(values: dict[str, float], says: str) -> N
     ("values", "says"),
     [
         ({"modulation": "8-PSK"}, "modulation is '8-PSK'; use"),
-        ({"rolloff": 1.0}, "rolloff is 1.0; it lies in"),
+        ({"rolloff": 1.0}, "rolloff is 1.0; it must lie in"),
         ({"symbols": 33}, "symbols is 33; it must be even"),
-        ({"oversampling": 1}, "oversampling is 1; the receiver's 2"),
+        ({"oversampling": 1}, "oversampling is 1; the minimum is 2"),
         ({"symbol_rate": 0.0}, "symbol_rate is 0.0 GBd"),
     ],
 )
@@ -221,7 +221,7 @@ def test_unstable_steps_are_refused_at_their_bound() -> None:
         check_steps(fibre, [0, 1e3], SIGNAL.rate, 0.1)
     with pytest.raises(ValueError, match="forward_steps is 0"):
         Link(fibre, SIGNAL, 0, 2).check(POWER)
-    with pytest.raises(ValueError, match="forward_steps is 2147483648; it lies in 1 to 10,000"):
+    with pytest.raises(ValueError, match="forward_steps is 2147483648; it must lie in 1 to 10,000"):
         Link(fibre, SIGNAL, 2**31, 2).check(POWER)
 
 

@@ -307,10 +307,10 @@ def test_rates_follow_a_cosine() -> None:
     ("make", "says"),
     [
         (lambda: FilterDesign(taps=8), "taps is 8; symmetric filters have an odd number"),
-        (lambda: FilterDesign(bandwidth=1.2), r"bandwidth is 1\.2; it lies in \(0, 1\]"),
+        (lambda: FilterDesign(bandwidth=1.2), r"bandwidth is 1\.2; it must lie in \(0, 1\]"),
         (lambda: FilterDesign(gain=0.0), r"gain is 0\.0"),
         (lambda: Backward(steps_per_span=0), "steps_per_span is 0"),
-        (lambda: Backward(steps_per_span=2**31), "steps_per_span is 2147483648; it lies in 1 to 100,000"),
+        (lambda: Backward(steps_per_span=2**31), "steps_per_span is 2147483648; it must lie in 1 to 100,000"),
         (
             lambda: make_receiver(Fibre(spans=10**6), Backward(steps_per_span=9), 1e10, 1),
             r"spans \* backward.steps_per_span is 9000000",

@@ -345,7 +345,7 @@ def test_rates_by_layer() -> None:
         (nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), r"cannot train 1 \(Tanh\)"),
         (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), r"cannot train 1 \(Linear\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "at least two Linear layers"),
-        (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU()), "none after"),
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU()), "but not at the end"),
     ],
     ids=["dropout", "convolutions", "tanh", "no activation", "no hidden layer", "activated output"],
 )

@@ -8,10 +8,10 @@ Lava's bit-accurate LIF (lava-nc, ``proc/lif/models.py``) and its documentation 
 - a decay d leaves v (4096 - d) / 4096, rounded towards zero; the current does not outlive its step (du = 4095);
 - a neuron fires where v is strictly above its threshold; the built-in neuron is then cleared.
 
-A synapse's mantissa has 8 bits with sign, and where signs are mixed its lowest of nine bits is dropped: it counts twice. The
-sum of what arrives by one connection is shifted by that connection's exponent, -8 to 7, to the right rounding down.
-hardware/README.md and the module ``integer`` add what a neuron program would do: reset by subtraction, spikes taken back, pooling by counts, and a
-readout that never fires. Nothing here is imported from the package: networks are given as lists.
+A synapse's mantissa has 8 bits with sign, and where signs are mixed its lowest of nine bits is dropped: it counts twice. The sum
+of what arrives by one connection is shifted by that connection's exponent, -8 to 7, to the right rounding down. The package's
+README and the module ``integer`` add what a neuron program would do: reset by subtraction, spikes taken back, pooling by counts,
+and a readout that never fires. Nothing here is imported from the package: networks are given as lists.
 """
 
 from __future__ import annotations

@@ -179,7 +179,11 @@ def test_random_layers_at_the_edges_of_the_formats(block: int, counted: Callable
             raise AssertionError(f"seed {seed}: {error}\n{drawn.populations}") from error
     counted(total)
     assert total["networks"] > SHORT / 3
-    for met in ("spikes", "spikes taken back", "currents that wrapped", "potentials stopped at 24 bits"):
+    for met in (
+        "spikes",
+        "potentials stopped at 24 bits",
+        *(("spikes taken back", "currents that wrapped") if block == 0 else ()),
+    ):
         assert total[met] > 10, met
 
 

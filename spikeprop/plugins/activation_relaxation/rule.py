@@ -68,7 +68,7 @@ class ActivationRelaxation(LearningRule):
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size <= 1:
-            raise ValueError(f"step_size is {self.step_size}; it lies in (0, 1]")
+            raise ValueError(f"step_size is {self.step_size}; it must lie in (0, 1]")
         if self.iterations is not None and self.iterations < 1:
             raise ValueError(f"iterations is {self.iterations}; use at least 1, or null for as many as the depth needs")
         for name in ("tolerance", "backward_std"):

@@ -29,7 +29,7 @@ def draw(values: Mapping[str, Any], path: Path, title: str, unit: str, quantity:
         _one_learner(curves, means, place, learner, found, values["published"].get(learner))
     curves.set(xlabel=unit, ylabel=f"{quantity}, running mean of {values['window']}", title=title)
     curves.legend(loc="best")
-    means.set(title="mean of whole runs", ylabel=quantity, xlim=(-0.6, len(values["learners"]) - 0.4))
+    means.set(title="mean over complete runs", ylabel=quantity, xlim=(-0.6, len(values["learners"]) - 0.4))
     means.set_xticks(range(len(values["learners"])), [LABELS[name] for name in values["learners"]], fontsize=8)
     for axis in (curves, means):
         axis.grid(alpha=0.3)

@@ -50,8 +50,8 @@ def rows(values: dict[str, Any], quantity: str) -> list[tuple[str, str]]:
     }
     for name, learner in values["learners"].items():
         published = values["published"].get(name)
-        beside = "" if published is None else f"   published {published:.2f}"
-        found.append((f"{LABELS[name]}, mean {quantity}", in_words(learner["whole_run"]) + beside))
+        published_text = "" if published is None else f"   published {published:.2f}"
+        found.append((f"{LABELS[name]}, mean {quantity}", in_words(learner["whole_run"]) + published_text))
         found += [(f"  {label}", in_words(learner[key])) for key, label in parts.items() if key in learner]
     found += [(f"{label}, paired", in_words(difference)) for label, difference in values["difference"].items()]
     seconds = ", ".join(f"{name} {taken:.0f}" for name, taken in values["seconds"].items())

@@ -232,7 +232,7 @@ class _QR(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
         q, r = ctx.saved_tensors
-        with _set_fwd_grad_enabled(True):  # an outer forward mode goes on inside; autograd.Function turns it off
+        with _set_fwd_grad_enabled(True):  # autograd.Function disables an outer forward mode; this enables it
             return _push(ctx, q, r, tangents[0])
 
     @staticmethod

@@ -235,7 +235,7 @@ def _draw(scores: dict[str, list[float]], gradients: list[dict[str, Any]], path:
         left.plot(range(len(scores)), values, "o-", color=ORANGE, alpha=0.35)
     left.plot(range(len(scores)), [sum(v) / len(v) for v in scores.values()], "s-", color=GREY, label="mean of seeds")
     left.set_xticks(range(len(scores)), [name.replace(", ", ",\n") for name in scores])
-    left.set(ylabel="$R^2$ on test patients", title="ReadoutDynamics trained or solved (diabetes)")
+    left.set(ylabel="$R^2$ on test patients", title="Readout trained or solved (diabetes)")
     left.legend(frameon=False)
     for name, color in COLORS.items():
         found = [(p["condition"], p["errors"][name]) for p in gradients if p["errors"][name] is not None]

@@ -122,7 +122,7 @@ def test_fan_outs_are_sums(opened: Opened, build: Build) -> None:
     relu = next(n for n in built.data["nodes"] if n["name"] == "relu")
     opened.go(built.file, f"#step={2 * len(built.data['nodes']) - 1 - relu['id']}")
     text = opened.page.inner_text(".fan-out")
-    assert "read 2 times" in text
+    assert "used 2 times" in text
     first, second, total = (float(t.split()[0].replace("−", "-")) for t in text.split(": ", 2)[2].replace("=", "+").split("+"))
     assert first + second == pytest.approx(total, rel=1e-3)
     assert text.endswith("✓")
@@ -294,7 +294,7 @@ def test_pages_without_editing_state_the_reason(opened: Opened, tmp_path: Path) 
     large = ALL["residual"]()
     write_page(tmp_path / "large.html", page_data(large, trace_step(large), limit=10))
     opened.go(tmp_path / "large.html", "#step=15")
-    assert "Not editable: this page holds a sample" in opened.page.inner_text("#edits")
+    assert "Not editable: this page contains only a sample" in opened.page.inner_text("#edits")
     assert "Activations are sampled" in opened.page.inner_text("#about")
     assert "entries kept" in opened.page.inner_text("#inspector")
     assert not serious(opened)
