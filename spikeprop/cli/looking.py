@@ -47,7 +47,7 @@ def ls(slot: str | None, folder: Path | None) -> None:
         _list_runs(folder or Path("runs"))
         return
     if folder is not None:
-        raise click.UsageError(f"a folder is only for `ls runs {folder}`")
+        raise click.UsageError(f"a folder is for `ls runs {folder}`; slots have no folder")
     from spikeprop.experiment.pipeline import HybridConversion
     from spikeprop.recipe import components, recipe_folder, slots
 

@@ -111,7 +111,7 @@ def check(arguments: tuple[str, ...], no_import: bool) -> None:
         if no_import:
             with record_foreign_names() as noted:
                 name = load_recipe(recipe, overrides).name
-            click.echo(f"{name}: looked at; {'it would import' if noted else 'all of it is part of spikeprop'}")
+            click.echo(f"{name}: not built; {'it would import' if noted else 'all of it is part of spikeprop'}")
             for line in noted:
                 click.echo(f"  {line}")
             continue

@@ -1,9 +1,9 @@
 """Activity and cost: firing rates, synaptic operations (SynOps), multiply-accumulates (MACs) and energy.
 
-SynOps count, for each spike, the synapses it reaches; fan-out is exact for every neuron, borders included. An average
-pooling counts as part of the synapse it feeds, as it is built on the chip. Energy is arithmetic only, in the estimate
-common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition
-(Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not made of spikes (direct coding) costs MACs at every step.
+SynOps count, for each spike, the synapses that it reaches; the fan-out is exact for every neuron, also at borders. An average
+pooling counts as part of the synapse that follows it, as on the chip. The energy is that of the arithmetic only, with the figures
+that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition
+(Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding) costs MACs at every step.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ WATCHED_BYTES = 256 << 20
 class ActivityMeter:
     """Counts spikes of a network over the first steps of each simulation, for every number of steps of interest at once.
 
-    A layer's spikes must be unpacked to be counted, which costs several times what simulating it does: watch a sample of
-    the images where there are many.
+    A layer's spikes must be unpacked to be counted, which takes several times as long as its simulation. Of many images, observe
+    only a sample.
 
     Args:
         network: the network that will be observed.
@@ -47,7 +47,7 @@ class ActivityMeter:
         self._counts = self._zeros()
 
     def _zeros(self) -> Tensor:
-        """(spikes, events, steps of all images together) by mark and layer."""
+        """(spikes, synaptic events, image steps) by mark and layer."""
         return torch.zeros(3, len(self.marks), len(self.fan_out), dtype=torch.float64)
 
     def start(self, images: int) -> Callable[[str, Tensor], None]:
@@ -68,7 +68,7 @@ class ActivityMeter:
         return observe
 
     def take(self) -> Tensor:
-        """The counts since the last ``take``, (3, marks, layers), which this meter forgets; ``put`` gives them back."""
+        """Remove and return the counts since the last ``take``, (3, marks, layers); ``put`` adds them again."""
         counts, self._counts, self.images = self._counts, self._zeros(), 0
         return counts
 
@@ -98,7 +98,7 @@ class ActivityMeter:
 
 
 def watched_chunk(network: SpikingNetwork, images: int, timesteps: int) -> int:
-    """Steps at once while someone watches: a layer's unpacked spikes stay within ``WATCHED_BYTES``, or are one step's."""
+    """Steps at once of an observed simulation: at least one, and a layer's unpacked spikes within ``WATCHED_BYTES``."""
     largest = max(torch.Size(shape).numel() for shape in network.shapes().values())
     return max(1, min(timesteps, WATCHED_BYTES // (4 * images * largest)))
 
@@ -106,7 +106,7 @@ def watched_chunk(network: SpikingNetwork, images: int, timesteps: int) -> int:
 def segments(marks: Sequence[int], first: int, steps: int) -> Iterator[tuple[int, slice]]:
     """A chunk of ``steps`` steps from step ``first`` on, cut at the marks: (index of the mark that ends it, slice of the chunk).
 
-    Steps behind the last mark are left out.
+    Steps after the last mark are left out.
     """
     begin = 0
     for i, mark in enumerate(marks):
@@ -118,7 +118,7 @@ def segments(marks: Sequence[int], first: int, steps: int) -> Iterator[tuple[int
 
 @torch.no_grad()
 def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[str]:
-    """Layers in which no neuron fires within ``timesteps`` steps on images x (B, ...): STDB cannot reach what is below them."""
+    """Layers in which no neuron fires within ``timesteps`` steps on images x (B, ...); no gradient passes below them."""
     active: set[str] = set()
 
     def observe(name: str, spikes_TB: Tensor) -> None:
@@ -131,14 +131,14 @@ def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[st
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes; the CPU for one without tensors."""
+    """The device of a model's parameters; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
     """How many synapses each neuron (and input) feeds: name to map of one sample's shape.
 
-    With all weights one, the derivative of the summed output with respect to an input is the number of paths from it.
+    With all weights 1, the derivative of the summed output with respect to an input is the number of its paths.
     """
     maps: dict[str, Tensor] = {}
     values = {INPUT: torch.zeros(1, 1, *network.input_shape)}
@@ -157,7 +157,7 @@ def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
 
 
 def _ones(synapse: Synapse) -> Synapse:
-    """The synapse with every weight one and averages turned into sums, so that it counts connections."""
+    """The synapse with every weight 1 and sums instead of averages, so that it counts connections."""
     counted = copy.deepcopy(synapse).cpu().float()
     for i, op in enumerate(counted.ops):
         for parameter in op.parameters():

@@ -1,13 +1,13 @@
-"""Where a conversion loses: each layer's firing rate against the activation of the ANN that it stands for.
+"""Errors of a conversion: each layer's firing rate against the ANN's activation that it represents.
 
-A spike of a layer stands for ``unit``, so after T steps a neuron that fired n times stands for n/T * unit, which should be the
-ANN's activation a. The relative error of a layer is |n/T * unit - a| / |a|, norms over images and neurons, and has three
-parts (Bu et al. 2022, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks"), each of
-which is given on its own, relative to |a| as well:
+A spike of a layer represents the activation ``unit`` (the layer's activation scale). After T steps a neuron that fired n times
+represents n/T * unit, which should be the ANN's activation a. The relative error of a layer is |n/T * unit - a| / |a|, norms over
+images and neurons. It has three parts (Bu et al. 2022, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency
+spiking neural networks"), which are given separately, also relative to |a|:
 
     clipping      min(a, unit) - a                    a neuron fires at most once a step
-    quantisation  m/T * unit - min(a, unit)           a whole number of spikes; m is what a constant current would give
-    unevenness    (n - m)/T * unit                    more or fewer spikes, since they do not come evenly
+    quantisation  m/T * unit - min(a, unit)           the number of spikes is an integer; m is that of a constant current
+    unevenness    (n - m)/T * unit                    more or fewer spikes, since they do not arrive evenly
 
 With the neurons' strict threshold m = ceil(a T/unit + v_init) - 1, between 0 and T. The parts add up as vectors, not as norms.
 
@@ -44,15 +44,15 @@ def conversion_error(
     units: Mapping[str, Tensor | float],
     timesteps: Sequence[int],
 ) -> dict[str, dict[int, LayerError]]:
-    """Relative error of each layer of neurons after each number of steps: stage name to number of steps to errors.
+    """Relative error of each layer of neurons after each number of steps: layer name to number of steps to errors.
 
     Args:
         network: the converted network.
         x: images (B, ...).
-        activations: the ANN's, by stage name, (B, ...), for these images.
-        units: activation that a spike stands for, by stage name; a number, or a tensor that broadcasts to one sample's shape.
-        timesteps: numbers of steps of the simulation, each at least 1. Where layers start after one another, as in a
-            pipeline, a layer's first steps are silent and count as error.
+        activations: the ANN's, by layer name, (B, ...), for these images.
+        units: activation that a spike represents, by layer name; a number, or a tensor that broadcasts to one sample's shape.
+        timesteps: numbers of steps of the simulation, each at least 1. Where a layer starts later than the one
+            before it, its first steps are silent and count as error.
 
     Raises:
         ValueError: a layer without activations or unit, or numbers of steps below 1.
@@ -73,7 +73,7 @@ def conversion_error(
 
 
 def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[str, dict[int, Tensor]]:
-    """Spikes of every neuron after each number of steps: stage name to number of steps to (B, ...)."""
+    """Spikes of every neuron after each number of steps: layer name to number of steps to (B, ...)."""
     total: dict[str, Tensor] = {}
     seen = dict.fromkeys(network.dynamics(), 0)
     found: dict[str, dict[int, Tensor]] = {name: {} for name in seen}

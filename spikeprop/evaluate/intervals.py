@@ -35,7 +35,7 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> dict[
 
 
 def in_words(found: dict[str, Any], sign: bool = False, unit: str = "") -> str:
-    """ "12.34 (11.90 to 12.78)"."""
+    """The mean and its interval as text: "12.34 (11.90 to 12.78)"."""
     form = "+.2f" if sign else ".2f"
     between = found["interval"]
     text = f"{found['mean']:{form}}{unit}"

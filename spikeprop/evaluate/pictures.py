@@ -15,7 +15,7 @@ from spikeprop.runtime.files import write_atomically
 
 GREY, VIOLET, ORANGE = "#333333", "#8c6bb1", "#d95f0e"
 KINDS = {"converted": ("converted", VIOLET), "finetuned": ("fine-tuned", ORANGE)}
-FEW_CLASSES = 20  # more of them are shown as a curve rather than one by one
+FEW_CLASSES = 20  # more classes are shown as a sorted curve
 Curve = dict[int, float]
 
 
@@ -47,7 +47,7 @@ def draw_evaluation(
     by_class: Mapping[str, Any],
     ann: Mapping[str, Any] | None = None,
 ) -> None:
-    """One evaluation: accuracy against steps, against energy, firing rates and classes; of an ANN the classes alone.
+    """One evaluation: accuracy against steps and against energy, firing rates and classes; for an ANN only the classes.
 
     Args:
         values: of the report.
@@ -227,7 +227,7 @@ def _confusions(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) ->
 
 
 def _sorted_classes(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Accuracy of every class, the worst first; the worst and the best are named."""
+    """Accuracy of every class in ascending order, with the names of the worst and the best."""
     seen = [(float(a), name) for a, name in zip(by_class["top1"], names) if a == a]
     seen.sort()
     axis.fill_between(range(len(seen)), [a for a, _ in seen], color=ORANGE, alpha=0.35, lw=0, step="mid")

@@ -19,13 +19,13 @@ def raster(network: SpikingNetwork, image: Tensor, timesteps: int) -> list[dict[
     """Which of the chosen neurons fire when.
 
     Args:
-        network: in evaluation mode, left as it is.
+        network: in evaluation mode; not changed.
         image: (C, H, W), as the data set gives it.
         timesteps: steps to simulate.
 
     Returns:
         by layer, in order: its name, how many neurons it has, the numbers of those chosen, and their spikes as
-        [row among the chosen, step, sign]. An input that is not made of spikes is left out.
+        [row among the chosen, step, sign]. An input that is not spikes is left out.
     """
     chosen: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}

@@ -4,7 +4,7 @@ Intervals are Wilson's score intervals (Wilson 1927; Brown, Cai & DasGupta 2001 
 
     (p + z^2/2n  -+  z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
-They say how far the accuracy on n images may lie from that on all such images, if the n were drawn at random.
+An interval covers the accuracy on all such images in 95 % of cases, if the n images are a random sample of them.
 
 Suffix legend: N images, T numbers of steps, K best classes, C classes.
 """

@@ -1,4 +1,4 @@
-"""Images of a data set as small PNG pictures in a data URI, for a page that stands alone."""
+"""Images of a data set as small PNG pictures in a data URI, for a self-contained page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST = 96  # pixels a side; larger images are made smaller
 
 
 def thumbnail(image: Tensor, mean: float | list[float], std: float | list[float]) -> str:
-    """A normalised image (C, H, W) with 1 or 3 channels as "data:image/png;base64,..."; the normalisation is taken back.
+    """A normalised image (C, H, W) with 1 or 3 channels as "data:image/png;base64,..."; the normalisation is inverted.
 
     Raises:
         ValueError: another number of channels.

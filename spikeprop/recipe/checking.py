@@ -1,4 +1,4 @@
-"""A recipe's tree to checked components and settings. The only file that knows pydantic.
+"""From a recipe's tree to checked components and settings. The only file that uses pydantic.
 
 Every mistake is found here, before any data loads, and named by its path (``finetune.lr``) with the nearest name.
 """
@@ -22,7 +22,7 @@ from spikeprop.recipe.text import read_yaml
 
 T = TypeVar("T")
 DEFAULT_EXPERIMENT = "HybridConversion"
-GIVEN_LATER = RESERVED | {"timesteps"}  # may come from the stage's own setting
+GIVEN_LATER = RESERVED | {"timesteps"}  # may come from the stage's settings
 
 
 def check(tree: Mapping[str, Any]) -> Any:
@@ -113,12 +113,13 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def held_by(hint: Any) -> Any:
-    """What a list or dictionary of components holds, which may be lists of them; None for other hints."""
+    """The element type of a list or dictionary of components; None for other types."""
     inner = get_args(hint)[-1] if get_origin(hint) in (list, dict) else None
     return None if inner is None or base_of(inner) is None else inner
 
 
 def slot_base(hint: Any) -> type | None:
+    """The abstract class of spikeprop in a type, such as ``Surrogate | None``: its values are components."""
     for candidate in (hint, *get_args(hint)):
         if inspect.isclass(candidate) and inspect.isabstract(candidate) and candidate.__module__.startswith("spikeprop"):
             return candidate
@@ -129,7 +130,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     try:
         return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except (PydanticSchemaGenerationError, PydanticUserError):
-        return value  # a type of another library: its own constructor will judge
+        return value  # a type of another library: its own constructor checks it
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise RecipeError(f"{path}: {value!r} is not valid: {reason}") from error

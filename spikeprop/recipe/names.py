@@ -1,6 +1,6 @@
-"""What a name in a slot means: the slot's home module, or the module of a dotted name, and whether the class fits the slot.
+"""From a name in a recipe to a class: looked up in the slot's home module, or imported if dotted; then checked against the slot.
 
-Within ``spikeprop.runtime.imports.record_foreign_names`` names from outside are noted instead of imported.
+Within ``spikeprop.runtime.imports.record_foreign_names`` names from outside are recorded instead of imported.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from spikeprop.recipe.nearest import nearest
 from spikeprop.runtime import imports
 
 EXPERIMENTS = "spikeprop.experiment"
-PLUGINS = "spikeprop.plugins"  # listed beside a slot's own components; a recipe names them with this prefix
+PLUGINS = "spikeprop.plugins"  # a recipe names them with this prefix
 HOMES = {
     "torch.nn.modules.module.Module": "spikeprop.ann",
     "torch.optim.optimizer.Optimizer": "torch.optim",
     "spikeprop.ann.activation.Clipped": "spikeprop.ann.activation",
 }
-RESERVED = {"params"}  # an optimiser's parameters exist only once the network does
+RESERVED = {"params"}  # an optimiser's parameters: they exist only when the network does
 
 
 def home(base: type) -> str:
@@ -32,7 +32,7 @@ def home(base: type) -> str:
 
 
 def components(base: type) -> dict[str, dict[str, Any]]:
-    """The components of a slot: name to {parameter: default}; those of plugins under the name that a recipe gives them."""
+    """The components of a slot: name to {parameter: default}; those of plugins with their prefix."""
     found = _public(home(base)) | {f"{PLUGINS}.{name}": cls for name, cls in _public(PLUGINS).items()}
     return {name: _defaults(cls) for name, cls in found.items() if fits(cls, base)}
 
@@ -79,7 +79,7 @@ def find(use: str, path: str, base: type | None, module: str) -> Any:
 
 
 def fits(found: Any, base: type) -> bool:
-    """Whether it is a class that a slot takes and that can be made."""
+    """Whether it is a class that fits a slot and can be instantiated."""
     return inspect.isclass(found) and issubclass(found, base) and found is not base and not inspect.isabstract(found)
 
 
@@ -110,12 +110,12 @@ def base_of(hint: Any) -> Any:
 
 
 def unseen(*_: Any, **__: Any) -> Any:
-    """What stands for a component that was noted and not imported."""
-    raise RecipeError("a recipe that was only looked at cannot be run")
+    """Placeholder of a component that was recorded and not imported."""
+    raise RecipeError("a recipe whose code was not imported cannot be run")
 
 
 def note_names(value: Any, path: str) -> None:
-    """What lies under something that is not imported: names in it may be components too."""
+    """Record the names of components inside one that is not imported."""
     if isinstance(value, Mapping):
         if isinstance(value.get("use"), str) and not imports.importable(value["use"].rpartition(".")[0] or "spikeprop"):
             _note(value["use"], f"{path}.use")
@@ -131,7 +131,7 @@ def _note(use: str, path: str) -> None:
     if found is None:
         package = use.partition(".")[0]
         raise RecipeError(
-            f"{path}: {use!r} is code of {package!r}, which the file of a network may not have imported unasked; "
+            f"{path}: {use!r} is code of {package!r}, which a network's file may not import by itself; "
             f"if you trust it, name it: --import {package}"
         )
     found.append(f"{path}: {use}")

@@ -1,4 +1,4 @@
-"""The ends of error messages: what was probably meant."""
+"""Suggestions in error messages: the known name that is nearest to an unknown one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spikeprop.errors import RecipeError
 
 
 def refuse_unknown(given: Mapping[str, Any], known: Iterable[str], path: str, owner: str) -> None:
-    """RecipeError for the first key that the owner does not have."""
+    """Raise a RecipeError for the first key that the owner does not have."""
     known = set(known)
     for key in given:
         if key not in known:
@@ -19,7 +19,7 @@ def refuse_unknown(given: Mapping[str, Any], known: Iterable[str], path: str, ow
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: the known name that is nearest, or all of them."""
+    """The end of a message: the nearest known name, or all of them."""
     known = [str(k) for k in known]
     by_lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)

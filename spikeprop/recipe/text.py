@@ -1,7 +1,7 @@
-"""Recipes as text: which file a name means, YAML within bounds, overrides, and YAML again. The only file that knows YAML.
+"""Recipes as text: the file of a name, reading YAML within bounds, overrides, and writing YAML. The only file that uses YAML.
 
-YAML is PyYAML's 1.1 but for ``1e-3``, which is a number here. Values are counted, as often as anchors repeat them, before
-anything is made of them.
+YAML is PyYAML's 1.1, except that ``1e-3`` is a number. Values are counted, each as often as anchors repeat it, before objects are
+built from them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The settings in a recipe's file.
 
     Raises:
-        RecipeError: it is too large, or no mapping in YAML.
+        RecipeError: it is too large, or not a YAML mapping.
     """
     size = path.stat().st_size
     if size > LARGEST_RECIPE:
@@ -62,7 +62,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RecipeError(f"{path} is not YAML that a recipe can be: {error}") from error
+        raise RecipeError(f"{path} is not valid YAML for a recipe: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must hold a mapping of settings")
     return tree
@@ -74,10 +74,10 @@ def dump(tree: Mapping[str, Any]) -> str:
 
 
 def read_yaml(text: str) -> Any:
-    """YAML within bounds, which are counted before anything is made of it.
+    """Read YAML within bounds, which are checked before objects are built.
 
     Raises:
-        ValueError: it is not YAML, or it is too large once anchors are followed.
+        ValueError: it is not YAML, or it is too large when anchors are followed.
     """
     loader = None
     try:
@@ -85,7 +85,7 @@ def read_yaml(text: str) -> Any:
         node = loader.get_single_node()
         _count(node, 0, [0])
         return None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # of dates and numbers that are none
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # invalid dates and numbers
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -97,7 +97,7 @@ def read_yaml(text: str) -> Any:
 def _count(node: Any, depth: int, count: list[int]) -> None:
     count[0] += 1
     if count[0] > LARGEST_TREE or depth > DEEPEST_TREE:
-        raise ValueError(f"more than {LARGEST_TREE:,} values, or nested deeper than {DEEPEST_TREE}, its anchors followed")
+        raise ValueError(f"more than {LARGEST_TREE:,} values, or nested deeper than {DEEPEST_TREE}, with anchors followed")
     below = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else ()
     for item in below:
         for inner in item if isinstance(item, tuple) else (item,):
@@ -105,10 +105,10 @@ def _count(node: Any, depth: int, count: list[int]) -> None:
 
 
 def override(tree: dict[str, Any], text: str) -> None:
-    """Put the value of "path.to.key=value" into a recipe's tree.
+    """Set the value of "path.to.key=value" in a recipe's tree.
 
     Raises:
-        RecipeError: it is not written so, or leads through something that has no keys.
+        RecipeError: the text has another form, or the path leads through a value that has no keys.
     """
     path, sign, value = text.partition("=")
     if not sign or not path:

@@ -73,7 +73,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     assert [line["stage"] for line in lines] == ["ann"] * 6 + ["finetune"] * 3
 
 
-def test_running_again_skips_what_is_done(finished: Path) -> None:
+def test_running_again_skips_finished_stages(finished: Path) -> None:
     stamps = {name: (finished / name).stat().st_mtime_ns for name in ("ann.safetensors", "finetuned.safetensors", "network.nir")}
     started = time.monotonic()
     assert spikeprop("run", "digits_cnn_stdb", *SHORT, "--out", finished).exit_code == 0
@@ -88,7 +88,7 @@ def test_a_folder_of_another_recipe_is_refused(finished: Path) -> None:
     assert "--out" in result.output
 
 
-def test_a_folder_from_before_a_setting_existed_goes_on_and_so_does_one_of_another_device(finished: Path) -> None:
+def test_a_folder_without_a_newer_setting_or_of_another_device_continues(finished: Path) -> None:
     file = finished / "run.json"
     whole = file.read_text()
     described = json.loads(whole)
@@ -101,7 +101,7 @@ def test_a_folder_from_before_a_setting_existed_goes_on_and_so_does_one_of_anoth
 
 
 def test_sigkill_in_the_middle_of_fine_tuning_changes_nothing(finished: Path, tmp_path: Path) -> None:
-    """A real process, killed where it stands; the second process takes over from its files."""
+    """A real process is killed; a second process continues from its files."""
     command = [sys.executable, "-c", "from spikeprop.cli import main; main()", "run", "digits_cnn_stdb", *SHORT, "--out", "r"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "r" / "metrics.jsonl"
@@ -167,7 +167,7 @@ def test_the_report_has_activity_at_every_number_of_steps(finished: Path) -> Non
         (["export", "ann.safetensors"], "is an ANN"),
     ],
 )
-def test_bad_commands_say_what_is_wrong(finished: Path, arguments: list[str], says: str) -> None:
+def test_messages_of_wrong_commands_name_the_mistake(finished: Path, arguments: list[str], says: str) -> None:
     save_checkpoint(finished / "half.progress.safetensors", nn.Linear(1, 1), {"training": {}})
     result = spikeprop(arguments[0], finished / arguments[1], *arguments[2:])
     assert result.exit_code != 0
@@ -215,7 +215,7 @@ def test_simulate_takes_a_nir_file_that_export_wrote(finished: Path) -> None:
         assert ("all equal" in of_file.stdout) == (not options)
 
 
-def test_simulate_asks_what_a_nir_file_from_elsewhere_does_not_say(tmp_path: Path) -> None:
+def test_simulate_names_the_options_that_a_foreign_nir_file_needs(tmp_path: Path) -> None:
     """Names with dots, neurons that reset to zero, no metadata."""
     shape, ones = (1, 8, 8), np.ones(64)
     nodes = {
@@ -312,7 +312,7 @@ def test_verbs_for_checkpoints_take_a_run_folder(finished: Path, tmp_path: Path)
                    for i, source in enumerate(([finished, *options], [finished / f"{network}.safetensors"]))]  # fmt: skip
         assert [result.exit_code for result in written] == [0, 0], written
         graphs = [nir.read(str(tmp_path / f"{i}.nir")) for i in range(2)]
-        theta = [{name: n.v_threshold for name, n in g.nodes.items() if hasattr(n, "v_threshold")} for g in graphs]
+        theta = [{name: vars(n)["v_threshold"] for name, n in g.nodes.items() if "v_threshold" in vars(n)} for g in graphs]
         assert theta[0].keys() == theta[1].keys()
         assert all(np.array_equal(theta[0][name], theta[1][name]) for name in theta[0])
         for verb in (["simulate", "--backend", "reference"], ["budget"]):

@@ -1,4 +1,4 @@
-"""What is shared out and what is kept: gaps, shares, parts of a journal, interruptions."""
+"""The evaluation loop: gaps, shards, the files of a journal, interruptions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Numbers:
 
     def __init__(self, stop: int | None = None):
         self.stop = stop
-        self.asked: list[int] = []
+        self.read: list[int] = []
 
     def __len__(self) -> int:
         return 10
@@ -35,7 +35,7 @@ class Numbers:
         for number in range(start, 10):
             if number == self.stop:
                 raise KeyboardInterrupt
-            self.asked.append(number)
+            self.read.append(number)
             x = torch.tensor([[2 * number], [2 * number + 1]])
             yield nn.functional.one_hot(x, 20).float().squeeze(1), x.squeeze(1) // 2 * 2
 
@@ -44,21 +44,21 @@ def predicted(batches: list[BatchPredictions]) -> list[int]:
     return [int(image) for batch in batches for image in batch.best[:, 0, 0]]
 
 
-def test_what_is_missing_is_answered_once_and_in_order(tmp_path: Path) -> None:
+def test_missing_batches_are_predicted_once_and_in_order(tmp_path: Path) -> None:
     predictor, journal = Predictor(top=1), Journal(tmp_path, {"of": "numbers"})
     journal.open({})
     all_of_them = evaluate(nn.Identity(), Numbers(), predictor)
     journal.add([all_of_them[2], all_of_them[3], all_of_them[7]])
     split = Numbers()
     batches = evaluate(nn.Identity(), split, predictor, journal=journal)
-    assert split.asked == [0, 1, 4, 5, 6, 8, 9]
+    assert split.read == [0, 1, 4, 5, 6, 8, 9]
     assert predicted(batches) == predicted(all_of_them) == list(range(20))
     again = Numbers()
     assert predicted(evaluate(nn.Identity(), again, predictor, journal=journal)) == list(range(20))
-    assert again.asked == []
+    assert again.read == []
 
 
-def test_an_interruption_keeps_what_is_answered(tmp_path: Path) -> None:
+def test_an_interruption_keeps_finished_batches(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {})
     journal.open({})
     with pytest.raises(KeyboardInterrupt):

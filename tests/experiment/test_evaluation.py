@@ -1,4 +1,4 @@
-"""``spikeprop eval`` on photographs in ImageNet's layout: killed and resumed, shared by processes, refused, reported."""
+"""``spikeprop eval`` on photographs in ImageNet's layout: killed and resumed, distributed, refused, reported."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def recognise(ann: CNN, root: Path) -> None:
-    """Make the last layer answer each photograph's class by what its features have in particular."""
+    """Set the last layer's weights so that it recognises each photograph by the deviation of its features from the mean."""
     x, y = next(ImageNet(root=str(root), size=SHAPE[-1], workers=0).test(100).epoch(0))
     features = ann.features(x).flatten(1)
     (last,) = [layer for layer in ann.classifier if isinstance(layer, nn.Linear)]
@@ -85,7 +85,7 @@ def spikeprop(arguments: list[str]) -> Result:
 
 
 def results(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
-    """All that must not depend on how the evaluation went, that is, without times."""
+    """All results that must not depend on interruptions and processes, that is, without times."""
     tensors = load_file(folder / "predictions.safetensors")
     del tensors["seconds"]
     report = json.loads((folder / "report.json").read_text())
@@ -114,7 +114,7 @@ def whole(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sigkill_in_the_middle_changes_nothing(run: Path, photographs: Path, whole: Path, tmp_path: Path) -> None:
-    """A real process, killed where it stands; what it had predicted is not predicted again, and the end is the same."""
+    """A real process is killed; its finished batches are not predicted again, and the result is the same."""
     command = arguments(run, photographs, tmp_path, "--save-every", 0)
     process = subprocess.Popen(
         [sys.executable, "-m", "spikeprop", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -146,7 +146,7 @@ def test_two_processes_equal_one(run: Path, photographs: Path, whole: Path, tmp_
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    """When each file was written, but for the lock's, which everyone signs who comes to write."""
+    """When each file was written, except the lock, into which every process writes."""
     return {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.name != ".lock"}
 
 
@@ -165,14 +165,14 @@ def test_other_settings_are_refused_and_named(run: Path, photographs: Path, whol
     assert before == stamps(whole)
 
 
-def test_restart_throws_away(run: Path, photographs: Path, tmp_path: Path) -> None:
+def test_restart_deletes_the_folders_predictions(run: Path, photographs: Path, tmp_path: Path) -> None:
     assert spikeprop([*arguments(run, photographs, tmp_path), "--limit", "8"]).exit_code == 0
     result = spikeprop([*arguments(run, photographs, tmp_path), "--limit", "12", "--restart"])
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "report.json").read_text())["images"] == 12
 
 
-def test_what_the_folder_holds(whole: Path, photographs: Path) -> None:
+def test_the_folder_holds_predictions_and_reports(whole: Path, photographs: Path) -> None:
     assert set(stamps(whole)) == {
         "predictions.safetensors", "classes.csv", "evaluation.json", "report.json", "report.png",
     }  # fmt: skip

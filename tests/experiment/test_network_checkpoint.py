@@ -1,4 +1,4 @@
-"""Networks in and out of checkpoints: what training and calibration changed comes back, whatever its shape."""
+"""Network checkpoints: what training and calibration changed is loaded again, whatever its shape."""
 
 from __future__ import annotations
 
