@@ -15,6 +15,7 @@ import torch
 from spikeprop import CNN, Backprop, Digits, fit
 from spikeprop.learn import Cosine
 
+pytest_plugins = ["tests.witness.counts"]  # prints what the independent checks compared, from all workers of pytest-xdist
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

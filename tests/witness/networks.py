@@ -256,12 +256,12 @@ class Examination:
         self.hardware(network, graph, wanted, total)
 
     def hardware(self, network: SpikingNetwork, graph: Any, wanted: Trains, total: Tensor) -> None:
-        from spikeprop_hardware import Simulator, make_plan
+        from spikeprop_hardware import Simulator, lay_out
 
         torch.manual_seed(self.drawn.seed)
         inputs_TB = network.encoder(self.x, STEPS)
         inputs = inputs_TB.expand(STEPS, *inputs_TB.shape[1:]).transpose(0, 1).contiguous().numpy()
-        plan = self.attempt("simulator", lambda: make_plan(graph))
+        plan = self.attempt("simulator", lambda: lay_out(graph))
         if plan is None:
             return
         result = Simulator(plan, threads=1).run(inputs)
