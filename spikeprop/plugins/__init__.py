@@ -1,4 +1,6 @@
-"""Plugins: one paper, one folder. Recipes name them, as in ``{use: spikeprop.plugins.ActivationRelaxation}``.
+"""Plugins: one subject a folder; the files beside the folders are shared.
+
+Recipes name them, as in ``{use: spikeprop.plugins.ActivationRelaxation}``.
 
 No other package of spikeprop imports them. Each name is imported at its first use, so a plugin's dependencies are only loaded
 when that plugin is used.

@@ -1,1 +1,1 @@
-"""The calibrators, one paper a file."""
+"""The calibrators: one method a file, which names its paper."""
