@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,7 @@ class Clipped(nn.Module, ABC):
 
     Attributes:
         ceiling: parameter (), positive: the value at which it clips, in the units of the layer's input.
-        v_init: initial potential of the spiking neuron that replaces it, as a fraction of the threshold.
     """
-
-    v_init: ClassVar[float] = 0.0
 
     def __init__(self, ceiling: float):
         super().__init__()
@@ -82,12 +79,12 @@ class QCFS(Clipped):
 
     The authors' code clips before it rounds, which shifts this window by c/2L; the values h are the same.
 
+    Convert to neurons with v_init=0.5.
+
     Args:
         levels: L, the levels above zero; they recommend 4 or 8. More levels suit large T, fewer small T.
         ceiling: its initial value; 8 in the authors' code, whose layers have batch-norm.
     """
-
-    v_init = 0.5
 
     def __init__(self, *, levels: int = 8, ceiling: float = 8.0):
         super().__init__(ceiling)

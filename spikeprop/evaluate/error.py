@@ -1,15 +1,15 @@
 """Errors of a conversion: each layer's firing rate against the ANN's activation that it represents.
 
-A spike of a layer represents the activation ``unit`` (the layer's activation scale). After T steps a neuron that fired n times
-represents n/T * unit, which should be the ANN's activation a. The relative error of a layer is |n/T * unit - a| / |a|, norms over
-images and neurons. It has three parts (Bu et al. 2022, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency
+A spike of a layer represents the activation ``scale``, the layer's activation scale. After T steps a neuron that fired n times
+represents n/T * scale, which should be the ANN's activation a. The relative error of a layer is |n/T * scale - a| / |a|, norms
+over images and neurons. It has three parts (Bu et al. 2022, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency
 spiking neural networks"), which are given separately, also relative to |a|:
 
-    clipping      min(a, unit) - a                    a neuron fires at most once a step
-    quantisation  m/T * unit - min(a, unit)           the number of spikes is an integer; m is that of a constant current
-    unevenness    (n - m)/T * unit                    more or fewer spikes, since they do not arrive evenly
+    clipping      min(a, scale) - a                   a neuron fires at most once a step
+    quantisation  m/T * scale - min(a, scale)         the number of spikes is an integer; m is that of a constant current
+    unevenness    (n - m)/T * scale                   more or fewer spikes, since they do not arrive evenly
 
-With the neurons' strict threshold m = ceil(a T/unit + v_init) - 1, between 0 and T. The parts add up as vectors, not as norms.
+With the neurons' strict threshold m = ceil(a T/scale + v_init) - 1, between 0 and T. The parts add up as vectors, not as norms.
 
 Suffix legend: B images.
 """
@@ -41,7 +41,7 @@ def conversion_error(
     network: SpikingNetwork,
     x: Tensor,
     activations: Mapping[str, Tensor],
-    units: Mapping[str, Tensor | float],
+    scales: Mapping[str, Tensor | float],
     timesteps: Sequence[int],
 ) -> dict[str, dict[int, LayerError]]:
     """Relative error of each layer of neurons after each number of steps: layer name to number of steps to errors.
@@ -50,25 +50,25 @@ def conversion_error(
         network: the converted network.
         x: images (B, ...).
         activations: the ANN's, by layer name, (B, ...), for these images.
-        units: activation that a spike represents, by layer name; a number, or a tensor that broadcasts to one sample's shape.
+        scales: activation that a spike represents, by layer name; a number, or a tensor that broadcasts to one sample's shape.
         timesteps: numbers of steps of the simulation, each at least 1. Where a layer starts later than the one
             before it, its first steps are silent and count as error.
 
     Raises:
-        ValueError: a layer without activations or unit, or numbers of steps below 1.
+        ValueError: a layer without activations or activation scale, or numbers of steps below 1.
     """
     marks = sorted(set(timesteps))
     if not marks or marks[0] < 1:
         raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
-    absent = [name for name in network.dynamics() if name not in activations or name not in units]
+    absent = [name for name in network.dynamics() if name not in activations or name not in scales]
     if absent:
-        raise ValueError(f"no activation or no unit for {', '.join(absent)}")
+        raise ValueError(f"no activation or no activation scale for {', '.join(absent)}")
     counts = _counts(network, x.to(device_of(network)), marks)
     found: dict[str, dict[int, LayerError]] = {}
     for name, dynamics in network.dynamics().items():
         a_B = activations[name].to(x.device)
-        unit = torch.as_tensor(units[name]).to(a_B)
-        found[name] = {t: _compare(count_B.to(a_B), t, a_B, unit, dynamics.head_start) for t, count_B in counts[name].items()}
+        scale = torch.as_tensor(scales[name]).to(a_B)
+        found[name] = {t: _compare(count_B.to(a_B), t, a_B, scale, dynamics.head_start) for t, count_B in counts[name].items()}
     return found
 
 
@@ -91,14 +91,14 @@ def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[
     return found
 
 
-def _compare(count_B: Tensor, steps: int, a_B: Tensor, unit: Tensor, v_init: Tensor) -> LayerError:
-    spiked_B = count_B * unit / steps
-    clipped_B = torch.minimum(a_B, unit)
-    quantised_B = (torch.ceil(a_B * steps / unit + v_init) - 1).clamp(0, steps) * unit / steps
-    scale = a_B.norm().clamp(min=torch.finfo(a_B.dtype).tiny)
+def _compare(count_B: Tensor, steps: int, a_B: Tensor, scale: Tensor, v_init: Tensor) -> LayerError:
+    spiked_B = count_B * scale / steps
+    clipped_B = torch.minimum(a_B, scale)
+    quantised_B = (torch.ceil(a_B * steps / scale + v_init) - 1).clamp(0, steps) * scale / steps
+    norm = a_B.norm().clamp(min=torch.finfo(a_B.dtype).tiny)
 
     def relative(difference_B: Tensor) -> float:
-        return float(difference_B.norm() / scale)
+        return float(difference_B.norm() / norm)
 
     return LayerError(
         total=relative(spiked_B - a_B),

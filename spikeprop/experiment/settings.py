@@ -145,7 +145,8 @@ class EvaluationSettings:
     """Where accuracy is measured.
 
     Attributes:
-        timesteps: numbers of steps, for the converted network and, up to ``finetuned_up_to``, the fine-tuned one.
+        timesteps: numbers of steps; finetune.timesteps is added. The converted network is measured at all, the fine-tuned one
+            up to ``finetuned_up_to``.
         finetuned_up_to: largest number of steps for the fine-tuned network; default the largest of ``timesteps``.
         batch_size: images at once.
     """
@@ -217,12 +218,24 @@ class HybridSettings:
 def _check_training(settings: TrainingSettings | FineTuningSettings) -> None:
     _positive(settings, "batch_size")
     _positive(settings, "lr")
+    check_optimizer(settings.optimizer)
     if settings.epochs < 0:
         raise ValueError(f"epochs is {settings.epochs}; use 0 to skip training")
     if not settings.weight_decay >= 0:
         raise ValueError(f"weight_decay is {settings.weight_decay}; use 0 for none")
     if settings.clip is not None and not settings.clip > 0:
         raise ValueError(f"clip is {settings.clip}; it is the largest gradient norm, so it is positive, or null for no limit")
+
+
+def check_optimizer(optimizer: Component[Optimizer]) -> None:
+    """Raises ValueError if a recipe gives the optimiser an lr or weight decay, which have keys of their own.
+
+    The recipe of a run folder has all defaults, so what is equal to the optimiser's own default is accepted; it is not used.
+    """
+    own, given = optimizer.parameters(), optimizer.arguments
+    taken = [key for key in ("lr", "weight_decay") if key in given and (key not in own or given[key] != own[key].default)]
+    if taken:
+        raise ValueError(f"optimizer has {' and '.join(taken)}; write it beside the optimizer, as a key of the stage")
 
 
 def _build_rest(settings: TrainingSettings | FineTuningSettings) -> None:

@@ -23,7 +23,7 @@ class BPTT(LearningRule):
 
     Attributes:
         timesteps: steps of a simulation.
-        chunk: steps that a layer computes at once; default as many as fit the cache.
+        chunk: steps that a layer computes at once; default what ``snn/engine/sizes.py`` says (at most 64 on the CPU).
         average: divide the accumulated output by the number of steps (the paper takes the sum).
     """
 
@@ -37,7 +37,7 @@ class BPTT(LearningRule):
         if self.timesteps < 1:
             raise ValueError(f"timesteps is {self.timesteps}; a simulation needs at least 1 step")
         if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; use at least 1 step, or null for as many as fit the cache")
+            raise ValueError(f"chunk is {self.chunk}; use at least 1 step, or null for the default, at most 64 on the CPU")
 
     def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         scores = model(x, self.timesteps, chunk=self.chunk)

@@ -21,7 +21,7 @@ from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import find_device
+from spikeprop.experiment.settings import check_optimizer, find_device
 from spikeprop.learn import LearningRule, ProgressBar, Schedule, drop_progress, fit
 from spikeprop.plugins.checks import positive
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
@@ -59,6 +59,7 @@ class RuleComparison:
 
     def __post_init__(self) -> None:
         check_arms(self)
+        check_optimizer(self.optimizer)
         positive(self, "epochs", "batch_size", "lr")
 
     def check(self, *, here: bool = False) -> None:

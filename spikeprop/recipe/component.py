@@ -30,10 +30,10 @@ class Component(Generic[T]):
     path: str
 
     def build(self, *late: Any, **more: Any) -> T:
-        """Build it; ``late`` and ``more`` are arguments that the recipe cannot contain."""
+        """Build it; ``late`` and ``more`` are arguments of the caller, before those of the recipe."""
         arguments = {k: v.build() if isinstance(v, Component) else v for k, v in self.arguments.items()}
         try:
-            return self.target(*late, **{**more, **arguments})
+            return self.target(*late, **{**arguments, **more})
         except (TypeError, ValueError) as error:
             raise RecipeError(f"{self.path}: {self.use}: {error}") from error
 

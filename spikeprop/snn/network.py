@@ -138,7 +138,8 @@ class SpikingNetwork(nn.Module):
         Args:
             x_B: images, finite, of shape (B, *input_shape).
             timesteps: number of steps, at least 1.
-            chunk: steps a layer takes at once; default all of them when gradients are wanted, else 1.
+            chunk: steps a layer takes at once; default what ``snn/engine/sizes.py`` says, on the plain reference all of them
+                when gradients are wanted, else 1.
             observe: called with ("input" or layer name, spikes (t, B, ...)) for every chunk.
 
         Raises:

@@ -42,7 +42,8 @@ class STDB(Surrogate):
     """Spike-timing-dependent backpropagation: alpha * exp(-beta * since), Rathi et al. 2020.
 
     ``since = t - t_last`` in steps, where t_last is the last spike up to and including step t, so a neuron has the full
-    derivative alpha at the moment it fires. A neuron that never fired has t_last = -1000, which makes its derivative vanish.
+    derivative alpha at the moment it fires. A neuron that never fired has t_last = -1000: its derivative is alpha exp(-1000 beta)
+    or less, about 5e-5 alpha at the default beta.
 
     Difference from the authors' code, which enters the spike of step t only after its derivative is read: there a neuron's first
     spike passes no gradient at all. At their 75 to 250 steps that hardly matters; at ten steps most neurons fire once or never.

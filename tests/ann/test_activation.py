@@ -48,7 +48,7 @@ def test_qcfs_with_many_levels_equals_the_clipped_relu() -> None:
 def test_qcfs_equals_the_rate_of_an_if_neuron_after_as_many_steps(levels: int) -> None:
     """Bu et al. 2022, theorem 1 with the shift: for a constant current the conversion of a layer is exact."""
     z, ceiling = torch.linspace(-1, 4, 401, dtype=torch.float64) + 1e-5, 2.5
-    neuron = IF(v_threshold=ceiling, v_init=QCFS.v_init).double()
+    neuron = IF(v_threshold=ceiling, v_init=0.5).double()
     spikes, _ = neuron.run(z.expand(levels, 401), neuron.initial_state(z))
     torch.testing.assert_close(spikes.mean(0) * ceiling, QCFS(levels=levels, ceiling=ceiling).double()(z).detach())
 

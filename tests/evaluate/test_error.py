@@ -88,7 +88,7 @@ def test_a_real_conversion_gets_better_with_steps(digits_cnn: CNN, tmp_path: Pat
 
 def test_what_is_missing_is_named() -> None:
     x = torch.ones(1, 3)
-    with pytest.raises(ValueError, match="no activation or no unit for hidden"):
+    with pytest.raises(ValueError, match="no activation or no activation scale for hidden"):
         conversion_error(network_with_units(0.5), x, {}, {"hidden": 1.0}, [4])
     with pytest.raises(ValueError, match="at least 1"):
         conversion_error(network_with_units(0.5), x, {"hidden": x}, {"hidden": 1.0}, [0])

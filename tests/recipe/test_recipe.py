@@ -26,6 +26,13 @@ def test_every_recipe_is_checked_complete_and_opens_with_its_command(file: Path)
     assert described == Recipe("again", again).describe()
 
 
+def test_the_recipe_of_a_run_folder_has_the_same_learning_rate() -> None:
+    described = load_recipe("digits_cnn_stdb", ["train.lr=0.5", "train.weight_decay=0.25"]).describe()
+    assert described["train"]["optimizer"]["lr"] == 0.001  # the optimiser's own default, which is not used
+    (group,) = check(described).train.build_optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
+
+
 def test_the_papers_table_is_there() -> None:
     rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
     rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
@@ -54,6 +61,8 @@ def test_the_papers_table_is_there() -> None:
     [
         ("finetune.lr=fast", r"finetune\.lr: 'fast' is not valid"),
         ("finetune.lr=-1", r"finetune: lr is -1"),
+        ("finetune.optimizer={use: Adam, lr: 1}", r"finetune: optimizer has lr; write it beside the optimizer"),
+        ("train.optimizer={use: SGD, lr: 1, weight_decay: 0.1}", r"train: optimizer has lr and weight_decay"),
         ("finetune.epochs=2.5", r"finetune\.epochs: 2\.5"),
         ("finetune.epoch=2", r"finetune\.epoch: FineTuningSettings has no 'epoch'; did you mean 'epochs'"),
         ("finetun.epochs=2", r"no 'finetun'; did you mean 'finetune'"),

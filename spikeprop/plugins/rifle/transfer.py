@@ -20,7 +20,7 @@ from spikeprop.data import ImageData, InMemorySplit
 from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, ann_accuracy
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import find_device
+from spikeprop.experiment.settings import check_optimizer, find_device
 from spikeprop.learn import (
     Backprop,
     Callback,
@@ -78,6 +78,7 @@ class Transfer:
 
     def __post_init__(self) -> None:
         check_arms(self)
+        check_optimizer(self.optimizer)
         positive(self, "shots", "epochs", "batch_size", "lr", "pretrain_epochs", "pretrain_lr")
 
     def check(self, *, here: bool = False) -> None:

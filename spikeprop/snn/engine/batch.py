@@ -1,8 +1,8 @@
 """A spiking network run over a batch in chunks of time, its spikes kept as one bit a neuron a step.
 
 STDB's backward pass needs to know only when a neuron spiked (do/du = alpha exp(-beta (t - t_last)) / theta, Rathi et al. 2020).
-Training therefore keeps only the packed spikes of all layers over the T steps; floats exist for one chunk at a time. Memory grows
-by one bit a neuron a step. On the CPU each thread takes the slices of its own samples through all layers of a chunk; the threads
+Training keeps one bit a neuron a step, a bit more for each piece of steps, and Poisson's input in two bits a value; no floats
+grow with T. On the CPU each thread takes the slices of its own samples through all layers of a chunk; the threads
 wait for one another once a chunk, and once for the complete backward pass. They share the weights.
 
 Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels, O classes.

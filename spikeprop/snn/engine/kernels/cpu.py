@@ -1,4 +1,5 @@
-"""CPU back end of the packed kernels: torch tensors in, ``cpu_loops`` over them on as many threads as torch uses.
+"""CPU back end of the packed kernels: torch tensors in, ``cpu_vectors`` and ``cpu_loops`` over them on as many
+threads as torch uses.
 
 The work is cut into contiguous ranges, one result a range, so a result depends on the number of threads at most in the order
 in which weight gradients are summed. Suffix legend: K steps, T all steps, B batch, S positions, P pooled positions, C channels,
