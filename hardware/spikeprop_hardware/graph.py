@@ -7,7 +7,7 @@ NIR's neurons are continuous (tau dv/dt = v_leak - v + r*I) and reset to ``v_res
 so that is what they are taken for. A neuron node's metadata holds what NIR has no field for: ``reset`` ("zero", NIR's own, or
 "subtract"), ``dt`` in the unit of tau, ``leak`` (exact, where tau is rounded), ``v_init`` (start potential as a fraction of the
 threshold), and ``signed`` (a neuron below 0 sends -1 as long as it has sent more spikes than it took back). The graph's metadata
-may name the ``encoder`` that makes its inputs, and the step ``readout_from`` which the output counts.
+may name the ``encoder`` that makes its inputs, and the step from which the output counts (``readout_from``).
 
 Max pooling of spikes is a node of our own, ``SpikingMaxPool2d``:
 

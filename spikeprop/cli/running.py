@@ -1,4 +1,4 @@
-"""Verbs that write run folders: run, sweep, eval; and check, which tests whether a recipe can run."""
+"""Verbs that compute: run, sweep, eval; and check, which tests whether a recipe can run."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ class ImageData(LabelledData):
 
     Attributes:
         root: folder that holds the data as torchvision lays it out; default ``$SPIKEPROP_DATA``.
-        mean, std: normalisation (pixel/255 - mean) / std, shared by ANN and SNN; one number, or one for each channel.
+        mean, std: normalisation (pixel/largest - mean) / std, largest 255 (Digits: 16), shared by ANN and SNN; one number, or
+            one for each channel.
         crop: zero padding in pixels before a random crop in training, 0 for none.
         flip: random horizontal flip in training.
     """

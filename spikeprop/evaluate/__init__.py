@@ -1,4 +1,5 @@
-"""Evaluation: accuracy against time steps with intervals, activity, cost, errors of the conversion, and the report."""
+"""Evaluation: accuracy against time steps with intervals, activity, cost, errors of the conversion, and ``Report``, what a run
+returns."""
 
 from spikeprop.evaluate.accuracy import ann_accuracy, snn_accuracy
 from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out, silent_layers

@@ -1,4 +1,4 @@
-"""``Report``: the result of a run, as JSON for programs and as rows for the terminal."""
+"""``Report``: the result of a run, as JSON for programs and as rows for the terminal. The HTML page is the room ``report/``."""
 
 from __future__ import annotations
 

@@ -102,8 +102,7 @@ class FineTuningSettings:
         dropout: probability of every dropout while fine-tuning; null keeps the ANN's.
         epochs: passes over the training images; 0 leaves fine-tuning out.
         batch_size: images a step.
-        lr: learning rate of the optimiser, for trained thresholds and leaks too.
-        weight_decay: of the optimiser, for trained thresholds and leaks too.
+        lr, weight_decay: as in training; lr and weight_decay also hold for trained thresholds and leaks.
         clip: largest gradient norm, or null.
         callbacks: components, in the order in which they are called.
     """

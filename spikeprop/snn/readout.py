@@ -19,7 +19,7 @@ from spikeprop.snn.offset import shifted_start
 
 
 class ReadoutSchedule(nn.Module):
-    """Lives in the network's checkpoint; what nobody has set is trivial: the output is the sum over all steps.
+    """Saved in the checkpoint. Unless set, the output is the sum over all steps ("trivial").
 
     Attributes:
         delay: buffer, steps that pass before the output counts.

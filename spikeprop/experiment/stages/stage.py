@@ -71,7 +71,7 @@ class Stage:
         work: what it does; gives JSON values.
         network: the network whose checkpoint it writes; None for none.
         distributed: of several processes all do the work, and rank 0's result counts; else rank 0 does it and the others wait.
-        finish: done by rank 0 once the result is kept.
+        finish: done by rank 0 after every call, also where the result was read from the folder.
     """
 
     name: str

@@ -15,6 +15,6 @@ Who owns which piece of time, batch and memory::
     time:   |<------ chunk ----->|<------ chunk ----->| ... T      all threads finish a chunk before the next is encoded
             |<piece>|<piece>|... |                               a large layer cuts its chunk, so that floats stay in the cache
 
-``LayerwiseRun`` (layerwise.py) turns this round for calibration: one layer at a time, all samples, all T steps. How many samples,
-steps and bytes go together is written in ``sizes.py``; ``kernels/`` does the arithmetic.
+``LayerwiseRun`` (layerwise.py) does the opposite for calibration: one layer at a time, all samples, all T steps. How many
+samples, steps and bytes go together is written in ``sizes.py``; ``kernels/`` does the arithmetic.
 """

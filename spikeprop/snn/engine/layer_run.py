@@ -69,7 +69,7 @@ class LayerRun:
 
     Args:
         name, layer, shape: which layer, and the shape of a sample's current; its neurons, if it has any, are ours.
-        synapses: source and run of each branch.
+        synapses: source and run of each synapse.
         context: of the slice.
     """
 

@@ -45,8 +45,7 @@ class LayerwiseRun:
         x_B: images.
         timesteps: steps.
         encoded: (first step, number of steps) to the encoded input (K or 1, B, ...), the same whenever it is asked.
-        most: images that chunks are to have room for, by default those here: processes with other numbers of images then
-            have the same chunks.
+        most: chunks have room for so many images, default those here; processes that give the same number cut time alike.
     """
 
     def __init__(
@@ -75,7 +74,10 @@ class LayerwiseRun:
                 return
 
     def fire(self, name: str) -> None:
-        """Run a layer's neurons and keep their spikes; trains that neither it (again) nor a later layer reads are dropped."""
+        """Run a layer's neurons and keep their spikes.
+
+        Trains that no later layer needs, nor this one to fire again, are dropped.
+        """
         dynamics, shape = self.network.dynamics()[name], self.shapes[name]
         train = self._room(name, shape)
         with _without_leak(dynamics):

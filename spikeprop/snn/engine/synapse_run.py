@@ -32,7 +32,7 @@ from spikeprop.snn.engine.layout import (
 from spikeprop.snn.layer import INPUT
 from spikeprop.snn.synapse import DropoutMasks
 
-# Spikes per value that the weights see, below which adding weights spike by spike is the faster way; on the careful side.
+# Share of values that are spikes, below which adding weights spike by spike is faster. Measured; set a little low.
 FORWARD_EVENTS = 0.28
 BACKWARD_EVENTS = 0.22
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
@@ -67,7 +67,7 @@ class SourceValues:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """What a branch reads: ``batch`` samples of ``shape``, as spikes or as values of ``dtype``; and memory for what it makes."""
+    """What a run reads: ``batch`` samples of ``shape``, as spikes or as values of ``dtype``; and memory for what it makes."""
 
     batch: int
     shape: tuple[int, ...]
@@ -297,7 +297,7 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
 
 
 def _share_memory(one: Tensor, other: Tensor | None) -> bool:
-    """An identity returns what it was given; what a branch returns may be written over."""
+    """An identity returns what it was given; what a run returns may be written over."""
     return other is not None and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
@@ -309,7 +309,7 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def make_synapse_run(layout: DenseLayout, key: str, masks: DropoutMasks | None, source: SourceSpec) -> SynapseRun[DenseLayout]:
-    """The branch that runs a synapse, laid out, on its source."""
+    """The run of a synapse, laid out, on its source."""
     if isinstance(layout, ConvLayout):
         return ConvSynapseRun(layout, key, masks, source)  # type: ignore[return-value]
     if isinstance(layout, LinearLayout):

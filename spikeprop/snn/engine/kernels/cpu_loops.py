@@ -2,7 +2,8 @@
 
 A spike adds a contiguous row of weights to the current of its targets, so a layer's cost is proportional to its spikes. Each
 function works on a range of its outermost index, so that threads share nothing. Arrays are flat where that makes the inner
-loop one run of memory. Suffix legend: K steps, B batch, S positions, C channels, O output channels, W words, N = B*S.
+loop one run of memory. Suffix legend: K steps, T all steps, M pieces, B batch, S positions, P pooled positions,
+C channels, O output channels, W words, J bits of a word, N = B*S, X = N*W words, I = K*B.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
 def _until_negative(builder: Any, entries: Any, number: Any) -> Iterator[Any]:
     """The entries of a list up to its first negative one; number: the type of an index.
 
-    A loop whose length LLVM does not know is not unrolled; an unrolled one over few entries has more than one end to guess wrong.
+    A loop whose length LLVM does not know is not unrolled. An unrolled loop over few entries has several exits, each a branch
+    that the processor may predict wrongly.
     """
     before, body, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
     zero, one = ir.Constant(number, 0), ir.Constant(number, 1)
@@ -88,7 +89,10 @@ def popcount(_: Any, word: Any) -> Any:
 
 @_intrinsic
 def _list_bits(_: Any, to: Any, at: Any, word: Any, base: Any, length: Any) -> Any:
-    """Write ``base`` + ``length`` * index of each set bit to to[at:]; returns the end. What lies ``AT_ONCE`` past it is lost."""
+    """Write ``base`` + ``length`` * index of each set bit to to[at:]; returns the end.
+
+    What stands up to ``AT_ONCE`` entries behind the start or the end is overwritten.
+    """
     i = types.intp
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

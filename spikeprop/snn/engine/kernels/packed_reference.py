@@ -28,7 +28,7 @@ def scan(current_KBSC: Tensor, v_BSC: Tensor, parameters: ScanParameters, words_
     """Integrate, fire, reset; writes the words and the potential after the last step, returns the number of spikes.
 
     Args:
-        current_KBSC: one step less than K means that the one step is repeated. Overwritten by u/theta - 1 where ``potential``.
+        current_KBSC: K steps, or one that is repeated. Overwritten by u/theta - 1 where ``potential``.
         v_BSC: potential before the first step, overwritten by that after the last.
         parameters: of the neurons.
         words_KBSW: where the spikes go.
@@ -76,7 +76,8 @@ def scan_back(
     Args:
         gradient: of the chunk's spikes; its memory may be written over.
         grad_v_BSC: gradient of the potential after the chunk, overwritten by that before it.
-        train: spikes of all steps; its ``since_BSC``, after the chunk, is overwritten by that before it by a faster search.
+        train: spikes of all steps. Its ``since_BSC`` holds the steps since the last spike after this piece; the faster kernels
+            overwrite it with those before it.
         begin: first step of the chunk.
         parameters, surrogate: of the neurons.
         out_KBSC: where the gradient goes; the memory of ``gradient`` itself, where that is not pooled.
