@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import cpu, dense, packed_kernels, winograd
+from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack
 from spikeprop.snn.engine.layout import (
@@ -156,11 +157,9 @@ class WeightedSynapseRun(SynapseRun[AnyWeighted]):
             total = mask if total is None else total * mask
         return total
 
-    def _spikes(self, source: SourceValues) -> cpu.PackedSpikes:
+    def _spikes(self, source: SourceValues) -> PackedSpikes:
         assert source.words_KBSW is not None
-        return cpu.PackedSpikes(
-            source.words_KBSW, self.layout.size, self.shape[0], self.layout.pool, self.scale_BSC, self.mask_BSW
-        )
+        return PackedSpikes(source.words_KBSW, self.layout.size, self.shape[0], self.layout.pool, self.scale_BSC, self.mask_BSW)
 
     def _few(self, source: SourceValues, limit: float) -> bool:
         """Whether so few neurons fire that adding their weights one by one is the faster way."""

@@ -23,7 +23,7 @@ from spikeprop import CNN, IF, LIF, Direct, MaxActivation, Poisson, convert
 from spikeprop.snn import STDB, ATan, Encoder, Neuron
 from spikeprop.snn.engine import batch
 from spikeprop.snn.engine.kernels import cpu, packed_kernels, packed_reference
-from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain
+from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import pack, unpack, word_count
 
@@ -240,8 +240,8 @@ def test_words_as_values_and_back(channels: int) -> None:
     for pool, scaled in itertools.product((1, 2, 4), (False, True)):
         scale = torch.rand(BATCH, SIDE**2, channels, dtype=torch.float64) if scaled else None
         scale_there = scale.to(DEVICE) if scale is not None else None
-        wanted = cpu.pooled(cpu.PackedSpikes(words, (SIDE, SIDE), channels, pool, scale, None), torch.float64)
-        there = cpu.PackedSpikes(words.to(DEVICE), (SIDE, SIDE), channels, pool, scale_there, None)
+        wanted = cpu.pooled(PackedSpikes(words, (SIDE, SIDE), channels, pool, scale, None), torch.float64)
+        there = PackedSpikes(words.to(DEVICE), (SIDE, SIDE), channels, pool, scale_there, None)
         assert_near(cuda.pooled(there, torch.float64), wanted, torch.float64)
         grad = torch.randn(3, BATCH, SIDE**2 // pool**2, channels, dtype=torch.float64)
         wanted = Gradient(grad, SIDE, pool, scale).dense()
@@ -359,7 +359,7 @@ def test_kernels_compile(compiled: list[Any]) -> None:
             cuda.scan_back(gradient, v, train, 0, neurons, STDB(), dense)
             cuda.scan_back_slopes(dense, v, words, dense, neurons)
             cuda.spread(gradient)
-            cuda.pooled(cpu.PackedSpikes(words, (side, side), channels, pool, v if flag else None, None), given)
+            cuda.pooled(PackedSpikes(words, (side, side), channels, pool, v if flag else None, None), given)
         cuda.any_of(words, ors[0])
         cuda.unpack(words, channels, given)
     assert len(compiled) == 3 * (2 * 6 + 2)

@@ -12,7 +12,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import cpu, packed_reference, winograd
-from spikeprop.snn.engine.kernels.arguments import ScanParameters
+from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters
 from spikeprop.snn.engine.kernels.dense import matmul
 from spikeprop.snn.engine.kernels.words import pack
 
@@ -108,7 +108,7 @@ def test_currents_spike_by_spike_are_the_dense_ones(channels: int, outputs: int,
     steps, batch, size = 2, 3, (8, 6)
     positions, pooled = size[0] * size[1], (size[0] // pool, size[1] // pool)
     words = pack((torch.rand(steps, batch, positions, channels) < rate).float())
-    spikes = cpu.PackedSpikes(words, size, channels, pool, None, None)
+    spikes = PackedSpikes(words, size, channels, pool, None, None)
     images = cpu.pooled(spikes, torch.float32).flatten(0, 1).unflatten(1, pooled).permute(0, 3, 1, 2)
     weight = (torch.randn(outputs, channels, 3, 2) * 64).round() / 64
     affine = cpu.Affine(1 / pool**2, (torch.randn(outputs) * 64).round() / 64)
@@ -136,7 +136,7 @@ def test_a_weights_gradient_spike_by_spike_is_the_dense_one(
     images, size = 5, (8, 6)
     pooled, out_size = (size[0] // pool, size[1] // pool), (size[0] // pool + 2, size[1] // pool + 1)
     words = pack((torch.rand(images, 1, size[0] * size[1], channels) < 0.1).float())
-    spikes = cpu.PackedSpikes(words, size, channels, pool, None, None)
+    spikes = PackedSpikes(words, size, channels, pool, None, None)
     grad = (torch.randn(images, 1, out_size[0] * out_size[1], outputs) * 64).round() / 64
     gathered = cpu.EventConvGrad((outputs, channels, 3, 2), (2, 1))
     gathered.weight_grad(spikes, grad, out_size)

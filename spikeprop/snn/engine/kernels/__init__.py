@@ -9,9 +9,7 @@ from types import ModuleType
 
 import torch
 
-from spikeprop.snn.engine.kernels.reference import integrate_and_fire
-
-__all__ = ["has_fast_kernels", "integrate_and_fire", "packed_kernels"]
+__all__ = ["has_fast_kernels", "packed_kernels"]
 
 
 def has_fast_kernels(device: torch.device) -> bool:

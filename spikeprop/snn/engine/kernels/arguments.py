@@ -1,4 +1,4 @@
-"""What every back end's kernels take: the parameters of a layer's neurons, and its spike train on the way back through time."""
+"""What every back end's kernels take: parameters of a layer's neurons, its spikes, and its spike train on the way back in time."""
 
 from __future__ import annotations
 
@@ -43,3 +43,24 @@ class SpikeTrain:
     any_MBSW: Tensor
     piece: int
     since_BSC: Tensor
+
+
+@dataclass(frozen=True)
+class PackedSpikes:
+    """What one piece, or chunk, of a layer's spikes looks like to a synapse.
+
+    Attributes:
+        words_KBSW: the spikes.
+        size: (height, width) of their positions; (1, 1) for a vector.
+        channels: of the source.
+        pool: window and stride of the average pooling before the weights; 1 for none.
+        scale_BSC: dropout masks, 0 or 1/(1 - p), or None.
+        mask_BSW: the same as words, or None.
+    """
+
+    words_KBSW: Tensor
+    size: tuple[int, int]
+    channels: int
+    pool: int
+    scale_BSC: Tensor | None
+    mask_BSW: Tensor | None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors
-from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain
+from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS
@@ -156,34 +156,14 @@ def unpack(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """See ``words.unpack``."""
     out = torch.empty(*words_KBSW.shape[:-1], channels, dtype=dtype)
     words, flat = _words(words_KBSW.flatten(0, -2)), _array(out.flatten(0, -2))
-    in_ranges(len(flat), lambda first, last: cpu_loops.unpack(words, flat[:1], False, flat, first, last))
+    in_ranges(len(flat), lambda first, last: cpu_loops.unpack(words, flat, first, last))
     return out
 
 
-@dataclass(frozen=True)
-class PackedSpikes:
-    """What one chunk of a layer's spikes looks like to a synapse.
-
-    Attributes:
-        words_KBSW: the spikes.
-        size: (height, width) of their positions; (1, 1) for a vector.
-        channels: of the source.
-        pool: window and stride of the average pooling before the weights; 1 for none.
-        scale_BSC: dropout masks, 0 or 1/(1 - p), or None.
-        mask_BSW: the same as words, or None.
-    """
-
-    words_KBSW: Tensor
-    size: tuple[int, int]
-    channels: int
-    pool: int
-    scale_BSC: Tensor | None
-    mask_BSW: Tensor | None
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Words (I, S, W), mask words (B, S, W), and whether there is a mask."""
-        words = _words(self.words_KBSW.flatten(0, 1))
-        return (words, words, False) if self.mask_BSW is None else (words, _words(self.mask_BSW), True)
+def _spike_arrays(spikes: PackedSpikes) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Words (I, S, W), mask words (B, S, W), and whether there is a mask."""
+    words = _words(spikes.words_KBSW.flatten(0, 1))
+    return (words, words, False) if spikes.mask_BSW is None else (words, _words(spikes.mask_BSW), True)
 
 
 def pooled(spikes: PackedSpikes, dtype: torch.dtype) -> Tensor:
@@ -249,7 +229,7 @@ def event_conv(
 
     Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``.
     """
-    words, mask, masked = spikes.arrays()
+    words, mask, masked = _spike_arrays(spikes)
     weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 1)), affine.arrays()
 
     def work(first: int, last: int) -> None:
@@ -267,7 +247,7 @@ class EventConvGrad:
 
     def weight_grad(self, spikes: PackedSpikes, grad_KBPO: Tensor, size: tuple[int, int]) -> None:
         """Add to the gradient that ``finish`` returns."""
-        words, mask, masked = spikes.arrays()
+        words, mask, masked = _spike_arrays(spikes)
         grad = _array(grad_KBPO.flatten(0, 1))
         threads = max(1, min(torch.get_num_threads(), len(grad)))
         while len(self.grads) < threads:
@@ -298,7 +278,7 @@ class EventConvGrad:
 
 def event_linear(spikes: PackedSpikes, weight_PCO: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
     """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
-    words, mask, masked = spikes.arrays()
+    words, mask, masked = _spike_arrays(spikes)
     weight, out, (gain, bias) = _array(weight_PCO), _array(out_KBPO.flatten(0, 2)), affine.arrays()
     together = max(1, CACHE_BYTES // weight[0].nbytes)
 
@@ -317,7 +297,7 @@ def outer_transposed(from_AMB: Tensor) -> Tensor:
 
 def event_linear_weight_grad(spikes: PackedSpikes, grad_IO: Tensor, total_PCO: Tensor) -> None:
     """Add the gradient of ``event_linear``'s weights to ``total_PCO``."""
-    words, mask, masked = spikes.arrays()
+    words, mask, masked = _spike_arrays(spikes)
     grad, total = _array(grad_IO), _array(total_PCO)
 
     def work(first: int, last: int) -> None:

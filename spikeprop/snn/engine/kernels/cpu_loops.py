@@ -37,22 +37,22 @@ def _channels(words_W, mask_W, masked, found):
 
 
 @_jit
-def _look_back(words_TX, any_MX, chunk, end, first, last, wanted, never, since_XJ):
+def _look_back(words_TX, any_MX, piece, end, first, last, wanted, never, since_XJ):
     """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons of the words first..last (X = N*W).
 
-    any_MX: the words of each chunk of steps or-ed, which lets a chunk without a spike of interest be skipped. Time is the outer
+    any_MX: the words of each piece of steps or-ed, which lets a piece without a spike of interest be skipped. Time is the outer
     loop: words of one step lie side by side, those of one neuron may all fall on the same few lines of the cache.
     """
     for x in range(first, last):
         for j in range(32):
             if wanted[x - first] & BITS[j]:
                 since_XJ[x, j] = never
-    for m in range((end - 1) // chunk, -1, -1):
+    for m in range((end - 1) // piece, -1, -1):
         missing = False
         for x in range(first, last):
             left = wanted[x - first]
             if any_MX[m, x] & left != 0:
-                for t in range(min(end, (m + 1) * chunk) - 1, m * chunk - 1, -1):
+                for t in range(min(end, (m + 1) * piece) - 1, m * piece - 1, -1):
                     hit = words_TX[t, x] & left
                     left &= ~hit
                     while hit != 0:
@@ -66,10 +66,10 @@ def _look_back(words_TX, any_MX, chunk, end, first, last, wanted, never, since_X
 
 
 @_jit
-def since_at_end(words_TX, any_MX, chunk, never, since_XJ, first, last):
+def since_at_end(words_TX, any_MX, piece, never, since_XJ, first, last):
     """Steps since the last spike, after the last step."""
     wanted = np.full(last - first, ~uint32(0), np.uint32)
-    _look_back(words_TX, any_MX, chunk, words_TX.shape[0], first, last, wanted, never, since_XJ)
+    _look_back(words_TX, any_MX, piece, words_TX.shape[0], first, last, wanted, never, since_XJ)
 
 
 @_jit
@@ -86,13 +86,13 @@ def any_of(words_KNW, any_NW, first, last):
 
 @_jit
 def scan_back(
-    grad_KBPC, pooling, scale_BSC, scaled, grad_v_NC, since_XJ, words_TX, any_MX, chunk, begin, theta_RC, leak_RC, leaky,
+    grad_KBPC, pooling, scale_BSC, scaled, grad_v_NC, since_XJ, words_TX, any_MX, piece, begin, theta_RC, leak_RC, leaky,
     to_zero, slope_T, never, decay, out_KNC, first, last,
 ):  # fmt: skip
     """Reverse scan with STDB: the gradient of the currents, ``out_KNC``, from that of the pooled, masked spikes.
 
     pooling: (positions, width, window). slope_T[s]: the surrogate s steps after a spike; never: what ``since`` is before step
-    begin for a neuron that has not fired. since_XJ: on entry the steps since the last spike just before the step after the chunk,
+    begin for a neuron that has not fired. since_XJ: on entry the steps since the last spike just before the step after the piece,
     so less than its length where a neuron fired in it; on return just before step begin. Only those are looked for.
     """
     positions, width, pool = pooling
@@ -109,10 +109,10 @@ def scan_back(
         if (n - first) % tile == 0:
             low, high = n * count, min(last, n + tile) * count
             for x in range(low, high):
-                wanted[x - low] = any_MX[begin // chunk, x]
+                wanted[x - low] = any_MX[begin // piece, x]
                 for j in range(32):
                     since_XJ[x, j] -= steps
-            _look_back(words_TX, any_MX, chunk, begin, low, high, wanted, never, since_XJ)
+            _look_back(words_TX, any_MX, piece, begin, low, high, wanted, never, since_XJ)
         theta, leak, g = theta_RC[n % rows], leak_RC[n % rows], grad_v_NC[n]
         b, s = n // positions, n % positions
         p = (s // width // pool) * (width // pool) + (s % width) // pool
@@ -164,9 +164,8 @@ def scan_back_slopes(grad_KNC, grad_v_NC, words_KNW, slope_KNC, theta_RC, leak_R
 
 
 @_jit
-def unpack(words_NW, scale_NC, scaled, out_NC, first, last):
-    """Words to values; times ``scale_NC`` (of index n % its rows) where ``scaled``."""
-    rows = scale_NC.shape[0]
+def unpack(words_NW, out_NC, first, last):
+    """Words to values."""
     one, zero = out_NC.dtype.type(1), out_NC.dtype.type(0)
     for n in range(first, last):
         out = out_NC[n]
@@ -174,10 +173,6 @@ def unpack(words_NW, scale_NC, scaled, out_NC, first, last):
             word, low = words_NW[n, w], w * 32
             for j in range(min(32, out.shape[0] - low)):
                 out[low + j] = one if (word & BITS[j]) != 0 else zero
-        if scaled:
-            scale = scale_NC[n % rows]
-            for c in range(out.shape[0]):
-                out[c] *= scale[c]
 
 
 @_jit

@@ -4,26 +4,23 @@ A program handles a few rows of one word each (a row is a position of a sample, 
 membranes, gradients and spike times in registers: what comes in is read once, what goes out written once. STDB's backward pass
 turns the words of up to 32 steps into one integer a neuron, a bit a step, whose highest bit is the last spike; what lies before
 is looked for in the words of earlier steps. Suffix legend: K steps, T all steps, B batch, S positions, P pooled positions,
-C channels, W words, M chunks, R = S or 1; in the Triton functions X the neurons of a program, N its rows.
+C channels, W words, M pieces, R = S or 1; in the Triton functions X the neurons of a program, N its rows.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain
+from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
-
-if TYPE_CHECKING:
-    from spikeprop.snn.engine.kernels.cpu import PackedSpikes
 
 # Rows and warps of a program.
 STREAM = (16, 4)  # four neurons a thread, 16 bytes a load
@@ -31,7 +28,7 @@ SEARCH = (2, 2)  # one neuron a thread: few to wait for in a search, and no exch
 
 _NEVER: Any = tl.constexpr(int(NEVER))
 _jit: Any = triton.jit
-_jit_over_time: Any = triton.jit(do_not_specialize=["steps", "begin", "chunk"])  # what changes from chunk to chunk
+_jit_over_time: Any = triton.jit(do_not_specialize=["steps", "begin", "piece"])  # what changes from piece to piece
 
 
 # in Triton --------------------------------------------------------------------------------------------------------------------
@@ -93,16 +90,16 @@ def _any(flags_X):
 
 
 @_jit
-def _look_back(since_X, wanted_X, words, summary, bit_X, exists, step, end, chunk):
+def _look_back(since_X, wanted_X, words, summary, bit_X, exists, step, end, piece):
     """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons; of the others what they were.
 
-    summary: words of each chunk or-ed, so chunks in which no wanted neuron fired cost one load; others go 32 steps at a time.
+    summary: words of each piece or-ed, so pieces in which no wanted neuron fired cost one load; others go 32 steps at a time.
     """
     since_X = tl.where(wanted_X != 0, _NEVER + end, since_X)
     t = end
     while (t > 0) & _any(wanted_X):
-        m = (t - 1) // chunk
-        low = m * chunk
+        m = (t - 1) // piece
+        low = m * piece
         if _any(_fired(summary + tl.cast(m, tl.int64) * step, bit_X, exists) & wanted_X):
             low = tl.maximum(low, t - 32)
             earlier = words + tl.cast(t - 1, tl.int64) * step
@@ -152,18 +149,18 @@ def _any_of(words, found, count, steps, SIZE: tl.constexpr):
 
 
 @_jit_over_time
-def _since_at_end(words, summary, since, rows, word_count, steps, chunk, SIZE: tl.constexpr):
+def _since_at_end(words, summary, since, rows, word_count, steps, piece, SIZE: tl.constexpr):
     n_X, w, bit_X, c_X, exists = _tile(rows, word_count * 32, word_count, SIZE)
     word_at = n_X * word_count + w
     since_X, wanted_X = tl.zeros([SIZE], tl.int32), exists.to(tl.int32)
-    since_X = _look_back(since_X, wanted_X, words + word_at, summary + word_at, bit_X, exists, rows * word_count, steps, chunk)
+    since_X = _look_back(since_X, wanted_X, words + word_at, summary + word_at, bit_X, exists, rows * word_count, steps, piece)
     tl.store(since + n_X * (word_count * 32) + c_X, since_X, mask=exists)
 
 
 @_jit_over_time
 def _scan_back(
     values, out, grad_v, since, words, summary, theta, leak, scale, rows, channels, word_count, theta_rows, positions, width,
-    values_step, out_step, steps, begin, chunk,
+    values_step, out_step, steps, begin, piece,
     POOL: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, TO_ZERO: tl.constexpr, SCALED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     n_X, w, bit_X, c_X, exists = _tile(rows, channels, word_count, SIZE)
@@ -188,7 +185,7 @@ def _scan_back(
             history_X |= _fired(now, bit_X, exists) << k
             now += words_step
         since_X, fired_X = since_X - length, (history_X != 0).to(tl.int32)
-        since_X = _look_back(since_X, fired_X, words, summary, bit_X, exists, words_step, begin + first, chunk)
+        since_X = _look_back(since_X, fired_X, words, summary, bit_X, exists, words_step, begin + first, piece)
         for k in range(length - 1, -1, -1):
             values -= values_step
             earlier_X = tl.load(values, mask=exists & (first + k > 0), other=0.0).to(g_X.dtype)  # comes while this step is done

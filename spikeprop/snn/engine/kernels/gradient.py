@@ -11,7 +11,7 @@ from spikeprop.snn.engine.kernels.words import channels_first, channels_last
 
 @dataclass
 class Gradient:
-    """Gradient of one chunk of a layer's spikes.
+    """Gradient of one piece, or chunk, of a layer's spikes.
 
     Attributes:
         values_KBPC: of the values after masking and average pooling.

@@ -1,25 +1,20 @@
 """Reference for the kernels over packed spikes: the plain kernel of ``reference.py`` with words in and words out.
 
 Every back end has these functions; ``cpu.py`` and ``cuda.py`` are tested against them.
-Suffix legend: K steps of the chunk, T all steps, B batch, S positions, P pooled positions, C channels, W words, R = S or 1.
+Suffix legend: K steps of the piece, T all steps, B batch, S positions, P pooled positions, C channels, W words, R = S or 1.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain
+from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
-from spikeprop.snn.engine.kernels.reference import NEVER
+from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
 from spikeprop.snn.engine.kernels.words import BITS, channels_first, channels_last, pack, unpack
 from spikeprop.snn.surrogate import STDB
-
-if TYPE_CHECKING:
-    from spikeprop.snn.engine.kernels.cpu import PackedSpikes
 
 __all__ = ["any_of", "pooled", "scan", "scan_back", "scan_back_slopes", "since_at_end", "spread", "unpack"]
 
@@ -58,7 +53,7 @@ def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, piece: int) -> Tensor:
     """Steps since the last spike, after the last step, int32 (B, S, 32 W): the state that ``scan_back`` takes back in time."""
     since = torch.full((*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS), int(NEVER), dtype=torch.int32)
     for fired in unpack(words_TBSW, since.shape[-1], torch.int32):
-        since = (since + 1) * (1 - fired)
+        since = advance_since(since, fired)
     return since
 
 
@@ -74,11 +69,11 @@ def scan_back(
     """Gradient of the currents of steps begin.. from that of their spikes, with the STDB surrogate.
 
     Args:
-        gradient: of the chunk's spikes; its memory may be written over.
-        grad_v_BSC: gradient of the potential after the chunk, overwritten by that before it.
+        gradient: of the piece's spikes; its memory may be written over.
+        grad_v_BSC: gradient of the potential after the piece, overwritten by that before it.
         train: spikes of all steps. Its ``since_BSC`` holds the steps since the last spike after this piece; the faster kernels
             overwrite it with those before it.
-        begin: first step of the chunk.
+        begin: first step of the piece.
         parameters, surrogate: of the neurons.
         out_KBSC: where the gradient goes; the memory of ``gradient`` itself, where that is not pooled.
     """
@@ -95,7 +90,7 @@ def stdb_slopes(words_TBSW: Tensor, channels: int, dtype: torch.dtype, surrogate
     since = torch.full_like(spikes[0], NEVER)
     slopes = torch.empty_like(spikes)
     for t, fired in enumerate(spikes):
-        since = (since + 1) * (1 - fired)
+        since = advance_since(since, fired)
         slopes[t] = surrogate(since, since)
     return slopes
 
