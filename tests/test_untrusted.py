@@ -24,7 +24,7 @@ from spikeprop import CNN, IF, Direct
 from spikeprop.ann.weights import load_tensors
 from spikeprop.cli import main
 from spikeprop.convert import to_spiking
-from spikeprop.data.cifar import read_batch
+from spikeprop.data.cifar_pickles import read_batch
 from spikeprop.data.photographs import read_photograph
 from spikeprop.deploy import export, read_nir
 from spikeprop.errors import CheckpointError, DamagedFileError, MissingDataError, NirError, RecipeError, SpikepropError

@@ -100,7 +100,7 @@ def budget(
     An estimate: spikeprop_hardware/chip.py says which limits are published, which are assumed, and where the energies come from.
     """
     from spikeprop.deploy import chip_budget, encoded
-    from spikeprop.evaluate.report import chip_rows
+    from spikeprop.evaluate.report import CHIP_COLUMNS, chip_rows
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
@@ -117,9 +117,7 @@ def budget(
         synops = sum(layer["synops"] for layer in chip["activity"])
         rows += [("SynOps a sample", f"{synops:,.0f}"), ("energy a sample, estimated", about)]
     table(str(source), rows)
-    keys = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
-    heads = ("layer", *(key.replace("_", " ") for key in keys), "filled by")
-    columns(heads, [(layer["name"], *(layer[key] for key in keys), layer["bound"]) for layer in chip["layers"]])
+    columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
     if inputs is not None:
         active = [(layer["name"], round(layer["spikes"]), round(layer["synops"])) for layer in chip["activity"]]
         columns(("spikes of", "a sample", "SynOps"), active)

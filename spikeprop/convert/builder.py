@@ -19,8 +19,8 @@ from spikeprop.convert.trace import called_name, function_name, outline, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
 from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.layer import OUTPUT
 
-OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 VIEWS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # modules whose output shares their input's memory in evaluation

@@ -2,8 +2,8 @@
 
 from spikeprop.data.base import ImageData, InMemorySplit, LabelledData
 from spikeprop.data.imagenet import FolderSplit, ImageNet
-from spikeprop.data.shards import WebDataset
-from spikeprop.data.small import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
+from spikeprop.data.in_memory import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
+from spikeprop.data.webdataset import WebDataset
 from spikeprop.runtime.batches import Split
 
 __all__ = [

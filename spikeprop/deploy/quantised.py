@@ -28,10 +28,11 @@ from spikeprop_hardware.integer import BIAS, DECAY_UNITY, MANTISSA, THETA_LIMIT,
 from torch import Tensor, nn
 
 from spikeprop.deploy.comparison import input_limit_of
-from spikeprop.deploy.writing import OUTPUT, to_nir
+from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.snn import Direct, Gain, Layer, SpikingNetwork, Synapse
+from spikeprop.snn.layer import OUTPUT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,6 @@ from spikeprop_hardware.graph import (
 from spikeprop_hardware.matrix import margins_of
 from torch import Tensor, nn
 
-from spikeprop.deploy.writing import OUTPUT
 from spikeprop.errors import NirError
 from spikeprop.snn import (
     IF,
@@ -44,6 +43,7 @@ from spikeprop.snn import (
     Surrogate,
     Synapse,
 )
+from spikeprop.snn.layer import OUTPUT
 from spikeprop.snn.pooling import SpikingMaxPool
 
 ENCODERS: dict[str, type[Encoder]] = {"Direct": Direct, "Poisson": Poisson}  # what the graph's metadata may name

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from spikeprop.errors import NirError
 from spikeprop.snn import IF, INPUT, LIF, ChannelPad, Gain, LayerDynamics, Neuron, SampleDropout, SignedIF, SpikingNetwork
+from spikeprop.snn.layer import OUTPUT
 from spikeprop.snn.pooling import SpikingMaxPool
 
-OUTPUT = "output"
 DT_MS = 1.0
 
 

@@ -6,11 +6,11 @@ from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, c
 from spikeprop.evaluate.error import LayerError, conversion_error
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.loop import evaluate
-from spikeprop.evaluate.pictures import draw, draw_conversion_error, draw_evaluation
+from spikeprop.evaluate.pictures import draw_conversion_error, draw_evaluation, draw_run
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
-from spikeprop.evaluate.report import Report, accuracy_rows, scalars_by_steps
+from spikeprop.evaluate.report import Report, run_rows, scalars_by_steps
 from spikeprop.evaluate.scores import Predictions, Proportion, wilson
-from spikeprop.evaluate.summary import accuracy_lines, class_table, seconds, summarise
+from spikeprop.evaluate.summary import class_table, evaluation_rows, summarise, total_seconds
 
 __all__ = [
     "ADD_JOULES",
@@ -23,22 +23,22 @@ __all__ = [
     "Predictor",
     "Proportion",
     "Report",
-    "accuracy_lines",
-    "accuracy_rows",
     "ann_accuracy",
     "class_table",
     "conversion_error",
     "count_macs",
     "device_of",
-    "draw",
     "draw_conversion_error",
     "draw_evaluation",
+    "draw_run",
     "evaluate",
+    "evaluation_rows",
     "fan_out",
+    "run_rows",
     "scalars_by_steps",
-    "seconds",
     "silent_layers",
     "snn_accuracy",
     "summarise",
+    "total_seconds",
     "wilson",
 ]

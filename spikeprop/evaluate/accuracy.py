@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.scores import is_correct
+from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import SpikingNetwork
-
-Batch = tuple[Tensor, Tensor]
 
 
 def ann_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:

@@ -13,15 +13,15 @@ from typing import Any
 from spikeprop.evaluate.error import LayerError
 from spikeprop.runtime.files import write_atomically
 
-GREY, VIOLET, ORANGE = "#333333", "#8c6bb1", "#d95f0e"
+GREY, VIOLET, ORANGE, GREEN, BLUE = "#333333", "#8c6bb1", "#d95f0e", "#2a7f62", "#3b6ea5"
 KINDS = {"converted": ("converted", VIOLET), "finetuned": ("fine-tuned", ORANGE)}
 FEW_CLASSES = 20  # more classes are shown as a sorted curve
 Curve = dict[int, float]
 
 
-def draw(values: dict[str, Any], path: Path, title: str) -> None:
+def draw_run(values: dict[str, Any], path: Path, title: str) -> None:
     """A hybrid conversion: accuracy against steps, accuracy against energy, and firing rates by layer."""
-    figure = _figure(12.5, 3.6)
+    figure = new_figure(12.5, 3.6)
     steps, energy, rates = figure.subplots(1, 3, width_ratios=[1.6, 1.4, 1.4])
     ann = values["ann"]
     for kind, (label, color) in _kinds(values).items():
@@ -36,7 +36,7 @@ def draw(values: dict[str, Any], path: Path, title: str) -> None:
     energy.plot([macs], [ann["accuracy"]], "s", color=GREY, label="ANN")
     _energy_axis(energy)
     _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {values['rates_at']}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_evaluation(
@@ -57,7 +57,7 @@ def draw_evaluation(
         ann: the ANN's summary, for its line.
     """
     spiking = bool(values["timesteps"])
-    figure = _figure(11.5, 8.6) if spiking else _figure(6.4, 5.2)
+    figure = new_figure(11.5, 8.6) if spiking else new_figure(6.4, 5.2)
     grid = figure.subplots(2, 2).flatten() if spiking else [figure.subplots()]
     if spiking:
         steps, energy, rates = grid[:3]
@@ -74,13 +74,13 @@ def draw_evaluation(
         _sorted_classes(grid[-1], by_class, names)
     accuracy = "" if spiking else f", top-1 {values['accuracy']['ANN']['top1']:.2f} %"
     figure.suptitle(f"{values['network']} on {values['settings']['data']['use']}, {values['images']:,} images{accuracy}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_conversion_error(errors: Mapping[str, Mapping[int, LayerError]], path: Path, title: str) -> None:
     """Heat maps, layer by number of steps, of the relative error and its three parts."""
     layers, steps = list(errors), [*next(iter(errors.values()))]
-    figure = _figure(2.2 + 4 * (1.1 + 0.5 * len(steps)), 1.6 + 0.34 * len(layers))
+    figure = new_figure(2.2 + 4 * (1.1 + 0.5 * len(steps)), 1.6 + 0.34 * len(layers))
     axes = figure.subplots(1, 4, sharey=True)
     parts = ("total", "clipping", "quantisation", "unevenness")
     images = []
@@ -95,23 +95,25 @@ def draw_conversion_error(errors: Mapping[str, Mapping[int, LayerError]], path: 
                 axis.text(column, row, f"{cell:.2f}", ha="center", va="center", fontsize=7, color="w" if cell > 0.5 else "k")
     figure.colorbar(images[0], ax=axes, label="relative error", extend="max")
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 # elements of pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+def save_figure(figure: Any, path: Path, *axes: Any, grid: str = "both", dpi: int = 130) -> None:
+    """Write a figure as a PNG file; ``axes`` get a light grid and lose their top and right edges."""
+    for axis in axes:
+        axis.grid(axis=grid, alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format="png"))
 
 
 def _column(values: dict[str, Any], key: str) -> dict[int, Any]:

@@ -8,6 +8,16 @@ from typing import Any
 
 from spikeprop.runtime.files import write_json
 
+# Columns of a table of the chip's layers, and their heads.
+CHIP_COLUMNS = {
+    "name": "layer",
+    **{
+        key: key.replace("_", " ")
+        for key in ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
+    },
+    "bound": "limited by",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -28,7 +38,7 @@ class Report:
         write_json(path, self.values | ({"table": [list(row) for row in self.rows]} if self.rows else {}))
 
 
-def accuracy_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Table rows of a hybrid conversion's report."""
     converted, finetuned = values["converted"]["accuracy"], values["finetuned"]["accuracy"]
     ann, snn = values["energy_joules"]["ann"], values["energy_joules"]["snn"]

@@ -62,7 +62,7 @@ def activities(meter: ActivityMeter | None, predictor: Predictor, batches: Seque
     }
 
 
-def accuracy_lines(values: dict[str, Any]) -> list[tuple[str, str]]:
+def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Table rows (label, text) of a summary."""
     rows = []
     for column, found in values["accuracy"].items():
@@ -90,7 +90,7 @@ def class_table(predictor: Predictor, predictions: Predictions, names: Sequence[
     return text.getvalue()
 
 
-def seconds(batches: Sequence[BatchPredictions]) -> float:
+def total_seconds(batches: Sequence[BatchPredictions]) -> float:
     """Seconds that all batches took, summed over processes and resumed starts."""
     return float(torch.tensor([batch.seconds for batch in batches], dtype=torch.float64).sum())
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,25 +22,24 @@ from spikeprop.evaluate import (
     Predictions,
     Predictor,
     Report,
-    accuracy_lines,
     class_table,
     count_macs,
     device_of,
     draw_evaluation,
     evaluate,
-    seconds,
+    evaluation_rows,
     summarise,
+    total_seconds,
 )
+from spikeprop.evaluate.loop import SAVE_EVERY
 from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, data_settings, load_network
 from spikeprop.experiment.run_folder import describe_machine
-from spikeprop.experiment.settings import find_device
 from spikeprop.runtime.batches import Split
-from spikeprop.runtime.files import read_json, write_text
+from spikeprop.runtime.devices import find_device
+from spikeprop.runtime.files import file_hash, read_json, write_text
 from spikeprop.runtime.locks import locked
 from spikeprop.runtime.processes import Processes
 from spikeprop.snn import SpikingNetwork
-
-SAVE_EVERY = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def evaluate_checkpoint(
     network = loaded.network.to(processes.device(find_device(options.device)))
     predictor = _predictor(loaded, options, data)
     settings = {
-        "checkpoint": _hash(checkpoint),
+        "checkpoint": file_hash(checkpoint),
         "data": {**_describe_data(data), "fingerprint": split.fingerprint()},
         **evaluation_settings(network, split, predictor, options.activity_images),
     }
@@ -176,7 +174,7 @@ def evaluate_checkpoint(
 def _report(network: nn.Module, data: ImageData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal) -> Report:
     """The report on the predictions, with its files."""
     about = journal.about()
-    spent = seconds(evaluation.batches)
+    spent = total_seconds(evaluation.batches)
     predictions, names = Predictions.of(evaluation.batches), data.class_names()
     by_class = _by_class(predictions, predictor, len(names))
     values = {
@@ -194,7 +192,7 @@ def _report(network: nn.Module, data: ImageData, predictor: Predictor, evaluatio
             "top1": [None if a != a else a for a in by_class["top1"].tolist()],
         },
     }
-    report = Report(name=str(journal.path), values=values, rows=accuracy_lines(values))
+    report = Report(name=str(journal.path), values=values, rows=evaluation_rows(values))
     write_text(journal.path / "classes.csv", class_table(predictor, predictions, names))
     report.save(journal.path / "report.json")
     ann = _ann_report(journal)
@@ -254,8 +252,3 @@ def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> ImageData:
 def _describe_data(data: ImageData) -> dict[str, Any]:
     """The data, without the folder in which they lie."""
     return {"use": type(data).__name__, "mean": data.mean, "std": data.std, "limit": data.test_limit}
-
-
-def _hash(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 
 from spikeprop.data import ImageData
 from spikeprop.errors import CheckpointError, RecipeError
-from spikeprop.evaluate import Report, accuracy_rows, draw
+from spikeprop.evaluate import Report, draw_run, run_rows
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import check_network
-from spikeprop.experiment.settings import HybridSettings, SimulationSettings, find_device, trial_optimizer
+from spikeprop.experiment.settings import HybridSettings, SimulationSettings, trial_optimizer
 from spikeprop.experiment.stages import STAGES, PipelineRun
 from spikeprop.learn import LearningRule, check_shardable, load_checkpoint
+from spikeprop.runtime.devices import find_device
 from spikeprop.snn import SignedIF
 
 SMOKE_IMAGES = 64
@@ -44,10 +45,10 @@ class HybridConversion(HybridSettings):
             "device": str(run.device),
             "provenance": run.folder.provenance(),
         }
-        report = Report(name=context.name, values=values, rows=accuracy_rows(values))
+        report = Report(name=context.name, values=values, rows=run_rows(values))
         if context.writes:
             report.save(run.file("report.json"))
-            draw(values, run.file("report.png"), context.name)
+            draw_run(values, run.file("report.png"), context.name)
         return report
 
     def smoke(self) -> HybridConversion:

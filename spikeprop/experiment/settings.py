@@ -6,7 +6,6 @@ Component slots have no default, so a recipe is complete. The default numbers ar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,13 +16,13 @@ from torch.optim import Optimizer
 
 from spikeprop.convert import ThresholdCalibrator
 from spikeprop.data import ImageData
-from spikeprop.errors import RecipeError
 from spikeprop.learn import Callback, LearningRule, Schedule
 from spikeprop.recipe import Component
+from spikeprop.runtime.checks import positive
+from spikeprop.runtime.devices import DEVICE
 from spikeprop.snn import Encoder, Neuron
 
 Precision = Literal["float32", "bfloat16", "float16"]
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class ConversionSettings:
     images: int = 512
 
     def __post_init__(self) -> None:
-        _positive(self, "images")
+        positive(self, "images")
 
     def check(self) -> None:
         """Build every component once: RecipeError for a bad value."""
@@ -121,7 +120,7 @@ class FineTuningSettings:
 
     def __post_init__(self) -> None:
         _check_training(self)
-        _positive(self, "timesteps")
+        positive(self, "timesteps")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it lies in [0, 1)")
 
@@ -155,11 +154,11 @@ class EvaluationSettings:
     batch_size: int = 200
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size")
+        positive(self, "batch_size")
         if not self.timesteps or min(self.timesteps) < 1:
             raise ValueError(f"timesteps is {self.timesteps}; give at least one number, each at least 1")
         if self.finetuned_up_to is not None:
-            _positive(self, "finetuned_up_to")
+            positive(self, "finetuned_up_to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +214,8 @@ class HybridSettings:
 
 
 def _check_training(settings: TrainingSettings | FineTuningSettings) -> None:
-    _positive(settings, "batch_size")
-    _positive(settings, "lr")
+    positive(settings, "batch_size")
+    positive(settings, "lr")
     check_optimizer(settings.optimizer)
     if settings.epochs < 0:
         raise ValueError(f"epochs is {settings.epochs}; use 0 to skip training")
@@ -253,23 +252,3 @@ def _build_optimizer(
     settings: TrainingSettings | FineTuningSettings, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]
 ) -> Optimizer:
     return settings.optimizer.build(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-def _positive(settings: object, name: str) -> None:
-    if not getattr(settings, name) > 0:
-        raise ValueError(f"{name} is {getattr(settings, name)}; it must be positive")
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this machine that a recipe or ``--device`` means; "auto" is CUDA where there is one.
-
-    Raises:
-        RecipeError: an unknown name, or a device that this machine lacks.
-    """
-    if not DEVICE.fullmatch(name):
-        raise RecipeError(f"device: {name!r} is unknown; use auto, cpu, cuda or cuda:1")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = torch.device(("cuda" if found else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise RecipeError(f"device: {name!r} is not on this machine, where torch finds {found} CUDA devices; use auto or cpu")
-    return device

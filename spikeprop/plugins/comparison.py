@@ -21,11 +21,12 @@ from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import check_optimizer, find_device
+from spikeprop.experiment.settings import check_optimizer
 from spikeprop.learn import LearningRule, ProgressBar, Schedule, drop_progress, fit
-from spikeprop.plugins.checks import positive
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.recipe import Component
+from spikeprop.runtime.checks import positive
+from spikeprop.runtime.devices import find_device
 from spikeprop.runtime.seeding import seed_torch
 
 SMOKE_EXAMPLES = 64

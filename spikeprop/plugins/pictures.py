@@ -1,4 +1,4 @@
-"""Pictures of the plugins' experiments: figures of one style, and arms compared seed by seed."""
+"""The picture of an experiment's arms, compared seed by seed."""
 
 from __future__ import annotations
 
@@ -7,24 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.evaluate.intervals import mean_interval, paired_difference
-from spikeprop.runtime.files import write_atomically
-
-GREY, VIOLET, ORANGE, GREEN, BLUE = "#333333", "#8c6bb1", "#d95f0e", "#2a7f62", "#3b6ea5"
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Any, path: Path, *axes: Any, grid: str = "both", dpi: int = 130) -> None:
-    """Write a figure as a PNG file; ``axes`` get a light grid and lose their top and right edges."""
-    for axis in axes:
-        axis.grid(axis=grid, alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=dpi))
+from spikeprop.evaluate.pictures import GREY, ORANGE, new_figure, save_figure
 
 
 def draw_arms(values: Mapping[str, Sequence[float]], baseline: str, path: Path, title: str, what: str = "accuracy (%)") -> None:

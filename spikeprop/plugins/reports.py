@@ -14,8 +14,8 @@ from typing import Any
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import in_words, mean_interval, paired_difference
 from spikeprop.experiment.context import Context
-from spikeprop.plugins.checks import distinct
 from spikeprop.plugins.pictures import draw_arms
+from spikeprop.runtime.checks import distinct
 
 Values = dict[str, Any]
 Rows = list[tuple[str, str]]

@@ -7,7 +7,6 @@ cannot be computed is listed as missing with the reason.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +19,18 @@ from spikeprop.data import ImageData
 from spikeprop.errors import DamagedFileError, SpikepropError
 from spikeprop.evaluate import Journal, Predictions, Predictor, evaluate
 from spikeprop.evaluate.journal import recorded
-from spikeprop.evaluate.raster import raster
-from spikeprop.evaluate.thumbnails import thumbnail
 from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, load_network
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.experiment.settings import find_device
 from spikeprop.experiment.stages import PREDICTIONS
 from spikeprop.recipe import Component
-from spikeprop.runtime.files import read_json, write_json
+from spikeprop.report.raster import raster
+from spikeprop.report.thumbnails import thumbnail
+from spikeprop.runtime.devices import find_device
+from spikeprop.runtime.files import file_hash, read_json, write_json
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
-FORMAT = 1
+FORMAT = 2
 SHOWN = 8  # images predicted correctly, and as many predicted wrongly
 FEW_CLASSES = 100  # with more, only the commonest confusions are listed
 
@@ -64,7 +63,7 @@ def evidence(run: RunRecord, samples: int = 500, trusted: Collection[str] = ()) 
     if not file.is_file():
         why = f"the folder holds no {file.name}, from which it is computed"
         return {"missing": dict.fromkeys(("thresholds", "confusion", "examples", "rasters"), why)}
-    asked = {"format": FORMAT, "checkpoint": _hash(file), "samples": samples, "predictions": _kept(run, kind).is_file()}
+    asked = {"format": FORMAT, "checkpoint": file_hash(file), "samples": samples, "predictions": _kept(run, kind).is_file()}
     cache = run.path / "page.json"
     if cache.exists() and (found := _cached(cache)).get("asked") == asked:
         return found
@@ -129,7 +128,7 @@ def _chosen(predicted: RunPredictions) -> dict[str, list[int]]:
     """The first images predicted correctly and wrongly, from as many classes as possible."""
     classes_N = predicted.predictions.best_NTK[:, predicted.column, 0].long()
     correct_N = classes_N == predicted.predictions.labels_N
-    return {name: _varied(rows, predicted.predictions.labels_N) for name, rows in (("right", correct_N), ("wrong", ~correct_N))}
+    return {name: _varied(rows, predicted.predictions.labels_N) for name, rows in (("correct", correct_N), ("wrong", ~correct_N))}
 
 
 def _varied(rows: Tensor, labels_N: Tensor) -> list[int]:
@@ -160,7 +159,7 @@ def _confusion(predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
     commonest = [[int(i) // data.classes, int(i) % data.classes, int(n)] for n, i in zip(*best) if n][:20]
     return {
         "images": int(counts.sum()),
-        "right": int(counts.diagonal().sum()),
+        "correct": int(counts.diagonal().sum()),
         "complete": predicted.complete,
         "names": data.class_names(),
         "commonest": commonest,
@@ -170,9 +169,12 @@ def _confusion(predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
 
 def _example(number: int, image: Tensor, predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
     names = data.class_names()
-    label, answer = int(predicted.predictions.labels_N[number]), int(predicted.predictions.best_NTK[number, predicted.column, 0])
+    label, prediction = (
+        int(predicted.predictions.labels_N[number]),
+        int(predicted.predictions.best_NTK[number, predicted.column, 0]),
+    )
     picture = thumbnail(image, data.mean, data.std)
-    return {"number": number, "label": names[label], "answer": names[answer], "png": picture}
+    return {"number": number, "label": names[label], "prediction": names[prediction], "png": picture}
 
 
 def _rasters(
@@ -217,8 +219,3 @@ def _cached(file: Path) -> dict[str, Any]:
     except DamagedFileError:  # it is computed again
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _hash(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

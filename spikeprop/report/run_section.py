@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spikeprop.evaluate.report import CHIP_COLUMNS
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import bar_chart
 from spikeprop.report.comparison import COLOURS
@@ -85,11 +86,15 @@ def _rasters(run: RunRecord, found: Evidence, name: str) -> Markup:
         return _missing("Rasters", found, "rasters")
     parts = []
     for i, one in enumerate(found["rasters"]):
-        answer = f"{one['label']}, correct" if one["label"] == one["answer"] else f"{one['label']}, predicted as {one['answer']}"
-        title = f"Spikes of {run.name} while test image {one['number']} is shown ({answer})"
+        prediction = (
+            f"{one['label']}, correct"
+            if one["label"] == one["prediction"]
+            else f"{one['label']}, predicted as {one['prediction']}"
+        )
+        title = f"Spikes of {run.name} while test image {one['number']} is shown ({prediction})"
         picture = raster_map(title, one["layers"], one["steps"])
-        image = tag("img", src=one["png"], alt=f"test image {one['number']}, {answer}", class_="thumb", width=48)
-        caption = f"Neurons at even distances in each layer, while test image {one['number']} is shown: {answer}."
+        image = tag("img", src=one["png"], alt=f"test image {one['number']}, {prediction}", class_="thumb", width=48)
+        caption = f"Neurons at even distances in each layer, while test image {one['number']} is shown: {prediction}."
         parts.append(figure(f"{name}-raster-{i}", join([image, picture]), caption))
     return tag("div", *parts, class_="figures")
 
@@ -103,7 +108,7 @@ def _confusion(run: RunRecord, found: Evidence, name: str) -> Markup:
         "all test images" if confusion["complete"] else f"the first {confusion['images']:,} test images, predicted for this page"
     )
     label = run.networks[found["network"]]
-    summary = f"{label}, T = {found['timesteps']}: {confusion['right']:,} of {confusion['images']:,} correct ({which})."
+    summary = f"{label}, T = {found['timesteps']}: {confusion['correct']:,} of {confusion['images']:,} correct ({which})."
     rows = [[names[a], names[b], n] for a, b, n in confusion["commonest"]]
     commonest = table("Commonest confusions", ["class", "predicted as", "images"], rows) if rows else Markup()
     if confusion["counts"] is None:
@@ -118,16 +123,16 @@ def _examples(run: RunRecord, found: Evidence, name: str) -> Markup:
     parts = []
     for kind, images in found["examples"].items():
         shown = [_image(one) for one in images]
-        how = {"right": "correctly", "wrong": "wrongly"}[kind]
+        how = {"correct": "correctly", "wrong": "wrongly"}[kind]
         text = f"predicted {how}, the first of each class in turn" if images else f"predicted {how}: none"
         parts.append(tag("div", tag("h4", f"Images {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
     return join(parts)
 
 
 def _image(one: Mapping[str, Any]) -> Markup:
-    correct = one["label"] == one["answer"]
-    caption = f"{one['label']}" if correct else f"{one['label']}, predicted as {one['answer']}"
-    alt = f"test image {one['number']}, class {one['label']}, prediction {one['answer']}"
+    correct = one["label"] == one["prediction"]
+    caption = f"{one['label']}" if correct else f"{one['label']}, predicted as {one['prediction']}"
+    alt = f"test image {one['number']}, class {one['label']}, prediction {one['prediction']}"
     return tag("figure", tag("img", src=one["png"], alt=alt, width=72), tag("figcaption", caption), class_="example")
 
 
@@ -159,9 +164,7 @@ def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
     size = ", ".join(f"{chip[key]:,} {key[:-1] if chip[key] == 1 else key}" for key in ("cores", "chips"))
     summary = f"{size}; every synapse has its own weight. An estimate."
     problems = [note("Cannot be placed: ", problem) for problem in chip["problems"]]
-    keys = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
-    rows = [[layer["name"], *(layer[key] for key in keys), layer["bound"]] for layer in chip["layers"]]
-    heads = ["layer", *(key.replace("_", " ") for key in keys), "limited by"]
+    heads, rows = list(CHIP_COLUMNS.values()), [[layer[key] for key in CHIP_COLUMNS] for layer in chip["layers"]]
     return join([tag("p", summary), *problems, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
 
 

@@ -56,6 +56,12 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, keep_previous
             temporary.unlink(missing_ok=True)
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _put_in_place(temporary: Path, path: Path, keep: bool) -> None:
     if keep:
         os.replace(path, previous_of(path))

@@ -16,6 +16,7 @@ from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
+OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 READOUT = ReadoutDynamics()  # has no state of its own
 Observer = Callable[[str, Tensor], None]  # called with a source's name and its spikes (t, B, ...)
 

@@ -19,6 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from spikeprop.runtime.checks import positive
+
 
 @dataclass(frozen=True, kw_only=True)
 class Surrogate(ABC):
@@ -59,7 +61,7 @@ class STDB(Surrogate):
     needs_spike_times: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _positive(self, "alpha")
+        positive(self, "alpha")
         if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta}; a derivative that grows with time has no limit: use 0 or more")
 
@@ -78,7 +80,7 @@ class Triangle(Surrogate):
     height: float = 0.3
 
     def __post_init__(self) -> None:
-        _positive(self, "height")
+        positive(self, "height")
 
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
         return (1 - x.abs()).clamp_(min=0).mul_(self.height)
@@ -95,7 +97,7 @@ class FastSigmoid(Surrogate):
     slope: float = 25.0
 
     def __post_init__(self) -> None:
-        _positive(self, "slope")
+        positive(self, "slope")
 
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
         return (x.abs() * self.slope + 1).pow_(-2)
@@ -112,12 +114,7 @@ class ATan(Surrogate):
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
-        _positive(self, "alpha")
+        positive(self, "alpha")
 
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
         return (self.alpha / 2) / (1 + (math.pi / 2 * self.alpha * x) ** 2)
-
-
-def _positive(surrogate: Surrogate, name: str) -> None:
-    if not getattr(surrogate, name) > 0:
-        raise ValueError(f"{name} is {getattr(surrogate, name)}; it must be positive")

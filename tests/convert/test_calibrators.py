@@ -264,9 +264,9 @@ def test_a_learnt_ceiling_is_the_threshold() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: LeastError(timesteps=0), "at least 1 step"),
-        (lambda: LeastError(grid=0), "at least 1 fraction"),
-        (lambda: LightCalibration(timesteps=0), "at least 1 step"),
+        (lambda: LeastError(timesteps=0), "timesteps is 0; it must be at least 1"),
+        (lambda: LeastError(grid=0), "grid is 0; it must be at least 1"),
+        (lambda: LightCalibration(timesteps=0), "timesteps is 0; it must be at least 1"),
         (lambda: LocalThresholdBalancing(step=0), "must be positive"),
         (lambda: OffsetSpike(calibrator=Percentile(), pre_run=0), "at least 1 step"),
     ],

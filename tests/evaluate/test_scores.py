@@ -14,8 +14,8 @@ from spikeprop.evaluate import (
     Predictions,
     Predictor,
     Proportion,
-    accuracy_lines,
     class_table,
+    evaluation_rows,
     summarise,
     wilson,
 )
@@ -81,7 +81,7 @@ def test_a_summary_has_accuracy_and_interval_at_every_number_of_steps() -> None:
     assert list(values["accuracy"]) == ["1", "3", "5"]
     assert values["accuracy"]["5"]["top1"] in (0, 100)
     assert math.isfinite(values["accuracy"]["5"]["top1_interval"][0])
-    assert [label for label, _ in accuracy_lines(values)] == ["T = 1", "T = 3", "T = 5"]
+    assert [label for label, _ in evaluation_rows(values)] == ["T = 1", "T = 3", "T = 5"]
     assert several.meter(nn.Identity()) is None
 
 

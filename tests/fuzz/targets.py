@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from spikeprop.data.cifar import read_batch
+from spikeprop.data.cifar_pickles import read_batch
 from spikeprop.data.photographs import read_photograph
 from spikeprop.errors import SpikepropError
 from spikeprop.experiment.network_checkpoint import load_network

@@ -10,8 +10,8 @@ import yaml
 
 from spikeprop.errors import ConversionError, RecipeError, SegmentError
 from spikeprop.experiment.pipeline import HybridConversion
-from spikeprop.experiment.settings import find_device
 from spikeprop.recipe import Recipe, check, components, dump, load_recipe, recipe_folder, slots
+from spikeprop.runtime.devices import find_device
 
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
 

@@ -22,11 +22,11 @@ from spikeprop import Digits
 from spikeprop.cli import main
 from spikeprop.deploy import record
 from spikeprop.errors import RunError
-from spikeprop.evaluate.raster import raster
-from spikeprop.evaluate.thumbnails import LARGEST, thumbnail
 from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.experiment.run_record import RunRecord, run_folders
 from spikeprop.report.evidence import evidence
+from spikeprop.report.raster import raster
+from spikeprop.report.thumbnails import LARGEST, thumbnail
 from tests.report.conftest import SHORT
 
 
@@ -62,10 +62,10 @@ def test_example_images_are_of_the_test_set_with_their_predictions(page_run: Pat
         assert shown
         for one in shown:
             assert one["label"] == str(int(labels[one["number"]]))
-            assert (one["label"] == one["answer"]) == (kind == "right")
+            assert (one["label"] == one["prediction"]) == (kind == "correct")
             pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["png"].partition(",")[2]))))
             assert np.abs(pixels / 255 - images[one["number"], 0].numpy()).max() < 1 / 255
-    assert len({one["label"] for one in found["examples"]["right"]}) == 8  # one of each class first
+    assert len({one["label"] for one in found["examples"]["correct"]}) == 8  # one of each class first
 
 
 def test_raster_equals_the_networks_spikes(page_run: Path) -> None:

@@ -80,7 +80,7 @@ def test_every_figure_is_there_and_has_a_size(opened: Opened) -> None:
         assert box["width"] > 100, name
         assert box["height"] > 40, name
         assert picture.get_attribute("aria-label")
-    assert opened.page.locator("#run-0-right img").count() == 8
+    assert opened.page.locator("#run-0-correct img").count() == 8
 
 
 def test_numbers_of_the_page_are_those_of_the_report(opened: Opened, page_run: Path) -> None:

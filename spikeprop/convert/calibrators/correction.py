@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from spikeprop.convert.activations import current
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
 from spikeprop.convert.calibrators.least_error import GridSearch
+from spikeprop.convert.calibrators.rows import Per, rows
 from spikeprop.convert.encoded import isolated_rng
-from spikeprop.convert.scales import Per, check_grid, check_steps, rows
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains
+from spikeprop.runtime.checks import at_least_one
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import Layer, SpikingNetwork
 
@@ -44,8 +45,7 @@ class SpikeCalibrator(LayerwiseCalibrator):
     delay: bool = True
 
     def __post_init__(self) -> None:
-        check_steps(self.timesteps, "a rate needs")
-        check_grid(self.grid)
+        at_least_one(self, "timesteps", "grid")
 
     @abstractmethod
     def correct(self, data: LayerData) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.scales import Per, check_grid, check_steps, from_rows, rows
+from spikeprop.convert.calibrators.rows import Per, from_rows, rows
+from spikeprop.runtime.checks import at_least_one
 
 SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
 
@@ -32,8 +33,7 @@ class LeastError(LayerwiseCalibrator):
     grid: int = 50
 
     def __post_init__(self) -> None:
-        check_steps(self.timesteps, "a rate needs")
-        check_grid(self.grid)
+        at_least_one(self, "timesteps", "grid")
 
     def activation_scale(self, data: LayerData) -> Tensor:
         search = GridSearch(self.timesteps, self.per, self.grid)

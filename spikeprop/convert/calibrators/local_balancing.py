@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.scales import check_steps, from_rows, rows
+from spikeprop.convert.calibrators.rows import from_rows, rows
 from spikeprop.convert.shard import CalibrationShard
+from spikeprop.runtime.checks import at_least_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class LocalThresholdBalancing(LayerwiseCalibrator):
     samples: int = 1024
 
     def __post_init__(self) -> None:
-        check_steps(self.timesteps, "a rate needs")
+        at_least_one(self, "timesteps")
         if self.iterations < 1 or self.samples < 1 or not self.step > 0:
             raise ValueError(f"iterations {self.iterations}, samples {self.samples}, step {self.step}: each must be positive")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.scales import Per, check_percentile, from_rows, rows
+from spikeprop.convert.calibrators.rows import Per, from_rows, rows
+from spikeprop.runtime.checks import in_percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Percentile(LayerwiseCalibrator):
     per: Per = "layer"
 
     def __post_init__(self) -> None:
-        check_percentile(self.percentile)
+        in_percent(self, "percentile")
 
     def activation_scale(self, data: LayerData) -> Tensor:
         scale_R = data.shard.quantile(rows(data.activation, self.per), self.percentile / 100)

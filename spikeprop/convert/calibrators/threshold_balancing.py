@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.scales import check_percentile, check_steps
 from spikeprop.convert.shard import CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains
+from spikeprop.runtime.checks import at_least_one, in_percent
 from spikeprop.snn import SpikingNetwork
 
 
@@ -43,8 +43,8 @@ class ThresholdBalancing(LayerwiseCalibrator):
     percentile: float = 100.0
 
     def __post_init__(self) -> None:
-        check_percentile(self.percentile)
-        check_steps(self.timesteps, "the search needs")
+        in_percent(self, "percentile")
+        at_least_one(self, "timesteps")
         if not self.scale > 0:
             raise ValueError(f"scale is {self.scale}; a factor on thresholds is positive")
 

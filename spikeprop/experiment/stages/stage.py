@@ -11,8 +11,9 @@ from torch import nn
 
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import describe_network, load_network, load_spiking
-from spikeprop.experiment.settings import HybridSettings, find_device
+from spikeprop.experiment.settings import HybridSettings
 from spikeprop.learn import drop_progress, save_checkpoint
+from spikeprop.runtime.devices import find_device
 from spikeprop.snn import SpikingNetwork
 
 NIR_FILE = "network.nir"

@@ -22,13 +22,13 @@ from torch import Tensor
 from spikeprop.errors import MarketError
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import mean_interval
+from spikeprop.evaluate.pictures import GREY, ORANGE, VIOLET, new_figure, save_figure
 from spikeprop.experiment.context import Context
 from spikeprop.plugins.aad.closed_forms import bachelier
 from spikeprop.plugins.aad.models import Bachelier, at_least
 from spikeprop.plugins.aad.twin import Examples, TwinTraining, fit_surrogate
-from spikeprop.plugins.checks import distinct
-from spikeprop.plugins.pictures import GREY, ORANGE, VIOLET, new_figure, save_figure
 from spikeprop.plugins.reports import save_report
+from spikeprop.runtime.checks import distinct
 from spikeprop.runtime.seeding import generator
 
 ARMS = ("values alone", "values and differentials")

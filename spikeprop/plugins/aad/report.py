@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import MarketError
+from spikeprop.evaluate.pictures import new_figure, save_figure
 from spikeprop.plugins.aad.models import Model
-from spikeprop.plugins.pictures import new_figure, save_figure
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) ->
         "meanings": MEANINGS,
         "unknown": sorted({n["name"] for n in nodes if n["kind"] == "opaque"}),
         "neurons": _courses(trace, settings),
-        "checks": _checks(trace, locals_, writer.sums),
+        "checks": _checks(locals_, writer.sums),
     }
 
 
@@ -192,7 +192,7 @@ def _course(module: str, nodes: list[Node], trace: Trace, settings: dict[int, tu
     }
 
 
-def _checks(trace: Trace, locals_: dict[int, Local], sums: dict[int, bool]) -> dict[str, Any]:
+def _checks(locals_: dict[int, Local], sums: dict[int, bool]) -> dict[str, Any]:
     """Number of edges with numbers, and of checks that hold."""
     edges = [e for local in locals_.values() for e in local.edges]
     verdicts = [local.difference.verdict for local in locals_.values() if local.difference is not None]

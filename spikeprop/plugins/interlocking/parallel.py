@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from spikeprop.plugins.interlocking.rule import Interlocking, output_shapes
 from spikeprop.plugins.interlocking.work import Work
-
-Batch = tuple[Tensor, Tensor]
+from spikeprop.runtime.batches import Batch
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spikeprop.plugins.pictures import BLUE, GREEN, GREY, ORANGE, VIOLET, new_figure, save_figure
+from spikeprop.evaluate.pictures import BLUE, GREEN, GREY, ORANGE, VIOLET, new_figure, save_figure
 
 
 def draw_training(values: dict[str, Any], path: Path) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.plugins.checks import at_least_one, distinct
 from spikeprop.plugins.ldbp_pmd.baselines import (
     EqualizerSettings,
     backpropagate,
@@ -37,6 +36,7 @@ from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr
 from spikeprop.plugins.ldbp_pmd.summary import rows, summarise
 from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, load_receiver, processed, snr_of
 from spikeprop.plugins.reports import save_report
+from spikeprop.runtime.checks import at_least_one, distinct
 from spikeprop.runtime.seeding import generator
 
 Compensation = Callable[[Tensor], Tensor]  # (B, P, 2 K) samples to samples

@@ -14,7 +14,6 @@ from typing import Any
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import in_words, mean_interval
 from spikeprop.experiment.context import Context
-from spikeprop.plugins.checks import at_least_one, distinct
 from spikeprop.plugins.ldbp_pmd.baselines import backpropagate, undo_dispersion
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks, Link, watts
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre
@@ -23,6 +22,7 @@ from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr
 from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver
 from spikeprop.plugins.reports import save_report
+from spikeprop.runtime.checks import at_least_one, distinct
 
 PUBLISHED = {"initial": 20.9, "trained": 22.5}  # dB; comment in the jobscript of chaeger/LDBP
 FINE = 20  # steps per span of the fine digital backpropagation

@@ -19,10 +19,10 @@ from torch import Tensor
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.learn import drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
 from spikeprop.learn.checkpoint import has_checkpoint, load_optimizer
-from spikeprop.plugins.checks import at_least_one, not_negative
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks
 from spikeprop.plugins.ldbp_pmd.receiver import LearnedReceiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
+from spikeprop.runtime.checks import at_least_one, not_negative
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import generator
 from spikeprop.runtime.signals import stop_if_requested, stop_requested

@@ -20,13 +20,13 @@ from torch import Tensor
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.plugins.checks import not_negative, positive
 from spikeprop.plugins.map_propagation import kernels, updates
 from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, deterministic, make_net
 from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
 from spikeprop.plugins.reports import save_report
+from spikeprop.runtime.checks import not_negative, positive
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import mix_seed
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.plugins.checks import not_negative, positive
 from spikeprop.plugins.map_propagation import kernels
 from spikeprop.plugins.map_propagation.environments import Environments, as_published, centred, make, outputs_of
 from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, make_net
@@ -25,6 +24,7 @@ from spikeprop.plugins.map_propagation.progress import Progress
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
 from spikeprop.plugins.map_propagation.training import ActorCritic, evaluate
 from spikeprop.plugins.reports import save_report
+from spikeprop.runtime.checks import not_negative, positive
 from spikeprop.runtime.progress import bar
 
 Learner = Literal["map", "backprop", "reinforce"]

@@ -171,7 +171,7 @@ def _score(net, e):
 
 
 @jit
-def _relax(net, x, e, iterations, step):
+def _relax(net, e, iterations, step):
     """Gradient steps of all hidden layers on the energy, with fixed output; then the error signals."""
     last = net.sizes.size - 2
     for _ in range(iterations):
@@ -235,7 +235,7 @@ def signals(net, x, rule, values):
     last = net.units.shape[2] - 1
     for e in range(x.shape[0]):
         if rule.learner == MAP:
-            _relax(net, x, e, rule.iterations, rule.step)
+            _relax(net, e, rule.iterations, rule.step)
         else:
             _score(net, e)
         factor = 1.0

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spikeprop.evaluate.pictures import GREY, ORANGE, VIOLET, new_figure
 from spikeprop.plugins.map_propagation.network import LABELS
-from spikeprop.plugins.pictures import GREY, ORANGE, VIOLET, new_figure
 from spikeprop.runtime.files import write_atomically
 
 COLORS = {"map": ORANGE, "backprop": VIOLET, "reinforce": GREY}

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from spikeprop.ann import MLP
 from spikeprop.learn import LearningRule
-from spikeprop.plugins.checks import not_negative, positive
 from spikeprop.plugins.map_propagation.reference import Activation, StochasticNetwork, gradients
+from spikeprop.runtime.checks import not_negative, positive
 
 KINDS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.Softplus: "softplus"}
 LARGEST_STEP = 0.5  # step of the relaxation in the paper, relative to a layer's variance

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from spikeprop.evaluate import Report
 from spikeprop.evaluate.intervals import in_words, mean_interval, paired_difference
+from spikeprop.evaluate.pictures import GREY, ORANGE, VIOLET, new_figure, save_figure
 from spikeprop.experiment.context import Context
-from spikeprop.plugins.checks import distinct, positive
 from spikeprop.plugins.matrix_decompositions.solve import least_squares
-from spikeprop.plugins.pictures import GREY, ORANGE, VIOLET, new_figure, save_figure
 from spikeprop.plugins.reports import save_report
+from spikeprop.runtime.checks import distinct, positive
 from spikeprop.runtime.seeding import generator
 
 BASELINE = "readout trained"

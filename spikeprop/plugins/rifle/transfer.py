@@ -20,7 +20,7 @@ from spikeprop.data import ImageData, InMemorySplit
 from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, ann_accuracy
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import check_optimizer, find_device
+from spikeprop.experiment.settings import check_optimizer
 from spikeprop.learn import (
     Backprop,
     Callback,
@@ -33,10 +33,11 @@ from spikeprop.learn import (
     load_model,
     save_checkpoint,
 )
-from spikeprop.plugins.checks import positive
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.plugins.rifle.callbacks import find_head
 from spikeprop.recipe import Component
+from spikeprop.runtime.checks import positive
+from spikeprop.runtime.devices import find_device
 from spikeprop.runtime.seeding import generator, seed_torch
 
 

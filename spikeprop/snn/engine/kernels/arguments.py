@@ -1,4 +1,4 @@
-"""What every back end's kernels take: parameters of a layer's neurons, its spikes, and its spike train on the way back in time."""
+"""What every back end's kernels take: parameters of a layer's neurons, its spikes, and its train on the way back in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of settings that several plugins share; every error names the setting, its value and the bound."""
+"""Checks of settings, in every room; an error names the setting, its value and the bound."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def at_least_one(settings: Any, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) >= 1:
             raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+
+
+def in_percent(settings: Any, name: str) -> None:
+    """Raises ValueError unless this attribute lies in (0, 100]."""
+    if not 0 < getattr(settings, name) <= 100:
+        raise ValueError(f"{name} is {getattr(settings, name)}; it lies in (0, 100]")
 
 
 def distinct(settings: Any, *names: str, least: int = 1) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.data.base import ImageData, InMemorySplit, limited
-from spikeprop.data.cifar import read_batch
+from spikeprop.data.cifar_pickles import read_batch
 from spikeprop.errors import MissingDataError
 
 
