@@ -8,15 +8,9 @@ from typing import Any
 
 from spikeprop.runtime.files import write_json
 
-# Columns of a table of the chip's layers, and their heads.
-CHIP_COLUMNS = {
-    "name": "layer",
-    **{
-        key: key.replace("_", " ")
-        for key in ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
-    },
-    "bound": "limited by",
-}
+_AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
+# Columns of a table of the chip's layers: key and head.
+CHIP_COLUMNS = {"name": "layer", **{key: key.replace("_", " ") for key in _AMOUNTS}, "bound": "limited by"}
 
 
 @dataclass(frozen=True, kw_only=True)

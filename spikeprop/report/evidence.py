@@ -169,10 +169,8 @@ def _confusion(predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
 
 def _example(number: int, image: Tensor, predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
     names = data.class_names()
-    label, prediction = (
-        int(predicted.predictions.labels_N[number]),
-        int(predicted.predictions.best_NTK[number, predicted.column, 0]),
-    )
+    label = int(predicted.predictions.labels_N[number])
+    prediction = int(predicted.predictions.best_NTK[number, predicted.column, 0])
     picture = thumbnail(image, data.mean, data.std)
     return {"number": number, "label": names[label], "prediction": names[prediction], "png": picture}
 

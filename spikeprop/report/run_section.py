@@ -86,11 +86,8 @@ def _rasters(run: RunRecord, found: Evidence, name: str) -> Markup:
         return _missing("Rasters", found, "rasters")
     parts = []
     for i, one in enumerate(found["rasters"]):
-        prediction = (
-            f"{one['label']}, correct"
-            if one["label"] == one["prediction"]
-            else f"{one['label']}, predicted as {one['prediction']}"
-        )
+        correct = one["label"] == one["prediction"]
+        prediction = f"{one['label']}, {'correct' if correct else 'predicted as ' + one['prediction']}"
         title = f"Spikes of {run.name} while test image {one['number']} is shown ({prediction})"
         picture = raster_map(title, one["layers"], one["steps"])
         image = tag("img", src=one["png"], alt=f"test image {one['number']}, {prediction}", class_="thumb", width=48)
