@@ -51,7 +51,7 @@ def convert(
     x = x.to(next((p.device for p in ann.parameters()), x.device))
     encoder = encoder if encoder is not None else Direct()
     _check(x, encoder, shard)
-    network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:])).to(x).eval()
+    network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:]), images=x).to(x).eval()
     run_calibrator(calibrator, network, x, shard)
     processes.broadcast((*network.parameters(), *network.buffers()))  # processes may round differently
     return network

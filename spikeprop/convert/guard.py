@@ -1,0 +1,289 @@
+"""The guard of a conversion: what was converted computes what the caller's own module computes.
+
+On a few images and in evaluation mode, to rounding,
+
+    the module = the traced graph = the spiking network's layers, run as an ANN.
+
+The first equation finds what a trace does not show: hooks that change something, patched forwards, weights that are computed.
+Module and graph perform the same operations, so there they agree almost to the bit. The second finds faults in the tables of
+operations; where folding (batch-norm, factors) leaves more rounding than expected, the conversion is repeated in float64, in
+which rounding vanishes and a fault does not. An activation with steps (QCFS) is a plain clipped ReLU in the second equation.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from spikeprop.convert.activations import activations
+from spikeprop.convert.builder import NEGATIVE, Builder
+from spikeprop.convert.plain import HOOKS, unwrapped
+from spikeprop.errors import ConversionError
+from spikeprop.snn import SpikingNetwork
+
+IMAGES = 8
+CAUSES = (
+    "forward hooks, a forward or __call__ that was replaced, weights computed outside the layers, and random numbers in "
+    "evaluation mode do not become part of a spiking network: make them layers, or remove them"
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What is compared: the caller's module, the builder with the traced graph, and the network before calibration."""
+
+    ann: nn.Module
+    builder: Builder
+    network: SpikingNetwork
+
+
+class GraphRun(fx.Interpreter):
+    """Runs the traced graph with the modules' own ``forward``, without hooks.
+
+    Args:
+        traced: the graph.
+        clip: activations with a ceiling are clipped ReLUs, whatever they compute besides.
+        keep: keep a copy of each node's result in ``results``; an operation in place may change it afterwards.
+    """
+
+    def __init__(self, traced: fx.GraphModule, clip: bool = False, keep: bool = False):
+        super().__init__(traced)
+        self.clip, self.keep = clip, keep
+        self.results: dict[fx.Node, Any] = {}
+        self.inputs: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if self.keep and n.all_input_nodes:
+            self.inputs[n] = _cloned(self.env[n.all_input_nodes[0]])
+        result = super().run_node(n)
+        if self.keep:
+            self.results[n] = _cloned(result)
+        return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module: Any = self.fetch_attr(target)
+        if self.clip and hasattr(module, "ceiling"):
+            return torch.minimum(torch.relu(args[0]), module.ceiling.to(args[0]))
+        return type(module).forward(module, *args, **kwargs)
+
+
+@torch.no_grad()
+def difference(converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModule], SpikingNetwork]) -> str | None:
+    """In words, the first difference on some images; None if there is none.
+
+    Args:
+        converted: module, graph and network.
+        x: images (B, ...), of which a few are used.
+        rebuilt: converts a graph again, in another type.
+    """
+    builder, ann = converted.builder, converted.ann
+    x = x[:IMAGES].to(builder.device, builder.dtype)
+    with _undisturbed(ann, x):
+        wanted = _run(ann, x)
+        found = _seeded(lambda: GraphRun(builder.traced).run(x.clone()))
+        tolerance = _tolerance(builder)
+        if not isinstance(wanted, Tensor) or wanted.shape != found.shape:
+            told = f"of shape {tuple(wanted.shape)}" if isinstance(wanted, Tensor) else f"a {type(wanted).__name__}"
+            return f"the ANN's result is {told}, and that of its graph has the shape {tuple(found.shape)}; {_suspects(ann)}"
+        if not bool(torch.isfinite(wanted).all()):
+            return f"the ANN's outputs hold NaN or infinity on the calibration images, first after {_first_infinite(builder, x)}"
+        if not _off(found, wanted) <= tolerance:
+            return _first_of_module(ann, builder, x, tolerance, _off(found, wanted))
+        ideal = _seeded(lambda: GraphRun(builder.traced, clip=True).run(x.clone()))
+        own = _last(activations(converted.network, x))
+        if _off(own, ideal) <= tolerance:
+            return None
+        return _difference_in_float64(converted, x, rebuilt, _off(own, ideal))
+
+
+def _difference_in_float64(
+    converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModule], SpikingNetwork], native: float
+) -> str | None:
+    """The second equation in float64 on the CPU, where rounding is no longer an explanation."""
+    builder, x = converted.builder, x.cpu().double()
+    traced = copy.deepcopy(builder.traced).cpu().double()
+    run, network = GraphRun(traced, clip=True, keep=True), rebuilt(traced)
+    ideal = _seeded(lambda: run.run(x.clone()))
+    limit = 1e-8
+    if math.isfinite(native) and _off(_last(activations(network, x)), ideal) <= limit:
+        return None
+    values = {node.name: value for node, value in run.results.items()}
+    for name, layer, activation in activations(network, x):
+        value = values.get(builder.nodes.get(name, ""))
+        if layer.neuron is None or name.endswith(NEGATIVE) or not isinstance(value, Tensor):
+            continue
+        clipped = value.relu() if layer.ceiling is None else torch.minimum(value.relu(), layer.ceiling.to(value))
+        if clipped.shape == activation.shape and not _off(activation, clipped) <= limit:
+            return f"layer {name!r} of the spiking network does not compute what the ANN computes ({_percent(native)}); {CAUSES}"
+    return f"the spiking network's output, run as an ANN, is not the ANN's ({_percent(native)} of the largest); {CAUSES}"
+
+
+def _tolerance(builder: Builder) -> float:
+    """Relative to the largest output: errors of some hundred roundings, which add up like a random walk over the layers."""
+    layers = sum(node.op in ("call_module", "call_function", "call_method") for node in builder.traced.graph.nodes)
+    return min(256 * torch.finfo(builder.dtype).eps * math.sqrt(max(layers, 1)), 1 / 32)
+
+
+def _off(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference relative to the largest number; infinite if the shapes differ or a number is not finite."""
+    if found.shape != wanted.shape:
+        return math.inf
+    found, wanted = found.double().cpu(), wanted.double().cpu()
+    far = float((found - wanted).abs().max()) if wanted.numel() else 0.0
+    largest = float(wanted.abs().max()) if wanted.numel() else 0.0
+    if not math.isfinite(far):
+        return math.inf
+    return far / largest if largest > 0 else (math.inf if far > 0 else 0.0)
+
+
+def _percent(off: float) -> str:
+    return f"{100 * off:.2g} %" if math.isfinite(off) else "no finite numbers, or another shape"
+
+
+def _last(layers: Iterator[tuple[str, Any, Tensor]]) -> Tensor:
+    *_, (_, _, output) = layers
+    return output
+
+
+# running ------------------------------------------------------------------------------------------------------------------------
+
+
+def _run(ann: nn.Module, x: Tensor) -> Any:
+    """The module's result, or an error that says what its forward pass said."""
+    try:
+        return _seeded(lambda: ann(x.clone()))
+    except Exception as error:
+        raise ConversionError(
+            f"{type(ann).__name__} cannot run on calibration images of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _seeded(work: Callable[[], Any]) -> Any:
+    """What draws random numbers draws the same ones in the module and in the graph."""
+    torch.manual_seed(0)
+    return work()
+
+
+@contextmanager
+def _undisturbed(ann: nn.Module, x: Tensor) -> Iterator[None]:
+    """Evaluation mode, full precision, and afterwards everything as it was: modes, tensors, attributes, random numbers."""
+    modules = list(ann.modules())
+    hooked = any(not isinstance(h, HOOKS) for m in modules for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values()))
+    tensors = [*ann.buffers(), *(ann.parameters() if hooked else ())]
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    attributes = [(own, dict(own)) for m in modules for own in (vars(m), m._parameters, m._buffers)]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[x.device] if x.is_cuda else []))
+        if x.device.type in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(x.device.type, enabled=False))
+        if any(unwrapped(m) is not m or vars(m).get("_compiled_call_impl") is not None for m in modules):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # a few images are not worth compiling for
+        try:
+            for module in modules:
+                if module.training:
+                    module.training = False
+            yield
+        finally:
+            for own, content in attributes:
+                _restore(own, content)
+            for tensor, before in kept:
+                if not torch.equal(tensor.detach(), before):
+                    tensor.detach().copy_(before)
+
+
+def _restore(own: dict[str, Any], content: dict[str, Any]) -> None:
+    for name in own.keys() - content.keys():
+        del own[name]
+    own.update({name: value for name, value in content.items() if name not in own or own[name] is not value})
+
+
+# where --------------------------------------------------------------------------------------------------------------------------
+
+
+def _first_of_module(ann: nn.Module, builder: Builder, x: Tensor, tolerance: float, off: float) -> str:
+    """The first layer whose output in the module is not that of its node."""
+    graph = GraphRun(builder.traced, keep=True)
+    _seeded(lambda: graph.run(x.clone()))
+    seen = _recorded(ann, x)
+    calls: dict[str, int] = {}
+    for node in (n for n in builder.traced.graph.nodes if n.op == "call_module"):
+        path, number = str(node.target), calls.get(str(node.target), 0)
+        calls[path] = number + 1
+        if len(seen.get(path, ())) <= number:
+            return f"the ANN never calls {path!r}, which its graph calls; {_suspects(ann)}"
+        given, returned = seen[path][number]
+        for what, one, other in (("the input", given, graph.inputs.get(node)), ("the output", returned, graph.results[node])):
+            if isinstance(one, Tensor) and isinstance(other, Tensor) and not _off(other, one) <= tolerance:
+                kind = type(builder.modules[path]).__name__
+                return (
+                    f"in the ANN {what} of {path!r} ({kind}) differs from that in its traced graph by "
+                    f"{_percent(_off(other, one))} of the largest, and the ANN's result by {_percent(off)}; {_suspects(ann)}"
+                )
+    return f"the ANN's result differs from that of its traced graph by {_percent(off)} after the last layer; {_suspects(ann)}"
+
+
+def _recorded(ann: nn.Module, x: Tensor) -> dict[str, list[tuple[Any, Any]]]:
+    """Input and output of each call of each submodule, by its path in the plain copy."""
+    seen: dict[str, list[tuple[Any, Any]]] = {}
+    handles = []
+    for path, module in _paths(ann, "", set()):
+
+        def record(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
+            seen.setdefault(path, []).append((_cloned(args[0]) if args else None, _cloned(output)))
+
+        handles.append(module.register_forward_hook(record))
+    try:
+        _run(ann, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _paths(module: nn.Module, path: str, found: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Modules by the path that they have without wrappers."""
+    inner = unwrapped(module)
+    if id(inner) in found:
+        return
+    found.add(id(inner))
+    yield path, inner
+    for name, child in inner.named_children():
+        if not isinstance(inner, nn.Module) or name != "parametrizations":
+            yield from _paths(child, f"{path}.{name}" if path else name, found)
+
+
+def _suspects(ann: nn.Module) -> str:
+    """What the module does that a trace does not show, by name."""
+    found = []
+    for path, module in _paths(ann, "", set()):
+        what = repr(path) if path else "the ANN itself"
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        if any(not isinstance(hook, HOOKS) for hook in hooks):
+            found.append(f"hooks of {what}")
+        if "forward" in vars(module):
+            found.append(f"a forward of {what} that was replaced")
+        if type(module).__call__ is not nn.Module.__call__:
+            found.append(f"a __call__ of {what} of its own")
+        if parametrize.is_parametrized(module):
+            found.append(f"the parametrisation of {what}")
+    return f"it has {', '.join(found)}. {CAUSES[0].upper()}{CAUSES[1:]}" if found else CAUSES
+
+
+def _first_infinite(builder: Builder, x: Tensor) -> str:
+    graph = GraphRun(builder.traced, keep=True)
+    _seeded(lambda: graph.run(x.clone()))
+    wrong = (n for n, v in graph.results.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all()))
+    node = next(wrong, None)
+    return f"node {node.name!r} ({node.target})" if node is not None else "the last layer"
+
+
+def _cloned(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
