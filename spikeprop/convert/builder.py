@@ -24,7 +24,8 @@ OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 VIEWS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # modules whose output shares their input's memory in evaluation
-VIEW_FUNCTIONS = ("flatten", "view", "reshape", "squeeze", "detach", "contiguous", "getitem", "dropout", "dropout2d")
+VIEW_FUNCTIONS = ("flatten", "view", "reshape", "squeeze", "detach", "contiguous", "getitem", "dropout", "dropout2d",
+                  "chunk", "split", "unsqueeze")  # fmt: skip
 
 
 @dataclass(frozen=True)

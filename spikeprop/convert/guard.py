@@ -71,7 +71,7 @@ class GraphRun(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self.fetch_attr(target)
         if self.clip and hasattr(module, "ceiling"):
-            return torch.minimum(torch.relu(args[0]), module.ceiling.to(args[0]))
+            return _clipped(str(target), module, args[0])
         return type(module).forward(module, *args, **kwargs)
 
 
@@ -86,6 +86,7 @@ def difference(converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModul
     """
     builder, ann = converted.builder, converted.ann
     x = x[:IMAGES].to(builder.device, builder.dtype)
+    x = torch.cat([x, x]) if len(x) == 1 else x  # squeeze() would take the batch's axis away
     with _undisturbed(ann, x):
         wanted = _run(ann, x)
         found = _seeded(lambda: GraphRun(builder.traced).run(x.clone()))
@@ -151,6 +152,24 @@ def _percent(off: float) -> str:
 def _last(layers: Iterator[tuple[str, Any, Tensor]]) -> Tensor:
     *_, (_, _, output) = layers
     return output
+
+
+def _clipped(path: str, module: Any, z: Tensor) -> Tensor:
+    """clip(z, 0, ceiling); the module may have steps, but nothing else."""
+    ceiling = torch.as_tensor(module.ceiling).to(z)
+    clipped = torch.minimum(torch.relu(z), ceiling)
+    for probe, wanted, allowed in (
+        (z, clipped, 0.5 * ceiling),
+        (-4 * ceiling + 0 * z, torch.zeros_like(z), 1e-4 * ceiling),
+        (4 * ceiling + 0 * z, ceiling + 0 * z, 1e-4 * ceiling),
+    ):
+        found = type(module).forward(module, probe)
+        if found.shape != wanted.shape or not bool(((found - wanted).abs() <= 1.001 * allowed).all()):
+            raise ConversionError(
+                f"{path!r} ({type(module).__name__}) has a ceiling, but does not compute clip(z, 0, ceiling), with or without "
+                "steps, so a firing rate cannot stand for it; use ClippedReLU or QCFS"
+            )
+    return clipped
 
 
 # running ------------------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def plain_copy(ann: nn.Module) -> nn.Module:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
     while True:
-        inner = vars(module).get("_modules", {}).get("_orig_mod")  # of torch.compile
+        children = vars(module).get("_modules")
+        inner = children.get("_orig_mod") if isinstance(children, dict) else None  # of torch.compile
         if isinstance(module, DataParallel | DistributedDataParallel):
             inner = module.module
         if not isinstance(inner, nn.Module):

@@ -36,15 +36,16 @@ class ReLUTracer(OwnTracer):
 class MetaInterpreter(fx.Interpreter):
     """Runs a traced network on the meta device, which computes shapes only, and keeps the result of every node."""
 
-    def __init__(self, traced: fx.GraphModule):
+    def __init__(self, traced: fx.GraphModule, shape: tuple[int, ...]):
         super().__init__(copy.deepcopy(traced).to("meta"), garbage_collect_values=False)
+        self.shape = shape
 
     def run_node(self, n: fx.Node) -> Any:
         try:
             return super().run_node(n)
         except Exception as error:
             raise ConversionError(
-                f"node {n.name!r} ({n.op} {n.target}) cannot run on images of the given shape: {error}"
+                f"node {n.name!r} ({n.op} {n.target}) cannot run on images of the given shape, {self.shape}: {error}"
             ) from error
 
 
@@ -71,7 +72,7 @@ def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.d
     Raises:
         ConversionError: the network has not exactly one input, or cannot run on images of this shape.
     """
-    run = MetaInterpreter(traced)
+    run = MetaInterpreter(traced, input_shape)
     inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
     if len(inputs) != 1:
         culprit = inputs[1] if inputs else next(iter(traced.graph.nodes))
