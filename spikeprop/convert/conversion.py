@@ -56,8 +56,10 @@ def convert(
     x = x.to(like.device, like.dtype if like.dtype in (torch.float32, torch.float64) else x.dtype)
     encoder = encoder if encoder is not None else Direct()
     _check(x, encoder, shard)
-    network = _converted(ann, neuron, encoder, x, shard).to(x).eval()
-    run_calibrator(calibrator, network, x, shard)
+    working = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # half precision is too coarse for thresholds
+    network = _converted(ann, neuron, encoder, x, shard).to(working).eval()
+    run_calibrator(calibrator, network, working, shard)
+    network.to(x.dtype)
     processes.broadcast((*network.parameters(), *network.buffers()))  # processes may round differently
     return network
 

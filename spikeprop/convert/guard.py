@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +24,13 @@ from torch.nn.utils import parametrize
 
 from spikeprop.convert.activations import activations
 from spikeprop.convert.builder import NEGATIVE, Builder
-from spikeprop.convert.plain import HOOKS, unwrapped
+from spikeprop.convert.module_run import cloned, paths, recorded, seeded, undisturbed
+from spikeprop.convert.plain import HOOKS
 from spikeprop.errors import ConversionError
 from spikeprop.snn import SpikingNetwork
 
 IMAGES = 8
+NUMBERS = 8 * 3 * 64 * 64  # of larger images fewer, at least two
 CAUSES = (
     "forward hooks, a forward or __call__ that was replaced, weights computed outside the layers, and random numbers in "
     "evaluation mode do not become part of a spiking network: make them layers, or remove them"
@@ -56,16 +57,17 @@ class GraphRun(fx.Interpreter):
 
     def __init__(self, traced: fx.GraphModule, clip: bool = False, keep: bool = False):
         super().__init__(traced)
+        self.extra_traceback = False
         self.clip, self.keep = clip, keep
         self.results: dict[fx.Node, Any] = {}
         self.inputs: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if self.keep and n.all_input_nodes:
-            self.inputs[n] = _cloned(self.env[n.all_input_nodes[0]])
+            self.inputs[n] = cloned(self.env[n.all_input_nodes[0]])
         result = super().run_node(n)
         if self.keep:
-            self.results[n] = _cloned(result)
+            self.results[n] = cloned(result)
         return result
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -85,34 +87,26 @@ def difference(converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModul
         rebuilt: converts a graph again, in another type.
     """
     builder, ann = converted.builder, converted.ann
-    x = x[:IMAGES].to(builder.device, builder.dtype)
+    x = x[: max(2, min(IMAGES, NUMBERS // max(x[0].numel(), 1)))].to(builder.device, builder.dtype)
     x = torch.cat([x, x]) if len(x) == 1 else x  # squeeze() would take the batch's axis away
-    with _undisturbed(ann, x):
-        wanted = _run(ann, x)
-        found = _seeded(lambda: GraphRun(builder.traced).run(x.clone()))
-        tolerance = _tolerance(builder)
-        if not isinstance(wanted, Tensor) or wanted.shape != found.shape:
-            told = f"of shape {tuple(wanted.shape)}" if isinstance(wanted, Tensor) else f"a {type(wanted).__name__}"
-            return f"the ANN's result is {told}, and that of its graph has the shape {tuple(found.shape)}; {_suspects(ann)}"
-        if not bool(torch.isfinite(wanted).all()):
-            return f"the ANN's outputs hold NaN or infinity on the calibration images, first after {_first_infinite(builder, x)}"
-        if not _off(found, wanted) <= tolerance:
-            return _first_of_module(ann, builder, x, tolerance, _off(found, wanted))
-        ideal = _seeded(lambda: GraphRun(builder.traced, clip=True).run(x.clone()))
-        own = _last(activations(converted.network, x))
-        if _off(own, ideal) <= tolerance:
-            return None
-        return _difference_in_float64(converted, x, rebuilt, _off(own, ideal))
+    tolerance = _tolerance(builder)
+    with undisturbed(ann, x):
+        found = _of_module(ann, builder, x, tolerance)
+        if found is not None:
+            return found
+        ideal = seeded(lambda: GraphRun(builder.traced, clip=True).run(x.clone()))
+        off = _off(_last(activations(converted.network, x)), ideal)
+        return None if off <= tolerance else _in_float64(converted, x, rebuilt, off)
 
 
-def _difference_in_float64(
+def _in_float64(
     converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModule], SpikingNetwork], native: float
 ) -> str | None:
     """The second equation in float64 on the CPU, where rounding is no longer an explanation."""
     builder, x = converted.builder, x.cpu().double()
     traced = copy.deepcopy(builder.traced).cpu().double()
     run, network = GraphRun(traced, clip=True, keep=True), rebuilt(traced)
-    ideal = _seeded(lambda: run.run(x.clone()))
+    ideal = seeded(lambda: run.run(x.clone()))
     limit = 1e-8
     if math.isfinite(native) and _off(_last(activations(network, x)), ideal) <= limit:
         return None
@@ -172,117 +166,38 @@ def _clipped(path: str, module: Any, z: Tensor) -> Tensor:
     return clipped
 
 
-# running ------------------------------------------------------------------------------------------------------------------------
-
-
-def _run(ann: nn.Module, x: Tensor) -> Any:
-    """The module's result, or an error that says what its forward pass said."""
-    try:
-        return _seeded(lambda: ann(x.clone()))
-    except Exception as error:
-        raise ConversionError(
-            f"{type(ann).__name__} cannot run on calibration images of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _seeded(work: Callable[[], Any]) -> Any:
-    """What draws random numbers draws the same ones in the module and in the graph."""
-    torch.manual_seed(0)
-    return work()
-
-
-@contextmanager
-def _undisturbed(ann: nn.Module, x: Tensor) -> Iterator[None]:
-    """Evaluation mode, full precision, and afterwards everything as it was: modes, tensors, attributes, random numbers."""
-    modules = list(ann.modules())
-    hooked = any(not isinstance(h, HOOKS) for m in modules for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values()))
-    tensors = [*ann.buffers(), *(ann.parameters() if hooked else ())]
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    attributes = [(own, dict(own)) for m in modules for own in (vars(m), m._parameters, m._buffers)]
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[x.device] if x.is_cuda else []))
-        if x.device.type in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(x.device.type, enabled=False))
-        if any(unwrapped(m) is not m or vars(m).get("_compiled_call_impl") is not None for m in modules):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # a few images are not worth compiling for
-        try:
-            for module in modules:
-                if module.training:
-                    module.training = False
-            yield
-        finally:
-            for own, content in attributes:
-                _restore(own, content)
-            for tensor, before in kept:
-                if not torch.equal(tensor.detach(), before):
-                    tensor.detach().copy_(before)
-
-
-def _restore(own: dict[str, Any], content: dict[str, Any]) -> None:
-    for name in own.keys() - content.keys():
-        del own[name]
-    own.update({name: value for name, value in content.items() if name not in own or own[name] is not value})
-
-
-# where --------------------------------------------------------------------------------------------------------------------------
-
-
-def _first_of_module(ann: nn.Module, builder: Builder, x: Tensor, tolerance: float, off: float) -> str:
-    """The first layer whose output in the module is not that of its node."""
+def _of_module(ann: nn.Module, builder: Builder, x: Tensor, tolerance: float) -> str | None:
+    """The first layer whose input or output in the module is not that of its node, or a result that is not the graph's."""
+    seen, wanted = recorded(ann, x)
     graph = GraphRun(builder.traced, keep=True)
-    _seeded(lambda: graph.run(x.clone()))
-    seen = _recorded(ann, x)
+    found = seeded(lambda: graph.run(x.clone()))
+    if not isinstance(wanted, Tensor) or wanted.shape != found.shape:
+        told = f"of shape {tuple(wanted.shape)}" if isinstance(wanted, Tensor) else f"a {type(wanted).__name__}"
+        return f"the ANN's result is {told}, and that of its graph has the shape {tuple(found.shape)}; {_suspects(ann)}"
+    if not bool(torch.isfinite(wanted).all()):
+        return f"the ANN's outputs hold NaN or infinity on the calibration images, first after {_first_infinite(graph)}"
     calls: dict[str, int] = {}
     for node in (n for n in builder.traced.graph.nodes if n.op == "call_module"):
         path, number = str(node.target), calls.get(str(node.target), 0)
         calls[path] = number + 1
         if len(seen.get(path, ())) <= number:
             return f"the ANN never calls {path!r}, which its graph calls; {_suspects(ann)}"
-        given, returned = seen[path][number]
-        for what, one, other in (("the input", given, graph.inputs.get(node)), ("the output", returned, graph.results[node])):
-            if isinstance(one, Tensor) and isinstance(other, Tensor) and not _off(other, one) <= tolerance:
-                kind = type(builder.modules[path]).__name__
-                return (
-                    f"in the ANN {what} of {path!r} ({kind}) differs from that in its traced graph by "
-                    f"{_percent(_off(other, one))} of the largest, and the ANN's result by {_percent(off)}; {_suspects(ann)}"
-                )
-    return f"the ANN's result differs from that of its traced graph by {_percent(off)} after the last layer; {_suspects(ann)}"
-
-
-def _recorded(ann: nn.Module, x: Tensor) -> dict[str, list[tuple[Any, Any]]]:
-    """Input and output of each call of each submodule, by its path in the plain copy."""
-    seen: dict[str, list[tuple[Any, Any]]] = {}
-    handles = []
-    for path, module in _paths(ann, "", set()):
-
-        def record(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
-            seen.setdefault(path, []).append((_cloned(args[0]) if args else None, _cloned(output)))
-
-        handles.append(module.register_forward_hook(record))
-    try:
-        _run(ann, x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _paths(module: nn.Module, path: str, found: set[int]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules by the path that they have without wrappers."""
-    inner = unwrapped(module)
-    if id(inner) in found:
-        return
-    found.add(id(inner))
-    yield path, inner
-    for name, child in inner.named_children():
-        if not isinstance(inner, nn.Module) or name != "parametrizations":
-            yield from _paths(child, f"{path}.{name}" if path else name, found)
+        pairs = zip(("the input", "the output"), seen[path][number], (graph.inputs.get(node), graph.results[node]))
+        for what, own, traced in pairs:
+            if isinstance(own, Tensor) and isinstance(traced, Tensor) and not _off(traced, own) <= tolerance:
+                layer = f"{path!r} ({type(builder.modules[path]).__name__})"
+                told = f"{_percent(_off(traced, own))} of the largest, and the result by {_percent(_off(found, wanted))}"
+                return f"in the ANN {what} of {layer} differs from that in its traced graph by {told}; {_suspects(ann)}"
+    if _off(found, wanted) <= tolerance:
+        return None
+    told = f"by {_percent(_off(found, wanted))} after the last layer"
+    return f"the ANN's result differs from that of its traced graph {told}; {_suspects(ann)}"
 
 
 def _suspects(ann: nn.Module) -> str:
     """What the module does that a trace does not show, by name."""
     found = []
-    for path, module in _paths(ann, "", set()):
+    for path, module in paths(ann, "", set()):
         what = repr(path) if path else "the ANN itself"
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         if any(not isinstance(hook, HOOKS) for hook in hooks):
@@ -296,13 +211,7 @@ def _suspects(ann: nn.Module) -> str:
     return f"it has {', '.join(found)}. {CAUSES[0].upper()}{CAUSES[1:]}" if found else CAUSES
 
 
-def _first_infinite(builder: Builder, x: Tensor) -> str:
-    graph = GraphRun(builder.traced, keep=True)
-    _seeded(lambda: graph.run(x.clone()))
+def _first_infinite(graph: GraphRun) -> str:
     wrong = (n for n, v in graph.results.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all()))
     node = next(wrong, None)
     return f"node {node.name!r} ({node.target})" if node is not None else "the last layer"
-
-
-def _cloned(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -47,6 +47,8 @@ def plain_copy(ann: nn.Module) -> nn.Module:
         _make_permanent(module)
         for hooks in _hooks(module):
             hooks.clear()
+        if type(module).__module__.startswith("torch.nn"):  # its weights are taken, whatever was put in the place of its forward
+            vars(module).pop("forward", None)
         if parametrize.is_parametrized(module):
             _remove_parametrizations(module)
         _make_parameters(module)
@@ -65,7 +67,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def check_finite(named_tensors: Iterator[tuple[str, Tensor]]) -> None:
+def check_finite(named_tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raises ConversionError for a tensor with NaN or infinity, and for complex numbers."""
     for name, tensor in named_tensors:
         if tensor.is_complex():

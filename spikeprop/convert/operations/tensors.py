@@ -95,7 +95,8 @@ def _item(builder: Builder, node: fx.Node) -> Value:
         sizes = [part.shape[1] for part in parts]
         first = sum(sizes[: index % len(sizes)])
         return _some_channels(builder, node, whole.args[0], slice(first, first + sizes[index]))
-    axes, index = len(builder.shape(whole)), index if isinstance(index, tuple) else (index,)
+    axes = len(builder.shape(whole))
+    index: tuple[Any, ...] = index if isinstance(index, tuple) else (index,)
     if len(index) == 2 and index[0] == slice(None) and axes in (1, 3) and index[1] != slice(None):
         _check_axis(builder, node, index[1])
         return _some_channels(builder, node, whole, index[1])
