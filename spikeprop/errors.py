@@ -27,6 +27,10 @@ class Stopped(SpikepropError):
         self.signal = signal
 
 
+class DataError(SpikepropError, ValueError):
+    """Data that were passed to a function have a form, type or shape that cannot be used."""
+
+
 # recipe, data -----------------------------------------------------------------------------------------------------------------
 
 

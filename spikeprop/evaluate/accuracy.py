@@ -6,33 +6,42 @@ all smaller T; memory does not grow with T. ``evaluate`` does the same for long 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from operator import length_hint
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from spikeprop.errors import DataError
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.scores import is_correct
 from spikeprop.runtime.batches import Batch
+from spikeprop.runtime.given import count_batches, read_batches
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import SpikingNetwork
 
 
-def ann_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
+def ann_accuracy(model: nn.Module, batches: Any) -> float:
     """Top-1 accuracy in percent, in evaluation mode.
 
+    Args:
+        model: evaluated in evaluation mode.
+        batches: (examples, labels): a list or DataLoader of them, one pair, a data set (its test split), or a split.
+
     Raises:
+        DataError: what was passed cannot be read as examples with labels.
         ValueError: no images.
     """
     model.eval()
-    (accuracy,) = _percent(Predictor(top=1).predict(model, number, x, y) for number, (x, y) in enumerate(batches))
+    (accuracy,) = _percent(
+        Predictor(top=1).predict(model, number, x, y) for number, (x, y) in enumerate(_labelled(model, batches, integers=True))
+    )
     return accuracy
 
 
 def snn_accuracy(
     network: SpikingNetwork,
-    batches: Iterable[Batch],
+    batches: Any,
     timesteps: Sequence[int],
     *,
     meter: ActivityMeter | None = None,
@@ -43,7 +52,7 @@ def snn_accuracy(
 
     Args:
         network: spiking network; evaluated in evaluation mode.
-        batches: (images, labels).
+        batches: (images, labels): a list or DataLoader of them, one pair, a data set (its test split), or a split.
         timesteps: numbers of steps, in any order, each at least 1.
         meter: counts spikes, at the meter's own numbers of steps.
         seed: of the encoder's random numbers, a batch at a time.
@@ -54,21 +63,33 @@ def snn_accuracy(
 
     Raises:
         ValueError: no images, or timesteps below 1.
+        DataError: what was passed cannot be read as images with labels.
     """
     wanted = sorted(set(timesteps))
     if not wanted or wanted[0] < 1:
         raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
     predictor = Predictor(timesteps=tuple(wanted), top=1, seed=seed)
     network.eval()
-    with bar(label, total=length_hint(batches) or None, leave=False) as shown:
+    with bar(label, total=count_batches(batches, "test") or None, leave=False) as shown:
 
         def predict(number: int, x: Tensor, y: Tensor) -> BatchPredictions:
             predictions = predictor.predict(network, number, x, y, meter)
             shown.update()
             return predictions
 
-        percents = _percent(predict(number, x, y) for number, (x, y) in enumerate(batches))
+        percents = _percent(predict(number, x, y) for number, (x, y) in enumerate(_labelled(network, batches)))
     return dict(zip(wanted, percents))
+
+
+def _labelled(model: nn.Module, batches: Any, integers: bool = False) -> Iterator[Batch]:
+    """The batches, in the network's type of numbers (NumPy's arrays are float64)."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    for number, (x, y) in enumerate(read_batches(batches, split="test", integers=integers)):
+        if y is None:
+            raise DataError(f"batch {number} has no labels, so there is no accuracy; pass (examples, labels)")
+        if len(x) != len(y):
+            raise DataError(f"batch {number} has {len(x)} examples and {len(y)} labels")
+        yield x.to(dtype) if x.is_floating_point() and dtype is not None else x, y
 
 
 def _percent(predictions: Iterable[BatchPredictions]) -> list[float]:
