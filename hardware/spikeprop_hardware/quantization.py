@@ -22,26 +22,26 @@ import nir
 import numpy as np
 from scipy import sparse
 
+from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.grids import OCTAVE, ROUNDING, WeightErrors, clip
 from spikeprop_hardware.integer import (
     ALIGN,
     BIAS,
     BIAS_EXPONENTS,
     DECAY_UNITY,
     EXPONENTS,
-    MANTISSA,
     STATE_LIMIT,
     THETA_LIMIT,
     IntegerConnection,
     IntegerNetwork,
     IntegerPopulation,
 )
-from spikeprop_hardware.network import ChipNetwork, Connection, Population, lay_out
+from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 
-OCTAVE = 32  # scales tried per factor of two
+OCTAVES = 20  # that the search goes down
 CURRENT_LIMIT = STATE_LIMIT >> ALIGN
 ROOM = 4  # the potential holds so many of the largest current and threshold
 ROOM_READOUT = 16  # the readout never fires, so it must hold more
-SAMPLE = 50_000  # different weights of a layer that the search uses; the report counts all
 GRADED = 256.0  # scale of real-valued inputs: 8 fractional bits
 LIMIT = 4.0  # assumed largest absolute real-valued input: standardised images stay below
 
@@ -164,18 +164,17 @@ class _Quantizer:
 
     def _search(self) -> tuple[float, tuple[int, ...]]:
         """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
-        tables = [_weight_errors(c) for c in self.population.connections]
+        tables = [WeightErrors(c) for c in self.population.connections]
         energies = [float((c.matrix.data**2).sum()) for c in self.population.connections]
         best: tuple[float, int, tuple[int, ...]] | None = None
-        for n in range(self._highest(), self._highest() - 20 * OCTAVE, -1):
+        for n in range(self._highest(), self._highest() - OCTAVES * OCTAVE, -1):
             scale, chosen, error = 2.0 ** (n / OCTAVE), [], 0.0
             for table, energy, x in zip(tables, energies, self.source_scales):
-                steps = {e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in self.exponents}
-                e = min(self.exponents, key=lambda e: (table.get(steps[e], 1.0), abs(e)))
+                e, least = table.best({e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in self.exponents})
                 chosen.append(e)
-                error += table.get(steps[e], 1.0) ** 2 * energy
+                error += least**2 * energy
             total = (error / (sum(energies) or 1.0)) ** 0.5 + self._rest_error(scale, chosen)
-            if best is None or total < best[0] * (1 - 1e-9):
+            if best is None or total < best[0] * ROUNDING:
                 best = total, n, tuple(chosen)
         assert best is not None
         return 2.0 ** (best[1] / OCTAVE), best[2]
@@ -212,7 +211,7 @@ class _Quantizer:
         for c, i, x, limit in zip(p.connections, q.connections, self.source_scales, self.source_limits):
             factor = q.scale / x / 2.0 ** (i.exponent + 1)
             wanted = c.matrix.data * factor
-            held = _clip(wanted)
+            held = clip(wanted)
             squares += float(((held / factor - c.matrix.data) ** 2).sum())
             energy += float((c.matrix.data**2).sum())
             weights += c.matrix.nnz
@@ -236,29 +235,8 @@ class _Quantizer:
         )
 
 
-def _weight_errors(connection: Connection) -> dict[int, float]:
-    """Relative error of the weights by n, for the grid 2^(n / OCTAVE); from half the range to one clipped at a quarter."""
-    values, counts = np.unique(np.abs(connection.matrix.data), return_counts=True)
-    if not len(values) or values[-1] == 0:
-        return {}
-    thinned = slice(None, None, -(-len(values) // SAMPLE))
-    top = float(values[-1])
-    values, counts = values[::-1][thinned], counts[::-1][thinned]
-    energy = float((counts * values**2).sum())
-    first = int(np.floor(OCTAVE * np.log2(MANTISSA[1] / top)))
-    errors = {}
-    for n in range(first - OCTAVE + 1, first + 2 * OCTAVE):
-        grid = 2.0 ** (n / OCTAVE)
-        errors[n] = (float((counts * (_clip(values * grid) / grid - values) ** 2).sum()) / energy) ** 0.5
-    return errors
-
-
-def _clip(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), *MANTISSA)
-
-
 def _mantissas(matrix: sparse.csr_matrix, factor: float) -> sparse.csr_matrix:
-    data = _clip(matrix.data * factor).astype(np.int32)  # zeros stay stored: a channel's neurons share a pattern
+    data = clip(matrix.data * factor).astype(np.int32)  # zeros stay stored: a channel's neurons share a pattern
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
