@@ -138,6 +138,22 @@ def readout_from(graph: nir.NIRGraph) -> int:
     return int((graph.metadata or {}).get("readout_from", 0))
 
 
+def timesteps_of(graph: nir.NIRGraph) -> int | None:
+    """Steps of a simulation, where the graph says them.
+
+    Raises:
+        NirError: a number of steps that is none.
+    """
+    said = (graph.metadata or {}).get("timesteps")
+    try:
+        steps = None if said is None else int(said)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NirError(f"the graph's metadata says timesteps = {said!r}, which is no number of steps") from error
+    if steps is not None and steps < 1:
+        raise NirError(f"the graph's metadata says timesteps = {steps}; a simulation has at least 1 step")
+    return steps
+
+
 def encoder_of(graph: nir.NIRGraph) -> str | None:
     """Name of the encoder that makes the graph's inputs, where the graph says it."""
     return (graph.metadata or {}).get("encoder")

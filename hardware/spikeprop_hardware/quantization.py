@@ -8,7 +8,8 @@ with X = 1 for spikes and the input's scale for the network's input. The search 
 an exponent e for each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight
 as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
 which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
-largest one. Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over
+largest one; the readout, which never fires, has room for the largest sum of all steps where their number is known (see
+room.py). A layer that no scale holds is refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over
 k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
 """
 
@@ -22,6 +23,7 @@ import nir
 import numpy as np
 from scipy import sparse
 
+from spikeprop_hardware.acceptance import check_layer
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.grids import OCTAVE, ROUNDING, WeightErrors, clip
 from spikeprop_hardware.integer import (
@@ -37,12 +39,13 @@ from spikeprop_hardware.integer import (
     IntegerPopulation,
 )
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
+from spikeprop_hardware.room import readout_room
 
 OCTAVES = 20  # that the search goes down
 CURRENT_LIMIT = STATE_LIMIT >> ALIGN
 ROOM = 4  # the potential holds so many of the largest current and threshold
-ROOM_READOUT = 16  # the readout never fires, so it must hold more
 GRADED = 256.0  # scale of real-valued inputs: 8 fractional bits
+LARGEST_MESSAGE = 2**31  # graded messages have 32 bits
 LIMIT = 4.0  # assumed largest absolute real-valued input: standardised images stay below
 
 
@@ -80,25 +83,40 @@ class Quantized(NamedTuple):
     report: list[LayerReport]
 
 
-def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None) -> Quantized:
+def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None, timesteps: int | None = None) -> Quantized:
     """Quantise a network.
 
     Args:
         graph: any graph that ``lay_out`` accepts.
         input_limit: largest absolute input; default 1 where the graph's metadata names the Poisson encoder, whose inputs are
             -1, 0 and 1, else 4. Inputs other than Poisson's are rounded to 1/256.
+        timesteps: of a simulation, which the readout gets room for; default what the graph's metadata says, and where it says
+            nothing, room for 16 of the largest currents.
 
     Raises:
         NirError: what ``lay_out`` refuses.
+        HardwareError: a layer that the chip's integers cannot hold, with what to do; or a limit or number of steps that is none.
     """
-    return quantize_network(lay_out(graph), input_limit)
+    return quantize_network(lay_out(graph), input_limit, timesteps=timesteps)
 
 
-def quantize_network(network: ChipNetwork, input_limit: float | None = None, exponents: Sequence[int] = EXPONENTS) -> Quantized:
+def quantize_network(
+    network: ChipNetwork,
+    input_limit: float | None = None,
+    exponents: Sequence[int] = EXPONENTS,
+    timesteps: int | None = None,
+) -> Quantized:
     """``quantize`` for a network that is laid out already, with the exponents that connections may have."""
     spiking = network.encoder == "Poisson"
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
-    made = IntegerNetwork(network.input_shape, network.input, 1.0 if spiking else GRADED, limit, network.readout_from)
+    steps, scale = timesteps if timesteps is not None else network.timesteps, 1.0 if spiking else GRADED
+    if not 0 <= limit * scale < LARGEST_MESSAGE:
+        raise HardwareError(f"input_limit is {limit:g}; it is a number from 0 to {LARGEST_MESSAGE / scale:g}: normalise the inputs")
+    if steps is not None and steps < 1:
+        raise HardwareError(f"a simulation of {steps} steps; give timesteps of 1 or more")
+    made = IntegerNetwork(
+        network.input_shape, network.input, scale, limit, network.readout_from, output=network.output, timesteps=steps
+    )
     report = []
     for population in network.populations:
         quantized, layer = _counting(population) if population.pools else _Quantizer(population, made, exponents).quantize()
@@ -126,8 +144,9 @@ class _Quantizer:
     """Finds the integers of one population."""
 
     def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
-        self.population, self.exponents = population, exponents
+        self.population, self.exponents, self.steps = population, exponents, network.timesteps
         at_input = [c.source == network.input for c in population.connections]
+        self.signs = at_input  # neurons send 1, and take back no more than they sent; inputs have both signs
         self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
         self.source_limits = [network.input_limit if own else 1.0 for own in at_input]
         reaches = [
@@ -160,7 +179,10 @@ class _Quantizer:
             to_zero=p.to_zero,
             signed=p.signed,
         )
-        return quantized, self._report(quantized)
+        report = self._report(quantized)
+        graded = any(x != 1 for x in self.source_scales)
+        check_layer(p, quantized, report.weight_error, self.source_limits, graded, self.steps)
+        return quantized, report
 
     def _search(self) -> tuple[float, tuple[int, ...]]:
         """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
@@ -181,7 +203,7 @@ class _Quantizer:
 
     def _highest(self) -> int:
         """The largest n at which currents and thresholds have their room."""
-        room = ROOM if self.population.theta is not None else ROOM_READOUT
+        room = ROOM if self.population.theta is not None else readout_room(self.population, self.source_limits, self.signs, self.steps)
         most = room * max(self.reach, 0.0 if self.population.theta is None else float(self.population.theta.max()))
         return int(np.floor(OCTAVE * np.log2(CURRENT_LIMIT / most)))
 
