@@ -2,7 +2,7 @@
 
 A layer's errors are relative: weights (root mean square); and thresholds, biases (to the neuron's threshold; of the readout, to
 its largest current), and the half units that shifts down drop where exponents are negative, each the mean over the neurons, of
-which one counts 1 at most (a channel that is dead in the ANN can have a tiny threshold). Their sum may be at most WORST. Independent rounding errors of
+which one counts 1 at most (a channel that is dead in the ANN can have a tiny threshold). Their sum is at most WORST. Errors of
 a quarter of the weights' size are what three bits leave; trained networks lose little up to there and soon all of it beyond (a
 784-128-10 MLP on MNIST: 96.7 % in float; in integers 96.7 % at an error of 0.05, 11.3 % at 1). Beside the sum, some losses are
 refused whatever their share of it: connections and neurons that matter and whose weights all became 0, a start potential beyond
@@ -84,8 +84,8 @@ def _check_zeros(p: Population, q: IntegerPopulation, limits: list[float], grade
 def _remedy(worst: str, p: Population, limits: list[float], graded: bool) -> str:
     if worst == "biases" or np.abs(p.bias).max(initial=0.0) > np.max(_reach(p, limits), initial=0.0):
         return (
-            f"its largest bias is {np.abs(p.bias).max():.4g} beside weighted sums of at most {_reach(p, limits).max():.4g}: give that "
-            "neuron a smaller bias (a bias far above the threshold only makes it fire at every step)"
+            f"its largest bias is {np.abs(p.bias).max():.4g} beside weighted sums of at most {_reach(p, limits).max():.4g}: give "
+            "that neuron a smaller bias (a bias far above the threshold only makes it fire at every step)"
         )
     if p.theta is not None and p.theta.max() > 100 * p.theta.min():
         return (
@@ -122,11 +122,12 @@ def _check_leak(p: Population, q: IntegerPopulation, steps: int) -> None:
     real, held = _charge(p.leak, steps), _charge(1 - q.decay / DECAY_UNITY, steps)
     wrong = np.abs(held / real - 1)
     if wrong.max(initial=0.0) > WORST:
-        leak = float(np.broadcast_to(p.leak, wrong.shape)[int(wrong.argmax())])
+        worst = int(wrong.argmax())
+        leak = float(np.broadcast_to(p.leak, wrong.shape)[worst])
         raise HardwareError(
-            f"layer {p.name!r} has a leak of {leak:.7g}, which the chip would hold as {1 - q.decay[int(wrong.argmax())] / 4096:.7g} "
+            f"layer {p.name!r} has a leak of {leak:.7g}, which the chip would hold as {1 - q.decay[worst] / 4096:.7g} "
             f"(in 4096ths), and within {steps} steps its potentials would be off by {100 * wrong.max():.3g} %; use a leak of "
-            f"1 (IF), or one that is a multiple of 1/4096"
+            "1 (IF), or one that is a multiple of 1/4096"
         )
 
 

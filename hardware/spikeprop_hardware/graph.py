@@ -2,7 +2,7 @@
 
 NIR's neurons are continuous (tau dv/dt = v_leak - v + r*I) and reset to ``v_reset``. One Euler step of length dt is
 
-    LIF: v = leak * v + f*I with leak = 1 - dt/tau and f = r*dt/tau;    IF: v = v + f*I with f = r;    a spike where v > v_threshold
+    LIF: v = leak * v + f*I with leak = 1 - dt/tau, f = r*dt/tau;    IF: v = v + f*I with f = r;    a spike where v > v_threshold
 
 so that is what they are taken for. A factor f other than 1 goes into the threshold: v/f obeys v = leak * v + I and fires above
 v_threshold / f. A neuron node's metadata holds what NIR has no field for: ``reset`` ("zero", NIR's own, or
@@ -135,7 +135,9 @@ def _check_edges(graph: nir.NIRGraph, first: str) -> None:
     for source, target in graph.edges:
         edge = f"the edge from {source!r} to {target!r}"
         if (source, target) in known:
-            raise NirError(f"{edge} is listed twice; a NIR graph's edges are a set: list it once, and put a factor into the weights")
+            raise NirError(
+                f"{edge} is listed twice; a NIR graph's edges are a set: list it once, and put a factor into the weights"
+            )
         missing = [name for name in (source, target) if name not in graph.nodes]
         if missing:
             raise NirError(f"{edge} names {missing[0]!r}, which is no node of the graph")
@@ -226,7 +228,9 @@ def _leak(node: nir.IF | nir.LIF, name: str, dt: float | None) -> tuple[np.ndarr
 def _factor(name: str, factor: np.ndarray, what: str) -> np.ndarray | None:
     if not (np.isfinite(factor) & (factor > 0)).all():
         wrong = factor[~(np.isfinite(factor) & (factor > 0))]
-        raise NirError(f"node {name!r} scales its current by {what} = {_first(wrong):.4g}; only a positive factor can be expressed")
+        raise NirError(
+            f"node {name!r} scales its current by {what} = {_first(wrong):.4g}; only a positive factor can be expressed"
+        )
     return None if np.allclose(factor, 1) else factor
 
 

@@ -11,6 +11,7 @@ room for less error. No grid is assumed to be bad because nobody looked at it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -34,7 +35,6 @@ class WeightErrors:
         top = float(values[-1]) if len(values) else 0.0
         self._first = int(np.floor(OCTAVE * np.log2(MANTISSA[1] / top))) if top else 0
         self._window = range(self._first - OCTAVE + 1, self._first + 2 * OCTAVE)
-        self._clipped: float | None = None
 
     def at(self, n: int) -> float:
         """The error on grid n; 0 where all weights are 0."""
@@ -56,7 +56,7 @@ class WeightErrors:
         finer = [e for e, n in grids.items() if n >= self._window.stop]
         coarser = [e for e, n in grids.items() if n < self._window.start]
         found = self._least(usual or coarser or finer, grids)
-        if usual and finer and found[1] > self._least_clipped():
+        if usual and finer and found[1] > self._least_clipped:
             beyond = self._least(finer, grids)
             found = beyond if beyond[1] < found[1] * ROUNDING else found
         return found
@@ -65,13 +65,12 @@ class WeightErrors:
         best = min(exponents, key=lambda e: (self.at(grids[e]), abs(e)))
         return best, self.at(grids[best])
 
+    @cached_property
     def _least_clipped(self) -> float:
         """What clipping alone costs on the coarsest grid beyond the window; every finer one clips more."""
-        if self._clipped is None:
-            grid = 2.0 ** (self._window.stop / OCTAVE)
-            lost = np.maximum(self._values - MANTISSA[1] / grid, 0.0)
-            self._clipped = (float((self._counts * lost**2).sum()) / self._energy) ** 0.5 if self._energy else 0.0
-        return self._clipped
+        grid = 2.0 ** (self._window.stop / OCTAVE)
+        lost = np.maximum(self._values - MANTISSA[1] / grid, 0.0)
+        return (float((self._counts * lost**2).sum()) / self._energy) ** 0.5 if self._energy else 0.0
 
 
 def clip(values: np.ndarray) -> np.ndarray:

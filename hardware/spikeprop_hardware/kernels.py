@@ -162,7 +162,8 @@ def fire_fixed_numpy(
 ) -> int:
     """One step in the chip's integers, in place; the current is (2 * sums) << exponent, or >> -exponent.
 
-    Returns how many potentials stopped at the limits of 24 bits. bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere.
+    bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere. Returns how
+    many potentials stopped at the limits of 24 bits.
     """
     current = np.zeros(v.shape, np.int32)
     add_shifted_numpy(sums, exponent, current)

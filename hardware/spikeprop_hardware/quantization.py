@@ -8,9 +8,10 @@ with X = 1 for spikes and the input's scale for the network's input. The search 
 an exponent e for each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight
 as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
 which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
-largest one; the readout, which never fires, has room for the largest sum of all steps where their number is known (see
-room.py). A layer that no scale holds is refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over
-k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
+largest one; the readout, which never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is
+refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap, its entries are the
+next weights over k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is
+rounded.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ def quantize_network(
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
     steps, scale = timesteps if timesteps is not None else network.timesteps, 1.0 if spiking else GRADED
     if not 0 <= limit * scale < LARGEST_MESSAGE:
-        raise HardwareError(f"input_limit is {limit:g}; it is a number from 0 to {LARGEST_MESSAGE / scale:g}: normalise the inputs")
+        raise HardwareError(
+            f"input_limit is {limit:g}; it is a number from 0 to {LARGEST_MESSAGE / scale:g}: normalise the inputs"
+        )
     if steps is not None and steps < 1:
         raise HardwareError(f"a simulation of {steps} steps; give timesteps of 1 or more")
     made = IntegerNetwork(
@@ -203,7 +206,11 @@ class _Quantizer:
 
     def _highest(self) -> int:
         """The largest n at which currents and thresholds have their room."""
-        room = ROOM if self.population.theta is not None else readout_room(self.population, self.source_limits, self.signs, self.steps)
+        room = (
+            ROOM
+            if self.population.theta is not None
+            else readout_room(self.population, self.source_limits, self.signs, self.steps)
+        )
         most = room * max(self.reach, 0.0 if self.population.theta is None else float(self.population.theta.max()))
         return int(np.floor(OCTAVE * np.log2(CURRENT_LIMIT / most)))
 

@@ -95,8 +95,8 @@ def _warn_of_clipping(result: SimulationResult, network: ChipNetwork | IntegerNe
     output = network.readout.name
     if output in result.clipped:
         warnings.warn(
-            f"the output's potentials stopped at the limits of the chip's 24 bits {result.clipped[output]:,} times, so outputs are "
-            f"wrong; quantise for at least {result.output.shape[1]} steps (quantize(..., timesteps=)), or simulate fewer",
+            f"the output's potentials stopped at the limits of the chip's 24 bits {result.clipped[output]:,} times, so outputs "
+            f"are wrong; quantise for at least {result.output.shape[1]} steps (quantize(..., timesteps=)), or simulate fewer",
             stacklevel=3,
         )
 

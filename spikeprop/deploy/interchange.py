@@ -158,7 +158,9 @@ def _linear(name: str, node: Any, shape: Shape, target: str) -> tuple[Any, Shape
     if isinstance(node, nir.Flatten):
         after = linear_of(node, shape, name)[2]
         if len(after) != 1:
-            raise NirError(f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}; only all axes are written for {target}")
+            raise NirError(
+                f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}; only all axes are written for {target}"
+            )
         return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1), (int(np.prod(shape)),)
     if isinstance(node, nir.Conv2d) and not isinstance(node.padding, str):
         full = _ungrouped(np.asarray(node.weight), int(node.groups))
