@@ -1,12 +1,13 @@
 """What ``quantize`` refuses: integers that do not stand for the network.
 
-A layer's errors are relative: weights (root mean square); and thresholds, biases (to the neuron's threshold; of the readout, to
-its largest current), and the half units that shifts down drop where exponents are negative, each the mean over the neurons, of
-which one counts 1 at most (a channel that is dead in the ANN can have a tiny threshold). Their sum is at most WORST. Errors of
-a quarter of the weights' size are what three bits leave; trained networks lose little up to there and soon all of it beyond (a
-784-128-10 MLP on MNIST: 96.7 % in float; in integers 96.7 % at an error of 0.05, 11.3 % at 1). Beside the sum, some losses are
-refused whatever their share of it: connections and neurons that matter and whose weights all became 0, a start potential beyond
-24 bits, and a leak whose effect over the simulation is off by more than WORST.
+A layer's errors are relative: weights (root mean square; of several connections the mean by their largest currents); and
+thresholds, biases (to the neuron's threshold; of the readout, to its largest current), and the half units that shifts down drop
+where exponents are negative, each the mean over the neurons, of which one counts 1 at most (a channel that is dead in the ANN can
+have a tiny threshold). Their sum is at most WORST. Errors of a quarter of the weights' size are what three bits leave; trained
+networks lose little up to there and soon all of it beyond (a 784-128-10 MLP on MNIST: 96.7 % in float; in integers 96.7 % at an
+error of 0.04, 11.3 % at 1). Beside the sum, some losses are refused whatever their share of it: connections and neurons that
+matter and whose weights all became 0, a start potential beyond 24 bits, and a leak whose effect over the simulation is off by
+more than WORST.
 """
 
 from __future__ import annotations
@@ -22,24 +23,22 @@ NEGLIGIBLE = 0.01  # largest current of a connection that may become 0, relative
 STEPS = 100  # that a leak acts for, where the number of steps is not known
 
 
-def check_layer(
-    p: Population, q: IntegerPopulation, weight_error: float, limits: list[float], graded: bool, steps: int | None
-) -> None:
+def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factors: list[float], steps: int | None) -> None:
     """Refuse a layer that its integers do not stand for.
 
     Args:
         p: the layer in real numbers.
         q: the same in integers.
-        weight_error: root mean square.
         limits: the largest value that each connection delivers.
-        graded: it reads real-valued input.
+        factors: what a value of 1 arrives as, by connection; other than 1 for real-valued input.
         steps: of a simulation, where they are known.
 
     Raises:
         HardwareError: naming the layer, the cause and what to do.
     """
+    graded = any(x != 1 for x in factors)
     _check_zeros(p, q, limits, graded)
-    errors = {"weights": weight_error, **_errors(p, q, limits)}
+    errors = layer_errors(p, q, limits, factors)
     if sum(errors.values()) > WORST:
         worst = max(errors, key=lambda key: errors[key])
         raise HardwareError(
@@ -51,15 +50,28 @@ def check_layer(
     _check_leak(p, q, steps or STEPS)
 
 
-def _errors(p: Population, q: IntegerPopulation, limits: list[float]) -> dict[str, float]:
-    """The mean over the neurons."""
+def _weight_error(p: Population, q: IntegerPopulation, limits: list[float], factors: list[float]) -> float:
+    """The mean of the connections' errors by what they can bring."""
+    total = wrong = 0.0
+    for c, held, limit, x in zip(p.connections, q.connections, limits, factors):
+        size = float(np.linalg.norm(c.matrix.data))
+        if size:
+            brings = float(abs(c.matrix).sum(axis=1).max()) * limit
+            back = held.matrix.data * (2.0 ** (held.exponent + 1) * x / q.scale)
+            total += brings
+            wrong += brings * float(np.linalg.norm(back - c.matrix.data)) / size
+    return wrong / total if total else 0.0
+
+
+def layer_errors(p: Population, q: IntegerPopulation, limits: list[float], factors: list[float]) -> dict[str, float]:
+    """Of weights, biases, sums and thresholds; arguments as of ``check_layer``."""
     norm = np.full(len(p.bias), _reach(p, limits).max(initial=0.0) or 1.0) if p.theta is None else p.theta
     bias = (q.bias.astype(np.float64) * 2.0**q.bias_exponent) * q.unit - p.bias
     dropped = 0.5 * sum(c.exponent < 0 for c in q.connections) / q.scale
     off = {"biases": np.abs(bias) / norm, "sums": dropped / norm}
     if p.theta is not None and q.theta is not None:
         off["thresholds"] = np.abs(q.theta / q.scale / p.theta - 1)
-    return {what: float(np.minimum(errors, 1.0).mean()) for what, errors in off.items()}
+    return {"weights": _weight_error(p, q, limits, factors)} | {what: float(np.minimum(e, 1.0).mean()) for what, e in off.items()}
 
 
 def _check_zeros(p: Population, q: IntegerPopulation, limits: list[float], graded: bool) -> None:

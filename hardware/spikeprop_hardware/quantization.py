@@ -24,7 +24,7 @@ import nir
 import numpy as np
 from scipy import sparse
 
-from spikeprop_hardware.acceptance import check_layer
+from spikeprop_hardware.acceptance import check_layer, layer_errors
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.grids import OCTAVE, ROUNDING, WeightErrors, clip
 from spikeprop_hardware.integer import (
@@ -42,6 +42,7 @@ from spikeprop_hardware.integer import (
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.room import readout_room
 
+DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
 OCTAVES = 20  # that the search goes down
 CURRENT_LIMIT = STATE_LIMIT >> ALIGN
 ROOM = 4  # the potential holds so many of the largest current and threshold
@@ -159,7 +160,18 @@ class _Quantizer:
         self.reach = float((np.sum(reaches, axis=0) + np.abs(population.bias)).max()) or 1.0  # largest current, in real units
 
     def quantize(self) -> tuple[IntegerPopulation, LayerReport]:
-        scale, exponents = self._search()
+        """The least error by weights, or by what they bring: those of a connection of large inputs are small beside others."""
+        tried = [self._rounded(*self._search([1.0] * len(self.source_limits)))]
+        if len(set(self.source_limits)) > 1 and self._errors(tried[0]) > DOUBTFUL:
+            tried.append(self._rounded(*self._search([limit**2 for limit in self.source_limits])))
+        quantized = min(tried, key=self._errors)
+        check_layer(self.population, quantized, self.source_limits, self.source_scales, self.steps)
+        return quantized, self._report(quantized)
+
+    def _errors(self, quantized: IntegerPopulation) -> float:
+        return sum(layer_errors(self.population, quantized, self.source_limits, self.source_scales).values())
+
+    def _rounded(self, scale: float, exponents: tuple[int, ...]) -> IntegerPopulation:
         p = self.population
         connections = [
             IntegerConnection(c.source, _mantissas(c.matrix, scale / x / 2.0 ** (e + 1)), e, c.delay)
@@ -167,8 +179,8 @@ class _Quantizer:
         ]
         bias, bias_exponent = _bias(p.bias * scale)
         theta = None if p.theta is None else _theta(p.theta * scale)
-        size = len(p.bias)
-        quantized = IntegerPopulation(
+        zeros = np.zeros(len(p.bias), np.int32)
+        return IntegerPopulation(
             name=p.name,
             shape=p.shape,
             connections=connections,
@@ -176,21 +188,17 @@ class _Quantizer:
             scale=scale,
             bias=bias,
             bias_exponent=bias_exponent,
-            decay=np.zeros(size, np.int32) if p.leak is None else _decay(p.leak),
-            v_init=np.zeros(size, np.int32) if p.theta is None else _potential(p.v_init * p.theta * scale),
+            decay=zeros if p.leak is None else _decay(p.leak),
+            v_init=zeros if p.theta is None else _potential(p.v_init * p.theta * scale),
             theta=theta,
             to_zero=p.to_zero,
             signed=p.signed,
         )
-        report = self._report(quantized)
-        graded = any(x != 1 for x in self.source_scales)
-        check_layer(p, quantized, report.weight_error, self.source_limits, graded, self.steps)
-        return quantized, report
 
-    def _search(self) -> tuple[float, tuple[int, ...]]:
+    def _search(self, importance: Sequence[float]) -> tuple[float, tuple[int, ...]]:
         """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
         tables = [WeightErrors(c) for c in self.population.connections]
-        energies = [float((c.matrix.data**2).sum()) for c in self.population.connections]
+        energies = [float((c.matrix.data**2).sum()) * times for c, times in zip(self.population.connections, importance)]
         best: tuple[float, int, tuple[int, ...]] | None = None
         for n in range(self._highest(), self._highest() - OCTAVES * OCTAVE, -1):
             scale, chosen, error = 2.0 ** (n / OCTAVE), [], 0.0
