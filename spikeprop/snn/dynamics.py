@@ -55,15 +55,19 @@ class LayerDynamics(nn.Module, ABC):
 
     def advance(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         """``run``; step by step through ``__call__`` where hooks or another ``forward`` or ``step`` are to be heard."""
-        kind = type(self)
-        of_base = kind.forward is LayerDynamics.forward and kind.step is LayerDynamics.step
-        if of_base and untouched(self) and not global_hooks():
+        if not self._is_watched():
             return self.run(currents, state)
         sent = []
         for current in currents:
             one, state = self(current, state)
             sent.append(one)
         return torch.stack(sent), state
+
+    @torch.compiler.disable
+    def _is_watched(self) -> bool:
+        kind = type(self)
+        of_base = kind.forward is LayerDynamics.forward and kind.step is LayerDynamics.step
+        return not (of_base and untouched(self)) or global_hooks()
 
     def initial_state(self, current: Tensor) -> NeuronState:
         """State before the first step, for one step's current (B, ...)."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
@@ -51,16 +52,20 @@ def refuse_uncalled(containers: Iterable[tuple[str, nn.Module]]) -> None:
             )
 
 
-def refuse_transforms() -> None:
+@torch.compiler.disable
+def refuse_transforms(x_B: Any) -> None:
     """Refuse to run where torch records or transforms the operations instead of running them.
+
+    Args:
+        x_B: the network's input.
 
     Raises:
         SimulationError: names the transformation and what to do instead.
     """
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing() or isinstance(x_B, fx.Proxy):
         raise SimulationError(
-            "a spiking network cannot be traced (torch.jit.trace, torch.onnx.export): a trace keeps the spikes of its example "
-            "input as constants; save it with save_checkpoint, or export it with to_nir"
+            "a spiking network cannot be traced (torch.jit.trace, torch.onnx.export, torch.fx): a trace keeps the spikes of its "
+            "example input as constants; save it with save_checkpoint, or export it with to_nir"
         )
     if torch.compiler.is_exporting():
         raise SimulationError("a spiking network cannot be exported (torch.export): its steps depend on values; use to_nir")

@@ -130,7 +130,7 @@ class SpikingNetwork(nn.Module):
         """
         if not self.readout.trivial:
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
-        refuse_transforms()
+        refuse_transforms(x_B)
         refuse_uncalled(self._containers())
         output_TBK, state = self._advance(x_B.unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
@@ -148,6 +148,7 @@ class SpikingNetwork(nn.Module):
             ValueError: shape, NaN or infinity in the input, or timesteps < 1.
             SimulationError: within torch.jit.trace, torch.export or a torch.func transform, or a hook that nothing calls.
         """
+        refuse_transforms(x_B)
         if torch.is_grad_enabled() and observe is None and self.readout.trivial and self._packed(x_B, timesteps, chunk):
             return _engine().train(self, x_B, timesteps, chunk)
         output = None
@@ -156,8 +157,8 @@ class SpikingNetwork(nn.Module):
         assert output is not None
         return output.clone()  # of its own memory, not a view of all steps'
 
+    @torch.compiler.disable
     def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
-        refuse_transforms()
         refuse_uncalled(self._containers())
         self._check_input(x_B, timesteps)
         if chunk is not None and chunk < 1:
@@ -186,6 +187,7 @@ class SpikingNetwork(nn.Module):
 
         What is observed are all steps, or the chunks in which the first ``observed_steps`` lie.
         """
+        refuse_transforms(x_B)
         watched = timesteps if observed_steps is None else observed_steps
         yield from self.readout.counted(self._accumulated(x_B, timesteps, chunk, observe, watched))
 
