@@ -61,6 +61,17 @@ def worker_died(error: BaseException | None) -> WorkerDied | None:
     return None
 
 
+# snn --------------------------------------------------------------------------------------------------------------------------
+
+
+class SimulationError(SpikepropError, RuntimeError):
+    """A spiking network cannot be run in this way: traced, transformed, or with a hook that nothing calls."""
+
+
+class SilentNetworkWarning(UserWarning):
+    """Layers of a network in training do not fire, so that no gradient passes through them."""
+
+
 # convert, learn, evaluate -----------------------------------------------------------------------------------------------------
 
 

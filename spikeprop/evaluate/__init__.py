@@ -2,7 +2,7 @@
 returns."""
 
 from spikeprop.evaluate.accuracy import ann_accuracy, snn_accuracy
-from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out, silent_layers
+from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out
 from spikeprop.evaluate.error import LayerError, conversion_error
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.loop import evaluate
@@ -11,6 +11,7 @@ from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.report import Report, run_rows, scalars_by_steps
 from spikeprop.evaluate.scores import Predictions, Proportion, wilson
 from spikeprop.evaluate.summary import class_table, evaluation_rows, summarise, total_seconds
+from spikeprop.snn.watching import silent_layers
 
 __all__ = [
     "ADD_JOULES",

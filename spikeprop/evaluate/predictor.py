@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate.activity import ActivityMeter, device_of, watched_chunk
+from spikeprop.evaluate.activity import ActivityMeter, device_of
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.watching import watched_chunk
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients
 from spikeprop.learn.metrics import DeferredMetrics
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
+from spikeprop.learn.silence import SilenceCheck
 from spikeprop.learn.training_checkpoint import TrainingCheckpoint
 from spikeprop.runtime.batches import Batch, Batches, Shardable
 from spikeprop.runtime.processes import ALONE, Processes
@@ -50,6 +51,7 @@ class LoopSettings:
     constrained: Sequence[Constrained]
     checkpoint: TrainingCheckpoint
     parallel: DataParallel
+    silence: SilenceCheck
 
 
 def fit(
@@ -71,7 +73,7 @@ def fit(
     """Train ``model`` in place and leave it in evaluation mode.
 
     After every step ``project_parameters()`` is called on each module that has it; it moves parameters back into their range, as
-    for thresholds.
+    for thresholds. A spiking network in which layers stay silent is warned of once, after the first gradient.
 
     Args:
         model: network that ``rule`` can train, complete or sharded over the processes by ``shard``; batches go to its device.
@@ -120,6 +122,7 @@ def fit(
         constrained=[module for module in model.modules() if isinstance(module, Constrained)],
         checkpoint=progress,
         parallel=DataParallel(processes, model, rule),
+        silence=SilenceCheck(model, rule, processes.rank == 0),
     )
     _set_mode(model, rule, True)
     for callback in callbacks:
@@ -184,6 +187,7 @@ def _one_step(training: TrainingState, settings: LoopSettings, x: Tensor, y: Ten
     x, y = settings.parallel.shard(x, y)
     with nullcontext() if settings.autocast is None else torch.autocast(settings.device.type, settings.autocast):
         result = settings.rule.step(settings.parallel.wrapped, x, y)  # its backward pass recomputes, so it needs autocast too
+    settings.silence.after_gradient(training.model, x)
     deferred.add(*_reduce(result, y, settings.parallel))
     for callback in settings.callbacks:
         callback.on_gradient(training)
