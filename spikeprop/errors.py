@@ -64,6 +64,10 @@ class ConversionError(SpikepropError):
     """The network contains an operation that cannot be converted to spikes, or the calibration cannot be done."""
 
 
+class LabelError(SpikepropError, ValueError):
+    """Labels do not fit a network's outputs, or images and labels are not what an accuracy or a loss can use."""
+
+
 class CheckpointError(SpikepropError):
     """A checkpoint cannot be read or belongs to another architecture."""
 

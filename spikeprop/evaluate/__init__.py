@@ -7,6 +7,7 @@ from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.loop import evaluate
 from spikeprop.evaluate.pictures import draw, draw_conversion_error, draw_evaluation
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
+from spikeprop.evaluate.regression import RegressionError, ann_error, snn_error
 from spikeprop.evaluate.report import Report, accuracy_rows, scalars_by_steps
 from spikeprop.evaluate.scores import Predictions, Proportion, wilson
 from spikeprop.evaluate.summary import accuracy_lines, class_table, seconds, summarise
@@ -21,10 +22,12 @@ __all__ = [
     "Predictions",
     "Predictor",
     "Proportion",
+    "RegressionError",
     "Report",
     "accuracy_lines",
     "accuracy_rows",
     "ann_accuracy",
+    "ann_error",
     "class_table",
     "conversion_error",
     "count_macs",
@@ -38,6 +41,7 @@ __all__ = [
     "seconds",
     "silent_layers",
     "snn_accuracy",
+    "snn_error",
     "summarise",
     "wilson",
 ]
