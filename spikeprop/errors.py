@@ -11,6 +11,10 @@ class DamagedFileError(SpikepropError):
     """A file that spikeprop wrote is truncated, altered, or too large."""
 
 
+class ForeignFileError(DamagedFileError):
+    """A file is complete, and of another kind than the one that belongs in its place."""
+
+
 class BusyError(SpikepropError):
     """Another process is at work in the folder."""
 

@@ -91,15 +91,16 @@ def pairs(batches: Batches | Iterable[Batch]) -> Iterator[Batch]:
     Raises:
         LabelError: something else.
     """
+    source: Any = batches
     if isinstance(batches, Batches):
-        batches = batches.epoch(0)
+        source = batches.epoch(0)
     elif isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches):
-        batches = [(batches[0], batches[1])]
+        source = [batches]
     elif isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
         raise LabelError(
             f"batches is {_kind(batches)}: give a list or a DataLoader of (images, labels), or a split of a data set"
         )
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(source):
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor)):
             raise LabelError(f"batch {number + 1} is {_kind(batch)}: give pairs of tensors (images, labels)")
         x, y = batch[0], as_labels(batch[1])
