@@ -41,9 +41,7 @@ def _is_unpickled(path: Path) -> bool:
     """Whether torch.save wrote a file, by its content; by its name where it is neither that nor safetensors."""
     kind = kinds.kind_of(path)
     if kind is kinds.CHECKPOINT:
-        raise CheckpointError(
-            f"{path} is a checkpoint of spikeprop, whose tensors have other names: use load_network, `eval` or `export`"
-        )
+        raise CheckpointError(f"{path} is a checkpoint of spikeprop, whose tensors have other names: use load_network or `eval`")
     if kind in (kinds.TORCH, kinds.SAFETENSORS):
         return kind is kinds.TORCH
     check_kind(path, "a file of weights (safetensors, or torch.save of a state_dict)", kinds.PICKLE)
@@ -53,7 +51,8 @@ def _is_unpickled(path: Path) -> bool:
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that ``torch.save`` wrote, by torch's restricted reader, which runs no other code of the file."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # a name ending in .safetensors would make torch take it for that
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} is damaged, or contains more than tensors ({error}); save a state_dict") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):

@@ -51,7 +51,7 @@ def read_photograph(path: str | Path | Member) -> Any:
                 return file.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many types for corrupted files
         raise MissingDataError(
-            f"{path} is truncated or not a JPEG or PNG image ({error}); get it again from its source, or move it out of the data set's folder"
+            f"{path} is truncated or not a JPEG or PNG image ({error}); get it again, or move it out of the folder"
         ) from error
 
 

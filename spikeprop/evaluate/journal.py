@@ -92,7 +92,7 @@ class Journal:
         if changed:
             shown = ", ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} here" for key in changed[:4])
             raise EvaluationError(
-                f"{self.path} holds another evaluation ({shown}); use another --out folder, or --restart to predict again in this one"
+                f"{self.path} holds another evaluation ({shown}); use another --out folder, or --restart to predict again"
             )
 
 

@@ -2,8 +2,8 @@
 
 Only the header is read back, so a checkpoint is one file, which is renamed into place when it is complete. Tensors are named
 ``model.<name>``, ``optimizer.<parameter>.<key>`` and ``<section>.<name>`` for everything else with a state; all other values are
-in the description. A tensor that has several names (tied weights) is stored once, and ``aliases`` in the description gives its other
-names. Nothing is pickled. A checksum in the header covers the complete file. The progress of a training keeps the
+in the description. A tensor with several names (tied weights) is stored once; ``aliases`` in the description has the others.
+Nothing is pickled. A checksum in the header covers the complete file. The progress of a training keeps the
 previous checkpoint too, to continue from if the last one is damaged.
 """
 
@@ -143,7 +143,7 @@ def load_latest(path: Path) -> Checkpoint:
     except DamagedFileError as error:
         if not previous.exists():
             raise CheckpointError(
-                f"{error}, and there is none before it: restore it from a copy, or move it out of the folder, and its stage starts again"
+                f"{error}, and there is none before it: restore it from a copy, or move it away, and its stage starts again"
             ) from error
         saved = load_checkpoint(previous)
         os.replace(path, path.with_name(path.name + ".damaged"))
@@ -161,7 +161,8 @@ def _read(path: Path) -> Checkpoint:
     tensors, header = read_tensors(path)
     if "spikeprop" not in header:
         raise CheckpointError(
-            f"{path} holds tensors but was not written by spikeprop: its header has no 'spikeprop' entry; {kinds.SAFETENSORS.remedy}"
+            f"{path} holds tensors but was not written by spikeprop: its header has no 'spikeprop' entry; "
+            f"{kinds.SAFETENSORS.remedy}"
         )
     if set(header) != {"spikeprop"}:  # the checksum's key itself is corrupted
         raise DamagedFileError(f"{path} is damaged (its header has an unknown entry)")

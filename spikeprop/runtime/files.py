@@ -140,7 +140,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        check_kind(path, "a JSON file", kinds.JSON, kinds.TEXT, kinds.YAML)
+        check_kind(path, "a JSON file", kinds.JSON, kinds.TEXT, kinds.YAML, kinds.EMPTY)
         raise DamagedFileError(f"{path} is damaged, or not JSON ({error}); restore it from a copy") from error
 
 
@@ -227,7 +227,7 @@ def read_tensors(path: Path, entries: Collection[str] | None = None) -> tuple[di
             header = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # safetensors has its own error type, and torch has several for impossible tensors
-        check_kind(path, "a safetensors file", kinds.SAFETENSORS, kinds.CHECKPOINT)
+        check_kind(path, "a safetensors file", kinds.SAFETENSORS, kinds.CHECKPOINT, kinds.TEXT, kinds.EMPTY)
         raise DamagedFileError(f"{path} is damaged or not a safetensors file ({error})") from error
     found = header.pop(CHECKSUM, None)
     if found is not None and found != _checksum(tensors, header):

@@ -55,6 +55,7 @@ def test_training_of_tied_weights_resumes(tmp_path: Path) -> None:
     batches = [(torch.rand(8, 8), torch.arange(8) % 3)]
 
     def trained(epochs: list[int], file: Path | None) -> Tensor:
+        model = Tied()
         for n in epochs:
             torch.manual_seed(0)
             model = Tied()
