@@ -11,6 +11,10 @@ class DamagedFileError(SpikepropError):
     """A file that spikeprop wrote is truncated, altered, or too large."""
 
 
+class ForeignFileError(DamagedFileError):
+    """A file is complete, and of another kind than the one that belongs in its place."""
+
+
 class BusyError(SpikepropError):
     """Another process is at work in the folder."""
 
@@ -77,6 +81,10 @@ class SilentNetworkWarning(UserWarning):
 
 class ConversionError(SpikepropError):
     """The network contains an operation that cannot be converted to spikes, or the calibration cannot be done."""
+
+
+class LabelError(SpikepropError, ValueError):
+    """Labels do not fit a network's outputs, or images and labels are not what an accuracy or a loss can use."""
 
 
 class CheckpointError(SpikepropError):

@@ -1,7 +1,7 @@
 """The audit of a risk report: one sensitivity of every parameter against a bump on the same paths, with its error.
 
-The adjoint and the one-sided bumps are means over the same few paths, so they differ by kinks within the bump only. Those are what
-the two one-sided bumps differ by, path by path: the error of the bump.
+The adjoint and the one-sided bumps are means over the same few paths, so they differ by kinks within the bump only. Those are
+what the two one-sided bumps differ by, path by path: the error of the bump.
 """
 
 from __future__ import annotations

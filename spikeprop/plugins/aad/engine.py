@@ -86,8 +86,8 @@ def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, th
         )
     if float(total.standard_error[0]) > 0 and not bool(total.value[1:].any()):
         raise MarketError(
-            "the payoff varies, but all its adjoints are zero: it depends on prices by an event that jumps, on few paths; smooth it "
-            "(products.above)"
+            "the payoff varies, but all its adjoints are zero: it depends on prices by an event that jumps, on few paths; smooth
+            it " "(products.above)"
         )
     sizes = [v.numel() for v in leaves.values()]
     parts = zip(leaves, *(x[1:].split(sizes) for x in (total.value, total.standard_error)))
@@ -107,8 +107,8 @@ def simulated(model: Model, product: Product, paths: Paths, *, batch: int = BATC
     """Prices (paths, dates[, assets]) of all paths, and discount factors (dates,): the first of two passes.
 
     A payoff sees the paths of one mini-batch. What needs all of them, such as the regression of a Bermudan option, is computed
-    from these prices (use another seed than for the price, so that the exercise does not know its paths) and is then a constant of
-    the payoff.
+    from these prices (use another seed than for the price, so that the exercise does not know its paths) and is then a constant
+    of the payoff.
 
     Args:
         model, product, paths: the simulation; of the product, only the dates.
@@ -164,8 +164,8 @@ def _tested(
     sizes = [v.numel() for v in leaves.values()]
     adjoints = {name: part.reshape(leaves[name].shape) for name, part in zip(leaves, row.split(sizes))}
     found = audits(model, product, probe.normals, adjoints) if bool(row.isfinite().all()) else {}
-    spreads = [probe.range] + [found[name].spread if name in found else 0.0 for name, v in leaves.items() for _ in range(v.numel())]
-    return found, torch.tensor(spreads, dtype=torch.float64)
+    spreads = [probe.range] + [found[name].spread if name in found else 0.0 for name, v in leaves.items() for _ in
+    range(v.numel())] return found, torch.tensor(spreads, dtype=torch.float64)
 
 
 def _floored(found: Estimate, paths: Paths, spreads: Tensor) -> Estimate:

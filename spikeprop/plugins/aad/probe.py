@@ -2,9 +2,9 @@
 
 All tests compare the payoff with itself path by path, so they have no Monte Carlo error. Half of the paths are simulated with
 normal numbers that are stretched by 1.5, so that rare events are seen. A payoff f and its derivative f' are tested on straight
-lines from the prices of one path to those of another: with a piece of length h of a line from a to b, f(b) - f(a) must lie between
-h f'(a) and h f'(b), which one kink in the piece does not change. The worst piece of each path is halved until this is so, or until
-what remains is a jump, which does not become smaller with the piece.
+lines from the prices of one path to those of another: with a piece of length h of a line from a to b, f(b) - f(a) must lie
+between h f'(a) and h f'(b), which one kink in the piece does not change. The worst piece of each path is halved until this is
+so, or until what remains is a jump, which does not become smaller with the piece.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def probed(model: Model, product: Product, paths: Paths, prepared: Prepared) -> 
             off = float((found.double() - values.double()).nan_to_num().abs().max())
             raise MarketError(
                 f"the payoff of {name} mixes paths: the value of a path changes by up to {off:.3g} with the other paths of its "
-                "mini-batch (a regression, mean, sort or quantile over paths), and a payoff sees one mini-batch of the simulation "
-                "only. Use two passes: compute what needs all paths from spots, discounts = simulated(model, product, paths) with "
-                "another seed, and give the payoff the result as constants (regression coefficients, an exercise boundary)"
+                "mini-batch (a regression, mean, sort or quantile over paths), and a payoff sees one mini-batch of the simulation
+                " "only. Use two passes: compute what needs all paths from spots, discounts = simulated(model, product, paths)
+                with " "another seed, and give the payoff the result as constants (regression coefficients, an exercise boundary)"
             )
     return Probe(normals, spots, discounts, values.double())
 
@@ -137,8 +137,8 @@ class _Lines:
                 (found,) = torch.autograd.grad(values.sum(), [leaf], materialize_grads=True, allow_unused=True)
         except RuntimeError as error:
             raise MarketError(
-                f"PyTorch cannot differentiate the payoff of {type(self.product).__name__} ({str(error).splitlines()[0]}). {REMEDY}"
-            ) from error
+                f"PyTorch cannot differentiate the payoff of {type(self.product).__name__} ({str(error).splitlines()[0]}).
+            {REMEDY}" ) from error
         return values.detach().double(), (found * self.way).flatten(1).sum(1)
 
 
@@ -160,9 +160,9 @@ def _check_slopes(lines: _Lines) -> None:
         raise MarketError(
             f"the derivative of the payoff of {type(lines.product).__name__} by the prices is {kind} on {int(wrong.sum())} of "
             f"{len(wrong)} test paths: on one, from the prices of one path to those of another, it is {float(slope[i]):.4g}, and "
-            f"bumps say {float(quotient[i]):.4g}. Part of the payoff is outside of PyTorch's tape (detach, NumPy, float(), item(), "
-            f"no_grad, a rounding) or has a backward of its own that is wrong; compute it from the prices by PyTorch. {REMEDY}"
-        )
+            f"bumps say {float(quotient[i]):.4g}. Part of the payoff is outside of PyTorch's tape (detach, NumPy, float(),
+            item(), " f"no_grad, a rounding) or has a backward of its own that is wrong; compute it from the prices by PyTorch.
+        {REMEDY}" )
 
 
 def _check_jumps(lines: _Lines, paths: int) -> None:
