@@ -9,6 +9,7 @@ mean)^2 / (G (G - 1))), of the price and of each sensitivity.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,12 +22,13 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.audit import audits
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared
 from spikeprop.plugins.aad.paths import Batch, Paths
-from spikeprop.plugins.aad.probe import check_derivative, probed
+from spikeprop.plugins.aad.probe import check_derivative, probed, undifferentiable
 from spikeprop.plugins.aad.products import Product
 from spikeprop.plugins.aad.report import Audit, Estimate, Price, Risk
 from spikeprop.runtime.signals import stop_if_requested
 
 BATCH = 512  # paths; the data of a batch fit into the cache of a core
+FEW = 8  # groups, below which standard errors are uncertain by more than a quarter
 AT_ONCE = 32  # groups whose adjoints are propagated together from the mark to the parameters
 
 
@@ -53,7 +55,7 @@ def _price(model: Model, product: Product, paths: Paths, batch: int, threads: in
     tally = _Tally()
     for count, values in _groups(partial(_value, model, product, paths, prepared), paths.batches(batch), threads):
         tally.add(count, values)
-    found = _floored(tally.estimate(), paths, torch.tensor([spread]))
+    found = _finished(tally, paths, torch.tensor([spread]))
     return Price(estimate=found, paths=paths.paths, seconds=time.perf_counter() - started)
 
 
@@ -79,14 +81,14 @@ def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, th
     while some := list(islice(groups, AT_ONCE)):
         for (count, _), row in zip(some, _to_parameters(tape, leaves, torch.stack([sums for _, sums in some]))):
             tally.add(count, row)
-    total = _floored(tally.estimate(), paths, spreads)
+    total = _finished(tally, paths, spreads)
     if not bool(total.value.isfinite().all()):
         raise MarketError(
             "a derivative is not finite: the payoff is not differentiable on some path; smooth it (products.above) or clamp it"
         )
     if float(total.standard_error[0]) > 0 and not bool(total.value[1:].any()):
         raise MarketError(
-            "the payoff varies, but all its adjoints are zero: it depends on prices by an event that jumps, on few paths; smooth it "
+            "the payoff varies, but all its adjoints are zero: it depends on prices by a rare event that jumps; smooth it "
             "(products.above)"
         )
     sizes = [v.numel() for v in leaves.values()]
@@ -107,8 +109,8 @@ def simulated(model: Model, product: Product, paths: Paths, *, batch: int = BATC
     """Prices (paths, dates[, assets]) of all paths, and discount factors (dates,): the first of two passes.
 
     A payoff sees the paths of one mini-batch. What needs all of them, such as the regression of a Bermudan option, is computed
-    from these prices (use another seed than for the price, so that the exercise does not know its paths) and is then a constant of
-    the payoff.
+    from these prices (with another seed than the price's, so that the exercise does not know its paths) and is then a constant
+    of the payoff.
 
     Args:
         model, product, paths: the simulation; of the product, only the dates.
@@ -153,27 +155,44 @@ def _check(model: Model, product: Product, batch: int, threads: int) -> None:
     product.check(model)
 
 
-def _tested(
-    model: Model, product: Product, paths: Paths, tape: Prepared, leaves: Parameters
-) -> tuple[dict[str, Audit], Tensor]:
+def _tested(model: Model, product: Product, paths: Paths, tape: Prepared, leaves: Parameters) -> tuple[dict[str, Audit], Tensor]:
     """Test payoff and adjoints on a few paths; the audits, and by result the range of its values over paths (1 + parameters,)."""
     mark = {k: v.detach() for k, v in tape.items()}
     probe = probed(model, product, paths, mark)
     check_derivative(product, probe, paths.paths)
-    row = _to_parameters(tape, leaves, _sums(model, product, probe.normals, mark)[None])[0, 1:] / probe.normals.shape[1]
-    sizes = [v.numel() for v in leaves.values()]
-    adjoints = {name: part.reshape(leaves[name].shape) for name, part in zip(leaves, row.split(sizes))}
-    found = audits(model, product, probe.normals, adjoints) if bool(row.isfinite().all()) else {}
-    spreads = [probe.range] + [found[name].spread if name in found else 0.0 for name, v in leaves.items() for _ in range(v.numel())]
-    return found, torch.tensor(spreads, dtype=torch.float64)
+    count = probe.normals.shape[1]
+    try:
+        sums = _sums(model, product, probe.normals, mark)
+    except RuntimeError as error:
+        raise undifferentiable(product, error) from error
+    parts = (sums[1:] / count).split([v.numel() for v in mark.values()])
+    reached = [(v, part.reshape(v.shape)) for v, part in zip(tape.values(), parts) if v.requires_grad]
+    outputs, seeds = (list(one) for one in zip(*reached))
+    found = torch.autograd.grad(outputs, list(leaves.values()), seeds, retain_graph=True, materialize_grads=True)
+    adjoints = dict(zip(leaves, found)) if all(bool(one.isfinite().all()) for one in found) else {}
+    audited = audits(model, product, probe.normals, adjoints, probe.values[:count])
+    spreads = [probe.range]
+    for name, leaf in leaves.items():
+        spreads += [audited[name].spread if name in audited else 0.0] * leaf.numel()
+    return audited, torch.tensor(spreads, dtype=torch.float64)
 
 
-def _floored(found: Estimate, paths: Paths, spreads: Tensor) -> Estimate:
-    """Coinciding groups have no variance, but each still has an error of up to a path; as if it were uniform, with a standard
-    deviation of range / (paths of a group * sqrt(12))."""
-    equal = found.standard_error <= 1e-14 * found.value.abs()
+def _finished(tally: _Tally, paths: Paths, spreads: Tensor) -> Estimate:
+    """The mean with its standard error, from few groups with a warning.
+
+    Coinciding groups have no variance, but each may be off by a part of a path: with the range of the values over paths, taken as
+    uniform, the standard deviation of a group's mean is range / (paths of a group * sqrt(12)).
+    """
+    if tally.groups < FEW:
+        warnings.warn(
+            f"the standard errors come from {tally.groups} independent groups of paths only (Sobol: scramblings), so they are "
+            f"uncertain; use at least {FEW}, and Estimate.interval, which is of Student's t, instead of +- 1.96 standard errors",
+            stacklevel=4,
+        )
+    found = tally.estimate()
+    coincide = found.standard_error <= 1e-12 * found.value.abs()
     least = spreads * found.groups**0.5 / (paths.paths * 12**0.5)
-    return Estimate(found.value, torch.where(equal, least, found.standard_error), found.groups)
+    return Estimate(found.value, torch.where(coincide, least, found.standard_error), found.groups)
 
 
 def _value(model: Model, product: Product, paths: Paths, prepared: Prepared, batch: Batch) -> Tensor:

@@ -2,9 +2,9 @@
 
 All tests compare the payoff with itself path by path, so they have no Monte Carlo error. Half of the paths are simulated with
 normal numbers that are stretched by 1.5, so that rare events are seen. A payoff f and its derivative f' are tested on straight
-lines from the prices of one path to those of another: with a piece of length h of a line from a to b, f(b) - f(a) must lie between
-h f'(a) and h f'(b), which one kink in the piece does not change. The worst piece of each path is halved until this is so, or until
-what remains is a jump, which does not become smaller with the piece.
+lines from the prices of one path to those of another: on a piece of a line from a to b, of length h, f(b) - f(a) must lie between
+h f'(a) and h f'(b), which one kink in the piece does not change. The worst piece of each path is halved until this is so, or
+until what remains is a jump, which does not become smaller with the piece.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from spikeprop.plugins.aad.models import Model, Prepared
 from spikeprop.plugins.aad.paths import Batch, Paths
 from spikeprop.plugins.aad.products import Product
 
-COUNT = 512  # paths of the probe
+COUNT = 256  # paths of the probe
 STRETCH = 1.5
-PIECES, HALVINGS = 16, 20  # of a line at first; the finest piece is 2^-24 of a line
-FOLLOWED = 128  # paths whose worst piece is halved
+PIECES, HALVINGS = 8, 21  # of a line at first; the finest piece is 2^-24 of a line
+FOLLOWED = 64  # paths whose worst piece is halved
 NARROW = 0.1  # part of the payoff's range that must not be passed where fewer than about two paths of the simulation lie
 SAMPLE, STEPS = (0.3, 0.303), (1e-3, 1e-4)  # places on a line and bumps of the test of the derivative
 
@@ -64,9 +64,9 @@ def probed(model: Model, product: Product, paths: Paths, prepared: Prepared) -> 
     normals = paths.normals(Batch(0, 0, COUNT // 2), model.dimension(product.dates))
     spots = model.simulate(prepared, torch.cat([normals, STRETCH * normals], 1), product.dates)
     discounts = prepared["discounts"]
-    values = product.payoff(spots, discounts)
+    values = product.payoff(spots.clone(), discounts)  # a copy: it may work in place
     name = type(product).__name__
-    if not _equal(product.payoff(spots, discounts), values):
+    if not _equal(product.payoff(spots.clone(), discounts), values):
         raise MarketError(
             f"the payoff of {name} has different values for the same prices: it draws random numbers or keeps a state between "
             "calls; draw all random numbers in the model (Model.dimension), so that a path is a function of its numbers"
@@ -79,9 +79,9 @@ def probed(model: Model, product: Product, paths: Paths, prepared: Prepared) -> 
             off = float((found.double() - values.double()).nan_to_num().abs().max())
             raise MarketError(
                 f"the payoff of {name} mixes paths: the value of a path changes by up to {off:.3g} with the other paths of its "
-                "mini-batch (a regression, mean, sort or quantile over paths), and a payoff sees one mini-batch of the simulation "
-                "only. Use two passes: compute what needs all paths from spots, discounts = simulated(model, product, paths) with "
-                "another seed, and give the payoff the result as constants (regression coefficients, an exercise boundary)"
+                "mini-batch (a regression, mean, sort or quantile over paths), and a payoff sees only one mini-batch of the "
+                "simulation. Use two passes: compute what needs all paths from spots, discounts = "
+                "simulated(model, product, paths) with another seed, and give the payoff the result as constants (regression coefficients, an exercise boundary)"
             )
     return Probe(normals, spots, discounts, values.double())
 
@@ -100,8 +100,8 @@ def check_derivative(product: Product, probe: Probe, paths: int) -> None:
     start = probe.spots
     level = start.abs().mean(0)
     lines = _Lines(product, probe.discounts, start, start.roll(1, 0) + 0.01 * level - start)
-    _check_slopes(lines)
     _check_jumps(lines, paths)
+    _check_slopes(lines)
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,17 @@ class _Lines:
             if values.requires_grad:
                 (found,) = torch.autograd.grad(values.sum(), [leaf], materialize_grads=True, allow_unused=True)
         except RuntimeError as error:
-            raise MarketError(
-                f"PyTorch cannot differentiate the payoff of {type(self.product).__name__} ({str(error).splitlines()[0]}). {REMEDY}"
-            ) from error
+            raise undifferentiable(self.product, error) from error
         return values.detach().double(), (found * self.way).flatten(1).sum(1)
+
+
+def undifferentiable(product: Product, error: RuntimeError) -> MarketError:
+    """PyTorch's error in our words."""
+    what = str(error).splitlines()[0]
+    return MarketError(
+        f"PyTorch cannot differentiate the payoff of {type(product).__name__} ({what}). It must compute from prices by PyTorch, "
+        f"without changing them in place. {REMEDY}"
+    )
 
 
 def _check_slopes(lines: _Lines) -> None:
@@ -160,8 +167,9 @@ def _check_slopes(lines: _Lines) -> None:
         raise MarketError(
             f"the derivative of the payoff of {type(lines.product).__name__} by the prices is {kind} on {int(wrong.sum())} of "
             f"{len(wrong)} test paths: on one, from the prices of one path to those of another, it is {float(slope[i]):.4g}, and "
-            f"bumps say {float(quotient[i]):.4g}. Part of the payoff is outside of PyTorch's tape (detach, NumPy, float(), item(), "
-            f"no_grad, a rounding) or has a backward of its own that is wrong; compute it from the prices by PyTorch. {REMEDY}"
+            f"bumps say {float(quotient[i]):.4g}. Part of the payoff is outside of PyTorch's tape (detach, NumPy, item(), "
+            "no_grad, a rounding), or has a backward of its own that is wrong; compute it by PyTorch. "
+            f"{REMEDY}"
         )
 
 
