@@ -81,7 +81,8 @@ def probed(model: Model, product: Product, paths: Paths, prepared: Prepared) -> 
                 f"the payoff of {name} mixes paths: the value of a path changes by up to {off:.3g} with the other paths of its "
                 "mini-batch (a regression, mean, sort or quantile over paths), and a payoff sees only one mini-batch of the "
                 "simulation. Use two passes: compute what needs all paths from spots, discounts = "
-                "simulated(model, product, paths) with another seed, and give the payoff the result as constants (regression coefficients, an exercise boundary)"
+                "simulated(model, product, paths) with another seed, and give the payoff the result as constants (regression "
+                "coefficients, an exercise boundary)"
             )
     return Probe(normals, spots, discounts, values.double())
 
