@@ -179,8 +179,7 @@ class BarrierRisk:
         seconds = micro["cpu_seconds"]
         rows = [
             ("price", _in_words(micro["price"])),
-            ("its 95 % interval (Student's t)", "{:.4f} to {:.4f}".format(*micro["price"]["interval"])),
-            *(("audit by a bump on the same paths", str(Audit(**one))) for one in list(micro["audits"].values())[:1]),
+            *_checks(micro),
             (f"CPU seconds, {micro['paths']:,} paths x {self.monitorings} steps", f"price {seconds['price']:.2f}"),
             (
                 f"the same and {micro['count']:,} sensitivities",
@@ -211,8 +210,17 @@ class BarrierRisk:
         ):
             one = found["sensitivities"][name]
             value, error = (torch.tensor(one[key], dtype=torch.float64) for key in ("value", "standard_error"))
-            estimate = Estimate(value, error, found["groups"])
+            estimate = Estimate(value, error, found.get("groups", 2))
             draw_surfaces(estimate, axes[name], context.folder.path / f"{file}.png", f"{context.name}: {what}")
+
+
+def _checks(micro: dict[str, Any]) -> list[tuple[str, str]]:
+    """The interval and an audit; a stage that an earlier version finished has neither."""
+    rows = []
+    if "interval" in micro["price"]:
+        rows.append(("its 95 % interval (Student's t)", "{:.4f} to {:.4f}".format(*micro["price"]["interval"])))
+    audits = list(micro.get("audits", {}).values())
+    return rows + [("audit by a bump on the same paths", str(Audit(**one))) for one in audits[:1]]
 
 
 def _as_json(found: Risk, seconds: dict[str, float]) -> dict[str, Any]:
