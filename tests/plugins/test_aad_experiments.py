@@ -33,6 +33,9 @@ def test_risk_report_is_complete(tmp_path: Path) -> None:
     assert quotes["count"] == 16 * 6 + 3
     assert micro["price"] == quotes["price"]
     assert report.values["bumps"]["largest_in_standard_errors"] < 1
+    rows = dict(report.rows)
+    assert rows["audit by a bump on the same paths"].startswith("spot: adjoint ")
+    assert " to " in rows["its 95 % interval (Student's t)"]
     assert len((tmp_path / "sensitivities.csv").read_text().splitlines()) == 1 + 12 * 6 + 3 + 16 * 6
     for picture in ("report.png", "superbuckets.png"):
         assert (tmp_path / picture).stat().st_size > 20000

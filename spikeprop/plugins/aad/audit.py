@@ -1,6 +1,6 @@
 """The audit of a risk report: one sensitivity of every parameter against a bump on the same paths, with its error.
 
-The adjoint and the one-sided bumps are means over the same few paths, so they differ by kinks within the bump only. Those are
+The adjoint and the one-sided bumps are means over the same few paths, so they differ only by kinks within the bump. Those are
 what the two one-sided bumps differ by, path by path: the error of the bump.
 """
 
@@ -21,18 +21,18 @@ TOLERANCE = 0.01  # of the sensitivity
 
 
 @torch.no_grad()
-def audits(model: Model, product: Product, normals: Tensor, adjoints: Mapping[str, Tensor]) -> dict[str, Audit]:
+def audits(model: Model, product: Product, normals: Tensor, adjoints: Mapping[str, Tensor], middle: Tensor) -> dict[str, Audit]:
     """By parameter, the number with the largest adjoint; where all adjoints are zero, the sum of all numbers.
 
     Args:
         model, product: the simulation.
         normals: (dimension, paths) numbers of the audit's paths.
         adjoints: by parameter, means over these paths, in the shape of the parameter.
+        middle: (paths,) payoffs of these paths.
 
     Raises:
         MarketError: an adjoint is not the derivative; the message names the parameter.
     """
-    middle = _payoffs(model, product, normals, {})
     found = {name: _audit(model, product, normals, name, adjoint, middle) for name, adjoint in adjoints.items()}
     return {name: one for name, one in found.items() if one is not None}
 

@@ -29,7 +29,7 @@ from spikeprop.plugins.aad.implied import ImpliedDupire
 from spikeprop.plugins.aad.models import Model, at_least
 from spikeprop.plugins.aad.paths import Paths
 from spikeprop.plugins.aad.products import UpAndOut
-from spikeprop.plugins.aad.report import Estimate, Risk, draw_surfaces
+from spikeprop.plugins.aad.report import Audit, Estimate, Risk, draw_surfaces
 from spikeprop.plugins.reports import save_report
 from spikeprop.recipe import Component
 from spikeprop.runtime.files import write_text
@@ -179,6 +179,7 @@ class BarrierRisk:
         seconds = micro["cpu_seconds"]
         rows = [
             ("price", _in_words(micro["price"])),
+            *_checks(micro),
             (f"CPU seconds, {micro['paths']:,} paths x {self.monitorings} steps", f"price {seconds['price']:.2f}"),
             (
                 f"the same and {micro['count']:,} sensitivities",
@@ -208,9 +209,18 @@ class BarrierRisk:
             ("implied_volatilities", quotes, "superbuckets", "implied volatilities"),
         ):
             one = found["sensitivities"][name]
-            numbers = (torch.tensor(one[key], dtype=torch.float64) for key in ("value", "standard_error"))
-            estimate = Estimate(*numbers, found.get("groups", 2))
+            value, error = (torch.tensor(one[key], dtype=torch.float64) for key in ("value", "standard_error"))
+            estimate = Estimate(value, error, found.get("groups", 2))
             draw_surfaces(estimate, axes[name], context.folder.path / f"{file}.png", f"{context.name}: {what}")
+
+
+def _checks(micro: dict[str, Any]) -> list[tuple[str, str]]:
+    """The interval and an audit; a stage that an earlier version finished has neither."""
+    rows = []
+    if "interval" in micro["price"]:
+        rows.append(("its 95 % interval (Student's t)", "{:.4f} to {:.4f}".format(*micro["price"]["interval"])))
+    audits = list(micro.get("audits", {}).values())
+    return rows + [("audit by a bump on the same paths", str(Audit(**one))) for one in audits[:1]]
 
 
 def _as_json(found: Risk, seconds: dict[str, float]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ import numpy as np
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.plugins.map_propagation import kernels
-from spikeprop.plugins.map_propagation.environments import Environments, as_published, centred, make, outputs_of
+from spikeprop.plugins.map_propagation.environments import Environments, as_published, centred, make
 from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, make_net
 from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
+from spikeprop.plugins.map_propagation.spaces import Actions, Observations
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
 from spikeprop.plugins.map_propagation.training import ActorCritic, evaluate
 from spikeprop.plugins.reports import save_report
@@ -45,7 +46,7 @@ class Control:
 
     Attributes:
         seed: seed of the first run; further runs use the following integers.
-        environment: name in gymnasium; its actions are discrete, or continuous within bounds.
+        environment: name in gymnasium; its actions are discrete (or combinations), or continuous.
         episodes: number of episodes of each run.
         seeds: number of runs of each learner.
         actor, critic: settings of the two networks.
@@ -102,14 +103,15 @@ class Control:
             here: require gymnasium, as a run does.
 
         Raises:
-            RecipeError: an unknown environment or an unsupported action space.
+            RecipeError: an unknown environment, or an unsupported space of actions or observations.
             MissingDataError: gymnasium or Box2D is not installed.
         """
         from importlib.util import find_spec
 
         if here or find_spec("gymnasium") is not None:
             environment = make(self.environment)
-            outputs_of(environment.action_space)
+            Actions(environment.action_space)
+            Observations(environment.observation_space)
             environment.close()
 
     def smoke(self) -> Control:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from spikeprop.errors import MissingDataError, RecipeError
+from spikeprop.plugins.map_propagation.spaces import Actions, Observations
 from spikeprop.runtime.seeding import mix_seed
 
 
@@ -24,7 +25,7 @@ class Environments:
         name: name in gymnasium, such as "CartPole-v1".
         count: number of environments.
         seed: with the numbers of environment and episode it determines the seed of an episode.
-        continuous: for a Box action space, the mapping from the actor's outputs to an action.
+        continuous: for a Box action space, the mapping from the actor's outputs to an action between the bounds.
 
     Attributes:
         x: (count, inputs) observations.
@@ -35,10 +36,9 @@ class Environments:
         self.name, self.seed = name, seed
         self._environments = [make(name) for _ in range(count)]
         self.continuous = continuous
-        space = self._environments[0].action_space
-        self.actions, self.discrete = outputs_of(space)
-        self.inputs = int(np.prod(self._environments[0].observation_space.shape))
-        self._bounds = () if self.discrete else (space.low, space.high)
+        self._actions = Actions(self._environments[0].action_space, continuous)
+        self._observations = Observations(self._environments[0].observation_space)
+        self.actions, self.discrete, self.inputs = self._actions.outputs, self._actions.discrete, self._observations.inputs
         self.x = np.zeros((count, self.inputs))
         self.reward = np.zeros(count)
         self.ended, self.truncated, self.started = (np.zeros(count, dtype=bool) for _ in range(3))
@@ -54,9 +54,9 @@ class Environments:
                 self._episode[e] += 1
                 self._begin(e)
             else:
-                action = self._action(outputs[e])
-                self._played[e].append(action if self.discrete else action.tolist())
-                self._take(e, environment.step(action))
+                choice = self._actions.chosen(outputs[e])
+                self._played[e].append(choice)
+                self._take(e, environment.step(self._actions.action(choice)))
 
     def state(self) -> dict[str, Any]:
         """The state as JSON values, for ``restore``."""
@@ -67,9 +67,9 @@ class Environments:
         for e, environment in enumerate(self._environments):
             self._episode[e] = state["episode"][e]
             self._begin(e)
-            for action in state["played"][e]:
-                self._played[e].append(action)
-                self._take(e, environment.step(action if self.discrete else np.array(action, dtype=np.float32)))
+            for choice in state["played"][e]:
+                self._played[e].append(choice)
+                self._take(e, environment.step(self._actions.action(choice)))
 
     def close(self) -> None:
         """Free the environments' resources."""
@@ -78,21 +78,15 @@ class Environments:
 
     def _begin(self, e: int) -> None:
         seed = mix_seed(self.seed, e, self._episode[e]) % 2**31
-        self.x[e] = np.asarray(self._environments[e].reset(seed=seed)[0]).ravel()
+        self.x[e] = self._observations.flat(self._environments[e].reset(seed=seed)[0])
         self.reward[e], self.ended[e], self.truncated[e], self.started[e] = 0.0, False, False, True
         self._played[e] = []
 
     def _take(self, e: int, result: tuple[Any, ...]) -> None:
         observation, reward, terminated, truncated, _ = result
-        self.x[e] = np.asarray(observation).ravel()
+        self.x[e] = self._observations.flat(observation)
         self.reward[e], self.ended[e] = reward, terminated or truncated
         self.truncated[e], self.started[e] = truncated and not terminated, False
-
-    def _action(self, output: np.ndarray) -> Any:
-        if self.discrete:
-            return int(output.argmax())
-        assert self.continuous is not None
-        return np.clip(self.continuous(output, *self._bounds), *self._bounds).astype(np.float32)
 
 
 def make(name: str) -> Any:
@@ -114,19 +108,6 @@ def make(name: str) -> Any:
         raise MissingDataError(f"{name} needs Box2D; install the extra with: pip install 'spikeprop[rl]' ({error})") from error
     except gymnasium.error.Error as error:
         raise RecipeError(f"environment: gymnasium cannot make {name!r}: {error}") from error
-
-
-def outputs_of(space: Any) -> tuple[int, bool]:
-    """Number of actor outputs for an action space, and whether the actions are discrete.
-
-    Raises:
-        RecipeError: the space is neither Discrete nor Box.
-    """
-    if type(space).__name__ == "Discrete":
-        return int(space.n), True
-    if type(space).__name__ == "Box":
-        return int(np.prod(space.shape)), False
-    raise RecipeError(f"environment: actions of type {type(space).__name__} are not supported; Discrete and Box are")
 
 
 def centred(output: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

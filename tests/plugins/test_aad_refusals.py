@@ -1,0 +1,265 @@
+"""What the risk plugin refuses because the result would be wrong without a word, what it must not refuse, and its intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spikeprop.errors import MarketError
+from spikeprop.plugins.aad import (
+    Bachelier,
+    BlackScholes,
+    European,
+    Product,
+    PseudoRandom,
+    Risk,
+    Scripted,
+    Sobol,
+    UpAndOut,
+    above,
+    price,
+    risk,
+    simulated,
+)
+from spikeprop.plugins.aad.closed_forms import black_scholes
+from spikeprop.plugins.aad.models import Parameters, Prepared
+
+MODEL = BlackScholes(spot=100, volatility=0.2, rate=0.02)
+DATES = (0.5, 1.0)
+Payoff = Callable[[Tensor, Tensor], Tensor]
+
+
+def found(script: Payoff, paths: int = 4096, model: BlackScholes = MODEL) -> Risk:
+    return risk(model, Scripted(observations=DATES, script=script), PseudoRandom(paths=paths))
+
+
+@torch.no_grad()
+def _outside(s: Tensor) -> Tensor:
+    return torch.relu(s[:, -1] - 100)
+
+
+def _first_in_the_money(s: Tensor, d: Tensor) -> Tensor:
+    """An exercise by a comparison: the path's value jumps where the exercise does."""
+    now = torch.relu(105 - s[:, 0])
+    return torch.where(now > 6, now * d[0], d[1] * torch.relu(105 - s[:, 1]))
+
+
+JUMPS: dict[str, Payoff] = {
+    "digital": lambda s, d: d[-1] * (s[:, -1] > 100).double(),
+    "hard knock-out": lambda s, d: d[-1] * torch.relu(s[:, -1] - 100) * (s.amax(1) < 120),
+    "fractional part": lambda s, d: d[-1] * torch.frac(s[:, -1] / 25),
+    "remainder": lambda s, d: d[-1] * torch.remainder(s[:, -1], 30.0),
+    "days in a range": lambda s, d: d[-1] * ((s > 95) & (s < 110)).double().mean(1),
+    "rounded straight through": lambda s, d: d[-1] * (s[:, -1] + (torch.round(s[:, -1]) - s[:, -1]).detach()),
+    "exercise by a comparison": _first_in_the_money,
+    "chosen by rank": lambda s, d: d[-1] * torch.tensor([0.0, 5.0], dtype=s.dtype)[s.argmax(1)],
+    "small rebate": lambda s, d: d[-1] * (torch.relu(s[:, -1] - 100) + 0.05 * (s[:, 0] > 101)),
+    "rare digital": lambda s, d: d[-1] * (s[:, -1] > 150).double(),
+}
+CUT: dict[str, Payoff] = {
+    "without gradients": lambda s, d: d[-1] * _outside(s),
+    "detached strike": lambda s, d: d[-1] * torch.relu(s[:, -1] - 0.9 * s.mean(1).detach()),
+    "detached on one branch": lambda s, d: d[-1] * torch.where(s[:, -1] > 120, s[:, -1].detach(), s[:, -1]),
+    "from NumPy": lambda s, d: d[-1] * torch.from_numpy(np.log(s.detach().numpy()[:, -1])),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_jump_is_refused_with_the_remedy(name: str) -> None:
+    with pytest.raises(MarketError, match=r"payoff of Scripted jumps by .*near .*above\(prices, level, width\)"):
+        found(JUMPS[name])
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_derivative_that_is_cut_off_is_refused(name: str) -> None:
+    with pytest.raises(MarketError, match=r"the derivative of the payoff of Scripted by the prices is (zero|wrong) on .*detach"):
+        found(CUT[name])
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        lambda s, d: d[-1] * torch.heaviside(s[:, -1] - 100, torch.zeros((), dtype=s.dtype)),
+        lambda s, d: d[-1] * torch.from_numpy(np.maximum(s[:, -1].numpy() - 100, 0)),
+        lambda s, d: d[-1] * torch.relu(s.sub_(100)[:, -1]),
+    ],
+)
+def test_what_torch_cannot_differentiate_is_an_error_of_ours(script: Payoff) -> None:
+    with pytest.raises(MarketError, match=r"PyTorch cannot differentiate the payoff of Scripted \("):
+        found(script)
+
+
+def test_smoothed_digital_has_the_delta_of_the_closed_form() -> None:
+    digital = found(lambda s, d: d[-1] * above(s[:, -1], 100, 2.0), paths=40_000).sensitivities["spot"]
+    d2 = (0.02 - 0.2**2 / 2) / 0.2
+    exact = math.exp(-0.02) * math.exp(-(d2**2) / 2) / math.sqrt(2 * math.pi) / (100 * 0.2)
+    assert float(digital.value) == pytest.approx(exact, abs=4 * float(digital.standard_error) + 2e-4)
+
+
+CONTINUOUS: dict[str, Payoff] = {
+    "square root": lambda s, d: d[-1] * torch.relu(s[:, -1] - 99.9).sqrt(),
+    "lookback by index": lambda s, d: d[-1] * s.gather(1, s.argmax(1, keepdim=True))[:, 0],
+    "sorted dates": lambda s, d: d[-1] * s.sort(1).values[:, 0],
+    "where that is continuous": lambda s, d: d[-1] * torch.where(s[:, -1] > 100, s[:, -1] - 100, 0.5 * (100 - s[:, -1])),
+    "single precision": lambda s, d: d[-1].float() * torch.relu(s[:, -1].float() - 100),
+    "narrow call spread": lambda s, d: d[-1] * above(s[:, -1], 105, 0.1),
+    "sigmoid": lambda s, d: d[-1] * torch.sigmoid((s[:, -1] - 100) / 0.2),
+    "power": lambda s, d: d[-1] * (s[:, -1] / 100) ** 8,
+    "constant": lambda s, d: d[-1].expand(len(s)),
+    "large notional": lambda s, d: 1e6 * d[-1] * (1 + torch.relu(s[:, -1] / 100 - 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_payoff_is_not_refused(name: str) -> None:
+    result = found(CONTINUOUS[name], paths=20_000)
+    for one in result.audits.values():
+        assert abs(one.adjoint - one.bump) <= one.error + 0.01 * abs(one.bump)
+    assert list(result.audits) == list(MODEL.parameters)
+
+
+def test_discount_that_is_cut_off_is_refused_by_name() -> None:
+    with pytest.raises(MarketError, match=r"the sensitivity to rate is wrong: .* a bump on the same paths says"):
+        found(lambda s, d: d[-1].item() * torch.relu(s[:, -1] - 100))
+
+
+class _Cut(BlackScholes):
+    """A model whose volatility, and whose spot in part, are no functions on the tape."""
+
+    def __init__(self, cut: str):
+        super().__init__(spot=100, volatility=0.2, rate=0.02)
+        self.cut = cut
+
+    def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
+        return super().prepare({k: v.detach() if k == self.cut else v for k, v in parameters.items()}, times)
+
+
+@pytest.mark.parametrize("name", ["volatility", "spot", "dividend"])
+def test_parameter_that_the_model_cuts_off_is_refused_by_name(name: str) -> None:
+    with pytest.raises(MarketError, match=f"the sensitivity to {name} is wrong: .* adjoint is identically zero"):
+        risk(_Cut(name), European(strike=100, maturity=1), PseudoRandom(paths=1024))
+
+
+def _regressed(s: Tensor, d: Tensor) -> Tensor:
+    later, x = torch.relu(100 - s[:, 1]) * d[1] / d[0], torch.stack([torch.ones(len(s)).double(), s[:, 0], s[:, 0] ** 2], 1)
+    kept = x @ torch.linalg.lstsq(x, later).solution
+    now = torch.relu(100 - s[:, 0])
+    return d[0] * torch.where(now > kept, now, later)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        _regressed,
+        lambda s, d: d[-1] * torch.relu(s[:, -1] - s[:, -1].mean()),
+        lambda s, d: d[-1] * s[:, -1].sort().values,
+        lambda s, d: d[-1] * above(s[:, -1], s[:, -1].quantile(0.9), 1.0),
+        lambda s, d: d[-1] * torch.nn.functional.batch_norm(s, None, None, training=True)[:, -1],
+        lambda s, d: d[-1] * s[:, -1].cummax(0).values,
+    ],
+)
+@pytest.mark.parametrize("work", [price, risk])
+def test_payoff_that_mixes_paths_is_refused(script: Payoff, work: Callable[..., object]) -> None:
+    with pytest.raises(MarketError, match=r"mixes paths: .*two passes: .*simulated\(model, product, paths\)"):
+        work(MODEL, Scripted(observations=DATES, script=script), PseudoRandom(paths=512))
+
+
+def test_payoff_that_draws_random_numbers_is_refused() -> None:
+    with pytest.raises(MarketError, match="different values for the same prices: it draws random numbers"):
+        price(MODEL, Scripted(observations=DATES, script=lambda s, d: s[:, -1] * torch.rand(len(s))), PseudoRandom(paths=64))
+
+
+def test_payoff_that_works_in_place_has_a_price() -> None:
+    def payoff(s: Tensor, d: Tensor) -> Tensor:
+        return d[-1] * torch.relu(s.sub_(100)[:, -1])
+
+    expected = price(MODEL, European(strike=100, maturity=1), PseudoRandom(paths=4096))
+    result = price(MODEL, Scripted(observations=(1.0,), script=payoff), PseudoRandom(paths=4096))
+    assert result.value == pytest.approx(expected.value)
+
+
+def test_two_passes_price_a_bermudan_put() -> None:
+    """Regression on paths of their own, against a binomial tree with 2000 steps."""
+    steps, dates = 2000, (0.5, 1.0)
+    up = math.exp(0.2 / math.sqrt(steps))
+    q = (math.exp(0.02 / steps) - 1 / up) / (up - 1 / up)
+    values = np.maximum(100 - 100 * up ** np.arange(-steps, steps + 1, 2.0), 0)
+    for step in range(steps - 1, -1, -1):
+        values = math.exp(-0.02 / steps) * (q * values[1:] + (1 - q) * values[:-1])
+        if step == steps // 2:
+            values = np.maximum(values, 100 - 100 * up ** np.arange(-step, step + 1, 2.0))
+    plain = Scripted(observations=dates, script=lambda s, d: d[-1] * torch.relu(100 - s[:, -1]))
+    s, d = simulated(MODEL, plain, PseudoRandom(paths=50_000, seed=7))
+    assert s.shape == (50_000, 2)
+
+    def basis(x: Tensor) -> Tensor:
+        return ((x / 100)[:, None] ** torch.arange(5)).double()
+
+    later = d[1] / d[0] * torch.relu(100 - s[:, 1])
+    money = s[:, 0] < 100
+    fitted = torch.linalg.lstsq(basis(s[money, 0]), later[money]).solution
+
+    def payoff(s: Tensor, d: Tensor) -> Tensor:
+        now = torch.relu(100 - s[:, 0])
+        return torch.where((now > 0) & (now > basis(s[:, 0]) @ fitted), d[0] * now, d[1] * torch.relu(100 - s[:, 1]))
+
+    result = price(MODEL, Scripted(observations=dates, script=payoff), PseudoRandom(paths=200_000, seed=1))
+    assert result.value == pytest.approx(float(values[0]), abs=3.5 * result.standard_error)
+
+
+def test_intervals_cover_the_closed_form() -> None:
+    """Of Student's t, 4 scramblings; +- 1.96 standard errors cover about 0.84."""
+    exact = black_scholes(MODEL.parameters["spot"], 100, 1, MODEL.parameters["volatility"], rate=torch.tensor(0.02).double())
+    runs, covered, normal = 300, 0, 0
+    for seed in range(runs):
+        with pytest.warns(UserWarning, match="4 independent groups of paths only"):
+            result = price(MODEL, European(strike=100, maturity=1), Sobol(paths=4 * 256, seed=seed, scramblings=4))
+        low, high = result.estimate.interval()
+        covered += bool(low <= exact <= high)
+        normal += abs(result.value - float(exact)) <= 1.96 * result.standard_error
+    assert covered / runs > 0.9 > normal / runs
+
+
+def test_coinciding_scramblings_have_an_error() -> None:
+    """The counts of a digital are equal in all scramblings of 64 stratified points, and the mean is off by part of a point."""
+    digital = Scripted(observations=(1.0,), script=lambda s, d: d[-1] * (s[:, -1] > 100))
+    one = price(MODEL, digital, Sobol(paths=16 * 64))
+    assert one.standard_error > 0
+    covered = 0
+    for strike in np.linspace(80, 120, 41):
+        digital = Scripted(observations=(1.0,), script=lambda s, d, k=strike: d[-1] * (s[:, -1] > k))
+        exact = math.exp(-0.02) * 0.5 * (1 + math.erf(math.log(100 / strike) / 0.2 / math.sqrt(2)))
+        low, high = price(MODEL, digital, Sobol(paths=16 * 64)).estimate.interval()
+        covered += bool(low <= exact <= high)
+    assert covered >= 36  # of 41; without the floor, about half
+
+
+def test_constants_have_no_error() -> None:
+    forward = Scripted(observations=(1.0,), script=lambda s, d: d[-1] * (s[:, -1, 0] + s[:, -1, 1]))
+    result = risk(Bachelier(spots=[1.0, 2.0], volatilities=[0.1, 0.2]), forward, Sobol(paths=1024))
+    assert float(result.sensitivities["spots"].standard_error.max()) < 1e-9
+    assert result.sensitivities["spots"].value.tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_few_groups_are_warned_of_and_invalid_confidence_is_refused() -> None:
+    with pytest.warns(UserWarning, match="5 independent groups of paths only .* use at least 8"):
+        result = risk(MODEL, European(strike=100, maturity=1), Sobol(paths=640, scramblings=5))
+    with pytest.raises(MarketError, match="confidence is 95; it must lie between 0 and 1"):
+        result.estimate.interval(95)
+    low, high = result.estimate.interval(0.9)
+    assert float(high - low) / 2 / result.standard_error == pytest.approx(2.131847, rel=1e-6)  # t(0.95, 4)
+
+
+def test_report_has_an_audit_of_every_parameter() -> None:
+    product: Product = UpAndOut(strike=95, barrier=125, maturity=1, monitorings=12, width=2.0)
+    result = risk(MODEL, product, PseudoRandom(paths=512))
+    audits = result.values()["audits"]
+    assert list(audits) == ["spot", "volatility", "rate", "dividend"]
+    assert str(result.audits["spot"]).startswith("spot: adjoint ")
+    for one in audits.values():
+        assert one["adjoint"] == pytest.approx(one["bump"], abs=one["error"] + 0.01 * abs(one["bump"]))
