@@ -11,6 +11,10 @@ class DamagedFileError(SpikepropError):
     """A file that spikeprop wrote is truncated, altered, or too large."""
 
 
+class ForeignFileError(DamagedFileError):
+    """A file is complete, and of another kind than the one that belongs in its place."""
+
+
 class BusyError(SpikepropError):
     """Another process is at work in the folder."""
 
@@ -25,6 +29,10 @@ class Stopped(SpikepropError):
     def __init__(self, signal: int):
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+
+
+class DataError(SpikepropError, ValueError):
+    """Data that were passed to a function have a form, type or shape that cannot be used."""
 
 
 # recipe, data -----------------------------------------------------------------------------------------------------------------
@@ -57,11 +65,26 @@ def worker_died(error: BaseException | None) -> WorkerDied | None:
     return None
 
 
+# snn --------------------------------------------------------------------------------------------------------------------------
+
+
+class SimulationError(SpikepropError, RuntimeError):
+    """A spiking network cannot be run in this way: traced, transformed, or with a hook that nothing calls."""
+
+
+class SilentNetworkWarning(UserWarning):
+    """Layers of a network in training do not fire, so that no gradient passes through them."""
+
+
 # convert, learn, evaluate -----------------------------------------------------------------------------------------------------
 
 
 class ConversionError(SpikepropError):
     """The network contains an operation that cannot be converted to spikes, or the calibration cannot be done."""
+
+
+class LabelError(SpikepropError, ValueError):
+    """Labels do not fit a network's outputs, or images and labels are not what an accuracy or a loss can use."""
 
 
 class CheckpointError(SpikepropError):

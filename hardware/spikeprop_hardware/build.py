@@ -44,23 +44,32 @@ def run_on_lava(
     source = RingBuffer(data=np.ascontiguousarray(inputs.reshape(steps, -1).T))
     ports = {network.input: source.s_out}
     run = {"period": period, "steps": steps}
-    processes = [_add(population, ports, run, membranes) for population in network.populations]
+    processes = {p.name: _add(p, ports, run, membranes) for p in network.populations}
+    readout = processes[network.readout.name]
     select = "fixed_pt" if isinstance(network, IntegerNetwork) else "floating_pt"
-    done, total = 0, steps + network.depth
+    done, total = 0, steps + max(p.depth for p in network.populations)
     try:
         while done < total:
             count = min(max(1, total // slices), total - done)
-            processes[-1].run(condition=RunSteps(num_steps=count), run_cfg=Loihi2SimCfg(select_tag=select))
+            readout.run(condition=RunSteps(num_steps=count), run_cfg=Loihi2SimCfg(select_tag=select))
             done += count
             progress(done, total)
         shape = (samples, period, -1)
-        layers = list(zip(network.populations[:-1], processes))
+        layers = [(p, processes[p.name]) for p in network.populations if p is not network.readout]
         spikes = {p.name: _trains(p, proc, steps).reshape(shape) for p, proc in layers}
         traces = {p.name: proc.trace.get().T.reshape(shape) for p, proc in layers} if membranes else {}
-        output = processes[-1].sums.get().T.reshape(shape)
+        output = readout.sums.get().T.reshape(shape)
+        clipped = _clipped(network, processes)
     finally:
-        processes[-1].stop()
-    return SimulationResult(spikes, output, traces)
+        readout.stop()
+    return SimulationResult(spikes, output, traces, clipped=clipped)
+
+
+def _clipped(network: ChipNetwork | IntegerNetwork, processes: dict[str, Any]) -> dict[str, int]:
+    """Potentials that stopped at the limits of 24 bits, by population."""
+    able = [p.name for p in network.populations if isinstance(p, IntegerPopulation) and not p.pools]
+    counts = {name: int(processes[name].clipped.get().sum()) for name in able}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: bool) -> Any:

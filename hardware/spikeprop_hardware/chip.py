@@ -147,7 +147,7 @@ def activity(network: ChipNetwork | IntegerNetwork, inputs: np.ndarray) -> list[
     return [
         Activity(name=name, spikes=float(n.sum()) / samples, synops=float(n @ reached[name]) / samples)
         for name, n in spikes.items()
-        if name != network.populations[-1].name
+        if name != network.readout.name
     ]
 
 

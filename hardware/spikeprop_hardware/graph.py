@@ -2,9 +2,10 @@
 
 NIR's neurons are continuous (tau dv/dt = v_leak - v + r*I) and reset to ``v_reset``. One Euler step of length dt is
 
-    LIF: v = leak * v + I with leak = 1 - dt/tau and r*dt/tau = 1;    IF: v = v + I with r = 1;    a spike where v > v_threshold
+    LIF: v = leak * v + f*I with leak = 1 - dt/tau, f = r*dt/tau;    IF: v = v + f*I with f = r;    a spike where v > v_threshold
 
-so that is what they are taken for. A neuron node's metadata holds what NIR has no field for: ``reset`` ("zero", NIR's own, or
+so that is what they are taken for. A factor f other than 1 goes into the threshold: v/f obeys v = leak * v + I and fires above
+v_threshold / f. A neuron node's metadata holds what NIR has no field for: ``reset`` ("zero", NIR's own, or
 "subtract"), ``dt`` in the unit of tau, ``leak`` (exact, where tau is rounded), ``v_init`` (start potential as a fraction of the
 threshold), and ``signed`` (a neuron below 0 sends -1 as long as it has sent more spikes than it took back). The graph's metadata
 may name the ``encoder`` that makes its inputs, and the step from which the output counts (``readout_from``).
@@ -109,6 +110,7 @@ def ordered(graph: nir.NIRGraph) -> list[str]:
         NirError: several inputs or outputs, a loop, a node that is not connected to the input, or NaN or infinity in a node.
     """
     first, last = ends(graph)
+    _check_edges(graph, first)
     sources: dict[str, set[str]] = {name: set() for name in graph.nodes if name != first}
     for source, target in graph.edges:
         if target in sources:
@@ -127,6 +129,23 @@ def ordered(graph: nir.NIRGraph) -> list[str]:
     return order
 
 
+def _check_edges(graph: nir.NIRGraph, first: str) -> None:
+    """NIR's edges are a set of pairs of its nodes (Pedersen et al. 2024): twice the same pair would be a weight of 2, or of 1."""
+    known: set[tuple[str, str]] = set()
+    for source, target in graph.edges:
+        edge = f"the edge from {source!r} to {target!r}"
+        if (source, target) in known:
+            raise NirError(
+                f"{edge} is listed twice; a NIR graph's edges are a set: list it once, and put a factor into the weights"
+            )
+        missing = [name for name in (source, target) if name not in graph.nodes]
+        if missing:
+            raise NirError(f"{edge} names {missing[0]!r}, which is no node of the graph")
+        if target == first:
+            raise NirError(f"{edge} ends in the graph's input, which reads nothing; feedback cannot be expressed")
+        known.add((source, target))
+
+
 def _check_numbers(name: str, node: Any) -> None:
     for key, value in {**vars(node), **(node.metadata or {})}.items():
         if isinstance(value, np.ndarray | float) and np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
@@ -136,6 +155,22 @@ def _check_numbers(name: str, node: Any) -> None:
 def readout_from(graph: nir.NIRGraph) -> int:
     """Steps that pass before the output counts."""
     return int((graph.metadata or {}).get("readout_from", 0))
+
+
+def timesteps_of(graph: nir.NIRGraph) -> int | None:
+    """Steps of a simulation, where the graph says them.
+
+    Raises:
+        NirError: a number of steps that is none.
+    """
+    said = (graph.metadata or {}).get("timesteps")
+    try:
+        steps = None if said is None else int(said)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NirError(f"the graph's metadata says timesteps = {said!r}, which is no number of steps") from error
+    if steps is not None and steps < 1:
+        raise NirError(f"the graph's metadata says timesteps = {steps}; a simulation has at least 1 step")
+    return steps
 
 
 def encoder_of(graph: nir.NIRGraph) -> str | None:
@@ -163,35 +198,40 @@ def neurons_of(node: nir.IF | nir.LIF, name: str, dt: float | None = None) -> Ne
     theta = np.asarray(node.v_threshold, dtype=np.float64)
     if not (theta > 0).all():
         raise NirError(f"node {name!r} has a threshold of {theta.min():.4g}; thresholds are positive")
-    leak = _leak(node, name, metadata.get("dt", dt))
+    leak, factor = _leak(node, name, metadata.get("dt", dt))
+    theta = theta if factor is None else theta / factor
     signed = bool(metadata.get("signed", False))
     if signed and (reset != "subtract" or (leak != 1).any()):
         raise NirError(f"node {name!r} is signed, but leaks or resets to zero; signed neurons do neither")
     return NeuronParameters(theta, leak, np.asarray(metadata.get("v_init", 0.0), dtype=np.float64), reset, signed)
 
 
-def _leak(node: nir.IF | nir.LIF, name: str, dt: float | None) -> np.ndarray:
+def _leak(node: nir.IF | nir.LIF, name: str, dt: float | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The leak, and the factor on the current where it is not 1."""
     if isinstance(node, nir.IF):
-        if not np.allclose(node.r, 1):
-            raise NirError(f"node {name!r} is an IF with r other than 1; fold r into the weights before it")
-        return np.ones(())
+        return np.ones(()), _factor(name, np.asarray(node.r, dtype=np.float64), "r")
     if np.any(np.asarray(node.v_leak) != 0):
         raise NirError(f"node {name!r} leaks to v_leak = {_first(node.v_leak)}; only v_leak = 0 can be expressed")
     if dt is None:
         raise NirError(f"node {name!r} is a LIF without a time step; record metadata dt, or pass dt, in the unit of its tau")
     tau = np.asarray(node.tau, dtype=np.float64)
-    scale = np.asarray(node.r, dtype=np.float64) * dt / tau
-    if not np.allclose(scale, 1):
-        raise NirError(
-            f"node {name!r} scales its current by r*dt/tau = {_first(scale):.4g}, not 1; fold the factor into the weights"
-        )
+    factor = _factor(name, np.asarray(node.r, dtype=np.float64) * dt / tau, "r*dt/tau")
     leak = 1 - dt / tau
     exact = (node.metadata or {}).get("leak")
     if exact is not None and np.allclose(leak, exact):
         leak = np.asarray(float(exact))
     if not ((leak >= 0) & (leak <= 1)).all():
         raise NirError(f"node {name!r} has a leak 1 - dt/tau of {_first(leak):.4g}; it must lie in [0, 1]")
-    return leak
+    return leak, factor
+
+
+def _factor(name: str, factor: np.ndarray, what: str) -> np.ndarray | None:
+    if not (np.isfinite(factor) & (factor > 0)).all():
+        wrong = factor[~(np.isfinite(factor) & (factor > 0))]
+        raise NirError(
+            f"node {name!r} scales its current by {what} = {_first(wrong):.4g}; only a positive factor can be expressed"
+        )
+    return None if np.allclose(factor, 1) else factor
 
 
 def _first(values: Any) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.network import Shape
+from spikeprop_hardware.network import Shape, named
 
 STATE_LIMIT = 2**23  # 24-bit potentials and currents
 ALIGN = 6  # bits by which the chip shifts currents and thresholds up
@@ -74,7 +74,11 @@ class IntegerPopulation:
 
 @dataclass(frozen=True)
 class IntegerNetwork:
-    """Populations in the order in which they compute, the readout last; inputs arrive as round(x * input_scale)."""
+    """Populations in the order in which they compute; inputs arrive as round(x * input_scale).
+
+    ``output`` names the readout (default the last population); ``timesteps`` is the number of steps that it has room for, where
+    it is known.
+    """
 
     input_shape: Shape
     input: str
@@ -82,22 +86,37 @@ class IntegerNetwork:
     input_limit: float
     readout_from: int
     populations: list[IntegerPopulation] = field(default_factory=list)
+    output: str = ""
+    timesteps: int | None = None
+
+    @property
+    def readout(self) -> IntegerPopulation:
+        """The population that the output is read from."""
+        return named(self.populations, self.output)
 
     @property
     def depth(self) -> int:
         """Synapses between input and readout."""
-        return self.populations[-1].depth
+        return self.readout.depth
 
     def encode(self, inputs: np.ndarray) -> np.ndarray:
         """Inputs as the chip's graded messages.
 
         Raises:
-            HardwareError: a value beyond what the network's scales were chosen for, which could wrap around.
+            HardwareError: a value beyond what the network's scales were chosen for, which could wrap around; or one that is no
+                spike, where the network reads spikes.
         """
-        largest = float(np.abs(inputs).max())
-        if largest > self.input_limit:
+        largest = max(float(inputs.max()), -float(inputs.min()))
+        if not largest <= self.input_limit:
             raise HardwareError(f"inputs reach {largest:.4g}, but the network was quantised for up to {self.input_limit:.4g}")
-        return np.rint(inputs * self.input_scale).astype(np.int32)
+        messages = np.rint(inputs * self.input_scale)
+        if self.input_scale == 1 and (messages != inputs).any():
+            wrong = float(inputs[messages != inputs].flat[0])
+            raise HardwareError(
+                f"inputs hold {wrong:.4g}, but the network reads the spikes -1, 0 and 1 of its Poisson encoder, and {wrong:.4g} "
+                "would be rounded to one of them; encode the images first (spikeprop.deploy.encoded), or export with Direct"
+            )
+        return messages.astype(np.int32)
 
 
 _ARRAYS = ("bias", "decay", "v_init", "theta")

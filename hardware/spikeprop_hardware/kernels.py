@@ -159,10 +159,11 @@ def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, l
 
 def fire_fixed_numpy(
     sums: Any, exponent: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool, to_zero: bool
-) -> None:
+) -> int:
     """One step in the chip's integers, in place; the current is (2 * sums) << exponent, or >> -exponent.
 
-    bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere.
+    bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere. Returns how
+    many potentials stopped at the limits of 24 bits.
     """
     current = np.zeros(v.shape, np.int32)
     add_shifted_numpy(sums, exponent, current)
@@ -170,9 +171,11 @@ def fire_fixed_numpy(
     decayed = np.sign(decayed) * (np.abs(decayed) // DECAY_UNITY)
     low = STATE_LIMIT - 1
     wrapped = (((current.astype(np.int64) << ALIGN) + low) & (2 * STATE_LIMIT - 1)) - low
-    v[...] = np.clip(decayed + wrapped + bias, -low, low)
+    free = decayed + wrapped + bias
+    v[...] = np.clip(free, -low, low)
     np.greater(v, theta, out=spikes.view(bool))
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
+    return int(np.count_nonzero(np.abs(free) > low))
 
 
 def take_back_numpy(v: Any, spikes: Any, theta: Any, sent: Any) -> None:
@@ -247,6 +250,7 @@ def _fire_float(current, v, spikes, bias, theta, leak, to_zero):
 def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
     low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
     left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
+    clipped = np.int32(0)
     for b in range(v.shape[0]):
         if leaky:
             for i in range(v.shape[1]):
@@ -255,12 +259,14 @@ def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
         for i in range(v.shape[1]):  # in 32 bits throughout: eight at once
             current = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
             u = np.int32(np.int32(np.int32(np.int32(current << ALIGN) + low) & mask) - low)
-            u = np.int32(np.int32(v[b, i] + u) + bias[i])
-            u = min(max(u, np.int32(-low)), low)
+            free = np.int32(np.int32(v[b, i] + u) + bias[i])
+            u = min(max(free, np.int32(-low)), low)
+            clipped += np.int32(u != free)
             fired = u > theta[i]
             spikes[b, i] = fired
             rest = np.int32(0) if to_zero else np.int32(u - theta[i])
             v[b, i] = rest if fired else u
+    return clipped
 
 
 add_shifted: Any

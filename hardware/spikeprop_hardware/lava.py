@@ -67,7 +67,8 @@ def run_lava(
     spikes = {name: _trains(arrays, name, size) for name, size in sizes.items()}
     potentials = {name: arrays[f"membranes/{name}"] for name in sizes if membranes}
     counts = {name: int(np.count_nonzero(train)) for name, train in spikes.items()}
-    return SimulationResult(spikes, arrays["output"], potentials, counts)
+    clipped = dict(zip(arrays["clipped"].tolist(), arrays["times"].tolist()))
+    return SimulationResult(spikes, arrays["output"], potentials, counts, clipped)
 
 
 def _trains(arrays: dict[str, np.ndarray], name: str, count: int) -> np.ndarray:

@@ -7,6 +7,7 @@ an additional delay.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,16 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import NirError
-from spikeprop_hardware.graph import SpikingMaxPool2d, encoder_of, ends, neurons_of, nir_errors, ordered, readout_from
+from spikeprop_hardware.graph import (
+    SpikingMaxPool2d,
+    encoder_of,
+    ends,
+    neurons_of,
+    nir_errors,
+    ordered,
+    readout_from,
+    timesteps_of,
+)
 from spikeprop_hardware.matrix import Shape, check_size, linear_of, windows_of
 
 
@@ -51,18 +61,30 @@ class Population:
 
 @dataclass
 class ChipNetwork:
-    """Populations in the order in which they compute, in real numbers; the last one is the readout."""
+    """Populations in the order in which they compute, in real numbers; ``output`` names the readout (default the last one)."""
 
     input_shape: Shape
     input: str = "input"  # name of the input node
     populations: list[Population] = field(default_factory=list)
     readout_from: int = 0  # steps that pass before the readout counts
     encoder: str | None = None  # what made the inputs, where the graph says it
+    output: str = ""
+    timesteps: int | None = None  # of a simulation, where the graph says it
+
+    @property
+    def readout(self) -> Population:
+        """The population that the output is read from."""
+        return named(self.populations, self.output)
 
     @property
     def depth(self) -> int:
         """Synapses between input and readout: the latency that Lava adds, in steps."""
-        return self.populations[-1].depth
+        return self.readout.depth
+
+
+def named(populations: Sequence[Any], name: str) -> Any:
+    """The population of that name; the last one where the name is empty."""
+    return next(p for p in populations if p.name == name) if name else populations[-1]
 
 
 @dataclass
@@ -89,10 +111,12 @@ def lay_out(graph: nir.NIRGraph) -> ChipNetwork:
 
 
 def _lay_out(graph: nir.NIRGraph) -> ChipNetwork:
-    first, _ = ends(graph)
+    first, last = ends(graph)
     shape = tuple(int(n) for n in graph.nodes[first].input_type["input"])
     check_size(first, shape)
-    network = ChipNetwork(shape, first, readout_from=readout_from(graph), encoder=encoder_of(graph))
+    network = ChipNetwork(
+        shape, first, readout_from=readout_from(graph), encoder=encoder_of(graph), output=last, timesteps=timesteps_of(graph)
+    )
     depths = {first: 0}
     paths = {first: [_Path.from_source(first, shape)]}
     for name in ordered(graph):

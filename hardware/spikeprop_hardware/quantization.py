@@ -8,8 +8,10 @@ with X = 1 for spikes and the input's scale for the network's input. The search 
 an exponent e for each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight
 as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
 which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
-largest one. Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over
-k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
+largest one; the readout, which never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is
+refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap, its entries are the
+next weights over k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is
+rounded.
 """
 
 from __future__ import annotations
@@ -22,27 +24,30 @@ import nir
 import numpy as np
 from scipy import sparse
 
+from spikeprop_hardware.acceptance import check_layer, layer_errors
+from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.grids import OCTAVE, ROUNDING, WeightErrors, clip
 from spikeprop_hardware.integer import (
     ALIGN,
     BIAS,
     BIAS_EXPONENTS,
     DECAY_UNITY,
     EXPONENTS,
-    MANTISSA,
     STATE_LIMIT,
     THETA_LIMIT,
     IntegerConnection,
     IntegerNetwork,
     IntegerPopulation,
 )
-from spikeprop_hardware.network import ChipNetwork, Connection, Population, lay_out
+from spikeprop_hardware.network import ChipNetwork, Population, lay_out
+from spikeprop_hardware.room import readout_room
 
-OCTAVE = 32  # scales tried per factor of two
+DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
+OCTAVES = 20  # that the search goes down
 CURRENT_LIMIT = STATE_LIMIT >> ALIGN
 ROOM = 4  # the potential holds so many of the largest current and threshold
-ROOM_READOUT = 16  # the readout never fires, so it must hold more
-SAMPLE = 50_000  # different weights of a layer that the search uses; the report counts all
 GRADED = 256.0  # scale of real-valued inputs: 8 fractional bits
+LARGEST_MESSAGE = 2**31  # graded messages have 32 bits
 LIMIT = 4.0  # assumed largest absolute real-valued input: standardised images stay below
 
 
@@ -80,25 +85,42 @@ class Quantized(NamedTuple):
     report: list[LayerReport]
 
 
-def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None) -> Quantized:
+def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None, timesteps: int | None = None) -> Quantized:
     """Quantise a network.
 
     Args:
         graph: any graph that ``lay_out`` accepts.
         input_limit: largest absolute input; default 1 where the graph's metadata names the Poisson encoder, whose inputs are
             -1, 0 and 1, else 4. Inputs other than Poisson's are rounded to 1/256.
+        timesteps: of a simulation, which the readout gets room for; default what the graph's metadata says, and where it says
+            nothing, room for 16 of the largest currents.
 
     Raises:
         NirError: what ``lay_out`` refuses.
+        HardwareError: a layer that the chip's integers cannot hold, with what to do; or a limit or number of steps that is none.
     """
-    return quantize_network(lay_out(graph), input_limit)
+    return quantize_network(lay_out(graph), input_limit, timesteps=timesteps)
 
 
-def quantize_network(network: ChipNetwork, input_limit: float | None = None, exponents: Sequence[int] = EXPONENTS) -> Quantized:
+def quantize_network(
+    network: ChipNetwork,
+    input_limit: float | None = None,
+    exponents: Sequence[int] = EXPONENTS,
+    timesteps: int | None = None,
+) -> Quantized:
     """``quantize`` for a network that is laid out already, with the exponents that connections may have."""
     spiking = network.encoder == "Poisson"
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
-    made = IntegerNetwork(network.input_shape, network.input, 1.0 if spiking else GRADED, limit, network.readout_from)
+    steps, scale = timesteps if timesteps is not None else network.timesteps, 1.0 if spiking else GRADED
+    if not 0 <= limit * scale < LARGEST_MESSAGE:
+        raise HardwareError(
+            f"input_limit is {limit:g}; it is a number from 0 to {LARGEST_MESSAGE / scale:g}: normalise the inputs"
+        )
+    if steps is not None and steps < 1:
+        raise HardwareError(f"a simulation of {steps} steps; give timesteps of 1 or more")
+    made = IntegerNetwork(
+        network.input_shape, network.input, scale, limit, network.readout_from, output=network.output, timesteps=steps
+    )
     report = []
     for population in network.populations:
         quantized, layer = _counting(population) if population.pools else _Quantizer(population, made, exponents).quantize()
@@ -126,8 +148,9 @@ class _Quantizer:
     """Finds the integers of one population."""
 
     def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
-        self.population, self.exponents = population, exponents
+        self.population, self.exponents, self.steps = population, exponents, network.timesteps
         at_input = [c.source == network.input for c in population.connections]
+        self.signs = at_input  # neurons send 1, and take back no more than they sent; inputs have both signs
         self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
         self.source_limits = [network.input_limit if own else 1.0 for own in at_input]
         reaches = [
@@ -137,7 +160,18 @@ class _Quantizer:
         self.reach = float((np.sum(reaches, axis=0) + np.abs(population.bias)).max()) or 1.0  # largest current, in real units
 
     def quantize(self) -> tuple[IntegerPopulation, LayerReport]:
-        scale, exponents = self._search()
+        """The least error by weights, or by what they bring: those of a connection of large inputs are small beside others."""
+        tried = [self._rounded(*self._search([1.0] * len(self.source_limits)))]
+        if len(set(self.source_limits)) > 1 and self._errors(tried[0]) > DOUBTFUL:
+            tried.append(self._rounded(*self._search([limit**2 for limit in self.source_limits])))
+        quantized = min(tried, key=self._errors)
+        check_layer(self.population, quantized, self.source_limits, self.source_scales, self.steps)
+        return quantized, self._report(quantized)
+
+    def _errors(self, quantized: IntegerPopulation) -> float:
+        return sum(layer_errors(self.population, quantized, self.source_limits, self.source_scales).values())
+
+    def _rounded(self, scale: float, exponents: tuple[int, ...]) -> IntegerPopulation:
         p = self.population
         connections = [
             IntegerConnection(c.source, _mantissas(c.matrix, scale / x / 2.0 ** (e + 1)), e, c.delay)
@@ -145,8 +179,8 @@ class _Quantizer:
         ]
         bias, bias_exponent = _bias(p.bias * scale)
         theta = None if p.theta is None else _theta(p.theta * scale)
-        size = len(p.bias)
-        quantized = IntegerPopulation(
+        zeros = np.zeros(len(p.bias), np.int32)
+        return IntegerPopulation(
             name=p.name,
             shape=p.shape,
             connections=connections,
@@ -154,35 +188,37 @@ class _Quantizer:
             scale=scale,
             bias=bias,
             bias_exponent=bias_exponent,
-            decay=np.zeros(size, np.int32) if p.leak is None else _decay(p.leak),
-            v_init=np.zeros(size, np.int32) if p.theta is None else _potential(p.v_init * p.theta * scale),
+            decay=zeros if p.leak is None else _decay(p.leak),
+            v_init=zeros if p.theta is None else _potential(p.v_init * p.theta * scale),
             theta=theta,
             to_zero=p.to_zero,
             signed=p.signed,
         )
-        return quantized, self._report(quantized)
 
-    def _search(self) -> tuple[float, tuple[int, ...]]:
+    def _search(self, importance: Sequence[float]) -> tuple[float, tuple[int, ...]]:
         """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
-        tables = [_weight_errors(c) for c in self.population.connections]
-        energies = [float((c.matrix.data**2).sum()) for c in self.population.connections]
+        tables = [WeightErrors(c) for c in self.population.connections]
+        energies = [float((c.matrix.data**2).sum()) * times for c, times in zip(self.population.connections, importance)]
         best: tuple[float, int, tuple[int, ...]] | None = None
-        for n in range(self._highest(), self._highest() - 20 * OCTAVE, -1):
+        for n in range(self._highest(), self._highest() - OCTAVES * OCTAVE, -1):
             scale, chosen, error = 2.0 ** (n / OCTAVE), [], 0.0
             for table, energy, x in zip(tables, energies, self.source_scales):
-                steps = {e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in self.exponents}
-                e = min(self.exponents, key=lambda e: (table.get(steps[e], 1.0), abs(e)))
+                e, least = table.best({e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in self.exponents})
                 chosen.append(e)
-                error += table.get(steps[e], 1.0) ** 2 * energy
+                error += least**2 * energy
             total = (error / (sum(energies) or 1.0)) ** 0.5 + self._rest_error(scale, chosen)
-            if best is None or total < best[0] * (1 - 1e-9):
+            if best is None or total < best[0] * ROUNDING:
                 best = total, n, tuple(chosen)
         assert best is not None
         return 2.0 ** (best[1] / OCTAVE), best[2]
 
     def _highest(self) -> int:
         """The largest n at which currents and thresholds have their room."""
-        room = ROOM if self.population.theta is not None else ROOM_READOUT
+        room = (
+            ROOM
+            if self.population.theta is not None
+            else readout_room(self.population, self.source_limits, self.signs, self.steps)
+        )
         most = room * max(self.reach, 0.0 if self.population.theta is None else float(self.population.theta.max()))
         return int(np.floor(OCTAVE * np.log2(CURRENT_LIMIT / most)))
 
@@ -212,7 +248,7 @@ class _Quantizer:
         for c, i, x, limit in zip(p.connections, q.connections, self.source_scales, self.source_limits):
             factor = q.scale / x / 2.0 ** (i.exponent + 1)
             wanted = c.matrix.data * factor
-            held = _clip(wanted)
+            held = clip(wanted)
             squares += float(((held / factor - c.matrix.data) ** 2).sum())
             energy += float((c.matrix.data**2).sum())
             weights += c.matrix.nnz
@@ -236,29 +272,8 @@ class _Quantizer:
         )
 
 
-def _weight_errors(connection: Connection) -> dict[int, float]:
-    """Relative error of the weights by n, for the grid 2^(n / OCTAVE); from half the range to one clipped at a quarter."""
-    values, counts = np.unique(np.abs(connection.matrix.data), return_counts=True)
-    if not len(values) or values[-1] == 0:
-        return {}
-    thinned = slice(None, None, -(-len(values) // SAMPLE))
-    top = float(values[-1])
-    values, counts = values[::-1][thinned], counts[::-1][thinned]
-    energy = float((counts * values**2).sum())
-    first = int(np.floor(OCTAVE * np.log2(MANTISSA[1] / top)))
-    errors = {}
-    for n in range(first - OCTAVE + 1, first + 2 * OCTAVE):
-        grid = 2.0 ** (n / OCTAVE)
-        errors[n] = (float((counts * (_clip(values * grid) / grid - values) ** 2).sum()) / energy) ** 0.5
-    return errors
-
-
-def _clip(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), *MANTISSA)
-
-
 def _mantissas(matrix: sparse.csr_matrix, factor: float) -> sparse.csr_matrix:
-    data = _clip(matrix.data * factor).astype(np.int32)  # zeros stay stored: a channel's neurons share a pattern
+    data = clip(matrix.data * factor).astype(np.int32)  # zeros stay stored: a channel's neurons share a pattern
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 

@@ -16,6 +16,7 @@ from nir.serialization import hdf2dict
 
 from spikeprop_hardware.errors import NirError
 from spikeprop_hardware.graph import SpikingMaxPool2d
+from spikeprop_hardware.kinds import HDF5, wrong_kind
 
 LARGEST = 8 * 2**30  # bytes of all arrays together
 RATIO = 1100  # of an array's bytes to those stored of it; gzip reaches 1032
@@ -46,7 +47,8 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
     except NirError:
         raise
     except Exception as error:  # HDF5's library raises errors of any type, depending on the damage
-        raise NirError(f"{path} is not a NIR file, or only a part of one: {error}") from error
+        wrong = wrong_kind(path, "a NIR file", HDF5)
+        raise NirError(wrong or f"{path} is not a NIR file, or only a part of one: {error}") from error
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=found.get("metadata", {}), type_check=False)
 
 

@@ -32,24 +32,29 @@ class SimulationResult:
         membranes: (samples, steps, *shape): potentials after each step's reset, of an integer network in the chip's integers; of
             max pooling, a window's largest count; empty unless asked for.
         counts: spikes over all samples and steps.
+        clipped: of an integer network, how many potentials stopped at the limits of 24 bits, over all samples, steps and neurons;
+            populations without any are left out. The readout's are wrong from there on; a neuron's only where it should have
+            sunk lower.
     """
 
     spikes: dict[str, np.ndarray]
     output: np.ndarray
     membranes: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    clipped: dict[str, int] = field(default_factory=dict)
 
 
 def shaped(result: SimulationResult, network: ChipNetwork | IntegerNetwork) -> SimulationResult:
     """Flat arrays (samples, steps, neurons) in the populations' shapes, the output in real units and from ``readout_from`` on."""
     shapes = {p.name: (*result.output.shape[:2], *p.shape) for p in network.populations}
-    last = network.populations[-1]
+    last = network.readout
     output = counted_from(result.output, network.readout_from)
     return SimulationResult(
         {name: train.reshape(shapes[name]) for name, train in result.spikes.items()},
         output * last.unit if isinstance(last, IntegerPopulation) else output,
         {name: trace.reshape(shapes[name]) for name, trace in result.membranes.items()},
         result.counts,
+        result.clipped,
     )
 
 

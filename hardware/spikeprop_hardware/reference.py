@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float, pool, take_back
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
@@ -47,6 +48,7 @@ class Simulator:
             orders[population.name] = _order(population.shape)
             kind = _Pooling if population.pools else _Neurons
             self.layers.append(kind(population, orders, network.input))
+        self.readout = next(layer for layer in self.layers if layer.name == network.readout.name)
 
     def run(
         self,
@@ -65,35 +67,40 @@ class Simulator:
             progress: called with (time steps done, all time steps) of all samples.
         """
         samples, steps = inputs.shape[:2]
+        if 0 in inputs.shape or inputs.shape[2:] != self.network.input_shape:
+            raise HardwareError(
+                f"inputs have shape {inputs.shape}; the network reads (samples, steps, {self.network.input_shape}), one or more"
+            )
         kept = self._room(samples, steps, record, membranes)
         size = max(1, min(BATCH, CACHE // max(layer.size for layer in self.layers), -(-samples // self.threads)))
 
-        def run_batch(start: int) -> dict[str, int]:
+        def run_batch(start: int) -> tuple[dict[str, int], dict[str, int]]:
             return self._batch(inputs[start : start + size], kept, slice(start, start + size))
 
         done = 0
         with ThreadPoolExecutor(self.threads) as pool:
-            for counts in pool.map(run_batch, range(0, samples, size)):
-                for name, count in counts.items():
-                    kept.counts[name] = kept.counts.get(name, 0) + count
+            for counts, clipped in pool.map(run_batch, range(0, samples, size)):
+                for ours, theirs in ((kept.counts, counts), (kept.clipped, clipped)):
+                    ours.update({name: ours.get(name, 0) + count for name, count in theirs.items()})
                 done = min(done + size, samples)
                 progress(done * steps, samples * steps)
         return kept
 
     def _room(self, samples: int, steps: int, record: bool, membranes: bool) -> SimulationResult:
-        hidden = [(layer.name, (samples, steps, layer.size)) for layer in self.layers[:-1]]
+        hidden = [(layer.name, (samples, steps, layer.size)) for layer in self.layers if layer is not self.readout]
         signed = {layer.name for layer in self.layers if layer.signed}
         state = np.int32 if self.fixed else np.float64
         return SimulationResult(
             {name: np.zeros(shape, np.int8 if name in signed else bool) for name, shape in hidden} if record else {},
-            np.zeros((samples, steps, self.layers[-1].size), state),
+            np.zeros((samples, steps, self.readout.size), state),
             {name: np.zeros(shape, state) for name, shape in hidden} if membranes else {},
         )
 
-    def _batch(self, inputs: np.ndarray, kept: SimulationResult, rows: slice) -> dict[str, int]:
+    def _batch(self, inputs: np.ndarray, kept: SimulationResult, rows: slice) -> tuple[dict[str, int], dict[str, int]]:
         states: list[Any] = [layer.start(len(inputs)) for layer in self.layers]
-        counts = dict.fromkeys((layer.name for layer in self.layers[:-1]), 0)
+        counts = dict.fromkeys((layer.name for layer in self.layers if layer is not self.readout), 0)
         values: dict[str, np.ndarray] = {}
+        total = states[self.layers.index(self.readout)]
         for t, (x, same) in enumerate(self._steps(inputs)):
             values[self.network.input] = x
             for layer, state in zip(self.layers, states):
@@ -105,8 +112,9 @@ class Simulator:
                     kept.spikes[layer.name][rows, t] = state.spikes[:, layer.back]
                 if layer.name in kept.membranes:
                     kept.membranes[layer.name][rows, t] = state.v[:, layer.back]
-            kept.output[rows, t] = states[-1].v[:, self.layers[-1].back]
-        return counts
+            kept.output[rows, t] = total.v[:, self.readout.back]
+        clipped = {layer.name: state.clipped for layer, state in zip(self.layers, states) if state.clipped}
+        return counts, clipped
 
     def _steps(self, inputs: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
         """Each step's input (B, values), and whether it is the one before again."""
@@ -125,6 +133,7 @@ class _State:
     spikes: np.ndarray
     sums: list[np.ndarray]
     sent: np.ndarray | None  # of signed neurons, spikes sent less spikes taken back
+    clipped: int = 0  # potentials that stopped at the limits of 24 bits
 
 
 class _Neurons:
@@ -172,7 +181,8 @@ class _Neurons:
             if not (own and same_input):
                 synapses.deliver(values[source], sums)
         if self.fixed:
-            fire_fixed(*self._total_fixed(state), state.v, state.spikes, *self.parameters, self.leaky, self.to_zero)
+            total, exponent = self._total_fixed(state)
+            state.clipped += fire_fixed(total, exponent, state.v, state.spikes, *self.parameters, self.leaky, self.to_zero)
         else:
             fire_float(self._total_float(state), state.v, state.spikes, *self.parameters, self.to_zero)
         if state.sent is not None:
@@ -196,6 +206,7 @@ class _Counts:
     v: np.ndarray  # the largest count of each window
     spikes: np.ndarray
     counts: np.ndarray  # of each source, one connection's after the other's
+    clipped: int = 0
 
 
 class _Pooling:

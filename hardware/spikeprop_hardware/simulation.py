@@ -3,6 +3,7 @@ simulator here; in floating point or in the chip's integers."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -54,12 +55,14 @@ def simulate(
         patience: seconds without progress after which Lava is ended, for it can hang.
 
     Returns:
-        output in real units in either precision, from the network's ``readout_from`` on.
+        output in real units in either precision, from the network's ``readout_from`` on. ``clipped`` counts the potentials of an
+        integer network that stopped at the limits of 24 bits; a warning tells of the output's.
 
     Raises:
         NirError: a file that is damaged, or a graph that cannot be laid out.
         HardwareError: naming what is wrong with the inputs or the environment; or Lava hangs.
     """
+    inputs = _checked(inputs)
     if isinstance(network, Simulator) and (backend != "reference" or network.fixed != (precision == "fixed")):
         raise HardwareError(f"a Simulator runs on the reference, this one with precision {'fixed' if network.fixed else 'float'}")
     if backend not in get_args(Backend) or precision not in get_args(Precision):
@@ -73,7 +76,29 @@ def simulate(
         given = laid_out if isinstance(laid_out, IntegerNetwork) else Path(str(network))
         result = run_lava(given, inputs, membranes=record.membranes, notify=notify, progress=progress, patience=patience)
         result.spikes = result.spikes if record.spikes else {}
+    _warn_of_clipping(result, laid_out)
     return shaped(result, laid_out)
+
+
+def _checked(inputs: np.ndarray) -> np.ndarray:
+    """Real numbers as an array; whole numbers without a sign bit of their own in a type whose magnitudes it holds."""
+    inputs = np.asarray(inputs)
+    if inputs.dtype.kind not in "biuf":
+        raise HardwareError(f"inputs are {inputs.dtype} and not real numbers")
+    if inputs.ndim < 2 or 0 in inputs.shape:
+        raise HardwareError(f"inputs have shape {inputs.shape}; they are (samples, steps, ...), at least one of each")
+    return inputs
+
+
+def _warn_of_clipping(result: SimulationResult, network: ChipNetwork | IntegerNetwork) -> None:
+    """Of the output's; a neuron's potential stops where it is driven far beyond its threshold, and goes on firing."""
+    output = network.readout.name
+    if output in result.clipped:
+        warnings.warn(
+            f"the output's potentials stopped at the limits of the chip's 24 bits {result.clipped[output]:,} times, so outputs "
+            f"are wrong; quantise for at least {result.output.shape[1]} steps (quantize(..., timesteps=)), or simulate fewer",
+            stacklevel=3,
+        )
 
 
 def _network(network: Source, inputs: np.ndarray, precision: Precision) -> ChipNetwork | IntegerNetwork:
@@ -88,5 +113,5 @@ def _network(network: Source, inputs: np.ndarray, precision: Precision) -> ChipN
     if not np.isfinite(shown).all():
         raise HardwareError("inputs hold NaN or infinity")
     if precision == "fixed" and isinstance(laid_out, ChipNetwork):
-        return quantize_network(laid_out, float(np.abs(shown).max())).network
+        return quantize_network(laid_out, float(np.abs(shown.astype(np.float64)).max()), timesteps=inputs.shape[1]).network
     return laid_out

@@ -32,6 +32,10 @@ def main(network: str, inputs: str, result: str) -> None:
     arrays |= {f"back/{name}": np.packbits(t < 0, axis=-1) for name, t in recorded.spikes.items() if t.dtype == np.int8}
     arrays |= {"names": np.array(list(recorded.spikes), dtype=str), "sizes": [t.shape[-1] for t in recorded.spikes.values()]}
     arrays |= {f"membranes/{name}": trace for name, trace in recorded.membranes.items()}
+    arrays |= {
+        "clipped": np.array(list(recorded.clipped), dtype=str),
+        "times": np.array(list(recorded.clipped.values()), np.int64),
+    }
     np.savez_compressed(result, output=recorded.output, **arrays)
 
 

@@ -136,6 +136,8 @@ def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
     first = result["first_difference"]
     if first:
         rows.append(("first difference", ", ".join(f"{key} {value}" for key, value in first.items())))
+    if result["clipped"]:
+        rows.append(("stopped at 24 bits", ", ".join(f"{name} {count:,} times" for name, count in result["clipped"].items())))
     return rows + _integers(result.get("quantization", []))
 
 

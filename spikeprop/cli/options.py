@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,8 +22,12 @@ def shows_images(command: Callable[..., None]) -> Callable[..., None]:
         NETWORK,
         click.option("--data", help="Data set; default the one that the network was trained on."),
         click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),
-        click.option("--mean", type=float, help="Mean for normalisation; default the file's, or 0."),
-        click.option("--std", type=float, help="Standard deviation for normalisation; default the file's, or 1."),
+        click.option(
+            "--mean",
+            callback=_by_channel,
+            help="Mean for normalisation, one number or one a channel (0.49,0.48,0.45); default the file's.",
+        ),
+        click.option("--std", callback=_by_channel, help="Standard deviation for normalisation, likewise; default the file's."),
         click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the recipe's."),
         click.option(
             "--encoder", type=click.Choice(["Direct", "Poisson"]), help="Only for a NIR file that does not name its encoder."
@@ -32,6 +37,19 @@ def shows_images(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _by_channel(context: click.Context, parameter: click.Parameter, text: str | None) -> float | list[float] | None:
+    """One number, or several separated by commas."""
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: give one number, or one for each channel, for example 0.49,0.48,0.45") from error
+    if not all(math.isfinite(number) for number in found):
+        raise click.BadParameter(f"{text!r}: numbers are finite")
+    return found[0] if len(found) == 1 else found
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

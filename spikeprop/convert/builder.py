@@ -24,7 +24,8 @@ from spikeprop.snn.layer import OUTPUT
 NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 VIEWS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # modules whose output shares their input's memory in evaluation
-VIEW_FUNCTIONS = ("flatten", "view", "reshape", "squeeze", "detach", "contiguous", "getitem", "dropout", "dropout2d")
+VIEW_FUNCTIONS = ("flatten", "view", "reshape", "squeeze", "detach", "contiguous", "getitem", "dropout", "dropout2d",
+                  "chunk", "split", "unsqueeze")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Builder:
         outline: result of each node: a tensor on the meta device, or a constant such as a size.
         values: of the nodes that were converted.
         layers: that were made, by name.
+        nodes: names of the nodes that they were made for, by layer.
     """
 
     def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
@@ -65,6 +67,7 @@ class Builder:
         self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
         self.values: dict[fx.Node, Value] = {}
         self.layers: dict[str, Layer] = {}
+        self.nodes: dict[str, str] = {}
         self.ceilings: dict[str, float | Tensor | None] = {}
 
     # arguments of operations --------------------------------------------------------------------------------------------------
@@ -92,6 +95,8 @@ class Builder:
             return self.outline[argument]
         if isinstance(argument, tuple | list):
             return type(argument)(self.constant(a) for a in argument)
+        if isinstance(argument, slice):
+            return slice(self.constant(argument.start), self.constant(argument.stop), self.constant(argument.step))
         return argument
 
     def arguments(self, node: fx.Node, *names: str) -> dict[str, Any]:
@@ -176,7 +181,7 @@ class Builder:
         synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
         limit = torch.as_tensor(ceiling, dtype=self.dtype).detach().clone() if ceiling is not None else None
         self.layers[name] = Layer(synapses, neuron, limit)
-        self.ceilings[name] = ceiling
+        self.ceilings[name], self.nodes[name] = ceiling, node.name
         return name
 
     def _free(self, label: str, reserved: set[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
 @torch.no_grad()
 def convert(
     ann: nn.Module,
-    batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+    batches: Any,
     neuron: Neuron,
     calibrator: ThresholdCalibrator,
     *,
@@ -32,8 +32,9 @@ def convert(
 
     Args:
         ann: the trained network; it is not changed. Images are moved to its device.
-        batches: calibration images (B, ...), alone or in (images, labels) pairs. With several processes all are given the
-            same batches, and each takes its shard; beside the labels of a complete batch, the images may be this shard only.
+        batches: calibration images (B, ...): a tensor, a list or DataLoader of tensors, (images, labels) pairs or dictionaries, a
+            data set, or a split. With several processes all are given the same batches, and each takes its shard; beside the
+            labels of a complete batch, the images may be this shard only.
         neuron: prototype, copied for every layer.
         calibrator: sets the thresholds.
         encoder: from image to input; default ``Direct()``.
@@ -44,17 +45,51 @@ def convert(
         the network, in evaluation mode, its thresholds in buffers.
 
     Raises:
-        ConversionError: an operation that cannot be converted, no images or fewer than processes, a dead layer, or several
-            processes and a calibrator that does not support them. All processes raise it.
+        ConversionError: an operation that cannot be converted, an ANN that computes what its layers do not show (hooks, for
+            example), weights that are not finite, no images or fewer than processes, a dead layer, or several processes and a
+            calibrator that does not support them. All processes raise it.
+        DataError: what was passed as images cannot be read as such.
     """
+    _check_arguments(ann, neuron, calibrator, encoder)
     x, shard = shard_images(batches, processes)
-    x = x.to(next((p.device for p in ann.parameters()), x.device))
+    like = next((p for p in ann.parameters() if p.is_floating_point()), x)
+    x = x.to(like.device, like.dtype if like.dtype in (torch.float32, torch.float64) else x.dtype)
     encoder = encoder if encoder is not None else Direct()
     _check(x, encoder, shard)
-    network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:])).to(x).eval()
-    run_calibrator(calibrator, network, x, shard)
+    working = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # half precision is too coarse for thresholds
+    network = _converted(ann, neuron, encoder, x, shard).to(working).eval()
+    run_calibrator(calibrator, network, working, shard)
+    network.to(x.dtype)
     processes.broadcast((*network.parameters(), *network.buffers()))  # processes may round differently
     return network
+
+
+def _converted(ann: nn.Module, neuron: Neuron, encoder: Encoder, x: Tensor, shard: CalibrationShard) -> SpikingNetwork:
+    """The uncalibrated network, proved on a few images; if one process cannot make it, all processes raise."""
+    network, error = None, None
+    try:
+        network = to_spiking(ann, lambda: copy.deepcopy(neuron), encoder, tuple(x.shape[1:]), images=x)
+    except ConversionError as found:
+        error = found
+    failed = bool(shard.largest(x.new_tensor(float(network is None))))
+    if network is None or failed:
+        raise error or ConversionError("another process cannot convert the ANN on its calibration images")
+    return network
+
+
+def _check_arguments(ann: Any, neuron: Any, calibrator: Any, encoder: Any) -> None:
+    """Each argument is an instance of its class."""
+    expected = (("ann", ann, nn.Module, "a trained module"), ("neuron", neuron, Neuron, "a neuron such as IF()"),
+                ("calibrator", calibrator, ThresholdCalibrator, "a calibrator such as MaxActivation()"),
+                ("encoder", encoder, Encoder, "an encoder such as Direct()"))  # fmt: skip
+    for name, given, kind, what in expected:
+        if isinstance(given, kind) or (name == "encoder" and given is None):
+            continue
+        if isinstance(given, type):
+            raise ConversionError(f"{name} is the class {given.__name__}; pass an instance, {given.__name__}()")
+        raise ConversionError(f"{name} is a {type(given).__name__}; pass {what}")
+    if isinstance(ann, SpikingNetwork):
+        raise ConversionError("ann is a SpikingNetwork already; pass the ANN")
 
 
 def _check(x: Tensor, encoder: Encoder, shard: CalibrationShard) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from spikeprop.convert.builder import Builder
+from spikeprop.convert.guard import Converted, difference
 from spikeprop.convert.operations import layers, tensors
 from spikeprop.convert.operations.rectifiers import rectifier_of
 from spikeprop.convert.trace import function_name, holds_tensors, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
+from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
 
 MODULES = layers.MODULES | tensors.MODULES
@@ -27,6 +29,8 @@ def to_spiking(
     neuron: Callable[[], Neuron],
     encoder: Encoder,
     input_shape: tuple[int, ...],
+    *,
+    images: Tensor | None = None,
 ) -> SpikingNetwork:
     """The spiking network with the ANN's weights and uncalibrated thresholds.
 
@@ -36,11 +40,23 @@ def to_spiking(
         neuron: makes one layer of neurons.
         encoder: from image to input.
         input_shape: shape of one image.
+        images: a few of them, to prove that the network computes what the ANN computes (``convert/guard.py``).
 
     Raises:
-        ConversionError: names the node, the operation and what to do.
+        ConversionError: names the node, the operation and what to do; or the first layer that computes something else.
     """
-    builder = Builder(trace(ann), neuron, input_shape)
+    builder, network = _built(trace(ann), neuron, encoder, input_shape)
+    if images is not None:
+        found = difference(Converted(ann, builder, network), images, lambda g: _built(g, neuron, encoder, input_shape)[1])
+        if found is not None:
+            raise ConversionError(f"{type(ann).__name__} cannot be converted: {found}")
+    return network
+
+
+def _built(
+    traced: fx.GraphModule, neuron: Callable[[], Neuron], encoder: Encoder, input_shape: tuple[int, ...]
+) -> tuple[Builder, SpikingNetwork]:
+    builder = Builder(traced, neuron, input_shape)
     for node in builder.traced.graph.nodes:
         if node.op == "placeholder":
             builder.values[node] = (LinearBranch(INPUT),)
@@ -48,7 +64,7 @@ def to_spiking(
             builder.close(node, builder.value(node), None)
         elif holds_tensors(builder.outline[node]) and node.op != "get_attr":
             builder.values[node] = _converted(builder, node)
-    return SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
+    return builder, SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
 
 
 def _converted(builder: Builder, node: fx.Node) -> Value:

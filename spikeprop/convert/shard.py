@@ -16,14 +16,15 @@ single process nothing is reduced.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from spikeprop.errors import ConversionError
-from spikeprop.runtime.batches import Batch
+from spikeprop.runtime.given import read_batches
 from spikeprop.runtime.processes import ALONE, Processes
 
 BLOCK = 64  # images with one random seed, by their numbers among all images
@@ -164,26 +165,31 @@ class CalibrationShard:
 UNSHARDED = CalibrationShard()
 
 
-def shard_images(batches: Iterable[Tensor | Batch], processes: Processes) -> tuple[Tensor, CalibrationShard]:
+def shard_images(batches: Any, processes: Processes) -> tuple[Tensor, CalibrationShard]:
     """This process's shard of the images in batches, (own, ...).
 
     Of each batch a process takes ``processes.rows``. If a batch has fewer images than there are processes, its images go to one
     process after another. A batch with labels may hold only this process's images, beside the labels of all.
 
     Raises:
-        ConversionError: no images, or fewer than processes.
+        ConversionError: no images, fewer than processes, or batches that do not fit each other.
+        DataError: what was passed cannot be read as images.
     """
     pieces, at, count = [], [], 0
-    for batch in batches:
-        x, *labels = (batch,) if isinstance(batch, Tensor) else batch
-        size = len(labels[0]) if labels and processes.count > 1 else len(x)
+    for number, (x, labels) in enumerate(read_batches(batches)):
+        if pieces and x.shape[1:] != pieces[0].shape[1:]:
+            shapes = f"{tuple(x.shape[1:])}, and those before {tuple(pieces[0].shape[1:])}"
+            raise ConversionError(f"the calibration images of batch {number} have the shape {shapes}; give all the same shape")
+        if labels is not None and processes.count == 1 and len(labels) != len(x):
+            raise ConversionError(f"batch {number} has {len(x)} images and {len(labels)} labels; pass (images, labels) pairs")
+        size = len(labels) if labels is not None and processes.count > 1 else len(x)
         mine = range(size)[processes.rows(size)]
         if size < processes.count:
             mine = [row for row in mine if (count + row) % processes.count == processes.rank]
             x = x[mine]
         elif len(x) != len(mine):
             x = x[mine.start : mine.stop]
-        pieces.append(x)
+        pieces.append(x.clone())  # a loader may fill the same buffer anew for the next batch
         at += [count + row for row in mine]
         count += size
     if count == 0:

@@ -1,6 +1,7 @@
 """Tracing: from an ANN to a torch.fx graph of plain modules, and the error that names what cannot be converted.
 
-The ANN is copied first, so it is never changed. Activations are leaves of the trace: a module with a ``ceiling`` is one.
+The ANN is copied first (``convert/plain.py``), so it is never changed. Activations are leaves of the trace: a module with a
+``ceiling`` is one.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
+from spikeprop.convert.plain import check_finite, plain_copy
 from spikeprop.errors import ConversionError
+from spikeprop.runtime.tracing import OwnTracer
 
 BATCH = 7  # images of the outline; an unusual number, so that the batch axis is recognised
 ADVICE = {
@@ -24,7 +26,7 @@ ADVICE = {
 OTHERWISE = "use Conv2d, Linear, BatchNorm, ReLU (clipped or leaky too), pooling, Dropout, Flatten, additions and concatenation"
 
 
-class ReLUTracer(fx.Tracer):
+class ReLUTracer(OwnTracer):
     """A tracer that keeps activations as they are: a module with a ``ceiling`` is one."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -34,15 +36,16 @@ class ReLUTracer(fx.Tracer):
 class MetaInterpreter(fx.Interpreter):
     """Runs a traced network on the meta device, which computes shapes only, and keeps the result of every node."""
 
-    def __init__(self, traced: fx.GraphModule):
+    def __init__(self, traced: fx.GraphModule, shape: tuple[int, ...]):
         super().__init__(copy.deepcopy(traced).to("meta"), garbage_collect_values=False)
+        self.shape = shape
 
     def run_node(self, n: fx.Node) -> Any:
         try:
             return super().run_node(n)
         except Exception as error:
             raise ConversionError(
-                f"node {n.name!r} ({n.op} {n.target}) cannot run on images of the given shape: {error}"
+                f"node {n.name!r} ({n.op} {n.target}) cannot run on images of the given shape, {self.shape}: {error}"
             ) from error
 
 
@@ -50,15 +53,17 @@ def trace(ann: nn.Module) -> fx.GraphModule:
     """The graph of a copy of the ANN in evaluation mode.
 
     Raises:
-        ConversionError: the ANN cannot be copied or traced.
+        ConversionError: the ANN cannot be copied or traced, or a weight is not finite.
     """
-    plain = _plain_copy(ann)
+    plain = plain_copy(ann)
     try:
-        return fx.GraphModule(plain, ReLUTracer().trace(plain))
+        traced = fx.GraphModule(plain, ReLUTracer().trace(plain))
     except Exception as error:
         raise ConversionError(
             f"torch.fx cannot trace {type(ann).__name__}: {error}. Remove control flow that depends on the data."
         ) from error
+    check_finite((*traced.named_parameters(), *traced.named_buffers()))
+    return traced
 
 
 def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype) -> dict[fx.Node, Any]:
@@ -67,7 +72,7 @@ def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.d
     Raises:
         ConversionError: the network has not exactly one input, or cannot run on images of this shape.
     """
-    run = MetaInterpreter(traced)
+    run = MetaInterpreter(traced, input_shape)
     inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
     if len(inputs) != 1:
         culprit = inputs[1] if inputs else next(iter(traced.graph.nodes))
@@ -81,34 +86,6 @@ def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.d
 def holds_tensors(result: Any) -> bool:
     """Whether the result of a node is a tensor or a sequence with tensors, rather than a size or another constant."""
     return isinstance(result, Tensor) or (isinstance(result, tuple | list) and any(isinstance(r, Tensor) for r in result))
-
-
-def _plain_copy(ann: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without hooks; parametrised tensors become plain parameters."""
-    try:
-        plain = copy.deepcopy(ann).eval()
-    except RuntimeError as error:
-        raise ConversionError(
-            f"{type(ann).__name__} cannot be copied: {error}. Make pruning (prune.remove) and old-style weight or spectral norm "
-            "(remove_weight_norm, remove_spectral_norm) permanent first."
-        ) from error
-    for module in list(plain.modules()):
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
-            hooks.clear()  # they observe the ANN and do not belong to the spiking network
-        if parametrize.is_parametrized(module):
-            _remove_parametrizations(module)
-    return plain
-
-
-def _remove_parametrizations(module: nn.Module) -> None:
-    # removal deletes properties from the module's class, which the caller's module has too: give the copy a class of its own
-    shared: Any = type(module)
-    own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-    module.__class__ = own
-    names = list(module.parametrizations)  # type: ignore[arg-type]
-    with torch.enable_grad():  # without it torch leaves a tensor of several originals as a buffer
-        for name in names:
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def function_name(node: fx.Node) -> str:

@@ -187,7 +187,7 @@ def _class_numbers(table: Path, wnids: list[str]) -> dict[str, int]:
     if not unknown:
         return known
     if numbers:
-        raise MissingDataError(f"ImageNet: {table} has no line for class folder {unknown[0]}; add it, or remove the folder")
+        raise MissingDataError(f"ImageNet: {table} has no line for class folder {unknown[0]}; add it")
     if len(wnids) == ImageNet.classes:
         return {wnid: i for i, wnid in enumerate(wnids)}
     raise MissingDataError(

@@ -50,7 +50,9 @@ def read_photograph(path: str | Path | Member) -> Any:
                     raise ValueError(f"{file.width} x {file.height} pixels; at most {LARGEST_PIXELS:,} are read")
                 return file.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many types for corrupted files
-        raise MissingDataError(f"{path} is truncated or not a JPEG or PNG image ({error}); replace or delete it") from error
+        raise MissingDataError(
+            f"{path} is truncated or not a JPEG or PNG image ({error}); get it again, or move it out of the folder"
+        ) from error
 
 
 def _bytes_of(path: str | Path | Member) -> Any:

@@ -6,6 +6,7 @@ PyTorch runs in float64 on the same encoded inputs as the other: the encoder dra
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,8 +78,8 @@ def compare(
     Returns:
         samples, agreement (percent of equal predictions), spikes_equal (every train of every layer), spikes (how many were
         compared), mismatches by layer, first_difference (sample, layer, neuron, step) or None, layers (spikes of both),
-        output_error (largest absolute difference), accuracy of both on these images, and with fixed precision the
-        quantisation's report by layer.
+        output_error (largest absolute difference), accuracy of both on these images, clipped (potentials that stopped at the
+        limits of 24 bits, by layer), and with fixed precision the quantisation's report by layer.
 
     Raises:
         NirError: a file that is damaged.
@@ -87,8 +88,8 @@ def compare(
     size = len(images) if target.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
     graph = hardware.read_nir(file)
     names = layer_names(graph)
-    source, report = _source(graph, network, file, images, target)
-    parts = []
+    source, report = _source(graph, network, file, images, timesteps, target)
+    parts, clipped = [], Counter[str]()
     with bar(f"simulate on {target.backend}", unit="step") as shown:
         shown.total = len(images) * timesteps
         for start in range(0, len(images), size):
@@ -98,8 +99,9 @@ def compare(
             progress = _progress(shown, start * timesteps)
             theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
             spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
+            clipped.update({str(names.get(node, node)): count for node, count in theirs.clipped.items()})
             parts.append(_compare(ours, output, spikes, theirs.output, labels[rows].numpy(), start))
-    return _merged(parts, target.backend) | report
+    return _merged(parts, target.backend) | {"clipped": dict(clipped)} | report
 
 
 def input_limit_of(network: SpikingNetwork, images: Tensor) -> float:
@@ -108,13 +110,13 @@ def input_limit_of(network: SpikingNetwork, images: Tensor) -> float:
 
 
 def _source(
-    graph: nir.NIRGraph, network: SpikingNetwork, file: Path, images: Tensor, target: Target
+    graph: nir.NIRGraph, network: SpikingNetwork, file: Path, images: Tensor, timesteps: int, target: Target
 ) -> tuple[Path | hardware.IntegerNetwork | hardware.Simulator, dict[str, list[dict[str, Any]]]]:
     """What is to be simulated, prepared once for all batches, and the report of its quantisation."""
     on_lava = target.backend == "lava"
     if target.precision == "float":
         return file if on_lava else hardware.Simulator(hardware.lay_out(graph)), {}
-    made, report = hardware.quantize(graph, input_limit=input_limit_of(network, images))
+    made, report = hardware.quantize(graph, input_limit=input_limit_of(network, images), timesteps=timesteps)
     return made if on_lava else hardware.Simulator(made), {"quantization": [asdict(layer) for layer in report]}
 
 

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import nir
+import numpy as np
 from spikeprop_hardware import quantize_for_netx, write_netx
 
 from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.writing import to_nir
+from spikeprop.errors import NirError
 from spikeprop.runtime.files import write_atomically
 from spikeprop.snn import SpikingNetwork
 
 
-def export(network: SpikingNetwork, path: Path, about: Mapping[str, Any] | None = None, target: str | None = None) -> None:
+def export(
+    network: SpikingNetwork,
+    path: Path,
+    about: Mapping[str, Any] | None = None,
+    target: str | None = None,
+    *,
+    timesteps: int | None = None,
+    data: Any = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> None:
     """Write the network to a NIR file, atomically.
+
+    A file that says its steps, its data and their normalisation can be simulated on its own; ``about`` (of a checkpoint) or the
+    keywords, which come first, give them. A file that does not say them is simulated with options that do.
 
     Args:
         network: left as it is.
@@ -26,14 +41,40 @@ def export(network: SpikingNetwork, path: Path, about: Mapping[str, Any] | None 
         about: the description of its checkpoint; the file keeps its number of steps, its data with their normalisation and its
             seed, so that it can be simulated on its own.
         target: "norse" or "snntorch": as that library's own importer understands it.
+        timesteps: of a simulation, which the chip's readout gets room for.
+        data: the data set: an object such as ``CIFAR10(mean=0.5, std=0.25)``, or its name.
+        mean, std: normalisation, (pixel / 255 - mean) / std; one number, or one for each channel; default those of ``data``.
 
     Raises:
         NirError: what cannot be written, naming the layer; nothing is.
     """
-    kept = {key: about[key] for key in ("timesteps", "seed")} if about else {}
-    graph = to_nir(network, kept | ({"data": json.dumps(about["data"])} if about else {}))
+    kept: dict[str, Any] = {key: about[key] for key in ("timesteps", "seed")} if about else {}
+    if timesteps is not None:
+        kept["timesteps"] = timesteps
+    if kept.get("timesteps", 1) < 1:
+        raise NirError(f"timesteps is {kept['timesteps']}; a simulation has at least 1 step")
+    described = {**(about["data"] if about else {}), **_description(network, data, mean, std)}
+    graph = to_nir(network, kept | ({"data": json.dumps(described)} if described else {}))
     written = graph if target is None else portable(graph, target)
     write_atomically(path, lambda temporary: nir.write(str(temporary), written))
+
+
+def _description(network: SpikingNetwork, data: Any, mean: Any, std: Any) -> dict[str, Any]:
+    """The data set and its normalisation in JSON values, as far as they are given."""
+    own = {} if data is None or isinstance(data, str) else {"mean": data.mean, "std": data.std}
+    given = own | {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
+    numbers = {key: [float(v) for v in np.ravel(np.asarray(value))] for key, value in given.items()}
+    channels = network.input_shape[0]
+    for key, values in numbers.items():
+        if len(values) not in (1, channels) or not np.isfinite(values).all() or (key == "std" and min(values) <= 0):
+            raise NirError(f"{key} is {given[key]!r}; give one number, or one for each of {channels} channels; std is positive")
+    found: dict[str, Any] = {key: values[0] if len(values) == 1 else values for key, values in numbers.items()}
+    return found if data is None else {"use": data if isinstance(data, str) else _name(data), **found}
+
+
+def _name(data: Any) -> str:
+    kind = type(data)
+    return kind.__name__ if kind.__module__.startswith("spikeprop.") else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def export_netx(network: SpikingNetwork, path: Path) -> list[dict[str, Any]]:

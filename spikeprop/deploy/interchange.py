@@ -25,7 +25,7 @@ from typing import Any
 import nir
 import numpy as np
 from spikeprop_hardware.graph import SpikingMaxPool2d, neurons_of, pair, readout_from
-from spikeprop_hardware.matrix import places_of
+from spikeprop_hardware.matrix import linear_of, places_of
 
 from spikeprop.errors import NirError
 
@@ -68,7 +68,7 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     for name in names[1:-1]:
         node = graph.nodes[name]
         if isinstance(node, nir.IF | nir.LIF):
-            neuron, factor = _NEURONS[target](name, node, _leak(name, node, target))
+            neuron, factor = _NEURONS[target](*_neurons(name, node, target))
             if weighted is None and np.any(factor != 1):
                 raise NirError(f"node {name!r} scales its current, and there are no weights before it to take the factor")
             if weighted is not None:
@@ -97,8 +97,8 @@ def _chain(graph: nir.NIRGraph, target: str) -> list[str]:
     return names
 
 
-def _leak(name: str, node: Any, target: str) -> float:
-    """The factor on the potential in each step; what neither library does is refused."""
+def _neurons(name: str, node: Any, target: str) -> tuple[np.ndarray, float]:
+    """Thresholds, and the factor on the potential in each step; what neither library does is refused."""
     neurons = neurons_of(node, name)
     if neurons.signed:
         raise NirError(f"node {name!r} takes spikes back (SignedIF), which {target} does not have; convert with IF, reset: zero")
@@ -111,11 +111,10 @@ def _leak(name: str, node: Any, target: str) -> float:
         raise NirError(f"node {name!r} starts at v_init other than 0, and {target}'s neurons start at 0; convert with v_init: 0")
     if np.any(neurons.leak != neurons.leak.flat[0]):
         raise NirError(f"node {name!r} has several time constants; one leak a layer is written for {target}")
-    return float(neurons.leak.flat[0])
+    return neurons.theta.astype(np.asarray(node.v_threshold).dtype), float(neurons.leak.flat[0])
 
 
-def _for_norse(name: str, node: Any, leak: float) -> tuple[Any, np.ndarray]:
-    theta = np.asarray(node.v_threshold)
+def _for_norse(theta: np.ndarray, leak: float) -> tuple[Any, np.ndarray]:
     if leak == 1:
         return nir.IF(r=np.ones_like(theta), v_threshold=theta, v_reset=np.zeros_like(theta)), np.ones(())
     tau = np.full_like(theta, NORSE_DT / (1 - leak))
@@ -124,9 +123,8 @@ def _for_norse(name: str, node: Any, leak: float) -> tuple[Any, np.ndarray]:
     return neuron, np.asarray(1 / (1 - leak))
 
 
-def _for_snntorch(name: str, node: Any, leak: float) -> tuple[Any, np.ndarray]:
-    theta = np.asarray(node.v_threshold, dtype=np.float64)
-    factor = np.ones(())
+def _for_snntorch(theta: np.ndarray, leak: float) -> tuple[Any, np.ndarray]:
+    theta, factor = theta.astype(np.float64), np.ones(())
     if np.any(theta != theta.flat[0]):
         factor, theta = 1 / theta, np.ones_like(theta)
     steps = 1 / (1 - leak) if leak < 1 else NO_LEAK
@@ -135,7 +133,7 @@ def _for_snntorch(name: str, node: Any, leak: float) -> tuple[Any, np.ndarray]:
     return nir.LIF(tau=r * SNNTORCH_DT, r=r, v_leak=zeros, v_threshold=theta, v_reset=zeros), factor
 
 
-_NEURONS: dict[str, Callable[[str, Any, float], tuple[Any, np.ndarray]]] = {"norse": _for_norse, "snntorch": _for_snntorch}
+_NEURONS: dict[str, Callable[[np.ndarray, float], tuple[Any, np.ndarray]]] = {"norse": _for_norse, "snntorch": _for_snntorch}
 
 
 def _scaled(node: Any, factor: np.ndarray, reader: str) -> Any:
@@ -158,6 +156,11 @@ def _linear(name: str, node: Any, shape: Shape, target: str) -> tuple[Any, Shape
     if isinstance(node, nir.Affine | nir.Linear):
         return node, (len(node.weight),)
     if isinstance(node, nir.Flatten):
+        after = linear_of(node, shape, name)[2]
+        if len(after) != 1:
+            raise NirError(
+                f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}; only all axes are written for {target}"
+            )
         return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1), (int(np.prod(shape)),)
     if isinstance(node, nir.Conv2d) and not isinstance(node.padding, str):
         full = _ungrouped(np.asarray(node.weight), int(node.groups))

@@ -61,7 +61,7 @@ class QuantisedBPTT(BPTT):
         grids, left = self._grids.get(model, (None, [0]))
         if grids is None or left[0] == 0:
             limit = self.input_limit if self.input_limit is not None else input_limit_of(model, x)
-            grids, left = find_grids(model, limit), [self.refresh]
+            grids, left = find_grids(model, limit, self.timesteps), [self.refresh]
             self._grids[model] = grids, left
         left[0] -= 1
         with rounded(model, grids):
@@ -90,14 +90,14 @@ class Grids:
         return torch.round(x * self.input_scale) / self.input_scale if isinstance(network.encoder, Direct) else x
 
 
-def find_grids(network: SpikingNetwork, input_limit: float | None = None) -> Grids:
+def find_grids(network: SpikingNetwork, input_limit: float | None = None, timesteps: int | None = None) -> Grids:
     """The scales and exponents that ``quantize`` finds for a network.
 
     Raises:
         HardwareError: a layer's weights cannot be rounded one by one: several layers of
             weights in a row without neurons between them, or pooling windows that overlap.
     """
-    made = quantize(to_nir(network), input_limit=input_limit).network
+    made = quantize(to_nir(network), input_limit=input_limit, timesteps=timesteps).network
     populations = {p.name: p for p in made.populations}
     layers = {}
     for name, layer in network.named_layers():

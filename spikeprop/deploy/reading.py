@@ -47,6 +47,7 @@ from spikeprop.snn.layer import OUTPUT
 from spikeprop.snn.pooling import SpikingMaxPool
 
 ENCODERS: dict[str, type[Encoder]] = {"Direct": Direct, "Poisson": Poisson}  # what the graph's metadata may name
+_TORCHS_OWN = nn.ModuleDict()
 _Branch = tuple[str, tuple[nn.Module, ...]]
 
 
@@ -92,7 +93,8 @@ def _from_nir(graph: nir.NIRGraph, encoder: Encoder, surrogate: Surrogate | None
 
 
 def layer_names(graph: nir.NIRGraph) -> dict[str, str]:
-    """What ``from_nir`` calls the layer of each node of neurons: torch forbids dots, and "input" and "output" are taken.
+    """What ``from_nir`` calls the layer of each node of neurons: torch forbids dots and names of
+    its own ("training", "keys"), and "input" and "output" are taken.
 
     Raises:
         NirError: a loop, or a node that is not connected to the input.
@@ -151,8 +153,8 @@ def _dtype(graph: nir.NIRGraph) -> torch.dtype:
 
 
 def _layer_name(name: str, taken: Collection[str]) -> str:
-    name = name.replace(".", "_")  # torch forbids dots in a module's name
-    while name in taken:
+    name = name.replace(".", "_") or "_"  # torch forbids dots in a module's name, empty names, and those of its own attributes
+    while name in taken or hasattr(_TORCHS_OWN, name):
         name += "_"
     return name
 
@@ -188,6 +190,10 @@ def _read_pool(node: nir.AvgPool2d, name: str) -> nn.AvgPool2d:
     return nn.AvgPool2d(pair(node.kernel_size), pair(node.stride), pair(node.padding))
 
 
+def _read_sum(node: nir.SumPool2d, name: str) -> nn.AvgPool2d:
+    return nn.AvgPool2d(pair(node.kernel_size), pair(node.stride), pair(node.padding), divisor_override=1)
+
+
 def _read_flatten(node: nir.Flatten, name: str) -> nn.Flatten:
     if int(node.start_dim) != 0 or int(node.end_dim) != -1:
         raise NirError(f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}; only all axes can be")
@@ -210,6 +216,7 @@ _READERS: dict[type, Callable[..., nn.Module]] = {
     nir.Linear: _read_linear,
     nir.Affine: _read_linear,
     nir.AvgPool2d: _read_pool,
+    nir.SumPool2d: _read_sum,
     nir.Flatten: _read_flatten,
     nir.Scale: _read_scale,
 }

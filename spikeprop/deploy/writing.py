@@ -16,6 +16,7 @@ import torch
 from spikeprop_hardware.graph import SpikingMaxPool2d, pair
 from torch import Tensor, nn
 
+from spikeprop.deploy.carried import check_carried
 from spikeprop.errors import NirError
 from spikeprop.snn import IF, INPUT, LIF, ChannelPad, Gain, LayerDynamics, Neuron, SampleDropout, SignedIF, SpikingNetwork
 from spikeprop.snn.layer import OUTPUT
@@ -77,6 +78,7 @@ def _op_to_node(op: nn.Module, shape: tuple[int, ...], layer: str) -> tuple[Any,
         raise NirError(f"layer {layer!r}: NIR has no node for {type(op).__name__}")
     like = next(chain(op.parameters(), op.buffers()), torch.zeros(()))
     after = tuple(op(torch.zeros(1, *shape).to(like)).shape[1:])
+    check_carried(op, layer, shape, after)
     return writer(op, shape, after, layer), after
 
 
@@ -100,10 +102,8 @@ def _write_linear(op: nn.Linear, shape: tuple[int, ...], after: tuple[int, ...],
     return nir.Affine(weight=_array(op.weight), bias=_array(op.bias))
 
 
-def _write_pool(op: nn.AvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.AvgPool2d:
-    if op.ceil_mode or op.divisor_override or not (op.count_include_pad or op.padding in (0, (0, 0))):
-        raise NirError(f"layer {layer!r}: NIR's AvgPool2d has no ceil_mode, divisor_override or count_include_pad=False")
-    return nir.AvgPool2d(*_sizes(op))
+def _write_pool(op: nn.AvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> Any:
+    return nir.SumPool2d(*_sizes(op)) if op.divisor_override == 1 else nir.AvgPool2d(*_sizes(op))
 
 
 def _write_adaptive(op: nn.AdaptiveAvgPool2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.AvgPool2d:
@@ -146,9 +146,11 @@ _WRITERS: dict[type, Callable[..., Any]] = {
 
 def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) -> Any:
     if isinstance(neuron, SpikingMaxPool):
+        check_carried(neuron.window, name)
         return _write_max_pool(neuron.window)
     if not isinstance(neuron, Neuron) or type(neuron) not in (IF, LIF, SignedIF):
         raise NirError(f"layer {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
+    check_carried(neuron, name)
     if neuron.leak.numel() != 1:
         raise NirError(f"layer {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
     threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()

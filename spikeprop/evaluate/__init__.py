@@ -2,15 +2,17 @@
 returns."""
 
 from spikeprop.evaluate.accuracy import ann_accuracy, snn_accuracy
-from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out, silent_layers
+from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out
 from spikeprop.evaluate.error import LayerError, conversion_error
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.loop import evaluate
 from spikeprop.evaluate.pictures import draw_conversion_error, draw_evaluation, draw_run
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
+from spikeprop.evaluate.regression import RegressionError, ann_error, snn_error
 from spikeprop.evaluate.report import Report, run_rows, scalars_by_steps
 from spikeprop.evaluate.scores import Predictions, Proportion, wilson
 from spikeprop.evaluate.summary import class_table, evaluation_rows, summarise, total_seconds
+from spikeprop.snn.watching import silent_layers
 
 __all__ = [
     "ADD_JOULES",
@@ -22,8 +24,10 @@ __all__ = [
     "Predictions",
     "Predictor",
     "Proportion",
+    "RegressionError",
     "Report",
     "ann_accuracy",
+    "ann_error",
     "class_table",
     "conversion_error",
     "count_macs",
@@ -38,6 +42,7 @@ __all__ = [
     "scalars_by_steps",
     "silent_layers",
     "snn_accuracy",
+    "snn_error",
     "summarise",
     "total_seconds",
     "wilson",

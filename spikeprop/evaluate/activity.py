@@ -19,7 +19,6 @@ from spikeprop.snn import INPUT, SpikingNetwork, Synapse
 
 MAC_JOULES = 4.6e-12
 ADD_JOULES = 0.9e-12
-WATCHED_BYTES = 256 << 20
 
 
 class ActivityMeter:
@@ -97,12 +96,6 @@ class ActivityMeter:
         return self._counts[:, self.marks.index(self.timesteps if timesteps is None else timesteps)]
 
 
-def watched_chunk(network: SpikingNetwork, images: int, timesteps: int) -> int:
-    """Steps at once of an observed simulation: at least one, and a layer's unpacked spikes within ``WATCHED_BYTES``."""
-    largest = max(torch.Size(shape).numel() for shape in network.shapes().values())
-    return max(1, min(timesteps, WATCHED_BYTES // (4 * images * largest)))
-
-
 def segments(marks: Sequence[int], first: int, steps: int) -> Iterator[tuple[int, slice]]:
     """A chunk of ``steps`` steps from step ``first`` on, cut at the marks: (index of the mark that ends it, slice of the chunk).
 
@@ -114,20 +107,6 @@ def segments(marks: Sequence[int], first: int, steps: int) -> Iterator[tuple[int
         if end > begin:
             yield i, slice(begin, end)
             begin = end
-
-
-@torch.no_grad()
-def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[str]:
-    """Layers in which no neuron fires within ``timesteps`` steps on images x (B, ...); no gradient passes below them."""
-    active: set[str] = set()
-
-    def observe(name: str, spikes_TB: Tensor) -> None:
-        if bool((spikes_TB != 0).any()):
-            active.add(name)
-
-    chunk = watched_chunk(network, len(x), timesteps)
-    network.eval()(x.to(device_of(network)), timesteps, chunk=chunk, observe=observe)
-    return [name for name in network.dynamics() if name not in active]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprop.evaluate.activity import device_of, segments, watched_chunk
+from spikeprop.evaluate.activity import device_of, segments
 from spikeprop.snn import INPUT, SpikingNetwork
+from spikeprop.snn.watching import watched_chunk
 
 
 @dataclass(frozen=True)

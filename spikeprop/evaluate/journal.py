@@ -22,7 +22,7 @@ from spikeprop.evaluate.predictor import BatchPredictions, pack, unpack
 from spikeprop.runtime.files import leaves, read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 1
-BEGIN_AGAIN = "so the predictions beside it may be of another evaluation: use another --out folder, or --restart to delete them"
+BEGIN_AGAIN = "so the predictions beside it may be of another evaluation: use another --out folder, or --restart to predict again"
 
 
 class Journal:
@@ -92,7 +92,7 @@ class Journal:
         if changed:
             shown = ", ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} here" for key in changed[:4])
             raise EvaluationError(
-                f"{self.path} holds another evaluation ({shown}); use another --out folder, or --restart to delete that one"
+                f"{self.path} holds another evaluation ({shown}); use another --out folder, or --restart to predict again"
             )
 
 

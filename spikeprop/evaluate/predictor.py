@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate.activity import ActivityMeter, device_of, watched_chunk
+from spikeprop.evaluate.activity import ActivityMeter, device_of
+from spikeprop.runtime.labels import IGNORED, by_example, read_labels
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.watching import watched_chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,8 @@ class BatchPredictions:
 
     Attributes:
         number: of the batch, from 0.
-        labels: true classes (N,) int64.
-        best: best classes (N, T, K) int16, best first.
+        labels: true classes (N,) int64; of a network with positions, those of each position that has one.
+        best: best classes (N, T, K) int16 (int32 from 32,768 classes on), best first.
         counts: of the activity (3, T, L) as ``ActivityMeter`` takes them; zeros where it was not counted.
         counted: images whose activity was counted.
         seconds: that the batch took, loading included.
@@ -76,32 +78,44 @@ class Predictor:
             network: spiking network, or an ANN where there are no ``timesteps``.
             number: of the batch.
             x: images (N, ...).
-            y: their classes (N,).
+            y: their classes (N,), or in a form that ``spikeprop.runtime.labels`` describes.
             meter: counts spikes over its own number of steps.
 
         Raises:
+            LabelError: the labels do not fit the network's outputs.
             EvaluationError: the network predicts another number of classes than ``classes``.
         """
         x = x.to(device_of(network))
         seed_torch(self.seed, number)
-        spiking = isinstance(network, SpikingNetwork)
-        best = self._simulate(network, x, meter) if spiking else self._best(network(x)).unsqueeze(1)
-        return BatchPredictions(number=number, labels=y.cpu().long(), best=best)
+        best, scores = self._simulate(network, x, meter) if isinstance(network, SpikingNetwork) else self._once(network(x))
+        labels = read_labels(scores, y).classes().flatten().cpu()
+        counted = labels != IGNORED
+        return BatchPredictions(number=number, labels=labels[counted], best=best[counted])
 
-    def _simulate(self, network: SpikingNetwork, x: Tensor, meter: ActivityMeter | None) -> Tensor:
-        """The best classes after each number of steps, (N, T, K)."""
+    def _simulate(self, network: SpikingNetwork, x: Tensor, meter: ActivityMeter | None) -> tuple[Tensor, Tensor]:
+        """The best classes after each number of steps (N, T, K), and the last scores."""
         steps = self.timesteps[-1]
         observed = _observed(network, len(x), steps, meter) if meter is not None else {}
-        outputs = enumerate((step for chunk in network.unroll(x, steps, **observed) for step in chunk), 1)
-        return torch.stack([self._best(output_NC) for t, output_NC in outputs if t in self.timesteps], 1)
+        best, scores = [], torch.empty(0)
+        outputs = (step for chunk in network.unroll(x, steps, **observed) for step in chunk)
+        for t, output in enumerate(outputs, 1):
+            if t in self.timesteps:
+                best.append(self._best(output))
+                scores = output
+        return torch.stack(best, 1), scores
 
-    def _best(self, scores_NC: Tensor) -> Tensor:
-        """The classes of the largest scores (N, K) int16 on the CPU; of equal scores the first class, as argmax has it."""
+    def _once(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the scores of an ANN."""
+        return self._best(scores).unsqueeze(1), scores
+
+    def _best(self, scores: Tensor) -> Tensor:
+        """The classes of the largest scores (N, K) on the CPU; of equal scores the first class, as argmax has it."""
+        scores_NC = by_example(scores)
         outputs = scores_NC.shape[1]
         if self.classes not in (None, outputs):
             raise EvaluationError(f"the network has {outputs} outputs, and the data have {self.classes} classes")
         order = torch.sort(scores_NC, dim=1, descending=True, stable=True).indices
-        return order[:, : self.top].to("cpu", torch.int16)
+        return order[:, : self.top].to("cpu", torch.int16 if outputs <= 2**15 else torch.int32)
 
 
 def _observed(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:

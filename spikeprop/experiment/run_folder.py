@@ -140,7 +140,7 @@ class RunFolder:
         if changed:
             raise RecipeError(
                 f"{self.path} holds a run of another recipe (it differs in {', '.join(sorted(changed)[:4])}); "
-                "choose another --out folder or delete that one"
+                "choose another --out folder"
             )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from spikeprop.errors import DamagedFileError, RunError
 from spikeprop.runtime.files import read_json
 
+AGAIN = "restore it from a copy, or run again with another --out folder"
 LABELS = {"converted": "converted", "finetuned": "fine-tuned"}
 
 
@@ -161,9 +162,9 @@ def _mapping(file: Path) -> dict[str, Any]:
         found = read_json(file)
     except (DamagedFileError, OSError) as error:
         why = error.__cause__ or error  # the file is named once
-        raise RunError(f"{file} is damaged ({why}); delete the folder {file.parent} and run again") from error
+        raise RunError(f"{file} is damaged ({why}); {AGAIN}") from error
     if not isinstance(found, dict):
-        raise RunError(f"{file} is damaged: it holds no JSON object; delete the folder {file.parent} and run again")
+        raise RunError(f"{file} is damaged: it holds no JSON object; {AGAIN}")
     return found
 
 

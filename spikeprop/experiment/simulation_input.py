@@ -59,9 +59,16 @@ class SimulationInput:
             NirError: data or number of steps are not known; or the network does not read such images.
         """
         source = self.named or self.data.get("use")
-        missing = [option for option, value in (("--data", source), ("--timesteps", self.timesteps)) if not value]
+        wanted = {"--data": source, "--timesteps": self.timesteps}
+        missing = [option for option, value in wanted.items() if not value]
         if missing:
             raise NirError(f"{self.file} does not say how to simulate it; pass {' and '.join(missing)}")
+        unknown = [key for key in ("mean", "std") if key not in self.data]
+        if unknown:
+            raise NirError(
+                f"{self.file} does not say how its network's images are normalised, (pixel / 255 - mean) / std; pass "
+                f"{' and '.join(f'--{key}' for key in unknown)} (one number, or one a channel: 0.49,0.48,0.45; 0 and 1 for none)"
+            )
         data = data_component(self.data, self.trusted, named=self.named).build()
         if data.input_shape != self.network.input_shape:
             raise NirError(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from spikeprop.learn.loss import CrossEntropy
 from spikeprop.learn.rule import LearningRule
 from spikeprop.snn import SpikingNetwork
 
@@ -43,6 +43,6 @@ class BPTT(LearningRule):
         scores = model(x, self.timesteps, chunk=self.chunk)
         if self.average:
             scores = scores / self.timesteps
-        loss = F.cross_entropy(scores, y)
+        loss = CrossEntropy()(scores, y)
         loss.backward()
         return {"loss": loss.detach(), "scores": scores.detach()}

@@ -26,17 +26,18 @@ class TrainingState:
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    correct: int = 0
+    correct: int | None = 0  # None for regression, whose predictions are not right or wrong
     seen: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Running means of the current epoch, including those of the rule's own scalars; accuracy in percent."""
+        """Running means of the current epoch, with the rule's own scalars; accuracy in percent, None for regression."""
         seen = max(self.seen, 1)
         own = {name: total / seen for name, total in self.sums.items()}
-        return {"epoch": self.epoch, "loss": self.loss_sum / seen, "accuracy": 100 * self.correct / seen, **own}
+        accuracy = None if self.correct is None else 100 * self.correct / seen
+        return {"epoch": self.epoch, "loss": self.loss_sum / seen, "accuracy": accuracy, **own}
 
 
 class Callback:
@@ -92,7 +93,9 @@ class ProgressBar(Callback):
 
     def on_step(self, training: TrainingState) -> None:
         metrics = training.metrics
-        text = f"epoch {training.epoch + 1}/{training.epochs} loss {metrics['loss']:.3f} acc {metrics['accuracy']:.2f} %"
+        text = f"epoch {training.epoch + 1}/{training.epochs} loss {metrics['loss']:.3f}"
+        if metrics["accuracy"] is not None:
+            text += f" acc {metrics['accuracy']:.2f} %"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
 
@@ -139,9 +142,10 @@ class CollapseGuard(Callback):
         self.chance, self.least = 100 / classes, least
 
     def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
-        if training.seen >= self.least and metrics["accuracy"] < self.chance:
+        accuracy = metrics["accuracy"]
+        if accuracy is not None and training.seen >= self.least and accuracy < self.chance:
             raise TrainingCollapsed(
-                f"training collapsed: {metrics['accuracy']:.2f} % in epoch {training.epoch + 1} is under chance "
+                f"training collapsed: {accuracy:.2f} % in epoch {training.epoch + 1} is under chance "
                 f"({self.chance:.2f} %). Lower the learning rate, use the Triangle surrogate (STDB can be unstable), "
                 "or raise the number of steps; check the converted accuracy first"
             )

@@ -2,7 +2,8 @@
 
 Only the header is read back, so a checkpoint is one file, which is renamed into place when it is complete. Tensors are named
 ``model.<name>``, ``optimizer.<parameter>.<key>`` and ``<section>.<name>`` for everything else with a state; all other values are
-in the description. Nothing is pickled. A checksum in the header covers the complete file. The progress of a training keeps the
+in the description. A tensor with several names (tied weights) is stored once; ``aliases`` in the description has the others.
+Nothing is pickled. A checksum in the header covers the complete file. The progress of a training keeps the
 previous checkpoint too, to continue from if the last one is damaged.
 """
 
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from spikeprop_hardware import kinds
 from torch import Tensor, nn
 
-from spikeprop.errors import CheckpointError, DamagedFileError
+from spikeprop.errors import CheckpointError, DamagedFileError, ForeignFileError
 from spikeprop.learn.distributed.sharding import complete, sharded_like
 from spikeprop.runtime.files import parse_json, previous_of, read_tensors, write_json, write_tensors
 
@@ -61,8 +63,10 @@ def save_checkpoint(
         writes: whether this process writes; for a sharded network (``shard``) all processes call this and send their shards.
     """
     sections = {"model": model.state_dict(), **(others or {})}
-    tensors = _gathered(((f"{name}.{k}", v) for name, state in sections.items() for k, v in state.items()), writes)
-    described = {"format": FORMAT, **description}
+    named = {f"{name}.{k}": v for name, state in sections.items() for k, v in state.items()}
+    aliases = find_aliases(named)
+    tensors = _gathered(((name, v) for name, v in named.items() if name not in aliases), writes)
+    described = {"format": FORMAT, **description, **({"aliases": aliases} if aliases else {})}
     if optimizer is not None:
         state, groups = _split_optimizer(optimizer)
         tensors |= _gathered(state.items(), writes)
@@ -84,6 +88,21 @@ def _gathered(tensors: Iterable[tuple[str, Tensor]], kept: bool) -> dict[str, Te
     return found
 
 
+def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are the same memory as one before them, with the first one's name; shards are not looked at."""
+    first: dict[tuple[Any, ...], str] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.numel() == 0 or tensor.is_meta:
+            continue
+        place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        if place in first:
+            found[name] = first[place]
+        else:
+            first[place] = name
+    return found
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
@@ -95,8 +114,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         return _read(path)
+    except ForeignFileError as error:
+        raise CheckpointError(str(error)) from error
     except DamagedFileError as error:
-        raise CheckpointError(f"{error}; put a copy back, or delete it and run again") from error
+        raise CheckpointError(f"{error}; restore it from a copy, or run again with another --out folder") from error
 
 
 def has_checkpoint(path: Path) -> bool:
@@ -117,9 +138,13 @@ def load_latest(path: Path) -> Checkpoint:
         return load_checkpoint(previous)
     try:
         return _read(path)
+    except ForeignFileError as error:  # nothing of ours: it stays where it is
+        raise CheckpointError(str(error)) from error
     except DamagedFileError as error:
         if not previous.exists():
-            raise CheckpointError(f"{error}, and there is none before it; delete it, and its stage starts again") from error
+            raise CheckpointError(
+                f"{error}, and there is none before it: restore it from a copy, or move it away, and its stage starts again"
+            ) from error
         saved = load_checkpoint(previous)
         os.replace(path, path.with_name(path.name + ".damaged"))
         warnings.warn(f"{error}: continuing from the checkpoint before it, {previous}", stacklevel=3)
@@ -135,7 +160,10 @@ def drop_progress(path: Path) -> None:
 def _read(path: Path) -> Checkpoint:
     tensors, header = read_tensors(path)
     if "spikeprop" not in header:
-        raise CheckpointError(f"{path} holds tensors but was not written by spikeprop: its header has no 'spikeprop' entry")
+        raise CheckpointError(
+            f"{path} holds tensors but was not written by spikeprop: its header has no 'spikeprop' entry; "
+            f"{kinds.SAFETENSORS.remedy}"
+        )
     if set(header) != {"spikeprop"}:  # the checksum's key itself is corrupted
         raise DamagedFileError(f"{path} is damaged (its header has an unknown entry)")
     try:
@@ -148,7 +176,12 @@ def _read(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has format {description.get('format')}, this spikeprop reads {FORMAT}; use the version that wrote it"
         )
-    return Checkpoint(path, tensors, description)
+    aliases = description.get("aliases", {})
+    if not isinstance(aliases, dict) or not all(
+        isinstance(v, str) and v in tensors and k not in tensors for k, v in aliases.items()
+    ):
+        raise DamagedFileError(f"{path} is damaged (its aliases name tensors that it does not hold)")
+    return Checkpoint(path, tensors | {name: tensors[held] for name, held in aliases.items()}, description)
 
 
 def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -165,10 +198,27 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
         for name in own
         if name in saved and saved[name].shape != own[name].shape
     ]
+    problems += [] if problems else _untied(own, checkpoint)
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise CheckpointError(f"{checkpoint.path} is of another architecture: {shown}")
     model.load_state_dict({name: sharded_like(value, own[name]) for name, value in saved.items()})
+
+
+def _untied(own: Mapping[str, Tensor], checkpoint: Checkpoint) -> list[str]:
+    """Weights that are tied in the file or in the network, and have to be different in the other one."""
+    tied = find_aliases({f"model.{name}": value for name, value in own.items()})
+    saved = checkpoint.description.get("aliases", {})
+    problems = [
+        f"{name} and {held} are tied in the file, and not in the network"
+        for name, held in saved.items()
+        if name.startswith("model.") and tied.get(name, name) != tied.get(held, held)
+    ]
+    return problems + [
+        f"{name} and {held} are tied in the network, and differ in the file"
+        for name, held in tied.items()
+        if not torch.equal(checkpoint.tensors[name], checkpoint.tensors[held])
+    ]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ as one that was not.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -17,14 +18,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from spikeprop.errors import LabelError
 from spikeprop.learn.callback import Callback, TrainingState
 from spikeprop.learn.distributed.data_parallel import DataParallel
 from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded
 from spikeprop.learn.metrics import DeferredMetrics
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
+from spikeprop.learn.silence import SilenceCheck
 from spikeprop.learn.training_checkpoint import TrainingCheckpoint
 from spikeprop.runtime.batches import Batch, Batches, Shardable
+from spikeprop.runtime.labels import IGNORED, has_ignored, known_on_host, read_labels
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import seed_everything
 
@@ -50,6 +54,7 @@ class LoopSettings:
     constrained: Sequence[Constrained]
     checkpoint: TrainingCheckpoint
     parallel: DataParallel
+    silence: SilenceCheck
 
 
 def fit(
@@ -71,7 +76,7 @@ def fit(
     """Train ``model`` in place and leave it in evaluation mode.
 
     After every step ``project_parameters()`` is called on each module that has it; it moves parameters back into their range, as
-    for thresholds.
+    for thresholds. A spiking network in which layers stay silent is warned of once, after the first gradient.
 
     Args:
         model: network that ``rule`` can train, complete or sharded over the processes by ``shard``; batches go to its device.
@@ -91,11 +96,12 @@ def fit(
         processes: that train together, each on its shard of every batch; rank 0 writes the checkpoint. All pass equal arguments.
 
     Returns:
-        one dict an epoch: epoch, loss, accuracy (percent), lr, seconds.
+        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr, seconds.
 
     Raises:
         ValueError: no batches, an optimiser without the rule's own parameters, or a sharded network with a rule or callback that
             needs a complete one.
+        LabelError: labels do not fit the images or the network's outputs.
         TrainingCollapsed: a loss is not finite, or a weight at a checkpoint.
         CheckpointError: ``checkpoint`` belongs to another network or another number of batches.
         Stopped: a signal asked to stop, within ``spikeprop.runtime.signals.deferred_signals``.
@@ -120,6 +126,7 @@ def fit(
         constrained=[module for module in model.modules() if isinstance(module, Constrained)],
         checkpoint=progress,
         parallel=DataParallel(processes, model, rule),
+        silence=SilenceCheck(model, rule, processes.rank == 0),
     )
     _set_mode(model, rule, True)
     for callback in callbacks:
@@ -143,8 +150,10 @@ def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings
         seed_everything(settings.seed, training.epoch, training.step, *([rank] if rank else []))  # rank 0 draws as one process
         _set_lr(training, settings.schedule)
         parallel.announce_save(checkpoint.due)
-        x, y = x.to(settings.device, non_blocking=True), y.to(settings.device, non_blocking=True)
-        _one_step(training, settings, x, y, deferred)
+        _check_batch(x, y, parallel)
+        with known_on_host(y):
+            x, y = x.to(settings.device, non_blocking=True), y.to(settings.device, non_blocking=True)
+            _one_step(training, settings, x, y, deferred)
         for callback in settings.callbacks:
             callback.on_step(training)
         save = parallel.stop_requested() or parallel.save_due(checkpoint.due)
@@ -179,11 +188,21 @@ def _read(training: TrainingState, batches: Batches, settings: LoopSettings, def
         raise
 
 
+def _check_batch(x: Any, y: Any, parallel: DataParallel) -> None:
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise LabelError(f"a batch holds {type(x).__name__} and {type(y).__name__}: give pairs of tensors (images, labels)")
+    if len(x) not in (len(y), len(y[parallel.processes.rows(len(y))])):  # a process may have read its own images only
+        raise LabelError(f"a batch has {len(x)} images and {len(y)} labels: give one label for each image")
+    if parallel.several and has_ignored(y):  # each process would divide by the number of its own labels
+        raise LabelError(f"labels of {IGNORED} (no class) are not supported in several processes: train in one")
+
+
 def _one_step(training: TrainingState, settings: LoopSettings, x: Tensor, y: Tensor, deferred: DeferredMetrics) -> None:
     training.optimizer.zero_grad(set_to_none=True)
     x, y = settings.parallel.shard(x, y)
     with nullcontext() if settings.autocast is None else torch.autocast(settings.device.type, settings.autocast):
         result = settings.rule.step(settings.parallel.wrapped, x, y)  # its backward pass recomputes, so it needs autocast too
+    settings.silence.after_gradient(training.model, x)
     deferred.add(*_reduce(result, y, settings.parallel))
     for callback in settings.callbacks:
         callback.on_gradient(training)
@@ -202,9 +221,13 @@ def _reduce(result: dict[str, Tensor], y: Tensor, parallel: DataParallel) -> tup
     The sums are those of labels, correct predictions, the loss and the rule's scalars, in float64.
     """
     names = sorted(set(result) - {"loss", "scores"})
-    correct = (result["scores"].argmax(1) == y).sum()
     means = torch.stack([result[name].detach().double() for name in ("loss", *names)])
-    size = torch.full_like(means[0], y.numel())  # filled on the device: a copy from the host would wait for it
+    try:
+        correct, size = read_labels(result["scores"], y).correct(result["scores"])
+        size = size.to(means)
+    except LabelError:  # the rule's loss has taken these targets: it is regression, which has no correct predictions
+        size = torch.full_like(means[0], y.numel())  # filled on the device: a copy from the host would wait for it
+        correct = torch.full_like(size, math.nan)
     return names, parallel.reduce(torch.cat([torch.stack([size, correct.double()]), means * size]))
 
 

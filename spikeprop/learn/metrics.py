@@ -49,7 +49,8 @@ class DeferredMetrics:
                 )
         for (_, names, _), (seen, correct, loss, *own) in zip(self.steps, read):
             self.training.seen += round(seen)
-            self.training.correct += round(correct)
+            known = math.isfinite(correct) and self.training.correct is not None
+            self.training.correct = (self.training.correct or 0) + round(correct) if known else None
             self.training.loss_sum += loss
             for name, value in zip(names, own, strict=True):
                 self.training.sums[name] = self.training.sums.get(name, 0.0) + value

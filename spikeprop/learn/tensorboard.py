@@ -41,7 +41,7 @@ class TensorBoardLog(Callback):
 
     def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():
-            if name != "epoch":
+            if name != "epoch" and value is not None:
                 self.writer.add_scalar(name, value, metrics["epoch"])
 
     def on_end(self, training: TrainingState) -> None:

@@ -15,6 +15,7 @@ from torch.fx.passes.split_module import split_module
 from torch.nn.modules.batchnorm import _NormBase
 
 from spikeprop.errors import SegmentError
+from spikeprop.runtime.tracing import OwnTracer
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 QUERIES = {"size", "dim"}  # methods that return numbers about a tensor's shape
@@ -34,7 +35,7 @@ class _Value(nn.Module):
         return self.value
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(OwnTracer):
     def __init__(self, opaque: Iterable[str]):
         super().__init__()
         self.opaque = set(opaque)

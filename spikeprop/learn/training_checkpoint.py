@@ -82,7 +82,7 @@ class TrainingCheckpoint:
             return
         saved = load_latest(self.path)
         if "training" not in saved.description:
-            raise CheckpointError(f"{saved.path} holds a network and not a training's progress; delete it, or name another file")
+            raise CheckpointError(f"{saved.path} holds a network and not a training's progress; name another file")
         position = saved.description["training"]
         for name in SETTINGS:
             if position[name] != getattr(self.training, name):

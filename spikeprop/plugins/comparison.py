@@ -27,6 +27,7 @@ from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.recipe import Component
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.devices import find_device
+from spikeprop.runtime.labels import predicted, read_labels
 from spikeprop.runtime.seeding import seed_torch
 
 SMOKE_EXAMPLES = 64
@@ -145,7 +146,8 @@ def accuracy_and_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
     correct, loss, count = 0, 0.0, 0
     for x, y in batches:
         scores = model(x)
-        correct += int((scores.argmax(1) == y).sum())
+        y = read_labels(scores, y, ignorable=False).classes()
+        correct += int((predicted(scores) == y).sum())
         loss += float(F.cross_entropy(scores, y, reduction="sum"))
         count += y.numel()
     return {"accuracy": 100 * correct / count, "test_loss": loss / count}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from spikeprop_hardware import kinds
 
 from spikeprop.errors import RecipeError
 from spikeprop.recipe.nearest import nearest
@@ -47,6 +48,9 @@ def find_recipe(source: str) -> Path:
     names = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
     if path.suffix == "" and source in names:
         return names[source]
+    if path.is_file():
+        wrong = kinds.wrong_kind(path, "a recipe (YAML)", kinds.YAML, kinds.TEXT)
+        raise RecipeError(wrong or f"{path} is no recipe by its name: a recipe's file ends in .yaml")
     raise RecipeError(f"no recipe {source!r}{nearest(path.stem, names)}; 'spikeprop ls' shows all")
 
 
@@ -59,6 +63,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     if size > LARGEST_RECIPE:
         raise RecipeError(f"{path} has {size:,} bytes; a recipe has at most {LARGEST_RECIPE:,}")
+    wrong = kinds.wrong_kind(path, "a recipe (YAML)", kinds.YAML, kinds.TEXT, kinds.JSON, kinds.EMPTY)
+    if wrong is not None:
+        raise RecipeError(wrong)
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:

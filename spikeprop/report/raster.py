@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprop.evaluate.activity import device_of, watched_chunk
+from spikeprop.evaluate.activity import device_of
 from spikeprop.snn import INPUT, SpikingNetwork
+from spikeprop.snn.watching import watched_chunk
 
 NEURONS = 48  # of a layer, at even distances
 LAYERS = 16  # of a network, at even distances

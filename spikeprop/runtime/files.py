@@ -17,7 +17,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikeprop.errors import DamagedFileError
+from spikeprop_hardware import kinds
+
+from spikeprop.errors import DamagedFileError, ForeignFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +137,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
+        ForeignFileError: it is a file of another kind.
         DamagedFileError: it is too large, or not JSON.
     """
     size = path.stat().st_size
@@ -143,7 +146,19 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DamagedFileError(f"{path} is damaged, or not JSON ({error}); delete it or put a copy back") from error
+        check_kind(path, "a JSON file", kinds.JSON, kinds.TEXT, kinds.YAML, kinds.EMPTY)
+        raise DamagedFileError(f"{path} is damaged, or not JSON ({error}); restore it from a copy") from error
+
+
+def check_kind(path: Path, expected: str, *right: kinds.Kind) -> None:
+    """Refuse a file that is recognised as something else than the kinds that are ``right``, which ``expected`` names.
+
+    Raises:
+        ForeignFileError: saying what it is, and what to do with it.
+    """
+    wrong = kinds.wrong_kind(path, expected, *right)
+    if wrong is not None:
+        raise ForeignFileError(wrong)
 
 
 def parse_json(text: str) -> Any:
@@ -174,7 +189,7 @@ def write_tensors(
         own = temporary.with_suffix("")  # a folder: safetensors writes another temporary file beside its target
         own.mkdir(exist_ok=True)
         try:
-            save_file(dict(tensors), own / "tensors", metadata=described)
+            save_file(_apart(tensors), own / "tensors", metadata=described)
             os.replace(own / "tensors", temporary)
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
@@ -186,6 +201,18 @@ def write_tensors(
     write_atomically(path, write, keep_previous=keep_previous)
 
 
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without common memory, which safetensors refuses; those that share another one's are copied."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() > tensor.numel() * tensor.element_size()
+        seen.add(storage.data_ptr())
+        found[name] = tensor.detach().contiguous().clone() if shared and tensor.numel() else tensor
+    return found
+
+
 def read_tensors(path: Path, entries: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file; its tensors and the entries of its header.
 
@@ -195,7 +222,8 @@ def read_tensors(path: Path, entries: Collection[str] | None = None) -> tuple[di
             the checksum is found by this.
 
     Raises:
-        DamagedFileError: it is not a safetensors file, it is truncated, or its checksum differs.
+        ForeignFileError: it is a file of another kind.
+        DamagedFileError: it is truncated, or its checksum differs.
     """
     from safetensors import safe_open
 
@@ -205,6 +233,7 @@ def read_tensors(path: Path, entries: Collection[str] | None = None) -> tuple[di
             header = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # safetensors has its own error type, and torch has several for impossible tensors
+        check_kind(path, "a safetensors file", kinds.SAFETENSORS, kinds.CHECKPOINT, kinds.TEXT, kinds.EMPTY)
         raise DamagedFileError(f"{path} is damaged or not a safetensors file ({error})") from error
     found = header.pop(CHECKSUM, None)
     if found is not None and found != _checksum(tensors, header):

@@ -12,6 +12,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikeprop.snn.hooks import global_hooks, untouched
+
 
 class NeuronState(NamedTuple):
     """State of one layer.
@@ -47,7 +49,25 @@ class LayerDynamics(nn.Module, ABC):
         sent, state = self.run(current.unsqueeze(0), state)
         return sent.squeeze(0), state
 
-    forward = step
+    def forward(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        """``step``."""
+        return self.step(current, state)
+
+    def advance(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        """``run``; step by step through ``__call__`` where hooks or another ``forward`` or ``step`` are to be heard."""
+        if not self._is_watched():
+            return self.run(currents, state)
+        sent = []
+        for current in currents:
+            one, state = self(current, state)
+            sent.append(one)
+        return torch.stack(sent), state
+
+    @torch.compiler.disable
+    def _is_watched(self) -> bool:
+        kind = type(self)
+        of_base = kind.forward is LayerDynamics.forward and kind.step is LayerDynamics.step
+        return not (of_base and untouched(self)) or global_hooks()
 
     def initial_state(self, current: Tensor) -> NeuronState:
         """State before the first step, for one step's current (B, ...)."""

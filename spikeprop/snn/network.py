@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder
+from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.readout import ReadoutSchedule
@@ -129,6 +130,8 @@ class SpikingNetwork(nn.Module):
         """
         if not self.readout.trivial:
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
+        refuse_transforms(x_B)
+        refuse_uncalled(self._containers())
         output_TBK, state = self._advance(x_B.unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
 
@@ -144,7 +147,9 @@ class SpikingNetwork(nn.Module):
 
         Raises:
             ValueError: shape, NaN or infinity in the input, or timesteps < 1.
+            SimulationError: within torch.jit.trace, torch.export or a torch.func transform, or a hook that nothing calls.
         """
+        refuse_transforms(x_B)
         if torch.is_grad_enabled() and observe is None and self.readout.trivial and self._packed(x_B, timesteps, chunk):
             return _engine().train(self, x_B, timesteps, chunk)
         output = None
@@ -153,11 +158,22 @@ class SpikingNetwork(nn.Module):
         assert output is not None
         return output.clone()  # of its own memory, not a view of all steps'
 
+    @torch.compiler.disable
     def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
+        refuse_uncalled(self._containers())
         self._check_input(x_B, timesteps)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk is {chunk}; a layer takes at least 1 step at once")
         return self.packed and _engine().supports(self, x_B)
+
+    def _containers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Modules that only hold others, by path."""
+        yield from (("readout", self.readout), ("layers", self.layers))
+        for name, layer in self.named_layers():
+            yield f"layers.{name}", layer
+            yield f"layers.{name}.synapses", layer.synapses
+            for i, _, synapse in layer.branches():
+                yield f"layers.{name}.synapses.{i}.ops", synapse.ops
 
     def unroll(
         self,
@@ -172,6 +188,7 @@ class SpikingNetwork(nn.Module):
 
         What is observed are all steps, or the chunks in which the first ``observed_steps`` lie.
         """
+        refuse_transforms(x_B)
         watched = timesteps if observed_steps is None else observed_steps
         yield from self.readout.counted(self._accumulated(x_B, timesteps, chunk, observe, watched))
 
@@ -217,11 +234,18 @@ class SpikingNetwork(nn.Module):
         if observe is not None:
             observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
         for name, layer in self.named_layers():
-            current_TB = layer.current(values, state.masks, name, state.constant)
+            current_TB = _at_least_float32(layer.current(values, state.masks, name, state.constant))
             if len(current_TB) != steps:
                 current_TB = current_TB.expand(steps, *current_TB.shape[1:])
             before = state.layers.get(name) or layer.dynamics.initial_state(current_TB[0])
-            values[name], state.layers[name] = layer.dynamics.run(current_TB, before)
-            if observe is not None and layer.neuron is not None:
-                observe(name, values[name])
+            values[name], state.layers[name] = layer.dynamics.advance(current_TB, before)
+            if layer.neuron is not None:
+                values[name] = values[name].to(x_TB.dtype)  # what the next synapses compute in
+                if observe is not None:
+                    observe(name, values[name])
         return values[list(self.layers)[-1]], state
+
+
+def _at_least_float32(current_TB: Tensor) -> Tensor:
+    """For potentials and the output, which sum over the steps: in half precision they would stand still after some hundred."""
+    return current_TB if current_TB.dtype in (torch.float32, torch.float64) else current_TB.float()

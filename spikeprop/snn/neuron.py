@@ -129,8 +129,8 @@ class _IntegrateAndFire(Neuron):
             currents,
             state.v,
             since,
-            theta=self.v_threshold,
-            leak=self.leak,
+            theta=self.v_threshold.to(state.v.dtype),
+            leak=self.leak.to(state.v.dtype),
             surrogate=self.surrogate,
             to_zero=self.reset == "zero",
         )

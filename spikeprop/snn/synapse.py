@@ -27,9 +27,9 @@ class SampleDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outside a simulation dropout does nothing."""
-        return x
+    def forward(self, x: Tensor, mask_B: Tensor | None = None) -> Tensor:
+        """``x`` (T*B, ...) times the mask of one step (B, ...); without a mask, outside a simulation, dropout does nothing."""
+        return x if mask_B is None else (x.unflatten(0, (-1, len(mask_B))) * mask_B).flatten(0, 1)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -108,14 +108,11 @@ class Synapse(nn.Module):
         steps = len(spikes_TB)
         x = spikes_TB.flatten(0, 1)
         for i, op in enumerate(self.ops):
-            x = self._drop(op, x, steps, masks, f"{name}/{i}") if isinstance(op, SampleDropout) else op(x)
+            if isinstance(op, SampleDropout) and self.training and op.p > 0 and masks is not None:
+                x = op(x, masks.get(f"{name}/{i}", op.p, x.unflatten(0, (steps, -1))[0]))
+            else:
+                x = op(x)
         return x.unflatten(0, (steps, -1))
-
-    def _drop(self, op: SampleDropout, x: Tensor, steps: int, masks: DropoutMasks | None, key: str) -> Tensor:
-        if not self.training or op.p == 0 or masks is None:
-            return x
-        x_TB = x.unflatten(0, (steps, -1))
-        return (x_TB * masks.get(key, op.p, x_TB[0])).flatten(0, 1)
 
     def weighted(self) -> list[nn.Conv2d | nn.Linear]:
         """The operations that carry weights, in order."""

@@ -216,9 +216,7 @@ class Sweep:
         changed = sorted(key for key in old | new if old.get(key) != new.get(key))
         if changed:
             where = ", ".join(changed[:4])
-            raise RunError(
-                f"{self.folder} contains another sweep (it differs in {where}); use another --out folder, or delete that one"
-            )
+            raise RunError(f"{self.folder} contains another sweep (it differs in {where}); use another --out folder")
         self.trials = [Trial(**trial) for trial in found["trials"]]
 
     def _save(self) -> None:

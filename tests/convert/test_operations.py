@@ -175,8 +175,33 @@ CASES: dict[str, Callable[[Case, Tensor], Tensor]] = {
     "functional layers": lambda m, x: F.linear(
         torch.relu(F.conv2d(x, m.a.weight, m.a.bias, padding=1)).flatten(1), m.long.weight, m.long.bias
     ),
+    "a computed slice": lambda m, x: m.head(torch.relu(m.b(torch.relu(m.a(x[:, : x.shape[1] // 1])))).mean((2, 3))),
+    "half of the channels, computed": lambda m, x: m.long(
+        torch.relu(m.b(torch.cat([h := torch.relu(m.a(x)), h], 1)[:, h.shape[1] // 2 : -(h.size(1) // 2)])).flatten(1)
+    ),
+    "chunk": lambda m, x: m.long(_halves(m, x).flatten(1)),
+    "split": lambda m, x: m.long(_pieces(m, x).flatten(1)),
+    "some numbers of a vector": lambda m, x: m.head(torch.relu(m.long(torch.relu(m.a(x)).flatten(1)))[:, 1:]),
+    "squeeze of both axes": lambda m, x: m.head(F.adaptive_avg_pool2d(torch.relu(m.a(x)), 1).squeeze()),
     "an output of spikes": lambda m, x: F.adaptive_avg_pool2d(torch.relu(m.a(x)), 1).flatten(1),
 }
+
+
+def _halves(m: Case, x: Tensor) -> Tensor:
+    first, second = torch.relu(m.a(x)).chunk(2, dim=1)
+    return torch.cat([second, torch.relu(first - second)], 1)
+
+
+def _pieces(m: Case, x: Tensor) -> Tensor:
+    parts = torch.split(torch.relu(m.a(x)), [1, 3], 1)
+    return torch.cat([parts[1], parts[0]], 1)
+
+
+def _changed_behind_a_part(m: Case, x: Tensor) -> Tensor:
+    before = m.a(x)
+    part = before.chunk(2, 1)[0]
+    F.relu(part, inplace=True)
+    return m.long(before.flatten(1))
 
 
 def _in_place(m: Case, x: Tensor) -> Tensor:
@@ -240,6 +265,12 @@ def test_the_shortcut_of_pretrained_cifar_resnets_keeps_its_function() -> None:
         (lambda m, x: torch.cat([m.a(x), m.a(x)], 2), "concatenation along axis 2"),
         (lambda m, x: m.a(x)[:, :, 1:], "slicing with"),
         (lambda m, x: m.a(x).mean(1), "a mean over 1"),
+        (lambda m, x: F.adaptive_avg_pool2d(m.a(x)[:, :1], 1).squeeze(), "without an axis of outputs; keep it: flatten"),
+        (lambda m, x: torch.relu(m.a(x)).chunk(2, 2)[0], "chunk along axis 2; only channels"),
+        (lambda m, x: torch.relu(m.a(x)).permute(0, 2, 3, 1), "permute; use Conv2d"),
+        (lambda m, x: torch.relu(m.a(x)).view(x.shape[0], x.shape[1] - 1, -1), "a new shape, 4x8x8 to 2x128"),
+        (lambda m, x: _changed_behind_a_part(m, x), "an in-place change of 'a'"),
+        (lambda m, x: m.a(x)[:, [0, 2]], r"slicing with x\[:, \[0, 2\]\]; take channels as a slice"),
         (lambda m, x: F.pad(m.a(x), (1, 1, 1, 1), mode="reflect"), "only zeros"),
         (lambda m, x: torch.clamp(m.a(x), 1, 2), "the interval must contain 0"),
         (lambda m, x: torch.clamp(m.a(x), max=2), "give min=0"),

@@ -10,8 +10,8 @@ from torch import nn
 
 from spikeprop import CNN, IF, Digits, Direct, MaxActivation, Poisson, ResNet, convert, snn_accuracy
 from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out
-from spikeprop.evaluate.activity import WATCHED_BYTES, watched_chunk
 from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
+from spikeprop.snn.watching import WATCHED_BYTES, watched_chunk
 
 
 def network_of(ann: nn.Module, shape: tuple[int, ...]) -> SpikingNetwork:

@@ -110,7 +110,7 @@ def damage(suite: Suite, times: int) -> int:
             if ended_well:
                 assert any(words in run.said() for words in ("continuing from", "going on from", "run again")), run.said()
             else:  # there was no previous checkpoint yet
-                assert "there is none before it; delete it" in run.said(), f"{told}: {run.said()}"
+                assert "there is none before it: restore it from a copy" in run.said(), f"{told}: {run.said()}"
                 file.unlink()
             struck += 1
         suite.check(run)

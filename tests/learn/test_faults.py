@@ -168,7 +168,7 @@ def test_damaged_stages_do_not_overwrite_the_previous_ones(tmp_path: Path, damag
 def test_damaged_checkpoint_without_a_previous_one_is_named(tmp_path: Path) -> None:
     file = tmp_path / "p.safetensors"
     file.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match=r"p\.safetensors is damaged.*none before it; delete it"):
+    with pytest.raises(CheckpointError, match=r"p\.safetensors is damaged.*none before it: restore it from a copy"):
         train(file)
 
 

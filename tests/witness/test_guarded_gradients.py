@@ -263,6 +263,7 @@ def test_a_forward_hook_that_changes_an_output(made: Any, counted: Any) -> None:
     handle.remove()
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # torch's own, where a layer reads the images
 def test_hooks_run(made: Any, counted: Any) -> None:
     """Forward hooks and full backward hooks of a layer are called, by whichever path runs."""
     network, x = made

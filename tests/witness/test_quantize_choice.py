@@ -205,7 +205,7 @@ def test_integers_spike_as_often_as_real_numbers(kind: str) -> None:
         v -= first.theta * fired
         counts += fired
     try:
-        network = quantize(made.graph, input_limit=made.limit).network
+        network = quantize(made.graph, input_limit=made.limit, timesteps=100).network
     except HardwareError:
         return
     found = simulate(network, inputs, backend="reference", precision="fixed").spikes["h"].sum(1)

@@ -33,6 +33,8 @@ from spikeprop_hardware.processes.declaration import declare_neurons, declare_re
 class ChipIF(AbstractProcess):
     """Integrate-and-fire neurons; ``a_in`` current, ``s_out`` spikes, ``bits`` the packed record of all spikes.
 
+    ``clipped`` counts the potentials of each neuron that stopped at the limits of 24 bits.
+
     Args:
         theta: 17 bits, one a neuron.
         bias: mantissas, 13 bits with sign.
@@ -51,6 +53,8 @@ class ChipIF(AbstractProcess):
         declare_neurons(self, theta=theta, bias=bias, rest=rest, to_zero=to_zero, signed=signed, trace=trace, **timing)
         self.bias_exp = Var(shape=(1,), init=bias_exp)
         self.decay = Var(shape=theta.shape, init=decay)
+        self.clipped = Var(shape=theta.shape, init=0)
+        self.last = Var(shape=(1,), init=steps)
 
 
 @implements(proc=ChipIF, protocol=LoihiProtocol)
@@ -75,6 +79,8 @@ class PyChipIFFixed(PyLoihiProcessModel):
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
     back: np.ndarray = LavaPyType(np.ndarray, np.int64)
     trace: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    clipped: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    last: np.ndarray = LavaPyType(np.ndarray, int)
 
     def run_spk(self):
         """One time step."""
@@ -86,7 +92,9 @@ class PyChipIFFixed(PyLoihiProcessModel):
                 self.v[:], self.sent[:] = self.rest, 0
             bias = np.left_shift(self.bias.astype(np.int64), int(self.bias_exp[0]))
             theta = np.left_shift(self.theta, ALIGN)
-            self.v[:] = np.clip(_decayed(self.v, self.decay) + current + bias, 1 - STATE_LIMIT, STATE_LIMIT - 1)
+            free = _decayed(self.v, self.decay) + current + bias
+            self.v[:] = np.clip(free, 1 - STATE_LIMIT, STATE_LIMIT - 1)
+            self.clipped[:] += (np.abs(free) >= STATE_LIMIT) & (k < int(self.last[0]))
             spikes = (self.v > theta).astype(np.int32)
             self.v[:] = np.where(spikes, 0, self.v) if self.to_zero[0] else self.v - theta * spikes
             mark(self.bits, k, spikes)
@@ -104,6 +112,7 @@ class ChipReadout(AbstractProcess):
         super().__init__()
         declare_readout(self, bias=bias, onset=onset, period=period, steps=steps, zero=0)
         self.bias_exp = Var(shape=(1,), init=bias_exp)
+        self.clipped = Var(shape=bias.shape, init=0)
 
 
 @implements(proc=ChipReadout, protocol=LoihiProtocol)
@@ -118,6 +127,7 @@ class PyChipReadoutFixed(PyLoihiProcessModel):
     onset: np.ndarray = LavaPyType(np.ndarray, int)
     period: np.ndarray = LavaPyType(np.ndarray, int)
     sums: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    clipped: np.ndarray = LavaPyType(np.ndarray, np.int64)
 
     def run_spk(self):
         """One time step."""
@@ -126,7 +136,9 @@ class PyChipReadoutFixed(PyLoihiProcessModel):
         if 0 <= k < self.sums.shape[1]:
             before = 0 if k % int(self.period[0]) == 0 else self.sums[:, k - 1]
             bias = np.left_shift(self.bias.astype(np.int64), int(self.bias_exp[0]))
-            self.sums[:, k] = np.clip(before + current + bias, 1 - STATE_LIMIT, STATE_LIMIT - 1)
+            free = before + current + bias
+            self.sums[:, k] = np.clip(free, 1 - STATE_LIMIT, STATE_LIMIT - 1)
+            self.clipped[:] += np.abs(free) >= STATE_LIMIT
 
 
 def _wrap(current):

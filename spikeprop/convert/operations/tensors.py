@@ -89,27 +89,52 @@ def _pad(builder: Builder, node: fx.Node) -> Value:
 
 def _item(builder: Builder, node: fx.Node) -> Value:
     """Every k-th row and column, as pooling with windows of one pixel; or some channels, as a 1x1 convolution."""
-    index = builder.constant(node.args[1])
-    index = index if isinstance(index, tuple) else (index,)
-    if len(index) == 2 and index[0] == slice(None) and len(builder.shape(node.args[0])) == 3 and index[1] != slice(None):
-        return _some_channels(builder, node, index[1])
+    whole, index = node.args[0], builder.constant(node.args[1])
+    parts = builder.outline[whole]  # type: ignore[index]
+    if isinstance(parts, tuple | list) and isinstance(index, int) and isinstance(whole, fx.Node):  # of chunk or split
+        sizes = [part.shape[1] for part in parts]
+        first = sum(sizes[: index % len(sizes)])
+        return _some_channels(builder, node, whole.args[0], slice(first, first + sizes[index]))
+    axes = len(builder.shape(whole))
+    index: tuple[Any, ...] = index if isinstance(index, tuple) else (index,)
+    if len(index) == 2 and index[0] == slice(None) and axes in (1, 3) and index[1] != slice(None):
+        _check_axis(builder, node, index[1])
+        return _some_channels(builder, node, whole, index[1])
     plain = all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in index)
-    if not plain or any(i.step not in (None, 1) for i in index[:2]) or len(builder.shape(node.args[0])) != 3:
-        raise refuse(node, f"slicing with {index}", "only every k-th row and column can be taken")
+    if not plain or any(i.step not in (None, 1) for i in index[:2]) or axes != 3:
+        raise refuse(node, f"slicing with {index}", "only every k-th row and column, or some channels (axis 1), can be taken")
     steps = [i.step or 1 for i in index[2:]] + [1, 1]
     return values.append(builder.value(node), nn.AvgPool2d(1, (steps[0], steps[1])))
 
 
-def _some_channels(builder: Builder, node: fx.Node, index: Any) -> Value:
-    """x[:, a:b], or x[:, i] if an unsqueeze restores the axis."""
+def _check_axis(builder: Builder, node: fx.Node, index: Any) -> None:
+    """x[:, a:b] keeps the axis of channels; x[:, i] only if an unsqueeze restores it."""
     if isinstance(index, int) and any(user.target not in (torch.unsqueeze, "unsqueeze") for user in node.users):
         raise refuse(node, f"slicing x[:, {index}]", f"keep the axis of channels: x[:, {index}:{index + 1}]")
-    count = builder.shape(node.args[0])[0]
+    if not isinstance(index, int | slice):
+        raise refuse(node, f"slicing with x[:, {index}]", "take channels as a slice x[:, a:b]")
+
+
+def _some_channels(builder: Builder, node: fx.Node, whole: Any, index: Any) -> Value:
+    """Some channels, by a 1x1 convolution or, of vectors, by a matrix."""
+    count, *positions = builder.shape(whole)
     mine = torch.arange(count)[index].reshape(-1)
-    layer = nn.Conv2d(count, len(mine), 1, bias=False, device=builder.device, dtype=builder.dtype)
-    chosen = torch.eye(count, dtype=builder.dtype)[mine].reshape(len(mine), count, 1, 1)
+    options: dict[str, Any] = {"bias": False, "device": builder.device, "dtype": builder.dtype}
+    layer = nn.Conv2d(count, len(mine), 1, **options) if positions else nn.Linear(count, len(mine), **options)
+    chosen = torch.eye(count, dtype=builder.dtype)[mine].reshape(len(mine), count, *(1,) * len(positions))
     layer.weight = nn.Parameter(chosen.to(builder.device), requires_grad=False)  # the selection is not trained
-    return values.append_weighted(builder.value(node), layer, "")
+    return values.append_weighted(builder.value_of(node, whole), layer, "")
+
+
+def _parts(builder: Builder, node: fx.Node) -> Value:
+    """chunk and split along the channels; each part is taken by ``_item``."""
+    given = builder.arguments(node, "size", "dim")
+    axis = given.get("dim", 0)
+    if axis % (len(builder.shape(node.args[0])) + 1) != 1:
+        raise refuse(node, f"{function_name(node)} along axis {axis}", "only channels (axis 1) can be split")
+    if any(function_name(user) != "getitem" for user in node.users):
+        raise refuse(node, function_name(node), "take its parts one by one: a, b = x.chunk(2, 1)")
+    return builder.value(node)
 
 
 def _unsqueeze(builder: Builder, node: fx.Node) -> Value:
@@ -125,6 +150,8 @@ def _unsqueeze(builder: Builder, node: fx.Node) -> Value:
 def _reshaped(builder: Builder, node: fx.Node, *_: Any) -> Value:
     """Flatten, view, reshape or squeeze that keeps the axes of a sample, or makes one of all of them."""
     before, after = builder.shape(node.args[0]), builder.shape(node)
+    if not after:
+        raise refuse(node, "a result without an axis of outputs", "keep it: flatten(1), so that one output has the shape (B, 1)")
     same_images = len(builder.outline[node]) == len(builder.outline[node.args[0]])  # type: ignore[arg-type, index]
     if before == after and same_images:
         return builder.value(node)
@@ -151,5 +178,6 @@ FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Value]] = {
     **dict.fromkeys(("contiguous", "clone", "detach"), _same),
     "pad": _pad,
     "getitem": _item,
+    **dict.fromkeys(("chunk", "split"), _parts),
     "unsqueeze": _unsqueeze,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+from spikeprop.errors import SilentNetworkWarning
 from spikeprop.evaluate import silent_layers
 from spikeprop.experiment.stages.stage import PipelineRun
 from spikeprop.experiment.stages.training import train
@@ -23,7 +25,9 @@ def finetune_network(run: PipelineRun) -> dict[str, Any]:
         network.set_dropout(settings.dropout)
     _warn_of_silence(run, network)
     guard = CollapseGuard(run.data.classes)
-    history = train(run, "finetune", network, settings, settings.build_rule(), run.settings.seed + 2, guard)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SilentNetworkWarning)  # said above, in the recipe's words
+        history = train(run, "finetune", network, settings, settings.build_rule(), run.settings.seed + 2, guard)
     run.save(network, "finetuned")
     return {"history": history}
 

@@ -10,15 +10,16 @@ For each mini-batch of paths, the payoff V is differentiated backwards along the
 Experiments: the recipes aad_barrier (``BarrierRisk``) and aad_differential (``DifferentialLearning``).
 """
 
-from spikeprop.plugins.aad.engine import bump, price, risk
+from spikeprop.plugins.aad.engine import bump, price, risk, simulated
 from spikeprop.plugins.aad.implied import ImpliedDupire
 from spikeprop.plugins.aad.local_volatility import Dupire
 from spikeprop.plugins.aad.models import Bachelier, BlackScholes, Model
 from spikeprop.plugins.aad.paths import Paths, PseudoRandom, Sobol
 from spikeprop.plugins.aad.products import Autocall, Basket, European, Product, Scripted, UpAndOut, above
-from spikeprop.plugins.aad.report import Estimate, Price, Risk
+from spikeprop.plugins.aad.report import Audit, Estimate, Price, Risk
 
 __all__ = [
+    "Audit",
     "Autocall",
     "Bachelier",
     "Basket",
@@ -40,4 +41,5 @@ __all__ = [
     "bump",
     "price",
     "risk",
+    "simulated",
 ]

@@ -208,7 +208,8 @@ class BarrierRisk:
             ("implied_volatilities", quotes, "superbuckets", "implied volatilities"),
         ):
             one = found["sensitivities"][name]
-            estimate = Estimate(*(torch.tensor(one[key], dtype=torch.float64) for key in ("value", "standard_error")))
+            numbers = (torch.tensor(one[key], dtype=torch.float64) for key in ("value", "standard_error"))
+            estimate = Estimate(*numbers, found.get("groups", 2))
             draw_surfaces(estimate, axes[name], context.folder.path / f"{file}.png", f"{context.name}: {what}")
 
 

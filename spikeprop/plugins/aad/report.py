@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,44 @@ class Estimate:
     Attributes:
         value: mean, of any shape.
         standard_error: standard error of the mean, of the same shape.
+        groups: number of independent groups of paths (Sobol: scramblings) from which the standard error was computed.
     """
 
     value: Tensor
     standard_error: Tensor
+    groups: int
+
+    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """The confidence interval: value -+ t standard errors, t of Student's distribution with groups - 1 degrees of freedom."""
+        from scipy.stats import t
+
+        if not 0 < confidence < 1:
+            raise MarketError(f"confidence is {confidence:g}; it must lie between 0 and 1, such as 0.95")
+        half = float(t.ppf((1 + confidence) / 2, self.groups - 1)) * self.standard_error
+        return self.value - half, self.value + half
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """An adjoint against a bump, as means over the same few paths (not those of the report).
+
+    Attributes:
+        what: label of the parameter's number; the parameter's name for all numbers at once.
+        adjoint, bump: both derivatives.
+        error: of the bump, by kinks and rounding.
+        paths: number of paths.
+        spread: largest minus smallest derivative of a path.
+    """
+
+    what: str
+    adjoint: float
+    bump: float
+    error: float
+    paths: int
+    spread: float
+
+    def __str__(self) -> str:
+        return f"{self.what}: adjoint {self.adjoint:.6g}, bump {self.bump:.6g} +- {self.error:.2g} on {self.paths} paths"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +94,21 @@ class Risk(Price):
     Attributes:
         model: the model.
         sensitivities: by parameter, in the shape of the parameter.
+        audits: by parameter, one of its sensitivities against a bump on the same paths.
     """
 
     model: Model
     sensitivities: dict[str, Estimate]
+    audits: dict[str, Audit]
 
     @property
     def count(self) -> int:
         """Number of sensitivities."""
         return sum(one.value.numel() for one in self.sensitivities.values())
+
+    @property
+    def _interval(self) -> list[float]:
+        return [float(one) for one in self.estimate.interval()]
 
     def table(self, largest: int | None = None) -> list[tuple[str, float, float]]:
         """(description, sensitivity, standard error) of all parameters, or of the ``largest`` ones by absolute value."""
@@ -80,8 +121,10 @@ class Risk(Price):
     def values(self) -> dict[str, Any]:
         """All numbers as JSON values."""
         return {
-            "price": {"value": self.value, "standard_error": self.standard_error},
+            "price": {"value": self.value, "standard_error": self.standard_error, "interval": self._interval},
             "paths": self.paths,
+            "groups": self.estimate.groups,
+            "audits": {name: dataclasses.asdict(one) for name, one in self.audits.items()},
             "sensitivities": {
                 name: {"value": one.value.tolist(), "standard_error": one.standard_error.tolist()}
                 for name, one in self.sensitivities.items()

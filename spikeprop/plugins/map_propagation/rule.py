@@ -20,6 +20,7 @@ from spikeprop.ann import MLP
 from spikeprop.learn import LearningRule
 from spikeprop.plugins.map_propagation.reference import Activation, StochasticNetwork, gradients
 from spikeprop.runtime.checks import not_negative, positive
+from spikeprop.runtime.labels import read_labels
 
 KINDS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.Softplus: "softplus"}
 LARGEST_STEP = 0.5  # step of the relaxation in the paper, relative to a layer's variance
@@ -74,6 +75,7 @@ class MAPPropagation(LearningRule):
         team, x = self.team(linears, activations), x.flatten(1)
         noise = [torch.randn(len(x), linear.out_features, dtype=x.dtype, device=x.device) for linear in linears]
         values = team.relax(x, team.sample(x, noise), self.iterations, min(LARGEST_STEP, team.stable_step()))
+        y = read_labels(values[-1], y, ignorable=False).classes()
         reward = (values[-1].argmax(1) == y).to(x)
         advantage = reward - reward.mean() if self.baseline else reward
         signals = [signal * (-advantage / len(x)).unsqueeze(1) for signal in team.signals(x, values)]

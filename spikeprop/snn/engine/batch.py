@@ -23,36 +23,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels import has_fast_kernels, packed_kernels
+from spikeprop.snn.engine.kernels import packed_kernels
 from spikeprop.snn.engine.kernels.words import channels_first
 from spikeprop.snn.engine.layer_run import SliceContext
 from spikeprop.snn.engine.layout import GradientAccumulator, Layout, make_layout
 from spikeprop.snn.engine.sizes import chunk_steps, slice_samples
 from spikeprop.snn.engine.slice_run import SliceRun
+from spikeprop.snn.engine.support import supports
 from spikeprop.snn.engine.synapse_run import unpacked
 from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
-from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
 
+__all__ = ["BatchRun", "infer", "supports", "train"]
 T = TypeVar("T")
-
-
-def supports(network: LayeredNetwork, x_B: Tensor) -> bool:
-    """Whether the engine can run this network on this input; if not, the reference does."""
-    if x_B.requires_grad or not has_fast_kernels(x_B.device):
-        return False
-    parameters = list(network.parameters())
-    if not parameters or any(p.dtype != x_B.dtype or p.device != x_B.device for p in parameters):
-        return False
-    return x_B.dtype in (torch.float32, torch.float64) and all(_plain(n) for n in network.dynamics().values())
-
-
-def _plain(neuron: LayerDynamics) -> bool:
-    if not is_integrate_and_fire(neuron):
-        return False
-    return not (torch.is_grad_enabled() and (neuron.v_threshold.requires_grad or neuron.leak.requires_grad))
 
 
 class SignedBits:
@@ -84,7 +68,8 @@ class BatchRun:
         largest = max(torch.Size(shape).numel() for name, shape in network.shapes().items() if name != INPUT)
         self.chunk = chunk or chunk_steps(timesteps, largest * len(x_B) * x_B.element_size(), x_B.device)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
-        self.layouts = _layouts(network)
+        self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
+        self.layouts = _layouts(network, keep=keep)
         masks = DropoutMasks(x_B.device) if network.training else None
         self.slices = [self._slices(first, last, masks) for first, last in _spans(x_B)]  # those of each thread
 
@@ -97,7 +82,7 @@ class BatchRun:
         for low in range(first, last, size):
             high = min(low + size, last)
             own = masks.of_samples(low, high, batch) if masks is not None else None
-            constant, images = self.network.encoder.constant, self.x_B[low:high]
+            constant, images = self.encoder.constant, self.x_B[low:high]
             context = SliceContext(images, kernels, buffers, self.timesteps, self.chunk, self.keep, constant)
             slices.append(SliceRun(self.network, self.layouts, own, low, high, context))
         return slices
@@ -107,9 +92,9 @@ class BatchRun:
         total_KBO: Tensor | None = None
         for begin in range(0, self.timesteps, self.chunk):
             steps = min(self.chunk, self.timesteps - begin)
-            x_KB = self.network.encoder(self.x_B, steps)
+            x_KB = self.encoder(self.x_B, steps)
             if self.keep:
-                self.inputs.append(SignedBits(x_KB) if self.network.encoder.spikes else x_KB)
+                x_KB = self._kept(x_KB)
             current_KBO = self._advance(begin, steps, x_KB)
             if observe is not None and begin < observed_steps:
                 self._show(observe, begin, min(steps, observed_steps - begin), x_KB)
@@ -118,6 +103,28 @@ class BatchRun:
                 current_KBO = torch.cat([current_KBO[:1] + total_KBO[-1], current_KBO[1:]])
             total_KBO = torch.cumsum(current_KBO, 0)
             yield total_KBO
+
+    def _kept(self, x_KB: Tensor) -> Tensor:
+        """Keep a chunk's encoded input for the backward pass; often it is a view of the caller's images."""
+        if self.encoder.spikes:
+            self.inputs.append(SignedBits(x_KB))
+            return x_KB
+        x_KB = x_KB.clone() if x_KB.is_inference() else x_KB  # it counts no versions
+        self.inputs.append(x_KB)
+        self.versions.append(x_KB._version)
+        return x_KB
+
+    def check_inputs(self) -> None:
+        """Check that what is kept of the input is what it was.
+
+        Raises:
+            RuntimeError: it was changed in place.
+        """
+        if self.versions and [x_KB._version for x_KB in self.inputs] != self.versions:  # type: ignore[union-attr]
+            raise RuntimeError(
+                "the input was changed in place between forward and backward, which needs it: call backward first, or give "
+                "each forward a tensor of its own (x.clone())"
+            )
 
     def _advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
         def work(slices: list[SliceRun]) -> Tensor:
@@ -131,7 +138,7 @@ class BatchRun:
 
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
-        one_step = self.network.encoder(self.x_B, 1) if self.network.encoder.constant else None
+        one_step = self.inputs[0] if self.encoder.constant else None
 
         def work(slices: list[SliceRun]) -> dict[str, GradientAccumulator]:
             accumulators = {key: layout.accumulator() for key, layout in self.layouts.items()}
@@ -173,7 +180,7 @@ def _on_threads(slices: list[list[SliceRun]], work: Callable[[list[SliceRun]], T
     """``work`` on the slices of every thread, each on a thread of its own."""
 
     def alone(own: list[SliceRun]) -> T:
-        with torch.no_grad():  # a thread's own state, and on by default
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # a thread's own state: no thread computes otherwise
             return work(own)
 
     return [alone(slices[0])] if len(slices) == 1 else list(_threads(len(slices)).map(alone, slices))
@@ -207,11 +214,11 @@ def _run_torch_alone() -> None:
 os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of its parent's threads
 
 
-def _layouts(network: LayeredNetwork) -> dict[str, Layout]:
+def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
     """Weights of each synapse as its runs read them, by key; shared by all slices."""
     shapes = network.shapes()
     return {
-        f"{name}/{i}": make_layout(synapse, shapes[source])
+        f"{name}/{i}": make_layout(synapse, shapes[source], freeze=keep)
         for name, layer in network.named_layers()
         for i, source, synapse in layer.branches()
     }
@@ -234,6 +241,7 @@ class _PackedSimulation(torch.autograd.Function):
             raise RuntimeError("this simulation's spikes were dropped by its first backward pass; run forward again")
         if ctx.versions != [p._version for p in ctx.parameters]:
             raise RuntimeError("a parameter was changed in place between forward and backward; step the optimiser after backward")
+        ctx.run.check_inputs()
         found = ctx.run.backward(grads[0].contiguous())
         parameters, ctx.run, ctx.parameters = ctx.parameters, None, None
         return None, *(found.get(p) for p in parameters)

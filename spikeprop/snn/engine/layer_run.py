@@ -60,7 +60,8 @@ class SliceContext:
 
 def scan_parameters(neuron: Neuron, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[ScanParameters, Tensor]:
     """What kernels read of neurons of ``shape``, and their potential before the first step, broadcastable to (S, C)."""
-    theta_RC, leak_RC = same_rows(*(per_position(value, shape, dtype) for value in (neuron.v_threshold, neuron.leak)))
+    values = (neuron.v_threshold.clone(), neuron.leak.clone())  # copies: the backward pass reads them, too
+    theta_RC, leak_RC = same_rows(*(per_position(value, shape, dtype) for value in values))
     return ScanParameters(theta_RC, leak_RC, neuron.reset == "zero"), per_position(neuron.v_init, shape, dtype) * theta_RC
 
 

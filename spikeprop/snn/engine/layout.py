@@ -7,6 +7,7 @@ Suffix legend: P pooled positions, C channels, O output channels, Y and X rows a
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.engine.kernels import cpu, winograd
+from spikeprop.snn.engine.support import knows_operation
 from spikeprop.snn.synapse import SampleDropout, Synapse
 
 Pair = tuple[int, int]
@@ -42,7 +44,7 @@ def _chain(synapse: Synapse, shape: tuple[int, ...]) -> Chain | None:
                 return None
         elif not (isinstance(ops[-1], nn.Linear) and _flattens_all(op)):
             return None
-    layer = ops[-1] if ops else None
+    layer = ops[-1] if ops and all(knows_operation(op) for op in ops) else None
     if isinstance(layer, nn.Conv2d):
         plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
         return Chain(layer, pool, tuple(dropouts)) if plain and len(shape) == 3 else None
@@ -75,14 +77,37 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class DenseLayout:
-    """Any synapse: its own operations."""
+    """Any synapse: its own operations.
 
-    def __init__(self, synapse: Synapse):
-        self.synapse = synapse
+    Args:
+        synapse: read now.
+        freeze: take its settings and tensors as they are now, for a backward pass that runs the operations again.
+
+    Attributes:
+        parameters: those of the network that are trained, each with the tensor that stands for it in ``synapse``.
+    """
+
+    def __init__(self, synapse: Synapse, *, freeze: bool = False):
+        self.synapse, self.parameters = _frozen(synapse) if freeze else (synapse, [])
 
     def accumulator(self) -> GradientAccumulator:
         """What a thread accumulates the gradients of the parameters in."""
         return GradientAccumulator()
+
+
+def _frozen(synapse: Synapse) -> tuple[Synapse, list[tuple[nn.Parameter, Tensor]]]:
+    """The synapse with settings and buffers of its own, and leaves that share the parameters' memory; and which is whose."""
+    leaves: dict[nn.Parameter, Tensor] = {}
+    ops = []
+    for op in synapse:
+        own = copy.copy(op)
+        own._parameters, own._buffers = dict(op._parameters), {k: b if b is None else b.clone() for k, b in op._buffers.items()}
+        for name, parameter in op._parameters.items():
+            if parameter is not None:
+                leaf = leaves.setdefault(parameter, nn.Parameter(parameter.detach(), parameter.requires_grad))
+                own._parameters[name] = leaf  # type: ignore[assignment]
+        ops.append(own)
+    return Synapse(ops).train(synapse.training), [(p, leaf) for p, leaf in leaves.items() if p.requires_grad]
 
 
 class WeightedLayout(DenseLayout):
@@ -96,12 +121,13 @@ class WeightedLayout(DenseLayout):
 
     def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
         super().__init__(synapse)
-        self.layer, self.pool, self.dropouts = chain.layer, chain.pool, chain.dropouts
+        self.pool, self.dropouts = chain.pool, [(i, op.p, before) for i, op, before in chain.dropouts if synapse.training]
+        self.weight, self.trained_bias = chain.layer.weight, chain.layer.bias  # parameters that get the gradients
+        self.trains_weight = chain.layer.weight.requires_grad
         self.bias: Tensor | None = chain.layer.bias.detach() if chain.layer.bias is not None else None
         self.size: Pair = (shape[1], shape[2]) if len(shape) == 3 else (1, 1)
         self.pooled_shape = (shape[0], self.size[0] // self.pool, self.size[1] // self.pool)
-        drops = [module.p for _, module, _ in chain.dropouts if synapse.training]
-        self.kept = math.prod(1 - p for p in drops)  # fraction of the spikes that dropout lets through
+        self.kept = math.prod(1 - p for _, p, _ in self.dropouts)  # fraction of the spikes that dropout lets through
         self.gain = 1 / (self.kept or 1.0) / self.pool**2  # what one of them counts
         weight = chain.layer.weight
         self.affine = cpu.Affine(self.gain, self.bias if self.bias is not None else weight.new_zeros(len(weight)).detach())
@@ -177,9 +203,8 @@ class GradientAccumulator:
 
     def add(self, parameter: nn.Parameter, grad: Tensor) -> None:
         """Add to a parameter's gradient; ``grad`` becomes ours."""
-        if parameter.requires_grad:
-            known = self.grads.get(parameter)
-            self.grads[parameter] = grad if known is None else known.add_(grad)
+        known = self.grads.get(parameter)
+        self.grads[parameter] = grad if known is None else known.add_(grad)
 
     def merge(self, other: Any) -> None:
         """Add what another thread has accumulated for the same synapse."""
@@ -206,7 +231,7 @@ class ConvGradientAccumulator(GradientAccumulator):
     def finish(self) -> dict[nn.Parameter, Tensor]:
         by_events = self.events.finish(self.layout.gain)
         if by_events is not None:
-            self.add(self.layout.layer.weight, by_events)
+            self.add(self.layout.weight, by_events)
         return self.grads
 
 
@@ -233,7 +258,7 @@ class LinearGradientAccumulator(GradientAccumulator):
 
     def finish(self) -> dict[nn.Parameter, Tensor]:
         if self._grad_PCO is not None:
-            self.add(self.layout.layer.weight, _outer_transposed(self._grad_PCO.mul_(self.layout.gain)).flatten(1))
+            self.add(self.layout.weight, _outer_transposed(self._grad_PCO.mul_(self.layout.gain)).flatten(1))
             self._grad_PCO = None
         return self.grads
 
@@ -241,9 +266,9 @@ class LinearGradientAccumulator(GradientAccumulator):
 Layout = DenseLayout | ConvLayout | LinearLayout
 
 
-def make_layout(synapse: Synapse, shape: tuple[int, ...]) -> Layout:
-    """The layout of a synapse that reads samples of ``shape``."""
+def make_layout(synapse: Synapse, shape: tuple[int, ...], *, freeze: bool = False) -> Layout:
+    """The layout of a synapse that reads samples of ``shape``; freeze: for a backward pass, which needs it as it is now."""
     chain = _chain(synapse, shape)
     if chain is None:
-        return DenseLayout(synapse)
+        return DenseLayout(synapse, freeze=freeze)
     return (ConvLayout if isinstance(chain.layer, nn.Conv2d) else LinearLayout)(synapse, shape, chain)

@@ -113,10 +113,10 @@ class DenseSynapseRun(SynapseRun[DenseLayout]):
     def backward(
         self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
     ) -> Gradient | None:
-        synapse = self.layout.synapse
-        values = self._values(source).requires_grad_(want_source)
-        parameters = [p for p in synapse.parameters() if p.requires_grad]
-        wanted = [values, *parameters] if want_source else parameters
+        synapse, parameters = self.layout.synapse, self.layout.parameters
+        values = self._values(source).detach().requires_grad_(want_source)
+        leaves = [leaf for _, leaf in parameters]
+        wanted = [values, *leaves] if want_source else leaves
         if not wanted:
             return None
         with torch.enable_grad():
@@ -124,7 +124,7 @@ class DenseSynapseRun(SynapseRun[DenseLayout]):
         grad = channels_first(grad_KBPO, tuple(current_KB.shape[2:])).unflatten(0, current_KB.shape[:2])
         found = list(torch.autograd.grad(current_KB, wanted, grad.to(current_KB.dtype)))
         grad_values = found.pop(0) if want_source else None
-        for parameter, grad in zip(parameters, found):
+        for (parameter, _), grad in zip(parameters, found):
             accumulator.add(parameter, grad)
         if grad_values is None:
             return None
@@ -137,20 +137,20 @@ class WeightedSynapseRun(SynapseRun[AnyWeighted]):
 
     def __init__(self, layout: AnyWeighted, key: str, masks: DropoutMasks | None, source: SourceSpec):
         super().__init__(layout, key, masks, source)
-        self.scale_BSC = self._dropout() if layout.synapse.training and masks is not None else None
+        self.scale_BSC = self._dropout() if masks is not None else None
         self.mask_BSW = pack(self.scale_BSC) if self.scale_BSC is not None else None
-        self.compute = _compute_dtype(layout.layer.weight)
+        self.compute = _compute_dtype(layout.weight)
 
     def _dropout(self) -> Tensor | None:
         """Product of the dropout masks, (B, S, C), at the source's resolution."""
         total, layout = None, self.layout
-        for i, module, before in layout.dropouts:
-            if module.p == 0:
+        for i, p, before in layout.dropouts:
+            if p == 0:
                 continue
             assert self.masks is not None
             shape = self.shape if before or len(self.shape) == 1 else layout.pooled_shape
-            like = torch.empty(self.batch, *shape, dtype=self.dtype, device=layout.layer.weight.device)
-            mask = self.masks.get(f"{self.key}/{i}", module.p, like)
+            like = torch.empty(self.batch, *shape, dtype=self.dtype, device=layout.weight.device)
+            mask = self.masks.get(f"{self.key}/{i}", p, like)
             if not before and layout.pool > 1:
                 mask = mask.repeat_interleave(layout.pool, 2).repeat_interleave(layout.pool, 3)
             mask = channels_last(mask, 1)[0]
@@ -213,14 +213,14 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
     ) -> Gradient | None:
         layout = self.layout
         if layout.bias is not None:
-            accumulator.add(layout.layer.bias, grad_KBPO.sum((0, 1, 2), dtype=self.dtype))
-        if layout.layer.weight.requires_grad:
+            accumulator.add(layout.trained_bias, grad_KBPO.sum((0, 1, 2), dtype=self.dtype))
+        if layout.trains_weight:
             if layout.plain and self._few(source, BACKWARD_EVENTS):
                 assert isinstance(accumulator, ConvGradientAccumulator)
                 accumulator.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
             else:
                 images = channels_first(self._values(source), layout.pooled_shape)
-                accumulator.add(layout.layer.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
+                accumulator.add(layout.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
         return self._gradient(self._source_grad(grad_KBPO)) if want_source else None
 
     def _source_grad(self, grad_KBPO: Tensor) -> Tensor:
@@ -277,8 +277,8 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
     ) -> Gradient | None:
         layout, grad_IO = self.layout, grad_KBPO.flatten(0, 2)
         if layout.bias is not None:
-            accumulator.add(layout.layer.bias, grad_IO.sum(0, dtype=self.dtype))
-        if layout.layer.weight.requires_grad:
+            accumulator.add(layout.trained_bias, grad_IO.sum(0, dtype=self.dtype))
+        if layout.trains_weight:
             assert isinstance(accumulator, LinearGradientAccumulator)
             if self._few(source, LINEAR_BACKWARD_EVENTS):
                 cpu.event_linear_weight_grad(self._spikes(source), grad_IO, accumulator.grad_PCO)

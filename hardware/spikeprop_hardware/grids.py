@@ -1,0 +1,78 @@
+"""Errors of a connection's weights on the grids 2^(n / OCTAVE), computed for any n that a search may reach.
+
+    error(n) = |clip(round(w * g)) / g - w| / |w|,   g = 2^(n / OCTAVE),   |.| the root of the sum of squares
+
+Grids of the window, from half the range to weights clipped at a quarter of the largest one, are the usual ones. A coarser grid is
+never better than a finer one without clipping (g and 2g: what g holds, 2g holds too), so those below the window count only where
+none of its grids can be reached. A finer one clips at least what the window's finest clips; it is computed where that leaves
+room for less error. No grid is assumed to be bad because nobody looked at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+
+from spikeprop_hardware.integer import MANTISSA
+from spikeprop_hardware.network import Connection
+
+OCTAVE = 32  # scales tried per factor of two
+SAMPLE = 50_000  # different weights of a layer that the search uses; the report counts all
+ROUNDING = 1 - 1e-9  # errors that differ by less are equal
+
+
+class WeightErrors:
+    """Relative error of a connection's weights by n."""
+
+    def __init__(self, connection: Connection):
+        values, counts = np.unique(np.abs(connection.matrix.data), return_counts=True)
+        thinned = slice(None, None, -(-len(values) // SAMPLE) or 1)
+        self._values, self._counts = values[::-1][thinned], counts[::-1][thinned]
+        self._energy = float((self._counts * self._values**2).sum())
+        self._known: dict[int, float] = {}
+        top = float(values[-1]) if len(values) else 0.0
+        self._first = int(np.floor(OCTAVE * np.log2(MANTISSA[1] / top))) if top else 0
+        self._window = range(self._first - OCTAVE + 1, self._first + 2 * OCTAVE)
+
+    def at(self, n: int) -> float:
+        """The error on grid n; 0 where all weights are 0."""
+        if not self._energy:
+            return 0.0
+        if n not in self._known:
+            grid = 2.0 ** (n / OCTAVE)
+            held = clip(self._values * grid) / grid
+            self._known[n] = (float((self._counts * (held - self._values) ** 2).sum()) / self._energy) ** 0.5
+        return self._known[n]
+
+    def best(self, grids: Mapping[int, int]) -> tuple[int, float]:
+        """The exponent with the least error, of two equal ones that nearer to 0; ``grids`` has each exponent's n.
+
+        Returns:
+            exponent and error.
+        """
+        usual = [e for e, n in grids.items() if n in self._window]
+        finer = [e for e, n in grids.items() if n >= self._window.stop]
+        coarser = [e for e, n in grids.items() if n < self._window.start]
+        found = self._least(usual or coarser or finer, grids)
+        if usual and finer and found[1] > self._least_clipped:
+            beyond = self._least(finer, grids)
+            found = beyond if beyond[1] < found[1] * ROUNDING else found
+        return found
+
+    def _least(self, exponents: list[int], grids: Mapping[int, int]) -> tuple[int, float]:
+        best = min(exponents, key=lambda e: (self.at(grids[e]), abs(e)))
+        return best, self.at(grids[best])
+
+    @cached_property
+    def _least_clipped(self) -> float:
+        """What clipping alone costs on the coarsest grid beyond the window; every finer one clips more."""
+        grid = 2.0 ** (self._window.stop / OCTAVE)
+        lost = np.maximum(self._values - MANTISSA[1] / grid, 0.0)
+        return (float((self._counts * lost**2).sum()) / self._energy) ** 0.5 if self._energy else 0.0
+
+
+def clip(values: np.ndarray) -> np.ndarray:
+    """Mantissas of real values in units of the grid."""
+    return np.clip(np.rint(values), *MANTISSA)

@@ -1,0 +1,82 @@
+"""The engine's door: what the engine can honour. Everything else runs on the plain reference, which calls every module.
+
+The engine reads a network's weights, thresholds and settings and calls none of its modules. So it takes networks of the modules
+that it knows, of exactly these classes (a subclass may compute anything; a parametrised layer is one), with parameters as torch
+keeps them, without hooks and replaced methods.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.encoder import Encoder
+from spikeprop.snn.engine.kernels import has_fast_kernels
+from spikeprop.snn.hooks import global_hooks, untouched
+from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork
+from spikeprop.snn.neuron import is_integrate_and_fire
+from spikeprop.snn.synapse import ChannelPad, Gain, SampleDropout, Synapse
+
+FLOATS = (torch.float32, torch.float64)
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+STATELESS = (
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad2d,
+    nn.ReplicationPad2d, nn.PixelShuffle, nn.Upsample, SampleDropout, Gain, ChannelPad,
+)  # fmt: skip
+FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (*WEIGHTED, *STATELESS)}  # as they were at import
+PARAMETERS = {"weight", "bias"}
+
+
+def supports(network: LayeredNetwork, x_B: Tensor) -> bool:
+    """Whether the engine can run this network on this input; if not, the plain reference does."""
+    if x_B.requires_grad or type(x_B) is not Tensor or x_B.dtype not in FLOATS or not has_fast_kernels(x_B.device):
+        return False
+    if global_hooks() or torch._C._len_torch_dispatch_stack() or _trained(network.encoder):
+        return False
+    parameters = list(network.parameters())
+    if not parameters or any(p.dtype != x_B.dtype or p.device != x_B.device for p in parameters):
+        return False
+    return all(_knows_layer(layer) for _, layer in network.named_layers()) and _knows_shapes(network)
+
+
+def _trained(encoder: Encoder) -> bool:
+    """Whether an encoder may have parameters, whose gradient passes through the first layer's input."""
+    return any(isinstance(v, nn.Module) or (isinstance(v, Tensor) and v.requires_grad) for v in vars(encoder).values())
+
+
+def _knows_layer(layer: Layer) -> bool:
+    if type(layer) is not Layer or not untouched(layer) or not (layer.neuron is None or _knows_neuron(layer.neuron)):
+        return False
+    return all(_knows_synapse(synapse) for synapse in layer.synapses)
+
+
+def _knows_neuron(neuron: LayerDynamics) -> bool:
+    if not is_integrate_and_fire(neuron) or not untouched(neuron):
+        return False
+    return not (torch.is_grad_enabled() and (neuron.v_threshold.requires_grad or neuron.leak.requires_grad))
+
+
+def _knows_synapse(synapse: nn.Module) -> bool:
+    return type(synapse) is Synapse and untouched(synapse) and all(knows_operation(op) for op in synapse.ops)
+
+
+def knows_operation(op: nn.Module) -> bool:
+    """Whether an operation does what its class says, with parameters of its own."""
+    kind = type(op)
+    if FORWARDS.get(kind) is not kind.forward or not untouched(op):
+        return False
+    if kind not in WEIGHTED:
+        return True
+    own = op._parameters
+    return own.keys() == PARAMETERS and all(p is None or type(p) is nn.Parameter for p in own.values())
+
+
+def _knows_shapes(network: LayeredNetwork) -> bool:
+    """Layers are (C,) or (C, H, W), and the output is (C,)."""
+    shapes = network.shapes()
+    *_, last = shapes.values()
+    return len(last) == 1 and all(len(shape) in (1, 3) for name, shape in shapes.items() if name != INPUT)

@@ -1,0 +1,78 @@
+"""What a module does beyond its class: hooks, and methods replaced on the instance or, for torch's own classes, on the class.
+
+The plain reference calls every module through ``__call__``, which honours all of it. The packed engine calls none, so it serves
+only modules without; a hook on a module that nothing calls is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+
+from spikeprop.errors import SimulationError
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{kind}") for kind in HOOKS)
+
+
+def global_hooks() -> bool:
+    """Whether hooks are registered for all modules, as profilers do."""
+    return any(GLOBAL_HOOKS)
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether a module has no hook and none of its methods is replaced on the instance."""
+    own = module.__dict__
+    hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    return not hooked and _methods(type(module)).isdisjoint(own)
+
+
+@lru_cache(maxsize=256)
+def _methods(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+
+
+def refuse_uncalled(containers: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse hooks on modules that only hold others, which nothing calls.
+
+    Raises:
+        SimulationError: names the module.
+    """
+    for name, module in containers:
+        if any(module.__dict__[kind] for kind in HOOKS) or "forward" in module.__dict__:
+            raise SimulationError(
+                f"{name!r} ({type(module).__name__}) has a hook or a forward of its own, but it only holds other modules and is "
+                "never called: register the hook on a synapse (network.layers[name].synapses[i]), one of its ops, or the neuron"
+            )
+
+
+@torch.compiler.disable
+def refuse_transforms(x_B: Any) -> None:
+    """Refuse to run where torch records or transforms the operations instead of running them.
+
+    Args:
+        x_B: the network's input.
+
+    Raises:
+        SimulationError: names the transformation and what to do instead.
+    """
+    if torch.jit.is_tracing() or isinstance(x_B, fx.Proxy):
+        raise SimulationError(
+            "a spiking network cannot be traced (torch.jit.trace, torch.onnx.export, torch.fx): a trace keeps the spikes of its "
+            "example input as constants; save it with save_checkpoint, or export it with to_nir"
+        )
+    if torch.compiler.is_exporting():
+        raise SimulationError("a spiking network cannot be exported (torch.export): its steps depend on values; use to_nir")
+    if torch._C._are_functorch_transforms_active():
+        raise SimulationError(
+            "torch.func transforms (grad, vmap, jvp) do not pass through spikes: use functional_call with torch.autograd.grad, "
+            "and a loop or a larger batch instead of vmap"
+        )
+    if forward_ad._current_level >= 0:
+        raise SimulationError("forward-mode derivatives (torch.autograd.forward_ad) do not pass through spikes: use backward()")

@@ -1,0 +1,36 @@
+"""Looking at a network's spikes: how many steps at once, and which layers stay silent.
+
+Suffix legend: T steps, B batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spikeprop.snn.network import SpikingNetwork
+
+WATCHED_BYTES = 2**28  # the unpacked spikes of the largest layer while someone watches
+
+
+def watched_chunk(network: SpikingNetwork, images: int, timesteps: int) -> int:
+    """Steps at once while someone watches: a layer's unpacked spikes stay within ``WATCHED_BYTES``, or are one step's."""
+    largest = max(torch.Size(shape).numel() for shape in network.shapes().values())
+    return max(1, min(timesteps, WATCHED_BYTES // (4 * images * largest)))
+
+
+@torch.no_grad()
+def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[str]:
+    """Layers in which no neuron fires within ``timesteps`` steps on images x (B, ...): STDB cannot reach what is below them.
+
+    The network is left in evaluation mode.
+    """
+    active: set[str] = set()
+
+    def observe(name: str, spikes_TB: Tensor) -> None:
+        if bool((spikes_TB != 0).any()):
+            active.add(name)
+
+    x = x.to(next((p.device for p in network.parameters()), x.device))
+    network.eval()(x, timesteps, chunk=watched_chunk(network, len(x), timesteps), observe=observe)
+    return [name for name in network.dynamics() if name not in active]
