@@ -128,7 +128,8 @@ def test_check_refuses_what_the_run_would_refuse_after_training(tmp_path: Path, 
         "            {'weight': weight_norm, 'spectral': spectral_norm}.get(what, lambda module: None)(self[1])\n"
         "        if what == 'pruned':\n            prune.l1_unstructured(self[1], 'weight', amount=0.3)\n"
         "        if what == 'hook':\n            self[3].register_forward_hook(lambda module, args, output: output * 2)\n"
-        "        if what == 'patched':\n            before = self[2].forward\n            self[2].forward = lambda z: before(z) - 1\n"
+        "        if what == 'patched':\n            before = self[2].forward\n"
+        "            self[2].forward = lambda z: before(z) - 1\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for what in ("nothing", "weight", "spectral", "pruned"):
