@@ -254,8 +254,9 @@ def test_activations_with_steps_and_deep_rounding_pass() -> None:
     ann = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), QCFS(levels=4, ceiling=1.0), nn.Linear(32, 10))
     converted(ann)
     narrow = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
-    narrow[1].running_var.fill_(1e-9)  # folding it multiplies rounding
-    narrow[1].running_mean.copy_(narrow[0](X).mean((0, 2, 3)).detach())
+    norm: Any = narrow[1]
+    norm.running_var.fill_(1e-9)  # folding it multiplies rounding
+    norm.running_mean.copy_(narrow[0](X).mean((0, 2, 3)).detach())
     converted(narrow)
 
 

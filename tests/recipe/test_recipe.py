@@ -128,6 +128,27 @@ def test_check_needs_no_data_and_refuses_what_cannot_be_converted(monkeypatch: p
         load_recipe("imagenet_resnet34_stdb", [shuffle]).experiment.check()
 
 
+def test_check_refuses_what_the_run_would_refuse_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_odd_nets.py").write_text(
+        "import warnings\nfrom torch import nn\nfrom torch.nn.utils import prune, spectral_norm, weight_norm\n"
+        "class Net(nn.Sequential):\n    def __init__(self, *, classes: int, what: str):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, classes))\n"
+        "        with warnings.catch_warnings():\n            warnings.simplefilter('ignore')\n"
+        "            {'weight': weight_norm, 'spectral': spectral_norm}.get(what, lambda module: None)(self[1])\n"
+        "        if what == 'pruned':\n            prune.l1_unstructured(self[1], 'weight', amount=0.3)\n"
+        "        if what == 'hook':\n            self[3].register_forward_hook(lambda module, args, output: output * 2)\n"
+        "        if what == 'patched':\n            before = self[2].forward\n"
+        "            self[2].forward = lambda z: before(z) - 1\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for what in ("nothing", "weight", "spectral", "pruned"):
+        load_recipe("digits_cnn_stdb", [f"ann={{use: my_odd_nets.Net, classes: 10, what: {what}}}"]).experiment.check()
+    for what, says in (("hook", "output of '3'.*hooks of '3'"), ("patched", "a forward of '2' that was replaced")):
+        recipe = load_recipe("digits_cnn_stdb", [f"ann={{use: my_odd_nets.Net, classes: 10, what: {what}}}"])
+        with pytest.raises(ConversionError, match=says):
+            recipe.experiment.check()
+
+
 def test_an_ann_that_cannot_do_without_numbers_is_checked_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_nets.py").write_text(
         "import torch\nfrom torch import nn\n"
