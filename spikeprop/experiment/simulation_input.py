@@ -63,12 +63,6 @@ class SimulationInput:
         missing = [option for option, value in wanted.items() if not value]
         if missing:
             raise NirError(f"{self.file} does not say how to simulate it; pass {' and '.join(missing)}")
-        unknown = [key for key in ("mean", "std") if key not in self.data]
-        if unknown:
-            raise NirError(
-                f"{self.file} does not say how its network's images are normalised, (pixel / 255 - mean) / std; pass "
-                f"{' and '.join(f'--{key}' for key in unknown)} (one number, or one a channel: 0.49,0.48,0.45; 0 and 1 for none)"
-            )
         data = data_component(self.data, self.trusted, named=self.named).build()
         if data.input_shape != self.network.input_shape:
             raise NirError(
@@ -78,6 +72,12 @@ class SimulationInput:
         outputs = list(self.network.shapes().values())[-1]
         if outputs != (data.classes,):
             raise NirError(f"the network has outputs {outputs}, but {type(data).__name__} has {data.classes} classes")
+        unknown = [key for key in ("mean", "std") if key not in self.data]
+        if unknown:
+            raise NirError(
+                f"{self.file} does not say how its network's images are normalised, (pixel / 255 - mean) / std; pass "
+                f"{' and '.join(f'--{key}' for key in unknown)} (one number, or one a channel: 0.49,0.48,0.45; 0 and 1 for none)"
+            )
         return next(data.test(samples).epoch(0))
 
 

@@ -241,9 +241,12 @@ def test_simulate_names_the_options_that_a_foreign_nir_file_needs(tmp_path: Path
     assert "images of MNIST are (1, 28, 28); pass another --data" in refused(
         "--encoder", "Direct", "--data", "MNIST", "--timesteps", 5
     )
-    result = spikeprop(
-        "simulate", file, "--backend", "reference", "--encoder", "Direct", "--data", "Digits", "--timesteps", 5, "--samples", 9
-    )
+    shared: list[str | int] = ["--encoder", "Direct", "--data", "Digits", "--timesteps", 5, "--samples", 9]
+    assert "does not say how its network's images are normalised" in refused(*shared)
+    assert "pass --std (one number" in refused(*shared, "--mean", 0)
+    assert "give one number, or one for each channel" in refused(*shared, "--mean", "0.1;0.2")
+    assert "these images have 1 channels" in refused(*shared, "--mean", "0.49,0.48,0.45", "--std", 1)
+    result = spikeprop("simulate", file, "--backend", "reference", *shared, "--mean", 0, "--std", 1)
     assert result.exit_code == 0, result.output
     assert "all equal" in result.output
     assert re.search(r"a_b +[1-9]\d+ +[1-9]\d+ +0", result.output)
