@@ -63,7 +63,6 @@ class LayerDynamics(nn.Module, ABC):
             sent.append(one)
         return torch.stack(sent), state
 
-    @torch.compiler.disable
     def _is_watched(self) -> bool:
         kind = type(self)
         of_base = kind.forward is LayerDynamics.forward and kind.step is LayerDynamics.step

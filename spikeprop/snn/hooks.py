@@ -7,7 +7,6 @@ only modules without; a hook on a module that nothing calls is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from spikeprop.errors import SimulationError
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{kind}") for kind in HOOKS)
 
+METHODS: dict[type[nn.Module], frozenset[str]] = {}  # names of a class's methods
+
 
 def global_hooks() -> bool:
     """Whether hooks are registered for all modules, as profilers do."""
@@ -28,14 +29,15 @@ def global_hooks() -> bool:
 
 def untouched(module: nn.Module) -> bool:
     """Whether a module has no hook and none of its methods is replaced on the instance."""
+    kind = type(module)
+    if kind not in METHODS:
+        METHODS[kind] = frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+    return not _hooked(module) and METHODS[kind].isdisjoint(module.__dict__)
+
+
+def _hooked(module: nn.Module) -> bool:
     own = module.__dict__
-    hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    return not hooked and _methods(type(module)).isdisjoint(own)
-
-
-@lru_cache(maxsize=256)
-def _methods(kind: type[nn.Module]) -> frozenset[str]:
-    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
 
 
 def refuse_uncalled(containers: Iterable[tuple[str, nn.Module]]) -> None:
@@ -45,14 +47,13 @@ def refuse_uncalled(containers: Iterable[tuple[str, nn.Module]]) -> None:
         SimulationError: names the module.
     """
     for name, module in containers:
-        if any(module.__dict__[kind] for kind in HOOKS) or "forward" in module.__dict__:
+        if _hooked(module) or "forward" in module.__dict__:
             raise SimulationError(
                 f"{name!r} ({type(module).__name__}) has a hook or a forward of its own, but it only holds other modules and is "
                 "never called: register the hook on a synapse (network.layers[name].synapses[i]), one of its ops, or the neuron"
             )
 
 
-@torch.compiler.disable
 def refuse_transforms(x_B: Any) -> None:
     """Refuse to run where torch records or transforms the operations instead of running them.
 

@@ -158,7 +158,6 @@ class SpikingNetwork(nn.Module):
         assert output is not None
         return output.clone()  # of its own memory, not a view of all steps'
 
-    @torch.compiler.disable
     def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
         refuse_uncalled(self._containers())
         self._check_input(x_B, timesteps)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spikeprop import IF, LIF, Direct, Poisson
 from spikeprop.errors import SilentNetworkWarning, SimulationError
 from spikeprop.learn import BPTT, fit
-from spikeprop.snn import Encoder, Gain, Layer, NeuronState, SampleDropout, SpikingNetwork, Synapse
+from spikeprop.snn import DropoutMasks, Encoder, Gain, Layer, NeuronState, SampleDropout, SpikingNetwork, Synapse
 from spikeprop.snn.engine.support import supports
 
 STEPS = 7
@@ -162,8 +162,8 @@ def _own_parametrisation(network: SpikingNetwork) -> None:
 
 def _own_class_of_synapse(network: SpikingNetwork) -> None:
     class Halved(Synapse):
-        def forward(self, *given: Any) -> Tensor:
-            return super().forward(*given) * 0.5
+        def forward(self, spikes_TB: Tensor, masks: DropoutMasks | None = None, name: str = "") -> Tensor:
+            return super().forward(spikes_TB, masks, name) * 0.5
 
     network.layers["b"].synapses[0].__class__ = Halved  # type: ignore[union-attr, index]
 

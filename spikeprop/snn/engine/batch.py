@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import chain, pairwise
 from threading import Barrier
@@ -180,10 +181,15 @@ def _on_threads(slices: list[list[SliceRun]], work: Callable[[list[SliceRun]], T
     """``work`` on the slices of every thread, each on a thread of its own."""
 
     def alone(own: list[SliceRun]) -> T:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # a thread's own state: no thread computes otherwise
+        with torch.no_grad(), _without_autocast():  # a thread's own state, and on by default
             return work(own)
 
     return [alone(slices[0])] if len(slices) == 1 else list(_threads(len(slices)).map(alone, slices))
+
+
+def _without_autocast() -> AbstractContextManager[object]:
+    """Of the CPU: threads do not inherit it, and those that run torch alone are to compute what a single one does."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def _added_up(found: Iterable[dict[nn.Parameter, Tensor]]) -> dict[nn.Parameter, Tensor]:

@@ -31,6 +31,7 @@ FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (*WEIGHTE
 PARAMETERS = {"weight", "bias"}
 
 
+@torch.compiler.disable
 def supports(network: LayeredNetwork, x_B: Tensor) -> bool:
     """Whether the engine can run this network on this input; if not, the plain reference does."""
     if x_B.requires_grad or type(x_B) is not Tensor or x_B.dtype not in FLOATS or not has_fast_kernels(x_B.device):
