@@ -18,10 +18,11 @@ from benchmark_tables import table
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from references import cli_reference, exit_codes, recipe_reference
+from refusals import refusals
 
 ROOT = Path(__file__).parents[1]
 REQUEST = re.compile(r"^<!-- (include|table|generated): (\S+) -->$", re.MULTILINE)
-REFERENCES = {"recipe": recipe_reference, "cli": cli_reference, "exit-codes": exit_codes}
+REFERENCES = {"recipe": recipe_reference, "cli": cli_reference, "exit-codes": exit_codes, "refusals": refusals}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 SHOWN = ("results/*/*.png", "results/*/*.csv", "results/benchmarks/*.json")  # on the site by their own path

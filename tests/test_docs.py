@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import SqueezeNet1_0_Weights, squeezenet1_0
 
+from spikeprop import errors
 from spikeprop.recipe import recipe_folder
 
 ROOT = Path(__file__).parents[1]
@@ -296,3 +297,19 @@ def _check_learners(report: dict[str, Any], row: str) -> None:
     for found, sign in signed:
         mean, low, high = (f"{value:{sign}.{digits}f}" for value in (found["mean"], *found["interval"]))
         assert f"{mean}, {low} to {high}" in row
+
+
+def test_the_page_of_refusals_lists_every_error_and_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    refusals = importlib.import_module("refusals")
+    page = refusals.refusals()
+    classes = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.SpikepropError)
+    }
+    assert {"SpikepropError", "LabelError", "NirError", "HardwareError"} <= classes
+    assert {line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")} == classes
+    silent = {name for name in classes if not refusals.collect().get(name)}
+    assert silent <= {"SpikepropError", "ForeignFileError"}  # the base; and the one whose message a function makes
+    assert "they seem to count from 1" in page or "has <code>classes</code> outputs" in page  # runtime
+    assert "node <code>name!r</code> cannot be read" in page or "cannot be read as" in page  # hardware
+    assert "reference/refusals.md" in (ROOT / "mkdocs.yml").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,6 +53,11 @@ class VerbGroup(click.Group):
 
 @click.group(cls=VerbGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="spikeprop")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """From recipe to neuromorphic chip: train, convert, fine-tune with STDB, evaluate, export, run on Lava."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:  # `python -m` has it already
+        sys.path.append(here)  # at the end: a file there must not replace an installed module
+        context.call_on_close(lambda: sys.path.remove(here))
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")

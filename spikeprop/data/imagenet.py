@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.data.base import ImageData, as_list
-from spikeprop.data.photographs import Member, read_photograph
+from spikeprop.data.photographs import SUFFIXES, Member, read_photograph
 from spikeprop.errors import MissingDataError, worker_died
 from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.processes import ALONE, Processes
@@ -32,7 +33,8 @@ Sample = tuple[str | Member, int]  # location of a photograph, and its class
 class ImageNet(ImageData):
     """ImageNet (ILSVRC-2012) or any folder of class folders named by WordNet id.
 
-    ``root`` holds ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; default ``$SPIKEPROP_DATA/imagenet``. Classes are numbered
+    ``root`` holds ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG`` (or PNG, WebP, BMP, TIFF, PPM; a warning names files that are
+    not read); default ``$SPIKEPROP_DATA/imagenet``. Classes are numbered
     by the index column of ``root/classes.tsv`` (wnid, index, name) if it exists, else by their place among ILSVRC-2012's
     sorted WordNet ids, so a subset of ImageNet keeps the numbers with which a network of 1000 classes was trained. Folders with
     other names are numbered in sorted order if there are 1000 of them.
@@ -165,7 +167,24 @@ def _list_images(root: Path, split: str) -> list[tuple[str, int]]:
             "then set data.root to the folder that holds train/ and val/"
         )
     numbers = _class_numbers(root / "classes.tsv", wnids)
-    return [(str(p), numbers[w]) for w in wnids for p in sorted((folder / w).iterdir()) if p.suffix.lower() in {".jpeg", ".jpg"}]
+    found = [(p, numbers[w]) for w in wnids for p in sorted((folder / w).iterdir())]
+    samples = [(str(p), label) for p, label in found if p.suffix.lower() in SUFFIXES]
+    read = {path for path, _ in samples}
+    beside = [(p, -1) for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
+    skipped = [p for p, _ in (*found, *beside) if str(p) not in read and not p.name.startswith(".")]
+    _name_skipped(folder, len(found) + len(beside), skipped, sorted(set(wnids) - {Path(p).parent.name for p, _ in samples}))
+    return samples
+
+
+def _name_skipped(folder: Path, entries: int, skipped: Sequence[Path], empty: Sequence[str]) -> None:
+    """Warn of what is not read in a folder of class folders."""
+    kinds = f"photographs are files <wnid>/NAME with one of {', '.join(SUFFIXES)}"
+    if skipped:
+        shown = ", ".join(str(p.relative_to(folder)) for p in skipped[:3])
+        warnings.warn(f"ImageNet: {len(skipped)} of {entries} entries in {folder} are not read ({shown}): {kinds}", stacklevel=5)
+    if empty:
+        shown = ", ".join(empty[:3])
+        warnings.warn(f"ImageNet: {len(empty)} class folders in {folder} have no photograph ({shown}): {kinds}", stacklevel=5)
 
 
 def spread(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:

@@ -1,7 +1,7 @@
-"""Reads one photograph (JPEG or PNG) from an untrusted file, within bounds, or raises MissingDataError.
+"""Reads one photograph from an untrusted file, within bounds, or raises MissingDataError; and says which files are photographs.
 
-The number of pixels in the header is checked before any pixel is decoded (a few bytes can claim gigabytes), and only these two
-formats are tried, because some of Pillow's formats start other programs.
+The number of pixels in the header is checked before any pixel is decoded (a few bytes can claim gigabytes), and only the formats
+of torchvision's ImageFolder are tried, because some of Pillow's formats start other programs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from spikeprop.errors import MissingDataError
 
-FORMATS = ("JPEG", "PNG")  # one .JPEG file of ILSVRC-2012 is a PNG
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # one .JPEG file of ILSVRC-2012 is a PNG
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
 LARGEST_PIXELS = 89_478_485  # above this Pillow warns; the largest image of ILSVRC-2012 has 34 million
 LARGEST_FILE = 2**28  # bytes
 
@@ -35,7 +36,7 @@ def read_photograph(path: str | Path | Member) -> Any:
     """The image in RGB, as a Pillow image.
 
     Raises:
-        MissingDataError: not a complete JPEG or PNG, or larger than ``LARGEST_PIXELS``.
+        MissingDataError: not a complete image of ``FORMATS``, larger than ``LARGEST_PIXELS``, or with more than 8 bits a channel.
     """
     from PIL import Image
 
@@ -48,10 +49,12 @@ def read_photograph(path: str | Path | Member) -> Any:
             with Image.open(_bytes_of(path), formats=FORMATS) as file:
                 if file.width * file.height > LARGEST_PIXELS:
                     raise ValueError(f"{file.width} x {file.height} pixels; at most {LARGEST_PIXELS:,} are read")
+                if file.mode[0] in "IF":  # Pillow would clip them to white
+                    raise ValueError(f"it has pixels of mode {file.mode}; only 8 bits a channel are read")
                 return file.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many types for corrupted files
         raise MissingDataError(
-            f"{path} is truncated or not a JPEG or PNG image ({error}); get it again, or move it out of the folder"
+            f"{path} is truncated or not a {', '.join(FORMATS)} image ({error}); get it again, or move it out of the folder"
         ) from error
 
 

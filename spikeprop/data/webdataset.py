@@ -1,9 +1,9 @@
 """``WebDataset``: photographs in tar shards, each read directly from its offset.
 
-A shard is an ordinary tar file with pairs of KEY.jpg (or .jpeg, .png) and KEY.cls, a class number as text (the convention of the
-WebDataset library, Aizman et al. 2020, arXiv:2001.01858). Shards on a disk need not be streamed: their headers, read once for
-each split, give the offset of each photograph. So order, augmentation, resuming and sharding over processes are those of a
-folder of images (``ImageNet``), and nothing is unpacked.
+A shard is an ordinary tar file with pairs of KEY.jpg (``photographs.SUFFIXES``) and KEY.cls, a class number as text (the
+convention of the WebDataset library, Aizman et al. 2020, arXiv:2001.01858). Shards on a disk need not be streamed: their headers,
+read once for each split, give the offset of each photograph. So order, augmentation, resuming and sharding over processes are
+those of a folder of images (``ImageNet``), and nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from spikeprop.data.imagenet import FolderSplit, ImageNet, spread
-from spikeprop.data.photographs import Member
+from spikeprop.data.photographs import SUFFIXES, Member
 from spikeprop.errors import MissingDataError
 
-IMAGES = {".jpg", ".jpeg", ".png"}
 LONGEST_LABEL = 32  # bytes of a class number
 
 
@@ -71,7 +70,7 @@ def _index(shard: Path, classes: int) -> Iterator[tuple[Member, int]]:
     """Locations and class numbers of a shard's photographs, in its order.
 
     Raises:
-        MissingDataError: not a complete tar file, a photograph without a class number, or an invalid one.
+        MissingDataError: not a complete tar file, a photograph without a class number or the reverse, or an invalid one.
     """
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
@@ -79,7 +78,7 @@ def _index(shard: Path, classes: int) -> Iterator[tuple[Member, int]]:
         with tarfile.open(shard, "r:") as file:
             for entry in file:
                 key, suffix = entry.name.rpartition(".")[0], Path(entry.name).suffix.lower()
-                if entry.isreg() and suffix in IMAGES:
+                if entry.isreg() and suffix in SUFFIXES:
                     images[key] = Member(str(shard), entry.offset_data, entry.size)
                 elif entry.isreg() and suffix == ".cls":
                     labels[key] = _number(file, entry, classes)
@@ -89,6 +88,11 @@ def _index(shard: Path, classes: int) -> Iterator[tuple[Member, int]]:
         ) from error
     if shard.stat().st_size < max((m.offset + m.size for m in images.values()), default=0):
         raise MissingDataError(f"WebDataset: {shard} ends within a photograph; replace it")
+    for key in labels:
+        if key not in images:
+            raise MissingDataError(
+                f"WebDataset: {shard} has no photograph for {key}.cls: photographs end in {', '.join(SUFFIXES)}; convert it"
+            )
     for key, member in images.items():
         if key not in labels:
             raise MissingDataError(f"WebDataset: {shard} has no {key}.cls for photograph {key}; add one with its class number")

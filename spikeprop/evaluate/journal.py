@@ -128,6 +128,6 @@ def _load(path: Path) -> list[BatchPredictions]:
         return unpack(tensors)
     except (DamagedFileError, LookupError, RuntimeError, StopIteration) as error:  # the last three: other tensors
         warnings.warn(f"{error}: its images are predicted again", stacklevel=4)
-        with suppress(FileNotFoundError):  # another process was first
+        with suppress(OSError):  # another process was first, or the folder may only be read
             path.replace(path.with_name(f"{path.name}.damaged"))
         return []

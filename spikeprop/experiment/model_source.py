@@ -8,7 +8,6 @@ y, loss).
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,11 +86,7 @@ def find_model(source: str, request: ModelRequest) -> FoundModel:
 
 def _from_callable(source: str, request: ModelRequest) -> FoundModel:
     where, _, name = source.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
-    try:
-        made = _import_callable(source, where, name)()
-    finally:
-        sys.path.pop(0)
+    made = _import_callable(source, where, name)()
     model, *rest = made if isinstance(made, tuple) else (made,)
     if not isinstance(model, nn.Module):
         raise RecipeError(f"{source} gives a {type(model).__name__}; it must give a torch module, or (module, x, y[, loss])")

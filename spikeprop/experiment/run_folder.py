@@ -1,8 +1,9 @@
 """``RunFolder``: the folder of a run, with its recipe, versions, finished stages and files, so that a stopped run can continue.
 
-``run.json`` says what ran (recipe, seed, commit, versions, machine); ``stages.json`` holds the result, the seconds and the commit
-of every finished stage. Both files are replaced atomically. A folder belongs to one recipe: another one is refused rather than
-mixed in. A process that runs in a folder holds its lock (``spikeprop.runtime.locks.locked``), as the command line does.
+``run.json`` says what ran (recipe, seed, commit, versions, machine; under ``sessions`` the last three again for each session that
+continued it); ``stages.json`` holds the result, the seconds and the commit of every finished stage. Both files are replaced
+atomically. A folder belongs to one recipe: another one is refused rather than mixed in. A process that runs in a folder holds its
+lock (``spikeprop.runtime.locks.locked``), as the command line does.
 """
 
 from __future__ import annotations
@@ -54,16 +55,29 @@ class RunFolder:
 
     def _begin(self, recipe: Recipe, smoke: bool) -> None:
         path, described = self.path, recipe.describe()
-        if (path / "run.json").exists():
+        self._continues = (path / "run.json").exists()
+        if self._continues:
             self._check_same(described)
         path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         write_text(path / "recipe.yaml", dump(described))
-        if not (path / "run.json").exists():
+        if not self._continues:
             begun = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"name": recipe.name, "begun": begun, "recipe": described, "smoke": smoke}
-            more = {"processes": self.processes.count} if self.processes.count > 1 else {}
-            write_json(path / "run.json", about | more | describe_machine())
+            write_json(path / "run.json", about | self._session())
+
+    def _session(self) -> dict[str, Any]:
+        """Processes, versions, commit and machine of this process."""
+        more = {"processes": self.processes.count} if self.processes.count > 1 else {}
+        return more | describe_machine()
+
+    def _record_session(self) -> None:
+        """In a run that continues, before its first work: add when, and with which versions and machine."""
+        if self._continues:
+            self._continues = False
+            recorded = self._recorded()
+            session = {"begun": datetime.now(UTC).isoformat(timespec="seconds"), **self._session()}
+            write_json(self.path / "run.json", recorded | {"sessions": [*recorded.get("sessions", []), session]})
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]], *, distributed: bool = False) -> dict[str, Any]:
         """The result of a stage: from the folder if it is finished, else from ``work``, whose time and result are kept.
@@ -86,6 +100,7 @@ class RunFolder:
         return self._stages[name]["result"]
 
     def _timed(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        self._record_session()
         clock = self.path / f".{name}.seconds"
         before = _read_seconds(clock)
         started = time.monotonic()
@@ -124,7 +139,7 @@ class RunFolder:
         return {name: stage["seconds"] for name, stage in self._stages.items()}
 
     def provenance(self) -> dict[str, Any]:
-        """Commit, versions and machine as recorded when the run began, and the commit that each stage ran at."""
+        """Commit, versions and machine as recorded when the run began and continued, and the commit that each stage ran at."""
         begun = {k: v for k, v in self._recorded().items() if k not in OWN}
         return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
 

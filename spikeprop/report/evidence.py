@@ -8,6 +8,7 @@ cannot be computed is listed as missing with the reason.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def evidence(run: RunRecord, samples: int = 500, trusted: Collection[str] = ()) 
         return found
     found = {"asked": asked, **_made(run, kind, samples, trusted)}
     if not found.pop("temporary"):  # a missing file may exist at the next call
-        write_json(cache, found)
+        with suppress(OSError):  # a run that may only be read has no cache, and the same page
+            write_json(cache, found)
     return found
 
 
@@ -214,6 +216,6 @@ def _batch_size(run: RunRecord) -> int:
 def _cached(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
-    except DamagedFileError:  # it is computed again
+    except (DamagedFileError, OSError):  # it is computed again
         return {}
     return found if isinstance(found, dict) else {}

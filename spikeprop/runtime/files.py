@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ TEMPORARY = re.compile(r"\..*\.(\d+)\.part(\.\w+)?")  # a temporary name: proces
 def write_atomically(path: Path, write: Callable[[Path], None], *, keep_previous: bool = False) -> None:
     """Call ``write`` with a temporary path and rename the result to ``path``; after an error no temporary file remains.
 
+    The file has the permissions that the umask gives, whatever ``write`` does.
+
     Args:
         path: the file.
         write: writes the file under the path that it is given.
@@ -44,7 +47,11 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, keep_previous
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()  # with the permissions that the umask gives
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # libraries that use mkstemp make files that only their owner can read
+            temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         _put_in_place(temporary, path, keep_previous and path.exists())

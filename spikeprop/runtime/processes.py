@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, distributed
 
 from spikeprop.errors import ProcessError, SpikepropError, Stopped
+from spikeprop.runtime.heartbeat import Heartbeat, limit_from_environment
 from spikeprop.runtime.signals import stop_if_requested
 
-PATIENCE = timedelta(days=30)  # shards take different times, and the death of a rank is noticed immediately
+PATIENCE = timedelta(days=30)  # shards take different times; a rank that dies is noticed immediately, one that hangs by Heartbeat
 FAILED = 1000  # larger than any signal number
 T = TypeVar("T")
 
@@ -150,21 +151,29 @@ def resume_command(arguments: Sequence[str]) -> str | None:
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Within this context the processes that torchrun started form a group; without torchrun it is ``ALONE``."""
+    """Within this context the processes that torchrun started form a group; without torchrun it is ``ALONE``.
+
+    A process that is silent for $SPIKEPROP_PATIENCE seconds (default 600) ends the others, which name it.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield ALONE
         return
     started_here = not distributed.is_initialized()
+    heartbeat = None
     if started_here:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store keeps the addresses of ended workers
         store = distributed.PrefixStore(f"spikeprop/{attempt}", store)
+        heartbeat = Heartbeat(distributed.PrefixStore("alive", store.clone()), rank, size, limit_from_environment())
+        heartbeat.start()
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
         distributed.barrier()  # no process leaves while another still communicates
     finally:
+        if heartbeat is not None:
+            heartbeat.stop()
         if started_here:
             distributed.destroy_process_group()

@@ -470,3 +470,17 @@ def _lava_here() -> bool:
     except HardwareError:
         return False
     return True
+
+
+@pytest.mark.parametrize("arguments", [["check", "digits_cnn_stdb", "train.rule={use: local_rules_of_cli.Plain}"]])
+def test_modules_of_the_working_folder_are_found_and_do_not_hide_installed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    (tmp_path / "local_rules_of_cli.py").write_text("from spikeprop import Backprop\n\n\nclass Plain(Backprop):\n    pass\n")
+    (tmp_path / "yaml.py").write_text("raise RuntimeError('hidden')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])  # as the installed command has it
+    before = list(sys.path)
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert "digits_cnn_stdb: ok" in result.output
+    assert sys.path == before

@@ -77,3 +77,9 @@ def test_invalid_shards_are_refused_with_a_reason(shards: Path, tmp_path: Path) 
             data(bad).test(1)
     with pytest.raises(ValueError, match="classes is 1"):
         data(bad, classes=1)
+
+
+def test_a_class_number_without_a_readable_photograph_is_named(tmp_path: Path) -> None:
+    pack(tmp_path / "val-0.tar", [("a.png", b""), ("a.cls", b"0"), ("b.gif", b"GIF8"), ("b.cls", b"1")])
+    with pytest.raises(MissingDataError, match=r"no photograph for b\.cls: photographs end in \.jpg"):
+        data(tmp_path).test(2)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -232,3 +234,17 @@ def test_thumbnails_invert_the_normalisation_and_are_small() -> None:
     assert max(Image.open(io.BytesIO(base64.b64decode(thumbnail(image, 0.0, 1.0).partition(",")[2]))).size) == LARGEST
     with pytest.raises(ValueError, match="2 channels"):
         thumbnail(torch.zeros(2, 4, 4), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_evidence_of_a_run_that_may_only_be_read_is_complete(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    (folder / "page.json").unlink(missing_ok=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys.modules[evidence.__module__], "write_json", refuse)
+    found = evidence(RunRecord.read(folder))
+    assert found["missing"] == {}
+    assert {"confusion", "examples", "rasters", "thresholds"} <= set(found)
+    assert not (folder / "page.json").exists()

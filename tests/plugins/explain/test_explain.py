@@ -64,6 +64,7 @@ def test_user_module_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "complete" in run("own_nets:net", "-o", "p.html")
     assert (tmp_path / "p.html").exists()
     assert "calls" in run("own_nets:bare", "--data", "Digits", "-o", "q.html")
+    monkeypatch.syspath_prepend(tmp_path)  # as the command line has the working folder
     with pytest.raises(RecipeError, match="gives no samples"):
         find_model("own_nets:bare", ModelRequest())
     with pytest.raises(RecipeError, match="write it as module:callable"):
@@ -78,7 +79,7 @@ def test_error_inside_a_user_module_is_not_reported_as_a_wrong_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception]
 ) -> None:
     (tmp_path / "bad_nets.py").write_text(f"import torch\ndef net():\n    return {body}\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "bad_nets", raising=False)
     with pytest.raises(error, match=r"Lnear|nowhere") as raised:
         find_model("bad_nets:net", ModelRequest())
