@@ -23,9 +23,20 @@ The same as one command: ``spikeprop run digits_cnn_stdb``.
 from typing import Any
 
 from spikeprop.ann import CNN, MLP, VGG, ResNet
-from spikeprop.convert import MaxActivation, Percentile, ThresholdBalancing, convert
+from spikeprop.convert import (
+    AdvancedCalibration,
+    LearnedCeiling,
+    LeastError,
+    LightCalibration,
+    LocalThresholdBalancing,
+    MaxActivation,
+    OffsetSpike,
+    Percentile,
+    ThresholdBalancing,
+    convert,
+)
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
-from spikeprop.evaluate import Report, ann_accuracy, snn_accuracy
+from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
 from spikeprop.learn import BPTT, Backprop, fit
 from spikeprop.snn import IF, LIF, STDB, Direct, Poisson, SignedIF, SpikingNetwork, Triangle
 
@@ -41,11 +52,17 @@ __all__ = [
     "MNIST",
     "STDB",
     "VGG",
+    "AdvancedCalibration",
     "Backprop",
     "Digits",
     "Direct",
     "FashionMNIST",
+    "LearnedCeiling",
+    "LeastError",
+    "LightCalibration",
+    "LocalThresholdBalancing",
     "MaxActivation",
+    "OffsetSpike",
     "Percentile",
     "Poisson",
     "Report",
@@ -55,10 +72,12 @@ __all__ = [
     "ThresholdBalancing",
     "Triangle",
     "ann_accuracy",
+    "ann_error",
     "convert",
     "fit",
     "from_nir",
     "snn_accuracy",
+    "snn_error",
     "to_nir",
 ]
 

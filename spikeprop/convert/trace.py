@@ -17,10 +17,11 @@ from spikeprop.errors import ConversionError
 from spikeprop.runtime.tracing import OwnTracer
 
 BATCH = 7  # images of the outline; an unusual number, so that the batch axis is recognised
+RECTIFY = "only ReLU and its variants correspond to a firing rate; train with ReLU"
+SOFTMAX = "it does not change which class is largest: return the scores before it, and train with CrossEntropyLoss"
 ADVICE = {
-    "Sigmoid": "only ReLU and its variants correspond to a firing rate; train with ReLU",
-    "GELU": "only ReLU and its variants correspond to a firing rate; train with ReLU",
-    "SiLU": "only ReLU and its variants correspond to a firing rate; train with ReLU",
+    **dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), SOFTMAX),
+    **dict.fromkeys(("Sigmoid", "Tanh", "GELU", "SiLU", "Hardswish", "sigmoid", "tanh", "gelu", "silu", "hardswish"), RECTIFY),
     "LayerNorm": "its statistics change with the input; train with BatchNorm2d, which folds into the weights",
 }
 OTHERWISE = "use Conv2d, Linear, BatchNorm, ReLU (clipped or leaky too), pooling, Dropout, Flatten, additions and concatenation"
@@ -102,4 +103,9 @@ def called_name(node: fx.Node) -> str:
 def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionError:
     """The error that says which operation cannot be converted and what to do."""
     advice = advice or ADVICE.get(what, OTHERWISE)
-    return ConversionError(f"cannot convert node {node.name!r} ({node.op} {node.target}): {what}; {advice}")
+    return ConversionError(f"cannot convert node {node.name!r} ({node.op} {_called(node)}): {what}; {advice}")
+
+
+def _called(node: fx.Node) -> str:
+    """What a node calls, without the address of a function."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

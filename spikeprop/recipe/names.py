@@ -89,7 +89,7 @@ def _experiments(module: str) -> list[str]:
 
 def _extra_of(module: str) -> str:
     package = module.partition(".")[0]
-    return "; install the extra with: pip install 'spikeprop[interop]'" if package in {"snntorch", "norse"} else ""
+    return "; in a copy of the repository: pip install ./hardware '.[interop]'" if package in {"snntorch", "norse"} else ""
 
 
 def _defaults(target: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def propose(plan: SweepPlan, number: int, results: Sequence[Result]) -> dict[str
     try:
         import optuna
     except ImportError as error:
-        raise RunError("--sampler tpe needs Optuna: pip install 'spikeprop[sweep]'") from error
+        raise RunError("--sampler tpe needs Optuna; in a copy of the repository: pip install ./hardware '.[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=mix_seed(plan.seed, number) % 2**32)
     study = optuna.create_study(direction="minimize" if plan.least else "maximize", sampler=sampler)
