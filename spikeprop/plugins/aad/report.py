@@ -30,7 +30,10 @@ class Estimate:
     groups: int
 
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-        """The confidence interval: value -+ t standard errors, t of Student's distribution with groups - 1 degrees of freedom."""
+        """The confidence interval: value -+ t standard errors, t of Student's distribution with groups - 1 degrees of freedom.
+
+        It assumes normal means of the groups; those of a few hundred Sobol points are skewed, so it covers somewhat less.
+        """
         from scipy.stats import t
 
         if not 0 < confidence < 1:
