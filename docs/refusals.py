@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import inspect
 import re
@@ -34,6 +35,7 @@ def error_classes() -> dict[str, type]:
     }
 
 
+@functools.cache
 def collect() -> dict[str, dict[str, list[str]]]:
     """Messages by class and room, each once."""
     names = set(error_classes())
@@ -79,7 +81,7 @@ def template(node: ast.expr) -> str | None:
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
-        words = "".join(p.value for p in node.values if isinstance(p, ast.Constant))
+        words = "".join(str(p.value) for p in node.values if isinstance(p, ast.Constant))
         return "".join(_piece(part) for part in node.values) if re.search(r"\w", words) else None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         sides = [template(node.left), template(node.right)]
