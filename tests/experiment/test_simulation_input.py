@@ -31,7 +31,8 @@ def network(shape: tuple[int, int, int] = (1, 8, 8)) -> SpikingNetwork:
 def test_a_file_that_does_not_say_the_normalisation_is_not_simulated_with_another(tmp_path: Path) -> None:
     export(network(), tmp_path / "n.nir", timesteps=4, data="Digits")
     with open_simulation_input(tmp_path / "n.nir") as found:
-        for given, missing in (({}, "--mean and --std"), ({"std": 1.0}, "--mean"), ({"mean": 0.5}, "--std")):
+        asked: list[tuple[Any, str]] = [({}, "--mean and --std"), ({"std": 1.0}, "--mean"), ({"mean": 0.5}, "--std")]
+        for given, missing in asked:
             with pytest.raises(NirError, match=f"does not say how its network's images are normalised.*pass {missing} .one"):
                 found.with_options(timesteps=None, **given).images(3)
         images, _ = found.with_options(timesteps=None, mean=0.5, std=0.25).images(3)
@@ -62,7 +63,8 @@ def test_one_mean_for_each_channel(tmp_path: Path) -> None:
     export(photographs, tmp_path / "n.nir", timesteps=2, data=CIFAR10(mean=MEANS, std=STDS))
     with open_simulation_input(tmp_path / "n.nir") as found:
         assert dict(found.data) == {"use": "CIFAR10", "mean": MEANS, "std": STDS}
-    for wrong in ({"mean": [0.1, 0.2]}, {"std": 0.0}, {"std": [1.0, -1.0, 1.0]}, {"mean": float("nan")}):
+    wrongs: list[Any] = [{"mean": [0.1, 0.2]}, {"std": 0.0}, {"std": [1.0, -1.0, 1.0]}, {"mean": float("nan")}]
+    for wrong in wrongs:
         with pytest.raises(NirError, match="one number, or one for each of 3 channels"):
             export(photographs, tmp_path / "never.nir", data="CIFAR10", **wrong)
     assert not (tmp_path / "never.nir").exists()

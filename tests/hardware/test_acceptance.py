@@ -18,6 +18,7 @@ from torch import nn
 import spikeprop as sp
 from spikeprop.data import Digits
 from spikeprop.deploy import encoded, to_nir
+from tests.hardware.test_lava import lava_or_skip
 
 RNG = np.random.default_rng(0)
 
@@ -181,6 +182,19 @@ def test_a_neuron_that_sinks_to_the_limit_is_counted_too() -> None:
     made = quantize(layer(np.full((1, 1), -3.0)), input_limit=1.0).network
     found = simulate(made, np.ones((1, 50, 1)), backend="reference", precision="fixed")
     assert found.clipped["h"] == 50 - int(2**23 / (3 * made.populations[0].scale * 64))
+
+
+def test_lava_counts_the_same_potentials() -> None:
+    lava_or_skip()
+    weight = np.vstack([np.ones((9, 2)), np.full((1, 2), -3.0)])
+    made = quantize(layer(weight, last=np.ones((3, 10))), input_limit=4.0).network
+    inputs = np.broadcast_to(np.full(2, 2.0), (2, 40, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lava, ours = (simulate(made, inputs, backend=b, precision="fixed") for b in ("lava", "reference"))
+    assert lava.clipped == ours.clipped
+    assert set(ours.clipped) == {"h", "output"}
+    np.testing.assert_array_equal(lava.output, ours.output)
 
 
 def test_the_metadatas_steps_are_those_that_there_is_room_for() -> None:
