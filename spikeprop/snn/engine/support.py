@@ -29,11 +29,16 @@ STATELESS = (
 )  # fmt: skip
 FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (*WEIGHTED, *STATELESS)}  # as they were at import
 PARAMETERS = {"weight", "bias"}
+_not_compiled: Any = torch.compiler.disable  # its own type knows no functions with arguments
 
 
-@torch.compiler.disable
 def supports(network: LayeredNetwork, x_B: Tensor) -> bool:
     """Whether the engine can run this network on this input; if not, the plain reference does."""
+    return bool(_knows(network, x_B))
+
+
+@_not_compiled
+def _knows(network: Any, x_B: Any) -> Any:
     if x_B.requires_grad or type(x_B) is not Tensor or x_B.dtype not in FLOATS or not has_fast_kernels(x_B.device):
         return False
     if global_hooks() or torch._C._len_torch_dispatch_stack() or _trained(network.encoder):
