@@ -157,7 +157,7 @@ def test_photograph_with_too_many_pixels_is_refused(tmp_path: Path) -> None:
         with pytest.raises(MissingDataError, match=r"a\.JPEG.*pixels"):
             read_photograph(file)
     Image.new("RGB", (4, 4)).save(file, "GIF")
-    with pytest.raises(MissingDataError, match="not a JPEG or PNG"):
+    with pytest.raises(MissingDataError, match="not a JPEG, PNG"):
         read_photograph(file)
     Image.new("RGB", (4, 3)).save(file, "PNG")
     assert read_photograph(file).size == (4, 3)
@@ -318,7 +318,7 @@ def test_truncated_nir_file_is_named(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for content in (whole[: len(whole) // 2], whole[:100], b"", b"not HDF5 at all"):
         file.write_bytes(content)
-        with pytest.raises(NirError, match=r"a\.nir is not a NIR file, or only a part of one"):
+        with pytest.raises(NirError, match=r"a\.nir is (empty|not a NIR file, or only a part of one|a text file)"):
             read_nir(file)
     with h5py.File(file, "w") as opened:
         opened["other"] = 1

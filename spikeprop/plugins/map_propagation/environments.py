@@ -99,17 +99,13 @@ def make(name: str) -> Any:
     try:
         import gymnasium
     except ImportError as error:
-        raise MissingDataError(
-            "gymnasium is not installed; in the repository: pip install ./hardware '.[rl]'"
-        ) from error
+        raise MissingDataError("gymnasium is not installed; in the repository: pip install ./hardware '.[rl]'") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about newer versions, and from pygame's imports
             return gymnasium.make(name, disable_env_checker=True)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise MissingDataError(
-            f"{name} needs Box2D; in the repository: pip install ./hardware '.[rl]' ({error})"
-        ) from error
+        raise MissingDataError(f"{name} needs Box2D; in the repository: pip install ./hardware '.[rl]' ({error})") from error
     except gymnasium.error.Error as error:
         raise RecipeError(f"environment: gymnasium cannot make {name!r}: {error}") from error
 
