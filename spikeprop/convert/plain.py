@@ -164,4 +164,7 @@ def _remove_parametrizations(module: nn.Module) -> None:
     names = list(module.parametrizations)  # type: ignore[arg-type]
     with torch.enable_grad():  # without it torch leaves a tensor of several originals as a buffer
         for name in names:
+            held: Any = module.parametrizations[name]  # type: ignore[index]
+            if held.is_tensor and isinstance(held.original, nn.Parameter):  # removal writes into it, and it may be shared
+                held.original = nn.Parameter(held.original.detach().clone(), held.original.requires_grad)
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)

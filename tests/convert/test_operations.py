@@ -253,7 +253,7 @@ def test_the_shortcut_of_pretrained_cifar_resnets_keeps_its_function() -> None:
 @pytest.mark.parametrize(
     ("forward", "says"),
     [
-        (lambda m, x: torch.sigmoid(m.a(x)), "sigmoid; use Conv2d"),
+        (lambda m, x: torch.sigmoid(m.a(x)), "sigmoid; only ReLU"),
         (lambda m, x: m.head(m.a(F.max_pool2d(x, 2)).mean((2, 3))), "max pooling of the image; pool the images"),
         (lambda m, x: nn.functional.linear(torch.relu(m.a(x)), m.a.weight[0, 0]), "Linear on samples of 3 axes|cannot run"),
         (lambda m, x: torch.div(m.a(x), 2, rounding_mode="floor"), "one that is rounded"),

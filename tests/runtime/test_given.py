@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from spikeprop import IF, Digits, MaxActivation, Poisson, SpikingNetwork, ann_accuracy, convert, snn_accuracy
-from spikeprop.errors import ConversionError, DataError
+from spikeprop.errors import ConversionError, DataError, LabelError
 from spikeprop.runtime.given import read_batches
 
 X = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -142,9 +142,9 @@ def test_accuracy_reads_splits_and_data_sets() -> None:
 
 
 def test_accuracy_without_labels_is_refused() -> None:
-    with pytest.raises(DataError, match="no labels, so there is no accuracy"):
+    with pytest.raises(LabelError, match="has no labels; give"):
         ann_accuracy(mlp(), X)
-    with pytest.raises(DataError, match="8 examples and 3 labels"):
+    with pytest.raises(LabelError, match="8 examples and 3 labels"):
         snn_accuracy(converted(X), [(X, Y[:3])], [4])
     with pytest.raises(DataError, match="uint8"):
         ann_accuracy(mlp(), [((X * 255).byte(), Y)])
