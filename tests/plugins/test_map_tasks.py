@@ -231,5 +231,5 @@ def test_unsupported_environments_are_refused() -> None:
 
 def test_without_gymnasium_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(MissingDataError, match=r"spikeprop\[rl\]"):
+    with pytest.raises(MissingDataError, match=r"hardware .\.\[rl\]"):
         control().check(here=True)
