@@ -95,12 +95,11 @@ def test_what_is_not_batches_is_named() -> None:
     assert snn_accuracy(network, split, [2]) == snn_accuracy(network, split.epoch(0), [2])
     (x, y), *_ = split.epoch(0)
     assert snn_accuracy(network, (x, y), [2]) == snn_accuracy(network, [(x, y)], [2])  # type: ignore[arg-type]
+    for same in ([x, y], [{"image": x, "label": y}], [(x, y, y)]):
+        assert snn_accuracy(network, same, [2]) == snn_accuracy(network, [(x, y)], [2])
     given: list[tuple[Any, str]] = [
-        (x, r"batches is a tensor \(20, 1, 8, 8\)"),
-        ([x, y], r"batch 1 is a tensor"),
-        ([{"image": x, "label": y}], "batch 1 is dict"),
-        ([(x, y, y)], "batch 1 is tuple of Tensor, Tensor, Tensor"),
-        ([(x, y[:5])], "batch 1 has 20 images and 5 labels"),
+        (x, "batch 1 has no labels"),
+        ([(x, y[:5])], "batch 1 has 20 examples and 5 labels"),
     ]
     for batches, message in given:
         with pytest.raises(LabelError, match=message):
