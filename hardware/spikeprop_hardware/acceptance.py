@@ -19,6 +19,7 @@ from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, STATE_LIMIT, IntegerP
 from spikeprop_hardware.network import Population
 
 WORST = 0.25  # sum of a layer's relative errors
+WORST_ROWS = 0.3  # mean over neurons of the error of their weights, each relative to its own
 NEGLIGIBLE = 0.01  # largest current of a connection that may become 0, relative to the threshold
 STEPS = 100  # that a leak acts for, where the number of steps is not known
 
@@ -46,6 +47,13 @@ def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factor
             f"(with all other errors {100 * sum(errors.values()):.3g} %; at most {100 * WORST:g} % are accepted); "
             f"{_remedy(worst, p, limits, graded)}"
         )
+    rows = _row_error(p, q, limits, factors)
+    if rows > WORST_ROWS:
+        raise HardwareError(
+            f"layer {p.name!r} cannot be held in the chip's integers: its weights would be off by {100 * rows:.3g} % in the "
+            f"mean over its neurons, each relative to its own weights (at most {100 * WORST_ROWS:g} % are accepted): some neurons' "
+            f"weights are far smaller than others'; {_remedy('weights', p, limits, graded)}"
+        )
     _check_start(p, q)
     _check_leak(p, q, steps or STEPS)
 
@@ -61,6 +69,19 @@ def _weight_error(p: Population, q: IntegerPopulation, limits: list[float], fact
             total += brings
             wrong += brings * float(np.linalg.norm(back - c.matrix.data)) / size
     return wrong / total if total else 0.0
+
+
+def _row_error(p: Population, q: IntegerPopulation, limits: list[float], factors: list[float]) -> float:
+    """The mean over the neurons that can fire, each relative to its own weights: a norm over the layer hides small rows."""
+    wrong = square = np.zeros(len(p.bias))
+    for c, held, limit, x in zip(p.connections, q.connections, limits, factors):
+        off = c.matrix.astype(np.float64)
+        off.data = held.matrix.data * (2.0 ** (held.exponent + 1) * x / q.scale) - c.matrix.data
+        wrong = wrong + limit**2 * off.power(2).sum(axis=1).A1
+        square = square + limit**2 * c.matrix.power(2).sum(axis=1).A1
+    reach = _reach(p, limits)
+    matters = (square > 0) & (reach > (NEGLIGIBLE * reach.max(initial=0.0) if p.theta is None else p.theta))
+    return float(np.minimum(np.sqrt(wrong[matters] / square[matters]), 1.0).mean()) if matters.any() else 0.0
 
 
 def layer_errors(p: Population, q: IntegerPopulation, limits: list[float], factors: list[float]) -> dict[str, float]:
@@ -104,7 +125,7 @@ def _remedy(worst: str, p: Population, limits: list[float], graded: bool) -> str
             f"its thresholds reach from {p.theta.min():.4g} to {p.theta.max():.4g}, and one scale holds them all: use one "
             "threshold a layer, or rescale the neurons' weights and thresholds together"
         )
-    if graded:
+    if graded and max(limits) > 4:
         return (
             f"its inputs may reach {max(limits):.4g}, in steps of 1/256: normalise the inputs (for example images of bytes to "
             "mean 0 and deviation 1, or to 0..1) and train with them, or pass the inputs' true input_limit"

@@ -103,8 +103,8 @@ class IntegerNetwork:
         """Inputs as the chip's graded messages.
 
         Raises:
-            HardwareError: a value beyond what the network's scales were chosen for, which could wrap around; or one that is no
-                spike, where the network reads spikes.
+            HardwareError: a value beyond what the network's scales were chosen for, which could wrap around; one that is no
+                spike, where the network reads spikes; or most of them too small for its steps.
         """
         largest = max(float(inputs.max()), -float(inputs.min()))
         if not largest <= self.input_limit:
@@ -115,6 +115,11 @@ class IntegerNetwork:
             raise HardwareError(
                 f"inputs hold {wrong:.4g}, but the network reads the spikes -1, 0 and 1 of its Poisson encoder, and {wrong:.4g} "
                 "would be rounded to one of them; encode the images first (spikeprop.deploy.encoded), or export with Direct"
+            )
+        if self.input_scale != 1 and np.linalg.norm(messages / self.input_scale - inputs) > 0.5 * np.linalg.norm(inputs):
+            raise HardwareError(
+                f"inputs reach {largest:.3g}, and the chip's are multiples of 1/{self.input_scale:g}: most of them would "
+                "become 0; scale the images up (for example to 0..1) and train with them"
             )
         return messages.astype(np.int32)
 

@@ -18,6 +18,7 @@ from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
 
 
+@torch.inference_mode(False)  # or the network could not be trained
 @torch.no_grad()
 def convert(
     ann: nn.Module,
@@ -31,7 +32,7 @@ def convert(
     """Convert an ANN to a spiking network and calibrate its thresholds.
 
     Args:
-        ann: the trained network; it is not changed. Images are moved to its device.
+        ann: the trained network; it is not changed, but must not run in another thread meanwhile. Images go to its device.
         batches: calibration images (B, ...): a tensor, a list or DataLoader of tensors, (images, labels) pairs or dictionaries, a
             data set, or a split. With several processes all are given the same batches, and each takes its shard; beside the
             labels of a complete batch, the images may be this shard only.

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from spikeprop.convert.plain import HOOKS, unwrapped
 from spikeprop.errors import ConversionError
 
+_ONE_AT_A_TIME = threading.RLock()  # several threads may convert one module, whose modes are changed for a moment
+
 
 def run(ann: nn.Module, x: Tensor) -> Any:
     """The module's result, or an error that says what its forward pass said."""
@@ -33,6 +35,12 @@ def seeded(work: Callable[[], Any]) -> Any:
 @contextmanager
 def undisturbed(ann: nn.Module, x: Tensor) -> Iterator[None]:
     """Evaluation mode, full precision, and afterwards everything as it was: modes, tensors, attributes, random numbers."""
+    with _ONE_AT_A_TIME, _undisturbed(ann, x):
+        yield
+
+
+@contextmanager
+def _undisturbed(ann: nn.Module, x: Tensor) -> Iterator[None]:
     modules = list(ann.modules())
     hooked = any(not isinstance(h, HOOKS) for m in modules for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values()))
     tensors = [*ann.buffers(), *(ann.parameters() if hooked else ())]

@@ -18,11 +18,26 @@ from torch import Tensor, nn
 
 from spikeprop.deploy.carried import check_carried
 from spikeprop.errors import NirError
-from spikeprop.snn import IF, INPUT, LIF, ChannelPad, Gain, LayerDynamics, Neuron, SampleDropout, SignedIF, SpikingNetwork
+from spikeprop.snn import (
+    IF,
+    INPUT,
+    LIF,
+    ChannelPad,
+    Encoder,
+    Gain,
+    Layer,
+    LayerDynamics,
+    Neuron,
+    SampleDropout,
+    SignedIF,
+    SpikingNetwork,
+    Synapse,
+)
 from spikeprop.snn.layer import OUTPUT
 from spikeprop.snn.pooling import SpikingMaxPool
 
 DT_MS = 1.0
+ENCODER_NAMES = ("Direct", "Poisson")
 
 
 def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None) -> nir.NIRGraph:
@@ -39,6 +54,7 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
         raise NirError(
             f"a run beforehand of {int(network.readout.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
         )
+    _check_containers(network)
     shapes = network.shapes()
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
     edges: list[tuple[str, str]] = []
@@ -63,6 +79,21 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
     metadata = {**(about or {}), **own}
     # shapes are torch's own; nir 1.0.8 would take every kernel as square, and forget the groups in the channels
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, type_check=False)
+
+
+def _check_containers(network: SpikingNetwork) -> None:
+    """Hooks and classes of the network, its layers, synapses and encoder; operations and neurons are checked one by one."""
+    for path, module in network.named_modules():
+        if not isinstance(module, SpikingNetwork | Layer | Synapse | Encoder | nn.ModuleDict | nn.ModuleList):
+            continue
+        what = f"module {path!r}" if path else "the network"
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            raise NirError(f"{what} has a hook or a forward of its own, which a NIR file cannot hold; remove it")
+        if isinstance(module, Layer | Synapse) and type(module) not in (Layer, Synapse):
+            raise NirError(f"{what} is a {type(module).__name__}, whose computation a NIR file cannot hold")
+    kind = type(network.encoder)
+    if kind.__name__ in ENCODER_NAMES and not kind.__module__.startswith("spikeprop."):
+        raise NirError(f"the encoder is another class that is called {kind.__name__}, the name of one of spikeprop's; rename it")
 
 
 def _put(nodes: dict[str, Any], name: str, node: Any) -> None:

@@ -7,11 +7,12 @@ all smaller T; memory does not grow with T. ``evaluate`` does the same for long 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
-from spikeprop.errors import EvaluationError, LabelError
+from spikeprop.errors import DataError, EvaluationError, LabelError
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.scores import is_correct
@@ -74,9 +75,7 @@ def snn_accuracy(
     """
     if not isinstance(network, SpikingNetwork):
         raise EvaluationError(f"{type(network).__name__} is not a spiking network: use ann_accuracy, or convert it first")
-    wanted = sorted(set(timesteps))
-    if not wanted or wanted[0] < 1:
-        raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
+    wanted = wanted_timesteps(timesteps)
     predictor = Predictor(timesteps=tuple(wanted), top=1, seed=seed)
     network.eval()
     with bar(label, total=count_batches(batches, "test") or None, leave=False) as shown:
@@ -88,6 +87,20 @@ def snn_accuracy(
 
         percents = _percent(predict(number, x, y) for number, (x, y) in enumerate(labelled_batches(network, batches)))
     return dict(zip(wanted, percents))
+
+
+def wanted_timesteps(timesteps: Sequence[int]) -> list[int]:
+    """Numbers of steps, ascending.
+
+    Raises:
+        DataError: not a list of whole numbers, each at least 1.
+    """
+    if not isinstance(timesteps, Iterable) or not all(isinstance(t, Integral) for t in timesteps):
+        raise DataError(f"timesteps is {timesteps!r}; give whole numbers in a list, for example [8]")
+    wanted = sorted({int(t) for t in timesteps})
+    if not wanted or wanted[0] < 1:
+        raise DataError(f"timesteps {wanted}: give at least one number, each at least 1")
+    return wanted
 
 
 def labelled_batches(model: nn.Module, batches: Any, integers: bool = False) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import EvaluationError, LabelError
-from spikeprop.evaluate.accuracy import labelled_batches
+from spikeprop.evaluate.accuracy import labelled_batches, wanted_timesteps
 from spikeprop.evaluate.activity import device_of
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
@@ -65,9 +65,7 @@ def snn_error(network: SpikingNetwork, batches: Any, timesteps: Sequence[int], *
         LabelError: targets of another shape, or integers.
         ValueError: no examples, or timesteps below 1.
     """
-    wanted = sorted(set(timesteps))
-    if not wanted or wanted[0] < 1:
-        raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
+    wanted = wanted_timesteps(timesteps)
     if not isinstance(network, SpikingNetwork):
         raise EvaluationError(f"{type(network).__name__} is not a spiking network: use ann_error, or convert it first")
     network.eval()

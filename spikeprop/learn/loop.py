@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from spikeprop.errors import LabelError
+from spikeprop.errors import DataError, LabelError
 from spikeprop.learn.callback import Callback, TrainingState
 from spikeprop.learn.distributed.data_parallel import DataParallel
 from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded
@@ -99,6 +100,7 @@ def fit(
         one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr, seconds.
 
     Raises:
+        DataError: not batches that can be read once an epoch, or images in bytes.
         ValueError: no batches, an optimiser without the rule's own parameters, or a sharded network with a rule or callback that
             needs a complete one.
         LabelError: labels do not fit the images or the network's outputs.
@@ -106,6 +108,8 @@ def fit(
         CheckpointError: ``checkpoint`` belongs to another network or another number of batches.
         Stopped: a signal asked to stop, within ``spikeprop.runtime.signals.deferred_signals``.
     """
+    if not isinstance(batches, Batches):
+        _check_iterable(batches)
     source = batches if isinstance(batches, Batches) else _Replayed(batches, seed)
     if processes.count > 1 and isinstance(batches, Shardable):
         source = batches.shard(processes)
@@ -140,6 +144,17 @@ def fit(
             callback.on_end(training)
         _set_mode(model, rule, False)
     return training.history
+
+
+def _check_iterable(batches: Any) -> None:
+    """Refuse what is no collection of batches that can be read once an epoch."""
+    pair = isinstance(batches, tuple) and any(isinstance(part, Tensor) for part in batches)
+    collection = hasattr(batches, "__len__") and hasattr(batches, "__iter__")
+    if pair or not collection or isinstance(batches, Dataset | Tensor | Mapping | str):
+        raise DataError(
+            f"fit reads batches once an epoch, and was given a {type(batches).__name__}: pass a split "
+            "(data.train(32, seed=0)), a DataLoader, or a list of (images, labels)"
+        )
 
 
 def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings) -> None:
@@ -191,6 +206,8 @@ def _read(training: TrainingState, batches: Batches, settings: LoopSettings, def
 def _check_batch(x: Any, y: Any, parallel: DataParallel) -> None:
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         raise LabelError(f"a batch holds {type(x).__name__} and {type(y).__name__}: give pairs of tensors (images, labels)")
+    if x.dtype in (torch.uint8, torch.bool):
+        raise DataError(f"images are {x.dtype}; normalise them first, for example (x.float() / 255 - mean) / std")
     if len(x) not in (len(y), len(y[parallel.processes.rows(len(y))])):  # a process may have read its own images only
         raise LabelError(f"a batch has {len(x)} images and {len(y)} labels: give one label for each image")
     if parallel.several and has_ignored(y):  # each process would divide by the number of its own labels

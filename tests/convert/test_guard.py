@@ -6,6 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -347,7 +348,8 @@ def test_modules_run_in_other_threads_while_networks_are_converted() -> None:
 
 def test_several_threads_convert_at_once() -> None:
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(converted(mlp())(X, 4))) for _ in range(4)]
+    networks = [mlp() for _ in range(4)]  # before the threads: they draw from one generator
+    threads = [threading.Thread(target=lambda ann=ann: found.append(converted(ann)(X, 4))) for ann in networks]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -366,3 +368,20 @@ def test_tracing_restores_the_methods_of_modules_after_an_error_too() -> None:
     with pytest.raises(ValueError, match="no"):
         OwnTracer().trace(Fails())
     assert (nn.Module.__call__, nn.Module.__getattr__) == before
+
+
+def test_a_network_converted_in_inference_mode_can_be_trained() -> None:
+    with torch.inference_mode():
+        network = convert(
+            nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), [torch.rand(5, 4)], IF(), MaxActivation()
+        )
+    assert not any(t.is_inference() for t in (*network.parameters(), *network.buffers()))
+    network(torch.rand(5, 4), 4).sum().backward()
+
+
+def test_several_threads_convert_one_module() -> None:
+    ann = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Dropout(0.5), nn.Linear(3, 2)).train()
+    x = torch.rand(32, 4)
+    with ThreadPoolExecutor(3) as pool:
+        assert len(list(pool.map(lambda _: convert(ann, [x], IF(), MaxActivation()), range(12)))) == 12
+    assert all(module.training for module in ann.modules())

@@ -242,3 +242,21 @@ def test_steps_that_are_none_are_refused() -> None:
         export(network(nn.Conv2d(2, 2, 1)), Path("never.nir"), timesteps=0)
     with pytest.raises(HardwareError, match="at least one of each"):
         simulate("never.nir", np.zeros((1, 0, 3)), backend="reference")
+
+
+@pytest.mark.parametrize("place", ["network", "layer", "synapse", "forward", "subclass", "encoder"])
+def test_what_hangs_on_containers_is_refused(place: str) -> None:
+    made = network(nn.Flatten(), nn.Linear(72, 4))
+    first = made.layers[next(iter(made.layers))]
+    assert isinstance(first, Layer)
+    if place == "forward":
+        made.forward = lambda *_, **__: torch.zeros(1)  # type: ignore[method-assign]
+    elif place == "subclass":
+        first.synapses[0].__class__ = type("Own", (Synapse,), {})
+    elif place == "encoder":
+        made.encoder = type("Direct", (Direct,), {})()
+    else:
+        found: Any = {"network": made, "layer": first, "synapse": first.synapses[0]}[place]
+        found.register_forward_hook(lambda *_: None)
+    with pytest.raises(NirError, match=r"a hook or a forward of its own|cannot hold|another class"):
+        to_nir(made)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop import IF, Digits, MaxActivation, ann_accuracy, convert, fit, snn_accuracy
-from spikeprop.errors import EvaluationError, LabelError
+from spikeprop.errors import DataError, EvaluationError, LabelError
 from spikeprop.evaluate import ann_error, evaluate, snn_error
 from spikeprop.evaluate.predictor import Predictor
 from spikeprop.learn import Backprop, CrossEntropy, SquaredError
@@ -159,3 +159,10 @@ def test_training_regression_has_no_accuracy_and_bad_labels_are_refused() -> Non
         fit(model, Backprop(), [(X, TRUTH[:5])], sgd, epochs=1)
     with pytest.raises(LabelError, match="ann_error"):
         fit(model, Backprop(), [(X, torch.randn(8, 3))], sgd, epochs=1)
+
+
+@pytest.mark.parametrize("timesteps", [8, [8.5], ["4"], [], [0]])
+def test_numbers_of_steps_that_are_none_are_refused(timesteps: Any) -> None:
+    network = convert(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), [torch.rand(8, 1, 8, 8)], IF(), MaxActivation())
+    with pytest.raises(DataError, match="timesteps"):
+        snn_accuracy(network, [(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))], timesteps)

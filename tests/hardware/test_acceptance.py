@@ -270,3 +270,20 @@ def test_inputs_that_are_none_are_refused() -> None:
             Simulator(made).run(empty)
     with pytest.raises(HardwareError, match="inputs reach nan"):
         made.encode(np.full((1, 3), np.nan))
+
+
+def test_inputs_below_the_chips_steps_are_refused() -> None:
+    made = quantize(layer(weights(8, 20)), input_limit=1.0).network
+    made.encode(np.full((1, 2, 20), 0.01))
+    made.encode(np.zeros((1, 2, 20)))
+    with pytest.raises(HardwareError, match="most of them would become 0; scale the images up"):
+        made.encode(np.full((1, 2, 20), 0.001))
+
+
+def test_a_layer_whose_small_rows_are_lost_is_refused() -> None:
+    """Rows and thresholds scaled together are the same network, but one scale holds one layer; the layer's norm hides it."""
+    weight, factor = weights(64, 20), np.ones(64)
+    factor[:57] = 0.01
+    quantize(layer(weight, theta=0.5), input_limit=1.0)
+    with pytest.raises(HardwareError, match="its weights would be off by"):
+        quantize(layer(weight * factor[:, None], theta=0.5 * factor), input_limit=1.0)
