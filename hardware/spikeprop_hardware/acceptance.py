@@ -50,9 +50,9 @@ def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factor
     rows = _row_error(p, q, limits, factors)
     if rows > WORST_ROWS:
         raise HardwareError(
-            f"layer {p.name!r} cannot be held in the chip's integers: its weights would be off by {100 * rows:.3g} % in the "
-            f"mean over its neurons, each relative to its own weights (at most {100 * WORST_ROWS:g} % are accepted): some neurons' "
-            f"weights are far smaller than others'; {_remedy('weights', p, limits, graded)}"
+            f"layer {p.name!r} cannot be held in the chip's integers: relative to their own weights, its neurons' weights would be "
+            f"off by {100 * rows:.3g} % in the mean (at most {100 * WORST_ROWS:g} % are accepted), since those of some are far "
+            f"smaller than others'; {_remedy('weights', p, limits, graded)}"
         )
     _check_start(p, q)
     _check_leak(p, q, steps or STEPS)
