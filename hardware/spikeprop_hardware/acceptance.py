@@ -50,8 +50,8 @@ def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factor
     rows = _row_error(p, q, limits, factors)
     if rows > WORST_ROWS:
         raise HardwareError(
-            f"layer {p.name!r} cannot be held in the chip's integers: relative to their own weights, its neurons' weights would be "
-            f"off by {100 * rows:.3g} % in the mean (at most {100 * WORST_ROWS:g} % are accepted), since those of some are far "
+            f"layer {p.name!r} cannot be held in the chip's integers: relative to their own weights, its neurons' weights would "
+            f"be off by {100 * rows:.3g} % in the mean (at most {100 * WORST_ROWS:g} % are accepted), since those of some are far "
             f"smaller than others'; {_remedy('weights', p, limits, graded)}"
         )
     _check_start(p, q)
