@@ -51,8 +51,8 @@ def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factor
     if rows > WORST_ROWS:
         raise HardwareError(
             f"layer {p.name!r} cannot be held in the chip's integers: relative to their own weights, its neurons' weights would "
-            f"be off by {100 * rows:.3g} % in the mean (at most {100 * WORST_ROWS:g} % are accepted), since those of some are far "
-            f"smaller than others'; {_remedy('weights', p, limits, graded)}"
+            f"be off by {100 * rows:.3g} % in the mean (at most {100 * WORST_ROWS:g} %), since those of some are "
+            f"far smaller than others'; {_remedy('weights', p, limits, graded)}"
         )
     _check_start(p, q)
     _check_leak(p, q, steps or STEPS)
