@@ -58,6 +58,15 @@ def check_carried(module: nn.Module, layer: str, before: Shape = (), after: Shap
                 f"{name} has {argument} = {value!r}, which its NIR node cannot say (only {argument} = {parameter.default!r}); "
                 "train with that, or express it with other layers"
             )
+    refuse_hooks(module, name)
+
+
+def refuse_hooks(module: nn.Module, name: str) -> None:
+    """Refuse what a module does beyond its class.
+
+    Raises:
+        NirError: it has hooks, or a forward of its own.
+    """
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         raise NirError(f"{name} has a hook or a forward of its own, which a NIR file cannot hold; remove it before writing")
 

@@ -16,7 +16,8 @@ import torch
 from spikeprop_hardware.graph import SpikingMaxPool2d, pair
 from torch import Tensor, nn
 
-from spikeprop.deploy.carried import check_carried
+from spikeprop.deploy.carried import check_carried, refuse_hooks
+from spikeprop.deploy.reading import ENCODERS
 from spikeprop.errors import NirError
 from spikeprop.snn import (
     IF,
@@ -37,7 +38,6 @@ from spikeprop.snn.layer import OUTPUT
 from spikeprop.snn.pooling import SpikingMaxPool
 
 DT_MS = 1.0
-ENCODER_NAMES = ("Direct", "Poisson")
 
 
 def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None) -> nir.NIRGraph:
@@ -87,12 +87,11 @@ def _check_containers(network: SpikingNetwork) -> None:
         if not isinstance(module, SpikingNetwork | Layer | Synapse | Encoder | nn.ModuleDict | nn.ModuleList):
             continue
         what = f"module {path!r}" if path else "the network"
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            raise NirError(f"{what} has a hook or a forward of its own, which a NIR file cannot hold; remove it")
+        refuse_hooks(module, what)
         if isinstance(module, Layer | Synapse) and type(module) not in (Layer, Synapse):
             raise NirError(f"{what} is a {type(module).__name__}, whose computation a NIR file cannot hold")
     kind = type(network.encoder)
-    if kind.__name__ in ENCODER_NAMES and not kind.__module__.startswith("spikeprop."):
+    if kind.__name__ in ENCODERS and not kind.__module__.startswith("spikeprop."):
         raise NirError(f"the encoder is another class that is called {kind.__name__}, the name of one of spikeprop's; rename it")
 
 
