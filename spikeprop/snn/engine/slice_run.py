@@ -66,7 +66,8 @@ class SliceRun:
         values = {INPUT: SourceValues(self.input_shape, dense_KB=x_KB)}
         for name, layer in self.layers.items():
             if not layer.accumulates:
-                values[name] = SourceValues(layer.shape, layer.held_words(begin, steps), layer.counts[number])
+                words, active = layer.held_words(begin, steps), layer.active(begin + steps)
+                values[name] = SourceValues(layer.shape, words, layer.counts[number], active=active)
         grads: dict[str, Gradient] = {}
         for name, layer in reversed(self.layers.items()):
             if layer.accumulates:
