@@ -84,6 +84,15 @@ def _quotient(x, y):
 
 
 @_jit
+def _sum_type(values):
+    """What values at this address are added up in: double precision for double, else single."""
+    if values.dtype.element_ty == tl.float64:
+        return tl.float64
+    else:  # noqa: RET505
+        return tl.float32
+
+
+@_jit
 def _any(flags_X):
     """Whether any of them is 1."""
     return tl.max(flags_X, 0) != 0
@@ -246,7 +255,7 @@ def _pool(
     words += w
     out += n_X * channels + c_X
     for _ in range(steps):
-        total_X = tl.zeros([SIZE], out.dtype.element_ty)
+        total_X = tl.zeros([SIZE], _sum_type(out))  # half precision would round after each addition
         for y in range(POOL):
             for x in range(POOL):
                 row_X = top_X + y * width + x
@@ -266,7 +275,7 @@ def _spread(
 ):  # fmt: skip
     n_X, _w, _bit_X, c_X, exists = _tile(rows, channels, word_count, SIZE)
     at = n_X * channels + c_X
-    factor_X = tl.full([SIZE], 1.0 / (POOL * POOL), out.dtype.element_ty)
+    factor_X = tl.full([SIZE], 1.0 / (POOL * POOL), _sum_type(out))
     if SCALED:
         factor_X *= tl.load(scale + at, mask=exists, other=0.0)
     values += _pooled_row(n_X, positions, width, POOL) * channels + c_X
