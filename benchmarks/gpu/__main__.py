@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu", None, about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu", None, about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--budget", type=float, default=720.0, help="seconds for all parts together, default 720")
     parser.add_argument("--out", type=Path, help=f"results, default {OUT}; parts that are done there are not run again")
     parser.add_argument("--again", action="store_true", help="run all parts, whatever --out has")

@@ -18,7 +18,7 @@ from torch import Tensor
 from spikeprop.snn.engine.kernels import packed_reference
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
-from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
+from spikeprop.snn.engine.kernels.reference import advance_since
 from spikeprop.snn.engine.kernels.words import BITS, pack, word_count
 from spikeprop.snn.engine.kernels.words import unpack as words_as_values
 from spikeprop.snn.surrogate import STDB
@@ -150,7 +150,7 @@ def _train(setting: Setting, device: str) -> Tensors:
 
 
 def since_at_end(setting: Setting, device: str) -> Case:
-    """At most 4 R W (2 K + 2) + 128 R W: words of two pieces (fewer where all have fired) and their summaries in, 32 steps out."""
+    """At most 4 R W (2 K + 2) + 128 R W: words of two pieces and their summaries in (fewer where all have fired), steps out."""
     train = _train(setting, device)
 
     def call(kernels: ModuleType, t: Tensors) -> Tensors:
@@ -180,10 +180,11 @@ def scan_back(setting: Setting, device: str) -> Case:
 
 
 def _since(words_TBSW: Tensor) -> Tensor:
-    """Steps since the last spike after all steps, on any device."""
-    since = torch.full((*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS), int(NEVER), dtype=torch.int32, device=words_TBSW.device)
+    """Steps since the last spike after all steps, all of them for a neuron that has not fired, on any device."""
+    size = (*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS)
+    since = torch.zeros(size, dtype=torch.int32, device=words_TBSW.device)
     for words in words_TBSW:
-        since = advance_since(since, words_as_values(words, since.shape[-1], torch.int32))
+        since = advance_since(since, words_as_values(words, size[-1], torch.int32))
     return since
 
 

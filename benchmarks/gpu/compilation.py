@@ -1,7 +1,8 @@
 """Compile every kernel for GPUs that are not here, and say what each needs: registers, spills, shared memory.
 
 Triton compiles for the driver's target; a driver of which only the architecture exists lets kernels be launched up to the point
-where they would run. ptxas and cuobjdump come with Triton. Registers are those of the machine code; STACK is what was spilled.
+where they would run. ptxas and cuobjdump come with Triton. Registers are those of the machine code, its stack and local memory what was
+spilled.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def compiled(target: int, steps: int = 20, channels: int = 64) -> Iterator[dict[
 
 
 def needs(kernel: Any) -> dict[str, int]:
-    """Registers a thread, bytes of stack a thread (spills) and of shared memory a program, warps that registers leave room for."""
+    """Registers a thread, bytes a thread spilled, bytes of shared memory a program, warps that registers leave room for."""
     import triton
 
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,9 @@ def draw(found: Found, file: Path) -> Path:
     figure, axes = plt.subplots(2, 3, figsize=(18, 10), layout="constrained")
     machine, parts = found["machine"], found["parts"]
     state = ", ".join(f"{name} {known.get('status', 'not run')}" for name, known in parts.items())
-    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "triton") if name in machine.get("versions", {}))
+    versions = ", ".join(
+        f"{name} {machine['versions'][name]}" for name in ("torch", "triton") if name in machine.get("versions", {})
+    )
     title = f"spikeprop on {machine.get('gpu')}, commit {machine.get('commit') or 'unknown'}, {versions}"
     figure.suptitle(f"{title}\n{state}", fontsize=11)
     _roofline(axes[0, 0], parts.get("roofline", {}).get("records", []))
@@ -68,7 +70,10 @@ def _speed_cases(parts: Found) -> dict[str, list[Found]]:
 
 def _bars(axis: Any, cases: dict[str, list[Found]], what: str, field: str, title: str, factor: float) -> None:
     """Groups of T and precision, a bar a contender, logarithmic."""
-    shown = {name: {_group(r): r[field] * factor for r in records if r["what"] == what and field in r} for name, records in cases.items()}
+    shown = {
+        name: {_group(r): r[field] * factor for r in records if r["what"] == what and field in r}
+        for name, records in cases.items()
+    }
     groups = list(dict.fromkeys(group for of in shown.values() for group in of))
     shown = {name: of for name, of in shown.items() if of}
     if not groups:

@@ -63,7 +63,9 @@ def opened(file: Path, about: dict[str, Any], *, again: bool) -> Results:
     for name, now in (("small", about["settings"]["small"]), ("gpu", about["machine"]["gpu"])):
         place = known.get("settings" if name == "small" else "machine") or {}
         if place.get(name) != now:
-            raise ValueError(f"{file} has results with {name} = {place.get(name)}, and here it is {now}: give another --out, or --again")
+            raise ValueError(
+                f"{file} has results with {name} = {place.get(name)}, and here it is {now}: give another --out, or --again"
+            )
     return Results(file, {**fresh, "parts": known["parts"]})
 
 

@@ -82,12 +82,12 @@ def _quotient(x, y):
 
 
 @_jit
-def _sum_type(values):
-    """What values at this address are added up in: double precision for double, else single."""
+def _full(value: tl.constexpr, values, SIZE: tl.constexpr):
+    """A number for each neuron, in which values at this address are added up: double precision for double, else single."""
     if values.dtype.element_ty == tl.float64:
-        return tl.float64
+        return tl.full([SIZE], value, tl.float64)
     else:  # noqa: RET505
-        return tl.float32
+        return tl.full([SIZE], value, tl.float32)
 
 
 @_jit
@@ -256,7 +256,7 @@ def _pool(
     words += w
     out += n_X * channels + c_X
     for _ in range(steps):
-        total_X = tl.zeros([SIZE], _sum_type(out))  # half precision would round after each addition
+        total_X = _full(0.0, out, SIZE)  # half precision would round after each addition
         for y in range(POOL):
             for x in range(POOL):
                 row_X = top_X + y * width + x
@@ -276,7 +276,7 @@ def _spread(
 ):  # fmt: skip
     n_X, _w, _bit_X, c_X, exists = _tile(rows, channels, word_count, SIZE)
     at = n_X * channels + c_X
-    factor_X = tl.full([SIZE], 1.0 / (POOL * POOL), _sum_type(out))
+    factor_X = _full(1.0 / (POOL * POOL), out, SIZE)
     if SCALED:
         factor_X *= tl.load(scale + at, mask=exists, other=0.0)
     values += _pooled_row(n_X, positions, width, POOL) * channels + c_X
