@@ -25,8 +25,8 @@ from spikeprop.snn.surrogate import STDB
 STREAM = (16, 4)  # four neurons a thread, 16 bytes a load
 SEARCH = (2, 2)  # one neuron a thread: few to wait for in a search, and no exchange among threads from step to step
 # Registers a thread, where ptxas, left to itself, would rather spill a few to have more threads at a time (``benchmarks/gpu``).
-REGISTERS = {torch.float32: 48, torch.float64: 64}
-REGISTERS_OF_SLOPES = 96
+STDB_REGISTERS = {torch.float32: 48, torch.float64: 64}
+SLOPES_REGISTERS = {torch.float32: 64, torch.float64: 128}
 
 _jit: Any = triton.jit
 _jit_over_time: Any = triton.jit(do_not_specialize=["steps", "begin", "piece"])  # what changes from piece to piece
@@ -357,7 +357,7 @@ def scan_back(
         parameters.theta_RC, parameters.leak_RC, scale, rows, channels, words, len(parameters.theta_RC), positions,
         gradient.width, _step(values), _step(out_KBSC), len(values), begin, train.piece, POOL=gradient.pool,
         ALPHA=surrogate.alpha, BETA=surrogate.beta, TO_ZERO=parameters.to_zero, SCALED=scale is not None,
-        maxnreg=REGISTERS[grad_v_BSC.dtype],
+        maxnreg=STDB_REGISTERS[grad_v_BSC.dtype],
     )  # fmt: skip
 
 
@@ -374,7 +374,7 @@ def scan_back_slopes(
     _launch(
         _scan_back_slopes, STREAM, rows, words, grad_KBSC, grad_v_BSC, words_KBSW, slope_KBSC.contiguous(),
         parameters.theta_RC, parameters.leak_RC, rows, channels, words, len(parameters.theta_RC), _step(grad_KBSC),
-        len(grad_KBSC), TO_ZERO=parameters.to_zero, maxnreg=REGISTERS_OF_SLOPES,
+        len(grad_KBSC), TO_ZERO=parameters.to_zero, maxnreg=SLOPES_REGISTERS[grad_v_BSC.dtype],
     )  # fmt: skip
 
 
