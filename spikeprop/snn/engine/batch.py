@@ -54,6 +54,11 @@ class SignedBits:
         return signed.view(*signed.shape[:2], *self._shape[2:]).to(self._device, self._dtype)
 
 
+def kept_spikes(x_KB: Tensor) -> Tensor | SignedBits:
+    """Encoded spikes as the backward pass will read them: bits, or bytes on a GPU, which would wait while the host packs bits."""
+    return SignedBits(x_KB) if x_KB.device.type == "cpu" else x_KB.to(torch.int8)
+
+
 class BatchRun:
     """One simulation of a batch.
 
@@ -108,7 +113,7 @@ class BatchRun:
     def _kept(self, x_KB: Tensor) -> Tensor:
         """Keep a chunk's encoded input for the backward pass; often it is a view of the caller's images."""
         if self.encoder.spikes:
-            self.inputs.append(SignedBits(x_KB))
+            self.inputs.append(kept_spikes(x_KB))
             return x_KB
         x_KB = x_KB.clone() if x_KB.is_inference() else x_KB  # it counts no versions
         self.inputs.append(x_KB)
