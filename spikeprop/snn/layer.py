@@ -85,6 +85,7 @@ class LayeredNetwork(Protocol):
     training: bool
     encoder: Encoder
     input_shape: tuple[int, ...]
+    known_shapes: dict[str, tuple[int, ...]]
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]: ...
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from spikeprop.snn.layer import INPUT, Layer, Observer
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
+
+SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
+HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 
 
 def _engine() -> ModuleType:
@@ -53,6 +57,7 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
+        known_shapes: what ``shapes`` returned last; every forward pass on the engine asks it first.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
     """
 
@@ -63,7 +68,8 @@ class SpikingNetwork(nn.Module):
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
         self.packed = True
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.known_shapes: dict[str, tuple[int, ...]] = {}
+        self._form: list[Any] = []
         self._check_order()
 
     def _check_order(self) -> None:
@@ -106,17 +112,30 @@ class SpikingNetwork(nn.Module):
                 module.p = p
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one sample of the input and of every layer."""
-        if not self._shapes:
-            like = next(chain(self.parameters(), self.buffers()))
-            values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
-            with torch.no_grad():
-                for name, layer in self.named_layers():
-                    current = next(synapse(values[source]) for _, source, synapse in layer.branches())
-                    shape = tuple(current.shape[2:])
-                    values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(shape))
-            self._shapes = {name: tuple(value.shape[2:]) for name, value in values.items()}
-        return self._shapes
+        """Shape of one sample of the input and of every layer.
+
+        Raises:
+            ValueError: a layer, put in another's place perhaps, that cannot read its sources.
+        """
+        form: list[Any] = [self.input_shape]
+        _add_form(self.layers, form)
+        if self._form != form:
+            self._check_order()
+            self.known_shapes, self._form = self._computed_shapes(), form
+        return self.known_shapes
+
+    def _computed_shapes(self) -> dict[str, tuple[int, ...]]:
+        like = next(chain(self.parameters(), self.buffers()))
+        values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
+        with torch.no_grad():
+            for name, layer in self.named_layers():
+                try:
+                    current = layer.current(values)
+                except RuntimeError as error:
+                    given = ", ".join(f"{source!r} {tuple(values[source].shape[2:])}" for source in layer.sources)
+                    raise ValueError(f"layer {name!r} cannot read {given}: {error}") from error
+                values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(tuple(current.shape[2:])))
+        return {name: tuple(value.shape[2:]) for name, value in values.items()}
 
     def init_state(self) -> NetworkState:
         """State before the first step; potentials and dropout masks are made when a layer is first reached."""
@@ -248,3 +267,17 @@ class SpikingNetwork(nn.Module):
 def _at_least_float32(current_TB: Tensor) -> Tensor:
     """For potentials and the output, which sum over the steps: in half precision they would stand still after some hundred."""
     return current_TB if current_TB.dtype in (torch.float32, torch.float64) else current_TB.float()
+
+
+def _add_form(module: nn.Module, form: list[Any]) -> None:
+    """Add what the shapes of a module's results depend on: its class, settings, hooks and children, and its tensors' shapes."""
+    own, kind = module.__dict__, type(module)
+    children = own["_modules"]
+    form += (kind, *children)
+    if kind not in HOLDERS:
+        form += [value for name, value in own.items() if type(value) in SETTINGS and name != "training"]
+        form += [t.shape for t in (*own["_parameters"].values(), *own["_buffers"].values()) if t is not None]
+        form += (*own["_forward_hooks"], *own["_forward_pre_hooks"])
+    for child in children.values():
+        if child is not None:
+            _add_form(child, form)
