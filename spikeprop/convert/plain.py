@@ -48,8 +48,8 @@ def plain_copy(ann: nn.Module) -> nn.Module:
             _make_weights_permanent(module)
         except (RuntimeError, TypeError) as error:  # for example in half precision, which torch's decompositions do not know
             raise ConversionError(
-                f"the weights of {path or 'the ANN'!r} ({type(module).__name__}) cannot be computed: {error}; make them permanent "
-                "first (torch.nn.utils.parametrize.remove_parametrizations), or convert the ANN in float32: ann.float()"
+                f"the weights of {path or 'the ANN'!r} ({type(module).__name__}) cannot be computed: {error}; make them "
+                "permanent first (torch.nn.utils.parametrize.remove_parametrizations), or convert the ANN in float32: ann.float()"
             ) from error
         if type(module).__module__.startswith("torch.nn"):  # its weights are taken, whatever was put in the place of its forward
             vars(module).pop("forward", None)

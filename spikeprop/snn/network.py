@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeprop.runtime.ordinary import trainable, unusual
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
-from spikeprop.snn.layer import INPUT, Layer, Observer
+from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
@@ -64,6 +65,13 @@ class SpikingNetwork(nn.Module):
     def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
         super().__init__()
         self.readout = ReadoutSchedule()
+        for name in layers:
+            if not is_layer_name(name):
+                raise ValueError(
+                    f"a layer cannot be called {name!r}, which torch forbids (a dot, or a name of nn.ModuleDict's own)"
+                )
+            if name == INPUT:
+                raise ValueError(f"a layer cannot be called {INPUT!r}, which is the network's input: rename it")
         self.layers = nn.ModuleDict(layers)
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
@@ -151,7 +159,7 @@ class SpikingNetwork(nn.Module):
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
         refuse_transforms(x_B)
         refuse_uncalled(self._containers())
-        output_TBK, state = self._advance(x_B.unsqueeze(0), 1, state, None)
+        output_TBK, state = self._advance(trainable(x_B).unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
 
     def forward(self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None) -> Tensor:
@@ -216,6 +224,7 @@ class SpikingNetwork(nn.Module):
         if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled() and not self.readout.restarts:
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
+        x_B = trainable(x_B)
         if chunk is None:
             chunk = timesteps if torch.is_grad_enabled() else 1
         state = self.init_state()
@@ -233,11 +242,16 @@ class SpikingNetwork(nn.Module):
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
         if timesteps < 1:
             raise ValueError(f"timesteps is {timesteps}; a simulation needs at least 1 step")
+        found = unusual(x_B)
+        if found is not None:
+            raise ValueError(f"input {found}")
         if tuple(x_B.shape[1:]) != self.input_shape:
             raise ValueError(f"input has shape {tuple(x_B.shape)}; this network reads (batch, *{self.input_shape})")
         if len(x_B) == 0:
             raise ValueError("the batch holds no sample; a simulation needs at least 1")
         weight = next(self.parameters(), None)
+        if weight is not None and weight.is_inference() and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            raise ValueError("the network was made in inference mode, so it has no gradients: use copy.deepcopy(network)")
         if not x_B.is_floating_point() or (weight is not None and x_B.dtype != weight.dtype):
             wanted = weight.dtype if weight is not None else "a floating-point type"
             raise ValueError(f"input is {x_B.dtype}; this network computes in {wanted}: convert it with x.to(...)")
