@@ -227,12 +227,13 @@ os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has n
 
 def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
     """Weights of each synapse as its runs read them, by key; shared by all slices."""
-    shapes = network.known_shapes
-    return {
-        f"{name}/{i}": make_layout(synapse, shapes[source], freeze=keep)
-        for name, layer in network.named_layers()
-        for i, source, synapse in layer.branches()
-    }
+    shapes, found = network.known_shapes, {}
+    for name, layer in network.named_layers():
+        for i, source, synapse in layer.branches():
+            layout = found[f"{name}/{i}"] = make_layout(synapse, shapes[source], freeze=keep)
+            if source != INPUT:
+                layout.prepare()
+    return found
 
 
 class _PackedSimulation(torch.autograd.Function):
