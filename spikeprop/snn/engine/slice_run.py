@@ -39,7 +39,7 @@ class SliceRun:
     ):
         self.input_shape, self.samples, self.context = network.input_shape, slice(first, last), context
         self.layers: dict[str, LayerRun] = {}
-        shapes, like_B = network.shapes(), context.like_B
+        shapes, like_B = network.known_shapes, context.like_B
         for name, layer in network.named_layers():
             synapses = []
             for i, source, _ in layer.branches():

@@ -310,16 +310,15 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
 
     def __init__(self, layout: LinearLayout, key: str, masks: DropoutMasks | None, source: SourceSpec):
         super().__init__(layout, key, masks, source)
-        self.weight_NO = layout.weight_PCO.flatten(0, 1).to(self.compute)
+        self.weight_ON = layout.weight_ON.to(self.compute)
 
     def forward(self, source: SourceValues) -> Tensor:
-        weight_PCO, bias = self.layout.weight_PCO, self.layout.bias
-        shape = (source.steps, self.batch, 1, weight_PCO.shape[2])
+        bias, shape = self.layout.bias, (source.steps, self.batch, 1, len(self.weight_ON))
         if not self._few(source, FORWARD_EVENTS):
-            current_IO = dense.matmul(self._values(source).flatten(0, 1).flatten(1), self.weight_NO)
+            current_IO = dense.matmul(self._inputs(source), self.weight_ON.T)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
         out = self.buffers.take(shape, self.dtype)
-        cpu.event_linear(self._spikes(source), weight_PCO, self.layout.affine, out)
+        cpu.event_linear(self._spikes(source), self.layout.weight_PCO, self.layout.affine, out)
         return out
 
     def backward(
@@ -336,14 +335,9 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
         if layout.trains_weight:
             assert isinstance(accumulator, LinearGradientAccumulator)
             if self._few(source, LINEAR_BACKWARD_EVENTS):
-                cpu.event_linear_weight_grad(self._spikes(source), grad_IO, accumulator.grad_PCO)
+                accumulator.add_events(self._spikes(source), grad_IO)
             else:
-                values_NI = self._values(source).flatten(0, 1).flatten(1).T
-                total_NO = accumulator.grad_PCO.flatten(0, 1)
-                if self.compute is self.dtype:
-                    total_NO.addmm_(values_NI, grad_IO, alpha=1 / layout.gain)
-                else:
-                    total_NO.add_(values_NI @ grad_IO.to(self.compute), alpha=1 / layout.gain)
+                accumulator.add_dense(self._inputs(source), grad_IO.to(self.compute))
         if not want_source:
             return None
         outputs_inputs = self._active_pair(source, grad_KBPO, active)
@@ -352,15 +346,21 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             out_KBPC = self.buffers.take((len(grad_KBPO), self.batch, height * width, channels), self.dtype)
             sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.weight_PCO, out_KBPC, self.buffers)
             return self._gradient(out_KBPC)
-        grad_IN = dense.matmul(grad_IO.to(self.compute), self.weight_NO.T)
-        return self._gradient(grad_IN.view(len(grad_KBPO), self.batch, -1, self.shape[0]))
+        grad_KBCP = dense.matmul(grad_IO.to(self.compute), self.weight_ON).view(*grad_KBPO.shape[:2], self.shape[0], -1)
+        return self._gradient(grad_KBCP.transpose(2, 3).contiguous())
+
+    def _inputs(self, source: SourceValues) -> Tensor:
+        """What the weights see, dense, (I, N), channel first."""
+        if source.dense_KB is not None and self.layout.pool == 1 and self.scale_BSC is None:
+            return source.dense_KB.to(self.compute).flatten(0, 1).flatten(1)
+        return self._values(source).transpose(2, 3).flatten(0, 1).flatten(1)
 
     def _few_pairs(self, outputs: Active, inputs: Active, steps: int) -> bool:
         """Whether pair by pair is faster than a dense product."""
         pairs = int(outputs.count_N @ inputs.count_N.reshape(self.batch, -1).sum(1))
-        dense_pairs = self.batch * self.layout.weight_PCO.numel()
+        dense_pairs = self.batch * self.weight_ON.numel()
         few = pairs * sparse_backward.cost(steps) < SPARSE_LINEAR_INPUT * dense_pairs * steps
-        return few and self.layout.weight_PCO[0].numel() < sparse_backward.LARGEST
+        return few and self.weight_ON.numel() < sparse_backward.LARGEST
 
 
 def _share_memory(one: Tensor, other: Tensor | None) -> bool:
