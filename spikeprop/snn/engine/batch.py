@@ -71,7 +71,7 @@ class BatchRun:
 
     def __init__(self, network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
-        largest = max(torch.Size(shape).numel() for name, shape in network.shapes().items() if name != INPUT)
+        largest = max(torch.Size(shape).numel() for name, shape in network.known_shapes.items() if name != INPUT)
         self.chunk = chunk or chunk_steps(timesteps, largest * len(x_B) * x_B.element_size(), x_B.device)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
@@ -227,7 +227,7 @@ os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has n
 
 def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
     """Weights of each synapse as its runs read them, by key; shared by all slices."""
-    shapes = network.shapes()
+    shapes = network.known_shapes
     return {
         f"{name}/{i}": make_layout(synapse, shapes[source], freeze=keep)
         for name, layer in network.named_layers()

@@ -20,12 +20,14 @@ class BufferPool:
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of any content, in the smallest free block that holds it."""
         size = torch.Size(shape).numel() * dtype.itemsize
+        if size == 0:  # it has no address to be given back by
+            return torch.empty(shape, dtype=dtype, device=self._device)
         fitting = [block for block in self._free if len(block) >= size]
         if fitting:
             block = min(fitting, key=len)
             self._free = [other for other in self._free if other is not block]
         else:
-            block = torch.empty(max(size, dtype.itemsize), dtype=torch.uint8, device=self._device)
+            block = torch.empty(size, dtype=torch.uint8, device=self._device)
         self._taken[block.data_ptr()] = block
         return block[:size].view(dtype).view(shape)
 

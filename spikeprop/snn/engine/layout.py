@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.engine.kernels import cpu, winograd
+from spikeprop.snn.engine.kernels.arguments import ConvShape
 from spikeprop.snn.engine.support import knows_operation
 from spikeprop.snn.synapse import SampleDropout, Synapse
 
@@ -155,6 +156,16 @@ class ConvLayout(WeightedLayout):
 
     def accumulator(self) -> GradientAccumulator:
         return ConvGradientAccumulator(self)
+
+    @cached_property
+    def sparse_weight(self) -> Tensor:
+        """For the gradient of few active inputs, (Y, X, O, C); made when first needed."""
+        return self.weight_OCYX.permute(2, 3, 0, 1).contiguous()
+
+    @cached_property
+    def conv_shape(self) -> ConvShape:
+        kernel = (self.weight_OCYX.shape[2], self.weight_OCYX.shape[3])
+        return ConvShape(self.pooled_shape[1:], self.out_size, kernel, self.stride, self.padding, self.dilation, 1)
 
     @cached_property
     def winograd_weight(self) -> Tensor:
