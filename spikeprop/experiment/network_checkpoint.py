@@ -107,6 +107,9 @@ def data_settings(described: Mapping[str, Any]) -> dict[str, Any]:
 def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:
     """Build the network of a checkpoint and load its tensors.
 
+    Names and shapes of tensors are checked, not what the ANN's class computes: the conversion was proved when the checkpoint was
+    made, and a class of your own that was changed since (a stride, an activation) gives another network with the same tensors.
+
     A checkpoint may come from anyone. So a network that is far larger than its tensors is refused, and code from outside is not
     imported unless the user names it.
 
