@@ -10,6 +10,7 @@ Suffix legend: T steps, B batch, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from spikeprop.runtime.ordinary import trainable, unusual
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
-from spikeprop.snn.encoder import Encoder
+from spikeprop.snn.encoder import Encoder, warn_of_saturation
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.neuron import Neuron
@@ -188,8 +189,8 @@ class SpikingNetwork(nn.Module):
     def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
         refuse_uncalled(self._containers())
         self._check_input(x_B, timesteps)
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk is {chunk}; a layer takes at least 1 step at once")
+        if chunk is not None and not (hasattr(chunk, "__index__") and chunk >= 1):
+            raise ValueError(f"chunk is {chunk!r}; a layer takes at least 1 step at once")
         return self.packed and _engine().supports(self, x_B)
 
     def _containers(self) -> Iterator[tuple[str, nn.Module]]:
@@ -240,8 +241,12 @@ class SpikingNetwork(nn.Module):
             yield output_TBK
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
+        if isinstance(timesteps, bool) or not hasattr(timesteps, "__index__"):
+            raise ValueError(f"timesteps is {timesteps!r}; a simulation needs a whole number of steps")
         if timesteps < 1:
             raise ValueError(f"timesteps is {timesteps}; a simulation needs at least 1 step")
+        if not isinstance(x_B, Tensor):
+            raise ValueError(f"input is a {type(x_B).__name__}; a network reads a tensor (batch, *{self.input_shape})")
         found = unusual(x_B)
         if found is not None:
             raise ValueError(f"input {found}")
@@ -255,7 +260,9 @@ class SpikingNetwork(nn.Module):
         if not x_B.is_floating_point() or (weight is not None and x_B.dtype != weight.dtype):
             wanted = weight.dtype if weight is not None else "a floating-point type"
             raise ValueError(f"input is {x_B.dtype}; this network computes in {wanted}: convert it with x.to(...)")
-        if not torch.isfinite(x_B).all():
+        largest = float(x_B.detach().abs().max())
+        warn_of_saturation(self.encoder, largest)
+        if not math.isfinite(largest):
             bad = int((~torch.isfinite(x_B)).flatten(1).any(1).sum())
             raise ValueError(f"input holds NaN or infinity in {bad} of {len(x_B)} samples; clean the data before encoding")
 
