@@ -29,6 +29,7 @@ from spikeprop.learn.schedule import Constant, Schedule
 from spikeprop.learn.silence import SilenceCheck
 from spikeprop.learn.training_checkpoint import TrainingCheckpoint
 from spikeprop.runtime.batches import Batch, Batches, Shardable
+from spikeprop.runtime.heartbeat import tick
 from spikeprop.runtime.labels import known_on_host, read_labels
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import seed_everything
@@ -208,6 +209,7 @@ def _one_step(training: TrainingState, settings: LoopSettings, x: Tensor, y: Ten
     for module in settings.constrained:
         module.project_parameters()
     training.step += 1
+    tick()
 
 
 def _reduce(result: dict[str, Tensor], y: Tensor, parallel: DataParallel) -> tuple[list[str], Tensor]:
