@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, ReadoutDynamics
 from spikeprop.snn.encoder import Encoder
+from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
@@ -84,11 +85,14 @@ class LayeredNetwork(Protocol):
 
     training: bool
     encoder: Encoder
+    readout: ReadoutSchedule
     input_shape: tuple[int, ...]
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]: ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def current_shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def dynamics(self) -> dict[str, LayerDynamics]: ...
 

@@ -64,6 +64,7 @@ class SpikingNetwork(nn.Module):
         self.input_shape = tuple(input_shape)
         self.packed = True
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._current_shapes: dict[str, tuple[int, ...]] = {}
         self._check_order()
 
     def _check_order(self) -> None:
@@ -113,10 +114,15 @@ class SpikingNetwork(nn.Module):
             with torch.no_grad():
                 for name, layer in self.named_layers():
                     current = next(synapse(values[source]) for _, source, synapse in layer.branches())
-                    shape = tuple(current.shape[2:])
+                    shape = self._current_shapes[name] = tuple(current.shape[2:])
                     values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(shape))
             self._shapes = {name: tuple(value.shape[2:]) for name, value in values.items()}
         return self._shapes
+
+    def current_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one sample of every layer's current, which differs from that of what the layer sends where it pools."""
+        self.shapes()
+        return self._current_shapes
 
     def init_state(self) -> NetworkState:
         """State before the first step; potentials and dropout masks are made when a layer is first reached."""
@@ -194,7 +200,7 @@ class SpikingNetwork(nn.Module):
     def _accumulated(
         self, x_B: Tensor, timesteps: int, chunk: int | None, observe: Observer | None, observed_steps: int
     ) -> Iterator[Tensor]:
-        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled() and not self.readout.restarts:
+        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled():
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
         if chunk is None:
