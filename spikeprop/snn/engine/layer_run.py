@@ -217,13 +217,12 @@ class IntegrateFireRun(LayerRun):
         count = 0
         for first, last in self._pieces(steps):
             count += self._fire(self.current(cut(values, first, last)), words[first:last])
-        if not self.context.keep:
-            self.counts.clear()
-        self.counts.append(count)
+        if self.context.keep:
+            self.counts.append(count)
         return SourceValues(self.shape, words, count)
 
     def sent(self, begin: int, steps: int) -> SourceValues:
-        count = self.counts[begin // self.context.chunk if self.context.keep else -1]
+        count = self.counts[begin // self.context.chunk] if self.context.keep else 0
         return SourceValues(self.shape, self.held_words(begin, steps), count)
 
     def start_again(self) -> None:

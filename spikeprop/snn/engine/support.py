@@ -70,6 +70,9 @@ def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) ->
     kind = type(neuron)
     if kind.forward is not LayerDynamics.forward or not all(untouched(module) for module in neuron.modules()):
         return False
+    held = (*neuron.buffers(), *vars(neuron).values())
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in held):  # not among the parameters
+        return False
     if kind is SignedIF:
         return not torch.is_grad_enabled()
     if kind is SpikingMaxPool:

@@ -1,4 +1,4 @@
-"""Every neuron on the engine against the plain reference: trained parameters, signs, payloads, max pooling, a user's own neuron."""
+"""Every neuron on the engine against the plain reference: trained parameters, signs, payloads, max pooling, a user's own."""
 
 from __future__ import annotations
 

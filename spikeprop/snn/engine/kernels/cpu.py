@@ -23,7 +23,6 @@ from torch import Tensor
 from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors, neuron_loops
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
-from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
 
@@ -97,8 +96,8 @@ def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, piece: int) -> Tensor:
     """See ``packed_reference.since_at_end``."""
     words, summary = _words(words_TBSW.flatten(1)), _words(any_MBSW.flatten(1))
     since_BSC = torch.empty(*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS, dtype=torch.int32)
-    since, never = _array(since_BSC.view(-1, BITS)), int(NEVER) + len(words)
-    in_ranges(len(since), lambda first, last: cpu_loops.since_at_end(words, summary, piece, never, since, first, last))
+    since = _array(since_BSC.view(-1, BITS))
+    in_ranges(len(since), lambda first, last: cpu_loops.since_at_end(words, summary, piece, since, first, last))
     return since_BSC
 
 
@@ -120,8 +119,7 @@ def scan_back(
     scaled = gradient.scale_BSC is not None
     scale = _array(gradient.scale_BSC) if gradient.scale_BSC is not None else _array(grad_v_BSC)
     number = grad.dtype.type
-    never = int(NEVER) + begin
-    slopes = (surrogate.alpha * np.exp(-surrogate.beta * np.arange(int(NEVER) + len(words) + 1))).astype(grad.dtype)
+    slopes = (surrogate.alpha * np.exp(-surrogate.beta * np.arange(max(1, begin)))).astype(grad.dtype)
     since = _array(train.since_BSC.view(-1, BITS))
     decay = number(math.exp(-surrogate.beta))
     pooling = (positions, gradient.width, gradient.pool)
@@ -129,7 +127,7 @@ def scan_back(
     def work(first: int, last: int) -> None:
         cpu_loops.scan_back(
             grad, pooling, scale, scaled, grad_v, since, words, summary, train.piece, begin, theta, leak, parameters.leaky,
-            parameters.to_zero, slopes, never, decay, out, first, last,
+            parameters.to_zero, slopes, decay, out, first, last,
         )  # fmt: skip
 
     in_ranges(len(grad_v), work)

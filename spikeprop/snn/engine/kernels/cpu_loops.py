@@ -37,8 +37,10 @@ def _channels(words_W, mask_W, masked, found):
 
 
 @_jit
-def _look_back(words_TX, any_MX, piece, end, first, last, wanted, never, since_XJ):
+def _look_back(words_TX, any_MX, piece, end, first, last, wanted, since_XJ):
     """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons of the words first..last (X = N*W).
+
+    Of a neuron that has not fired: ``end``.
 
     any_MX: the words of each piece of steps or-ed, which lets a piece without a spike of interest be skipped. Time is the outer
     loop: words of one step lie side by side, those of one neuron may all fall on the same few lines of the cache.
@@ -46,7 +48,7 @@ def _look_back(words_TX, any_MX, piece, end, first, last, wanted, never, since_X
     for x in range(first, last):
         for j in range(32):
             if wanted[x - first] & BITS[j]:
-                since_XJ[x, j] = never
+                since_XJ[x, j] = end
     for m in range((end - 1) // piece, -1, -1):
         missing = False
         for x in range(first, last):
@@ -66,10 +68,10 @@ def _look_back(words_TX, any_MX, piece, end, first, last, wanted, never, since_X
 
 
 @_jit
-def since_at_end(words_TX, any_MX, piece, never, since_XJ, first, last):
+def since_at_end(words_TX, any_MX, piece, since_XJ, first, last):
     """Steps since the last spike, after the last step."""
     wanted = np.full(last - first, ~uint32(0), np.uint32)
-    _look_back(words_TX, any_MX, piece, words_TX.shape[0], first, last, wanted, never, since_XJ)
+    _look_back(words_TX, any_MX, piece, words_TX.shape[0], first, last, wanted, since_XJ)
 
 
 @_jit
@@ -87,12 +89,12 @@ def any_of(words_KNW, any_NW, first, last):
 @_jit
 def scan_back(
     grad_KBPC, pooling, scale_BSC, scaled, grad_v_NC, since_XJ, words_TX, any_MX, piece, begin, theta_RC, leak_RC, leaky,
-    to_zero, slope_T, never, decay, out_KNC, first, last,
+    to_zero, slope_T, decay, out_KNC, first, last,
 ):  # fmt: skip
     """Reverse scan with STDB: the gradient of the currents, ``out_KNC``, from that of the pooled, masked spikes.
 
-    pooling: (positions, width, window). slope_T[s]: the surrogate s steps after a spike; never: what ``since`` is before step
-    begin for a neuron that has not fired. since_XJ: on entry the steps since the last spike just before the step after the piece,
+    pooling: (positions, width, window). slope_T[s]: the surrogate s steps after a spike, for all s before ``begin``.
+    since_XJ: on entry the steps since the last spike just before the step after the piece,
     so less than its length where a neuron fired in it; on return just before step begin. Only those are looked for.
     """
     positions, width, pool = pooling
@@ -101,7 +103,7 @@ def scan_back(
     slope = np.empty(count * 32, out_KNC.dtype)
     slopes = np.empty((steps, count * 32), out_KNC.dtype)
     factors = np.zeros(count * 32, out_KNC.dtype)
-    at_spike, one = slope_T[0], out_KNC.dtype.type(1)
+    at_spike, zero, one = slope_T[0], out_KNC.dtype.type(0), out_KNC.dtype.type(1)
     factor = one / out_KNC.dtype.type(pool * pool)
     tile = max(1, 128 // count)
     wanted = np.empty(tile * count, np.uint32)
@@ -112,7 +114,7 @@ def scan_back(
                 wanted[x - low] = any_MX[begin // piece, x]
                 for j in range(32):
                     since_XJ[x, j] -= steps
-            _look_back(words_TX, any_MX, piece, begin, low, high, wanted, never, since_XJ)
+            _look_back(words_TX, any_MX, piece, begin, low, high, wanted, since_XJ)
         theta, leak, g = theta_RC[n % rows], leak_RC[n % rows], grad_v_NC[n]
         b, s = n // positions, n % positions
         p = (s // width // pool) * (width // pool) + (s % width) // pool
@@ -124,7 +126,7 @@ def scan_back(
         for w in range(count):
             now, by, since = slope[w * 32 : w * 32 + 32], factors[w * 32 : w * 32 + 32], since_XJ[n * count + w]
             for j in range(32):
-                now[j] = slope_T[since[j]]
+                now[j] = slope_T[since[j]] if since[j] < begin else zero
             for k in range(steps):
                 word, row = words_TX[begin + k, n * count + w], slopes[k, w * 32 : w * 32 + 32]
                 for j in range(32):

@@ -19,7 +19,6 @@ from torch import Tensor
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.packed_reference import scan_back_trained as scan_back_trained  # no kernel of its own yet
-from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
 
@@ -27,7 +26,6 @@ from spikeprop.snn.surrogate import STDB
 STREAM = (16, 4)  # four neurons a thread, 16 bytes a load
 SEARCH = (2, 2)  # one neuron a thread: few to wait for in a search, and no exchange among threads from step to step
 
-_NEVER: Any = tl.constexpr(int(NEVER))
 _jit: Any = triton.jit
 _jit_over_time: Any = triton.jit(do_not_specialize=["steps", "begin", "piece"])  # what changes from piece to piece
 
@@ -94,9 +92,11 @@ def _any(flags_X):
 def _look_back(since_X, wanted_X, words, summary, bit_X, exists, step, end, piece):
     """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons; of the others what they were.
 
+    A neuron that has not fired has ``end``.
+
     summary: words of each piece or-ed, so pieces in which no wanted neuron fired cost one load; others go 32 steps at a time.
     """
-    since_X = tl.where(wanted_X != 0, _NEVER + end, since_X)
+    since_X = tl.where(wanted_X != 0, end, since_X)
     t = end
     while (t > 0) & _any(wanted_X):
         m = (t - 1) // piece
@@ -187,12 +187,13 @@ def _scan_back(
             now += words_step
         since_X, fired_X = since_X - length, (history_X != 0).to(tl.int32)
         since_X = _look_back(since_X, fired_X, words, summary, bit_X, exists, words_step, begin + first, piece)
+        seen_X = (since_X < begin + first).to(tl.int32)  # whether it had fired before
         for k in range(length - 1, -1, -1):
             values -= values_step
             earlier_X = tl.load(values, mask=exists & (first + k > 0), other=0.0).to(g_X.dtype)  # comes while this step is done
             recent_X = history_X << (31 - k)  # step k at the top, later steps gone
             since_k_X = tl.where(recent_X != 0, 31 - _highest_bit(recent_X), since_X + k + 1)
-            slope_X = tl.exp(since_k_X.to(g_X.dtype) * -BETA) * ALPHA
+            slope_X = tl.where(recent_X | seen_X != 0, tl.exp(since_k_X.to(g_X.dtype) * -BETA) * ALPHA, 0.0)
             kept_X = tl.where(recent_X < 0, 0.0, g_X) if TO_ZERO else g_X
             grad_X = value_X * (slope_X * factor_X) + kept_X
             tl.store(out, grad_X, mask=exists)
