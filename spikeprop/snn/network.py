@@ -32,6 +32,8 @@ from spikeprop.snn.synapse import DropoutMasks, SampleDropout
 SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 
+Shape = tuple[int, ...]
+
 
 def _engine() -> ModuleType:
     """The packed engine, imported when first used: it brings Numba."""
@@ -59,7 +61,7 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
-        known_shapes: what ``shapes`` returned last; every forward pass on the engine asks it first.
+        known_shapes, known_current_shapes: what ``shapes`` and ``current_shapes`` returned last, for the engine, which asks first.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
     """
 
@@ -77,7 +79,8 @@ class SpikingNetwork(nn.Module):
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
         self.packed = True
-        self.known_shapes: dict[str, tuple[int, ...]] = {}
+        self.known_shapes: dict[str, Shape] = {}
+        self.known_current_shapes: dict[str, Shape] = {}
         self._form: list[Any] = []
         self._check_order()
 
@@ -120,7 +123,7 @@ class SpikingNetwork(nn.Module):
             if isinstance(module, SampleDropout):
                 module.p = p
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, Shape]:
         """Shape of one sample of the input and of every layer.
 
         Raises:
@@ -130,12 +133,15 @@ class SpikingNetwork(nn.Module):
         _add_form(self.layers, form)
         if self._form != form:
             self._check_order()
-            self.known_shapes, self._form = self._computed_shapes(), form
+            self.known_shapes, self.known_current_shapes = self._computed_shapes()
+            self._form = form
         return self.known_shapes
 
-    def _computed_shapes(self) -> dict[str, tuple[int, ...]]:
+    def _computed_shapes(self) -> tuple[dict[str, Shape], dict[str, Shape]]:
+        """Of what is sent, and of the currents."""
         like = next(chain(self.parameters(), self.buffers()))
         values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
+        currents: dict[str, Shape] = {}
         with torch.no_grad():
             for name, layer in self.named_layers():
                 try:
@@ -143,8 +149,14 @@ class SpikingNetwork(nn.Module):
                 except RuntimeError as error:
                     given = ", ".join(f"{source!r} {tuple(values[source].shape[2:])}" for source in layer.sources)
                     raise ValueError(f"layer {name!r} cannot read {given}: {error}") from error
-                values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(tuple(current.shape[2:])))
-        return {name: tuple(value.shape[2:]) for name, value in values.items()}
+                currents[name] = tuple(current.shape[2:])
+                values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(currents[name]))
+        return {name: tuple(value.shape[2:]) for name, value in values.items()}, currents
+
+    def current_shapes(self) -> dict[str, Shape]:
+        """Shape of one sample of every layer's current, which differs from that of what the layer sends where it pools."""
+        self.shapes()
+        return self.known_current_shapes
 
     def init_state(self) -> NetworkState:
         """State before the first step; potentials and dropout masks are made when a layer is first reached."""
@@ -222,7 +234,7 @@ class SpikingNetwork(nn.Module):
     def _accumulated(
         self, x_B: Tensor, timesteps: int, chunk: int | None, observe: Observer | None, observed_steps: int
     ) -> Iterator[Tensor]:
-        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled() and not self.readout.restarts:
+        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled():
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
         x_B = trainable(x_B)

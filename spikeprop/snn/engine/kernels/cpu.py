@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors, linear_loops
-from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
+from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors, linear_loops, neuron_loops
+from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
-from spikeprop.snn.engine.kernels.words import BITS
+from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
 
 TARGETS = 1 << 16  # numbers whose sums fit the second-level cache
@@ -149,6 +149,38 @@ def scan_back_slopes(
         cpu_loops.scan_back_slopes(grad, grad_v, words, slope, theta, leak, parameters.to_zero, first, last)
 
     in_ranges(len(grad_v), work)
+
+
+def scan_back_trained(
+    grad_KBSC: Tensor,
+    grad_v_BSC: Tensor,
+    words_KBSW: Tensor,
+    slope_KBSC: Tensor,
+    x_KBSC: Tensor,
+    before_BSC: Tensor,
+    parameters: ScanParameters,
+    wanted: tuple[bool, bool],
+) -> TrainedGradients:
+    """See ``packed_reference.scan_back_trained``."""
+    over_time = [_array(tensor.flatten(1, 2)) for tensor in (grad_KBSC, slope_KBSC, x_KBSC)]
+    at_once = [_array(tensor.flatten(0, 1)) for tensor in (grad_v_BSC, before_BSC)]
+    words, theta, leak = _words(words_KBSW.flatten(1, 2)), _array(parameters.theta_RC), _array(parameters.leak_RC)
+
+    def work(first: int, last: int) -> np.ndarray:
+        found = np.zeros((2, *theta.shape))
+        neuron_loops.scan_back_trained(*over_time, *at_once, words, theta, leak, parameters.to_zero, wanted, found, first, last)
+        return found
+
+    total = torch.from_numpy(sum(in_ranges(len(words[0]), work)))
+    return TrainedGradients(total[0], total[1])
+
+
+def plane(small_KBSC: Tensor, sign: int) -> Tensor:
+    """Words (K, B, S, W) of the values (K, B, S, C) of int8 that have that sign."""
+    words_KBSW = torch.empty((*small_KBSC.shape[:-1], word_count(small_KBSC.shape[-1])), dtype=torch.int32)
+    values, words = _array(small_KBSC.flatten(0, 2)), _words(words_KBSW.flatten(0, 2))
+    in_ranges(len(values), lambda first, last: neuron_loops.plane(values, sign, words, first, last))
+    return words_KBSW
 
 
 def unpack(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
