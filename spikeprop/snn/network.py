@@ -61,7 +61,7 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
-        known_shapes, known_current_shapes: what ``shapes`` and ``current_shapes`` returned last, for the engine, which asks first.
+        known_shapes, known_current_shapes: what ``shapes`` and ``current_shapes`` returned last, for the engine.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
     """
 
