@@ -13,7 +13,7 @@ from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers, split_overrid
 from spikeprop.cli.printing import columns, say, table
 
 
-@main.command()
+@main.command(short_help="Run a recipe, or continue its run.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
@@ -59,7 +59,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
             click.echo(f"\nreport: {folder.path / 'report.json'}")
 
 
-@main.command()
+@main.command(short_help="Run a recipe with every combination of values.")
 @click.argument("recipe")
 @click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
@@ -96,7 +96,7 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
         raise click.ClickException(f"{len(failed)} of {len(rows)} trials failed; the same command runs them again")
 
 
-@main.command()
+@main.command(short_help="Check recipes without running them.")
 @click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...")
 @click.option("--no-import", is_flag=True, help="Build nothing; list the code from outside that the recipe would import.")
 def check(arguments: tuple[str, ...], no_import: bool) -> None:
@@ -126,7 +126,7 @@ def _check(experiment: Any, **options: bool) -> None:
         experiment.check(**options)
 
 
-@main.command("eval")
+@main.command("eval", short_help="Measure the accuracy of a network at each number of steps.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
               help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
