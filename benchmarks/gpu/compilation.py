@@ -1,8 +1,8 @@
 """Compile every kernel for GPUs that are not here, and say what each needs: registers, spills, shared memory.
 
 Triton compiles for the driver's target; a driver of which only the architecture exists lets kernels be launched up to the point
-where they would run. ptxas and cuobjdump come with Triton. Registers are those of the machine code, its stack and local memory what was
-spilled.
+where they would run. ptxas and cuobjdump come with Triton. Registers are those of the machine code; what was spilled is its stack
+and local memory.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def needs(kernel: Any) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(kernel.asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        tool = Path(str(triton.__file__)).parent / "backends/nvidia/bin/cuobjdump"
         shown = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
     usage = USAGE.search(shown.stdout + shown.stderr)
     assert usage is not None, shown.stdout

@@ -39,7 +39,7 @@ def network(device: str, small: bool) -> SpikingNetwork:
     found = to_spiking(ann, lambda: IF(surrogate=STDB()), Poisson(), IMAGE)
     for neuron in found.neurons().values():
         neuron.v_threshold = torch.tensor(THRESHOLD)
-    return found.to(device)
+    return found.to(device).eval()
 
 
 class CompiledLoop(nn.Module):
@@ -130,8 +130,10 @@ def run(context: Context, contender: str) -> Iterator[dict[str, Any]]:
 
 
 def _named(name: str, snn: SpikingNetwork, context: Context) -> tuple[nn.Module, Forward]:
-    """The contender after a first small simulation, which shows whether it is here at all."""
+    """The contender; SpikingJelly after a first small simulation, which shows whether its back end is here at all."""
     model, forward = contender(name, snn, context.small)
+    if not isinstance(model, SpikingJelly):
+        return model, forward
     try:
         with torch.no_grad():
             forward(random_images(1, context.device), 2)
