@@ -89,7 +89,7 @@ def _bars(axis: Any, cases: dict[str, list[Found]], what: str, field: str, title
     axis.set_xticks(range(len(groups)), groups, fontsize=8)
     axis.set_yscale("log")
     axis.margins(y=0.2)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(shown))
     axis.set_title(title, fontsize=10)
 
 

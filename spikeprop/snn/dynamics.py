@@ -2,11 +2,21 @@
 
 Integrate-and-fire neurons (``snn/neuron.py``), max pooling of spikes (``snn/pooling.py``) and the readout implement it side by
 side. Converters, calibrators, exporters and evaluation ask a layer through it and need not know which kind it is.
+
+A new neuron defines ``step`` in plain torch, and ``initial_state`` where it starts elsewhere than at 0:
+
+    class Bursts(Neuron):
+        def step(self, current, state):
+            u = state.v + current
+            spikes = torch.clamp(torch.floor(u / self.v_threshold), 0, 3)
+            return spikes, NeuronState(u - spikes * self.v_threshold, None)
+
+The packed engine runs it between its own kernels, forward and, where autograd passes through ``step``, backward.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -30,7 +40,7 @@ class NeuronState(NamedTuple):
 
 
 class LayerDynamics(nn.Module, ABC):
-    """What a layer sends for its summed current.
+    """What a layer sends for its summed current. A subclass defines ``step``, or ``run`` where it has a way for several at once.
 
     Attributes:
         passes_on: it has no threshold of its own: what it sends has the size and the sign of what its sources send.
@@ -40,12 +50,25 @@ class LayerDynamics(nn.Module, ABC):
     passes_on: ClassVar[bool] = False
     signed: ClassVar[bool] = False
 
-    @abstractmethod
+    def __init__(self) -> None:
+        super().__init__()
+        if type(self).run is LayerDynamics.run and type(self).step is LayerDynamics.step:
+            raise TypeError(f"{type(self).__name__} defines neither step(current, state) nor run(currents, state)")
+
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         """Advance over several steps: currents (T, B, ...) to what is sent (T, B, ...)."""
+        sent = []
+        for current in currents:
+            one, state = self.step(current, state)
+            sent.append(one)
+        return torch.stack(sent), state
 
     def step(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        """Advance one step: current (B, ...) to what is sent (B, ...)."""
+        """Advance one step: current (B, ...) to what is sent (B, ...).
+
+        A function of the two and of parameters alone, each sample for itself: what lasts longer than a step is in the state, a
+        ``NeuronState``, or any tuple or dataclass of tensors and None.
+        """
         sent, state = self.run(current.unsqueeze(0), state)
         return sent.squeeze(0), state
 

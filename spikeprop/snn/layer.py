@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, ReadoutDynamics
 from spikeprop.snn.encoder import Encoder
+from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
@@ -91,12 +92,16 @@ class LayeredNetwork(Protocol):
 
     training: bool
     encoder: Encoder
+    readout: ReadoutSchedule
     input_shape: tuple[int, ...]
     known_shapes: dict[str, tuple[int, ...]]
+    known_current_shapes: dict[str, tuple[int, ...]]
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]: ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def current_shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def dynamics(self) -> dict[str, LayerDynamics]: ...
 

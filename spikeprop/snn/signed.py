@@ -24,8 +24,8 @@ from spikeprop.snn.surrogate import Surrogate
 class SignedIF(Neuron):
     """Integrate-and-fire without leak, whose spikes are 1 and -1. For conversion without training: no gradient passes.
 
-    A spike either way is an event of the same cost, and hardware needs events that carry a sign. On the plain reference it runs
-    a few times slower than the packed engine runs ``IF``.
+    A spike either way is an event of the same cost, and hardware needs events that carry a sign. The packed engine runs it where
+    gradients are off (``torch.no_grad``).
 
     Args:
         v_threshold: positive; a number here, one a neuron or a channel after calibration.
@@ -81,11 +81,11 @@ def _scan(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tens
 
 def _scan_on_cpu(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
     """The same in one pass over memory."""
-    from spikeprop.snn.engine.kernels import signed_loops  # here, since it brings Numba
+    from spikeprop.snn.engine.kernels import neuron_loops  # here, since it brings Numba
     from spikeprop.snn.engine.kernels.cpu import in_ranges
 
     theta_N = theta.detach().to(v).expand(v.shape[1:]).reshape(-1).numpy()
     tensors = (currents.contiguous(), v, sent, spikes)
     flat = [t.detach().reshape(*t.shape[: t.dim() - v.dim() + 1], -1).numpy() for t in tensors]
     current_KBN, v_BN, sent_BN, spikes_KBN = flat
-    in_ranges(len(v), lambda first, last: signed_loops.scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last))
+    in_ranges(len(v), lambda first, last: neuron_loops.scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last))

@@ -10,6 +10,7 @@ Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import packed_kernels
-from spikeprop.snn.engine.kernels.words import channels_first
 from spikeprop.snn.engine.layer_run import SliceContext
 from spikeprop.snn.engine.layout import GradientAccumulator, Layout, make_layout
 from spikeprop.snn.engine.sizes import chunk_steps, slice_samples
 from spikeprop.snn.engine.slice_run import SliceRun
 from spikeprop.snn.engine.support import supports
-from spikeprop.snn.engine.synapse_run import unpacked
 from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
+from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
 
 __all__ = ["BatchRun", "infer", "supports", "train"]
@@ -76,6 +77,7 @@ class BatchRun:
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
         self.layouts = _layouts(network, keep=keep)
+        self.dynamics = {name: _frozen(layer.neuron) if keep else layer.neuron for name, layer in network.named_layers()}
         masks = DropoutMasks(x_B.device) if network.training else None
         self.slices = [self._slices(first, last, masks) for first, last in _spans(x_B)]  # those of each thread
 
@@ -90,14 +92,19 @@ class BatchRun:
             own = masks.of_samples(low, high, batch) if masks is not None else None
             constant, images = self.encoder.constant, self.x_B[low:high]
             context = SliceContext(images, kernels, buffers, self.timesteps, self.chunk, self.keep, constant)
-            slices.append(SliceRun(self.network, self.layouts, own, low, high, context))
+            slices.append(SliceRun(self.network, self.layouts, self.dynamics, own, low, high, context))
         return slices
 
     def outputs(self, observe: Observer | None = None, observed_steps: int = 0) -> Iterator[Tensor]:
         """The accumulated output (K, B, O) after each chunk; the first ``observed_steps`` are observed."""
         total_KBO: Tensor | None = None
-        for begin in range(0, self.timesteps, self.chunk):
-            steps = min(self.chunk, self.timesteps - begin)
+        readout, begin = self.network.readout, 0
+        while begin < self.timesteps:
+            if readout.starts_again_at(begin):
+                total_KBO = None
+                for some in chain(*self.slices):
+                    some.start_again()
+            steps = readout.steps_from(begin, min(self.chunk, self.timesteps - begin))
             x_KB = self.encoder(self.x_B, steps)
             if self.keep:
                 x_KB = self._kept(x_KB)
@@ -108,6 +115,7 @@ class BatchRun:
             if total_KBO is not None:  # in this order the sum does not depend on how time is cut
                 current_KBO = torch.cat([current_KBO[:1] + total_KBO[-1], current_KBO[1:]])
             total_KBO = torch.cumsum(current_KBO, 0)
+            begin += steps
             yield total_KBO
 
     def _kept(self, x_KB: Tensor) -> Tensor:
@@ -148,6 +156,7 @@ class BatchRun:
 
         def work(slices: list[SliceRun]) -> dict[str, GradientAccumulator]:
             accumulators = {key: layout.accumulator() for key, layout in self.layouts.items()}
+            accumulators |= {name: GradientAccumulator() for name in self.dynamics}
             for some in slices:
                 for number in reversed(range(len(self.inputs))):
                     x_KB = self.inputs[number][:, some.samples]
@@ -170,9 +179,8 @@ class BatchRun:
         slices = list(chain(*self.slices))
         for name, layer in slices[0].layers.items():
             if not layer.accumulates:
-                words = torch.cat([some.layers[name].held_words(begin, steps) for some in slices], 1)
-                spikes = channels_first(unpacked(words, layer.shape[0], self.x_B.dtype), layer.shape)
-                observe(name, spikes.unflatten(0, (steps, -1)))
+                parts = [some.layers[name].sent(begin, steps).dense(self.x_B.dtype) for some in slices]
+                observe(name, torch.cat(parts, 1))
 
 
 def _spans(x_B: Tensor) -> list[tuple[int, int]]:
@@ -225,14 +233,20 @@ def _run_torch_alone() -> None:
 os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of its parent's threads
 
 
+def _frozen(dynamics: LayerDynamics | None) -> LayerDynamics | None:
+    """What the backward pass runs again, with parameters and buffers as they are now; the kernels have copies of their own."""
+    return dynamics if dynamics is None or is_integrate_and_fire(dynamics) else copy.deepcopy(dynamics)
+
+
 def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
     """Weights of each synapse as its runs read them, by key; shared by all slices."""
-    shapes = network.known_shapes
-    return {
-        f"{name}/{i}": make_layout(synapse, shapes[source], freeze=keep)
-        for name, layer in network.named_layers()
-        for i, source, synapse in layer.branches()
-    }
+    shapes, found = network.known_shapes, {}
+    for name, layer in network.named_layers():
+        for i, source, synapse in layer.branches():
+            layout = found[f"{name}/{i}"] = make_layout(synapse, shapes[source], freeze=keep)
+            if source != INPUT:
+                layout.prepare()
+    return found
 
 
 class _PackedSimulation(torch.autograd.Function):

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.engine.dynamics_run import LayerParts, make_layer_run
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.layer_run import LayerRun, SliceContext
 from spikeprop.snn.engine.layout import GradientAccumulator, Layout
@@ -23,6 +25,7 @@ class SliceRun:
     Args:
         network: what is simulated.
         layouts: of its synapses, by key.
+        dynamics: by layer, None for the output: the network's, or copies.
         masks: dropout masks of these samples, or None.
         first, last: which samples of the batch they are.
         context: what its layers share.
@@ -32,6 +35,7 @@ class SliceRun:
         self,
         network: LayeredNetwork,
         layouts: Mapping[str, Layout],
+        dynamics: Mapping[str, LayerDynamics | None],
         masks: DropoutMasks | None,
         first: int,
         last: int,
@@ -39,13 +43,15 @@ class SliceRun:
     ):
         self.input_shape, self.samples, self.context = network.input_shape, slice(first, last), context
         self.layers: dict[str, LayerRun] = {}
-        shapes, like_B = network.known_shapes, context.like_B
+        shapes, currents, like_B = network.known_shapes, network.known_current_shapes, context.like_B
         for name, layer in network.named_layers():
             synapses = []
             for i, source, _ in layer.branches():
                 key, spec = f"{name}/{i}", SourceSpec(len(like_B), shapes[source], like_B.dtype, context.buffers)
                 synapses.append((source, make_synapse_run(layouts[key], key, masks, spec)))
-            self.layers[name] = LayerRun(name, layer, shapes[name], synapses, context)
+            originals = list(layer.dynamics.parameters())
+            parts = LayerParts(name, dynamics[name], originals, shapes[name], currents[name], synapses)
+            self.layers[name] = make_layer_run(parts, context)
 
     def advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
         """Advance ``steps`` steps on an encoded input (K or 1, B, ...); the output layer's current (K or 1, B, O)."""
@@ -66,8 +72,8 @@ class SliceRun:
         values = {INPUT: SourceValues(self.input_shape, dense_KB=x_KB)}
         for name, layer in self.layers.items():
             if not layer.accumulates:
-                words, active = layer.held_words(begin, steps), layer.active(begin + steps)
-                values[name] = SourceValues(layer.shape, words, layer.counts[number], active=active)
+                values[name] = layer.sent(begin, steps)
+                values[name].active = layer.active(begin + steps)
         grads: dict[str, Gradient] = {}
         for name, layer in reversed(self.layers.items()):
             if layer.accumulates:
@@ -84,6 +90,11 @@ class SliceRun:
         values = SourceValues(self.input_shape, dense_KB=x_KB)
         for layer in self.layers.values():
             layer.backward_constant(values, accumulators)
+
+    def start_again(self) -> None:
+        """Go on from where the run that counts starts, after one beforehand."""
+        for layer in self.layers.values():
+            layer.start_again()
 
     def drop(self) -> None:
         """Release everything that was kept for the backward pass."""

@@ -1,12 +1,14 @@
 """The engine's door: what the engine can honour. Everything else runs on the plain reference, which calls every module.
 
-The engine reads a network's weights, thresholds and settings and calls none of its modules. So it takes networks of the modules
-that it knows, of exactly these classes (a subclass may compute anything; a parametrised layer is one), with parameters as torch
-keeps them, without hooks and replaced methods.
+The engine reads a network's weights, thresholds and settings and calls none of its modules but neurons for which it has no
+kernels. So it takes networks of the modules that it knows, of exactly these classes (a subclass may compute anything; a
+parametrised layer is one), with parameters as torch keeps them, without hooks and replaced methods. Of a neuron that defines
+``step`` it tries one step: it must depend on the current, the state and its parameters alone, and on each sample for itself.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from spikeprop.snn.engine.kernels import has_fast_kernels
 from spikeprop.snn.hooks import global_hooks, untouched
 from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork
 from spikeprop.snn.neuron import is_integrate_and_fire
+from spikeprop.snn.pooling import SpikingMaxPool
+from spikeprop.snn.signed import SignedIF
 from spikeprop.snn.synapse import ChannelPad, Gain, SampleDropout, Synapse
 
 FLOATS = (torch.float32, torch.float64)
@@ -29,6 +33,7 @@ STATELESS = (
 )  # fmt: skip
 FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (*WEIGHTED, *STATELESS)}  # as they were at import
 PARAMETERS = {"weight", "bias"}
+MAX_POOL = nn.MaxPool2d.forward
 _not_compiled: Any = torch.compiler.disable  # its own type knows no functions with arguments
 
 
@@ -46,7 +51,8 @@ def _knows(network: Any, x_B: Any) -> Any:
     parameters = list(network.parameters())
     if not parameters or any(p.dtype != x_B.dtype or p.device != x_B.device for p in parameters):
         return False
-    return all(_knows_layer(layer) for _, layer in network.named_layers()) and _knows_shapes(network)
+    shapes = network.current_shapes() if _knows_shapes(network) else {}
+    return bool(shapes) and all(_knows_layer(layer, shapes[name], x_B) for name, layer in network.named_layers())
 
 
 def _trained(encoder: Encoder) -> bool:
@@ -54,16 +60,46 @@ def _trained(encoder: Encoder) -> bool:
     return any(isinstance(v, nn.Module) or (isinstance(v, Tensor) and v.requires_grad) for v in vars(encoder).values())
 
 
-def _knows_layer(layer: Layer) -> bool:
-    if type(layer) is not Layer or not untouched(layer) or not (layer.neuron is None or _knows_neuron(layer.neuron)):
+def _knows_layer(layer: Layer, shape: tuple[int, ...], x_B: Tensor) -> bool:
+    if type(layer) is not Layer or not untouched(layer) or not (layer.neuron is None or _knows_neuron(layer.neuron, shape, x_B)):
         return False
     return all(_knows_synapse(synapse) for synapse in layer.synapses)
 
 
-def _knows_neuron(neuron: LayerDynamics) -> bool:
-    if not is_integrate_and_fire(neuron) or not untouched(neuron):
+def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) -> bool:
+    kind = type(neuron)
+    if kind.forward is not LayerDynamics.forward or not all(untouched(module) for module in neuron.modules()):
         return False
-    return not (torch.is_grad_enabled() and (neuron.v_threshold.requires_grad or neuron.leak.requires_grad))
+    held = (*neuron.buffers(), *vars(neuron).values())
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in held):  # not among the parameters
+        return False
+    if kind is SignedIF:
+        return not torch.is_grad_enabled()
+    if kind is SpikingMaxPool:
+        return type(neuron.window) is nn.MaxPool2d and nn.MaxPool2d.forward is MAX_POOL  # type: ignore[union-attr]
+    return is_integrate_and_fire(neuron) or (kind.run is LayerDynamics.run and _steps_alone(neuron, shape, x_B))
+
+
+def _steps_alone(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) -> bool:
+    """Whether one step of a copy draws no random numbers, leaves nothing on the module, and gives each sample its own spikes."""
+    devices = [x_B.device] if x_B.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        try:
+            neuron = copy.deepcopy(neuron)
+        except RuntimeError:  # it holds a tensor of a graph
+            return False
+        currents = torch.randn(2, *shape, dtype=x_B.dtype, device=x_B.device)
+        drawn = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+        held = [dict(vars(module)) for module in neuron.modules()]
+        tensors = [(tensor, tensor._version) for tensor in (*neuron.parameters(), *neuron.buffers())]
+        both, one = (neuron.step(some, neuron.initial_state(some))[0] for some in (currents, currents[:1]))
+        again = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+    kept = all(
+        vars(module).keys() == before.keys() and all(vars(module)[name] is value for name, value in before.items())
+        for module, before in zip(neuron.modules(), held)
+    )
+    kept &= all(tensor._version == version for tensor, version in tensors)
+    return kept and all(map(torch.equal, drawn, again)) and torch.equal(both[:1], one)
 
 
 def _knows_synapse(synapse: nn.Module) -> bool:
@@ -85,4 +121,5 @@ def _knows_shapes(network: LayeredNetwork) -> bool:
     """Layers are (C,) or (C, H, W), and the output is (C,)."""
     shapes = network.shapes()
     *_, last = shapes.values()
-    return len(last) == 1 and all(len(shape) in (1, 3) for name, shape in shapes.items() if name != INPUT)
+    layers = [shape for name, shape in shapes.items() if name != INPUT]
+    return len(last) == 1 and all(len(shape) in (1, 3) for shape in (*layers, *network.current_shapes().values()))

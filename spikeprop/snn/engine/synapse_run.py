@@ -48,9 +48,11 @@ AnyWeighted = TypeVar("AnyWeighted", bound=WeightedLayout)
 
 @dataclass
 class SourceValues:
-    """A layer's output over K steps: packed spikes with their number, or dense values (K or 1, B, ...).
+    """A layer's output over K steps: packed spikes, spikes with a sign or a payload as int8, or dense values (K or 1, B, ...).
 
     Attributes:
+        shape: of a sample.
+        count: number of spikes, of the first two.
         active: on the way back, the neurons whose gradient is needed; None for all.
     """
 
@@ -58,21 +60,39 @@ class SourceValues:
     words_KBSW: Tensor | None = None
     count: int = 0
     dense_KB: Tensor | None = None
+    small_KBSC: Tensor | None = None
     active: Active | None = None
 
     @property
     def steps(self) -> int:
-        values = self.words_KBSW if self.words_KBSW is not None else self.dense_KB
-        assert values is not None
-        return len(values)
+        return len(self._held)
+
+    @property
+    def _held(self) -> Tensor:
+        held = next(t for t in (self.words_KBSW, self.small_KBSC, self.dense_KB) if t is not None)
+        return held
 
     def cut(self, first: int, last: int) -> SourceValues:
         """The steps first..last; the number of spikes is estimated in proportion."""
+        if (first, last) == (0, self.steps) or (self.dense_KB is not None and len(self.dense_KB) == 1):
+            return self
+        words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
+        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active)
+
+    def channels_last(self, dtype: torch.dtype) -> Tensor:
+        """The values (K or 1, B, S, C)."""
         if self.words_KBSW is not None:
-            words = self.words_KBSW[first:last]
-            return SourceValues(self.shape, words, self.count * len(words) // len(self.words_KBSW), active=self.active)
+            return unpacked(self.words_KBSW, self.shape[0], dtype)
+        if self.small_KBSC is not None:
+            return self.small_KBSC.to(dtype)
         assert self.dense_KB is not None
-        return self if len(self.dense_KB) == 1 else SourceValues(self.shape, dense_KB=self.dense_KB[first:last])
+        return channels_last(self.dense_KB.flatten(0, 1).to(dtype), len(self.dense_KB))
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The values (K or 1, B, ...)."""
+        if self.dense_KB is not None:
+            return self.dense_KB.to(dtype)
+        return channels_first(self.channels_last(dtype), self.shape).unflatten(0, self._held.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -119,16 +139,8 @@ class SynapseRun(Generic[AnyLayout]):
 class DenseSynapseRun(SynapseRun[DenseLayout]):
     """The synapse's own operations on dense values."""
 
-    def _values(self, source: SourceValues) -> Tensor:
-        if source.dense_KB is not None:
-            return source.dense_KB.to(self.dtype)
-        assert source.words_KBSW is not None
-        steps = len(source.words_KBSW)
-        values = channels_first(unpacked(source.words_KBSW, source.shape[0], self.dtype), source.shape)
-        return values.unflatten(0, (steps, -1))
-
     def forward(self, source: SourceValues) -> Tensor:
-        current_KB = self.layout.synapse(self._values(source), self.masks, self.key)
+        current_KB = self.layout.synapse(source.dense(self.dtype), self.masks, self.key)
         current_KBPO = channels_last(current_KB.flatten(0, 1), len(current_KB))
         return current_KBPO.clone() if _share_memory(current_KBPO, source.dense_KB) else current_KBPO
 
@@ -141,7 +153,7 @@ class DenseSynapseRun(SynapseRun[DenseLayout]):
         want_source: bool,
     ) -> Gradient | None:
         synapse, parameters = self.layout.synapse, self.layout.parameters
-        values = self._values(source).detach().requires_grad_(want_source)
+        values = source.dense(self.dtype).detach().requires_grad_(want_source)
         leaves = [leaf for _, leaf in parameters]
         wanted = [values, *leaves] if want_source else leaves
         if not wanted:
@@ -200,10 +212,9 @@ class WeightedSynapseRun(SynapseRun[AnyWeighted]):
 
     def _values(self, source: SourceValues) -> Tensor:
         """What the weights see, dense, (K, B, P, C)."""
-        if source.dense_KB is not None:
-            values = channels_last(source.dense_KB.flatten(0, 1).to(self.compute), len(source.dense_KB))
+        if source.words_KBSW is None:
+            values = source.channels_last(self.compute)
         else:
-            assert source.words_KBSW is not None
             return packed_kernels(source.words_KBSW.device).pooled(self._spikes(source), self.compute)
         if self.scale_BSC is not None:
             values = values * self.scale_BSC.to(self.compute)
@@ -310,16 +321,15 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
 
     def __init__(self, layout: LinearLayout, key: str, masks: DropoutMasks | None, source: SourceSpec):
         super().__init__(layout, key, masks, source)
-        self.weight_NO = layout.weight_PCO.flatten(0, 1).to(self.compute)
+        self.weight_ON = layout.weight_ON.to(self.compute)
 
     def forward(self, source: SourceValues) -> Tensor:
-        weight_PCO, bias = self.layout.weight_PCO, self.layout.bias
-        shape = (source.steps, self.batch, 1, weight_PCO.shape[2])
+        bias, shape = self.layout.bias, (source.steps, self.batch, 1, len(self.weight_ON))
         if not self._few(source, FORWARD_EVENTS):
-            current_IO = dense.matmul(self._values(source).flatten(0, 1).flatten(1), self.weight_NO)
+            current_IO = dense.matmul(self._inputs(source), self.weight_ON.T)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
         out = self.buffers.take(shape, self.dtype)
-        cpu.event_linear(self._spikes(source), weight_PCO, self.layout.affine, out)
+        cpu.event_linear(self._spikes(source), self.layout.weight_PCO, self.layout.affine, out)
         return out
 
     def backward(
@@ -336,14 +346,9 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
         if layout.trains_weight:
             assert isinstance(accumulator, LinearGradientAccumulator)
             if self._few(source, LINEAR_BACKWARD_EVENTS):
-                cpu.event_linear_weight_grad(self._spikes(source), grad_IO, accumulator.grad_PCO)
+                accumulator.add_events(self._spikes(source), grad_IO)
             else:
-                values_NI = self._values(source).flatten(0, 1).flatten(1).T
-                total_NO = accumulator.grad_PCO.flatten(0, 1)
-                if self.compute is self.dtype:
-                    total_NO.addmm_(values_NI, grad_IO, alpha=1 / layout.gain)
-                else:
-                    total_NO.add_(values_NI @ grad_IO.to(self.compute), alpha=1 / layout.gain)
+                accumulator.add_dense(self._inputs(source), grad_IO.to(self.compute))
         if not want_source:
             return None
         outputs_inputs = self._active_pair(source, grad_KBPO, active)
@@ -352,15 +357,21 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             out_KBPC = self.buffers.take((len(grad_KBPO), self.batch, height * width, channels), self.dtype)
             sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.weight_PCO, out_KBPC, self.buffers)
             return self._gradient(out_KBPC)
-        grad_IN = dense.matmul(grad_IO.to(self.compute), self.weight_NO.T)
-        return self._gradient(grad_IN.view(len(grad_KBPO), self.batch, -1, self.shape[0]))
+        grad_KBCP = dense.matmul(grad_IO.to(self.compute), self.weight_ON).view(*grad_KBPO.shape[:2], self.shape[0], -1)
+        return self._gradient(grad_KBCP.transpose(2, 3).contiguous())
+
+    def _inputs(self, source: SourceValues) -> Tensor:
+        """What the weights see, dense, (I, N), channel first."""
+        if source.dense_KB is not None and self.layout.pool == 1 and self.scale_BSC is None:
+            return source.dense_KB.to(self.compute).flatten(0, 1).flatten(1)
+        return self._values(source).transpose(2, 3).flatten(0, 1).flatten(1)
 
     def _few_pairs(self, outputs: Active, inputs: Active, steps: int) -> bool:
         """Whether pair by pair is faster than a dense product."""
         pairs = int(outputs.count_N @ inputs.count_N.reshape(self.batch, -1).sum(1))
-        dense_pairs = self.batch * self.layout.weight_PCO.numel()
+        dense_pairs = self.batch * self.weight_ON.numel()
         few = pairs * sparse_backward.cost(steps) < SPARSE_LINEAR_INPUT * dense_pairs * steps
-        return few and self.layout.weight_PCO[0].numel() < sparse_backward.LARGEST
+        return few and self.weight_ON.numel() < sparse_backward.LARGEST
 
 
 def _share_memory(one: Tensor, other: Tensor | None) -> bool:

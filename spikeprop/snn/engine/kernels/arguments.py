@@ -46,6 +46,14 @@ class SpikeTrain:
 
 
 @dataclass(frozen=True)
+class TrainedGradients:
+    """Gradients of thresholds and leaks, float64, by row and channel as in ``ScanParameters``; 0 where they are not wanted."""
+
+    theta_RC: Tensor
+    leak_RC: Tensor
+
+
+@dataclass(frozen=True)
 class PackedSpikes:
     """What one piece, or chunk, of a layer's spikes looks like to a synapse.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
+from spikeprop.snn.engine.kernels.packed_reference import scan_back_trained as scan_back_trained  # no kernel of its own yet
 from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
 

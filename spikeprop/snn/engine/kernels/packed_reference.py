@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
+from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
 from spikeprop.snn.engine.kernels.words import BITS, channels_first, channels_last, pack, unpack
 from spikeprop.snn.surrogate import STDB
 
-__all__ = ["any_of", "pooled", "scan", "scan_back", "scan_back_slopes", "since_at_end", "spread", "unpack"]
+__all__ = [
+    "any_of", "pooled", "scan", "scan_back", "scan_back_slopes", "scan_back_trained", "since_at_end", "spread", "unpack",
+]  # fmt: skip
 
 
 def scan(current_KBSC: Tensor, v_BSC: Tensor, parameters: ScanParameters, words_KBSW: Tensor, *, potential: bool) -> int:
@@ -111,6 +113,42 @@ def scan_back_slopes(
         kept = grad_v_BSC * (1 - spikes[k]) if parameters.to_zero else grad_v_BSC
         grad_KBSC[k].mul_(slope_KBSC[k] / parameters.theta_RC).add_(kept)
         grad_v_BSC.copy_(grad_KBSC[k] * parameters.leak_RC)
+
+
+def scan_back_trained(
+    grad_KBSC: Tensor,
+    grad_v_BSC: Tensor,
+    words_KBSW: Tensor,
+    slope_KBSC: Tensor,
+    x_KBSC: Tensor,
+    before_BSC: Tensor,
+    parameters: ScanParameters,
+    wanted: tuple[bool, bool],
+) -> TrainedGradients:
+    """The same where thresholds or leaks are trained; returns their gradients (see ``reference.py``).
+
+    Args:
+        x_KBSC: u/theta - 1 at every step.
+        before_BSC: potential before the piece.
+        wanted: of the threshold, of the leak.
+    """
+    theta_RC, leak_RC, to_zero = parameters.theta_RC, parameters.leak_RC, parameters.to_zero
+    spikes = unpack(words_KBSW, grad_KBSC.shape[-1], grad_KBSC.dtype)
+    of_theta, of_leak = torch.zeros_like(grad_v_BSC), torch.zeros_like(grad_v_BSC)
+    for k in range(len(grad_KBSC) - 1, -1, -1):
+        through_spikes = grad_KBSC[k] * (slope_KBSC[k] / theta_RC)
+        of_theta -= through_spikes * (x_KBSC[k] + 1)
+        if to_zero:
+            grad_v_BSC.mul_(1 - spikes[k])
+        else:
+            of_theta -= grad_v_BSC * spikes[k]
+        grad_KBSC[k] = through_spikes + grad_v_BSC
+        u = (x_KBSC[k - 1] + 1) * theta_RC
+        after = u * (1 - spikes[k - 1]) if to_zero else u - theta_RC * spikes[k - 1]
+        of_leak += grad_KBSC[k] * (before_BSC if k == 0 else after)
+        grad_v_BSC.copy_(grad_KBSC[k] * leak_RC)
+    sums = [(of if want else of.zero_()).sum(0, dtype=torch.float64) for of, want in zip((of_theta, of_leak), wanted)]
+    return TrainedGradients(*(of_SC.sum_to_size(theta_RC.shape) for of_SC in sums))
 
 
 def pooled(spikes: PackedSpikes, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,92 @@
+"""Numba loops of the neurons that are no integrate-and-fire of one bit with parameters that stay: one pass over the numbers.
+
+Signed integrate-and-fire (``snn/signed.py``), max pooling (``snn/pooling.py``), and the backward pass with trained thresholds and
+leaks. Suffix legend: K steps, B batch, N neurons of a sample, or N = B*S, C channels, W words, R = S or 1, I = K*B*S.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, uint32
+
+BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
+
+_jit: Any = njit(nogil=True, cache=True, error_model="numpy")
+
+
+@_jit
+def scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last):  # type: ignore[no-untyped-def]
+    """Advance the samples first..last by K steps; ``v_BN`` and ``sent_BN`` are overwritten. One step may stand for all."""
+    steps, neurons = spikes_KBN.shape[0], v_BN.shape[1]
+    one, nothing = v_BN.dtype.type(1), v_BN.dtype.type(0)
+    for k in range(steps):
+        source = k if current_KBN.shape[0] > 1 else 0
+        for b in range(first, last):
+            current_N, v_N, sent_N, spikes_N = current_KBN[source, b], v_BN[b], sent_BN[b], spikes_KBN[k, b]
+            for n in range(neurons):
+                u, sent, theta = v_N[n] + current_N[n], sent_N[n], theta_N[n]
+                out = one if u > theta else (-one if (u < nothing and sent > nothing) else nothing)
+                spikes_N[n] = out
+                sent_N[n] = sent + out
+                v_N[n] = u - out * theta
+
+
+@_jit
+def plane(small_IC, sign, words_IW, first, last):  # type: ignore[no-untyped-def]
+    """The bits of the values that have that sign."""
+    channels = small_IC.shape[1]
+    for i in range(first, last):
+        for w in range(words_IW.shape[1]):
+            word, values = uint32(0), small_IC[i, w * 32 : min(channels, w * 32 + 32)]
+            for j in range(values.shape[0]):
+                word |= uint32(values[j] * sign > 0) << uint32(j)
+            words_IW[i, w] = word
+
+
+@_jit
+def scan_back_trained(  # type: ignore[no-untyped-def]
+    grad_KNC, slope_KNC, x_KNC, grad_v_NC, before_NC, words_KNW, theta_RC, leak_RC, to_zero, wanted, found_RC, first, last
+):
+    """Reverse scan with the surrogate's values and the potentials given; found_RC: gradients of threshold and leak."""
+    steps, channels, rows = grad_KNC.shape[0], grad_KNC.shape[2], theta_RC.shape[0]
+    one, zero = grad_KNC.dtype.type(1), grad_KNC.dtype.type(0)
+    fired_KC = np.empty((steps, channels), grad_KNC.dtype)
+    of_theta, of_leak = np.empty(channels, grad_KNC.dtype), np.empty(channels, grad_KNC.dtype)
+    for n in range(first, last):
+        theta, leak, g = theta_RC[n % rows], leak_RC[n % rows], grad_v_NC[n]
+        of_theta[:] = 0
+        of_leak[:] = 0
+        for k in range(steps):
+            for w in range(words_KNW.shape[2]):
+                word, fired = words_KNW[k, n, w], fired_KC[k, w * 32 : min(channels, w * 32 + 32)]
+                for j in range(fired.shape[0]):
+                    fired[j] = one if (word & BITS[j]) != 0 else zero
+        for k in range(steps - 1, -1, -1):
+            grad, slope, x, fired = grad_KNC[k, n], slope_KNC[k, n], x_KNC[k, n], fired_KC[k]
+            for c in range(channels):
+                through = grad[c] * (slope[c] / theta[c])
+                of_theta[c] -= through * (x[c] + one)
+                if to_zero:
+                    kept = g[c] * (one - fired[c])
+                else:
+                    kept = g[c]
+                    of_theta[c] -= kept * fired[c]
+                grad[c] = through + kept
+                g[c] = grad[c] * leak[c]
+            if wanted[1]:
+                if k == 0:
+                    for c in range(channels):
+                        of_leak[c] += grad[c] * before_NC[n, c]
+                else:
+                    past, x_past = fired_KC[k - 1], x_KNC[k - 1, n]
+                    for c in range(channels):
+                        u = (x_past[c] + one) * theta[c]
+                        of_leak[c] += grad[c] * (u * (one - past[c]) if to_zero else u - theta[c] * past[c])
+        if wanted[0]:
+            for c in range(channels):
+                found_RC[0, n % rows, c] += of_theta[c]
+        if wanted[1]:
+            for c in range(channels):
+                found_RC[1, n % rows, c] += of_leak[c]
