@@ -1,14 +1,8 @@
 """Compile every kernel for GPUs that are not here, and say what each needs: registers, spills, shared memory.
 
-<<<<<<< HEAD
-Triton compiles for the driver's target; a driver of which only the architecture exists lets kernels be launched up to the point
-where they would run. ptxas and cuobjdump come with Triton. Registers are those of the machine code; what was spilled is its stack
-and local memory.
-=======
 Triton compiles for the target of its driver. A driver of which only the architecture exists lets kernels be launched up to the
 point where they would run. ptxas and cuobjdump come with Triton. Registers are those of the machine code; its stack and local
 memory are what was spilled.
->>>>>>> main
 """
 
 from __future__ import annotations
