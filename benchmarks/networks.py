@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -89,10 +90,10 @@ TRAINED = {
 def trained(name: str, seed: int, cache: Path) -> SpikingNetwork:
     """One of ``TRAINED``, as ``spikeprop.convert`` and fine-tuning leave it; kept in the folder ``cache``."""
     torch.manual_seed(seed)
-    settings, file = TRAINED[name], cache / f"{name}_{seed}.pt"
+    settings, file = TRAINED[name], cache / f"{name}_{seed}.safetensors"
     network = settings.make()
     if file.exists():
-        network.load_state_dict(torch.load(file))
+        network.load_state_dict(load_file(file))
         return network
     data = settings.data()
     images, batches = data.train(512, seed=seed), data.train(64, seed=seed)
@@ -105,7 +106,7 @@ def trained(name: str, seed: int, cache: Path) -> SpikingNetwork:
     fit(found, BPTT(timesteps=TUNED_AT), some[:100], torch.optim.Adam(found.parameters(), lr=1e-4), epochs=1, seed=seed)
     network.load_state_dict(found.state_dict())
     cache.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), file)
+    save_file(network.state_dict(), file)
     return network
 
 
