@@ -12,7 +12,7 @@ CHUNK_STEPS = 64  # at most, on the CPU
 CUDA_CHUNK_BYTES = 1 << 30  # of the largest layer's floats, on a GPU
 # Samples x steps of a slice on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
 SLICE_ROWS = {"with backward": 64, "forward only": 512}
-SMALL_SLICE_BYTES = 6 << 20  # of the largest layer's floats; a slice of fewer has more rows, up to those without a backward pass
+SMALL_SLICE_BYTES = 12 << 20  # of the largest layer's floats; a slice of fewer has more rows, up to those without a backward pass
 # Of a layer's floats. On the CPU a part of the cache, small enough for its memory to be used again.
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 KEPT_POTENTIALS = 8  # steps of a simulation, up to which potentials that its backward pass needs are kept, not computed again
