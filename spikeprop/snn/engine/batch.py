@@ -73,7 +73,8 @@ class BatchRun:
     def __init__(self, network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
         largest = max(torch.Size(shape).numel() for name, shape in network.known_shapes.items() if name != INPUT)
-        self.chunk = chunk or chunk_steps(timesteps, largest * len(x_B) * x_B.element_size(), x_B.device)
+        self.sample_bytes = largest * x_B.element_size()  # of the largest layer at one step
+        self.chunk = chunk or chunk_steps(timesteps, self.sample_bytes * len(x_B), x_B.device)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
         self.layouts = _layouts(network, keep=keep)
@@ -85,7 +86,7 @@ class BatchRun:
         """One thread's samples, a few at a time."""
         device, batch = self.x_B.device, len(self.x_B)
         kernels, buffers = packed_kernels(device), BufferPool(device)
-        size = slice_samples(self.chunk, last - first, device, keep=self.keep)
+        size = slice_samples(self.chunk, self.sample_bytes, last - first, device, keep=self.keep)
         slices = []
         for low in range(first, last, size):
             high = min(low + size, last)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors, linear_loops, neuron_loops
+from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import BITS, word_count
@@ -126,9 +126,9 @@ def scan_back(
     pooling = (positions, gradient.width, gradient.pool)
 
     def work(first: int, last: int) -> None:
-        cpu_loops.scan_back(
-            grad, pooling, scale, scaled, grad_v, since, words, summary, train.piece, begin, theta, leak, parameters.leaky,
-            parameters.to_zero, slopes, decay, out, first, last,
+        back_loops.scan_back(
+            grad, pooling, scale, scaled, grad_v, since, words, summary, train.piece, begin, theta, leak, parameters.to_zero,
+            slopes, number(surrogate.alpha), decay, out, first, last,
         )  # fmt: skip
 
     in_ranges(len(grad_v), work)
