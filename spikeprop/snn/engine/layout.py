@@ -193,15 +193,15 @@ class LinearLayout(WeightedLayout):
 
     def prepare(self) -> None:
         if self.weight_ON.device.type == "cpu":
-            _ = self.weight_PCO
+            _ = self.event_weight
 
     def accumulator(self) -> GradientAccumulator:
         return LinearGradientAccumulator(self)
 
     @shared_property
-    def weight_PCO(self) -> Tensor:
-        """For going spike by spike; made when first needed."""
-        return cpu.outer_transposed(self.weight_ON.unflatten(1, (self.pooled_shape[0], -1)))
+    def event_weight(self) -> Tensor:
+        """For going spike by spike."""
+        return cpu.linear_weight(self.weight_ON, self.pooled_shape[0])
 
 
 def _few(columns: int, outputs: int) -> float:
