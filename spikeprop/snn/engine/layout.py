@@ -28,7 +28,7 @@ WAITING_BYTES = 8 << 20  # of the gradients of a fully connected layer's current
 _being_made = RLock()
 
 
-class shared_property(cached_property):  # noqa: N801
+class shared_property(cached_property):
     """A cached property that the first thread that needs it makes, while others wait."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -272,14 +272,13 @@ class LinearGradientAccumulator(GradientAccumulator):
     def add_dense(self, values_IN: Tensor, grad_IO: Tensor) -> None:
         """Add that of values, which lie channel first."""
         weight_ON, known = self.layout.weight_ON, self.grads.get(self.layout.weight)
-        if known is not None and known.dtype == grad_IO.dtype:
-            known.addmm_(grad_IO.T, values_IN)
+        if grad_IO.dtype != weight_ON.dtype:  # autocast's
+            self.add(self.layout.weight, (grad_IO.T @ values_IN).to(weight_ON.dtype))
         elif known is not None:
-            known.add_(grad_IO.T @ values_IN)
+            known.addmm_(grad_IO.T, values_IN)
         else:
             out_ON = new_tensor(tuple(weight_ON.shape), weight_ON.dtype, weight_ON.device)
-            same = grad_IO.dtype == out_ON.dtype
-            self.add(self.layout.weight, torch.mm(grad_IO.T, values_IN, out=out_ON) if same else (grad_IO.T @ values_IN).to(out_ON))
+            self.add(self.layout.weight, torch.mm(grad_IO.T, values_IN, out=out_ON))
 
     def _settle(self) -> None:
         """Turn what waits into a gradient."""

@@ -1,4 +1,4 @@
-"""The CPU's loops of fully connected layers: currents and the weights' gradient spike by spike, and the weights as they read them.
+"""The CPU's loops of fully connected layers: currents and the weights' gradient spike by spike, and the layout of the weights.
 
 Currents read the weights in blocks of outputs, so that those of one position and block lie side by side and fill a first-level
 cache. (Rows of all outputs lie a multiple of 4 KiB apart: they would all fall on the same few places of it.)
