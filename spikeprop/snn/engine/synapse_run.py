@@ -329,7 +329,7 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             current_IO = dense.matmul(self._inputs(source), self.weight_ON.T)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
         out = self.buffers.take(shape, self.dtype)
-        cpu.event_linear(self._spikes(source), self.layout.weight_PCO, self.layout.affine, out)
+        cpu.event_linear(self._spikes(source), self.layout.event_weight, self.layout.affine, out)
         return out
 
     def backward(
