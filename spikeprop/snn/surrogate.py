@@ -36,7 +36,10 @@ class Surrogate(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
-        """Derivative at normalised potential ``x`` and ``since`` steps after the last spike; any equal shapes."""
+        """Derivative at normalised potential ``x`` and ``since`` steps after the last spike; any equal shapes.
+
+        ``since`` is infinite for a neuron that has not fired yet.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +47,11 @@ class STDB(Surrogate):
     """Spike-timing-dependent backpropagation: alpha * exp(-beta * since), Rathi et al. 2020.
 
     ``since = t - t_last`` in steps, where t_last is the last spike up to and including step t, so a neuron has the full
-    derivative alpha at the moment it fires. A neuron that never fired has t_last = -1000: its derivative is alpha exp(-1000 beta)
-    or less, about 5e-5 alpha at the default beta.
+    derivative alpha at the moment it fires. A neuron that has not fired yet has no last spike: its derivative is zero. So no
+    gradient passes a neuron that fires in none of the steps, and the engine skips it.
 
-    Difference from the authors' code, which enters the spike of step t only after its derivative is read: there a neuron's first
+    Differences from the authors' code: there t_last is -1000 before the first spike, which leaves about 5e-5 alpha at the default
+    beta; and it enters the spike of step t only after its derivative is read: there a neuron's first
     spike passes no gradient at all. At their 75 to 250 steps that hardly matters; at ten steps most neurons fire once or never.
 
     Attributes:
@@ -66,7 +70,7 @@ class STDB(Surrogate):
             raise ValueError(f"beta is {self.beta}; a derivative that grows with time has no limit: use 0 or more")
 
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
-        return torch.exp(since * -self.beta).mul_(self.alpha)
+        return torch.exp(since * -self.beta).mul_(self.alpha).masked_fill_(since == math.inf, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,10 +49,10 @@ class _Spike(torch.autograd.Function):
 def textbook(neuron: Neuron, currents: Tensor) -> tuple[Tensor, Tensor]:
     """Spikes and last potential by plain autograd; the reset's spike is detached."""
     theta, leak, v = neuron.v_threshold, neuron.leak, neuron.initial_state(currents[0]).v
-    since, out = torch.full_like(currents[0], 999.0), []
+    since, out = torch.full_like(currents[0], torch.inf), []
     for current in currents:
         u = leak * v + current
-        since = (since + 1) * (u <= theta)
+        since = torch.where(u > theta, 0.0, since + 1)
         spikes = _Spike.apply(u / theta - 1, since, neuron.surrogate)
         fixed = spikes.detach()
         v = u - theta * fixed if neuron.reset == "subtract" else u * (1 - fixed)

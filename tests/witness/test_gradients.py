@@ -18,7 +18,7 @@ from spikeprop import IF, LIF, STDB, Direct, MaxActivation, Poisson, SpikingNetw
 from spikeprop.snn import ATan, FastSigmoid, Layer, Synapse
 
 STEPS = 11
-BEFORE = 999.0  # steps since the last spike before the first step: the authors' t_last = -1000
+BEFORE = torch.inf  # steps since the last spike before the first step
 Gradients = dict[str, Tensor]
 
 

@@ -41,21 +41,26 @@ def _states(known: Tensors, surrogate: Surrogate) -> Tensors:
     """Potentials, spikes, spike times and cotangents, step by step from the definition."""
     current, leak, theta = known["I"], known["lam"], known["theta"]
     v, since = torch.zeros_like(current[0]), torch.full_like(current[0], NEVER)
-    u, after, times = [], [], []
+    seen, steps = torch.zeros_like(v), torch.zeros_like(v)  # fired so far; steps since the last spike, or the start
+    u, after, times, counted, fired = [], [], [], [], []
     for one in current:
         u.append(leak * v + one)
         spikes = (u[-1] > theta).double()
         v, since = u[-1] - theta * spikes, advance_since(since, spikes)
         after.append(v)
         times.append(since)
+        steps, seen = advance_since(steps, spikes), torch.maximum(seen, spikes)
+        counted.append(steps)
+        fired.append(seen)
     u_TN, since_TN = torch.stack(u), torch.stack(times)
     slope = surrogate(u_TN / theta - 1, since_TN) / theta
     grads, passed = [], torch.zeros_like(current[0])
     for t in reversed(range(len(current))):
         grads.append(known["o_bar"][t] * slope[t] + passed)
         passed = leak * grads[-1]
-    found = {"u": u_TN, "v": torch.stack(after), "t": since_TN, "s": slope, "u_bar": torch.stack(grads[::-1])}
-    return {**found, **_constants(surrogate), "never": _number(NEVER), "pi": _number(math.pi)}
+    found = {"u": u_TN, "v": torch.stack(after), "s": slope, "u_bar": torch.stack(grads[::-1])}
+    found |= {"t": torch.stack(counted), "f": torch.stack(fired)}
+    return {**found, **_constants(surrogate), "pi": _number(math.pi)}
 
 
 def _constants(surrogate: Surrogate) -> Tensors:
@@ -151,13 +156,14 @@ STDB_CARD = _card(
     "stdb",
     STDB(alpha=0.3, beta=0.1),
     (
-        Equation("t[n, i]", "(t[n - 1, i] + 1 + never * (n == 0)) * (1 - o[n, i])", "0 if the neuron fires, else incremented"),
-        Equation("s[n, i]", "alpha * exp(-beta * t[n, i]) / theta"),
+        Equation("t[n, i]", "(t[n - 1, i] + 1) * (1 - o[n, i])", "0 if the neuron fires, else incremented"),
+        Equation("f[n, i]", "1 - (1 - f[n - 1, i]) * (1 - o[n, i])", "1 from the first spike on"),
+        Equation("s[n, i]", "f[n, i] * alpha * exp(-beta * t[n, i]) / theta", "0 before the first spike"),
     ),
-    {"t": "steps since the last spike", "alpha": "height", "beta": "decay per step"},
+    {"t": "steps since the last spike", "f": "whether the neuron has fired", "alpha": "height", "beta": "decay per step"},
     title="Spike-timing-dependent backpropagation (STDB)",
     about="The surrogate depends only on the time since the neuron's last spike, so only spike times are stored. "
-    "t counts steps since that spike; for a neuron that has not fired it is so large that the derivative vanishes.",
+    "t counts steps since that spike; before its first spike a neuron's derivative is zero.",
     source="Rathi et al. 2020, arXiv:2005.01807",
 )
 

@@ -13,7 +13,7 @@ CUDA_CHUNK_BYTES = 1 << 30  # of the largest layer's floats, on a GPU
 # Samples x steps of a slice on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
 SLICE_ROWS = {"with backward": 64, "forward only": 512}
 # Of a layer's floats. On the CPU a part of the cache, small enough for its memory to be used again.
-PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 # Of one layer's current, where layers run one after another: over the whole batch, and over as many samples as stay in the cache.
 LAYERWISE_BYTES = {"batch": 64 << 20, "samples": 8 << 20}
 

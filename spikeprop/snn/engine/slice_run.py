@@ -39,7 +39,7 @@ class SliceRun:
     ):
         self.input_shape, self.samples, self.context = network.input_shape, slice(first, last), context
         self.layers: dict[str, LayerRun] = {}
-        shapes, like_B = network.shapes(), context.like_B
+        shapes, like_B = network.known_shapes, context.like_B
         for name, layer in network.named_layers():
             synapses = []
             for i, source, _ in layer.branches():
@@ -66,7 +66,8 @@ class SliceRun:
         values = {INPUT: SourceValues(self.input_shape, dense_KB=x_KB)}
         for name, layer in self.layers.items():
             if not layer.accumulates:
-                values[name] = SourceValues(layer.shape, layer.held_words(begin, steps), layer.counts[number])
+                words, active = layer.held_words(begin, steps), layer.active(begin + steps)
+                values[name] = SourceValues(layer.shape, words, layer.counts[number], active=active)
         grads: dict[str, Gradient] = {}
         for name, layer in reversed(self.layers.items()):
             if layer.accumulates:

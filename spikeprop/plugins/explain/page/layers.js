@@ -133,7 +133,7 @@ const rearrange = {
 };
 
 const SURROGATES = {
-  STDB: (x, since, s) => s.alpha * Math.exp(-since * s.beta),
+  STDB: (x, since, s) => (since === Infinity ? 0 : s.alpha * Math.exp(-since * s.beta)), // not fired yet
   Triangle: (x, since, s) => s.height * Math.max(0, 1 - Math.abs(x)),
   FastSigmoid: (x, since, s) => 1 / (Math.abs(x) * s.slope + 1) ** 2,
   ATan: (x, since, s) => s.alpha / 2 / (1 + ((Math.PI / 2) * s.alpha * x) ** 2),

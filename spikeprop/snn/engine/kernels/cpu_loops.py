@@ -21,24 +21,10 @@ _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_jit
-def _channels(words_W, mask_W, masked, found):
-    """Write the indices of the set bits (those of the mask, where there is one) and return how many."""
-    n = 0
-    for w in range(words_W.shape[0]):
-        word = words_W[w]
-        if masked:
-            word &= mask_W[w]
-        while word != 0:
-            lowest = word & (~word + uint32(1))
-            found[n] = w * 32 + popcount(lowest - uint32(1))
-            n += 1
-            word ^= lowest
-    return n
-
-
-@_jit
-def _look_back(words_TX, any_MX, piece, end, first, last, wanted, never, since_XJ):
+def _look_back(words_TX, any_MX, piece, end, first, last, wanted, since_XJ):
     """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons of the words first..last (X = N*W).
+
+    Of a neuron that has not fired: ``end``.
 
     any_MX: the words of each piece of steps or-ed, which lets a piece without a spike of interest be skipped. Time is the outer
     loop: words of one step lie side by side, those of one neuron may all fall on the same few lines of the cache.
@@ -46,7 +32,7 @@ def _look_back(words_TX, any_MX, piece, end, first, last, wanted, never, since_X
     for x in range(first, last):
         for j in range(32):
             if wanted[x - first] & BITS[j]:
-                since_XJ[x, j] = never
+                since_XJ[x, j] = end
     for m in range((end - 1) // piece, -1, -1):
         missing = False
         for x in range(first, last):
@@ -66,10 +52,10 @@ def _look_back(words_TX, any_MX, piece, end, first, last, wanted, never, since_X
 
 
 @_jit
-def since_at_end(words_TX, any_MX, piece, never, since_XJ, first, last):
+def since_at_end(words_TX, any_MX, piece, since_XJ, first, last):
     """Steps since the last spike, after the last step."""
     wanted = np.full(last - first, ~uint32(0), np.uint32)
-    _look_back(words_TX, any_MX, piece, words_TX.shape[0], first, last, wanted, never, since_XJ)
+    _look_back(words_TX, any_MX, piece, words_TX.shape[0], first, last, wanted, since_XJ)
 
 
 @_jit
@@ -87,12 +73,12 @@ def any_of(words_KNW, any_NW, first, last):
 @_jit
 def scan_back(
     grad_KBPC, pooling, scale_BSC, scaled, grad_v_NC, since_XJ, words_TX, any_MX, piece, begin, theta_RC, leak_RC, leaky,
-    to_zero, slope_T, never, decay, out_KNC, first, last,
+    to_zero, slope_T, decay, out_KNC, first, last,
 ):  # fmt: skip
     """Reverse scan with STDB: the gradient of the currents, ``out_KNC``, from that of the pooled, masked spikes.
 
-    pooling: (positions, width, window). slope_T[s]: the surrogate s steps after a spike; never: what ``since`` is before step
-    begin for a neuron that has not fired. since_XJ: on entry the steps since the last spike just before the step after the piece,
+    pooling: (positions, width, window). slope_T[s]: the surrogate s steps after a spike, for all s before ``begin``.
+    since_XJ: on entry the steps since the last spike just before the step after the piece,
     so less than its length where a neuron fired in it; on return just before step begin. Only those are looked for.
     """
     positions, width, pool = pooling
@@ -101,7 +87,7 @@ def scan_back(
     slope = np.empty(count * 32, out_KNC.dtype)
     slopes = np.empty((steps, count * 32), out_KNC.dtype)
     factors = np.zeros(count * 32, out_KNC.dtype)
-    at_spike, one = slope_T[0], out_KNC.dtype.type(1)
+    at_spike, zero, one = slope_T[0], out_KNC.dtype.type(0), out_KNC.dtype.type(1)
     factor = one / out_KNC.dtype.type(pool * pool)
     tile = max(1, 128 // count)
     wanted = np.empty(tile * count, np.uint32)
@@ -112,7 +98,7 @@ def scan_back(
                 wanted[x - low] = any_MX[begin // piece, x]
                 for j in range(32):
                     since_XJ[x, j] -= steps
-            _look_back(words_TX, any_MX, piece, begin, low, high, wanted, never, since_XJ)
+            _look_back(words_TX, any_MX, piece, begin, low, high, wanted, since_XJ)
         theta, leak, g = theta_RC[n % rows], leak_RC[n % rows], grad_v_NC[n]
         b, s = n // positions, n % positions
         p = (s // width // pool) * (width // pool) + (s % width) // pool
@@ -124,7 +110,7 @@ def scan_back(
         for w in range(count):
             now, by, since = slope[w * 32 : w * 32 + 32], factors[w * 32 : w * 32 + 32], since_XJ[n * count + w]
             for j in range(32):
-                now[j] = slope_T[since[j]]
+                now[j] = slope_T[since[j]] if since[j] < begin else zero
             for k in range(steps):
                 word, row = words_TX[begin + k, n * count + w], slopes[k, w * 32 : w * 32 + 32]
                 for j in range(32):
@@ -214,34 +200,3 @@ def spread(grad_IPC, width, pool, scale_BSC, scaled, factor, out_ISC, first, las
             else:
                 for c in range(out.shape[0]):
                     out[c] = grad[c] * factor
-
-
-@_jit
-def outer_transposed(from_AMB, to_BMA, first, last):
-    """(A, M, B) as (B, M, A), for the rows first..last of M; square tiles, so that both sides' lines are used whole."""
-    side = 16
-    for m in range(first, last):
-        for a in range(0, from_AMB.shape[0], side):
-            for b in range(0, from_AMB.shape[2], side):
-                for i in range(b, min(b + side, from_AMB.shape[2])):
-                    for j in range(a, min(a + side, from_AMB.shape[0])):
-                        to_BMA[i, m, j] = from_AMB[j, m, i]
-
-
-@_jit
-def linear_weight_grad(words_ISW, width, pool, mask_BSW, masked, grad_IO, grad_PCO, first, last):
-    """Gradient of the weights of a fully connected layer, added to ``grad_PCO``, for the pooled positions first..last."""
-    pooled_width = width // pool
-    found = np.empty(grad_PCO.shape[1], np.int64)
-    for p in range(first, last):
-        weight = grad_PCO[p]
-        top = (p // pooled_width) * pool * width + (p % pooled_width) * pool
-        for i in range(grad_IO.shape[0]):
-            source = grad_IO[i]
-            for d in range(pool * pool):
-                s = top + (d // pool) * width + d % pool
-                n = _channels(words_ISW[i, s], mask_BSW[i % mask_BSW.shape[0], s], masked, found)
-                for e in range(n):
-                    to = weight[found[e]]
-                    for c in range(source.shape[0]):
-                        to[c] += source[c]

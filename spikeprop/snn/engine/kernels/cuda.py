@@ -18,15 +18,16 @@ from torch import Tensor
 
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
-from spikeprop.snn.engine.kernels.reference import NEVER
 from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
 
 # Rows and warps of a program.
 STREAM = (16, 4)  # four neurons a thread, 16 bytes a load
 SEARCH = (2, 2)  # one neuron a thread: few to wait for in a search, and no exchange among threads from step to step
+# Registers a thread, where ptxas, left to itself, would rather spill a few to have more threads at a time (``benchmarks/gpu``).
+STDB_REGISTERS = {torch.float32: 48, torch.float64: 64}
+SLOPES_REGISTERS = {torch.float32: 64, torch.float64: 128}
 
-_NEVER: Any = tl.constexpr(int(NEVER))
 _jit: Any = triton.jit
 _jit_over_time: Any = triton.jit(do_not_specialize=["steps", "begin", "piece"])  # what changes from piece to piece
 
@@ -84,6 +85,15 @@ def _quotient(x, y):
 
 
 @_jit
+def _full(value: tl.constexpr, values, SIZE: tl.constexpr):
+    """A number for each neuron, in which values at this address are added up: double precision for double, else single."""
+    if values.dtype.element_ty == tl.float64:
+        return tl.full([SIZE], value, tl.float64)
+    else:  # noqa: RET505
+        return tl.full([SIZE], value, tl.float32)
+
+
+@_jit
 def _any(flags_X):
     """Whether any of them is 1."""
     return tl.max(flags_X, 0) != 0
@@ -93,9 +103,11 @@ def _any(flags_X):
 def _look_back(since_X, wanted_X, words, summary, bit_X, exists, step, end, piece):
     """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons; of the others what they were.
 
+    A neuron that has not fired has ``end``.
+
     summary: words of each piece or-ed, so pieces in which no wanted neuron fired cost one load; others go 32 steps at a time.
     """
-    since_X = tl.where(wanted_X != 0, _NEVER + end, since_X)
+    since_X = tl.where(wanted_X != 0, end, since_X)
     t = end
     while (t > 0) & _any(wanted_X):
         m = (t - 1) // piece
@@ -186,12 +198,13 @@ def _scan_back(
             now += words_step
         since_X, fired_X = since_X - length, (history_X != 0).to(tl.int32)
         since_X = _look_back(since_X, fired_X, words, summary, bit_X, exists, words_step, begin + first, piece)
+        seen_X = (since_X < begin + first).to(tl.int32)  # whether it had fired before
         for k in range(length - 1, -1, -1):
             values -= values_step
             earlier_X = tl.load(values, mask=exists & (first + k > 0), other=0.0).to(g_X.dtype)  # comes while this step is done
             recent_X = history_X << (31 - k)  # step k at the top, later steps gone
             since_k_X = tl.where(recent_X != 0, 31 - _highest_bit(recent_X), since_X + k + 1)
-            slope_X = tl.exp(since_k_X.to(g_X.dtype) * -BETA) * ALPHA
+            slope_X = tl.where(recent_X | seen_X != 0, tl.exp(since_k_X.to(g_X.dtype) * -BETA) * ALPHA, 0.0)
             kept_X = tl.where(recent_X < 0, 0.0, g_X) if TO_ZERO else g_X
             grad_X = value_X * (slope_X * factor_X) + kept_X
             tl.store(out, grad_X, mask=exists)
@@ -246,7 +259,7 @@ def _pool(
     words += w
     out += n_X * channels + c_X
     for _ in range(steps):
-        total_X = tl.zeros([SIZE], out.dtype.element_ty)
+        total_X = _full(0.0, out, SIZE)  # half precision would round after each addition
         for y in range(POOL):
             for x in range(POOL):
                 row_X = top_X + y * width + x
@@ -266,7 +279,7 @@ def _spread(
 ):  # fmt: skip
     n_X, _w, _bit_X, c_X, exists = _tile(rows, channels, word_count, SIZE)
     at = n_X * channels + c_X
-    factor_X = tl.full([SIZE], 1.0 / (POOL * POOL), out.dtype.element_ty)
+    factor_X = _full(1.0 / (POOL * POOL), out, SIZE)
     if SCALED:
         factor_X *= tl.load(scale + at, mask=exists, other=0.0)
     values += _pooled_row(n_X, positions, width, POOL) * channels + c_X
@@ -344,6 +357,7 @@ def scan_back(
         parameters.theta_RC, parameters.leak_RC, scale, rows, channels, words, len(parameters.theta_RC), positions,
         gradient.width, _step(values), _step(out_KBSC), len(values), begin, train.piece, POOL=gradient.pool,
         ALPHA=surrogate.alpha, BETA=surrogate.beta, TO_ZERO=parameters.to_zero, SCALED=scale is not None,
+        maxnreg=STDB_REGISTERS[grad_v_BSC.dtype],
     )  # fmt: skip
 
 
@@ -360,7 +374,7 @@ def scan_back_slopes(
     _launch(
         _scan_back_slopes, STREAM, rows, words, grad_KBSC, grad_v_BSC, words_KBSW, slope_KBSC.contiguous(),
         parameters.theta_RC, parameters.leak_RC, rows, channels, words, len(parameters.theta_RC), _step(grad_KBSC),
-        len(grad_KBSC), TO_ZERO=parameters.to_zero,
+        len(grad_KBSC), TO_ZERO=parameters.to_zero, maxnreg=SLOPES_REGISTERS[grad_v_BSC.dtype],
     )  # fmt: skip
 
 

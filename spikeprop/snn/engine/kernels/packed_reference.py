@@ -50,8 +50,11 @@ def any_of(words_KBSW: Tensor, any_BSW: Tensor) -> None:
 
 
 def since_at_end(words_TBSW: Tensor, any_MBSW: Tensor, piece: int) -> Tensor:
-    """Steps since the last spike, after the last step, int32 (B, S, 32 W): the state that ``scan_back`` takes back in time."""
-    since = torch.full((*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS), int(NEVER), dtype=torch.int32)
+    """Steps since the last spike, after the last step, int32 (B, S, 32 W): the state that ``scan_back`` takes back in time.
+
+    A neuron that has not fired has as many as there were steps.
+    """
+    since = torch.zeros(*words_TBSW.shape[1:3], words_TBSW.shape[3] * BITS, dtype=torch.int32)
     for fired in unpack(words_TBSW, since.shape[-1], torch.int32):
         since = advance_since(since, fired)
     return since
