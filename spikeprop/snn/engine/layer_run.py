@@ -123,6 +123,14 @@ class LayerRun:
             self.counts.append(count)
         return SourceValues(self.shape, words, count)
 
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        """Without a backward pass: go on with these samples; context: of the slice, for their number."""
+        self.context, self.words = context, None
+        self.v_BSC = self.v_BSC[rows] if self.v_BSC is not None else None
+        self.constant = {key: current[:, rows] for key, current in self.constant.items()} if self.constant else self.constant
+        for _, synapse in self.synapses:
+            synapse.batch = len(rows)
+
     def held_words(self, begin: int, steps: int) -> Tensor:
         """Where the spikes of these steps are: kept for all steps, or one chunk written over again."""
         keep, like_B = self.context.keep, self.context.like_B
