@@ -39,6 +39,20 @@ class NeuronState(NamedTuple):
     sent: Tensor | None = None
 
 
+def map_state(change: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """The state with ``change`` made to each of its tensors."""
+    if isinstance(state, Tensor):
+        return change(state)
+    if isinstance(state, tuple | list):
+        parts = [map_state(change, part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    if isinstance(state, dict):
+        return {key: map_state(change, value) for key, value in state.items()}
+    if is_dataclass(state) and not isinstance(state, type):
+        return replace(state, **{f.name: map_state(change, getattr(state, f.name)) for f in fields(state)})
+    return state
+
+
 class LayerDynamics(nn.Module, ABC):
     """What a layer sends for its summed current. A subclass defines ``step``, or ``run`` where it has a way for several at once.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import cpu, winograd
+from spikeprop.snn.engine.kernels import cpu, lookup, winograd
 from spikeprop.snn.engine.kernels.arguments import ConvShape, PackedSpikes
 from spikeprop.snn.engine.support import knows_operation
 from spikeprop.snn.synapse import SampleDropout, Synapse
@@ -186,6 +186,12 @@ class ConvLayout(WeightedLayout):
     def winograd_weight(self) -> Tensor:
         """For the gradient of the input by Winograd's algorithm; made when first needed."""
         return winograd.transformed(self.weight_OCYX)
+
+    @shared_property
+    def tables(self) -> lookup.Tables | None:
+        """For looking up the sums of groups of channels, where that serves; made when first needed."""
+        serves = self.weight_OCYX.device.type == "cpu" and self.dilation == (1, 1) and self.pool == 1
+        return lookup.make_tables(self.weight_OCYX, signed=False) if serves else None
 
     @shared_property
     def event_weight(self) -> Tensor:

@@ -16,7 +16,8 @@ SMALL_SLICE_BYTES = 12 << 20  # of the largest layer's floats; a slice of fewer 
 # Of a layer's floats. On the CPU a part of the cache, small enough for its memory to be used again.
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 KEPT_POTENTIALS = 8  # steps of a simulation, up to which potentials that its backward pass needs are kept, not computed again
-LAYERWISE_BYTES = 64 << 20  # of one layer's current, where layers run one after another over the whole batch
+# Of one layer's current, where layers run one after another: over the whole batch, and over as many samples as stay in the cache.
+LAYERWISE_BYTES = {"batch": 64 << 20, "samples": 8 << 20}
 
 
 def chunk_steps(timesteps: int, step_bytes: int, device: torch.device) -> int:
@@ -59,4 +60,14 @@ def piece_steps(chunk: int, step_bytes: int, device: torch.device, *, only: bool
 
 def layerwise_steps(timesteps: int, step_bytes: int) -> int:
     """Steps of a chunk where one layer at a time runs over the whole batch; step_bytes: of its current at one step."""
-    return max(1, min(timesteps, LAYERWISE_BYTES // step_bytes))
+    return max(1, min(timesteps, LAYERWISE_BYTES["batch"] // step_bytes))
+
+
+def layerwise_samples(timesteps: int, sample_bytes: int) -> tuple[int, int]:
+    """Samples of a slice where one layer at a time runs over all steps of a few samples, and steps of a chunk.
+
+    sample_bytes: of a sample's current at one step.
+    """
+    most = max(LAYERWISE_BYTES["samples"] // sample_bytes, 8)  # samples x steps; a few for each thread
+    samples = max(1, most // timesteps)
+    return samples, min(timesteps, max(1, most // samples))

@@ -271,9 +271,12 @@ def scan(current_KNC, v_NC, theta_RC, leak_RC, to_zero, words_KNW, potential, fi
                     count += popcount(word)
                 if whole < words_KNW.shape[2]:
                     c = whole * 32
-                    word = _fire_few(
-                        v_NC, at + c, current_KNC, there + c, theta_RC, leak_RC, row + c, to_zero, potential, channels - c
-                    )
+                    if channels - c == 16:  # common, and several times faster without looking for other numbers
+                        word = _fire_16(v_NC, at + c, current_KNC, there + c, theta_RC, leak_RC, row + c, to_zero, potential)
+                    else:
+                        word = _fire_few(
+                            v_NC, at + c, current_KNC, there + c, theta_RC, leak_RC, row + c, to_zero, potential, channels - c
+                        )
                     words_KNW[k, n, whole] = word
                     count += popcount(word)
     return count
