@@ -8,6 +8,7 @@ for each sign.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from spikeprop.convert.trace import called_name, function_name, outline, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
 from spikeprop.snn.dynamics import LayerDynamics
-from spikeprop.snn.layer import OUTPUT
+from spikeprop.snn.layer import OUTPUT, is_layer_name
 
 NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
@@ -175,7 +176,7 @@ class Builder:
     ) -> str:
         """Make a layer of the value's branches; returns its name."""
         labels = [] if neuron is not None and neuron.passes_on else [b.label for b in value if b.label]
-        label = (labels[0] if labels else node.name).replace(".", "_") + suffix
+        label = re.sub("[./]", "_", labels[0] if labels else node.name) + suffix
         name = self._free(label, {INPUT} if neuron is None else {INPUT, OUTPUT})
         # copies: two layers that read one value must not share its modules
         synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
@@ -186,7 +187,7 @@ class Builder:
 
     def _free(self, label: str, reserved: set[str]) -> str:
         name, count = label, 2
-        while name in self.layers or name in reserved:
+        while name in self.layers or name in reserved or not is_layer_name(name):
             name, count = f"{label}_{count}", count + 1
         return name
 

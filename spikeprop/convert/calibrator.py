@@ -110,7 +110,7 @@ class LayerData:
             ConversionError: the layer is never active.
         """
         largest = scale.max()
-        if self.name.endswith(NEGATIVE) and largest == 0:
+        if self.name.endswith(NEGATIVE) and largest <= 0:
             return torch.ones_like(scale)  # the input of this activation is never negative: the layer will not fire
         if not largest > 0:
             raise ConversionError(

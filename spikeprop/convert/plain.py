@@ -32,7 +32,7 @@ def plain_copy(ann: nn.Module) -> nn.Module:
     """A copy in evaluation mode, without hooks, wrappers and computed weights.
 
     Raises:
-        ConversionError: the ANN cannot be copied.
+        ConversionError: the ANN cannot be copied, or a weight cannot be computed.
     """
     inner = unwrapped(ann)
     _check_kind(inner)
@@ -43,14 +43,16 @@ def plain_copy(ann: nn.Module) -> nn.Module:
             f"{type(inner).__name__} cannot be copied ({type(error).__name__}: {error}); keep what is no weight and no setting, "
             "such as loggers, open files and the trainer, outside the module"
         ) from error
-    for module in list(plain.modules()):
-        _make_permanent(module)
-        for hooks in _hooks(module):
-            hooks.clear()
+    for path, module in list(plain.named_modules()):
+        try:
+            _make_weights_permanent(module)
+        except (RuntimeError, TypeError) as error:  # for example in half precision, which torch's decompositions do not know
+            raise ConversionError(
+                f"the weights of {path or 'the ANN'!r} ({type(module).__name__}) cannot be computed: {error}; make them "
+                "permanent first (torch.nn.utils.parametrize.remove_parametrizations), or convert the ANN in float32: ann.float()"
+            ) from error
         if type(module).__module__.startswith("torch.nn"):  # its weights are taken, whatever was put in the place of its forward
             vars(module).pop("forward", None)
-        if parametrize.is_parametrized(module):
-            _remove_parametrizations(module)
         _make_parameters(module)
     return plain
 
@@ -123,7 +125,15 @@ def _hooks(module: nn.Module) -> list[dict[Any, Any]]:
     return [value for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)]
 
 
-def _make_permanent(module: nn.Module) -> None:
+def _make_weights_permanent(module: nn.Module) -> None:
+    _apply_hooks(module)
+    for hooks in _hooks(module):
+        hooks.clear()
+    if parametrize.is_parametrized(module):
+        _remove_parametrizations(module)
+
+
+def _apply_hooks(module: nn.Module) -> None:
     """Compute what the hooks compute before a forward pass, and make it a parameter."""
     names = []
     with torch.no_grad():

@@ -7,6 +7,7 @@ The ANN is copied first (``convert/plain.py``), so it is never changed. Activati
 from __future__ import annotations
 
 import copy
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -60,6 +61,9 @@ def trace(ann: nn.Module) -> fx.GraphModule:
     try:
         traced = fx.GraphModule(plain, ReLUTracer().trace(plain))
     except Exception as error:
+        words = [path for path, _ in plain.named_modules() if any(map(iskeyword, path.split(".")))]
+        if words and isinstance(error, SyntaxError):
+            raise ConversionError(f"{words[0]!r} has a name of Python's own, which torch.fx cannot write; rename it") from error
         raise ConversionError(
             f"torch.fx cannot trace {type(ann).__name__}: {error}. Remove control flow that depends on the data."
         ) from error

@@ -43,11 +43,10 @@ from spikeprop.snn import (
     Surrogate,
     Synapse,
 )
-from spikeprop.snn.layer import OUTPUT
+from spikeprop.snn.layer import OUTPUT, is_layer_name
 from spikeprop.snn.pooling import SpikingMaxPool
 
 ENCODERS: dict[str, type[Encoder]] = {"Direct": Direct, "Poisson": Poisson}  # what the graph's metadata may name
-_TORCHS_OWN = nn.ModuleDict()
 _Branch = tuple[str, tuple[nn.Module, ...]]
 
 
@@ -153,8 +152,8 @@ def _dtype(graph: nir.NIRGraph) -> torch.dtype:
 
 
 def _layer_name(name: str, taken: Collection[str]) -> str:
-    name = name.replace(".", "_") or "_"  # torch forbids dots in a module's name, empty names, and those of its own attributes
-    while name in taken or hasattr(_TORCHS_OWN, name):
+    name = name.replace(".", "_") or "_"
+    while name in taken or not is_layer_name(name):
         name += "_"
     return name
 

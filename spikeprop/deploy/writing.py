@@ -96,6 +96,10 @@ def _check_containers(network: SpikingNetwork) -> None:
 
 
 def _put(nodes: dict[str, Any], name: str, node: Any) -> None:
+    if "/" in name:
+        raise NirError(
+            f"a node would be called {name!r}, and a slash separates folders in HDF5; rename that layer of the network"
+        )
     if name in nodes:
         raise NirError(f"two nodes of the graph would be called {name!r}; rename that layer of the network")
     nodes[name] = node

@@ -18,6 +18,7 @@ from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.scores import is_correct
 from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.given import count_batches, read_batches
+from spikeprop.runtime.labels import IGNORED
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import SpikingNetwork
 
@@ -131,6 +132,8 @@ def _percent(predictions: Iterable[BatchPredictions]) -> list[float]:
         found = is_correct(batch.best, batch.labels).sum(0)
         correct = found if correct is None else correct + found
         seen += len(batch.labels)
-    if correct is None or not seen:
+    if correct is None:
         raise ValueError("no images to evaluate on")
+    if not seen:
+        raise LabelError(f"all labels are {IGNORED}, which means no class, so no prediction counts: give some of them classes")
     return (100 * correct.double() / seen).tolist()

@@ -30,6 +30,7 @@ from spikeprop.learn.silence import SilenceCheck
 from spikeprop.learn.training_checkpoint import TrainingCheckpoint
 from spikeprop.runtime.batches import Batch, Batches, Shardable
 from spikeprop.runtime.labels import IGNORED, has_ignored, known_on_host, read_labels
+from spikeprop.runtime.ordinary import trainable, unusual
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import seed_everything
 
@@ -166,6 +167,7 @@ def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings
         _set_lr(training, settings.schedule)
         parallel.announce_save(checkpoint.due)
         _check_batch(x, y, parallel)
+        x, y = trainable(x), trainable(y)
         with known_on_host(y):
             x, y = x.to(settings.device, non_blocking=True), y.to(settings.device, non_blocking=True)
             _one_step(training, settings, x, y, deferred)
@@ -206,6 +208,9 @@ def _read(training: TrainingState, batches: Batches, settings: LoopSettings, def
 def _check_batch(x: Any, y: Any, parallel: DataParallel) -> None:
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         raise LabelError(f"a batch holds {type(x).__name__} and {type(y).__name__}: give pairs of tensors (images, labels)")
+    for what, found in (("images", unusual(x)), ("labels", unusual(y))):
+        if found is not None:
+            raise DataError(f"the tensor of {what} {found}")
     if x.dtype in (torch.uint8, torch.bool):
         raise DataError(f"images are {x.dtype}; normalise them first, for example (x.float() / 255 - mean) / std")
     if len(x) not in (len(y), len(y[parallel.processes.rows(len(y))])):  # a process may have read its own images only
@@ -264,6 +269,8 @@ def _check(training: TrainingState, rule: LearningRule, callbacks: Sequence[Call
     if training.steps_per_epoch == 0:
         raise ValueError("no batches to train on")
     held = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+    if any(p.is_inference() for p in training.model.parameters()):
+        raise ValueError("the network was made in inference mode, so it cannot be trained: use copy.deepcopy(model)")
     missing = sum(id(p) not in held for p in rule.parameters() if p.requires_grad)
     if missing:
         raise ValueError(

@@ -1,7 +1,7 @@
 """What people pass as data, read in one place: ``read_batches`` understands it, or says in words what to pass instead.
 
     a tensor or NumPy array (B, ...)          one batch
-    a pair (examples, labels)                 one batch
+    a pair (examples, labels)                 one batch; labels may be a list of numbers
     a list, generator or DataLoader           of batches; a batch is a tensor, a pair, or a dictionary with one known key
     a torch Dataset                           its examples, in order
     a Split, or Batches                       its first epoch
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from spikeprop.errors import DataError
 from spikeprop.runtime.batches import Batches
+from spikeprop.runtime.ordinary import unusual
 
 EXAMPLES = ("image", "images", "img", "x", "pixel_values", "input", "inputs", "data")
 LABELS = ("label", "labels", "y", "target", "targets")
@@ -70,7 +71,8 @@ def _batches(given: Any, split: str) -> Iterator[GivenBatch]:
     elif isinstance(given, DataLoader):
         yield from _of_loader(given, "the DataLoader")
     elif isinstance(given, Tensor | np.ndarray | Mapping) or _is_pair(given):
-        if isinstance(given, Tensor | np.ndarray) and len(given.shape) == 3 and given.shape[0] in (1, 3):
+        given = _tensor(given, "the data") if isinstance(given, Tensor | np.ndarray) else given
+        if isinstance(given, Tensor) and given.dim() == 3 and given.shape[0] in (1, 3):
             raise DataError(
                 f"a tensor of shape {tuple(given.shape)}: is it one image (C, H, W), or a batch of {given.shape[0]}? Pass "
                 "x[None] for one image, and [x] for a batch"
@@ -126,11 +128,9 @@ def _batch(item: Any, what: str) -> GivenBatch:
     else:
         x, y = item, None
     x = _tensor(x, what)
-    if y is not None and not isinstance(y, Tensor):
-        single = isinstance(y, int | float | np.generic)
-        x, y = (x.unsqueeze(0), torch.tensor([y])) if single else (x, _tensor(y, f"the labels of {what}"))
-    elif y is not None and y.dim() == 0:
-        x, y = x.unsqueeze(0), y.unsqueeze(0)
+    if y is not None:
+        y = _tensor(y, f"the tensor of labels of {what}")
+        x, y = (x.unsqueeze(0), y.unsqueeze(0)) if y.dim() == 0 else (x, y)
     return x, y
 
 
@@ -146,12 +146,27 @@ def _tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub":
             raise DataError(f"{what} is a NumPy array of {value.dtype}; numbers are needed")
-        return torch.from_numpy(np.ascontiguousarray(value))
-    if isinstance(value, list | tuple) and value and all(isinstance(v, int | float) for v in value):
-        return torch.tensor(value)
+        long = value.dtype.kind == "f" and value.dtype.itemsize > 8  # torch has no such type, nor foreign byte orders
+        return torch.from_numpy(np.array(value, np.float64 if long else value.dtype.newbyteorder("="), order="C", copy=None))
+    if not isinstance(value, Tensor) and _are_numbers(value):
+        try:
+            return torch.tensor(value if not isinstance(value, range) else [*value])
+        except (ValueError, RuntimeError) as error:
+            raise DataError(f"{what} cannot become a tensor: {error}") from error
     if not isinstance(value, Tensor):
-        raise DataError(f"{what} holds a {type(value).__name__} where a tensor belongs; {FORMS}")
+        of = f" of {type(value[0]).__name__}" if isinstance(value, list | tuple) and value else ""
+        raise DataError(f"{what} is a {type(value).__name__}{of} where a tensor or numbers belong; {FORMS}")
+    found = unusual(value)
+    if found is not None:
+        raise DataError(f"{what} {found}")
     return value
+
+
+def _are_numbers(value: Any) -> bool:
+    """A number, a tensor without axes, or nested lists of them."""
+    if isinstance(value, list | tuple | range):
+        return len(value) > 0 and all(map(_are_numbers, value))
+    return isinstance(value, bool | int | float | np.generic) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
 def _check(x: Tensor, what: str, integers: bool) -> None:
@@ -170,9 +185,14 @@ def _is_pair(given: Any) -> bool:
     Raises:
         DataError: it may be both.
     """
-    if not isinstance(given, tuple | list) or len(given) != 2 or not all(isinstance(g, Tensor | np.ndarray) for g in given):
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], Tensor | np.ndarray):
         return False
-    x, y = (_tensor(g, "the data") for g in given)
+    labels = Tensor | np.ndarray | np.generic | list | tuple | range | int | float
+    if not isinstance(given[1], labels) or _holds_tensors(given[1]):
+        return False
+    x, y = _tensor(given[0], "the data"), _tensor(given[1], "the tensor of labels")
+    if y.dim() < min(x.dim(), 2) and (y.dim() == 0 or len(x) != len(y)):
+        raise DataError(f"{len(x)} examples and {y.numel()} labels: give one label for each example")
     if y.dim() < x.dim() or not y.is_floating_point():
         return len(x) == len(y) and x.dim() > 1
     if isinstance(given, tuple) and x.shape == y.shape:
@@ -183,9 +203,14 @@ def _is_pair(given: Any) -> bool:
     return False
 
 
+def _holds_tensors(value: Any) -> bool:
+    """Whether a list is no list of numbers, but a batch of its own."""
+    return isinstance(value, list | tuple) and any(isinstance(v, Tensor | np.ndarray) and v.ndim > 0 for v in value)
+
+
 def _check_list(given: list[Any]) -> None:
     """Refuse a list of single images (C, H, W), whose channels would be taken for a batch of images (H, W)."""
-    shapes = {tuple(item.shape) for item in given if isinstance(item, Tensor | np.ndarray)}
+    shapes = {tuple(_tensor(item, "the list").shape) for item in given if isinstance(item, Tensor | np.ndarray)}
     single = len(shapes) == 1 and len(given) > 1 and all(isinstance(item, Tensor | np.ndarray) for item in given)
     (shape, *_) = shapes or [()]
     if single and len(shape) == 3 and shape[0] in (1, 3):

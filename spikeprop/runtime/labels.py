@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import LabelError
+from spikeprop.runtime.ordinary import unusual
 
 IGNORED = -100  # torch's ``ignore_index``: in no loss and no accuracy
 SUM_TOLERANCE = 1e-2  # of probabilities; bfloat16 has three digits
@@ -71,7 +72,6 @@ def read_labels(scores: Tensor, y: Any, *, ignorable: bool = True) -> Labels:
         raise LabelError(f"the network has scores {_shape(scores)}, the labels are {_shape(y)}: give one label for each example")
     if scores.ndim == 1 or scores.shape[1] == 1:
         return _binary(scores, y)
-    whole = not (y.is_floating_point() or y.is_complex())
     if y.shape == scores.shape:
         return _probabilities(scores, y)
     positions = (len(scores), *scores.shape[2:])
@@ -81,7 +81,7 @@ def read_labels(scores: Tensor, y: Any, *, ignorable: bool = True) -> Labels:
             f"labels {_shape(y)} do not fit scores {_shape(scores)}: give class indices {positions} as integers, "
             f"or probabilities {_shape(scores)}; {REGRESSION}"
         )
-    if not whole:
+    if y.is_floating_point():
         raise LabelError(
             f"labels {_shape(y)} are {_dtype(y)}, and the network has {scores.shape[1]} outputs: class indices are integers, "
             f"use labels.long(); soft labels have the scores' shape {_shape(scores)}; {REGRESSION}"
@@ -109,12 +109,16 @@ def as_labels(y: Any) -> Tensor:
     """Labels as a tensor.
 
     Raises:
-        LabelError: neither a tensor nor numbers.
+        LabelError: neither a tensor nor numbers, or sparse, complex, quantised or without values.
     """
     try:
-        return y if isinstance(y, Tensor) else torch.as_tensor(y)
+        labels = y if isinstance(y, Tensor) else torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise LabelError(f"labels are {type(y).__name__} ({error}): give a tensor of class indices") from error
+    found = unusual(labels)
+    if found is not None:
+        raise LabelError(f"the tensor of labels {found}")
+    return labels
 
 
 def has_ignored(y: Tensor) -> bool:
@@ -200,7 +204,7 @@ def _facts(y: Tensor) -> _Facts:
 
 
 def _measure(y: Tensor) -> _Facts:
-    if y.numel() == 0 or y.is_complex():
+    if y.numel() == 0:
         return _Facts(math.nan, math.nan, False)
     values = y.detach()
     ignored = False

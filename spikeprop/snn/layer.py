@@ -21,6 +21,13 @@ OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 READOUT = ReadoutDynamics()  # has no state of its own
 Observer = Callable[[str, Tensor], None]  # called with a source's name and its spikes (t, B, ...)
 
+_TORCHS_OWN = nn.ModuleDict()
+
+
+def is_layer_name(name: str) -> bool:
+    """Whether a network can hold a layer of this name: torch forbids dots, empty names, and those of its own attributes."""
+    return bool(name) and "." not in name and not hasattr(_TORCHS_OWN, name)
+
 
 class Layer(nn.Module):
     """Synapses from named sources, summed into neurons or max pooling; None is the output, which accumulates.
@@ -87,12 +94,12 @@ class LayeredNetwork(Protocol):
     encoder: Encoder
     readout: ReadoutSchedule
     input_shape: tuple[int, ...]
+    known_shapes: dict[str, tuple[int, ...]]
+    known_current_shapes: dict[str, tuple[int, ...]]
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]: ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
-
-    def current_shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def dynamics(self) -> dict[str, LayerDynamics]: ...
 

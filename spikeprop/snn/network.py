@@ -13,18 +13,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spikeprop.runtime.ordinary import trainable, unusual
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
-from spikeprop.snn.layer import INPUT, Layer, Observer
+from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
+
+SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
+HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 
 
 def _engine() -> ModuleType:
@@ -53,18 +58,28 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
+        known_shapes: what ``shapes`` returned last; every forward pass on the engine asks it first.
+        known_current_shapes: the same of the layers' currents: another shape where a layer pools.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
     """
 
     def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
         super().__init__()
         self.readout = ReadoutSchedule()
+        for name in layers:
+            if not is_layer_name(name):
+                raise ValueError(
+                    f"a layer cannot be called {name!r}, which torch forbids (a dot, or a name of nn.ModuleDict's own)"
+                )
+            if name == INPUT:
+                raise ValueError(f"a layer cannot be called {INPUT!r}, which is the network's input: rename it")
         self.layers = nn.ModuleDict(layers)
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
         self.packed = True
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._current_shapes: dict[str, tuple[int, ...]] = {}
+        self.known_shapes: dict[str, tuple[int, ...]] = {}
+        self.known_current_shapes: dict[str, tuple[int, ...]] = {}
+        self._form: list[Any] = []
         self._check_order()
 
     def _check_order(self) -> None:
@@ -107,22 +122,32 @@ class SpikingNetwork(nn.Module):
                 module.p = p
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one sample of the input and of every layer."""
-        if not self._shapes:
-            like = next(chain(self.parameters(), self.buffers()))
-            values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
-            with torch.no_grad():
-                for name, layer in self.named_layers():
-                    current = next(synapse(values[source]) for _, source, synapse in layer.branches())
-                    shape = self._current_shapes[name] = tuple(current.shape[2:])
-                    values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(shape))
-            self._shapes = {name: tuple(value.shape[2:]) for name, value in values.items()}
-        return self._shapes
+        """Shape of one sample of the input and of every layer.
 
-    def current_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one sample of every layer's current, which differs from that of what the layer sends where it pools."""
-        self.shapes()
-        return self._current_shapes
+        Raises:
+            ValueError: a layer, put in another's place perhaps, that cannot read its sources.
+        """
+        form: list[Any] = [self.input_shape]
+        _add_form(self.layers, form)
+        if self._form != form:
+            self._check_order()
+            self.known_shapes, self._form = self._computed_shapes(), form
+        return self.known_shapes
+
+    def _computed_shapes(self) -> dict[str, tuple[int, ...]]:
+        like = next(chain(self.parameters(), self.buffers()))
+        values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
+        self.known_current_shapes = {}
+        with torch.no_grad():
+            for name, layer in self.named_layers():
+                try:
+                    current = layer.current(values)
+                except RuntimeError as error:
+                    given = ", ".join(f"{source!r} {tuple(values[source].shape[2:])}" for source in layer.sources)
+                    raise ValueError(f"layer {name!r} cannot read {given}: {error}") from error
+                shape = self.known_current_shapes[name] = tuple(current.shape[2:])
+                values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(shape))
+        return {name: tuple(value.shape[2:]) for name, value in values.items()}
 
     def init_state(self) -> NetworkState:
         """State before the first step; potentials and dropout masks are made when a layer is first reached."""
@@ -138,7 +163,7 @@ class SpikingNetwork(nn.Module):
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
         refuse_transforms(x_B)
         refuse_uncalled(self._containers())
-        output_TBK, state = self._advance(x_B.unsqueeze(0), 1, state, None)
+        output_TBK, state = self._advance(trainable(x_B).unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
 
     def forward(self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None) -> Tensor:
@@ -203,6 +228,7 @@ class SpikingNetwork(nn.Module):
         if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled():
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
             return
+        x_B = trainable(x_B)
         if chunk is None:
             chunk = timesteps if torch.is_grad_enabled() else 1
         state = self.init_state()
@@ -220,11 +246,16 @@ class SpikingNetwork(nn.Module):
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
         if timesteps < 1:
             raise ValueError(f"timesteps is {timesteps}; a simulation needs at least 1 step")
+        found = unusual(x_B)
+        if found is not None:
+            raise ValueError(f"input {found}")
         if tuple(x_B.shape[1:]) != self.input_shape:
             raise ValueError(f"input has shape {tuple(x_B.shape)}; this network reads (batch, *{self.input_shape})")
         if len(x_B) == 0:
             raise ValueError("the batch holds no sample; a simulation needs at least 1")
         weight = next(self.parameters(), None)
+        if weight is not None and weight.is_inference() and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            raise ValueError("the network was made in inference mode, so it has no gradients: use copy.deepcopy(network)")
         if not x_B.is_floating_point() or (weight is not None and x_B.dtype != weight.dtype):
             wanted = weight.dtype if weight is not None else "a floating-point type"
             raise ValueError(f"input is {x_B.dtype}; this network computes in {wanted}: convert it with x.to(...)")
@@ -254,3 +285,17 @@ class SpikingNetwork(nn.Module):
 def _at_least_float32(current_TB: Tensor) -> Tensor:
     """For potentials and the output, which sum over the steps: in half precision they would stand still after some hundred."""
     return current_TB if current_TB.dtype in (torch.float32, torch.float64) else current_TB.float()
+
+
+def _add_form(module: nn.Module, form: list[Any]) -> None:
+    """Add what the shapes of a module's results depend on: its class, settings, hooks and children, and its tensors' shapes."""
+    own, kind = module.__dict__, type(module)
+    children = own["_modules"]
+    form += (kind, *children)
+    if kind not in HOLDERS:
+        form += [value for name, value in own.items() if type(value) in SETTINGS and name != "training"]
+        form += [t.shape for t in (*own["_parameters"].values(), *own["_buffers"].values()) if t is not None]
+        form += (*own["_forward_hooks"], *own["_forward_pre_hooks"])
+    for child in children.values():
+        if child is not None:
+            _add_form(child, form)

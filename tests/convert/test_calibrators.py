@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, IF, Digits, Percentile, convert, snn_accuracy
+from spikeprop import CNN, IF, Digits, MaxActivation, Percentile, SignedIF, ThresholdBalancing, convert, snn_accuracy
 from spikeprop.ann.activation import QCFS
 from spikeprop.convert import (
     AdvancedCalibration,
@@ -28,7 +28,7 @@ from spikeprop.convert.calibrators.correction import delay_readout
 from spikeprop.convert.calibrators.least_error import quantised
 from spikeprop.experiment.network_checkpoint import _make_room
 from spikeprop.learn import load_checkpoint, load_model, save_checkpoint
-from spikeprop.snn import Direct, Layer, NeuronState, SpikingNetwork, Synapse
+from spikeprop.snn import Direct, Layer, Neuron, NeuronState, SpikingNetwork, Synapse
 from spikeprop.snn.offset import offset, shifted_start
 
 STEPS = 2
@@ -220,6 +220,76 @@ def test_a_fit_that_does_not_lower_the_error_is_undone() -> None:
     weight = linear.weight.detach().clone()
     LayerFit(layer, target, {"input": rates}, timesteps=1000).run(iterations=3, batch_size=8, step=1.0)
     assert torch.equal(linear.weight, weight)
+
+
+def rising_leaky_net(head: float = 1.0) -> nn.Module:
+    """Positive weights without biases: on positive images no input of an activation is negative, so no negative side fires."""
+    ann = nn.Sequential(
+        nn.Linear(6, 5, bias=False), nn.LeakyReLU(0.1), nn.Linear(5, 4, bias=False), nn.LeakyReLU(0.2), nn.Linear(4, 3)
+    )
+    for module in ann[::2]:
+        module.weight.data.abs_()
+    ann[4].weight.data.mul_(head)
+    ann[4].bias.data.mul_(head)
+    return ann.eval()
+
+
+EVERY: list[ThresholdCalibrator] = [
+    *FOR_T,
+    AdvancedCalibration(timesteps=16, iterations=20, per="layer"),
+    MaxActivation(),
+    Percentile(per="channel"),
+    ThresholdBalancing(timesteps=20),
+    ThresholdBalancing(timesteps=20, percentile=99.0),
+    OffsetSpike(calibrator=LeastError(timesteps=8)),
+]
+
+
+@pytest.mark.parametrize("neuron", [IF(v_init=0.5), SignedIF()], ids=["IF", "SignedIF"])
+@pytest.mark.parametrize("calibrator", EVERY, ids=str)
+def test_a_side_that_no_image_reaches_is_calibrated_and_stays_silent(calibrator: ThresholdCalibrator, neuron: Neuron) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(40, 6) + 0.1
+    network = convert(rising_leaky_net(), [x], neuron, calibrator)
+    for name, found in network.neurons().items():
+        assert (found.v_threshold > 0).all(), name
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    for name, rate in rates_of(network, x, 4).items():
+        assert not name.endswith("_negative") or not rate.any(), name
+
+
+@pytest.mark.parametrize("calibrator", EVERY, ids=str)
+def test_scores_of_zero_leave_weights_that_are_numbers(calibrator: ThresholdCalibrator) -> None:
+    """The head's target is zero for all images: there is nothing to relate its error to."""
+    torch.manual_seed(0)
+    x = torch.rand(40, 6) + 0.1
+    network = convert(rising_leaky_net(head=0.0), [x], IF(v_init=0.5), calibrator)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    assert not network(x, 4).any()
+
+
+@pytest.mark.parametrize("calibrator", EVERY, ids=str)
+def test_a_channel_that_is_never_active_gets_a_threshold(calibrator: ThresholdCalibrator) -> None:
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    for module, positive in ((ann[0], 1.0), (ann[2], 1.0)):
+        module.weight.data.abs_()
+        module.bias.data.fill_(positive)
+        module.weight.data[1], module.bias.data[1] = 0.0, -1.0
+    x = torch.rand(40, 6) + 0.1
+    network = convert(ann, [x], IF(v_init=0.5), calibrator)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    assert all((neuron.v_threshold > 0).all() for neuron in network.neurons().values())
+
+
+@pytest.mark.parametrize("calibrator", EVERY, ids=str)
+def test_a_layer_that_is_never_active_is_refused_by_name(calibrator: ThresholdCalibrator) -> None:
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    ann[0].weight.data.abs_().neg_()
+    ann[0].bias.data.zero_()
+    with pytest.raises(ConversionError, match=r"layer '_?\w+' is never active on the calibration images"):
+        convert(ann, [torch.rand(40, 6) + 0.1], IF(v_init=0.5), calibrator)
 
 
 def test_initial_potentials_compensate_each_neurons_mean_error(digits_cnn: CNN) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from pathlib import Path
 
+import nir
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from spikeprop import CNN, IF, MLP, VGG, Direct, ResNet, convert
+from spikeprop import CNN, IF, MLP, VGG, Direct, ResNet, convert, snn_accuracy
 from spikeprop.convert import ConversionError, MaxActivation, relu_activations, to_spiking
+from spikeprop.deploy import export, from_nir, to_nir
+from spikeprop.errors import NirError
+from spikeprop.snn import Layer, SpikingNetwork, Synapse
 
 
 class Functional(nn.Module):
@@ -132,3 +138,49 @@ def test_a_folded_bias_is_trained_like_its_weight() -> None:
     network = convert(ann.eval(), [torch.rand(4, 1, 4, 4)], IF(), MaxActivation())
     assert all(p.requires_grad for p in network.parameters())
     assert sum(p.dim() == 1 for p in network.parameters()) == 2
+
+
+NAMES = ["keys", "items", "values", "pop", "update", "clear", "__len__", "input", "output", "a/0", "my layer", "a-b", "weight"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_may_have_any_name_that_torch_allows(name: str, tmp_path: Path) -> None:
+    """Also those of methods of what holds the layers, and of nodes of a file."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(12, 9)
+            self.add_module(name, nn.Linear(9, 8))
+            self.last = nn.Sequential(OrderedDict({"relu": nn.ReLU(), f"{name}_2" if name != "a/0" else "a_0": nn.Linear(8, 3)}))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self._modules[name](self.first(x.flatten(1)).relu()))  # type: ignore[misc]
+
+    torch.manual_seed(0)
+    ann, x = Named(), torch.rand(6, 3, 2, 2)
+    network = convert(ann, x, IF(), MaxActivation())
+    assert len(network.layers) == 3
+    assert snn_accuracy(network, (x, ann(x).argmax(1)), [256]) == {256: 100}
+    export(network, tmp_path / "network.nir")
+    torch.testing.assert_close(from_nir(nir.read(tmp_path / "network.nir"))(x, 5), network(x, 5))
+
+
+@pytest.mark.parametrize("name", ["lambda", "class", "None"])
+def test_words_of_python_are_refused_as_names_of_modules(name: str) -> None:
+    ann = nn.Sequential(OrderedDict({"a": nn.Flatten(), name: nn.Linear(12, 3)}))
+    with pytest.raises(ConversionError, match=f"'{name}' has a name of Python's own.*rename it"):
+        convert(ann, torch.rand(6, 3, 2, 2), IF(), MaxActivation())
+
+
+@pytest.mark.parametrize("name", ["keys", "training", "a.b", "", "input"])
+def test_layers_with_names_that_cannot_be_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a layer cannot be called '{name}'"):
+        SpikingNetwork({name: Layer([("input", Synapse([nn.Flatten()]))], None)}, Direct(), (3,))
+
+
+def test_a_layer_whose_name_a_file_cannot_hold_is_refused_there() -> None:
+    network = SpikingNetwork({"a/b": Layer([("input", Synapse([nn.Linear(3, 2)]))], IF()),
+                              "c": Layer([("a/b", Synapse([nn.Linear(2, 2)]))], None)}, Direct(), (3,))  # fmt: skip
+    with pytest.raises(NirError, match="'a/b_synapse0_0', and a slash separates folders in HDF5"):
+        to_nir(network)

@@ -300,6 +300,11 @@ def with_negative_variance(m: Any) -> Any:
     return m
 
 
+def orthogonal_in_half() -> nn.Module:
+    """Torch's decompositions know no half precision."""
+    return nn.Sequential(nn.Flatten(), parametrizations.orthogonal(nn.Linear(64, 16)), nn.ReLU(), nn.Linear(16, 3)).bfloat16()
+
+
 @pytest.mark.parametrize(
     ("ann", "says"),
     [
@@ -308,6 +313,7 @@ def with_negative_variance(m: Any) -> Any:
         (lambda: with_negative_variance(mlp()), "outputs hold NaN or infinity.*first after node '_2'"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), r"'1' \(LazyLinear\) has no weight and bias yet"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3, dtype=torch.complex64)), "'1.weight' is complex"),
+        (lambda: orthogonal_in_half(), r"weights of '1' \(.*\) cannot be computed: .*make them permanent first"),
         (lambda: setattr(m := mlp(), "lock", threading.Lock()) or m, "cannot be copied.*keep what is no weight"),
         (lambda: IF, "ann is the class IF"),
     ],

@@ -134,7 +134,7 @@ def test_a_hidden_layer_may_be_called_as_the_input_and_output_nodes_are(tmp_path
     assert from_nir(nir.read(tmp_path / "n.nir")).neurons().keys() == network.neurons().keys()
 
 
-@pytest.mark.parametrize("name", ["input", "output"])
+@pytest.mark.parametrize("name", ["output", "last_synapse0_0"])
 def test_two_nodes_of_one_name_are_refused_on_writing(name: str) -> None:
     hidden = Layer([(INPUT, Synapse([nn.Linear(3, 3)]))], IF())
     last = Layer([(name, Synapse([nn.Linear(3, 3)]))], None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from spikeprop import IF, Digits, MaxActivation, Poisson, SpikingNetwork, ann_accuracy, convert, snn_accuracy
+from spikeprop import IF, Backprop, Digits, MaxActivation, Poisson, SpikingNetwork, ann_accuracy, convert, fit, snn_accuracy
 from spikeprop.errors import ConversionError, DataError, LabelError
 from spikeprop.runtime.given import read_batches
+from spikeprop.runtime.labels import read_labels
 
 X = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8)
@@ -94,7 +95,13 @@ REFUSED: list[tuple[Any, str]] = [
     (Digits, "the class Digits; pass an instance"),
     ("MNIST", "the data are text; pass a tensor"),
     (None, "a NoneType; pass a tensor"),
-    ([1, 2], "holds a int where a tensor belongs"),
+    ([1, 2], r"batch 0 has the shape \(\), which is no batch"),
+    ([{1, 2}], "a set where a tensor or numbers belong"),
+    ((X, Y[:3]), "8 examples and 3 labels"),
+    ((X, [1, 2]), "8 examples and 2 labels"),
+    ((X, Y[0]), "8 examples and 1 labels"),
+    ((X, ["a"] * 8), "labels is a list of str where a tensor or numbers belong"),
+    ((X, [[0]] * 7 + [[0, 1]]), "labels cannot become a tensor"),
     (torch.rand(8), r"shape \(8,\), which is no batch"),
     ([X, X[..., :7]], r"batch 1 have the shape \(1, 8, 7\), and those before \(1, 8, 8\)"),
     ([(X, Y[:3])], "8 images and 3 labels"),
@@ -132,6 +139,73 @@ def test_accuracy_reads_the_same_forms(name: str) -> None:
     ann, network = mlp(), converted(X)
     assert ann_accuracy(ann, UNDERSTOOD[name]()) == ann_accuracy(ann, [(X, Y)])
     assert snn_accuracy(network, UNDERSTOOD[name](), [4]) == snn_accuracy(network, [(X, Y)], [4])
+
+
+UNUSUAL = {
+    "sparse": (lambda x: x.to_sparse(), r"stored as sparse_coo; pass x.to_dense\(\)"),
+    "rows": (lambda x: x.flatten(1).to_sparse_csr(), r"stored as sparse_csr; pass x.to_dense\(\)"),
+    "mkldnn": (lambda x: x.to_mkldnn(), r"stored as _mkldnn; pass x.to_dense\(\)"),
+    "meta": (lambda x: x.to("meta"), "meta device, which holds shapes without values"),
+    "complex": (lambda x: x.to(torch.complex64), "complex .*networks are real; pass torch.view_as_real"),
+    "quantised": (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), r"quantised \(quint8\); pass x.dequantize"),
+    "nested": (lambda x: torch.nested.nested_tensor([*x]), r"nested tensor; pad.*x.to_padded_tensor\(0.0\)"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.filterwarnings("ignore")  # torch calls some of these kinds prototypes
+def test_tensors_of_unusual_kinds_are_refused_everywhere(kind: str) -> None:
+    change, says = UNUSUAL[kind]
+    x, network, ann = change(X), converted(X), mlp()
+    optimizer = torch.optim.SGD(ann.parameters(), lr=0.1)
+    doors: list[Callable[[], Any]] = [
+        lambda: converted(x),
+        lambda: converted([x]),
+        lambda: ann_accuracy(ann, (x, Y)),
+        lambda: snn_accuracy(network, [(x, Y)], [4]),
+        lambda: network(x, 4),
+        lambda: fit(ann, Backprop(), [(x, Y)], optimizer, epochs=1),
+    ]
+    if kind not in ("nested", "mkldnn", "rows"):  # labels have one axis
+        y = change(Y.float() if kind == "quantised" else Y)
+        doors += [
+            lambda: ann_accuracy(ann, (X, y)),
+            lambda: ann_accuracy(ann, [{"x": X, "y": y}]),
+            lambda: fit(ann, Backprop(), [(X, y)], optimizer, epochs=1),
+            lambda: read_labels(torch.rand(8, 10), y),
+        ]
+    for packed in (True, False):
+        network.packed = packed
+        for door in doors:
+            with pytest.raises(ValueError, match=says):
+                door()
+
+
+LABELS: dict[str, Any] = {
+    "list": Y.tolist(), "tuple": tuple(Y.tolist()), "range": range(8), "NumPy": Y.numpy(), "one column": Y[:, None],
+    "nested list": [[i] for i in range(8)], "list of tensors": [*Y], "another byte order": Y.numpy().astype(">i4"),
+    "unsigned": Y.numpy().astype(np.uint16), "one-hot list": torch.eye(10)[:8].int().tolist(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", LABELS)
+def test_labels_in_the_forms_that_people_have(form: str) -> None:
+    right = ann_accuracy(mlp(), (X, mlp()(X).argmax(1)))
+    assert right == 100
+    wanted = ann_accuracy(mlp(), [(X, Y)])
+    assert wanted > 0
+    assert ann_accuracy(mlp(), (X, LABELS[form])) == ann_accuracy(mlp(), [(X, LABELS[form])]) == wanted
+
+
+@pytest.mark.parametrize("kind", [">f4", np.longdouble, np.float16])
+def test_arrays_of_types_that_torch_does_not_have(kind: Any) -> None:
+    ((x, _),) = read_batches(X.numpy()[::-1].astype(kind))
+    torch.testing.assert_close(x.float(), X.flip(0), rtol=1e-3, atol=1e-3)
+
+
+def test_labels_that_are_all_ignored_are_no_missing_images() -> None:
+    with pytest.raises(LabelError, match="all labels are -100, which means no class"):
+        ann_accuracy(mlp(), (X, torch.full((8,), -100)))
 
 
 def test_accuracy_reads_splits_and_data_sets() -> None:

@@ -387,3 +387,45 @@ def test_layers_that_stay_silent_are_named_once(silent: list[str]) -> None:
 
 def test_a_network_that_fires_is_not_warned_of() -> None:
     assert _fit(*network_of()) == []
+
+
+# inference mode ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["forward", "unroll", "step"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_input_made_in_inference_mode_gives_the_same_gradient(how: str, packed: bool) -> None:
+    network, x = network_of()
+    network.packed = packed
+
+    def found(x: Tensor) -> dict[str, Tensor]:
+        network.zero_grad()
+        if how == "forward":
+            output = network(x, STEPS)
+        elif how == "unroll":
+            output = [part[-1] for part in network.unroll(x, STEPS)][-1]
+        else:
+            output, state = network.step(x, network.init_state())
+            for _ in range(STEPS - 1):
+                output, state = network.step(x, state)
+        output.square().sum().backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    with torch.inference_mode():
+        made_there = x.clone()
+    same(found(made_there), found(x))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_network_made_in_inference_mode_is_refused_where_gradients_are_wanted(packed: bool) -> None:
+    network, x = network_of()
+    with torch.inference_mode():
+        made_there = copy.deepcopy(network)
+    made_there.packed = packed
+    with pytest.raises(ValueError, match="made in inference mode, so it has no gradients: use copy"):
+        made_there(x, STEPS)
+    with pytest.raises(ValueError, match="made in inference mode, so it cannot be trained"):
+        fit(made_there, BPTT(timesteps=2), [(x, torch.zeros(5).long())], torch.optim.SGD(network.parameters(), lr=0.1), epochs=1)
+    with torch.no_grad():
+        torch.testing.assert_close(made_there(x, STEPS), network(x, STEPS))
+    copy.deepcopy(made_there)(x, STEPS).sum().backward()

@@ -127,3 +127,51 @@ def test_a_graph_out_of_order_is_refused() -> None:
     layer = Layer([("later", Synapse([nn.Linear(2, 2)]))], IF())
     with pytest.raises(ValueError, match="reads 'later'"):
         SpikingNetwork({"first": layer}, Direct(), (2,))
+
+
+def test_shapes_follow_operations_settings_and_hooks_that_change() -> None:
+    conv = nn.Conv2d(1, 2, 3, padding=1)
+    layers = {"a": Layer([("input", Synapse([conv]))], IF()), "out": Layer([("a", Synapse([nn.AdaptiveAvgPool2d(1)]))], None)}
+    network, x = SpikingNetwork(layers, Direct(), (1, 8, 8)), torch.rand(2, 1, 8, 8)
+    ops = layers["a"].synapses[0].ops
+    assert isinstance(ops, nn.ModuleList)
+
+    def shape() -> tuple[int, ...]:
+        network(x, 2)
+        return network.shapes()["a"]
+
+    assert shape() == (2, 8, 8)
+    conv.stride = (2, 2)
+    assert shape() == (2, 4, 4)
+    ops.append(nn.AvgPool2d(2))
+    assert shape() == (2, 2, 2)
+    del ops[-1]
+    conv.weight = nn.Parameter(torch.rand(5, 1, 3, 3))
+    conv.bias = None
+    assert shape() == (5, 4, 4)
+    handle = conv.register_forward_hook(lambda module, args, output: output[..., :3])
+    assert shape() == (5, 4, 3)
+    handle.remove()
+    assert shape() == (5, 4, 4)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_layer_that_is_replaced_is_simulated_as_it_is(packed: bool) -> None:
+    def made(channels: int) -> dict[str, Layer]:
+        torch.manual_seed(channels)
+        return {
+            "a": Layer([("input", Synapse([nn.Conv2d(1, channels, 3, padding=1)]))], IF(v_threshold=0.2)),
+            "out": Layer([("a", Synapse([nn.Flatten(), nn.Linear(channels * 16, 3)]))], None),
+        }
+
+    network, x = SpikingNetwork(made(2), Direct(), (1, 4, 4)), torch.rand(2, 1, 4, 4)
+    network.packed = packed
+    network(x, 3)
+    network.layers.update(made(5))
+    torch.testing.assert_close(network(x, 3), SpikingNetwork(made(5), Direct(), (1, 4, 4))(x, 3))
+    network.layers["out"] = made(3)["out"]
+    with pytest.raises((ValueError, RuntimeError), match=r"layer 'out' cannot read 'a' \(5, 4, 4\)" if packed else "shapes"):
+        network(x, 3)
+    network.layers["a"] = Layer([("out", Synapse([nn.Identity()]))], IF())
+    with pytest.raises(ValueError, match="layer 'a' reads 'out', which is not an earlier layer"):
+        network.shapes()

@@ -186,9 +186,9 @@ class Examination:
         )
         if fingerprint(ann) != before:
             raise Difference("convert changed the caller's network")
-        wanted = evaluated(ann, images.clone())
         if network is None:
             return None
+        wanted = evaluated(ann, images.clone())
         self.counts["converted"] += 1
         found = as_ann(network, images)
         if found.shape != wanted.shape:

@@ -84,7 +84,8 @@ class LayerFit:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
         draws = torch.Generator().manual_seed(0)
         images = self.shard.size(len(self.target))
-        size = float(self.shard.mean(self.target.square().reshape(-1), 0))
+        # A target of zeros, such as that of a side of an activation which no image reaches, has no size to relate the error to.
+        size = float(self.shard.mean(self.target.square().reshape(-1), 0)) or 1.0
         before, first = self.error(), [p.detach().clone() for p in self.trained]
         for _ in range(iterations):
             chosen = torch.randperm(images, generator=draws)[:batch_size]
@@ -96,7 +97,8 @@ class LayerFit:
             self.shard.processes.sum_gradients(self.trained, dtype=torch.float64)
             optimizer.step()
             schedule.step()
-        if self.error() > before:  # the straight-through gradient is not the staircase's own: few steps can mislead it
+        # The straight-through gradient is not the staircase's own: few steps can mislead it. NaN is no improvement either.
+        if not self.error() <= before:
             for parameter, value in zip(self.trained, first):
                 parameter.data.copy_(value)
         self._store()

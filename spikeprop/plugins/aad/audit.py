@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.models import Model
+from spikeprop.plugins.aad.precision import refuse_rounding
 from spikeprop.plugins.aad.products import Product
 from spikeprop.plugins.aad.report import Audit
 
@@ -24,6 +25,8 @@ TOLERANCE = 0.01  # of the sensitivity
 def audits(model: Model, product: Product, normals: Tensor, adjoints: Mapping[str, Tensor], middle: Tensor) -> dict[str, Audit]:
     """By parameter, the number with the largest adjoint; where all adjoints are zero, the sum of all numbers.
 
+    A parameter whose bumped model is impossible is listed as not audited, with the reason.
+
     Args:
         model, product: the simulation.
         normals: (dimension, paths) numbers of the audit's paths.
@@ -33,14 +36,14 @@ def audits(model: Model, product: Product, normals: Tensor, adjoints: Mapping[st
     Raises:
         MarketError: an adjoint is not the derivative; the message names the parameter.
     """
-    found = {name: _audit(model, product, normals, name, adjoint, middle) for name, adjoint in adjoints.items()}
-    return {name: one for name, one in found.items() if one is not None}
+    return {name: _audit(model, product, normals, name, adjoint, middle) for name, adjoint in adjoints.items()}
 
 
-def _audit(model: Model, product: Product, normals: Tensor, name: str, adjoints: Tensor, middle: Tensor) -> Audit | None:
+def _audit(model: Model, product: Product, normals: Tensor, name: str, adjoints: Tensor, middle: Tensor) -> Audit:
     parameter = model.parameters[name]
     index = int(adjoints.abs().argmax())
     adjoint = float(adjoints.reshape(-1)[index])
+    label = name if adjoint == 0 else model.labels(name)[index]
     direction = torch.zeros_like(parameter)
     direction.view(-1)[index] = 1.0
     if adjoint == 0:
@@ -50,18 +53,20 @@ def _audit(model: Model, product: Product, normals: Tensor, name: str, adjoints:
     size = min(size, 0.01 * level) if level > 0 else size
     try:
         up, down = (_payoffs(model, product, normals, {name: parameter + sign * size * direction}) for sign in (1, -1))
-    except (MarketError, torch.linalg.LinAlgError):
-        return None  # the bumped model is impossible (arbitrage, correlations that are no longer positive definite)
+    except (MarketError, torch.linalg.LinAlgError) as error:  # arbitrage, correlations that are not positive definite
+        why = str(error) if isinstance(error, MarketError) else "a matrix of it is not positive definite"
+        return Audit(what=label, adjoint=adjoint, paths=len(middle), reason=f"the bumped model is impossible: {why}")
     forward, backward = (up - middle) / size, (middle - down) / size
     quotient = (forward + backward) / 2
-    kept = quotient.isfinite()
-    if not bool(kept.all()):
-        return None  # the engine reports results that are not finite
+    if not bool(quotient.isfinite().all()):
+        return Audit(what=label, adjoint=adjoint, paths=len(middle), reason="a payoff of the bumped model is not finite")
     bumped = float(quotient.mean())
     rounding = 1e-8 * float(middle.abs().max()) / size
     error = float((forward - backward).abs().mean()) + rounding
-    label = name if adjoint == 0 else model.labels(name)[index]
     if abs(adjoint - bumped) > error + TOLERANCE * max(abs(adjoint), abs(bumped)):
+        prepared = model.prepare(model.parameters, product.dates)
+        spots = model.simulate(prepared, normals, product.dates)
+        refuse_rounding(product, spots, prepared["discounts"], abs(adjoint - bumped) * size)
         kind = "identically zero" if adjoint == 0 else f"{adjoint:.5g}"
         raise MarketError(
             f"the sensitivity to {label} is wrong: on {len(middle)} paths, its adjoint is {kind}, and a bump on the same paths "

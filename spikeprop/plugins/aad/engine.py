@@ -25,6 +25,7 @@ from spikeprop.plugins.aad.paths import Batch, Paths
 from spikeprop.plugins.aad.probe import check_derivative, probed, undifferentiable
 from spikeprop.plugins.aad.products import Product
 from spikeprop.plugins.aad.report import Audit, Estimate, Price, Risk
+from spikeprop.plugins.aad.unseen import Seen, warn_of_one_value, warn_of_zeros
 from spikeprop.runtime.signals import stop_if_requested
 
 BATCH = 512  # paths; the data of a batch fit into the cache of a core
@@ -52,10 +53,12 @@ def _price(model: Model, product: Product, paths: Paths, batch: int, threads: in
     started = time.perf_counter()
     prepared = {k: v.detach() for k, v in model.prepare(model.parameters, product.dates).items()}
     spread = 0.0 if tested else probed(model, product, paths, prepared).range
-    tally = _Tally()
-    for count, values in _groups(partial(_value, model, product, paths, prepared), paths.batches(batch), threads):
+    tally, seen = _Tally(), Seen()
+    for count, values in _groups(partial(_value, model, product, paths, prepared, seen), paths.batches(batch), threads):
         tally.add(count, values)
     found = _finished(tally, paths, torch.tensor([spread]))
+    if not tested and seen.same:
+        warn_of_one_value(model, product, paths, prepared, seen.first)
     return Price(estimate=found, paths=paths.paths, seconds=time.perf_counter() - started)
 
 
@@ -76,8 +79,8 @@ def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, th
     tape = model.prepare(leaves, product.dates)
     mark = {k: v.detach() for k, v in tape.items()}
     audited, spreads = _tested(model, product, paths, tape, leaves)
-    tally = _Tally()
-    groups = _groups(partial(_value_and_adjoints, model, product, paths, mark), paths.batches(batch), threads)
+    tally, seen = _Tally(), Seen()
+    groups = _groups(partial(_value_and_adjoints, model, product, paths, mark, seen), paths.batches(batch), threads)
     while some := list(islice(groups, AT_ONCE)):
         for (count, _), row in zip(some, _to_parameters(tape, leaves, torch.stack([sums for _, sums in some]))):
             tally.add(count, row)
@@ -86,13 +89,18 @@ def risk(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, th
         raise MarketError(
             "a derivative is not finite: the payoff is not differentiable on some path; smooth it (products.above) or clamp it"
         )
-    if float(total.standard_error[0]) > 0 and not bool(total.value[1:].any()):
+    if not seen.same and not bool(total.value[1:].any()):
         raise MarketError(
             "the payoff varies, but all its adjoints are zero: it depends on prices by a rare event that jumps; smooth it "
             "(products.above)"
         )
     sizes = [v.numel() for v in leaves.values()]
-    parts = zip(leaves, *(x[1:].split(sizes) for x in (total.value, total.standard_error)))
+    parts = list(zip(leaves, *(x[1:].split(sizes) for x in (total.value, total.standard_error))))
+    if seen.same:
+        warn_of_one_value(model, product, paths, mark, seen.first)
+    else:
+        zeros = [name for name, value, _ in parts if not value.any()]
+        warn_of_zeros(zeros, model, product, paths, lambda normals: _adjoints(model, product, normals, tape, leaves))
     return Risk(
         estimate=Estimate(total.value[0], total.standard_error[0], total.groups),
         paths=paths.paths,
@@ -162,14 +170,11 @@ def _tested(model: Model, product: Product, paths: Paths, tape: Prepared, leaves
     check_derivative(product, probe, paths.paths)
     count = probe.normals.shape[1]
     try:
-        sums = _sums(model, product, probe.normals, mark)
+        adjoints = _adjoints(model, product, probe.normals, tape, leaves)
     except RuntimeError as error:
         raise undifferentiable(product, error) from error
-    parts = (sums[1:] / count).split([v.numel() for v in mark.values()])
-    reached = [(v, part.reshape(v.shape)) for v, part in zip(tape.values(), parts) if v.requires_grad]
-    outputs, seeds = (list(one) for one in zip(*reached))
-    found = torch.autograd.grad(outputs, list(leaves.values()), seeds, retain_graph=True, materialize_grads=True)
-    adjoints = dict(zip(leaves, found)) if all(bool(one.isfinite().all()) for one in found) else {}
+    if not all(bool(one.isfinite().all()) for one in adjoints.values()):
+        adjoints = {}  # the complete simulation reports it
     audited = audits(model, product, probe.normals, adjoints, probe.values[:count])
     spreads = [probe.range]
     for name, leaf in leaves.items():
@@ -177,12 +182,29 @@ def _tested(model: Model, product: Product, paths: Paths, tape: Prepared, leaves
     return audited, torch.tensor(spreads, dtype=torch.float64)
 
 
+def _adjoints(model: Model, product: Product, normals: Tensor, tape: Prepared, leaves: Parameters) -> dict[str, Tensor]:
+    """Derivatives of the mean payoff of a few paths by every parameter."""
+    mark = {k: v.detach() for k, v in tape.items()}
+    sums = _sums(model, product, normals, mark) / normals.shape[1]
+    parts = sums[1:].split([v.numel() for v in mark.values()])
+    reached = [(v, part.reshape(v.shape)) for v, part in zip(tape.values(), parts) if v.requires_grad]
+    outputs, seeds = (list(one) for one in zip(*reached))
+    found = torch.autograd.grad(outputs, list(leaves.values()), seeds, retain_graph=True, materialize_grads=True)
+    return dict(zip(leaves, found))
+
+
 def _finished(tally: _Tally, paths: Paths, spreads: Tensor) -> Estimate:
     """The mean with its standard error, from few groups with a warning.
 
-    Coinciding groups have no variance, but each may be off by a part of a path: with the range of the values over paths, taken as
-    uniform, the standard deviation of a group's mean is range / (paths of a group * sqrt(12)).
+    Where groups coincide, as stratified points in a digital event do, their variance says little, and each may be off by a part
+    of a path: with the range of the values over paths, taken as uniform, the standard deviation of a group's mean is then at
+    least range / (paths of a group * sqrt(12)).
     """
+    if tally.groups < 2:
+        raise MarketError(
+            f"{type(paths).__name__}.batches gave {tally.groups} group of paths, and a standard error needs at least 2 "
+            "independent ones: number the groups in Batch.group"
+        )
     if tally.groups < FEW:
         warnings.warn(
             f"the standard errors come from {tally.groups} independent groups of paths only (Sobol: scramblings), so they are "
@@ -190,28 +212,33 @@ def _finished(tally: _Tally, paths: Paths, spreads: Tensor) -> Estimate:
             stacklevel=4,
         )
     found = tally.estimate()
-    coincide = found.standard_error <= 1e-12 * found.value.abs()
     least = spreads * found.groups**0.5 / (paths.paths * 12**0.5)
-    return Estimate(found.value, torch.where(coincide, least, found.standard_error), found.groups)
+    error = torch.where(tally.coincide, found.standard_error.maximum(least), found.standard_error)
+    return Estimate(found.value, error, found.groups)
 
 
-def _value(model: Model, product: Product, paths: Paths, prepared: Prepared, batch: Batch) -> Tensor:
+def _value(model: Model, product: Product, paths: Paths, prepared: Prepared, seen: Seen, batch: Batch) -> Tensor:
     """Sum (1,) of the payoffs."""
     with torch.no_grad():
         spots = model.simulate(prepared, paths.normals(batch, model.dimension(product.dates)), product.dates)
-        return product.payoff(spots, prepared["discounts"]).sum().reshape(1)
+        payoffs = product.payoff(spots, prepared["discounts"])
+        seen.add(payoffs)
+        return payoffs.sum().reshape(1)
 
 
-def _value_and_adjoints(model: Model, product: Product, paths: Paths, mark: Prepared, batch: Batch) -> Tensor:
-    """Sums (1 + size of the mark,) of the payoffs and of their adjoints; each call has its own leaves, so threads share
-    nothing."""
-    return _sums(model, product, paths.normals(batch, model.dimension(product.dates)), mark)
+def _value_and_adjoints(model: Model, product: Product, paths: Paths, mark: Prepared, seen: Seen, batch: Batch) -> Tensor:
+    """Sums (1 + size of the mark,) of the payoffs and of their adjoints; each call has its own leaves, so threads share only
+    ``seen``."""
+    return _sums(model, product, paths.normals(batch, model.dimension(product.dates)), mark, seen)
 
 
-def _sums(model: Model, product: Product, normals: Tensor, mark: Prepared) -> Tensor:
+def _sums(model: Model, product: Product, normals: Tensor, mark: Prepared, seen: Seen | None = None) -> Tensor:
     prepared = {k: v.detach().requires_grad_() for k, v in mark.items()}
     spots = model.simulate(prepared, normals, product.dates)
-    total = product.payoff(spots, prepared["discounts"]).sum()
+    payoffs = product.payoff(spots, prepared["discounts"])
+    if seen is not None:
+        seen.add(payoffs.detach())
+    total = payoffs.sum()
     if not total.requires_grad:
         return torch.cat([total.reshape(1), *(v.new_zeros(v.numel()) for v in mark.values())])
     found = torch.autograd.grad(total, list(prepared.values()), materialize_grads=True)
@@ -254,14 +281,23 @@ class _Tally:
 
     def __init__(self) -> None:
         self.groups, self.paths = 0, 0
-        self.total = self.mean = self.spread = torch.zeros(1, dtype=torch.float64)
+        self.total = self.mean = self.spread = self.last = self.ties = torch.zeros(1, dtype=torch.float64)
 
     def add(self, count: int, sums: Tensor) -> None:
         """Add a group: its number of paths and the sums over them."""
         self.groups, self.paths, self.total = self.groups + 1, self.paths + count, self.total + sums
-        deviation = sums / count - self.mean
+        found = sums / count
+        deviation = found - self.mean
         self.mean = self.mean + deviation / self.groups
-        self.spread = self.spread + deviation * (sums / count - self.mean)
+        self.spread = self.spread + deviation * (found - self.mean)
+        if self.groups > 1:
+            self.ties = self.ties + ((found - self.last).abs() <= 1e-12 * found.abs())
+        self.last = found
+
+    @property
+    def coincide(self) -> Tensor:
+        """Where at least a quarter of the groups equal the one before; two different values do so half of the time."""
+        return self.ties >= 0.25 * (self.groups - 1)
 
     def estimate(self) -> Estimate:
         """Mean over all paths, with its standard error."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.models import Model, Prepared
 from spikeprop.plugins.aad.paths import Batch, Paths
+from spikeprop.plugins.aad.precision import refuse_rounding
 from spikeprop.plugins.aad.products import Product
 
 COUNT = 256  # paths of the probe
@@ -164,6 +165,8 @@ def _check_slopes(lines: _Lines) -> None:
         wrong &= agree & off
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0])
+        difference = float((quotient - slope)[wrong].abs().max()) * 2 * STEPS[-1]
+        refuse_rounding(lines.product, lines.start, lines.discounts, difference)
         kind = "zero" if not slope[wrong].any() else "wrong"
         raise MarketError(
             f"the derivative of the payoff of {type(lines.product).__name__} by the prices is {kind} on {int(wrong.sum())} of "
@@ -213,6 +216,7 @@ def _check_jumps(lines: _Lines, paths: int) -> None:
 
 def _refuse(lines: _Lines, at: Tensor, h: float, jumps: Tensor, where: str) -> None:
     i = int(jumps.argmax())
+    refuse_rounding(lines.product, lines.start, lines.discounts, float(jumps[i]))
     prices = lines.prices(at + h / 2)[i].flatten().tolist()
     shown = ", ".join(f"{one:.5g}" for one in prices[:4]) + (", ..." if len(prices) > 4 else "")
     step = float(h * lines.way[i].abs().max())

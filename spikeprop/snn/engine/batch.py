@@ -55,6 +55,11 @@ class SignedBits:
         return signed.view(*signed.shape[:2], *self._shape[2:]).to(self._device, self._dtype)
 
 
+def kept_spikes(x_KB: Tensor) -> Tensor | SignedBits:
+    """Encoded spikes as the backward pass will read them: bits, or bytes on a GPU, which would wait while the host packs bits."""
+    return SignedBits(x_KB) if x_KB.device.type == "cpu" else x_KB.to(torch.int8)
+
+
 class BatchRun:
     """One simulation of a batch.
 
@@ -67,7 +72,7 @@ class BatchRun:
 
     def __init__(self, network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
-        largest = max(torch.Size(shape).numel() for name, shape in network.shapes().items() if name != INPUT)
+        largest = max(torch.Size(shape).numel() for name, shape in network.known_shapes.items() if name != INPUT)
         self.chunk = chunk or chunk_steps(timesteps, largest * len(x_B) * x_B.element_size(), x_B.device)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
@@ -116,7 +121,7 @@ class BatchRun:
     def _kept(self, x_KB: Tensor) -> Tensor:
         """Keep a chunk's encoded input for the backward pass; often it is a view of the caller's images."""
         if self.encoder.spikes:
-            self.inputs.append(SignedBits(x_KB))
+            self.inputs.append(kept_spikes(x_KB))
             return x_KB
         x_KB = x_KB.clone() if x_KB.is_inference() else x_KB  # it counts no versions
         self.inputs.append(x_KB)
@@ -235,12 +240,13 @@ def _frozen(dynamics: LayerDynamics | None) -> LayerDynamics | None:
 
 def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
     """Weights of each synapse as its runs read them, by key; shared by all slices."""
-    shapes = network.shapes()
-    return {
-        f"{name}/{i}": make_layout(synapse, shapes[source], freeze=keep)
-        for name, layer in network.named_layers()
-        for i, source, synapse in layer.branches()
-    }
+    shapes, found = network.known_shapes, {}
+    for name, layer in network.named_layers():
+        for i, source, synapse in layer.branches():
+            layout = found[f"{name}/{i}"] = make_layout(synapse, shapes[source], freeze=keep)
+            if source != INPUT:
+                layout.prepare()
+    return found
 
 
 class _PackedSimulation(torch.autograd.Function):

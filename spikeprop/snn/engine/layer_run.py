@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import ModuleType
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
+from spikeprop.snn.engine.kernels.sparse_backward import Active
 from spikeprop.snn.engine.kernels.words import channels_first, per_position, position_count, same_rows, word_count
 from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.sizes import KEPT_POTENTIALS, piece_steps
@@ -157,16 +159,21 @@ class LayerRun:
                 total, known = grad_KBSC.sum(0, keepdim=True), self.constant_grads.get(synapse.key)
                 self.constant_grads[synapse.key] = total if known is None else known.add_(total)
                 continue
-            gradient = synapse.backward(values[source], grad_KBSC, accumulators[synapse.key], source != INPUT)
+            own, wanted = values[source], source != INPUT
+            gradient = synapse.backward(own, grad_KBSC, self.active(), accumulators[synapse.key], wanted)
             if gradient is not None:
                 found[source] = self.context.added(found[source], gradient) if source in found else gradient
         return found
+
+    def active(self, end: int | None = None) -> Active | None:
+        """The neurons that have a gradient before step ``end`` (of its piece), by default in all steps; None for all."""
+        return None
 
     def backward_constant(self, values: SourceValues, accumulators: Mapping[str, GradientAccumulator]) -> None:
         """After the last chunk: pass on the gradient that an input which stays the same has accumulated; values: one step."""
         for _, synapse in self.synapses:
             if synapse.key in self.constant_grads:
-                synapse.backward(values, self.constant_grads[synapse.key], accumulators[synapse.key], False)
+                synapse.backward(values, self.constant_grads[synapse.key], None, accumulators[synapse.key], False)
 
     def _placed(self, gradient: Gradient, first: int, steps: int, chunk: Gradient | None) -> Gradient:
         """A piece's gradient put in its place, from step ``first`` on, in that of the chunk."""
@@ -200,6 +207,7 @@ class IntegrateFireRun(LayerRun):
         self.summary: list[Tensor] = []  # words of each piece, or-ed
         self.grad_v_BSC: Tensor | None = None
         self.train: SpikeTrain | None = None
+        self._active: dict[int, Active] = {}  # by number of pieces
         self.surrogate, like_B = neuron.surrogate, context.like_B
         self.parameters, self.start_RC = scan_parameters(neuron, shape, like_B.dtype)
         self.v_BSC: Tensor | None = like_B.new_zeros(len(like_B), self.positions, shape[0]) + self.start_RC
@@ -222,8 +230,10 @@ class IntegrateFireRun(LayerRun):
         return SourceValues(self.shape, words, count)
 
     def sent(self, begin: int, steps: int) -> SourceValues:
-        count = self.counts[begin // self.context.chunk] if self.context.keep else 0
-        return SourceValues(self.shape, self.held_words(begin, steps), count)
+        if not self.context.keep:
+            return SourceValues(self.shape, self.held_words(begin, steps))
+        count = self.counts[begin // self.context.chunk]
+        return SourceValues(self.shape, self.held_words(begin, steps), count, active=self.active(begin + steps))
 
     def start_again(self) -> None:
         assert self.v_BSC is not None
@@ -272,9 +282,8 @@ class IntegrateFireRun(LayerRun):
             self.grad_v_BSC = like_B.new_zeros(len(like_B), self.positions, self.shape[0])
         if isinstance(self.surrogate, STDB) and not self.potential_kept:
             if self.train is None:
-                summary = torch.stack(self.summary)
-                self.summary.clear()
-                self.train = SpikeTrain(self.words, summary, self.piece, kernels.since_at_end(self.words, summary, self.piece))
+                since = kernels.since_at_end(self.words, self.summary_MBSW, self.piece)
+                self.train = SpikeTrain(self.words, self.summary_MBSW, self.piece, since)
             out_KBSC = self._room(gradient)
             kernels.scan_back(gradient, self.grad_v_BSC, self.train, begin, self.parameters, self.surrogate, out_KBSC)
             return out_KBSC
@@ -300,6 +309,23 @@ class IntegrateFireRun(LayerRun):
             self.trained.add_start(self.grad_v_BSC, self.start_RC / self.parameters.theta_RC)
             for parameter, grad in self.trained.grads(self.shape):
                 accumulators[self.name].add(parameter, grad)
+
+    def active(self, end: int | None = None) -> Active | None:
+        if self.potential_kept or self.context.like_B.device.type != "cpu":
+            return None
+        pieces = len(self.summary_MBSW) if end is None else -(-end // self.piece)
+        if pieces not in self._active:
+            any_BSW = torch.empty_like(self.summary_MBSW[0])
+            self.context.kernels.any_of(self.summary_MBSW[:pieces], any_BSW)
+            self._active[pieces] = Active(any_BSW, self.shape[0])
+        return self._active[pieces]
+
+    @cached_property
+    def summary_MBSW(self) -> Tensor:
+        """Words of each piece, or-ed."""
+        summary = torch.stack(self.summary)
+        self.summary.clear()
+        return summary
 
     def _room(self, gradient: Gradient) -> Tensor:
         """Where the gradient of a piece's currents goes: over that of its spikes, where that is as large."""

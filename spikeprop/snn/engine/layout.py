@@ -11,16 +11,29 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spikeprop.snn.engine.buffer_pool import new_tensor
 from spikeprop.snn.engine.kernels import cpu, winograd
+from spikeprop.snn.engine.kernels.arguments import ConvShape, PackedSpikes
 from spikeprop.snn.engine.support import knows_operation
 from spikeprop.snn.synapse import SampleDropout, Synapse
 
 Pair = tuple[int, int]
+WAITING_BYTES = 8 << 20  # of the gradients of a fully connected layer's currents, for one thread
+_being_made = RLock()
+
+
+class shared_property(cached_property):
+    """A cached property that the first thread that needs it makes, while others wait."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        with _being_made:
+            return super().__get__(instance, owner)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,9 @@ class DenseLayout:
     def __init__(self, synapse: Synapse, *, freeze: bool = False):
         self.synapse, self.parameters = _frozen(synapse) if freeze else (synapse, [])
 
+    def prepare(self) -> None:
+        """Make what reading spikes will need, on all threads, before each of them runs alone."""
+
     def accumulator(self) -> GradientAccumulator:
         """What a thread accumulates the gradients of the parameters in."""
         return GradientAccumulator()
@@ -156,28 +172,46 @@ class ConvLayout(WeightedLayout):
     def accumulator(self) -> GradientAccumulator:
         return ConvGradientAccumulator(self)
 
-    @cached_property
+    @shared_property
+    def sparse_weight(self) -> Tensor:
+        """For the gradient of few active inputs, (Y, X, O, C); made when first needed."""
+        return self.weight_OCYX.permute(2, 3, 0, 1).contiguous()
+
+    @shared_property
+    def conv_shape(self) -> ConvShape:
+        kernel = (self.weight_OCYX.shape[2], self.weight_OCYX.shape[3])
+        return ConvShape(self.pooled_shape[1:], self.out_size, kernel, self.stride, self.padding, self.dilation, 1)
+
+    @shared_property
     def winograd_weight(self) -> Tensor:
         """For the gradient of the input by Winograd's algorithm; made when first needed."""
         return winograd.transformed(self.weight_OCYX)
 
-    @cached_property
+    @shared_property
     def event_weight(self) -> Tensor:
         """For going spike by spike; made when first needed."""
         return cpu.event_weight(self.weight_OCYX)
 
 
 class LinearLayout(WeightedLayout):
-    """A fully connected layer; its weights lie as (inputs, outputs), which serves dense products and single spikes."""
+    """A fully connected layer; dense products read its weights as torch keeps them."""
 
     def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
         super().__init__(synapse, shape, chain)
-        weight = chain.layer.weight.detach()
-        self.weight_PCO = _outer_transposed(weight.view(len(weight), shape[0], -1))
-        self.few = 1.0 if len(weight) >= 64 else 0.6
+        self.weight_ON = chain.layer.weight.detach().contiguous()
+        self.few = 1.0 if len(self.weight_ON) >= 64 else 0.6
+
+    def prepare(self) -> None:
+        if self.weight_ON.device.type == "cpu":
+            _ = self.weight_PCO
 
     def accumulator(self) -> GradientAccumulator:
         return LinearGradientAccumulator(self)
+
+    @shared_property
+    def weight_PCO(self) -> Tensor:
+        """For going spike by spike; made when first needed."""
+        return cpu.outer_transposed(self.weight_ON.unflatten(1, (self.pooled_shape[0], -1)))
 
 
 def _few(columns: int, outputs: int) -> float:
@@ -189,10 +223,6 @@ def _few(columns: int, outputs: int) -> float:
     if columns == 1:
         return 0.0
     return max(0.55, min(1.0, columns * outputs / 96))
-
-
-def _outer_transposed(tensor: Tensor) -> Tensor:
-    return cpu.outer_transposed(tensor) if tensor.device.type == "cpu" else tensor.permute(2, 1, 0).contiguous()
 
 
 class GradientAccumulator:
@@ -236,30 +266,47 @@ class ConvGradientAccumulator(GradientAccumulator):
 
 
 class LinearGradientAccumulator(GradientAccumulator):
-    """The weights' gradient in the layout of the weights; a spike that is kept counts as 1."""
+    """The weights' gradient. What comes spike by spike waits, so that the complete weights are gone through seldom."""
 
     def __init__(self, layout: LinearLayout):
         super().__init__()
         self.layout = layout
-        self._grad_PCO: Tensor | None = None
+        self._waiting: list[tuple[PackedSpikes, Tensor]] = []
 
-    @property
-    def grad_PCO(self) -> Tensor:
-        """What to add to."""
-        if self._grad_PCO is None:
-            self._grad_PCO = torch.zeros_like(self.layout.weight_PCO)
-        return self._grad_PCO
+    def add_events(self, spikes: PackedSpikes, grad_IO: Tensor) -> None:
+        """Add that of ``spikes``, which stay as they are, from the gradient of the current; a spike that is kept counts as 1."""
+        self._waiting.append((spikes, grad_IO.clone()))
+        if sum(grad.nbytes for _, grad in self._waiting) > WAITING_BYTES:
+            self._settle()
+
+    def add_dense(self, values_IN: Tensor, grad_IO: Tensor) -> None:
+        """Add that of values, which lie channel first."""
+        weight_ON, known = self.layout.weight_ON, self.grads.get(self.layout.weight)
+        if known is not None and known.dtype == grad_IO.dtype:
+            known.addmm_(grad_IO.T, values_IN)
+        elif known is not None:
+            known.add_(grad_IO.T @ values_IN)
+        else:
+            out_ON = new_tensor(tuple(weight_ON.shape), weight_ON.dtype, weight_ON.device)
+            same = grad_IO.dtype == out_ON.dtype
+            product = torch.mm(grad_IO.T, values_IN, out=out_ON) if same else (grad_IO.T @ values_IN).to(out_ON)
+            self.add(self.layout.weight, product)
+
+    def _settle(self) -> None:
+        """Turn what waits into a gradient."""
+        known, weight_ON = self.grads.get(self.layout.weight), self.layout.weight_ON
+        out_ON = new_tensor(tuple(weight_ON.shape), weight_ON.dtype, weight_ON.device) if known is None else known
+        cpu.event_linear_weight_grad(self._waiting, self.layout.gain, out_ON, adds=known is not None)
+        self.grads[self.layout.weight] = out_ON
+        self._waiting.clear()
 
     def merge(self, other: LinearGradientAccumulator) -> None:
         super().merge(other)
-        if other._grad_PCO is not None:
-            self.grad_PCO.add_(other._grad_PCO)
-            other._grad_PCO = None
+        self._waiting += other._waiting
 
     def finish(self) -> dict[nn.Parameter, Tensor]:
-        if self._grad_PCO is not None:
-            self.add(self.layout.weight, _outer_transposed(self._grad_PCO.mul_(self.layout.gain)).flatten(1))
-            self._grad_PCO = None
+        if self._waiting:
+            self._settle()
         return self.grads
 
 

@@ -43,7 +43,7 @@ class SliceRun:
     ):
         self.input_shape, self.samples, self.context = network.input_shape, slice(first, last), context
         self.layers: dict[str, LayerRun] = {}
-        shapes, currents, like_B = network.shapes(), network.current_shapes(), context.like_B
+        shapes, currents, like_B = network.known_shapes, network.known_current_shapes, context.like_B
         for name, layer in network.named_layers():
             synapses = []
             for i, source, _ in layer.branches():

@@ -8,6 +8,7 @@ Suffix legend: K steps of a chunk, B batch, S positions, P pooled positions, C c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels import cpu, dense, packed_kernels, winograd
+from spikeprop.snn.engine.kernels import cpu, dense, packed_kernels, sparse_backward, winograd
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
+from spikeprop.snn.engine.kernels.sparse_backward import Active
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack
 from spikeprop.snn.engine.layout import (
     ConvGradientAccumulator,
@@ -36,6 +38,8 @@ from spikeprop.snn.synapse import DropoutMasks
 # Share of values that are spikes, below which adding weights spike by spike is faster. Measured; set a little low.
 FORWARD_EVENTS = 0.28
 BACKWARD_EVENTS = 0.22
+# Cost of the pairs of active neurons, as a share of the dense product's, below which the input's gradient goes pair by pair.
+SPARSE_INPUT, SPARSE_INPUT_WINOGRAD, SPARSE_LINEAR_INPUT = 0.9, 0.6, 0.9
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
 
 AnyLayout = TypeVar("AnyLayout", bound=DenseLayout)
@@ -49,6 +53,7 @@ class SourceValues:
     Attributes:
         shape: of a sample.
         count: number of spikes, of the first two.
+        active: on the way back, the neurons whose gradient is needed; None for all.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +61,7 @@ class SourceValues:
     count: int = 0
     dense_KB: Tensor | None = None
     small_KBSC: Tensor | None = None
+    active: Active | None = None
 
     @property
     def steps(self) -> int:
@@ -71,7 +77,7 @@ class SourceValues:
         if (first, last) == (0, self.steps) or (self.dense_KB is not None and len(self.dense_KB) == 1):
             return self
         words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
-        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small)
+        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active)
 
     def channels_last(self, dtype: torch.dtype) -> Tensor:
         """The values (K or 1, B, S, C)."""
@@ -111,9 +117,22 @@ class SynapseRun(Generic[AnyLayout]):
         raise NotImplementedError
 
     def backward(
-        self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
+        self,
+        source: SourceValues,
+        grad_KBPO: Tensor,
+        active: Active | None,
+        accumulator: GradientAccumulator,
+        want_source: bool,
     ) -> Gradient | None:
-        """Accumulate gradients of the parameters; returns that of the source's spikes where it is wanted."""
+        """Accumulate gradients of the parameters; returns that of the source's spikes where it is wanted.
+
+        Args:
+            source: what was read.
+            grad_KBPO: gradient of the current.
+            active: the neurons for which that is not zero; None if it may be for all.
+            accumulator: of the parameters' gradients.
+            want_source: whether that of the source is wanted.
+        """
         raise NotImplementedError
 
 
@@ -126,7 +145,12 @@ class DenseSynapseRun(SynapseRun[DenseLayout]):
         return current_KBPO.clone() if _share_memory(current_KBPO, source.dense_KB) else current_KBPO
 
     def backward(
-        self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
+        self,
+        source: SourceValues,
+        grad_KBPO: Tensor,
+        active: Active | None,
+        accumulator: GradientAccumulator,
+        want_source: bool,
     ) -> Gradient | None:
         synapse, parameters = self.layout.synapse, self.layout.parameters
         values = source.dense(self.dtype).detach().requires_grad_(want_source)
@@ -198,6 +222,12 @@ class WeightedSynapseRun(SynapseRun[AnyWeighted]):
             return values
         return channels_last(F.avg_pool2d(channels_first(values, self.shape), self.layout.pool), len(values))
 
+    def _active_pair(self, source: SourceValues, grad_KBPO: Tensor, active: Active | None) -> tuple[Active, Active] | None:
+        """Outputs and inputs (pooled, masked) with a gradient, where both are known and a sparse product is possible."""
+        if active is None or source.active is None or self.compute is not self.dtype or grad_KBPO.dtype is not self.dtype:
+            return None
+        return active, source.active.pooled(self.layout.size[1], self.layout.pool, self.mask_BSW)
+
     def _gradient(self, grad_KBPC: Tensor) -> Gradient:
         """Of the source's spikes, from that of the values that the weights see."""
         return Gradient(grad_KBPC, self.layout.size[1], self.layout.pool, self.scale_BSC)
@@ -223,7 +253,12 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         return out
 
     def backward(
-        self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
+        self,
+        source: SourceValues,
+        grad_KBPO: Tensor,
+        active: Active | None,
+        accumulator: GradientAccumulator,
+        want_source: bool,
     ) -> Gradient | None:
         layout = self.layout
         if layout.bias is not None:
@@ -235,12 +270,17 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
             else:
                 images = channels_first(self._values(source), layout.pooled_shape)
                 accumulator.add(layout.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
-        return self._gradient(self._source_grad(grad_KBPO)) if want_source else None
+        return self._gradient(self._source_grad(source, grad_KBPO, active)) if want_source else None
 
-    def _source_grad(self, grad_KBPO: Tensor) -> Tensor:
+    def _source_grad(self, source: SourceValues, grad_KBPO: Tensor, active: Active | None) -> Tensor:
         """Gradient of the values that the weights see, (K, B, P, C)."""
         layout, steps = self.layout, len(grad_KBPO)
         channels, height, width = layout.pooled_shape
+        pair = self._active_pair(source, grad_KBPO, active)
+        if pair is not None and self._few_pairs(*pair, steps):
+            out_KBPC = self.buffers.take((steps, self.batch, height * width, channels), self.dtype)
+            sparse_backward.conv_input(grad_KBPO, *pair, layout.conv_shape, layout.sparse_weight, out_KBPC, self.buffers)
+            return out_KBPC
         if layout.winograd:
             out_KBPC = self.buffers.take((steps, self.batch, height * width, channels), self.dtype)
             winograd.input_grad(
@@ -261,6 +301,13 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         )
         return channels_last(self._torch_grad(like, grad_KBPO, 0), steps)
 
+    def _few_pairs(self, outputs: Active, inputs: Active, steps: int) -> bool:
+        """Whether pair by pair is faster than a dense product."""
+        layout = self.layout
+        dense_pairs = self.batch * math.prod(layout.out_size) * layout.weight_OCYX.numel()
+        limit = (SPARSE_INPUT_WINOGRAD if layout.winograd else SPARSE_INPUT) * dense_pairs * steps
+        return sparse_backward.conv_pairs(outputs, inputs, layout.conv_shape) * sparse_backward.cost(steps) < limit
+
     def _torch_grad(self, images: Tensor, grad_KBPO: Tensor, which: int) -> Tensor:
         """torch's own gradient of a convolution: 0 of its input, 1 of its weights."""
         layout = self.layout
@@ -274,20 +321,24 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
 
     def __init__(self, layout: LinearLayout, key: str, masks: DropoutMasks | None, source: SourceSpec):
         super().__init__(layout, key, masks, source)
-        self.weight_NO = layout.weight_PCO.flatten(0, 1).to(self.compute)
+        self.weight_ON = layout.weight_ON.to(self.compute)
 
     def forward(self, source: SourceValues) -> Tensor:
-        weight_PCO, bias = self.layout.weight_PCO, self.layout.bias
-        shape = (source.steps, self.batch, 1, weight_PCO.shape[2])
+        bias, shape = self.layout.bias, (source.steps, self.batch, 1, len(self.weight_ON))
         if not self._few(source, FORWARD_EVENTS):
-            current_IO = dense.matmul(self._values(source).flatten(0, 1).flatten(1), self.weight_NO)
+            current_IO = dense.matmul(self._inputs(source), self.weight_ON.T)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
         out = self.buffers.take(shape, self.dtype)
-        cpu.event_linear(self._spikes(source), weight_PCO, self.layout.affine, out)
+        cpu.event_linear(self._spikes(source), self.layout.weight_PCO, self.layout.affine, out)
         return out
 
     def backward(
-        self, source: SourceValues, grad_KBPO: Tensor, accumulator: GradientAccumulator, want_source: bool
+        self,
+        source: SourceValues,
+        grad_KBPO: Tensor,
+        active: Active | None,
+        accumulator: GradientAccumulator,
+        want_source: bool,
     ) -> Gradient | None:
         layout, grad_IO = self.layout, grad_KBPO.flatten(0, 2)
         if layout.bias is not None:
@@ -295,18 +346,32 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
         if layout.trains_weight:
             assert isinstance(accumulator, LinearGradientAccumulator)
             if self._few(source, LINEAR_BACKWARD_EVENTS):
-                cpu.event_linear_weight_grad(self._spikes(source), grad_IO, accumulator.grad_PCO)
+                accumulator.add_events(self._spikes(source), grad_IO)
             else:
-                values_NI = self._values(source).flatten(0, 1).flatten(1).T
-                total_NO = accumulator.grad_PCO.flatten(0, 1)
-                if self.compute is self.dtype:
-                    total_NO.addmm_(values_NI, grad_IO, alpha=1 / layout.gain)
-                else:
-                    total_NO.add_(values_NI @ grad_IO.to(self.compute), alpha=1 / layout.gain)
+                accumulator.add_dense(self._inputs(source), grad_IO.to(self.compute))
         if not want_source:
             return None
-        grad_IN = dense.matmul(grad_IO.to(self.compute), self.weight_NO.T)
-        return self._gradient(grad_IN.view(len(grad_KBPO), self.batch, -1, self.shape[0]))
+        outputs_inputs = self._active_pair(source, grad_KBPO, active)
+        if outputs_inputs is not None and self._few_pairs(*outputs_inputs, len(grad_KBPO)):
+            channels, height, width = layout.pooled_shape
+            out_KBPC = self.buffers.take((len(grad_KBPO), self.batch, height * width, channels), self.dtype)
+            sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.weight_PCO, out_KBPC, self.buffers)
+            return self._gradient(out_KBPC)
+        grad_KBCP = dense.matmul(grad_IO.to(self.compute), self.weight_ON).view(*grad_KBPO.shape[:2], self.shape[0], -1)
+        return self._gradient(grad_KBCP.transpose(2, 3).contiguous())
+
+    def _inputs(self, source: SourceValues) -> Tensor:
+        """What the weights see, dense, (I, N), channel first."""
+        if source.dense_KB is not None and self.layout.pool == 1 and self.scale_BSC is None:
+            return source.dense_KB.to(self.compute).flatten(0, 1).flatten(1)
+        return self._values(source).transpose(2, 3).flatten(0, 1).flatten(1)
+
+    def _few_pairs(self, outputs: Active, inputs: Active, steps: int) -> bool:
+        """Whether pair by pair is faster than a dense product."""
+        pairs = int(outputs.count_N @ inputs.count_N.reshape(self.batch, -1).sum(1))
+        dense_pairs = self.batch * self.weight_ON.numel()
+        few = pairs * sparse_backward.cost(steps) < SPARSE_LINEAR_INPUT * dense_pairs * steps
+        return few and self.weight_ON.numel() < sparse_backward.LARGEST
 
 
 def _share_memory(one: Tensor, other: Tensor | None) -> bool:

@@ -97,6 +97,8 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(synapse_run, "FORWARD_EVENTS", limit)
         monkeypatch.setattr(synapse_run, "BACKWARD_EVENTS", limit)
         monkeypatch.setattr(synapse_run, "LINEAR_BACKWARD_EVENTS", limit)
+        for name in ("SPARSE_INPUT", "SPARSE_INPUT_WINOGRAD", "SPARSE_LINEAR_INPUT"):
+            monkeypatch.setattr(synapse_run, name, limit)
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)

@@ -56,9 +56,12 @@ def test_products(dtype: torch.dtype) -> None:
         torch.testing.assert_close(matmul(left, right).double(), left.double() @ right.double(), rtol=tight, atol=tight)
 
 
-def test_outer_axes_change_places() -> None:
-    tensor = torch.randn(37, 5, 18)
-    assert torch.equal(cpu.outer_transposed(tensor), tensor.permute(2, 1, 0))
+@pytest.mark.parametrize("shape", [(37, 5, 18), (130, 3, 70), (7, 90, 1), (1, 1, 1), (16, 2, 64)])
+def test_outer_axes_change_places(shape: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape)
+    found = cpu.outer_transposed(tensor)
+    assert torch.equal(found, tensor.permute(2, 1, 0))
+    assert found.is_contiguous()
 
 
 def test_scratch_memory_is_used_again_and_never_twice_at_once() -> None:
@@ -146,6 +149,34 @@ def test_a_weights_gradient_spike_by_spike_is_the_dense_one(
     wanted = conv2d_weight(values.unflatten(2, pooled), shape, grads.unflatten(2, out_size), padding=(2, 1))  # type: ignore[arg-type]
     assert found is not None
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(3, 1), (33, 70), (64, 300)])
+@pytest.mark.parametrize("silent", ["nothing", "some", "all"])
+@pytest.mark.parametrize("size", [(1, 1), (8, 6)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_linear_layers_gradient_spike_by_spike_is_the_dense_one(
+    channels: int, outputs: int, silent: str, size: tuple[int, int], masked: bool
+) -> None:
+    """Gradients that are multiples of 1/64 make every sum exact; in two parts, first written, then added."""
+    torch.manual_seed(0)
+    steps, batch, pool = 2, 3, 2 if size[0] > 1 else 1
+    parts, dense = [], []
+    for _ in range(2):
+        words = pack((torch.rand(steps, batch, size[0] * size[1], channels) < 0.3).float())
+        scale = torch.randint(0, 2, (batch, size[0] * size[1], channels)).float() if masked else None
+        spikes = PackedSpikes(words, size, channels, pool, scale, pack(scale) if scale is not None else None)
+        grad = (torch.randn(steps * batch, outputs) * 64).round() / 64
+        if silent != "nothing":
+            grad[1], grad[:, ::3] = 0, 0
+        parts.append((spikes, grad * 0 if silent == "all" else grad))
+        dense.append(cpu.pooled(spikes, torch.float32).transpose(2, 3).flatten(0, 1).flatten(1))
+    found = torch.full((outputs, dense[0].shape[1]), torch.nan)
+    cpu.event_linear_weight_grad(parts, 1 / pool**2, found, adds=False)
+    wanted = sum(grad.T @ values for (_, grad), values in zip(parts, dense))
+    assert torch.equal(found, wanted)
+    cpu.event_linear_weight_grad(parts[:1], 1 / pool**2, found, adds=True)
+    assert torch.equal(found, wanted + parts[0][1].T @ dense[0])
 
 
 def test_what_is_not_contiguous_is_refused() -> None:

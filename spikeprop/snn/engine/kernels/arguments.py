@@ -72,3 +72,22 @@ class PackedSpikes:
     pool: int
     scale_BSC: Tensor | None
     mask_BSW: Tensor | None
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Everything of a convolution but its weights.
+
+    Attributes:
+        size, out_size: (height, width) of what it reads and of what it writes.
+        kernel, stride, padding, dilation: (rows, columns).
+        groups: of channels.
+    """
+
+    size: tuple[int, int]
+    out_size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int

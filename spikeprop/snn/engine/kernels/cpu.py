@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors, neuron_loops
+from spikeprop.snn.engine.buffer_pool import new_tensor
+from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors, linear_loops, neuron_loops
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import BITS, word_count
@@ -320,20 +321,46 @@ def event_linear(spikes: PackedSpikes, weight_PCO: Tensor, affine: Affine, out_K
 
 def outer_transposed(from_AMB: Tensor) -> Tensor:
     """(A, M, B) as (B, M, A), contiguous."""
-    source, out = _array(from_AMB), torch.empty(from_AMB.shape[::-1], dtype=from_AMB.dtype)
-    in_ranges(source.shape[1], lambda first, last: cpu_loops.outer_transposed(source, _array(out), first, last))
+    if from_AMB.shape[2] == 1 < from_AMB.shape[1]:  # of a vector: its channels are what is swapped
+        return outer_transposed(from_AMB.transpose(1, 2)).transpose(0, 1)
+    out = new_tensor(tuple(from_AMB.shape[::-1]), from_AMB.dtype, from_AMB.device)
+    source, to = _array(from_AMB.contiguous()), _array(out)
+    items = source.shape[1] * -(-source.shape[2] // linear_loops.SIDE)
+    in_ranges(items, lambda first, last: linear_loops.outer_transposed(source, to, first, last))
     return out
 
 
-def event_linear_weight_grad(spikes: PackedSpikes, grad_IO: Tensor, total_PCO: Tensor) -> None:
-    """Add the gradient of ``event_linear``'s weights to ``total_PCO``."""
-    words, mask, masked = _spike_arrays(spikes)
-    grad, total = _array(grad_IO), _array(total_PCO)
+def event_linear_weight_grad(parts: Sequence[tuple[PackedSpikes, Tensor]], gain: float, out_ON: Tensor, *, adds: bool) -> None:
+    """``gain`` times the gradient of ``event_linear``'s weights, as torch keeps them, into or added to ``out_ON``.
+
+    Args:
+        parts: spikes, and the gradients (I, O) of the currents that they caused.
+        gain: what a spike that is kept counts.
+        out_ON: the weights' gradient.
+        adds: whether it holds something already.
+    """
+    grad_IO = torch.cat([grad for _, grad in parts])
+    images, outputs = (grad_IO != 0).any(1), (grad_IO != 0).any(0).nonzero().flatten()
+    if not adds:
+        out_ON.zero_()
+    if len(outputs) == 0:
+        return
+    grad_IA = grad_IO if len(outputs) == grad_IO.shape[1] else grad_IO.index_select(1, outputs)
+    row_I = torch.where(images, torch.arange(len(images)) * len(outputs), -1).int().split([len(grad) for _, grad in parts])
+    listed = [(_spike_arrays(spikes), spikes, _array(row)) for (spikes, _), row in zip(parts, row_I)]
+    room = sum(linear_loops.count_spikes(*arrays) for arrays, _, _ in listed) + cpu_vectors.COPIED
+    inputs, rows, count = np.empty(room, np.int32), np.empty(room, np.int32), 0
+    for (words, mask, masked), spikes, row in listed:
+        count = linear_loops.list_inputs(words, spikes.size[1], spikes.pool, mask, masked, row, inputs, rows, count)
+    begins, by_input = np.empty(out_ON.shape[1], np.int64), np.empty(count + out_ON.shape[1], np.int32)
+    linear_loops.sort_by_input(inputs, rows, count, begins, by_input)
+    grad, output_A, out = _array(grad_IA), _array(outputs), _array(out_ON)
+    factor = grad.dtype.type(gain)
 
     def work(first: int, last: int) -> None:
-        cpu_loops.linear_weight_grad(words, spikes.size[1], spikes.pool, mask, masked, grad, total, first, last)
+        linear_loops.linear_weight_grad(grad, by_input, begins, factor, output_A, out, adds, first, last)
 
-    in_ranges(len(total), work)
+    in_ranges(-(-len(begins) // linear_loops.SIDE), work)
 
 
 def _block(outputs: int, bytes_each: int) -> int:

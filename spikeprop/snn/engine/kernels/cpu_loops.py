@@ -21,22 +21,6 @@ _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_jit
-def _channels(words_W, mask_W, masked, found):
-    """Write the indices of the set bits (those of the mask, where there is one) and return how many."""
-    n = 0
-    for w in range(words_W.shape[0]):
-        word = words_W[w]
-        if masked:
-            word &= mask_W[w]
-        while word != 0:
-            lowest = word & (~word + uint32(1))
-            found[n] = w * 32 + popcount(lowest - uint32(1))
-            n += 1
-            word ^= lowest
-    return n
-
-
-@_jit
 def _look_back(words_TX, any_MX, piece, end, first, last, wanted, since_XJ):
     """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons of the words first..last (X = N*W).
 
@@ -216,34 +200,3 @@ def spread(grad_IPC, width, pool, scale_BSC, scaled, factor, out_ISC, first, las
             else:
                 for c in range(out.shape[0]):
                     out[c] = grad[c] * factor
-
-
-@_jit
-def outer_transposed(from_AMB, to_BMA, first, last):
-    """(A, M, B) as (B, M, A), for the rows first..last of M; square tiles, so that both sides' lines are used whole."""
-    side = 16
-    for m in range(first, last):
-        for a in range(0, from_AMB.shape[0], side):
-            for b in range(0, from_AMB.shape[2], side):
-                for i in range(b, min(b + side, from_AMB.shape[2])):
-                    for j in range(a, min(a + side, from_AMB.shape[0])):
-                        to_BMA[i, m, j] = from_AMB[j, m, i]
-
-
-@_jit
-def linear_weight_grad(words_ISW, width, pool, mask_BSW, masked, grad_IO, grad_PCO, first, last):
-    """Gradient of the weights of a fully connected layer, added to ``grad_PCO``, for the pooled positions first..last."""
-    pooled_width = width // pool
-    found = np.empty(grad_PCO.shape[1], np.int64)
-    for p in range(first, last):
-        weight = grad_PCO[p]
-        top = (p // pooled_width) * pool * width + (p % pooled_width) * pool
-        for i in range(grad_IO.shape[0]):
-            source = grad_IO[i]
-            for d in range(pool * pool):
-                s = top + (d // pool) * width + d % pool
-                n = _channels(words_ISW[i, s], mask_BSW[i % mask_BSW.shape[0], s], masked, found)
-                for e in range(n):
-                    to = weight[found[e]]
-                    for c in range(source.shape[0]):
-                        to[c] += source[c]

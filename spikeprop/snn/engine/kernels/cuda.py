@@ -25,6 +25,9 @@ from spikeprop.snn.surrogate import STDB
 # Rows and warps of a program.
 STREAM = (16, 4)  # four neurons a thread, 16 bytes a load
 SEARCH = (2, 2)  # one neuron a thread: few to wait for in a search, and no exchange among threads from step to step
+# Registers a thread, where ptxas, left to itself, would rather spill a few to have more threads at a time (``benchmarks/gpu``).
+STDB_REGISTERS = {torch.float32: 48, torch.float64: 64}
+SLOPES_REGISTERS = {torch.float32: 64, torch.float64: 128}
 
 _jit: Any = triton.jit
 _jit_over_time: Any = triton.jit(do_not_specialize=["steps", "begin", "piece"])  # what changes from piece to piece
@@ -80,6 +83,15 @@ def _quotient(x, y):
         return tl.div_rn(x, y)
     else:  # noqa: RET505 - Triton wants both ways out of a choice made at compile time
         return x / y
+
+
+@_jit
+def _full(value: tl.constexpr, values, SIZE: tl.constexpr):
+    """A number for each neuron, in which values at this address are added up: double precision for double, else single."""
+    if values.dtype.element_ty == tl.float64:
+        return tl.full([SIZE], value, tl.float64)
+    else:  # noqa: RET505
+        return tl.full([SIZE], value, tl.float32)
 
 
 @_jit
@@ -248,7 +260,7 @@ def _pool(
     words += w
     out += n_X * channels + c_X
     for _ in range(steps):
-        total_X = tl.zeros([SIZE], out.dtype.element_ty)
+        total_X = _full(0.0, out, SIZE)  # half precision would round after each addition
         for y in range(POOL):
             for x in range(POOL):
                 row_X = top_X + y * width + x
@@ -268,7 +280,7 @@ def _spread(
 ):  # fmt: skip
     n_X, _w, _bit_X, c_X, exists = _tile(rows, channels, word_count, SIZE)
     at = n_X * channels + c_X
-    factor_X = tl.full([SIZE], 1.0 / (POOL * POOL), out.dtype.element_ty)
+    factor_X = _full(1.0 / (POOL * POOL), out, SIZE)
     if SCALED:
         factor_X *= tl.load(scale + at, mask=exists, other=0.0)
     values += _pooled_row(n_X, positions, width, POOL) * channels + c_X
@@ -346,6 +358,7 @@ def scan_back(
         parameters.theta_RC, parameters.leak_RC, scale, rows, channels, words, len(parameters.theta_RC), positions,
         gradient.width, _step(values), _step(out_KBSC), len(values), begin, train.piece, POOL=gradient.pool,
         ALPHA=surrogate.alpha, BETA=surrogate.beta, TO_ZERO=parameters.to_zero, SCALED=scale is not None,
+        maxnreg=STDB_REGISTERS[grad_v_BSC.dtype],
     )  # fmt: skip
 
 
@@ -362,7 +375,7 @@ def scan_back_slopes(
     _launch(
         _scan_back_slopes, STREAM, rows, words, grad_KBSC, grad_v_BSC, words_KBSW, slope_KBSC.contiguous(),
         parameters.theta_RC, parameters.leak_RC, rows, channels, words, len(parameters.theta_RC), _step(grad_KBSC),
-        len(grad_KBSC), TO_ZERO=parameters.to_zero,
+        len(grad_KBSC), TO_ZERO=parameters.to_zero, maxnreg=SLOPES_REGISTERS[grad_v_BSC.dtype],
     )  # fmt: skip
 
 
