@@ -17,7 +17,9 @@ The packed engine runs it between its own kernels, forward and, where autograd p
 from __future__ import annotations
 
 from abc import ABC
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
