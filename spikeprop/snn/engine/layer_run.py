@@ -106,6 +106,13 @@ class LayerRun:
     def start_again(self) -> None:
         """Put the neurons to where a run that counts starts after one beforehand (``snn/offset.py``)."""
 
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        """Without a backward pass: go on with these samples; context: of the slice, for their number."""
+        self.context = context
+        self.constant = {key: current[:, rows] for key, current in self.constant.items()} if self.constant else self.constant
+        for _, synapse in self.synapses:
+            synapse.batch = len(rows)
+
     def current(self, values: Mapping[str, SourceValues]) -> Tensor:
         """Sum of the synapses' currents (K or 1, B, S, C)."""
         return summed_current(self.synapses, values, self.context.buffers, self.constant)[0]
@@ -230,13 +237,20 @@ class IntegrateFireRun(LayerRun):
         return SourceValues(self.shape, words, count)
 
     def sent(self, begin: int, steps: int) -> SourceValues:
-        count = self.counts[begin // self.context.chunk] if self.context.keep else 0
-        return SourceValues(self.shape, self.held_words(begin, steps), count)
+        if not self.context.keep:
+            return SourceValues(self.shape, self.held_words(begin, steps))
+        count = self.counts[begin // self.context.chunk]
+        return SourceValues(self.shape, self.held_words(begin, steps), count, active=self.active(begin + steps))
 
     def start_again(self) -> None:
         assert self.v_BSC is not None
         theta_RC = self.parameters.theta_RC
         self.v_BSC = self.start_RC + offset(self.v_BSC, theta_RC) * theta_RC
+
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        super().keep_rows(rows, context)
+        assert self.v_BSC is not None
+        self.v_BSC, self.words = self.v_BSC[rows], None
 
     def held_words(self, begin: int, steps: int) -> Tensor:
         """Where the spikes of these steps are: kept for all steps, or one chunk written over again."""
@@ -324,6 +338,23 @@ class IntegrateFireRun(LayerRun):
             self.trained.add_start(self.grad_v_BSC, self.start_RC / self.parameters.theta_RC)
             for parameter, grad in self.trained.grads(self.shape):
                 accumulators[self.name].add(parameter, grad)
+
+    def active(self, end: int | None = None) -> Active | None:
+        if self.potential_kept or self.context.like_B.device.type != "cpu":
+            return None
+        pieces = len(self.summary_MBSW) if end is None else -(-end // self.piece)
+        if pieces not in self._active:
+            any_BSW = torch.empty_like(self.summary_MBSW[0])
+            self.context.kernels.any_of(self.summary_MBSW[:pieces], any_BSW)
+            self._active[pieces] = Active(any_BSW, self.shape[0])
+        return self._active[pieces]
+
+    @cached_property
+    def summary_MBSW(self) -> Tensor:
+        """Words of each piece, or-ed."""
+        summary = torch.stack(self.summary)
+        self.summary.clear()
+        return summary
 
     def _room(self, gradient: Gradient) -> Tensor:
         """Where the gradient of a piece's currents goes: over that of its spikes, where that is as large."""

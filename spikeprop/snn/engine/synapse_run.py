@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels import cpu, dense, packed_kernels, sparse_backward, winograd
+from spikeprop.snn.engine.kernels import cpu, dense, lookup, packed_kernels, sparse_backward, winograd
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
@@ -38,6 +38,7 @@ from spikeprop.snn.synapse import DropoutMasks
 # Share of values that are spikes, below which adding weights spike by spike is faster. Measured; set a little low.
 FORWARD_EVENTS = 0.28
 BACKWARD_EVENTS = 0.22
+EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
 # Cost of the pairs of active neurons, as a share of the dense product's, below which the input's gradient goes pair by pair.
 SPARSE_INPUT, SPARSE_INPUT_WINOGRAD, SPARSE_LINEAR_INPUT = 0.9, 0.6, 0.9
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
@@ -242,7 +243,10 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
 
     def forward(self, source: SourceValues) -> Tensor:
         layout, steps = self.layout, source.steps
-        if not (layout.plain and self._few(source, FORWARD_EVENTS)):
+        few = layout.plain and self._few(source, FORWARD_EVENTS)
+        if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS) and self._looks_up(source):
+            return self._looked_up(source)
+        if not few:
             images = channels_first(self._values(source), layout.pooled_shape)
             bias = layout.bias.to(self.compute) if layout.bias is not None else None
             current = F.conv2d(images, self.weight_OCYX, bias, layout.stride, layout.padding, layout.dilation)
@@ -250,6 +254,21 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         height, width = layout.out_size
         out = self.buffers.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype)
         cpu.event_conv(self._spikes(source), layout.event_weight, layout.padding, layout.affine, (height, width), out)
+        return out
+
+    def _looks_up(self, source: SourceValues) -> bool:
+        """Whether sums of weights are looked up: in evaluation, of packed spikes, where tables serve."""
+        return source.words_KBSW is not None and self.scale_BSC is None and self.layout.tables is not None
+
+    def _looked_up(self, source: SourceValues) -> Tensor:
+        layout, words_KBSW = self.layout, source.words_KBSW
+        assert words_KBSW is not None
+        assert layout.tables is not None
+        out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
+        lookup.conv(
+            words_KBSW.flatten(0, 1), layout.size, layout.tables, layout.stride, layout.padding, layout.affine, layout.out_size,
+            out.flatten(0, 1),
+        )  # fmt: skip
         return out
 
     def backward(
@@ -329,7 +348,7 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             current_IO = dense.matmul(self._inputs(source), self.weight_ON.T)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
         out = self.buffers.take(shape, self.dtype)
-        cpu.event_linear(self._spikes(source), self.layout.weight_PCO, self.layout.affine, out)
+        cpu.event_linear(self._spikes(source), self.layout.event_weight, self.layout.affine, out)
         return out
 
     def backward(
