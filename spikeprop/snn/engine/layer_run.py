@@ -339,23 +339,6 @@ class IntegrateFireRun(LayerRun):
             for parameter, grad in self.trained.grads(self.shape):
                 accumulators[self.name].add(parameter, grad)
 
-    def active(self, end: int | None = None) -> Active | None:
-        if self.potential_kept or self.context.like_B.device.type != "cpu":
-            return None
-        pieces = len(self.summary_MBSW) if end is None else -(-end // self.piece)
-        if pieces not in self._active:
-            any_BSW = torch.empty_like(self.summary_MBSW[0])
-            self.context.kernels.any_of(self.summary_MBSW[:pieces], any_BSW)
-            self._active[pieces] = Active(any_BSW, self.shape[0])
-        return self._active[pieces]
-
-    @cached_property
-    def summary_MBSW(self) -> Tensor:
-        """Words of each piece, or-ed."""
-        summary = torch.stack(self.summary)
-        self.summary.clear()
-        return summary
-
     def _room(self, gradient: Gradient) -> Tensor:
         """Where the gradient of a piece's currents goes: over that of its spikes, where that is as large."""
         values = gradient.values_KBPC

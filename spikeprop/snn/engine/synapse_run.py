@@ -374,7 +374,7 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
         if outputs_inputs is not None and self._few_pairs(*outputs_inputs, len(grad_KBPO)):
             channels, height, width = layout.pooled_shape
             out_KBPC = self.buffers.take((len(grad_KBPO), self.batch, height * width, channels), self.dtype)
-            sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.weight_PCO, out_KBPC, self.buffers)
+            sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.event_weight, out_KBPC, self.buffers)
             return self._gradient(out_KBPC)
         grad_KBCP = dense.matmul(grad_IO.to(self.compute), self.weight_ON).view(*grad_KBPO.shape[:2], self.shape[0], -1)
         return self._gradient(grad_KBCP.transpose(2, 3).contiguous())
