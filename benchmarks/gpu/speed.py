@@ -184,7 +184,7 @@ def _one(
             torch.cuda.synchronize()
 
     with contextlib.nullcontext() if training else torch.no_grad():  # weights that inference mode makes could not be trained
-        layout = faster_layout(model, waited) if model is not forward else None
+        layout = faster_layout(model, lambda: waited) if model is not forward else None
     with contextlib.nullcontext() if training else torch.inference_mode():
         torch.manual_seed(1)
         found = measure(whole, 1 if context.small else REPEATS, warm_ups=2, device=context.device)
