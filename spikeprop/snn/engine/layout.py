@@ -198,6 +198,11 @@ class ConvLayout(WeightedLayout):
         """For going spike by spike; made when first needed."""
         return cpu.event_weight(self.weight_OCYX)
 
+    @shared_property
+    def tap_weight(self) -> Tensor | None:
+        """The same, tap after tap."""
+        return cpu.tap_weight(self.weight_OCYX)
+
 
 class LinearLayout(WeightedLayout):
     """A fully connected layer; dense products read its weights as torch keeps them."""

@@ -26,7 +26,7 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The choice between spike by spike and dense, as it is and forced either way."""
     if request.param != "as measured":
         limit = 1e9 if request.param == "by event" else 0.0
-        for name in ("FORWARD_EVENTS", "BACKWARD_EVENTS", "LINEAR_BACKWARD_EVENTS"):
+        for name in synapse_run.LIMITS:
             monkeypatch.setattr(synapse_run, name, limit)
 
 

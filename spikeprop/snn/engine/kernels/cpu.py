@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops
+from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops, tap_loops
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import BITS, word_count
@@ -239,6 +239,16 @@ def event_weight(weight_OCYX: Tensor) -> Tensor:
     """Weights of a convolution as ``event_conv`` reads them: (blocks, Y, X, C, channels of a block)."""
     outputs, channels, rows, columns = weight_OCYX.shape
     block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
+    return _in_blocks(weight_OCYX, block)
+
+
+def tap_weight(weight_OCYX: Tensor) -> Tensor | None:
+    """The same in blocks of which one tap's weights fit the first-level cache; None where output channels come in no such."""
+    block = next((n for n in tap_loops.BLOCKS if len(weight_OCYX) % n == 0), None)
+    return None if block is None else _in_blocks(weight_OCYX, block)
+
+
+def _in_blocks(weight_OCYX: Tensor, block: int) -> Tensor:
     return weight_OCYX.detach().unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1).contiguous()
 
 
@@ -255,17 +265,26 @@ class Affine:
 
 
 def event_conv(
-    spikes: PackedSpikes, weight: Tensor, padding: tuple[int, int], affine: Affine, size: tuple[int, int], out_KBPO: Tensor
+    spikes: PackedSpikes,
+    weight: Tensor,
+    padding: tuple[int, int],
+    affine: Affine,
+    size: tuple[int, int],
+    out_KBPO: Tensor,
+    *,
+    by_tap: bool,
 ) -> None:
     """Current of a convolution (stride 1, no dilation, one group), an image of ``size``, into ``out_KBPO``.
 
-    Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``.
+    Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``, or
+    ``tap_weight`` where it goes by tap, which is faster where a tap brings several spikes to a target.
     """
     words, mask, masked = _spike_arrays(spikes)
     weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 1)), affine.arrays()
+    loops = tap_loops if by_tap else cpu_vectors
 
     def work(first: int, last: int) -> None:
-        cpu_vectors.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
+        loops.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
 
     in_ranges(len(out), work)
 
