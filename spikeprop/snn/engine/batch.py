@@ -10,6 +10,7 @@ Suffix legend: T all steps, K steps of a chunk, B batch, S positions, C channels
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
 from spikeprop.snn.synapse import DropoutMasks
 
 __all__ = ["BatchRun", "infer", "supports", "train"]
-T = TypeVar("T")
+T, Own = TypeVar("T"), TypeVar("Own")
 
 
 class SignedBits:
@@ -72,13 +73,15 @@ class BatchRun:
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
         self.layouts = _layouts(network, keep=keep)
         masks = DropoutMasks(x_B.device) if network.training else None
+        vectors = all(len(shape) == 1 for shape in network.shapes().values())
+        self.vector_bytes = max(map(math.prod, network.shapes().values())) * x_B.element_size() if vectors else None
         self.slices = [self._slices(first, last, masks) for first, last in _spans(x_B)]  # those of each thread
 
     def _slices(self, first: int, last: int, masks: DropoutMasks | None) -> list[SliceRun]:
         """One thread's samples, a few at a time."""
         device, batch = self.x_B.device, len(self.x_B)
         kernels, buffers = packed_kernels(device), BufferPool(device)
-        size = slice_samples(self.chunk, last - first, device, keep=self.keep)
+        size = slice_samples(self.chunk, last - first, device, keep=self.keep, vector_bytes=self.vector_bytes)
         slices = []
         for low in range(first, last, size):
             high = min(low + size, last)
@@ -139,26 +142,34 @@ class BatchRun:
 
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
-        one_step = self.inputs[0] if self.encoder.constant else None
-
-        def work(slices: list[SliceRun]) -> dict[str, GradientAccumulator]:
-            accumulators = {key: layout.accumulator() for key, layout in self.layouts.items()}
-            for some in slices:
-                for number in reversed(range(len(self.inputs))):
-                    x_KB = self.inputs[number][:, some.samples]
-                    some.backward(number, x_KB, grad_BO[some.samples], accumulators)
-                if one_step is not None:
-                    some.backward_constant(one_step[:, some.samples], accumulators)
-                some.drop()
-            return accumulators
-
-        first, *others = _on_threads(self.slices, work)
+        numbers = [*reversed(range(len(self.inputs)))]
+        one_slice = all(len(own) == 1 for own in self.slices)  # then chunk by chunk costs no memory
+        total, *others = threads = [
+            (own, {key: layout.accumulator() for key, layout in self.layouts.items()}) for own in self.slices
+        ]
+        for part in [[number] for number in numbers] if one_slice else [numbers]:
+            _on_threads(threads, lambda own, part=part: self._backward(*own, part, grad_BO))
+            with torch.no_grad(), _without_autocast():
+                for key, accumulator in total[1].items():
+                    accumulator.settle([other[key] for _, other in others])
+        for key, accumulator in total[1].items():
+            for _, other in others:
+                accumulator.merge(other.pop(key))
         self.slices.clear()
         self.layouts.clear()
-        for key, accumulator in first.items():
-            for other in others:
-                accumulator.merge(other.pop(key))
-        return _added_up(accumulator.finish() for accumulator in first.values())
+        return _added_up(accumulator.finish() for accumulator in total[1].values())
+
+    def _backward(
+        self, slices: list[SliceRun], accumulators: dict[str, GradientAccumulator], numbers: list[int], grad_BO: Tensor
+    ) -> None:
+        """One thread's samples back through some chunks."""
+        for some in slices:
+            for number in numbers:
+                some.backward(number, self.inputs[number][:, some.samples], grad_BO[some.samples], accumulators)
+            if numbers[-1] == 0:
+                if self.encoder.constant:
+                    some.backward_constant(self.inputs[0][:, some.samples], accumulators)
+                some.drop()
 
     def _show(self, observe: Observer, begin: int, steps: int, x_KB: Tensor) -> None:
         observe(INPUT, x_KB[:steps].expand(steps, *x_KB.shape[1:]))
@@ -177,14 +188,14 @@ def _spans(x_B: Tensor) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def _on_threads(slices: list[list[SliceRun]], work: Callable[[list[SliceRun]], T]) -> list[T]:
-    """``work`` on the slices of every thread, each on a thread of its own."""
+def _on_threads(items: list[Own], work: Callable[[Own], T]) -> list[T]:
+    """``work`` on the items, each on a thread of its own."""
 
-    def alone(own: list[SliceRun]) -> T:
+    def alone(own: Own) -> T:
         with torch.no_grad(), _without_autocast():  # a thread's own state, and on by default
             return work(own)
 
-    return [alone(slices[0])] if len(slices) == 1 else list(_threads(len(slices)).map(alone, slices))
+    return [alone(items[0])] if len(items) == 1 else list(_threads(len(items)).map(alone, items))
 
 
 def _without_autocast() -> AbstractContextManager[object]:

@@ -90,7 +90,8 @@ class LayerRun:
         self.train: SpikeTrain | None = None
         like_B = context.like_B
         step_bytes = torch.Size(shape).numel() * len(like_B) * like_B.element_size()
-        self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=context.timesteps <= context.chunk)
+        only, vector = context.timesteps <= context.chunk, len(shape) == 1
+        self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=only, vector=vector)
         self.surrogate: Surrogate | None = None
         if layer.neuron is not None:
             assert is_integrate_and_fire(layer.neuron)

@@ -12,6 +12,9 @@ CHUNK_STEPS = 64  # at most, on the CPU
 CUDA_CHUNK_BYTES = 1 << 30  # of the largest layer's floats, on a GPU
 # Samples x steps of a slice on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
 SLICE_ROWS = {"with backward": 64, "forward only": 512}
+VECTOR_BYTES = (
+    16 << 20
+)  # of a layer's floats in a slice, or piece, of a network of vectors: each product reads all of its weights
 # Of a layer's floats. On the CPU a part of the cache, small enough for its memory to be used again.
 PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 LAYERWISE_BYTES = 64 << 20  # of one layer's current, where layers run one after another over the whole batch
@@ -30,16 +33,24 @@ def even_steps(timesteps: int, most: int) -> int:
     return each if chunks == 1 else min(-(-each // 8) * 8, max(most, each))
 
 
-def slice_samples(chunk: int, samples: int, device: torch.device, *, keep: bool) -> int:
-    """Samples of a slice, of the ``samples`` of one thread; keep: for a backward pass."""
+def slice_samples(chunk: int, samples: int, device: torch.device, *, keep: bool, vector_bytes: int | None = None) -> int:
+    """Samples of a slice, of the ``samples`` of one thread.
+
+    keep: for a backward pass; vector_bytes: floats of the largest layer of one sample, where all layers are vectors.
+    """
     if device.type != "cpu":
         return samples
-    return max(1, SLICE_ROWS["with backward" if keep else "forward only"] // chunk)
+    rows = SLICE_ROWS["with backward" if keep else "forward only"]
+    return max(1, max(rows, VECTOR_BYTES // vector_bytes if vector_bytes else 0) // chunk)
 
 
-def piece_steps(chunk: int, step_bytes: int, device: torch.device, *, only: bool) -> int:
-    """Steps of a piece: a divisor of the chunk, unless that is the only one; step_bytes: a layer's floats at one step."""
-    fitting = max(1, min(chunk, PIECE_BYTES[device.type] // step_bytes))
+def piece_steps(chunk: int, step_bytes: int, device: torch.device, *, only: bool, vector: bool = False) -> int:
+    """Steps of a piece: a divisor of the chunk, unless that is the only one.
+
+    step_bytes: a layer's floats at one step; vector: it has no positions.
+    """
+    most = max(PIECE_BYTES[device.type], VECTOR_BYTES if vector else 0)
+    fitting = max(1, min(chunk, most // step_bytes))
     piece = max(n for n in range(1, fitting + 1) if chunk % n == 0)
     return fitting if only and piece < fitting / 2 else piece  # of one chunk alone, the last piece may be shorter
 

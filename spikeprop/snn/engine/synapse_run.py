@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -279,10 +280,11 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             accumulator.add(layout.trained_bias, grad_IO.sum(0, dtype=self.dtype))
         if layout.trains_weight:
             assert isinstance(accumulator, LinearGradientAccumulator)
+            kept_IO = grad_IO if self.buffers.keep(grad_KBPO) else grad_IO.clone()
             if self._few(source, LINEAR_BACKWARD_EVENTS):
-                accumulator.add_events(self._spikes(source), grad_IO)
+                accumulator.add_events(self._spikes(source), kept_IO)
             else:
-                accumulator.add_dense(self._inputs(source), grad_IO.to(self.compute))
+                accumulator.add_dense(partial(self._inputs, source), kept_IO.to(self.compute))
         if not want_source:
             return None
         grad_KBCP = dense.matmul(grad_IO.to(self.compute), self.weight_ON).view(*grad_KBPO.shape[:2], self.shape[0], -1)
