@@ -91,7 +91,8 @@ class LayerRun:
         """Steps of a piece, for a layer whose largest array has that shape a sample."""
         context, like_B = self.context, self.context.like_B
         step_bytes = torch.Size(shape).numel() * len(like_B) * like_B.element_size()
-        self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=context.timesteps <= context.chunk)
+        only, vector = context.timesteps <= context.chunk, len(shape) == 1
+        self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=only, vector=vector)
 
     # forward ------------------------------------------------------------------------------------------------------------------
 

@@ -34,8 +34,8 @@ _G = torch.tensor(
     ],
     dtype=torch.float64,
 )
-TILES_BYTES = 4 << 20  # of transformed tiles at once
-LEAST_CHANNELS = 128  # with fewer, the transforms cost more than the multiplications that they save
+TILES_BYTES = 2 << 20  # of transformed tiles at once
+LEAST_CHANNELS, LEAST_WEIGHTS = 64, 64 * 128  # with fewer, the transforms cost more than the multiplications that they save
 
 
 def serves(weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> bool:
@@ -46,6 +46,7 @@ def serves(weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int
         and (kernel, stride, dilation) == ([3, 3], (1, 1), (1, 1))
         and max(padding) <= 2
         and min(outputs, channels) >= LEAST_CHANNELS
+        and outputs * channels >= LEAST_WEIGHTS
     )
 
 
