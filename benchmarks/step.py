@@ -1,23 +1,30 @@
-"""One training step (forward, backward, Adam) of a spiking VGG5 compared with the peers: seconds and memory, in one run.
+"""One training step (forward, backward, Adam) of a spiking network compared with the peers: seconds and memory, in one run.
+
+A VGG5 with random weights, its thresholds balanced or all equal; or a small CNN that is trained first, in minutes.
 
 python benchmarks/step.py --timesteps 20 --batch 16 --repeats 5 --out results/benchmarks/step.json
+python benchmarks/step.py --network fashion --timesteps 10 --batch 64 --repeats 5
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 from common import OURS, Result, in_own_process, measure, option_parser, parse, ratios, save, settings, table
-from networks import random_images, vgg5
+from networks import TRAINED, random_images, trained, trained_images, vgg5
 from peers import PEERS, contender, faster_layout, small_step, training_step
+
+from spikeprop import SpikingNetwork
 
 
 def one_step(options: argparse.Namespace) -> Result:
     """Build the contender's network and measure its steps."""
-    network = vgg5(options.seed).to(options.device).train()
-    x = random_images(options.batch, options.device)
+    network, x = _network_and_images(options)
     model, forward = contender(options.only, network)
     step = training_step(model, forward, x, options.timesteps)
     layout = None
@@ -27,13 +34,32 @@ def one_step(options: argparse.Namespace) -> Result:
     return {**found, "layout": layout}
 
 
+def _network_and_images(options: argparse.Namespace) -> tuple[SpikingNetwork, torch.Tensor]:
+    if options.network == "vgg5":
+        network, x = vgg5(options.seed), random_images(options.batch)
+    else:
+        network = trained(options.network, options.seed, options.cache)
+        x = trained_images(options.network, options.batch)
+    if options.threshold is not None:
+        for neuron in network.neurons().values():
+            neuron.set_threshold(torch.tensor(options.threshold))
+    return network.to(options.device).train(), x.to(options.device)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(option_parser(__doc__, [OURS, *PEERS], timesteps=20, batch=16, repeats=5), argv)
+    parser = option_parser(__doc__, [OURS, *PEERS], timesteps=20, batch=16, repeats=5)
+    parser.add_argument("--network", choices=["vgg5", *TRAINED], default="vgg5", help="default vgg5")
+    parser.add_argument("--threshold", type=float, help="of all neurons; default what calibration found")
+    cache = Path(tempfile.gettempdir()) / "spikeprop-benchmarks"
+    parser.add_argument("--cache", type=Path, default=cache, help=f"folder of trained networks, default {cache}")
+    options = parse(parser, argv)
     if options.only:
         print(json.dumps(one_step(options)))
         return
+    if options.network in TRAINED:
+        trained(options.network, options.seed, options.cache)  # once, before the contenders' processes
     results = {name: in_own_process(__file__, name, settings(options)) for name in options.contenders}
-    print(f"training step of a spiking VGG5, T = {options.timesteps}, batch {options.batch}")
+    print(f"training step of a spiking {options.network}, T = {options.timesteps}, batch {options.batch}")
     print(table(results))
     save(__file__, options, results=results, ratios=ratios(results))
 

@@ -1,8 +1,8 @@
 """Compile every kernel for GPUs that are not here, and say what each needs: registers, spills, shared memory.
 
-Triton compiles for the target of its driver; a driver of which only the architecture exists lets kernels be launched up to the point
-where they would run. ptxas and cuobjdump come with Triton. Registers are those of the machine code; its stack and local memory
-are what was spilled.
+Triton compiles for the target of its driver. A driver of which only the architecture exists lets kernels be launched up to the
+point where they would run. ptxas and cuobjdump come with Triton. Registers are those of the machine code; its stack and local
+memory are what was spilled.
 """
 
 from __future__ import annotations

@@ -37,22 +37,21 @@ def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factor
     Raises:
         HardwareError: naming the layer, the cause and what to do.
     """
-    graded = any(x != 1 for x in factors)
-    _check_zeros(p, q, limits, graded)
+    _check_zeros(p, q, limits)
     errors = layer_errors(p, q, limits, factors)
     if sum(errors.values()) > WORST:
         worst = max(errors, key=lambda key: errors[key])
         raise HardwareError(
             f"layer {p.name!r} cannot be held in the chip's integers: its {worst} would be off by {100 * errors[worst]:.3g} % "
             f"(with all other errors {100 * sum(errors.values()):.3g} %; at most {100 * WORST:g} % are accepted); "
-            f"{_remedy(worst, p, limits, graded)}"
+            f"{_remedy(worst, p, limits)}"
         )
     rows = _row_error(p, q, limits, factors)
     if rows > WORST_ROWS:
         raise HardwareError(
             f"layer {p.name!r} cannot be held in the chip's integers: relative to their own weights, its neurons' weights would "
             f"be off by {100 * rows:.3g} % in the mean (at most {100 * WORST_ROWS:g} %), since those of some are "
-            f"far smaller than others'; {_remedy('weights', p, limits, graded)}"
+            f"far smaller than others'; {_remedy('weights', p, limits)}"
         )
     _check_start(p, q)
     _check_leak(p, q, steps or STEPS)
@@ -95,7 +94,7 @@ def layer_errors(p: Population, q: IntegerPopulation, limits: list[float], facto
     return {"weights": _weight_error(p, q, limits, factors)} | {what: float(np.minimum(e, 1.0).mean()) for what, e in off.items()}
 
 
-def _check_zeros(p: Population, q: IntegerPopulation, limits: list[float], graded: bool) -> None:
+def _check_zeros(p: Population, q: IntegerPopulation, limits: list[float]) -> None:
     """Weights that matter must not all become 0: of the layer, of a connection, of a neuron."""
     reach = [abs(c.matrix).sum(axis=1).A1 * limit for c, limit in zip(p.connections, limits)]
     theta = np.full(len(p.bias), np.max(np.sum(reach, axis=0), initial=0.0)) if p.theta is None else p.theta
@@ -103,18 +102,18 @@ def _check_zeros(p: Population, q: IntegerPopulation, limits: list[float], grade
         if (most > NEGLIGIBLE * theta).any() and not held.matrix.data.any():
             raise HardwareError(
                 f"layer {p.name!r} cannot be held in the chip's integers: all {c.matrix.nnz:,} weights of its connection from "
-                f"{c.source!r} would become 0; {_remedy('weights', p, limits, graded)}"
+                f"{c.source!r} would become 0; {_remedy('weights', p, limits)}"
             )
     left = np.sum([abs(held.matrix).sum(axis=1).A1 for held in q.connections], axis=0)
     lost = np.flatnonzero((np.sum(reach, axis=0) > theta * (1 if p.theta is not None else NEGLIGIBLE)) & (left == 0))
     if len(lost):
         raise HardwareError(
             f"layer {p.name!r} cannot be held in the chip's integers: the weights of {len(lost):,} of its {len(theta):,} neurons "
-            f"(the first is number {lost[0]}) would all become 0; {_remedy('weights', p, limits, graded)}"
+            f"(the first is number {lost[0]}) would all become 0; {_remedy('weights', p, limits)}"
         )
 
 
-def _remedy(worst: str, p: Population, limits: list[float], graded: bool) -> str:
+def _remedy(worst: str, p: Population, limits: list[float]) -> str:
     if worst == "biases" or np.abs(p.bias).max(initial=0.0) > np.max(_reach(p, limits), initial=0.0):
         return (
             f"its largest bias is {np.abs(p.bias).max():.4g} beside weighted sums of at most {_reach(p, limits).max():.4g}: give "
@@ -125,10 +124,10 @@ def _remedy(worst: str, p: Population, limits: list[float], graded: bool) -> str
             f"its thresholds reach from {p.theta.min():.4g} to {p.theta.max():.4g}, and one scale holds them all: use one "
             "threshold a layer, or rescale the neurons' weights and thresholds together"
         )
-    if graded and max(limits) > 4:
+    if max(limits) > 4:
         return (
-            f"its inputs may reach {max(limits):.4g}, in steps of 1/256: normalise the inputs (for example images of bytes to "
-            "mean 0 and deviation 1, or to 0..1) and train with them, or pass the inputs' true input_limit"
+            f"its inputs may reach {max(limits):.4g}: normalise the inputs (for example images of bytes to mean 0 and deviation "
+            "1, or to 0..1) and train with them, or pass the inputs' true input_limit"
         )
     return "make its weights more alike (weight decay, or clip single large weights), or split its connections in two layers"
 

@@ -77,7 +77,7 @@ class IntegerNetwork:
     """Populations in the order in which they compute; inputs arrive as round(x * input_scale).
 
     ``output`` names the readout (default the last population); ``timesteps`` is the number of steps that it has room for, where
-    it is known.
+    it is known; with ``reads_spikes`` inputs are -1, 0 and 1 only.
     """
 
     input_shape: Shape
@@ -88,6 +88,7 @@ class IntegerNetwork:
     populations: list[IntegerPopulation] = field(default_factory=list)
     output: str = ""
     timesteps: int | None = None
+    reads_spikes: bool = False
 
     @property
     def readout(self) -> IntegerPopulation:
@@ -110,13 +111,13 @@ class IntegerNetwork:
         if not largest <= self.input_limit:
             raise HardwareError(f"inputs reach {largest:.4g}, but the network was quantised for up to {self.input_limit:.4g}")
         messages = np.rint(inputs * self.input_scale)
-        if self.input_scale == 1 and (messages != inputs).any():
+        if self.reads_spikes and (messages != inputs).any():
             wrong = float(inputs[messages != inputs].flat[0])
             raise HardwareError(
                 f"inputs hold {wrong:.4g}, but the network reads the spikes -1, 0 and 1 of its Poisson encoder, and {wrong:.4g} "
                 "would be rounded to one of them; encode the images first (spikeprop.deploy.encoded), or export with Direct"
             )
-        if self.input_scale != 1 and np.linalg.norm(messages / self.input_scale - inputs) > 0.5 * np.linalg.norm(inputs):
+        if not self.reads_spikes and np.linalg.norm(messages / self.input_scale - inputs) > 0.5 * np.linalg.norm(inputs):
             raise HardwareError(
                 f"inputs reach {largest:.3g}, and the chip's are multiples of 1/{self.input_scale:g}: most of them would "
                 "become 0; scale the images up (for example to 0..1) and train with them"

@@ -46,8 +46,8 @@ DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its c
 OCTAVES = 20  # that the search goes down
 CURRENT_LIMIT = STATE_LIMIT >> ALIGN
 ROOM = 4  # the potential holds so many of the largest current and threshold
-GRADED = 256.0  # scale of real-valued inputs: 8 fractional bits
-LARGEST_MESSAGE = 2**31  # graded messages have 32 bits
+GRADED = 256.0  # scale of real-valued inputs of 1 to 4: 8 fractional bits
+LARGEST_INPUT = 2.0**31
 LIMIT = 4.0  # assumed largest absolute real-valued input: standardised images stay below
 
 
@@ -91,7 +91,8 @@ def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None, timesteps
     Args:
         graph: any graph that ``lay_out`` accepts.
         input_limit: largest absolute input; default 1 where the graph's metadata names the Poisson encoder, whose inputs are
-            -1, 0 and 1, else 4. Inputs other than Poisson's are rounded to 1/256.
+            -1, 0 and 1, else 4. Other inputs are rounded to steps of 1/256 for a limit of 1 to 4, and beyond to steps as fine
+            for their size (bytes: 1/4), so that the largest one takes 8 to 10 bits.
         timesteps: of a simulation, which the readout gets room for; default what the graph's metadata says, and where it says
             nothing, room for 16 of the largest currents.
 
@@ -111,22 +112,28 @@ def quantize_network(
     """``quantize`` for a network that is laid out already, with the exponents that connections may have."""
     spiking = network.encoder == "Poisson"
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
-    steps, scale = timesteps if timesteps is not None else network.timesteps, 1.0 if spiking else GRADED
-    if not 0 <= limit * scale < LARGEST_MESSAGE:
-        raise HardwareError(
-            f"input_limit is {limit:g}; it is a number from 0 to {LARGEST_MESSAGE / scale:g}: normalise the inputs"
-        )
+    steps = timesteps if timesteps is not None else network.timesteps
+    if not 0 <= limit < LARGEST_INPUT:
+        raise HardwareError(f"input_limit is {limit:g}; it is a number from 0 to {LARGEST_INPUT:g}: normalise the inputs")
+    scale = 1.0 if spiking else _input_scale(limit)
     if steps is not None and steps < 1:
         raise HardwareError(f"a simulation of {steps} steps; give timesteps of 1 or more")
     made = IntegerNetwork(
-        network.input_shape, network.input, scale, limit, network.readout_from, output=network.output, timesteps=steps
-    )
+        network.input_shape, network.input, scale, limit, network.readout_from, output=network.output, timesteps=steps,
+        reads_spikes=spiking,
+    )  # fmt: skip
     report = []
     for population in network.populations:
         quantized, layer = _counting(population) if population.pools else _Quantizer(population, made, exponents).quantize()
         made.populations.append(quantized)
         report.append(layer)
     return Quantized(made, report)
+
+
+def _input_scale(limit: float) -> float:
+    """A power of two: GRADED for inputs of up to 1 to 4, and beyond so that steps and weights are as fine for their size."""
+    coarser, finer = np.ceil(np.log2(max(limit, LIMIT) / LIMIT)), np.floor(np.log2(np.clip(limit, 1 / LARGEST_INPUT, 1.0)))
+    return float(GRADED * 2.0 ** -(coarser + finer)) if limit else GRADED
 
 
 def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:

@@ -15,6 +15,7 @@ import numpy as np
 from spikeprop_hardware.network import Population
 
 ROOM_READOUT = 16  # where the number of steps is not known
+ROUNDING = 1.01  # rounded weights may sum to more than real ones, and the limit itself is out of reach
 MOST_ROOM = 2048  # the largest current then still has 64 units
 
 
@@ -30,4 +31,4 @@ def readout_room(population: Population, limits: Sequence[float], signs: Sequenc
         below = below + (size * limit if graded else (size - total) / 2)
     most = float(np.maximum(above + population.bias, below - population.bias).max(initial=0.0))
     largest = float((whole + np.abs(population.bias)).max(initial=0.0))
-    return max(ROOM_READOUT, min(steps * most / largest if largest else 0.0, MOST_ROOM))
+    return max(ROOM_READOUT, min(ROUNDING * steps * most / largest if largest else 0.0, MOST_ROOM))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from spikeprop.convert.shard import CalibrationShard, shard_images
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
+from spikeprop.snn.encoder import warn_of_saturation
 
 
 @torch.inference_mode(False)  # or the network could not be trained
@@ -98,10 +98,5 @@ def _check(x: Tensor, encoder: Encoder, shard: CalibrationShard) -> None:
     largest = float(shard.largest(x.abs().max()))  # NaN is the largest
     if not math.isfinite(largest):
         raise ConversionError("the calibration images hold NaN or infinity; clean the data first")
-    limit = encoder.limit
-    if limit is not None and largest > limit * (1 + 1e-6) and shard.processes.rank == 0:
-        warnings.warn(
-            f"{type(encoder).__name__} saturates beyond {limit:g} but the images reach {largest:.3g}; "
-            "normalise them to [-1, 1] (mean 0.5, std 0.5) or use Direct",
-            stacklevel=4,
-        )
+    if shard.processes.rank == 0:
+        warn_of_saturation(encoder, largest)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spikeprop.data.base import ImageData, as_list
 from spikeprop.data.photographs import SUFFIXES, Member, read_photograph
-from spikeprop.errors import MissingDataError, worker_died
+from spikeprop.errors import MissingDataError, WorkerDied, worker_died
 from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import generator, mix_seed
@@ -112,11 +112,12 @@ class FolderSplit:
             batch_sampler=[batch[self.processes.rows(len(batch))] for batch in batches],
             num_workers=min(self.workers, len(batches), os.cpu_count() or 1),
         )
+        read = iter(loader)
         try:
-            for batch, (x, _) in zip(batches, loader, strict=True):
+            for batch, (x, _) in zip(batches, read, strict=True):
                 yield x, torch.tensor([self.samples[index][1] for index in batch])
         except Exception as error:  # an error that a worker raises keeps its type
-            died = worker_died(error)
+            died = worker_died(error) or _closed(error, getattr(read, "_workers", ()))
             if died is None:
                 raise
             raise died from error
@@ -129,6 +130,16 @@ class FolderSplit:
             place = (source.offset, source.size) if isinstance(source, Member) else file.stat().st_size
             digest.update(f"{file.parent.name}/{file.name} {place} {label}\n".encode())
         return digest.hexdigest()
+
+
+def _closed(error: Exception, workers: Sequence[Any]) -> WorkerDied | None:
+    """A WorkerDied if a process died while it sent a batch, which closes its connection before torch notices."""
+    if not isinstance(error, ConnectionError | EOFError):
+        return None
+    for worker in workers:
+        worker.join(1.0)  # it may be about to end
+    dead = [worker for worker in workers if worker.exitcode]
+    return WorkerDied(f"process {dead[0].pid} closed its connection") if dead else None
 
 
 class _Photographs(torch.utils.data.Dataset[tuple[Tensor, int]]):

@@ -37,6 +37,8 @@ def ann_accuracy(model: nn.Module, batches: Any) -> float:
     """
     if isinstance(model, SpikingNetwork):
         raise EvaluationError("this is a spiking network: use snn_accuracy, with numbers of time steps")
+    if not isinstance(model, nn.Module):
+        raise EvaluationError(f"the model is a {type(model).__name__}; pass a torch module")
     model.eval()
     (accuracy,) = _percent(
         Predictor(top=1).predict(model, number, x, y)
@@ -96,7 +98,7 @@ def wanted_timesteps(timesteps: Sequence[int]) -> list[int]:
     Raises:
         DataError: not a list of whole numbers, each at least 1.
     """
-    if not isinstance(timesteps, Iterable) or not all(isinstance(t, Integral) for t in timesteps):
+    if not isinstance(timesteps, Iterable) or not all(isinstance(t, Integral) and not isinstance(t, bool) for t in timesteps):
         raise DataError(f"timesteps is {timesteps!r}; give whole numbers in a list, for example [8]")
     wanted = sorted({int(t) for t in timesteps})
     if not wanted or wanted[0] < 1:
@@ -118,6 +120,8 @@ def labelled_batches(model: nn.Module, batches: Any, integers: bool = False) -> 
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     for number, (x, y) in enumerate(read_batches(batches, split="test", integers=integers), 1):
+        if len(x) == 0:
+            continue
         if y is None:
             raise LabelError(f"batch {number} has no labels; give (examples, labels)")
         if y.ndim == 0 or len(x) != len(y):

@@ -18,6 +18,7 @@ from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.runtime.batches import Split
+from spikeprop.runtime.heartbeat import tick
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.signals import stop_if_requested
@@ -95,6 +96,7 @@ def _predict(
             predictions[number], started = replace(batch, seconds=now - started), now
             saver.add(predictions[number])
             shown.update()
+            tick()
             stop_if_requested()
     finally:  # after Ctrl-C too
         saver.save()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.errors import EvaluationError
+from spikeprop.errors import EvaluationError, SpikepropError
 from spikeprop.evaluate.activity import ActivityMeter, device_of
 from spikeprop.runtime.labels import IGNORED, by_example, read_labels
 from spikeprop.runtime.seeding import seed_torch
@@ -87,7 +87,9 @@ class Predictor:
         """
         x = x.to(device_of(network))
         seed_torch(self.seed, number)
-        best, scores = self._simulate(network, x, meter) if isinstance(network, SpikingNetwork) else self._once(network(x))
+        best, scores = (
+            self._simulate(network, x, meter) if isinstance(network, SpikingNetwork) else self._once(outputs_of(network, x))
+        )
         labels = read_labels(scores, y).classes().flatten().cpu()
         counted = labels != IGNORED
         return BatchPredictions(number=number, labels=labels[counted], best=best[counted])
@@ -111,11 +113,37 @@ class Predictor:
     def _best(self, scores: Tensor) -> Tensor:
         """The classes of the largest scores (N, K) on the CPU; of equal scores the first class, as argmax has it."""
         scores_NC = by_example(scores)
+        wrong = int(scores_NC.isnan().any(1).sum())
+        if wrong:
+            raise EvaluationError(
+                f"the network's outputs hold NaN for {wrong} of {len(scores_NC)} examples, so it predicts no class"
+            )
         outputs = scores_NC.shape[1]
         if self.classes not in (None, outputs):
             raise EvaluationError(f"the network has {outputs} outputs, and the data have {self.classes} classes")
         order = torch.sort(scores_NC, dim=1, descending=True, stable=True).indices
         return order[:, : self.top].to("cpu", torch.int16 if outputs <= 2**15 else torch.int32)
+
+
+def outputs_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Outputs of an ANN for a batch.
+
+    Raises:
+        EvaluationError: it cannot read the batch, or gives anything but a tensor.
+    """
+    try:
+        outputs = model(x)
+    except RuntimeError as error:
+        if isinstance(error, SpikepropError | torch.OutOfMemoryError):
+            raise
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise EvaluationError(
+            f"{type(model).__name__} cannot read a batch of shape {tuple(x.shape)} in {dtype}, where axis 0 is the batch: {error}"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
+        what = "one number" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        raise EvaluationError(f"{type(model).__name__} returns {what}; give a module that returns its outputs (B, ...) alone")
+    return outputs
 
 
 def _observed(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spikeprop.errors import EvaluationError, LabelError
 from spikeprop.evaluate.accuracy import labelled_batches, wanted_timesteps
 from spikeprop.evaluate.activity import device_of
+from spikeprop.evaluate.predictor import outputs_of
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
@@ -47,7 +48,7 @@ def ann_error(model: nn.Module, batches: Any) -> RegressionError:
     model.eval()
     sums = _Sums()
     for x, y in labelled_batches(model, batches):
-        sums.add(model(x.to(device_of(model))).unsqueeze(0), y)
+        sums.add(outputs_of(model, x.to(device_of(model))).unsqueeze(0), y)
     return sums.errors()[0]
 
 
@@ -92,6 +93,8 @@ class _Sums:
                 f"targets {tuple(y.shape)} of {dtype} for outputs {tuple(shape)}: regression needs floats in the outputs' shape; "
                 "for classes use ann_accuracy or snn_accuracy"
             )
+        if not bool(torch.isfinite(y).all()):
+            raise LabelError("targets hold NaN or infinity; leave these examples out")
         y_B = y.reshape(shape).to(outputs_TB.device, torch.float64)
         if not self.seen:
             self.shift = y_B.mean(0)

@@ -22,7 +22,7 @@ from spikeprop_hardware import kinds
 from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError, DamagedFileError, ForeignFileError
-from spikeprop.learn.distributed.sharding import complete, sharded_like
+from spikeprop.learn.distributed.sharding import complete, is_sharded_tensor, sharded_like
 from spikeprop.runtime.files import parse_json, previous_of, read_tensors, write_json, write_tensors
 
 FORMAT = 1
@@ -62,7 +62,7 @@ def save_checkpoint(
         keep_previous: keep the existing checkpoint beside the new one, for ``load_latest``.
         writes: whether this process writes; for a sharded network (``shard``) all processes call this and send their shards.
     """
-    sections = {"model": model.state_dict(), **(others or {})}
+    sections = {"model": model.state_dict(keep_vars=True), **(others or {})}
     named = {f"{name}.{k}": v for name, state in sections.items() for k, v in state.items()}
     aliases = find_aliases(named)
     tensors = _gathered(((name, v) for name, v in named.items() if name not in aliases), writes)
@@ -89,13 +89,19 @@ def _gathered(tensors: Iterable[tuple[str, Tensor]], kept: bool) -> dict[str, Te
 
 
 def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of tensors that are the same memory as one before them, with the first one's name; shards are not looked at."""
-    first: dict[tuple[Any, ...], str] = {}
+    """Names of tensors that are the same memory as one before them, with the first one's name.
+
+    A shard is the same as itself only, because its memory is empty in some processes, and all need the same names.
+    """
+    first: dict[Any, str] = {}
     found = {}
     for name, tensor in tensors.items():
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.numel() == 0 or tensor.is_meta:
+        if is_sharded_tensor(tensor):
+            place = id(tensor)
+        elif type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
+            place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        else:
             continue
-        place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
         if place in first:
             found[name] = first[place]
         else:
@@ -190,7 +196,7 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: naming the tensors that are missing, unexpected or of another shape.
     """
-    saved, own = checkpoint.section("model"), model.state_dict()
+    saved, own = checkpoint.section("model"), model.state_dict(keep_vars=True)
     problems = [f"missing {name}" for name in own if name not in saved]
     problems += [f"unexpected {name}" for name in saved if name not in own]
     problems += [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +17,20 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from spikeprop.errors import DataError, LabelError
+from spikeprop.errors import LabelError
 from spikeprop.learn.callback import Callback, TrainingState
 from spikeprop.learn.distributed.data_parallel import DataParallel
 from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded
+from spikeprop.learn.given import check_collection, read_batch
 from spikeprop.learn.metrics import DeferredMetrics
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
 from spikeprop.learn.silence import SilenceCheck
 from spikeprop.learn.training_checkpoint import TrainingCheckpoint
 from spikeprop.runtime.batches import Batch, Batches, Shardable
-from spikeprop.runtime.labels import IGNORED, has_ignored, known_on_host, read_labels
-from spikeprop.runtime.ordinary import trainable, unusual
+from spikeprop.runtime.heartbeat import tick
+from spikeprop.runtime.labels import known_on_host, read_labels
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import seed_everything
 
@@ -110,7 +110,7 @@ def fit(
         Stopped: a signal asked to stop, within ``spikeprop.runtime.signals.deferred_signals``.
     """
     if not isinstance(batches, Batches):
-        _check_iterable(batches)
+        check_collection(batches)
     source = batches if isinstance(batches, Batches) else _Replayed(batches, seed)
     if processes.count > 1 and isinstance(batches, Shardable):
         source = batches.shard(processes)
@@ -147,27 +147,15 @@ def fit(
     return training.history
 
 
-def _check_iterable(batches: Any) -> None:
-    """Refuse what is no collection of batches that can be read once an epoch."""
-    pair = isinstance(batches, tuple) and any(isinstance(part, Tensor) for part in batches)
-    collection = hasattr(batches, "__len__") and hasattr(batches, "__iter__")
-    if pair or not collection or isinstance(batches, Dataset | Tensor | Mapping | str):
-        raise DataError(
-            f"fit reads batches once an epoch, and was given a {type(batches).__name__}: pass a split "
-            "(data.train(32, seed=0)), a DataLoader, or a list of (images, labels)"
-        )
-
-
 def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings) -> None:
     started, parallel, checkpoint = time.monotonic(), settings.parallel, settings.checkpoint
     deferred = DeferredMetrics(training, settings.device)
-    for x, y in _read(training, batches, settings, deferred):
+    for batch in _read(training, batches, settings, deferred):
         rank = parallel.processes.rank
         seed_everything(settings.seed, training.epoch, training.step, *([rank] if rank else []))  # rank 0 draws as one process
         _set_lr(training, settings.schedule)
         parallel.announce_save(checkpoint.due)
-        _check_batch(x, y, parallel)
-        x, y = trainable(x), trainable(y)
+        x, y = read_batch(batch, training.model, parallel)
         with known_on_host(y):
             x, y = x.to(settings.device, non_blocking=True), y.to(settings.device, non_blocking=True)
             _one_step(training, settings, x, y, deferred)
@@ -205,20 +193,6 @@ def _read(training: TrainingState, batches: Batches, settings: LoopSettings, def
         raise
 
 
-def _check_batch(x: Any, y: Any, parallel: DataParallel) -> None:
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        raise LabelError(f"a batch holds {type(x).__name__} and {type(y).__name__}: give pairs of tensors (images, labels)")
-    for what, found in (("images", unusual(x)), ("labels", unusual(y))):
-        if found is not None:
-            raise DataError(f"the tensor of {what} {found}")
-    if x.dtype in (torch.uint8, torch.bool):
-        raise DataError(f"images are {x.dtype}; normalise them first, for example (x.float() / 255 - mean) / std")
-    if len(x) not in (len(y), len(y[parallel.processes.rows(len(y))])):  # a process may have read its own images only
-        raise LabelError(f"a batch has {len(x)} images and {len(y)} labels: give one label for each image")
-    if parallel.several and has_ignored(y):  # each process would divide by the number of its own labels
-        raise LabelError(f"labels of {IGNORED} (no class) are not supported in several processes: train in one")
-
-
 def _one_step(training: TrainingState, settings: LoopSettings, x: Tensor, y: Tensor, deferred: DeferredMetrics) -> None:
     training.optimizer.zero_grad(set_to_none=True)
     x, y = settings.parallel.shard(x, y)
@@ -235,6 +209,7 @@ def _one_step(training: TrainingState, settings: LoopSettings, x: Tensor, y: Ten
     for module in settings.constrained:
         module.project_parameters()
     training.step += 1
+    tick()
 
 
 def _reduce(result: dict[str, Tensor], y: Tensor, parallel: DataParallel) -> tuple[list[str], Tensor]:

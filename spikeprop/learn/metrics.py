@@ -8,8 +8,9 @@ import time
 import torch
 from torch import Tensor
 
-from spikeprop.errors import TrainingCollapsed
+from spikeprop.errors import LabelError, TrainingCollapsed
 from spikeprop.learn.callback import TrainingState
+from spikeprop.runtime.labels import IGNORED
 
 READ_SECONDS = 1.0  # between two readings of the loss on CUDA, where steps are queued
 
@@ -42,6 +43,11 @@ class DeferredMetrics:
             return
         read = torch.stack([totals for _, _, totals in self.steps]).tolist()
         for (number, _, _), (seen, _, loss, *_) in zip(self.steps, read):
+            if seen == 0:
+                raise LabelError(
+                    f"all labels of batch {number + 1} in epoch {self.training.epoch + 1} are {IGNORED} (no class), so it has no "
+                    "loss: leave it out"
+                )
             if not math.isfinite(loss):
                 raise TrainingCollapsed(
                     f"the loss is {loss / seen} in epoch {self.training.epoch + 1}, batch {number + 1}: lower the learning rate "

@@ -6,12 +6,15 @@ Direct coding presents the image itself at every step (Rueckauer et al. 2017; DI
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+ROUNDING = 1e-6  # by which an image may exceed a limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +59,13 @@ class Direct(Encoder):
 
     def __call__(self, x: Tensor, timesteps: int) -> Tensor:
         return x.unsqueeze(0)
+
+
+def warn_of_saturation(encoder: Encoder, largest: float) -> None:
+    """Warn of images that reach beyond what the encoder can represent, so that other images are simulated."""
+    if encoder.limit is not None and largest > encoder.limit * (1 + ROUNDING):
+        warnings.warn(
+            f"{type(encoder).__name__} saturates beyond {encoder.limit:g} but the images reach {largest:.3g}; "
+            "normalise them to [-1, 1] (mean 0.5, std 0.5) or use Direct",
+            stacklevel=4,
+        )

@@ -10,6 +10,7 @@ Suffix legend: T steps, B batch, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from spikeprop.runtime.ordinary import trainable, unusual
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
-from spikeprop.snn.encoder import Encoder
+from spikeprop.snn.encoder import Encoder, warn_of_saturation
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.neuron import Neuron
@@ -30,6 +31,8 @@ from spikeprop.snn.synapse import DropoutMasks, SampleDropout
 
 SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
+
+Shape = tuple[int, ...]
 
 
 def _engine() -> ModuleType:
@@ -58,8 +61,7 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
-        known_shapes: what ``shapes`` returned last; every forward pass on the engine asks it first.
-        known_current_shapes: the same of the layers' currents: another shape where a layer pools.
+        known_shapes, known_current_shapes: what ``shapes`` and ``current_shapes`` returned last, for the engine.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
     """
 
@@ -77,8 +79,8 @@ class SpikingNetwork(nn.Module):
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
         self.packed = True
-        self.known_shapes: dict[str, tuple[int, ...]] = {}
-        self.known_current_shapes: dict[str, tuple[int, ...]] = {}
+        self.known_shapes: dict[str, Shape] = {}
+        self.known_current_shapes: dict[str, Shape] = {}
         self._form: list[Any] = []
         self._check_order()
 
@@ -121,7 +123,7 @@ class SpikingNetwork(nn.Module):
             if isinstance(module, SampleDropout):
                 module.p = p
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, Shape]:
         """Shape of one sample of the input and of every layer.
 
         Raises:
@@ -131,13 +133,15 @@ class SpikingNetwork(nn.Module):
         _add_form(self.layers, form)
         if self._form != form:
             self._check_order()
-            self.known_shapes, self._form = self._computed_shapes(), form
+            self.known_shapes, self.known_current_shapes = self._computed_shapes()
+            self._form = form
         return self.known_shapes
 
-    def _computed_shapes(self) -> dict[str, tuple[int, ...]]:
+    def _computed_shapes(self) -> tuple[dict[str, Shape], dict[str, Shape]]:
+        """Of what is sent, and of the currents."""
         like = next(chain(self.parameters(), self.buffers()))
         values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
-        self.known_current_shapes = {}
+        currents: dict[str, Shape] = {}
         with torch.no_grad():
             for name, layer in self.named_layers():
                 try:
@@ -145,9 +149,14 @@ class SpikingNetwork(nn.Module):
                 except RuntimeError as error:
                     given = ", ".join(f"{source!r} {tuple(values[source].shape[2:])}" for source in layer.sources)
                     raise ValueError(f"layer {name!r} cannot read {given}: {error}") from error
-                shape = self.known_current_shapes[name] = tuple(current.shape[2:])
-                values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(shape))
-        return {name: tuple(value.shape[2:]) for name, value in values.items()}
+                currents[name] = tuple(current.shape[2:])
+                values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(currents[name]))
+        return {name: tuple(value.shape[2:]) for name, value in values.items()}, currents
+
+    def current_shapes(self) -> dict[str, Shape]:
+        """Shape of one sample of every layer's current, which differs from that of what the layer sends where it pools."""
+        self.shapes()
+        return self.known_current_shapes
 
     def init_state(self) -> NetworkState:
         """State before the first step; potentials and dropout masks are made when a layer is first reached."""
@@ -192,8 +201,8 @@ class SpikingNetwork(nn.Module):
     def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
         refuse_uncalled(self._containers())
         self._check_input(x_B, timesteps)
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk is {chunk}; a layer takes at least 1 step at once")
+        if chunk is not None and not (hasattr(chunk, "__index__") and chunk >= 1):
+            raise ValueError(f"chunk is {chunk!r}; a layer takes at least 1 step at once")
         return self.packed and _engine().supports(self, x_B)
 
     def _containers(self) -> Iterator[tuple[str, nn.Module]]:
@@ -244,8 +253,12 @@ class SpikingNetwork(nn.Module):
             yield output_TBK
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
+        if isinstance(timesteps, bool) or not hasattr(timesteps, "__index__"):
+            raise ValueError(f"timesteps is {timesteps!r}; a simulation needs a whole number of steps")
         if timesteps < 1:
             raise ValueError(f"timesteps is {timesteps}; a simulation needs at least 1 step")
+        if not isinstance(x_B, Tensor):
+            raise ValueError(f"input is a {type(x_B).__name__}; a network reads a tensor (batch, *{self.input_shape})")
         found = unusual(x_B)
         if found is not None:
             raise ValueError(f"input {found}")
@@ -259,7 +272,9 @@ class SpikingNetwork(nn.Module):
         if not x_B.is_floating_point() or (weight is not None and x_B.dtype != weight.dtype):
             wanted = weight.dtype if weight is not None else "a floating-point type"
             raise ValueError(f"input is {x_B.dtype}; this network computes in {wanted}: convert it with x.to(...)")
-        if not torch.isfinite(x_B).all():
+        largest = float(x_B.detach().abs().max())
+        warn_of_saturation(self.encoder, largest)
+        if not math.isfinite(largest):
             bad = int((~torch.isfinite(x_B)).flatten(1).any(1).sum())
             raise ValueError(f"input holds NaN or infinity in {bad} of {len(x_B)} samples; clean the data before encoding")
 

@@ -236,3 +236,19 @@ def test_death_of_a_worker_is_found_behind_any_error() -> None:
         broken()
     assert "pid 7" in str(worker_died(caught.value))
     assert worker_died(RuntimeError("Caught RuntimeError in DataLoader worker process 0.")) is None
+
+
+@pytest.mark.parametrize(("code", "error", "found"), [(1, ConnectionResetError(104, "reset"), True), (0, EOFError(), False)])
+def test_death_of_a_worker_that_sends_is_found_by_its_exit(code: int, error: Exception, found: bool) -> None:
+    """Its connection breaks before torch notices the death, so the error does not name a DataLoader."""
+    import multiprocessing
+    import os
+
+    from spikeprop.data.imagenet import _closed
+
+    process = multiprocessing.get_context("fork").Process(target=os._exit, args=(code,))
+    process.start()
+    died = _closed(error, [process])
+    assert (died is not None) is found
+    assert died is None or f"process {process.pid} closed its connection" in str(died)
+    assert _closed(OSError("no space"), [process]) is None

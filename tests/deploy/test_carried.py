@@ -91,15 +91,15 @@ def test_every_attribute_without_a_default_is_carried() -> None:
 
 
 def test_pooling_of_spikes_and_hooks_are_checked_too() -> None:
-    pool = SpikingMaxPool(2)
+    pool, head = SpikingMaxPool(2), Synapse([nn.Flatten(), nn.Linear(18, 3)])
     layers = {
         "a": Layer([(INPUT, Synapse([]))], IF()),
         "m": Layer([("a", Synapse([]))], pool),
-        "out": Layer([("m", Synapse([nn.Flatten(), nn.Linear(18, 3)]))], None),
+        "out": Layer([("m", head)], None),
     }
     made = SpikingNetwork(layers, Direct(), (2, 6, 6))
     to_nir(made)
-    pool.window.dilation = 2
+    pool.window.dilation, head.ops[1] = 2, nn.Linear(8, 3)
     with pytest.raises(NirError, match="layer 'm': MaxPool2d has dilation = 2"):
         to_nir(made)
     conv: Any = nn.Conv2d(2, 3, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -166,3 +167,39 @@ def test_numbers_of_steps_that_are_none_are_refused(timesteps: Any) -> None:
     network = convert(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), [torch.rand(8, 1, 8, 8)], IF(), MaxActivation())
     with pytest.raises(DataError, match="timesteps"):
         snn_accuracy(network, [(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))], timesteps)
+
+
+class Returns(nn.Module):
+    def __init__(self, change: Callable[[Tensor], Any]):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(x.flatten(1)[:, :10])
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Returns(lambda z: z / z.new_zeros(())), "outputs hold NaN for 8 of 8 examples"),
+        (Returns(lambda z: (z, z)), "Returns returns a tuple; give a module that returns its outputs"),
+        (Returns(lambda z: {"logits": z}), "Returns returns a dict"),
+        (Returns(lambda z: z.sum()), "Returns returns one number"),
+        (nn.Linear(7, 3), r"Linear cannot read a batch of shape \(8, 1, 8, 8\) in float32"),
+        (torch.relu, "the model is a builtin_function_or_method; pass a torch module"),
+    ],
+)
+def test_models_without_predictions_are_refused(model: Any, says: str) -> None:
+    x = torch.zeros(8, 1, 8, 8)
+    with pytest.raises(EvaluationError, match=says):
+        ann_accuracy(model, (x, torch.arange(8)))
+
+
+def test_empty_batches_are_left_out_and_targets_that_are_not_finite_refused() -> None:
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    model = Returns(lambda z: z)
+    assert ann_accuracy(model, [(x, y), (x[:0], y[:0])]) == ann_accuracy(model, [(x, y)])
+    with pytest.raises(ValueError, match="no images"):
+        ann_accuracy(model, (x[:0], y[:0]))
+    with pytest.raises(LabelError, match="targets hold NaN or infinity"):
+        ann_error(model, (x, torch.full((8, 10), float("inf"))))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from spikeprop import Backprop, Digits, fit
-from spikeprop.errors import DataError
+from spikeprop.errors import DataError, LabelError
 
 X, Y = torch.rand(8, 1, 8, 8), torch.arange(8)
 
@@ -34,3 +35,39 @@ def test_what_cannot_be_read_once_an_epoch_is_refused(batches: Any) -> None:
 def test_images_in_bytes_are_refused() -> None:
     with pytest.raises(DataError, match="normalise them first"):
         trained([((X * 255).byte(), Y)])
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        ((X, Y, Y), "a batch is 3 parts: give pairs"),
+        ({"image": X, "label": Y}, "a batch is a dict: give pairs"),
+        ((X.numpy(), Y.numpy()), "a batch holds ndarray and ndarray"),
+        ((X, Y[0]), "a batch has 8 images and one number instead of labels"),
+        ((X[:0], Y[:0]), "a batch holds no examples"),
+        ((X, torch.full((8,), -100)), "all labels of batch 1 in epoch 1 are -100"),
+        ((X, Y.to_sparse()), "the tensor of labels is stored as sparse_coo"),
+    ],
+)
+def test_batches_that_cannot_be_trained_on_are_refused(batch: Any, says: str) -> None:
+    with pytest.raises((DataError, LabelError), match=says):
+        trained([batch])
+
+
+def test_a_loader_without_a_length_is_refused() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            return zip(X, Y)
+
+    with pytest.raises(DataError, match="a DataLoader of a known length"):
+        trained(DataLoader(Stream(), 4))
+
+
+def test_images_in_float64_and_of_inference_mode_are_trained_on() -> None:
+    torch.manual_seed(0)
+    (wanted,) = trained([(X, Y)])
+    with torch.inference_mode():
+        x, y = X.double(), Y.clone()
+    torch.manual_seed(0)
+    (found,) = trained([(x, y)])
+    assert found["loss"] == wanted["loss"]

@@ -29,11 +29,40 @@ with processes() as group:
         group.wait()
 """
 
+TRAINING = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from spikeprop import Backprop, fit
+from spikeprop.learn import Callback
+from spikeprop.runtime.processes import processes
 
-def start(folder: Path, port: int, *arguments: str, limit: str = "3") -> list[subprocess.Popen[str]]:
+class Deadlock(Callback):
+    def on_step(self, training):
+        Path(sys.argv[1], f"ready{group.rank}").touch()
+        if training.step == 2 and sys.argv[2] == "lock":
+            lock = threading.Lock()
+            lock.acquire()
+            lock.acquire()
+        if sys.argv[2] == "slow":
+            time.sleep(0.7)  # longer than the limit in all, shorter in each step
+        if training.step == 2 and sys.argv[2] == "barrier":
+            group.wait()
+
+with processes() as group:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    callbacks = [Deadlock()] if group.rank else []
+    batches = [(torch.rand(4, 4), torch.arange(4) % 2)] * 5
+    fit(model, Backprop(), batches, torch.optim.SGD(model.parameters(), 0.1), epochs=1, callbacks=callbacks, processes=group)
+    print("rank", group.rank, "done", flush=True)
+"""
+
+
+def start(folder: Path, port: int, *arguments: str, limit: str = "3", program: str = PROGRAM) -> list[subprocess.Popen[str]]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "hardware"), *sys.path])
     about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), VARIABLE: limit, "PYTHONPATH": paths}
-    command = [sys.executable, "-c", PROGRAM, str(folder), *arguments]
+    command = [sys.executable, "-c", program, str(folder), *arguments]
     environments = [{**os.environ, **about, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     return [subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=e) for e in environments]
 
@@ -67,6 +96,35 @@ def test_long_work_of_one_rank_is_no_fault(tmp_path: Path, unused_port: int) -> 
     runs = start(tmp_path, unused_port, "5", limit="2")
     for rank, run in enumerate(runs):
         told, _ = run.communicate(timeout=120)
+        assert run.returncode == 0, told
+        assert f"rank {rank} done" in told
+
+
+DEADLOCKS = {
+    "lock": r"rank 1 \(process {1} on .*:on_step\) has made no step for 2 s, while rank 0 \(process {0} on .*:step\) waits in a ",
+    "barrier": r"all processes have waited in collective operations for 2 s \(rank 0 \(.*:step\), rank 1 \(.*:wait\)\)",
+}
+
+
+@pytest.mark.parametrize("fault", DEADLOCKS)
+def test_a_deadlock_in_a_training_is_named(tmp_path: Path, fault: str, unused_port: int) -> None:
+    """The threads of both processes are alive: rank 1 waits for a lock, or in another collective operation than rank 0."""
+    runs = start(tmp_path, unused_port, fault, limit="2", program=TRAINING)
+    try:
+        told = [run.communicate(timeout=60)[0] for run in runs]
+        assert [run.returncode for run in runs] == [1, 1]
+        assert re.search(DEADLOCKS[fault].format(*(run.pid for run in runs)), "\n".join(told)), told
+        assert VARIABLE in told[0] + told[1]
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
+
+
+def test_a_training_with_slow_steps_is_no_fault(tmp_path: Path, unused_port: int) -> None:
+    runs = start(tmp_path, unused_port, "slow", limit="2", program=TRAINING)
+    for rank, run in enumerate(runs):
+        told, _ = run.communicate(timeout=60)
         assert run.returncode == 0, told
         assert f"rank {rank} done" in told
 

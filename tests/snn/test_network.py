@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -175,3 +177,28 @@ def test_a_layer_that_is_replaced_is_simulated_as_it_is(packed: bool) -> None:
     network.layers["a"] = Layer([("out", Synapse([nn.Identity()]))], IF())
     with pytest.raises(ValueError, match="layer 'a' reads 'out', which is not an earlier layer"):
         network.shapes()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ((torch.rand(1, 1, 8, 8), 3.0), "timesteps is 3.0; a simulation needs a whole number"),
+        ((torch.rand(1, 1, 8, 8), None), "timesteps is None"),
+        ((torch.rand(1, 1, 8, 8), True), "timesteps is True"),
+        (([1.0], 3), "input is a list; a network reads a tensor"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(given: tuple[Any, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        small_network()(*given)
+    with pytest.raises(ValueError, match=r"chunk is 1.5; a layer takes at least 1 step"):
+        small_network()(torch.rand(1, 1, 8, 8), 3, chunk=1.5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_images_beyond_what_poisson_can_represent_are_warned_of(packed: bool) -> None:
+    network, x = small_network(Poisson()).eval(), torch.rand(2, 1, 8, 8) - 0.5
+    network.packed = packed
+    network(x, 3)
+    with pytest.warns(UserWarning, match=r"Poisson saturates beyond 1 but the images reach 3"):
+        network(x / x.abs().max() * -3, 3)

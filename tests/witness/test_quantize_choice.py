@@ -134,7 +134,10 @@ def case(seed: int) -> Case:
         "output": nir.Output(output_type={"output": np.array([out])}),
     }
     edges = [("input", "w"), ("w", "h"), ("h", "last"), ("last", "output")]
-    factor = 1.0 if kind == "poisson" else 256.0
+    largest = {"poisson": 1.0, "tiny inputs": 256 * 32 * limit, "large inputs": 1024.0, "images of bytes": 1020.0}.get(
+        kind, 1024.0
+    )
+    factor = 2.0 ** np.floor(np.log2(largest / limit * (1 + 1e-9)))  # of the messages, which are whole numbers
     first = Layer([weight], [limit], [factor], bias, theta)
     layers = [first, Layer([last], [1.0], [1.0], np.zeros(out), None)]
     if kind == "unequal branches":  # two populations of very different weight into the readout

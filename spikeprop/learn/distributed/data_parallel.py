@@ -30,6 +30,7 @@ from spikeprop.errors import Stopped
 from spikeprop.learn.distributed.batchnorm import has_batchnorm, synchronised
 from spikeprop.learn.distributed.sharding import WeightedOutput, is_sharded, is_sharded_tensor
 from spikeprop.learn.rule import LearningRule
+from spikeprop.runtime.heartbeat import progressing
 from spikeprop.runtime.processes import Processes
 from spikeprop.runtime.signals import stop_if_requested, stop_requested
 
@@ -74,7 +75,7 @@ class DataParallel:
             self.wrapped = WeightedOutput(self.model, lambda: self.weight)
         own = (value for module in (self.model, self.rule.own) for value in (*module.parameters(), *module.buffers()))
         self.processes.broadcast(value for value in own if not is_sharded_tensor(value))  # ``shard`` has broadcast the others
-        with synchronised([self.model, self.rule.own], lambda: self.weight, weighted=self.sharded):
+        with progressing(), synchronised([self.model, self.rule.own], lambda: self.weight, weighted=self.sharded):
             try:
                 yield
             finally:

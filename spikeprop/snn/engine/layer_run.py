@@ -166,7 +166,7 @@ class LayerRun:
         return found
 
     def active(self, end: int | None = None) -> Active | None:
-        """The neurons that have a gradient before step ``end`` (of its piece), by default in all steps; None for all."""
+        """The neurons that have a gradient, of steps before ``end`` (of its piece) or of all; None where any may."""
         return None
 
     def backward_constant(self, values: SourceValues, accumulators: Mapping[str, GradientAccumulator]) -> None:
@@ -230,10 +230,8 @@ class IntegrateFireRun(LayerRun):
         return SourceValues(self.shape, words, count)
 
     def sent(self, begin: int, steps: int) -> SourceValues:
-        if not self.context.keep:
-            return SourceValues(self.shape, self.held_words(begin, steps))
-        count = self.counts[begin // self.context.chunk]
-        return SourceValues(self.shape, self.held_words(begin, steps), count, active=self.active(begin + steps))
+        count = self.counts[begin // self.context.chunk] if self.context.keep else 0
+        return SourceValues(self.shape, self.held_words(begin, steps), count)
 
     def start_again(self) -> None:
         assert self.v_BSC is not None
@@ -303,13 +301,6 @@ class IntegrateFireRun(LayerRun):
         self.context.buffers.give(x_KBSC)
         return grad_KBSC
 
-    def _finish(self, accumulators: Mapping[str, GradientAccumulator]) -> None:
-        if self.trained is not None and self.trained.any:
-            assert self.grad_v_BSC is not None
-            self.trained.add_start(self.grad_v_BSC, self.start_RC / self.parameters.theta_RC)
-            for parameter, grad in self.trained.grads(self.shape):
-                accumulators[self.name].add(parameter, grad)
-
     def active(self, end: int | None = None) -> Active | None:
         if self.potential_kept or self.context.like_B.device.type != "cpu":
             return None
@@ -326,6 +317,13 @@ class IntegrateFireRun(LayerRun):
         summary = torch.stack(self.summary)
         self.summary.clear()
         return summary
+
+    def _finish(self, accumulators: Mapping[str, GradientAccumulator]) -> None:
+        if self.trained is not None and self.trained.any:
+            assert self.grad_v_BSC is not None
+            self.trained.add_start(self.grad_v_BSC, self.start_RC / self.parameters.theta_RC)
+            for parameter, grad in self.trained.grads(self.shape):
+                accumulators[self.name].add(parameter, grad)
 
     def _room(self, gradient: Gradient) -> Tensor:
         """Where the gradient of a piece's currents goes: over that of its spikes, where that is as large."""

@@ -59,7 +59,7 @@ class LayerwiseRun:
         self.network, self.x_B, self.timesteps, self.encoded = network, x_B, timesteps, encoded
         self.most = len(x_B) if most is None else most
         self.kernels = packed_kernels(x_B.device)
-        self.shapes = network.known_shapes
+        self.shapes = network.shapes()
         self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, S, C)
         self.counts: dict[str, list[int]] = {}
 

@@ -13,10 +13,8 @@ CUDA_CHUNK_BYTES = 1 << 30  # of the largest layer's floats, on a GPU
 # Samples x steps of a slice on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
 SLICE_ROWS = {"with backward": 64, "forward only": 512}
 # Of a layer's floats. On the CPU a part of the cache, small enough for its memory to be used again.
-PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-KEPT_POTENTIALS = (
-    8  # steps of a simulation, up to which potentials that the backward pass needs are kept rather than computed again
-)
+PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+KEPT_POTENTIALS = 8  # steps of a simulation, up to which potentials that its backward pass needs are kept, not computed again
 LAYERWISE_BYTES = 64 << 20  # of one layer's current, where layers run one after another over the whole batch
 
 

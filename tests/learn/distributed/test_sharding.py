@@ -23,7 +23,17 @@ from spikeprop import CNN, IF, Direct, MaxActivation, convert, fit
 from spikeprop.ann import TorchvisionModel
 from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
-from spikeprop.learn import BPTT, Backprop, Callback, Checkpoint, LearningRule, load_checkpoint, save_checkpoint, shard
+from spikeprop.learn import (
+    BPTT,
+    Backprop,
+    Callback,
+    Checkpoint,
+    LearningRule,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    shard,
+)
 from spikeprop.learn.distributed.sharding import blocks, local_shard
 from spikeprop.plugins import ActivationRelaxation, BasicResNet
 from spikeprop.recipe import load_recipe
@@ -79,6 +89,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], LearningRule], tupl
 }
 
 
+TIED = "a weight of two"
+
+
 class Terminate(Callback):
     """Sends its own process SIGTERM after the first step."""
 
@@ -128,6 +141,10 @@ def _one_of_two(rank: int, folder: Path) -> None:
     train(case, two, sharded=True, progress=folder / "started-sharded.safetensors", interrupted=True)
     resumed, _ = train(case, two, sharded=True, progress=folder / "started-complete.safetensors")
     save_checkpoint(folder / "resumed-sharded.safetensors", resumed, {}, writes=not rank)
+    train(TIED, two, sharded=True, progress=folder / "tied.safetensors", interrupted=True)
+    again, _ = train(TIED, two, sharded=True, progress=folder / "tied.safetensors")
+    assert again.get_parameter("again.0.weight") is again.get_parameter("body.1.weight")
+    save_checkpoint(folder / "resumed-tied.safetensors", again, {}, writes=not rank)
     _stopped_by_a_signal_to_rank_1(folder, two)
     optimizer = torch.optim.SGD(resumed.parameters())
     with pytest.raises(ValueError, match="give fit the same processes"):
@@ -205,6 +222,18 @@ def test_checkpoint_resumes_sharded_or_complete(folder: Path) -> None:
         assert (p - q).abs().max() <= 1e-10, name
     assert len(history) == 2
     assert_same(load_checkpoint(folder / "resumed-sharded.safetensors"), expected)
+
+
+def test_tied_weights_are_stored_once_and_resume_tied(folder: Path) -> None:
+    expected, _ = train(TIED)
+    for name in ("tied", "resumed-tied"):
+        file = folder / f"{name}.safetensors"
+        assert "model.again.0.weight" not in load_file(file)
+        assert load_checkpoint(file).description["aliases"] == {"model.again.0.weight": "model.body.1.weight"}
+        assert_same(load_checkpoint(file), expected)
+    complete = tied()
+    load_model(complete, load_checkpoint(folder / "tied.safetensors"))
+    assert complete.get_parameter("again.0.weight") is complete.get_parameter("body.1.weight")
 
 
 def test_signal_to_one_process_stops_all_after_the_same_step(folder: Path) -> None:

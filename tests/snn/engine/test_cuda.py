@@ -295,6 +295,7 @@ def test_the_engine_on_these_kernels(neuron: Neuron, encoder: Encoder, monkeypat
 
 
 @main_process
+@pytest.mark.skipif(torch.cuda.is_available(), reason="these tests ran on the GPU")
 def test_by_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]

@@ -27,7 +27,7 @@ STREAM = (16, 4)  # four neurons a thread, 16 bytes a load
 SEARCH = (2, 2)  # one neuron a thread: few to wait for in a search, and no exchange among threads from step to step
 # Registers a thread, where ptxas, left to itself, would rather spill a few to have more threads at a time (``benchmarks/gpu``).
 STDB_REGISTERS = {torch.float32: 48, torch.float64: 64}
-SLOPES_REGISTERS = {torch.float32: 64, torch.float64: 128}
+SLOPES_REGISTERS = {torch.float32: 96, torch.float64: 128}
 
 _jit: Any = triton.jit
 _jit_over_time: Any = triton.jit(do_not_specialize=["steps", "begin", "piece"])  # what changes from piece to piece
