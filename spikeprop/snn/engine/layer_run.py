@@ -238,10 +238,8 @@ class IntegrateFireRun(LayerRun):
         return SourceValues(self.shape, words, count)
 
     def sent(self, begin: int, steps: int) -> SourceValues:
-        if not self.context.keep:
-            return SourceValues(self.shape, self.held_words(begin, steps))
-        count = self.counts[begin // self.context.chunk]
-        return SourceValues(self.shape, self.held_words(begin, steps), count, active=self.active(begin + steps))
+        count = self.counts[begin // self.context.chunk] if self.context.keep else 0
+        return SourceValues(self.shape, self.held_words(begin, steps), count)
 
     def start_again(self) -> None:
         assert self.v_BSC is not None

@@ -163,7 +163,7 @@ class ConvLayout(WeightedLayout):
         self.few = _few(columns=layer.kernel_size[1], outputs=len(layer.weight))
         self.out_size: Pair = (self._out_side(0), self._out_side(1))
         self.winograd = self.weight_OCYX.device.type == "cpu" and winograd.serves(
-            self.weight_OCYX, self.stride, self.padding, self.dilation
+            self.weight_OCYX, self.stride, self.padding, self.dilation, self.pooled_shape[1:]
         )
 
     def _out_side(self, i: int) -> int:

@@ -82,6 +82,14 @@ class SourceValues:
         words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
         return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active)
 
+    @property
+    def largest(self) -> float:
+        """No value is larger in magnitude; infinity where the values are no whole numbers."""
+        if self.small_KBSC is None:
+            return 1 if self.words_KBSW is not None else math.inf
+        low, high = self.small_KBSC.aminmax()
+        return max(-int(low), int(high))
+
     def channels_last(self, dtype: torch.dtype) -> Tensor:
         """The values (K or 1, B, S, C)."""
         if self.words_KBSW is not None:
