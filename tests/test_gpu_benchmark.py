@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 
 from benchmarks.gpu import __main__ as command_line
 from benchmarks.gpu import checks, cifar, expectation, running, speed, suite
-from benchmarks.gpu.cases import Setting, scan, scan_back
+from benchmarks.gpu.cases import FORMULAS, Setting, scan, scan_back
 from benchmarks.gpu.compilation import by_kernel, table
 from benchmarks.gpu.parts import PARTS, Context, Part, plan
 from benchmarks.gpu.picture import draw
@@ -184,6 +185,25 @@ def test_the_compiled_loop_spikes_like_ours(monkeypatch: pytest.MonkeyPatch) -> 
             outputs.append(forward(x, 7))
     assert float(outputs[0].std()) > 0.1
     torch.testing.assert_close(outputs[1], outputs[0].float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["spikeprop", "compiled loop"])
+def test_every_case_of_the_full_form_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, a small network, few steps: inference between trainings must not change what is trained."""
+    small = speed.network("cpu", small=True)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(speed, "network", lambda device, small_form: small)
+    monkeypatch.setattr(speed, "SIZES", {2: 1, 3: 2})
+    found = list(speed.run(Context("cpu", 1e4, small=False), name))
+    assert not [record["failed"] for record in found if "failed" in record]
+    cases = [(t, p, what) for t in (2, 3) for p in ("float32", "bfloat16") for what in ("training step", "inference")]
+    assert [(record["T"], record["precision"], record["what"]) for record in found] == cases
+    assert [len(record["predictions"]) for record in found if "predictions" in record] == [1, 1, 2, 2]
+
+
+def test_every_kernel_that_is_launched_has_a_case() -> None:
+    source = (ROOT / "spikeprop/snn/engine/kernels/cuda.py").read_text()
+    assert set(re.findall(r"_launch\(\s*(_\w+),", source)) == set(FORMULAS)
 
 
 def test_images_are_cifars_or_said_to_be_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:

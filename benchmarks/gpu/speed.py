@@ -165,7 +165,7 @@ def _one(
     predicted: list[Tensor] = []
 
     def step() -> None:
-        with torch.autocast("cuda", dtype) if dtype is not None else contextlib.nullcontext():
+        with torch.autocast(x.device.type, dtype) if dtype is not None else contextlib.nullcontext():
             output = forward(x, timesteps).float()
         if not training:
             predicted[:] = [output.argmax(1)]
@@ -183,8 +183,9 @@ def _one(
         if cuda:
             torch.cuda.synchronize()
 
+    with contextlib.nullcontext() if training else torch.no_grad():  # weights that inference mode makes could not be trained
+        layout = faster_layout(model, lambda: waited) if model is not forward else None
     with contextlib.nullcontext() if training else torch.inference_mode():
-        layout = faster_layout(model, waited) if model is not forward else None
         torch.manual_seed(1)
         found = measure(whole, 1 if context.small else REPEATS, warm_ups=2, device=context.device)
         if not training:

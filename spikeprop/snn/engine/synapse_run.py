@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -80,6 +81,14 @@ class SourceValues:
             return self
         words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
         return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active)
+
+    @property
+    def largest(self) -> float:
+        """No value is larger in magnitude; infinity where the values are no whole numbers."""
+        if self.small_KBSC is None:
+            return 1 if self.words_KBSW is not None else math.inf
+        low, high = self.small_KBSC.aminmax()
+        return max(-int(low), int(high))
 
     def channels_last(self, dtype: torch.dtype) -> Tensor:
         """The values (K or 1, B, S, C)."""
@@ -370,10 +379,11 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             accumulator.add(layout.trained_bias, grad_IO.sum(0, dtype=self.dtype))
         if layout.trains_weight:
             assert isinstance(accumulator, LinearGradientAccumulator)
+            kept_IO = grad_IO if self.buffers.keep(grad_KBPO) else grad_IO.clone()
             if self._few(source, LINEAR_BACKWARD_EVENTS):
-                accumulator.add_events(self._spikes(source), grad_IO)
+                accumulator.add_events(self._spikes(source), kept_IO)
             else:
-                accumulator.add_dense(self._inputs(source), grad_IO.to(self.compute))
+                accumulator.add_dense(partial(self._inputs, source), kept_IO.to(self.compute))
         if not want_source:
             return None
         outputs_inputs = self._active_pair(source, grad_KBPO, active)

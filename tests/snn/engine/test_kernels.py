@@ -39,13 +39,15 @@ def test_winograd_is_the_gradient_of_the_input(
 def test_winograd_serves_wide_single_precision_3x3_convolutions_only() -> None:
     wide = torch.empty(128, 128, 3, 3)
     one, two = (1, 1), (2, 2)
-    assert winograd.serves(wide, one, two, one)
-    assert not winograd.serves(wide, one, (1, 3), one)
-    assert not winograd.serves(wide.double(), one, one, one)
-    assert not winograd.serves(wide, two, one, one)
-    assert not winograd.serves(wide, one, one, two)
-    assert not winograd.serves(wide[:64], one, one, one)
-    assert not winograd.serves(torch.empty(128, 128, 5, 5), one, one, one)
+    size = (8, 8)
+    assert winograd.serves(wide, one, two, one, size)
+    assert not winograd.serves(wide, one, (1, 3), one, size)
+    assert not winograd.serves(wide.double(), one, one, one, size)
+    assert not winograd.serves(wide, two, one, one, size)
+    assert not winograd.serves(wide, one, one, two, size)
+    assert not winograd.serves(wide[:64], one, one, one, size)
+    assert not winograd.serves(torch.empty(128, 128, 5, 5), one, one, one, size)
+    assert not winograd.serves(wide, one, one, one, (2, 2))  # a quarter of a tile
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

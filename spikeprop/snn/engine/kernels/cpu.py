@@ -176,6 +176,20 @@ def scan_back_trained(
     return TrainedGradients(total[0], total[1])
 
 
+def max_pool(
+    current_KBSC: Tensor, counts_BSC: Tensor, size: tuple[int, int], pool: tuple[int, ...], columns: int, out_KBPC: Tensor
+) -> None:
+    """``SpikingMaxPool`` on whole numbers, exact in any order, into ``out_KBPC`` of int8; ``counts_BSC`` is overwritten.
+
+    Args:
+        size: of the images.
+        pool: rows and columns of the window, strides, paddings.
+        columns: of the output.
+    """
+    current, counts, out = (_array(tensor) for tensor in (current_KBSC, counts_BSC, out_KBPC))
+    in_ranges(len(counts), lambda i, j: neuron_loops.max_pool(current, counts, size, pool, columns, out, i, j))
+
+
 def plane(small_KBSC: Tensor, sign: int) -> Tensor:
     """Words (K, B, S, W) of the values (K, B, S, C) of int8 that have that sign."""
     words_KBSW = torch.empty((*small_KBSC.shape[:-1], word_count(small_KBSC.shape[-1])), dtype=torch.int32)
