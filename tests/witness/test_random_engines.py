@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from spikeprop import IF, LIF, STDB, Direct, Poisson, SpikingNetwork, Triangle
 from spikeprop.snn import INPUT, FastSigmoid, Layer, Synapse
+from spikeprop.snn.engine import synapse_run
 from spikeprop.snn.engine.support import supports
 from spikeprop.snn.synapse import Gain, SampleDropout
 
@@ -174,8 +175,14 @@ def compare(seed: int) -> Counter[str]:
     return counts
 
 
+@pytest.mark.parametrize("limit", [None, 1e9, 0.0], ids=["as measured", "sparse", "dense"])
 @pytest.mark.parametrize("first", range(0, 80, 20))
-def test_packed_networks_equal_the_reference(first: int, counted: Any) -> None:
+def test_packed_networks_equal_the_reference(
+    first: int, limit: float | None, counted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the choice between sparse and dense ways as it is, and forced either way."""
+    for name in synapse_run.LIMITS if limit is not None else ():
+        monkeypatch.setattr(synapse_run, name, limit)
     for seed in range(first, first + 20):
         counted(compare(seed))
 

@@ -39,7 +39,7 @@ from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
 
 __all__ = ["BatchRun", "infer", "supports", "train"]
-T = TypeVar("T")
+T, Own = TypeVar("T"), TypeVar("Own")
 
 
 class SignedBits:
@@ -82,13 +82,14 @@ class BatchRun:
         self.layouts = _layouts(network, keep=keep)
         self.dynamics = {name: _frozen(layer.neuron) if keep else layer.neuron for name, layer in network.named_layers()}
         masks = DropoutMasks(x_B.device) if network.training else None
+        self.vectors = all(len(shape) == 1 for shape in network.known_shapes.values())
         self.slices = [self._slices(first, last, masks) for first, last in _spans(x_B)]  # those of each thread
 
     def _slices(self, first: int, last: int, masks: DropoutMasks | None) -> list[SliceRun]:
         """One thread's samples, a few at a time."""
         device, batch = self.x_B.device, len(self.x_B)
         kernels, buffers = packed_kernels(device), BufferPool(device)
-        size = slice_samples(self.chunk, self.sample_bytes, last - first, device, keep=self.keep)
+        size = slice_samples(self.chunk, self.sample_bytes, last - first, device, keep=self.keep, vectors=self.vectors)
         slices = []
         for low in range(first, last, size):
             high = min(low + size, last)
@@ -181,27 +182,37 @@ class BatchRun:
 
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
-        one_step = self.inputs[0] if self.encoder.constant else None
-
-        def work(slices: list[SliceRun]) -> dict[str, GradientAccumulator]:
-            accumulators = {key: layout.accumulator() for key, layout in self.layouts.items()}
-            accumulators |= {name: GradientAccumulator() for name in self.dynamics}
-            for some in slices:
-                for number in reversed(range(len(self.inputs))):
-                    x_KB = self.inputs[number][:, some.samples]
-                    some.backward(number, x_KB, grad_BO[some.samples], accumulators)
-                if one_step is not None:
-                    some.backward_constant(one_step[:, some.samples], accumulators)
-                some.drop()
-            return accumulators
-
-        first, *others = _on_threads(self.slices, work)
+        numbers = [*reversed(range(len(self.inputs)))]
+        one_slice = all(len(own) == 1 for own in self.slices)  # then chunk by chunk costs no memory
+        total, *others = threads = [(own, self._accumulators()) for own in self.slices]
+        for part in [[number] for number in numbers] if one_slice else [numbers]:
+            _on_threads(threads, lambda own, part=part: self._backward(*own, part, grad_BO))
+            with torch.no_grad(), _without_autocast():
+                for key, accumulator in total[1].items():
+                    accumulator.settle([other[key] for _, other in others])
+        for key, accumulator in total[1].items():
+            for _, other in others:
+                accumulator.merge(other.pop(key))
         self.slices.clear()
         self.layouts.clear()
-        for key, accumulator in first.items():
-            for other in others:
-                accumulator.merge(other.pop(key))
-        return _added_up(accumulator.finish() for accumulator in first.values())
+        return _added_up(accumulator.finish() for accumulator in total[1].values())
+
+    def _accumulators(self) -> dict[str, GradientAccumulator]:
+        """One thread's: a synapse's by its key, those of neurons' own parameters by the layer's name."""
+        by_layer = {name: GradientAccumulator() for name in self.dynamics}
+        return {key: layout.accumulator() for key, layout in self.layouts.items()} | by_layer
+
+    def _backward(
+        self, slices: list[SliceRun], accumulators: dict[str, GradientAccumulator], numbers: list[int], grad_BO: Tensor
+    ) -> None:
+        """One thread's samples back through some chunks."""
+        for some in slices:
+            for number in numbers:
+                some.backward(number, self.inputs[number][:, some.samples], grad_BO[some.samples], accumulators)
+            if numbers[-1] == 0:
+                if self.encoder.constant:
+                    some.backward_constant(self.inputs[0][:, some.samples], accumulators)
+                some.drop()
 
     def _show(self, observe: Observer, begin: int, steps: int, x_KB: Tensor) -> None:
         observe(INPUT, x_KB[:steps].expand(steps, *x_KB.shape[1:]))
@@ -219,14 +230,14 @@ def _spans(x_B: Tensor) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def _on_threads(slices: list[list[SliceRun]], work: Callable[[list[SliceRun]], T]) -> list[T]:
-    """``work`` on the slices of every thread, each on a thread of its own."""
+def _on_threads(items: list[Own], work: Callable[[Own], T]) -> list[T]:
+    """``work`` on the items, each on a thread of its own."""
 
-    def alone(own: list[SliceRun]) -> T:
+    def alone(own: Own) -> T:
         with torch.no_grad(), _without_autocast():  # a thread's own state, and on by default
             return work(own)
 
-    return [alone(slices[0])] if len(slices) == 1 else list(_threads(len(slices)).map(alone, slices))
+    return [alone(items[0])] if len(items) == 1 else list(_threads(len(items)).map(alone, items))
 
 
 def _without_autocast() -> AbstractContextManager[object]:

@@ -45,3 +45,7 @@ class BufferPool:
         block = self._taken.pop(tensor.data_ptr(), None)
         if block is not None:
             self._free.append(block)
+
+    def keep(self, tensor: Tensor) -> bool:
+        """Take what ``take`` returned out of the pool: nobody writes over it any more. Whether it was the pool's."""
+        return self._taken.pop(tensor.data_ptr(), None) is not None

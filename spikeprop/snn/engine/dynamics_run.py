@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.dynamics import LayerDynamics, map_state
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState, map_state
 from spikeprop.snn.engine.kernels import cpu
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack, per_position, position_count
@@ -28,7 +28,9 @@ from spikeprop.snn.leaving import kept_rows
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import SignedIF, scan
+from spikeprop.snn.synapse import ChannelPad
 
+MOVES = (nn.Identity, ChannelPad)  # operations that leave values as they are
 LARGEST = 127  # magnitude that an int8 holds
 _one_at_a_time = Lock()  # neurons of others may keep something on the module within a step
 
@@ -60,6 +62,8 @@ def make_layer_run(layer: LayerParts, context: SliceContext) -> LayerRun:
         return LayerRun(*common)
     if is_integrate_and_fire(dynamics):
         return IntegrateFireRun(dynamics, *common)
+    if type(dynamics) is SpikingMaxPool:
+        return MaxPoolRun(dynamics, layer, context)
     if type(dynamics) is SignedIF and not context.keep:
         return SignedRun(dynamics, *common)
     return TorchRun(dynamics, layer, context)
@@ -71,6 +75,11 @@ def as_sent(values_KBSC: Tensor, shape: tuple[int, ...]) -> SourceValues:
     if not torch.equal(few.to(values_KBSC.dtype), values_KBSC):  # not whole, or too large
         dense_KB = channels_first(values_KBSC, shape).unflatten(0, values_KBSC.shape[:2])
         return SourceValues(shape, dense_KB=dense_KB)
+    return small_values(few, shape)
+
+
+def small_values(few: Tensor, shape: tuple[int, ...]) -> SourceValues:
+    """Values (K, B, S, C) of int8, as words where they are 0 and 1."""
     count = int(few.count_nonzero())
     if bool(((few == 0) | (few == 1)).all()):
         return SourceValues(shape, cpu.plane(few, 1) if few.device.type == "cpu" else pack(few), count)
@@ -202,6 +211,34 @@ class TorchRun(DynamicsRun):
     def _finish(self, accumulators: Mapping[str, GradientAccumulator]) -> None:
         for parameter, grad in self.found.items():
             accumulators[self.name].add(parameter, grad)
+
+
+class MaxPoolRun(TorchRun):
+    """Max pooling; without a backward pass, spikes that are moved to their places alone are pooled in one pass over memory."""
+
+    def __init__(self, dynamics: SpikingMaxPool, layer: LayerParts, context: SliceContext):
+        super().__init__(dynamics, layer, context)
+        window = dynamics.window
+        pairs = (v if isinstance(v, tuple) else (v, v) for v in (window.kernel_size, window.stride, window.padding))
+        self.pool: tuple[int, ...] = sum(pairs, ())
+        moved = all(isinstance(op, MOVES) for _, synapse in layer.synapses for op in synapse.layout.synapse)
+        self.fast = moved and not context.keep and context.like_B.device.type == "cpu" and len(layer.shape) == 3
+
+    def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
+        if not self.fast or sum(values[source].largest for source, _ in self.synapses) > LARGEST:
+            return super()._advance(steps, values)
+        like_B, shape = self.context.like_B, (steps, len(self.context.like_B), position_count(self.shape), self.shape[0])
+        if self.state is None:
+            self.state = NeuronState(like_B.new_zeros(len(like_B), *self.current_shape), None)
+        counts_BSC = channels_last(self.state.v, 1)[0]
+        small_KBPC = torch.empty(shape, dtype=torch.int8)
+        for first, last in self._pieces(steps):
+            current_KBSC = self.current(cut(values, first, last))
+            size = (self.current_shape[1], self.current_shape[2])
+            cpu.max_pool(current_KBSC, counts_BSC, size, self.pool, self.shape[2], small_KBPC[first:last])
+            self.context.buffers.give(current_KBSC)
+        self.state = NeuronState(channels_first(counts_BSC.unsqueeze(0), self.current_shape), None)
+        return small_values(small_KBPC, self.shape)
 
 
 def _numbers(state: Any) -> list[Tensor]:

@@ -91,7 +91,8 @@ class LayerRun:
         """Steps of a piece, for a layer whose largest array has that shape a sample."""
         context, like_B = self.context, self.context.like_B
         step_bytes = torch.Size(shape).numel() * len(like_B) * like_B.element_size()
-        self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=context.timesteps <= context.chunk)
+        only, vector = context.timesteps <= context.chunk, len(shape) == 1
+        self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=only, vector=vector)
 
     # forward ------------------------------------------------------------------------------------------------------------------
 
@@ -237,10 +238,8 @@ class IntegrateFireRun(LayerRun):
         return SourceValues(self.shape, words, count)
 
     def sent(self, begin: int, steps: int) -> SourceValues:
-        if not self.context.keep:
-            return SourceValues(self.shape, self.held_words(begin, steps))
-        count = self.counts[begin // self.context.chunk]
-        return SourceValues(self.shape, self.held_words(begin, steps), count, active=self.active(begin + steps))
+        count = self.counts[begin // self.context.chunk] if self.context.keep else 0
+        return SourceValues(self.shape, self.held_words(begin, steps), count)
 
     def start_again(self) -> None:
         assert self.v_BSC is not None

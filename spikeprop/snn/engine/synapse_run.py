@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels import cpu, dense, lookup, packed_kernels, sparse_backward, winograd
+from spikeprop.snn.engine.kernels import cpu, dense, lookup, packed_kernels, sparse_backward, tap_loops, winograd
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
@@ -35,13 +36,14 @@ from spikeprop.snn.engine.layout import (
 from spikeprop.snn.layer import INPUT
 from spikeprop.snn.synapse import DropoutMasks
 
-# Share of values that are spikes, below which adding weights spike by spike is faster. Measured; set a little low.
-FORWARD_EVENTS = 0.28
-BACKWARD_EVENTS = 0.22
+# Share of values that are spikes, below which going spike by spike is faster. Measured; set a little low.
+FORWARD_EVENTS, LINEAR_FORWARD_EVENTS = 0.4, 0.28
+BACKWARD_EVENTS = 0.3
+LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
 EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
 # Cost of the pairs of active neurons, as a share of the dense product's, below which the input's gradient goes pair by pair.
-SPARSE_INPUT, SPARSE_INPUT_WINOGRAD, SPARSE_LINEAR_INPUT = 0.9, 0.6, 0.9
-LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
+SPARSE_INPUT, SPARSE_INPUT_WINOGRAD, SPARSE_LINEAR_INPUT = 0.9, 0.55, 0.9
+LIMITS = [name for name in globals() if name.startswith(("SPARSE_", "FORWARD_", "BACKWARD_", "LINEAR_"))]  # what tests force
 
 AnyLayout = TypeVar("AnyLayout", bound=DenseLayout)
 AnyWeighted = TypeVar("AnyWeighted", bound=WeightedLayout)
@@ -79,6 +81,14 @@ class SourceValues:
             return self
         words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
         return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active)
+
+    @property
+    def largest(self) -> float:
+        """No value is larger in magnitude; infinity where the values are no whole numbers."""
+        if self.small_KBSC is None:
+            return 1 if self.words_KBSW is not None else math.inf
+        low, high = self.small_KBSC.aminmax()
+        return max(-int(low), int(high))
 
     def channels_last(self, dtype: torch.dtype) -> Tensor:
         """The values (K or 1, B, S, C)."""
@@ -253,7 +263,12 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
             return channels_last(current, steps)
         height, width = layout.out_size
         out = self.buffers.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype)
-        cpu.event_conv(self._spikes(source), layout.event_weight, layout.padding, layout.affine, (height, width), out)
+        spikes_a_tap = source.count * layout.kept / (steps * self.batch * math.prod(layout.pooled_shape[1:]))
+        by_tap = spikes_a_tap >= tap_loops.LEAST_SPIKES and layout.tap_weight is not None
+        weight = layout.tap_weight if by_tap else layout.event_weight
+        assert weight is not None
+        spikes = self._spikes(source)
+        cpu.event_conv(spikes, weight, layout.padding, layout.affine, (height, width), out, by_tap=by_tap)
         return out
 
     def _looks_up(self, source: SourceValues) -> bool:
@@ -344,7 +359,7 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
 
     def forward(self, source: SourceValues) -> Tensor:
         bias, shape = self.layout.bias, (source.steps, self.batch, 1, len(self.weight_ON))
-        if not self._few(source, FORWARD_EVENTS):
+        if not self._few(source, LINEAR_FORWARD_EVENTS):
             current_IO = dense.matmul(self._inputs(source), self.weight_ON.T)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
         out = self.buffers.take(shape, self.dtype)
@@ -364,10 +379,11 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             accumulator.add(layout.trained_bias, grad_IO.sum(0, dtype=self.dtype))
         if layout.trains_weight:
             assert isinstance(accumulator, LinearGradientAccumulator)
+            kept_IO = grad_IO if self.buffers.keep(grad_KBPO) else grad_IO.clone()
             if self._few(source, LINEAR_BACKWARD_EVENTS):
-                accumulator.add_events(self._spikes(source), grad_IO)
+                accumulator.add_events(self._spikes(source), kept_IO)
             else:
-                accumulator.add_dense(self._inputs(source), grad_IO.to(self.compute))
+                accumulator.add_dense(partial(self._inputs, source), kept_IO.to(self.compute))
         if not want_source:
             return None
         outputs_inputs = self._active_pair(source, grad_KBPO, active)

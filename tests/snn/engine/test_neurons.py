@@ -26,7 +26,7 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The choice between spike by spike and dense, as it is and forced either way."""
     if request.param != "as measured":
         limit = 1e9 if request.param == "by event" else 0.0
-        for name in ("FORWARD_EVENTS", "BACKWARD_EVENTS", "LINEAR_BACKWARD_EVENTS"):
+        for name in synapse_run.LIMITS:
             monkeypatch.setattr(synapse_run, name, limit)
 
 
@@ -45,6 +45,13 @@ def network_of(make: Any, encoder: Encoder, *, pool: bool = False, exact: bool =
     if pool:
         layers["pool"] = Layer([("a", Synapse([ChannelPad(0, 0)]))], SpikingMaxPool(3, 2, ceil_mode=True))
         source = "pool"
+        twice = [("pool", Synapse([])), ("pool", Synapse([nn.Identity()]))]
+        beside = [("pool", Synapse([ChannelPad(0, 34)])), ("pool", Synapse([ChannelPad(34, 0)]))]
+        both = [("wide", Synapse([nn.Conv2d(68, 34, 1)])), ("twice", Synapse([nn.AvgPool2d((2, 1), 1)]))]
+        layers["twice"] = Layer(twice, SpikingMaxPool((2, 1), 1, (1, 0)))
+        layers["wide"] = Layer(beside, SpikingMaxPool(1))
+        layers["out_of"] = Layer(both, make())
+        source = "out_of"
     layers["b"] = Layer([(source, Synapse([nn.Conv2d(34, 34, 3, padding=1)])), (source, Synapse([]))], make())
     layers["c"] = Layer([("b", Synapse([nn.AvgPool2d(2), nn.Conv2d(34, 40, 1, stride=2)]))], make())
     side = (2, 1) if pool else (3, 3)

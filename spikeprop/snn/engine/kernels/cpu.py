@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops
+from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops, tap_loops
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import BITS, word_count
@@ -176,6 +176,20 @@ def scan_back_trained(
     return TrainedGradients(total[0], total[1])
 
 
+def max_pool(
+    current_KBSC: Tensor, counts_BSC: Tensor, size: tuple[int, int], pool: tuple[int, ...], columns: int, out_KBPC: Tensor
+) -> None:
+    """``SpikingMaxPool`` on whole numbers, exact in any order, into ``out_KBPC`` of int8; ``counts_BSC`` is overwritten.
+
+    Args:
+        size: of the images.
+        pool: rows and columns of the window, strides, paddings.
+        columns: of the output.
+    """
+    current, counts, out = (_array(tensor) for tensor in (current_KBSC, counts_BSC, out_KBPC))
+    in_ranges(len(counts), lambda i, j: neuron_loops.max_pool(current, counts, size, pool, columns, out, i, j))
+
+
 def plane(small_KBSC: Tensor, sign: int) -> Tensor:
     """Words (K, B, S, W) of the values (K, B, S, C) of int8 that have that sign."""
     words_KBSW = torch.empty((*small_KBSC.shape[:-1], word_count(small_KBSC.shape[-1])), dtype=torch.int32)
@@ -239,6 +253,16 @@ def event_weight(weight_OCYX: Tensor) -> Tensor:
     """Weights of a convolution as ``event_conv`` reads them: (blocks, Y, X, C, channels of a block)."""
     outputs, channels, rows, columns = weight_OCYX.shape
     block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
+    return _in_blocks(weight_OCYX, block)
+
+
+def tap_weight(weight_OCYX: Tensor) -> Tensor | None:
+    """The same in blocks of which one tap's weights fit the first-level cache; None where output channels come in no such."""
+    block = next((n for n in tap_loops.BLOCKS if len(weight_OCYX) % n == 0), None)
+    return None if block is None else _in_blocks(weight_OCYX, block)
+
+
+def _in_blocks(weight_OCYX: Tensor, block: int) -> Tensor:
     return weight_OCYX.detach().unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1).contiguous()
 
 
@@ -255,17 +279,26 @@ class Affine:
 
 
 def event_conv(
-    spikes: PackedSpikes, weight: Tensor, padding: tuple[int, int], affine: Affine, size: tuple[int, int], out_KBPO: Tensor
+    spikes: PackedSpikes,
+    weight: Tensor,
+    padding: tuple[int, int],
+    affine: Affine,
+    size: tuple[int, int],
+    out_KBPO: Tensor,
+    *,
+    by_tap: bool,
 ) -> None:
     """Current of a convolution (stride 1, no dilation, one group), an image of ``size``, into ``out_KBPO``.
 
-    Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``.
+    Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``, or
+    ``tap_weight`` where it goes by tap, which is faster where a tap brings several spikes to a target.
     """
     words, mask, masked = _spike_arrays(spikes)
     weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 1)), affine.arrays()
+    loops = tap_loops if by_tap else cpu_vectors
 
     def work(first: int, last: int) -> None:
-        cpu_vectors.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
+        loops.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
 
     in_ranges(len(out), work)
 

@@ -23,7 +23,7 @@ from spikeprop.snn.engine.kernels.arguments import ConvShape
 from spikeprop.snn.engine.kernels.cpu import _array, _words
 
 # Seconds of a multiply-add of a row of as many steps, relative to those of torch's dense product in single precision; measured.
-COST = {4: 5.0, 8: 2.6, 16: 1.3, 24: 1.3, 32: 1.3}
+COST = {4: 5.2, 8: 2.4, 16: 1.6, 24: 1.6, 32: 1.5}
 AT_ONCE = 24  # active outputs of a position that are done together, about: of more, the weights leave the first-level cache
 LARGEST = 1 << 31  # numbers of a weight: places are 32-bit
 

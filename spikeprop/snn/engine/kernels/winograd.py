@@ -34,25 +34,32 @@ _G = torch.tensor(
     ],
     dtype=torch.float64,
 )
-TILES_BYTES = 4 << 20  # of transformed tiles at once
-LEAST_CHANNELS = 128  # with fewer, the transforms cost more than the multiplications that they save
+TILES_BYTES = 2 << 20  # of transformed tiles at once
+LEAST_CHANNELS, LEAST_WEIGHTS = 64, 64 * 128  # with fewer, the transforms cost more than the multiplications that they save
+LEAST_SAVED = 2  # times as many multiplications, at least
 
 
-def serves(weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> bool:
-    """Whether ``input_grad`` can and should be used for a convolution on the CPU."""
+def serves(
+    weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], size: tuple[int, int]
+) -> bool:
+    """Whether ``input_grad`` can and should be used on the CPU for a convolution of images of ``size``."""
     outputs, channels, *kernel = weight_OCYX.shape
+    tiles = -(-size[0] // 4) * -(-size[1] // 4)
     return (
         weight_OCYX.dtype is torch.float32
         and (kernel, stride, dilation) == ([3, 3], (1, 1), (1, 1))
         and max(padding) <= 2
         and min(outputs, channels) >= LEAST_CHANNELS
+        and outputs * channels >= LEAST_WEIGHTS
+        and size[0] * size[1] * 9 >= LEAST_SAVED * tiles * 36  # small images fill their tiles badly
     )
 
 
 def transformed(weight_OCYX: Tensor) -> Tensor:
     """G g G^T of the turned kernel, (36, O, C)."""
-    turned = weight_OCYX.detach().double().flip(2, 3)
-    return torch.einsum("ij,ocjk,lk->iloc", _G, turned, _G).float().flatten(0, 1).contiguous()
+    weight_9N = weight_OCYX.detach().permute(2, 3, 0, 1).reshape(9, -1)
+    turned = torch.kron(_G, _G).flip(1).to(weight_9N)
+    return (turned @ weight_9N).view(36, *weight_OCYX.shape[:2])
 
 
 def input_grad(
