@@ -38,7 +38,8 @@ from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
 from spikeprop.snn.synapse import DropoutMasks
 
 __all__ = ["BatchRun", "infer", "supports", "train"]
-T, Own = TypeVar("T"), TypeVar("Own")
+T = TypeVar("T")
+Own = TypeVar("Own")
 
 
 class SignedBits:
