@@ -177,7 +177,7 @@ def test_a_linear_layers_gradient_spike_by_spike_is_the_dense_one(
         dense.append(cpu.pooled(spikes, torch.float32).transpose(2, 3).flatten(0, 1).flatten(1))
     found = torch.full((outputs, dense[0].shape[1]), torch.nan)
     cpu.event_linear_weight_grad(parts, 1 / pool**2, found, adds=False)
-    wanted = sum(grad.T @ values for (_, grad), values in zip(parts, dense))
+    wanted = torch.stack([grad.T @ values for (_, grad), values in zip(parts, dense)]).sum(0)
     assert torch.equal(found, wanted)
     cpu.event_linear_weight_grad(parts[:1], 1 / pool**2, found, adds=True)
     assert torch.equal(found, wanted + parts[0][1].T @ dense[0])
