@@ -70,18 +70,34 @@ class GridSearch:
         current_RN, target_RN = current_RN[:, compared], target_RN[:, compared]
         fractions = torch.linspace(1, 0, self.grid + 1)[:-1].tolist()
         scale_GR = torch.stack([(largest_R * fraction).clamp(min=1e-12) for fraction in fractions])
-        error_GR = shard.total(torch.stack([self._error(current_RN, target_RN, scale_R, start) for scale_R in scale_GR]))
+        error_GR = shard.total(self._errors(current_RN, target_RN, scale_GR, start))
         best_R, least_R = largest_R.clone(), torch.full_like(error_GR[0], torch.inf)
         for scale_R, error_R in zip(scale_GR, error_GR, strict=True):
             better_R = error_R < least_R
             best_R, least_R = torch.where(better_R, scale_R, best_R), torch.where(better_R, error_R, least_R)
         return torch.where(largest_R > 0, best_R, largest_R)
 
-    def _error(self, current_RN: Tensor, target_RN: Tensor, scale_R: Tensor, start: float) -> Tensor:
-        """Summed over each row, (R,), in float64: the best scale must not depend on how sums are rounded."""
-        scale_R1 = scale_R.unsqueeze(1)
-        rates_RN = quantised(current_RN / scale_R1, start, self.timesteps)
-        return (rates_RN * scale_R1).sub_(target_RN).square_().sum(1, dtype=torch.float64)
+    def _errors(self, current_RN: Tensor, target_RN: Tensor, scale_GR: Tensor, start: float) -> Tensor:
+        """Summed over each row, (G, R), in float64: the best scale must not depend on how sums are rounded."""
+        if current_RN.device.type == "cpu" and current_RN.dtype in (torch.float32, torch.float64):
+            return _errors_on_cpu(current_RN, target_RN, scale_GR, start, self.timesteps)
+        found = []
+        for scale_R1 in scale_GR.unsqueeze(2):
+            rates_RN = quantised(current_RN / scale_R1, start, self.timesteps)
+            found.append((rates_RN * scale_R1).sub_(target_RN).square_().sum(1, dtype=torch.float64))
+        return torch.stack(found)
+
+
+def _errors_on_cpu(current_RN: Tensor, target_RN: Tensor, scale_GR: Tensor, start: float, timesteps: int) -> Tensor:
+    """The same in one pass over memory."""
+    from spikeprop.convert.calibrators import grid_loops  # here, since it imports Numba
+    from spikeprop.snn.engine.kernels.cpu import in_ranges
+
+    current, target, scale = (x.to(current_RN).contiguous().numpy() for x in (current_RN, target_RN, scale_GR))
+    error_GR = torch.empty(scale_GR.shape, dtype=torch.float64)
+    found = error_GR.numpy()
+    in_ranges(len(current), lambda a, b: grid_loops.errors(current, target, scale, start, timesteps, found, a, b))
+    return error_GR
 
 
 def quantised(ratio: Tensor, start: float | Tensor, timesteps: int) -> Tensor:

@@ -34,6 +34,7 @@ from spikeprop.snn.engine.sizes import chunk_steps, slice_samples
 from spikeprop.snn.engine.slice_run import SliceRun
 from spikeprop.snn.engine.support import supports
 from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
+from spikeprop.snn.leaving import Leaving, RunningInput, rows_of
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
 
@@ -73,9 +74,11 @@ class BatchRun:
     def __init__(self, network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
         largest = max(torch.Size(shape).numel() for name, shape in network.known_shapes.items() if name != INPUT)
-        self.chunk = chunk or chunk_steps(timesteps, largest * len(x_B) * x_B.element_size(), x_B.device)
+        self.sample_bytes = largest * x_B.element_size()  # of the largest layer at one step
+        self.chunk = chunk or chunk_steps(timesteps, self.sample_bytes * len(x_B), x_B.device)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
+        self.encoded = RunningInput(network.encoder, x_B)
         self.layouts = _layouts(network, keep=keep)
         self.dynamics = {name: _frozen(layer.neuron) if keep else layer.neuron for name, layer in network.named_layers()}
         masks = DropoutMasks(x_B.device) if network.training else None
@@ -85,7 +88,7 @@ class BatchRun:
         """One thread's samples, a few at a time."""
         device, batch = self.x_B.device, len(self.x_B)
         kernels, buffers = packed_kernels(device), BufferPool(device)
-        size = slice_samples(self.chunk, last - first, device, keep=self.keep)
+        size = slice_samples(self.chunk, self.sample_bytes, last - first, device, keep=self.keep)
         slices = []
         for low in range(first, last, size):
             high = min(low + size, last)
@@ -95,8 +98,13 @@ class BatchRun:
             slices.append(SliceRun(self.network, self.layouts, self.dynamics, own, low, high, context))
         return slices
 
-    def outputs(self, observe: Observer | None = None, observed_steps: int = 0) -> Iterator[Tensor]:
-        """The accumulated output (K, B, O) after each chunk; the first ``observed_steps`` are observed."""
+    def outputs(
+        self, observe: Observer | None = None, observed_steps: int = 0, leaving: Leaving | None = None
+    ) -> Iterator[Tensor]:
+        """The accumulated output (K, B, O) after each chunk; the first ``observed_steps`` are observed.
+
+        Where nothing is kept for a backward pass, ``leaving`` may be told between two chunks which samples go on.
+        """
         total_KBO: Tensor | None = None
         readout, begin = self.network.readout, 0
         while begin < self.timesteps:
@@ -105,7 +113,7 @@ class BatchRun:
                 for some in chain(*self.slices):
                     some.start_again()
             steps = readout.steps_from(begin, min(self.chunk, self.timesteps - begin))
-            x_KB = self.encoder(self.x_B, steps)
+            x_KB = self.encoded(steps)
             if self.keep:
                 x_KB = self._kept(x_KB)
             current_KBO = self._advance(begin, steps, x_KB)
@@ -117,6 +125,27 @@ class BatchRun:
             total_KBO = torch.cumsum(current_KBO, 0)
             begin += steps
             yield total_KBO
+            rows = leaving.take() if leaving is not None else None
+            if rows is not None:
+                if len(rows) == 0:
+                    return
+                self._keep_rows(rows)
+                total_KBO = total_KBO[-1:, rows]
+
+    def _keep_rows(self, rows: Tensor) -> None:
+        """Go on with these samples alone, each on the thread that has it."""
+        self.encoded.keep(rows)
+        first, kept = 0, []
+        for slices in self.slices:
+            own = []
+            for some in slices:
+                mine = rows_of(rows, some.samples.start, some.samples.stop)
+                if len(mine):
+                    some.keep_rows(mine, first)
+                    first += len(mine)
+                    own.append(some)
+            kept.append(own)
+        self.slices = [own for own in kept if own]
 
     def _kept(self, x_KB: Tensor) -> Tensor:
         """Keep a chunk's encoded input for the backward pass; often it is a view of the caller's images."""
@@ -287,6 +316,7 @@ def infer(
     chunk: int | None,
     observe: Observer | None,
     observed_steps: int,
+    leaving: Leaving | None = None,
 ) -> Iterator[Tensor]:
     """Accumulated output (k, B, O) after each chunk of steps, where gradients are off; memory does not grow with T."""
-    return BatchRun(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps)
+    return BatchRun(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps, leaving)

@@ -9,21 +9,22 @@ Suffix legend: K steps of a chunk or piece, B batch, S positions, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.dynamics import LayerDynamics, NeuronState
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState, map_state
 from spikeprop.snn.engine.kernels import cpu
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack, per_position, position_count
 from spikeprop.snn.engine.layer_run import IntegrateFireRun, LayerRun, SliceContext, cut
 from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.synapse_run import SourceValues, SynapseRun
+from spikeprop.snn.leaving import kept_rows
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import SignedIF, scan
@@ -79,10 +80,11 @@ def as_sent(values_KBSC: Tensor, shape: tuple[int, ...]) -> SourceValues:
 
 def small_values(few: Tensor, shape: tuple[int, ...]) -> SourceValues:
     """Values (K, B, S, C) of int8, as words where they are 0 and 1."""
-    count = int(few.count_nonzero())
-    if bool(((few == 0) | (few == 1)).all()):
-        return SourceValues(shape, cpu.plane(few, 1) if few.device.type == "cpu" else pack(few), count)
-    return SourceValues(shape, None, count, small_KBSC=few)
+    low, high = (int(value) for value in few.aminmax())
+    if low >= 0 and high <= 1:
+        words = cpu.plane(few, 1) if few.device.type == "cpu" else pack(few)
+        return SourceValues(shape, words, int(few.count_nonzero()))
+    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1)
 
 
 class DynamicsRun(LayerRun):
@@ -102,6 +104,10 @@ class DynamicsRun(LayerRun):
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         raise NotImplementedError
+
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        super().keep_rows(rows, context)
+        self.chunks.clear()
 
     def sent(self, begin: int, steps: int) -> SourceValues:
         return self.chunks[begin].cut(0, steps)
@@ -124,13 +130,17 @@ class SignedRun(DynamicsRun):
         self.v_BSC = like_B.new_zeros(len(like_B), *self.theta_SC.shape) + self.start_SC * self.theta_SC
         self.sent_BSC = torch.zeros_like(self.v_BSC)
 
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        super().keep_rows(rows, context)
+        self.v_BSC, self.sent_BSC = self.v_BSC[rows], self.sent_BSC[rows]
+
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         small_KBSC = torch.empty((steps, *self.v_BSC.shape), dtype=torch.int8, device=self.v_BSC.device)
         for first, last in self._pieces(steps):
             current_KBSC = self.current(cut(values, first, last))
             scan(current_KBSC.to(self.v_BSC.dtype), self.theta_SC, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
             self.context.buffers.give(current_KBSC)
-        return SourceValues(self.shape, None, int(small_KBSC.count_nonzero()), small_KBSC=small_KBSC)
+        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=True)
 
 
 class TorchRun(DynamicsRun):
@@ -149,6 +159,10 @@ class TorchRun(DynamicsRun):
 
     def start_again(self) -> None:
         self.state = None
+
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        self.state = kept_rows(self.state, rows, len(self.context.like_B))
+        super().keep_rows(rows, context)
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         parts = []
@@ -239,18 +253,6 @@ def _numbers(state: Any) -> list[Tensor]:
 
     map_state(look, state)
     return found
-
-
-def map_state(change: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """The state with ``change`` made to each of its tensors."""
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, tuple):
-        parts = [map_state(change, part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    if is_dataclass(state) and not isinstance(state, type):
-        return replace(state, **{f.name: map_state(change, getattr(state, f.name)) for f in fields(state)})
-    return state
 
 
 def _leaf(tensor: Tensor) -> Tensor:

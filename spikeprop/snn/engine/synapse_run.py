@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels import cpu, dense, packed_kernels, sparse_backward, winograd
+from spikeprop.snn.engine.kernels import cpu, dense, lookup, packed_kernels, sparse_backward, winograd
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
@@ -38,6 +38,7 @@ from spikeprop.snn.synapse import DropoutMasks
 # Share of values that are spikes, below which adding weights spike by spike is faster. Measured; set a little low.
 FORWARD_EVENTS = 0.28
 BACKWARD_EVENTS = 0.22
+EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
 # Cost of the pairs of active neurons, as a share of the dense product's, below which the input's gradient goes pair by pair.
 SPARSE_INPUT, SPARSE_INPUT_WINOGRAD, SPARSE_LINEAR_INPUT = 0.9, 0.6, 0.9
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
@@ -52,8 +53,9 @@ class SourceValues:
 
     Attributes:
         shape: of a sample.
-        count: number of spikes, of the first two.
+        count: number of packed spikes.
         active: on the way back, the neurons whose gradient is needed; None for all.
+        unit: none of the int8 is beyond -1 and 1.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +63,7 @@ class SourceValues:
     count: int = 0
     dense_KB: Tensor | None = None
     small_KBSC: Tensor | None = None
+    unit: bool = False
     active: Active | None = None
 
     @property
@@ -77,13 +80,13 @@ class SourceValues:
         if (first, last) == (0, self.steps) or (self.dense_KB is not None and len(self.dense_KB) == 1):
             return self
         words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
-        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active)
+        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active, self.unit)
 
     @property
     def largest(self) -> float:
         """No value is larger in magnitude; infinity where the values are no whole numbers."""
-        if self.small_KBSC is None:
-            return 1 if self.words_KBSW is not None else math.inf
+        if self.small_KBSC is None or self.unit:
+            return 1 if self.dense_KB is None else math.inf
         low, high = self.small_KBSC.aminmax()
         return max(-int(low), int(high))
 
@@ -250,7 +253,10 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
 
     def forward(self, source: SourceValues) -> Tensor:
         layout, steps = self.layout, source.steps
-        if not (layout.plain and self._few(source, FORWARD_EVENTS)):
+        few = layout.plain and self._few(source, FORWARD_EVENTS)
+        if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS) and self._looks_up(source):
+            return self._looked_up(source)
+        if not few:
             images = channels_first(self._values(source), layout.pooled_shape)
             bias = layout.bias.to(self.compute) if layout.bias is not None else None
             current = F.conv2d(images, self.weight_OCYX, bias, layout.stride, layout.padding, layout.dilation)
@@ -258,6 +264,26 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         height, width = layout.out_size
         out = self.buffers.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype)
         cpu.event_conv(self._spikes(source), layout.event_weight, layout.padding, layout.affine, (height, width), out)
+        return out
+
+    def _looks_up(self, source: SourceValues) -> bool:
+        """Whether sums of weights are looked up: in evaluation, of packed or signed spikes, where tables serve."""
+        if self.scale_BSC is not None:
+            return False
+        if source.words_KBSW is not None:
+            return self.layout.tables is not None
+        return source.unit and self.layout.signed_tables is not None
+
+    def _looked_up(self, source: SourceValues) -> Tensor:
+        layout, packed = self.layout, source.words_KBSW is not None
+        tables, spikes = (layout.tables, source.words_KBSW) if packed else (layout.signed_tables, source.small_KBSC)
+        assert tables is not None
+        assert spikes is not None
+        out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
+        lookup.conv(
+            spikes.flatten(0, 1), layout.size, tables, layout.stride, layout.padding, layout.affine, layout.out_size,
+            out.flatten(0, 1),
+        )  # fmt: skip
         return out
 
     def backward(
@@ -337,7 +363,7 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             current_IO = dense.matmul(self._inputs(source), self.weight_ON.T)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
         out = self.buffers.take(shape, self.dtype)
-        cpu.event_linear(self._spikes(source), self.layout.weight_PCO, self.layout.affine, out)
+        cpu.event_linear(self._spikes(source), self.layout.event_weight, self.layout.affine, out)
         return out
 
     def backward(
@@ -363,7 +389,7 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
         if outputs_inputs is not None and self._few_pairs(*outputs_inputs, len(grad_KBPO)):
             channels, height, width = layout.pooled_shape
             out_KBPC = self.buffers.take((len(grad_KBPO), self.batch, height * width, channels), self.dtype)
-            sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.weight_PCO, out_KBPC, self.buffers)
+            sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.event_weight, out_KBPC, self.buffers)
             return self._gradient(out_KBPC)
         grad_KBCP = dense.matmul(grad_IO.to(self.compute), self.weight_ON).view(*grad_KBPO.shape[:2], self.shape[0], -1)
         return self._gradient(grad_KBCP.transpose(2, 3).contiguous())

@@ -58,12 +58,12 @@ def test_products(dtype: torch.dtype) -> None:
         torch.testing.assert_close(matmul(left, right).double(), left.double() @ right.double(), rtol=tight, atol=tight)
 
 
-@pytest.mark.parametrize("shape", [(37, 5, 18), (130, 3, 70), (7, 90, 1), (1, 1, 1), (16, 2, 64)])
-def test_outer_axes_change_places(shape: tuple[int, ...]) -> None:
-    tensor = torch.randn(shape)
-    found = cpu.outer_transposed(tensor)
-    assert torch.equal(found, tensor.permute(2, 1, 0))
-    assert found.is_contiguous()
+@pytest.mark.parametrize(("outputs", "channels", "positions"), [(37, 5, 18), (128, 3, 70), (192, 90, 1), (1, 1, 1), (64, 2, 64)])
+def test_a_linear_layers_weights_in_blocks(outputs: int, channels: int, positions: int) -> None:
+    weight = torch.randn(outputs, channels * positions)
+    found_PXCJ = cpu.linear_weight(weight, channels)
+    assert found_PXCJ.is_contiguous()
+    assert torch.equal(found_PXCJ.permute(1, 3, 2, 0).reshape(outputs, -1), weight)
 
 
 def test_scratch_memory_is_used_again_and_never_twice_at_once() -> None:
@@ -121,11 +121,10 @@ def test_currents_spike_by_spike_are_the_dense_ones(channels: int, outputs: int,
     out = torch.full((steps, batch, wanted.shape[2] * wanted.shape[3], outputs), torch.nan)
     cpu.event_conv(spikes, cpu.event_weight(weight), (2, 1), affine, (wanted.shape[2], wanted.shape[3]), out)
     assert torch.equal(out.flatten(0, 1), wanted.flatten(2).transpose(1, 2))
-    linear = (torch.randn(pooled[0] * pooled[1], channels, outputs) * 64).round() / 64
+    linear = (torch.randn(outputs, channels * pooled[0] * pooled[1]) * 64).round() / 64
     summed = torch.full((steps, batch, 1, outputs), torch.nan)
-    cpu.event_linear(spikes, linear, affine, summed)
-    by_position = images.flatten(2).transpose(1, 2).flatten(1)
-    assert torch.equal(summed.flatten(0, 2), by_position @ linear.flatten(0, 1) + affine.bias_O)
+    cpu.event_linear(spikes, cpu.linear_weight(linear, channels), affine, summed)
+    assert torch.equal(summed.flatten(0, 2), images.flatten(1) @ linear.T + affine.bias_O)
 
 
 @pytest.mark.parametrize(("channels", "outputs"), [(3, 1), (33, 70), (64, 128)])

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors, linear_loops, neuron_loops
+from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
 
 TARGETS = 1 << 16  # numbers whose sums fit the second-level cache
+LINEAR_BYTES = 1 << 15  # of the weights of one block of outputs that are read together: a common first-level cache
 CACHE_BYTES = 1 << 20  # of weights that a spike's rows should come from: half of a common second-level cache
 
 
@@ -126,9 +127,9 @@ def scan_back(
     pooling = (positions, gradient.width, gradient.pool)
 
     def work(first: int, last: int) -> None:
-        cpu_loops.scan_back(
-            grad, pooling, scale, scaled, grad_v, since, words, summary, train.piece, begin, theta, leak, parameters.leaky,
-            parameters.to_zero, slopes, decay, out, first, last,
+        back_loops.scan_back(
+            grad, pooling, scale, scaled, grad_v, since, words, summary, train.piece, begin, theta, leak, parameters.to_zero,
+            slopes, number(surrogate.alpha), decay, out, first, last,
         )  # fmt: skip
 
     in_ranges(len(grad_v), work)
@@ -321,27 +322,30 @@ class EventConvGrad:
         return total.permute(0, 4, 3, 1, 2).reshape(outputs, channels, rows, columns)
 
 
-def event_linear(spikes: PackedSpikes, weight_PCO: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
-    """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
+def linear_weight(weight_ON: Tensor, channels: int) -> Tensor:
+    """Weights of a fully connected layer as ``event_linear`` reads them: (P, blocks, C, outputs of a block)."""
+    outputs, inputs = weight_ON.shape
+    block = linear_loops.SIDE if outputs % linear_loops.SIDE == 0 else outputs
+    shape = (inputs // channels, outputs // block, channels, block)
+    found = new_tensor(shape, weight_ON.dtype, weight_ON.device)
+    source, to = _array(weight_ON.contiguous()), _array(found)
+    in_ranges(-(-inputs // linear_loops.SIDE), lambda first, last: linear_loops.blocked_weight(source, to, first, last))
+    return found
+
+
+def event_linear(spikes: PackedSpikes, weight: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
+    """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1.
+
+    ``weight``: see ``linear_weight``.
+    """
     words, mask, masked = _spike_arrays(spikes)
-    weight, out, (gain, bias) = _array(weight_PCO), _array(out_KBPO.flatten(0, 2)), affine.arrays()
-    together = max(1, CACHE_BYTES // weight[0].nbytes)
+    weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 2)), affine.arrays()
+    together = max(1, LINEAR_BYTES // weights[0, 0].nbytes)
 
     def work(first: int, last: int) -> None:
-        cpu_vectors.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, gain, bias, out, together, first, last)
+        linear_loops.linear(words, spikes.size[1], spikes.pool, mask, masked, weights, gain, bias, out, together, first, last)
 
     in_ranges(len(out), work)
-
-
-def outer_transposed(from_AMB: Tensor) -> Tensor:
-    """(A, M, B) as (B, M, A), contiguous."""
-    if from_AMB.shape[2] == 1 < from_AMB.shape[1]:  # of a vector: its channels are what is swapped
-        return outer_transposed(from_AMB.transpose(1, 2)).transpose(0, 1)
-    out = new_tensor(tuple(from_AMB.shape[::-1]), from_AMB.dtype, from_AMB.device)
-    source, to = _array(from_AMB.contiguous()), _array(out)
-    items = source.shape[1] * -(-source.shape[2] // linear_loops.SIDE)
-    in_ranges(items, lambda first, last: linear_loops.outer_transposed(source, to, first, last))
-    return out
 
 
 def event_linear_weight_grad(parts: Sequence[tuple[PackedSpikes, Tensor]], gain: float, out_ON: Tensor, *, adds: bool) -> None:

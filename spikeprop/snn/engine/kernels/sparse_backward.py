@@ -130,11 +130,11 @@ def conv_input(
 
 
 def linear_input(
-    grad_KBO: Tensor, outputs: Active, inputs: Active, weight_PCO: Tensor, out_KBPC: Tensor, buffers: BufferPool
+    grad_KBO: Tensor, outputs: Active, inputs: Active, weight_PXCO: Tensor, out_KBPC: Tensor, buffers: BufferPool
 ) -> None:
-    """The same of a fully connected layer."""
-    to, of = outputs.listed(outputs.at_once()), inputs.listed(inputs.channels)
-    weight, place_A = _array(weight_PCO), of.channel_A * np.int32(weight_PCO.shape[2])
+    """The same of a fully connected layer; weight: as ``cpu.linear_weight`` makes it."""
+    to, of = outputs.listed(weight_PXCO.shape[3]), inputs.listed(inputs.channels)
+    weight, place_A = _array(weight_PXCO), of.channel_A * np.int32(weight_PXCO.shape[3])
 
     def multiply(grad_AL: np.ndarray, out_AL: np.ndarray) -> None:
         sparse_loops.linear_input(grad_AL, to.starts, to.blocks, to.channel_A, weight, of.starts, place_A, out_AL)

@@ -273,15 +273,21 @@ def conv_input(
 
 
 @_jit
-def linear_input(grad_AL, starts_o, blocks_o, channel_o, weight_PCO, starts_i, place_i, out_AL):
-    """The same of a fully connected layer; place_i: where the weights of each active input begin in those of its position."""
-    positions, weight = weight_PCO.shape[0], weight_PCO.reshape(-1)
-    batch, each = (starts_i.shape[0] - 1) // positions, weight_PCO.shape[1] * weight_PCO.shape[2]
+def linear_input(grad_AL, starts_o, blocks_o, channel_o, weight_PXCO, starts_i, place_i, out_AL):
+    """The same of a fully connected layer.
+
+    weight_PXCO: in blocks X of outputs, as the outputs are listed. place_i: where the weights of each active input begin in those
+    of its position and of a block.
+    """
+    positions, weight = weight_PXCO.shape[0], weight_PXCO.reshape(-1)
+    wide = weight_PXCO.shape[3]
+    batch, each = (starts_i.shape[0] - 1) // positions, weight_PXCO.shape[2] * wide
     out_AL[:] = 0
     for p in range(positions):
         for block in range(blocks_o):
+            base = (p * blocks_o + block) * each - block * wide
             for b in range(batch):
                 first, last = starts_o[b * blocks_o + block], starts_o[b * blocks_o + block + 1]
                 low, high = starts_i[b * positions + p], starts_i[b * positions + p + 1]
                 if first < last and low < high:
-                    _multiply(out_AL, low, high, grad_AL, channel_o, first, last, weight, p * each, 1, place_i)
+                    _multiply(out_AL, low, high, grad_AL, channel_o, first, last, weight, base, 1, place_i)

@@ -20,7 +20,6 @@ from numba import njit
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels.dense import matmul
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 _TWO, _FOUR, _FIVE, _EIGHT = (np.float32(n) for n in (2, 4, 5, 8))
@@ -90,9 +89,12 @@ def input_grad(
         shape = (36, len(grad_ISO[here]) * each, grad_ISO.shape[2])
         tiles_36NO = buffers.take(shape, torch.float32)
         _tiles_in(grad_ISO[here].numpy(), size, margin, tiles, tiles_36NO.numpy())
-        products = tuple(matmul(tile, w).numpy() for tile, w in zip(tiles_36NO, weight))
-        _tiles_out(products, tiles, out_ISC[here].numpy(), out_size)
+        products_36NC = buffers.take((*shape[:2], weight.shape[2]), torch.float32)
+        for tile_NO, weight_OC, product_NC in zip(tiles_36NO, weight, products_36NC):
+            torch.mm(tile_NO, weight_OC, out=product_NC)
+        _tiles_out(products_36NC.numpy(), tiles, out_ISC[here].numpy(), out_size)
         buffers.give(tiles_36NO)
+        buffers.give(products_36NC)
 
 
 @_jit
@@ -158,7 +160,7 @@ def _from_tile(m0, m1, m2, m3, m4, m5, out):
 
 @_jit
 def _tiles_out(m, tiles, out_ISC, out_size):
-    """A^T m A of every tile (m: 36 products (N, C)), cut at the image's right and lower border."""
+    """A^T m A of every tile (m: products (36, N, C)), cut at the image's right and lower border."""
     channels = out_ISC.shape[2]
     rows = np.empty((6, 4, channels), out_ISC.dtype)
     tile = np.empty((4, channels), out_ISC.dtype)
@@ -166,13 +168,8 @@ def _tiles_out(m, tiles, out_ISC, out_size):
     for i in range(out_ISC.shape[0]):
         for a in range(tiles[0]):
             for b in range(tiles[1]):
-                # written out: an index that is not a constant makes Numba search the tuple
-                _from_tile(m[0][n], m[6][n], m[12][n], m[18][n], m[24][n], m[30][n], rows[0])
-                _from_tile(m[1][n], m[7][n], m[13][n], m[19][n], m[25][n], m[31][n], rows[1])
-                _from_tile(m[2][n], m[8][n], m[14][n], m[20][n], m[26][n], m[32][n], rows[2])
-                _from_tile(m[3][n], m[9][n], m[15][n], m[21][n], m[27][n], m[33][n], rows[3])
-                _from_tile(m[4][n], m[10][n], m[16][n], m[22][n], m[28][n], m[34][n], rows[4])
-                _from_tile(m[5][n], m[11][n], m[17][n], m[23][n], m[29][n], m[35][n], rows[5])
+                for r in range(6):
+                    _from_tile(m[r, n], m[6 + r, n], m[12 + r, n], m[18 + r, n], m[24 + r, n], m[30 + r, n], rows[r])
                 for y in range(min(4, out_size[0] - 4 * a)):
                     _from_tile(rows[0, y], rows[1, y], rows[2, y], rows[3, y], rows[4, y], rows[5, y], tile)
                     for x in range(min(4, out_size[1] - 4 * b)):
