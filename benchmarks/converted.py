@@ -73,7 +73,7 @@ def infer(options: argparse.Namespace) -> Result:
         model = forward = convert(ann, [images], SignedIF(), Percentile(per="channel")).eval()
         model.packed = options.only == OURS
     with torch.inference_mode():
-        layout = None if options.only == OURS else faster_layout(model, lambda: forward(images, 1))
+        layout = None if options.only == OURS else faster_layout(model, lambda: lambda: forward(images, 1))
         found: list[Tensor] = []
         result = measure(
             lambda: found.append(forward(images, options.timesteps)), options.repeats, prepare=lambda: forward(images[:2], 2)

@@ -80,7 +80,7 @@ class SourceValues:
         if (first, last) == (0, self.steps) or (self.dense_KB is not None and len(self.dense_KB) == 1):
             return self
         words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
-        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active, self.unit)
+        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.unit, self.active)
 
     @property
     def largest(self) -> float:
