@@ -38,7 +38,7 @@ def load(options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
         return ann.eval(), photographs(Path(os.environ["SPIKEPROP_DATA"]) / "imagenet-sample", options.batch)
     depth, weights = (20, "resnet20_cifar10_akamaster.safetensors") if options.network == "resnet20" else (56, None)
     ann = CIFARResNet(depth=depth, weights=weights)
-    images = next(iter(CIFAR10(**IMAGENET).test(options.batch).epoch(0)))[0]
+    images = next(iter(CIFAR10(mean=IMAGENET["mean"], std=IMAGENET["std"]).test(options.batch).epoch(0)))[0]
     if weights is None:
         with torch.no_grad():
             ann.train()(images)  # statistics of its batch normalisation
@@ -73,7 +73,7 @@ def infer(options: argparse.Namespace) -> Result:
         model = forward = convert(ann, [images], SignedIF(), Percentile(per="channel")).eval()
         model.packed = options.only == OURS
     with torch.inference_mode():
-        layout = None if options.only == OURS else faster_layout(model, lambda: forward(images, 1))
+        layout = None if options.only == OURS else faster_layout(model, lambda: lambda: forward(images, 1))
         found: list[Tensor] = []
         result = measure(
             lambda: found.append(forward(images, options.timesteps)), options.repeats, prepare=lambda: forward(images[:2], 2)

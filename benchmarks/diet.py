@@ -99,7 +99,7 @@ def one_step(options: argparse.Namespace) -> Result:
     forward: Forward = model
     with torch.no_grad():
         loss = float(F.cross_entropy(forward(x, options.timesteps) / options.timesteps, torch.zeros(len(x), dtype=torch.long)))
-    layout = None if options.only == OURS else faster_layout(model, training_step(model, forward, x, 1))
+    layout = None if options.only == OURS else faster_layout(model, lambda: training_step(model, forward, x, 1))
     rates: list[Tensor] = []
     with torch.no_grad():
         network(x, options.timesteps, observe=lambda name, spikes: rates.append(spikes.mean()))

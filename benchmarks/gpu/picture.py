@@ -86,15 +86,15 @@ def _bars(axis: Any, cases: dict[str, list[Found]], what: str, field: str, title
         places = [i + (number - (len(shown) - 1) / 2) * width for i, group in enumerate(groups) if group in of]
         bars = axis.bar(places, [of[group] for group in groups if group in of], width, label=name)
         axis.bar_label(bars, [f"{of[group]:.3g}" for group in groups if group in of], fontsize=6, rotation=90, padding=2)
-    axis.set_xticks(range(len(groups)), groups, fontsize=8)
+    axis.set_xticks(range(len(groups)), groups, fontsize=7)
     axis.set_yscale("log")
     axis.margins(y=0.2)
-    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(shown))
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     axis.set_title(title, fontsize=10)
 
 
 def _group(record: Found) -> str:
-    return f"T={record['T']}, B={record['batch']}\n{record['precision']}"
+    return f"T={record['T']}\nB={record['batch']}\n{record['precision']}"
 
 
 def _checks(axis: Any, parts: Found) -> None:

@@ -39,7 +39,8 @@ from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
 
 __all__ = ["BatchRun", "infer", "supports", "train"]
-T, Own = TypeVar("T"), TypeVar("Own")
+T = TypeVar("T")
+Own = TypeVar("Own")
 
 
 class SignedBits:
@@ -186,7 +187,7 @@ class BatchRun:
         one_slice = all(len(own) == 1 for own in self.slices)  # then chunk by chunk costs no memory
         total, *others = threads = [(own, self._accumulators()) for own in self.slices]
         for part in [[number] for number in numbers] if one_slice else [numbers]:
-            _on_threads(threads, lambda own, part=part: self._backward(*own, part, grad_BO))
+            _on_threads(threads, lambda own, part=part: self._backward(own[0], own[1], part, grad_BO))
             with torch.no_grad(), _without_autocast():
                 for key, accumulator in total[1].items():
                     accumulator.settle([other[key] for _, other in others])

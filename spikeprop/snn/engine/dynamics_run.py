@@ -80,10 +80,11 @@ def as_sent(values_KBSC: Tensor, shape: tuple[int, ...]) -> SourceValues:
 
 def small_values(few: Tensor, shape: tuple[int, ...]) -> SourceValues:
     """Values (K, B, S, C) of int8, as words where they are 0 and 1."""
-    count = int(few.count_nonzero())
-    if bool(((few == 0) | (few == 1)).all()):
-        return SourceValues(shape, cpu.plane(few, 1) if few.device.type == "cpu" else pack(few), count)
-    return SourceValues(shape, None, count, small_KBSC=few)
+    low, high = (int(value) for value in few.aminmax())
+    if low >= 0 and high <= 1:
+        words = cpu.plane(few, 1) if few.device.type == "cpu" else pack(few)
+        return SourceValues(shape, words, int(few.count_nonzero()))
+    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1)
 
 
 class DynamicsRun(LayerRun):
@@ -139,7 +140,7 @@ class SignedRun(DynamicsRun):
             current_KBSC = self.current(cut(values, first, last))
             scan(current_KBSC.to(self.v_BSC.dtype), self.theta_SC, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
             self.context.buffers.give(current_KBSC)
-        return SourceValues(self.shape, None, int(small_KBSC.count_nonzero()), small_KBSC=small_KBSC)
+        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=True)
 
 
 class TorchRun(DynamicsRun):

@@ -55,8 +55,9 @@ class SourceValues:
 
     Attributes:
         shape: of a sample.
-        count: number of spikes, of the first two.
+        count: number of packed spikes.
         active: on the way back, the neurons whose gradient is needed; None for all.
+        unit: none of the int8 is beyond -1 and 1.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,7 @@ class SourceValues:
     count: int = 0
     dense_KB: Tensor | None = None
     small_KBSC: Tensor | None = None
+    unit: bool = False
     active: Active | None = None
 
     @property
@@ -80,13 +82,13 @@ class SourceValues:
         if (first, last) == (0, self.steps) or (self.dense_KB is not None and len(self.dense_KB) == 1):
             return self
         words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
-        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active)
+        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.unit, self.active)
 
     @property
     def largest(self) -> float:
         """No value is larger in magnitude; infinity where the values are no whole numbers."""
-        if self.small_KBSC is None:
-            return 1 if self.words_KBSW is not None else math.inf
+        if self.small_KBSC is None or self.unit:
+            return 1 if self.dense_KB is None else math.inf
         low, high = self.small_KBSC.aminmax()
         return max(-int(low), int(high))
 
@@ -272,16 +274,21 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         return out
 
     def _looks_up(self, source: SourceValues) -> bool:
-        """Whether sums of weights are looked up: in evaluation, of packed spikes, where tables serve."""
-        return source.words_KBSW is not None and self.scale_BSC is None and self.layout.tables is not None
+        """Whether sums of weights are looked up: in evaluation, of packed or signed spikes, where tables serve."""
+        if self.scale_BSC is not None:
+            return False
+        if source.words_KBSW is not None:
+            return self.layout.tables is not None
+        return source.unit and self.layout.signed_tables is not None
 
     def _looked_up(self, source: SourceValues) -> Tensor:
-        layout, words_KBSW = self.layout, source.words_KBSW
-        assert words_KBSW is not None
-        assert layout.tables is not None
+        layout, packed = self.layout, source.words_KBSW is not None
+        tables, spikes = (layout.tables, source.words_KBSW) if packed else (layout.signed_tables, source.small_KBSC)
+        assert tables is not None
+        assert spikes is not None
         out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
         lookup.conv(
-            words_KBSW.flatten(0, 1), layout.size, layout.tables, layout.stride, layout.padding, layout.affine, layout.out_size,
+            spikes.flatten(0, 1), layout.size, tables, layout.stride, layout.padding, layout.affine, layout.out_size,
             out.flatten(0, 1),
         )  # fmt: skip
         return out
