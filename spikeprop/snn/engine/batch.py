@@ -38,7 +38,7 @@ from spikeprop.snn.leaving import Leaving, RunningInput, rows_of
 from spikeprop.snn.synapse import DropoutMasks
 
 __all__ = ["BatchRun", "infer", "supports", "train"]
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 class SignedBits:
@@ -168,7 +168,7 @@ class BatchRun:
                 some.context.buffers.give(current)
             return current_KBO
 
-        return torch.cat(_on_threads(self.slices, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
+        return torch.cat(on_threads(self.slices, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
 
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
@@ -185,7 +185,7 @@ class BatchRun:
                 some.drop()
             return accumulators
 
-        first, *others = _on_threads(self.slices, work)
+        first, *others = on_threads(self.slices, work)
         self.slices.clear()
         self.layouts.clear()
         for key, accumulator in first.items():
@@ -210,10 +210,10 @@ def _spans(x_B: Tensor) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def _on_threads(slices: list[list[SliceRun]], work: Callable[[list[SliceRun]], T]) -> list[T]:
+def on_threads(slices: list[list[S]], work: Callable[[list[S]], T]) -> list[T]:
     """``work`` on the slices of every thread, each on a thread of its own."""
 
-    def alone(own: list[SliceRun]) -> T:
+    def alone(own: list[S]) -> T:
         with torch.no_grad(), _without_autocast():  # a thread's own state, and on by default
             return work(own)
 

@@ -15,7 +15,7 @@ SLICE_ROWS = {"with backward": 64, "forward only": 512}
 # Of a layer's floats. On the CPU a part of the cache, small enough for its memory to be used again.
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 # Of one layer's current, where layers run one after another: over the whole batch, and over as many samples as stay in the cache.
-LAYERWISE_BYTES = {"batch": 64 << 20, "samples": 8 << 20}
+LAYERWISE_BYTES = {"batch": 64 << 20, "samples": 4 << 20}
 
 
 def chunk_steps(timesteps: int, step_bytes: int, device: torch.device) -> int:
