@@ -179,7 +179,7 @@ class BatchRun:
                 some.context.buffers.give(current)
             return current_KBO
 
-        return torch.cat(_on_threads(self.slices, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
+        return torch.cat(on_threads(self.slices, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
 
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
@@ -187,7 +187,7 @@ class BatchRun:
         one_slice = all(len(own) == 1 for own in self.slices)  # then chunk by chunk costs no memory
         total, *others = threads = [(own, self._accumulators()) for own in self.slices]
         for part in [[number] for number in numbers] if one_slice else [numbers]:
-            _on_threads(threads, lambda own, part=part: self._backward(own[0], own[1], part, grad_BO))
+            on_threads(threads, lambda own, part=part: self._backward(own[0], own[1], part, grad_BO))
             with torch.no_grad(), _without_autocast():
                 for key, accumulator in total[1].items():
                     accumulator.settle([other[key] for _, other in others])
@@ -231,7 +231,7 @@ def _spans(x_B: Tensor) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def _on_threads(items: list[Own], work: Callable[[Own], T]) -> list[T]:
+def on_threads(items: list[Own], work: Callable[[Own], T]) -> list[T]:
     """``work`` on the items, each on a thread of its own."""
 
     def alone(own: Own) -> T:

@@ -20,20 +20,24 @@ class KeptCurrents:
     """Currents of the layer that was run last.
 
     Args:
-        layer: as it is when its currents are computed.
+        layer: as it is when its currents are computed; None for none.
         buffers: where their memory goes back to.
+        room: bytes that may be kept.
     """
 
-    def __init__(self, layer: Layer, buffers: BufferPool):
-        self._layer, self._buffers, self._room = layer, buffers, KEPT_BYTES
-        self._state = {name: value.clone() for name, value in layer.synapses.state_dict().items()}
+    def __init__(self, layer: Layer | None, buffers: BufferPool, room: int):
+        self._layer, self._buffers, self._room = layer, buffers, room
+        state = layer.synapses.state_dict() if layer is not None else {}
+        self._state = {name: value.clone() for name, value in state.items()}
         self._chunks: dict[tuple[int, int], list[Chunk]] = {}
         self._held: dict[int, Tensor] = {}  # by address; a current that stays the same is in several chunks
 
     def serves(self, layer: Layer) -> bool:
         """Whether what is kept is this layer's; if its biases alone have changed since, their change is added to all currents."""
+        if layer is not self._layer:
+            return False
         state, biases = layer.synapses.state_dict(), _last_biases(layer)
-        if layer is not self._layer or state.keys() != self._state.keys():
+        if state.keys() != self._state.keys():
             return False
         if not all(torch.equal(value, self._state[name]) for name, value in state.items() if name not in biases):
             return False

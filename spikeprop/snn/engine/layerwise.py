@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.engine.batch import on_threads
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kept_currents import KeptCurrents
+from spikeprop.snn.engine.kept_currents import KEPT_BYTES, KeptCurrents
 from spikeprop.snn.engine.kernels import packed_kernels
 from spikeprop.snn.engine.kernels.totals import spike_counts
 from spikeprop.snn.engine.kernels.words import (
@@ -36,6 +37,25 @@ from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.signed import SignedIF, scan
+
+
+class Worker:
+    """What one thread has for itself: memory, and the currents of its samples."""
+
+    def __init__(self, device: torch.device):
+        self.buffers = BufferPool(device)
+        self.kept = KeptCurrents(None, self.buffers, 0)
+
+    def keep_for(self, layer: Layer, threads: int) -> None:
+        """Keep the currents of this layer, those of another one no longer."""
+        if not self.kept.serves(layer):
+            self.kept.drop()
+            self.kept = KeptCurrents(layer, self.buffers, KEPT_BYTES // threads)
+
+    def give(self, current_KBSC: Tensor) -> None:
+        """Give memory back, unless it is kept."""
+        if not self.kept.holds(current_KBSC):
+            self.buffers.give(current_KBSC)
 
 
 class LayerwiseRun:
@@ -63,8 +83,7 @@ class LayerwiseRun:
         self.shapes = network.shapes()
         self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, S, C)
         self.rates: dict[str, float] = {}  # spikes of a sample in a step
-        self.buffers = BufferPool(x_B.device)
-        self.kept: KeptCurrents | None = None
+        self.workers = [Worker(x_B.device)]
 
     def currents(self, name: str) -> Iterator[Tensor]:
         """Input current of a layer, (K, B, S, C) a chunk; one step in all where it is the same at every step.
@@ -73,7 +92,8 @@ class LayerwiseRun:
         """
         layouts, everything = self._layouts(name), slice(0, len(self.x_B))
         step_bytes = self._sample_bytes(name) * self.most
-        for _, _, current_KBSC in self._chunks(name, layouts, everything, layerwise_steps(self.timesteps, step_bytes)):
+        steps = layerwise_steps(self.timesteps, step_bytes)
+        for _, _, current_KBSC in self._chunks(name, layouts, everything, steps, self.workers[0]):
             yield current_KBSC
             if self._constant(self._layer(name)):
                 return
@@ -84,22 +104,30 @@ class LayerwiseRun:
         A few samples go through all steps, and then the next, so that their currents stay in the cache. Trains that no later
         layer needs, nor this one to fire again, are dropped.
         """
-        dynamics, shape, count = self.network.dynamics()[name], self.shapes[name], 0
-        train, layouts = self._room(name, shape), self._layouts(name)
-        if self.kept is None or not self.kept.serves(self._layer(name)):
-            if self.kept is not None:
-                self.kept.drop()
-            self.kept = KeptCurrents(self._layer(name), self.buffers)
-        with _without_leak(dynamics):
-            for samples, steps in self._slices(name):
+        dynamics, shape, layer = self.network.dynamics()[name], self.shapes[name], self._layer(name)
+        train, layouts, slices = self._room(name, shape), self._layouts(name), list(self._slices(name))
+        ours = is_integrate_and_fire(dynamics) or isinstance(dynamics, SignedIF)  # others may keep something on the module
+        threads = min(torch.get_num_threads(), len(slices)) if ours and self.x_B.device.type == "cpu" else 1
+        while len(self.workers) < threads:
+            self.workers.append(Worker(self.x_B.device))
+
+        def work(own: list[int]) -> int:
+            """The slices of one thread, the same for every run of a layer."""
+            worker, count = self.workers[own[0]], 0
+            worker.keep_for(layer, threads)
+            for samples, steps in slices[own[0] :: threads]:
                 run = self._runner(dynamics, shape, self._current_shape(name), samples.stop - samples.start)
-                kept = self.kept.of(samples, self.timesteps)
-                for first, last, current in kept or self._chunks(name, layouts, samples, steps):
+                kept = worker.kept.of(samples, self.timesteps)
+                for first, last, current in kept or self._chunks(name, layouts, samples, steps, worker):
                     some = torch.empty_like(train[first:last, samples])
                     count += run(current, some)
                     train[first:last, samples] = some
                     if kept is None:
-                        self.kept.keep(samples, (first, last, current))
+                        worker.kept.keep(samples, (first, last, current))
+            return count
+
+        with _without_leak(dynamics):
+            count = sum(on_threads([[number] for number in range(threads)], work))
         self.trains[name], self.rates[name] = train, count / train.shape[:2].numel()
         self._forget(name)
 
@@ -146,29 +174,24 @@ class LayerwiseRun:
         return [(source, f"{name}/{i}", make_layout(synapse, self.shapes[source])) for i, source, synapse in branches]
 
     def _chunks(
-        self, name: str, layouts: list[tuple[str, str, Layout]], samples: slice, steps: int
+        self, name: str, layouts: list[tuple[str, str, Layout]], samples: slice, steps: int, worker: Worker
     ) -> Iterator[tuple[int, int, Tensor]]:
         """First step, last step and current of each chunk of ``steps`` steps, of these samples."""
         layer, synapses, size = self._layer(name), [], samples.stop - samples.start
         for source, key, layout in layouts:
-            spec = SourceSpec(size, self.shapes[source], self.x_B.dtype, self.buffers)
+            spec = SourceSpec(size, self.shapes[source], self.x_B.dtype, worker.buffers)
             synapses.append((source, make_synapse_run(layout, key, None, spec)))
         current_KBSC = None
         for first in range(0, self.timesteps, steps):
             last = min(first + steps, self.timesteps)
             if current_KBSC is None or not self._constant(layer):
                 values = {source: self._read(source, first, last, samples) for source in layer.sources}
-                current_KBSC, _ = summed_current(synapses, values, self.buffers)
+                current_KBSC, _ = summed_current(synapses, values, worker.buffers)
             yield first, last, current_KBSC
             if not self._constant(layer):
-                self._give(current_KBSC)
+                worker.give(current_KBSC)
         if current_KBSC is not None and self._constant(layer):
-            self._give(current_KBSC)
-
-    def _give(self, current_KBSC: Tensor) -> None:
-        """Give memory back, unless it is kept."""
-        if self.kept is None or not self.kept.holds(current_KBSC):
-            self.buffers.give(current_KBSC)
+            worker.give(current_KBSC)
 
     def _read(self, source: str, first: int, last: int, samples: slice) -> SourceValues:
         if source == INPUT:

@@ -19,7 +19,7 @@ VECTOR_BYTES = 16 << 20
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 KEPT_POTENTIALS = 8  # steps of a simulation, up to which potentials that its backward pass needs are kept, not computed again
 # Of one layer's current, where layers run one after another: over the whole batch, and over as many samples as stay in the cache.
-LAYERWISE_BYTES = {"batch": 64 << 20, "samples": 8 << 20}
+LAYERWISE_BYTES = {"batch": 64 << 20, "samples": 4 << 20}
 
 
 def chunk_steps(timesteps: int, step_bytes: int, device: torch.device) -> int:
