@@ -48,8 +48,8 @@ class EarlyExit:
             raise ValueError(
                 f"confidence is {self.confidence}; give a probability between 0 and 1, or leave it out to be certain"
             )
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; images leave after at least 1 step")
+        if isinstance(self.every, bool) or not hasattr(self.every, "__index__") or self.every < 1:
+            raise ValueError(f"every is {self.every!r}; images leave after a whole number of steps, at least 1")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def leave_early(network: SpikingNetwork, x: Tensor, timesteps: int, rule: EarlyE
 
     Raises:
         EvaluationError: the rule wants certainty, and the readout reads something whose spikes are not bounded.
+        ValueError: the network is in training mode.
     """
     begin = max(int(network.readout.delay), int(network.readout.pre_run))  # the output counts from there
     certain = None if rule.confidence is not None else CertainMargin(network, timesteps)

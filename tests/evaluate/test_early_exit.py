@@ -160,7 +160,16 @@ def test_a_readout_without_a_known_bound_is_refused_by_name() -> None:
     assert leave_early(pooled, torch.rand(2, 1, 4, 4), 4, EarlyExit(confidence=0.9)).steps.max() <= 4
 
 
-@pytest.mark.parametrize("bad", [{"confidence": 0.0}, {"confidence": 1.0}, {"every": 0}])
+@pytest.mark.parametrize("packed", [True, False])
+def test_training_mode_is_refused(packed: bool) -> None:
+    """Dropout masks belong to the samples that the simulation began with."""
+    network = two_classes(IF(), [[1.0, -1.0], [-1.0, 1.0]]).train()
+    network.packed = packed
+    with pytest.raises(ValueError, match=r"call network\.eval\(\) first"):
+        leave_early(network, torch.rand(3, 2), 4, EarlyExit(confidence=0.9))
+
+
+@pytest.mark.parametrize("bad", [{"confidence": 0.0}, {"confidence": 1.0}, {"every": 0}, {"every": 1.5}, {"every": True}])
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"confidence is|every is"):
         EarlyExit(**bad)  # type: ignore[arg-type]
