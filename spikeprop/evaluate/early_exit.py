@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import EvaluationError
+from spikeprop.runtime.labels import by_example
 from spikeprop.snn import INPUT, Layer, SpikingNetwork
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import is_integrate_and_fire
@@ -47,8 +48,8 @@ class EarlyExit:
             raise ValueError(
                 f"confidence is {self.confidence}; give a probability between 0 and 1, or leave it out to be certain"
             )
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; images leave after at least 1 step")
+        if isinstance(self.every, bool) or not hasattr(self.every, "__index__") or self.every < 1:
+            raise ValueError(f"every is {self.every!r}; images leave after a whole number of steps, at least 1")
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,22 @@ def leave_early(network: SpikingNetwork, x: Tensor, timesteps: int, rule: EarlyE
 
     Raises:
         EvaluationError: the rule wants certainty, and the readout reads something whose spikes are not bounded.
+        ValueError: the network is in training mode.
     """
-    delay, begin = int(network.readout.delay), max(int(network.readout.delay), int(network.readout.pre_run))
+    begin = max(int(network.readout.delay), int(network.readout.pre_run))  # the output counts from there
     certain = None if rule.confidence is not None else CertainMargin(network, timesteps)
     scale, limit = _readout(network)[1].scale, rule.confidence or 1.0
     left, leaving = torch.arange(len(x), device=x.device), Leaving()
     predicted, steps, t = left.clone(), torch.full_like(left, timesteps), 0
     for outputs in network.unroll(x, timesteps, chunk=rule.every, leaving=leaving):
-        t, output_BC = t + len(outputs), outputs[-1]
+        t, output_BC = t + len(outputs), by_example(outputs[-1])
         predicted[left] = output_BC.argmax(1)
         if t <= begin or t == timesteps:
             continue
         if certain is not None:
             done_B = certain(output_BC, timesteps - t)
         else:
-            done_B = (output_BC * scale / (t - delay)).softmax(1).amax(1) >= limit
+            done_B = (output_BC * scale / (t - begin)).softmax(1).amax(1) >= limit
         if done_B.any():
             steps[left[done_B]] = t
             left = left[~done_B]
@@ -102,6 +104,8 @@ class CertainMargin:
 
     def __init__(self, network: SpikingNetwork, timesteps: int):
         weight_CN, signed_N, bias_C = _linear_readout(network)
+        if len(bias_C) == 1:  # one logit is compared with 0: see ``by_example``
+            weight_CN, bias_C = torch.cat([torch.zeros_like(weight_CN), weight_CN]), torch.cat([torch.zeros_like(bias_C), bias_C])
         plain_CN, both_CN = weight_CN[:, ~signed_N], weight_CN[:, signed_N]
         classes, neurons = weight_CN.shape
         if classes**2 * neurons <= PAIRS:

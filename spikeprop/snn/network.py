@@ -229,8 +229,13 @@ class SpikingNetwork(nn.Module):
 
         What is observed are all steps, or the chunks in which the first ``observed_steps`` lie. Between two chunks ``leaving``
         may be told which samples go on; B is then their number.
+
+        Raises:
+            ValueError: as ``forward``, and ``leaving`` in training mode.
         """
         refuse_transforms(x_B)
+        if leaving is not None and self.training:
+            raise ValueError("samples leave a simulation in evaluation mode alone, without dropout: call network.eval() first")
         watched = timesteps if observed_steps is None else observed_steps
         yield from self.readout.counted(self._accumulated(x_B, timesteps, chunk, observe, watched, leaving), leaving)
 

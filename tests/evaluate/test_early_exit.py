@@ -124,6 +124,26 @@ def test_confident_exits_save_steps_and_the_report_says_what_they_cost(digits_cn
     assert f"mean T {found['mean_timesteps']:.2f}" in dict(evaluation_rows(values))["early exit, confidence 0.95, T <= 32"]
 
 
+@pytest.mark.parametrize("rule", [CERTAIN, EarlyExit(confidence=0.95)], ids=["certain", "confident"])
+def test_one_logit_is_compared_with_zero(rule: EarlyExit) -> None:
+    """Class 1 above a logit of 0, as ``predicted`` has it. A margin of t spikes is certain once 10 - t steps gain less."""
+    hidden, out = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+    hidden.weight.data, out.weight.data = torch.eye(2), torch.tensor([[1.0, -1.0]])
+    layers = {"hidden": Layer([("input", Synapse([hidden]))], IF()), "out": Layer([("hidden", Synapse([out]))], None)}
+    network, x = SpikingNetwork(layers, Direct(), (2,)).eval(), torch.tensor([[1.5, 0.0], [0.0, 1.5], [1.5, 1.5]])
+    exits = leave_early(network, x, 10, rule)
+    assert exits.predicted.tolist() == [1, 0, 0]
+    assert exits.steps.tolist() == ([6, 6, 10] if rule is CERTAIN else [10, 10, 10])  # a mean logit of 1 is 73 %
+
+
+def test_confidence_is_that_of_the_steps_that_count() -> None:
+    """After a run beforehand the output starts anew: the mean is over the steps since, and sure at the first of them."""
+    network = two_classes(IF(), [[1.0, -1.0], [-1.0, 1.0]])
+    network.readout.set(pre_run=4)
+    exits = leave_early(network, torch.tensor([[1.5, 0.0]]), 10, EarlyExit(confidence=0.85))
+    assert exits.steps.tolist() == [5]
+
+
 def test_a_readout_without_a_known_bound_is_refused_by_name() -> None:
     out = nn.Linear(3, 2)
     network = SpikingNetwork({"out": Layer([("input", Synapse([out]))], None)}, Direct(), (3,)).eval()
@@ -140,7 +160,16 @@ def test_a_readout_without_a_known_bound_is_refused_by_name() -> None:
     assert leave_early(pooled, torch.rand(2, 1, 4, 4), 4, EarlyExit(confidence=0.9)).steps.max() <= 4
 
 
-@pytest.mark.parametrize("bad", [{"confidence": 0.0}, {"confidence": 1.0}, {"every": 0}])
+@pytest.mark.parametrize("packed", [True, False])
+def test_training_mode_is_refused(packed: bool) -> None:
+    """Dropout masks belong to the samples that the simulation began with."""
+    network = two_classes(IF(), [[1.0, -1.0], [-1.0, 1.0]]).train()
+    network.packed = packed
+    with pytest.raises(ValueError, match=r"call network\.eval\(\) first"):
+        leave_early(network, torch.rand(3, 2), 4, EarlyExit(confidence=0.9))
+
+
+@pytest.mark.parametrize("bad", [{"confidence": 0.0}, {"confidence": 1.0}, {"every": 0}, {"every": 1.5}, {"every": True}])
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"confidence is|every is"):
         EarlyExit(**bad)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 The engine reads a network's weights, thresholds and settings and calls none of its modules but neurons for which it has no
 kernels. So it takes networks of the modules that it knows, of exactly these classes (a subclass may compute anything; a
 parametrised layer is one), with parameters as torch keeps them, without hooks and replaced methods. Of a neuron that defines
-``step`` it tries one step: it must depend on the current, the state and its parameters alone, and on each sample for itself.
+``step`` it tries a few steps: they must depend on the current, the state and its parameters alone, and on each sample for itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.dynamics import LayerDynamics, map_state
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.engine.kernels import has_fast_kernels
 from spikeprop.snn.hooks import global_hooks, untouched
@@ -81,7 +81,10 @@ def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) ->
 
 
 def _steps_alone(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) -> bool:
-    """Whether one step of a copy draws no random numbers, leaves nothing on the module, and gives each sample its own spikes."""
+    """Whether steps of a copy draw no random numbers, leave nothing on the module, and give each sample its own spikes and state.
+
+    Their currents grow, so that neurons fire whatever their threshold, and what spikes do to the state is seen.
+    """
     devices = [x_B.device] if x_B.is_cuda else []
     with torch.random.fork_rng(devices), torch.no_grad():
         try:
@@ -92,14 +95,36 @@ def _steps_alone(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) -> 
         drawn = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
         held = [dict(vars(module)) for module in neuron.modules()]
         tensors = [(tensor, tensor._version) for tensor in (*neuron.parameters(), *neuron.buffers())]
-        both, one = (neuron.step(some, neuron.initial_state(some))[0] for some in (currents, currents[:1]))
+        both, one = (_few_steps(neuron, some) for some in (currents, currents[:1]))
         again = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
     kept = all(
         vars(module).keys() == before.keys() and all(vars(module)[name] is value for name, value in before.items())
         for module, before in zip(neuron.modules(), held)
     )
     kept &= all(tensor._version == version for tensor, version in tensors)
-    return kept and all(map(torch.equal, drawn, again)) and torch.equal(both[:1], one)
+    own = len(both) == len(one) and all(map(_same_sample, both, one))
+    return kept and own and all(map(torch.equal, drawn, again))
+
+
+def _few_steps(neuron: LayerDynamics, current: Tensor) -> list[Tensor]:
+    """Spikes, and tensors of the state, of a few steps with more and more current."""
+    found: list[Tensor] = []
+    state = neuron.initial_state(current)
+    for size in (1, 10, 100):
+        spikes, state = neuron.step(current * size, state)
+        found.append(spikes)
+        map_state(lambda tensor: found.append(tensor) or tensor, state)
+    return found
+
+
+def _same_sample(both: Tensor, one: Tensor) -> bool:
+    """Whether what was computed of two samples and of the first alone is the same for that one, up to rounding."""
+    first = both[:1] if both.dim() and one.dim() and len(both) == 2 * len(one) else both
+    if first.shape != one.shape or first.dtype != one.dtype:
+        return False
+    return (
+        torch.allclose(first, one, rtol=1e-3, atol=1e-6, equal_nan=True) if one.is_floating_point() else torch.equal(first, one)
+    )
 
 
 def _knows_synapse(synapse: nn.Module) -> bool:

@@ -271,7 +271,22 @@ class OverTheBatch(Rectified):
         return super().step(current - current.mean(), state)
 
 
-@pytest.mark.parametrize("make", [Noisy, Counting, OverTheBatch])
+class HomeostaticOverTheBatch(IF):
+    """Its threshold follows the firing of the complete batch: seen a step after a spike, and in the state alone."""
+
+    def initial_state(self, current: Tensor) -> Any:
+        return torch.zeros_like(current), torch.zeros(current.shape[1:]).to(current)
+
+    def step(self, current: Tensor, state: Any) -> Any:
+        v, boost = state
+        u = v + current
+        spikes = (u > self.v_threshold + boost).to(u)
+        return spikes, (u - spikes * self.v_threshold, boost + spikes.mean(0))
+
+    run = LayerDynamics.run
+
+
+@pytest.mark.parametrize("make", [Noisy, Counting, OverTheBatch, HomeostaticOverTheBatch])
 def test_a_neuron_that_is_no_function_of_its_sample_goes_to_the_reference(make: Any) -> None:
     network, before = network_of(make, Direct()), torch.get_rng_state()
     assert not batch.supports(network, images())
