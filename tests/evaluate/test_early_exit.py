@@ -115,7 +115,7 @@ def test_confident_exits_save_steps_and_the_report_says_what_they_cost(digits_cn
     assert found["mean_timesteps"] < 20
     assert found["steps_saved"] == 200 * 32 - round(200 * found["mean_timesteps"])
     assert found["top1_without"] == values["accuracy"]["32"]["top1"]
-    out_TBC = torch.cat(list(network.unroll(x, 32, chunk=1))) * [*network.layers.values()][-1].scale
+    out_TBC = torch.cat(list(network.unroll(x, 32, chunk=1))) * list(network.named_layers())[-1][1].scale
     sure_TB = (out_TBC / torch.arange(1, 33).view(-1, 1, 1)).softmax(2).amax(2) >= 0.95
     sure_TB[-1] = True
     leaves_B = sure_TB.int().argmax(0)
