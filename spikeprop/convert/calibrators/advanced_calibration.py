@@ -62,15 +62,16 @@ class LayerFit:
         timesteps: int,
         shard: CalibrationShard = UNSHARDED,
     ):
-        self.layer, self.target, self.rates, self.timesteps, self.shard = layer, target, rates, timesteps, shard
+        self.layer, self.target, self.rates, self.shard = layer, target, rates, shard
         add_bias(layer)
         self.trained: list[Tensor] = [p for p in layer.synapses.parameters() if p.requires_grad]
         self.neuron = layer.neuron if isinstance(layer.neuron, Neuron) else None
         if self.neuron is not None:
-            self.log_theta = self.neuron.v_threshold.detach().log().requires_grad_()
-            start = self.neuron.v_init.expand_as(self.neuron.v_threshold)
+            self.counts = timesteps * self.neuron.payload
+            self.log_full = self.neuron.full_scale.log().requires_grad_()
+            start = self.neuron.v_init.expand_as(self.log_full)
             self.start = start.clone().requires_grad_()
-            self.trained += [self.log_theta, self.start]
+            self.trained += [self.log_full, self.start]
 
     def run(self, iterations: int, batch_size: int, step: float) -> None:
         """Minimise, and leave the result in the layer."""
@@ -114,22 +115,22 @@ class LayerFit:
         total = current(self.layer, {name: rate[some] for name, rate in self.rates.items()})
         if self.neuron is None:
             return total
-        theta = self._theta()
-        return theta * _rate_through(total / theta, self.start, self.timesteps)
+        full = self._full_scale()
+        return full * _rate_through(total / full, self.start, self.counts)
 
-    def _theta(self) -> Tensor:
-        theta, limit = self.log_theta.exp(), self.layer.ceiling
-        return theta if limit is None else torch.minimum(theta, limit / self.layer.scale)
+    def _full_scale(self) -> Tensor:
+        full, limit = self.log_full.exp(), self.layer.ceiling
+        return full if limit is None else torch.minimum(full, limit / self.layer.scale)
 
     def _store(self) -> None:
         for parameter in self.layer.synapses.parameters():
             parameter.grad = None
         if self.neuron is not None:
-            self.neuron.set_threshold(self._theta().detach())
+            self.neuron.set_full_scale(self._full_scale().detach())
             self.neuron.v_init = self.start.detach().clone()
 
 
-def _rate_through(ratio: Tensor, start: Tensor, timesteps: int) -> Tensor:
+def _rate_through(ratio: Tensor, start: Tensor, counts: int) -> Tensor:
     """The rate of a constant current; its gradient is that of the ramp that the staircase follows."""
-    ramp = (ratio + (start - 0.5) / timesteps).clamp(0, 1)
-    return ramp + (quantised(ratio.detach(), start.detach(), timesteps) - ramp.detach())
+    ramp = (ratio + (start - 0.5) / counts).clamp(0, 1)
+    return ramp + (quantised(ratio.detach(), start.detach(), counts) - ramp.detach())

@@ -55,11 +55,11 @@ class SpikeCalibrator(LayerwiseCalibrator):
         return SpikeTrains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
-        search = GridSearch(self.timesteps, self.per, self.grid)
+        search = GridSearch(data.counts(self.timesteps), self.per, self.grid)
         theta = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
-        data.neuron.set_threshold(data.limited(theta * data.layer.scale) / data.layer.scale)
+        data.neuron.set_full_scale(data.limited(theta * data.layer.scale) / data.layer.scale)
         self.correct(data)
-        return data.neuron.v_threshold * data.layer.scale
+        return data.neuron.full_scale * data.layer.scale
 
     def calibrate_readout(self, network: SpikingNetwork, x: Tensor, data: LayerData) -> None:
         self.correct(data)

@@ -1,7 +1,7 @@
 """The scale with the least squared error of the rate for a given number of steps (Li et al. 2021, "A free lunch from ANN").
 
 The rate after T steps of a constant current z is taken as r(z/S) = clip(floor(T z/S + v_init), 0, T)/T. S is searched on a grid
-of fractions of the largest activation.
+of fractions of the largest activation. Graded neurons have T (2^n - 1) counts for T.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LeastError(LayerwiseCalibrator):
         at_least_one(self, "timesteps", "grid")
 
     def activation_scale(self, data: LayerData) -> Tensor:
-        search = GridSearch(self.timesteps, self.per, self.grid)
+        search = GridSearch(data.counts(self.timesteps), self.per, self.grid)
         return data.limited(search.best(data, data.activation, data.activation))
 
 
@@ -45,12 +45,12 @@ class GridSearch:
     """Search for the scale of least error.
 
     Attributes:
-        timesteps: T of the rate.
+        counts: the largest sum that a neuron can send: T, or T times the largest payload.
         per: one scale a layer, or one a channel.
         grid: fractions of the largest target that are tried.
     """
 
-    timesteps: int
+    counts: int
     per: Per
     grid: int
 
@@ -80,10 +80,10 @@ class GridSearch:
     def _error(self, current_RN: Tensor, target_RN: Tensor, scale_R: Tensor, start: float) -> Tensor:
         """Summed over each row, (R,), in float64: the best scale must not depend on how sums are rounded."""
         scale_R1 = scale_R.unsqueeze(1)
-        rates_RN = quantised(current_RN / scale_R1, start, self.timesteps)
+        rates_RN = quantised(current_RN / scale_R1, start, self.counts)
         return (rates_RN * scale_R1).sub_(target_RN).square_().sum(1, dtype=torch.float64)
 
 
-def quantised(ratio: Tensor, start: float | Tensor, timesteps: int) -> Tensor:
-    """Rate after ``timesteps`` steps of a constant current, in units of the threshold: clip(floor(T r + v_init), 0, T) / T."""
-    return (ratio * timesteps + start).floor_().clamp_(0, timesteps) / timesteps
+def quantised(ratio: Tensor, start: float | Tensor, counts: int) -> Tensor:
+    """What a neuron sends for a constant current, both in units of the largest, in N counts: clip(floor(N r + v_init), 0, N) / N."""
+    return (ratio * counts + start).floor_().clamp_(0, counts) / counts

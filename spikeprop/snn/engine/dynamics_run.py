@@ -26,7 +26,7 @@ from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.synapse_run import SourceValues, SynapseRun
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
-from spikeprop.snn.signed import SignedIF, scan
+from spikeprop.snn.signed import GradedIF, scan, takes_back
 
 LARGEST = 127  # magnitude that an int8 holds
 _one_at_a_time = Lock()  # neurons of others may keep something on the module within a step
@@ -59,7 +59,7 @@ def make_layer_run(layer: LayerParts, context: SliceContext) -> LayerRun:
         return LayerRun(*common)
     if is_integrate_and_fire(dynamics):
         return IntegrateFireRun(dynamics, *common)
-    if type(dynamics) is SignedIF and not context.keep:
+    if takes_back(dynamics) and not context.keep:
         return SignedRun(dynamics, *common)
     return TorchRun(dynamics, layer, context)
 
@@ -99,27 +99,28 @@ class DynamicsRun(LayerRun):
 
 
 class SignedRun(DynamicsRun):
-    """``SignedIF`` without gradients: a fused scan, and int8."""
+    """``SignedIF`` and ``GradedIF`` without gradients: a fused scan, and int8."""
 
     def __init__(
-        self, dynamics: SignedIF, name: str, shape: tuple[int, ...], synapses: list[tuple[str, SynapseRun]], context: SliceContext
+        self, dynamics: GradedIF, name: str, shape: tuple[int, ...], synapses: list[tuple[str, SynapseRun]], context: SliceContext
     ):
         super().__init__(name, shape, synapses, context)
         like_B, positions = context.like_B, position_count(shape)
-        values = (per_position(value, shape, like_B.dtype) for value in (dynamics.v_threshold, dynamics.v_init))
-        self.theta_SC, self.start_SC = (value_RC.expand(positions, -1).contiguous() for value_RC in values)
+        values = (per_position(value, shape, like_B.dtype) for value in (dynamics.spike_size, dynamics.v_init))
+        self.payload = dynamics.payload
+        self.unit_SC, self.start_SC = (value_RC.expand(positions, -1).contiguous() for value_RC in values)
         self.start_again()
 
     def start_again(self) -> None:
         like_B = self.context.like_B
-        self.v_BSC = like_B.new_zeros(len(like_B), *self.theta_SC.shape) + self.start_SC * self.theta_SC
+        self.v_BSC = like_B.new_zeros(len(like_B), *self.unit_SC.shape) + self.start_SC * self.unit_SC
         self.sent_BSC = torch.zeros_like(self.v_BSC)
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         small_KBSC = torch.empty((steps, *self.v_BSC.shape), dtype=torch.int8, device=self.v_BSC.device)
         for first, last in self._pieces(steps):
             current_KBSC = self.current(cut(values, first, last))
-            scan(current_KBSC.to(self.v_BSC.dtype), self.theta_SC, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
+            scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
             self.context.buffers.give(current_KBSC)
         return SourceValues(self.shape, None, int(small_KBSC.count_nonzero()), small_KBSC=small_KBSC)
 

@@ -34,7 +34,7 @@ from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_syna
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
-from spikeprop.snn.signed import SignedIF, scan
+from spikeprop.snn.signed import GradedIF, scan, takes_back
 
 
 class LayerwiseRun:
@@ -93,7 +93,7 @@ class LayerwiseRun:
         return self.x_B.new_empty(self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]), dtype=torch.int32)
 
     def _signed(self, name: str) -> bool:
-        """Whether a layer's spikes may be -1: its own, or those that it pools."""
+        """Whether a layer's spikes may be other than 0 and 1: its own, or those that it pools."""
         layer = self._layer(name)
         return layer.dynamics.signed or (layer.dynamics.passes_on and any(self._signed(s) for s in layer.sources if s != INPUT))
 
@@ -160,16 +160,16 @@ class LayerwiseRun:
         """What advances a layer over a chunk: from its current (K or 1, B, S, C) to its train, giving the number of spikes."""
         if is_integrate_and_fire(dynamics):
             return self._scan(dynamics, shape)
-        return self._scan_signed(dynamics, shape) if isinstance(dynamics, SignedIF) else self._step(dynamics, current)
+        return self._scan_signed(dynamics, shape) if takes_back(dynamics) else self._step(dynamics, current)
 
-    def _scan_signed(self, neuron: SignedIF, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
-        rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.v_init)))
-        theta_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
-        v_BSC = self.x_B.new_zeros(len(self.x_B), *theta_SC.shape) + start_SC * theta_SC
+    def _scan_signed(self, neuron: GradedIF, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+        rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.spike_size, neuron.v_init)))
+        unit_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
+        v_BSC = self.x_B.new_zeros(len(self.x_B), *unit_SC.shape) + start_SC * unit_SC
         sent_BSC = torch.zeros_like(v_BSC)
 
         def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
-            scan(current_KBSC, theta_SC, v_BSC, sent_BSC, train_KBSC)
+            scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)
             return 0  # of no use: values with a sign are not run event by event
 
         return run
