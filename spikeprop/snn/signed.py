@@ -6,10 +6,10 @@
 That is greedy: of the levels theta, theta/2, .., theta/2^(n-1) = q each is sent, from the largest on, if the rest is above it. A
 converted ReLU fires too often where positive input comes before negative, and an ordinary neuron cannot undo that: the error of
 uneven arrival, which few time steps leave no time to even out. With negative spikes the sum sent after T steps is that of the
-summed input, max(0, ceil(sum I / q + 1/2) - 1), as long as no step is due more than 2^n - 1: within q/2 of it. Remembering the sum
-keeps it from falling below 0, as a ReLU's output does. (One level: Wang et al. 2022, "Signed Neuron with Memory: Towards Simple,
-Accurate and High-Efficient ANN-SNN Conversion"; here a neuron takes back at once below 0, which rounds exactly, theirs a threshold
-lower. Several: the levels of H-MT, AAAI 2026.)
+summed input, max(0, ceil(sum I / q + 1/2) - 1), as long as no step is due more than 2^n - 1: within q/2 of it. Remembering the
+sum keeps it from falling below 0, as a ReLU's output does. (One level: Wang et al. 2022, "Signed Neuron with Memory: Towards
+Simple, Accurate and High-Efficient ANN-SNN Conversion"; here a neuron takes back at once below 0, which rounds exactly, theirs a
+threshold lower. Several: the levels of H-MT, AAAI 2026.)
 """
 
 from __future__ import annotations

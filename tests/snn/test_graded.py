@@ -61,9 +61,8 @@ def test_the_fast_loop_is_the_definition_to_the_bit(levels: int, dtype: torch.dt
     payload = 2**levels - 1
     steps = torch.randint(-2 * payload, 2 * payload + 1, (7, 40, 3, 8, 9), generator=draws).to(dtype)
     exact = steps * unit
-    currents = torch.cat(
-        [exact, exact.nextafter(exact + 1), exact.nextafter(exact - 1), torch.randn(exact.shape, generator=draws, dtype=dtype)]
-    )
+    noise = torch.randn(exact.shape, generator=draws, dtype=dtype)
+    currents = torch.cat([exact, exact.nextafter(exact + 1), exact.nextafter(exact - 1), noise])
     currents[5, 0, 0, 0, :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e30], dtype=dtype)
     found = []
     for kind in (dtype, torch.int8):
@@ -133,7 +132,7 @@ def test_the_engine_sends_what_the_plain_reference_sends(chunk: int) -> None:
     heard: list[dict[str, Tensor]] = []
     for plain in (False, True):
         fired: dict[str, list[Tensor]] = {}
-        handle = network.layers["0"].register_forward_hook(lambda *_: None) if plain else None
+        handle = next(iter(network.neurons().values())).register_forward_hook(lambda *_: None) if plain else None
         with torch.no_grad():
             assert supports(network, x) != plain
             output = network(x, 7, chunk=chunk, observe=lambda n, s, f=fired: f.setdefault(n, []).append(s.clone()))

@@ -85,5 +85,5 @@ class GridSearch:
 
 
 def quantised(ratio: Tensor, start: float | Tensor, counts: int) -> Tensor:
-    """What a neuron sends for a constant current, both in units of the largest, in N counts: clip(floor(N r + v_init), 0, N) / N."""
+    """What a neuron sends of a constant current, in units of what it can, N counts: clip(floor(N r + v_init), 0, N) / N."""
     return (ratio * counts + start).floor_().clamp_(0, counts) / counts
