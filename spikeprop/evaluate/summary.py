@@ -23,8 +23,9 @@ def summarise(network: nn.Module, predictor: Predictor, batches: Sequence[BatchP
     """Accuracy and activity of a network, in JSON values.
 
     Returns:
-        images; levels of graded spikes, 1 of others; accuracy, by number of steps (or "ANN"): top1 and, where there are at least 5 classes, top5 in percent with their
-        95 % intervals; activity, by number of steps: rates, synops, energy_joules, bits_per_neuron.
+        images; levels of graded spikes, 1 of others; accuracy, by number of steps (or "ANN"): top1 and, where there are at least
+        5 classes, top5 in percent with their 95 % intervals; activity, by number of steps: rates, synops, energy_joules,
+        bits_per_neuron.
     """
     predictions = Predictions.of(batches)
     return {

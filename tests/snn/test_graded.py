@@ -6,12 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeprop import CNN, IF, Digits, GradedIF, LeastError, LightCalibration, SignedIF, convert, snn_accuracy
-from spikeprop.errors import RecipeError
+from spikeprop import CNN, IF, Digits, GradedIF, LeastError, LightCalibration, MaxActivation, SignedIF, convert, snn_accuracy
+from spikeprop.convert import activation_scales, relu_activations, to_spiking
+from spikeprop.deploy import to_nir
+from spikeprop.errors import ConversionError, NirError, RecipeError
+from spikeprop.evaluate.activity import ActivityMeter, payloads
+from spikeprop.evaluate.error import conversion_error
+from spikeprop.evaluate.report import steps_text
 from spikeprop.recipe import load_recipe
+from spikeprop.snn import INPUT
 from spikeprop.snn.dynamics import NeuronState
 from spikeprop.snn.engine.layerwise import LayerwiseRun
 from spikeprop.snn.engine.support import supports
+from spikeprop.snn.interop import rebuild
 from spikeprop.snn.signed import _scan, _scan_on_cpu
 
 
@@ -164,6 +171,73 @@ def test_one_step_of_four_levels_keeps_the_accuracy(digits_cnn: CNN) -> None:
     graded = convert(digits_cnn, [x], GradedIF(levels=4), LightCalibration(timesteps=1))
     signed = convert(digits_cnn, [x], SignedIF(), LightCalibration(timesteps=1))
     assert snn_accuracy(graded, test, [1])[1] > max(96, snn_accuracy(signed, test, [1])[1])
+
+
+def test_export_names_the_layer_that_cannot_go(digits_cnn: CNN) -> None:
+    network = convert(digits_cnn, [torch.rand(4, 1, 8, 8)], GradedIF(levels=2), LeastError(timesteps=2))
+    name = next(iter(network.neurons()))
+    with pytest.raises(NirError, match=rf"layer '{name}' sends graded spikes \(2 levels\).*convert with SignedIF or IF"):
+        to_nir(network)
+    for neuron in (GradedIF(levels=2, v_init=0.0), SignedIF(v_init=0.0)):
+        other = convert(digits_cnn, [torch.rand(4, 1, 8, 8)], neuron, LeastError(timesteps=2))
+        with pytest.raises(ConversionError, match="takes spikes back"):
+            rebuild(other, "snntorch")
+
+
+@pytest.mark.parametrize("neuron", [IF(v_init=0.5), SignedIF(), GradedIF(levels=2)], ids=str)
+def test_a_search_on_spikes_sends_closer_to_the_activations(digits_cnn: CNN, neuron: IF | GradedIF) -> None:
+    """Of the first two layers: mean squared error of what is sent, against the search on constant currents."""
+    x = next(iter(Digits().train(256, seed=0).epoch(0)))[0][:128]
+    errors = []
+    for search in ("rate", "spikes"):
+        network = convert(digits_cnn, [x], neuron, LightCalibration(timesteps=2, search=search, bias=False))  # type: ignore[arg-type]
+        plain = to_spiking(digits_cnn, IF, network.encoder, (1, 8, 8), images=x)
+        wanted, scales = relu_activations(plain, x), activation_scales(network)
+        sent: dict[str, Tensor] = {}
+        with torch.no_grad():
+            network(x, 2, observe=lambda n, s, found=sent: found.__setitem__(n, found.get(n, 0) + s.sum(0)))
+        first, second, *_ = network.neurons()
+        errors.append([float((sent[n] / 2 * scales[n] - wanted[n]).square().mean().detach()) for n in (first, second)])
+    assert errors[1][0] <= errors[0][0] * 1.0001  # the same currents for both
+    assert errors[1][1] < errors[0][1] * 1.02
+
+
+def test_bits_and_operations_count_the_payload(digits_cnn: CNN) -> None:
+    x = torch.rand(6, 1, 8, 8)
+    for levels in (1, 3):
+        network = convert(digits_cnn, [x], GradedIF(levels=levels), LeastError(timesteps=2))
+        meter = ActivityMeter(network, 2)
+        count: dict[str, float] = {}
+        see = meter.start(len(x))
+
+        def observe(name: str, spikes_TB: Tensor) -> None:
+            see(name, spikes_TB)  # noqa: B023
+            count[name] = count.get(name, 0) + float((spikes_TB != 0).sum())  # noqa: B023
+
+        with torch.no_grad():
+            network(x, 2, observe=observe)
+        neurons = sum(maps.numel() for name, maps in meter.fan_out.items() if name != INPUT)
+        sent = sum(number for name, number in count.items() if name != INPUT)
+        assert meter.bits() == pytest.approx(sent * (levels + 1) / neurons / len(x))
+        assert payloads(network)[INPUT] == (1, False)
+        last = list(network.neurons())[-1]
+        assert payloads(network)[last] == (levels, True)
+        assert meter.synops()[last] == pytest.approx(levels * count[last] * float(meter.fan_out[last].mean()) / len(x), rel=1e-6)
+    assert steps_text(2, 3) == "T = 2 x 3 levels"
+    assert steps_text(2, 1) == "T = 2"
+    pooled_network = convert(pooled(), [x], GradedIF(levels=3), LeastError(timesteps=2))
+    assert all(payload == (3, True) for name, payload in payloads(pooled_network).items() if name != INPUT)
+
+
+def test_a_graded_conversion_has_no_error_of_clipping_where_payloads_reach(digits_cnn: CNN) -> None:
+    x = torch.rand(16, 1, 8, 8)
+    network = convert(digits_cnn, [x], GradedIF(levels=5), MaxActivation(per="channel"))
+    plain = to_spiking(digits_cnn, IF, network.encoder, (1, 8, 8), images=x)
+    errors = conversion_error(network, x, relu_activations(plain, x), activation_scales(network), [1, 2])
+    first = next(iter(errors.values()))
+    assert first[1].clipping < 1e-6
+    assert first[1].unevenness < 1e-6  # a constant current
+    assert first[2].quantisation < 0.7 * first[1].quantisation
 
 
 def test_check_refuses_to_fine_tune() -> None:

@@ -6,6 +6,7 @@ of fractions of the largest activation. Graded neurons have T (2^n - 1) counts f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
 from spikeprop.convert.calibrators.rows import Per, from_rows, rows
+from spikeprop.convert.shard import CalibrationShard
 from spikeprop.runtime.checks import at_least_one
 
 SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
@@ -68,20 +70,25 @@ class GridSearch:
         largest_R, count = shard.largest(target_RN.amax(1)), shard.size(target_RN.shape[1])
         compared = shard.local(torch.arange(0, count, max(1, count // SAMPLES)), target_RN.shape[1] // images)
         current_RN, target_RN = current_RN[:, compared], target_RN[:, compared]
-        fractions = torch.linspace(1, 0, self.grid + 1)[:-1].tolist()
-        scale_GR = torch.stack([(largest_R * fraction).clamp(min=1e-12) for fraction in fractions])
-        error_GR = shard.total(torch.stack([self._error(current_RN, target_RN, scale_R, start) for scale_R in scale_GR]))
-        best_R, least_R = largest_R.clone(), torch.full_like(error_GR[0], torch.inf)
-        for scale_R, error_R in zip(scale_GR, error_GR, strict=True):
-            better_R = error_R < least_R
-            best_R, least_R = torch.where(better_R, scale_R, best_R), torch.where(better_R, error_R, least_R)
-        return torch.where(largest_R > 0, best_R, largest_R)
+        return least_of_grid(shard, largest_R, self.grid, lambda scale_R: self._error(current_RN, target_RN, scale_R, start))
 
     def _error(self, current_RN: Tensor, target_RN: Tensor, scale_R: Tensor, start: float) -> Tensor:
         """Summed over each row, (R,), in float64: the best scale must not depend on how sums are rounded."""
         scale_R1 = scale_R.unsqueeze(1)
         rates_RN = quantised(current_RN / scale_R1, start, self.counts)
         return (rates_RN * scale_R1).sub_(target_RN).square_().sum(1, dtype=torch.float64)
+
+
+def least_of_grid(shard: CalibrationShard, largest_R: Tensor, grid: int, error: Callable[[Tensor], Tensor]) -> Tensor:
+    """For each row the scale of least error, (R,), of ``grid`` fractions of the largest; ``error`` is this process's, (R,)."""
+    fractions = torch.linspace(1, 0, grid + 1)[:-1].tolist()
+    scale_GR = torch.stack([(largest_R * fraction).clamp(min=1e-12) for fraction in fractions])
+    error_GR = shard.total(torch.stack([error(scale_R) for scale_R in scale_GR]))
+    best_R, least_R = largest_R.clone(), torch.full_like(error_GR[0], torch.inf)
+    for scale_R, error_R in zip(scale_GR, error_GR, strict=True):
+        better_R = error_R < least_R
+        best_R, least_R = torch.where(better_R, scale_R, best_R), torch.where(better_R, error_R, least_R)
+    return torch.where(largest_R > 0, best_R, largest_R)
 
 
 def quantised(ratio: Tensor, start: float | Tensor, counts: int) -> Tensor:

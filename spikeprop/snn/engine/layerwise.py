@@ -80,7 +80,7 @@ class LayerwiseRun:
         """
         dynamics, shape = self.network.dynamics()[name], self.shapes[name]
         train = self._room(name, shape)
-        with _without_leak(dynamics):
+        with without_leak(dynamics):
             run = self._runner(dynamics, shape, self._current_shape(name))
             self.counts[name] = [run(current, train[first:last]) for first, last, current in self._chunks(name)]
         self.trains[name] = train
@@ -208,7 +208,7 @@ class LayerwiseRun:
 
 
 @contextmanager
-def _without_leak(dynamics: LayerDynamics) -> Iterator[None]:
+def without_leak(dynamics: LayerDynamics) -> Iterator[None]:
     """Within the block neurons do not leak."""
     if not isinstance(dynamics, Neuron):
         yield
