@@ -3,8 +3,8 @@
 SynOps count, for each spike, the synapses that it reaches; the fan-out is exact for every neuron, also at borders. An average
 pooling counts as part of the synapse that follows it, as on the chip. A graded spike, which carries n bits and a sign, counts n
 times: its product with a weight is n additions of the shifted weight. Bits sent are one a spike, or n and one for a sign. The
-energy is that of the arithmetic only, with the figures that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ a
-MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding)
+energy is that of the arithmetic only, with the figures that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ
+a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding)
 costs MACs at every step.
 """
 

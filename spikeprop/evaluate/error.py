@@ -9,8 +9,8 @@ spiking neural networks"), which are given separately, also relative to |a|:
     quantisation  m/T * scale - min(a, p scale)       the number of spikes is an integer; m is that of a constant current
     unevenness    (n - m)/T * scale                   more or fewer spikes, since they do not arrive evenly
 
-With the neurons' strict threshold m = ceil(a T/scale + v_init) - 1, between 0 and p T; of graded spikes n and m are sums. The parts add
-up as vectors, not as norms.
+With the neurons' strict threshold m = ceil(a T/scale + v_init) - 1, between 0 and p T; of graded spikes n and m are sums. The
+parts add up as vectors, not as norms.
 
 Suffix legend: B images.
 """
