@@ -50,6 +50,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/open_neuromorphic.py --sizes 1024 --out runs/bench/open_neuromorphic.json
 	$(BIN)/python benchmarks/hardware_speed.py --images 50 --lava 4 --out runs/bench/hardware_speed.json
 	$(BIN)/python benchmarks/aad.py --paths 20000 --few 1000 --repeats 3 --memory-paths 20000 80000 --out runs/bench/aad.json
+	-$(BIN)/python -m benchmarks.gpu --small --budget 300 --out runs/bench/gpu.json # its exit code is 3 without a GPU
 
 # Into site/; open site/index.html. Nothing is fetched while it is built or read.
 docs: .venv/.installed

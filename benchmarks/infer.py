@@ -76,7 +76,7 @@ def infer(options: argparse.Namespace) -> Result:
     with torch.inference_mode():
         layout = None
         if options.only != OURS:
-            layout = faster_layout(model, lambda: forward(batches[0], max(1, options.timesteps // 10)))
+            layout = faster_layout(model, lambda: lambda: forward(batches[0], max(1, options.timesteps // 10)))
         result = measure(classify, options.repeats, prepare=lambda: forward(batches[0][:1], 2), device=options.device)
     result |= {"layout": layout, "images_per_s": sum(map(len, batches)) / result["median"], "predictions": predicted[0].tolist()}
     if labels is not None:

@@ -29,7 +29,7 @@ def one_step(options: argparse.Namespace) -> Result:
     step = training_step(model, forward, x, options.timesteps)
     layout = None
     if options.only != OURS:
-        layout = faster_layout(model, training_step(model, forward, x, max(1, options.timesteps // 10)))
+        layout = faster_layout(model, lambda: training_step(model, forward, x, max(1, options.timesteps // 10)))
     found = measure(step, options.repeats, prepare=lambda: small_step(model, forward, x), device=options.device)
     return {**found, "layout": layout}
 

@@ -16,9 +16,7 @@ def table(name: str) -> str:
     base = name.partition("-")[0]
     file = ROOT / "results" / "benchmarks" / f"{base}.json"
     if not file.is_file():
-        return (
-            f"!!! note\n    `benchmarks/{base}.py` has not been run for this page: `results/benchmarks/{base}.json` is not there."
-        )
+        return f"!!! note\n    `{program(base)}` has not been run for this page: `results/benchmarks/{base}.json` is not there."
     found = json.loads(file.read_text(encoding="utf-8"))
     makers = {
         "scaling": measured,
@@ -26,6 +24,9 @@ def table(name: str) -> str:
         "scaling-bytes": volume,
         "migration": migration,
         "sharding": sharded,
+        "gpu_kernels": compiled,
+        "gpu_kernels-launches": launches,
+        "gpu_kernels-steps": steps,
     }
     return f"{makers.get(name, contenders)(found)}\n\n{about(found)}"
 
@@ -37,6 +38,12 @@ def rows(head: Iterable[str], body: Iterable[Iterable[Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def program(name: str) -> str:
+    """What wrote the figures: a script, or the package whose kernels were compiled."""
+    package = name.removesuffix("_kernels")
+    return f"python -m benchmarks.{package} --compile" if package != name else f"benchmarks/{name}.py"
+
+
 def about(found: dict[str, Any]) -> str:
     """The provenance of the figures."""
     machine = found["machine"]
@@ -44,7 +51,7 @@ def about(found: dict[str, Any]) -> str:
     listed = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in found["settings"].items()}
     settings = ", ".join(f"{key} {value}" for key, value in listed.items() if value is not None)
     return (
-        f"*`benchmarks/{found['benchmark']}.py` ({settings}); "
+        f"*`{program(found['benchmark'])}` ({settings}); "
         f"{machine['cores']} cores of {machine['cpu']}, threads: {machine['threads']}; "
         f"Python {machine['python']}, {versions}; commit `{machine['commit']}`.*"
     )
@@ -120,3 +127,32 @@ def volume(found: dict[str, Any]) -> str:
     """Bytes that each of 1,000 devices sends for one step."""
     body = [(name, f"{one['bytes_sent_by_each_of_1000'] / 1e6:,.2f}") for name, one in found["modelled"].items()]
     return rows(("network", "MB that each of 1,000 devices sends a step"), body)
+
+
+def compiled(found: dict[str, Any]) -> str:
+    """Registers a thread, bytes spilled, shared memory a program, and warps of a multiprocessor, for each target."""
+    targets = list(next(iter(found["kernels"].values())))
+    body = []
+    for kernel, of in found["kernels"].items():
+        needs = (of[target] for target in targets)
+        cells = (f"{one['registers']}, {one['spilled']}, {one['shared']}, {one['warps']}" for one in needs)
+        body.append((f"`{kernel}`", *cells))
+    return rows(("registers, spilled, shared, warps", *targets), body)
+
+
+def launches(found: dict[str, Any]) -> str:
+    """Bytes of one launch of each kernel, and their time at the vendor's bandwidth."""
+    body = [
+        (f"`{one['kernel']}`", one["formula"], f"{one['bytes'] / 2**20:,.0f}", f"{one['microseconds']:.0f}")
+        for one in found["expected"]["launches"]
+    ]
+    return rows(("", "bytes", "MiB", "microseconds, at least"), body)
+
+
+def steps(found: dict[str, Any]) -> str:
+    """Milliseconds of a training step that the vendor's rates allow."""
+    body = []
+    for one in found["expected"]["steps"]:
+        times = (one["products_ms"], one["neurons_ms"], one["fused_neurons_ms"], one["ours_ms"], one["fused_ms"])
+        body.append((one["T"], one["batch"], *(f"{time:.1f}" for time in times), f"{one['fused_ms'] / one['ours_ms']:.1f}"))
+    return rows(("T", "batch", "products", "our neurons", "a fused kernel's", "our step", "its step", "ratio"), body)

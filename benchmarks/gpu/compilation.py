@@ -85,7 +85,7 @@ def needs(kernel: Any) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(kernel.asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        tool = Path(str(triton.__file__)).parent / "backends/nvidia/bin/cuobjdump"
         shown = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
     usage = USAGE.search(shown.stdout + shown.stderr)
     assert usage is not None, shown.stdout

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import OURS
+
 Found = dict[str, Any]
 SPEED = "speed: "
 
@@ -84,15 +86,15 @@ def _bars(axis: Any, cases: dict[str, list[Found]], what: str, field: str, title
         places = [i + (number - (len(shown) - 1) / 2) * width for i, group in enumerate(groups) if group in of]
         bars = axis.bar(places, [of[group] for group in groups if group in of], width, label=name)
         axis.bar_label(bars, [f"{of[group]:.3g}" for group in groups if group in of], fontsize=6, rotation=90, padding=2)
-    axis.set_xticks(range(len(groups)), groups, fontsize=8)
+    axis.set_xticks(range(len(groups)), groups, fontsize=7)
     axis.set_yscale("log")
     axis.margins(y=0.2)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     axis.set_title(title, fontsize=10)
 
 
 def _group(record: Found) -> str:
-    return f"T={record['T']}, B={record['batch']}\n{record['precision']}"
+    return f"T={record['T']}\nB={record['batch']}\n{record['precision']}"
 
 
 def _checks(axis: Any, parts: Found) -> None:
@@ -104,10 +106,25 @@ def _checks(axis: Any, parts: Found) -> None:
     for record in tests:
         lines.append(f"CUDA tests: {record['passed']} passed, {len(record['failed'])} failed, {record['skipped']} skipped")
         lines += [f"  FAILED {name}" for name in list(record["failed"])[:8]]
+    lines += [f"{name}: {percent:.1f} % of predictions are ours" for name, percent in agreement(parts).items()]
     lines += [f"{name} {known['status']}: {_last_line(known)}" for name, known in parts.items() if known.get("error")]
     axis.text(0, 1, "\n".join(line[:100] for line in lines) or "no results", va="top", fontsize=8, transform=axis.transAxes)
     axis.set_title("checks, and what ended early", fontsize=10)
     axis.set_axis_off()
+
+
+def agreement(parts: Found) -> dict[str, float]:
+    """Percent of each contender's predictions that equal ours, over all cases of inference that both have."""
+    cases = {
+        name: {_group(record): record["predictions"] for record in records if "predictions" in record}
+        for name, records in _speed_cases(parts).items()
+    }
+    ours, found = cases.pop(OURS, {}), {}
+    for name, of in cases.items():
+        pairs = [pair for group in of if group in ours for pair in zip(of[group], ours[group])]
+        if pairs:
+            found[name] = 100 * sum(theirs == own for theirs, own in pairs) / len(pairs)
+    return found
 
 
 def _last_line(known: Found) -> str:

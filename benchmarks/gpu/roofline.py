@@ -56,10 +56,10 @@ def measured(case: Case, kernels: Any, context: Context, copy: float) -> dict[st
 
 
 def _needs(kernels: Any, name: str) -> dict[str, int]:
-    """Registers and spills of what the driver loaded, the most of all that were compiled here."""
-    caches = [cache[0] for cache in getattr(kernels, name).device_caches.values()]
-    loaded = [kernel for cache in caches for kernel in cache.values() if getattr(kernel, "n_regs", None) is not None]
-    return {"registers": max(k.n_regs for k in loaded), "spilled": max(k.n_spills for k in loaded)} if loaded else {}
+    """Registers and spills of what the driver loaded, the most of all that were compiled here; nothing if Triton hides them."""
+    loaded = [kernel for cache in getattr(kernels, name).device_caches.values() for kernel in dict(cache[0]).values()]
+    known = [(k.n_regs, k.n_spills) for k in loaded if getattr(k, "n_regs", None) is not None]
+    return {"registers": max(regs for regs, _ in known), "spilled": max(spills for _, spills in known)} if known else {}
 
 
 def copy_bandwidth(context: Context) -> float:

@@ -96,10 +96,15 @@ def run_part(part: Part, results: Results, limit: float, *, small: bool) -> None
     known.update(status="running", limit=limit, records=[])
     results.save()
     start = time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.gpu", "--part", part.name, "--budget", str(limit)] + ["--small"] * small
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            command(part, limit, small),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
         )
         try:
             reader = threading.Thread(target=_read, args=(process.stdout, known, results), daemon=True)
@@ -111,6 +116,8 @@ def run_part(part: Part, results: Results, limit: float, *, small: bool) -> None
         finally:
             _end(process)
         reader.join(PATIENCE)
+        if not reader.is_alive() and process.stdout is not None:
+            process.stdout.close()
         errors.seek(0)
         said = errors.read()[-4000:]
     known["seconds"] = time.monotonic() - start
@@ -126,6 +133,11 @@ def run_part(part: Part, results: Results, limit: float, *, small: bool) -> None
         if bad:
             known["error"] = f"{len(bad)} of {len(known['records'])} are wrong, the first: {json.dumps(bad[0])[:500]}"
     results.save()
+
+
+def command(part: Part, limit: float, small: bool) -> list[str]:
+    """What runs a part."""
+    return [sys.executable, "-m", "benchmarks.gpu", "--part", part.name, "--budget", str(limit)] + ["--small"] * small
 
 
 def environment() -> dict[str, str]:

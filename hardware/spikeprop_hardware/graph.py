@@ -167,7 +167,7 @@ def timesteps_of(graph: nir.NIRGraph) -> int | None:
     try:
         steps = None if said is None else int(said)
     except (TypeError, ValueError, OverflowError) as error:
-        raise NirError(f"the graph's metadata says timesteps = {said!r}, which is no number of steps") from error
+        raise NirError(f"the graph's metadata says timesteps = {said!r}, and it must be a whole number") from error
     if steps is not None and steps < 1:
         raise NirError(f"the graph's metadata says timesteps = {steps}; a simulation has at least 1 step")
     return steps

@@ -46,7 +46,7 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
     if maker is None:
         known = ", ".join(t.__name__ for t in _MAKERS)
         raise NirError(
-            f"node {name!r} is a {type(node).__name__}, which this simulator does not know; it knows {known}, IF, LIF, "
+            f"node {name!r} is a {type(node).__name__}, which this simulator does not support; it supports {known}, IF, LIF, "
             "SpikingMaxPool2d"
         )
     return maker(node, shape, name)

@@ -69,14 +69,27 @@ def classifier(inputs: int, hidden: Sequence[int], classes: int, dropout: float,
 
 
 def features_out(extractor: nn.Module, input_shape: Sequence[int]) -> int:
-    """Number of values that ``extractor`` returns for one image of ``input_shape``."""
+    """Number of values that ``extractor`` returns for one image of ``input_shape``.
+
+    Raises:
+        ValueError: the extractor's poolings leave nothing of such an image.
+    """
     training = extractor.training
-    with torch.no_grad():
-        size = extractor.eval()(torch.zeros(1, *input_shape)).numel()
+    try:
+        with torch.no_grad():
+            size = extractor.eval()(torch.zeros(1, *input_shape)).numel()
+    except RuntimeError:
+        size = 0
     extractor.train(training)
     if size == 0:
         raise ValueError(f"images of shape {tuple(input_shape)} are too small for this network's poolings")
     return size
+
+
+def check_shape(input_shape: Sequence[int]) -> None:
+    """Raise ValueError if no image has this shape."""
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise ValueError(f"input_shape is {list(input_shape)}; give channels, height and width, each at least 1")
 
 
 class CNN(nn.Module):
@@ -106,6 +119,7 @@ class CNN(nn.Module):
         activation: Clipped | None = None,
     ):
         super().__init__()
+        check_shape(input_shape)
         self.features = features(list(plan), input_shape[0], dropout, batch_norm, activation)
         inputs = features_out(self.features, input_shape)
         self.classifier = classifier(inputs, hidden or [], classes, hidden_dropout, activation)
@@ -139,6 +153,7 @@ class VGG(nn.Module):
         activation: Clipped | None = None,
     ):
         super().__init__()
+        check_shape(input_shape)
         if depth not in VGG_PLANS:
             raise ValueError(f"VGG has depths {sorted(VGG_PLANS)}, not {depth}")
         plan = list(VGG_PLANS[depth])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.ann.activation import Clipped, make
-from spikeprop.ann.cnn import features_out, initialise
+from spikeprop.ann.cnn import check_shape, features_out, initialise
 
 BLOCKS = {8: (1, 1), 20: (2, 2, 2, 2), 34: (3, 4, 5, 3)}
 WIDTHS = (64, 128, 256, 512)
@@ -61,6 +61,7 @@ class ResNet(nn.Module):
         super().__init__()
         if depth not in BLOCKS:
             raise ValueError(f"ResNet has depths {sorted(BLOCKS)}, not {depth}")
+        check_shape(input_shape)
         large = input_shape[1] >= 64
         self.preprocess = _preprocess(input_shape[0], dropout, 2 if large else 1, activation)
         blocks: list[nn.Module] = []

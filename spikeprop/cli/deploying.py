@@ -12,7 +12,7 @@ from spikeprop.cli.options import NETWORK, TRUSTED, shows_images
 from spikeprop.cli.printing import columns, say, table
 
 
-@main.command()
+@main.command(short_help="Write a spiking network as a NIR file, or for lava-dl.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @NETWORK
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
@@ -45,7 +45,7 @@ def export(checkpoint: Path, name: str | None, out: Path | None, reader: str | N
     table(f"wrote {file}", _integers(layers))
 
 
-@main.command()
+@main.command(short_help="Compare every spike on Lava with PyTorch's.")
 @shows_images
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--backend", type=click.Choice(["lava", "reference"]), default="lava", show_default=True,
@@ -83,7 +83,7 @@ def simulate(
     columns(("layer", "spikes in PyTorch", f"in {backend}", "that differ"), rows)
 
 
-@main.command()
+@main.command(short_help="Count the cores, chips and synapses that a network needs.")
 @shows_images
 @click.option("--samples", type=click.IntRange(min=0), default=20, show_default=True, help="To count spikes on; 0 for none.")
 def budget(

@@ -13,7 +13,7 @@ from spikeprop.cli.options import NETWORK_NAMES, TRUSTED
 from spikeprop.cli.printing import columns, say, table
 
 
-@main.command()
+@main.command(short_help="Show run folders on one HTML page.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file.")
 @click.option("--samples", type=click.IntRange(min=0), default=500, show_default=True,
@@ -35,7 +35,7 @@ def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, 
     click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
 
 
-@main.command()
+@main.command(short_help="List recipes and components.")
 @click.argument("slot", required=False)
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 def ls(slot: str | None, folder: Path | None) -> None:
@@ -102,7 +102,7 @@ def _list_runs(folder: Path) -> None:
         say(why)
 
 
-@main.command()
+@main.command(short_help="Write a page on one training step of a network.")
 @click.argument("model")
 @click.option("--data", help="Data set; default the model's own.")
 @click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,11 @@ from spikeprop.cli.looking import report
 from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers, split_overrides
 from spikeprop.cli.printing import columns, say, table
 
+if TYPE_CHECKING:
+    from spikeprop.evaluate import EarlyExit
 
-@main.command()
+
+@main.command(short_help="Run a recipe, or continue its run.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
@@ -59,7 +62,7 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
             click.echo(f"\nreport: {folder.path / 'report.json'}")
 
 
-@main.command()
+@main.command(short_help="Run a recipe with every combination of values.")
 @click.argument("recipe")
 @click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
@@ -96,7 +99,7 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
         raise click.ClickException(f"{len(failed)} of {len(rows)} trials failed; the same command runs them again")
 
 
-@main.command()
+@main.command(short_help="Check recipes without running them.")
 @click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...")
 @click.option("--no-import", is_flag=True, help="Build nothing; list the code from outside that the recipe would import.")
 def check(arguments: tuple[str, ...], no_import: bool) -> None:
@@ -126,7 +129,7 @@ def _check(experiment: Any, **options: bool) -> None:
         experiment.check(**options)
 
 
-@main.command("eval")
+@main.command("eval", short_help="Measure the accuracy of a network at each number of steps.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
               help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
@@ -143,9 +146,17 @@ def _check(experiment: Any, **options: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")
 @click.option("--restart", is_flag=True, help="Delete what the folder holds and begin again.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds between two writes.")
+@click.option("--early-exit", metavar="certain|P",
+              help="Count the steps of images that leave once they are certain, or of probability P.")  # fmt: skip
 @TRUSTED
 def evaluate(
-    checkpoint: Path, networks: tuple[str, ...], out: Path | None, restart: bool, timesteps: str | None, **settings: Any
+    checkpoint: Path,
+    networks: tuple[str, ...],
+    out: Path | None,
+    restart: bool,
+    timesteps: str | None,
+    early_exit: str | None,
+    **settings: Any,
 ) -> None:
     """Accuracy of a network on test images at each number of steps. CHECKPOINT is a checkpoint or a run folder.
 
@@ -157,7 +168,8 @@ def evaluate(
     from spikeprop.runtime.processes import processes
     from spikeprop.runtime.signals import deferred_signals
 
-    options = EvaluationOptions(timesteps=numbers(timesteps) if timesteps else (), **settings)
+    steps = numbers(timesteps) if timesteps else ()
+    options = EvaluationOptions(timesteps=steps, early_exit=_early_exit(early_exit), **settings)
     found = find_checkpoints(checkpoint, networks)
     with processes() as group, deferred_signals(say if group.rank == 0 else lambda _: None):
         for file in found:
@@ -166,3 +178,16 @@ def evaluate(
             if group.rank == 0:
                 table(str(file), report.rows)
                 click.echo(f"\nreport: {folder / 'report.json'}")
+
+
+def _early_exit(text: str | None) -> EarlyExit | None:
+    """The rule that ``--early-exit`` names."""
+    from spikeprop.evaluate import EarlyExit
+
+    if text is None:
+        return None
+    try:
+        return EarlyExit(confidence=None if text == "certain" else float(text))
+    except ValueError as error:
+        message = f"{text!r}: give 'certain' or a probability between 0 and 1"
+        raise click.BadParameter(message, param_hint="--early-exit") from error

@@ -57,7 +57,7 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     delay = readout_from(graph)
     if delay:
         raise NirError(
-            f"the network's output counts from step {delay} on (a delayed readout), which {target} would not know: its output "
+            f"the network's output counts from step {delay} on (a delayed readout), which {target} does not have: its output "
             "would count all steps. Convert with delay: false, or call network.readout.set()"
         )
     names = _chain(graph, target)

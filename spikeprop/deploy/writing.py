@@ -84,8 +84,9 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
 
 def _check_containers(network: SpikingNetwork) -> None:
     """Hooks and classes of the network, its layers, synapses and encoder; operations and neurons are checked one by one."""
+    containers: Any = (SpikingNetwork, Layer, Synapse, Encoder, nn.ModuleDict, nn.ModuleList)
     for path, module in network.named_modules():
-        if not isinstance(module, SpikingNetwork | Layer | Synapse | Encoder | nn.ModuleDict | nn.ModuleList):
+        if not isinstance(module, containers):
             continue
         what = f"module {path!r}" if path else "the network"
         refuse_hooks(module, what)

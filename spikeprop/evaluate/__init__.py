@@ -3,6 +3,7 @@ returns."""
 
 from spikeprop.evaluate.accuracy import ann_accuracy, snn_accuracy
 from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out
+from spikeprop.evaluate.early_exit import EarlyExit, Exits, leave_early
 from spikeprop.evaluate.error import LayerError, conversion_error
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.loop import evaluate
@@ -19,6 +20,8 @@ __all__ = [
     "MAC_JOULES",
     "ActivityMeter",
     "BatchPredictions",
+    "EarlyExit",
+    "Exits",
     "Journal",
     "LayerError",
     "Predictions",
@@ -38,6 +41,7 @@ __all__ = [
     "evaluate",
     "evaluation_rows",
     "fan_out",
+    "leave_early",
     "run_rows",
     "scalars_by_steps",
     "silent_layers",

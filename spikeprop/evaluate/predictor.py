@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spikeprop.errors import EvaluationError, SpikepropError
 from spikeprop.evaluate.activity import ActivityMeter, device_of
+from spikeprop.evaluate.early_exit import EarlyExit, leave_early
 from spikeprop.runtime.labels import IGNORED, by_example, read_labels
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
@@ -34,6 +35,7 @@ class BatchPredictions:
         counts: of the activity (3, T, L) as ``ActivityMeter`` takes them; zeros where it was not counted.
         counted: images whose activity was counted.
         seconds: that the batch took, loading included.
+        early: with early exit, the class predicted (N,) and the number of steps after which the image left (N,), (2, N) int64.
     """
 
     number: int
@@ -42,6 +44,7 @@ class BatchPredictions:
     counts: Tensor = field(default_factory=lambda: torch.zeros(3, 0, 0, dtype=torch.float64))
     counted: int = 0
     seconds: float = 0.0
+    early: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +56,14 @@ class Predictor:
         top: how many classes, best first, are kept for each image.
         classes: of the data, to be compared with the number of the network's outputs; None for no comparison.
         seed: seeds the encoder's draws, a batch at a time, so a batch's predictions do not depend on the batches before it.
+        early_exit: when images leave a second simulation of the largest number of steps; None for no second simulation.
     """
 
     timesteps: tuple[int, ...] = ()
     top: int = 5
     classes: int | None = None
     seed: int = 0
+    early_exit: EarlyExit | None = None
 
     def __post_init__(self) -> None:
         if (self.timesteps and self.timesteps[0] < 1) or list(self.timesteps) != sorted(set(self.timesteps)):
@@ -92,7 +97,17 @@ class Predictor:
         )
         labels = read_labels(scores, y).classes().flatten().cpu()
         counted = labels != IGNORED
-        return BatchPredictions(number=number, labels=labels[counted], best=best[counted])
+        early = self._early(network, number, x)
+        early = early[:, counted] if early is not None else None
+        return BatchPredictions(number=number, labels=labels[counted], best=best[counted], early=early)
+
+    def _early(self, network: nn.Module, number: int, x: Tensor) -> Tensor | None:
+        """What early exit makes of the batch, on the same draws."""
+        if self.early_exit is None or not isinstance(network, SpikingNetwork):
+            return None
+        seed_torch(self.seed, number)
+        exits = leave_early(network, x, self.timesteps[-1], self.early_exit)
+        return torch.stack([exits.predicted, exits.steps]).cpu()
 
     def _simulate(self, network: SpikingNetwork, x: Tensor, meter: ActivityMeter | None) -> tuple[Tensor, Tensor]:
         """The best classes after each number of steps (N, T, K), and the last scores."""
@@ -162,6 +177,7 @@ def pack(batches: Sequence[BatchPredictions]) -> dict[str, Tensor]:
         "counted": torch.tensor([b.counted for b in batches]),
         "seconds": torch.tensor([b.seconds for b in batches], dtype=torch.float64),
         "counts": torch.cat([b.counts.unsqueeze(0) for b in batches if b.counted] or [torch.zeros(0)]),
+        **({"early": torch.cat(early, 1)} if (early := [b.early for b in batches if b.early is not None]) else {}),
     }
 
 
@@ -169,14 +185,16 @@ def unpack(tensors: dict[str, Tensor]) -> list[BatchPredictions]:
     """The batches that were packed."""
     sizes = tensors["sizes"].tolist()
     counts = iter(tensors["counts"])
+    early = tensors["early"].split(sizes, 1) if "early" in tensors else [None] * len(sizes)
     batches = [
-        BatchPredictions(number=number, labels=labels, best=best, counted=counted, seconds=seconds)
-        for number, labels, best, counted, seconds in zip(
+        BatchPredictions(number=number, labels=labels, best=best, counted=counted, seconds=seconds, early=left)
+        for number, labels, best, counted, seconds, left in zip(
             tensors["numbers"].tolist(),
             tensors["labels"].split(sizes),
             tensors["best"].split(sizes),
             tensors["counted"].tolist(),
             tensors["seconds"].tolist(),
+            early,
         )
     ]
     return [replace(batch, counts=next(counts)) if batch.counted else batch for batch in batches]

@@ -25,7 +25,7 @@ def summarise(network: nn.Module, predictor: Predictor, batches: Sequence[BatchP
     Returns:
         images; levels of graded spikes, 1 of others; accuracy, by number of steps (or "ANN"): top1 and, where there are at least
         5 classes, top5 in percent with their 95 % intervals; activity, by number of steps: rates, synops, energy_joules,
-        bits_per_neuron.
+        bits_per_neuron; early_exit, where it was asked for.
     """
     predictions = Predictions.of(batches)
     return {
@@ -34,6 +34,7 @@ def summarise(network: nn.Module, predictor: Predictor, batches: Sequence[BatchP
         "accuracy": accuracies(predictor, predictions),
         "activity": activities(predictor.meter(network), predictor, batches),
         "activity_images": sum(batch.counted for batch in batches),
+        **early_exit(predictor, batches),
     }
 
 
@@ -51,6 +52,33 @@ def accuracies(predictor: Predictor, predictions: Predictions) -> dict[str, Any]
         for column, proportion in zip(found, at_columns):
             found[column] |= {name: proportion.percent, f"{name}_interval": [proportion.low, proportion.high]}
     return found
+
+
+def early_exit(predictor: Predictor, batches: Sequence[BatchPredictions]) -> dict[str, Any]:
+    """What early exit saves, and accuracy with it and without; empty where nobody asked for it."""
+    left = [batch.early for batch in batches if batch.early is not None]
+    if not left or predictor.early_exit is None:
+        return {}
+    predictions, (early_N, steps_N) = Predictions.of(batches), torch.cat(left, 1)
+    complete_N, most = predictions.best_NTK[:, -1, 0].long(), predictor.timesteps[-1]
+    with_exit = Proportion.of(int((early_N == predictions.labels_N).sum()), len(early_N))
+    without = Proportion.of(int((complete_N == predictions.labels_N).sum()), len(early_N))
+    mean = float(steps_N.double().mean())
+    return {
+        "early_exit": {
+            "confidence": predictor.early_exit.confidence,
+            "timesteps": most,
+            "mean_timesteps": mean,
+            "steps_saved": int((most - steps_N).sum()),
+            "steps_saved_percent": 100 * (1 - mean / most),
+            "left_early": int((steps_N < most).sum()),
+            "same_predictions": int((early_N == complete_N).sum()),
+            "top1": with_exit.percent,
+            "top1_interval": [with_exit.low, with_exit.high],
+            "top1_without": without.percent,
+            "top1_without_interval": [without.low, without.high],
+        }
+    }
 
 
 def activities(meter: ActivityMeter | None, predictor: Predictor, batches: Sequence[BatchPredictions]) -> dict[str, Any]:
@@ -82,6 +110,12 @@ def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
             active = values["activity"][column]
             text += f"   {active['energy_joules'] * 1e6:.3g} uJ   {active['bits_per_neuron']:.3g} bits a neuron"
         rows.append((label, text))
+    if "early_exit" in values:
+        found = values["early_exit"]
+        rule = "certain" if found["confidence"] is None else f"confidence {found['confidence']:g}"
+        text = f"{_proportion(found, 'top1')}   mean T {found['mean_timesteps']:.2f}"
+        text += f" ({found['steps_saved_percent']:.1f} % of steps saved)"
+        rows.append((f"early exit, {rule}, T <= {found['timesteps']}", text))
     return rows
 
 

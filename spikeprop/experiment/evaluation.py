@@ -18,6 +18,7 @@ from spikeprop.data import ImageData
 from spikeprop.evaluate import (
     MAC_JOULES,
     BatchPredictions,
+    EarlyExit,
     Journal,
     Predictions,
     Predictor,
@@ -109,6 +110,7 @@ class EvaluationOptions:
         device: "auto", "cpu", "cuda" or "cuda:1".
         save_every: seconds between two writes.
         trusted: packages that the checkpoint may have imported, for its network and its data.
+        early_exit: when images leave a second simulation; None for none.
     """
 
     data: str | None = None
@@ -120,6 +122,7 @@ class EvaluationOptions:
     device: str = "auto"
     save_every: float = SAVE_EVERY
     trusted: tuple[str, ...] = ()
+    early_exit: EarlyExit | None = None
 
 
 def evaluate_checkpoint(
@@ -237,7 +240,8 @@ def _predictor(loaded: LoadedNetwork, options: EvaluationOptions, data: ImageDat
     if not isinstance(loaded.network, SpikingNetwork):
         return Predictor(classes=data.classes)
     timesteps = tuple(sorted(set(options.timesteps) or {loaded.description["timesteps"]}))
-    return Predictor(timesteps=timesteps, classes=data.classes, seed=loaded.description["seed"])
+    seed = loaded.description["seed"]
+    return Predictor(timesteps=timesteps, classes=data.classes, seed=seed, early_exit=options.early_exit)
 
 
 def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> ImageData:

@@ -168,9 +168,7 @@ def _check_description(checkpoint: Checkpoint) -> None:
     shape = described.get("input_shape")
     sizes = shape if isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape) else None
     if sizes is None or math.prod(sizes) > LARGEST_INPUT:
-        raise CheckpointError(
-            f"{path} says that its network's input shape is {shape!r}, which is not a shape of at most {LARGEST_INPUT:,} numbers"
-        )
+        raise CheckpointError(f"{path} has the input shape {shape!r}; an image may have at most {LARGEST_INPUT:,} numbers")
     if described["kind"] not in ("ann", "snn") or not isinstance(described.get("data"), dict):
         raise CheckpointError(f"{path} has no valid description of a network: its kind or its data is missing")
     missing = [key for key in ("timesteps", "seed") if type(described.get(key)) is not int]

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from spikeprop.convert import ThresholdCalibrator
 from spikeprop.data import ImageData
+from spikeprop.evaluate.early_exit import EarlyExit
 from spikeprop.learn import Callback, LearningRule, Schedule
 from spikeprop.recipe import Component
 from spikeprop.runtime.checks import positive
@@ -147,11 +148,14 @@ class EvaluationSettings:
             up to ``finetuned_up_to``.
         finetuned_up_to: largest number of steps for the fine-tuned network; default the largest of ``timesteps``.
         batch_size: images at once.
+        early_exit: measure too how many steps images need that leave once their prediction is certain, or with a ``confidence``
+            that is high enough; ``{}`` for certainty.
     """
 
     timesteps: list[int]
     finetuned_up_to: int | None = None
     batch_size: int = 200
+    early_exit: EarlyExit | None = None
 
     def __post_init__(self) -> None:
         positive(self, "batch_size")

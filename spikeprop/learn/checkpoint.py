@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from spikeprop.errors import CheckpointError, DamagedFileError, ForeignFileError
 from spikeprop.learn.distributed.sharding import complete, is_sharded_tensor, sharded_like
+from spikeprop.learn.fused import CHOICES
 from spikeprop.runtime.files import parse_json, previous_of, read_tensors, write_json, write_tensors
 
 FORMAT = 1
@@ -228,14 +229,17 @@ def _untied(own: Mapping[str, Tensor], checkpoint: Checkpoint) -> list[str]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Restore an optimiser from the checkpoint of the same training run."""
+    """Restore an optimiser from the checkpoint of the same training run; how it computes (fused or not) stays as it is."""
     described = checkpoint.description["optimizer"]
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in described["values"].items()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in checkpoint.section("optimizer").items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = sharded_like(tensor, held[int(index)])
+    choices = [{name: group[name] for name in CHOICES if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
+    for group, own in zip(optimizer.param_groups, choices):
+        group.update(own)
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

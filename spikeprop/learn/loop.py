@@ -22,6 +22,7 @@ from spikeprop.errors import LabelError
 from spikeprop.learn.callback import Callback, TrainingState
 from spikeprop.learn.distributed.data_parallel import DataParallel
 from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded
+from spikeprop.learn.fused import align, fused_steps
 from spikeprop.learn.given import check_collection, read_batch
 from spikeprop.learn.metrics import DeferredMetrics
 from spikeprop.learn.rule import LearningRule
@@ -77,7 +78,8 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place and leave it in evaluation mode.
 
-    After every step ``project_parameters()`` is called on each module that has it; it moves parameters back into their range, as
+    On the CPU an optimiser runs in torch's fused form while it trains, where it has one. After every step
+    ``project_parameters()`` is called on each module that has it; it moves parameters back into their range, as
     for thresholds. A spiking network in which layers stay silent is warned of once, after the first gradient.
 
     Args:
@@ -137,7 +139,7 @@ def fit(
     for callback in callbacks:
         callback.on_start(training)
     try:
-        with settings.parallel.training():
+        with settings.parallel.training(), fused_steps(optimizer, model):
             while training.epoch < epochs:
                 _run_epoch(training, source, settings)
     finally:
@@ -205,6 +207,7 @@ def _one_step(training: TrainingState, settings: LoopSettings, x: Tensor, y: Ten
     if settings.clip is not None:
         clip = clip_gradients if settings.parallel.sharded else nn.utils.clip_grad_norm_
         clip([*training.model.parameters(), *settings.rule.parameters()], settings.clip)
+    align(training.optimizer)
     training.optimizer.step()
     for module in settings.constrained:
         module.project_parameters()

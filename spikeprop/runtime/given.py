@@ -138,7 +138,7 @@ def _one_of(item: Mapping[Any, Any], names: tuple[str, ...], what: str, role: st
     found = [name for name in names if name in item]
     if len(found) != 1:
         told = f"has {' and '.join(map(repr, found))}" if found else f"has the keys {', '.join(map(repr, item))}"
-        raise DataError(f"{what} {told}: which are the {role} is not clear; pass (batch[EXAMPLES], batch[LABELS])")
+        raise DataError(f"{what} {told}, and it is not clear which of them are the {role}; pass (batch[EXAMPLES], batch[LABELS])")
     return item[found[0]]
 
 

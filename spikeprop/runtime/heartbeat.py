@@ -29,7 +29,7 @@ VARIABLE = "SPIKEPROP_PATIENCE"
 LIMIT = 600.0  # seconds
 KEY = "heartbeat/{}"
 WORKS, PROPAGATES, WAITS = "0", "1", "2"  # where a process is; a backward pass may wait for other processes inside
-TORCH, OURS = Path(torch.__file__).parent, Path(__file__).parents[1]
+TORCH, OURS = Path(str(torch.__file__)).parent, Path(__file__).parents[1]
 
 
 class _Work:

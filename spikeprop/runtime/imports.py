@@ -1,6 +1,6 @@
 """The import policy: which modules may be imported because a text (a recipe, a checkpoint, a NIR file) names them.
 
-A recipe that someone runs may name any module: whoever runs it trusts it. Two contexts trust less. Within
+A recipe may name any module, and the person who runs it is responsible for that. Two contexts allow less. Within
 ``record_foreign_names`` (used by ``check``) names outside spikeprop are recorded and not imported. Within ``only_trusted`` (used
 for checkpoints and NIR files, which people pass on) three kinds of modules may be imported: the libraries of which networks are
 built, what this process has already imported, and what the user lists.

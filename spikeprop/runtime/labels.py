@@ -158,7 +158,7 @@ def _probabilities(scores: Tensor, y: Tensor) -> Labels:
 def _check_range(y: Tensor, classes: int, ignorable: bool) -> None:
     facts = _facts(y)
     if facts.ignored and not ignorable:
-        raise LabelError(f"labels hold {IGNORED}, a position without a class, which this loss does not know: use CrossEntropy")
+        raise LabelError(f"labels hold {IGNORED}, a position without a class, which this loss does not support: use CrossEntropy")
     if y.numel() == 0 or (facts.low >= 0 and facts.high < classes):
         return
     if facts.high == classes and facts.low >= 1:

@@ -17,7 +17,9 @@ The packed engine runs it between its own kernels, forward and, where autograd p
 from __future__ import annotations
 
 from abc import ABC
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,20 @@ class NeuronState(NamedTuple):
     v: Tensor
     since: Tensor | None
     sent: Tensor | None = None
+
+
+def map_state(change: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """The state with ``change`` made to each of its tensors."""
+    if isinstance(state, Tensor):
+        return change(state)
+    if isinstance(state, tuple | list):
+        parts = [map_state(change, part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    if isinstance(state, dict):
+        return {key: map_state(change, value) for key, value in state.items()}
+    if is_dataclass(state) and not isinstance(state, type):
+        return replace(state, **{f.name: map_state(change, getattr(state, f.name)) for f in fields(state)})
+    return state
 
 
 class LayerDynamics(nn.Module, ABC):

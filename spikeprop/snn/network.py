@@ -25,6 +25,7 @@ from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder, warn_of_saturation
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
+from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
@@ -222,35 +223,52 @@ class SpikingNetwork(nn.Module):
         chunk: int | None = None,
         observe: Observer | None = None,
         observed_steps: int | None = None,
+        leaving: Leaving | None = None,
     ) -> Iterator[Tensor]:
         """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps.
 
-        What is observed are all steps, or the chunks in which the first ``observed_steps`` lie.
+        What is observed are all steps, or the chunks in which the first ``observed_steps`` lie. Between two chunks ``leaving``
+        may be told which samples go on; B is then their number.
         """
         refuse_transforms(x_B)
         watched = timesteps if observed_steps is None else observed_steps
-        yield from self.readout.counted(self._accumulated(x_B, timesteps, chunk, observe, watched))
+        yield from self.readout.counted(self._accumulated(x_B, timesteps, chunk, observe, watched, leaving), leaving)
 
     def _accumulated(
-        self, x_B: Tensor, timesteps: int, chunk: int | None, observe: Observer | None, observed_steps: int
+        self,
+        x_B: Tensor,
+        timesteps: int,
+        chunk: int | None,
+        observe: Observer | None,
+        observed_steps: int,
+        leaving: Leaving | None,
     ) -> Iterator[Tensor]:
         if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled():
-            yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps)
+            yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps, leaving)
             return
         x_B = trainable(x_B)
         if chunk is None:
             chunk = timesteps if torch.is_grad_enabled() else 1
         state = self.init_state()
         state.constant = {} if self.encoder.constant else None
-        start = 0
+        start, encoded = 0, RunningInput(self.encoder, x_B)
         while start < timesteps:
             if self.readout.starts_again_at(start):  # what does not change with time is kept
                 state = NetworkState(self.readout.shifted(self.dynamics(), state.layers), state.masks, state.constant)
             steps = self.readout.steps_from(start, min(chunk, timesteps - start))
             watching = observe if start < observed_steps else None
-            output_TBK, state = self._advance(self.encoder(x_B, steps), steps, state, watching)
+            output_TBK, state = self._advance(encoded(steps), steps, state, watching)
             start += steps
             yield output_TBK
+            rows = leaving.take() if leaving is not None else None
+            if rows is not None:
+                if len(rows) == 0:
+                    return
+                encoded.keep(rows)
+                constant = (
+                    {key: current[:, rows] for key, current in state.constant.items()} if state.constant else state.constant
+                )
+                state = NetworkState(kept_rows(state.layers, rows, output_TBK.shape[1]), state.masks, constant)
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
         if isinstance(timesteps, bool) or not hasattr(timesteps, "__index__"):

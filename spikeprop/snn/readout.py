@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
+from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.offset import shifted_start
 
 
@@ -62,8 +63,11 @@ class ReadoutSchedule(nn.Module):
         """States for the new start, by layer, from those after the steps beforehand; the output starts anew."""
         return {name: shifted_start(layer, after[name]) for name, layer in dynamics.items()}
 
-    def counted(self, outputs: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Accumulated outputs (t, B, K), less the one after ``delay`` steps once more steps have passed."""
+    def counted(self, outputs: Iterator[Tensor], leaving: Leaving | None = None) -> Iterator[Tensor]:
+        """Accumulated outputs (t, B, K), less the one after ``delay`` steps once more steps have passed.
+
+        Between two of them ``leaving`` may be told which samples go on.
+        """
         delay = int(self.delay)
         if delay == 0:
             yield from outputs
@@ -78,3 +82,5 @@ class ReadoutSchedule(nn.Module):
                 output_tBK = output_tBK - first
             before += len(output_tBK)
             yield output_tBK
+            if first is not None and leaving is not None and leaving.rows is not None:
+                first = first[leaving.rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nir
 import pytest
@@ -125,3 +126,15 @@ def test_a_deep_residual_network_starts_with_outputs_of_order_one(depth: int) ->
     x = torch.randn(8, 3, 32, 32)
     before = net.preprocess(x).square().mean()
     assert 0.1 < float(net.blocks(net.preprocess(x)).square().mean() / before) < 3
+
+
+@pytest.mark.parametrize("shape", [(0, 28, 28), (-1, 28, 28), (1, 0, 28), (28, 28)])
+def test_shape_of_no_image_is_refused(shape: Any) -> None:
+    for make in (lambda: CNN(input_shape=shape, classes=3, plan=["A", 4]), lambda: VGG(depth=5, input_shape=shape)):
+        with pytest.raises(ValueError, match="give channels, height and width, each at least 1"):
+            make()
+
+
+def test_image_that_poolings_leave_nothing_of_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"images of shape \(1, 2, 2\) are too small for this network's poolings"):
+        VGG(depth=5, input_shape=(1, 2, 2))

@@ -484,3 +484,10 @@ def test_modules_of_the_working_folder_are_found_and_do_not_hide_installed_ones(
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert "digits_cnn_stdb: ok" in result.output
     assert sys.path == before
+
+
+def test_the_list_of_commands_has_complete_sentences() -> None:
+    listed = CliRunner().invoke(main, ["--help"], terminal_width=80).output.split("Commands:")[1].split("Exit codes")[0]
+    lines = [line for line in listed.splitlines() if line.strip()]
+    assert len(lines) == len(main.commands)
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines), listed

@@ -134,5 +134,5 @@ def test_a_delayed_readout_is_refused(target: str) -> None:
         MLP(input_shape=(4,), classes=3, hidden=[6]), [torch.rand(8, 4)], IF(reset="zero"), Percentile(), encoder=Poisson()
     )
     network.readout.set(delay=5)
-    with pytest.raises(NirError, match=f"counts from step 5 on .*which {target} would not know"):
+    with pytest.raises(NirError, match=f"counts from step 5 on .*which {target} does not have"):
         portable(to_nir(network), target)

@@ -268,7 +268,7 @@ def test_images_of_bytes_are_predicted_as_those_between_0_and_1(factor: float) -
     """A digits classifier (each class's mean image, through two neurons for each) that reads raw pixels: nearly all equal."""
     data = Digits()
     x, y = (torch.cat(parts) for parts in zip(*data.train(256, seed=0).epoch(0)))
-    x = x.flatten(1) * data.std + data.mean  # pixels from 0 to 1
+    x = x.flatten(1) * float(data.std) + float(data.mean)  # type: ignore[arg-type]  # pixels from 0 to 1
     mean = torch.stack([x[y == k].mean(0) for k in range(10)])
     hidden = torch.cat([mean, -mean]).double().numpy()
     graph = layer(hidden / factor, last=np.hstack([np.eye(10), -np.eye(10)]))

@@ -126,7 +126,7 @@ def test_continuous_payoff_is_not_refused(name: str) -> None:
 
 
 def test_discount_that_is_cut_off_is_refused_by_name() -> None:
-    with pytest.raises(MarketError, match=r"the sensitivity to rate is wrong: .* a bump on the same paths says"):
+    with pytest.raises(MarketError, match=r"the sensitivity to rate is wrong: .* a bump on the same paths gives"):
         found(lambda s, d: d[-1].item() * torch.relu(s[:, -1] - 100))
 
 

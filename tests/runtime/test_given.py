@@ -88,7 +88,7 @@ REFUSED: list[tuple[Any, str]] = [
     (X[0], r"shape \(1, 8, 8\): is it one image \(C, H, W\).*x\[None\]"),
     (list(X), r"8 tensors of shape \(1, 8, 8\).*torch.stack"),
     ((X, X), "may be two batches, or examples and labels"),
-    ([{"image": X, "x": X}], "'image' and 'x': which are the examples is not clear"),
+    ([{"image": X, "x": X}], "'image' and 'x', and it is not clear which of them are the examples"),
     ([{"foo": X}], "the keys 'foo'"),
     (np.array([None, None]), "NumPy array of object"),
     (Pictures(), "no tensors.*ToTensor"),

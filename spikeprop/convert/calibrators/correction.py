@@ -84,8 +84,12 @@ class SpikeCalibrator(LayerwiseCalibrator):
             sent = data.spikes.sent(data.neuron, currents_TB) * data.neuron.spike_size / self.timesteps
             return rows((sent - target).square(), self.per).sum(1, dtype=torch.float64)
 
-        nothing = torch.zeros_like(largest_R, dtype=torch.float64)
-        found_R = least_of_grid(shard, largest_R, self.grid, error if len(chosen) else lambda _: nothing)
+        def errors(full_GR: Tensor) -> Tensor:
+            if not len(chosen):
+                return torch.zeros_like(full_GR, dtype=torch.float64)
+            return torch.stack([error(full_R) for full_R in full_GR])
+
+        found_R = least_of_grid(shard, largest_R, self.grid, errors)
         return data.positive(from_rows(found_R, self.per, data.target))
 
     def calibrate_readout(self, network: SpikingNetwork, x: Tensor, data: LayerData) -> None:

@@ -70,20 +70,43 @@ class GridSearch:
         largest_R, count = shard.largest(target_RN.amax(1)), shard.size(target_RN.shape[1])
         compared = shard.local(torch.arange(0, count, max(1, count // SAMPLES)), target_RN.shape[1] // images)
         current_RN, target_RN = current_RN[:, compared], target_RN[:, compared]
-        return least_of_grid(shard, largest_R, self.grid, lambda scale_R: self._error(current_RN, target_RN, scale_R, start))
+        return least_of_grid(shard, largest_R, self.grid, lambda scale_GR: self._errors(current_RN, target_RN, scale_GR, start))
 
-    def _error(self, current_RN: Tensor, target_RN: Tensor, scale_R: Tensor, start: float) -> Tensor:
-        """Summed over each row, (R,), in float64: the best scale must not depend on how sums are rounded."""
-        scale_R1 = scale_R.unsqueeze(1)
-        rates_RN = quantised(current_RN / scale_R1, start, self.counts)
-        return (rates_RN * scale_R1).sub_(target_RN).square_().sum(1, dtype=torch.float64)
+    def _errors(self, current_RN: Tensor, target_RN: Tensor, scale_GR: Tensor, start: float) -> Tensor:
+        """Summed over each row, (G, R), in float64: the best scale must not depend on how sums are rounded."""
+        if current_RN.device.type == "cpu" and current_RN.dtype in (torch.float32, torch.float64):
+            return _errors_on_cpu(current_RN, target_RN, scale_GR, start, self.counts)
+        found = []
+        for scale_R1 in scale_GR.unsqueeze(2):
+            rates_RN = quantised(current_RN / scale_R1, start, self.counts)
+            found.append((rates_RN * scale_R1).sub_(target_RN).square_().sum(1, dtype=torch.float64))
+        return torch.stack(found)
 
 
-def least_of_grid(shard: CalibrationShard, largest_R: Tensor, grid: int, error: Callable[[Tensor], Tensor]) -> Tensor:
-    """For each row the scale of least error, (R,), of ``grid`` fractions of the largest; ``error`` is this process's, (R,)."""
+def _errors_on_cpu(current_RN: Tensor, target_RN: Tensor, scale_GR: Tensor, start: float, counts: int) -> Tensor:
+    """The same in one pass over memory."""
+    from spikeprop.convert.calibrators import grid_loops  # here, since it imports Numba
+    from spikeprop.snn.engine.kernels.cpu import in_ranges
+
+    current, target, scale = (x.to(current_RN).contiguous().numpy() for x in (current_RN, target_RN, scale_GR))
+    error_GR = torch.empty(scale_GR.shape, dtype=torch.float64)
+    found = error_GR.numpy()
+    in_ranges(len(current), lambda a, b: grid_loops.errors(current, target, scale, start, counts, found, a, b))
+    return error_GR
+
+
+def least_of_grid(shard: CalibrationShard, largest_R: Tensor, grid: int, errors: Callable[[Tensor], Tensor]) -> Tensor:
+    """For each row the scale of least error, (R,), of ``grid`` fractions of the largest.
+
+    Args:
+        shard: of this process.
+        largest_R: for all images.
+        grid: number of fractions G.
+        errors: scales (G, R) to their errors for the images of this process (G, R).
+    """
     fractions = torch.linspace(1, 0, grid + 1)[:-1].tolist()
     scale_GR = torch.stack([(largest_R * fraction).clamp(min=1e-12) for fraction in fractions])
-    error_GR = shard.total(torch.stack([error(scale_R) for scale_R in scale_GR]))
+    error_GR = shard.total(errors(scale_GR))
     best_R, least_R = largest_R.clone(), torch.full_like(error_GR[0], torch.inf)
     for scale_R, error_R in zip(scale_GR, error_GR, strict=True):
         better_R = error_R < least_R

@@ -74,8 +74,9 @@ def keep_predictions(run: PipelineRun) -> None:
 
 def _summary(run: PipelineRun, name: str, network: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
     """The summary of a network's predictions for the test images."""
-    predictor = Predictor(timesteps=tuple(timesteps), seed=run.settings.seed)
-    split = run.data.test(run.settings.evaluate.batch_size)
+    settings = run.settings.evaluate
+    predictor = Predictor(timesteps=tuple(timesteps), seed=run.settings.seed, early_exit=settings.early_exit)
+    split = run.data.test(settings.batch_size)
     journal = Journal(run.file(PROGRESS) / name, evaluation_settings(network, split, predictor, ACTIVITY_IMAGES))
     evaluation = evaluate_network(
         network, split, predictor, journal, lambda: _begin(journal),
@@ -104,6 +105,7 @@ def _at_steps(summary: dict[str, Any], steps: Sequence[int]) -> dict[str, Any]:
         "activity": {t: found for t, found in summary["activity"].items() if int(t) in steps},
         "activity_images": summary["activity_images"],
         "levels": summary["levels"],
+        **({"early_exit": summary["early_exit"]} if "early_exit" in summary else {}),
     }
 
 

@@ -70,7 +70,7 @@ def _audit(model: Model, product: Product, normals: Tensor, name: str, adjoints:
         kind = "identically zero" if adjoint == 0 else f"{adjoint:.5g}"
         raise MarketError(
             f"the sensitivity to {label} is wrong: on {len(middle)} paths, its adjoint is {kind}, and a bump on the same paths "
-            f"says {bumped:.5g} +- {error:.2g}. The payoff or the model uses a value outside of PyTorch's tape (detach, NumPy, "
+            f"gives {bumped:.5g} +- {error:.2g}. The payoff or the model uses a value outside of PyTorch's tape (detach, NumPy, "
             "float(), item(), no_grad, a comparison or a rounding); compute it by PyTorch from the prices, the discount factors "
             "and the parameters, and smooth events by above(x, level, width)"
         )

@@ -171,7 +171,7 @@ def _check_slopes(lines: _Lines) -> None:
         raise MarketError(
             f"the derivative of the payoff of {type(lines.product).__name__} by the prices is {kind} on {int(wrong.sum())} of "
             f"{len(wrong)} test paths: on one, from the prices of one path to those of another, it is {float(slope[i]):.4g}, and "
-            f"bumps say {float(quotient[i]):.4g}. Part of the payoff is outside of PyTorch's tape (detach, NumPy, item(), "
+            f"bumps give {float(quotient[i]):.4g}. Part of the payoff is outside of PyTorch's tape (detach, NumPy, item(), "
             "no_grad, a rounding), or has a backward of its own that is wrong; compute it by PyTorch. "
             f"{REMEDY}"
         )

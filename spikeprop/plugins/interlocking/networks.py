@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from spikeprop.ann.cnn import check_shape
+
 
 class ResidualBlock(nn.Module):
     """relu(residual(x) + skip(x)); skip is the identity, or a 1x1 convolution with batch-norm where the shape changes."""
@@ -43,6 +45,7 @@ class BasicResNet(nn.Module):
         blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
     ):
         super().__init__()
+        check_shape(input_shape)
         layers: list[nn.Module] = [*_conv(input_shape[0], width, 3, 1), nn.ReLU()]
         channels = width
         for i, count in enumerate(blocks):

@@ -34,11 +34,13 @@ from spikeprop.snn.engine.sizes import chunk_steps, slice_samples
 from spikeprop.snn.engine.slice_run import SliceRun
 from spikeprop.snn.engine.support import supports
 from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
+from spikeprop.snn.leaving import Leaving, RunningInput, rows_of
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
 
 __all__ = ["BatchRun", "infer", "supports", "train"]
 T = TypeVar("T")
+Own = TypeVar("Own")
 
 
 class SignedBits:
@@ -73,19 +75,22 @@ class BatchRun:
     def __init__(self, network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
         self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
         largest = max(torch.Size(shape).numel() for name, shape in network.known_shapes.items() if name != INPUT)
-        self.chunk = chunk or chunk_steps(timesteps, largest * len(x_B) * x_B.element_size(), x_B.device)
+        self.sample_bytes = largest * x_B.element_size()  # of the largest layer at one step
+        self.chunk = chunk or chunk_steps(timesteps, self.sample_bytes * len(x_B), x_B.device)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
+        self.encoded = RunningInput(network.encoder, x_B)
         self.layouts = _layouts(network, keep=keep)
         self.dynamics = {name: _frozen(layer.neuron) if keep else layer.neuron for name, layer in network.named_layers()}
         masks = DropoutMasks(x_B.device) if network.training else None
+        self.vectors = all(len(shape) == 1 for shape in network.known_shapes.values())
         self.slices = [self._slices(first, last, masks) for first, last in _spans(x_B)]  # those of each thread
 
     def _slices(self, first: int, last: int, masks: DropoutMasks | None) -> list[SliceRun]:
         """One thread's samples, a few at a time."""
         device, batch = self.x_B.device, len(self.x_B)
         kernels, buffers = packed_kernels(device), BufferPool(device)
-        size = slice_samples(self.chunk, last - first, device, keep=self.keep)
+        size = slice_samples(self.chunk, self.sample_bytes, last - first, device, keep=self.keep, vectors=self.vectors)
         slices = []
         for low in range(first, last, size):
             high = min(low + size, last)
@@ -95,8 +100,13 @@ class BatchRun:
             slices.append(SliceRun(self.network, self.layouts, self.dynamics, own, low, high, context))
         return slices
 
-    def outputs(self, observe: Observer | None = None, observed_steps: int = 0) -> Iterator[Tensor]:
-        """The accumulated output (K, B, O) after each chunk; the first ``observed_steps`` are observed."""
+    def outputs(
+        self, observe: Observer | None = None, observed_steps: int = 0, leaving: Leaving | None = None
+    ) -> Iterator[Tensor]:
+        """The accumulated output (K, B, O) after each chunk; the first ``observed_steps`` are observed.
+
+        Where nothing is kept for a backward pass, ``leaving`` may be told between two chunks which samples go on.
+        """
         total_KBO: Tensor | None = None
         readout, begin = self.network.readout, 0
         while begin < self.timesteps:
@@ -105,7 +115,7 @@ class BatchRun:
                 for some in chain(*self.slices):
                     some.start_again()
             steps = readout.steps_from(begin, min(self.chunk, self.timesteps - begin))
-            x_KB = self.encoder(self.x_B, steps)
+            x_KB = self.encoded(steps)
             if self.keep:
                 x_KB = self._kept(x_KB)
             current_KBO = self._advance(begin, steps, x_KB)
@@ -117,6 +127,27 @@ class BatchRun:
             total_KBO = torch.cumsum(current_KBO, 0)
             begin += steps
             yield total_KBO
+            rows = leaving.take() if leaving is not None else None
+            if rows is not None:
+                if len(rows) == 0:
+                    return
+                self._keep_rows(rows)
+                total_KBO = total_KBO[-1:, rows]
+
+    def _keep_rows(self, rows: Tensor) -> None:
+        """Go on with these samples alone, each on the thread that has it."""
+        self.encoded.keep(rows)
+        first, kept = 0, []
+        for slices in self.slices:
+            own = []
+            for some in slices:
+                mine = rows_of(rows, some.samples.start, some.samples.stop)
+                if len(mine):
+                    some.keep_rows(mine, first)
+                    first += len(mine)
+                    own.append(some)
+            kept.append(own)
+        self.slices = [own for own in kept if own]
 
     def _kept(self, x_KB: Tensor) -> Tensor:
         """Keep a chunk's encoded input for the backward pass; often it is a view of the caller's images."""
@@ -148,31 +179,41 @@ class BatchRun:
                 some.context.buffers.give(current)
             return current_KBO
 
-        return torch.cat(_on_threads(self.slices, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
+        return torch.cat(on_threads(self.slices, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
 
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
-        one_step = self.inputs[0] if self.encoder.constant else None
-
-        def work(slices: list[SliceRun]) -> dict[str, GradientAccumulator]:
-            accumulators = {key: layout.accumulator() for key, layout in self.layouts.items()}
-            accumulators |= {name: GradientAccumulator() for name in self.dynamics}
-            for some in slices:
-                for number in reversed(range(len(self.inputs))):
-                    x_KB = self.inputs[number][:, some.samples]
-                    some.backward(number, x_KB, grad_BO[some.samples], accumulators)
-                if one_step is not None:
-                    some.backward_constant(one_step[:, some.samples], accumulators)
-                some.drop()
-            return accumulators
-
-        first, *others = _on_threads(self.slices, work)
+        numbers = [*reversed(range(len(self.inputs)))]
+        one_slice = all(len(own) == 1 for own in self.slices)  # then chunk by chunk costs no memory
+        total, *others = threads = [(own, self._accumulators()) for own in self.slices]
+        for part in [[number] for number in numbers] if one_slice else [numbers]:
+            on_threads(threads, lambda own, part=part: self._backward(own[0], own[1], part, grad_BO))
+            with torch.no_grad(), _without_autocast():
+                for key, accumulator in total[1].items():
+                    accumulator.settle([other[key] for _, other in others])
+        for key, accumulator in total[1].items():
+            for _, other in others:
+                accumulator.merge(other.pop(key))
         self.slices.clear()
         self.layouts.clear()
-        for key, accumulator in first.items():
-            for other in others:
-                accumulator.merge(other.pop(key))
-        return _added_up(accumulator.finish() for accumulator in first.values())
+        return _added_up(accumulator.finish() for accumulator in total[1].values())
+
+    def _accumulators(self) -> dict[str, GradientAccumulator]:
+        """One thread's: a synapse's by its key, those of neurons' own parameters by the layer's name."""
+        by_layer = {name: GradientAccumulator() for name in self.dynamics}
+        return {key: layout.accumulator() for key, layout in self.layouts.items()} | by_layer
+
+    def _backward(
+        self, slices: list[SliceRun], accumulators: dict[str, GradientAccumulator], numbers: list[int], grad_BO: Tensor
+    ) -> None:
+        """One thread's samples back through some chunks."""
+        for some in slices:
+            for number in numbers:
+                some.backward(number, self.inputs[number][:, some.samples], grad_BO[some.samples], accumulators)
+            if numbers[-1] == 0:
+                if self.encoder.constant:
+                    some.backward_constant(self.inputs[0][:, some.samples], accumulators)
+                some.drop()
 
     def _show(self, observe: Observer, begin: int, steps: int, x_KB: Tensor) -> None:
         observe(INPUT, x_KB[:steps].expand(steps, *x_KB.shape[1:]))
@@ -190,14 +231,14 @@ def _spans(x_B: Tensor) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def _on_threads(slices: list[list[SliceRun]], work: Callable[[list[SliceRun]], T]) -> list[T]:
-    """``work`` on the slices of every thread, each on a thread of its own."""
+def on_threads(items: list[Own], work: Callable[[Own], T]) -> list[T]:
+    """``work`` on the items, each on a thread of its own."""
 
-    def alone(own: list[SliceRun]) -> T:
+    def alone(own: Own) -> T:
         with torch.no_grad(), _without_autocast():  # a thread's own state, and on by default
             return work(own)
 
-    return [alone(slices[0])] if len(slices) == 1 else list(_threads(len(slices)).map(alone, slices))
+    return [alone(items[0])] if len(items) == 1 else list(_threads(len(items)).map(alone, items))
 
 
 def _without_autocast() -> AbstractContextManager[object]:
@@ -287,6 +328,7 @@ def infer(
     chunk: int | None,
     observe: Observer | None,
     observed_steps: int,
+    leaving: Leaving | None = None,
 ) -> Iterator[Tensor]:
     """Accumulated output (k, B, O) after each chunk of steps, where gradients are off; memory does not grow with T."""
-    return BatchRun(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps)
+    return BatchRun(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps, leaving)

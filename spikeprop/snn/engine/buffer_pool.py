@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def new_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of any content. On the CPU it is numpy memory, in pages of 2 MiB: a 500th of the page faults."""
+    """A tensor of any content. On the CPU it is numpy's memory, which asks the system for huge pages (2 MiB): few faults."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     size = torch.Size(shape).numel() * dtype.itemsize
@@ -45,3 +45,7 @@ class BufferPool:
         block = self._taken.pop(tensor.data_ptr(), None)
         if block is not None:
             self._free.append(block)
+
+    def keep(self, tensor: Tensor) -> bool:
+        """Take what ``take`` returned out of the pool: nobody writes over it any more. Whether it was the pool's."""
+        return self._taken.pop(tensor.data_ptr(), None) is not None

@@ -9,25 +9,28 @@ Suffix legend: K steps of a chunk or piece, B batch, S positions, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState, map_state
 from spikeprop.snn.engine.kernels import cpu
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack, per_position, position_count
 from spikeprop.snn.engine.layer_run import IntegrateFireRun, LayerRun, SliceContext, cut
 from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.synapse_run import SourceValues, SynapseRun
+from spikeprop.snn.leaving import kept_rows
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import GradedIF, scan, takes_back
+from spikeprop.snn.synapse import ChannelPad
 
+MOVES = (nn.Identity, ChannelPad)  # operations that leave values as they are
 LARGEST = 127  # magnitude that an int8 holds
 _one_at_a_time = Lock()  # neurons of others may keep something on the module within a step
 
@@ -59,6 +62,8 @@ def make_layer_run(layer: LayerParts, context: SliceContext) -> LayerRun:
         return LayerRun(*common)
     if is_integrate_and_fire(dynamics):
         return IntegrateFireRun(dynamics, *common)
+    if type(dynamics) is SpikingMaxPool:
+        return MaxPoolRun(dynamics, layer, context)
     if takes_back(dynamics) and not context.keep:
         return SignedRun(dynamics, *common)
     return TorchRun(dynamics, layer, context)
@@ -70,10 +75,16 @@ def as_sent(values_KBSC: Tensor, shape: tuple[int, ...]) -> SourceValues:
     if not torch.equal(few.to(values_KBSC.dtype), values_KBSC):  # not whole, or too large
         dense_KB = channels_first(values_KBSC, shape).unflatten(0, values_KBSC.shape[:2])
         return SourceValues(shape, dense_KB=dense_KB)
-    count = int(few.count_nonzero())
-    if bool(((few == 0) | (few == 1)).all()):
-        return SourceValues(shape, cpu.plane(few, 1) if few.device.type == "cpu" else pack(few), count)
-    return SourceValues(shape, None, count, small_KBSC=few)
+    return small_values(few, shape)
+
+
+def small_values(few: Tensor, shape: tuple[int, ...]) -> SourceValues:
+    """Values (K, B, S, C) of int8, as words where they are 0 and 1."""
+    low, high = (int(value) for value in few.aminmax())
+    if low >= 0 and high <= 1:
+        words = cpu.plane(few, 1) if few.device.type == "cpu" else pack(few)
+        return SourceValues(shape, words, int(few.count_nonzero()))
+    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1)
 
 
 class DynamicsRun(LayerRun):
@@ -93,6 +104,10 @@ class DynamicsRun(LayerRun):
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         raise NotImplementedError
+
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        super().keep_rows(rows, context)
+        self.chunks.clear()
 
     def sent(self, begin: int, steps: int) -> SourceValues:
         return self.chunks[begin].cut(0, steps)
@@ -116,13 +131,17 @@ class SignedRun(DynamicsRun):
         self.v_BSC = like_B.new_zeros(len(like_B), *self.unit_SC.shape) + self.start_SC * self.unit_SC
         self.sent_BSC = torch.zeros_like(self.v_BSC)
 
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        super().keep_rows(rows, context)
+        self.v_BSC, self.sent_BSC = self.v_BSC[rows], self.sent_BSC[rows]
+
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         small_KBSC = torch.empty((steps, *self.v_BSC.shape), dtype=torch.int8, device=self.v_BSC.device)
         for first, last in self._pieces(steps):
             current_KBSC = self.current(cut(values, first, last))
             scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
             self.context.buffers.give(current_KBSC)
-        return SourceValues(self.shape, None, int(small_KBSC.count_nonzero()), small_KBSC=small_KBSC)
+        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=self.payload == 1)
 
 
 class TorchRun(DynamicsRun):
@@ -141,6 +160,10 @@ class TorchRun(DynamicsRun):
 
     def start_again(self) -> None:
         self.state = None
+
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        self.state = kept_rows(self.state, rows, len(self.context.like_B))
+        super().keep_rows(rows, context)
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         parts = []
@@ -192,6 +215,34 @@ class TorchRun(DynamicsRun):
             accumulators[self.name].add(parameter, grad)
 
 
+class MaxPoolRun(TorchRun):
+    """Max pooling; without a backward pass, spikes that are moved to their places alone are pooled in one pass over memory."""
+
+    def __init__(self, dynamics: SpikingMaxPool, layer: LayerParts, context: SliceContext):
+        super().__init__(dynamics, layer, context)
+        window = dynamics.window
+        pairs = (v if isinstance(v, tuple) else (v, v) for v in (window.kernel_size, window.stride, window.padding))
+        self.pool: tuple[int, ...] = sum(pairs, ())
+        moved = all(isinstance(op, MOVES) for _, synapse in layer.synapses for op in synapse.layout.synapse)
+        self.fast = moved and not context.keep and context.like_B.device.type == "cpu" and len(layer.shape) == 3
+
+    def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
+        if not self.fast or sum(values[source].largest for source, _ in self.synapses) > LARGEST:
+            return super()._advance(steps, values)
+        like_B, shape = self.context.like_B, (steps, len(self.context.like_B), position_count(self.shape), self.shape[0])
+        if self.state is None:
+            self.state = NeuronState(like_B.new_zeros(len(like_B), *self.current_shape), None)
+        counts_BSC = channels_last(self.state.v, 1)[0]
+        small_KBPC = torch.empty(shape, dtype=torch.int8)
+        for first, last in self._pieces(steps):
+            current_KBSC = self.current(cut(values, first, last))
+            size = (self.current_shape[1], self.current_shape[2])
+            cpu.max_pool(current_KBSC, counts_BSC, size, self.pool, self.shape[2], small_KBPC[first:last])
+            self.context.buffers.give(current_KBSC)
+        self.state = NeuronState(channels_first(counts_BSC.unsqueeze(0), self.current_shape), None)
+        return small_values(small_KBPC, self.shape)
+
+
 def _numbers(state: Any) -> list[Tensor]:
     """The tensors of a state through which gradients may pass."""
     found: list[Tensor] = []
@@ -203,18 +254,6 @@ def _numbers(state: Any) -> list[Tensor]:
 
     map_state(look, state)
     return found
-
-
-def map_state(change: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """The state with ``change`` made to each of its tensors."""
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, tuple):
-        parts = [map_state(change, part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    if is_dataclass(state) and not isinstance(state, type):
-        return replace(state, **{f.name: map_state(change, getattr(state, f.name)) for f in fields(state)})
-    return state
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ class LayerRun:
         """Steps of a piece, for a layer whose largest array has that shape a sample."""
         context, like_B = self.context, self.context.like_B
         step_bytes = torch.Size(shape).numel() * len(like_B) * like_B.element_size()
-        self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=context.timesteps <= context.chunk)
+        only, vector = context.timesteps <= context.chunk, len(shape) == 1
+        self.piece = piece_steps(context.chunk, step_bytes, like_B.device, only=only, vector=vector)
 
     # forward ------------------------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,13 @@ class LayerRun:
 
     def start_again(self) -> None:
         """Put the neurons to where a run that counts starts after one beforehand (``snn/offset.py``)."""
+
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        """Without a backward pass: go on with these samples; context: of the slice, for their number."""
+        self.context = context
+        self.constant = {key: current[:, rows] for key, current in self.constant.items()} if self.constant else self.constant
+        for _, synapse in self.synapses:
+            synapse.batch = len(rows)
 
     def current(self, values: Mapping[str, SourceValues]) -> Tensor:
         """Sum of the synapses' currents (K or 1, B, S, C)."""
@@ -237,6 +245,11 @@ class IntegrateFireRun(LayerRun):
         assert self.v_BSC is not None
         theta_RC = self.parameters.theta_RC
         self.v_BSC = self.start_RC + offset(self.v_BSC, theta_RC) * theta_RC
+
+    def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
+        super().keep_rows(rows, context)
+        assert self.v_BSC is not None
+        self.v_BSC, self.words = self.v_BSC[rows], None
 
     def held_words(self, begin: int, steps: int) -> Tensor:
         """Where the spikes of these steps are: kept for all steps, or one chunk written over again."""

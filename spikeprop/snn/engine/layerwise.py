@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.engine.batch import on_threads
 from spikeprop.snn.engine.buffer_pool import BufferPool
+from spikeprop.snn.engine.kept_currents import KEPT_BYTES, KeptCurrents
 from spikeprop.snn.engine.kernels import packed_kernels
+from spikeprop.snn.engine.kernels.totals import spike_counts
 from spikeprop.snn.engine.kernels.words import (
-    BITS,
     channels_first,
     channels_last,
     pack,
@@ -28,13 +30,32 @@ from spikeprop.snn.engine.kernels.words import (
     word_count,
 )
 from spikeprop.snn.engine.layer_run import scan_parameters
-from spikeprop.snn.engine.layout import make_layout
-from spikeprop.snn.engine.sizes import layerwise_steps
-from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run, summed_current, unpacked
+from spikeprop.snn.engine.layout import Layout, make_layout
+from spikeprop.snn.engine.sizes import layerwise_samples, layerwise_steps
+from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run, summed_current
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
 from spikeprop.snn.signed import GradedIF, scan, takes_back
+
+
+class Worker:
+    """What one thread has for itself: memory, and the currents of its samples."""
+
+    def __init__(self, device: torch.device):
+        self.buffers = BufferPool(device)
+        self.kept = KeptCurrents(None, self.buffers, 0)
+
+    def keep_for(self, layer: Layer, threads: int) -> None:
+        """Keep the currents of this layer, those of another one no longer."""
+        if not self.kept.serves(layer):
+            self.kept.drop()
+            self.kept = KeptCurrents(layer, self.buffers, KEPT_BYTES // threads)
+
+    def give(self, current_KBSC: Tensor) -> None:
+        """Give memory back, unless it is kept."""
+        if not self.kept.holds(current_KBSC):
+            self.buffers.give(current_KBSC)
 
 
 class LayerwiseRun:
@@ -61,14 +82,18 @@ class LayerwiseRun:
         self.kernels = packed_kernels(x_B.device)
         self.shapes = network.shapes()
         self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, S, C)
-        self.counts: dict[str, list[int]] = {}
+        self.rates: dict[str, float] = {}  # spikes of a sample in a step
+        self.workers = [Worker(x_B.device)]
 
     def currents(self, name: str) -> Iterator[Tensor]:
         """Input current of a layer, (K, B, S, C) a chunk; one step in all where it is the same at every step.
 
         The memory of a chunk is used again for the next.
         """
-        for _, _, current_KBSC in self._chunks(name):
+        layouts, everything = self._layouts(name), slice(0, len(self.x_B))
+        step_bytes = self._sample_bytes(name) * self.most
+        steps = layerwise_steps(self.timesteps, step_bytes)
+        for _, _, current_KBSC in self._chunks(name, layouts, everything, steps, self.workers[0]):
             yield current_KBSC
             if self._constant(self._layer(name)):
                 return
@@ -76,15 +101,52 @@ class LayerwiseRun:
     def fire(self, name: str) -> None:
         """Run a layer's neurons and keep their spikes.
 
-        Trains that no later layer needs, nor this one to fire again, are dropped.
+        A few samples go through all steps, and then the next, so that their currents stay in the cache. Trains that no later
+        layer needs, nor this one to fire again, are dropped.
         """
-        dynamics, shape = self.network.dynamics()[name], self.shapes[name]
-        train = self._room(name, shape)
+        dynamics, shape, layer = self.network.dynamics()[name], self.shapes[name], self._layer(name)
+        train, layouts, slices = self._room(name, shape), self._layouts(name), list(self._slices(name))
+        ours = is_integrate_and_fire(dynamics) or takes_back(dynamics)  # others may keep something on the module
+        threads = min(torch.get_num_threads(), len(slices)) if ours and self.x_B.device.type == "cpu" else 1
+        while len(self.workers) < threads:
+            self.workers.append(Worker(self.x_B.device))
+
+        def work(own: list[int]) -> int:
+            """The slices of one thread, the same for every run of a layer."""
+            worker, count = self.workers[own[0]], 0
+            worker.keep_for(layer, threads)
+            for samples, steps in slices[own[0] :: threads]:
+                run = self._runner(dynamics, shape, self._current_shape(name), samples.stop - samples.start)
+                kept = worker.kept.of(samples, self.timesteps)
+                for first, last, current in kept or self._chunks(name, layouts, samples, steps, worker):
+                    some = torch.empty_like(train[first:last, samples])
+                    count += run(current, some)
+                    train[first:last, samples] = some
+                    if kept is None:
+                        worker.kept.keep(samples, (first, last, current))
+            return count
+
         with without_leak(dynamics):
-            run = self._runner(dynamics, shape, self._current_shape(name))
-            self.counts[name] = [run(current, train[first:last]) for first, last, current in self._chunks(name)]
-        self.trains[name] = train
+            count = sum(on_threads([[number] for number in range(threads)], work))
+        self.trains[name], self.rates[name] = train, count / train.shape[:2].numel()
         self._forget(name)
+
+    def _slices(self, name: str) -> Iterator[tuple[slice, int]]:
+        """Which samples go through a layer together, and in chunks of how many steps.
+
+        All of them where the input is drawn anew for each chunk: a draw is for the complete batch.
+        """
+        if INPUT in self._layer(name).sources and not self.network.encoder.constant:
+            step_bytes = self._sample_bytes(name) * len(self.x_B)
+            yield slice(0, len(self.x_B)), layerwise_steps(self.timesteps, step_bytes)
+            return
+        samples, steps = layerwise_samples(self.timesteps, self._sample_bytes(name))
+        for first in range(0, len(self.x_B), samples):
+            yield slice(first, min(first + samples, len(self.x_B))), steps
+
+    def _sample_bytes(self, name: str) -> int:
+        """Of a sample's current at one step."""
+        return torch.Size(self._current_shape(name)).numel() * self.x_B.element_size()
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Memory for the train of a layer."""
@@ -103,43 +165,43 @@ class LayerwiseRun:
         if words_TBSW.dtype == torch.int8:
             mean_BSC = words_TBSW.sum(0, dtype=self.x_B.dtype) / self.timesteps
             return channels_first(mean_BSC.unsqueeze(0), shape).contiguous()
-        total = None
-        for words_KBSW in words_TBSW.split(layerwise_steps(self.timesteps, words_TBSW[0].numel() * BITS * 4)):
-            some = unpacked(words_KBSW, shape[0], self.x_B.dtype).sum(0)
-            total = some if total is None else total + some
-        assert total is not None
-        return channels_first((total / self.timesteps).unsqueeze(0), shape).contiguous()
+        total_BSC = spike_counts(words_TBSW, shape[0], self.x_B.dtype)
+        return channels_first((total_BSC / self.timesteps).unsqueeze(0), shape).contiguous()
 
-    def _chunks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
-        """First step, last step and current of each chunk."""
-        layer, buffers = self._layer(name), BufferPool(self.x_B.device)
-        synapses = []
-        for i, source, synapse in layer.branches():
-            spec = SourceSpec(len(self.x_B), self.shapes[source], self.x_B.dtype, buffers)
-            synapses.append((source, make_synapse_run(make_layout(synapse, self.shapes[source]), f"{name}/{i}", None, spec)))
+    def _layouts(self, name: str) -> list[tuple[str, str, Layout]]:
+        """(source, key, layout) of a layer's synapses as they are now."""
+        branches = self._layer(name).branches()
+        return [(source, f"{name}/{i}", make_layout(synapse, self.shapes[source])) for i, source, synapse in branches]
+
+    def _chunks(
+        self, name: str, layouts: list[tuple[str, str, Layout]], samples: slice, steps: int, worker: Worker
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """First step, last step and current of each chunk of ``steps`` steps, of these samples."""
+        layer, synapses, size = self._layer(name), [], samples.stop - samples.start
+        for source, key, layout in layouts:
+            spec = SourceSpec(size, self.shapes[source], self.x_B.dtype, worker.buffers)
+            synapses.append((source, make_synapse_run(layout, key, None, spec)))
         current_KBSC = None
-        for first, last in self._spans(name):
+        for first in range(0, self.timesteps, steps):
+            last = min(first + steps, self.timesteps)
             if current_KBSC is None or not self._constant(layer):
-                values = {source: self._read(source, first, last) for source in layer.sources}
-                current_KBSC, _ = summed_current(synapses, values, buffers)
+                values = {source: self._read(source, first, last, samples) for source in layer.sources}
+                current_KBSC, _ = summed_current(synapses, values, worker.buffers)
             yield first, last, current_KBSC
             if not self._constant(layer):
-                buffers.give(current_KBSC)
+                worker.give(current_KBSC)
+        if current_KBSC is not None and self._constant(layer):
+            worker.give(current_KBSC)
 
-    def _read(self, source: str, first: int, last: int) -> SourceValues:
+    def _read(self, source: str, first: int, last: int, samples: slice) -> SourceValues:
         if source == INPUT:
-            return SourceValues(self.shapes[INPUT], dense_KB=self.encoded(first, last - first))
-        words_TBSW = self.trains[source]
-        if words_TBSW.dtype == torch.int8:
-            values_KB = channels_first(words_TBSW[first:last].to(self.x_B.dtype), self.shapes[source])
-            return SourceValues(self.shapes[source], dense_KB=values_KB.unflatten(0, (last - first, -1)))
-        rate = sum(self.counts[source]) / len(words_TBSW)
-        return SourceValues(self.shapes[source], words_TBSW[first:last], int(rate * (last - first)))
-
-    def _spans(self, name: str) -> list[tuple[int, int]]:
-        step_bytes = torch.Size(self.shapes[name]).numel() * self.most * self.x_B.element_size()
-        chunk = layerwise_steps(self.timesteps, step_bytes)
-        return [(first, min(first + chunk, self.timesteps)) for first in range(0, self.timesteps, chunk)]
+            return SourceValues(self.shapes[INPUT], dense_KB=self.encoded(first, last - first)[:, samples])
+        some_KBSX = self.trains[source][first:last, samples].contiguous()
+        if some_KBSX.dtype == torch.int8:
+            values_KB = channels_first(some_KBSX.to(self.x_B.dtype), self.shapes[source])
+            return SourceValues(self.shapes[source], dense_KB=values_KB.unflatten(0, some_KBSX.shape[:2]))
+        count = int(self.rates[source] * some_KBSX.shape[:2].numel())
+        return SourceValues(self.shapes[source], some_KBSX, count)
 
     def _layer(self, name: str) -> Layer:
         return dict(self.network.named_layers())[name]
@@ -155,17 +217,17 @@ class LayerwiseRun:
         return (self.shapes[name][0], *self.shapes[layer.sources[0]][1:])
 
     def _runner(
-        self, dynamics: LayerDynamics, shape: tuple[int, ...], current: tuple[int, ...]
+        self, dynamics: LayerDynamics, shape: tuple[int, ...], current: tuple[int, ...], samples: int
     ) -> Callable[[Tensor, Tensor], int]:
         """What advances a layer over a chunk: from its current (K or 1, B, S, C) to its train, giving the number of spikes."""
         if is_integrate_and_fire(dynamics):
-            return self._scan(dynamics, shape)
-        return self._scan_signed(dynamics, shape) if takes_back(dynamics) else self._step(dynamics, current)
+            return self._scan(dynamics, shape, samples)
+        return self._scan_signed(dynamics, shape, samples) if takes_back(dynamics) else self._step(dynamics, current)
 
-    def _scan_signed(self, neuron: GradedIF, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+    def _scan_signed(self, neuron: GradedIF, shape: tuple[int, ...], samples: int) -> Callable[[Tensor, Tensor], int]:
         rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.spike_size, neuron.v_init)))
         unit_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
-        v_BSC = self.x_B.new_zeros(len(self.x_B), *unit_SC.shape) + start_SC * unit_SC
+        v_BSC = self.x_B.new_zeros(samples, *unit_SC.shape) + start_SC * unit_SC
         sent_BSC = torch.zeros_like(v_BSC)
 
         def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
@@ -174,9 +236,9 @@ class LayerwiseRun:
 
         return run
 
-    def _scan(self, neuron: Neuron, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], int]:
+    def _scan(self, neuron: Neuron, shape: tuple[int, ...], samples: int) -> Callable[[Tensor, Tensor], int]:
         parameters, start_RC = scan_parameters(neuron, shape, self.x_B.dtype)
-        v_BSC = self.x_B.new_zeros(len(self.x_B), position_count(shape), shape[0]) + start_RC
+        v_BSC = self.x_B.new_zeros(samples, position_count(shape), shape[0]) + start_RC
 
         def run(current_KBSC: Tensor, words_KBSW: Tensor) -> int:
             return self.kernels.scan(current_KBSC, v_BSC, parameters, words_KBSW, potential=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import RLock
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import cpu, winograd
+from spikeprop.snn.engine.kernels import cpu, lookup, winograd
 from spikeprop.snn.engine.kernels.arguments import ConvShape, PackedSpikes
 from spikeprop.snn.engine.support import knows_operation
 from spikeprop.snn.synapse import SampleDropout, Synapse
@@ -162,7 +163,7 @@ class ConvLayout(WeightedLayout):
         self.few = _few(columns=layer.kernel_size[1], outputs=len(layer.weight))
         self.out_size: Pair = (self._out_side(0), self._out_side(1))
         self.winograd = self.weight_OCYX.device.type == "cpu" and winograd.serves(
-            self.weight_OCYX, self.stride, self.padding, self.dilation
+            self.weight_OCYX, self.stride, self.padding, self.dilation, self.pooled_shape[1:]
         )
 
     def _out_side(self, i: int) -> int:
@@ -188,9 +189,28 @@ class ConvLayout(WeightedLayout):
         return winograd.transformed(self.weight_OCYX)
 
     @shared_property
+    def tables(self) -> lookup.Tables | None:
+        """For looking up the sums of groups of channels, where that serves; made when first needed."""
+        serves = self.weight_OCYX.device.type == "cpu" and self.dilation == (1, 1) and self.pool == 1
+        return lookup.make_tables(self.weight_OCYX, signed=False) if serves else None
+
+    @shared_property
+    def signed_tables(self) -> lookup.Tables | None:
+        """The same for signed spikes, whose tables are larger: where they were measured to be faster than a dense product."""
+        outputs, _, rows, columns = self.weight_OCYX.shape
+        serves = self.weight_OCYX.device.type == "cpu" and self.dilation == (1, 1) and self.pool == 1
+        serves = serves and outputs in (32, 64) and rows * columns >= 9
+        return lookup.make_tables(self.weight_OCYX, signed=True) if serves else None
+
+    @shared_property
     def event_weight(self) -> Tensor:
         """For going spike by spike; made when first needed."""
         return cpu.event_weight(self.weight_OCYX)
+
+    @shared_property
+    def tap_weight(self) -> Tensor | None:
+        """The same, tap after tap."""
+        return cpu.tap_weight(self.weight_OCYX)
 
 
 class LinearLayout(WeightedLayout):
@@ -203,15 +223,15 @@ class LinearLayout(WeightedLayout):
 
     def prepare(self) -> None:
         if self.weight_ON.device.type == "cpu":
-            _ = self.weight_PCO
+            _ = self.event_weight
 
     def accumulator(self) -> GradientAccumulator:
         return LinearGradientAccumulator(self)
 
     @shared_property
-    def weight_PCO(self) -> Tensor:
-        """For going spike by spike; made when first needed."""
-        return cpu.outer_transposed(self.weight_ON.unflatten(1, (self.pooled_shape[0], -1)))
+    def event_weight(self) -> Tensor:
+        """For going spike by spike."""
+        return cpu.linear_weight(self.weight_ON, self.pooled_shape[0])
 
 
 def _few(columns: int, outputs: int) -> float:
@@ -241,6 +261,9 @@ class GradientAccumulator:
         for parameter in list(other.grads):
             self.add(parameter, other.grads.pop(parameter))
 
+    def settle(self, others: Sequence[Any] = ()) -> None:
+        """Turn what waits here, and with the accumulators of other threads, into gradients."""
+
     def finish(self) -> dict[nn.Parameter, Tensor]:
         """Gradient of each parameter."""
         return self.grads
@@ -266,48 +289,55 @@ class ConvGradientAccumulator(GradientAccumulator):
 
 
 class LinearGradientAccumulator(GradientAccumulator):
-    """The weights' gradient. What comes spike by spike waits, so that the complete weights are gone through seldom."""
+    """The weights' gradient. What it is made of waits: the complete weights are gone through seldom, and on all threads."""
 
     def __init__(self, layout: LinearLayout):
         super().__init__()
         self.layout = layout
-        self._waiting: list[tuple[PackedSpikes, Tensor]] = []
+        self._events: list[tuple[PackedSpikes, Tensor]] = []
+        self._dense: list[tuple[Callable[[], Tensor], Tensor]] = []
 
     def add_events(self, spikes: PackedSpikes, grad_IO: Tensor) -> None:
-        """Add that of ``spikes``, which stay as they are, from the gradient of the current; a spike that is kept counts as 1."""
-        self._waiting.append((spikes, grad_IO.clone()))
-        if sum(grad.nbytes for _, grad in self._waiting) > WAITING_BYTES:
-            self._settle()
+        """Add that of ``spikes``, a kept one counted as 1, from the gradient of the current; both stay as they are."""
+        self._events.append((spikes, grad_IO))
+        self._settle_if_large()
 
-    def add_dense(self, values_IN: Tensor, grad_IO: Tensor) -> None:
-        """Add that of values, which lie channel first."""
-        weight_ON, known = self.layout.weight_ON, self.grads.get(self.layout.weight)
-        if known is not None and known.dtype == grad_IO.dtype:
-            known.addmm_(grad_IO.T, values_IN)
-        elif known is not None:
-            known.add_(grad_IO.T @ values_IN)
-        else:
-            out_ON = new_tensor(tuple(weight_ON.shape), weight_ON.dtype, weight_ON.device)
-            same = grad_IO.dtype == out_ON.dtype
-            product = torch.mm(grad_IO.T, values_IN, out=out_ON) if same else (grad_IO.T @ values_IN).to(out_ON)
-            self.add(self.layout.weight, product)
+    def add_dense(self, values_IN: Callable[[], Tensor], grad_IO: Tensor) -> None:
+        """Add that of values, which lie channel first and are made when they are needed."""
+        self._dense.append((values_IN, grad_IO))
+        self._settle_if_large()
 
-    def _settle(self) -> None:
-        """Turn what waits into a gradient."""
-        known, weight_ON = self.grads.get(self.layout.weight), self.layout.weight_ON
-        out_ON = new_tensor(tuple(weight_ON.shape), weight_ON.dtype, weight_ON.device) if known is None else known
-        cpu.event_linear_weight_grad(self._waiting, self.layout.gain, out_ON, adds=known is not None)
-        self.grads[self.layout.weight] = out_ON
-        self._waiting.clear()
+    def _settle_if_large(self) -> None:
+        waiting = sum(grad.nbytes for _, grad in (*self._events, *self._dense))
+        if waiting > max(WAITING_BYTES, self.layout.weight_ON.nbytes // 4):
+            self.settle()
 
-    def merge(self, other: LinearGradientAccumulator) -> None:
-        super().merge(other)
-        self._waiting += other._waiting
+    def settle(self, others: Sequence[Any] = ()) -> None:
+        for other in others:
+            for mine, theirs in ((self._events, other._events), (self._dense, other._dense)):
+                mine += theirs
+                theirs.clear()
+        if self._events:
+            out_ON, known = self._total()
+            cpu.event_linear_weight_grad(self._events, self.layout.gain, out_ON, adds=known)
+            self._events.clear()
+        for values_IN, grad_IO in self._dense:
+            out_ON, known = self._total()
+            if grad_IO.dtype != out_ON.dtype:  # autocast's
+                out_ON.copy_(out_ON + grad_IO.T @ values_IN() if known else grad_IO.T @ values_IN())
+            elif known:
+                out_ON.addmm_(grad_IO.T, values_IN())
+            else:
+                torch.mm(grad_IO.T, values_IN(), out=out_ON)
+        self._dense.clear()
 
-    def finish(self) -> dict[nn.Parameter, Tensor]:
-        if self._waiting:
-            self._settle()
-        return self.grads
+    def _total(self) -> tuple[Tensor, bool]:
+        """The gradient, and whether it holds anything yet."""
+        total, weight_ON = self.grads.get(self.layout.weight), self.layout.weight_ON
+        if total is not None:
+            return total, True
+        total = self.grads[self.layout.weight] = new_tensor(tuple(weight_ON.shape), weight_ON.dtype, weight_ON.device)
+        return total, False
 
 
 Layout = DenseLayout | ConvLayout | LinearLayout

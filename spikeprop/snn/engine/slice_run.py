@@ -6,6 +6,7 @@ Suffix legend: K steps of a chunk, B batch, O classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -73,7 +74,6 @@ class SliceRun:
         for name, layer in self.layers.items():
             if not layer.accumulates:
                 values[name] = layer.sent(begin, steps)
-                values[name].active = layer.active(begin + steps)
         grads: dict[str, Gradient] = {}
         for name, layer in reversed(self.layers.items()):
             if layer.accumulates:
@@ -95,6 +95,13 @@ class SliceRun:
         """Go on from where the run that counts starts, after one beforehand."""
         for layer in self.layers.values():
             layer.start_again()
+
+    def keep_rows(self, rows: Tensor, first: int) -> None:
+        """Without a backward pass: go on with these of its samples, which are the batch's from ``first`` on."""
+        context = replace(self.context, like_B=self.context.like_B[rows])
+        self.samples, self.context = slice(first, first + len(rows)), context
+        for layer in self.layers.values():
+            layer.keep_rows(rows, context)
 
     def drop(self) -> None:
         """Release everything that was kept for the backward pass."""

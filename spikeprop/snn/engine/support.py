@@ -51,7 +51,7 @@ def _knows(network: Any, x_B: Any) -> Any:
     parameters = list(network.parameters())
     if not parameters or any(p.dtype != x_B.dtype or p.device != x_B.device for p in parameters):
         return False
-    shapes = network.current_shapes() if _knows_shapes(network) else {}
+    shapes = network.known_current_shapes if _knows_shapes(network) else {}
     return bool(shapes) and all(_knows_layer(layer, shapes[name], x_B) for name, layer in network.named_layers())
 
 
@@ -122,4 +122,4 @@ def _knows_shapes(network: LayeredNetwork) -> bool:
     shapes = network.shapes()
     *_, last = shapes.values()
     layers = [shape for name, shape in shapes.items() if name != INPUT]
-    return len(last) == 1 and all(len(shape) in (1, 3) for shape in (*layers, *network.current_shapes().values()))
+    return len(last) == 1 and all(len(shape) in (1, 3) for shape in (*layers, *network.known_current_shapes.values()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels import cpu, dense, packed_kernels, sparse_backward, winograd
+from spikeprop.snn.engine.kernels import cpu, dense, lookup, packed_kernels, sparse_backward, tap_loops, winograd
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
@@ -35,12 +36,14 @@ from spikeprop.snn.engine.layout import (
 from spikeprop.snn.layer import INPUT
 from spikeprop.snn.synapse import DropoutMasks
 
-# Share of values that are spikes, below which adding weights spike by spike is faster. Measured; set a little low.
-FORWARD_EVENTS = 0.28
-BACKWARD_EVENTS = 0.22
-# Cost of the pairs of active neurons, as a share of the dense product's, below which the input's gradient goes pair by pair.
-SPARSE_INPUT, SPARSE_INPUT_WINOGRAD, SPARSE_LINEAR_INPUT = 0.9, 0.6, 0.9
+# Share of values that are spikes, below which going spike by spike is faster. Measured; set a little low.
+FORWARD_EVENTS, LINEAR_FORWARD_EVENTS = 0.4, 0.28
+BACKWARD_EVENTS = 0.3
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
+EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
+# Cost of the pairs of active neurons, as a share of the dense product's, below which the input's gradient goes pair by pair.
+SPARSE_INPUT, SPARSE_INPUT_WINOGRAD, SPARSE_LINEAR_INPUT = 0.9, 0.55, 0.9
+LIMITS = [name for name in globals() if name.startswith(("SPARSE_", "FORWARD_", "BACKWARD_", "LINEAR_"))]  # what tests force
 
 AnyLayout = TypeVar("AnyLayout", bound=DenseLayout)
 AnyWeighted = TypeVar("AnyWeighted", bound=WeightedLayout)
@@ -52,8 +55,9 @@ class SourceValues:
 
     Attributes:
         shape: of a sample.
-        count: number of spikes, of the first two.
+        count: number of packed spikes.
         active: on the way back, the neurons whose gradient is needed; None for all.
+        unit: none of the int8 is beyond -1 and 1.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +65,7 @@ class SourceValues:
     count: int = 0
     dense_KB: Tensor | None = None
     small_KBSC: Tensor | None = None
+    unit: bool = False
     active: Active | None = None
 
     @property
@@ -77,7 +82,15 @@ class SourceValues:
         if (first, last) == (0, self.steps) or (self.dense_KB is not None and len(self.dense_KB) == 1):
             return self
         words, dense, small = (t if t is None else t[first:last] for t in (self.words_KBSW, self.dense_KB, self.small_KBSC))
-        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.active)
+        return SourceValues(self.shape, words, self.count * (last - first) // self.steps, dense, small, self.unit, self.active)
+
+    @property
+    def largest(self) -> float:
+        """No value is larger in magnitude; infinity where the values are no whole numbers."""
+        if self.small_KBSC is None or self.unit:
+            return 1 if self.dense_KB is None else math.inf
+        low, high = self.small_KBSC.aminmax()
+        return max(-int(low), int(high))
 
     def channels_last(self, dtype: torch.dtype) -> Tensor:
         """The values (K or 1, B, S, C)."""
@@ -242,14 +255,42 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
 
     def forward(self, source: SourceValues) -> Tensor:
         layout, steps = self.layout, source.steps
-        if not (layout.plain and self._few(source, FORWARD_EVENTS)):
+        few = layout.plain and self._few(source, FORWARD_EVENTS)
+        if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS) and self._looks_up(source):
+            return self._looked_up(source)
+        if not few:
             images = channels_first(self._values(source), layout.pooled_shape)
             bias = layout.bias.to(self.compute) if layout.bias is not None else None
             current = F.conv2d(images, self.weight_OCYX, bias, layout.stride, layout.padding, layout.dilation)
             return channels_last(current, steps)
         height, width = layout.out_size
         out = self.buffers.take((steps, self.batch, height * width, len(self.weight_OCYX)), self.dtype)
-        cpu.event_conv(self._spikes(source), layout.event_weight, layout.padding, layout.affine, (height, width), out)
+        spikes_a_tap = source.count * layout.kept / (steps * self.batch * math.prod(layout.pooled_shape[1:]))
+        by_tap = spikes_a_tap >= tap_loops.LEAST_SPIKES and layout.tap_weight is not None
+        weight = layout.tap_weight if by_tap else layout.event_weight
+        assert weight is not None
+        spikes = self._spikes(source)
+        cpu.event_conv(spikes, weight, layout.padding, layout.affine, (height, width), out, by_tap=by_tap)
+        return out
+
+    def _looks_up(self, source: SourceValues) -> bool:
+        """Whether sums of weights are looked up: in evaluation, of packed or signed spikes, where tables serve."""
+        if self.scale_BSC is not None:
+            return False
+        if source.words_KBSW is not None:
+            return self.layout.tables is not None
+        return source.unit and self.layout.signed_tables is not None
+
+    def _looked_up(self, source: SourceValues) -> Tensor:
+        layout, packed = self.layout, source.words_KBSW is not None
+        tables, spikes = (layout.tables, source.words_KBSW) if packed else (layout.signed_tables, source.small_KBSC)
+        assert tables is not None
+        assert spikes is not None
+        out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
+        lookup.conv(
+            spikes.flatten(0, 1), layout.size, tables, layout.stride, layout.padding, layout.affine, layout.out_size,
+            out.flatten(0, 1),
+        )  # fmt: skip
         return out
 
     def backward(
@@ -325,11 +366,11 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
 
     def forward(self, source: SourceValues) -> Tensor:
         bias, shape = self.layout.bias, (source.steps, self.batch, 1, len(self.weight_ON))
-        if not self._few(source, FORWARD_EVENTS):
+        if not self._few(source, LINEAR_FORWARD_EVENTS):
             current_IO = dense.matmul(self._inputs(source), self.weight_ON.T)
             return (current_IO if bias is None else current_IO.add_(bias)).view(shape)
         out = self.buffers.take(shape, self.dtype)
-        cpu.event_linear(self._spikes(source), self.layout.weight_PCO, self.layout.affine, out)
+        cpu.event_linear(self._spikes(source), self.layout.event_weight, self.layout.affine, out)
         return out
 
     def backward(
@@ -345,17 +386,18 @@ class LinearSynapseRun(WeightedSynapseRun[LinearLayout]):
             accumulator.add(layout.trained_bias, grad_IO.sum(0, dtype=self.dtype))
         if layout.trains_weight:
             assert isinstance(accumulator, LinearGradientAccumulator)
+            kept_IO = grad_IO if self.buffers.keep(grad_KBPO) else grad_IO.clone()
             if self._few(source, LINEAR_BACKWARD_EVENTS):
-                accumulator.add_events(self._spikes(source), grad_IO)
+                accumulator.add_events(self._spikes(source), kept_IO)
             else:
-                accumulator.add_dense(self._inputs(source), grad_IO.to(self.compute))
+                accumulator.add_dense(partial(self._inputs, source), kept_IO.to(self.compute))
         if not want_source:
             return None
         outputs_inputs = self._active_pair(source, grad_KBPO, active)
         if outputs_inputs is not None and self._few_pairs(*outputs_inputs, len(grad_KBPO)):
             channels, height, width = layout.pooled_shape
             out_KBPC = self.buffers.take((len(grad_KBPO), self.batch, height * width, channels), self.dtype)
-            sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.weight_PCO, out_KBPC, self.buffers)
+            sparse_backward.linear_input(grad_KBPO.squeeze(2), *outputs_inputs, layout.event_weight, out_KBPC, self.buffers)
             return self._gradient(out_KBPC)
         grad_KBCP = dense.matmul(grad_IO.to(self.compute), self.weight_ON).view(*grad_KBPO.shape[:2], self.shape[0], -1)
         return self._gradient(grad_KBCP.transpose(2, 3).contiguous())

@@ -94,10 +94,7 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The choice between spike by spike and dense, as it is and forced either way."""
     if request.param != "as measured":
         limit = 1e9 if request.param == "by event" else 0.0
-        monkeypatch.setattr(synapse_run, "FORWARD_EVENTS", limit)
-        monkeypatch.setattr(synapse_run, "BACKWARD_EVENTS", limit)
-        monkeypatch.setattr(synapse_run, "LINEAR_BACKWARD_EVENTS", limit)
-        for name in ("SPARSE_INPUT", "SPARSE_INPUT_WINOGRAD", "SPARSE_LINEAR_INPUT"):
+        for name in synapse_run.LIMITS:
             monkeypatch.setattr(synapse_run, name, limit)
 
 

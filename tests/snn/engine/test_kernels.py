@@ -39,13 +39,15 @@ def test_winograd_is_the_gradient_of_the_input(
 def test_winograd_serves_wide_single_precision_3x3_convolutions_only() -> None:
     wide = torch.empty(128, 128, 3, 3)
     one, two = (1, 1), (2, 2)
-    assert winograd.serves(wide, one, two, one)
-    assert not winograd.serves(wide, one, (1, 3), one)
-    assert not winograd.serves(wide.double(), one, one, one)
-    assert not winograd.serves(wide, two, one, one)
-    assert not winograd.serves(wide, one, one, two)
-    assert not winograd.serves(wide[:64], one, one, one)
-    assert not winograd.serves(torch.empty(128, 128, 5, 5), one, one, one)
+    size = (8, 8)
+    assert winograd.serves(wide, one, two, one, size)
+    assert not winograd.serves(wide, one, (1, 3), one, size)
+    assert not winograd.serves(wide.double(), one, one, one, size)
+    assert not winograd.serves(wide, two, one, one, size)
+    assert not winograd.serves(wide, one, one, two, size)
+    assert not winograd.serves(wide[:32], one, one, one, size)
+    assert not winograd.serves(torch.empty(128, 128, 5, 5), one, one, one, size)
+    assert not winograd.serves(wide, one, one, one, (2, 2))  # a quarter of a tile
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -56,12 +58,12 @@ def test_products(dtype: torch.dtype) -> None:
         torch.testing.assert_close(matmul(left, right).double(), left.double() @ right.double(), rtol=tight, atol=tight)
 
 
-@pytest.mark.parametrize("shape", [(37, 5, 18), (130, 3, 70), (7, 90, 1), (1, 1, 1), (16, 2, 64)])
-def test_outer_axes_change_places(shape: tuple[int, ...]) -> None:
-    tensor = torch.randn(shape)
-    found = cpu.outer_transposed(tensor)
-    assert torch.equal(found, tensor.permute(2, 1, 0))
-    assert found.is_contiguous()
+@pytest.mark.parametrize(("outputs", "channels", "positions"), [(37, 5, 18), (128, 3, 70), (192, 90, 1), (1, 1, 1), (64, 2, 64)])
+def test_a_linear_layers_weights_in_blocks(outputs: int, channels: int, positions: int) -> None:
+    weight = torch.randn(outputs, channels * positions)
+    found_PXCJ = cpu.linear_weight(weight, channels)
+    assert found_PXCJ.is_contiguous()
+    assert torch.equal(found_PXCJ.permute(1, 3, 2, 0).reshape(outputs, -1), weight)
 
 
 def test_scratch_memory_is_used_again_and_never_twice_at_once() -> None:
@@ -102,7 +104,7 @@ def test_neurons_fire_as_the_references_do(channels: int, steps_of_current: int)
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("channels", "outputs"), [(3, 1), (33, 70), (64, 128), (40, 15)])
+@pytest.mark.parametrize(("channels", "outputs"), [(3, 1), (33, 70), (64, 128), (40, 15), (35, 96), (3, 48)])
 @pytest.mark.parametrize("rate", [0.02, 0.5, 1.0], ids=lambda rate: f"rate {rate}")
 @pytest.mark.parametrize("pool", [1, 2])
 def test_currents_spike_by_spike_are_the_dense_ones(channels: int, outputs: int, rate: float, pool: int) -> None:
@@ -116,14 +118,16 @@ def test_currents_spike_by_spike_are_the_dense_ones(channels: int, outputs: int,
     weight = (torch.randn(outputs, channels, 3, 2) * 64).round() / 64
     affine = cpu.Affine(1 / pool**2, (torch.randn(outputs) * 64).round() / 64)
     wanted = F.conv2d(images, weight, affine.bias_O, padding=(2, 1))
-    out = torch.full((steps, batch, wanted.shape[2] * wanted.shape[3], outputs), torch.nan)
-    cpu.event_conv(spikes, cpu.event_weight(weight), (2, 1), affine, (wanted.shape[2], wanted.shape[3]), out)
-    assert torch.equal(out.flatten(0, 1), wanted.flatten(2).transpose(1, 2))
-    linear = (torch.randn(pooled[0] * pooled[1], channels, outputs) * 64).round() / 64
+    for by_tap, laid_out in ((False, cpu.event_weight(weight)), (True, cpu.tap_weight(weight))):
+        if laid_out is None:
+            continue
+        out = torch.full((steps, batch, wanted.shape[2] * wanted.shape[3], outputs), torch.nan)
+        cpu.event_conv(spikes, laid_out, (2, 1), affine, (wanted.shape[2], wanted.shape[3]), out, by_tap=by_tap)
+        assert torch.equal(out.flatten(0, 1), wanted.flatten(2).transpose(1, 2))
+    linear = (torch.randn(outputs, channels * pooled[0] * pooled[1]) * 64).round() / 64
     summed = torch.full((steps, batch, 1, outputs), torch.nan)
-    cpu.event_linear(spikes, linear, affine, summed)
-    by_position = images.flatten(2).transpose(1, 2).flatten(1)
-    assert torch.equal(summed.flatten(0, 2), by_position @ linear.flatten(0, 1) + affine.bias_O)
+    cpu.event_linear(spikes, cpu.linear_weight(linear, channels), affine, summed)
+    assert torch.equal(summed.flatten(0, 2), images.flatten(1) @ linear.T + affine.bias_O)
 
 
 @pytest.mark.parametrize(("channels", "outputs"), [(3, 1), (33, 70), (64, 128)])
@@ -173,7 +177,7 @@ def test_a_linear_layers_gradient_spike_by_spike_is_the_dense_one(
         dense.append(cpu.pooled(spikes, torch.float32).transpose(2, 3).flatten(0, 1).flatten(1))
     found = torch.full((outputs, dense[0].shape[1]), torch.nan)
     cpu.event_linear_weight_grad(parts, 1 / pool**2, found, adds=False)
-    wanted = sum(grad.T @ values for (_, grad), values in zip(parts, dense))
+    wanted = torch.stack([grad.T @ values for (_, grad), values in zip(parts, dense)]).sum(0)
     assert torch.equal(found, wanted)
     cpu.event_linear_weight_grad(parts[:1], 1 / pool**2, found, adds=True)
     assert torch.equal(found, wanted + parts[0][1].T @ dense[0])

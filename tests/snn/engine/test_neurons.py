@@ -26,7 +26,7 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The choice between spike by spike and dense, as it is and forced either way."""
     if request.param != "as measured":
         limit = 1e9 if request.param == "by event" else 0.0
-        for name in ("FORWARD_EVENTS", "BACKWARD_EVENTS", "LINEAR_BACKWARD_EVENTS"):
+        for name in synapse_run.LIMITS:
             monkeypatch.setattr(synapse_run, name, limit)
 
 
@@ -45,8 +45,16 @@ def network_of(make: Any, encoder: Encoder, *, pool: bool = False, exact: bool =
     if pool:
         layers["pool"] = Layer([("a", Synapse([ChannelPad(0, 0)]))], SpikingMaxPool(3, 2, ceil_mode=True))
         source = "pool"
+        twice = [("pool", Synapse([])), ("pool", Synapse([nn.Identity()]))]
+        beside = [("pool", Synapse([ChannelPad(0, 34)])), ("pool", Synapse([ChannelPad(34, 0)]))]
+        both = [("wide", Synapse([nn.Conv2d(68, 34, 1)])), ("twice", Synapse([nn.AvgPool2d((2, 1), 1)]))]
+        layers["twice"] = Layer(twice, SpikingMaxPool((2, 1), 1, (1, 0)))
+        layers["wide"] = Layer(beside, SpikingMaxPool(1))
+        layers["out_of"] = Layer(both, make())
+        source = "out_of"
     layers["b"] = Layer([(source, Synapse([nn.Conv2d(34, 34, 3, padding=1)])), (source, Synapse([]))], make())
-    layers["c"] = Layer([("b", Synapse([nn.AvgPool2d(2), nn.Conv2d(34, 40, 1, stride=2)]))], make())
+    layers["looked_up"] = Layer([("b", Synapse([nn.Conv2d(34, 32, 3, padding=1)]))], make())
+    layers["c"] = Layer([("looked_up", Synapse([nn.AvgPool2d(2), nn.Conv2d(32, 40, 1, stride=2)]))], make())
     side = (2, 1) if pool else (3, 3)
     layers["d"] = Layer([("c", Synapse([nn.Flatten(), nn.Linear(40 * side[0] * side[1], 20)]))], make())
     layers["out"] = Layer([("d", Synapse([nn.Linear(20, 4)]))], None)
@@ -124,7 +132,7 @@ def test_trained_thresholds_and_leaks(surrogate, reset, trainable) -> None:  # t
         for timesteps, chunks in ((11, (11, 4)), (5, (5, 2)), (1, (1,))):
             gradients = check_gradients(network, images(), timesteps, chunks)
         trained = [name for name in gradients if name.endswith(("v_threshold", "leak"))]
-        assert len(trained) == 4 * len(trainable)
+        assert len(trained) == 5 * len(trainable)
 
 
 def test_trained_thresholds_and_leaks_of_neurons_one_sample_at_a_time() -> None:
@@ -226,7 +234,9 @@ def test_a_neuron_of_the_users_own(make: Any, how_events: None) -> None:
         network = network_of(make, encoder)
         gradients = check_gradients(network, images(), 7, (7, 3, 1))
         if make is Bursts:
-            assert all(f"layers.{n}.neuron.{p}" in gradients for n in "abcd" for p in ("growth", "v_threshold", "leak"))
+            assert all(
+                f"layers.{n}.neuron.{p}" in gradients for n in network.neurons() for p in ("growth", "v_threshold", "leak")
+            )
             spikes = check_spikes(network_of(make, encoder, exact=True), images(), 4, (4, 3))
             assert spikes["a"].max() > 1
 

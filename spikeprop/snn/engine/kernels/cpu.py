@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import cpu_loops, cpu_vectors, linear_loops, neuron_loops
+from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops, tap_loops
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
 
 TARGETS = 1 << 16  # numbers whose sums fit the second-level cache
+LINEAR_BYTES = 1 << 15  # of the weights of one block of outputs that are read together: a common first-level cache
 CACHE_BYTES = 1 << 20  # of weights that a spike's rows should come from: half of a common second-level cache
 
 
@@ -126,9 +127,9 @@ def scan_back(
     pooling = (positions, gradient.width, gradient.pool)
 
     def work(first: int, last: int) -> None:
-        cpu_loops.scan_back(
-            grad, pooling, scale, scaled, grad_v, since, words, summary, train.piece, begin, theta, leak, parameters.leaky,
-            parameters.to_zero, slopes, decay, out, first, last,
+        back_loops.scan_back(
+            grad, pooling, scale, scaled, grad_v, since, words, summary, train.piece, begin, theta, leak, parameters.to_zero,
+            slopes, number(surrogate.alpha), decay, out, first, last,
         )  # fmt: skip
 
     in_ranges(len(grad_v), work)
@@ -173,6 +174,20 @@ def scan_back_trained(
 
     total = torch.from_numpy(sum(in_ranges(len(words[0]), work)))
     return TrainedGradients(total[0], total[1])
+
+
+def max_pool(
+    current_KBSC: Tensor, counts_BSC: Tensor, size: tuple[int, int], pool: tuple[int, ...], columns: int, out_KBPC: Tensor
+) -> None:
+    """``SpikingMaxPool`` on whole numbers, exact in any order, into ``out_KBPC`` of int8; ``counts_BSC`` is overwritten.
+
+    Args:
+        size: of the images.
+        pool: rows and columns of the window, strides, paddings.
+        columns: of the output.
+    """
+    current, counts, out = (_array(tensor) for tensor in (current_KBSC, counts_BSC, out_KBPC))
+    in_ranges(len(counts), lambda i, j: neuron_loops.max_pool(current, counts, size, pool, columns, out, i, j))
 
 
 def plane(small_KBSC: Tensor, sign: int) -> Tensor:
@@ -238,6 +253,16 @@ def event_weight(weight_OCYX: Tensor) -> Tensor:
     """Weights of a convolution as ``event_conv`` reads them: (blocks, Y, X, C, channels of a block)."""
     outputs, channels, rows, columns = weight_OCYX.shape
     block = _block(outputs, channels * rows * columns * weight_OCYX.element_size())
+    return _in_blocks(weight_OCYX, block)
+
+
+def tap_weight(weight_OCYX: Tensor) -> Tensor | None:
+    """The same in blocks of which one tap's weights fit the first-level cache; None where output channels come in no such."""
+    block = next((n for n in tap_loops.BLOCKS if len(weight_OCYX) % n == 0), None)
+    return None if block is None else _in_blocks(weight_OCYX, block)
+
+
+def _in_blocks(weight_OCYX: Tensor, block: int) -> Tensor:
     return weight_OCYX.detach().unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1).contiguous()
 
 
@@ -254,17 +279,26 @@ class Affine:
 
 
 def event_conv(
-    spikes: PackedSpikes, weight: Tensor, padding: tuple[int, int], affine: Affine, size: tuple[int, int], out_KBPO: Tensor
+    spikes: PackedSpikes,
+    weight: Tensor,
+    padding: tuple[int, int],
+    affine: Affine,
+    size: tuple[int, int],
+    out_KBPO: Tensor,
+    *,
+    by_tap: bool,
 ) -> None:
     """Current of a convolution (stride 1, no dilation, one group), an image of ``size``, into ``out_KBPO``.
 
-    Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``.
+    Its cost is proportional to the spikes it reads; one that is kept counts as 1. ``weight``: see ``event_weight``, or
+    ``tap_weight`` where it goes by tap, which is faster where a tap brings several spikes to a target.
     """
     words, mask, masked = _spike_arrays(spikes)
     weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 1)), affine.arrays()
+    loops = tap_loops if by_tap else cpu_vectors
 
     def work(first: int, last: int) -> None:
-        cpu_vectors.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
+        loops.conv(words, spikes.size, spikes.pool, mask, masked, weights, padding, gain, bias, out, size, first, last)
 
     in_ranges(len(out), work)
 
@@ -307,27 +341,30 @@ class EventConvGrad:
         return total.permute(0, 4, 3, 1, 2).reshape(outputs, channels, rows, columns)
 
 
-def event_linear(spikes: PackedSpikes, weight_PCO: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
-    """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1."""
+def linear_weight(weight_ON: Tensor, channels: int) -> Tensor:
+    """Weights of a fully connected layer as ``event_linear`` reads them: (P, blocks, C, outputs of a block)."""
+    outputs, inputs = weight_ON.shape
+    block = linear_loops.SIDE if outputs % linear_loops.SIDE == 0 else outputs
+    shape = (inputs // channels, outputs // block, channels, block)
+    found = new_tensor(shape, weight_ON.dtype, weight_ON.device)
+    source, to = _array(weight_ON.contiguous()), _array(found)
+    in_ranges(-(-inputs // linear_loops.SIDE), lambda first, last: linear_loops.blocked_weight(source, to, first, last))
+    return found
+
+
+def event_linear(spikes: PackedSpikes, weight: Tensor, affine: Affine, out_KBPO: Tensor) -> None:
+    """Current of a fully connected layer into ``out_KBPO`` (its P is 1), a spike that is kept counted as 1.
+
+    ``weight``: see ``linear_weight``.
+    """
     words, mask, masked = _spike_arrays(spikes)
-    weight, out, (gain, bias) = _array(weight_PCO), _array(out_KBPO.flatten(0, 2)), affine.arrays()
-    together = max(1, CACHE_BYTES // weight[0].nbytes)
+    weights, out, (gain, bias) = _array(weight), _array(out_KBPO.flatten(0, 2)), affine.arrays()
+    together = max(1, LINEAR_BYTES // weights[0, 0].nbytes)
 
     def work(first: int, last: int) -> None:
-        cpu_vectors.linear(words, spikes.size[1], spikes.pool, mask, masked, weight, gain, bias, out, together, first, last)
+        linear_loops.linear(words, spikes.size[1], spikes.pool, mask, masked, weights, gain, bias, out, together, first, last)
 
     in_ranges(len(out), work)
-
-
-def outer_transposed(from_AMB: Tensor) -> Tensor:
-    """(A, M, B) as (B, M, A), contiguous."""
-    if from_AMB.shape[2] == 1 < from_AMB.shape[1]:  # of a vector: its channels are what is swapped
-        return outer_transposed(from_AMB.transpose(1, 2)).transpose(0, 1)
-    out = new_tensor(tuple(from_AMB.shape[::-1]), from_AMB.dtype, from_AMB.device)
-    source, to = _array(from_AMB.contiguous()), _array(out)
-    items = source.shape[1] * -(-source.shape[2] // linear_loops.SIDE)
-    in_ranges(items, lambda first, last: linear_loops.outer_transposed(source, to, first, last))
-    return out
 
 
 def event_linear_weight_grad(parts: Sequence[tuple[PackedSpikes, Tensor]], gain: float, out_ON: Tensor, *, adds: bool) -> None:

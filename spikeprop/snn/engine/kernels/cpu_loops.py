@@ -21,7 +21,7 @@ _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_jit
-def _look_back(words_TX, any_MX, piece, end, first, last, wanted, since_XJ):
+def look_back(words_TX, any_MX, piece, end, first, last, wanted, since_XJ):
     """Steps from the last spike before step ``end`` to end - 1, of the wanted neurons of the words first..last (X = N*W).
 
     Of a neuron that has not fired: ``end``.
@@ -55,7 +55,7 @@ def _look_back(words_TX, any_MX, piece, end, first, last, wanted, since_XJ):
 def since_at_end(words_TX, any_MX, piece, since_XJ, first, last):
     """Steps since the last spike, after the last step."""
     wanted = np.full(last - first, ~uint32(0), np.uint32)
-    _look_back(words_TX, any_MX, piece, words_TX.shape[0], first, last, wanted, since_XJ)
+    look_back(words_TX, any_MX, piece, words_TX.shape[0], first, last, wanted, since_XJ)
 
 
 @_jit
@@ -68,69 +68,6 @@ def any_of(words_KNW, any_NW, first, last):
         for n in range(first, last):
             for w in range(any_NW.shape[1]):
                 any_NW[n, w] |= words_KNW[k, n, w]
-
-
-@_jit
-def scan_back(
-    grad_KBPC, pooling, scale_BSC, scaled, grad_v_NC, since_XJ, words_TX, any_MX, piece, begin, theta_RC, leak_RC, leaky,
-    to_zero, slope_T, decay, out_KNC, first, last,
-):  # fmt: skip
-    """Reverse scan with STDB: the gradient of the currents, ``out_KNC``, from that of the pooled, masked spikes.
-
-    pooling: (positions, width, window). slope_T[s]: the surrogate s steps after a spike, for all s before ``begin``.
-    since_XJ: on entry the steps since the last spike just before the step after the piece,
-    so less than its length where a neuron fired in it; on return just before step begin. Only those are looked for.
-    """
-    positions, width, pool = pooling
-    steps, channels, rows = out_KNC.shape[0], out_KNC.shape[2], theta_RC.shape[0]
-    count = since_XJ.shape[0] // grad_v_NC.shape[0]
-    slope = np.empty(count * 32, out_KNC.dtype)
-    slopes = np.empty((steps, count * 32), out_KNC.dtype)
-    factors = np.zeros(count * 32, out_KNC.dtype)
-    at_spike, zero, one = slope_T[0], out_KNC.dtype.type(0), out_KNC.dtype.type(1)
-    factor = one / out_KNC.dtype.type(pool * pool)
-    tile = max(1, 128 // count)
-    wanted = np.empty(tile * count, np.uint32)
-    for n in range(first, last):
-        if (n - first) % tile == 0:
-            low, high = n * count, min(last, n + tile) * count
-            for x in range(low, high):
-                wanted[x - low] = any_MX[begin // piece, x]
-                for j in range(32):
-                    since_XJ[x, j] -= steps
-            _look_back(words_TX, any_MX, piece, begin, low, high, wanted, since_XJ)
-        theta, leak, g = theta_RC[n % rows], leak_RC[n % rows], grad_v_NC[n]
-        b, s = n // positions, n % positions
-        p = (s // width // pool) * (width // pool) + (s % width) // pool
-        for c in range(channels):
-            factors[c] = factor / theta[c]
-        if scaled:
-            for c in range(channels):
-                factors[c] *= scale_BSC[b, s, c]
-        for w in range(count):
-            now, by, since = slope[w * 32 : w * 32 + 32], factors[w * 32 : w * 32 + 32], since_XJ[n * count + w]
-            for j in range(32):
-                now[j] = slope_T[since[j]] if since[j] < begin else zero
-            for k in range(steps):
-                word, row = words_TX[begin + k, n * count + w], slopes[k, w * 32 : w * 32 + 32]
-                for j in range(32):
-                    value = at_spike if (word & BITS[j]) != 0 else now[j] * decay
-                    now[j] = value
-                    row[j] = value * by[j]
-        for k in range(steps - 1, -1, -1):
-            grad, row, out = grad_KBPC[k, b, p], slopes[k], out_KNC[k, n]
-            if to_zero:
-                for c in range(channels):
-                    if words_TX[begin + k, n * count + c // 32] & BITS[c % 32]:
-                        g[c] *= 0
-            for c in range(channels):
-                out[c] = grad[c] * row[c] + g[c]
-            if leaky:
-                for c in range(channels):
-                    g[c] = out[c] * leak[c]
-            else:
-                for c in range(channels):
-                    g[c] = out[c]
 
 
 @_jit

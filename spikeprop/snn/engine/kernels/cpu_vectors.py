@@ -271,9 +271,12 @@ def scan(current_KNC, v_NC, theta_RC, leak_RC, to_zero, words_KNW, potential, fi
                     count += popcount(word)
                 if whole < words_KNW.shape[2]:
                     c = whole * 32
-                    word = _fire_few(
-                        v_NC, at + c, current_KNC, there + c, theta_RC, leak_RC, row + c, to_zero, potential, channels - c
-                    )
+                    if channels - c == 16:  # common, and several times faster without looking for other numbers
+                        word = _fire_16(v_NC, at + c, current_KNC, there + c, theta_RC, leak_RC, row + c, to_zero, potential)
+                    else:
+                        word = _fire_few(
+                            v_NC, at + c, current_KNC, there + c, theta_RC, leak_RC, row + c, to_zero, potential, channels - c
+                        )
                     words_KNW[k, n, whole] = word
                     count += popcount(word)
     return count
@@ -460,28 +463,3 @@ def conv_weight_grad(words_ISW, shape, pool, mask_BSW, masked, grad_IPO, out_sha
                     for k in range(columns):
                         base = (rows - 1 - j) * lengths[1] + (columns - 1 - k) * block
                         _add_rows(grad, ((j * columns + k) * channels + c) * block, tile, base, spikes, block)
-
-
-@_jit
-def linear(words_ISW, width, pool, mask_BSW, masked, weight_PCO, gain, bias_O, out_IO, together, first, last):
-    """The same of a fully connected layer; the weights of ``together`` positions, done together, stay in cache."""
-    across, outputs = width // pool, out_IO.shape[1]
-    positions, each = weight_PCO.shape[0], weight_PCO.shape[1] * outputs
-    found = np.empty(together * weight_PCO.shape[1] * pool * pool + COPIED, np.int32)
-    out_IO[first:last] = 0
-    for low in range(0, positions, together):
-        weight = weight_PCO[low : low + together]
-        for i in range(first, last):
-            words, mask, n = words_ISW[i], mask_BSW[i % mask_BSW.shape[0]], 0
-            for p in range(low, min(low + together, positions)):
-                top = (p // across) * pool * width + (p % across) * pool
-                for s in range(pool * pool):
-                    at = top + s // pool * width + s % pool
-                    n = _list_spikes(words, mask, masked, at, (p - low) * each, outputs, found, n)
-            if n > 0:
-                found[n] = -1
-                _add_rows(out_IO, i * outputs, weight, 0, found, outputs)
-    for i in range(first, last):
-        to = out_IO[i]
-        for c in range(outputs):
-            to[c] = gain * to[c] + bias_O[c]

@@ -1,9 +1,12 @@
-"""The CPU's loops of fully connected layers over their complete weights: the transpose, and the gradient spike by spike.
+"""The CPU's loops of fully connected layers: currents and the weights' gradient spike by spike, and the layout of the weights.
+
+Currents read the weights in blocks of outputs, so that those of one position and block lie side by side and fill a first-level
+cache. (Rows of all outputs lie a multiple of 4 KiB apart: they would all fall on the same few places of it.)
 
 The gradient is written once, in the order in which torch keeps the weights. All spikes of the simulation are sorted by their
 input; an input's gradients, those of the images in which it spiked, are summed in registers, and a block of inputs is
-transposed in the cache. Suffix legend: I images, S positions, W words, N inputs (channel first, then pooled position),
-A outputs with a gradient, O all outputs, E spikes.
+transposed in the cache. Suffix legend: I images, S positions, P pooled positions, W words, C channels, N inputs (channel first,
+then pooled position), A outputs with a gradient, O all outputs, X blocks of outputs, J outputs of a block, E spikes.
 """
 
 from __future__ import annotations
@@ -13,37 +16,64 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from spikeprop.snn.engine.kernels.cpu_vectors import _add_rows, _list_spikes, popcount
+from spikeprop.snn.engine.kernels.cpu_vectors import COPIED, _add_rows, _list_spikes, popcount
 
 LINE = 16  # numbers of a line of the cache
-SIDE = 64  # of the squares that are transposed; also inputs whose gradient is made together
+SIDE = 64  # of the squares that are transposed; inputs whose gradient is made together; outputs of a block
 OUTPUTS = 256  # whose gradient is
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_jit
-def outer_transposed(from_AMB, to_BMA, first, last):
-    """(A, M, B) as (B, M, A), for the items first..last: a row of M and ``SIDE`` of B each.
-
-    Through a square in the cache: both sides' lines lie far apart, and fall on the same few places of it.
-    """
-    size_a, size_b = from_AMB.shape[0], from_AMB.shape[2]
-    blocks = -(-size_b // SIDE)
-    tile = np.empty((SIDE, SIDE + LINE), from_AMB.dtype)
-    for item in range(first, last):
-        m, low = item // blocks, item % blocks * SIDE
-        width = min(SIDE, size_b - low)
-        for a in range(0, size_a, SIDE):
-            side = min(SIDE, size_a - a)
-            for j in range(side):
-                source, to = from_AMB[a + j, m, low : low + width], tile[j]
-                for i in range(width):
-                    to[i] = source[i]
-            for i in range(width):
-                to = to_BMA[low + i, m, a : a + side]
+def blocked_weight(from_ON, to_PXCJ, first, last):
+    """Weights as ``linear`` reads them, for the inputs of the blocks first..last, through squares in the cache."""
+    positions, blocks, _, block = to_PXCJ.shape
+    tile = np.empty((SIDE, SIDE + LINE), from_ON.dtype)
+    for n0 in range(first * SIDE, min(last * SIDE, from_ON.shape[1]), SIDE):
+        width = min(SIDE, from_ON.shape[1] - n0)
+        for x in range(blocks):
+            for low in range(0, block, SIDE):
+                side = min(SIDE, block - low)
                 for j in range(side):
-                    to[j] = tile[j, i]
+                    source, to = from_ON[x * block + low + j, n0 : n0 + width], tile[j]
+                    for i in range(width):
+                        to[i] = source[i]
+                for i in range(width):
+                    to = to_PXCJ[(n0 + i) % positions, x, (n0 + i) // positions, low : low + side]
+                    for j in range(side):
+                        to[j] = tile[j, i]
+
+
+@_jit
+def linear(words_ISW, width, pool, mask_BSW, masked, weight_PXCJ, gain, bias_O, out_IO, together, first, last):
+    """gain * (sum of the weights of the spikes) + bias; the weights of ``together`` positions, done together, stay in cache."""
+    positions, blocks, channels, block = weight_PXCJ.shape
+    across, each = width // pool, blocks * channels * block
+    begin = np.empty(last - first + 1, np.int64)
+    found = np.empty((last - first) * (together * channels * pool * pool + 1) + COPIED, np.int32)
+    out_IO[first:last] = 0
+    for low in range(0, positions, together):
+        weight, n = weight_PXCJ[low : low + together], 0
+        for i in range(first, last):
+            words, mask = words_ISW[i], mask_BSW[i % mask_BSW.shape[0]]
+            begin[i - first] = n
+            for p in range(low, min(low + together, positions)):
+                top = (p // across) * pool * width + (p % across) * pool
+                for s in range(pool * pool):
+                    at = top + s // pool * width + s % pool
+                    n = _list_spikes(words, mask, masked, at, (p - low) * each, block, found, n)
+            found[n] = -1
+            n += 1
+        for x in range(blocks):
+            for i in range(first, last):
+                spikes = found[begin[i - first] :]
+                if spikes[0] >= 0:
+                    _add_rows(out_IO, i * out_IO.shape[1] + x * block, weight, x * channels * block, spikes, block)
+    for i in range(first, last):
+        to = out_IO[i]
+        for c in range(out_IO.shape[1]):
+            to[c] = gain * to[c] + bias_O[c]
 
 
 @_jit

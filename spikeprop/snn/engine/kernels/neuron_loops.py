@@ -112,3 +112,43 @@ def scan_back_trained(  # type: ignore[no-untyped-def]
         if wanted[1]:
             for c in range(channels):
                 found_RC[1, n % rows, c] += of_leak[c]
+
+
+@_jit
+def _largest(counts_SC, size, pool, p, q, best_C):  # type: ignore[no-untyped-def]
+    """The largest counts in the window of output row p, column q; pool: (rows, columns, strides, paddings)."""
+    top, left = p * pool[2] - pool[4], q * pool[3] - pool[5]
+    first = True
+    for y in range(max(0, top), min(size[0], top + pool[0])):
+        for x in range(max(0, left), min(size[1], left + pool[1])):
+            counts = counts_SC[y * size[1] + x]
+            if first:
+                for c in range(best_C.shape[0]):
+                    best_C[c] = counts[c]
+            else:
+                for c in range(best_C.shape[0]):
+                    best_C[c] = max(best_C[c], counts[c])
+            first = False
+
+
+@_jit
+def max_pool(current_KBSC, counts_BSC, size, pool, columns, out_KBPC, first, last):  # type: ignore[no-untyped-def]
+    """Max pooling of whole numbers; ``counts_BSC`` goes on, ``columns`` are those of the output."""
+    steps, positions, channels = out_KBPC.shape[0], out_KBPC.shape[2], out_KBPC.shape[3]
+    before_PC, best = np.empty((positions, channels), counts_BSC.dtype), np.empty(channels, counts_BSC.dtype)
+    for b in range(first, last):
+        counts_SC = counts_BSC[b]
+        for p in range(positions):
+            _largest(counts_SC, size, pool, p // columns, p % columns, before_PC[p])
+        for k in range(steps):
+            current_SC = current_KBSC[k if current_KBSC.shape[0] > 1 else 0, b]
+            for s in range(counts_SC.shape[0]):
+                counts, current = counts_SC[s], current_SC[s]
+                for c in range(channels):
+                    counts[c] += current[c]
+            for p in range(positions):
+                _largest(counts_SC, size, pool, p // columns, p % columns, best)
+                before, out = before_PC[p], out_KBPC[k, b, p]
+                for c in range(channels):
+                    out[c] = best[c] - before[c]
+                    before[c] = best[c]

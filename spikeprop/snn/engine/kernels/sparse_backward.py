@@ -23,7 +23,7 @@ from spikeprop.snn.engine.kernels.arguments import ConvShape
 from spikeprop.snn.engine.kernels.cpu import _array, _words
 
 # Seconds of a multiply-add of a row of as many steps, relative to those of torch's dense product in single precision; measured.
-COST = {4: 5.0, 8: 2.6, 16: 1.3, 24: 1.3, 32: 1.3}
+COST = {4: 5.2, 8: 2.4, 16: 1.6, 24: 1.6, 32: 1.5}
 AT_ONCE = 24  # active outputs of a position that are done together, about: of more, the weights leave the first-level cache
 LARGEST = 1 << 31  # numbers of a weight: places are 32-bit
 
@@ -120,24 +120,29 @@ def conv_input(
     of = inputs.listed(inputs.channels // groups)
     weight = _array(weight_YXOC)
 
-    def multiply(grad_AL: np.ndarray, out_AL: np.ndarray) -> None:
-        sparse_loops.conv_input(
-            grad_AL, to.starts, to.blocks, to.channel_A, shape.out_size, weight, shape.stride, shape.padding, shape.dilation,
-            of.starts, of.blocks, of.channel_A, shape.size, out_AL,
-        )  # fmt: skip
+    def multiply(*rows: np.ndarray) -> None:
+        for grad_AL, out_AL in zip(rows[::2], rows[1::2]):
+            if len(grad_AL) or len(out_AL):
+                sparse_loops.conv_input(
+                    grad_AL, to.starts, to.blocks, to.channel_A, shape.out_size, weight, shape.stride, shape.padding,
+                    shape.dilation, of.starts, of.blocks, of.channel_A, shape.size, out_AL,
+                )  # fmt: skip
 
     _by_spans(grad_KBPO, to, of, out_KBPC, buffers, multiply)
 
 
 def linear_input(
-    grad_KBO: Tensor, outputs: Active, inputs: Active, weight_PCO: Tensor, out_KBPC: Tensor, buffers: BufferPool
+    grad_KBO: Tensor, outputs: Active, inputs: Active, weight_PXCJ: Tensor, out_KBPC: Tensor, buffers: BufferPool
 ) -> None:
-    """The same of a fully connected layer."""
-    to, of = outputs.listed(outputs.at_once()), inputs.listed(inputs.channels)
-    weight, place_A = _array(weight_PCO), of.channel_A * np.int32(weight_PCO.shape[2])
+    """The same of a fully connected layer; ``weight_PXCJ``: see ``cpu.linear_weight``."""
+    channels, block = weight_PXCJ.shape[2:]
+    to, of = outputs.listed(block), inputs.listed(channels)
+    weight, place_A = _array(weight_PXCJ), of.channel_A * np.int32(block)
 
-    def multiply(grad_AL: np.ndarray, out_AL: np.ndarray) -> None:
-        sparse_loops.linear_input(grad_AL, to.starts, to.blocks, to.channel_A, weight, of.starts, place_A, out_AL)
+    def multiply(grad_AL: np.ndarray, out_AL: np.ndarray, grad_2: np.ndarray, out_2: np.ndarray) -> None:
+        sparse_loops.linear_input(
+            grad_AL, to.starts, to.channel_A, weight, of.starts, place_A, out_AL, grad_2, out_2
+        )  # fmt: skip
 
     _by_spans(grad_KBO.unsqueeze(2), to, of, out_KBPC, buffers, multiply)
 
@@ -148,14 +153,23 @@ def _by_spans(
     of: Listed,
     out_KBPC: Tensor,
     buffers: BufferPool,
-    multiply: Callable[[np.ndarray, np.ndarray], None],
+    multiply: Callable[..., None],
 ) -> None:
+    """``multiply`` on rows of two spans at once; those of the second are empty where there is no more."""
     grad, out = _array(grad_KBPO.flatten(1, 2)), _array(out_KBPC.flatten(1, 2))
-    for first, last, numbers in spans(len(grad)):
-        grad_AL = buffers.take((len(to.channel_A), numbers), grad_KBPO.dtype)
-        out_AL = buffers.take((len(of.channel_A), numbers), grad_KBPO.dtype)
-        sparse_loops.to_rows(grad[first:last], to.starts, to.blocks, to.channel_A, _array(grad_AL))
-        multiply(_array(grad_AL), _array(out_AL))
-        sparse_loops.from_rows(_array(out_AL), of.starts, of.blocks, of.channel_A, out[first:last])
-        buffers.give(grad_AL)
-        buffers.give(out_AL)
+    cut = spans(len(grad))
+    for here in zip(cut[::2], [*cut[1::2], (0, 0, 4)]):
+        rows = []
+        for first, last, numbers in here:
+            empty = first == last
+            grad_AL = buffers.take((0 if empty else len(to.channel_A), numbers), grad_KBPO.dtype)
+            out_AL = buffers.take((0 if empty else len(of.channel_A), numbers), grad_KBPO.dtype)
+            if not empty:
+                sparse_loops.to_rows(grad[first:last], to.starts, to.blocks, to.channel_A, _array(grad_AL))
+            rows += [grad_AL, out_AL]
+        multiply(*(_array(row) for row in rows))
+        for (first, last, _), out_AL in zip(here, rows[1::2]):
+            if first < last:
+                sparse_loops.from_rows(_array(out_AL), of.starts, of.blocks, of.channel_A, out[first:last])
+        for row in rows:
+            buffers.give(row)

@@ -273,15 +273,24 @@ def conv_input(
 
 
 @_jit
-def linear_input(grad_AL, starts_o, blocks_o, channel_o, weight_PCO, starts_i, place_i, out_AL):
-    """The same of a fully connected layer; place_i: where the weights of each active input begin in those of its position."""
-    positions, weight = weight_PCO.shape[0], weight_PCO.reshape(-1)
-    batch, each = (starts_i.shape[0] - 1) // positions, weight_PCO.shape[1] * weight_PCO.shape[2]
+def linear_input(grad_AL, starts_o, channel_o, weight_PXCJ, starts_i, place_i, out_AL, grad_2, out_2):
+    """The same of a fully connected layer; place_i: where the weights of each active input begin in those of its block.
+
+    weight_PXCJ: J outputs of a block side by side. grad_2, out_2: rows of further steps, or as long as nothing; the weights of a
+    position, which may come from memory, are read once for both.
+    """
+    positions, blocks, channels, block = weight_PXCJ.shape
+    weight = weight_PXCJ.reshape(-1)
+    batch = (starts_i.shape[0] - 1) // positions
     out_AL[:] = 0
+    out_2[:] = 0
     for p in range(positions):
-        for block in range(blocks_o):
+        for x in range(blocks):
+            base = (p * blocks + x) * channels * block - x * block
             for b in range(batch):
-                first, last = starts_o[b * blocks_o + block], starts_o[b * blocks_o + block + 1]
+                first, last = starts_o[b * blocks + x], starts_o[b * blocks + x + 1]
                 low, high = starts_i[b * positions + p], starts_i[b * positions + p + 1]
                 if first < last and low < high:
-                    _multiply(out_AL, low, high, grad_AL, channel_o, first, last, weight, p * each, 1, place_i)
+                    _multiply(out_AL, low, high, grad_AL, channel_o, first, last, weight, base, 1, place_i)
+                    if grad_2.shape[0] > 0:
+                        _multiply(out_2, low, high, grad_2, channel_o, first, last, weight, base, 1, place_i)

@@ -20,7 +20,6 @@ from numba import njit
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels.dense import matmul
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 _TWO, _FOUR, _FIVE, _EIGHT = (np.float32(n) for n in (2, 4, 5, 8))
@@ -35,25 +34,32 @@ _G = torch.tensor(
     ],
     dtype=torch.float64,
 )
-TILES_BYTES = 4 << 20  # of transformed tiles at once
-LEAST_CHANNELS = 128  # with fewer, the transforms cost more than the multiplications that they save
+TILES_BYTES = 2 << 20  # of transformed tiles at once
+LEAST_CHANNELS, LEAST_WEIGHTS = 64, 64 * 128  # with fewer, the transforms cost more than the multiplications that they save
+LEAST_SAVED = 2  # times as many multiplications, at least
 
 
-def serves(weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> bool:
-    """Whether ``input_grad`` can and should be used for a convolution on the CPU."""
+def serves(
+    weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], size: tuple[int, int]
+) -> bool:
+    """Whether ``input_grad`` can and should be used on the CPU for a convolution of images of ``size``."""
     outputs, channels, *kernel = weight_OCYX.shape
+    tiles = -(-size[0] // 4) * -(-size[1] // 4)
     return (
         weight_OCYX.dtype is torch.float32
         and (kernel, stride, dilation) == ([3, 3], (1, 1), (1, 1))
         and max(padding) <= 2
         and min(outputs, channels) >= LEAST_CHANNELS
+        and outputs * channels >= LEAST_WEIGHTS
+        and size[0] * size[1] * 9 >= LEAST_SAVED * tiles * 36  # small images fill their tiles badly
     )
 
 
 def transformed(weight_OCYX: Tensor) -> Tensor:
     """G g G^T of the turned kernel, (36, O, C)."""
-    turned = weight_OCYX.detach().double().flip(2, 3)
-    return torch.einsum("ij,ocjk,lk->iloc", _G, turned, _G).float().flatten(0, 1).contiguous()
+    weight_9N = weight_OCYX.detach().permute(2, 3, 0, 1).reshape(9, -1)
+    turned = torch.kron(_G, _G).flip(1).to(weight_9N)
+    return (turned @ weight_9N).view(36, *weight_OCYX.shape[:2])
 
 
 def input_grad(
@@ -84,9 +90,12 @@ def input_grad(
         shape = (36, len(grad_ISO[here]) * each, grad_ISO.shape[2])
         tiles_36NO = buffers.take(shape, torch.float32)
         _tiles_in(grad_ISO[here].numpy(), size, margin, tiles, tiles_36NO.numpy())
-        products = tuple(matmul(tile, w).numpy() for tile, w in zip(tiles_36NO, weight))
-        _tiles_out(products, tiles, out_ISC[here].numpy(), out_size)
+        products_36NC = buffers.take((*shape[:2], weight.shape[2]), torch.float32)
+        for tile_NO, weight_OC, product_NC in zip(tiles_36NO, weight, products_36NC):
+            torch.mm(tile_NO, weight_OC, out=product_NC)
+        _tiles_out(products_36NC.numpy(), tiles, out_ISC[here].numpy(), out_size)
         buffers.give(tiles_36NO)
+        buffers.give(products_36NC)
 
 
 @_jit
@@ -152,7 +161,7 @@ def _from_tile(m0, m1, m2, m3, m4, m5, out):
 
 @_jit
 def _tiles_out(m, tiles, out_ISC, out_size):
-    """A^T m A of every tile (m: 36 products (N, C)), cut at the image's right and lower border."""
+    """A^T m A of every tile (m: products (36, N, C)), cut at the image's right and lower border."""
     channels = out_ISC.shape[2]
     rows = np.empty((6, 4, channels), out_ISC.dtype)
     tile = np.empty((4, channels), out_ISC.dtype)
@@ -160,13 +169,8 @@ def _tiles_out(m, tiles, out_ISC, out_size):
     for i in range(out_ISC.shape[0]):
         for a in range(tiles[0]):
             for b in range(tiles[1]):
-                # written out: an index that is not a constant makes Numba search the tuple
-                _from_tile(m[0][n], m[6][n], m[12][n], m[18][n], m[24][n], m[30][n], rows[0])
-                _from_tile(m[1][n], m[7][n], m[13][n], m[19][n], m[25][n], m[31][n], rows[1])
-                _from_tile(m[2][n], m[8][n], m[14][n], m[20][n], m[26][n], m[32][n], rows[2])
-                _from_tile(m[3][n], m[9][n], m[15][n], m[21][n], m[27][n], m[33][n], rows[3])
-                _from_tile(m[4][n], m[10][n], m[16][n], m[22][n], m[28][n], m[34][n], rows[4])
-                _from_tile(m[5][n], m[11][n], m[17][n], m[23][n], m[29][n], m[35][n], rows[5])
+                for r in range(6):
+                    _from_tile(m[r, n], m[6 + r, n], m[12 + r, n], m[18 + r, n], m[24 + r, n], m[30 + r, n], rows[r])
                 for y in range(min(4, out_size[0] - 4 * a)):
                     _from_tile(rows[0, y], rows[1, y], rows[2, y], rows[3, y], rows[4, y], rows[5, y], tile)
                     for x in range(min(4, out_size[1] - 4 * b)):

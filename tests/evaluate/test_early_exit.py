@@ -1,0 +1,152 @@
+"""Early exit: the same predictions where it is certain, the steps by hand, and the report."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from spikeprop import CNN, IF, LIF, Digits, Direct, GradedIF, Percentile, Poisson, SignedIF, convert
+from spikeprop.convert import LightCalibration, OffsetSpike
+from spikeprop.errors import EvaluationError
+from spikeprop.evaluate import EarlyExit, Predictor, evaluation_rows, leave_early, summarise
+from spikeprop.evaluate import predictor as predictors
+from spikeprop.evaluate.early_exit import CertainMargin
+from spikeprop.snn import Encoder, Layer, Neuron, SpikingMaxPool, SpikingNetwork, Synapse
+from spikeprop.snn.leaving import Leaving
+
+CERTAIN = EarlyExit()
+
+
+def two_classes(neuron: Neuron, head: list[list[float]]) -> SpikingNetwork:
+    """Two inputs, a neuron for each, and an output of two classes."""
+    hidden, out = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    hidden.weight.data, out.weight.data = torch.eye(2), torch.tensor(head)
+    layers = {"hidden": Layer([("input", Synapse([hidden]))], neuron), "out": Layer([("hidden", Synapse([out]))], None)}
+    return SpikingNetwork(layers, Direct(), (2,)).eval()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_image_leaves_when_the_other_class_cannot_catch_up(packed: bool) -> None:
+    """A current of 1.5 fires in every step, 0.1 in none of the first nine. The other class gains at most 2 a step on the best.
+
+    After t of 10 steps the margin is 2 t, and the most that can be lost 2 (10 - t): it is less from t = 6 on. A tie never leaves.
+    """
+    network = two_classes(IF(), [[1.0, -1.0], [-1.0, 1.0]])
+    network.packed = packed
+    x = torch.tensor([[1.5, 0.0], [0.1, 1.5], [1.5, 1.5]])
+    exits = leave_early(network, x, 10, CERTAIN)
+    assert exits.predicted.tolist() == [0, 1, 0]
+    assert exits.steps.tolist() == [6, 6, 10]
+
+
+def test_the_bound_of_signed_neurons_is_twice_as_wide_and_grows_with_the_payload() -> None:
+    neurons = (IF(), SignedIF(), GradedIF(levels=3))
+    plain, signed, graded = (CertainMargin(two_classes(n, [[1.0, 0.0], [0.0, 1.0]]), 10).gain_CC for n in neurons)
+    assert plain.tolist() == [[0, 1], [1, 0]]
+    assert signed.tolist() == [[0, 2], [2, 0]]
+    assert graded.tolist() == [[0, 14], [14, 0]]
+
+
+def test_a_bound_for_each_class_holds_where_pairs_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = two_classes(IF(), torch.randn(2, 2).tolist())
+    pairs = CertainMargin(network, 8).gain_CC
+    monkeypatch.setattr("spikeprop.evaluate.early_exit.PAIRS", 0)
+    alone = CertainMargin(network, 8).gain_CC
+    assert (alone >= pairs - 1e-12).all()
+
+
+CASES = {
+    "IF": (IF(v_init=0.5), Direct(), LightCalibration(timesteps=12)),
+    "a delayed readout": (IF(), Direct(), LightCalibration(timesteps=12, bias=False)),
+    "Poisson": (IF(), Poisson(), Percentile(percentile=99.0)),
+    "LIF": (LIF(leak=0.99), Direct(), Percentile(percentile=99.0)),
+    "SignedIF": (SignedIF(), Direct(), LightCalibration(timesteps=12)),
+    "GradedIF": (GradedIF(levels=2), Direct(), LightCalibration(timesteps=12)),
+    "a run beforehand": (IF(v_init=0.5), Direct(), OffsetSpike(calibrator=Percentile(percentile=99.0), pre_run=3)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("every", [1, 3])
+def test_certain_exits_predict_what_the_complete_simulation_does(digits_cnn: CNN, case: str, every: int) -> None:
+    neuron, encoder, calibrator = CASES[case]
+    torch.manual_seed(0)
+    images = next(iter(Digits().train(256, seed=0).epoch(0)))[0]
+    x, y = next(iter(Digits().test(120).epoch(0)))
+    network = convert(digits_cnn, [images], neuron, calibrator, encoder=encoder).double()
+    found = Predictor(timesteps=(40,), early_exit=EarlyExit(every=every)).predict(network, 0, x.double(), y)
+    assert found.early is not None
+    predicted, steps = found.early
+    assert torch.equal(predicted, found.best[:, 0, 0].long())
+    assert steps.max() <= 40
+    assert (steps < 40).any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("encoder", [Direct(), Poisson()], ids=["Direct", "Poisson"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("neuron", [IF(v_init=0.5), GradedIF(levels=3)], ids=["IF", "GradedIF"])
+def test_samples_that_go_on_are_simulated_as_before(
+    digits_cnn: CNN, packed: bool, encoder: Encoder, threads: int, neuron: Neuron
+) -> None:
+    x = next(iter(Digits().test(23).epoch(0)))[0].double()
+    network = convert(digits_cnn, [x.float()], neuron, Percentile(), encoder=encoder).double()
+    network.packed = packed
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(1)
+        complete = torch.cat(list(network.unroll(x, 12, chunk=2)))
+        torch.manual_seed(1)
+        left, leaving = torch.arange(len(x)), Leaving()
+        for number, outputs in enumerate(network.unroll(x, 12, chunk=2, leaving=leaving)):
+            torch.testing.assert_close(outputs, complete[2 * number : 2 * number + 2, left], rtol=1e-12, atol=1e-12)
+            rows = torch.arange(len(left))[torch.arange(len(left)) % (number + 2) != 0]
+            left = left[rows]
+            leaving.keep(rows)
+    finally:
+        torch.set_num_threads(usual)
+
+
+def test_confident_exits_save_steps_and_the_report_says_what_they_cost(digits_cnn: CNN) -> None:
+    x, y = next(iter(Digits().test(200).epoch(0)))
+    network = convert(digits_cnn, [x], IF(v_init=0.5), LightCalibration(timesteps=32))
+    predictor = Predictor(timesteps=(8, 32), early_exit=EarlyExit(confidence=0.95))
+    batches = [predictor.predict(network, n, x[at], y[at]) for n, at in enumerate((slice(0, 90), slice(90, 200)))]
+    values = summarise(network, predictor, predictors.unpack(predictors.pack(batches)))
+    found = values["early_exit"]
+    assert found["mean_timesteps"] < 20
+    assert found["steps_saved"] == 200 * 32 - round(200 * found["mean_timesteps"])
+    assert found["top1_without"] == values["accuracy"]["32"]["top1"]
+    out_TBC = torch.cat(list(network.unroll(x, 32, chunk=1))) * [*network.layers.values()][-1].scale
+    sure_TB = (out_TBC / torch.arange(1, 33).view(-1, 1, 1)).softmax(2).amax(2) >= 0.95
+    sure_TB[-1] = True
+    leaves_B = sure_TB.int().argmax(0)
+    assert found["top1"] == pytest.approx(100 * float((out_TBC[leaves_B, torch.arange(200)].argmax(1) == y).float().mean()))
+    assert found["mean_timesteps"] == pytest.approx(float(leaves_B.float().mean()) + 1)
+    assert f"mean T {found['mean_timesteps']:.2f}" in dict(evaluation_rows(values))["early exit, confidence 0.95, T <= 32"]
+
+
+def test_a_readout_without_a_known_bound_is_refused_by_name() -> None:
+    out = nn.Linear(3, 2)
+    network = SpikingNetwork({"out": Layer([("input", Synapse([out]))], None)}, Direct(), (3,)).eval()
+    with pytest.raises(EvaluationError, match=r"'out' reads the input.*give early exit a confidence"):
+        leave_early(network, torch.rand(2, 3), 4, CERTAIN)
+    layers = {
+        "fire": Layer([("input", Synapse([nn.Conv2d(1, 2, 1)]))], IF()),
+        "pool": Layer([("fire", Synapse([]))], SpikingMaxPool(kernel_size=2)),
+        "out": Layer([("pool", Synapse([nn.Flatten(), nn.Linear(8, 2)]))], None),
+    }
+    pooled = SpikingNetwork(layers, Direct(), (1, 4, 4)).eval()
+    with pytest.raises(EvaluationError, match=r"reads layer 'pool' .SpikingMaxPool."):
+        leave_early(pooled, torch.rand(2, 1, 4, 4), 4, CERTAIN)
+    assert leave_early(pooled, torch.rand(2, 1, 4, 4), 4, EarlyExit(confidence=0.9)).steps.max() <= 4
+
+
+@pytest.mark.parametrize("bad", [{"confidence": 0.0}, {"confidence": 1.0}, {"every": 0}])
+def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"confidence is|every is"):
+        EarlyExit(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""Convolutions by tables of sums, spike counts over time, and currents that are kept while biases change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from spikeprop.snn import IF, Layer, Synapse
+from spikeprop.snn.engine.buffer_pool import BufferPool
+from spikeprop.snn.engine.kept_currents import KeptCurrents
+from spikeprop.snn.engine.kernels import lookup
+from spikeprop.snn.engine.kernels.cpu import Affine
+from spikeprop.snn.engine.kernels.totals import spike_counts
+from spikeprop.snn.engine.kernels.words import channels_last, pack
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "kernel", "stride", "padding"),
+    [(16, 16, (6, 5), 3, 1, 1), (6, 32, (7, 4), 3, 2, 1), (33, 64, (5, 5), 1, 1, 0), (3, 96, (8, 3), 5, 1, 2)],
+)
+def test_looked_up_currents_are_the_convolution(
+    channels: int, outputs: int, size: tuple[int, int], kernel: int, stride: int, padding: int, signed: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, outputs, kernel, stride, padding).double()
+    spikes = (torch.rand(5, channels, *size) < 0.3).double()
+    if signed:
+        spikes *= torch.randn_like(spikes).sign()
+    flat = channels_last(spikes, 1)[0]
+    tables = lookup.make_tables(conv.weight, signed=signed)
+    assert tables is not None
+    wanted = conv(spikes).detach()
+    out = torch.empty(5, wanted[0, 0].numel(), outputs, dtype=torch.float64)
+    source = flat.to(torch.int8) if signed else pack(flat)
+    assert conv.bias is not None
+    lookup.conv(
+        source, size, tables, (stride, stride), (padding, padding), Affine(1.0, conv.bias.detach()), tuple(wanted.shape[2:]), out
+    )
+    torch.testing.assert_close(out, channels_last(wanted, 1)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_no_tables_for_odd_numbers_of_outputs_and_for_wide_layers() -> None:
+    assert lookup.make_tables(torch.zeros(10, 4, 3, 3), signed=False) is None
+    assert lookup.make_tables(torch.zeros(16, 2048, 3, 3), signed=False) is None
+
+
+def test_spikes_are_counted_over_time() -> None:
+    torch.manual_seed(0)
+    spikes = (torch.rand(9, 3, 4, 37) < 0.4).float()
+    assert torch.equal(spike_counts(pack(spikes), 37, torch.float32), spikes.sum(0))
+
+
+def test_kept_currents_follow_the_biases_and_nothing_else() -> None:
+    linear = nn.Linear(3, 2)
+    layer = Layer([("input", Synapse([linear]))], IF())
+    kept = KeptCurrents(layer, BufferPool(torch.device("cpu")), room=100)
+    current = torch.zeros(2, 1, 1, 2)
+    kept.keep(slice(0, 1), (0, 2, current))
+    kept.keep(slice(1, 2), (0, 2, torch.zeros(50, 1, 1, 2)))  # no room
+    linear.bias.data += torch.tensor([1.0, -2.0])
+    assert kept.serves(layer)
+    assert torch.allclose(current, torch.tensor([1.0, -2.0]).expand_as(current))
+    assert kept.of(slice(0, 1), 2) is not None
+    assert kept.of(slice(0, 1), 3) is None
+    assert kept.of(slice(1, 2), 2) is None
+    linear.weight.data[0, 0] += 1
+    assert not kept.serves(layer)
+    assert not kept.serves(Layer([("input", Synapse([linear]))], IF()))
