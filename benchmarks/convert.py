@@ -23,7 +23,7 @@ from common import Result, option_parser, parse, save
 from peers import NotComparable
 from torch import Tensor, nn
 
-from spikeprop import IF, SignedIF, convert
+from spikeprop import IF, GradedIF, SignedIF, convert
 from spikeprop.ann import CIFARResNet
 from spikeprop.ann.cifar_resnet import Shortcut
 from spikeprop.convert import (
@@ -33,6 +33,7 @@ from spikeprop.convert import (
     Percentile,
     ThresholdBalancing,
     ThresholdCalibrator,
+    ThresholdIteration,
 )
 from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
@@ -40,6 +41,7 @@ from spikeprop.evaluate import ann_accuracy, snn_accuracy
 from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.recipe import check_component
 from spikeprop.runtime.progress import bar
+from spikeprop.snn import Neuron
 
 Batches = list[tuple[Tensor, Tensor]]
 Row = dict[int, float]  # accuracy in percent, by T
@@ -53,6 +55,14 @@ OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
     "advanced": lambda t: AdvancedCalibration(timesteps=t),
     "signed, light": lambda t: LightCalibration(timesteps=t),
     "signed, advanced": lambda t: AdvancedCalibration(timesteps=t),
+    "signed, light on spikes": lambda t: LightCalibration(timesteps=t, search="spikes"),
+    "signed, advanced on spikes": lambda t: AdvancedCalibration(timesteps=t, search="spikes"),
+    "graded 3, light": lambda t: LightCalibration(timesteps=t),
+    "graded 4, light": lambda t: LightCalibration(timesteps=t),
+    "graded 3, light on spikes": lambda t: LightCalibration(timesteps=t, search="spikes"),
+    "graded 4, light on spikes": lambda t: LightCalibration(timesteps=t, search="spikes"),
+    "graded 3, threshold iteration": lambda t: ThresholdIteration(timesteps=t),
+    "graded 4, threshold iteration": lambda t: ThresholdIteration(timesteps=t),
 }
 PASSES = 30  # of local threshold balancing through the calibration images
 ONE_FOR_ALL = ("percentile by channel", "threshold balancing")  # these do not depend on T
@@ -81,9 +91,17 @@ def load(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Batches]:
     return ann, images[: options.calibration], list(data.test(options.batch).epoch(0))
 
 
+def neuron_of(name: str) -> Neuron:
+    """The contender's neuron: "graded 3" has 3 levels."""
+    kind, _, rest = name.partition(" ")
+    if kind == "graded":
+        return GradedIF(levels=int(rest[0]))
+    return SignedIF() if name.startswith("signed") else IF(v_init=0.5)
+
+
 def ours(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> dict[int, float]:
     """Accuracy at each T."""
-    neuron = SignedIF() if name.startswith("signed") else IF(v_init=0.5)
+    neuron = neuron_of(name)
     if name in ONE_FOR_ALL:
         network = convert(ann, [images], neuron, OURS[name](0))
         return snn_accuracy(network, test, timesteps, label=name)

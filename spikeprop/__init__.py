@@ -33,12 +33,13 @@ from spikeprop.convert import (
     OffsetSpike,
     Percentile,
     ThresholdBalancing,
+    ThresholdIteration,
     convert,
 )
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
 from spikeprop.learn import BPTT, Backprop, fit
-from spikeprop.snn import IF, LIF, STDB, Direct, Poisson, SignedIF, SpikingNetwork, Triangle
+from spikeprop.snn import IF, LIF, STDB, Direct, GradedIF, Poisson, SignedIF, SpikingNetwork, Triangle
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "Digits",
     "Direct",
     "FashionMNIST",
+    "GradedIF",
     "LearnedCeiling",
     "LeastError",
     "LightCalibration",
@@ -70,6 +72,7 @@ __all__ = [
     "SignedIF",
     "SpikingNetwork",
     "ThresholdBalancing",
+    "ThresholdIteration",
     "Triangle",
     "ann_accuracy",
     "ann_error",

@@ -12,6 +12,7 @@ from spikeprop.convert.calibrators.local_balancing import LocalThresholdBalancin
 from spikeprop.convert.calibrators.offset_spike import OffsetSpike
 from spikeprop.convert.calibrators.percentile import MaxActivation, Percentile
 from spikeprop.convert.calibrators.threshold_balancing import ThresholdBalancing
+from spikeprop.convert.calibrators.threshold_iteration import ThresholdIteration
 from spikeprop.convert.conversion import convert
 from spikeprop.convert.graph import to_spiking
 from spikeprop.convert.shard import CalibrationShard
@@ -33,6 +34,7 @@ __all__ = [
     "Percentile",
     "ThresholdBalancing",
     "ThresholdCalibrator",
+    "ThresholdIteration",
     "activation_scales",
     "convert",
     "relu_activations",

@@ -15,14 +15,20 @@ def relu_activations(network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
 
 
 def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer, Tensor]]:
-    """(name, layer, the ANN's activation (B, ...)) in order; values that no later layer reads are dropped.
+    """(name, layer, the ANN's activation (B, ...)) in order; see ``layer_values``."""
+    return ((name, layer, activation) for name, layer, _, activation in layer_values(network, x))
+
+
+def layer_values(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer, Tensor, Tensor]]:
+    """(name, layer, the ANN's pre-activation and activation (B, ...)) in order; values that no later layer reads are dropped.
 
     The caller may change a layer after it was yielded: its activation is computed before that.
     """
     values = {INPUT: x}
     for name, layer in list(network.named_layers()):
-        values[name] = layer.dynamics.activation(current(layer, values), layer.ceiling)
-        yield name, layer, values[name]
+        total = current(layer, values)
+        values[name] = layer.dynamics.activation(total, layer.ceiling)
+        yield name, layer, total, values[name]
         forget(network, values, name)
 
 

@@ -1,7 +1,8 @@
 """``ThresholdCalibrator``, and ``LayerwiseCalibrator``: the walk through a network's layers that the calibrators have in common.
 
 For each layer in order: express it in the activation scales of its sources (``convert/units.py``), ask the calibrator for the
-activation scale S of the layer, and set the threshold theta = S/S_0. So a calibrator only says how S follows from what
+activation S that the layer's largest spike stands for, and set the threshold: of neurons that send one bit theta = S/S_0. So a
+calibrator only says how S follows from what
 ``LayerData`` gives it: the ANN's activation, and the spikes of the layers below, which are calibrated already.
 """
 
@@ -15,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spikeprop.convert.activations import activations
+from spikeprop.convert.activations import layer_values
 from spikeprop.convert.builder import NEGATIVE
 from spikeprop.convert.shard import UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains
@@ -76,13 +77,15 @@ class LayerData:
     Attributes:
         name, layer: of the network; weights and biases are in units of the sources.
         shard: which of all images the values are for.
-        activation: the ANN's (B, C, ...), in its own units; for the output its scores; empty without ``needs_activations``.
+        total: the ANN's pre-activation (B, C, ...), in its own units; empty without ``needs_activations``.
+        activation: the ANN's activation, likewise; for the output its scores.
         trains: spikes of the layers before, if the calibrator makes them.
     """
 
     name: str
     layer: Layer
     shard: CalibrationShard
+    total: Tensor
     activation: Tensor
     trains: SpikeTrains | None
 
@@ -91,6 +94,10 @@ class LayerData:
         """The layer's neurons."""
         assert isinstance(self.layer.neuron, Neuron)
         return self.layer.neuron
+
+    def counts(self, timesteps: int) -> int:
+        """The largest sum that a neuron can send in that many steps."""
+        return timesteps * self.neuron.payload
 
     @property
     def spikes(self) -> SpikeTrains:
@@ -136,7 +143,9 @@ class LayerwiseCalibrator(ThresholdCalibrator):
 
     @abstractmethod
     def activation_scale(self, data: LayerData) -> Tensor:
-        """The positive activation that a spike of the layer is to stand for: a number, or one a channel (C, 1, 1).
+        """The positive activation that the layer's largest spike is to stand for: a number, or one a channel (C, 1, 1).
+
+        It is what a neuron can send in a step. Of ordinary neurons all spikes are equal.
 
         With several processes each is given its own images, and all must return the same scale.
         """
@@ -153,20 +162,21 @@ class LayerwiseCalibrator(ThresholdCalibrator):
         units, trains, thresholds = Units(network, x), self.spike_trains(network, x, shard), {}
         label = "calibrate" if trains is not None and shard.processes.rank == 0 else None
         with bar(label, total=len(network.layers), unit="layer", leave=False) as progress:
-            for name, layer, activation in self._layers(network, x):
+            for name, layer, total, activation in self._layers(network, x):
                 units.fold(layer)
-                data = LayerData(name, layer, shard, activation, trains)
+                data = LayerData(name, layer, shard, total, activation, trains)
                 if layer.neuron is None:
                     self.calibrate_readout(network, x, data)
                 elif isinstance(layer.neuron, Neuron):
-                    layer.neuron.set_threshold(self.activation_scale(data) / layer.scale)
+                    layer.neuron.set_full_scale(self.activation_scale(data) / layer.scale)
                     thresholds[name] = layer.neuron.v_threshold.detach().clone()
                 if trains is not None and layer.neuron is not None:
                     trains.fire(name)
                 progress.update()
         return thresholds
 
-    def _layers(self, network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer, Tensor]]:
+    def _layers(self, network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer, Tensor, Tensor]]:
         if self.needs_activations:
-            return activations(network, x)
-        return ((name, layer, x.new_empty(0)) for name, layer in network.named_layers())
+            return layer_values(network, x)
+        none = x.new_empty(0)
+        return ((name, layer, none, none) for name, layer in network.named_layers())

@@ -26,6 +26,7 @@ from spikeprop.snn import (
     ChannelPad,
     Encoder,
     Gain,
+    GradedIF,
     Layer,
     LayerDynamics,
     Neuron,
@@ -183,6 +184,11 @@ def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) ->
     if isinstance(neuron, SpikingMaxPool):
         check_carried(neuron.window, name)
         return _write_max_pool(neuron.window)
+    if isinstance(neuron, GradedIF) and neuron.payload > 1:
+        raise NirError(
+            f"layer {name!r} sends graded spikes ({neuron.levels} levels), which no NIR node and none of our simulators of "
+            "hardware can carry yet; convert with SignedIF or IF to export"
+        )
     if not isinstance(neuron, Neuron) or type(neuron) not in (IF, LIF, SignedIF):
         raise NirError(f"layer {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
     check_carried(neuron, name)

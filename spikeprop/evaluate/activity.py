@@ -1,16 +1,18 @@
 """Activity and cost: firing rates, synaptic operations (SynOps), multiply-accumulates (MACs) and energy.
 
 SynOps count, for each spike, the synapses that it reaches; the fan-out is exact for every neuron, also at borders. An average
-pooling counts as part of the synapse that follows it, as on the chip. The energy is that of the arithmetic only, with the figures
-that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition
-(Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding) costs MACs at every step.
+pooling counts as part of the synapse that follows it, as on the chip. A graded spike, which carries n bits and a sign, counts n
+times: its product with a weight is n additions of the shifted weight. Bits sent are one a spike, or n and one for a sign. The
+energy is that of the arithmetic only, with the figures that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ
+a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding)
+costs MACs at every step.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ class ActivityMeter:
         self.marks = sorted({timesteps} if isinstance(timesteps, int) else set(timesteps))
         self.timesteps = self.marks[-1]
         self.fan_out = {name: maps.double() for name, maps in fan_out(network).items()}
+        self.payloads = payloads(network)
         self.images = 0
         self._counts = self._zeros()
 
@@ -83,8 +86,16 @@ class ActivityMeter:
         return dict(zip(self.fan_out, (spikes / (steps.clamp(min=1) * neurons)).tolist()))
 
     def synops(self, timesteps: int | None = None) -> dict[str, float]:
-        """Synaptic operations an image, by the layer that sends the spikes."""
-        return dict(zip(self.fan_out, (self._at(timesteps)[1] / max(1, self.images)).tolist()))
+        """Synaptic operations an image, by the layer that sends the spikes; as many as it has bits for a graded spike."""
+        events = dict(zip(self.fan_out, (self._at(timesteps)[1] / max(1, self.images)).tolist()))
+        return {name: count * self.payloads[name].bits for name, count in events.items()}
+
+    def bits(self, timesteps: int | None = None) -> float:
+        """Bits that a neuron sends for an image, in the mean over all neurons: of its spikes, the payload and the sign."""
+        spikes = dict(zip(self.fan_out, self._at(timesteps)[0].tolist()))
+        layers = [(name, carried.bits + carried.sign) for name, carried in self.payloads.items() if name != INPUT]
+        neurons = sum(self.fan_out[name].numel() for name, _ in layers)
+        return sum(spikes[name] * bits for name, bits in layers) / max(1, self.images * neurons)
 
     def energy(self, timesteps: int | None = None) -> float:
         """Joules an image: additions for spikes, MACs for input that is not spikes."""
@@ -94,6 +105,23 @@ class ActivityMeter:
 
     def _at(self, timesteps: int | None) -> Tensor:
         return self._counts[:, self.marks.index(self.timesteps if timesteps is None else timesteps)]
+
+
+class Payload(NamedTuple):
+    """What a spike of a layer carries: bits of the largest number, 1 of ordinary neurons, and whether there is a sign."""
+
+    bits: int
+    sign: bool
+
+
+def payloads(network: SpikingNetwork) -> dict[str, Payload]:
+    """The payload of each layer's spikes; those of max pooling are their sources'."""
+    found, layers = {INPUT: Payload(1, False)}, dict(network.named_layers())
+    for name, dynamics in network.dynamics().items():
+        passed = [found[source] for source in layers[name].sources if dynamics.passes_on]
+        bits, signs = zip((dynamics.payload_bits, dynamics.signed), *passed)
+        found[name] = Payload(max(bits), any(signs))
+    return found
 
 
 def segments(marks: Sequence[int], first: int, steps: int) -> Iterator[tuple[int, slice]]:

@@ -4,9 +4,9 @@ Certain: in R further steps the output of class c gains at most R * G(a, c) on t
 
     G(a, c) = max over spikes s of (W_c - W_a) s + b_c - b_a = sum_n max(0, W_cn - W_an) + b_c - b_a   (signed: sum |W_cn - W_an|)
 
-with W the weights of the readout and b its biases. While every margin is larger than that, the prediction after all steps is
-known: it is that of the complete simulation. The bound holds for spikes of every neuron in every step, so it is loose: it
-releases images in the last steps only, unless few neurons feed the readout.
+with W the weights of the readout, times the largest payload of graded spikes, and b its biases. While every margin is larger
+than that, the prediction after all steps is known: it is that of the complete simulation. The bound holds for the largest spikes
+of every neuron in every step, so it is loose: it releases images in the last steps only, unless few neurons feed the readout.
 
 Confident: the largest softmax probability of the mean output, in units of the ANN's scores, reaches a limit. Predictions may
 differ.
@@ -26,7 +26,7 @@ from spikeprop.runtime.labels import by_example
 from spikeprop.snn import INPUT, Layer, SpikingNetwork
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import is_integrate_and_fire
-from spikeprop.snn.signed import SignedIF
+from spikeprop.snn.signed import takes_back
 
 PAIRS = 1 << 31  # multiplications that the bounds of all pairs of classes may take; beyond, each class has one of its own
 
@@ -130,24 +130,24 @@ class CertainMargin:
 
 
 def _linear_readout(network: SpikingNetwork) -> tuple[Tensor, Tensor, Tensor]:
-    """The readout's weights (C, N), which neurons may send -1 (N,), and the biases (C,); float64."""
+    """The readout's weights for the largest spike (C, N), which neurons may send its negative (N,), biases (C,); float64."""
     name, layer = _readout(network)
     dynamics, shapes = network.dynamics(), network.shapes()
     like = next(network.parameters())
     weights, signs, bias_C = [], [], torch.zeros(shapes[name][0], dtype=torch.float64, device=like.device)
     for _, source, synapse in layer.branches():
-        if source == INPUT or not (is_integrate_and_fire(dynamics[source]) or type(dynamics[source]) is SignedIF):
+        if source == INPUT or not (is_integrate_and_fire(dynamics[source]) or takes_back(dynamics[source])):
             kind = "the input" if source == INPUT else f"layer {source!r} ({type(dynamics[source]).__name__})"
             raise EvaluationError(
-                f"an exit that is certain needs a readout that reads IF, LIF or SignedIF neurons; {name!r} reads {kind}, whose "
-                "spikes have no known bound: give early exit a confidence"
+                f"an exit that is certain needs a readout that reads IF, LIF, SignedIF or GradedIF neurons; {name!r} reads "
+                f"{kind}, whose spikes have no known bound: give early exit a confidence"
             )
         with torch.enable_grad():
             silent = torch.zeros(1, 1, *shapes[source], dtype=like.dtype, device=like.device, requires_grad=True)
             current_C = synapse(silent).flatten()
             each = torch.eye(len(current_C), dtype=like.dtype, device=like.device)
             (weight,) = torch.autograd.grad(current_C, silent, each, is_grads_batched=True)
-        weights.append(weight.flatten(1).double())
+        weights.append(weight.flatten(1).double() * dynamics[source].payload)
         signs.append(torch.full(weights[-1].shape[1:], dynamics[source].signed, device=like.device))
         bias_C += current_C.detach().double()
     return torch.cat(weights, 1), torch.cat(signs), bias_C

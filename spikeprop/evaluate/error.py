@@ -5,11 +5,12 @@ represents n/T * scale, which should be the ANN's activation a. The relative err
 over images and neurons. It has three parts (Bu et al. 2022, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency
 spiking neural networks"), which are given separately, also relative to |a|:
 
-    clipping      min(a, scale) - a                   a neuron fires at most once a step
-    quantisation  m/T * scale - min(a, scale)         the number of spikes is an integer; m is that of a constant current
+    clipping      min(a, p scale) - a                 a neuron fires at most once a step, with a payload of p = 1 or more
+    quantisation  m/T * scale - min(a, p scale)       the number of spikes is an integer; m is that of a constant current
     unevenness    (n - m)/T * scale                   more or fewer spikes, since they do not arrive evenly
 
-With the neurons' strict threshold m = ceil(a T/scale + v_init) - 1, between 0 and T. The parts add up as vectors, not as norms.
+With the neurons' strict threshold m = ceil(a T/scale + v_init) - 1, between 0 and p T; of graded spikes n and m are sums. The
+parts add up as vectors, not as norms.
 
 Suffix legend: B images.
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikeprop.evaluate.activity import device_of, segments
+from spikeprop.evaluate.activity import device_of, payloads, segments
 from spikeprop.snn import INPUT, SpikingNetwork
 from spikeprop.snn.watching import watched_chunk
 
@@ -66,10 +67,12 @@ def conversion_error(
         raise ValueError(f"no activation or no activation scale for {', '.join(absent)}")
     counts = _counts(network, x.to(device_of(network)), marks)
     found: dict[str, dict[int, LayerError]] = {}
+    carried = payloads(network)
     for name, dynamics in network.dynamics().items():
         a_B = activations[name].to(x.device)
         scale = torch.as_tensor(scales[name]).to(a_B)
-        found[name] = {t: _compare(count_B.to(a_B), t, a_B, scale, dynamics.head_start) for t, count_B in counts[name].items()}
+        start, most = dynamics.head_start, 2 ** carried[name].bits - 1
+        found[name] = {t: _compare(count_B.to(a_B), t, a_B, scale, start, most) for t, count_B in counts[name].items()}
     return found
 
 
@@ -92,10 +95,11 @@ def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[
     return found
 
 
-def _compare(count_B: Tensor, steps: int, a_B: Tensor, scale: Tensor, v_init: Tensor) -> LayerError:
+def _compare(count_B: Tensor, steps: int, a_B: Tensor, scale: Tensor, v_init: Tensor, most: int) -> LayerError:
+    """Errors of one layer whose largest spike is ``most``."""
     spiked_B = count_B * scale / steps
-    clipped_B = torch.minimum(a_B, scale)
-    quantised_B = (torch.ceil(a_B * steps / scale + v_init) - 1).clamp(0, steps) * scale / steps
+    clipped_B = torch.minimum(a_B, scale * most)
+    quantised_B = (torch.ceil(a_B * steps / scale + v_init) - 1).clamp(0, steps * most) * scale / steps
     norm = a_B.norm().clamp(min=torch.finfo(a_B.dtype).tiny)
 
     def relative(difference_B: Tensor) -> float:

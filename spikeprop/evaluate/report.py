@@ -37,9 +37,10 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     converted, finetuned = values["converted"]["accuracy"], values["finetuned"]["accuracy"]
     ann, snn = values["energy_joules"]["ann"], values["energy_joules"]["snn"]
     rows = [("ANN", f"{values['ann']['accuracy']:.2f} %")]
-    rows += [(f"converted, T = {t}", f"{a:.2f} %") for t, a in converted.items()]
+    levels = values["converted"].get("levels", 1)
+    rows += [(f"converted, {steps_text(t, levels)}", f"{a:.2f} %{_bits(values['converted'], t)}") for t, a in converted.items()]
     if values["finetuned_epochs"]:
-        rows += [(f"fine-tuned, T = {t}", f"{a:.2f} %") for t, a in finetuned.items()]
+        rows += [(f"fine-tuned, T = {t}", f"{a:.2f} %{_bits(values['finetuned'], t)}") for t, a in finetuned.items()]
     synops = sum(values["synops"].values())
     rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
     rows.append(("energy an image, ANN / SNN (45 nm)", f"{ann * 1e6:.2f} uJ / {snn * 1e6:.2f} uJ"))
@@ -51,6 +52,16 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows += chip_rows(simulated["chip"])
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
+
+
+def steps_text(steps: str | int, levels: int) -> str:
+    """Time steps, and the levels of the spikes where they are graded: numbers of steps compare at equal levels only."""
+    return f"T = {steps}" + (f" x {levels} levels" if levels > 1 else "")
+
+
+def _bits(found: dict[str, Any], steps: str | int) -> str:
+    active = found.get("activity", {}).get(str(steps), {})
+    return f", {active['bits_per_neuron']:.3g} bits a neuron" if "bits_per_neuron" in active else ""
 
 
 def scalars_by_steps(found: dict[str, Any]) -> dict[str, dict[int, float]]:

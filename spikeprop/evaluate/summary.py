@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spikeprop.evaluate.activity import ActivityMeter
+from spikeprop.evaluate.activity import ActivityMeter, payloads
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
+from spikeprop.evaluate.report import steps_text
 from spikeprop.evaluate.scores import Predictions, Proportion
+from spikeprop.snn import SpikingNetwork
 
 ANN = "ANN"  # the one column of a network that has no time steps
 
@@ -21,12 +23,14 @@ def summarise(network: nn.Module, predictor: Predictor, batches: Sequence[BatchP
     """Accuracy and activity of a network, in JSON values.
 
     Returns:
-        images; accuracy, by number of steps (or "ANN"): top1 and, where there are at least 5 classes, top5 in percent with their
-        95 % intervals; activity, by number of steps: rates, synops, energy_joules; early_exit, where it was asked for.
+        images; levels of graded spikes, 1 of others; accuracy, by number of steps (or "ANN"): top1 and, where there are at least
+        5 classes, top5 in percent with their 95 % intervals; activity, by number of steps: rates, synops, energy_joules,
+        bits_per_neuron; early_exit, where it was asked for.
     """
     predictions = Predictions.of(batches)
     return {
         "images": len(predictions.labels_N),
+        "levels": levels(network),
         "accuracy": accuracies(predictor, predictions),
         "activity": activities(predictor.meter(network), predictor, batches),
         "activity_images": sum(batch.counted for batch in batches),
@@ -85,7 +89,12 @@ def activities(meter: ActivityMeter | None, predictor: Predictor, batches: Seque
     for batch in counted:
         meter.put(batch.counts, batch.counted)
     return {
-        str(t): {"rates": meter.rates(t), "synops": meter.synops(t), "energy_joules": meter.energy(t)}
+        str(t): {
+            "rates": meter.rates(t),
+            "synops": meter.synops(t),
+            "energy_joules": meter.energy(t),
+            "bits_per_neuron": meter.bits(t),
+        }
         for t in predictor.timesteps
     }
 
@@ -94,11 +103,12 @@ def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Table rows (label, text) of a summary."""
     rows = []
     for column, found in values["accuracy"].items():
-        label = column if column == ANN else f"T = {column}"
+        label = column if column == ANN else steps_text(column, values["levels"])
         text = str(_proportion(found, "top1"))
         text += f"   top-5 {_proportion(found, 'top5')}" if "top5" in found else ""
         if column in values["activity"]:
-            text += f"   {values['activity'][column]['energy_joules'] * 1e6:.3g} uJ"
+            active = values["activity"][column]
+            text += f"   {active['energy_joules'] * 1e6:.3g} uJ   {active['bits_per_neuron']:.3g} bits a neuron"
         rows.append((label, text))
     if "early_exit" in values:
         found = values["early_exit"]
@@ -107,6 +117,11 @@ def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         text += f" ({found['steps_saved_percent']:.1f} % of steps saved)"
         rows.append((f"early exit, {rule}, T <= {found['timesteps']}", text))
     return rows
+
+
+def levels(network: nn.Module) -> int:
+    """The most levels of a network's graded neurons; 1 if it has none."""
+    return max((found.bits for found in payloads(network).values()), default=1) if isinstance(network, SpikingNetwork) else 1
 
 
 def class_table(predictor: Predictor, predictions: Predictions, names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from spikeprop.experiment.settings import HybridSettings, SimulationSettings, tr
 from spikeprop.experiment.stages import STAGES, PipelineRun
 from spikeprop.learn import LearningRule, check_shardable, load_checkpoint
 from spikeprop.runtime.devices import find_device
-from spikeprop.snn import SignedIF
+from spikeprop.snn.signed import GradedIF
 
 SMOKE_IMAGES = 64
 
@@ -77,8 +77,10 @@ class HybridConversion(HybridSettings):
         """
         for settings in (self.train, self.convert, self.finetune):
             settings.check()
-        if self.finetune.epochs and isinstance(self.convert.neuron.build(), SignedIF):
-            raise RecipeError("finetune: SignedIF passes no gradient; use finetune.epochs=0, or convert.neuron=IF")
+        neuron = self.convert.neuron.build()
+        if self.finetune.epochs and isinstance(neuron, GradedIF):
+            kind = type(neuron).__name__
+            raise RecipeError(f"finetune: {kind} passes no gradient; use finetune.epochs=0, or convert.neuron=IF")
         if self.sharded:
             self._check_sharded()
         data = self.data.build()

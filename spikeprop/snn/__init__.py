@@ -7,7 +7,7 @@ from spikeprop.snn.network import NetworkState, SpikingNetwork
 from spikeprop.snn.neuron import IF, LIF, Neuron
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import ReadoutSchedule
-from spikeprop.snn.signed import SignedIF
+from spikeprop.snn.signed import GradedIF, SignedIF
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
 from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
 
@@ -23,6 +23,7 @@ __all__ = [
     "Encoder",
     "FastSigmoid",
     "Gain",
+    "GradedIF",
     "Layer",
     "LayerDynamics",
     "NetworkState",

@@ -60,7 +60,8 @@ class LayerDynamics(nn.Module, ABC):
 
     Attributes:
         passes_on: it has no threshold of its own: what it sends has the size and the sign of what its sources send.
-        signed: it sends -1 as well as 1.
+        signed: it sends negative numbers as well.
+        payload_bits: of the largest number that a spike carries, without the sign.
     """
 
     passes_on: ClassVar[bool] = False
@@ -124,13 +125,22 @@ class LayerDynamics(nn.Module, ABC):
         return values
 
     @property
+    def payload_bits(self) -> int:
+        return 1
+
+    @property
+    def payload(self) -> int:
+        """The largest number that a spike carries."""
+        return 2**self.payload_bits - 1
+
+    @property
     def spike_size(self) -> Tensor:
-        """Potential that one spike stands for: a number, or broadcastable to one sample."""
+        """Potential that a spike of 1 stands for: a number, or broadcastable to one sample."""
         return torch.ones(())
 
     @property
     def head_start(self) -> Tensor:
-        """Potential before the first step, as a fraction of a spike's."""
+        """Potential before the first step, as a fraction of ``spike_size``."""
         return torch.zeros(())
 
 

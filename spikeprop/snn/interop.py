@@ -150,6 +150,9 @@ def rebuild(network: SpikingNetwork, library: str) -> SpikingNetwork:
     rebuilt = copy.deepcopy(network)
     for name, layer in rebuilt.named_layers():
         if isinstance(layer.neuron, Neuron):
+            if layer.neuron.signed:
+                kind = type(layer.neuron).__name__
+                raise ConversionError(f"layer {name!r} takes spikes back ({kind}), which {library}'s neurons do not; use IF")
             if (layer.neuron.v_init != 0).any():
                 started = float(layer.neuron.v_init.max())
                 raise ConversionError(f"layer {name!r} starts at v_init={started:g}; {library}'s neurons start at 0")

@@ -88,6 +88,10 @@ class Neuron(LayerDynamics):
         value = theta.detach().clone().to(self.v_threshold)
         self.v_threshold = nn.Parameter(value) if isinstance(self.v_threshold, nn.Parameter) else value
 
+    def set_full_scale(self, value: Tensor) -> None:
+        """Give the layer the threshold at which its largest spike stands for that potential; see ``set_threshold``."""
+        self.set_threshold(value)
+
     @torch.no_grad()
     def project_parameters(self) -> None:
         """Put a trained threshold back to at least 1e-4 and a trained leak into [1e-4, 1]; ``fit`` does so after every step.
@@ -114,6 +118,11 @@ class Neuron(LayerDynamics):
     @property
     def spike_size(self) -> Tensor:
         return self.v_threshold.detach()
+
+    @property
+    def full_scale(self) -> Tensor:
+        """Potential that the largest spike stands for: what a neuron can send in a step."""
+        return self.spike_size * self.payload
 
     @property
     def head_start(self) -> Tensor:

@@ -1,28 +1,86 @@
-"""Signed integrate-and-fire: a neuron that takes back spikes which later input has proved wrong.
+"""Signed and graded integrate-and-fire: neurons that take back what later input has proved wrong, and send whole numbers.
 
-    u = v + I;   o = 1 if u > theta;  -1 if u < 0 and more spikes were sent than taken back;  else 0;   v = u - theta * o
+    u = v + I;   k = the largest of 0..2^n - 1 with k q < u;   or, below 0, minus the least that lifts u to 0, no more than was
+    sent and 2^n - 1 at most;   v = u - k q          with q = theta / 2^(n-1), start at q/2
 
-A converted ReLU fires too often where positive input comes before negative, and an ordinary neuron cannot undo that: the error of
-uneven arrival, which few time steps leave no time to even out. With negative spikes the count sent after T steps is that of the
-summed input, floor(sum I / theta + v_init), as long as no more than one spike a step is due. Remembering the count keeps it from
-falling below 0, as a ReLU's output does. (Wang et al. 2022, "Signed Neuron with Memory: Towards Simple, Accurate and
-High-Efficient ANN-SNN Conversion"; here a neuron takes back at once below 0, which rounds exactly, theirs a threshold lower.)
+That is greedy: of the levels theta, theta/2, .., theta/2^(n-1) = q each is sent, from the largest on, if the rest is above it. A
+converted ReLU fires too often where positive input comes before negative, and an ordinary neuron cannot undo that: the error of
+uneven arrival, which few time steps leave no time to even out. With negative spikes the sum sent after T steps is that of the
+summed input, max(0, ceil(sum I / q + 1/2) - 1), as long as no step is due more than 2^n - 1: within q/2 of it. Remembering the
+sum keeps it from falling below 0, as a ReLU's output does. (One level: Wang et al. 2022, "Signed Neuron with Memory: Towards
+Simple, Accurate and High-Efficient ANN-SNN Conversion"; here a neuron takes back at once below 0, which rounds exactly, theirs a
+threshold lower. Several: the levels of H-MT, AAAI 2026.)
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
 
-from spikeprop.snn.dynamics import NeuronState
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.surrogate import Surrogate
 
+MOST_LEVELS = 7  # payloads travel as int8
 
-class SignedIF(Neuron):
-    """Integrate-and-fire without leak, whose spikes are 1 and -1. For conversion without training: no gradient passes.
+
+class GradedIF(Neuron):
+    """Integrate-and-fire without leak, whose spikes carry an integer of ``levels`` bits and a sign. No gradient passes.
+
+    For conversion without training, in few steps. Every spike stands for its payload times ``spike_size``. Hardware needs graded
+    spikes, as Loihi 2 has them: a synapse multiplies by the payload, which SynOps and energy count as one addition a bit.
+
+    Args:
+        levels: n; payloads reach from -(2^n - 1) to 2^n - 1, n at most 7.
+        v_threshold: the largest level, positive; a number here, one a neuron or a channel after calibration.
+        v_init: potential before the first step, as a fraction of the smallest level; 0.5 rounds.
+    """
+
+    signed: ClassVar[bool] = True
+
+    def __init__(self, *, levels: int = 3, v_threshold: float = 1.0, v_init: float = 0.5, surrogate: Surrogate | None = None):
+        if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
+            raise ValueError(f"levels is {levels!r}; a graded spike has 1 to {MOST_LEVELS} levels, since payloads are bytes")
+        super().__init__(v_threshold, 1.0, "subtract", v_init, surrogate)
+        self.levels = levels
+
+    @property
+    def payload_bits(self) -> int:
+        return self.levels
+
+    @property
+    def spike_size(self) -> Tensor:
+        return self.v_threshold.detach() / 2 ** (self.levels - 1)
+
+    def set_full_scale(self, value: Tensor) -> None:
+        self.set_threshold(value * (2 ** (self.levels - 1) / self.payload))
+
+    def initial_state(self, current: Tensor) -> NeuronState:
+        return NeuronState(torch.zeros_like(current) + self.v_init * self.spike_size, None, torch.zeros_like(current))
+
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        if self.training and torch.is_grad_enabled() and currents.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__} passes no gradient: fine-tune a network of IF neurons instead, or leave fine-tuning out "
+                "(epochs: 0)"
+            )
+        currents = currents.detach()
+        assert state.sent is not None
+        v, sent = (t.clone(memory_format=torch.contiguous_format) for t in (state.v, state.sent))
+        spikes = torch.empty_like(currents, memory_format=torch.contiguous_format)
+        scan(currents, self.spike_size.to(v), self.payload, v, sent, spikes)
+        return spikes, NeuronState(v, None, sent)
+
+    def extra_repr(self) -> str:
+        theta = self.v_threshold.detach()
+        levels = f"levels={self.levels}, " if type(self) is GradedIF else ""
+        return levels + (f"v_threshold={float(theta):.4g}" if theta.numel() == 1 else f"v_threshold={tuple(theta.shape)}")
+
+
+class SignedIF(GradedIF):
+    """Integrate-and-fire without leak, whose spikes are 1 and -1: ``GradedIF(levels=1)``. No gradient passes.
 
     A spike either way is an event of the same cost, and hardware needs events that carry a sign. The packed engine runs it where
     gradients are off (``torch.no_grad``).
@@ -32,60 +90,55 @@ class SignedIF(Neuron):
         v_init: potential before the first step, as a fraction of the threshold; 0.5 rounds.
     """
 
-    signed: ClassVar[bool] = True
-
     def __init__(self, *, v_threshold: float = 1.0, v_init: float = 0.5, surrogate: Surrogate | None = None):
-        super().__init__(v_threshold, 1.0, "subtract", v_init, surrogate)
-
-    def initial_state(self, current: Tensor) -> NeuronState:
-        return NeuronState(torch.zeros_like(current) + self.v_init * self.v_threshold, None, torch.zeros_like(current))
-
-    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        if self.training and torch.is_grad_enabled() and currents.requires_grad:
-            raise ValueError(
-                "SignedIF passes no gradient: fine-tune a network of IF neurons instead, or leave fine-tuning out (epochs: 0)"
-            )
-        currents = currents.detach()
-        assert state.sent is not None
-        v, sent = (t.clone(memory_format=torch.contiguous_format) for t in (state.v, state.sent))
-        spikes = torch.empty_like(currents, memory_format=torch.contiguous_format)
-        scan(currents, self.v_threshold.to(v), v, sent, spikes)
-        return spikes, NeuronState(v, None, sent)
-
-    def extra_repr(self) -> str:
-        theta = self.v_threshold.detach()
-        return f"v_threshold={float(theta):.4g}" if theta.numel() == 1 else f"v_threshold={tuple(theta.shape)}"
+        super().__init__(levels=1, v_threshold=v_threshold, v_init=v_init, surrogate=surrogate)
 
 
-def scan(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def takes_back(neuron: LayerDynamics) -> TypeGuard[GradedIF]:
+    """Whether ``scan`` runs a neuron: ours, not a subclass with rules of its own."""
+    return type(neuron) in (GradedIF, SignedIF)
+
+
+def scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
     """Advance over the steps of ``spikes`` (K, B, ...); ``v`` and ``sent`` (B, ...) go on from what they are.
 
     Args:
         currents: (K, B, ...), or (1, B, ...) for a current that stays the same.
-        theta: thresholds, broadcastable to a sample.
+        unit: potential of a payload of 1, broadcastable to a sample.
+        payload: the largest.
         spikes: contiguous, overwritten; of the currents' type or int8.
     """
     on_cpu = currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64)
-    (_scan_on_cpu if on_cpu else _scan)(currents, theta, v, sent, spikes)
+    (_scan_on_cpu if on_cpu else _scan)(currents, unit, payload, v, sent, spikes)
 
 
-def _scan(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
-    """The definition, step by step."""
+def _scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+    """The definition, step by step: each level is tried on top of those taken already."""
     for current, out in zip(currents.expand(len(spikes), *v.shape), spikes):
         v += current
-        torch.gt(v, theta, out=out)
-        out -= ((v < 0) & (sent > 0)).to(out)
-        sent += out
-        v -= out * theta
+        up, down = torch.zeros_like(v), torch.zeros_like(v)
+        for level in range(payload.bit_length() - 1, -1, -1):
+            more, less = up + 2**level, down + 2**level
+            up = torch.where(v > more * unit, more, up)
+            down = torch.where((v < (1 - less) * unit) & (less <= sent), less, down)
+        out.copy_(up - down)
+        sent += up - down
+        v -= (up - down) * unit
 
 
-def _scan_on_cpu(currents: Tensor, theta: Tensor, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
     """The same in one pass over memory."""
     from spikeprop.snn.engine.kernels import neuron_loops  # here, since it brings Numba
     from spikeprop.snn.engine.kernels.cpu import in_ranges
 
-    theta_N = theta.detach().to(v).expand(v.shape[1:]).reshape(-1).numpy()
+    unit_N = unit.detach().to(v).expand(v.shape[1:]).reshape(-1).numpy()
     tensors = (currents.contiguous(), v, sent, spikes)
     flat = [t.detach().reshape(*t.shape[: t.dim() - v.dim() + 1], -1).numpy() for t in tensors]
     current_KBN, v_BN, sent_BN, spikes_KBN = flat
-    in_ranges(len(v), lambda first, last: neuron_loops.scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last))
+    if payload == 1:
+        in_ranges(len(v), lambda first, last: neuron_loops.scan(current_KBN, unit_N, v_BN, sent_BN, spikes_KBN, first, last))
+        return
+    most = v_BN.dtype.type(payload)
+    in_ranges(
+        len(v), lambda first, last: neuron_loops.scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, last)
+    )

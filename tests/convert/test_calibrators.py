@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, IF, Digits, MaxActivation, Percentile, SignedIF, ThresholdBalancing, convert, snn_accuracy
+from spikeprop import CNN, IF, Digits, GradedIF, MaxActivation, Percentile, SignedIF, ThresholdBalancing, convert, snn_accuracy
 from spikeprop.ann.activation import QCFS
 from spikeprop.convert import (
     AdvancedCalibration,
@@ -65,25 +66,27 @@ def test_least_error_is_the_grids_best() -> None:
         assert error(scale, a, STEPS) == pytest.approx(best, rel=1e-4)
 
 
+@pytest.mark.parametrize("counts", [16, 4 * 7])
 @pytest.mark.parametrize("per", ["layer", "channel"])
-def test_all_candidates_in_one_pass_have_the_errors_of_the_definition(per: Literal["layer", "channel"]) -> None:
+def test_all_candidates_in_one_pass_have_the_errors_of_the_definition(per: Literal["layer", "channel"], counts: int) -> None:
     torch.manual_seed(0)
     current = torch.randn(3, 5000)
     target, scales = torch.relu(current + 0.1), torch.rand(7, 3) + 0.1
-    found = GridSearch(16, per, 7)._errors(current, target, scales, 0.5)
+    found = GridSearch(counts, per, 7)._errors(current, target, scales, 0.5)
     for scale_R, error_R in zip(scales, found, strict=True):
-        rates = quantised(current / scale_R[:, None], 0.5, 16)
+        rates = quantised(current / scale_R[:, None], 0.5, counts)
         wanted = (rates * scale_R[:, None] - target).square().sum(1, dtype=torch.float64)
         torch.testing.assert_close(error_R, wanted, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("neuron", [IF(v_init=0.5), GradedIF(levels=3)], ids=["IF", "GradedIF"])
 @pytest.mark.parametrize("channels", [5, 16, 37])
-def test_the_fits_fused_gradients_are_those_of_its_definition(channels: int) -> None:
+def test_the_fits_fused_gradients_are_those_of_its_definition(channels: int, neuron: Neuron) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, channels, 3, padding=1)
     rates = {name: torch.randint(0, 17, (20, channels, 4, 6)) / 16.0 for name in ("a", "b")}
     synapses = [("a", Synapse([conv])), ("b", Synapse([Gain(torch.tensor(0.7))]))]
-    layer = Layer(synapses, IF(v_init=0.5)).double()
+    layer = Layer(synapses, copy.deepcopy(neuron)).double()
     layer.neuron.set_threshold(torch.rand(channels, 1, 1) + 0.5)  # type: ignore[union-attr]
     target = torch.relu(torch.randn(20, channels, 4, 6)).double()
     fit = LayerFit(layer, target, {name: rate.double() for name, rate in rates.items()}, timesteps=16)

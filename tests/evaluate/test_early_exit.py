@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, IF, LIF, Digits, Direct, Percentile, Poisson, SignedIF, convert
+from spikeprop import CNN, IF, LIF, Digits, Direct, GradedIF, Percentile, Poisson, SignedIF, convert
 from spikeprop.convert import LightCalibration, OffsetSpike
 from spikeprop.errors import EvaluationError
 from spikeprop.evaluate import EarlyExit, Predictor, evaluation_rows, leave_early, summarise
 from spikeprop.evaluate import predictor as predictors
 from spikeprop.evaluate.early_exit import CertainMargin
-from spikeprop.snn import Encoder, Layer, SpikingMaxPool, SpikingNetwork, Synapse
+from spikeprop.snn import Encoder, Layer, Neuron, SpikingMaxPool, SpikingNetwork, Synapse
 from spikeprop.snn.leaving import Leaving
 
 CERTAIN = EarlyExit()
 
 
-def two_classes(neuron: IF | SignedIF, head: list[list[float]]) -> SpikingNetwork:
+def two_classes(neuron: Neuron, head: list[list[float]]) -> SpikingNetwork:
     """Two inputs, a neuron for each, and an output of two classes."""
     hidden, out = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     hidden.weight.data, out.weight.data = torch.eye(2), torch.tensor(head)
@@ -40,10 +40,12 @@ def test_an_image_leaves_when_the_other_class_cannot_catch_up(packed: bool) -> N
     assert exits.steps.tolist() == [6, 6, 10]
 
 
-def test_the_bound_of_signed_neurons_is_twice_as_wide() -> None:
-    plain, signed = (CertainMargin(two_classes(n, [[1.0, 0.0], [0.0, 1.0]]), 10).gain_CC for n in (IF(), SignedIF()))
+def test_the_bound_of_signed_neurons_is_twice_as_wide_and_grows_with_the_payload() -> None:
+    neurons = (IF(), SignedIF(), GradedIF(levels=3))
+    plain, signed, graded = (CertainMargin(two_classes(n, [[1.0, 0.0], [0.0, 1.0]]), 10).gain_CC for n in neurons)
     assert plain.tolist() == [[0, 1], [1, 0]]
     assert signed.tolist() == [[0, 2], [2, 0]]
+    assert graded.tolist() == [[0, 14], [14, 0]]
 
 
 def test_a_bound_for_each_class_holds_where_pairs_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +63,7 @@ CASES = {
     "Poisson": (IF(), Poisson(), Percentile(percentile=99.0)),
     "LIF": (LIF(leak=0.99), Direct(), Percentile(percentile=99.0)),
     "SignedIF": (SignedIF(), Direct(), LightCalibration(timesteps=12)),
+    "GradedIF": (GradedIF(levels=2), Direct(), LightCalibration(timesteps=12)),
     "a run beforehand": (IF(v_init=0.5), Direct(), OffsetSpike(calibrator=Percentile(percentile=99.0), pre_run=3)),
 }
 
@@ -85,9 +88,12 @@ def test_certain_exits_predict_what_the_complete_simulation_does(digits_cnn: CNN
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("encoder", [Direct(), Poisson()], ids=["Direct", "Poisson"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_samples_that_go_on_are_simulated_as_before(digits_cnn: CNN, packed: bool, encoder: Encoder, threads: int) -> None:
+@pytest.mark.parametrize("neuron", [IF(v_init=0.5), GradedIF(levels=3)], ids=["IF", "GradedIF"])
+def test_samples_that_go_on_are_simulated_as_before(
+    digits_cnn: CNN, packed: bool, encoder: Encoder, threads: int, neuron: Neuron
+) -> None:
     x = next(iter(Digits().test(23).epoch(0)))[0].double()
-    network = convert(digits_cnn, [x.float()], IF(v_init=0.5), Percentile(), encoder=encoder).double()
+    network = convert(digits_cnn, [x.float()], neuron, Percentile(), encoder=encoder).double()
     network.packed = packed
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)

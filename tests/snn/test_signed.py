@@ -61,7 +61,7 @@ def test_the_loop_over_memory_once_is_the_definition(dtype: torch.dtype) -> None
             torch.zeros(5, 3, 6, 4, dtype=dtype),
             torch.empty(9, 5, 3, 6, 4, dtype=dtype),
         )
-        run(currents, theta, v, sent, spikes)
+        run(currents, theta, 1, v, sent, spikes)
         found.append((v, sent, spikes))
     assert all(torch.equal(a, b) for a, b in zip(*found))
     assert (found[0][2] < 0).any()

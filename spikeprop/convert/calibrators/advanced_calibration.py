@@ -1,7 +1,8 @@
 """Advanced calibration (Li et al. 2021, "A free lunch from ANN"): a fit of each layer, weights included.
 
 The fit goes through the rate of a constant current z, clip(floor(T z/theta + v_init), 0, T)/T, with a straight-through gradient.
-Unlike in the authors' code, weights, biases, thresholds and initial potentials are fitted together.
+Unlike in the authors' code, weights, biases, thresholds and initial potentials are fitted together. Of graded neurons theta is
+what the largest spike stands for, and T the counts, T (2^n - 1).
 """
 
 from __future__ import annotations
@@ -66,17 +67,17 @@ class LayerFit:
         timesteps: int,
         shard: CalibrationShard = UNSHARDED,
     ):
-        self.layer, self.timesteps, self.shard = layer, timesteps, shard
-        self.target = _channels_last(target)
+        self.layer, self.target, self.shard = layer, _channels_last(target), shard
         add_bias(layer)
         self.trained: list[Tensor] = [p for p in layer.synapses.parameters() if p.requires_grad]
         self.current = BranchCurrents(layer, rates)
         self.neuron = layer.neuron if isinstance(layer.neuron, Neuron) else None
         if self.neuron is not None:
-            self.log_theta = self.neuron.v_threshold.detach().log().requires_grad_()
-            start = self.neuron.v_init.expand_as(self.neuron.v_threshold)
+            self.counts = timesteps * self.neuron.payload
+            self.log_full = self.neuron.full_scale.log().requires_grad_()
+            start = self.neuron.v_init.expand_as(self.log_full)
             self.start = start.clone().requires_grad_()
-            self.trained += [self.log_theta, self.start]
+            self.trained += [self.log_full, self.start]
 
     def run(self, iterations: int, batch_size: int, step: float) -> None:
         """Minimise, and leave the result in the layer."""
@@ -131,7 +132,7 @@ class LayerFit:
             fused.error(total.detach(), part)  # leaves the gradient by the current in its place
             if total.requires_grad:
                 total.backward(total.detach())
-        for leaf, grad_C in ((self._theta(), fused.grad_theta_C), (self.start, fused.grad_start_C)):
+        for leaf, grad_C in ((self._full_scale(), fused.grad_full_C), (self.start, fused.grad_start_C)):
             grad = grad_C if leaf.numel() == len(grad_C) else grad_C.sum()
             leaf.backward(grad.to(leaf).reshape(leaf.shape))
         for parameter in self.trained:
@@ -145,28 +146,28 @@ class LayerFit:
         """The loop in one pass over memory, where it knows the numbers; the definition is ``_output``."""
         if self.neuron is None or self.target.device.type != "cpu" or self.target.dtype not in (torch.float32, torch.float64):
             return None
-        if self.log_theta.numel() not in (1, self.target.shape[1]):
+        if self.log_full.numel() not in (1, self.target.shape[1]):
             return None
         return FusedError(
-            self.current.fixed_of(self.target), self.target, self._theta().detach(), self.start.detach(), self.timesteps
+            self.current.fixed_of(self.target), self.target, self._full_scale().detach(), self.start.detach(), self.counts
         )
 
     def _output(self, some: Tensor) -> Tensor:
         total = self.current(some)
         if self.neuron is None:
             return total
-        theta = self._theta()
-        return theta * _rate_through(total / theta, self.start, self.timesteps)
+        full = self._full_scale()
+        return full * _rate_through(total / full, self.start, self.counts)
 
-    def _theta(self) -> Tensor:
-        theta, limit = self.log_theta.exp(), self.layer.ceiling
-        return theta if limit is None else torch.minimum(theta, limit / self.layer.scale)
+    def _full_scale(self) -> Tensor:
+        full, limit = self.log_full.exp(), self.layer.ceiling
+        return full if limit is None else torch.minimum(full, limit / self.layer.scale)
 
     def _store(self) -> None:
         for parameter in self.layer.synapses.parameters():
             parameter.grad = None
         if self.neuron is not None:
-            self.neuron.set_threshold(self._theta().detach())
+            self.neuron.set_full_scale(self._full_scale().detach())
             self.neuron.v_init = self.start.detach().clone()
 
 
@@ -221,15 +222,15 @@ class FusedError:
     Args:
         fixed: current (B, C, ...) that is no part of what ``error`` is given; channels last, like the target.
         target: (B, C, ...).
-        theta, start: thresholds and initial potentials: a number, or one a channel.
-        timesteps: T of the rate.
+        full, start: what the largest spike stands for (of one bit the threshold), initial potentials: a number, or one a channel.
+        counts: T of the rate, or T times the largest payload.
     """
 
-    def __init__(self, fixed: Tensor, target: Tensor, theta: Tensor, start: Tensor, timesteps: int):
-        self._fixed_BSC, self._target_BSC, self._timesteps = _positions(fixed), _positions(target), timesteps
-        rows = torch.broadcast_tensors(theta, start, (start - 0.5) / timesteps)
+    def __init__(self, fixed: Tensor, target: Tensor, full: Tensor, start: Tensor, counts: int):
+        self._fixed_BSC, self._target_BSC, self._counts = _positions(fixed), _positions(target), counts
+        rows = torch.broadcast_tensors(full, start, (start - 0.5) / counts)
         self._neurons_3C = torch.stack([row.to(target).reshape(-1).expand(target.shape[1]) for row in rows])
-        self.grad_theta_C, self.grad_start_C = torch.zeros(2, target.shape[1], dtype=torch.float64)
+        self.grad_full_C, self.grad_start_C = torch.zeros(2, target.shape[1], dtype=torch.float64)
 
     def error(self, total: Tensor, some: Tensor) -> float:
         """Of some images' current, whose gradient is left in its place; adds to the other gradients."""
@@ -242,11 +243,11 @@ class FusedError:
 
         def work(first: int, last: int) -> Any:
             found_3C = np.zeros(self._neurons_3C.shape)
-            fit_loops.gradients(*arrays, self._timesteps, found_3C, first, last)
+            fit_loops.gradients(*arrays, self._counts, found_3C, first, last)
             return found_3C
 
-        theta_C, start_C, error_C = torch.from_numpy(sum(in_ranges(len(copied), work)))
-        self.grad_theta_C += theta_C
+        full_C, start_C, error_C = torch.from_numpy(sum(in_ranges(len(copied), work)))
+        self.grad_full_C += full_C
         self.grad_start_C += start_C
         if copied.data_ptr() != total.data_ptr():
             z_BSC.copy_(copied)
@@ -262,7 +263,7 @@ def _positions(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2) if x.dim() > 2 else x.unsqueeze(1)
 
 
-def _rate_through(ratio: Tensor, start: Tensor, timesteps: int) -> Tensor:
+def _rate_through(ratio: Tensor, start: Tensor, counts: int) -> Tensor:
     """The rate of a constant current; its gradient is that of the ramp that the staircase follows."""
-    ramp = (ratio + (start - 0.5) / timesteps).clamp(0, 1)
-    return ramp + (quantised(ratio.detach(), start.detach(), timesteps) - ramp.detach())
+    ramp = (ratio + (start - 0.5) / counts).clamp(0, 1)
+    return ramp + (quantised(ratio.detach(), start.detach(), counts) - ramp.detach())

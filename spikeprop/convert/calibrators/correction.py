@@ -3,7 +3,8 @@
 A layer is corrected while the layers below it, corrected already, fire as they will when the network runs for ``timesteps``
 steps. So the correction covers their errors as well as the layer's own. Neurons run without leak meanwhile.
 
-Differences from the authors' code: thresholds are searched on the currents that spikes give, not on the ANN's.
+Differences from the authors' code: thresholds are searched on the currents that spikes give, not on the ANN's; and, if wished,
+for the spikes that come of them (``search``).
 """
 
 from __future__ import annotations
@@ -11,21 +12,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from spikeprop.convert.activations import current
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.calibrators.least_error import GridSearch
-from spikeprop.convert.calibrators.rows import Per, rows
+from spikeprop.convert.calibrators.least_error import GridSearch, least_of_grid
+from spikeprop.convert.calibrators.rows import Per, from_rows, rows
 from spikeprop.convert.encoded import isolated_rng
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains
 from spikeprop.runtime.checks import at_least_one
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import Layer, SpikingNetwork
+
+SEARCHED = 128  # images that the search on spikes runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +39,21 @@ class SpikeCalibrator(LayerwiseCalibrator):
         timesteps: steps that the network is to run for.
         per: one threshold a layer, or one a channel.
         grid: fractions of the largest activation that are tried as threshold.
+        search: "rate" takes the rate of a constant current, as the paper does; "spikes" runs the neurons at each threshold on the
+            currents of every step, of up to 128 images: slower, and better where few steps leave spikes uneven.
         delay: choose the step from which the output is read (``delay_readout``); networks of signed neurons need no delay.
     """
 
     timesteps: int = 16
     per: Per = "channel"
     grid: int = 50
+    search: Literal["rate", "spikes"] = "rate"
     delay: bool = True
 
     def __post_init__(self) -> None:
         at_least_one(self, "timesteps", "grid")
+        if self.search not in ("rate", "spikes"):
+            raise ValueError(f"search is {self.search!r}; use 'rate' or 'spikes'")
 
     @abstractmethod
     def correct(self, data: LayerData) -> None:
@@ -55,11 +63,34 @@ class SpikeCalibrator(LayerwiseCalibrator):
         return SpikeTrains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
-        search = GridSearch(self.timesteps, self.per, self.grid)
-        theta = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
-        data.neuron.set_threshold(data.limited(theta * data.layer.scale) / data.layer.scale)
+        if self.search == "spikes":
+            full = self._best_for_spikes(data)
+        else:
+            search = GridSearch(data.counts(self.timesteps), self.per, self.grid)
+            full = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
+        data.neuron.set_full_scale(data.limited(full * data.layer.scale) / data.layer.scale)
         self.correct(data)
-        return data.neuron.v_threshold * data.layer.scale
+        return data.neuron.full_scale * data.layer.scale
+
+    def _best_for_spikes(self, data: LayerData) -> Tensor:
+        """The positive potential for the largest spike with the least error of what the neurons send, for some images."""
+        shard, count = data.shard, data.shard.size(len(data.target))
+        chosen = shard.local(torch.arange(0, count, -(-count // SEARCHED)), 1)
+        largest_R, target = shard.largest(rows(data.target, self.per).amax(1)), data.target[chosen]
+        currents_TB = data.spikes.some_currents(data.name, chosen)
+
+        def error(full_R: Tensor) -> Tensor:
+            data.neuron.set_full_scale(from_rows(full_R, self.per, target))
+            sent = data.spikes.sent(data.neuron, currents_TB) * data.neuron.spike_size / self.timesteps
+            return rows((sent - target).square(), self.per).sum(1, dtype=torch.float64)
+
+        def errors(full_GR: Tensor) -> Tensor:
+            if not len(chosen):
+                return torch.zeros_like(full_GR, dtype=torch.float64)
+            return torch.stack([error(full_R) for full_R in full_GR])
+
+        found_R = least_of_grid(shard, largest_R, self.grid, errors)
+        return data.positive(from_rows(found_R, self.per, data.target))
 
     def calibrate_readout(self, network: SpikingNetwork, x: Tensor, data: LayerData) -> None:
         self.correct(data)

@@ -3,6 +3,8 @@
     r = clip(floor(T z/theta + v), 0, T)/T;   out = theta r;   m = 1 where 0 <= z/theta + (v - 1/2)/T <= 1, else 0
     d out/dz = m;   d out/dtheta = r - m z/theta;   d out/dv = theta m/T
 
+Of graded neurons theta is what the largest spike stands for, and T the counts (``LayerData.counts``).
+
 The innermost step is written as LLVM vectors, as in ``snn/engine/kernels/cpu_vectors.py``: Numba's vectoriser gives up on so many
 arrays. Suffix legend: B images, S positions, C channels.
 """

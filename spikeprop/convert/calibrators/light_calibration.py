@@ -34,4 +34,4 @@ class LightCalibration(SpikeCalibrator):
 
 def shift_potential(neuron: Neuron, error: Tensor, timesteps: int) -> None:
     """Shift initial potentials so that the mean error of each neuron's rate is compensated within ``timesteps`` steps."""
-    neuron.v_init = (neuron.v_init + timesteps * error.to(neuron.v_init) / neuron.v_threshold).clamp(-1, 1)
+    neuron.v_init = (neuron.v_init + timesteps * error.to(neuron.v_init) / neuron.spike_size).clamp(-1, 1)

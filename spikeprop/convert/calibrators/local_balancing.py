@@ -44,14 +44,14 @@ class LocalThresholdBalancing(LayerwiseCalibrator):
         largest_C1 = shard.largest(a_CN.amax(1, keepdim=True))
         scale_C1, least_C1 = largest_C1 / 2, largest_C1 * 1e-3  # start in the middle between rounding and clipping
         count, per_image = shard.size(a_CN.shape[1]), a_CN.shape[1] // len(data.activation)
-        draws = torch.Generator().manual_seed(0)
+        draws, counts = torch.Generator().manual_seed(0), data.counts(self.timesteps)
         for i in range(self.iterations):
             some = shard.local(torch.randint(count, (self.samples,), generator=draws), per_image)
             rate = self.step * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
-            scale_C1 = torch.maximum(scale_C1 - rate * self._newton_step(a_CN[:, some], scale_C1, shard), least_C1)
+            scale_C1 = torch.maximum(scale_C1 - rate * self._newton_step(a_CN[:, some], scale_C1, counts, shard), least_C1)
         return data.limited(data.positive(from_rows(scale_C1.squeeze(1), "channel", data.activation)))
 
-    def _newton_step(self, a_CN: Tensor, scale_C1: Tensor, shard: CalibrationShard) -> Tensor:
+    def _newton_step(self, a_CN: Tensor, scale_C1: Tensor, counts: int, shard: CalibrationShard) -> Tensor:
         """Gradient by curvature of the mean squared error by the scale S, over the samples of all processes.
 
         The error is S^2 / 12 T^2 of rounding where a neuron fires at all, and (a - S)^2 where it is clipped. The gradient alone
@@ -61,6 +61,6 @@ class LocalThresholdBalancing(LayerwiseCalibrator):
         terms = ((a_CN > 0) & (over_CN < 0), over_CN > 0, over_CN.clamp(min=0))
         sums_3C1 = torch.stack([values_CN.sum(1, keepdim=True, dtype=torch.float64) for values_CN in terms])
         firing_C1, clipped_C1, excess_C1 = (shard.total(sums_3C1) / self.samples).to(a_CN)
-        firing_C1 = firing_C1 / (6 * self.timesteps**2)
+        firing_C1 = firing_C1 / (6 * counts**2)
         gradient_C1, curvature_C1 = scale_C1 * firing_C1 - 2 * excess_C1, firing_C1 + 2 * clipped_C1
         return torch.where(curvature_C1 > 0, gradient_C1 / curvature_C1, 0.0)

@@ -104,6 +104,7 @@ def _at_steps(summary: dict[str, Any], steps: Sequence[int]) -> dict[str, Any]:
         "interval": {t: found["top1_interval"] for t, found in accuracy.items()},
         "activity": {t: found for t, found in summary["activity"].items() if int(t) in steps},
         "activity_images": summary["activity_images"],
+        "levels": summary["levels"],
         **({"early_exit": summary["early_exit"]} if "early_exit" in summary else {}),
     }
 

@@ -27,7 +27,7 @@ from spikeprop.snn.engine.synapse_run import SourceValues, SynapseRun
 from spikeprop.snn.leaving import kept_rows
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
-from spikeprop.snn.signed import SignedIF, scan
+from spikeprop.snn.signed import GradedIF, scan, takes_back
 from spikeprop.snn.synapse import ChannelPad
 
 MOVES = (nn.Identity, ChannelPad)  # operations that leave values as they are
@@ -64,7 +64,7 @@ def make_layer_run(layer: LayerParts, context: SliceContext) -> LayerRun:
         return IntegrateFireRun(dynamics, *common)
     if type(dynamics) is SpikingMaxPool:
         return MaxPoolRun(dynamics, layer, context)
-    if type(dynamics) is SignedIF and not context.keep:
+    if takes_back(dynamics) and not context.keep:
         return SignedRun(dynamics, *common)
     return TorchRun(dynamics, layer, context)
 
@@ -114,20 +114,21 @@ class DynamicsRun(LayerRun):
 
 
 class SignedRun(DynamicsRun):
-    """``SignedIF`` without gradients: a fused scan, and int8."""
+    """``SignedIF`` and ``GradedIF`` without gradients: a fused scan, and int8."""
 
     def __init__(
-        self, dynamics: SignedIF, name: str, shape: tuple[int, ...], synapses: list[tuple[str, SynapseRun]], context: SliceContext
+        self, dynamics: GradedIF, name: str, shape: tuple[int, ...], synapses: list[tuple[str, SynapseRun]], context: SliceContext
     ):
         super().__init__(name, shape, synapses, context)
         like_B, positions = context.like_B, position_count(shape)
-        values = (per_position(value, shape, like_B.dtype) for value in (dynamics.v_threshold, dynamics.v_init))
-        self.theta_SC, self.start_SC = (value_RC.expand(positions, -1).contiguous() for value_RC in values)
+        values = (per_position(value, shape, like_B.dtype) for value in (dynamics.spike_size, dynamics.v_init))
+        self.payload = dynamics.payload
+        self.unit_SC, self.start_SC = (value_RC.expand(positions, -1).contiguous() for value_RC in values)
         self.start_again()
 
     def start_again(self) -> None:
         like_B = self.context.like_B
-        self.v_BSC = like_B.new_zeros(len(like_B), *self.theta_SC.shape) + self.start_SC * self.theta_SC
+        self.v_BSC = like_B.new_zeros(len(like_B), *self.unit_SC.shape) + self.start_SC * self.unit_SC
         self.sent_BSC = torch.zeros_like(self.v_BSC)
 
     def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
@@ -138,9 +139,9 @@ class SignedRun(DynamicsRun):
         small_KBSC = torch.empty((steps, *self.v_BSC.shape), dtype=torch.int8, device=self.v_BSC.device)
         for first, last in self._pieces(steps):
             current_KBSC = self.current(cut(values, first, last))
-            scan(current_KBSC.to(self.v_BSC.dtype), self.theta_SC, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
+            scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
             self.context.buffers.give(current_KBSC)
-        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=True)
+        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=self.payload == 1)
 
 
 class TorchRun(DynamicsRun):

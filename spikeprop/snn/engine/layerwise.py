@@ -36,7 +36,7 @@ from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_syna
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
-from spikeprop.snn.signed import SignedIF, scan
+from spikeprop.snn.signed import GradedIF, scan, takes_back
 
 
 class Worker:
@@ -106,7 +106,7 @@ class LayerwiseRun:
         """
         dynamics, shape, layer = self.network.dynamics()[name], self.shapes[name], self._layer(name)
         train, layouts, slices = self._room(name, shape), self._layouts(name), list(self._slices(name))
-        ours = is_integrate_and_fire(dynamics) or isinstance(dynamics, SignedIF)  # others may keep something on the module
+        ours = is_integrate_and_fire(dynamics) or takes_back(dynamics)  # others may keep something on the module
         threads = min(torch.get_num_threads(), len(slices)) if ours and self.x_B.device.type == "cpu" else 1
         while len(self.workers) < threads:
             self.workers.append(Worker(self.x_B.device))
@@ -126,7 +126,7 @@ class LayerwiseRun:
                         worker.kept.keep(samples, (first, last, current))
             return count
 
-        with _without_leak(dynamics):
+        with without_leak(dynamics):
             count = sum(on_threads([[number] for number in range(threads)], work))
         self.trains[name], self.rates[name] = train, count / train.shape[:2].numel()
         self._forget(name)
@@ -155,7 +155,7 @@ class LayerwiseRun:
         return self.x_B.new_empty(self.timesteps, len(self.x_B), position_count(shape), word_count(shape[0]), dtype=torch.int32)
 
     def _signed(self, name: str) -> bool:
-        """Whether a layer's spikes may be -1: its own, or those that it pools."""
+        """Whether a layer's spikes may be other than 0 and 1: its own, or those that it pools."""
         layer = self._layer(name)
         return layer.dynamics.signed or (layer.dynamics.passes_on and any(self._signed(s) for s in layer.sources if s != INPUT))
 
@@ -222,16 +222,16 @@ class LayerwiseRun:
         """What advances a layer over a chunk: from its current (K or 1, B, S, C) to its train, giving the number of spikes."""
         if is_integrate_and_fire(dynamics):
             return self._scan(dynamics, shape, samples)
-        return self._scan_signed(dynamics, shape, samples) if isinstance(dynamics, SignedIF) else self._step(dynamics, current)
+        return self._scan_signed(dynamics, shape, samples) if takes_back(dynamics) else self._step(dynamics, current)
 
-    def _scan_signed(self, neuron: SignedIF, shape: tuple[int, ...], samples: int) -> Callable[[Tensor, Tensor], int]:
-        rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.v_threshold, neuron.v_init)))
-        theta_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
-        v_BSC = self.x_B.new_zeros(samples, *theta_SC.shape) + start_SC * theta_SC
+    def _scan_signed(self, neuron: GradedIF, shape: tuple[int, ...], samples: int) -> Callable[[Tensor, Tensor], int]:
+        rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.spike_size, neuron.v_init)))
+        unit_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
+        v_BSC = self.x_B.new_zeros(samples, *unit_SC.shape) + start_SC * unit_SC
         sent_BSC = torch.zeros_like(v_BSC)
 
         def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
-            scan(current_KBSC, theta_SC, v_BSC, sent_BSC, train_KBSC)
+            scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)
             return 0  # of no use: values with a sign are not run event by event
 
         return run
@@ -270,7 +270,7 @@ class LayerwiseRun:
 
 
 @contextmanager
-def _without_leak(dynamics: LayerDynamics) -> Iterator[None]:
+def without_leak(dynamics: LayerDynamics) -> Iterator[None]:
     """Within the block neurons do not leak."""
     if not isinstance(dynamics, Neuron):
         yield

@@ -21,7 +21,7 @@ from spikeprop.snn.hooks import global_hooks, untouched
 from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
-from spikeprop.snn.signed import SignedIF
+from spikeprop.snn.signed import takes_back
 from spikeprop.snn.synapse import ChannelPad, Gain, SampleDropout, Synapse
 
 FLOATS = (torch.float32, torch.float64)
@@ -73,7 +73,7 @@ def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) ->
     held = (*neuron.buffers(), *vars(neuron).values())
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in held):  # not among the parameters
         return False
-    if kind is SignedIF:
+    if takes_back(neuron):
         return not torch.is_grad_enabled()
     if kind is SpikingMaxPool:
         return type(neuron.window) is nn.MaxPool2d and nn.MaxPool2d.forward is MAX_POOL  # type: ignore[union-attr]

@@ -34,6 +34,28 @@ def scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last):  # type:
 
 
 @_jit
+def scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, last):  # type: ignore[no-untyped-def]
+    """``scan`` of payloads up to ``most``. A quotient is rounded: comparing products, as the definition does, settles it."""
+    steps, neurons = spikes_KBN.shape[0], v_BN.shape[1]
+    one, nothing = v_BN.dtype.type(1), v_BN.dtype.type(0)
+    for k in range(steps):
+        source = k if current_KBN.shape[0] > 1 else 0
+        for b in range(first, last):
+            current_N, v_N, sent_N, spikes_N = current_KBN[source, b], v_BN[b], sent_BN[b], spikes_KBN[k, b]
+            for n in range(neurons):
+                u, sent, unit = v_N[n] + current_N[n], sent_N[n], unit_N[n]
+                distance = abs(u)
+                size = np.floor(min(distance / unit, most))
+                size = size + one if (size + one) * unit < distance else size
+                size = size if size * unit < distance else size - one
+                back = min(min(size + one, most), sent)
+                out = min(size, most) if u > nothing else (-back if u < nothing else nothing)
+                spikes_N[n] = out
+                sent_N[n] = sent + out
+                v_N[n] = u - out * unit
+
+
+@_jit
 def plane(small_IC, sign, words_IW, first, last):  # type: ignore[no-untyped-def]
     """The bits of the values that have that sign."""
     channels = small_IC.shape[1]
