@@ -23,6 +23,8 @@ def can_be_fused(optimizer: Optimizer, model: nn.Module) -> bool:
     if any(getattr(module, "sparse", False) is True for module in model.modules()):  # an embedding with sparse gradients
         return False
     groups = optimizer.param_groups
+    if any(group.get("momentum") and group.get("dampening") for group in groups):  # a first step has none, see ``align``
+        return False
     if any(group.get(name) is not None for group in groups for name in CHOICES) or any(g.get("differentiable") for g in groups):
         return False
     parameters = [p for group in groups for p in group["params"]]
@@ -45,6 +47,8 @@ def fused_steps(optimizer: Optimizer, model: nn.Module) -> Iterator[None]:
 def align(optimizer: Optimizer) -> None:
     """Give gradients and state the memory layout of their parameters, where a fused step will read them."""
     for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            _start_late_momenta(optimizer, group["params"])
         for p in group["params"] if group.get("fused") else []:
             if p.grad is not None and p.grad.stride() != p.stride():
                 p.grad = like(p, p.grad)
@@ -52,6 +56,18 @@ def align(optimizer: Optimizer) -> None:
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
                     state[key] = like(p, value)
+
+
+def _start_late_momenta(optimizer: Optimizer, parameters: list[Tensor]) -> None:
+    """Momenta of 0 for parameters that get their first gradient, or a new start, after the others of their group.
+
+    torch's fused SGD starts all momenta of a group together. Without dampening a momentum of 0 is a first step.
+    """
+    stepping = [p for p in parameters if p.grad is not None]
+    late = [p for p in stepping if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+    if len(late) < len(stepping):
+        for p in late:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -108,3 +108,25 @@ def test_what_cannot_be_fused_or_was_chosen_stays_as_it_is() -> None:
     assert not can_be_fused(SGD(net.parameters(), differentiable=True), net)
     sparse = nn.Sequential(nn.Embedding(10, 4, sparse=True))
     assert not can_be_fused(SGD(sparse.parameters()), sparse)
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_parameters_that_are_trained_later_or_start_anew_take_the_same_steps(name: str) -> None:
+    found = []
+    for more in ({}, {"foreach": False}):
+        net = model()
+        net[3].requires_grad_(False)
+        optimizer = MAKES[name](net.parameters(), **more)
+        fit(net, Backprop(), batches(), optimizer, epochs=1)
+        net[3].requires_grad_(True)
+        fit(net, Backprop(), batches(), optimizer, epochs=1)
+        del optimizer.state[net[0].weight]
+        fit(net, Backprop(), batches(), optimizer, epochs=1)
+        assert name != "SGD" or optimizer.state[net[0].weight]["momentum_buffer"].any()
+        found.append(net)
+    assert difference(*found) < 1e-6
+
+
+def test_momentum_with_dampening_is_not_fused() -> None:
+    net = model()
+    assert not can_be_fused(SGD(net.parameters(), lr=0.1, momentum=0.9, dampening=0.1), net)
