@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from spikeprop import IF, LIF, STDB, Direct, Poisson, SpikingNetwork, Triangle
 from spikeprop.snn import INPUT, FastSigmoid, Layer, Synapse
 from spikeprop.snn.engine import synapse_run
+from spikeprop.snn.engine.kernels import sparse_backward
 from spikeprop.snn.engine.support import supports
 from spikeprop.snn.synapse import Gain, SampleDropout
 
@@ -184,8 +186,21 @@ def test_packed_networks_equal_the_reference(
     """With the choice between sparse and dense ways as it is, and forced either way."""
     for name in synapse_run.LIMITS if limit is not None else ():
         monkeypatch.setattr(synapse_run, name, limit)
+    taken: Counter[str] = Counter()
+    for name in ("conv_input", "linear_input"):
+        monkeypatch.setattr(sparse_backward, name, _counting(getattr(sparse_backward, name), taken, name))
     for seed in range(first, first + 20):
         counted(compare(seed))
+    assert len(taken) == (0 if limit == 0 else 2) or limit is None, "the way that was forced is not the one that was taken"
+    counted({f"sparse gradients: {name}": count for name, count in taken.items()})
+
+
+def _counting(function: Callable[..., None], taken: Counter[str], name: str) -> Callable[..., None]:
+    def counting(*arguments: Any) -> None:
+        taken[name] += 1
+        function(*arguments)
+
+    return counting
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ class SliceRun:
         for name, layer in self.layers.items():
             if not layer.accumulates:
                 values[name] = layer.sent(begin, steps)
+                values[name].active = layer.active(begin + steps)
         grads: dict[str, Gradient] = {}
         for name, layer in reversed(self.layers.items()):
             if layer.accumulates:
