@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from common import OURS, Result, in_own_process, measure, option_parser, parse, ratios, save, settings, table
 from networks import IMAGE, random_images
-from peers import Forward, faster_layout, small_step, training_step
+from peers import FastSigmoidSpike, Forward, faster_layout, small_step, training_step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,13 +51,8 @@ def vgg9(seed: int) -> SpikingNetwork:
     return network
 
 
-class LinearSpike(torch.autograd.Function):
+class LinearSpike(FastSigmoidSpike):
     """Heaviside forward, a triangle backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

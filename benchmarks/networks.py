@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from spikeprop.data import ImageData
 IMAGE = (3, 32, 32)
 DEPTHS = {"vgg5": 5, "vgg16": 16}
 TUNED_AT = 6  # steps of the trained networks' fine-tuning
+CACHE = Path(tempfile.gettempdir()) / "spikeprop-benchmarks"  # of trained networks
 SCALE = 0.7  # of balanced thresholds: the authors' own for T of 100 and more (Rathi et al. 2020)
 
 
@@ -87,8 +89,9 @@ TRAINED = {
 }
 
 
-def trained(name: str, seed: int, cache: Path) -> SpikingNetwork:
-    """One of ``TRAINED``, as ``spikeprop.convert`` and fine-tuning leave it; kept in the folder ``cache``."""
+def trained(name: str, seed: int, cache: Path | None) -> SpikingNetwork:
+    """One of ``TRAINED``, as ``spikeprop.convert`` and fine-tuning leave it; kept in the folder ``cache``, default ``CACHE``."""
+    cache = cache or CACHE
     torch.manual_seed(seed)
     settings, file = TRAINED[name], cache / f"{name}_{seed}.safetensors"
     network = settings.make()

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from common import OURS, Result, in_own_process, measure, option_parser, parse, ratios, save, settings, table
-from networks import TRAINED, random_images, trained, trained_images, vgg5
+from networks import CACHE, TRAINED, random_images, trained, trained_images, vgg5
 from peers import PEERS, contender, faster_layout, small_step, training_step
 
 from spikeprop import SpikingNetwork
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = option_parser(__doc__, [OURS, *PEERS], timesteps=20, batch=16, repeats=5)
     parser.add_argument("--network", choices=["vgg5", *TRAINED], default="vgg5", help="default vgg5")
     parser.add_argument("--threshold", type=float, help="of all neurons; default what calibration found")
-    cache = Path(tempfile.gettempdir()) / "spikeprop-benchmarks"
-    parser.add_argument("--cache", type=Path, default=cache, help=f"folder of trained networks, default {cache}")
+    parser.add_argument("--cache", type=Path, help=f"folder of trained networks, default {CACHE}")
     options = parse(parser, argv)
     if options.only:
         print(json.dumps(one_step(options)))

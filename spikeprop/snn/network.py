@@ -62,7 +62,8 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
-        known_shapes, known_current_shapes: what ``shapes`` and ``current_shapes`` returned last, for the engine.
+        known_shapes: what ``shapes`` returned last, for the engine.
+        known_current_shapes: then, those of the layers' currents, which are others where a layer pools.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
     """
 
@@ -153,11 +154,6 @@ class SpikingNetwork(nn.Module):
                 currents[name] = tuple(current.shape[2:])
                 values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(currents[name]))
         return {name: tuple(value.shape[2:]) for name, value in values.items()}, currents
-
-    def current_shapes(self) -> dict[str, Shape]:
-        """Shape of one sample of every layer's current, which differs from that of what the layer sends where it pools."""
-        self.shapes()
-        return self.known_current_shapes
 
     def init_state(self) -> NetworkState:
         """State before the first step; potentials and dropout masks are made when a layer is first reached."""

@@ -1,4 +1,4 @@
-"""Files have the permissions that the umask gives, whoever writes them."""
+"""Files have the permissions that the umask gives, in every writer."""
 
 from __future__ import annotations
 

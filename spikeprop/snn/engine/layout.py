@@ -181,7 +181,7 @@ class ConvLayout(WeightedLayout):
     @shared_property
     def conv_shape(self) -> ConvShape:
         kernel = (self.weight_OCYX.shape[2], self.weight_OCYX.shape[3])
-        return ConvShape(self.pooled_shape[1:], self.out_size, kernel, self.stride, self.padding, self.dilation, 1)
+        return ConvShape(self.pooled_shape[1:], self.out_size, kernel, self.stride, self.padding, self.dilation)
 
     @shared_property
     def winograd_weight(self) -> Tensor:

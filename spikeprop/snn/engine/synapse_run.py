@@ -225,10 +225,9 @@ class WeightedSynapseRun(SynapseRun[AnyWeighted]):
 
     def _values(self, source: SourceValues) -> Tensor:
         """What the weights see, dense, (K, B, P, C)."""
-        if source.words_KBSW is None:
-            values = source.channels_last(self.compute)
-        else:
+        if source.words_KBSW is not None:
             return packed_kernels(source.words_KBSW.device).pooled(self._spikes(source), self.compute)
+        values = source.channels_last(self.compute)
         if self.scale_BSC is not None:
             values = values * self.scale_BSC.to(self.compute)
         if self.layout.pool == 1:

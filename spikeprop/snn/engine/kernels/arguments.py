@@ -81,7 +81,6 @@ class ConvShape:
     Attributes:
         size, out_size: (height, width) of what it reads and of what it writes.
         kernel, stride, padding, dilation: (rows, columns).
-        groups: of channels.
     """
 
     size: tuple[int, int]
@@ -90,4 +89,3 @@ class ConvShape:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    groups: int

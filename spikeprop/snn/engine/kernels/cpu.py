@@ -390,7 +390,7 @@ def event_linear_weight_grad(parts: Sequence[tuple[PackedSpikes, Tensor]], gain:
     for (words, mask, masked), spikes, row in listed:
         count = linear_loops.list_inputs(words, spikes.size[1], spikes.pool, mask, masked, row, inputs, rows, count)
     begins, by_input = np.empty(out_ON.shape[1], np.int64), np.empty(count + out_ON.shape[1], np.int32)
-    linear_loops.sort_by_input(inputs, rows, count, begins, by_input)
+    cpu_vectors.sort_by_key(inputs, rows, count, begins, by_input)
     grad, output_A, out = _array(grad_IA), _array(outputs), _array(out_ON)
     factor = grad.dtype.type(gain)
 

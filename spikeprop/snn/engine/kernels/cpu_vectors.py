@@ -391,13 +391,32 @@ def conv(words_ISW, shape, pool, mask_BSW, masked, weight_XYJCO, padding, gain, 
 
 
 @_jit
+def sort_by_key(key_E, value_E, count, begin_N, sorted_values):
+    """Values by key: those of key n begin at sorted_values[begin_N[n]] and end before a negative one."""
+    begin_N[:] = 1  # the negative one
+    for e in range(count):
+        begin_N[key_E[e]] += 1
+    begin = 0
+    for n in range(begin_N.shape[0]):
+        begin, begin_N[n] = begin + begin_N[n], begin
+    for e in range(count):
+        n = key_E[e]
+        sorted_values[begin_N[n]] = value_E[e]
+        begin_N[n] += 1
+    begin = 0
+    for n in range(begin_N.shape[0]):
+        end = begin_N[n]
+        sorted_values[end] = -1
+        begin, begin_N[n] = end + 1, begin
+
+
+@_jit
 def _list_by_channel(words_ISW, mask_BSW, masked, low, high, size, pool, lengths, begin_C, found, place, reach):
     """Where each channel spikes in the images low..high: offsets in a tile, lengths[0] an image, [1] a row, [2] a position.
 
     Those of channel c begin at reach[begin_C[c]] and end before a negative one. found, place: room for all spikes.
     """
     n = 0
-    begin_C[:] = 1  # the negative one
     for i in range(low, high):
         words, mask = words_ISW[i], mask_BSW[i % mask_BSW.shape[0]]
         for s in range(words.shape[0]):
@@ -405,20 +424,8 @@ def _list_by_channel(words_ISW, mask_BSW, masked, low, high, size, pool, lengths
             at = (i - low) * lengths[0] + s // size[1] // pool * lengths[1] + s % size[1] // pool * lengths[2]
             for e in range(n, end):
                 place[e] = at
-                begin_C[found[e]] += 1
             n = end
-    begin = 0
-    for c in range(begin_C.shape[0]):
-        begin, begin_C[c] = begin + begin_C[c], begin
-    for e in range(n):
-        c = found[e]
-        reach[begin_C[c]] = place[e]
-        begin_C[c] += 1
-    begin = 0
-    for c in range(begin_C.shape[0]):
-        end = begin_C[c]
-        reach[end] = -1
-        begin, begin_C[c] = end + 1, begin
+    sort_by_key(found, place, n, begin_C, reach)
 
 
 @_jit

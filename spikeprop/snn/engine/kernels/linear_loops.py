@@ -112,26 +112,6 @@ def list_inputs(words_ISW, width, pool, mask_BSW, masked, row_I, input_E, row_E,
 
 
 @_jit
-def sort_by_input(input_E, row_E, count, begin_N, rows):
-    """Rows by input: those of n begin at rows[begin_N[n]] and end before a negative one."""
-    begin_N[:] = 1  # the negative one
-    for e in range(count):
-        begin_N[input_E[e]] += 1
-    begin = 0
-    for n in range(begin_N.shape[0]):
-        begin, begin_N[n] = begin + begin_N[n], begin
-    for e in range(count):
-        n = input_E[e]
-        rows[begin_N[n]] = row_E[e]
-        begin_N[n] += 1
-    begin = 0
-    for n in range(begin_N.shape[0]):
-        end = begin_N[n]
-        rows[end] = -1
-        begin, begin_N[n] = end + 1, begin
-
-
-@_jit
 def linear_weight_grad(grad_IA, rows, begin_N, gain, output_A, out_ON, adds, first, last):
     """gain * the gradient of the weights, from spikes sorted by input, for the inputs of the blocks first..last.
 

@@ -99,10 +99,9 @@ def cost(steps: int) -> float:
 
 def conv_pairs(outputs: Active, inputs: Active, shape: ConvShape) -> int:
     """Pairs of an active output and an active input that a convolution connects."""
-    pairs = sparse_loops.conv_pairs(
+    return sparse_loops.conv_pairs(
         outputs.count_N, shape.out_size, inputs.count_N, shape.size, shape.kernel, shape.stride, shape.padding, shape.dilation
     )
-    return pairs // shape.groups
 
 
 def conv_input(
@@ -115,17 +114,14 @@ def conv_input(
     buffers: BufferPool,
 ) -> None:
     """Gradient of a convolution's input, into ``out_KBPC``; zero at inactive inputs."""
-    groups = shape.groups
-    to = outputs.listed(outputs.channels // groups if groups > 1 else outputs.at_once())
-    of = inputs.listed(inputs.channels // groups)
-    weight = _array(weight_YXOC)
+    to, of, weight = outputs.listed(outputs.at_once()), inputs.listed(inputs.channels), _array(weight_YXOC)
 
     def multiply(*rows: np.ndarray) -> None:
         for grad_AL, out_AL in zip(rows[::2], rows[1::2]):
             if len(grad_AL) or len(out_AL):
                 sparse_loops.conv_input(
                     grad_AL, to.starts, to.blocks, to.channel_A, shape.out_size, weight, shape.stride, shape.padding,
-                    shape.dilation, of.starts, of.blocks, of.channel_A, shape.size, out_AL,
+                    shape.dilation, of.starts, of.channel_A, shape.size, out_AL,
                 )  # fmt: skip
 
     _by_spans(grad_KBPO, to, of, out_KBPC, buffers, multiply)

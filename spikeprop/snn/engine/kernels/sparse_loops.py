@@ -238,35 +238,34 @@ def conv_pairs(count_o, size_o, count_i, size_i, kernel, stride, padding, dilati
 
 @_jit
 def conv_input(
-    grad_AL, starts_o, blocks_o, channel_o, size_o, weight_YXOC, stride, padding, dilation, starts_i, blocks_i, channel_i, size_i,
+    grad_AL, starts_o, blocks_o, channel_o, size_o, weight_YXOC, stride, padding, dilation, starts_i, channel_i, size_i,
     out_AL,
 ):  # fmt: skip
     """Gradient of a convolution's active inputs, rows ``out_AL``, from that of its active outputs, rows ``grad_AL``.
 
     A row of the image at a time: its sums stay in the second-level cache while tap after tap adds to them; the weights of a tap
-    and a block of outputs stay in the first. Where inputs come in as many blocks as outputs, those are groups.
+    and a block of outputs stay in the first.
     """
     rows, columns, outputs, inputs = weight_YXOC.shape
-    weight, groups = weight_YXOC.reshape(-1), blocks_i
-    images = (starts_i.shape[0] - 1) // (size_i[0] * size_i[1] * blocks_i)
+    weight = weight_YXOC.reshape(-1)
+    images = (starts_i.shape[0] - 1) // (size_i[0] * size_i[1])
     for b in range(images):
         for y in range(size_i[0]):
             n_i = (b * size_i[0] + y) * size_i[1]
-            out_AL[starts_i[n_i * blocks_i] : starts_i[(n_i + size_i[1]) * blocks_i]] = 0
+            out_AL[starts_i[n_i] : starts_i[n_i + size_i[1]]] = 0
             for j in range(rows):
                 row = _target(y + padding[0], j * dilation[0], stride[0], size_o[0])
                 if row < 0:
                     continue
                 n_o = (b * size_o[0] + row) * size_o[1]
                 for k in range(columns):
+                    base = (j * columns + k) * outputs * inputs
                     for block in range(blocks_o):
-                        group = block * groups // blocks_o
-                        base = (j * columns + k) * outputs * inputs - group * inputs
                         for x in range(size_i[1]):
                             column = _target(x + padding[1], k * dilation[1], stride[1], size_o[1])
                             if column < 0:
                                 continue
-                            at_o, at_i = (n_o + column) * blocks_o + block, (n_i + x) * blocks_i + group
+                            at_o, at_i = (n_o + column) * blocks_o + block, n_i + x
                             first, last, low, high = starts_o[at_o], starts_o[at_o + 1], starts_i[at_i], starts_i[at_i + 1]
                             if first < last and low < high:
                                 _multiply(out_AL, low, high, grad_AL, channel_o, first, last, weight, base, inputs, channel_i)
