@@ -65,6 +65,7 @@ class SpikingNetwork(nn.Module):
         known_shapes: what ``shapes`` returned last, for the engine.
         known_current_shapes: then, those of the layers' currents, which are others where a layer pools.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
+        notes: what whoever made the network decided, in words; shown with it.
     """
 
     def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
@@ -81,6 +82,7 @@ class SpikingNetwork(nn.Module):
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
         self.packed = True
+        self.notes: list[str] = []
         self.known_shapes: dict[str, Shape] = {}
         self.known_current_shapes: dict[str, Shape] = {}
         self._form: list[Any] = []
@@ -116,6 +118,9 @@ class SpikingNetwork(nn.Module):
     def neurons(self) -> dict[str, Neuron]:
         """Layer name to its neurons, of the layers that have thresholds."""
         return {name: layer for name, layer in self.dynamics().items() if isinstance(layer, Neuron)}
+
+    def extra_repr(self) -> str:
+        return "\n".join(f"note: {note}" for note in self.notes)
 
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
