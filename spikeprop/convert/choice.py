@@ -63,7 +63,7 @@ def choose(
 
 def _steps(calibrator: ThresholdCalibrator | None, timesteps: Any) -> int:
     """The number of steps that the caller gave, here or with the calibrator."""
-    own = getattr(calibrator, "timesteps", None)
+    own: Any = getattr(calibrator, "timesteps", None)
     if timesteps is None and own is None:
         raise ConversionError("for how many time steps? Pass timesteps=8 to convert, or a neuron and a calibrator")
     if timesteps is None:
@@ -71,7 +71,8 @@ def _steps(calibrator: ThresholdCalibrator | None, timesteps: Any) -> int:
     if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
         raise ConversionError(f"timesteps is {timesteps!r}; a simulation needs a whole number of steps, at least 1")
     if own not in (None, timesteps):
-        raise ConversionError(f"timesteps is {timesteps}, and {type(calibrator).__name__} calibrates for {own}; give one of the two")
+        kind = type(calibrator).__name__
+        raise ConversionError(f"timesteps is {timesteps}, and {kind} calibrates for {own}; give one of the two")
     return timesteps
 
 
@@ -89,6 +90,6 @@ def _calibrator(neuron: Neuron, steps: int) -> tuple[ThresholdCalibrator, str]:
         return LightCalibration(timesteps=steps), "LightCalibration, which is as good as a fit of the weights there"
     if steps <= FEW:
         return AdvancedCalibration(timesteps=steps), (
-            f"AdvancedCalibration, since one bit at T <= {FEW} needs a fit of the weights (minutes; LightCalibration takes seconds)"
+            f"AdvancedCalibration, since one bit at T <= {FEW} needs a fit of the weights (minutes; LightCalibration is quick)"
         )
     return LightCalibration(timesteps=steps), f"LightCalibration, which is enough for one bit at T > {FEW}"

@@ -19,7 +19,8 @@ def ann_and_images() -> tuple[nn.Module, Tensor]:
 
 def test_fewer_steps_get_more_levels_and_one_bit_where_asked() -> None:
     found = [choose(None, None, timesteps).neuron.payload_bits for timesteps in (1, 2, 4, 8, 32)]
-    assert found == sorted(found, reverse=True) and found[0] > found[-1] > 1
+    assert found == sorted(found, reverse=True)
+    assert found[0] > found[-1] > 1
     for timesteps in (1, 4, 64):
         assert type(choose(None, None, timesteps, binary=True).neuron) is SignedIF
 
@@ -35,18 +36,22 @@ def test_the_call_with_steps_alone_is_that_with_what_it_chose(timesteps: int, bi
         assert torch.equal(network(images, timesteps), same(images, timesteps))
     assert same.notes == []
     kind = type(chosen.neuron).__name__
-    assert kind in network.notes[0] and type(chosen.calibrator).__name__ in network.notes[0]
-    assert f"T = {timesteps}" in repr(network) and kind in repr(network)
+    assert kind in network.notes[0]
+    assert type(chosen.calibrator).__name__ in network.notes[0]
+    assert f"T = {timesteps}" in repr(network)
+    assert kind in repr(network)
 
 
 def test_either_may_be_given_and_the_steps_may_come_from_the_calibrator() -> None:
     ann, images = ann_and_images()
     one = sp.convert(ann, images, calibrator=sp.LightCalibration(timesteps=1))
     assert all(isinstance(n, GradedIF) for n in one.neurons().values())
-    assert "GradedIF" in one.notes[0] and "Calibration" not in one.notes[0]
+    assert "GradedIF" in one.notes[0]
+    assert "Calibration" not in one.notes[0]
     two = sp.convert(ann, images, sp.IF(v_init=0.5), timesteps=16)
     assert all(type(n) is sp.IF for n in two.neurons().values())
-    assert "LightCalibration" in two.notes[0] and "GradedIF" not in two.notes[0]
+    assert "LightCalibration" in two.notes[0]
+    assert "GradedIF" not in two.notes[0]
 
 
 def test_a_call_that_cannot_be_completed_is_refused() -> None:
