@@ -194,10 +194,7 @@ def group(store: distributed.Store, rank: int, size: int, timeout: timedelta = P
 
     Without errors no process leaves before all are done.
     """
-    # If DDP or FSDP imports this later, it keeps the group, and a thread of the group's that frees a tensor of Python's while
-    # Python ends aborts the process.
-    import torch._dynamo
-
+    _prepare_group()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
