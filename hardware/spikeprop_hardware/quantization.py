@@ -4,7 +4,8 @@ A layer's weights, bias, threshold and start potential share one real scale S (o
 
     m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
 
-with X = 1 for spikes and the input's scale for the network's input. The search goes over S, 32 values an octave, and over
+with X = 1 for spikes and the input's scale for the network's input. Of graded neurons theta is the smallest level, whose multiples
+the others are; nothing else of them is rounded, and their spikes count as their largest payload. The search goes over S, 32 values an octave, and over
 an exponent e for each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight
 as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
 which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -39,7 +40,7 @@ from spikeprop_hardware.integer import (
     IntegerNetwork,
     IntegerPopulation,
 )
-from spikeprop_hardware.network import ChipNetwork, Population, lay_out
+from spikeprop_hardware.network import ChipNetwork, Population, lay_out, named
 from spikeprop_hardware.room import readout_room
 
 DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
@@ -142,7 +143,7 @@ def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
     zeros = np.zeros(len(p.bias), np.int32)
     layer = IntegerPopulation(
         name=p.name, shape=p.shape, connections=connections, depth=p.depth, scale=2.0**-ALIGN, bias=zeros, bias_exponent=0,
-        decay=zeros, v_init=zeros, theta=zeros + 1, signed=p.signed, pools=True,
+        decay=zeros, v_init=zeros, theta=zeros + 1, levels=p.levels, pools=True,
     )  # fmt: skip
     report = LayerReport(
         name=p.name, scale=layer.scale, exponents=(-1,) * len(connections), weight_error=0.0, threshold_error=0.0, bias_error=0.0,
@@ -157,9 +158,10 @@ class _Quantizer:
     def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
         self.population, self.exponents, self.steps = population, exponents, network.timesteps
         at_input = [c.source == network.input for c in population.connections]
-        self.signs = at_input  # neurons send 1, and take back no more than they sent; inputs have both signs
+        before: list[Any] = [None if own else named(network.populations, c.source) for own, c in zip(at_input, population.connections)]
+        self.signs = [p is None or not p.rectify for p in before]  # the others take back no more than they have sent
         self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
-        self.source_limits = [network.input_limit if own else 1.0 for own in at_input]
+        self.source_limits = [network.input_limit if p is None else float(p.payload) for p in before]
         reaches = [
             abs(c.matrix).sum(axis=1).A1 * limit if c.matrix.nnz else np.zeros(c.matrix.shape[0])
             for c, limit in zip(population.connections, self.source_limits)
@@ -199,7 +201,8 @@ class _Quantizer:
             v_init=zeros if p.theta is None else _potential(p.v_init * p.theta * scale),
             theta=theta,
             to_zero=p.to_zero,
-            signed=p.signed,
+            levels=p.levels,
+            rectify=p.rectify,
         )
 
     def _search(self, importance: Sequence[float]) -> tuple[float, tuple[int, ...]]:
