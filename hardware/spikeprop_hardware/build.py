@@ -1,7 +1,7 @@
 """A network as connected Lava processes, run over all samples in one run; this module runs in Lava's Python.
 
-Each population is a SoftIF (ChipIF in integers) or a MaxPool, each connection a Sparse synapse (graded messages,
-since encoded input may be signed or real and neurons graded), the output a Readout (ChipReadout). Samples follow one another in the same run;
+Each population is a SoftIF (ChipIF in integers) or a MaxPool, each connection a Sparse synapse (graded messages, since encoded
+input may be signed or real and neurons graded), the output a Readout (ChipReadout). Samples follow one another in the same run;
 processes/soft_reset.py explains how they are separated.
 """
 
@@ -133,8 +133,8 @@ def _floating(population: Population, run: dict[str, int], trace: bool) -> Any:
     if population.theta is None:
         return Readout(bias=population.bias, onset=population.depth, **run)
     return SoftIF(
-        theta=population.theta, bias=population.bias, leak=population.leak, v_init=population.v_init,
-        to_zero=population.to_zero, levels=population.levels, rectify=population.rectify, onset=population.depth, trace=trace, **run,
+        theta=population.theta, bias=population.bias, leak=population.leak, v_init=population.v_init, to_zero=population.to_zero,
+        levels=population.levels, rectify=population.rectify, onset=population.depth, trace=trace, **run,
     )  # fmt: skip
 
 

@@ -7,12 +7,13 @@ synapses (open-neuromorphic.org, "Loihi 2 - Intel"), and 192 KB of memory a core
 those of synapses there (``lava/lib/dl/netx/hdf5.py``). Intel's own brief on the chip ("Taking Neuromorphic Computing to the
 Next Level with Loihi 2", 2021) was not available, so the numbers of the chip come from secondary sources.
 
-Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a
-connection is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron that
-reads. A graded neuron takes another word for the sum that it has sent. A window of max pooling is a neuron with another 16-bit
-count for each of its places, and can distinguish 15 of them (fewer of graded neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a convolution's
-weights, which is not counted on here, so convolutional layers may need fewer cores than this says. How many axons a core of
-Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, but not limited.
+Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a connection
+is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron that reads. A
+graded neuron takes another word for the sum that it has sent. A window of max pooling is a neuron with another 16-bit count for
+each of its places, and can distinguish 15 of them (fewer of graded neurons: processes/max_pool.py). A core's neurons are
+neighbours in C-order. Loihi 2 can share a convolution's weights, which is not counted on here, so convolutional layers may need
+fewer cores than this says. How many axons a core of Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out):
+they are counted, but not limited.
 
 Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi, 23.6 pJ
 a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, IEEE Micro 38(1), from simulation before the
@@ -149,7 +150,7 @@ def _needs(network: ChipNetwork | IntegerNetwork, chip: Chip) -> list[str]:
     extra = chip.bytes_per_sent * sum(len(p.bias) for p in graded.values() if not p.pools)
     return [
         f"graded spikes, as Loihi 2 has them and the first Loihi has not: {' or '.join(map(str, bits))} bits a spike (with its "
-        f"sign) of layers {', '.join(graded)}; a synaptic event counts as one operation for each payload bit, {extra:,} bytes hold "
+        f"sign) of layers {', '.join(graded)}; each payload bit of a synaptic event counts as an operation, {extra:,} bytes hold "
         "what the neurons have sent, and the neurons are a program of their own (microcode)"
     ]
 
@@ -213,9 +214,10 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBu
     ]
     places = (chip.places - 1) // population.spike_bits + 1
     if population.pools and fan_in.max(initial=0) > places:
+        bits = f" where spikes have {population.spike_bits} bits" if population.signed else ""
         problems.append(
-            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can distinguish {places}"
-            f"{f' where spikes have {population.spike_bits} bits' if population.signed else ''}; pool twice with smaller windows, or average"
+            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can distinguish {places}{bits}; "
+            "pool twice with smaller windows, or average"
         )
     if memory.max() > chip.bytes_per_core:
         problems.append(

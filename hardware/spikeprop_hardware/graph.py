@@ -15,8 +15,8 @@ q = v_threshold / 2^(levels-1), the smallest level, and most = 2^levels - 1,
 
     u = v + I;   k = the largest of 0..most with k q < u;   below 0, k = -(the least of 0..most that lifts u to 0);   v = u - k q
 
-a spike of k, where k is not 0. With ``rectify`` a neuron takes back no more than it has sent, so that the sum it has sent is never
-below 0. It starts at v_init q. A synapse multiplies by k.
+a spike of k, where k is not 0. With ``rectify`` a neuron takes back no more than it has sent, so that the sum it has sent is
+never below 0. It starts at v_init q. A synapse multiplies by k.
 
 Max pooling of spikes is ``SpikingMaxPool2d``:
 

@@ -4,15 +4,15 @@ A layer's weights, bias, threshold and start potential share one real scale S (o
 
     m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
 
-with X = 1 for spikes and the input's scale for the network's input. Of graded neurons theta is the smallest level, whose multiples
-the others are; nothing else of them is rounded, and their spikes count as their largest payload. The search goes over S, 32 values an octave, and over
-an exponent e for each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight
-as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
-which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
-largest one; the readout, which never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is
-refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap, its entries are the
-next weights over k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is
-rounded.
+with X = 1 for spikes and the input's scale for the network's input. Of graded neurons theta is the smallest level, whose
+multiples the others are; nothing else of them is rounded, and their spikes count as their largest payload. The search goes over
+S, 32 values an octave, and over an exponent e for each connection, and chooses the least sum of the relative errors of weights
+(root mean square, each weight as often as it is used, those clipped at the ends of the range included), thresholds and bias. It
+admits only scales on which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a
+few steps of the largest one; the readout, which never fires, has room for the largest sum of all steps (room.py). A layer that
+no scale holds is refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap,
+its entries are the next weights over k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in
+integers: nothing is rounded.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ class _Quantizer:
     def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
         self.population, self.exponents, self.steps = population, exponents, network.timesteps
         at_input = [c.source == network.input for c in population.connections]
-        before: list[Any] = [None if own else named(network.populations, c.source) for own, c in zip(at_input, population.connections)]
+        before: list[Any] = [
+            None if own else named(network.populations, c.source) for own, c in zip(at_input, population.connections)
+        ]
         self.signs = [p is None or not p.rectify for p in before]  # the others take back no more than they have sent
         self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
         self.source_limits = [network.input_limit if p is None else float(p.payload) for p in before]
@@ -209,14 +211,20 @@ class _Quantizer:
         """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
         tables = [WeightErrors(c) for c in self.population.connections]
         energies = [float((c.matrix.data**2).sum()) * times for c, times in zip(self.population.connections, importance)]
+        down = [{e: OCTAVE * (e + 1) + round(OCTAVE * np.log2(x)) for e in self.exponents} for x in self.source_scales]
         best: tuple[float, int, tuple[int, ...]] | None = None
         for n in range(self._highest(), self._highest() - OCTAVES * OCTAVE, -1):
+            if best is not None and best[0] == 0:
+                break
             scale, chosen, error = 2.0 ** (n / OCTAVE), [], 0.0
-            for table, energy, x in zip(tables, energies, self.source_scales):
-                e, least = table.best({e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in self.exponents})
+            for table, energy, shifts in zip(tables, energies, down):
+                e, least = table.best({e: n - shift for e, shift in shifts.items()})
                 chosen.append(e)
                 error += least**2 * energy
-            total = (error / (sum(energies) or 1.0)) ** 0.5 + self._rest_error(scale, chosen)
+            of_weights = (error / (sum(energies) or 1.0)) ** 0.5
+            if best is not None and of_weights >= best[0] * ROUNDING:
+                continue
+            total = of_weights + self._rest_error(scale, chosen)
             if best is None or total < best[0] * ROUNDING:
                 best = total, n, tuple(chosen)
         assert best is not None

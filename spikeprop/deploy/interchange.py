@@ -10,9 +10,9 @@ of these versions do the following, according to their code:
   threshold a layer, and steps by 0.1 ms: IF is written as a LIF whose leak rounds to none, thresholds that differ go into the
   weights.
 
-Both reset to zero and start at zero whatever the file says, so reset by subtraction and other start potentials are refused;
-so are graded neurons and max pooling of spikes, which neither has, and networks that are not one chain. Inputs are given one sample at a time,
-(C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
+Both reset to zero and start at zero whatever the file says, so reset by subtraction and other start potentials are refused; so
+are graded neurons and max pooling of spikes, which neither has, and networks that are not one chain. Inputs are given one sample
+at a time, (C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
             )
         if isinstance(node, nir.IF | GradedIF) and neurons_of(node, name).levels:
             raise NirError(
-                f"node {name!r} sends graded spikes (SignedIF, GradedIF), which {target} does not have; convert with IF, reset: zero"
+                f"node {name!r} sends graded spikes (SignedIF, GradedIF), which {target} does not have; convert with IF, reset: "
+                "zero"
             )
     delay = readout_from(graph)
     if delay:

@@ -122,7 +122,8 @@ def _through(name: str, node: Any, branch: _Branch, count: int) -> _Branch:
     if reader is None:
         known = ", ".join(t.__name__ for t in _READERS)
         raise NirError(
-            f"node {name!r} is a {type(node).__name__}, which cannot be imported; known: {known}, IF, LIF, GradedIF, SpikingMaxPool2d"
+            f"node {name!r} is a {type(node).__name__}, which cannot be imported; known: {known}, IF, LIF, GradedIF, "
+            "SpikingMaxPool2d"
         )
     if count > 1:
         raise NirError(f"node {name!r} reads a sum of {count} nodes; only neurons may")

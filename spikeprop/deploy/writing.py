@@ -89,9 +89,9 @@ def _refuse_arithmetic(network: SpikingNetwork) -> None:
     found = [f"{name} ({type(d).__name__})" for name, d in network.dynamics().items() if getattr(d, "arithmetic", False)]
     if found:
         raise NirError(
-            f"{len(found)} of {len(network.dynamics())} layers need arithmetic on the chip and send real numbers, which no node of "
-            f"NIR and no neuron of our simulators does: {', '.join(found)}. Such a network runs in PyTorch; to export it, replace "
-            "these functions in the ANN by ReLU, pooling and folded BatchNorm, and train it again"
+            f"{len(found)} of {len(network.dynamics())} layers need arithmetic on the chip and send real numbers, as no neuron "
+            f"of NIR or of our simulators does: {', '.join(found)}. Such a network runs in PyTorch; to export it, put ReLU, "
+            "pooling and BatchNorm in place of these functions in the ANN, and train it again"
         )
 
 

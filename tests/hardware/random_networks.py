@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikeprop import IF, LIF, Direct, GradedIF, Poisson
+from spikeprop import IF, LIF, Direct, GradedIF, Poisson, SignedIF
 from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Layer, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.pooling import SpikingMaxPool
 
@@ -30,6 +30,24 @@ def random_network(seed: int, real: bool = False, levels: int = 0) -> tuple[Spik
     With ``levels`` all its neurons are graded.
     """
     return _Maker(seed, real, levels).make(KINDS[seed % len(KINDS)])
+
+
+def joined_network(seed: int, shape: Shape = (2, 6, 6)) -> tuple[SpikingNetwork, np.ndarray]:
+    """One network of all kinds but "dense" beside each other, with graded neurons of 1 to 4 levels and real weights, and inputs.
+
+    Where each network costs a process, one stands for all.
+    """
+    layers: dict[str, Layer] = {}
+    heads, rng = [], np.random.default_rng(seed)
+    for i, kind in enumerate(KINDS[1:]):
+        maker = _Maker(seed + i, real=True, levels=1 + i % 4)
+        last, after = getattr(maker, kind)(shape)
+        for name, layer in maker.layers.items():
+            paths = [(s if s == INPUT else f"{kind}_{s}", synapse) for _, s, synapse in layer.branches()]
+            layers[f"{kind}_{name}"] = Layer(paths, layer.neuron)
+        heads.append((f"{kind}_{last}", Synapse([nn.Flatten(), maker.linear(int(np.prod(after)), 3)])))
+    layers["head"] = Layer(heads, None)
+    return SpikingNetwork(layers, Direct(), shape).double().eval(), rng.standard_normal((2, STEPS, *shape))
 
 
 class _Maker:
@@ -142,7 +160,9 @@ class _Maker:
     def neuron(self, shape: Shape) -> Neuron:
         reset = self.pick(["subtract", "zero"])
         leak = self.pick([0.9, 0.77]) if self.real else self.pick([0.5, 0.75, 0.875])
-        neuron = self.pick([IF(reset=reset), LIF(leak=leak, reset=reset)]) if not self.levels else GradedIF(levels=self.levels)
+        neuron = self.pick([IF(reset=reset), LIF(leak=leak, reset=reset)])
+        if self.levels:
+            neuron = GradedIF(levels=self.levels) if self.levels > 1 else SignedIF()
         per_channel = (shape[0], *([1] * (len(shape) - 1)))
         where = self.pick([(), per_channel])
         neuron.v_threshold = self.numbers(where, 8, 33)

@@ -81,12 +81,6 @@ def test_either_precision_equals_lava_to_the_bit(tmp_path: Path, seed: int) -> N
     against_lava(tmp_path, seed + 7 * len(KINDS), real=True)
 
 
-@pytest.mark.parametrize("kind", ["conv", "residual", "max_pooled"])
-def test_signed_neurons_equal_lavas_to_the_bit(tmp_path: Path, kind: str) -> None:
-    lava_or_skip()
-    against_lava(tmp_path, KINDS.index(kind), real=True, levels=1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(MANY))
 def test_either_precision_equals_lava_on_many_networks(tmp_path: Path, seed: int) -> None:

@@ -337,7 +337,9 @@ class Maker:
         surrogate = self.pick([None, Triangle(), ATan()])
         reset = self.pick(["subtract", "subtract", "zero"])
         leaky = LIF(leak=self.pick([0.5, 0.5, 0.875]), reset=reset)
-        return self.pick([IF(), IF(surrogate=surrogate, reset=reset), IF(v_init=0.5), leaky, self.pick([SignedIF(), GradedIF(levels=3)])])
+        return self.pick(
+            [IF(), IF(surrogate=surrogate, reset=reset), IF(v_init=0.5), leaky, self.pick([SignedIF(), GradedIF(levels=3)])]
+        )
 
     # numbers
 

@@ -10,8 +10,8 @@ Lava's bit-accurate LIF (lava-nc, ``proc/lif/models.py``) and its documentation 
 
 A synapse's mantissa has 8 bits with sign, and where signs are mixed its lowest of nine bits is dropped: it counts twice. The sum
 of what arrives by one connection is shifted by that connection's exponent, -8 to 7, to the right rounding down. The package's
-README and the module ``integer`` add what a neuron program would do: reset by subtraction, graded spikes, pooling by counts, and a
-readout that never fires. Nothing here is imported from the package: networks are given as lists.
+README and the module ``integer`` add what a neuron program would do: reset by subtraction, graded spikes, pooling by counts, and
+a readout that never fires. Nothing here is imported from the package: networks are given as lists.
 """
 
 from __future__ import annotations

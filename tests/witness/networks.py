@@ -69,7 +69,7 @@ def window_of(neuron: Any) -> nn.MaxPool2d | None:
 
 @torch.no_grad()
 def as_ann(network: SpikingNetwork, x: Tensor) -> Tensor:
-    """A calibrated network's weights as an ANN: a layer's value is relu(I) over what a spike of 1 stands for, limited by a ceiling alone."""
+    """A calibrated network's weights as an ANN: a layer's value is relu(I) in spikes of 1, limited by a ceiling alone."""
     values = {"input": x}
     for name, layer in network.layers.items():
         layer: Any

@@ -69,7 +69,7 @@ def within_run(process, k):
 
 
 def send_graded(process, unit):
-    """What graded neurons send, as graph.py says, whole numbers; changes their state. Each level is tried on top of the larger."""
+    """What graded neurons send, whole numbers, each level tried on top of the larger ones (graph.py); changes their state."""
     v, levels = process.v, int(process.levels[0])
     most = process.sent if process.rectify[0] else 2**levels
     up, down = np.zeros(v.shape, np.int64), np.zeros(v.shape, np.int64)

@@ -8,14 +8,14 @@ u and v have 24 bits: a current that overflows wraps around, a potential stops a
 Lava's bit-accurate LIF (lava/proc/lif/models.py, lava-nc 0.10) with a current that does not outlive its step (du = 4095,
 dv = d), but for the reset. Samples follow one another as in soft_reset.py.
 
-What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own, and hard reset to
-zero is the built-in LIF. Soft reset is not: it needs a neuron program (microcode) that ends with ``v -= theta`` where the
-built-in one clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each
-sample at v_init needs a program that loads it when the host (or a counter) triggers it. The readout is a neuron without a
-threshold whose v the host reads: with the built-in neurons, a LIF with the largest threshold. A delay line is the chip's
-synaptic delay, up to 62 steps. Graded neurons need a program that finds the payload by comparing with the levels from the
-largest on, adds up what it has sent, and sends graded spikes, which Loihi 2 has and the first Loihi has not; the synapses' product
-of weight and payload is the chip's own. Such programs need Intel's compiler; nothing here was run on a chip.
+What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own, and hard reset to zero
+is the built-in LIF. Soft reset is not: it needs a neuron program (microcode) that ends with ``v -= theta`` where the built-in
+one clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each sample at
+v_init needs a program that loads it when the host (or a counter) triggers it. The readout is a neuron without a threshold whose
+v the host reads: with the built-in neurons, a LIF with the largest threshold. A delay line is the chip's synaptic delay, up to
+62 steps. Graded neurons need a program that finds the payload by comparing with the levels from the largest on, adds up what it
+has sent, and sends graded spikes, which Loihi 2 has and the first Loihi has not; the product of weight and payload is the chip's
+own. Such programs need Intel's compiler; nothing here was run on a chip.
 """
 
 import numpy as np

@@ -7,11 +7,11 @@ where the sources are graded. Samples follow one another as in soft_reset.py.
 
 What Loihi 2 would need. A window is a neuron with a count in its own memory for each of its places, and a program (microcode)
 that adds to the counts, finds the largest, sends by how much it grew (a graded spike where it may be other than 1), and clears
-all when a sample starts. The built-in neurons cannot do this: synapses add, so a neuron receives the sum of its inputs and not which of
-them fired. Weights that are powers of two make its places distinguishable: place i sends 2^i, and the bits of the sum are the
-places that fired. With mantissas up to 64 and exponents up to 7 weights reach 2^14: 15 places, so windows up to 3x3. Spikes of b
-bits with their sign need powers of 2^b, so 14 // b + 1 places (8 of one level, 4 of three: 2x2). Here the input has one place for
-each source instead, at weight 1. Nothing here was run on a chip.
+all when a sample starts. The built-in neurons cannot do this: synapses add, so a neuron receives the sum of its inputs and not
+which of them fired. Weights that are powers of two make its places distinguishable: place i sends 2^i, and the bits of the sum
+are the places that fired. With mantissas up to 64 and exponents up to 7 weights reach 2^14: 15 places, so windows up to 3x3.
+Spikes of b bits with their sign need powers of 2^b, so 14 // b + 1 places (8 of one level, 4 of three: 2x2). Here the input has
+one place for each source instead, at weight 1. Nothing here was run on a chip.
 """
 
 import numpy as np
