@@ -24,6 +24,7 @@ from spikeprop.convert.calibrators.rows import Per, from_rows, rows
 from spikeprop.convert.encoded import isolated_rng
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains
+from spikeprop.convert.weights import by_channel
 from spikeprop.runtime.checks import at_least_one
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import Layer, SpikingNetwork
@@ -106,17 +107,22 @@ def rate_error(data: LayerData) -> Tensor:
 
 def correct_bias(data: LayerData) -> None:
     """Add the mean error of each channel to its current."""
-    op = add_bias(data.layer)
+    op = add_bias(data.layer, data.target.dim() - 2)
     if op is not None:
         op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel"), 1).to(op.bias))
 
 
-def add_bias(layer: Layer) -> Any:
-    """The operation at the end of a branch whose bias acts on all channels, with a bias of zeros if it had none; or None."""
-    last = [next(reversed(list(synapse)), None) for _, _, synapse in layer.branches()]
-    for op in sorted((op for op in last if isinstance(op, nn.Conv2d | nn.Linear)), key=lambda op: op.bias is None):
+def add_bias(layer: Layer, axes: int) -> Any:
+    """The operation at the end of a branch whose bias acts on all channels, with a bias of zeros if it had none; or None.
+
+    Args:
+        layer: whose current has ``axes`` axes of positions.
+    """
+    last: list[Any] = [next(reversed(list(synapse)), None) for _, _, synapse in layer.branches()]
+    for op in sorted((op for op in last if by_channel(op, axes)), key=lambda op: op.bias is None):
         if op.bias is None:
-            op.bias = nn.Parameter(op.weight.new_zeros(len(op.weight)).detach(), op.weight.requires_grad)
+            outputs = op.out_features if isinstance(op, nn.Linear) else op.out_channels
+            op.bias = nn.Parameter(op.weight.new_zeros(outputs).detach(), op.weight.requires_grad)
         return op
     return None
 
