@@ -160,6 +160,8 @@ class Builder:
 
     def fire(self, node: fx.Node, value: Value, rectifier: Rectifier) -> Value:
         """A layer of neurons for the rectified value; two layers if the rectifier has a negative side."""
+        if not self.shape(node):
+            raise refuse(node, "one number an image without an axis", "keep it: flatten(1), so that it has the shape (B, 1)")
         if rectifier.one_sided and self._is_rectified(value, rectifier, self.shape(node)[0]):
             return value
         positive: Value = (LinearBranch(self.close(node, value, self.neuron(), rectifier.ceiling)),)

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from spikeprop.convert.builder import Builder
 from spikeprop.convert.guard import Converted, difference
 from spikeprop.convert.operations import layers, sampling, shapes, tensors
-from spikeprop.convert.operations.rectifiers import rectifier_of
-from spikeprop.convert.outputs import read_out
+from spikeprop.convert.operations.rectifiers import ZEROS, rectifier_of
+from spikeprop.convert.outputs import only_orders, read_out
 from spikeprop.convert.trace import function_name, holds_tensors, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
@@ -63,7 +63,7 @@ def _built(
             builder.values[node] = (LinearBranch(INPUT),)
         elif node.op == "output":
             form = read_out(builder, node)
-        elif holds_tensors(builder.outline[node]) and node.op != "get_attr":
+        elif holds_tensors(builder.outline[node]) and node.op != "get_attr" and function_name(node) not in ZEROS:
             builder.values[node] = _converted(builder, node)
     network = SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
     network.output_form, network.notes = form, builder.notes
@@ -71,9 +71,13 @@ def _built(
 
 
 def _converted(builder: Builder, node: fx.Node) -> Value:
+    if only_orders(builder, node):
+        return builder.value(node)
     rectifier = rectifier_of(builder, node)
     if rectifier is not None:
-        return builder.changed(node, builder.fire(node, builder.value(node), rectifier))
+        operands = (*node.args, *node.kwargs.values())
+        rectified = next((a for a in operands if isinstance(a, fx.Node) and a in builder.values), None)  # maximum(0, x)
+        return builder.changed(node, builder.fire(node, builder.value_of(node, rectified), rectifier))
     if node.op == "call_module":
         module = builder.modules[str(node.target)]
         kind = next((base for base in type(module).__mro__ if base in MODULES), None)

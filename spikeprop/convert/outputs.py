@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from spikeprop.convert import value as values
 from spikeprop.convert.builder import Builder
-from spikeprop.convert.trace import BATCH, holds_tensors, refuse
+from spikeprop.convert.trace import BATCH, function_name, holds_tensors, refuse
 from spikeprop.convert.value import Value
 from spikeprop.snn.output_form import OutputForm, leaves, mapped
 from spikeprop.snn.synapse import Reshape
@@ -31,6 +31,29 @@ def read_out(builder: Builder, node: fx.Node) -> OutputForm | None:
     flat = form is not None and any(part.first is not None for part in form.parts().values())
     builder.close(node, _flat(builder, tensors) if flat else builder.values[tensors[0]], None)
     return form
+
+
+def only_orders(builder: Builder, node: fx.Node) -> bool:
+    """Whether a node is a softmax, or a sigmoid of one number, at the end of the ANN: it is left out, with a note.
+
+    It does not change which output is largest, or on which side of the middle the number is. It stays where the outputs are
+    several tensors, and a sigmoid where it is of several numbers: those may be read as the values that they are.
+    """
+    name = type(builder.modules[str(node.target)]).__name__ if node.op == "call_module" else function_name(node)
+    sigmoid = name.lower() in ("sigmoid", "logsigmoid")
+    if not sigmoid and name.lower().replace("_", "") not in ("softmax", "logsoftmax", "softmax2d"):
+        return False
+    (*_, end) = builder.order
+    if set(node.users) != {end} or [leaf for _, leaf in leaves(end.args[0]) if isinstance(leaf, fx.Node)] != [node]:
+        return False
+    if sigmoid and prod(builder.shape(node)) != 1:
+        return False
+    builder.skipped.add(node.name)
+    same = "the number is positive where it was above a half" if name == "sigmoid" else "the largest output stays the largest"
+    builder.notes.append(
+        f"the final {name} ({node.name!r}) is left out: {same}. For the ANN's own values apply it to network.estimate(output, T)"
+    )
+    return True
 
 
 def _flat(builder: Builder, tensors: list[fx.Node]) -> Value:

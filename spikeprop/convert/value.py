@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spikeprop.convert import weights
 from spikeprop.snn import ChannelPad, Gain, SampleDropout
-from spikeprop.snn.synapse import WEIGHTED, Weighted
+from spikeprop.snn.synapse import WEIGHTED, Reshape, Weighted
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,8 @@ def affine(value: Value, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, 
 
 def shift(value: Value, number: float, shape: tuple[int, ...], like: Tensor) -> Value:
     """A value of samples of ``shape`` plus a number; ``like``: of the weights' type and device."""
+    if not shape:
+        return compose(shift(compose(value, Reshape((1,))), number, (1,), like), Reshape(()))
     ones_C = torch.ones(shape[0], dtype=like.dtype, device=like.device)
     return affine(value, ones_C, number * ones_C, shape[1:])
 
