@@ -65,14 +65,18 @@ class SpikeCalibrator(LayerwiseCalibrator):
         return SpikeTrains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
+        self.set_threshold(data)
+        self.correct(data)
+        return data.neuron.full_scale * data.layer.scale
+
+    def set_threshold(self, data: LayerData) -> None:
+        """Give a layer of neurons the threshold of least error for its weights as they are."""
         if self.search == "spikes":
             full = self._best_for_spikes(data)
         else:
             search = GridSearch(data.counts(self.timesteps), self.per, self.grid)
             full = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
         data.neuron.set_full_scale(data.limited(full * data.layer.scale) / data.layer.scale)
-        self.correct(data)
-        return data.neuron.full_scale * data.layer.scale
 
     def _best_for_spikes(self, data: LayerData) -> Tensor:
         """The positive potential for the largest spike with the least error of what the neurons send, for some images."""
@@ -152,10 +156,7 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
     for delay in range(timesteps * 3 // 4 + 1):
         skipped = total_TBK[delay - 1] if delay else 0
         mean = (total_TBK[-1] - skipped) / (timesteps - delay)
-        if several or wanted.shape[1] == 1:
-            distance = (mean - wanted).square()
-        else:
-            distance = -wanted.softmax(1) * mean.log_softmax(1)
+        distance = (mean - wanted).square() if several or wanted.shape[1] == 1 else -wanted.softmax(1) * mean.log_softmax(1)
         distances.append(distance.sum(dtype=torch.float64))
     of_all = shard.total(torch.stack(distances)).tolist()
     best = of_all.index(min(of_all))
