@@ -199,7 +199,7 @@ class Builder:
         self, node: fx.Node, value: Value, neuron: LayerDynamics | None, ceiling: float | Tensor | None = None, suffix: str = ""
     ) -> str:
         """Make a layer of the value's branches; returns its name."""
-        labels = [] if neuron is not None and neuron.passes_on else [b.label for b in value if b.label]
+        labels = [] if neuron is not None and (neuron.passes_on or neuron.arithmetic) else [b.label for b in value if b.label]
         label = re.sub("[./]", "_", labels[0] if labels else node.name) + suffix
         name = self._free(label, {INPUT} if neuron is None else {INPUT, OUTPUT})
         # copies: two layers that read one value must not share its modules
