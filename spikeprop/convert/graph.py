@@ -13,15 +13,16 @@ from torch import Tensor, fx, nn
 
 from spikeprop.convert.builder import Builder
 from spikeprop.convert.guard import Converted, difference
-from spikeprop.convert.operations import layers, tensors
-from spikeprop.convert.operations.rectifiers import rectifier_of
+from spikeprop.convert.operations import layers, sampling, shapes, tensors
+from spikeprop.convert.operations.rectifiers import ZEROS, rectifier_of
+from spikeprop.convert.outputs import only_orders, read_out
 from spikeprop.convert.trace import function_name, holds_tensors, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
 
-MODULES = layers.MODULES | tensors.MODULES
-FUNCTIONS = layers.FUNCTIONS | tensors.FUNCTIONS
+MODULES = layers.MODULES | sampling.MODULES | shapes.MODULES | tensors.MODULES
+FUNCTIONS = layers.FUNCTIONS | sampling.FUNCTIONS | shapes.FUNCTIONS | tensors.FUNCTIONS
 
 
 def to_spiking(
@@ -56,21 +57,27 @@ def to_spiking(
 def _built(
     traced: fx.GraphModule, neuron: Callable[[], Neuron], encoder: Encoder, input_shape: tuple[int, ...]
 ) -> tuple[Builder, SpikingNetwork]:
-    builder = Builder(traced, neuron, input_shape)
+    builder, form = Builder(traced, neuron, input_shape), None
     for node in builder.traced.graph.nodes:
         if node.op == "placeholder":
             builder.values[node] = (LinearBranch(INPUT),)
         elif node.op == "output":
-            builder.close(node, builder.value(node), None)
-        elif holds_tensors(builder.outline[node]) and node.op != "get_attr":
+            form = read_out(builder, node)
+        elif holds_tensors(builder.outline[node]) and node.op != "get_attr" and function_name(node) not in ZEROS:
             builder.values[node] = _converted(builder, node)
-    return builder, SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
+    network = SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
+    network.output_form, network.notes = form, builder.notes
+    return builder, network
 
 
 def _converted(builder: Builder, node: fx.Node) -> Value:
+    if only_orders(builder, node):
+        return builder.value(node)
     rectifier = rectifier_of(builder, node)
     if rectifier is not None:
-        return builder.changed(node, builder.fire(node, builder.value(node), rectifier))
+        operands = (*node.args, *node.kwargs.values())
+        rectified = next((a for a in operands if isinstance(a, fx.Node) and a in builder.values), None)  # maximum(0, x)
+        return builder.changed(node, builder.fire(node, builder.value_of(node, rectified), rectifier))
     if node.op == "call_module":
         module = builder.modules[str(node.target)]
         kind = next((base for base in type(module).__mro__ if base in MODULES), None)

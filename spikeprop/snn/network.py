@@ -27,6 +27,7 @@ from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows
 from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
 
@@ -65,6 +66,8 @@ class SpikingNetwork(nn.Module):
         known_shapes: what ``shapes`` returned last, for the engine.
         known_current_shapes: then, those of the layers' currents, which are others where a layer pools.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
+        output_form: the structure that ``forward`` returns, of a converted ANN with several outputs; None for one tensor.
+        notes: what a conversion chose, left out or changed, in words; shown with the network.
     """
 
     def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
@@ -81,6 +84,8 @@ class SpikingNetwork(nn.Module):
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
         self.packed = True
+        self.output_form: OutputForm | None = None
+        self.notes: list[str] = []
         self.known_shapes: dict[str, Shape] = {}
         self.known_current_shapes: dict[str, Shape] = {}
         self._form: list[Any] = []
@@ -116,6 +121,9 @@ class SpikingNetwork(nn.Module):
     def neurons(self) -> dict[str, Neuron]:
         """Layer name to its neurons, of the layers that have thresholds."""
         return {name: layer for name, layer in self.dynamics().items() if isinstance(layer, Neuron)}
+
+    def extra_repr(self) -> str:
+        return "\n".join(f"note: {note}" for note in self.notes)
 
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
@@ -172,8 +180,11 @@ class SpikingNetwork(nn.Module):
         output_TBK, state = self._advance(trainable(x_B).unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
 
-    def forward(self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None) -> Tensor:
-        """Simulate ``timesteps`` steps on images (B, ...) and return the accumulated output (B, K).
+    def forward(self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None) -> Any:
+        """Simulate ``timesteps`` steps on images (B, ...) and return the accumulated output (B, K), or (B, K, ...).
+
+        It is the sum over the steps, in units of the readout's potential; ``estimate`` makes of it what the ANN would return. A
+        network that was converted from an ANN with several outputs returns their sums in the ANN's own structure.
 
         Args:
             x_B: images, finite, of shape (B, *input_shape).
@@ -188,12 +199,27 @@ class SpikingNetwork(nn.Module):
         """
         refuse_transforms(x_B)
         if torch.is_grad_enabled() and observe is None and self.readout.trivial and self._packed(x_B, timesteps, chunk):
-            return _engine().train(self, x_B, timesteps, chunk)
+            return self.structured(_engine().train(self, x_B, timesteps, chunk))
         output = None
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
             output = output_TBK[-1]
         assert output is not None
-        return output.clone()  # of its own memory, not a view of all steps'
+        return self.structured(output.clone())  # of its own memory, not a view of all steps'
+
+    def structured(self, output: Tensor) -> Any:
+        """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""
+        return output if self.output_form is None else self.output_form(output)
+
+    def estimate(self, output: Any, timesteps: int) -> Any:
+        """The ANN's outputs that accumulated outputs after ``timesteps`` steps stand for: their mean, in the ANN's units.
+
+        Args:
+            output: as ``forward`` returns it, or a readout.
+            timesteps: of the simulation.
+        """
+        *_, (_, last) = self.named_layers()
+        factor = last.scale / self.readout.counted_steps(timesteps)
+        return mapped(lambda leaf: leaf * factor.to(leaf) if isinstance(leaf, Tensor) else leaf, output)
 
     def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
         refuse_uncalled(self._containers())
@@ -221,7 +247,7 @@ class SpikingNetwork(nn.Module):
         observed_steps: int | None = None,
         leaving: Leaving | None = None,
     ) -> Iterator[Tensor]:
-        """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps.
+        """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps; several outputs are flat in it.
 
         What is observed are all steps, or the chunks in which the first ``observed_steps`` lie. Between two chunks ``leaving``
         may be told which samples go on; B is then their number.
