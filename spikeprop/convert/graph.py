@@ -15,7 +15,7 @@ from spikeprop.convert.builder import Builder
 from spikeprop.convert.guard import Converted, difference
 from spikeprop.convert.operations import layers, sampling, shapes, tensors
 from spikeprop.convert.operations.rectifiers import ZEROS, rectifier_of
-from spikeprop.convert.outputs import only_orders, read_out
+from spikeprop.convert.outputs import holds_fields, only_orders, read_out
 from spikeprop.convert.trace import function_name, holds_tensors, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
@@ -63,11 +63,16 @@ def _built(
             builder.values[node] = (LinearBranch(INPUT),)
         elif node.op == "output":
             form = read_out(builder, node)
-        elif holds_tensors(builder.outline[node]) and node.op != "get_attr" and function_name(node) not in ZEROS:
+        elif holds_tensors(builder.outline[node]) and not _is_no_value(node):
             builder.values[node] = _converted(builder, node)
     network = SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
     network.output_form, network.notes = form, builder.notes
     return builder, network
+
+
+def _is_no_value(node: fx.Node) -> bool:
+    """A constant, or a structure of outputs."""
+    return node.op == "get_attr" or holds_fields(node) or function_name(node) in ZEROS
 
 
 def _converted(builder: Builder, node: fx.Node) -> Value:
