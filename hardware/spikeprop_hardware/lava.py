@@ -64,22 +64,16 @@ def run_lava(
         with np.load(folder / "result.npz") as found:
             arrays = {name: found[name] for name in found.files}
     sizes = dict(zip(arrays["names"].tolist(), arrays["sizes"].tolist()))
-    spikes = {name: _trains(arrays, name, size) for name, size in sizes.items()}
+    spikes = {name: _train(arrays[f"spikes/{name}"], size) for name, size in sizes.items()}
     potentials = {name: arrays[f"membranes/{name}"] for name in sizes if membranes}
     counts = {name: int(np.count_nonzero(train)) for name, train in spikes.items()}
     clipped = dict(zip(arrays["clipped"].tolist(), arrays["times"].tolist()))
     return SimulationResult(spikes, arrays["output"], potentials, counts, clipped)
 
 
-def _trains(arrays: dict[str, np.ndarray], name: str, count: int) -> np.ndarray:
-    """Spikes (samples, steps, neurons): bool, or int8 where the worker wrote spikes that were taken back."""
-    fired = _bits(arrays[f"spikes/{name}"], count)
-    back = arrays.get(f"back/{name}")
-    return fired if back is None else fired.astype(np.int8) - _bits(back, count)
-
-
-def _bits(packed: np.ndarray, count: int) -> np.ndarray:
-    return np.unpackbits(packed, axis=-1, count=count).astype(bool)
+def _train(written: np.ndarray, count: int) -> np.ndarray:
+    """Spikes (samples, steps, neurons): bool where the worker wrote bits, else int8."""
+    return np.unpackbits(written, axis=-1, count=count).astype(bool) if written.dtype == np.uint8 else written
 
 
 def _run_worker(python: Path, folder: Path, network: Path, progress: Callable[[int, int], None], patience: float) -> None:

@@ -3,6 +3,7 @@ returns."""
 
 from spikeprop.evaluate.accuracy import ann_accuracy, ann_mean_iou, snn_accuracy, snn_mean_iou
 from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out
+from spikeprop.evaluate.diagnosis import ConversionDiagnosis, LayerLoss, diagnose
 from spikeprop.evaluate.early_exit import EarlyExit, Exits, leave_early
 from spikeprop.evaluate.error import LayerError, conversion_error, output_error
 from spikeprop.evaluate.journal import Journal
@@ -20,10 +21,12 @@ __all__ = [
     "MAC_JOULES",
     "ActivityMeter",
     "BatchPredictions",
+    "ConversionDiagnosis",
     "EarlyExit",
     "Exits",
     "Journal",
     "LayerError",
+    "LayerLoss",
     "Predictions",
     "Predictor",
     "Proportion",
@@ -36,6 +39,7 @@ __all__ = [
     "conversion_error",
     "count_macs",
     "device_of",
+    "diagnose",
     "draw_conversion_error",
     "draw_evaluation",
     "draw_run",

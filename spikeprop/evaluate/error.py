@@ -61,20 +61,17 @@ def conversion_error(
     Raises:
         ValueError: a layer without activations or activation scale, or numbers of steps below 1.
     """
-    marks = sorted(set(timesteps))
-    if not marks or marks[0] < 1:
-        raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
     absent = [name for name in network.dynamics() if name not in activations or name not in scales]
     if absent:
         raise ValueError(f"no activation or no activation scale for {', '.join(absent)}")
-    counts = _counts(network, x.to(device_of(network)), marks)
+    means, _ = mean_sent(network, x.to(device_of(network)), timesteps)
     found: dict[str, dict[int, LayerError]] = {}
     carried = payloads(network)
     for name, dynamics in network.dynamics().items():
         a_B = activations[name].to(x.device)
         scale = torch.as_tensor(scales[name]).to(a_B)
         start, most = dynamics.head_start, 2 ** carried[name].bits - 1
-        found[name] = {t: _compare(count_B.to(a_B), t, a_B, scale, start, most) for t, count_B in counts[name].items()}
+        found[name] = {t: _compare(mean[name].to(a_B) * t, t, a_B, scale, start, most) for t, mean in means.items()}
     return found
 
 
@@ -103,23 +100,34 @@ def output_error(
     return found
 
 
-def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[str, dict[int, Tensor]]:
-    """Spikes of every neuron after each number of steps: layer name to number of steps to (B, ...)."""
+def mean_sent(
+    network: SpikingNetwork, x_B: Tensor, timesteps: Sequence[int]
+) -> tuple[dict[int, dict[str, Tensor]], dict[int, Tensor]]:
+    """What the input and every layer send, in the mean of the first T steps, for several T; and the accumulated output.
+
+    Returns:
+        number of steps to source to mean (B, ...); number of steps to output (B, K).
+
+    Raises:
+        ValueError: no numbers of steps, or one below 1.
+    """
+    marks = sorted(set(timesteps))
+    if not marks or marks[0] < 1:
+        raise ValueError(f"timesteps {list(timesteps)}: give at least one number, each at least 1")
     total: dict[str, Tensor] = {}
-    seen = dict.fromkeys(network.dynamics(), 0)
-    found: dict[str, dict[int, Tensor]] = {name: {} for name in seen}
+    seen = dict.fromkeys((INPUT, *network.dynamics()), 0)
+    found: dict[int, dict[str, Tensor]] = {t: {} for t in marks}
 
     def observe(name: str, spikes_TB: Tensor) -> None:
-        if name == INPUT:
-            return
         for i, part in segments(marks, seen[name], len(spikes_TB)):
-            total[name] = total.get(name, 0) + spikes_TB[part].sum(0)
+            total[name] = total.get(name, 0) + spikes_TB[part].sum(0, dtype=x_B.dtype)
             if seen[name] + part.stop == marks[i]:
-                found[name][marks[i]] = total[name]
+                found[marks[i]][name] = total[name] / marks[i]
         seen[name] += len(spikes_TB)
 
-    network.eval()(x_B, marks[-1], chunk=watched_chunk(network, len(x_B), marks[-1]), observe=observe)
-    return found
+    chunk = watched_chunk(network, len(x_B), marks[-1])
+    outputs = torch.cat(list(network.eval().unroll(x_B, marks[-1], chunk=chunk, observe=observe)))
+    return found, {t: outputs[t - 1] for t in marks}
 
 
 def _compare(count_B: Tensor, steps: int, a_B: Tensor, scale: Tensor, v_init: Tensor, most: int) -> LayerError:

@@ -67,7 +67,7 @@ class SpikingNetwork(nn.Module):
         known_current_shapes: then, those of the layers' currents, which are others where a layer pools.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
         output_form: the structure that ``forward`` returns, of a converted ANN with several outputs; None for one tensor.
-        notes: what a conversion left out or changed, in words.
+        notes: what a conversion chose, left out or changed, in words; shown with the network.
     """
 
     def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
@@ -121,6 +121,9 @@ class SpikingNetwork(nn.Module):
     def neurons(self) -> dict[str, Neuron]:
         """Layer name to its neurons, of the layers that have thresholds."""
         return {name: layer for name, layer in self.dynamics().items() if isinstance(layer, Neuron)}
+
+    def extra_repr(self) -> str:
+        return "\n".join(f"note: {note}" for note in self.notes)
 
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""

@@ -39,7 +39,7 @@ from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.experiment.stages import PipelineRun
 from spikeprop.experiment.stages.conversion import calibration_images
 from spikeprop.recipe import load_recipe
-from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes, group
 from spikeprop.snn import Direct, Encoder, SpikingNetwork
 
 ROOT = Path(__file__).parents[2]
@@ -141,14 +141,11 @@ def refusal(folder: Path, images: list[Tensor], processes: Processes, calibrator
 def _one_of(rank: int, count: int, place: str) -> None:
     torch.set_num_threads(1)
     folder = Path(place)
-    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=count)
-    processes = Processes(rank, count)
-    for number, case in enumerate(CASES):
-        save_file(state_of(converted(folder, case, processes)), folder / f"{number}.{rank}.safetensors")
-    save_file(_more(folder, processes), folder / f"more.{rank}.safetensors")
-    (folder / f"errors.{rank}.json").write_text(json.dumps(_errors(folder, processes)))
-    dist.barrier()
-    dist.destroy_process_group()
+    with group(dist.FileStore(f"{place}/store", count), rank, count) as processes:
+        for number, case in enumerate(CASES):
+            save_file(state_of(converted(folder, case, processes)), folder / f"{number}.{rank}.safetensors")
+        save_file(_more(folder, processes), folder / f"more.{rank}.safetensors")
+        (folder / f"errors.{rank}.json").write_text(json.dumps(_errors(folder, processes)))
 
 
 def _more(folder: Path, processes: Processes) -> dict[str, Tensor]:

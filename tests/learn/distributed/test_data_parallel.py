@@ -26,7 +26,7 @@ from spikeprop.errors import BusyError, ProcessError, Stopped
 from spikeprop.learn import BPTT, Backprop, LearningRule
 from spikeprop.learn.distributed.batchnorm import moments
 from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Interlocking, MAPPropagation
-from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes, group
 from spikeprop.runtime.seeding import seed_torch
 
 ROOT = Path(__file__).parents[3]
@@ -92,20 +92,20 @@ def trained(case: str, processes: Processes = ALONE) -> tuple[dict[str, Tensor],
 
 def _one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for number, case in enumerate(CASES):
-        state, history = trained(case, Processes(rank, 2))
-        save_file({k: v.contiguous().clone() for k, v in state.items()}, f"{folder}/{number}.{rank}.safetensors")
-        Path(f"{folder}/{number}.{rank}.json").write_text(json.dumps(history))
-    rule, model = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2), resnet()
-    rule.prepare(model, batches()[0][0])
-    optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
-    with pytest.raises(ValueError, match=r"Interlocking splits each batch.*microbatches=1"):
-        fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
-    save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
-    _end_together(Processes(rank, 2))
-    dist.barrier()
-    dist.destroy_process_group()
+    with group(dist.FileStore(f"{folder}/store", 2), rank, 2):
+        for number, case in enumerate(CASES):
+            state, history = trained(case, Processes(rank, 2))
+            save_file({k: v.contiguous().clone() for k, v in state.items()}, f"{folder}/{number}.{rank}.safetensors")
+            Path(f"{folder}/{number}.{rank}.json").write_text(json.dumps(history))
+        rule, model = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2), resnet()
+        rule.prepare(model, batches()[0][0])
+        optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
+        with pytest.raises(ValueError, match=r"Interlocking splits each batch.*microbatches=1"):
+            fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
+        save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
+        _end_together(Processes(rank, 2))
+    ended = "pt_gloo_runloop" not in {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    assert ended or not Path("/proc").exists(), "threads of the group are alive: Python may abort when it ends"
 
 
 def _end_together(processes: Processes) -> None:

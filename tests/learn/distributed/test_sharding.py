@@ -38,7 +38,7 @@ from spikeprop.learn.distributed.sharding import blocks, local_shard
 from spikeprop.plugins import ActivationRelaxation, BasicResNet
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.files import previous_of
-from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes, group
 from spikeprop.runtime.signals import deferred_signals
 
 ROOT = Path(__file__).parents[3]
@@ -130,29 +130,26 @@ def train(
 def _one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     patience = timedelta(minutes=2)  # a process that waits in vain for another's shard fails then
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
-    two = Processes(rank, 2)
-    for number, case in enumerate(CASES):
-        model, history = train(case, two, sharded=True)
-        parts = {name: local_shard(p).numel() for name, p in model.named_parameters()}
-        save_checkpoint(folder / f"{number}.safetensors", model, {"history": history}, writes=not rank)
-        (folder / f"{number}.{rank}.json").write_text(json.dumps(parts))
-    case = next(iter(CASES))
-    train(case, two, sharded=True, progress=folder / "started-sharded.safetensors", interrupted=True)
-    resumed, _ = train(case, two, sharded=True, progress=folder / "started-complete.safetensors")
-    save_checkpoint(folder / "resumed-sharded.safetensors", resumed, {}, writes=not rank)
-    train(TIED, two, sharded=True, progress=folder / "tied.safetensors", interrupted=True)
-    again, _ = train(TIED, two, sharded=True, progress=folder / "tied.safetensors")
-    assert again.get_parameter("again.0.weight") is again.get_parameter("body.1.weight")
-    save_checkpoint(folder / "resumed-tied.safetensors", again, {}, writes=not rank)
-    _stopped_by_a_signal_to_rank_1(folder, two)
-    optimizer = torch.optim.SGD(resumed.parameters())
-    with pytest.raises(ValueError, match="give fit the same processes"):
-        fit(resumed, Backprop(), batches((4,)), optimizer, epochs=1)
-    with pytest.raises(ValueError, match=r"ActivationRelaxation does not take its gradients.*use Backprop or BPTT"):
-        fit(resumed, ActivationRelaxation(), batches((4,)), optimizer, epochs=1, processes=two)
-    dist.barrier()
-    dist.destroy_process_group()
+    with group(dist.FileStore(f"{folder}/store", 2), rank, 2, patience) as two:
+        for number, case in enumerate(CASES):
+            model, history = train(case, two, sharded=True)
+            parts = {name: local_shard(p).numel() for name, p in model.named_parameters()}
+            save_checkpoint(folder / f"{number}.safetensors", model, {"history": history}, writes=not rank)
+            (folder / f"{number}.{rank}.json").write_text(json.dumps(parts))
+        case = next(iter(CASES))
+        train(case, two, sharded=True, progress=folder / "started-sharded.safetensors", interrupted=True)
+        resumed, _ = train(case, two, sharded=True, progress=folder / "started-complete.safetensors")
+        save_checkpoint(folder / "resumed-sharded.safetensors", resumed, {}, writes=not rank)
+        train(TIED, two, sharded=True, progress=folder / "tied.safetensors", interrupted=True)
+        again, _ = train(TIED, two, sharded=True, progress=folder / "tied.safetensors")
+        assert again.get_parameter("again.0.weight") is again.get_parameter("body.1.weight")
+        save_checkpoint(folder / "resumed-tied.safetensors", again, {}, writes=not rank)
+        _stopped_by_a_signal_to_rank_1(folder, two)
+        optimizer = torch.optim.SGD(resumed.parameters())
+        with pytest.raises(ValueError, match="give fit the same processes"):
+            fit(resumed, Backprop(), batches((4,)), optimizer, epochs=1)
+        with pytest.raises(ValueError, match=r"ActivationRelaxation does not take its gradients.*use Backprop or BPTT"):
+            fit(resumed, ActivationRelaxation(), batches((4,)), optimizer, epochs=1, processes=two)
 
 
 def _stopped_by_a_signal_to_rank_1(folder: Path, two: Processes) -> None:

@@ -1,0 +1,55 @@
+"""``explain_conversion``: from a converted network and its ANN to the reasons for what accuracy it loses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.convert import to_spiking
+from spikeprop.errors import EvaluationError
+from spikeprop.evaluate import ConversionDiagnosis, diagnose
+from spikeprop.runtime.given import read_batches
+from spikeprop.snn import IF, SpikingNetwork
+
+MOST_IMAGES = 256  # activations of all layers are kept for them
+
+
+def explain_conversion(
+    network: SpikingNetwork, ann: nn.Module, images: Any, timesteps: Sequence[int] = (4, 8)
+) -> ConversionDiagnosis:
+    """Which layers of a converted network lose how much against the ANN, why, and what to do; print the result to read it.
+
+    Args:
+        network: converted from ``ann`` and not fine-tuned.
+        ann: the trained network.
+        images: as ``convert`` takes them, some 100; of more than 256 the first 256. No labels are needed.
+        timesteps: numbers of steps.
+
+    Raises:
+        EvaluationError: not a spiking network, or one of another ANN.
+        ConversionError: the ANN cannot be traced.
+        DataError: what was passed as images cannot be read as such.
+        ValueError: no images, or timesteps below 1.
+    """
+    if not isinstance(network, SpikingNetwork):
+        raise EvaluationError(f"{type(network).__name__} is not a spiking network; pass the converted network, then its ANN")
+    x = _first(images).to(next(network.parameters()))
+    prototype = next(iter(network.neurons().values()), IF())
+    plain = to_spiking(ann, lambda: copy.deepcopy(prototype), network.encoder, tuple(x.shape[1:]), images=x[:8])
+    return diagnose(network, plain.to(x).eval(), x, timesteps)
+
+
+def _first(images: Any) -> Tensor:
+    found, count = [], 0
+    for x, _ in read_batches(images, split="train"):
+        found.append(x[: MOST_IMAGES - count])
+        count += len(found[-1])
+        if count == MOST_IMAGES:
+            break
+    if not count:
+        raise ValueError("no images to compare on")
+    return torch.cat(found)
