@@ -17,7 +17,7 @@ from spikeprop.convert.guard import Converted, difference
 from spikeprop.convert.operations import attention, functions, layers, sampling, shapes, tensors
 from spikeprop.convert.operations.functions import Parts
 from spikeprop.convert.operations.rectifiers import rectifier_of
-from spikeprop.convert.outputs import only_orders, read_out
+from spikeprop.convert.outputs import holds_fields, only_orders, read_out
 from spikeprop.convert.trace import function_name, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
@@ -67,7 +67,7 @@ def _built(
             builder.values[node] = (LinearBranch(INPUT),)
         elif node.op == "output":
             form = read_out(builder, node)
-        elif builder.forms.depends(node) and node in read:
+        elif builder.forms.depends(node) and node in read and not holds_fields(node):
             builder.values[node] = _relayed(builder, node, _converted(builder, node))
     network = SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
     network.output_form, network.notes = form, builder.notes

@@ -153,10 +153,8 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
     for delay in range(timesteps * 3 // 4 + 1):
         skipped = total_TBK[delay - 1] if delay else 0
         mean = (total_TBK[-1] - skipped) / (timesteps - delay)
-        if several or wanted.shape[1] == 1:
-            distance = (mean - wanted).square()
-        else:
-            distance = -wanted.softmax(1) * mean.log_softmax(1)
+        squared = several or wanted.shape[1] == 1
+        distance = (mean - wanted).square() if squared else -wanted.softmax(1) * mean.log_softmax(1)
         distances.append(distance.sum(dtype=torch.float64))
     of_all = shard.total(torch.stack(distances)).tolist()
     best = of_all.index(min(of_all))
