@@ -487,3 +487,13 @@ def test_the_list_of_commands_has_complete_sentences() -> None:
     lines = [line for line in listed.splitlines() if line.strip()]
     assert len(lines) == len(main.commands)
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), listed
+
+
+def test_diagnose_tells_where_the_conversion_loses(finished: Path) -> None:
+    result = spikeprop("diagnose", finished, "--timesteps", "2,4", "--samples", 20)
+    assert result.exit_code == 0, result.output
+    assert "T = 2: the spiking network predicts as the ANN for" in result.output
+    assert "silent channels" in result.output
+    refused = spikeprop("diagnose", finished / "converted.safetensors")
+    assert refused.exit_code != 0
+    assert "needs the ANN as well" in refused.output

@@ -65,14 +65,18 @@ class SpikeCalibrator(LayerwiseCalibrator):
         return SpikeTrains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
+        self.set_threshold(data)
+        self.correct(data)
+        return data.neuron.full_scale * data.layer.scale
+
+    def set_threshold(self, data: LayerData) -> None:
+        """Give a layer of neurons the threshold of least error for its weights as they are."""
         if self.search == "spikes":
             full = self._best_for_spikes(data)
         else:
             search = GridSearch(data.counts(self.timesteps), self.per, self.grid)
             full = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
         data.neuron.set_full_scale(data.limited(full * data.layer.scale) / data.layer.scale)
-        self.correct(data)
-        return data.neuron.full_scale * data.layer.scale
 
     def _best_for_spikes(self, data: LayerData) -> Tensor:
         """The positive potential for the largest spike with the least error of what the neurons send, for some images."""
