@@ -206,10 +206,14 @@ def _of_module(converted: Converted, x: Tensor, tolerance: float) -> str | None:
                 return f"in the ANN {what} of {layer} differs from that in its traced graph by {told}; {_suspects(ann)}"
     if _off_of_any(found, wanted) <= tolerance:
         if converted.network.output_form is not None:  # the graph knows dictionaries, the module its own class of them
-            converted.network.output_form = OutputForm.of(wanted, lambda leaf: leaf.shape[1:] if isinstance(leaf, Tensor) else None)
+            converted.network.output_form = OutputForm.of(wanted, _sample_shape)
         return None
     told = f"by {_percent(_off_of_any(found, wanted))} after the last layer"
     return f"the ANN's result differs from that of its traced graph {told}; {_suspects(ann)}"
+
+
+def _sample_shape(leaf: Any) -> tuple[int, ...] | None:
+    return tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None
 
 
 def _told(result: Any) -> str:

@@ -67,12 +67,18 @@ def _flat(builder: Builder, tensors: list[fx.Node]) -> Value:
     return values.concatenate(parts)
 
 
+def holds_fields(node: fx.Node) -> bool:
+    """Whether a node makes an instance of a class of named fields, to be returned."""
+    kind = node.target
+    return isinstance(kind, type) and (is_dataclass(kind) or hasattr(kind, "_fields"))
+
+
 def _unfolded(builder: Builder, leaf: Any) -> Any:
     """A node as the constant that it computes, or, of a class of named fields, as an instance that holds nodes."""
     if not isinstance(leaf, fx.Node) or isinstance(builder.outline[leaf], Tensor):
         return leaf
-    if is_dataclass(leaf.target) and isinstance(leaf.target, type):
-        return leaf.target(*leaf.args, **leaf.kwargs)
+    if holds_fields(leaf):
+        return leaf.target(*leaf.args, **leaf.kwargs)  # type: ignore[operator]
     if holds_tensors(builder.outline[leaf]):
         raise refuse(leaf, f"outputs that are the parts of {leaf.name!r}", "take them one by one: a, b = x.chunk(2, 1)")
     return builder.outline[leaf]

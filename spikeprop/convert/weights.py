@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn.synapse import WEIGHTED, Weighted
+from spikeprop.snn.synapse import TRANSPOSED, WEIGHTED, Weighted
 
 CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by number of axes of positions
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weight (in, out / groups, ...)
 
 
 def by_channel(op: nn.Module | None, axes: int) -> bool:

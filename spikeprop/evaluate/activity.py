@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn import INPUT, SpikingNetwork, Synapse
+from spikeprop.snn.pooling import window_sums
+from spikeprop.snn.synapse import TRANSPOSED, WEIGHTED
 
 MAC_JOULES = 4.6e-12
 ADD_JOULES = 0.9e-12
@@ -180,23 +182,50 @@ def _ones(synapse: Synapse) -> Synapse:
     for i, op in enumerate(counted.ops):
         for parameter in op.parameters():
             parameter.data.fill_(1.0)
-        if isinstance(op, nn.AvgPool2d):
-            op.divisor_override = 1
-        elif isinstance(op, nn.AdaptiveAvgPool2d):
-            counted.ops[i] = _AdaptiveSum(op.output_size)
+        if isinstance(op, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+            counted.ops[i] = _WindowSum(op)
+        elif isinstance(op, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+            counted.ops[i] = _AdaptiveSum(op)
+        elif isinstance(op, nn.Upsample):
+            counted.ops[i] = _InterpolationPaths(op)
         elif hasattr(op, "gain"):
             op.gain.fill_(1.0)  # type: ignore[operator]
     return counted
 
 
-class _AdaptiveSum(nn.Module):
-    def __init__(self, output_size: Any):
+class _WindowSum(nn.Module):
+    def __init__(self, pool: nn.Module):
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(output_size)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return window_sums(x, self.pool)
+
+
+class _AdaptiveSum(nn.Module):
+    def __init__(self, pool: nn.Module):
+        super().__init__()
+        self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.pool(x)
-        return y * (x.shape[-1] * x.shape[-2] / (y.shape[-1] * y.shape[-2]))
+        return y * (x.shape[2:].numel() / y.shape[2:].numel())
+
+
+class _InterpolationPaths(nn.Module):
+    """The interpolation with a weight of 1 wherever it has one that is not 0; it works along each axis by itself."""
+
+    def __init__(self, interpolation: nn.Upsample):
+        super().__init__()
+        self.interpolation = interpolation
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = x.shape[2:]
+        for axis, size in enumerate(sizes, 2):
+            each = torch.eye(size).reshape(size, 1, *(size if a == axis else 1 for a in range(2, x.dim())))
+            weights = self.interpolation(each.expand(size, 1, *sizes)).movedim(axis, -1).flatten(1, -2)[:, 0]
+            x = (x.movedim(axis, -1) @ (weights != 0).float()).movedim(-1, axis)
+        return x
 
 
 @torch.no_grad()
@@ -204,12 +233,12 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one image through an ANN's convolutions and linear layers (padding counted, biases not)."""
     total = 0
 
-    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+    def count(module: nn.Module, given: Any, output: Tensor) -> None:
         nonlocal total
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, TRANSPOSED):  # each input is multiplied by all its weights
+            total += given[0][0].numel() * module.weight[0].numel()
+        elif isinstance(module, WEIGHTED):
             total += output[0].numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += output[0].numel() * module.in_features
 
     hooks = [m.register_forward_hook(count) for m in model.modules()]
     training = model.training

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spikeprop.evaluate.activity import device_of, payloads, segments
 from spikeprop.snn import INPUT, SpikingNetwork
+from spikeprop.snn.output_form import leaves
 from spikeprop.snn.watching import watched_chunk
 
 
@@ -70,6 +72,31 @@ def conversion_error(
         scale = torch.as_tensor(scales[name]).to(a_B)
         start, most = dynamics.head_start, 2 ** carried[name].bits - 1
         found[name] = {t: _compare(mean[name].to(a_B) * t, t, a_B, scale, start, most) for t, mean in means.items()}
+    return found
+
+
+@torch.no_grad()
+def output_error(
+    network: SpikingNetwork, x: Tensor, outputs: Any, timesteps: Sequence[int], *, chunk: int | None = None
+) -> dict[str, dict[int, float]]:
+    """Relative error |z_T - z| / |z| of each output's estimate z_T: name of the output ("" of a single one) to T to error.
+
+    Args:
+        network: the converted network.
+        x: images (B, ...).
+        outputs: the ANN's for these images, in its own structure.
+        timesteps: numbers of steps, each at least 1.
+        chunk: as of ``SpikingNetwork.forward``.
+    """
+    marks, wanted = set(timesteps), {name: z for name, z in leaves(outputs) if isinstance(z, Tensor)}
+    found: dict[str, dict[int, float]] = {name: {} for name in wanted}
+    steps = (step for some in network.eval().unroll(x.to(device_of(network)), max(marks), chunk=chunk) for step in some)
+    for t, output in enumerate(steps, 1):
+        if t in marks:
+            estimates = dict(leaves(network.structured(network.estimate(output, t))))
+            for name, z in wanted.items():
+                norm = z.norm().clamp(min=torch.finfo(z.dtype).tiny)
+                found[name][t] = float((estimates[name].to(z) - z).norm() / norm)
     return found
 
 

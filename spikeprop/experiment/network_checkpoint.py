@@ -203,7 +203,7 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
         network, outputs = _outline(ann, data, torch.device("meta"))
     except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
         network, outputs = _outline(ann, data, torch.device("cpu"))
-    if outputs != (1, data.classes):
+    if outputs[:2] != (1, data.classes) or outputs[2:] != data.label_shape:
         fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
         name, found = type(data).__name__, outputs[1] if len(outputs) == 2 else f"scores of shape {outputs} and not the"
         raise RecipeError(f"{ann.path}: {ann.use} has {found} outputs, but data: {name} has {data.classes} classes; {fix}")

@@ -47,11 +47,16 @@ class SpikingMaxPool(LayerDynamics):
 
     def connected(self, values: Tensor) -> Tensor:
         """Each spike is compared once in every window."""
-        pool: Any = self.window
-        sizes, x = (pool.kernel_size, pool.stride, pool.padding), values.flatten(0, 1)
-        if isinstance(pool, nn.MaxPool1d):  # torch's sums need two axes
-            (kernel, stride, padding), x = (size if isinstance(size, int) else size[0] for size in sizes), x.unsqueeze(-2)
-            sizes = ((1, kernel), (1, stride), (0, padding))
-        kind = nn.AvgPool3d if isinstance(pool, nn.MaxPool3d) else nn.AvgPool2d
-        summed = kind(*sizes, pool.ceil_mode, divisor_override=1)(x).unflatten(0, values.shape[:2])
-        return summed.squeeze(-2) if isinstance(pool, nn.MaxPool1d) else summed
+        return window_sums(values.flatten(0, 1), self.window).unflatten(0, values.shape[:2])
+
+
+def window_sums(x: Tensor, pool: Any) -> Tensor:
+    """The sum over each window of a pooling, of values (B, C, ...)."""
+    sizes: Any = (pool.kernel_size, pool.stride, pool.padding)
+    axes = x.dim() - 2
+    if axes == 1:  # torch's own sums need two axes
+        kernel, stride, padding = (size if isinstance(size, int) else size[0] for size in sizes)
+        sizes, x = ((1, kernel), (1, stride), (0, padding)), x.unsqueeze(-2)
+    kind: Any = nn.AvgPool3d if axes == 3 else nn.AvgPool2d
+    summed = kind(*sizes, pool.ceil_mode, divisor_override=1)(x)
+    return summed.squeeze(-2) if axes == 1 else summed

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from spikeprop.runtime.seeding import mix_seed
 
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weight (in, out / groups, ...), of others out first
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 
 
@@ -131,14 +132,16 @@ class Select(nn.Module):
 
     def __init__(self, axis: int, index: int | Sequence[int]):
         super().__init__()
-        self.axis, self.index = axis, index if isinstance(index, int) else tuple(index)
+        self.axis: int = axis
+        self.index: int | tuple[int, ...] = index if isinstance(index, int) else tuple(index)
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.index, int):
             return x.select(self.axis, self.index)
-        step = self.index[1] - self.index[0] if len(self.index) > 1 else 1
-        even = step > 0 and self.index == tuple(range(self.index[0], self.index[-1] + 1, step))
-        taken = slice(self.index[0], self.index[-1] + 1, step) if even else list(self.index)
+        index = list(self.index)
+        step = index[1] - index[0] if len(index) > 1 else 1
+        even = step > 0 and index == list(range(index[0], index[-1] + 1, step))
+        taken = slice(index[0], index[-1] + 1, step) if even else index
         return x[(slice(None),) * self.axis + (taken,)]
 
     def extra_repr(self) -> str:

@@ -82,13 +82,14 @@ class SpikeCalibrator(LayerwiseCalibrator):
         """The positive potential for the largest spike with the least error of what the neurons send, for some images."""
         shard, count = data.shard, data.shard.size(len(data.target))
         chosen = shard.local(torch.arange(0, count, -(-count // SEARCHED)), 1)
-        largest_R, target = shard.largest(rows(data.target, self.per).amax(1)), data.target[chosen]
+        size = data.target.abs() if data.layer.both_signs else data.target
+        largest_R, target = shard.largest(rows(size, self.per, data.axis).amax(1)), data.target[chosen]
         currents_TB = data.spikes.some_currents(data.name, chosen)
 
         def error(full_R: Tensor) -> Tensor:
-            data.neuron.set_full_scale(from_rows(full_R, self.per, target))
+            data.neuron.set_full_scale(from_rows(full_R, self.per, target, data.axis))
             sent = data.spikes.sent(data.neuron, currents_TB) * data.neuron.spike_size / self.timesteps
-            return rows((sent - target).square(), self.per).sum(1, dtype=torch.float64)
+            return rows((sent - target).square(), self.per, data.axis).sum(1, dtype=torch.float64)
 
         def errors(full_GR: Tensor) -> Tensor:
             if not len(chosen):
@@ -96,7 +97,7 @@ class SpikeCalibrator(LayerwiseCalibrator):
             return torch.stack([error(full_R) for full_R in full_GR])
 
         found_R = least_of_grid(shard, largest_R, self.grid, errors)
-        return data.positive(from_rows(found_R, self.per, data.target))
+        return data.positive(from_rows(found_R, self.per, data.target, data.axis))
 
     def calibrate_readout(self, network: SpikingNetwork, x: Tensor, data: LayerData) -> None:
         self.correct(data)
@@ -114,7 +115,7 @@ def correct_bias(data: LayerData) -> None:
     """Add the mean error of each channel to its current."""
     op = add_bias(data.layer, data.target.dim() - 2)
     if op is not None:
-        op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel"), 1).to(op.bias))
+        op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel", data.axis), 1).to(op.bias))
 
 
 def add_bias(layer: Layer, axes: int) -> Any:
@@ -156,7 +157,8 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
     for delay in range(timesteps * 3 // 4 + 1):
         skipped = total_TBK[delay - 1] if delay else 0
         mean = (total_TBK[-1] - skipped) / (timesteps - delay)
-        distance = (mean - wanted).square() if several or wanted.shape[1] == 1 else -wanted.softmax(1) * mean.log_softmax(1)
+        squared = several or wanted.shape[1] == 1
+        distance = (mean - wanted).square() if squared else -wanted.softmax(1) * mean.log_softmax(1)
         distances.append(distance.sum(dtype=torch.float64))
     of_all = shard.total(torch.stack(distances)).tolist()
     best = of_all.index(min(of_all))

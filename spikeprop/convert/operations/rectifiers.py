@@ -67,7 +67,7 @@ def _functional_threshold(builder: Builder, node: fx.Node) -> Rectifier:
     return _threshold(node, given["threshold"], given["value"])
 
 
-def _maximum(builder: Builder, node: fx.Node) -> Rectifier | None:
+def _maximum(builder: Builder, node: fx.Node) -> Rectifier:
     """The larger one of a value and 0."""
     operands = [*node.args, *node.kwargs.values()][:2]
     zeros = [i for i, operand in enumerate(operands) if _is_zero(builder, operand)]
