@@ -29,6 +29,7 @@ from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.output_form import OutputForm, mapped
+from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
 
@@ -103,7 +104,7 @@ class SpikingNetwork(nn.Module):
                     raise ValueError(f"layer {name!r} reads {source!r}, which is not an earlier layer ({sorted(known)})")
             if (layer.neuron is None) != (name == names[-1]):
                 raise ValueError(f"layer {name!r}: the last layer, and only it, accumulates without a neuron")
-            if layer.dynamics.passes_on and self._differential(layer):
+            if isinstance(layer.dynamics, SpikingMaxPool) and self._differential(layer):
                 raise ValueError(
                     f"layer {name!r} pools the largest count of spikes, which differential coding does not send: use average "
                     "pooling, or GradedIF"
