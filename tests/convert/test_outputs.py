@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from spikeprop import IF, Direct, SignedIF, convert, snn_accuracy, snn_error
 from spikeprop.ann import UNet
-from spikeprop.convert import ConversionError, LightCalibration, MaxActivation, relu_activations, to_spiking
+from spikeprop.convert import LightCalibration, MaxActivation, relu_activations, to_spiking
 from spikeprop.convert.shard import UNSHARDED
 from spikeprop.convert.spikes import SpikeTrains
 from spikeprop.errors import EvaluationError
