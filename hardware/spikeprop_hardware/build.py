@@ -56,8 +56,12 @@ def run_on_lava(
             progress(done, total)
         shape = (samples, period, -1)
         layers = [(p, processes[p.name]) for p in network.populations if p is not network.readout]
-        spikes = {p.name: _trains(p, proc, steps).reshape(shape) for p, proc in layers}
-        traces = {p.name: proc.trace.get().T.reshape(shape) for p, proc in layers} if membranes else {}
+        spikes, traces = {}, {}
+        for p, process in layers:
+            spikes[p.name] = _trains(p, process, steps).reshape(shape)
+            if membranes:
+                traces[p.name] = process.trace.get().T.reshape(shape)
+            progress(done, total)  # what is recorded is returned slowly
         output = readout.sums.get().T.reshape(shape)
         clipped = _clipped(network, processes)
     finally:

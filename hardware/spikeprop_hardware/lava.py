@@ -80,6 +80,7 @@ def _run_worker(python: Path, folder: Path, network: Path, progress: Callable[[i
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYENV"))} | {"PYTHONPATH": str(folder)}
     command = [str(python), "-m", "spikeprop_hardware.worker", str(network), "inputs.npz", "result.npz"]
     tail: deque[str] = deque(maxlen=30)
+    reached: list[Steps] = []
     worker = subprocess.Popen(
         command,
         cwd=folder,
@@ -91,10 +92,13 @@ def _run_worker(python: Path, folder: Path, network: Path, progress: Callable[[i
         start_new_session=True,  # a process group of its own, so that Lava's own processes end with it
     )
     try:
-        _follow(worker, tail, progress, patience)
+        _follow(worker, tail, reached, progress, patience)
     except (queue.Empty, subprocess.TimeoutExpired):
+        where = f"after step {reached[-1][0]} of {reached[-1][1]}" if reached else "before its first step"
         raise HardwareError(
-            f"Lava made no progress for {patience:g} s and was ended; its last output:\n{''.join(tail)}"
+            f"Lava's worker (process {worker.pid}) made no progress for {patience:g} s {where} and was ended: run it again, on a "
+            "machine that is less busy if there is one; or take backend reference, which equals Lava and needs no process of its "
+            f"own; or, where a slice of this run may take so long, a longer patience. Its last output:\n{''.join(tail) or 'none'}"
         ) from None
     finally:
         if worker.returncode is None:
@@ -104,12 +108,20 @@ def _run_worker(python: Path, folder: Path, network: Path, progress: Callable[[i
         raise HardwareError(f"the Lava simulation failed (exit status {worker.returncode}):\n{''.join(tail)}")
 
 
-def _follow(worker: subprocess.Popen[str], tail: deque[str], progress: Callable[[int, int], None], patience: float) -> None:
-    """Pass on the worker's progress until it ends; queue.Empty or TimeoutExpired after ``patience`` seconds without any."""
+def _follow(
+    worker: subprocess.Popen[str],
+    tail: deque[str],
+    reached: list[Steps],
+    progress: Callable[[int, int], None],
+    patience: float,
+) -> None:
+    """Pass on the worker's progress until it ends, each in ``reached`` too; queue.Empty or TimeoutExpired after ``patience``
+    seconds without any."""
     reports: queue.SimpleQueue[Steps | None] = queue.SimpleQueue()
     assert worker.stdout is not None
     threading.Thread(target=_listen, args=(worker.stdout, tail, reports), daemon=True).start()
     while (report := reports.get(timeout=patience)) is not None:
+        reached.append(report)
         progress(*report)
     worker.wait(timeout=patience)
 

@@ -1,4 +1,4 @@
-"""ANNs that convert well: ``MLP``, ``CNN``, ``VGG``, ``ResNet``, ``CIFARResNet``, ``UNet``, ``ViT``; torchvision's by name."""
+"""ANNs that convert: ``MLP``, ``CNN``, ``VGG``, ``ResNet``, ``CIFARResNet``, ``UNet``, ``ViT``; torchvision's by name."""
 
 from spikeprop.ann.cifar_resnet import CIFARResNet
 from spikeprop.ann.cnn import CNN, VGG

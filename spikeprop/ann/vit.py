@@ -2,7 +2,7 @@
 
 The stem halves the image at each of its stages (convolution 3x3, batch-norm, ReLU, max pooling); its positions are the tokens.
 Each block is that of Dosovitskiy et al. 2021 ("An Image is Worth 16x16 Words"), x + Attention(LayerNorm(x)), then
-x + MLP(LayerNorm(x)) with GELU. Convolutions in front instead of patches, which converge in fewer epochs: Xiao et al. 2021 ("Early
+x + MLP(LayerNorm(x)) with GELU. Convolutions in front instead of patches converge in fewer epochs: Xiao et al. 2021 ("Early
 Convolutions Help Transformers See Better"). The scores come from the tokens' mean.
 """
 

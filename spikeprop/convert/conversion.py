@@ -15,7 +15,8 @@ from spikeprop.convert.graph import to_spiking
 from spikeprop.convert.shard import CalibrationShard, shard_images
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.processes import ALONE, Processes
-from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
+from spikeprop.snn import DifferentialIF, Direct, Encoder, Neuron, SpikingNetwork
+from spikeprop.snn.differential import send_differences
 from spikeprop.snn.encoder import warn_of_saturation
 
 
@@ -68,8 +69,12 @@ def convert(
     encoder = encoder if encoder is not None else Direct()
     _check(x, encoder, shard)
     working = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # half precision is too coarse for thresholds
-    network = _converted(ann, chosen.neuron, encoder, x, shard).to(working).eval()
+    differential = isinstance(chosen.neuron, DifferentialIF)
+    prototype = chosen.neuron.plain() if isinstance(chosen.neuron, DifferentialIF) else chosen.neuron
+    network = _converted(ann, prototype, encoder, x, shard).to(working).eval()
     run_calibrator(chosen.calibrator, network, working, shard)
+    if differential:
+        send_differences(network)
     network.notes += [chosen.why] if chosen.why else []
     network.to(x.dtype)
     processes.broadcast((*network.parameters(), *network.buffers()))  # processes may round differently

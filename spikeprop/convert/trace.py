@@ -17,7 +17,7 @@ from spikeprop.convert.plain import check_finite, plain_copy
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.tracing import OwnTracer
 
-BATCH = 7  # images of the outline; an unusual number, so that the batch axis is recognised
+BATCH, OTHER_BATCH = 7, 10  # images of the outlines; unusual numbers, so that the batch axis is recognised
 RECTIFY = "only ReLU and its variants correspond to a firing rate; train with ReLU"
 SOFTMAX = "it does not change which class is largest: return the scores before it, and train with CrossEntropyLoss"
 ADVICE = {
@@ -71,7 +71,7 @@ def trace(ann: nn.Module) -> fx.GraphModule:
     return traced
 
 
-def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype) -> dict[fx.Node, Any]:
+def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype, batch: int = BATCH) -> dict[fx.Node, Any]:
     """The result of each node for a batch of images: a tensor on the meta device, or a constant such as a size.
 
     Raises:
@@ -83,7 +83,7 @@ def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.d
         culprit = inputs[1] if inputs else next(iter(traced.graph.nodes))
         raise refuse(culprit, f"{len(inputs)} inputs", "convert a network with one input")
     with torch.no_grad():
-        run.run(torch.zeros(BATCH, *input_shape, device="meta", dtype=dtype))
+        run.run(torch.zeros(batch, *input_shape, device="meta", dtype=dtype))
     results = {n.name: result for n, result in run.env.items()}
     return {n: results.get(n.name) for n in traced.graph.nodes}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spikeprop.convert.weights import scale_inputs
 from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SampleDropout, SpikingNetwork, Synapse
+from spikeprop.snn.gather import Shift
 from spikeprop.snn.synapse import Weighted
 
 CHANNELWISE = {  # operations that act on each channel alone, and flattening
@@ -55,13 +56,15 @@ class Units:
             layer.scale = self._pooled(layer).clone().to(layer.scale)
             return
         scales = [self._scale(source) for source in layer.sources]
-        scalar = all(scale.numel() == 1 for scale in scales)
-        base = scales[0].reshape(()) if scalar else torch.ones_like(scales[0].reshape(-1)[0])
+        scalar = not layer.dynamics.arithmetic and all(scale.numel() == 1 for scale in scales)
+        base = scales[0].reshape(()) if scalar else torch.ones_like(scales[0].reshape(-1)[0])  # functions: the ANN's own units
         for (_, source, synapse), scale in zip(layer.branches(), scales):
             _apply(synapse, scale / base, self._shapes[source])
             for op in synapse.weighted():
                 if op.bias is not None:
                     op.bias.data.div_(base)
+            for shift in (op for op in synapse if isinstance(op, Shift)):
+                shift.shift = shift.shift / base.to(shift.shift)
         layer.scale = base.clone().to(layer.scale)
 
     def _scale(self, source: str) -> Tensor:
@@ -85,10 +88,14 @@ def _apply(synapse: Synapse, gain: Tensor, shape: tuple[int, ...]) -> None:
     before = list(synapse)[: list(synapse).index(weighted[0])] if weighted else []
     if weighted and gain.numel() == 1:
         weighted[0].weight.data.mul_(gain.reshape(()))
-    elif weighted and _keeps_channels(before, weighted[0], shape):
+    elif weighted and _along_channels(gain, shape) and _keeps_channels(before, weighted[0], shape):
         scale_inputs(weighted[0], _passed_on(gain.expand(shape[0], *gain.shape[1:]), before, shape))
     elif (gain != 1).any():
         _put_gain(synapse, gain if gain.numel() > 1 else gain.reshape(()))
+
+
+def _along_channels(gain: Tensor, shape: tuple[int, ...]) -> bool:
+    return gain.dim() == len(shape) and len(gain) == gain.numel()
 
 
 def _keeps_channels(ops: list[nn.Module], layer: Weighted, shape: tuple[int, ...]) -> bool:

@@ -5,7 +5,7 @@ pooling counts as part of the synapse that follows it, as on the chip. A graded 
 times: its product with a weight is n additions of the shifted weight. Bits sent are one a spike, or n and one for a sign. The
 energy is that of the arithmetic only, with the figures that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ
 a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding)
-costs MACs at every step.
+costs MACs at every step. So do the running means of differential coding, where it is sent and where it is read.
 """
 
 from __future__ import annotations
@@ -103,7 +103,18 @@ class ActivityMeter:
         """Joules an image: additions for spikes, MACs for input that is not spikes."""
         synops = self.synops(timesteps)
         price = MAC_JOULES if self.network.encoder.constant else ADD_JOULES
-        return synops.pop(INPUT) * price + sum(synops.values()) * ADD_JOULES
+        means = self.running_means() * (self.timesteps if timesteps is None else timesteps) * MAC_JOULES
+        return synops.pop(INPUT) * price + sum(synops.values()) * ADD_JOULES + means
+
+    def running_means(self) -> int:
+        """Numbers beside potentials that change in every step: differential coding keeps them at senders and at readers."""
+        dynamics, shapes = self.network.dynamics(), self.network.shapes()
+        found = 0
+        for name, layer in self.network.named_layers():
+            sends = layer.dynamics.differential
+            reads = any(source != INPUT and dynamics[source].differential for source in layer.sources)
+            found += (sends + reads) * torch.Size(shapes[name]).numel()
+        return found
 
     def _at(self, timesteps: int | None) -> Tensor:
         return self._counts[:, self.marks.index(self.timesteps if timesteps is None else timesteps)]

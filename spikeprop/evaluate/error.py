@@ -105,6 +105,8 @@ def mean_sent(
 ) -> tuple[dict[int, dict[str, Tensor]], dict[int, Tensor]]:
     """What the input and every layer send, in the mean of the first T steps, for several T; and the accumulated output.
 
+    Of differential neurons it is what their readers decode.
+
     Returns:
         number of steps to source to mean (B, ...); number of steps to output (B, K).
 
@@ -117,12 +119,17 @@ def mean_sent(
     total: dict[str, Tensor] = {}
     seen = dict.fromkeys((INPUT, *network.dynamics()), 0)
     found: dict[int, dict[str, Tensor]] = {t: {} for t in marks}
+    corrections = {name for name, dynamics in network.dynamics().items() if dynamics.differential}
 
     def observe(name: str, spikes_TB: Tensor) -> None:
         for i, part in segments(marks, seen[name], len(spikes_TB)):
-            total[name] = total.get(name, 0) + spikes_TB[part].sum(0, dtype=x_B.dtype)
-            if seen[name] + part.stop == marks[i]:
-                found[marks[i]][name] = total[name] / marks[i]
+            some_TB, stop = spikes_TB[part].to(x_B.dtype), seen[name] + part.stop
+            if name in corrections:
+                number_T = torch.arange(stop - len(some_TB) + 1, stop + 1).to(some_TB)
+                some_TB = some_TB / number_T.reshape(-1, *(1,) * (some_TB.dim() - 1))
+            total[name] = total.get(name, 0) + some_TB.sum(0)
+            if stop == marks[i]:
+                found[marks[i]][name] = total[name] / (1 if name in corrections else stop)
         seen[name] += len(spikes_TB)
 
     chunk = watched_chunk(network, len(x_B), marks[-1])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spikeprop.convert import to_spiking
-from spikeprop.errors import EvaluationError
+from spikeprop.errors import CheckpointError, EvaluationError
 from spikeprop.evaluate import ConversionDiagnosis, diagnose
+from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_network, load_spiking
 from spikeprop.runtime.given import read_batches
 from spikeprop.snn import IF, SpikingNetwork
 
@@ -53,3 +55,24 @@ def _first(images: Any) -> Tensor:
     if not count:
         raise ValueError("no images to compare on")
     return torch.cat(found)
+
+
+def explain_run(folder: Path, timesteps: Sequence[int], samples: int, trusted: Collection[str] = ()) -> ConversionDiagnosis:
+    """The same for a run folder's converted network, on images of the run's test data.
+
+    Args:
+        folder: of a run that has converted its ANN.
+        timesteps: numbers of steps; none for the recipe's.
+        samples: test images.
+        trusted: packages that the checkpoints may have imported.
+
+    Raises:
+        CheckpointError: no such folder, or one without the two networks.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no run folder; a diagnosis needs the ANN as well as the converted network")
+    ann_file, converted_file = find_checkpoints(folder, ["ann", "converted"])
+    ann, converted = load_network(ann_file, trusted), load_spiking(converted_file, trusted)
+    data = data_component(data_settings(converted.description["data"]), trusted).build()
+    images = next(data.test(samples).epoch(0))[0]
+    return explain_conversion(converted.network, ann.network, images, list(timesteps) or [converted.description["timesteps"]])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.runtime.ordinary import trainable, unusual
+from spikeprop.snn.differential import RunningMean
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder, warn_of_saturation
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
@@ -51,6 +52,8 @@ class NetworkState:
     layers: dict[str, NeuronState] = field(default_factory=dict)
     masks: DropoutMasks | None = None
     constant: dict[str, Tensor] | None = None  # currents of an input that stays the same, computed once
+    means: dict[str, RunningMean] = field(default_factory=dict)  # of layers that read differential coding
+    steps: int = 0
 
 
 class SpikingNetwork(nn.Module):
@@ -100,7 +103,21 @@ class SpikingNetwork(nn.Module):
                     raise ValueError(f"layer {name!r} reads {source!r}, which is not an earlier layer ({sorted(known)})")
             if (layer.neuron is None) != (name == names[-1]):
                 raise ValueError(f"layer {name!r}: the last layer, and only it, accumulates without a neuron")
+            if layer.dynamics.passes_on and self._differential(layer):
+                raise ValueError(
+                    f"layer {name!r} pools the largest count of spikes, which differential coding does not send: use average "
+                    "pooling, or GradedIF"
+                )
             known.add(name)
+
+    def _differential(self, layer: Layer) -> set[str]:
+        """The sources of a layer whose spikes are corrections."""
+        return {s for s in layer.sources if s != INPUT and self._layer(s).dynamics.differential}
+
+    def _layer(self, name: str) -> Layer:
+        layer = self.layers[name]
+        assert isinstance(layer, Layer)
+        return layer
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """(name, layer) in order."""
@@ -295,7 +312,8 @@ class SpikingNetwork(nn.Module):
                 constant = (
                     {key: current[:, rows] for key, current in state.constant.items()} if state.constant else state.constant
                 )
-                state = NetworkState(kept_rows(state.layers, rows, output_TBK.shape[1]), state.masks, constant)
+                kept = {part: kept_rows(getattr(state, part), rows, output_TBK.shape[1]) for part in ("layers", "means")}
+                state = replace(state, constant=constant, **kept)
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
         if isinstance(timesteps, bool) or not hasattr(timesteps, "__index__"):
@@ -325,12 +343,12 @@ class SpikingNetwork(nn.Module):
 
     def _advance(self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None) -> tuple[Tensor, NetworkState]:
         """Advance ``steps`` steps; x_TB has ``steps`` steps, or one that stands for all of them."""
-        state = NetworkState(dict(state.layers), state.masks, state.constant)
+        state = replace(state, layers=dict(state.layers), means=dict(state.means))
         values = {INPUT: x_TB}
         if observe is not None:
             observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
         for name, layer in self.named_layers():
-            current_TB = _at_least_float32(layer.current(values, state.masks, name, state.constant))
+            current_TB = self._current(name, layer, values, state)
             if len(current_TB) != steps:
                 current_TB = current_TB.expand(steps, *current_TB.shape[1:])
             before = state.layers.get(name) or layer.dynamics.initial_state(current_TB[0])
@@ -339,7 +357,26 @@ class SpikingNetwork(nn.Module):
                 values[name] = values[name].to(x_TB.dtype)  # what the next synapses compute in
                 if observe is not None:
                     observe(name, values[name])
+        state.steps += steps
         return values[list(self.layers)[-1]], state
+
+    def _current(self, name: str, layer: Layer, values: dict[str, Tensor], state: NetworkState) -> Tensor:
+        """Current of a layer; that of corrections is decoded."""
+        current_TB = _at_least_float32(layer.current(values, state.masks, name, state.constant))
+        changing = self._differential(layer)
+        if not changing:
+            return current_TB
+        if set(layer.sources) == changing:
+            other = {source: torch.zeros_like(values[source][:1, :1]) for source in changing}  # its biases are left
+            if name not in state.means:
+                state.means[name] = RunningMean(layer.current(other), torch.zeros_like(current_TB[0]))
+            known = state.means[name]
+        else:
+            other = {s: torch.zeros_like(values[s]) if s in changing else values[s] for s in layer.sources}
+            mean = state.means[name].mean if name in state.means else torch.zeros_like(current_TB[0])
+            known = RunningMean(layer.current(other, state.masks, name, state.constant), mean)
+        decoded_TB, state.means[name] = known.decoded(current_TB, state.steps)
+        return decoded_TB
 
 
 def _at_least_float32(current_TB: Tensor) -> Tensor:

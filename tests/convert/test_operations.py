@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,7 +44,17 @@ def lively(ann: nn.Module) -> nn.Module:
 def torchvision_model(name: str) -> nn.Module:
     torch.manual_seed(0)
     options = {"init_weights": False} if name == "googlenet" else {}
-    return lively(models.get_model(name, weights=None, num_classes=10, **options))
+    return lively(narrowed(models.get_model(name, weights=None, num_classes=10, **options)))
+
+
+def narrowed(ann: nn.Module, most: int = 64) -> nn.Module:
+    """The same network whose hidden linear layers, 4096 wide in VGG and AlexNet, have few neurons: they take most of the time."""
+    layers = [m for m in ann.modules() if isinstance(m, nn.Linear)]
+    for before, after in pairwise(layers):
+        if before.out_features == after.in_features > most:
+            before.__init__(before.in_features, most)
+            after.__init__(most, after.out_features)
+    return ann
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ def made(outputs: int = 4) -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(0)
     ann = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, outputs)).eval()
     with torch.no_grad():
-        for layer in (ann[0], ann[2]):
-            layer.weight.abs_()
-            layer.bias.zero_()
+        for layer in ann:
+            if isinstance(layer, nn.Linear) and layer.out_features != outputs:
+                layer.weight.abs_()
+                layer.bias.zero_()
     return ann, torch.rand(64, 6)
 
 
@@ -29,9 +30,10 @@ def calibrated(ann: nn.Module, x: Tensor, neuron: sp.IF | sp.GradedIF, factor: f
     network = sp.convert(ann, x, neuron, sp.MaxActivation(per="layer"))
     last = list(network.neurons().values())[-1]
     last.set_threshold(last.v_threshold * factor)
-    readout = list(network.layers.values())[-1]
-    for op in readout.synapses[0].weighted():
-        op.weight.data.mul_(factor)
+    *_, (_, readout) = network.named_layers()
+    for _, _, synapse in readout.branches():
+        for op in synapse.weighted():
+            op.weight.data.mul_(factor)
     return network
 
 
@@ -49,10 +51,11 @@ def test_a_threshold_that_is_too_low_clips_and_one_too_high_rounds(factor: float
 
 def test_negative_input_after_positive_is_uneven_for_a_neuron_that_takes_nothing_back() -> None:
     """The excited neuron fires in both steps, the inhibiting one in the second only; together they call for nothing."""
-    ann = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 2)).eval()
+    first, second = nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)
+    ann = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(1, 2)).eval()
     with torch.no_grad():
-        ann[0].weight.copy_(torch.tensor([[1.0], [0.4]]))
-        ann[2].weight.copy_(torch.tensor([[0.5, -1.1]]))
+        first.weight.copy_(torch.tensor([[1.0], [0.4]]))
+        second.weight.copy_(torch.tensor([[0.5, -1.1]]))
     x = torch.ones(8, 1)
     shares = {}
     for neuron in (sp.IF(v_init=0.5), sp.SignedIF()):

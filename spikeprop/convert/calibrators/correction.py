@@ -65,26 +65,31 @@ class SpikeCalibrator(LayerwiseCalibrator):
         return SpikeTrains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
+        self.set_threshold(data)
+        self.correct(data)
+        return data.neuron.full_scale * data.layer.scale
+
+    def set_threshold(self, data: LayerData) -> None:
+        """Give a layer of neurons the threshold of least error for its weights as they are."""
         if self.search == "spikes":
             full = self._best_for_spikes(data)
         else:
             search = GridSearch(data.counts(self.timesteps), self.per, self.grid)
             full = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
         data.neuron.set_full_scale(data.limited(full * data.layer.scale) / data.layer.scale)
-        self.correct(data)
-        return data.neuron.full_scale * data.layer.scale
 
     def _best_for_spikes(self, data: LayerData) -> Tensor:
         """The positive potential for the largest spike with the least error of what the neurons send, for some images."""
         shard, count = data.shard, data.shard.size(len(data.target))
         chosen = shard.local(torch.arange(0, count, -(-count // SEARCHED)), 1)
-        largest_R, target = shard.largest(rows(data.target, self.per).amax(1)), data.target[chosen]
+        size = data.target.abs() if data.layer.both_signs else data.target
+        largest_R, target = shard.largest(rows(size, self.per, data.axis).amax(1)), data.target[chosen]
         currents_TB = data.spikes.some_currents(data.name, chosen)
 
         def error(full_R: Tensor) -> Tensor:
-            data.neuron.set_full_scale(from_rows(full_R, self.per, target))
+            data.neuron.set_full_scale(from_rows(full_R, self.per, target, data.axis))
             sent = data.spikes.sent(data.neuron, currents_TB) * data.neuron.spike_size / self.timesteps
-            return rows((sent - target).square(), self.per).sum(1, dtype=torch.float64)
+            return rows((sent - target).square(), self.per, data.axis).sum(1, dtype=torch.float64)
 
         def errors(full_GR: Tensor) -> Tensor:
             if not len(chosen):
@@ -92,7 +97,7 @@ class SpikeCalibrator(LayerwiseCalibrator):
             return torch.stack([error(full_R) for full_R in full_GR])
 
         found_R = least_of_grid(shard, largest_R, self.grid, errors)
-        return data.positive(from_rows(found_R, self.per, data.target))
+        return data.positive(from_rows(found_R, self.per, data.target, data.axis))
 
     def calibrate_readout(self, network: SpikingNetwork, x: Tensor, data: LayerData) -> None:
         self.correct(data)
@@ -110,7 +115,7 @@ def correct_bias(data: LayerData) -> None:
     """Add the mean error of each channel to its current."""
     op = add_bias(data.layer, data.target.dim() - 2)
     if op is not None:
-        op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel"), 1).to(op.bias))
+        op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel", data.axis), 1).to(op.bias))
 
 
 def add_bias(layer: Layer, axes: int) -> Any:

@@ -9,11 +9,11 @@ from torch import Tensor
 Per = Literal["layer", "channel"]
 
 
-def rows(values: Tensor, per: Per) -> Tensor:
-    """Values (B, C, ...) as one row (1, N), or as one a channel (C, N)."""
-    return values.reshape(1, -1) if per == "layer" else values.transpose(0, 1).flatten(1)
+def rows(values: Tensor, per: Per, axis: int = 1) -> Tensor:
+    """Values (B, C, ...), or with their channels on another axis, as one row (1, N), or as one a channel (C, N)."""
+    return values.reshape(1, -1) if per == "layer" else values.movedim(axis, 0).flatten(1)
 
 
-def from_rows(scale_R: Tensor, per: Per, like: Tensor) -> Tensor:
+def from_rows(scale_R: Tensor, per: Per, like: Tensor, axis: int = 1) -> Tensor:
     """One value a row in a shape that multiplies ``like`` (B, C, ...): a number, or one a channel (C, 1, 1)."""
-    return scale_R.reshape(()) if per == "layer" else scale_R.reshape(-1, *(1,) * (like.dim() - 2))
+    return scale_R.reshape(()) if per == "layer" else scale_R.reshape(-1, *(1,) * (like.dim() - 1 - axis % like.dim()))
