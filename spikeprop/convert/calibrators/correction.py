@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spikeprop.convert.activations import current
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
 from spikeprop.convert.calibrators.least_error import GridSearch, least_of_grid
-from spikeprop.convert.calibrators.rows import Per, from_rows, rows
+from spikeprop.convert.calibrators.rows import Per, from_rows, largest_of_rows, rows
 from spikeprop.convert.encoded import isolated_rng
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains
@@ -76,7 +76,7 @@ class SpikeCalibrator(LayerwiseCalibrator):
         """The positive potential for the largest spike with the least error of what the neurons send, for some images."""
         shard, count = data.shard, data.shard.size(len(data.target))
         chosen = shard.local(torch.arange(0, count, -(-count // SEARCHED)), 1)
-        largest_R, target = shard.largest(rows(data.target, self.per).amax(1)), data.target[chosen]
+        largest_R, target = shard.largest(largest_of_rows(data.target, self.per)), data.target[chosen]
         currents_TB = data.spikes.some_currents(data.name, chosen)
 
         def error(full_R: Tensor) -> Tensor:
@@ -105,10 +105,13 @@ def rate_error(data: LayerData) -> Tensor:
 
 
 def correct_bias(data: LayerData) -> None:
-    """Add the mean error of each channel to its current."""
+    """Add the mean error of each channel to its current; a spike's size is that of its channel."""
     op = add_bias(data.layer)
     if op is not None:
-        op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel"), 1).to(op.bias))
+        data.spikes.fire(data.name)
+        rate_C = data.shard.channel_mean(data.spikes.rate(data.name))
+        size_C = data.layer.dynamics.spike_size.to(rate_C).flatten()
+        op.bias.data.add_((data.shard.channel_mean(data.target) - size_C * rate_C).to(op.bias))
 
 
 def add_bias(layer: Layer) -> Any:
