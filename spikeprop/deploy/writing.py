@@ -87,13 +87,21 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
 
 def _refuse_arithmetic(network: SpikingNetwork) -> None:
     """Layers that send real numbers which they compute: no neuron of a chip does."""
-    found = [f"{name} ({type(d).__name__})" for name, d in network.dynamics().items() if getattr(d, "arithmetic", False)]
+    found = [f"{name} ({_computed(dynamics)})" for name, dynamics in network.dynamics().items() if dynamics.arithmetic]
     if found:
         raise NirError(
             f"{len(found)} of {len(network.dynamics())} layers need arithmetic on the chip and send real numbers, as no neuron "
             f"of NIR or of our simulators does: {', '.join(found)}. Such a network runs in PyTorch; to export it, put ReLU, "
             "pooling and BatchNorm in place of these functions in the ANN, and train it again"
         )
+
+
+def _computed(what: Any) -> str:
+    """What a layer computes, by name: the innermost function or module."""
+    inner = getattr(what, "module", None) or getattr(what, "function", None) if isinstance(what, nn.Module) else None
+    if inner is not None:
+        return _computed(inner)
+    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
 
 
 def _check_pools(network: SpikingNetwork) -> None:

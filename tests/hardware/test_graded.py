@@ -28,6 +28,7 @@ from spikeprop import IF, GradedIF, SignedIF
 from spikeprop.deploy import export, from_nir, read_nir, to_nir
 from spikeprop.errors import NirError
 from spikeprop.snn import INPUT, Direct, Layer, LayerDynamics, SpikingNetwork, Synapse
+from spikeprop.snn.arithmetic import Relay, Running
 from spikeprop.snn.pooling import SpikingMaxPool
 from tests.hardware.random_networks import KINDS, joined_network, random_network, simulate_in_torch
 from tests.hardware.test_lava import lava_or_skip
@@ -198,21 +199,12 @@ def test_max_pooling_is_of_neurons_whose_sums_are_not_negative() -> None:
         to_nir(SpikingNetwork(layers, Direct(), (2, 4, 4)))
 
 
-class Doubled(LayerDynamics):
-    """A layer that sends numbers which it computes."""
-
-    arithmetic = True
-
-    def step(self, current: Any, state: Any) -> Any:
-        return 2 * current, state
-
-
 def test_layers_that_need_arithmetic_are_listed() -> None:
-    layers = {"a": GradedIF(), "norm": Doubled(), "b": GradedIF(), "product": Doubled()}
+    layers: dict[str, LayerDynamics] = {"a": GradedIF(), "norm": Running(nn.GELU()), "b": GradedIF(), "product": Relay()}
     names = [INPUT, *layers]
     built = {name: Layer([(before, Synapse([]))], neuron) for before, (name, neuron) in zip(names, layers.items())}
     network = SpikingNetwork({**built, "out": Layer([("product", Synapse([nn.Flatten()]))], None)}, Direct(), (2, 3, 3))
-    with pytest.raises(NirError, match=r"^2 of 4 layers need arithmetic on the chip.*: norm \(Doubled\), product \(Doubled\)\."):
+    with pytest.raises(NirError, match=r"^2 of 4 layers need arithmetic on the chip.*: norm \(GELU\), product \(Relay\)\."):
         to_nir(network)
 
 
