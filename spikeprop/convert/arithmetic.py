@@ -1,9 +1,9 @@
 """Layers that compute (``snn/arithmetic.py``) in a conversion, and the neurons that make spikes of what they send.
 
-A function that is neither linear nor a ReLU becomes a layer that computes it. What such a layer sends are real numbers; before the
-next operation with weights, and on the operands of a matrix product, a layer of neurons that stands for the identity makes spikes
-of them: graded or signed neurons with ``rectify=False``, of other neurons two layers, one for each sign. A sum with weights that
-several operations read becomes a relay, so that it is computed once.
+A function that is neither linear nor a ReLU becomes a layer that computes it. What such a layer sends are real numbers; before
+the next operation with weights, and on the operands of a matrix product, a layer of neurons that stands for the identity makes
+spikes of them: graded or signed neurons with ``rectify=False``, of other neurons two layers, one for each sign. A sum with
+weights that several operations read becomes a relay, so that it is computed once.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from spikeprop.convert.builder import NEGATIVE, Builder
 from spikeprop.convert.module_run import cloned, paths, recorded, seeded, undisturbed
 from spikeprop.convert.plain import HOOKS
 from spikeprop.errors import ConversionError
-from spikeprop.snn import SpikingNetwork
+from spikeprop.snn import Neuron, SpikingNetwork
 
 IMAGES = 8
 NUMBERS = 8 * 3 * 64 * 64  # of larger images fewer, at least two
@@ -95,8 +95,13 @@ def difference(converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModul
         if found is not None:
             return found
         ideal = seeded(lambda: GraphRun(builder.traced, clip=True).run(x.clone()))
-        off = _off(_last(activations(converted.network, x)), ideal)
-        return None if off <= tolerance else _in_float64(converted, x, rebuilt, off)
+        output = _last(activations(converted.network, x))
+        off = _off(output, ideal)
+        found = None if off <= tolerance else _in_float64(converted, x, rebuilt, off)
+        if found is None and builder.arithmetic:
+            apart = _off(_last(activations(converted.network, x[:1])), output[:1])
+            found = f"one image changes the result of another, by {_percent(apart)}" if apart > 16 * tolerance else None
+        return found
 
 
 def _in_float64(
@@ -115,7 +120,7 @@ def _in_float64(
         value = values.get(builder.nodes.get(name, ""))
         if layer.neuron is None or name.endswith(NEGATIVE) or not isinstance(value, Tensor):
             continue
-        clipped = value.relu() if layer.ceiling is None else torch.minimum(value.relu(), layer.ceiling.to(value))
+        clipped = layer.neuron.activation(value, layer.ceiling) if isinstance(layer.neuron, Neuron) else value
         if clipped.shape == activation.shape and not _off(activation, clipped) <= limit:
             return f"layer {name!r} of the spiking network does not compute what the ANN computes ({_percent(native)}); {CAUSES}"
     return f"the spiking network's output, run as an ANN, is not the ANN's ({_percent(native)} of the largest); {CAUSES}"

@@ -49,7 +49,9 @@ class Units:
             return
         scales = [self._scale(source) for source in layer.sources]
         scalar = not layer.dynamics.arithmetic and all(scale.numel() == 1 for scale in scales)
-        base = scales[0].reshape(()) if scalar else torch.ones_like(scales[0].reshape(-1)[0])  # functions need the ANN's own units
+        base = (
+            scales[0].reshape(()) if scalar else torch.ones_like(scales[0].reshape(-1)[0])
+        )  # functions need the ANN's own units
         for (_, source, synapse), scale in zip(layer.branches(), scales):
             _apply(synapse, scale / base, self._shapes[source])
             for op in synapse.weighted():

@@ -68,11 +68,16 @@ def conversion_error(
     counts = _counts(network, x.to(device_of(network)), marks)
     found: dict[str, dict[int, LayerError]] = {}
     carried = payloads(network)
+    layers = dict(network.named_layers())
     for name, dynamics in network.dynamics().items():
         a_B = activations[name].to(x.device)
         scale = torch.as_tensor(scales[name]).to(a_B)
+        if dynamics.arithmetic:  # has no error of its own
+            found[name] = {t: _inherited(count_B.to(a_B) * scale / t, a_B) for t, count_B in counts[name].items()}
+            continue
         start, most = dynamics.head_start, 2 ** carried[name].bits - 1
-        found[name] = {t: _compare(count_B.to(a_B), t, a_B, scale, start, most) for t, count_B in counts[name].items()}
+        low = -1 if layers[name].both_signs else 0
+        found[name] = {t: _compare(count_B.to(a_B), t, a_B, scale, start, most, low) for t, count_B in counts[name].items()}
     return found
 
 
@@ -95,11 +100,17 @@ def _counts(network: SpikingNetwork, x_B: Tensor, marks: Sequence[int]) -> dict[
     return found
 
 
-def _compare(count_B: Tensor, steps: int, a_B: Tensor, scale: Tensor, v_init: Tensor, most: int) -> LayerError:
-    """Errors of one layer whose largest spike is ``most``."""
+def _inherited(sent_B: Tensor, a_B: Tensor) -> LayerError:
+    total = float((sent_B - a_B).norm() / a_B.norm().clamp(min=torch.finfo(a_B.dtype).tiny))
+    return LayerError(total=total, clipping=0.0, quantisation=0.0, unevenness=total)
+
+
+def _compare(count_B: Tensor, steps: int, a_B: Tensor, scale: Tensor, v_init: Tensor, most: int, low: int) -> LayerError:
+    """Errors of one layer whose largest spike is ``most``, and its smallest ``low`` times that."""
     spiked_B = count_B * scale / steps
     clipped_B = torch.minimum(a_B, scale * most)
-    quantised_B = (torch.ceil(a_B * steps / scale + v_init) - 1).clamp(0, steps * most) * scale / steps
+    clipped_B = torch.maximum(clipped_B, -scale * most) if low else clipped_B
+    quantised_B = (torch.ceil(a_B * steps / scale + v_init) - 1).clamp(low * steps * most, steps * most) * scale / steps
     norm = a_B.norm().clamp(min=torch.finfo(a_B.dtype).tiny)
 
     def relative(difference_B: Tensor) -> float:

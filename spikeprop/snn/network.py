@@ -117,6 +117,10 @@ class SpikingNetwork(nn.Module):
         """Layer name to its neurons, of the layers that have thresholds."""
         return {name: layer for name, layer in self.dynamics().items() if isinstance(layer, Neuron)}
 
+    def arithmetic_layers(self) -> list[str]:
+        """Layers that send real numbers, which need arithmetic on the chip (``snn/arithmetic.py``)."""
+        return [name for name, layer in self.dynamics().items() if layer.arithmetic]
+
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
         if not 0 <= p < 1:

@@ -144,7 +144,12 @@ class LayerFit:
 
     def _fused(self) -> FusedError | None:
         """The loop in one pass over memory, where it knows the numbers; the definition is ``_output``."""
-        if self.neuron is None or self.layer.both_signs or self.target.device.type != "cpu" or self.target.dtype not in (torch.float32, torch.float64):
+        if (
+            self.neuron is None
+            or self.layer.both_signs
+            or self.target.device.type != "cpu"
+            or self.target.dtype not in (torch.float32, torch.float64)
+        ):
             return None
         if self.log_full.numel() not in (1, self.target.shape[1]):
             return None

@@ -58,8 +58,8 @@ class GridSearch:
 
     def best(self, data: LayerData, current: Tensor, target: Tensor) -> Tensor:
         """The positive scale with the least error, for currents and targets (B, C, ...): a number, or one a channel (C, 1, 1)."""
-        of_rows = (rows(value, self.per, data.axis) for value in (current, target))
-        found_R = self._least_error(data, *of_rows, len(target))
+        current_RN, target_RN = (rows(value, self.per, data.axis) for value in (current, target))
+        found_R = self._least_error(data, current_RN, target_RN, len(target))
         return data.positive(from_rows(found_R, self.per, target, data.axis))
 
     def _least_error(self, data: LayerData, current_RN: Tensor, target_RN: Tensor, images: int) -> Tensor:
