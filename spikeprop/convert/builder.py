@@ -56,11 +56,14 @@ class Builder:
 
     Attributes:
         modules: of the traced network, by path.
+        like: a tensor of the network's type, on its device.
         outline: result of each node: a tensor on the meta device, or a constant such as a size.
         forms: where the nodes' tensors have the batch, and the values of those that depend on no image.
         values: of the nodes that were converted: a ``Value``, or ``Parts`` where a node has several tensors.
         layers: that were made, by name.
         nodes: names of the nodes that they were made for, by layer.
+        notes: what was left out, in words.
+        skipped: names of nodes that were left out, as if they passed on their input.
         arithmetic: whether a layer computes a function (``convert/arithmetic.py``).
         batch: images of the outline.
         encoders: spikes of values, by source and operations.
@@ -69,14 +72,16 @@ class Builder:
     def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
         self.traced, self.neuron = traced, neuron
         self.modules = dict(traced.named_modules())
-        like = next(traced.parameters(), torch.empty(0))
-        self.dtype, self.device = like.dtype, like.device
+        self.like = next(traced.parameters(), torch.empty(0))
+        self.dtype, self.device = self.like.dtype, self.like.device
         self.outline = outline(traced, input_shape, self.dtype)
         self.forms = BatchAxes(traced, (self.outline, outline(traced, input_shape, self.dtype, OTHER_BATCH)), self.device)
         self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
         self.values: dict[fx.Node, Any] = {}
         self.layers: dict[str, Layer] = {}
         self.nodes: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.skipped: set[str] = set()
         self.ceilings: dict[str, float | Tensor | None] = {}
         self.batch = BATCH
         self.arithmetic = False
@@ -174,6 +179,8 @@ class Builder:
 
     def fire(self, node: fx.Node, value: Value, rectifier: Rectifier, suffix: str = "") -> Value:
         """A layer of neurons for the rectified value; two layers if the rectifier has a negative side."""
+        if not self.shape(node):
+            raise refuse(node, "one number an image without an axis", "keep it: flatten(1), so that it has the shape (B, 1)")
         if rectifier.one_sided and self._is_rectified(value, rectifier, self.shape(node)[0]):
             return value
         positive: Value = (LinearBranch(self.close(node, value, self.neuron(), rectifier.ceiling, suffix)),)

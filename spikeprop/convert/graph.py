@@ -14,17 +14,18 @@ from torch import Tensor, fx, nn
 from spikeprop.convert.arithmetic import encoded_operand, relayed
 from spikeprop.convert.builder import Builder
 from spikeprop.convert.guard import Converted, difference
-from spikeprop.convert.operations import attention, functions, layers, tensors
+from spikeprop.convert.operations import attention, functions, layers, sampling, shapes, tensors
 from spikeprop.convert.operations.functions import Parts
 from spikeprop.convert.operations.rectifiers import rectifier_of
+from spikeprop.convert.outputs import holds_fields, only_orders, read_out
 from spikeprop.convert.trace import function_name, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
 from spikeprop.snn.synapse import WEIGHTED
 
-MODULES = layers.MODULES | tensors.MODULES
-FUNCTIONS = layers.FUNCTIONS | tensors.FUNCTIONS
+MODULES = layers.MODULES | sampling.MODULES | shapes.MODULES | tensors.MODULES
+FUNCTIONS = layers.FUNCTIONS | sampling.FUNCTIONS | shapes.FUNCTIONS | tensors.FUNCTIONS
 
 
 def to_spiking(
@@ -59,16 +60,18 @@ def to_spiking(
 def _built(
     traced: fx.GraphModule, neuron: Callable[[], Neuron], encoder: Encoder, input_shape: tuple[int, ...]
 ) -> tuple[Builder, SpikingNetwork]:
-    builder = Builder(traced, neuron, input_shape)
+    builder, form = Builder(traced, neuron, input_shape), None
     read = _read(builder)
     for node in builder.traced.graph.nodes:
         if node.op == "placeholder":
             builder.values[node] = (LinearBranch(INPUT),)
         elif node.op == "output":
-            builder.close(node, builder.value(node), None)
-        elif builder.forms.depends(node) and node in read:
+            form = read_out(builder, node)
+        elif builder.forms.depends(node) and node in read and not holds_fields(node):
             builder.values[node] = _relayed(builder, node, _converted(builder, node))
-    return builder, SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
+    network = SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
+    network.output_form, network.notes = form, builder.notes
+    return builder, network
 
 
 def _read(builder: Builder) -> set[fx.Node]:
@@ -89,6 +92,8 @@ def _relayed(builder: Builder, node: fx.Node, value: Value | Parts) -> Value | P
 
 def _converted(builder: Builder, node: fx.Node) -> Value | Parts:
     """By the tables of layers and tensors, for which the batch is the first axis; or else as any function."""
+    if only_orders(builder, node):
+        return builder.value(node)
     refusal = None
     if builder.forms.plain(node) and not any(isinstance(builder.values.get(n), Parts) for n in node.all_input_nodes):
         try:
@@ -129,7 +134,9 @@ def _called(builder: Builder, node: fx.Node) -> str:
 def _by_table(builder: Builder, node: fx.Node) -> Value | None:
     rectifier = rectifier_of(builder, node)
     if rectifier is not None:
-        return builder.changed(node, builder.fire(node, builder.value(node), rectifier))
+        operands = (*node.args, *node.kwargs.values())
+        rectified = next((a for a in operands if isinstance(a, fx.Node) and a in builder.values), None)  # maximum(0, x)
+        return builder.changed(node, builder.fire(node, builder.value_of(node, rectified), rectifier))
     if node.op == "call_module":
         module = builder.modules[str(node.target)]
         kind = next((base for base in type(module).__mro__ if base in MODULES), None)

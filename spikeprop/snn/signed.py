@@ -80,12 +80,16 @@ class GradedIF(Neuron):
         """A ReLU, clipped at the ceiling, or the identity."""
         return super().activation(total, ceiling) if self.rectify else total
 
-    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+    def refuse_gradients(self, currents: Tensor) -> None:
+        """Raise ValueError where somebody trains through the layer."""
         if self.training and torch.is_grad_enabled() and currents.requires_grad:
             raise ValueError(
                 f"{type(self).__name__} passes no gradient: fine-tune a network of IF neurons instead, or leave fine-tuning out "
                 "(epochs: 0)"
             )
+
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        self.refuse_gradients(currents)
         currents = currents.detach()
         assert state.sent is not None
         v, sent = (t.clone(memory_format=torch.contiguous_format) for t in (state.v, state.sent))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import save_checkpoint
 from spikeprop.recipe import load_recipe, recipe_folder
 from tests.conftest import need
+from tests.forked import Program
 from tests.hardware.test_lava import lava_or_skip
 
 SHORT = ["train.epochs=6", "finetune.epochs=3", "evaluate.timesteps=[2,8]", "simulate.samples=0"]
@@ -101,19 +100,16 @@ def test_a_folder_without_a_newer_setting_or_of_another_device_continues(finishe
 
 
 def test_sigkill_in_the_middle_of_fine_tuning_changes_nothing(finished: Path, tmp_path: Path) -> None:
-    """A real process is killed; a second process continues from its files."""
-    command = [sys.executable, "-c", "from spikeprop.cli import main; main()", "run", "digits_cnn_stdb", *SHORT, "--out", "r"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """A real process is killed; another continues from its files."""
+    command = ("run", "digits_cnn_stdb", *SHORT, "--out", tmp_path / "r")
     metrics = tmp_path / "r" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.exists() and '"finetune", "epoch": 0' in metrics.read_text()):
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with Program(None, command, tmp_path / "log") as process:
+        process.until(lambda: metrics.exists() and '"finetune", "epoch": 0' in metrics.read_text())
+    assert process.poll() == -signal.SIGKILL
     stages = json.loads((tmp_path / "r" / "stages.json").read_text())
     assert "convert" in stages
     assert "finetune" not in stages, "the kill came too late to mean anything"
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert spikeprop(*command).exit_code == 0
     resumed, whole = (load_file(folder / "finetuned.safetensors") for folder in (tmp_path / "r", finished))
     assert resumed.keys() == whole.keys()
     assert all((resumed[name] == whole[name]).all() for name in whole)
@@ -491,3 +487,13 @@ def test_the_list_of_commands_has_complete_sentences() -> None:
     lines = [line for line in listed.splitlines() if line.strip()]
     assert len(lines) == len(main.commands)
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), listed
+
+
+def test_diagnose_tells_where_the_conversion_loses(finished: Path) -> None:
+    result = spikeprop("diagnose", finished, "--timesteps", "2,4", "--samples", 20)
+    assert result.exit_code == 0, result.output
+    assert "T = 2: the spiking network predicts as the ANN for" in result.output
+    assert "silent channels" in result.output
+    refused = spikeprop("diagnose", finished / "converted.safetensors")
+    assert refused.exit_code != 0
+    assert "needs the ANN as well" in refused.output

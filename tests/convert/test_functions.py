@@ -211,6 +211,7 @@ CASES: dict[str, Callable[[Parts, Tensor], Tensor]] = {
     "windows by unfold": lambda m, x: m.head(F.unfold(torch.relu(m.a(x)), 2, stride=2).unflatten(1, (4, 4)).mean((2, 3))),
     "padding with a number": lambda m, x: m.head(m.b(F.pad(torch.relu(m.a(x)), (1, 0, 0, 2), value=0.7)).mean((2, 3))),
     "positions and masks": lambda m, x: m.head((m.a(x).flatten(2)[:, :, :16] + m.mask[:, 0].clamp(min=-1) * m.gain).mean(2)),
+    "a constant before weights": lambda m, x: m.head(m.b(torch.relu(m.a(x)) + m.mask[:, :8, :8] * 0.01).mean((2, 3))),
     "an einsum": lambda m, x: m.head(torch.einsum("bchw,bdhw->bc", m.a(x), torch.sigmoid(m.a(x)))),
     "SiLU by hand, in place": lambda m, x: m.head((y := m.a(x)).mul_(torch.sigmoid(y.clone())).mean((2, 3))),
     "one less a gate": lambda m, x: m.head(((1 - torch.sigmoid(y := m.a(x))) * y / (2 + y.abs())).mean((2, 3))),

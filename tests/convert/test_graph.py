@@ -106,7 +106,6 @@ def test_refusals_name_the_node_the_operation_and_the_way_out() -> None:
     assert "function with jumps" in text
     assert "a continuous function" in text
     assert "track_running_stats" in refused(conv, nn.BatchNorm2d(2, track_running_stats=False))
-    assert "padding_mode" in refused(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU())
     assert "return_indices" in refused(conv, nn.ReLU(), nn.MaxPool2d(2, return_indices=True))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from spikeprop.errors import SegmentError
@@ -17,6 +16,7 @@ from spikeprop.plugins import BasicResNet, ConvHead, Interlocking, PooledHead, T
 from spikeprop.plugins.interlocking import SegmentProcess
 from spikeprop.plugins.interlocking.work import Place
 from spikeprop.runtime.processes import group
+from tests.forked import spawn
 from tests.learn.test_fit import small_ann, uninterrupted_and_resumed, weights
 
 
@@ -197,7 +197,7 @@ def _one_of_many(rank: int, world: int, reaches: list[int | None], folder: str) 
 
 @pytest.mark.parametrize(("world", "reaches"), [(2, [1]), (4, [2, None])], ids=["2", "4"])
 def test_processes_give_the_gradients_of_one_process(world: int, reaches: list[int | None], tmp_path: Path) -> None:
-    mp.spawn(_one_of_many, (world, reaches, str(tmp_path)), nprocs=world)
+    spawn(_one_of_many, (world, reaches, str(tmp_path)), nprocs=world)
     for reach in reaches:
         model = resnet().double().train()
         rule = prepared(model, cuts=world, reach=reach, microbatches=2)

@@ -68,7 +68,7 @@ class LayerFit:
         shard: CalibrationShard = UNSHARDED,
     ):
         self.layer, self.target, self.shard = layer, _channels_last(target), shard
-        add_bias(layer)
+        add_bias(layer, target.dim() - 2)
         self.trained: list[Tensor] = [p for p in layer.synapses.parameters() if p.requires_grad]
         self.current = BranchCurrents(layer, rates)
         self.neuron = layer.neuron if isinstance(layer.neuron, Neuron) else None

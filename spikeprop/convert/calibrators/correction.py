@@ -24,10 +24,12 @@ from spikeprop.convert.calibrators.rows import Per, from_rows, rows
 from spikeprop.convert.encoded import isolated_rng
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains, spike_trains
+from spikeprop.convert.weights import by_channel
 from spikeprop.runtime.checks import at_least_one
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import Layer, SpikingNetwork
 
+POSITIONS = 256  # of an image, that are compared to choose the delay of the readout
 SEARCHED = 128  # images that the search on spikes runs
 
 
@@ -63,14 +65,18 @@ class SpikeCalibrator(LayerwiseCalibrator):
         return spike_trains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
+        self.set_threshold(data)
+        self.correct(data)
+        return data.neuron.full_scale * data.layer.scale
+
+    def set_threshold(self, data: LayerData) -> None:
+        """Give a layer of neurons the threshold of least error for its weights as they are."""
         if self.search == "spikes":
             full = self._best_for_spikes(data)
         else:
             search = GridSearch(data.counts(self.timesteps), self.per, self.grid)
             full = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
         data.neuron.set_full_scale(data.limited(full * data.layer.scale) / data.layer.scale)
-        self.correct(data)
-        return data.neuron.full_scale * data.layer.scale
 
     def _best_for_spikes(self, data: LayerData) -> Tensor:
         """The positive potential for the largest spike with the least error of what the neurons send, for some images."""
@@ -107,17 +113,22 @@ def rate_error(data: LayerData) -> Tensor:
 
 def correct_bias(data: LayerData) -> None:
     """Add the mean error of each channel to its current."""
-    op = add_bias(data.layer)
+    op = add_bias(data.layer, data.target.dim() - 2)
     if op is not None:
         op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel", data.axis), 1).to(op.bias))
 
 
-def add_bias(layer: Layer) -> Any:
-    """The operation at the end of a branch whose bias acts on all channels, with a bias of zeros if it had none; or None."""
-    last = [next(reversed(list(synapse)), None) for _, _, synapse in layer.branches()]
-    for op in sorted((op for op in last if isinstance(op, nn.Conv2d | nn.Linear)), key=lambda op: op.bias is None):
+def add_bias(layer: Layer, axes: int) -> Any:
+    """The operation at the end of a branch whose bias acts on all channels, with a bias of zeros if it had none; or None.
+
+    Args:
+        layer: whose current has ``axes`` axes of positions.
+    """
+    last: list[Any] = [next(reversed(list(synapse)), None) for _, _, synapse in layer.branches()]
+    for op in sorted((op for op in last if by_channel(op, axes)), key=lambda op: op.bias is None):
         if op.bias is None:
-            op.bias = nn.Parameter(op.weight.new_zeros(len(op.weight)).detach(), op.weight.requires_grad)
+            outputs = op.out_features if isinstance(op, nn.Linear) else op.out_channels
+            op.bias = nn.Parameter(op.weight.new_zeros(outputs).detach(), op.weight.requires_grad)
         return op
     return None
 
@@ -134,31 +145,44 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
         shard: which of all images they are.
 
     Returns:
-        the number of steps that are skipped; 0 keeps the complete sum. Distance is cross-entropy, from the ANN's probabilities.
+        the number of steps that are skipped; 0 keeps the complete sum. Distance is cross-entropy, from the ANN's probabilities;
+        of one output, and of several tensors, squared error.
     """
     network.readout.set()
     scale = next(layer for _, layer in network.named_layers() if layer.neuron is None).scale
-    wanted = (scores * scale).softmax(1)
+    several = network.output_form is not None and scores.dim() == 2
+    wanted = _some_positions(scores) * scale
     total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, shard)), 1) * scale
     distances = []
     for delay in range(timesteps * 3 // 4 + 1):
         skipped = total_TBK[delay - 1] if delay else 0
         mean = (total_TBK[-1] - skipped) / (timesteps - delay)
-        distances.append(-(wanted * mean.log_softmax(1)).sum(dtype=torch.float64))
+        squared = several or wanted.shape[1] == 1
+        distance = (mean - wanted).square() if squared else -wanted.softmax(1) * mean.log_softmax(1)
+        distances.append(distance.sum(dtype=torch.float64))
     of_all = shard.total(torch.stack(distances)).tolist()
     best = of_all.index(min(of_all))
     network.readout.set(delay=best)
     return best
 
 
+def _some_positions(values: Tensor, axis: int = 1) -> Tensor:
+    """Values whose channels lie on an axis: of dense ones, evenly spaced positions that are enough to compare."""
+    if values.dim() <= axis + 1:
+        return values
+    flat = values.flatten(axis + 1)
+    return flat[..., :: -(-flat.shape[-1] // POSITIONS)]
+
+
 def _in_blocks(network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard) -> Iterator[Tensor]:
     """The output after each step (T, b, K), for this process's images of each block."""
     if network.encoder.constant:
         for some in x.split(BLOCK):
-            yield torch.cat(list(network.unroll(some, timesteps)))
+            yield torch.cat([_some_positions(output, 2) for output in network.unroll(some, timesteps)])
         return
     seed = shard.seed()
     with isolated_rng(x):
         for block in shard.blocks(len(x)):
             seed_torch(seed, block.number)
-            yield torch.cat(list(network.unroll(block.padded(x), timesteps)))[:, block.places]
+            outputs = [_some_positions(output, 2) for output in network.unroll(block.padded(x), timesteps)]
+            yield torch.cat(outputs)[:, block.places]

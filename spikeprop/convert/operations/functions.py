@@ -44,8 +44,9 @@ SHAPE_MODULES = (
 )  # fmt: skip
 LINEAR_MODULES = (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.Upsample, nn.Fold)
 MATRIX = frozenset(("matmul", "bmm", "einsum", "linear", "mm", "baddbmm", "conv1d", "conv2d", "conv3d", "bilinear", "tensordot"))
+SMOOTH = "near a jump no number of steps is enough; use a continuous function"
 JUMPS = frozenset((
-    "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "heaviside", "floor_divide", "floordiv", "fmod", "remainder", "mod",
+    "threshold", "hardshrink", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "heaviside", "floor_divide", "floordiv", "fmod", "remainder", "mod",
 ))  # fmt: skip
 
 
@@ -97,6 +98,8 @@ def _of_module(builder: Builder, node: fx.Node, module: nn.Module) -> Value | Pa
         return weighted(value, module, str(node.target))
     if isinstance(module, nn.RNNBase | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.Bilinear):
         return None
+    if isinstance(module, nn.Threshold | nn.Hardshrink):
+        raise refuse(node, "a function with jumps", SMOOTH)
     weights = [path for path, inner in module.named_modules() if isinstance(inner, nn.Linear | nn.modules.conv._ConvNd)]
     return None if weights else _function(builder, node)
 
@@ -339,8 +342,8 @@ def _function(builder: Builder, node: fx.Node) -> Value:
         what = "a result of whole numbers or truth values" if isinstance(outlined, Tensor) else "a function of several results"
         raise refuse(node, what, "a spiking network computes with real numbers, one tensor an operation")
     refuse_random(node)
-    if function_name(node) in JUMPS or "rounding_mode" in node.kwargs:
-        raise refuse(node, "a function with jumps", "near a jump no number of steps is enough; use a continuous function")
+    if function_name(node).strip("_") in JUMPS or "rounding_mode" in node.kwargs:
+        raise refuse(node, "a function with jumps", SMOOTH)
     read = operands(builder, node)
     op = call_of(builder, node, formed=True)
     return computed(builder, node, op, [(builder.values[n], builder.shape(n)) for n in read])

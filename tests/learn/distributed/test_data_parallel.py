@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from spikeprop.learn.distributed.batchnorm import moments
 from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Interlocking, MAPPropagation
 from spikeprop.runtime.processes import ALONE, Processes, group
 from spikeprop.runtime.seeding import seed_torch
+from tests.forked import ranks, spawn
 
 ROOT = Path(__file__).parents[3]
 SHAPE = (1, 8, 8)
@@ -127,7 +127,7 @@ def _end_together(processes: Processes) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("two")
-    mp.spawn(_one_of_two, (str(path),), nprocs=2)
+    spawn(_one_of_two, (str(path),), nprocs=2)
     return path
 
 
@@ -236,21 +236,20 @@ def test_killed_worker_is_restarted_and_the_run_completes_all_epochs(tmp_path: P
     assert report["ann"]["accuracy"] > 90
 
 
+FULL = """
+import sys
+import spikeprop.learn.training_checkpoint as module
+from spikeprop.cli import main
+def full(*_, **__):
+    raise OSError(28, "No space left on device", "ann.progress.safetensors")
+module.save_checkpoint = full
+main(sys.argv[1:])
+"""
+
+
 def test_failure_of_one_process_ends_all(tmp_path: Path) -> None:
     """The disk is full at rank 0's first checkpoint, within an epoch, while rank 1 is in its next step."""
-    program = tmp_path / "full.py"
-    program.write_text(
-        "import os, sys\n"
-        "import spikeprop.learn.training_checkpoint as module\n"
-        "from spikeprop.cli import main\n"
-        "def full(*_, **__):\n"
-        "    raise OSError(28, 'No space left on device', 'ann.progress.safetensors')\n"
-        "module.save_checkpoint = full\n"
-        "main(sys.argv[1:])\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(program)]
-    command += ["run", "digits_cnn_stdb", *SHORT, "--save-every", "0", "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=200, check=False)
-    assert done.returncode == 1
-    assert "No space left on device" in done.stderr
+    command = ["run", "digits_cnn_stdb", *SHORT, "--save-every", "0", "--out", str(tmp_path / "run")]
+    runs = ranks(2, FULL, command, tmp_path / "log")
+    assert [run.ended() for run in runs] == [1, 1]
+    assert "No space left on device" in runs[0].output
