@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -105,7 +106,7 @@ class LayerData:
         assert self.trains is not None
         return self.trains
 
-    @property
+    @cached_property
     def target(self) -> Tensor:
         """The ANN's activation in units of the layer's potential (B, C, ...)."""
         return self.activation / self.layer.scale

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from spikeprop.convert.calibrator import ThresholdCalibrator
-from spikeprop.convert.calibrators.advanced_calibration import AdvancedCalibration
+from spikeprop.convert.calibrators.least_squares import LeastSquares
 from spikeprop.convert.calibrators.light_calibration import LightCalibration
 from spikeprop.errors import ConversionError
 from spikeprop.snn import GradedIF, Neuron, SignedIF
 
 LEVELS = ((1, 4), (8, 3))  # up to that many steps so many levels; 2 for more
-FEW = 8  # steps up to which one-bit spikes need a fit of the weights
+COUNTS = 16  # sums that a neuron can send, T times the largest payload, below which weights are fitted
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,9 @@ def _neuron(steps: int, binary: bool) -> tuple[Neuron, str]:
 
 
 def _calibrator(neuron: Neuron, steps: int) -> tuple[ThresholdCalibrator, str]:
-    if neuron.payload_bits > 1:
-        return LightCalibration(timesteps=steps), "LightCalibration, which is as good as a fit of the weights there"
-    if steps <= FEW:
-        return AdvancedCalibration(timesteps=steps), (
-            f"AdvancedCalibration, since one bit at T <= {FEW} needs a fit of the weights (minutes; LightCalibration is quick)"
+    counts = steps * neuron.payload
+    if counts < COUNTS:
+        return LeastSquares(timesteps=steps), (
+            f"LeastSquares, which fits the weights, since a neuron can send only {counts} different sums"
         )
-    return LightCalibration(timesteps=steps), f"LightCalibration, which is enough for one bit at T > {FEW}"
+    return LightCalibration(timesteps=steps), f"LightCalibration, which is enough where a neuron can send {counts} different sums"

@@ -48,12 +48,20 @@ def only_orders(builder: Builder, node: fx.Node) -> bool:
         return False
     if sigmoid and prod(builder.shape(node)) != 1:
         return False
+    if not sigmoid and name != "Softmax2d" and _softmax_axis(builder, node) != 1:
+        return False
     builder.skipped.add(node.name)
     same = "the number is positive where it was above a half" if name == "sigmoid" else "the largest output stays the largest"
     builder.notes.append(
         f"the final {name} ({node.name!r}) is left out: {same}. For the ANN's own values apply it to network.estimate(output, T)"
     )
     return True
+
+
+def _softmax_axis(builder: Builder, node: fx.Node) -> int:
+    module = builder.modules[str(node.target)] if node.op == "call_module" else None
+    dim = builder.arguments(node, "dim").get("dim") if module is None else module.dim
+    return dim % (len(builder.shape(node)) + 1) if isinstance(dim, int) else 1
 
 
 def _flat(builder: Builder, tensors: list[fx.Node]) -> Value:

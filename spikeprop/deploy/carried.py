@@ -30,8 +30,8 @@ CARRIED: dict[type, set[str]] = {
     Gain: {"gain"},
     IF: {"v_threshold", "reset", "v_init", *TRAINING},
     LIF: {"v_threshold", "leak", "reset", "v_init", *TRAINING},
-    SignedIF: {"v_threshold", "v_init", "surrogate"},
-    GradedIF: {"levels", "v_threshold", "v_init", "surrogate"},
+    SignedIF: {"rectify", "v_threshold", "v_init", "surrogate"},
+    GradedIF: {"levels", "rectify", "v_threshold", "v_init", "surrogate"},
 }
 Shape = tuple[int, ...]
 

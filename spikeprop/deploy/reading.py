@@ -150,10 +150,9 @@ def _neuron(node: Any, name: str, surrogate: Surrogate | None, dt: float | None)
 
 
 def _graded(read: NeuronParameters, surrogate: Surrogate | None) -> GradedIF:
-    if read.levels == 1 and read.rectify:
-        return SignedIF(surrogate=surrogate)
-    kind: dict[str, Any] = {} if read.rectify else {"rectify": False}
-    return GradedIF(levels=read.levels, surrogate=surrogate, **kind)
+    if read.levels == 1:
+        return SignedIF(surrogate=surrogate, rectify=read.rectify)
+    return GradedIF(levels=read.levels, surrogate=surrogate, rectify=read.rectify)
 
 
 def _dtype(graph: nir.NIRGraph) -> torch.dtype:

@@ -58,6 +58,7 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
             f"a run beforehand of {int(network.readout.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
         )
     _check_containers(network)
+    _check_pools(network)
     shapes = network.shapes()
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
     edges: list[tuple[str, str]] = []
@@ -86,13 +87,33 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
 
 def _refuse_arithmetic(network: SpikingNetwork) -> None:
     """Layers that send real numbers which they compute: no neuron of a chip does."""
-    found = [f"{name} ({type(d).__name__})" for name, d in network.dynamics().items() if getattr(d, "arithmetic", False)]
+    found = [f"{name} ({_computed(dynamics)})" for name, dynamics in network.dynamics().items() if dynamics.arithmetic]
     if found:
         raise NirError(
             f"{len(found)} of {len(network.dynamics())} layers need arithmetic on the chip and send real numbers, as no neuron "
             f"of NIR or of our simulators does: {', '.join(found)}. Such a network runs in PyTorch; to export it, put ReLU, "
             "pooling and BatchNorm in place of these functions in the ANN, and train it again"
         )
+
+
+def _computed(what: Any) -> str:
+    """What a layer computes, by name: the innermost function or module."""
+    inner = getattr(what, "module", None) or getattr(what, "function", None) if isinstance(what, nn.Module) else None
+    if inner is not None:
+        return _computed(inner)
+    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
+
+
+def _check_pools(network: SpikingNetwork) -> None:
+    """Counts of max pooling start from 0, also in the file; PyTorch pads with less, which shows where sums are negative."""
+    layers, dynamics = dict(network.named_layers()), network.dynamics()
+    for name, pool in dynamics.items():
+        found = [s for s in layers[name].sources if not getattr(dynamics.get(s), "rectify", True)]
+        if found and isinstance(pool, SpikingMaxPool):
+            raise NirError(
+                f"layer {name!r} is a max pooling of layer {found[0]!r}, whose sums may be negative (rectify=False), and a NIR "
+                "file's counts start from 0; pool after the ReLU, or use average pooling"
+            )
 
 
 def _check_containers(network: SpikingNetwork) -> None:

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from spikeprop.errors import EvaluationError
 from spikeprop.evaluate.activity import device_of, payloads
-from spikeprop.evaluate.error import mean_sent
-from spikeprop.snn import INPUT, Layer, SpikingNetwork
+from spikeprop.evaluate.error import ideal, mean_sent
+from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork
 
 CAUSES = {
     "clipping": "thresholds are too low: a neuron can send no more in a step. Calibrate for this number of steps "
@@ -129,20 +129,22 @@ def diagnose(network: SpikingNetwork, plain: SpikingNetwork, x: Tensor, timestep
         timesteps: numbers of steps.
 
     Raises:
-        EvaluationError: other layers than ``plain`` has, or a run beforehand, whose steps do not count.
+        EvaluationError: other layers than ``plain`` has, several outputs, or a run beforehand, whose steps do not count.
     """
     if list(network.layers) != list(plain.layers):
         odd = sorted(set(network.layers) ^ set(plain.layers)) or list(network.layers)
         raise EvaluationError(f"the network was not converted from this ANN, which has other layers: {', '.join(odd[:5])}")
     if network.readout.restarts:
         raise EvaluationError("the network runs beforehand (OffsetSpike), so its spikes are not those of its steps")
+    if network.output_form is not None:
+        raise EvaluationError("the network has several outputs, and predictions of one are compared; convert a part of the ANN")
     x = x.to(device_of(network))
     values = _walk(plain, {INPUT: x})
     output = list(plain.layers)[-1]
-    wanted = values[output].argmax(1)
+    wanted = _predicted(values[output])
     means, outputs = mean_sent(network, x, timesteps)
     rows = [_Comparison(network, plain, values, sent, t).row(name) for t, sent in means.items() for name in network.dynamics()]
-    agreement = {t: _percent(outputs[t].argmax(1) == wanted) for t in means}
+    agreement = {t: _percent(_predicted(outputs[t]) == wanted) for t in means}
     return ConversionDiagnosis(rows, agreement, len(x))
 
 
@@ -194,21 +196,13 @@ class _Comparison:
 
     def _parts(self, name: str, layer: Layer, perfect: Tensor, sent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The own error by cause, and which channels are silent."""
-        nothing = torch.zeros_like(sent)
-        everywhere = [axis for axis in range(sent.dim()) if axis != 1]
-        silent_C = (sent == 0).all(0).flatten(1).all(1) if sent.dim() > 2 else (sent == 0).all(0)
-        silent_C = silent_C & (perfect.abs().amax(everywhere) > 0)
-        if layer.dynamics.passes_on:  # it has no thresholds: what it makes of uneven spikes is not theirs
-            return dict.fromkeys(CAUSES, nothing) | {"unevenness": sent - perfect}, silent_C & False
-        unit, most = layer.dynamics.spike_size * layer.scale, 2 ** self.payloads[name].bits - 1
-        clipped = torch.minimum(perfect, unit * most)
-        ideal = (torch.ceil(clipped * self.timesteps / unit + layer.dynamics.head_start) - 1).clamp(0, most * self.timesteps)
-        rounding = ideal * unit / self.timesteps - clipped
+        nothing, unit = torch.zeros_like(sent), layer.dynamics.spike_size * layer.scale
+        clipped, rounded = ideal(perfect, unit, self.timesteps, layer.dynamics, 2 ** self.payloads[name].bits - 1)
+        silent_C = _nowhere(sent) & ~_nowhere(perfect) & isinstance(layer.dynamics, Neuron)
         silent = silent_C.reshape(1, -1, *(1,) * (sent.dim() - 2))
-        rounded = clipped + rounding
         return {
             "clipping": clipped - perfect,
-            "rounding": torch.where(silent, nothing, rounding),
+            "rounding": torch.where(silent, nothing, rounded - clipped),
             "unevenness": torch.where(silent, nothing, sent - rounded),
             "silence": torch.where(silent, sent - clipped, nothing),
         }, silent_C
@@ -216,7 +210,7 @@ class _Comparison:
     def _alone(self, name: str, changed: Tensor) -> float:
         output = list(self.plain.layers)[-1]
         found = _walk(self.plain, {**self.values, name: changed}, after=name)[output]
-        return _percent(found.argmax(1) != self.values[output].argmax(1))
+        return _percent(_predicted(found) != _predicted(self.values[output]))
 
 
 def _walk(plain: SpikingNetwork, values: Mapping[str, Tensor], after: str = INPUT) -> dict[str, Tensor]:
@@ -228,6 +222,16 @@ def _walk(plain: SpikingNetwork, values: Mapping[str, Tensor], after: str = INPU
             found[name] = layer.dynamics.activation(total, layer.ceiling)
             changed.add(name)
     return found
+
+
+def _predicted(scores_BK: Tensor) -> Tensor:
+    """The class, at each position of dense scores; of one logit its side."""
+    return scores_BK > 0 if scores_BK.shape[1] == 1 else scores_BK.argmax(1)
+
+
+def _nowhere(values: Tensor) -> Tensor:
+    """Channels in which all values (B, C, ...) are 0, (C,)."""
+    return (values == 0).transpose(0, 1).flatten(1).all(1)
 
 
 def _percent(which_B: Tensor) -> float:

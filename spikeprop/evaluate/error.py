@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from spikeprop.evaluate.activity import device_of, payloads, segments
-from spikeprop.snn import INPUT, SpikingNetwork
+from spikeprop.snn import INPUT, Neuron, SpikingNetwork
+from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.output_form import leaves
 from spikeprop.snn.watching import watched_chunk
 
@@ -70,8 +71,8 @@ def conversion_error(
     for name, dynamics in network.dynamics().items():
         a_B = activations[name].to(x.device)
         scale = torch.as_tensor(scales[name]).to(a_B)
-        start, most = dynamics.head_start, 2 ** carried[name].bits - 1
-        found[name] = {t: _compare(mean[name].to(a_B) * t, t, a_B, scale, start, most) for t, mean in means.items()}
+        most = 2 ** carried[name].bits - 1
+        found[name] = {t: _compare(mean[name].to(a_B), t, a_B, scale, dynamics, most) for t, mean in means.items()}
     return found
 
 
@@ -137,11 +138,30 @@ def mean_sent(
     return found, {t: outputs[t - 1] for t in marks}
 
 
-def _compare(count_B: Tensor, steps: int, a_B: Tensor, scale: Tensor, v_init: Tensor, most: int) -> LayerError:
+def ideal(values_B: Tensor, scale: Tensor, steps: int, dynamics: LayerDynamics, most: int) -> tuple[Tensor, Tensor]:
+    """Values as a layer's range clips them, and as it would then send them of a constant current, (B, ...).
+
+    What has no threshold, pooling and functions, sends them as they are.
+
+    Args:
+        values_B: activations to be sent.
+        scale: that a spike of 1 stands for.
+        steps: T.
+        dynamics: of the layer.
+        most: its largest payload.
+    """
+    if not isinstance(dynamics, Neuron):
+        return values_B, values_B
+    least = 0 if getattr(dynamics, "rectify", True) else -most
+    clipped_B = torch.maximum(torch.minimum(values_B, scale * most), scale * least)
+    counts_B = (torch.ceil(clipped_B * steps / scale + dynamics.head_start) - 1).clamp(steps * least, steps * most)
+    return clipped_B, counts_B * scale / steps
+
+
+def _compare(mean_B: Tensor, steps: int, a_B: Tensor, scale: Tensor, dynamics: LayerDynamics, most: int) -> LayerError:
     """Errors of one layer whose largest spike is ``most``."""
-    spiked_B = count_B * scale / steps
-    clipped_B = torch.minimum(a_B, scale * most)
-    quantised_B = (torch.ceil(a_B * steps / scale + v_init) - 1).clamp(0, steps * most) * scale / steps
+    spiked_B = mean_B * scale
+    clipped_B, quantised_B = ideal(a_B, scale, steps, dynamics, most)
     norm = a_B.norm().clamp(min=torch.finfo(a_B.dtype).tiny)
 
     def relative(difference_B: Tensor) -> float:

@@ -18,12 +18,14 @@ Suffix legend: T steps, B batch.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from spikeprop.snn.signed import GradedIF, SignedIF
+
+Kind = TypeVar("Kind", bound=GradedIF)
 
 
 class DifferentialState(NamedTuple):
@@ -50,6 +52,7 @@ class DifferentialIF(GradedIF):
         levels: n; payloads reach from -(2^n - 1) to 2^n - 1, n at most 7.
         v_threshold: the largest level, positive.
         v_init: potential before the first step, as a fraction of the smallest level; 0.5 rounds.
+        rectify: the total is never negative, as a ReLU's; without, it may be.
     """
 
     differential: ClassVar[bool] = True
@@ -64,8 +67,9 @@ class DifferentialIF(GradedIF):
         for current in currents.detach():
             due = (v + current) / unit - mean
             out = torch.where(due > 0, torch.ceil(due) - 1, torch.floor(due))
-            least = torch.ceil(-(steps + 1) * mean - 0.5)  # the total, (t-1) R + R + k, is that of a ReLU
-            out = torch.minimum(torch.maximum(out, least), torch.tensor(most).to(out)).clamp(min=-most)
+            if self.rectify:  # the total, (t-1) R + R + k, is that of a ReLU
+                out = torch.maximum(out, torch.ceil(-(steps + 1) * mean - 0.5))
+            out = out.clamp(-most, most)
             v = (due - out) * unit
             steps += 1
             mean = mean + out / steps
@@ -75,17 +79,18 @@ class DifferentialIF(GradedIF):
     @classmethod
     def like(cls, neuron: GradedIF) -> DifferentialIF:
         """With the levels and thresholds of an ordinary neuron."""
-        made = cls(levels=neuron.levels, surrogate=neuron.surrogate).to(neuron.v_threshold)
-        made.set_threshold(neuron.v_threshold)
-        made.v_init = neuron.v_init.clone()
-        return made
+        return _as(cls, neuron)
 
     def plain(self) -> GradedIF:
-        """The ordinary neuron with the same levels."""
-        made = GradedIF(levels=self.levels, surrogate=self.surrogate).to(self.v_threshold)
-        made.set_threshold(self.v_threshold)
-        made.v_init = self.v_init.clone()
-        return made
+        """The ordinary neuron with the same levels and thresholds."""
+        return _as(GradedIF, self)
+
+
+def _as(kind: type[Kind], neuron: GradedIF) -> Kind:
+    made = kind(levels=neuron.levels, surrogate=neuron.surrogate, rectify=neuron.rectify).to(neuron.v_threshold)
+    made.set_threshold(neuron.v_threshold)
+    made.v_init = neuron.v_init.clone()
+    return made
 
 
 def send_differences(network: Any) -> None:

@@ -29,6 +29,7 @@ from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.output_form import OutputForm, mapped
+from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
 
@@ -103,7 +104,7 @@ class SpikingNetwork(nn.Module):
                     raise ValueError(f"layer {name!r} reads {source!r}, which is not an earlier layer ({sorted(known)})")
             if (layer.neuron is None) != (name == names[-1]):
                 raise ValueError(f"layer {name!r}: the last layer, and only it, accumulates without a neuron")
-            if layer.dynamics.passes_on and self._differential(layer):
+            if isinstance(layer.dynamics, SpikingMaxPool) and self._differential(layer):
                 raise ValueError(
                     f"layer {name!r} pools the largest count of spikes, which differential coding does not send: use average "
                     "pooling, or GradedIF"
@@ -138,6 +139,10 @@ class SpikingNetwork(nn.Module):
     def neurons(self) -> dict[str, Neuron]:
         """Layer name to its neurons, of the layers that have thresholds."""
         return {name: layer for name, layer in self.dynamics().items() if isinstance(layer, Neuron)}
+
+    def arithmetic_layers(self) -> list[str]:
+        """Layers that send real numbers, which need arithmetic on the chip (``snn/arithmetic.py``)."""
+        return [name for name, layer in self.dynamics().items() if layer.arithmetic]
 
     def extra_repr(self) -> str:
         return "\n".join(f"note: {note}" for note in self.notes)

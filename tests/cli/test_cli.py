@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from spikeprop.cli import main
+from spikeprop.data import in_memory
 from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import save_checkpoint
@@ -391,14 +392,14 @@ SMOKE = {
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
 }
-LARGE = {
-    "cifar10_resnet20_light",
-    "cifar10_resnet20_signed",
-    "cifar10_vgg16_stdb",
-    "cifar10_vgg16_qcfs",
-    "cifar10_vgg16_diet",
-    "cifar10_resnet20_stdb",
-    "cifar10_vgg9_stdb",
+LARGE = {"cifar10_resnet20_light", "cifar10_resnet20_signed", "cifar10_vgg5_stdb", "cifar10_resnet8_stdb"}  # for Lava
+SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow runs
+    "cifar10_vgg16_stdb": "ann.depth=5",
+    "cifar10_vgg16_qcfs": "ann.depth=5",
+    "cifar10_vgg16_diet": "ann.depth=5",
+    "cifar10_vgg9_stdb": "ann.depth=5",
+    "cifar100_vgg11_stdb": "ann.depth=5",
+    "cifar10_resnet20_stdb": "ann.depth=8",
 }
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
 
@@ -407,12 +408,37 @@ RECIPES = sorted(recipe_folder().glob("*.yaml"))
 HERE = [f for f in RECIPES if not f.stem.startswith(("imagenet", "map"))]
 
 
+@pytest.fixture(scope="module")
+def files_read_once() -> Iterator[None]:
+    """CIFAR's files take 2 seconds to read, and every stage reads them; tests/data/ reads them as they are."""
+    read_files, kept = in_memory._CIFAR.read_files, {}
+
+    def read_once(self: Any, folder: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (type(self), folder, train)
+        if key not in kept:
+            kept[key] = read_files(self, folder, train)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_memory._CIFAR, "read_files", read_once)
+        yield
+
+
 @pytest.mark.parametrize("file", HERE, ids=lambda f: f.stem)
-def test_every_recipe_smokes(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_every_recipe_smokes(file: Path, request: pytest.FixtureRequest, tmp_path: Path, files_read_once: None) -> None:
     folder = SMOKE[file.stem.partition("_")[0]]
     if folder is not None:
         need(request.getfixturevalue("data_root"), folder)
-    smoke(file, tmp_path, lava=_lava_here() and file.stem not in LARGE)
+    shallow = [SHALLOW[file.stem]] if file.stem in SHALLOW else []
+    assert spikeprop("check", file).exit_code == 0
+    smoke(file, tmp_path, *shallow, lava=_lava_here() and file.stem not in {*LARGE, *SHALLOW})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [f for f in HERE if f.stem in SHALLOW], ids=lambda f: f.stem)
+def test_recipes_of_large_networks_smoke_at_full_depth(file: Path, data_root: Path, tmp_path: Path) -> None:
+    need(data_root, SMOKE[file.stem.partition("_")[0]] or "")
+    smoke(file, tmp_path, lava=False)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ Trains = dict[str, np.ndarray]
 def random_network(seed: int, real: bool = False, levels: int = 0) -> tuple[SpikingNetwork, np.ndarray]:
     """A network of kind ``KINDS[seed % len(KINDS)]`` in float64, and inputs (2 samples, steps, ...), others at every step.
 
-    With ``levels`` all its neurons are graded.
+    With ``levels`` all its neurons are graded, most of them rectified.
     """
     return _Maker(seed, real, levels).make(KINDS[seed % len(KINDS)])
 
@@ -53,6 +53,7 @@ def joined_network(seed: int, shape: Shape = (2, 6, 6)) -> tuple[SpikingNetwork,
 class _Maker:
     def __init__(self, seed: int, real: bool, levels: int):
         self.rng, self.real, self.levels = np.random.default_rng(seed), real, levels
+        self.pools = False
         self.layers: dict[str, Layer] = {}
 
     def make(self, kind: str) -> tuple[SpikingNetwork, np.ndarray]:
@@ -118,6 +119,7 @@ class _Maker:
         return "joined", after
 
     def max_pooled(self, shape: Shape) -> tuple[str, Shape]:
+        self.pools = True  # of sums that are not negative
         first, shape = self.conv_layer("c0", INPUT, shape, kernel_size=3, padding=1)
         joined = [(first, Synapse([]))]
         if self.chance(0.4):  # one path is a layer longer
@@ -162,7 +164,8 @@ class _Maker:
         leak = self.pick([0.9, 0.77]) if self.real else self.pick([0.5, 0.75, 0.875])
         neuron = self.pick([IF(reset=reset), LIF(leak=leak, reset=reset)])
         if self.levels:
-            neuron = GradedIF(levels=self.levels) if self.levels > 1 else SignedIF()
+            rectify = self.pools or self.chance(0.7)
+            neuron = GradedIF(levels=self.levels, rectify=rectify) if self.levels > 1 else SignedIF(rectify=rectify)
         per_channel = (shape[0], *([1] * (len(shape) - 1)))
         where = self.pick([(), per_channel])
         neuron.v_threshold = self.numbers(where, 8, 33)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from spikeprop.convert.activations import current
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
 from spikeprop.convert.calibrators.least_error import GridSearch, least_of_grid
-from spikeprop.convert.calibrators.rows import Per, from_rows, rows
+from spikeprop.convert.calibrators.rows import Per, from_rows, largest_of_rows, rows
 from spikeprop.convert.encoded import isolated_rng
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
-from spikeprop.convert.spikes import SpikeTrains
+from spikeprop.convert.spikes import SpikeTrains, spike_trains
 from spikeprop.convert.weights import by_channel
 from spikeprop.runtime.checks import at_least_one
 from spikeprop.runtime.seeding import seed_torch
@@ -62,7 +62,7 @@ class SpikeCalibrator(LayerwiseCalibrator):
         """Change a layer whose threshold is set, or the output layer."""
 
     def spike_trains(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> SpikeTrains:
-        return SpikeTrains(network, x, self.timesteps, shard)
+        return spike_trains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
         self.set_threshold(data)
@@ -83,7 +83,7 @@ class SpikeCalibrator(LayerwiseCalibrator):
         shard, count = data.shard, data.shard.size(len(data.target))
         chosen = shard.local(torch.arange(0, count, -(-count // SEARCHED)), 1)
         size = data.target.abs() if data.layer.both_signs else data.target
-        largest_R, target = shard.largest(rows(size, self.per, data.axis).amax(1)), data.target[chosen]
+        largest_R, target = shard.largest(largest_of_rows(size, self.per, data.axis)), data.target[chosen]
         currents_TB = data.spikes.some_currents(data.name, chosen)
 
         def error(full_R: Tensor) -> Tensor:
@@ -112,10 +112,13 @@ def rate_error(data: LayerData) -> Tensor:
 
 
 def correct_bias(data: LayerData) -> None:
-    """Add the mean error of each channel to its current."""
+    """Add the mean error of each channel to its current; a spike's size is that of its channel."""
     op = add_bias(data.layer, data.target.dim() - 2)
     if op is not None:
-        op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel", data.axis), 1).to(op.bias))
+        data.spikes.fire(data.name)
+        rate, target = (values.movedim(data.axis, 1) for values in (data.spikes.rate(data.name), data.target))
+        rate_C, size = data.shard.channel_mean(rate), data.layer.dynamics.spike_size
+        op.bias.data.add_((data.shard.channel_mean(target) - size.to(rate_C).flatten() * rate_C).to(op.bias))
 
 
 def add_bias(layer: Layer, axes: int) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.calibrators.rows import Per, from_rows, rows
+from spikeprop.convert.calibrators.rows import Per, from_rows, largest_of_rows, some_of_rows
 from spikeprop.convert.shard import CalibrationShard
 from spikeprop.runtime.checks import at_least_one
 
@@ -58,24 +58,24 @@ class GridSearch:
 
     def best(self, data: LayerData, current: Tensor, target: Tensor) -> Tensor:
         """The positive scale with the least error, for currents and targets (B, C, ...): a number, or one a channel (C, 1, 1)."""
-        of_rows = (rows(value, self.per, data.axis) for value in (current, target))
-        found_R = self._least_error(data, *of_rows, len(target))
+        found_R = self._least_error(data, current, target)
         return data.positive(from_rows(found_R, self.per, target, data.axis))
 
-    def _least_error(self, data: LayerData, current_RN: Tensor, target_RN: Tensor, images: int) -> Tensor:
+    def _least_error(self, data: LayerData, current: Tensor, target: Tensor) -> Tensor:
         """For each row, the scale S with the least squared error of S * r(current / S) against the target, (R,).
 
         In long rows only ``SAMPLES`` values are compared, evenly spaced over all images; the values of an image are adjacent.
         """
         shard, start = data.shard, float(data.neuron.v_init.mean())
+        size = target.abs() if data.layer.both_signs else target
+        largest_R, per_image = shard.largest(largest_of_rows(size, self.per, data.axis)), target[0].numel()
+        if self.per == "channel":
+            per_image //= target.shape[data.axis]
+        count = shard.size(len(target) * per_image)
+        compared = shard.local(torch.arange(0, count, max(1, count // SAMPLES)), per_image).to(target.device)
+        current_RN, target_RN = (some_of_rows(values, self.per, compared, data.axis) for values in (current, target))
         if data.layer.both_signs:
-            largest_R = shard.largest(target_RN.abs().amax(1))
             current_RN, target_RN = _one_sign(current_RN, target_RN)
-        else:
-            largest_R = shard.largest(target_RN.amax(1))
-        count = shard.size(target_RN.shape[1])
-        compared = shard.local(torch.arange(0, count, max(1, count // SAMPLES)), target_RN.shape[1] // images)
-        current_RN, target_RN = current_RN[:, compared], target_RN[:, compared]
         return least_of_grid(shard, largest_R, self.grid, lambda scale_GR: self._errors(current_RN, target_RN, scale_GR, start))
 
     def _errors(self, current_RN: Tensor, target_RN: Tensor, scale_GR: Tensor, start: float) -> Tensor:

@@ -156,10 +156,10 @@ class WeightFit:
         if self.neuron is None:
             wanted = target - current
             return wanted, wanted.square().sum(dtype=torch.float64)
-        full, start = self.neuron.full_scale, self.neuron.v_init
-        apart = target - full * quantised(current / full, start, self.counts)
+        full, start, low = self.neuron.full_scale, self.neuron.v_init, -1 if self.data.layer.both_signs else 0
+        apart = target - full * quantised(current / full, start, self.counts, low * self.counts)
         ramp = current / full + (start - 0.5) / self.counts
-        return apart * ((ramp >= 0) & (ramp <= 1)), apart.square().sum(dtype=torch.float64)
+        return apart * ((ramp >= low) & (ramp <= 1)), apart.square().sum(dtype=torch.float64)
 
     def _gradients(self, inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of ``wanted`` times inputs, in the form of the weights, and of ``wanted``."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.calibrators.rows import from_rows, rows
+from spikeprop.convert.calibrators.rows import from_rows
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.checks import at_least_one
 
@@ -54,9 +54,9 @@ class ThresholdIteration(LayerwiseCalibrator):
                 f"layer {data.name!r} starts at v_init={float(data.neuron.v_init.mean()):g}; ThresholdIteration is for neurons "
                 "that round: give the neuron v_init=0.5"
             )
-        total_CN = rows(data.total, "channel", data.axis)
-        mean_C = data.shard.mean(total_CN, 1)
-        deviation_C = data.shard.mean((total_CN - mean_C.unsqueeze(1)).square(), 1).sqrt()
+        total = data.total.movedim(data.axis, 1)
+        mean_C = data.shard.channel_mean(total)
+        deviation_C = data.shard.channel_mean((total - from_rows(mean_C, "channel", total)).square_()).sqrt()
         scale_C = best_range(mean_C, deviation_C, data.counts(self.timesteps), data.layer.both_signs).to(data.total)
         return data.limited(data.positive(from_rows(scale_C, "channel", data.total, data.axis)))
 
