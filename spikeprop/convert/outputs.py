@@ -12,8 +12,8 @@ from spikeprop.convert import value as values
 from spikeprop.convert.builder import Builder
 from spikeprop.convert.trace import BATCH, function_name, holds_tensors, refuse
 from spikeprop.convert.value import Value
+from spikeprop.snn.gather import same_numbers
 from spikeprop.snn.output_form import OutputForm, leaves, mapped
-from spikeprop.snn.synapse import Reshape
 
 
 def read_out(builder: Builder, node: fx.Node) -> OutputForm | None:
@@ -70,7 +70,7 @@ def _flat(builder: Builder, tensors: list[fx.Node]) -> Value:
     for tensor in tensors:
         shape, value = builder.shape(tensor), builder.values[tensor]
         if len(shape) != 1:
-            value = values.flatten(value) if shape else values.compose(value, Reshape((1,)))
+            value = values.flatten(value) if shape else values.compose(value, same_numbers((1,)))
         parts.append((value, prod(shape)))
     return values.concatenate(parts)
 
