@@ -18,14 +18,7 @@ from spikeprop.errors import ConversionError
 from spikeprop.runtime.tracing import OwnTracer
 
 BATCH, OTHER_BATCH = 7, 10  # images of the outlines; unusual numbers, so that the batch axis is recognised
-RECTIFY = "only ReLU and its variants correspond to a firing rate; train with ReLU"
-SOFTMAX = "it does not change which class is largest: return the scores before it, and train with CrossEntropyLoss"
-ADVICE = {
-    **dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), SOFTMAX),
-    **dict.fromkeys(("Sigmoid", "Tanh", "GELU", "SiLU", "Hardswish", "sigmoid", "tanh", "gelu", "silu", "hardswish"), RECTIFY),
-    "LayerNorm": "its statistics change with the input; train with BatchNorm2d, which folds into the weights",
-}
-OTHERWISE = "use Conv2d, Linear, BatchNorm, ReLU (clipped or leaky too), pooling, Dropout, Flatten, additions and concatenation"
+OTHERWISE = "use convolutions, Linear, BatchNorm, activations, pooling, attention, and operations on single tensors"
 
 
 class ReLUTracer(OwnTracer):
@@ -106,7 +99,7 @@ def called_name(node: fx.Node) -> str:
 
 def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionError:
     """The error that says which operation cannot be converted and what to do."""
-    advice = advice or ADVICE.get(what, OTHERWISE)
+    advice = advice or OTHERWISE
     return ConversionError(f"cannot convert node {node.name!r} ({node.op} {_called(node)}): {what}; {advice}")
 
 

@@ -61,6 +61,11 @@ class Shift(nn.Module):
         return x + self.shift
 
 
+def same_numbers(shape: tuple[int, ...]) -> Gather:
+    """A sample's numbers in their order, in another shape."""
+    return Gather(torch.arange(prod(shape)).reshape(shape), prod(shape))
+
+
 def places(batch: int, shape: tuple[int, ...]) -> Tensor:
     """The numbers 1, 2, .. of samples (batch, *shape): what an operation makes of them tells where each number goes."""
     return torch.arange(1, batch * prod(shape) + 1, dtype=torch.float64).reshape(batch, *shape)

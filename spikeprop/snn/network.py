@@ -140,6 +140,10 @@ class SpikingNetwork(nn.Module):
         """Layer name to its neurons, of the layers that have thresholds."""
         return {name: layer for name, layer in self.dynamics().items() if isinstance(layer, Neuron)}
 
+    def arithmetic_layers(self) -> list[str]:
+        """Layers that send real numbers, which need arithmetic on the chip (``snn/arithmetic.py``)."""
+        return [name for name, layer in self.dynamics().items() if layer.arithmetic]
+
     def extra_repr(self) -> str:
         return "\n".join(f"note: {note}" for note in self.notes)
 

@@ -114,7 +114,7 @@ def _in_fours(spikes: Tensor) -> Tensor:
 
 def _put_on(signed: bool) -> Any:
     @_intrinsic
-    def put(  # fmt: skip
+    def put(
         _: Any,
         out: Any,
         at: Any,
