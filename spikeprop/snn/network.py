@@ -25,7 +25,7 @@ from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder, warn_of_saturation
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
-from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows
+from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows, sample_axes
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
@@ -252,6 +252,7 @@ class SpikingNetwork(nn.Module):
             chunk = timesteps if torch.is_grad_enabled() else 1
         state = self.init_state()
         state.constant = {} if self.encoder.constant else None
+        axes: dict[str, list[int | None]] = {}
         start, encoded = 0, RunningInput(self.encoder, x_B)
         while start < timesteps:
             if self.readout.starts_again_at(start):  # what does not change with time is kept
@@ -269,7 +270,15 @@ class SpikingNetwork(nn.Module):
                 constant = (
                     {key: current[:, rows] for key, current in state.constant.items()} if state.constant else state.constant
                 )
-                state = NetworkState(kept_rows(state.layers, rows, output_TBK.shape[1]), state.masks, constant)
+                axes = axes or self._sample_axes(x_B)
+                layers = {name: kept_rows(of, rows, axes[name]) for name, of in state.layers.items()}
+                state = NetworkState(layers, state.masks, constant)
+
+    def _sample_axes(self, like: Tensor) -> dict[str, list[int | None]]:
+        """Along which axis samples lie in each tensor of each layer's state."""
+        self.shapes()
+        shapes = self.known_current_shapes
+        return {name: sample_axes(name, layer.dynamics, shapes[name], like) for name, layer in self.named_layers()}
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
         if isinstance(timesteps, bool) or not hasattr(timesteps, "__index__"):
