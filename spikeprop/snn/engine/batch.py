@@ -284,9 +284,7 @@ def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
     shapes, found = network.known_shapes, {}
     for name, layer in network.named_layers():
         for i, source, synapse in layer.branches():
-            layout = found[f"{name}/{i}"] = make_layout(synapse, shapes[source], freeze=keep)
-            if source != INPUT:
-                layout.prepare()
+            found[f"{name}/{i}"] = make_layout(synapse, shapes[source], freeze=keep)
     return found
 
 

@@ -23,8 +23,9 @@ from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack, per_position, position_count
 from spikeprop.snn.engine.layer_run import IntegrateFireRun, LayerRun, SliceContext, cut
 from spikeprop.snn.engine.layout import GradientAccumulator
-from spikeprop.snn.engine.synapse_run import SourceValues, SynapseRun
-from spikeprop.snn.leaving import kept_rows
+from spikeprop.snn.engine.source_values import SourceValues
+from spikeprop.snn.engine.synapse_run import SynapseRun
+from spikeprop.snn.leaving import kept_rows, sample_axes
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import GradedIF, scan, takes_back
@@ -151,6 +152,7 @@ class TorchRun(DynamicsRun):
         super().__init__(layer.name, layer.shape, layer.synapses, context)
         self.dynamics, self.current_shape = dynamics, layer.current_shape
         self.state: Any = None  # before the next step; None before the first
+        self.axes: list[int | None] | None = None  # of its tensors, along which samples lie
         self.own_layout = type(dynamics) is SpikingMaxPool  # others may rely on contiguous memory
         self.borders: list[Any] = []  # state before each piece
         self.grad_state: tuple[Tensor | None, ...] = ()  # of the numbers of the state after a piece
@@ -162,7 +164,9 @@ class TorchRun(DynamicsRun):
         self.state = None
 
     def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
-        self.state = kept_rows(self.state, rows, len(self.context.like_B))
+        if self.axes is None:
+            self.axes = sample_axes(self.name, self.dynamics, self.current_shape, self.context.like_B)
+        self.state = kept_rows(self.state, rows, self.axes)
         super().keep_rows(rows, context)
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:

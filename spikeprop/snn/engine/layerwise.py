@@ -32,7 +32,9 @@ from spikeprop.snn.engine.kernels.words import (
 from spikeprop.snn.engine.layer_run import scan_parameters
 from spikeprop.snn.engine.layout import Layout, make_layout
 from spikeprop.snn.engine.sizes import layerwise_samples, layerwise_steps
-from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run, summed_current
+from spikeprop.snn.engine.source_values import SourceSpec, SourceValues
+from spikeprop.snn.engine.synapse_run import summed_current
+from spikeprop.snn.engine.weighted_run import make_synapse_run
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire

@@ -15,7 +15,8 @@ from spikeprop.snn.engine.dynamics_run import LayerParts, make_layer_run
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.layer_run import LayerRun, SliceContext
 from spikeprop.snn.engine.layout import GradientAccumulator, Layout
-from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run
+from spikeprop.snn.engine.source_values import SourceSpec, SourceValues
+from spikeprop.snn.engine.weighted_run import make_synapse_run
 from spikeprop.snn.layer import INPUT, LayeredNetwork
 from spikeprop.snn.synapse import DropoutMasks
 
