@@ -24,6 +24,7 @@ from spikeprop.snn.engine.kernels import (
     dense,
     lookup,
     packed_kernels,
+    payload_loops,
     register_tables,
     sparse_backward,
     tap_loops,
@@ -47,6 +48,10 @@ from spikeprop.snn.synapse import DropoutMasks
 
 # Share of values that are spikes, below which going spike by spike is faster. Measured; set a little low.
 FORWARD_EVENTS, LINEAR_FORWARD_EVENTS = 0.4, 0.28
+# The same of spikes with a sign or a payload, in wide layers and in others: than a dense product, and than tables.
+FORWARD_PAYLOADS, FORWARD_PAYLOADS_NARROW = 0.65, 0.45
+FORWARD_SIGNS, FORWARD_SIGNS_NARROW = 0.4, 0.18
+WIDE = 64  # channels read, and written
 BACKWARD_EVENTS = 0.3
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
 EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
@@ -64,7 +69,7 @@ class SourceValues:
 
     Attributes:
         shape: of a sample.
-        count: number of packed spikes.
+        count: number of spikes, packed or int8, that are not 0.
         active: on the way back, the neurons whose gradient is needed; None for all.
         unit: none of the int8 is beyond -1 and 1.
     """
@@ -263,6 +268,8 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
 
     def forward(self, source: SourceValues) -> Tensor:
         layout, steps = self.layout, source.steps
+        if self._few_payloads(source):
+            return self._by_payloads(source)
         few = layout.plain and self._few(source, FORWARD_EVENTS)
         if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS):
             found = self._looked_up(source)
@@ -281,6 +288,31 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         assert weight is not None
         spikes = self._spikes(source)
         cpu.event_conv(spikes, weight, layout.padding, layout.affine, (height, width), out, by_tap=by_tap)
+        return out
+
+    def _few_payloads(self, source: SourceValues) -> bool:
+        """Whether going spike by spike serves values of int8, and is the faster way."""
+        layout, small_KBSC = self.layout, source.small_KBSC
+        if small_KBSC is None or small_KBSC.device.type != "cpu" or self.dtype is not torch.float32 or self.scale_BSC is not None:
+            return False
+        outputs, channels, _, columns = self.weight_OCYX.shape
+        if not layout.plain or layout.pool > 1 or columns == 1 or outputs < EVENT_OUTPUTS or layout.tap_weight is None:
+            return False
+        limits = (FORWARD_PAYLOADS, FORWARD_PAYLOADS_NARROW)
+        if source.unit and register_tables.available():
+            limits = (FORWARD_SIGNS, FORWARD_SIGNS_NARROW)
+        wide = channels >= WIDE and outputs % WIDE == 0
+        return source.count < limits[0 if wide else 1] * small_KBSC.numel()
+
+    def _by_payloads(self, source: SourceValues) -> Tensor:
+        layout = self.layout
+        assert source.small_KBSC is not None
+        assert layout.tap_weight is not None
+        out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
+        small_ISC = source.small_KBSC.flatten(0, 1)
+        payload_loops.conv(
+            small_ISC, layout.size, layout.tap_weight, layout.padding, layout.affine, layout.out_size, out.flatten(0, 1)
+        )
         return out
 
     def _looked_up(self, source: SourceValues) -> Tensor | None:
