@@ -17,15 +17,8 @@ from spikeprop.convert.plain import check_finite, plain_copy
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.tracing import OwnTracer
 
-BATCH = 7  # images of the outline; an unusual number, so that the batch axis is recognised
-RECTIFY = "only ReLU and its variants correspond to a firing rate; train with ReLU"
-SOFTMAX = "it does not change which class is largest: return the scores before it, and train with CrossEntropyLoss"
-ADVICE = {
-    **dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), SOFTMAX),
-    **dict.fromkeys(("Sigmoid", "Tanh", "GELU", "SiLU", "Hardswish", "sigmoid", "tanh", "gelu", "silu", "hardswish"), RECTIFY),
-    "LayerNorm": "its statistics change with the input; train with BatchNorm2d, which folds into the weights",
-}
-OTHERWISE = "use Conv2d, Linear, BatchNorm, ReLU (clipped or leaky too), pooling, Dropout, Flatten, additions and concatenation"
+BATCH, OTHER_BATCH = 7, 10  # images of the outlines; unusual numbers, so that the batch axis is recognised
+OTHERWISE = "use convolutions, Linear, BatchNorm, activations, pooling, attention, and operations on single tensors"
 
 
 class ReLUTracer(OwnTracer):
@@ -71,7 +64,7 @@ def trace(ann: nn.Module) -> fx.GraphModule:
     return traced
 
 
-def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype) -> dict[fx.Node, Any]:
+def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype, batch: int = BATCH) -> dict[fx.Node, Any]:
     """The result of each node for a batch of images: a tensor on the meta device, or a constant such as a size.
 
     Raises:
@@ -83,7 +76,7 @@ def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.d
         culprit = inputs[1] if inputs else next(iter(traced.graph.nodes))
         raise refuse(culprit, f"{len(inputs)} inputs", "convert a network with one input")
     with torch.no_grad():
-        run.run(torch.zeros(BATCH, *input_shape, device="meta", dtype=dtype))
+        run.run(torch.zeros(batch, *input_shape, device="meta", dtype=dtype))
     results = {n.name: result for n, result in run.env.items()}
     return {n: results.get(n.name) for n in traced.graph.nodes}
 
@@ -106,7 +99,7 @@ def called_name(node: fx.Node) -> str:
 
 def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionError:
     """The error that says which operation cannot be converted and what to do."""
-    advice = advice or ADVICE.get(what, OTHERWISE)
+    advice = advice or OTHERWISE
     return ConversionError(f"cannot convert node {node.name!r} ({node.op} {_called(node)}): {what}; {advice}")
 
 

@@ -230,7 +230,7 @@ class LayerwiseRun:
         rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.spike_size, neuron.v_init)))
         unit_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
         v_BSC = self.x_B.new_zeros(samples, *unit_SC.shape) + start_SC * unit_SC
-        sent_BSC = torch.zeros_like(v_BSC)
+        sent_BSC = torch.full_like(v_BSC, neuron.credit)
 
         def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
             return scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)

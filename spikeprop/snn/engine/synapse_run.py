@@ -52,7 +52,7 @@ FORWARD_EVENTS, LINEAR_FORWARD_EVENTS = 0.4, 0.28
 FORWARD_PAYLOADS, FORWARD_PAYLOADS_NARROW = 0.65, 0.45
 FORWARD_SIGNS, FORWARD_SIGNS_NARROW = 0.4, 0.18
 WIDE = 64  # channels read, and written
-BACKWARD_EVENTS = 0.3
+BACKWARD_EVENTS, BACKWARD_EVENTS_WINOGRAD = 0.3, 0.45  # the second times the share of the direct products' seconds
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
 EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
 # Cost of the pairs of active neurons, as a share of the dense product's, below which the input's gradient goes pair by pair.
@@ -347,13 +347,24 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         if layout.bias is not None:
             accumulator.add(layout.trained_bias, grad_KBPO.sum((0, 1, 2), dtype=self.dtype))
         if layout.trains_weight:
-            if layout.plain and self._few(source, BACKWARD_EVENTS):
-                assert isinstance(accumulator, ConvGradientAccumulator)
-                accumulator.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
-            else:
-                images = channels_first(self._values(source), layout.pooled_shape)
-                accumulator.add(layout.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
+            assert isinstance(accumulator, ConvGradientAccumulator)
+            self._weight_grad(source, grad_KBPO, accumulator)
         return self._gradient(self._source_grad(source, grad_KBPO, active)) if want_source else None
+
+    def _weight_grad(self, source: SourceValues, grad_KBPO: Tensor, accumulator: ConvGradientAccumulator) -> None:
+        layout, limit = self.layout, BACKWARD_EVENTS
+        if layout.winograd:
+            limit = min(limit, BACKWARD_EVENTS_WINOGRAD * winograd.share(*self.weight_OCYX.shape[:2]))
+        if layout.plain and self._few(source, limit):
+            accumulator.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
+            return
+        values_KBPC, size = self._values(source), layout.pooled_shape[1:]
+        if layout.winograd:
+            values_ISC, grad_ISO = values_KBPC.flatten(0, 1), grad_KBPO.flatten(0, 1)
+            grad = winograd.weight_grad(values_ISC, size, grad_ISO, layout.out_size, layout.padding, self.buffers)
+        else:
+            grad = self._torch_grad(channels_first(values_KBPC, layout.pooled_shape), grad_KBPO, 1).to(self.dtype)
+        accumulator.add(layout.weight, grad)
 
     def _source_grad(self, source: SourceValues, grad_KBPO: Tensor, active: Active | None) -> Tensor:
         """Gradient of the values that the weights see, (K, B, P, C)."""
