@@ -85,7 +85,7 @@ def small_values(few: Tensor, shape: tuple[int, ...]) -> SourceValues:
     if low >= 0 and high <= 1:
         words = cpu.plane(few, 1) if few.device.type == "cpu" else pack(few)
         return SourceValues(shape, words, int(few.count_nonzero()))
-    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1)
+    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1, count=int(few.count_nonzero()))
 
 
 class DynamicsRun(LayerRun):
@@ -138,11 +138,12 @@ class SignedRun(DynamicsRun):
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         small_KBSC = torch.empty((steps, *self.v_BSC.shape), dtype=torch.int8, device=self.v_BSC.device)
+        count, state = 0, (self.v_BSC, self.sent_BSC)
         for first, last in self._pieces(steps):
             current_KBSC = self.current(cut(values, first, last))
-            scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
+            count += scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, *state, small_KBSC[first:last])
             self.context.buffers.give(current_KBSC)
-        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=self.payload == 1)
+        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=self.payload == 1, count=count)
 
 
 class TorchRun(DynamicsRun):

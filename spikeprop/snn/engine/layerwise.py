@@ -202,9 +202,9 @@ class LayerwiseRun:
         if source == INPUT:
             return SourceValues(self.shapes[INPUT], dense_KB=self.encoded(first, last - first)[:, samples])
         some_KBSX = self.trains[source][first:last, samples].contiguous()
-        if some_KBSX.dtype == torch.int8:
-            return SourceValues(self.shapes[source], small_KBSC=some_KBSX, unit=self.units[source])
         count = int(self.rates[source] * some_KBSX.shape[:2].numel())
+        if some_KBSX.dtype == torch.int8:
+            return SourceValues(self.shapes[source], small_KBSC=some_KBSX, unit=self.units[source], count=count)
         return SourceValues(self.shapes[source], some_KBSX, count)
 
     def _layer(self, name: str) -> Layer:
@@ -235,8 +235,7 @@ class LayerwiseRun:
         sent_BSC = torch.full_like(v_BSC, neuron.credit)
 
         def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
-            scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)
-            return 0  # of no use: values with a sign are not run event by event
+            return scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)
 
         return run
 
@@ -263,7 +262,7 @@ class LayerwiseRun:
                 train.copy_(channels_last(spikes_KB.flatten(0, 1), steps))
             else:
                 train.copy_(pack(channels_last(spikes_KB.flatten(0, 1), steps)))
-            return int(spikes_KB.sum())
+            return int(spikes_KB.count_nonzero())
 
         return run
 

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeprop.snn.engine.kernels import cpu, dense, lookup, packed_kernels, register_tables, sparse_backward, tap_loops, winograd
+from spikeprop.snn.engine.kernels import (
+    cpu,
+    dense,
+    lookup,
+    packed_kernels,
+    payload_loops,
+    register_tables,
+    sparse_backward,
+    tap_loops,
+    winograd,
+)
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
@@ -40,6 +50,8 @@ class Limits:
 
     Attributes:
         forward_events, linear_forward_events: share of values that are spikes, below which currents go spike by spike.
+        forward_payloads, forward_payloads_narrow: the same of spikes with a payload, in wide layers and in others.
+        forward_signs, forward_signs_narrow: the same of 1 and -1, which tables serve too.
         backward_events: the same of a convolution's weight gradient.
         backward_events_winograd: the same, times the share of direct products' seconds that Winograd's algorithm takes.
         linear_backward_events: of a fully connected layer, whose dense product writes all its weights' gradient each time.
@@ -49,6 +61,10 @@ class Limits:
 
     forward_events: float = 0.4
     linear_forward_events: float = 0.28
+    forward_payloads: float = 0.65
+    forward_payloads_narrow: float = 0.45
+    forward_signs: float = 0.4
+    forward_signs_narrow: float = 0.18
     backward_events: float = 0.3
     backward_events_winograd: float = 0.45
     linear_backward_events: float = 0.5
@@ -58,6 +74,7 @@ class Limits:
 
 
 LIMITS = Limits()
+WIDE = 64  # channels read, and written
 EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
 
 AnyWeighted = TypeVar("AnyWeighted", bound=WeightedLayout)
@@ -133,6 +150,8 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
 
     def forward(self, source: SourceValues) -> Tensor:
         layout, steps = self.layout, source.steps
+        if self._few_payloads(source):
+            return self._by_payloads(source)
         few = layout.plain and self._few(source, LIMITS.forward_events)
         if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS):
             found = self._looked_up(source)
@@ -151,6 +170,31 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         assert weight is not None
         spikes = self._spikes(source)
         cpu.event_conv(spikes, weight, layout.padding, layout.affine, (height, width), out, by_tap=by_tap)
+        return out
+
+    def _few_payloads(self, source: SourceValues) -> bool:
+        """Whether going spike by spike serves values of int8, and is the faster way."""
+        layout, small_KBSC = self.layout, source.small_KBSC
+        if small_KBSC is None or small_KBSC.device.type != "cpu" or self.dtype is not torch.float32 or self.scale_BSC is not None:
+            return False
+        outputs, channels, _, columns = self.weight_OCYX.shape
+        if not layout.plain or layout.pool > 1 or columns == 1 or outputs < EVENT_OUTPUTS or layout.tap_weight is None:
+            return False
+        limits = (LIMITS.forward_payloads, LIMITS.forward_payloads_narrow)
+        if source.unit and register_tables.available():
+            limits = (LIMITS.forward_signs, LIMITS.forward_signs_narrow)
+        wide = channels >= WIDE and outputs % WIDE == 0
+        return source.count < limits[0 if wide else 1] * small_KBSC.numel()
+
+    def _by_payloads(self, source: SourceValues) -> Tensor:
+        layout = self.layout
+        assert source.small_KBSC is not None
+        assert layout.tap_weight is not None
+        out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
+        small_ISC = source.small_KBSC.flatten(0, 1)
+        payload_loops.conv(
+            small_ISC, layout.size, layout.tap_weight, layout.padding, layout.affine, layout.out_size, out.flatten(0, 1)
+        )
         return out
 
     def _looked_up(self, source: SourceValues) -> Tensor | None:
