@@ -265,7 +265,6 @@ def test_the_shortcut_of_pretrained_cifar_resnets_keeps_its_function() -> None:
     ("forward", "says"),
     [
         (lambda m, x: nn.functional.linear(torch.relu(m.a(x)), m.a.weight[0, 0]), "cannot run"),
-        (lambda m, x: nn.functional.linear(torch.relu(m.a(x)), m.a.weight[0, 0]), "cannot run"),
         (lambda m, x: torch.div(m.a(x), 2, rounding_mode="floor"), "one that is rounded"),
         (lambda m, x: torch.round(m.a(x)), "a function with jumps; near a jump"),
         (lambda m, x: m.a(x) + torch.rand_like(m.a(x)), "random numbers; leave them out"),
