@@ -49,7 +49,6 @@ class Builder:
     Args:
         traced: the ANN's graph.
         neuron: makes one layer of neurons.
-        input_shape: shape of one image.
 
     Attributes:
         modules: of the traced network, by path.
@@ -59,12 +58,12 @@ class Builder:
         nodes: names of the nodes that they were made for, by layer.
     """
 
-    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
+    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron]):
         self.traced, self.neuron = traced, neuron
         self.modules = dict(traced.named_modules())
         like = next(traced.parameters(), torch.empty(0))
         self.dtype, self.device = like.dtype, like.device
-        self.outline = outline(traced, input_shape, self.dtype)
+        self.outline = outline(traced)
         self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
         self.values: dict[fx.Node, Value] = {}
         self.layers: dict[str, Layer] = {}

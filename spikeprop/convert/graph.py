@@ -45,7 +45,7 @@ def to_spiking(
     Raises:
         ConversionError: names the node, the operation and what to do; or the first layer that computes something else.
     """
-    builder, network = _built(trace(ann), neuron, encoder, input_shape)
+    builder, network = _built(trace(ann, input_shape), neuron, encoder, input_shape)
     if images is not None:
         found = difference(Converted(ann, builder, network), images, lambda g: _built(g, neuron, encoder, input_shape)[1])
         if found is not None:
@@ -56,7 +56,7 @@ def to_spiking(
 def _built(
     traced: fx.GraphModule, neuron: Callable[[], Neuron], encoder: Encoder, input_shape: tuple[int, ...]
 ) -> tuple[Builder, SpikingNetwork]:
-    builder = Builder(traced, neuron, input_shape)
+    builder = Builder(traced, neuron)
     for node in builder.traced.graph.nodes:
         if node.op == "placeholder":
             builder.values[node] = (LinearBranch(INPUT),)
