@@ -7,6 +7,8 @@ python benchmarks/convert.py --data FashionMNIST --ann runs/fashion_mnist_cnn_st
 The ANN is the pretrained CIFAR-10 ResNet-20 (with weights in $SPIKEPROP_DATA/weights), or that of a run. SpikingJelly does not
 support its padded shortcut, so there the same map is a convolution of ones and zeros. A contender whose calibration depends on
 T is calibrated for each T; T counts every step, including those of a delayed readout (SpikingJelly's estimate of the delay).
+Graded spikes carry several bits, so beside our accuracies stand the bits that a neuron sends for an image, in the mean of 200
+images (a spike of n bits has a sign more). "default" is ``convert(ann, images, timesteps=T)``.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from spikeprop.ann.cifar_resnet import Shortcut
 from spikeprop.convert import (
     AdvancedCalibration,
     LeastError,
+    LeastSquares,
     LightCalibration,
     Percentile,
     ThresholdBalancing,
@@ -37,17 +40,17 @@ from spikeprop.convert import (
 )
 from spikeprop.data import ImageData
 from spikeprop.errors import SpikepropError
-from spikeprop.evaluate import ann_accuracy, snn_accuracy
+from spikeprop.evaluate import ActivityMeter, ann_accuracy, snn_accuracy
 from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.recipe import check_component
 from spikeprop.runtime.progress import bar
-from spikeprop.snn import Neuron
+from spikeprop.snn import DifferentialIF, Neuron
 
 Batches = list[tuple[Tensor, Tensor]]
 Row = dict[int, float]  # accuracy in percent, by T
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
-OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
+OURS: dict[str, Callable[[int], ThresholdCalibrator | None]] = {
     "percentile by channel": lambda t: Percentile(per="channel"),
     "threshold balancing": lambda t: ThresholdBalancing(timesteps=100, percentile=99.7),
     "least error": lambda t: LeastError(timesteps=t),
@@ -63,7 +66,17 @@ OURS: dict[str, Callable[[int], ThresholdCalibrator]] = {
     "graded 4, light on spikes": lambda t: LightCalibration(timesteps=t, search="spikes"),
     "graded 3, threshold iteration": lambda t: ThresholdIteration(timesteps=t),
     "graded 4, threshold iteration": lambda t: ThresholdIteration(timesteps=t),
+    "graded 2, light": lambda t: LightCalibration(timesteps=t),
+    "graded 5, light": lambda t: LightCalibration(timesteps=t),
+    "differential 3, light": lambda t: LightCalibration(timesteps=t),
+    "differential 4, light": lambda t: LightCalibration(timesteps=t),
+    "signed, least squares": lambda t: LeastSquares(timesteps=t),
+    "graded 3, least squares": lambda t: LeastSquares(timesteps=t),
+    "graded 4, least squares": lambda t: LeastSquares(timesteps=t),
+    "default": lambda t: None,
+    "default, one bit": lambda t: None,
 }
+COUNTED = 200  # images whose spikes are counted
 PASSES = 30  # of local threshold balancing through the calibration images
 ONE_FOR_ALL = ("percentile by channel", "threshold balancing")  # these do not depend on T
 SPIKINGJELLY: dict[str, dict[str, Any] | None] = {
@@ -91,25 +104,29 @@ def load(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Batches]:
     return ann, images[: options.calibration], list(data.test(options.batch).epoch(0))
 
 
-def neuron_of(name: str) -> Neuron:
+def neuron_of(name: str) -> Neuron | None:
     """The contender's neuron: "graded 3" has 3 levels."""
     kind, _, rest = name.partition(" ")
-    if kind == "graded":
-        return GradedIF(levels=int(rest[0]))
+    if kind in ("graded", "differential"):
+        return (GradedIF if kind == "graded" else DifferentialIF)(levels=int(rest[0]))
+    if kind.startswith("default"):
+        return None
     return SignedIF() if name.startswith("signed") else IF(v_init=0.5)
 
 
-def ours(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> dict[int, float]:
-    """Accuracy at each T."""
-    neuron = neuron_of(name)
-    if name in ONE_FOR_ALL:
-        network = convert(ann, [images], neuron, OURS[name](0))
-        return snn_accuracy(network, test, timesteps, label=name)
-    found = {}
-    for t in timesteps:
-        network = convert(ann, [images], neuron, OURS[name](t))
-        found |= snn_accuracy(network, test, [t], label=f"{name}, T = {t}")
-    return found
+def ours(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> tuple[Row, Row, dict[int, str]]:
+    """Accuracy at each T, bits that a neuron sends for an image, and what was chosen where the choice was left to ``convert``."""
+    neuron, accuracy, bits, notes = neuron_of(name), {}, {}, {}
+    for steps in [list(timesteps)] if name in ONE_FOR_ALL else [[t] for t in timesteps]:
+        given = {"timesteps": steps[0], "binary": name.endswith("one bit")} if name.startswith("default") else {}
+        network = convert(ann, [images], neuron, OURS[name](steps[0]), **given)
+        if network.notes:
+            notes[steps[0]] = network.notes[0]
+        meter, few = ActivityMeter(network, steps), -(-COUNTED // len(test[0][0]))
+        snn_accuracy(network, test[:few], steps, meter=meter)
+        accuracy |= snn_accuracy(network, test, steps, label=f"{name}, T = {steps}")
+        bits |= {t: meter.bits(t) for t in steps}
+    return accuracy, bits, notes
 
 
 class _AsConvolution(nn.Module):
@@ -170,10 +187,14 @@ def spikingjelly(
     return {name: percent[0], f"{name}, delayed": percent[1]}
 
 
-def table(results: dict[str, dict[int, float]], timesteps: Sequence[int]) -> str:
-    """One line per contender, one column per T."""
-    lines = [f"{'':<45}" + "".join(f"{'T = ' + str(t):>9}" for t in timesteps)]
-    lines += [f"{name:<45}" + "".join(f"{row[t]:>9.2f}" for t in timesteps) for name, row in results.items()]
+def table(results: dict[str, Row], bits: dict[str, Row], timesteps: Sequence[int]) -> str:
+    """One line per contender, one column per T: accuracy, and bits that a neuron sends for an image."""
+
+    def cell(name: str, t: int) -> str:
+        return f"{results[name][t]:.2f}" + (f" / {bits[name][t]:.2f}" if name in bits else "")
+
+    lines = [f"{'% / bits a neuron; graded n: T x n levels':<45}" + "".join(f"{'T = ' + str(t):>15}" for t in timesteps)]
+    lines += [f"{name:<45}" + "".join(f"{cell(name, t):>15}" for t in timesteps) for name in results]
     return "\n".join(lines)
 
 
@@ -201,16 +222,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     accuracy = ann_accuracy(ann, test)
     print(f"ANN {accuracy:.2f} % of {sum(len(y) for _, y in test)} images; {len(images)} calibration images")
     results: dict[str, Row] = {}
+    bits: dict[str, Row] = {}
+    notes: dict[str, dict[int, str]] = {}
     for name in options.contenders:
         torch.manual_seed(options.seed)
         if name in OURS:
-            results[name] = ours(name, ann, images, test, options.timesteps)
+            results[name], bits[name], notes[name] = ours(name, ann, images, test, options.timesteps)
         else:
             results |= spikingjelly(name, ann, images, test, options.timesteps)
-        print(table({n: r for n, r in results.items() if n.startswith(name)}, options.timesteps), flush=True)
-        found: Result = {"ann": accuracy, "accuracy": results, "points_above_the_best_peer": gaps(results, options.timesteps)}
+        print(table({n: r for n, r in results.items() if n.startswith(name)}, bits, options.timesteps), flush=True)
+        chosen = {n: found for n, found in notes.items() if found}
+        found: Result = {
+            "ann": accuracy,
+            "accuracy": results,
+            "bits_per_neuron": bits,
+            "chosen": chosen,
+            "points_above_the_best_peer": gaps(results, options.timesteps),
+        }
         save(__file__, options, contenders=list(results), **found)  # after each: all of them take an hour
-    print(table(results, options.timesteps))
+    print(table(results, bits, options.timesteps))
     above = [f"{gap:+.2f} at T = {t}" for t, gap in gaps(results, options.timesteps).items()]
     print("points above the best peer: " + ", ".join(above))
 

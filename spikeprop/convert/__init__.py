@@ -7,6 +7,7 @@ from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator, Thresho
 from spikeprop.convert.calibrators.advanced_calibration import AdvancedCalibration
 from spikeprop.convert.calibrators.learned_ceiling import LearnedCeiling
 from spikeprop.convert.calibrators.least_error import LeastError
+from spikeprop.convert.calibrators.least_squares import LeastSquares
 from spikeprop.convert.calibrators.light_calibration import LightCalibration
 from spikeprop.convert.calibrators.local_balancing import LocalThresholdBalancing
 from spikeprop.convert.calibrators.offset_spike import OffsetSpike
@@ -27,6 +28,7 @@ __all__ = [
     "LayerwiseCalibrator",
     "LearnedCeiling",
     "LeastError",
+    "LeastSquares",
     "LightCalibration",
     "LocalThresholdBalancing",
     "MaxActivation",

@@ -6,6 +6,7 @@ so that it comes out in the form of any other trace (``convert/aten.py`` gives t
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,15 @@ LINE = re.compile(r'File "([^"]+)", line (\d+)')
 def export(plain: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> fx.GraphModule | None:
     """The graph for any number of images; None if there is none."""
     images = torch.zeros(BATCH, *shape, dtype=dtype, device=device)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what torch.export cannot do is no message for the user
+    try:
+        return _exported(plain, images)
+    finally:
+        logging.disable(before)
+
+
+def _exported(plain: nn.Module, images: torch.Tensor) -> Any:
     for strict in (False, True):
         try:
             with warnings.catch_warnings():

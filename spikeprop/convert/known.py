@@ -143,7 +143,7 @@ class KnownTracer(OwnTracer):
         device: of the network, which its code may ask for.
 
     Attributes:
-        known: the result of each node for ``BATCH`` images.
+        known, second: the result of each node for ``BATCH`` and ``OTHER_BATCH`` images.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
@@ -152,8 +152,7 @@ class KnownTracer(OwnTracer):
         self.probe = torch.empty(0, dtype=dtype, device=device)
         self.place: Place | None = None  # given, if the code that runs is not the network's own
         self.known: dict[fx.Node, Any] = {}
-        self.second: dict[fx.Node, Any] = {}  # for OTHER_BATCH images, as far as performed
-        self.pending: list[fx.Node] = []  # to be performed a second time
+        self.second: dict[fx.Node, Any] = {}
         self.varying: set[fx.Node] = set()  # depend on the images
         self.constants: dict[fx.Node, Any] = {}  # real results of the others
 
@@ -206,8 +205,10 @@ class KnownTracer(OwnTracer):
         if kind == "placeholder" or any(n in self.varying for n in node.all_input_nodes):
             self.varying.add(node)
         node.meta["place"] = self.place or place_of_frame(sys._getframe(1))
-        self.known[node] = node.meta["outline"] = self._performed(node, self.known, BATCH)
-        self.pending.append(node)
+        self.known[node], self.second[node] = node.meta["outlines"] = (
+            self._performed(node, self.known, BATCH),
+            self._performed(node, self.second, OTHER_BATCH),
+        )
         return node
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
@@ -250,7 +251,7 @@ class KnownTracer(OwnTracer):
             return Traced(node, self, known)
         if known is None:
             raise Untraceable(ASSIGNED if "setitem" in str(node.target) else f"{node.target} has no result")
-        if not _holds_tensors(known) and _same(known, self._second(node)):
+        if not holds_tensors(known) and _same(known, self.second[node]):
             self.graph.erase_node(node)
             return known
         whole = Traced(node, self, known)
@@ -260,13 +261,6 @@ class KnownTracer(OwnTracer):
         if isinstance(known, torch.Size):
             return _sizes(tuple(parts))
         return type(known)(*parts) if hasattr(known, "_fields") else type(known)(parts)
-
-    def _second(self, node: fx.Node) -> Any:
-        for earlier in self.pending:
-            if not earlier._erased:
-                self.second[earlier] = self._performed(earlier, self.second, OTHER_BATCH)
-        self.pending.clear()
-        return self.second[node]
 
     def _performed(self, node: fx.Node, results: dict[fx.Node, Any], images: int) -> Any:
         """The result of a node on the meta device, or of one that does not depend on the images and is no tensor, its value."""
@@ -319,8 +313,9 @@ def _retyped(tensor: Tensor, *arguments: Any) -> Tensor:
     return tensor.to(next((t for t in types if isinstance(t, torch.dtype)), tensor.dtype))
 
 
-def _holds_tensors(result: Any) -> bool:
-    return isinstance(result, Tensor) or (isinstance(result, tuple | list) and any(map(_holds_tensors, result)))
+def holds_tensors(result: Any) -> bool:
+    """Whether the result of a node is a tensor or a sequence with tensors, rather than a size or another constant."""
+    return isinstance(result, Tensor) or (isinstance(result, tuple | list) and any(map(holds_tensors, result)))
 
 
 def _same(one: Any, other: Any) -> bool:

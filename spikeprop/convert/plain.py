@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from spikeprop.errors import ConversionError
 
-WEIGHTED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
 HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)  # that compute a weight before each forward pass
 ORIGINALS = ("_orig", "_mask", "_g", "_v", "_u")  # ends of the names of what they compute it from
 

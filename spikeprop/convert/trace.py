@@ -10,7 +10,7 @@ from keyword import iskeyword
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from spikeprop.convert.exported import ExportTracer, export
 from spikeprop.convert.known import KnownTracer
@@ -37,7 +37,7 @@ class ReLUTracer(KnownTracer):
 
 
 def trace(ann: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
-    """The graph of a copy of the ANN in evaluation mode; each node's ``meta`` has its ``outline`` and the ``place`` in the code.
+    """The graph of a copy of the ANN in evaluation mode; each node's ``meta`` has its ``outlines`` and its ``place`` in the code.
 
     Args:
         ann: the network.
@@ -74,14 +74,10 @@ def _untraceable(ann: nn.Module, error: Exception) -> ConversionError:
     return ConversionError(f"{type(ann).__name__} cannot be traced: {what}{told(place_of_error(error))}")
 
 
-def outline(traced: fx.GraphModule) -> dict[fx.Node, Any]:
-    """The result of each node for a batch of images: a tensor on the meta device, or a number that depends on their number."""
-    return {node: node.meta.get("outline") for node in traced.graph.nodes}
-
-
-def holds_tensors(result: Any) -> bool:
-    """Whether the result of a node is a tensor or a sequence with tensors, rather than a size or another constant."""
-    return isinstance(result, Tensor) or (isinstance(result, tuple | list) and any(isinstance(r, Tensor) for r in result))
+def outlines(traced: fx.GraphModule) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+    """The results of each node for ``BATCH`` and ``OTHER_BATCH`` images: tensors on the meta device, or numbers that differ."""
+    known = {node: node.meta.get("outlines", (None, None)) for node in traced.graph.nodes}
+    return {node: both[0] for node, both in known.items()}, {node: both[1] for node, both in known.items()}
 
 
 def function_name(node: fx.Node) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from spikeprop.runtime.files import write_json
 
-_AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
+_AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
 # Columns of a table of the chip's layers: key and head.
 CHIP_COLUMNS = {"name": "layer", **{key: key.replace("_", " ") for key in _AMOUNTS}, "bound": "limited by"}
 
@@ -77,6 +77,7 @@ def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows on the cores and chips of Loihi 2 that a network takes."""
     size = f"{_count(chip['cores'], 'core')}, {_count(chip['chips'], 'chip')}"
     rows = [("Loihi 2, estimated", f"{size}, each synapse with a weight of its own")]
+    rows += [("needs", need) for need in chip.get("needs", ())]
     return rows + [("cannot be placed", problem) for problem in chip["problems"]]
 
 

@@ -1,5 +1,6 @@
 """Spiking networks: neurons, surrogate derivatives, encoders and the graph that joins them."""
 
+from spikeprop.snn.differential import DifferentialIF
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.encoder import Direct, Encoder, Poisson
 from spikeprop.snn.layer import INPUT, Layer
@@ -9,7 +10,7 @@ from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.signed import GradedIF, SignedIF
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
-from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
+from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, Permute, Reshape, SampleDropout, Select, Synapse
 
 __all__ = [
     "IF",
@@ -18,6 +19,7 @@ __all__ = [
     "STDB",
     "ATan",
     "ChannelPad",
+    "DifferentialIF",
     "Direct",
     "DropoutMasks",
     "Encoder",
@@ -29,10 +31,13 @@ __all__ = [
     "NetworkState",
     "Neuron",
     "NeuronState",
+    "Permute",
     "Poisson",
     "ReadoutDynamics",
     "ReadoutSchedule",
+    "Reshape",
     "SampleDropout",
+    "Select",
     "SignedIF",
     "SpikingMaxPool",
     "SpikingNetwork",

@@ -1,14 +1,14 @@
 """Synapses: the linear path from one layer's spikes to the next layer's current.
 
-A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, flatten, dropout, a gain, a
-place among concatenated channels); time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout
-draws one mask a sample and keeps it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network,
-not a new one each step.
+A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, interpolation, padding,
+another shape, dropout, a gain, a place among concatenated channels); time is folded into the batch axis, so the chain sees
+ordinary (T*B, ...) tensors. Dropout draws one mask a sample and keeps it for all time steps (Rathi et al. 2020), so the network
+that is trained is one sub-network, not a new one each step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from zlib import crc32
 
 import torch
@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from spikeprop.runtime.seeding import mix_seed
 
-WEIGHTED = (nn.Conv2d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weight (in, out / groups, ...), of others out first
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 
 
 class SampleDropout(nn.Module):
@@ -96,6 +98,56 @@ class ChannelPad(nn.Module):
         return f"{self.before}, {self.after}"
 
 
+class Reshape(nn.Module):
+    """Gives each sample another shape."""
+
+    def __init__(self, shape: Sequence[int]):
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to (B, *shape)."""
+        return x.reshape(len(x), *self.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}"
+
+
+class Permute(nn.Module):
+    """Puts the axes in another order; ``axes`` are those of (B, ...), so the first is 0."""
+
+    def __init__(self, axes: Sequence[int]):
+        super().__init__()
+        self.axes = tuple(axes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.axes)
+
+    def extra_repr(self) -> str:
+        return f"{self.axes}"
+
+
+class Select(nn.Module):
+    """Takes some entries of one axis of (B, ...): a number takes the axis away; numbers keep it, in their order."""
+
+    def __init__(self, axis: int, index: int | Sequence[int]):
+        super().__init__()
+        self.axis: int = axis
+        self.index: int | tuple[int, ...] = index if isinstance(index, int) else tuple(index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.index, int):
+            return x.select(self.axis, self.index)
+        index = list(self.index)
+        step = index[1] - index[0] if len(index) > 1 else 1
+        even = step > 0 and index == list(range(index[0], index[-1] + 1, step))
+        taken = slice(index[0], index[-1] + 1, step) if even else index
+        return x[(slice(None),) * self.axis + (taken,)]
+
+    def extra_repr(self) -> str:
+        return f"{self.axis}, {self.index}"
+
+
 class Synapse(nn.Module):
     """A chain of linear operations, applied to spikes (T, B, ...)."""
 
@@ -114,7 +166,7 @@ class Synapse(nn.Module):
                 x = op(x)
         return x.unflatten(0, (steps, -1))
 
-    def weighted(self) -> list[nn.Conv2d | nn.Linear]:
+    def weighted(self) -> list[Weighted]:
         """The operations that carry weights, in order."""
         return [op for op in self.ops if isinstance(op, WEIGHTED)]
 

@@ -122,14 +122,14 @@ class SignedRun(DynamicsRun):
         super().__init__(name, shape, synapses, context)
         like_B, positions = context.like_B, position_count(shape)
         values = (per_position(value, shape, like_B.dtype) for value in (dynamics.spike_size, dynamics.v_init))
-        self.payload = dynamics.payload
+        self.payload, self.credit = dynamics.payload, dynamics.credit
         self.unit_SC, self.start_SC = (value_RC.expand(positions, -1).contiguous() for value_RC in values)
         self.start_again()
 
     def start_again(self) -> None:
         like_B = self.context.like_B
         self.v_BSC = like_B.new_zeros(len(like_B), *self.unit_SC.shape) + self.start_SC * self.unit_SC
-        self.sent_BSC = torch.zeros_like(self.v_BSC)
+        self.sent_BSC = torch.full_like(self.v_BSC, self.credit)
 
     def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
         super().keep_rows(rows, context)

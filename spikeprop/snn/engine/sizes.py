@@ -53,7 +53,9 @@ def slice_samples(chunk: int, sample_bytes: int, samples: int, device: torch.dev
         rows = max(SLICE_ROWS["with backward"], min(rows, SMALL_SLICE_BYTES // sample_bytes))
     if vectors:
         rows = max(rows, VECTOR_BYTES // sample_bytes)
-    return max(1, rows // chunk)
+    most = max(1, rows // chunk)
+    slices = max(1, round(samples / most))  # a few samples more than that cost less than a small slice
+    return -(-samples // slices)
 
 
 def piece_steps(chunk: int, step_bytes: int, device: torch.device, *, only: bool, vector: bool = False) -> int:
@@ -64,7 +66,8 @@ def piece_steps(chunk: int, step_bytes: int, device: torch.device, *, only: bool
     most = max(PIECE_BYTES[device.type], VECTOR_BYTES if vector else 0)
     fitting = max(1, min(chunk, most // step_bytes))
     piece = max(n for n in range(1, fitting + 1) if chunk % n == 0)
-    return fitting if only and piece < fitting / 2 else piece  # of one chunk alone, the last piece may be shorter
+    pieces = -(-chunk // fitting)
+    return -(-chunk // pieces) if only and piece < fitting / 2 else piece  # of one chunk alone, the last piece may be shorter
 
 
 def layerwise_steps(timesteps: int, step_bytes: int) -> int:

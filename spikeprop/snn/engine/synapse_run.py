@@ -12,14 +12,23 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
-from spikeprop.snn.engine.kernels import cpu, dense, lookup, packed_kernels, sparse_backward, tap_loops, winograd
+from spikeprop.snn.engine.kernels import (
+    cpu,
+    dense,
+    lookup,
+    packed_kernels,
+    register_tables,
+    sparse_backward,
+    tap_loops,
+    winograd,
+)
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
@@ -38,7 +47,7 @@ from spikeprop.snn.synapse import DropoutMasks
 
 # Share of values that are spikes, below which going spike by spike is faster. Measured; set a little low.
 FORWARD_EVENTS, LINEAR_FORWARD_EVENTS = 0.4, 0.28
-BACKWARD_EVENTS = 0.3
+BACKWARD_EVENTS, BACKWARD_EVENTS_WINOGRAD = 0.3, 0.45  # the second times the share of the direct products' seconds
 LINEAR_BACKWARD_EVENTS = 0.5  # of a fully connected layer: a dense product of few rows writes all its weights' gradient each time
 EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
 # Cost of the pairs of active neurons, as a share of the dense product's, below which the input's gradient goes pair by pair.
@@ -255,8 +264,10 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
     def forward(self, source: SourceValues) -> Tensor:
         layout, steps = self.layout, source.steps
         few = layout.plain and self._few(source, FORWARD_EVENTS)
-        if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS) and self._looks_up(source):
-            return self._looked_up(source)
+        if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS):
+            found = self._looked_up(source)
+            if found is not None:
+                return found
         if not few:
             images = channels_first(self._values(source), layout.pooled_shape)
             bias = layout.bias.to(self.compute) if layout.bias is not None else None
@@ -272,24 +283,24 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         cpu.event_conv(spikes, weight, layout.padding, layout.affine, (height, width), out, by_tap=by_tap)
         return out
 
-    def _looks_up(self, source: SourceValues) -> bool:
-        """Whether sums of weights are looked up: in evaluation, of packed or signed spikes, where tables serve."""
-        if self.scale_BSC is not None:
-            return False
-        if source.words_KBSW is not None:
-            return self.layout.tables is not None
-        return source.unit and self.layout.signed_tables is not None
-
-    def _looked_up(self, source: SourceValues) -> Tensor:
-        layout, packed = self.layout, source.words_KBSW is not None
-        tables, spikes = (layout.tables, source.words_KBSW) if packed else (layout.signed_tables, source.small_KBSC)
-        assert tables is not None
-        assert spikes is not None
+    def _looked_up(self, source: SourceValues) -> Tensor | None:
+        """By sums of weights from tables, of packed or signed spikes; None where there are none, or they do not serve."""
+        layout, words = self.layout, source.words_KBSW
+        spikes = words if words is not None else source.small_KBSC if source.unit else None
+        if self.scale_BSC is not None or spikes is None:
+            return None
+        spikes_ISX, signed = spikes.flatten(0, 1), words is None
+        way: Any = register_tables
+        tables = None
+        if register_tables.serves(len(spikes_ISX), math.prod(layout.out_size)):
+            tables = layout.signed_register_tables if signed else layout.register_tables
+        if tables is None:
+            way, tables = lookup, layout.signed_tables if signed else layout.tables
+        if tables is None:
+            return None
         out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
-        lookup.conv(
-            spikes.flatten(0, 1), layout.size, tables, layout.stride, layout.padding, layout.affine, layout.out_size,
-            out.flatten(0, 1),
-        )  # fmt: skip
+        geometry = (layout.stride, layout.padding, layout.affine, layout.out_size)
+        way.conv(spikes_ISX, layout.size, tables, *geometry, out.flatten(0, 1))
         return out
 
     def backward(
@@ -304,13 +315,24 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         if layout.bias is not None:
             accumulator.add(layout.trained_bias, grad_KBPO.sum((0, 1, 2), dtype=self.dtype))
         if layout.trains_weight:
-            if layout.plain and self._few(source, BACKWARD_EVENTS):
-                assert isinstance(accumulator, ConvGradientAccumulator)
-                accumulator.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
-            else:
-                images = channels_first(self._values(source), layout.pooled_shape)
-                accumulator.add(layout.weight, self._torch_grad(images, grad_KBPO, 1).to(self.dtype))
+            assert isinstance(accumulator, ConvGradientAccumulator)
+            self._weight_grad(source, grad_KBPO, accumulator)
         return self._gradient(self._source_grad(source, grad_KBPO, active)) if want_source else None
+
+    def _weight_grad(self, source: SourceValues, grad_KBPO: Tensor, accumulator: ConvGradientAccumulator) -> None:
+        layout, limit = self.layout, BACKWARD_EVENTS
+        if layout.winograd:
+            limit = min(limit, BACKWARD_EVENTS_WINOGRAD * winograd.share(*self.weight_OCYX.shape[:2]))
+        if layout.plain and self._few(source, limit):
+            accumulator.events.weight_grad(self._spikes(source), grad_KBPO, layout.out_size)
+            return
+        values_KBPC, size = self._values(source), layout.pooled_shape[1:]
+        if layout.winograd:
+            values_ISC, grad_ISO = values_KBPC.flatten(0, 1), grad_KBPO.flatten(0, 1)
+            grad = winograd.weight_grad(values_ISC, size, grad_ISO, layout.out_size, layout.padding, self.buffers)
+        else:
+            grad = self._torch_grad(channels_first(values_KBPC, layout.pooled_shape), grad_KBPO, 1).to(self.dtype)
+        accumulator.add(layout.weight, grad)
 
     def _source_grad(self, source: SourceValues, grad_KBPO: Tensor, active: Active | None) -> Tensor:
         """Gradient of the values that the weights see, (K, B, P, C)."""

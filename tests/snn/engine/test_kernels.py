@@ -19,10 +19,10 @@ from spikeprop.snn.engine.kernels.words import pack
 
 @pytest.mark.parametrize(("size", "padding"), [((8, 8), 1), ((7, 9), 1), ((5, 6), 0), ((4, 3), 2), ((1, 2), 1)])
 @pytest.mark.parametrize("block", [1, 4 << 20], ids=["image by image", "all at once"])
-def test_winograd_is_the_gradient_of_the_input(
+def test_winograd_gives_the_gradients_of_the_input_and_the_weights(
     size: tuple[int, int], padding: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(winograd, "TILES_BYTES", block)
+    monkeypatch.setattr(winograd, "TILES_BYTES", (block, block))
     torch.manual_seed(0)
     images, outputs, channels = 3, 20, 13
     height, width = size[0] + 2 - 2 * padding, size[1] + 2 - 2 * padding
@@ -33,6 +33,11 @@ def test_winograd_is_the_gradient_of_the_input(
     transformed, buffers = winograd.transformed(weight), BufferPool(out.device)
     winograd.input_grad(flat, size, transformed, (padding, padding), out, (height, width), buffers)
     found = out.view(images, height, width, channels).permute(0, 3, 1, 2)
+    assert float((found - wanted).norm() / wanted.norm()) < 3e-6
+    values = torch.randn(images, channels, height, width)
+    wanted = conv2d_weight(values.double(), (outputs, channels, 3, 3), grad.double(), padding=padding)
+    read = values.permute(0, 2, 3, 1).reshape(images, -1, channels)
+    found = winograd.weight_grad(read, (height, width), flat, size, (padding, padding), buffers)
     assert float((found - wanted).norm() / wanted.norm()) < 3e-6
 
 

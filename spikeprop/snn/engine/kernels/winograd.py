@@ -1,17 +1,22 @@
-"""The gradient of a 3x3 convolution's input by Winograd's minimal filtering F(4x4, 3x3): a quarter of the multiplications.
+"""The gradients of a 3x3 convolution by Winograd's minimal filtering F(4x4, 3x3): a quarter of the multiplications.
 
-The gradient is itself a convolution, with the kernel turned by half a circle. Each 6x6 tile d of it gives a 4x4 tile
+The gradient of the input is itself a convolution, with the kernel turned by half a circle. Each 6x6 tile d of it gives a 4x4 tile
 
     y = A^T [ (G g G^T) * (B^T d B) ] A
 
-where * is element by element and, over channels, a matrix product for each of the 36 elements. Single precision loses about a
-decimal digit against the direct sum (1e-6 of the norm). That is accurate enough for a gradient; spikes are not computed this way.
-Source: Lavin & Gray 2016 (arXiv:1509.09308), sec. 4.3.
+where * is element by element and, over channels, a matrix product for each of the 36 elements. With z the gradient of y,
+
+    dL/dg = G^T [ sum over tiles of (A z A^T) * (B^T d B) ] G
+
+is that of the kernel: here d are tiles of what the convolution reads and z tiles of the gradient of its output. Single precision
+loses about a decimal digit against the direct sum (1e-6 of the norm). That is accurate enough for a gradient; spikes are not
+computed this way. Source: Lavin & Gray 2016 (arXiv:1509.09308), sec. 4.3; the second is the transpose of the first.
 Suffix legend: I images, S positions, C channels of the source, O of the convolution, N tiles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,10 +24,11 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from spikeprop.snn.engine.buffer_pool import BufferPool
+from spikeprop.snn.engine.buffer_pool import BufferPool, new_tensor
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 _TWO, _FOUR, _FIVE, _EIGHT = (np.float32(n) for n in (2, 4, 5, 8))
+_QUARTER, _SIXTH, _12TH, _24TH = (np.float32(1 / n) for n in (4, 6, 12, 24))
 _G = torch.tensor(
     [
         [1 / 4, 0, 0],
@@ -34,7 +40,7 @@ _G = torch.tensor(
     ],
     dtype=torch.float64,
 )
-TILES_BYTES = 2 << 20  # of transformed tiles at once
+TILES_BYTES = (2 << 20, 8 << 20)  # of transformed tiles at once: as many as of the transformed weights, within these
 LEAST_CHANNELS, LEAST_WEIGHTS = 64, 64 * 128  # with fewer, the transforms cost more than the multiplications that they save
 LEAST_SAVED = 2  # times as many multiplications, at least
 
@@ -42,7 +48,7 @@ LEAST_SAVED = 2  # times as many multiplications, at least
 def serves(
     weight_OCYX: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], size: tuple[int, int]
 ) -> bool:
-    """Whether ``input_grad`` can and should be used on the CPU for a convolution of images of ``size``."""
+    """Whether this module can and should be used on the CPU for a convolution of images of ``size``."""
     outputs, channels, *kernel = weight_OCYX.shape
     tiles = -(-size[0] // 4) * -(-size[1] // 4)
     return (
@@ -53,6 +59,11 @@ def serves(
         and outputs * channels >= LEAST_WEIGHTS
         and size[0] * size[1] * 9 >= LEAST_SAVED * tiles * 36  # small images fill their tiles badly
     )
+
+
+def share(outputs: int, channels: int) -> float:
+    """Seconds of the weights' gradient relative to torch's direct products; measured. The rest is transforms."""
+    return 0.3 + 15 / outputs + 15 / channels
 
 
 def transformed(weight_OCYX: Tensor) -> Tensor:
@@ -84,9 +95,7 @@ def input_grad(
     tiles = (-(-out_size[0] // 4), -(-out_size[1] // 4))
     margin = (2 - padding[0], 2 - padding[1])
     each = tiles[0] * tiles[1]
-    images = max(1, TILES_BYTES // (36 * each * grad_ISO.shape[2] * 4))
-    for first in range(0, len(grad_ISO), images):
-        here = slice(first, first + images)
+    for here in _groups(len(grad_ISO), each * grad_ISO.shape[2], weight[0].numel()):
         shape = (36, len(grad_ISO[here]) * each, grad_ISO.shape[2])
         tiles_36NO = buffers.take(shape, torch.float32)
         _tiles_in(grad_ISO[here].numpy(), size, margin, tiles, tiles_36NO.numpy())
@@ -96,6 +105,53 @@ def input_grad(
         _tiles_out(products_36NC.numpy(), tiles, out_ISC[here].numpy(), out_size)
         buffers.give(tiles_36NO)
         buffers.give(products_36NC)
+
+
+def weight_grad(
+    values_ISC: Tensor,
+    size: tuple[int, int],
+    grad_ISO: Tensor,
+    out_size: tuple[int, int],
+    padding: tuple[int, int],
+    buffers: BufferPool,
+) -> Tensor:
+    """Gradient (O, C, 3, 3) of the weights of a convolution.
+
+    Args:
+        values_ISC: what it reads, images of ``size``.
+        grad_ISO: gradient of its output, images of ``out_size``.
+        padding: the convolution's.
+        buffers: memory for the tiles.
+    """
+    values, grad = values_ISC.contiguous(), grad_ISO.contiguous()
+    outputs, channels = grad.shape[2], values.shape[2]
+    tiles = (-(-out_size[0] // 4), -(-out_size[1] // 4))
+    each = tiles[0] * tiles[1]
+    total_36OC = buffers.take((36, outputs, channels), torch.float32)
+    for here in _groups(len(grad), each * max(channels, outputs), channels * outputs):
+        count = len(grad[here]) * each
+        read_36NC, found_36NO = (buffers.take((36, count, n), torch.float32) for n in (channels, outputs))
+        _tiles_in(values[here].numpy(), size, padding, tiles, read_36NC.numpy())
+        _gradient_tiles(grad[here].numpy(), out_size, tiles, found_36NO.numpy())
+        for total_OC, read_NC, found_NO in zip(total_36OC, read_36NC, found_36NO):
+            if here.start == 0:
+                torch.mm(found_NO.T, read_NC, out=total_OC)
+            else:
+                total_OC.addmm_(found_NO.T, read_NC)
+        buffers.give(read_36NC)
+        buffers.give(found_36NO)
+    out = new_tensor((outputs, channels, 3, 3), torch.float32, grad.device)
+    _to_kernels(total_36OC.numpy(), out.numpy())
+    buffers.give(total_36OC)
+    return out
+
+
+def _groups(images: int, numbers: int, weights: int) -> Iterator[slice]:
+    """Images that are transformed together; each has tiles of 36 x ``numbers``, the weights are 36 x ``weights``."""
+    most = min(max(TILES_BYTES[0], 36 * 4 * weights), TILES_BYTES[1])
+    groups = -(-images // max(1, most // (36 * 4 * numbers)))
+    for n in range(groups):
+        yield slice(images * n // groups, images * (n + 1) // groups)
 
 
 @_jit
@@ -143,6 +199,75 @@ def _tiles_in(images_ISO, size, margin, tiles, out_36NO):
                         for c in range(channels):
                             to[c] = source[c]
                 n += 1
+
+
+@_jit
+def _spread_tile(z, run, at, out):
+    """A applied along the first axis of z (4 runs from ``at``), into out (6, run)."""
+    z0, z1, z2, z3 = z[0, at : at + run], z[1, at : at + run], z[2, at : at + run], z[3, at : at + run]
+    o0, o1, o2, o3, o4, o5 = out[0], out[1], out[2], out[3], out[4], out[5]
+    for c in range(run):
+        even, odd = z0[c] + z2[c], z1[c] + z3[c]
+        o0[c] = z0[c]
+        o1[c] = even + odd
+        o2[c] = even - odd
+    for c in range(run):
+        even, odd = z0[c] + _FOUR * z2[c], _TWO * z1[c] + _EIGHT * z3[c]
+        o3[c] = even + odd
+        o4[c] = even - odd
+        o5[c] = z3[c]
+
+
+@_jit
+def _gradient_tiles(images_ISO, size, tiles, out_36NO):
+    """A z A^T of every 4x4 tile, the images with zeros behind them."""
+    channels = images_ISO.shape[2]
+    padded = np.zeros((4 * tiles[0], 4 * tiles[1] * channels), images_ISO.dtype)
+    columns = np.empty((6, 4 * channels), images_ISO.dtype)
+    turned = np.empty((6, channels), images_ISO.dtype)
+    width, n = size[1] * channels, 0
+    for i in range(images_ISO.shape[0]):
+        image = images_ISO[i].reshape(-1)
+        for y in range(size[0]):
+            padded[y, :width] = image[y * width : (y + 1) * width]
+        for a in range(tiles[0]):
+            for b in range(tiles[1]):
+                _spread_tile(padded[4 * a : 4 * a + 4], 4 * channels, 4 * b * channels, columns)
+                for r in range(6):
+                    _spread_tile(columns[r].reshape(4, channels), channels, 0, turned)
+                    for s in range(6):
+                        to, source = out_36NO[r * 6 + s, n], turned[s]
+                        for c in range(channels):
+                            to[c] = source[c]
+                n += 1
+
+
+@_jit
+def _to_taps(m0, m1, m2, m3, m4, m5, out):
+    """G^T applied to six runs, into out (3, run)."""
+    o0, o1, o2 = out[0], out[1], out[2]
+    for c in range(m0.shape[0]):
+        near, far = (m1[c] + m2[c]) * _SIXTH, m3[c] + m4[c]
+        o0[c] = m0[c] * _QUARTER - near + far * _24TH
+        o1[c] = (m2[c] - m1[c]) * _SIXTH + (m3[c] - m4[c]) * _12TH
+        o2[c] = far * _SIXTH - near + m5[c]
+
+
+@_jit
+def _to_kernels(m, out_OCYX):
+    """G^T m G for every output and channel (m: (36, O, C))."""
+    channels = m.shape[2]
+    rows, taps = np.empty((6, 3, channels), m.dtype), np.empty((3, 3, channels), m.dtype)
+    for o in range(m.shape[1]):
+        for s in range(6):
+            _to_taps(m[s, o], m[6 + s, o], m[12 + s, o], m[18 + s, o], m[24 + s, o], m[30 + s, o], rows[s])
+        for y in range(3):
+            _to_taps(rows[0, y], rows[1, y], rows[2, y], rows[3, y], rows[4, y], rows[5, y], taps[y])
+        for y in range(3):
+            for x in range(3):
+                to, source = out_OCYX[o, :, y, x], taps[y, x]
+                for c in range(channels):
+                    to[c] = source[c]
 
 
 @_jit
