@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 
 from spikeprop.convert import value as values
 from spikeprop.convert.builder import Builder
+from spikeprop.convert.known import BATCH
 from spikeprop.convert.operations.sampling import pad_like
-from spikeprop.convert.trace import BATCH, function_name, refuse
+from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import Value
 from spikeprop.convert.weights import chosen
 from spikeprop.snn.synapse import Permute, Reshape, Select
