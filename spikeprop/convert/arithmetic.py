@@ -20,9 +20,9 @@ from spikeprop.snn import ChannelPad, Gain
 from spikeprop.snn.arithmetic import Joined, Relay, Running
 from spikeprop.snn.gather import Gather
 from spikeprop.snn.signed import takes_back
-from spikeprop.snn.synapse import WEIGHTED, Permute, Reshape, Select
+from spikeprop.snn.synapse import WEIGHTED
 
-SHAPED = (Gather, Permute, Reshape, Select, nn.Flatten, nn.Unflatten, ChannelPad)
+SHAPED = (Gather, nn.Flatten, nn.Unflatten, ChannelPad)
 
 
 def computed(builder: Builder, node: fx.Node, function: nn.Module, operands: Sequence[tuple[Value, tuple[int, ...]]]) -> Value:

@@ -13,8 +13,8 @@ from spikeprop.convert.builder import Builder
 from spikeprop.convert.known import BATCH, holds_tensors
 from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import Value
+from spikeprop.snn.gather import same_numbers
 from spikeprop.snn.output_form import OutputForm, leaves, mapped
-from spikeprop.snn.synapse import Reshape
 
 
 def read_out(builder: Builder, node: fx.Node) -> OutputForm | None:
@@ -71,7 +71,7 @@ def _flat(builder: Builder, tensors: list[fx.Node]) -> Value:
     for tensor in tensors:
         shape, value = builder.shape(tensor), builder.values[tensor]
         if len(shape) != 1:
-            value = values.flatten(value) if shape else values.compose(value, Reshape((1,)))
+            value = values.flatten(value) if shape else values.compose(value, same_numbers((1,)))
         parts.append((value, prod(shape)))
     return values.concatenate(parts)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
-from spikeprop import IF, Direct, SignedIF, convert, snn_accuracy, snn_error
+from spikeprop import IF, Direct, GradedIF, SignedIF, convert, snn_accuracy, snn_error
 from spikeprop.ann import UNet
 from spikeprop.convert import LightCalibration, MaxActivation, relu_activations, to_spiking
 from spikeprop.convert.shard import UNSHARDED
@@ -21,7 +22,7 @@ from spikeprop.errors import EvaluationError
 from spikeprop.evaluate import ann_error, output_error
 from spikeprop.snn import SpikingNetwork
 from spikeprop.snn.output_form import leaves
-from tests.convert.test_operations import assert_falls_like_one_over_t
+from tests.convert.test_operations import assert_falls_like_one_over_t, lively
 
 
 class Pair(NamedTuple):
@@ -204,3 +205,21 @@ def test_regression_is_evaluated_in_the_anns_units_and_outputs_by_name() -> None
     assert 0 <= snn_accuracy(network, [(x, labels)], [4], output="classes")[4] <= 100
     with pytest.raises(EvaluationError, match=r"choose one with output=.*'classes', 'more.0', 'more.2.0'"):
         snn_accuracy(network, [(x, labels)], [4])
+
+
+SEGMENTATION = ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_torchvisions_segmentation_models_convert_and_approach_the_ann_like_one_over_t(name: str) -> None:
+    torch.manual_seed(0)
+    options: Any = {"weights": None, "weights_backbone": None, "num_classes": 5}
+    ann = models.get_model(name, **options, **({} if name.startswith("lraspp") else {"aux_loss": True}))
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        outputs = lively(ann)(x)
+    network = convert(ann, [x], GradedIF(levels=3), BY_CHANNEL)
+    assert type(network(x, 1)) is type(outputs)
+    errors = output_error(network, x, outputs, [8, 64, 256], chunk=8)
+    assert_falls_like_one_over_t({name: list(by_t.values()) for name, by_t in errors.items()}, 256 / 8)

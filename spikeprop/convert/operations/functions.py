@@ -174,7 +174,7 @@ def _joined(builder: Builder, node: fx.Node, number: int, moved: list[Tensor], c
         first = operands(builder, node)[0]
         index = torch.full_like(form.samples(moved[0])[0], -1)
         branches = [*builder.values[first][:1]]
-        branches[0] = branches[0].then(Gather(index, torch.Size(sizes[0]).numel()))
+        branches[0] = branches[0].then(Gather(index, torch.Size(sizes[0]).numel()).to(builder.device))
     value = tuple(branches)
     if not bool((constant != 0).any()):
         return value
@@ -196,14 +196,13 @@ def gathered(builder: Builder, value: Value, index: Tensor, size: int) -> Value:
     """Each branch with its numbers at other places; branches of which nothing is left are gone."""
     if bool((index < 0).all()):
         return ()
-    index = index.to(builder.device)
     made: dict[int, Gather] = {}
     branches = []
     for branch in value:
         last = branch.last if isinstance(branch.last, Gather) else None
         if id(last) not in made:  # the same object where it is the same, by which branches are compared
             plain = Gather(index, size)
-            made[id(last)] = plain if last is None else plain.after(last)
+            made[id(last)] = (plain if last is None else plain.after(last)).to(builder.device)
         branches.append((branch.without_last() if last is not None else branch).then(made[id(last)]))
     return tuple(branches)
 

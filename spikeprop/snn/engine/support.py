@@ -22,14 +22,13 @@ from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import takes_back
-from spikeprop.snn.synapse import WEIGHTED, ChannelPad, Gain, Permute, Reshape, SampleDropout, Select, Synapse
+from spikeprop.snn.synapse import WEIGHTED, ChannelPad, Gain, SampleDropout, Synapse
 
 FLOATS = (torch.float32, torch.float64)
 STATELESS = (
     nn.Identity, nn.Flatten, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad2d,
-    nn.ReplicationPad2d, nn.CircularPad2d, nn.PixelShuffle, nn.Upsample, SampleDropout, Gain, ChannelPad, Reshape, Permute,
-    Select,
+    nn.ReplicationPad2d, nn.CircularPad2d, nn.PixelShuffle, nn.Upsample, SampleDropout, Gain, ChannelPad,
 )  # fmt: skip
 FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (*WEIGHTED, *STATELESS)}  # as they were at import
 PARAMETERS = {"weight", "bias"}
