@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikeprop.convert.forms import BatchAxes
-from spikeprop.convert.trace import BATCH, OTHER_BATCH, called_name, function_name, outline, refuse
+from spikeprop.convert.known import BATCH
+from spikeprop.convert.trace import called_name, function_name, outlines, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
 from spikeprop.snn.call import BatchAxis
@@ -52,7 +53,6 @@ class Builder:
     Args:
         traced: the ANN's graph.
         neuron: makes one layer of neurons.
-        input_shape: shape of one image.
 
     Attributes:
         modules: of the traced network, by path.
@@ -69,13 +69,13 @@ class Builder:
         encoders: spikes of values, by source and operations.
     """
 
-    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
+    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron]):
         self.traced, self.neuron = traced, neuron
         self.modules = dict(traced.named_modules())
         self.like = next(traced.parameters(), torch.empty(0))
         self.dtype, self.device = self.like.dtype, self.like.device
-        self.outline = outline(traced, input_shape, self.dtype)
-        self.forms = BatchAxes(traced, (self.outline, outline(traced, input_shape, self.dtype, OTHER_BATCH)), self.device)
+        outlined = outlines(traced)
+        self.outline, self.forms = outlined[0], BatchAxes(traced, outlined, self.device)
         self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
         self.values: dict[fx.Node, Any] = {}
         self.layers: dict[str, Layer] = {}

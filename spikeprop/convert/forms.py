@@ -1,6 +1,6 @@
 """``BatchAxes``: of each node of a traced network, where its tensor has the batch, or, if it depends on no image, its value.
 
-Sizes are computed for two numbers of images (``trace.outline``): the axis whose size differs holds the images. Nodes that depend
+Sizes are computed for two numbers of images (``trace.outlines``): the axis whose size differs holds the images. Nodes that depend
 on no image, such as positional embeddings, masks, standardised weights and what is made of sizes, are computed once.
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spikeprop.convert.trace import BATCH, OTHER_BATCH, function_name, holds_tensors, refuse
+from spikeprop.convert.known import BATCH, OTHER_BATCH, holds_tensors
+from spikeprop.convert.trace import function_name, refuse
 from spikeprop.snn.call import BatchAxis
 
 RANDOM = frozenset((

@@ -50,7 +50,7 @@ def to_spiking(
     Raises:
         ConversionError: names the node, the operation and what to do; or the first layer that computes something else.
     """
-    builder, network = _built(trace(ann), neuron, encoder, input_shape)
+    builder, network = _built(trace(ann, input_shape), neuron, encoder, input_shape)
     if images is not None:
         found = difference(Converted(ann, builder, network), images, lambda g: _built(g, neuron, encoder, input_shape)[1])
         if found is not None:
@@ -61,7 +61,7 @@ def to_spiking(
 def _built(
     traced: fx.GraphModule, neuron: Callable[[], Neuron], encoder: Encoder, input_shape: tuple[int, ...]
 ) -> tuple[Builder, SpikingNetwork]:
-    builder, form = Builder(traced, neuron, input_shape), None
+    builder, form = Builder(traced, neuron), None
     read = _read(builder)
     for node in builder.traced.graph.nodes:
         if node.op == "placeholder":

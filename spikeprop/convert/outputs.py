@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from spikeprop.convert import value as values
 from spikeprop.convert.builder import Builder
-from spikeprop.convert.trace import BATCH, function_name, holds_tensors, refuse
+from spikeprop.convert.known import BATCH, holds_tensors
+from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import Value
 from spikeprop.snn.gather import same_numbers
 from spikeprop.snn.output_form import OutputForm, leaves, mapped
