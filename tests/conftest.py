@@ -19,7 +19,8 @@ pytest_plugins = ["tests.witness.counts"]  # prints what the independent checks 
 LONG = (  # files that take longest, which start first, so that no process is left with one at the end
     "cli/test_cli.py", "plugins/explain/", "faults/", "learn/distributed/", "snn/engine/test_cuda.py",
     "snn/engine/test_engine.py", "hardware/test_reference.py", "convert/test_operations.py", "test_site.py", "test_tutorials.py",
-    "test_docs.py", "report/", "convert/test_distributed.py", "test_benchmarks.py", "plugins/", "witness/", "hardware/", "experiment/", "convert/", "snn/",
+    "test_docs.py", "report/", "convert/test_distributed.py", "test_benchmarks.py", "plugins/", "witness/",
+    "hardware/", "experiment/", "convert/", "snn/",
 )  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -1,9 +1,9 @@
 """Layers that compute (``snn/arithmetic.py``) in a conversion, and the neurons that make spikes of what they send.
 
-A function that is neither linear nor a ReLU becomes a layer that computes it. What such a layer sends are real numbers; before the
-next operation with weights, and on the operands of a matrix product, a layer of neurons that stands for the identity makes spikes
-of them: graded or signed neurons with ``rectify=False``, of other neurons two layers, one for each sign. A sum with weights that
-several operations read becomes a relay, so that it is computed once.
+A function that is neither linear nor a ReLU becomes a layer that computes it. What such a layer sends are real numbers; before
+the next operation with weights, and on the operands of a matrix product, a layer of neurons that stands for the identity makes
+spikes of them: graded or signed neurons with ``rectify=False``, of other neurons two layers, one for each sign. A sum with
+weights that several operations read becomes a relay, so that it is computed once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from spikeprop.snn import ChannelPad, Gain
 from spikeprop.snn.arithmetic import Joined, Relay, Running
 from spikeprop.snn.gather import Gather
 from spikeprop.snn.signed import takes_back
+from spikeprop.snn.synapse import WEIGHTED
 
-SHAPED = (Gather, nn.Flatten, ChannelPad)
+SHAPED = (Gather, nn.Flatten, nn.Unflatten, ChannelPad)
 
 
 def computed(builder: Builder, node: fx.Node, function: nn.Module, operands: Sequence[tuple[Value, tuple[int, ...]]]) -> Value:
@@ -99,7 +100,7 @@ def _without_shapes(value: Value) -> tuple[Value, list[nn.Module]]:
     ops = list(value[0].ops)
     while ops and (isinstance(ops[-1], SHAPED) or (isinstance(ops[-1], Gain) and ops[-1].gain.numel() == 1)):
         ops.pop()
-    if not ops or not isinstance(ops[-1], nn.Conv2d | nn.Linear):
+    if not ops or not isinstance(ops[-1], WEIGHTED):
         return value, []
     branch = value[0]
     return (LinearBranch(branch.source, tuple(ops), branch.label),), list(branch.ops[len(ops) :])

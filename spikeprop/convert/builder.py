@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from spikeprop.convert.forms import Forms
+from spikeprop.convert.forms import BatchAxes
 from spikeprop.convert.known import BATCH
 from spikeprop.convert.trace import called_name, function_name, outlines, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
-from spikeprop.snn.call import Form
+from spikeprop.snn.call import BatchAxis
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import OUTPUT, is_layer_name
 
@@ -75,7 +75,7 @@ class Builder:
         self.like = next(traced.parameters(), torch.empty(0))
         self.dtype, self.device = self.like.dtype, self.like.device
         outlined = outlines(traced)
-        self.outline, self.forms = outlined[0], Forms(traced, outlined, self.device)
+        self.outline, self.forms = outlined[0], BatchAxes(traced, outlined, self.device)
         self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
         self.values: dict[fx.Node, Any] = {}
         self.layers: dict[str, Layer] = {}
@@ -105,7 +105,7 @@ class Builder:
         """Shape of one sample of a node's tensor."""
         outlined = self.outline[argument]
         assert isinstance(outlined, Tensor)
-        form = self.forms.of(argument) if self.forms.depends(argument) else Form()
+        form = self.forms.of(argument) if self.forms.depends(argument) else BatchAxis()
         return tuple(form.samples(outlined).shape[1:])
 
     def constant(self, argument: Any) -> Any:
@@ -152,7 +152,7 @@ class Builder:
         """The module that a node calls, which leaves its input as it is."""
         module = copy.deepcopy(self.modules[str(node.target)])
         if hasattr(module, "inplace"):
-            module.inplace = False
+            vars(module)["inplace"] = False
         return module
 
     def changes(self, node: fx.Node) -> bool:

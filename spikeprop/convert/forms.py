@@ -1,7 +1,7 @@
-"""``Forms``: of each node of a traced network, where its tensor has the batch axis, or, if it depends on no image, its value.
+"""``BatchAxes``: of each node of a traced network, where its tensor has the batch, or, if it depends on no image, its value.
 
-Sizes are computed for two numbers of images (``trace.outlines``): the axis whose size differs holds the images. Nodes that depend on
-no image, such as positional embeddings, masks, standardised weights and what is made of sizes, are computed once.
+Sizes are computed for two numbers of images (``trace.outlines``): the axis whose size differs holds the images. Nodes that depend
+on no image, such as positional embeddings, masks, standardised weights and what is made of sizes, are computed once.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from torch import Tensor, fx
 
 from spikeprop.convert.known import BATCH, OTHER_BATCH, holds_tensors
 from spikeprop.convert.trace import function_name, refuse
-from spikeprop.snn.call import Form
+from spikeprop.snn.call import BatchAxis
 
+RANDOM = frozenset((
+    "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "multinomial", "normal",
+    "uniform", "exponential", "poisson", "rrelu", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+    "feature_alpha_dropout",
+))  # fmt: skip
 LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 
 
-class Forms:
+class BatchAxes:
     """What is known of the nodes before anything is converted.
 
     Args:
@@ -32,7 +37,7 @@ class Forms:
     def __init__(self, traced: fx.GraphModule, outlines: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], device: torch.device):
         self._traced, self._outlines, self._device = traced, outlines, device
         self._modules = dict(traced.named_modules())
-        self._found: dict[tuple[fx.Node, int], Form] = {}
+        self._found: dict[tuple[fx.Node, int], BatchAxis] = {}
         self._values: dict[fx.Node, Any] = {}
         self._depends: dict[fx.Node, bool] = {}
         for node in traced.graph.nodes:
@@ -48,7 +53,7 @@ class Forms:
         """Of the tensor of a node, or one of several, for ``BATCH`` images."""
         return tuple(_part(self._outlines[0][node], index).shape)
 
-    def of(self, node: fx.Node, index: int = 0) -> Form:
+    def of(self, node: fx.Node, index: int = 0) -> BatchAxis:
         """The form of a node's tensor, or of one of its tensors.
 
         Raises:
@@ -58,16 +63,16 @@ class Forms:
             self._found[node, index] = self._form(node, index)
         return self._found[node, index]
 
-    def set(self, node: fx.Node, index: int, form: Form) -> None:
+    def set(self, node: fx.Node, index: int, form: BatchAxis) -> None:
         """What an operation has shown."""
         self._found[node, index] = form
 
-    def candidates(self, node: fx.Node, index: int = 0) -> Iterator[Form]:
+    def candidates(self, node: fx.Node, index: int = 0) -> Iterator[BatchAxis]:
         """Possible forms: the images lie among others on their axis in one order or another."""
         axis, others = self._axis(node, index)
         for inner in range(others, 0, -1):
             if others % inner == 0:
-                yield Form(axis, others // inner, inner)
+                yield BatchAxis(axis, others // inner, inner)
 
     def plain(self, node: fx.Node) -> bool:
         """Whether the node's tensors and those that it reads have the batch first, and alone there."""
@@ -78,11 +83,11 @@ class Forms:
         tensors = [i for i in range(count) if isinstance(_part(self._outlines[0][node], i), Tensor)]
         return all(self._axis(node, i) == (0, 1) for i in tensors)
 
-    def _form(self, node: fx.Node, index: int) -> Form:
+    def _form(self, node: fx.Node, index: int) -> BatchAxis:
         found = list(self.candidates(node, index))
         inherited = [self.of(n) for n in node.all_input_nodes if self.depends(n) and len(found) > 1 and self._single(n)]
         return next(
-            (Form(found[0].axis, f.outer, f.inner) for f in inherited if f._replace(axis=found[0].axis) in found), found[0]
+            (BatchAxis(found[0].axis, f.outer, f.inner) for f in inherited if f._replace(axis=found[0].axis) in found), found[0]
         )
 
     def _single(self, node: fx.Node) -> bool:
@@ -112,6 +117,7 @@ class Forms:
     def _computed(self, node: fx.Node) -> Any:
         if not holds_tensors(self._outlines[0][node]):
             return self.constant(self._outlines[0][node])
+        refuse_random(node)
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._traced)
         if node.op == "call_module":
@@ -125,7 +131,7 @@ class Forms:
         target: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
         return target(*(args[1:] if node.op == "call_method" else args), **kwargs)
 
-    def of_sample(self, constant: Tensor, node: fx.Node, shape: tuple[int, ...], form: Form) -> Tensor:
+    def of_sample(self, constant: Tensor, node: fx.Node, shape: tuple[int, ...], form: BatchAxis) -> Tensor:
         """A constant that meets a tensor of ``shape`` and ``form``, as it meets one sample; broadcastable where it was.
 
         Raises:
@@ -137,6 +143,12 @@ class Forms:
         if not torch.equal(samples, samples[:1].expand_as(samples)):
             raise refuse(node, "a constant that differs from image to image", "images must not influence one another")
         return samples[0]
+
+
+def refuse_random(node: fx.Node) -> None:
+    """Raises ConversionError for a function that draws random numbers."""
+    if node.op.startswith("call_") and node.op != "call_module" and function_name(node) in RANDOM:
+        raise refuse(node, "random numbers", "leave them out in evaluation mode")
 
 
 def mapped(change: Callable[[Any], Any], argument: Any) -> Any:

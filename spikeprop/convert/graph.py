@@ -40,7 +40,8 @@ def to_spiking(
 
     Args:
         ann: network of convolutions, linear layers, batch-norm, ReLU (clipped or leaky ones too), average and max pooling,
-            dropout, flatten, additions and concatenations, as modules or functions.
+            dropout, shapes, additions and concatenations, as modules or functions; what it returns is a tensor or a structure of
+            tensors, which the spiking network's ``forward`` returns too.
         neuron: makes one layer of neurons.
         encoder: from image to input.
         input_shape: shape of one image.
@@ -97,7 +98,9 @@ def _converted(builder: Builder, node: fx.Node) -> Value | Parts:
     refusal = None
     if builder.forms.plain(node) and not any(isinstance(builder.values.get(n), Parts) for n in node.all_input_nodes):
         try:
-            return _by_table(builder, node)
+            found = _by_table(builder, node)
+            if found is not None:
+                return found
         except ConversionError as error:
             refusal = error
     try:
@@ -110,13 +113,14 @@ def _converted(builder: Builder, node: fx.Node) -> Value | Parts:
 
 
 def _any(builder: Builder, node: fx.Node) -> Value | Parts | None:
-    rectifier = rectifier_of(builder, node)
-    if rectifier is not None and not isinstance(rectifier.slope, Tensor):
-        return builder.fire(node, builder.value(node), rectifier)
+    if not builder.forms.plain(node):
+        rectifier = rectifier_of(builder, node)
+        if rectifier is not None and not isinstance(rectifier.slope, Tensor):
+            return builder.fire(node, builder.value(node), rectifier)
     if node.op == "call_module":
         module = builder.modules[str(node.target)]
-        if type(module) in attention.MODULES:
-            return attention.MODULES[type(module)](builder, node, module)
+        if isinstance(module, nn.MultiheadAttention):
+            return attention.multihead(builder, node, module)
     elif function_name(node) in attention.FUNCTIONS:
         found = attention.FUNCTIONS[function_name(node)](builder, node)
         if found is not None:
@@ -128,7 +132,7 @@ def _called(builder: Builder, node: fx.Node) -> str:
     return type(builder.modules[str(node.target)]).__name__ if node.op == "call_module" else function_name(node)
 
 
-def _by_table(builder: Builder, node: fx.Node) -> Value:
+def _by_table(builder: Builder, node: fx.Node) -> Value | None:
     rectifier = rectifier_of(builder, node)
     if rectifier is not None:
         operands = (*node.args, *node.kwargs.values())
@@ -138,14 +142,14 @@ def _by_table(builder: Builder, node: fx.Node) -> Value:
         module = builder.modules[str(node.target)]
         kind = next((base for base in type(module).__mro__ if base in MODULES), None)
         if kind is None:
-            raise refuse(node, type(module).__name__)
+            return None
         if isinstance(module, WEIGHTED):
             with encoded_operand(builder, node):
                 return MODULES[kind](builder, node, module)
         return MODULES[kind](builder, node, module)
     name = function_name(node)
     if name not in FUNCTIONS:
-        raise refuse(node, name)
+        return None
     if name == "linear" or name.startswith("conv"):
         with encoded_operand(builder, node):
             return FUNCTIONS[name](builder, node)

@@ -27,7 +27,7 @@ from spikeprop.convert.builder import NEGATIVE, Builder
 from spikeprop.convert.module_run import cloned, paths, recorded, seeded, undisturbed
 from spikeprop.convert.plain import HOOKS
 from spikeprop.errors import ConversionError
-from spikeprop.snn import SpikingNetwork
+from spikeprop.snn import Neuron, SpikingNetwork
 from spikeprop.snn.output_form import OutputForm, leaves
 
 IMAGES = 8
@@ -97,8 +97,13 @@ def difference(converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModul
         if found is not None:
             return found
         ideal = seeded(lambda: GraphRun(builder.traced, clip=True, skip=builder.skipped).run(x.clone()))
-        off = _off_of_any(_outputs(converted.network, x), ideal)
-        return None if off <= tolerance else _in_float64(converted, x, rebuilt, off)
+        output = _accumulated(converted.network, x)
+        off = _off_of_any(converted.network.structured(output), ideal)
+        found = None if off <= tolerance else _in_float64(converted, x, rebuilt, off)
+        if found is None and builder.arithmetic:
+            apart = _off(_accumulated(converted.network, x[:1]), output[:1])
+            found = f"one image changes the result of another, by {_percent(apart)}" if apart > 16 * tolerance else None
+        return found
 
 
 def _in_float64(
@@ -110,14 +115,14 @@ def _in_float64(
     run, network = GraphRun(traced, clip=True, keep=True, skip=builder.skipped), rebuilt(traced)
     ideal = seeded(lambda: run.run(x.clone()))
     limit = 1e-8
-    if math.isfinite(native) and _off_of_any(_outputs(network, x), ideal) <= limit:
+    if math.isfinite(native) and _off_of_any(network.structured(_accumulated(network, x)), ideal) <= limit:
         return None
     values = {node.name: value for node, value in run.results.items()}
     for name, layer, activation in activations(network, x):
         value = values.get(builder.nodes.get(name, ""))
         if layer.neuron is None or name.endswith(NEGATIVE) or not isinstance(value, Tensor):
             continue
-        clipped = value.relu() if layer.ceiling is None else torch.minimum(value.relu(), layer.ceiling.to(value))
+        clipped = layer.neuron.activation(value, layer.ceiling) if isinstance(layer.neuron, Neuron) else value
         if clipped.shape == activation.shape and not _off(activation, clipped) <= limit:
             return f"layer {name!r} of the spiking network does not compute what the ANN computes ({_percent(native)}); {CAUSES}"
     return f"the spiking network's output, run as an ANN, is not the ANN's ({_percent(native)} of the largest); {CAUSES}"
@@ -159,9 +164,9 @@ def _off_of_any(found: Any, wanted: Any) -> float:
     return max(far)
 
 
-def _outputs(network: SpikingNetwork, x: Tensor) -> Any:
+def _accumulated(network: SpikingNetwork, x: Tensor) -> Tensor:
     *_, (_, _, output) = activations(network, x)
-    return network.structured(output)
+    return output
 
 
 def _clipped(path: str, module: Any, z: Tensor) -> Tensor:

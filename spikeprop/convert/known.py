@@ -32,6 +32,7 @@ from spikeprop.runtime.tracing import OwnTracer, suspended
 
 BATCH, OTHER_BATCH = 7, 10  # images; unusual numbers, so that the axis of the batch is recognised; one is odd, one is even
 OF_THE_DEVICE = ("device", "is_cuda", "is_cpu", "is_meta", "is_mps", "is_xpu")
+NEW = ("new_zeros", "new_ones", "new_full", "new_empty")
 MOVES = ("to", "cpu", "cuda")  # methods that change the device
 NO_CHANGE = (
     *MOVES,
@@ -185,6 +186,9 @@ class KnownTracer(OwnTracer):
         image = self.create_proxy("placeholder", kinds[0].name, (), {})
         return forward, [self.root, image]
 
+    def wrapped(self, patcher: Any) -> None:
+        """Marked functions are traced as well: shapes are known, and what they do with weights must become layers."""
+
     def entered(self, patcher: Any, names: dict[str, Any]) -> None:
         """Code with these global names is about to run."""
         super().entered(patcher, names)
@@ -219,7 +223,19 @@ class KnownTracer(OwnTracer):
             return python_form(target)(*args, **kwargs)
         if not args and (name := next((name for name in FIRST if name in kwargs), None)) is not None:
             args, kwargs = (kwargs[name],), {k: v for k, v in kwargs.items() if k != name}
-        return self._result(super().create_proxy(kind, target, args, kwargs, *more, **named).node)
+        node = super().create_proxy(kind, target, args, kwargs, *more, **named).node
+        return self._result(node) if target not in NEW or self._of_batch(node) else self._new(node)
+
+    def _of_batch(self, node: fx.Node) -> bool:
+        return self.known[node].shape != self.second[node].shape or any(isinstance(a, fx.Node) for a in node.args[1:])
+
+    def _new(self, node: fx.Node) -> Any:
+        """``x.new_zeros(sizes)`` and the like depend on no image: the network's code gets the tensor itself, and may change it."""
+        known = self.known[node]
+        with suspended():
+            made = getattr(self.probe.new_empty(0, dtype=self.dtype), str(node.target))(*node.args[1:], **node.kwargs)
+        self.graph.erase_node(node)
+        return made.to(known.dtype)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A condition in the network's code. What is asserted is true: the module asserts it itself when the guard runs it."""
@@ -257,7 +273,10 @@ class KnownTracer(OwnTracer):
         whole = Traced(node, self, known)
         if not isinstance(known, tuple | list):
             return whole
-        parts = [self.create_proxy("call_function", operator.getitem, (whole, i), {}) for i in range(len(known))]
+        parts = [
+            None if part is None else self.create_proxy("call_function", operator.getitem, (whole, i), {})
+            for i, part in enumerate(known)
+        ]
         if isinstance(known, torch.Size):
             return _sizes(tuple(parts))
         return type(known)(*parts) if hasattr(known, "_fields") else type(known)(parts)

@@ -13,8 +13,8 @@ from spikeprop.convert.builder import Builder
 from spikeprop.convert.known import BATCH, holds_tensors
 from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import Value
+from spikeprop.snn.gather import same_numbers
 from spikeprop.snn.output_form import OutputForm, leaves, mapped
-from spikeprop.snn.synapse import Reshape
 
 
 def read_out(builder: Builder, node: fx.Node) -> OutputForm | None:
@@ -49,6 +49,8 @@ def only_orders(builder: Builder, node: fx.Node) -> bool:
         return False
     if sigmoid and prod(builder.shape(node)) != 1:
         return False
+    if not sigmoid and name != "Softmax2d" and _softmax_axis(builder, node) != 1:
+        return False
     builder.skipped.add(node.name)
     same = "the number is positive where it was above a half" if name == "sigmoid" else "the largest output stays the largest"
     builder.notes.append(
@@ -57,13 +59,19 @@ def only_orders(builder: Builder, node: fx.Node) -> bool:
     return True
 
 
+def _softmax_axis(builder: Builder, node: fx.Node) -> int:
+    module = builder.modules[str(node.target)] if node.op == "call_module" else None
+    dim = builder.arguments(node, "dim").get("dim") if module is None else module.dim
+    return dim % (len(builder.shape(node)) + 1) if isinstance(dim, int) else 1
+
+
 def _flat(builder: Builder, tensors: list[fx.Node]) -> Value:
     """Several values, each flattened, one after another."""
     parts = []
     for tensor in tensors:
         shape, value = builder.shape(tensor), builder.values[tensor]
         if len(shape) != 1:
-            value = values.flatten(value) if shape else values.compose(value, Reshape((1,)))
+            value = values.flatten(value) if shape else values.compose(value, same_numbers((1,)))
         parts.append((value, prod(shape)))
     return values.concatenate(parts)
 

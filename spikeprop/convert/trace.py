@@ -18,14 +18,7 @@ from spikeprop.convert.place import place_of_error, told
 from spikeprop.convert.plain import check_finite, plain_copy
 from spikeprop.errors import ConversionError
 
-RECTIFY = "only ReLU and its variants correspond to a firing rate; train with ReLU"
-SOFTMAX = "it does not change which class is largest: return the scores before it, and train with CrossEntropyLoss"
-ADVICE = {
-    **dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), SOFTMAX),
-    **dict.fromkeys(("Sigmoid", "Tanh", "GELU", "SiLU", "Hardswish", "sigmoid", "tanh", "gelu", "silu", "hardswish"), RECTIFY),
-    "LayerNorm": "its statistics change with the input; train with BatchNorm2d, which folds into the weights",
-}
-OTHERWISE = "use Conv2d, Linear, BatchNorm, ReLU (clipped or leaky too), pooling, Dropout, Flatten, additions and concatenation"
+OTHERWISE = "use convolutions, Linear, BatchNorm, activations, pooling, attention, and operations on single tensors"
 
 
 class ReLUTracer(KnownTracer):
@@ -93,8 +86,8 @@ def called_name(node: fx.Node) -> str:
 
 def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionError:
     """The error that says which operation cannot be converted and what to do."""
-    advice = advice or ADVICE.get(what, OTHERWISE)
     where = told(node.meta.get("place"))
+    advice = advice or OTHERWISE
     return ConversionError(f"cannot convert node {node.name!r} ({node.op} {_called(node)}){where}: {what}; {advice}")
 
 

@@ -56,8 +56,9 @@ class Units:
             layer.scale = self._pooled(layer).clone().to(layer.scale)
             return
         scales = [self._scale(source) for source in layer.sources]
+        # a function is computed in the ANN's own units
         scalar = not layer.dynamics.arithmetic and all(scale.numel() == 1 for scale in scales)
-        base = scales[0].reshape(()) if scalar else torch.ones_like(scales[0].reshape(-1)[0])  # functions: the ANN's own units
+        base = scales[0].reshape(()) if scalar else torch.ones_like(scales[0].reshape(-1)[0])
         for (_, source, synapse), scale in zip(layer.branches(), scales):
             _apply(synapse, scale / base, self._shapes[source])
             for op in synapse.weighted():
@@ -86,7 +87,9 @@ def _apply(synapse: Synapse, gain: Tensor, shape: tuple[int, ...]) -> None:
     """Multiply a synapse's input: in its first operation with weights, or else by a gain before all others."""
     weighted = synapse.weighted()
     before = list(synapse)[: list(synapse).index(weighted[0])] if weighted else []
-    if weighted and gain.numel() == 1:
+    if any(isinstance(op, Shift) for op in before):  # the constant is not multiplied
+        _put_gain(synapse, gain if gain.numel() > 1 else gain.reshape(()))
+    elif weighted and gain.numel() == 1:
         weighted[0].weight.data.mul_(gain.reshape(()))
     elif weighted and _along_channels(gain, shape) and _keeps_channels(before, weighted[0], shape):
         scale_inputs(weighted[0], _passed_on(gain.expand(shape[0], *gain.shape[1:]), before, shape))

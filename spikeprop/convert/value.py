@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from spikeprop.convert import weights
 from spikeprop.snn import ChannelPad, Gain, SampleDropout
-from spikeprop.snn.synapse import WEIGHTED, Reshape, Weighted
+from spikeprop.snn.gather import same_numbers
+from spikeprop.snn.synapse import WEIGHTED, Weighted
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def affine(value: Value, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, 
 def shift(value: Value, number: float, shape: tuple[int, ...], like: Tensor) -> Value:
     """A value of samples of ``shape`` plus a number; ``like``: of the weights' type and device."""
     if not shape:
-        return compose(shift(compose(value, Reshape((1,))), number, (1,), like), Reshape(()))
+        return compose(shift(compose(value, same_numbers((1,))), number, (1,), like), same_numbers(()))
     ones_C = torch.ones(shape[0], dtype=like.dtype, device=like.device)
     return affine(value, ones_C, number * ones_C, shape[1:])
 

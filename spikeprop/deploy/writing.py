@@ -6,6 +6,7 @@ or a node of our own; ``spikeprop_hardware.graph`` says what nodes and metadata 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -45,6 +46,8 @@ DT_MS = 1.0
 def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None) -> nir.NIRGraph:
     """The network as a NIR graph; dropout is left out, the output node receives the current that is to be accumulated.
 
+    Several outputs of a converted ANN are one vector there, and the metadata's ``outputs`` says, as JSON, where each lies in it.
+
     Args:
         network: left as it is.
         about: more entries for the graph's metadata, beside encoder, readout_from and writer.
@@ -53,6 +56,11 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
         NirError: an operation that NIR cannot express exactly, layers that need arithmetic on the chip, or two nodes of one name.
     """
     _refuse_arithmetic(network)
+    if network.output_form is not None:
+        raise NirError(
+            f"the network has several outputs ({', '.join(network.output_form.parts())}), whose structure a NIR file cannot hold; "
+            "with network.output_form = None they are one vector, one after another, and can be written"
+        )
     if network.readout.restarts:
         raise NirError(
             f"a run beforehand of {int(network.readout.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
@@ -80,9 +88,15 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
         else:
             _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
     own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout.delay)}
-    metadata = {**(about or {}), **own}
+    metadata = {**(about or {}), **own, **_outputs(network)}
     # shapes are torch's own; nir 1.0.8 would take every kernel as square, and forget the groups in the channels
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, type_check=False)
+
+
+def _outputs(network: SpikingNetwork) -> dict[str, str]:
+    parts = {} if network.output_form is None else network.output_form.parts()
+    flat = {name: {"first": part.first, "shape": part.shape} for name, part in parts.items() if part.first is not None}
+    return {"outputs": json.dumps(flat)} if flat else {}
 
 
 def _refuse_arithmetic(network: SpikingNetwork) -> None:
@@ -216,6 +230,8 @@ _WRITERS: dict[type, Callable[..., Any]] = {
 
 def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) -> Any:
     if isinstance(neuron, SpikingMaxPool):
+        if not isinstance(neuron.window, nn.MaxPool2d):
+            raise NirError(f"layer {name!r}: max pooling of signals and volumes has no NIR node; only that of images has")
         check_carried(neuron.window, name)
         return _write_max_pool(neuron.window)
     if not isinstance(neuron, Neuron) or type(neuron) not in (IF, LIF, SignedIF, GradedIF):

@@ -5,7 +5,8 @@ pooling counts as part of the synapse that follows it, as on the chip. A graded 
 times: its product with a weight is n additions of the shifted weight. Bits sent are one a spike, or n and one for a sign. The
 energy is that of the arithmetic only, with the figures that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ
 a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding)
-costs MACs at every step. So do the running means of differential coding, where it is sent and where it is read.
+costs MACs at every step. So do the running means of differential coding, where it is sent and where it is read. What layers that
+compute send counts as numbers of 32 bits; their functions are not counted.
 """
 
 from __future__ import annotations
@@ -168,11 +169,11 @@ def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
             ones = _ones(synapse)
             with torch.enable_grad():
                 probe = values[source].detach().requires_grad_()
-                out = layer.dynamics.connected(ones(probe))
-                (grad,) = torch.autograd.grad(out.sum(), probe)
+                current = ones(probe)
+                (grad,) = torch.autograd.grad(layer.dynamics.connected(current).sum(), probe)
             maps[source] = maps.get(source, 0) + grad[0, 0]
-            total = out.detach()
-        values[name] = torch.zeros_like(total)
+            total = current.detach()
+        values[name] = total.new_zeros(1, 1, *layer.dynamics.output_shape(tuple(total.shape[2:])))
     return maps
 
 

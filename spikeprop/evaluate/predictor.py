@@ -162,18 +162,19 @@ def outputs_of(model: nn.Module, x: Tensor, name: str | None = None) -> Tensor:
         raise EvaluationError(
             f"{type(model).__name__} cannot read a batch of shape {tuple(x.shape)} in {dtype}, where axis 0 is the batch: {error}"
         ) from error
-    chosen = chosen_output(outputs, name)
+    chosen = chosen_output(outputs, name, type(model).__name__)
     if chosen.ndim == 0:
         raise EvaluationError(f"{type(model).__name__} returns one number; give a module that returns its outputs (B, ...)")
     return chosen
 
 
-def chosen_output(result: Any, name: str | None) -> Tensor:
+def chosen_output(result: Any, name: str | None, model: str = "the network") -> Tensor:
     """The tensor of that name in what a network returns: the keys, fields and numbers on the way to it, joined by dots.
 
     Args:
         result: a tensor, or a structure of tensors.
         name: None for the only one.
+        model: whose result it is, for the error.
 
     Raises:
         EvaluationError: no such tensor, or several and no name.
@@ -184,8 +185,8 @@ def chosen_output(result: Any, name: str | None) -> Tensor:
     if name is not None and name in tensors:
         return tensors[name]
     there = ", ".join(map(repr, tensors)) or "none"
-    asked = "choose one with output=" if name is None else f"there is no {name!r}:"
-    raise EvaluationError(f"{asked} the tensors that the network returns are {there}")
+    asked = "choose one with output=:" if name is None else f"there is no output {name!r}:"
+    raise EvaluationError(f"{asked} the tensors that {model} returns are {there}")
 
 
 def _observed(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:

@@ -126,7 +126,10 @@ def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def levels(network: nn.Module) -> int:
     """The most levels of a network's graded neurons; 1 if it has none."""
-    return max((found.bits for found in payloads(network).values()), default=1) if isinstance(network, SpikingNetwork) else 1
+    if not isinstance(network, SpikingNetwork):
+        return 1
+    computes = {name for name, dynamics in network.dynamics().items() if dynamics.arithmetic}
+    return max((found.bits for name, found in payloads(network).items() if name not in computes), default=1)
 
 
 def class_table(predictor: Predictor, predictions: Predictions, names: Sequence[str]) -> str:

@@ -54,12 +54,16 @@ class OwnTracer(fx.Tracer):
             raise TypeError(f"the forward of {type(root).__name__} is a {type(forward).__name__}, not a Python function")
         globals_ = inspect.unwrap(forward).__globals__
         function, arguments = self.inputs(forward)
-        _patch_wrapped_functions(patcher)  # these replacements call the original unless an argument is a part of a trace
+        self.wrapped(patcher)
         for names in (globals_, *(vars(module) for module in self._autowrap_search)):
             self.entered(patcher, names)
         self.create_node("output", "output", (self.create_arg(self.run_traced(function, arguments)),), {})
         self.submodule_paths = None
         return self.graph
+
+    def wrapped(self, patcher: _Patcher) -> None:
+        """Functions that are marked by ``torch.fx.wrap`` become nodes."""
+        _patch_wrapped_functions(patcher)  # these replacements call the original unless an argument is a part of a trace
 
     def inputs(self, forward: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
         """What is called to trace, and its arguments: a placeholder for each of forward's."""

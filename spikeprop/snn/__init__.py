@@ -10,7 +10,7 @@ from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.signed import GradedIF, SignedIF
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
-from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, Permute, Reshape, SampleDropout, Select, Synapse
+from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
 
 __all__ = [
     "IF",
@@ -31,13 +31,10 @@ __all__ = [
     "NetworkState",
     "Neuron",
     "NeuronState",
-    "Permute",
     "Poisson",
     "ReadoutDynamics",
     "ReadoutSchedule",
-    "Reshape",
     "SampleDropout",
-    "Select",
     "SignedIF",
     "SpikingMaxPool",
     "SpikingNetwork",

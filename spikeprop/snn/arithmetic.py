@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 
+NUMBER_BITS = 31  # of the real numbers that are sent, without the sign
+
 
 class Joined(nn.Module):
     """A function of several operands, as one of a vector that holds them.
@@ -86,9 +88,9 @@ class Running(LayerDynamics):
     def activation(self, total: Tensor, ceiling: Tensor | None) -> Tensor:
         return self.function(total)
 
-    def connected(self, values: Tensor) -> Tensor:
-        """Each number of the current is read once."""
-        return values
+    @property
+    def payload_bits(self) -> int:
+        return NUMBER_BITS
 
 
 class Relay(LayerDynamics):
@@ -99,6 +101,10 @@ class Relay(LayerDynamics):
 
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         return currents, state
+
+    @property
+    def payload_bits(self) -> int:
+        return NUMBER_BITS
 
 
 def _held(due_TB: Tensor, before: Tensor) -> Tensor:

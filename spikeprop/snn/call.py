@@ -1,8 +1,8 @@
-"""``Call``: one function of a traced network, applied to samples; ``Form``: where a tensor of it has the batch axis.
+"""``Call``: one function of a traced network, applied to samples; ``BatchAxis``: where a tensor of it has the batch.
 
 A traced network may hold its images on any axis, and beside other things: (3, B, heads, N, d) while queries, keys and values are
 split, (B * windows, N, C) while windows attend alone. Layers of a spiking network hold samples: (B, ...), the batch first and
-alone. A form says how one becomes the other:
+alone. A ``BatchAxis``, short form, says how one becomes the other:
 
     (.., outer * B * inner, ..)  at ``axis``   <->   (B, .., outer, inner, ..)      outer, inner left out where they are 1.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Form(NamedTuple):
+class BatchAxis(NamedTuple):
     """Where the batch is: on ``axis``, between ``outer`` and ``inner`` other entries."""
 
     axis: int = 0
@@ -26,7 +26,7 @@ class Form(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether the batch is the first axis, and alone there."""
-        return self == Form()
+        return self == BatchAxis()
 
     def samples(self, x: Tensor) -> Tensor:
         """From the traced network's tensor to samples (B, ...)."""
@@ -48,7 +48,7 @@ class Form(NamedTuple):
 class Operand(NamedTuple):
     """Stands in the arguments of a call for one of the tensors that it is given."""
 
-    index: int
+    number: int
 
 
 class Held(NamedTuple):
@@ -73,8 +73,8 @@ class Call(nn.Module):
         target: Callable[..., Any] | str | nn.Module,
         args: Sequence[Any],
         kwargs: dict[str, Any],
-        forms: Sequence[Form],
-        form: Form,
+        forms: Sequence[BatchAxis],
+        form: BatchAxis,
         changes: bool = False,
     ):
         super().__init__()
@@ -98,7 +98,7 @@ class Call(nn.Module):
 
         def filled(argument: Any) -> Any:
             if isinstance(argument, Operand):
-                return given[argument.index]
+                return given[argument.number]
             return getattr(self, argument.name) if isinstance(argument, Held) else _mapped(filled, argument)
 
         args, kwargs = filled(self.args), filled(self.kwargs)

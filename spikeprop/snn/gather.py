@@ -17,7 +17,7 @@ class Gather(nn.Module):
     """Each number of the result is a number of the sample, or 0.
 
     Args:
-        index: for each number of the result, its place in the flattened sample; -1 for 0.
+        index: for each number of the result, its place in the flattened sample; -1 for 0. On the CPU.
         size: numbers of the sample.
     """
 
@@ -28,7 +28,8 @@ class Gather(nn.Module):
         flat = index.reshape(-1)
         self.size, self.shape = size, tuple(index.shape)
         self.register_buffer("index", flat, persistent=False)  # it follows from the ANN's operations
-        self.ordered = len(flat) == size and bool((flat == torch.arange(size, device=flat.device)).all())
+        self._places = [flat]  # in a list, so that it stays on the CPU: a network on the meta device has no numbers
+        self.ordered = len(flat) == size and bool((flat == torch.arange(size)).all())
         self.pads = bool((flat < 0).any())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,8 +42,8 @@ class Gather(nn.Module):
 
     def after(self, other: Gather) -> Gather:
         """This one applied to the result of another, as one."""
-        extended = F.pad(other.index, (0, 1), value=-1)
-        return Gather(extended[self.index].reshape(self.shape), other.size)
+        extended = F.pad(other._places[0], (0, 1), value=-1)
+        return Gather(extended[self._places[0]].reshape(self.shape), other.size)
 
     def extra_repr(self) -> str:
         return f"{self.size} to {self.shape}"
@@ -59,6 +60,11 @@ class Shift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.shift
+
+
+def same_numbers(shape: tuple[int, ...]) -> Gather:
+    """A sample's numbers in their order, in another shape."""
+    return Gather(torch.arange(prod(shape)).reshape(shape), prod(shape))
 
 
 def places(batch: int, shape: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,7 @@ that is trained is one sub-network, not a new one each step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from zlib import crc32
 
 import torch
@@ -96,56 +96,6 @@ class ChannelPad(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.before}, {self.after}"
-
-
-class Reshape(nn.Module):
-    """Gives each sample another shape."""
-
-    def __init__(self, shape: Sequence[int]):
-        super().__init__()
-        self.shape = tuple(shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) to (B, *shape)."""
-        return x.reshape(len(x), *self.shape)
-
-    def extra_repr(self) -> str:
-        return f"{self.shape}"
-
-
-class Permute(nn.Module):
-    """Puts the axes in another order; ``axes`` are those of (B, ...), so the first is 0."""
-
-    def __init__(self, axes: Sequence[int]):
-        super().__init__()
-        self.axes = tuple(axes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(self.axes)
-
-    def extra_repr(self) -> str:
-        return f"{self.axes}"
-
-
-class Select(nn.Module):
-    """Takes some entries of one axis of (B, ...): a number takes the axis away; numbers keep it, in their order."""
-
-    def __init__(self, axis: int, index: int | Sequence[int]):
-        super().__init__()
-        self.axis: int = axis
-        self.index: int | tuple[int, ...] = index if isinstance(index, int) else tuple(index)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.index, int):
-            return x.select(self.axis, self.index)
-        index = list(self.index)
-        step = index[1] - index[0] if len(index) > 1 else 1
-        even = step > 0 and index == list(range(index[0], index[-1] + 1, step))
-        taken = slice(index[0], index[-1] + 1, step) if even else index
-        return x[(slice(None),) * self.axis + (taken,)]
-
-    def extra_repr(self) -> str:
-        return f"{self.axis}, {self.index}"
 
 
 class Synapse(nn.Module):

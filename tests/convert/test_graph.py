@@ -94,11 +94,18 @@ def refused(*layers: nn.Module) -> str:
     return str(caught.value)
 
 
+class Rounded(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.floor(x)
+
+
 def test_refusals_name_the_node_the_operation_and_the_way_out() -> None:
     conv = nn.Conv2d(1, 2, 3)
-    text = refused(conv, nn.BatchNorm2d(2, track_running_stats=False))
-    assert "_1" in text
-    assert "track_running_stats" in text
+    text = refused(conv, Rounded())
+    assert "floor" in text
+    assert "function with jumps" in text
+    assert "a continuous function" in text
+    assert "track_running_stats" in refused(conv, nn.BatchNorm2d(2, track_running_stats=False))
     assert "return_indices" in refused(conv, nn.ReLU(), nn.MaxPool2d(2, return_indices=True))
 
 

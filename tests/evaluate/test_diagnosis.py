@@ -102,6 +102,20 @@ def test_own_and_inherited_errors_add_up_for_the_first_layer() -> None:
     assert last.inherited > 0.001
 
 
+def test_layers_that_compute_are_rows_too_and_add_nothing() -> None:
+    """Functions send their values exactly; the neurons before them, of both signs, round."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(48, 6)
+    network = sp.convert(ann, x, timesteps=STEPS)
+    rows = sp.explain_conversion(network, ann, x, [STEPS]).at(STEPS)
+    computing = {name for name, dynamics in network.dynamics().items() if dynamics.arithmetic}
+    assert computing
+    assert [row.layer for row in rows] == list(network.dynamics())
+    for row in rows:
+        assert (row.own < 1e-5) == (row.layer in computing)
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     ann, x = made()
     network = sp.convert(ann, x, timesteps=STEPS)

@@ -158,6 +158,16 @@ def test_a_layer_may_read_both_codings() -> None:
     torch.testing.assert_close(found / 16, wanted / 16, atol=2 / 16, rtol=0)  # totals differ by 1 at most, of 4 weights below 1/2
 
 
+def test_functions_read_what_is_decoded() -> None:
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 3)).eval(), torch.randn(32, 6)
+    network = sp.convert(ann, x, DifferentialIF(levels=6), timesteps=8)
+    assert any(dynamics.arithmetic for dynamics in network.dynamics().values())
+    with torch.no_grad():
+        wanted, found = ann(x), network(x, 8) / 8
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
 def test_max_pooling_and_training_are_refused() -> None:
     torch.manual_seed(0)
     ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)).eval()

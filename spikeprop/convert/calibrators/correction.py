@@ -23,7 +23,7 @@ from spikeprop.convert.calibrators.least_error import GridSearch, least_of_grid
 from spikeprop.convert.calibrators.rows import Per, from_rows, largest_of_rows, rows
 from spikeprop.convert.encoded import isolated_rng
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
-from spikeprop.convert.spikes import SpikeTrains
+from spikeprop.convert.spikes import SpikeTrains, spike_trains
 from spikeprop.convert.weights import by_channel
 from spikeprop.runtime.checks import at_least_one
 from spikeprop.runtime.seeding import seed_torch
@@ -62,7 +62,7 @@ class SpikeCalibrator(LayerwiseCalibrator):
         """Change a layer whose threshold is set, or the output layer."""
 
     def spike_trains(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> SpikeTrains:
-        return SpikeTrains(network, x, self.timesteps, shard)
+        return spike_trains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
         self.set_threshold(data)

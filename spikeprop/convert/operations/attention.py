@@ -18,7 +18,7 @@ from spikeprop.convert.builder import Builder
 from spikeprop.convert.operations.functions import Parts, gathered, shifted, weighted
 from spikeprop.convert.trace import refuse
 from spikeprop.convert.value import Value
-from spikeprop.snn.call import Call, Form, Operand
+from spikeprop.snn.call import BatchAxis, Call, Operand
 
 
 def scores_of(query: Tensor, key: Tensor) -> Tensor:
@@ -36,13 +36,13 @@ def attended(
 ) -> tuple[Value, Value]:
     """What attention makes of Q, K and V, of samples in these shapes, and the spikes of its softmax."""
     query, key, value = (encoded(builder, node, operand, 1, product=True) for operand in operands)
-    product = Call(scores_of, (Operand(0), Operand(1)), {}, (Form(), Form()), Form())
+    product = Call(scores_of, (Operand(0), Operand(1)), {}, (BatchAxis(), BatchAxis()), BatchAxis())
     scores = values.scale(computed(builder, node, product, ((query, shapes[0]), (key, shapes[1]))), scale)
     scores = scores if mask is None else shifted(scores, mask)
-    softmax = Call(torch.softmax, (Operand(0), -1), {}, (Form(),), Form())
+    softmax = Call(torch.softmax, (Operand(0), -1), {}, (BatchAxis(),), BatchAxis())
     shape = (*torch.broadcast_shapes(shapes[0][:-2], shapes[1][:-2]), shapes[0][-2], shapes[1][-2])
     weights = encoded(builder, node, computed(builder, node, softmax, ((scores, shape),)), 1, product=True)
-    mixed = Call(torch.matmul, (Operand(0), Operand(1)), {}, (Form(), Form()), Form())
+    mixed = Call(torch.matmul, (Operand(0), Operand(1)), {}, (BatchAxis(), BatchAxis()), BatchAxis())
     return computed(builder, node, mixed, ((weights, shape), (value, shapes[2]))), weights
 
 
@@ -62,7 +62,7 @@ def scaled_dot_product(builder: Builder, node: fx.Node) -> Value | None:
     """``F.scaled_dot_product_attention``."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     given = {**dict(zip(names, node.args)), **node.kwargs}
-    read = [given[name] for name in names[:3]]
+    read: list[Any] = [given[name] for name in names[:3]]
     axes = len(builder.forms.shape(node))
     forms = [builder.forms.of(n) for n in read if builder.forms.depends(n)]
     if builder.constant(given.get("enable_gqa", False)) or len(forms) < 3 or any(f.axis >= axes - 2 for f in forms):
@@ -84,7 +84,7 @@ def multihead(builder: Builder, node: fx.Node, module: nn.MultiheadAttention) ->
     """``nn.MultiheadAttention``: its packed projection, the heads, attention, and the projection of the result."""
     names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
     given = {**dict(zip(names, node.args)), **node.kwargs}
-    read = [given[name] for name in names[:3]]
+    read: list[Any] = [given[name] for name in names[:3]]
     if module.bias_k is not None or module.add_zero_attn or given.get("key_padding_mask") is not None:
         return None
     if not all(builder.forms.depends(n) and len(builder.shape(n)) == 2 for n in read):
@@ -105,7 +105,7 @@ def multihead(builder: Builder, node: fx.Node, module: nn.MultiheadAttention) ->
     index = torch.arange(heads * shapes[0][1] * size).reshape(heads, -1, size).transpose(0, 1).flatten(1)
     value = encoded(builder, node, gathered(builder, mixed, index, index.numel()), -1)
     value = weighted(value, module.out_proj, f"{node.target}.out_proj")
-    average = Call(torch.mean, (Operand(0), 1), {}, (Form(),), Form())
+    average = Call(torch.mean, (Operand(0), 1), {}, (BatchAxis(),), BatchAxis())
     wanted = builder.constant(given.get("average_attn_weights", True))
     return Parts((value, tuple(b.then(average) for b in weights) if wanted else weights))
 
@@ -130,5 +130,4 @@ def _projection(module: nn.MultiheadAttention, number: int) -> nn.Linear:
     return layer
 
 
-MODULES = {nn.MultiheadAttention: multihead}
 FUNCTIONS = {"scaled_dot_product_attention": scaled_dot_product}

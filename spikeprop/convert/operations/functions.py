@@ -1,9 +1,9 @@
 """Any other operation: shapes of every form, constants that are folded, and functions and products that become layers.
 
-What the tables of layers and tensors do not convert comes here, by name: operations on shapes are a map of places to places, found
-by letting the operation move numbers that say where they are; linear operations join the synapse; sums and products with
-constants are shifts and gains; a matrix product reads spikes. Everything else is a function that a layer computes, if it computes
-each sample alone and without weights.
+What the tables of layers and tensors do not convert comes here, by name: operations on shapes are a map of places to places,
+found by letting the operation move numbers that say where they are; linear operations join the synapse; sums and products with
+constants are shifts and gains; a matrix product reads spikes. Everything else is a function that a layer computes, if it
+computes each sample alone and without weights.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, fx, nn
 from spikeprop.convert import value as values
 from spikeprop.convert.arithmetic import computed, encoded
 from spikeprop.convert.builder import Builder
-from spikeprop.convert.forms import mapped
-from spikeprop.convert.trace import called_name, function_name, refuse
+from spikeprop.convert.forms import mapped, refuse_random
+from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.snn import Gain, SampleDropout
-from spikeprop.snn.call import Call, Form, Operand
+from spikeprop.snn.call import BatchAxis, Call, Operand
 from spikeprop.snn.gather import Gather, Shift, places
 
 SAME = frozenset(
@@ -31,26 +31,23 @@ SAME = frozenset(
 SHAPES = frozenset((
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "swapaxes", "swapdims",
     "movedim", "moveaxis", "expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave", "roll", "flip", "rot90",
-    "getitem", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "index_select", "cat", "concat",
-    "concatenate", "stack", "hstack", "vstack", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "view_as",
-    "reshape_as", "tril", "triu", "diagonal", "adjoint", "take",
+    "getitem", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "index_select", "cat",
+    "concat", "concatenate", "stack", "hstack", "vstack", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold",
+    "view_as", "reshape_as", "tril", "triu", "diagonal", "adjoint", "take",
 ))  # fmt: skip
 LINEAR = frozenset((
     "mean", "sum", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "adaptive_avg_pool3d", "interpolate", "upsample", "fold", "diff",
 ))  # fmt: skip
 SHAPE_MODULES = (
-    nn.Flatten,
-    nn.Unflatten,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.ChannelShuffle,
-    nn.Unfold,
-    nn.modules.padding._ConstantPadNd,
-)
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unfold, nn.modules.padding._ConstantPadNd,
+)  # fmt: skip
 LINEAR_MODULES = (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.Upsample, nn.Fold)
 MATRIX = frozenset(("matmul", "bmm", "einsum", "linear", "mm", "baddbmm", "conv1d", "conv2d", "conv3d", "bilinear", "tensordot"))
-RANDOM = ("rand", "bernoulli", "multinomial", "dropout", "normal", "poisson", "rrelu")
+SMOOTH = "near a jump no number of steps is enough; use a continuous function"
+JUMPS = frozenset((
+    "threshold", "hardshrink", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "heaviside", "floor_divide", "floordiv", "fmod", "remainder", "mod",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,8 @@ def _of_module(builder: Builder, node: fx.Node, module: nn.Module) -> Value | Pa
         return weighted(value, module, str(node.target))
     if isinstance(module, nn.RNNBase | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.Bilinear):
         return None
+    if isinstance(module, nn.Threshold | nn.Hardshrink):
+        raise refuse(node, "a function with jumps", SMOOTH)
     weights = [path for path, inner in module.named_modules() if isinstance(inner, nn.Linear | nn.modules.conv._ConvNd)]
     return None if weights else _function(builder, node)
 
@@ -129,8 +128,8 @@ def call_of(builder: Builder, node: fx.Node, *, formed: bool) -> Call:
         return builder.forms.constant(argument) if isinstance(argument, fx.Node) else mapped(given, _of_device(builder, argument))
 
     target: Any = builder.copied(node) if node.op == "call_module" else node.target
-    forms = [builder.forms.of(n) if formed else Form() for n in read]
-    form = builder.forms.of(node) if formed else Form()
+    forms = [builder.forms.of(n) if formed else BatchAxis() for n in read]
+    form = builder.forms.of(node) if formed else BatchAxis()
     return Call(target, given(node.args), given(dict(node.kwargs)), forms, form, builder.changes(node))
 
 
@@ -175,7 +174,7 @@ def _joined(builder: Builder, node: fx.Node, number: int, moved: list[Tensor], c
         first = operands(builder, node)[0]
         index = torch.full_like(form.samples(moved[0])[0], -1)
         branches = [*builder.values[first][:1]]
-        branches[0] = branches[0].then(Gather(index, torch.Size(sizes[0]).numel()))
+        branches[0] = branches[0].then(Gather(index, torch.Size(sizes[0]).numel()).to(builder.device))
     value = tuple(branches)
     if not bool((constant != 0).any()):
         return value
@@ -183,7 +182,7 @@ def _joined(builder: Builder, node: fx.Node, number: int, moved: list[Tensor], c
     return shifted(value, shift)
 
 
-def _own(form: Form, moved: list[Tensor], shapes: list[tuple[int, ...]]) -> bool:
+def _own(form: BatchAxis, moved: list[Tensor], shapes: list[tuple[int, ...]]) -> bool:
     """Whether each sample's numbers are its own, and all samples are treated alike."""
     for where, shape in zip(moved, shapes):
         samples = form.samples(where)
@@ -197,14 +196,13 @@ def gathered(builder: Builder, value: Value, index: Tensor, size: int) -> Value:
     """Each branch with its numbers at other places; branches of which nothing is left are gone."""
     if bool((index < 0).all()):
         return ()
-    index = index.to(builder.device)
     made: dict[int, Gather] = {}
     branches = []
     for branch in value:
         last = branch.last if isinstance(branch.last, Gather) else None
         if id(last) not in made:  # the same object where it is the same, by which branches are compared
             plain = Gather(index, size)
-            made[id(last)] = plain if last is None else plain.after(last)
+            made[id(last)] = (plain if last is None else plain.after(last)).to(builder.device)
         branches.append((branch.without_last() if last is not None else branch).then(made[id(last)]))
     return tuple(branches)
 
@@ -242,7 +240,7 @@ def _expanded(builder: Builder, node: fx.Node, argument: fx.Node) -> Value:
     where = builder.forms.of(argument).batch(places(builder.batch, builder.shape(argument)))
     moved = builder.forms.of(node).samples(torch.broadcast_to(where, wanted)).long()
     size = torch.Size(builder.shape(argument)).numel()
-    if not _own(Form(), [moved], [builder.shape(argument)]):
+    if not _own(BatchAxis(), [moved], [builder.shape(argument)]):
         raise refuse(node, "numbers of one image that go to another", "images must not influence one another")
     return gathered(builder, value, moved[0] - 1, size)
 
@@ -305,7 +303,7 @@ def _negate(builder: Builder, node: fx.Node) -> Value:
     return values.scale(builder.value(node), -1.0)
 
 
-# linear operations, products and functions ----------------------------------------------------------------------------------------
+# linear operations, products and functions --------------------------------------------------------------------------------------
 
 
 def _linear(builder: Builder, node: fx.Node) -> Value:
@@ -336,14 +334,15 @@ def _matrix(builder: Builder, node: fx.Node) -> Value | None:
     return tuple(b.then(op, node.name) for b in value)
 
 
-def _function(builder: Builder, node: fx.Node) -> Value | None:
+def _function(builder: Builder, node: fx.Node) -> Value:
     """A layer that computes what is neither linear nor a ReLU."""
     outlined = builder.outline[node]
     if not isinstance(outlined, Tensor) or not outlined.is_floating_point():
         what = "a result of whole numbers or truth values" if isinstance(outlined, Tensor) else "a function of several results"
         raise refuse(node, what, "a spiking network computes with real numbers, one tensor an operation")
-    if called_name(node).startswith(RANDOM):
-        raise refuse(node, "random numbers", "leave them out in evaluation mode")
+    refuse_random(node)
+    if function_name(node).strip("_") in JUMPS or "rounding_mode" in node.kwargs:
+        raise refuse(node, "a function with jumps", SMOOTH)
     read = operands(builder, node)
     op = call_of(builder, node, formed=True)
     return computed(builder, node, op, [(builder.values[n], builder.shape(n)) for n in read])

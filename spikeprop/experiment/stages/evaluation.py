@@ -46,7 +46,7 @@ def evaluate_networks(run: PipelineRun) -> dict[str, Any]:
         return {}
     summaries.setdefault("finetuned", summaries["converted"])  # without fine-tuning it is the same network
     top1 = summaries["ann"]["accuracy"]["ANN"]
-    result: dict[str, Any] = {"ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"]}}
+    result: dict[str, Any] = {"ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"], **_of_positions(top1)}}
     for network, steps in reported.items():
         result[network] = _at_steps(summaries[network], steps)
         run.context.show(network, scalars_by_steps(result[network]))
@@ -102,11 +102,18 @@ def _at_steps(summary: dict[str, Any], steps: Sequence[int]) -> dict[str, Any]:
     return {
         "accuracy": {t: found["top1"] for t, found in accuracy.items()},
         "interval": {t: found["top1_interval"] for t, found in accuracy.items()},
+        **(
+            {"mean_iou": ious} if (ious := {t: found["mean_iou"] for t, found in accuracy.items() if "mean_iou" in found}) else {}
+        ),
         "activity": {t: found for t, found in summary["activity"].items() if int(t) in steps},
         "activity_images": summary["activity_images"],
         "levels": summary["levels"],
         **({"early_exit": summary["early_exit"]} if "early_exit" in summary else {}),
     }
+
+
+def _of_positions(found: dict[str, Any]) -> dict[str, float]:
+    return {"mean_iou": found["mean_iou"]} if "mean_iou" in found else {}
 
 
 def _conversion_error(run: PipelineRun, ann: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
