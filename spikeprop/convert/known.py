@@ -310,6 +310,7 @@ class KnownTracer(OwnTracer):
 
 
 def _perform(node: fx.Node, results: dict[fx.Node, Any], root: nn.Module, device: str | None) -> Any:
+    args: Any
     args, kwargs = map_arg((node.args, node.kwargs), results.__getitem__)
     if node.op == "get_attr":
         value = operator.attrgetter(str(node.target))(root)
