@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
+from spikeprop.snn.engine.kernels import cpu
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last
