@@ -22,6 +22,7 @@ def table(name: str) -> str:
         "scaling": measured,
         "scaling-model": modelled,
         "scaling-bytes": volume,
+        "convert_choice": converted,
         "migration": migration,
         "sharding": sharded,
         "gpu_kernels": compiled,
@@ -40,6 +41,8 @@ def rows(head: Iterable[str], body: Iterable[Iterable[Any]]) -> str:
 
 def program(name: str) -> str:
     """What wrote the figures: a script, or the package whose kernels were compiled."""
+    if name.startswith("convert_"):  # one script, several files
+        return "benchmarks/convert.py"
     package = name.removesuffix("_kernels")
     return f"python -m benchmarks.{package} --compile" if package != name else f"benchmarks/{name}.py"
 
@@ -71,6 +74,18 @@ def contenders(found: dict[str, Any]) -> str:
         time, memory = one["median"] / ours["median"], one["peak_mib"] / ours["peak_mib"]
         body.append((name, f"{one['median']:.2f}", f"{time:.1f}", f"{one['peak_mib']:.0f}", f"{memory:.1f}"))
     return rows(("", "seconds", "times ours", "MiB above idle", "times ours"), body)
+
+
+def converted(found: dict[str, Any]) -> str:
+    """Accuracy of converted networks at each T, and bits that a neuron sends for an image."""
+    timesteps, bits = found["settings"]["timesteps"], found["bits_per_neuron"]
+    body = []
+    for name, accuracy in found["accuracy"].items():
+        sent = bits.get(name)
+        known = [str(t) if str(t) in accuracy else None for t in timesteps]
+        cells = [f"{accuracy[t]:.2f}" + (f" ({sent[t]:.1f})" if sent else "") if t else "" for t in known]
+        body.append((name, *cells))
+    return rows((f"% (bits a neuron); ANN {found['ann']:.2f}", *(f"T = {t}" for t in timesteps)), body)
 
 
 def migration(found: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from spikeprop.convert import (
     AdvancedCalibration,
     LearnedCeiling,
     LeastError,
+    LeastSquares,
     LightCalibration,
     LocalThresholdBalancing,
     MaxActivation,
@@ -61,6 +62,7 @@ __all__ = [
     "GradedIF",
     "LearnedCeiling",
     "LeastError",
+    "LeastSquares",
     "LightCalibration",
     "LocalThresholdBalancing",
     "MaxActivation",
@@ -77,6 +79,7 @@ __all__ = [
     "ann_accuracy",
     "ann_error",
     "convert",
+    "explain_conversion",
     "fit",
     "from_nir",
     "snn_accuracy",
@@ -86,9 +89,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import NIR and with it HDF5 only when one of its names is used."""
+    """Import NIR and with it HDF5, or what recipes run on, only when one of its names is used."""
     if name in ("to_nir", "from_nir"):
         from spikeprop import deploy
 
         return getattr(deploy, name)
+    if name == "explain_conversion":
+        from spikeprop.experiment.diagnosis import explain_conversion
+
+        return explain_conversion
     raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")

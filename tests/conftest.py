@@ -16,7 +16,24 @@ from spikeprop import CNN, Backprop, Digits, fit
 from spikeprop.learn import Cosine
 
 pytest_plugins = ["tests.witness.counts"]  # prints what the independent checks compared, from all workers of pytest-xdist
+LONG = (  # files that take longest, which start first, so that no process is left with one at the end
+    "cli/test_cli.py", "plugins/explain/", "faults/", "learn/distributed/", "snn/engine/test_cuda.py",
+    "snn/engine/test_engine.py", "hardware/test_reference.py", "convert/test_operations.py", "test_site.py", "test_tutorials.py",
+    "test_docs.py", "report/", "convert/test_distributed.py", "test_benchmarks.py", "plugins/", "witness/",
+    "hardware/", "experiment/", "convert/", "snn/",
+)  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files by how long they take; `make test` gives them to its processes in this order."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(here).as_posix()
+        return next((i for i, long in enumerate(LONG) if name.startswith(long)), len(LONG))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ LEVELS = [  # a room imports only rooms of the lines below its own
     {"errors"},
 ]
 ROOT_MODULES = {"__init__", "__main__", "errors"}
-NAMESAKES: dict[str, str] = {}  # class that several modules define: the reason
+NAMESAKES = {"GradedIF": "a node of a NIR file, as nir.IF is"}  # class that several modules define: the reason
 OTHER_TESTS = {"hardware", "faults", "fuzz", "witness"}  # directories of tests/ that mirror no room
 
 
@@ -96,7 +96,7 @@ def test_rooms_import_only_rooms_below(file: Path) -> None:
     below = (
         set().union(*LEVELS[level(own) + 1 :])
         if own != "__init__"
-        else {"ann", "convert", "data", "evaluate", "learn", "snn", "deploy"}
+        else {"ann", "convert", "data", "evaluate", "learn", "snn", "deploy", "experiment"}  # the last two when first used
     )
     wrong = rooms_of(file) - below - {own}
     assert not wrong, f"{own} must not import {sorted(wrong)}"

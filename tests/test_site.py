@@ -207,6 +207,21 @@ def test_the_tables_of_scaling_are_those_of_its_benchmark(
     assert "ANN, ResNet-20" in capsys.readouterr().out
 
 
+def test_the_table_of_conversions_has_accuracy_and_bits(tables: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert "`benchmarks/convert.py` has not been run" in tables.table("convert_choice")
+    found = {
+        "ann": 91.73,
+        "accuracy": {"default": {"1": 91.25, "4": 91.5}, "SpikingJelly LTB": {"1": 10, "4": 27.789}},
+        "bits_per_neuron": {"default": {"1": 2.54, "4": 7.2}},
+        "settings": {"timesteps": [1, 4]},
+    }
+    text = tables.converted(found)
+    assert "| % (bits a neuron); ANN 91.73 | T = 1 | T = 4 |" in text
+    assert "| default | 91.25 (2.5) | 91.50 (7.2) |" in text
+    assert "| SpikingJelly LTB | 10.00 | 27.79 |" in text
+
+
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Tab]:
     with open_tab(chromium, height=1000) as found:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.forked import ROOT, Program
+
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 LONG = ("report", "torchvision")
 BLOCK = re.compile(r"^```(python|console|text)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DRIVER = """
-import contextlib, io, json, pathlib, shlex, sys
+import contextlib, io, json, pathlib, shlex
 from click.testing import CliRunner
 from spikeprop.cli import main
 
 told, names = [], {}
-for kind, title, text in json.load(sys.stdin):
+for kind, title, text in json.loads(pathlib.Path("given.json").read_text()):
     printed = io.StringIO()
     if title:
         pathlib.Path(title).write_text(text)
@@ -77,12 +75,9 @@ def without_figures(text: str) -> str:
 
 def run(page: list[Block], folder: Path) -> list[str]:
     """What each block prints, all of them in one program that starts in an empty folder."""
-    given = json.dumps([(block.kind, block.title, block.text) for block in page])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "hardware"), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=given, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "given.json").write_text(json.dumps([(block.kind, block.title, block.text) for block in page]))
+    with Program(DRIVER, [], folder.with_suffix(".log"), folder) as program:
+        assert program.ended() == 0, program.output[-3000:]
     return json.loads((folder / "told.json").read_text())
 
 

@@ -1,7 +1,7 @@
 """A network as connected Lava processes, run over all samples in one run; this module runs in Lava's Python.
 
-Each population is a SoftIF (ChipIF in integers) or a MaxPool, each connection a Sparse synapse (graded messages,
-since encoded input may be signed or real), the output a Readout (ChipReadout). Samples follow one another in the same run;
+Each population is a SoftIF (ChipIF in integers) or a MaxPool, each connection a Sparse synapse (graded messages, since encoded
+input may be signed or real and neurons graded), the output a Readout (ChipReadout). Samples follow one another in the same run;
 processes/soft_reset.py explains how they are separated.
 """
 
@@ -16,7 +16,7 @@ from scipy import sparse
 
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
-from spikeprop_hardware.recording import STEPS_PER_NUMBER, SimulationResult
+from spikeprop_hardware.recording import BITS_PER_NUMBER, SimulationResult
 
 
 def run_on_lava(
@@ -56,8 +56,12 @@ def run_on_lava(
             progress(done, total)
         shape = (samples, period, -1)
         layers = [(p, processes[p.name]) for p in network.populations if p is not network.readout]
-        spikes = {p.name: _trains(p, proc, steps).reshape(shape) for p, proc in layers}
-        traces = {p.name: proc.trace.get().T.reshape(shape) for p, proc in layers} if membranes else {}
+        spikes, traces = {}, {}
+        for p, process in layers:
+            spikes[p.name] = _trains(p, process, steps).reshape(shape)
+            if membranes:
+                traces[p.name] = process.trace.get().T.reshape(shape)
+            progress(done, total)  # what is recorded is returned slowly
         output = readout.sums.get().T.reshape(shape)
         clipped = _clipped(network, processes)
     finally:
@@ -113,7 +117,7 @@ def _pooling(population: Population | IntegerPopulation, run: dict[str, int], tr
     held = sparse.hstack([c.matrix for c in population.connections], format="csr")
     return MaxPool(
         sources=held.shape[1], first=held.indptr.astype(np.int64), places=held.indices.astype(np.int64),
-        signed=population.signed, onset=population.depth, trace=trace, **run,
+        levels=population.levels, onset=population.depth, trace=trace, **run,
     )  # fmt: skip
 
 
@@ -133,8 +137,8 @@ def _floating(population: Population, run: dict[str, int], trace: bool) -> Any:
     if population.theta is None:
         return Readout(bias=population.bias, onset=population.depth, **run)
     return SoftIF(
-        theta=population.theta, bias=population.bias, leak=population.leak, v_init=population.v_init,
-        to_zero=population.to_zero, signed=population.signed, onset=population.depth, trace=trace, **run,
+        theta=population.theta, bias=population.bias, leak=population.leak, v_init=population.v_init, to_zero=population.to_zero,
+        levels=population.levels, rectify=population.rectify, onset=population.depth, trace=trace, **run,
     )  # fmt: skip
 
 
@@ -144,17 +148,15 @@ def _fixed(population: IntegerPopulation, run: dict[str, int], trace: bool) -> A
     common: dict[str, Any] = {"bias": population.bias, "bias_exp": population.bias_exponent, "onset": population.depth, **run}
     if population.theta is None:
         return ChipReadout(**common)
-    kind = {"to_zero": population.to_zero, "signed": population.signed}
+    kind = {"to_zero": population.to_zero, "levels": population.levels, "rectify": population.rectify}
     return ChipIF(theta=population.theta, decay=population.decay, rest=population.v_init, trace=trace, **kind, **common)
 
 
 def _trains(population: Population | IntegerPopulation, process: Any, steps: int) -> np.ndarray:
-    """(steps, neurons): bool, or -1, 0 and 1 of signed neurons."""
-    fired = _unpack(process.bits.get(), steps)
-    return fired.astype(np.int8) - _unpack(process.back.get(), steps) if population.signed else fired
-
-
-def _unpack(packed: np.ndarray, steps: int) -> np.ndarray:
-    """(neurons, numbers) of 48 steps each to (steps, neurons) bool."""
-    k = np.arange(steps)
-    return ((packed.astype(np.int64)[:, k // STEPS_PER_NUMBER] >> (k % STEPS_PER_NUMBER)) & 1).astype(bool).T
+    """(steps, neurons) of what the record holds in two's complement: bool, or int8 of graded neurons."""
+    k, width = np.arange(steps), population.spike_bits
+    number, place = np.divmod(k, BITS_PER_NUMBER // width)
+    sent = (process.bits.get().astype(np.int64)[:, number] >> (width * place)) & (2**width - 1)
+    if not population.signed:
+        return sent.astype(bool).T
+    return (sent - ((sent >> (width - 1)) << width)).astype(np.int8).T

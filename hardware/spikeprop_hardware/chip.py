@@ -7,12 +7,13 @@ synapses (open-neuromorphic.org, "Loihi 2 - Intel"), and 192 KB of memory a core
 those of synapses there (``lava/lib/dl/netx/hdf5.py``). Intel's own brief on the chip ("Taking Neuromorphic Computing to the
 Next Level with Loihi 2", 2021) was not available, so the numbers of the chip come from secondary sources.
 
-Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a
-connection is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron that
-reads. A window of max pooling is a neuron with another 16-bit count for each of its places, and can distinguish 15 of them (8
-of signed neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a convolution's
-weights, which is not counted on here, so convolutional layers may need fewer cores than this says. How many axons a core of
-Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, but not limited.
+Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a connection
+is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron that reads. A
+graded neuron takes another word for the sum that it has sent. A window of max pooling is a neuron with another 16-bit count for
+each of its places, and can distinguish 15 of them (fewer of graded neurons: processes/max_pool.py). A core's neurons are
+neighbours in C-order. Loihi 2 can share a convolution's weights, which is not counted on here, so convolutional layers may need
+fewer cores than this says. How many axons a core of Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out):
+they are counted, but not limited.
 
 Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi, 23.6 pJ
 a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, IEEE Micro 38(1), from simulation before the
@@ -20,7 +21,10 @@ silicon; the paper was not available, and ``keras_spiking/model_energy.py``, whi
 3.5 pJ more that it does not explain), every neuron active at every step; traffic between cores, input, host and idle power are
 left out.
 
-    energy = 23.6 pJ * (sum over spikes of their fan-out) + 81 pJ * neurons * steps
+    energy = 23.6 pJ * (sum over spikes of their fan-out * payload bits) + 81 pJ * neurons * steps
+
+A spike that carries a number needs Loihi 2, whose synapses multiply by it; what that product costs is not published. Each payload
+bit counts as one synaptic operation (an addition of the shifted weight), the sign as none.
 """
 
 from __future__ import annotations
@@ -57,7 +61,7 @@ class Chip:
     bytes_per_neuron: int = 12
     bytes_per_count: int = 2
     places: int = 15
-    signed_places: int = 8
+    bytes_per_sent: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,7 @@ class LayerBudget:
         axons_per_core: the most that end in one core.
         bytes: memory, as assumed.
         cores: that hold the layer, which shares them with no other.
+        spike_bits: that say what a neuron sends in a step: 1, or those of a payload and its sign; 0 of the output.
         bound: what fills the cores: "memory", "neurons", or "" where one core is enough.
     """
 
@@ -83,25 +88,37 @@ class LayerBudget:
     axons_per_core: int
     bytes: int
     cores: int
+    spike_bits: int
     bound: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a network takes; ``problems`` says why it cannot be placed, and what to do, and is empty where it can."""
+    """What a network takes; ``problems`` says why it cannot be placed, and what to do, and is empty where it can; ``needs`` says
+    what of the chip not every chip has."""
 
     layers: list[LayerBudget]
     cores: int
     chips: int
     problems: list[str]
+    needs: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """Spikes and synaptic operations of one layer's neurons (or of the input), a sample; operations on graded input count too."""
+    """What one layer's neurons (or the input) send, a sample.
+
+    Attributes:
+        spikes: numbers other than 0, of graded input too.
+        payload_bits: of a spike's number, without the sign; of the input it counts as 1.
+        events: spikes that arrive at synapses.
+        synops: events times payload bits.
+    """
 
     name: str
     spikes: float
+    payload_bits: int
+    events: float
     synops: float
 
 
@@ -121,7 +138,21 @@ def budget(network: ChipNetwork | IntegerNetwork, chip: Chip = Chip()) -> Budget
             f"the network needs {chips:,} chips, and the largest system has {chip.chips:,}; layer {largest.name!r} alone takes "
             f"{largest.cores:,} cores: give it fewer channels, or pool before it"
         )
-    return Budget(layers=layers, cores=cores, chips=chips, problems=problems)
+    return Budget(layers=layers, cores=cores, chips=chips, problems=problems, needs=_needs(network, chip))
+
+
+def _needs(network: ChipNetwork | IntegerNetwork, chip: Chip) -> list[str]:
+    """Graded spikes, where a layer sends them, and what they cost beside spikes of one bit."""
+    graded = {p.name: p for p in network.populations if p.signed}
+    if not graded:
+        return []
+    bits = sorted({p.spike_bits for p in graded.values()})
+    extra = chip.bytes_per_sent * sum(len(p.bias) for p in graded.values() if not p.pools)
+    return [
+        f"graded spikes, as Loihi 2 has them and the first Loihi has not: {' or '.join(map(str, bits))} bits a spike (with its "
+        f"sign) of layers {', '.join(graded)}; each payload bit of a synaptic event counts as an operation, {extra:,} bytes hold "
+        "what the neurons have sent, and the neurons are a program of their own (microcode)"
+    ]
 
 
 def activity(network: ChipNetwork | IntegerNetwork, inputs: np.ndarray) -> list[Activity]:
@@ -137,17 +168,18 @@ def activity(network: ChipNetwork | IntegerNetwork, inputs: np.ndarray) -> list[
     if inputs.shape[2:] != network.input_shape or 0 in inputs.shape:
         raise HardwareError(f"inputs have shape {inputs.shape}; the network reads (samples, steps, {network.input_shape})")
     simulator, reached = Simulator(network), _fan_out(network)
+    bits = {network.input: 1, **{p.name: p.payload_bits for p in network.populations}}
     spikes = {name: np.zeros(len(fan_out)) for name, fan_out in reached.items()}
     for start in range(0, len(inputs), BATCH):
         part = inputs[start : start + BATCH]
         for name, train in simulator.run(part).spikes.items():
             spikes[name] += np.count_nonzero(train, axis=(0, 1))
         spikes[network.input] += np.count_nonzero(part, axis=(0, 1)).ravel()
-    samples = len(inputs)
+    del spikes[network.readout.name]
+    found = {name: (float(n.sum()) / len(inputs), float(n @ reached[name]) / len(inputs)) for name, n in spikes.items()}
     return [
-        Activity(name=name, spikes=float(n.sum()) / samples, synops=float(n @ reached[name]) / samples)
-        for name, n in spikes.items()
-        if name != network.readout.name
+        Activity(name=name, spikes=sent, payload_bits=bits[name], events=events, synops=events * bits[name])
+        for name, (sent, events) in found.items()
     ]
 
 
@@ -172,17 +204,20 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBu
     memory = chip.bytes_per_neuron + np.sum([_synapse_bytes(c, chip) for c in population.connections], axis=0)
     if population.pools:
         memory = memory + chip.bytes_per_count * fan_in
+    elif population.signed:
+        memory = memory + chip.bytes_per_sent
     problems = [
         f"layer {population.name!r} delays spikes of {c.source!r} by {c.delay} steps, and a synapse delays them by at most "
         f"{chip.delay}; shorten the path that the skip connection goes around"
         for c in population.connections
         if c.delay > chip.delay
     ]
-    places = chip.signed_places if population.signed else chip.places
+    places = (chip.places - 1) // population.spike_bits + 1
     if population.pools and fan_in.max(initial=0) > places:
+        bits = f" where spikes have {population.spike_bits} bits" if population.signed else ""
         problems.append(
-            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can distinguish {places}"
-            f"{' where spikes have signs' if population.signed else ''}; pool twice with smaller windows, or average"
+            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can distinguish {places}{bits}; "
+            "pool twice with smaller windows, or average"
         )
     if memory.max() > chip.bytes_per_core:
         problems.append(
@@ -202,6 +237,7 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBu
         axons_per_core=max(ends),
         bytes=int(memory.sum()),
         cores=len(edges),
+        spike_bits=0 if population.theta is None else population.spike_bits,
         bound=("neurons" if max(b - a for a, b in edges) == chip.neurons_per_core else "memory") if full else "",
     )
     return layer, problems

@@ -6,18 +6,27 @@ NIR's neurons are continuous (tau dv/dt = v_leak - v + r*I) and reset to ``v_res
 
 so that is what they are taken for. A factor f other than 1 goes into the threshold: v/f obeys v = leak * v + I and fires above
 v_threshold / f. A neuron node's metadata holds what NIR has no field for: ``reset`` ("zero", NIR's own, or
-"subtract"), ``dt`` in the unit of tau, ``leak`` (exact, where tau is rounded), ``v_init`` (start potential as a fraction of the
-threshold), and ``signed`` (a neuron below 0 sends -1 as long as it has sent more spikes than it took back). The graph's metadata
-may name the ``encoder`` that makes its inputs, and the step from which the output counts (``readout_from``).
+"subtract"), ``dt`` in the unit of tau, ``leak`` (exact, where tau is rounded), and ``v_init`` (start potential as a fraction of
+the threshold). The graph's metadata may name the ``encoder`` that makes its inputs, and the step from which the output counts
+(``readout_from``).
 
-Max pooling of spikes is a node of our own, ``SpikingMaxPool2d``:
+Two kinds of nodes are our own. ``GradedIF`` are integrate-and-fire neurons whose spikes carry whole numbers of both signs: with
+q = v_threshold / 2^(levels-1), the smallest level, and most = 2^levels - 1,
+
+    u = v + I;   k = the largest of 0..most with k q < u;   below 0, k = -(the least of 0..most that lifts u to 0);   v = u - k q
+
+a spike of k, where k is not 0. With ``rectify`` a neuron takes back no more than it has sent, so that the sum it has sent is
+never below 0. It starts at v_init q. A synapse multiplies by k.
+
+Max pooling of spikes is ``SpikingMaxPool2d``:
 
     N[t] = N[t-1] + s[t] for each place;   o[t] = max(N[t]) - max(N[t-1]) over each window
 
 The number of spikes that a window has sent is the largest count of its places: with rates, it is the ordinary maximum. Counts
-never fall below 0, so padding and places that never fire count 0, and a window's spike is 0 or 1, or -1 too where the neurons
-before it are signed. NIR 1.0.8 has no such node, and no composition of its nodes is equal. An importer that does not know a mark
-in the metadata of a standard node would ignore it and run another network; a node type that it does not know it refuses.
+never fall below 0, so padding and places that never fire count 0, and a window's spike is 0 or 1, or a whole number of either
+sign, no larger than theirs, where the neurons before it are graded. NIR 1.0.8 has no such nodes, and no composition of its nodes
+is equal. An importer that does not know a mark in the metadata of a standard node would ignore it and run another network; a
+node type that it does not know it refuses. (Files of before have neurons of one level as IF nodes marked ``signed``.)
 """
 
 from __future__ import annotations
@@ -52,22 +61,51 @@ class SpikingMaxPool2d(nir.NIRNode):
         self.output_type: Any = {"output": None}
 
 
-class NeuronParameters(NamedTuple):
-    """Neurons of an IF or LIF node; arrays are float64, of the layer's shape or of one number for all.
+@dataclass(eq=False)
+class GradedIF(nir.NIRNode):
+    """Integrate-and-fire neurons without leak whose spikes carry whole numbers of both signs; see the module.
 
     Attributes:
-        theta: thresholds, all positive.
+        v_threshold: the largest level, positive, of the neurons' shape.
+        levels: 1 to 7; a spike carries -(2^levels - 1) to 2^levels - 1.
+        v_init: potential before the first step, as a fraction of the smallest level; one number, or of the neurons' shape.
+        rectify: 1 where a neuron takes back no more than it has sent, else 0.
+    """
+
+    v_threshold: np.ndarray
+    levels: int
+    v_init: np.ndarray | float
+    rectify: int = 1
+
+    def __post_init__(self) -> None:
+        shape = np.array(np.shape(self.v_threshold))
+        self.input_type: Any = {"input": shape}
+        self.output_type: Any = {"output": shape}
+
+
+NEURONS = (nir.IF, nir.LIF, GradedIF)
+OWN = {kind.__name__: kind for kind in (GradedIF, SpikingMaxPool2d)}  # by the name of their type in a file
+MOST_LEVELS = 7  # a payload with its sign is a byte
+
+
+class NeuronParameters(NamedTuple):
+    """Neurons of a node; arrays are float64, of the layer's shape or of one number for all.
+
+    Attributes:
+        theta: what a spike of 1 takes off the potential, positive: the threshold, or the smallest level.
         leak: factor on the potential in each step, from 0 to 1.
-        v_init: start potential as a fraction of the threshold.
+        v_init: start potential as a fraction of theta.
         reset: "subtract" or "zero".
-        signed: spikes are taken back, too.
+        levels: of graded neurons; 0 of others, which send ones.
+        rectify: no more is taken back than was sent.
     """
 
     theta: np.ndarray
     leak: np.ndarray
     v_init: np.ndarray
-    reset: str
-    signed: bool
+    reset: str = "subtract"
+    levels: int = 0
+    rectify: bool = True
 
 
 class Window(NamedTuple):
@@ -178,32 +216,46 @@ def encoder_of(graph: nir.NIRGraph) -> str | None:
     return (graph.metadata or {}).get("encoder")
 
 
-def neurons_of(node: nir.IF | nir.LIF, name: str, dt: float | None = None) -> NeuronParameters:
+def neurons_of(node: nir.IF | nir.LIF | GradedIF, name: str, dt: float | None = None) -> NeuronParameters:
     """The neurons that a node stands for.
 
     Args:
-        node: IF or LIF.
+        node: IF, LIF or GradedIF.
         name: of the node, for errors.
         dt: time step in the unit of tau, for a LIF node that does not record one.
 
     Raises:
         NirError: something that these neurons do not do.
     """
+    theta = np.asarray(node.v_threshold, dtype=np.float64)
+    if not (theta > 0).all():
+        raise NirError(f"node {name!r} has a threshold of {theta.min():.4g}; thresholds are positive")
+    if isinstance(node, GradedIF):
+        levels, rectify = _graded(node, name)
+        return NeuronParameters(
+            theta / 2 ** (levels - 1), np.ones(()), np.asarray(node.v_init, np.float64), levels=levels, rectify=rectify
+        )
     metadata = node.metadata or {}
     reset = metadata.get("reset", "zero")
     if reset not in ("subtract", "zero"):
         raise NirError(f"node {name!r} has reset mode {reset!r}; known: 'subtract', 'zero'")
     if np.any(np.asarray(node.v_reset) != 0):
         raise NirError(f"node {name!r} resets to v_reset = {_first(node.v_reset)}; only v_reset = 0 can be expressed")
-    theta = np.asarray(node.v_threshold, dtype=np.float64)
-    if not (theta > 0).all():
-        raise NirError(f"node {name!r} has a threshold of {theta.min():.4g}; thresholds are positive")
     leak, factor = _leak(node, name, metadata.get("dt", dt))
     theta = theta if factor is None else theta / factor
-    signed = bool(metadata.get("signed", False))
-    if signed and (reset != "subtract" or (leak != 1).any()):
+    levels = int(bool(metadata.get("signed", False)))
+    if levels and (reset != "subtract" or (leak != 1).any()):
         raise NirError(f"node {name!r} is signed, but leaks or resets to zero; signed neurons do neither")
-    return NeuronParameters(theta, leak, np.asarray(metadata.get("v_init", 0.0), dtype=np.float64), reset, signed)
+    return NeuronParameters(theta, leak, np.asarray(metadata.get("v_init", 0.0), dtype=np.float64), reset, levels)
+
+
+def _graded(node: GradedIF, name: str) -> tuple[int, bool]:
+    """Levels, and whether no more is taken back than was sent."""
+    for what, least, most in (("levels", 1, MOST_LEVELS), ("rectify", 0, 1)):
+        value = np.asarray(getattr(node, what))
+        if value.shape or value.dtype.kind not in "iub" or not least <= value <= most:
+            raise NirError(f"node {name!r} has {what} = {getattr(node, what)!r}; it is a whole number from {least} to {most}")
+    return int(node.levels), bool(node.rectify)
 
 
 def _leak(node: nir.IF | nir.LIF, name: str, dt: float | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -5,7 +5,7 @@ drops the lowest of nine bits where signs are mixed, hence the 2). A neuron, all
 
     u = wrap(a << 6);   v = clip(sign(v) * (|v| * (4096 - decay) >> 12) + u + (bias << bias_exponent))
     spike = v > (theta << 6);   v = v - (theta << 6) where it spiked (or 0 with hard reset)
-    signed neurons: spike = -1 and v = v + (theta << 6) where v < 0 and more spikes were sent than taken back
+    graded neurons: theta is the smallest level; a spike carries k, as graph.py says, of v, and v = v - k * (theta << 6)
     max pooling: a spike each is counted, exactly (m = 1, exponent = -1: a = s), and v is the largest count, a whole number
 
 A potential v stands for the real potential v / 64 / scale. Formats as in Lava's bit-accurate LIF (lava-nc 0.10,
@@ -23,7 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.network import Shape, named
+from spikeprop_hardware.network import Sends, Shape, named
 
 STATE_LIMIT = 2**23  # 24-bit potentials and currents
 ALIGN = 6  # bits by which the chip shifts currents and thresholds up
@@ -46,7 +46,7 @@ class IntegerConnection:
 
 
 @dataclass(frozen=True)
-class IntegerPopulation:
+class IntegerPopulation(Sends):
     """Neurons of one NIR node, flattened; the readout has no threshold. ``v_init`` is a potential (24 bits).
 
     With ``pools`` they are windows of max pooling, whose potentials are counts.
@@ -63,7 +63,8 @@ class IntegerPopulation:
     v_init: np.ndarray
     theta: np.ndarray | None = None
     to_zero: bool = False
-    signed: bool = False
+    levels: int = 0
+    rectify: bool = True
     pools: bool = False
 
     @property

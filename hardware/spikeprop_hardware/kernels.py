@@ -178,11 +178,21 @@ def fire_fixed_numpy(
     return int(np.count_nonzero(np.abs(free) > low))
 
 
-def take_back_numpy(v: Any, spikes: Any, theta: Any, sent: Any) -> None:
-    """After a step of signed neurons, in place: send a spike of -1 where v < 0 and more were sent than taken back."""
-    back = (v < 0) & (sent > 0)
-    spikes[back] = -1
-    np.copyto(v, v + theta, where=back)
+def send_graded_numpy(v: Any, spikes: Any, unit: Any, levels: int, rectify: bool, sent: Any) -> None:
+    """What graded neurons send of the potential ``v`` that they have come to, in place; graph.py has the definition.
+
+    Args:
+        unit: the smallest level of each neuron.
+        sent: (B, neurons) int32, what each has sent so far.
+    """
+    most = sent if rectify else 2**levels
+    up, down = np.zeros(v.shape, np.int64), np.zeros(v.shape, np.int64)
+    for level in range(levels - 1, -1, -1):
+        more, less = up + 2**level, down + 2**level
+        up = np.where(v > more * unit, more, up)
+        down = np.where((v < (1 - less) * unit) & (less <= most), less, down)
+    spikes[...] = up - down
+    v[...] = v - (up - down) * unit
     sent += spikes
 
 
@@ -213,15 +223,24 @@ def _pool(counts, v, spikes, first, places):
 
 
 @_jit
-def _take_back(v, spikes, theta, sent):
+def _send_graded(v, spikes, unit, levels, rectify, sent):
     for b in range(v.shape[0]):
         for i in range(v.shape[1]):
-            back = v[b, i] < 0 and sent[b, i] > 0
-            spike = np.int8(-1) if back else spikes[b, i]
-            spikes[b, i] = spike
-            sent[b, i] += spike
-            if back:
-                v[b, i] += theta[i]
+            u, one, k = v[b, i], unit[i], 0
+            if u > one:
+                for level in range(levels - 1, -1, -1):
+                    if u > (k + (1 << level)) * one:
+                        k += 1 << level
+            elif u < 0:
+                most = sent[b, i] if rectify else 1 << levels
+                for level in range(levels - 1, -1, -1):
+                    less = (1 << level) - k
+                    if u < (1 - less) * one and less <= most:
+                        k = -less
+            spikes[b, i] = k
+            if k != 0:
+                sent[b, i] += k
+                v[b, i] = u - k * one
 
 
 @_jit
@@ -272,10 +291,10 @@ def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
 add_shifted: Any
 fire_float: Any
 fire_fixed: Any
-take_back: Any
+send_graded: Any
 pool: Any
-add_shifted, fire_float, fire_fixed, take_back, pool = (
-    (_add_shifted, _fire_float, _fire_fixed, _take_back, _pool)
+add_shifted, fire_float, fire_fixed, send_graded, pool = (
+    (_add_shifted, _fire_float, _fire_fixed, _send_graded, _pool)
     if NUMBA
-    else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy, take_back_numpy, pool_numpy)
+    else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy, send_graded_numpy, pool_numpy)
 )

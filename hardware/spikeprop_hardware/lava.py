@@ -64,28 +64,23 @@ def run_lava(
         with np.load(folder / "result.npz") as found:
             arrays = {name: found[name] for name in found.files}
     sizes = dict(zip(arrays["names"].tolist(), arrays["sizes"].tolist()))
-    spikes = {name: _trains(arrays, name, size) for name, size in sizes.items()}
+    spikes = {name: _train(arrays[f"spikes/{name}"], size) for name, size in sizes.items()}
     potentials = {name: arrays[f"membranes/{name}"] for name in sizes if membranes}
     counts = {name: int(np.count_nonzero(train)) for name, train in spikes.items()}
     clipped = dict(zip(arrays["clipped"].tolist(), arrays["times"].tolist()))
     return SimulationResult(spikes, arrays["output"], potentials, counts, clipped)
 
 
-def _trains(arrays: dict[str, np.ndarray], name: str, count: int) -> np.ndarray:
-    """Spikes (samples, steps, neurons): bool, or int8 where the worker wrote spikes that were taken back."""
-    fired = _bits(arrays[f"spikes/{name}"], count)
-    back = arrays.get(f"back/{name}")
-    return fired if back is None else fired.astype(np.int8) - _bits(back, count)
-
-
-def _bits(packed: np.ndarray, count: int) -> np.ndarray:
-    return np.unpackbits(packed, axis=-1, count=count).astype(bool)
+def _train(written: np.ndarray, count: int) -> np.ndarray:
+    """Spikes (samples, steps, neurons): bool where the worker wrote bits, else int8."""
+    return np.unpackbits(written, axis=-1, count=count).astype(bool) if written.dtype == np.uint8 else written
 
 
 def _run_worker(python: Path, folder: Path, network: Path, progress: Callable[[int, int], None], patience: float) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYENV"))} | {"PYTHONPATH": str(folder)}
     command = [str(python), "-m", "spikeprop_hardware.worker", str(network), "inputs.npz", "result.npz"]
     tail: deque[str] = deque(maxlen=30)
+    reached: list[Steps] = []
     worker = subprocess.Popen(
         command,
         cwd=folder,
@@ -97,10 +92,13 @@ def _run_worker(python: Path, folder: Path, network: Path, progress: Callable[[i
         start_new_session=True,  # a process group of its own, so that Lava's own processes end with it
     )
     try:
-        _follow(worker, tail, progress, patience)
+        _follow(worker, tail, reached, progress, patience)
     except (queue.Empty, subprocess.TimeoutExpired):
+        where = f"after step {reached[-1][0]} of {reached[-1][1]}" if reached else "before its first step"
         raise HardwareError(
-            f"Lava made no progress for {patience:g} s and was ended; its last output:\n{''.join(tail)}"
+            f"Lava's worker (process {worker.pid}) made no progress for {patience:g} s {where} and was ended: run it again, on a "
+            "machine that is less busy if there is one; or take backend reference, which equals Lava and needs no process of its "
+            f"own; or, where a slice of this run may take so long, a longer patience. Its last output:\n{''.join(tail) or 'none'}"
         ) from None
     finally:
         if worker.returncode is None:
@@ -110,12 +108,20 @@ def _run_worker(python: Path, folder: Path, network: Path, progress: Callable[[i
         raise HardwareError(f"the Lava simulation failed (exit status {worker.returncode}):\n{''.join(tail)}")
 
 
-def _follow(worker: subprocess.Popen[str], tail: deque[str], progress: Callable[[int, int], None], patience: float) -> None:
-    """Pass on the worker's progress until it ends; queue.Empty or TimeoutExpired after ``patience`` seconds without any."""
+def _follow(
+    worker: subprocess.Popen[str],
+    tail: deque[str],
+    reached: list[Steps],
+    progress: Callable[[int, int], None],
+    patience: float,
+) -> None:
+    """Pass on the worker's progress until it ends, each in ``reached`` too; queue.Empty or TimeoutExpired after ``patience``
+    seconds without any."""
     reports: queue.SimpleQueue[Steps | None] = queue.SimpleQueue()
     assert worker.stdout is not None
     threading.Thread(target=_listen, args=(worker.stdout, tail, reports), daemon=True).start()
     while (report := reports.get(timeout=patience)) is not None:
+        reached.append(report)
         progress(*report)
     worker.wait(timeout=patience)
 

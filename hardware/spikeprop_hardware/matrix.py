@@ -47,7 +47,7 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
         known = ", ".join(t.__name__ for t in _MAKERS)
         raise NirError(
             f"node {name!r} is a {type(node).__name__}, which this simulator does not support; it supports {known}, IF, LIF, "
-            "SpikingMaxPool2d"
+            "GradedIF, SpikingMaxPool2d"
         )
     return maker(node, shape, name)
 

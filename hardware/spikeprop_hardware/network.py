@@ -17,6 +17,7 @@ from scipy import sparse
 
 from spikeprop_hardware.errors import NirError
 from spikeprop_hardware.graph import (
+    NEURONS,
     SpikingMaxPool2d,
     encoder_of,
     ends,
@@ -38,9 +39,38 @@ class Connection:
     delay: int = 0
 
 
+class Sends:
+    """What the spikes of a population carry; ``levels`` is 0 where they are ones.
+
+    Attributes:
+        signed: they have a sign.
+        payload: the largest number.
+        payload_bits: of that number, without the sign.
+    """
+
+    levels: int
+
+    @property
+    def signed(self) -> bool:
+        return self.levels > 0
+
+    @property
+    def payload_bits(self) -> int:
+        return max(self.levels, 1)
+
+    @property
+    def payload(self) -> int:
+        return 2**self.payload_bits - 1
+
+    @property
+    def spike_bits(self) -> int:
+        """Bits that say what a population sends in a step: 1, or payload and sign."""
+        return self.levels + 1
+
+
 @dataclass
-class Population:
-    """Neurons of one NIR node, flattened; the readout has no threshold.
+class Population(Sends):
+    """Neurons of one NIR node, flattened; the readout has no threshold. ``theta`` is what a spike of 1 takes off the potential.
 
     With ``pools`` they are windows of max pooling (see graph.py), which count the spikes of each source that their rows name;
     their other numbers are unused.
@@ -55,7 +85,8 @@ class Population:
     leak: np.ndarray | None = None
     v_init: np.ndarray | float = 0.0
     to_zero: bool = False
-    signed: bool = False  # also fires -1, below 0, as long as it has sent more spikes than it took back
+    levels: int = 0  # of graded neurons
+    rectify: bool = True  # graded neurons take back no more than they have sent
     pools: bool = False
 
 
@@ -123,10 +154,10 @@ def _lay_out(graph: nir.NIRGraph) -> ChipNetwork:
         node = graph.nodes[name]
         arriving = [path for source, target in graph.edges if target == name for path in paths[source]]
         _check_sum(name, arriving)
-        if isinstance(node, nir.IF | nir.LIF | nir.Output):
+        if isinstance(node, (*NEURONS, nir.Output)):
             population = _population(name, node, arriving, depths)
         elif isinstance(node, SpikingMaxPool2d):
-            population = _pooling(name, node, arriving, depths, {p.name: p.signed for p in network.populations})
+            population = _pooling(name, node, arriving, depths, {p.name: p for p in network.populations})
         else:
             paths[name] = _through(name, node, arriving)
             continue
@@ -160,24 +191,30 @@ def _connections(arriving: list[_Path], depths: dict[str, int]) -> tuple[list[Co
     return [Connection(p.source, p.matrix, depth - 1 - depths[p.source]) for p in arriving], depth
 
 
-def _pooling(name: str, node: Any, arriving: list[_Path], depths: dict[str, int], signed: dict[str, bool]) -> Population:
+def _pooling(name: str, node: Any, arriving: list[_Path], depths: dict[str, int], before: dict[str, Population]) -> Population:
     """Windows of max pooling, each connection's rows naming the sources that a window holds."""
     for path in arriving:
         path.matrix.sum_duplicates()
         path.matrix.eliminate_zeros()
     places = np.sum([np.diff(p.matrix.indptr) for p in arriving], axis=0)
-    plain = all((p.matrix.data == 1).all() and not p.bias.any() and p.source in signed for p in arriving)
+    plain = all((p.matrix.data == 1).all() and not p.bias.any() and p.source in before for p in arriving)
     if not plain or places.max(initial=0) > 1:
         raise NirError(
             f"node {name!r} is a max pooling of what is not single spikes of neurons (it reads the graph's input, or passes "
             "weights, biases or a sum); put neurons right before it, or use average pooling"
+        )
+    sources = [before[path.source] for path in arriving]
+    if not all(source.rectify for source in sources):
+        raise NirError(
+            f"node {name!r} is a max pooling of neurons whose sums may be negative (rectify: 0), and counts start from 0; pool "
+            "after the ReLU, or use average pooling"
         )
     windows, shape = windows_of(node, arriving[0].shape, name)
     held = [_Path(p.source, (windows @ p.matrix).tocsr(), np.zeros(windows.shape[0]), shape) for p in arriving]
     connections, depth = _connections(held, depths)
     ones = np.ones(windows.shape[0])
     population = Population(name, shape, connections, np.zeros(len(ones)), depth, ones, ones, pools=True)
-    population.signed = any(signed[path.source] for path in arriving)
+    population.levels = max(source.levels for source in sources)
     return population
 
 
@@ -192,7 +229,7 @@ def _population(name: str, node: Any, arriving: list[_Path], depths: dict[str, i
     population.leak = _flat(name, "tau", neurons.leak, shape)
     population.v_init = _flat(name, "v_init", neurons.v_init, shape)
     population.to_zero = neurons.reset == "zero"
-    population.signed = neurons.signed
+    population.levels, population.rectify = neurons.levels, neurons.rectify
     return population
 
 

@@ -4,21 +4,22 @@ A layer's weights, bias, threshold and start potential share one real scale S (o
 
     m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
 
-with X = 1 for spikes and the input's scale for the network's input. The search goes over S, 32 values an octave, and over
-an exponent e for each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight
-as often as it is used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on
-which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the
-largest one; the readout, which never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is
-refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap, its entries are the
-next weights over k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is
-rounded.
+with X = 1 for spikes and the input's scale for the network's input. Of graded neurons theta is the smallest level, whose
+multiples the others are; nothing else of them is rounded, and their spikes count as their largest payload. The search goes over
+S, 32 values an octave, and over an exponent e for each connection, and chooses the least sum of the relative errors of weights
+(root mean square, each weight as often as it is used, those clipped at the ends of the range included), thresholds and bias. It
+admits only scales on which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a
+few steps of the largest one; the readout, which never fires, has room for the largest sum of all steps (room.py). A layer that
+no scale holds is refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap,
+its entries are the next weights over k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in
+integers: nothing is rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -39,7 +40,7 @@ from spikeprop_hardware.integer import (
     IntegerNetwork,
     IntegerPopulation,
 )
-from spikeprop_hardware.network import ChipNetwork, Population, lay_out
+from spikeprop_hardware.network import ChipNetwork, Population, lay_out, named
 from spikeprop_hardware.room import readout_room
 
 DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
@@ -142,7 +143,7 @@ def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
     zeros = np.zeros(len(p.bias), np.int32)
     layer = IntegerPopulation(
         name=p.name, shape=p.shape, connections=connections, depth=p.depth, scale=2.0**-ALIGN, bias=zeros, bias_exponent=0,
-        decay=zeros, v_init=zeros, theta=zeros + 1, signed=p.signed, pools=True,
+        decay=zeros, v_init=zeros, theta=zeros + 1, levels=p.levels, pools=True,
     )  # fmt: skip
     report = LayerReport(
         name=p.name, scale=layer.scale, exponents=(-1,) * len(connections), weight_error=0.0, threshold_error=0.0, bias_error=0.0,
@@ -157,9 +158,12 @@ class _Quantizer:
     def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
         self.population, self.exponents, self.steps = population, exponents, network.timesteps
         at_input = [c.source == network.input for c in population.connections]
-        self.signs = at_input  # neurons send 1, and take back no more than they sent; inputs have both signs
+        before: list[Any] = [
+            None if own else named(network.populations, c.source) for own, c in zip(at_input, population.connections)
+        ]
+        self.signs = [p is None or not p.rectify for p in before]  # the others take back no more than they have sent
         self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
-        self.source_limits = [network.input_limit if own else 1.0 for own in at_input]
+        self.source_limits = [network.input_limit if p is None else float(p.payload) for p in before]
         reaches = [
             abs(c.matrix).sum(axis=1).A1 * limit if c.matrix.nnz else np.zeros(c.matrix.shape[0])
             for c, limit in zip(population.connections, self.source_limits)
@@ -199,21 +203,28 @@ class _Quantizer:
             v_init=zeros if p.theta is None else _potential(p.v_init * p.theta * scale),
             theta=theta,
             to_zero=p.to_zero,
-            signed=p.signed,
+            levels=p.levels,
+            rectify=p.rectify,
         )
 
     def _search(self, importance: Sequence[float]) -> tuple[float, tuple[int, ...]]:
         """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
         tables = [WeightErrors(c) for c in self.population.connections]
         energies = [float((c.matrix.data**2).sum()) * times for c, times in zip(self.population.connections, importance)]
+        down = [{e: OCTAVE * (e + 1) + round(OCTAVE * np.log2(x)) for e in self.exponents} for x in self.source_scales]
         best: tuple[float, int, tuple[int, ...]] | None = None
         for n in range(self._highest(), self._highest() - OCTAVES * OCTAVE, -1):
+            if best is not None and best[0] == 0:
+                break
             scale, chosen, error = 2.0 ** (n / OCTAVE), [], 0.0
-            for table, energy, x in zip(tables, energies, self.source_scales):
-                e, least = table.best({e: n - OCTAVE * (e + 1) - round(OCTAVE * np.log2(x)) for e in self.exponents})
+            for table, energy, shifts in zip(tables, energies, down):
+                e, least = table.best({e: n - shift for e, shift in shifts.items()})
                 chosen.append(e)
                 error += least**2 * energy
-            total = (error / (sum(energies) or 1.0)) ** 0.5 + self._rest_error(scale, chosen)
+            of_weights = (error / (sum(energies) or 1.0)) ** 0.5
+            if best is not None and of_weights >= best[0] * ROUNDING:
+                continue
+            total = of_weights + self._rest_error(scale, chosen)
             if best is None or total < best[0] * ROUNDING:
                 best = total, n, tuple(chosen)
         assert best is not None

@@ -15,7 +15,7 @@ import nir
 from nir.serialization import hdf2dict
 
 from spikeprop_hardware.errors import NirError
-from spikeprop_hardware.graph import SpikingMaxPool2d
+from spikeprop_hardware.graph import OWN
 from spikeprop_hardware.kinds import HDF5, wrong_kind
 
 LARGEST = 8 * 2**30  # bytes of all arrays together
@@ -26,7 +26,7 @@ DEEPEST = 16
 
 
 def read_nir(path: str | Path) -> nir.NIRGraph:
-    """Read a NIR file as ``nir.read`` does, and max pooling of spikes too.
+    """Read a NIR file as ``nir.read`` does, and the nodes of graph.py too.
 
     The shapes of its tensors are not checked here: nir 1.0.8 takes every kernel as square and forgets a convolution's groups.
 
@@ -54,8 +54,8 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
 
 def _node(path: str | Path, name: str, fields: dict[str, Any]) -> nir.NIRNode:
     try:
-        known = SpikingMaxPool2d.from_dict if fields["type"] == SpikingMaxPool2d.__name__ else nir.dict2NIRNode
-        return known(fields)
+        own = OWN.get(fields["type"])
+        return own.from_dict(fields) if own is not None else nir.dict2NIRNode(fields)
     except Exception as error:  # nir's own message does not name the node
         raise NirError(f"{path}: node {name!r} cannot be read as {fields.get('type')}: {error}") from error
 

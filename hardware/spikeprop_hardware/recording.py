@@ -19,7 +19,7 @@ class Recording:
 
 
 SPIKES = Recording()
-STEPS_PER_NUMBER = 48  # spikes as bits of a number: Lava returns variables as float64, which is exact up to 2^53
+BITS_PER_NUMBER = 48  # of spikes, packed into a number: Lava returns variables as float64, which is exact up to 2^53
 
 
 @dataclass
@@ -27,7 +27,7 @@ class SimulationResult:
     """What a simulation returns, by population.
 
     Attributes:
-        spikes: (samples, steps, *shape) bool, of signed neurons int8; empty where they were not to be recorded.
+        spikes: (samples, steps, *shape) bool, of graded neurons int8, the number sent; empty where they were not to be recorded.
         output: (samples, steps, classes), accumulated.
         membranes: (samples, steps, *shape): potentials after each step's reset, of an integer network in the chip's integers; of
             max pooling, a window's largest count; empty unless asked for.

@@ -21,7 +21,7 @@ from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
-from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float, pool, take_back
+from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float, pool, send_graded
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
 from spikeprop_hardware.recording import SimulationResult
 
@@ -43,11 +43,13 @@ class Simulator:
         self.fixed = isinstance(network, IntegerNetwork)
         self.threads = threads or len(os.sched_getaffinity(0))
         orders = {network.input: np.arange(int(np.prod(network.input_shape)))}
+        payloads = {network.input: 0}  # unknown
         self.layers: list[_Neurons | _Pooling] = []
         for population in network.populations:
             orders[population.name] = _order(population.shape)
+            payloads[population.name] = population.payload
             kind = _Pooling if population.pools else _Neurons
-            self.layers.append(kind(population, orders, network.input))
+            self.layers.append(kind(population, orders, payloads))
         self.readout = next(layer for layer in self.layers if layer.name == network.readout.name)
 
     def run(
@@ -132,22 +134,22 @@ class _State:
     v: np.ndarray
     spikes: np.ndarray
     sums: list[np.ndarray]
-    sent: np.ndarray | None  # of signed neurons, spikes sent less spikes taken back
+    sent: np.ndarray | None  # of graded neurons, the sum of what they have sent
     clipped: int = 0  # potentials that stopped at the limits of 24 bits
 
 
 class _Neurons:
     """A population with its connections, with its neurons in an order of its own: channels last."""
 
-    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], input_name: str):
+    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], payloads: dict[str, int]):
         self.name, self.size = population.name, len(population.bias)
         order = orders[population.name]
         self.back = np.argsort(order)
-        self.sources = [(c.source, c.source == input_name) for c in population.connections]
+        self.sources = [(c.source, payloads[c.source] == 0) for c in population.connections]
         self.fixed = isinstance(population, IntegerPopulation)
         self.synapses = [
-            Synapses(c.matrix, order, orders[c.source], _dtype(c, own), not self.fixed)
-            for c, (_, own) in zip(population.connections, self.sources)
+            Synapses(c.matrix, order, orders[c.source], _dtype(c, payloads[c.source]), not self.fixed)
+            for c in population.connections
         ]
         self.exponents = [c.exponent for c in population.connections if isinstance(c, IntegerConnection)]
         never = STATE_LIMIT if self.fixed else np.inf  # the readout's threshold
@@ -162,6 +164,9 @@ class _Neurons:
             numbers = [population.bias, theta, leak]
             rest = np.zeros(self.size) if population.theta is None else population.v_init * population.theta
         self.parameters = [np.ascontiguousarray(n[order]) for n in numbers]
+        self.levels, self.rectify, self.unit = population.levels, population.rectify, self.parameters[1]
+        if self.levels:
+            self.parameters[1] = np.full_like(self.unit, never)  # fire_* integrate, and send_graded decides
         self.rest = rest[order]
         self.leaky = isinstance(population, IntegerPopulation) and bool(population.decay.any())
         self.to_zero, self.signed = bool(population.to_zero), population.signed
@@ -171,9 +176,8 @@ class _Neurons:
         shape = (samples, self.size)
         sums = [np.empty(shape, s.dtype) for s in self.synapses]
         v = np.repeat(self.rest[None], samples, 0)
-        if self.signed:
-            return _State(v, np.zeros(shape, np.int8), sums, np.zeros(shape, np.int32))
-        return _State(v, np.zeros(shape, np.uint8), sums, None)
+        sent = np.zeros(shape, np.int32) if self.signed else None
+        return _State(v, np.zeros(shape, np.int8 if self.signed else np.uint8), sums, sent)
 
     def step(self, values: dict[str, np.ndarray], state: _State, same_input: bool) -> None:
         """Advance one step, in place."""
@@ -186,7 +190,7 @@ class _Neurons:
         else:
             fire_float(self._total_float(state), state.v, state.spikes, *self.parameters, self.to_zero)
         if state.sent is not None:
-            take_back(state.v, state.spikes, self.parameters[1], state.sent)
+            send_graded(state.v, state.spikes, self.unit, self.levels, self.rectify, state.sent)
 
     def _total_fixed(self, state: _State) -> tuple[np.ndarray, int]:
         """Sums and the exponent that makes them a current; several are summed as currents, and -1 undoes the factor 2."""
@@ -212,7 +216,7 @@ class _Counts:
 class _Pooling:
     """Windows of max pooling, in either precision the same integers; see graph.py."""
 
-    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], input_name: str):
+    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], _: dict[str, int]):
         self.name, self.size, self.signed = population.name, len(population.bias), population.signed
         order = orders[population.name]
         self.back = np.argsort(order)
@@ -234,12 +238,12 @@ class _Pooling:
         pool(state.counts, state.v, state.spikes, *self.windows)
 
 
-def _dtype(connection: Connection | IntegerConnection, graded: bool) -> Any:
-    """16 bits where no set of spikes can overflow them: twice as many at once."""
+def _dtype(connection: Connection | IntegerConnection, payload: int) -> Any:
+    """16 bits where no set of spikes can overflow them: twice as many at once; a payload of 0 is not known."""
     if isinstance(connection, Connection):
         return np.float64
-    largest = abs(connection.matrix).sum(axis=1).max() if connection.matrix.nnz else 0
-    return np.int32 if graded or largest > INT16 else np.int16
+    largest = abs(connection.matrix).sum(axis=1).max() * payload if connection.matrix.nnz else 0
+    return np.int32 if payload == 0 or largest > INT16 else np.int16
 
 
 def _order(shape: tuple[int, ...]) -> np.ndarray:

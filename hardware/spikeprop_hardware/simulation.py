@@ -19,7 +19,7 @@ from spikeprop_hardware.reading import read_nir
 from spikeprop_hardware.recording import SPIKES, Recording, SimulationResult, shaped
 from spikeprop_hardware.reference import Simulator
 
-PATIENCE = 600.0
+PATIENCE = 300.0  # seconds; a slice of a run takes a few, also on a machine that is busy
 Backend = Literal["lava", "reference"]
 Precision = Literal["float", "fixed"]
 Source = str | Path | IntegerNetwork | Simulator

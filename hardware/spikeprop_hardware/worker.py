@@ -23,13 +23,14 @@ def _report(done: int, total: int) -> None:
 
 
 def main(network: str, inputs: str, result: str) -> None:
-    """Read a network and its inputs, run them, write every spike (as bits), output and, if asked for, potential."""
+    """Read a network and its inputs, run them, write every spike (ones as bits), output and, if asked for, potential."""
     made = load(Path(network)) if network.endswith(".npz") else lay_out(read_nir(network))
     with np.load(inputs) as file:
         data, membranes = file["inputs"], bool(file["membranes"])
     recorded = run_on_lava(made, data.reshape(*data.shape[:2], -1), _report, membranes=membranes)
-    arrays: Any = {f"spikes/{name}": np.packbits(train > 0, axis=-1) for name, train in recorded.spikes.items()}
-    arrays |= {f"back/{name}": np.packbits(t < 0, axis=-1) for name, t in recorded.spikes.items() if t.dtype == np.int8}
+    arrays: Any = {
+        f"spikes/{name}": np.packbits(train, axis=-1) if train.dtype == bool else train for name, train in recorded.spikes.items()
+    }
     arrays |= {"names": np.array(list(recorded.spikes), dtype=str), "sizes": [t.shape[-1] for t in recorded.spikes.values()]}
     arrays |= {f"membranes/{name}": trace for name, trace in recorded.membranes.items()}
     arrays |= {

@@ -119,15 +119,18 @@ def budget(
     table(str(source), rows)
     columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
     if inputs is not None:
-        active = [(layer["name"], round(layer["spikes"]), round(layer["synops"])) for layer in chip["activity"]]
-        columns(("spikes of", "a sample", "SynOps"), active)
+        kinds = ("spikes", "payload_bits", "events", "synops")
+        active = [(layer["name"], *(round(layer[kind]) for kind in kinds)) for layer in chip["activity"]]
+        columns(("spikes of", "a sample", "payload bits", "synaptic events", "SynOps"), active)
 
 
 def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows on a simulation that ``compare`` compared with PyTorch's."""
+    from spikeprop.evaluate.report import steps_text
+
     equal = "all equal" if result["spikes_equal"] else "NOT equal"
     rows = [
-        ("samples, steps", f"{result['samples']}, {result['timesteps']}"),
+        ("samples, steps", f"{result['samples']}, {steps_text(result['timesteps'], result['levels'])}"),
         ("predictions agree", f"{result['agreement']:.1f} %"),
         *((f"accuracy, {name}", f"{percent:.2f} %") for name, percent in result["accuracy"].items()),
         ("spike trains", f"{equal} ({result['spikes']:,} spikes)"),

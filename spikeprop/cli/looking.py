@@ -1,4 +1,4 @@
-"""Verbs that show what there is: ls, report, explain."""
+"""Verbs that show what there is: ls, report, diagnose, explain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from spikeprop.cli.group import main
-from spikeprop.cli.options import NETWORK_NAMES, TRUSTED
+from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers
 from spikeprop.cli.printing import columns, say, table
 
 
@@ -100,6 +100,18 @@ def _list_runs(folder: Path) -> None:
         click.echo(f"no runs in {folder}")
     for why in damaged:
         say(why)
+
+
+@main.command(short_help="Tell where a conversion loses accuracy, and why.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--timesteps", help="Numbers of steps, for example 4,8; default the recipe's.")
+@click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True, help="Test images to compare on.")
+@TRUSTED
+def diagnose(run: Path, timesteps: str | None, samples: int, trusted: tuple[str, ...]) -> None:
+    """Tell which layers of the converted network in the folder RUN lose how much against its ANN, why, and what to do."""
+    from spikeprop.experiment.diagnosis import explain_run
+
+    click.echo(str(explain_run(run, numbers(timesteps) if timesteps else (), samples, trusted)))
 
 
 @main.command(short_help="Write a page on one training step of a network.")

@@ -7,6 +7,7 @@ from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator, Thresho
 from spikeprop.convert.calibrators.advanced_calibration import AdvancedCalibration
 from spikeprop.convert.calibrators.learned_ceiling import LearnedCeiling
 from spikeprop.convert.calibrators.least_error import LeastError
+from spikeprop.convert.calibrators.least_squares import LeastSquares
 from spikeprop.convert.calibrators.light_calibration import LightCalibration
 from spikeprop.convert.calibrators.local_balancing import LocalThresholdBalancing
 from spikeprop.convert.calibrators.offset_spike import OffsetSpike
@@ -18,6 +19,7 @@ from spikeprop.convert.graph import to_spiking
 from spikeprop.convert.shard import CalibrationShard
 from spikeprop.convert.units import activation_scales
 from spikeprop.errors import ConversionError
+from spikeprop.runtime.onnx_files import read_onnx as from_onnx
 
 __all__ = [
     "AdvancedCalibration",
@@ -27,6 +29,7 @@ __all__ = [
     "LayerwiseCalibrator",
     "LearnedCeiling",
     "LeastError",
+    "LeastSquares",
     "LightCalibration",
     "LocalThresholdBalancing",
     "MaxActivation",
@@ -37,6 +40,7 @@ __all__ = [
     "ThresholdIteration",
     "activation_scales",
     "convert",
+    "from_onnx",
     "relu_activations",
     "to_spiking",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from spikeprop.snn import INPUT, Layer, SpikingNetwork
@@ -24,7 +25,7 @@ def layer_values(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Laye
 
     The caller may change a layer after it was yielded: its activation is computed before that.
     """
-    values = {INPUT: x}
+    values = {INPUT: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x}  # in which convolutions are fastest
     for name, layer in list(network.named_layers()):
         total = current(layer, values)
         values[name] = layer.dynamics.activation(total, layer.ceiling)

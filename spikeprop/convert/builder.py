@@ -16,17 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from spikeprop.convert.trace import called_name, function_name, outline, refuse
+from spikeprop.convert.forms import BatchAxes
+from spikeprop.convert.known import BATCH
+from spikeprop.convert.trace import called_name, function_name, outlines, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
+from spikeprop.snn.call import BatchAxis
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import OUTPUT, is_layer_name
+from spikeprop.snn.signed import takes_back
 
 NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 VIEWS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # modules whose output shares their input's memory in evaluation
 VIEW_FUNCTIONS = ("flatten", "view", "reshape", "squeeze", "detach", "contiguous", "getitem", "dropout", "dropout2d",
-                  "chunk", "split", "unsqueeze")  # fmt: skip
+                  "chunk", "split", "unsqueeze", "permute", "transpose", "expand", "unbind", "narrow", "select", "movedim",
+                  "unflatten", "swapaxes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,27 +54,40 @@ class Builder:
     Args:
         traced: the ANN's graph.
         neuron: makes one layer of neurons.
-        input_shape: shape of one image.
 
     Attributes:
         modules: of the traced network, by path.
+        like: a tensor of the network's type, on its device.
         outline: result of each node: a tensor on the meta device, or a constant such as a size.
-        values: of the nodes that were converted.
+        forms: where the nodes' tensors have the batch, and the values of those that depend on no image.
+        values: of the nodes that were converted: a ``Value``, or ``Parts`` where a node has several tensors.
         layers: that were made, by name.
         nodes: names of the nodes that they were made for, by layer.
+        notes: what was left out, in words.
+        skipped: names of nodes that were left out, as if they passed on their input.
+        arithmetic: whether a layer computes a function (``convert/arithmetic.py``).
+        batch: images of the outline.
+        encoders: spikes of values, by source and operations.
     """
 
-    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron], input_shape: tuple[int, ...]):
+    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron]):
         self.traced, self.neuron = traced, neuron
         self.modules = dict(traced.named_modules())
-        like = next(traced.parameters(), torch.empty(0))
-        self.dtype, self.device = like.dtype, like.device
-        self.outline = outline(traced, input_shape, self.dtype)
+        self.like = next(traced.parameters(), torch.empty(0))
+        self.dtype, self.device = self.like.dtype, self.like.device
+        outlined = outlines(traced)
+        self.outline, self.forms = outlined[0], BatchAxes(traced, outlined, self.device)
         self.order = {n: i for i, n in enumerate(traced.graph.nodes)}
-        self.values: dict[fx.Node, Value] = {}
+        self.values: dict[fx.Node, Any] = {}
         self.layers: dict[str, Layer] = {}
         self.nodes: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.skipped: set[str] = set()
         self.ceilings: dict[str, float | Tensor | None] = {}
+        self.batch = BATCH
+        self.arithmetic = False
+        self.encoders: dict[tuple[object, ...], Value] = {}
+        self.kept: list[Value] = []
 
     # arguments of operations --------------------------------------------------------------------------------------------------
 
@@ -88,7 +106,8 @@ class Builder:
         """Shape of one sample of a node's tensor."""
         outlined = self.outline[argument]
         assert isinstance(outlined, Tensor)
-        return tuple(outlined.shape[1:])
+        form = self.forms.of(argument) if self.forms.depends(argument) else BatchAxis()
+        return tuple(form.samples(outlined).shape[1:])
 
     def constant(self, argument: Any) -> Any:
         """An argument in which sizes that the network computes are numbers."""
@@ -106,15 +125,10 @@ class Builder:
         return {name: self.constant(argument) for name, argument in given.items()}
 
     def tensor(self, node: fx.Node, argument: Any) -> Tensor | None:
-        """A parameter of the ANN that is an argument of a function."""
-        if argument is None:
-            return None
-        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
-            raise refuse(node, "weights that are computed", "use a layer with its own parameters")
-        found: Any = self.traced
-        for part in str(argument.target).split("."):
-            found = getattr(found, part)
-        return found
+        """A tensor that depends on no image, such as a parameter, as an argument of a function."""
+        if self.forms.depends(argument):
+            raise refuse(node, "weights that are computed from the images", "use a layer with its own parameters")
+        return self.forms.constant(argument)
 
     # operations in place -------------------------------------------------------------------------------------------------------
 
@@ -135,6 +149,17 @@ class Builder:
         self.values[argument] = result
         return result
 
+    def copied(self, node: fx.Node) -> nn.Module:
+        """The module that a node calls, which leaves its input as it is."""
+        module = copy.deepcopy(self.modules[str(node.target)])
+        if hasattr(module, "inplace"):
+            vars(module)["inplace"] = False
+        return module
+
+    def changes(self, node: fx.Node) -> bool:
+        """Whether a node's function changes its argument."""
+        return node.op != "call_module" and self._in_place(node)
+
     def _in_place(self, node: fx.Node) -> bool:
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         name = called_name(node)
@@ -153,35 +178,51 @@ class Builder:
 
     # layers -------------------------------------------------------------------------------------------------------------------
 
-    def fire(self, node: fx.Node, value: Value, rectifier: Rectifier) -> Value:
+    def fire(self, node: fx.Node, value: Value, rectifier: Rectifier, suffix: str = "") -> Value:
         """A layer of neurons for the rectified value; two layers if the rectifier has a negative side."""
+        if not self.shape(node):
+            raise refuse(node, "one number an image without an axis", "keep it: flatten(1), so that it has the shape (B, 1)")
         if rectifier.one_sided and self._is_rectified(value, rectifier, self.shape(node)[0]):
             return value
-        positive: Value = (LinearBranch(self.close(node, value, self.neuron(), rectifier.ceiling)),)
+        positive: Value = (LinearBranch(self.close(node, value, self.rectifying(), rectifier.ceiling, suffix)),)
         if rectifier.one_sided:
             return positive
-        mirrored = self.close(node, scale(value, -1.0), self.neuron(), rectifier.depth, suffix=NEGATIVE)
+        mirrored = self.close(node, scale(value, -1.0), self.rectifying(), rectifier.depth, suffix + NEGATIVE)
         return (*positive, LinearBranch(mirrored, (Gain(-_by_channel(rectifier.slope, len(self.shape(node)))),)))
+
+    def rectifying(self) -> Neuron:
+        """A neuron that stands for a ReLU, whatever the prototype stands for."""
+        neuron = self.neuron()
+        if takes_back(neuron):
+            neuron.rectify = True
+        return neuron
 
     def _is_rectified(self, value: Value, rectifier: Rectifier, channels: int) -> bool:
         """Whether a value consists of spikes that are within the rectifier's limits already."""
         sources = [b.source for b in value]
         limits = [self.ceilings.get(source) for source in sources]
-        if INPUT in sources or not is_spikes(value, channels):
+        if INPUT in sources or not is_spikes(value, channels) or any(self._both_signs(source) for source in sources):
             return False
         return rectifier.ceiling is None or all(_same(limit, rectifier.ceiling) for limit in limits)
+
+    def _both_signs(self, source: str) -> bool:
+        layer = self.layers.get(source)
+        passed_on = layer is not None and layer.dynamics.passes_on and any(map(self._both_signs, layer.sources))
+        return layer is None or layer.both_signs or passed_on
 
     def close(
         self, node: fx.Node, value: Value, neuron: LayerDynamics | None, ceiling: float | Tensor | None = None, suffix: str = ""
     ) -> str:
         """Make a layer of the value's branches; returns its name."""
-        labels = [] if neuron is not None and neuron.passes_on else [b.label for b in value if b.label]
+        labels = [] if neuron is not None and (neuron.passes_on or neuron.arithmetic) else [b.label for b in value if b.label]
         label = re.sub("[./]", "_", labels[0] if labels else node.name) + suffix
         name = self._free(label, {INPUT} if neuron is None else {INPUT, OUTPUT})
         # copies: two layers that read one value must not share its modules
         synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
         limit = torch.as_tensor(ceiling, dtype=self.dtype).detach().clone() if ceiling is not None else None
         self.layers[name] = Layer(synapses, neuron, limit)
+        if any(isinstance(b.last, nn.Linear) for b in value):
+            self.layers[name].channel_axis = -1
         self.ceilings[name], self.nodes[name] = ceiling, node.name
         return name
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -105,10 +106,20 @@ class LayerData:
         assert self.trains is not None
         return self.trains
 
-    @property
+    @cached_property
     def target(self) -> Tensor:
         """The ANN's activation in units of the layer's potential (B, C, ...)."""
         return self.activation / self.layer.scale
+
+    @property
+    def axis(self) -> int:
+        """Of the channels; the batch is axis 0."""
+        return self.layer.channel_axis
+
+    @property
+    def size(self) -> Tensor:
+        """How large the ANN's activation is, of neurons that send both signs without it."""
+        return self.activation.abs() if self.layer.both_signs else self.activation
 
     def positive(self, scale: Tensor) -> Tensor:
         """A scale for a layer that is active; channels that are never active get the layer's largest.
@@ -117,8 +128,8 @@ class LayerData:
             ConversionError: the layer is never active.
         """
         largest = scale.max()
-        if self.name.endswith(NEGATIVE) and largest <= 0:
-            return torch.ones_like(scale)  # the input of this activation is never negative: the layer will not fire
+        if (self.name.endswith(NEGATIVE) or self.layer.may_rest) and largest <= 0:
+            return torch.ones_like(scale)  # the input of this activation is never negative, or always 0: the layer will not fire
         if not largest > 0:
             raise ConversionError(
                 f"layer {self.name!r} is never active on the calibration images (peak {float(largest):g}); the ANN has a dead "

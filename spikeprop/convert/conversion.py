@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.convert.calibrator import ThresholdCalibrator, run_calibrator
+from spikeprop.convert.choice import choose
 from spikeprop.convert.graph import to_spiking
 from spikeprop.convert.shard import CalibrationShard, shard_images
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.processes import ALONE, Processes
-from spikeprop.snn import Direct, Encoder, Neuron, SpikingNetwork
+from spikeprop.snn import DifferentialIF, Direct, Encoder, Neuron, SpikingNetwork
+from spikeprop.snn.differential import send_differences
 from spikeprop.snn.encoder import warn_of_saturation
 
 
@@ -23,21 +25,29 @@ from spikeprop.snn.encoder import warn_of_saturation
 def convert(
     ann: nn.Module,
     batches: Any,
-    neuron: Neuron,
-    calibrator: ThresholdCalibrator,
+    neuron: Neuron | None = None,
+    calibrator: ThresholdCalibrator | None = None,
     *,
+    timesteps: int | None = None,
+    binary: bool = False,
     encoder: Encoder | None = None,
     processes: Processes = ALONE,
 ) -> SpikingNetwork:
     """Convert an ANN to a spiking network and calibrate its thresholds.
+
+    ``convert(ann, images, timesteps=8)`` is enough: it chooses the neuron and the calibrator for that many steps, and says in the
+    network's ``notes`` which and why (``convert/choice.py``).
 
     Args:
         ann: the trained network; it is not changed, but must not run in another thread meanwhile. Images go to its device.
         batches: calibration images (B, ...): a tensor, a list or DataLoader of tensors, (images, labels) pairs or dictionaries, a
             data set, or a split. With several processes all are given the same batches, and each takes its shard; beside the
             labels of a complete batch, the images may be this shard only.
-        neuron: prototype, copied for every layer.
-        calibrator: sets the thresholds.
+        neuron: prototype, copied for every layer; None for the choice.
+        calibrator: sets the thresholds; None for the choice.
+        timesteps: T that the network is to run for; needed where neuron or calibrator is left to the choice, unless the
+            calibrator has it.
+        binary: choose a neuron whose spikes have one bit and a sign.
         encoder: from image to input; default ``Direct()``.
         processes: that convert together: all get the network that one process with all images gets. Maxima and percentiles of
             the same activations are equal; means and sums, and what follows from them, differ by rounding.
@@ -47,19 +57,25 @@ def convert(
 
     Raises:
         ConversionError: an operation that cannot be converted, an ANN that computes what its layers do not show (hooks, for
-            example), weights that are not finite, no images or fewer than processes, a dead layer, or several processes and a
-            calibrator that does not support them. All processes raise it.
+            example), weights that are not finite, no images or fewer than processes, a dead layer, several processes and a
+            calibrator that does not support them, or no number of steps to choose by. All processes raise it.
         DataError: what was passed as images cannot be read as such.
     """
     _check_arguments(ann, neuron, calibrator, encoder)
+    chosen = choose(neuron, calibrator, timesteps, binary=binary)
     x, shard = shard_images(batches, processes)
     like = next((p for p in ann.parameters() if p.is_floating_point()), x)
     x = x.to(like.device, like.dtype if like.dtype in (torch.float32, torch.float64) else x.dtype)
     encoder = encoder if encoder is not None else Direct()
     _check(x, encoder, shard)
     working = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # half precision is too coarse for thresholds
-    network = _converted(ann, neuron, encoder, x, shard).to(working).eval()
-    run_calibrator(calibrator, network, working, shard)
+    differential = isinstance(chosen.neuron, DifferentialIF)
+    prototype = chosen.neuron.plain() if isinstance(chosen.neuron, DifferentialIF) else chosen.neuron
+    network = _converted(ann, prototype, encoder, x, shard).to(working).eval()
+    run_calibrator(chosen.calibrator, network, working, shard)
+    if differential:
+        send_differences(network)
+    network.notes += [chosen.why] if chosen.why else []
     network.to(x.dtype)
     processes.broadcast((*network.parameters(), *network.buffers()))  # processes may round differently
     return network
@@ -84,7 +100,7 @@ def _check_arguments(ann: Any, neuron: Any, calibrator: Any, encoder: Any) -> No
                 ("calibrator", calibrator, ThresholdCalibrator, "a calibrator such as MaxActivation()"),
                 ("encoder", encoder, Encoder, "an encoder such as Direct()"))  # fmt: skip
     for name, given, kind, what in expected:
-        if isinstance(given, kind) or (name == "encoder" and given is None):
+        if isinstance(given, kind) or (name != "ann" and given is None):
             continue
         if isinstance(given, type):
             raise ConversionError(f"{name} is the class {given.__name__}; pass an instance, {given.__name__}()")

@@ -11,17 +11,21 @@ from collections.abc import Callable
 
 from torch import Tensor, fx, nn
 
+from spikeprop.convert.arithmetic import encoded_operand, relayed
 from spikeprop.convert.builder import Builder
 from spikeprop.convert.guard import Converted, difference
-from spikeprop.convert.operations import layers, tensors
+from spikeprop.convert.operations import attention, functions, layers, sampling, shapes, tensors
+from spikeprop.convert.operations.functions import Parts
 from spikeprop.convert.operations.rectifiers import rectifier_of
-from spikeprop.convert.trace import function_name, holds_tensors, refuse, trace
+from spikeprop.convert.outputs import holds_fields, only_orders, read_out
+from spikeprop.convert.trace import function_name, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
+from spikeprop.snn.synapse import WEIGHTED
 
-MODULES = layers.MODULES | tensors.MODULES
-FUNCTIONS = layers.FUNCTIONS | tensors.FUNCTIONS
+MODULES = layers.MODULES | sampling.MODULES | shapes.MODULES | tensors.MODULES
+FUNCTIONS = layers.FUNCTIONS | sampling.FUNCTIONS | shapes.FUNCTIONS | tensors.FUNCTIONS
 
 
 def to_spiking(
@@ -36,7 +40,8 @@ def to_spiking(
 
     Args:
         ann: network of convolutions, linear layers, batch-norm, ReLU (clipped or leaky ones too), average and max pooling,
-            dropout, flatten, additions and concatenations, as modules or functions.
+            dropout, shapes, additions and concatenations, as modules or functions; what it returns is a tensor or a structure of
+            tensors, which the spiking network's ``forward`` returns too.
         neuron: makes one layer of neurons.
         encoder: from image to input.
         input_shape: shape of one image.
@@ -45,7 +50,7 @@ def to_spiking(
     Raises:
         ConversionError: names the node, the operation and what to do; or the first layer that computes something else.
     """
-    builder, network = _built(trace(ann), neuron, encoder, input_shape)
+    builder, network = _built(trace(ann, input_shape), neuron, encoder, input_shape)
     if images is not None:
         found = difference(Converted(ann, builder, network), images, lambda g: _built(g, neuron, encoder, input_shape)[1])
         if found is not None:
@@ -56,28 +61,96 @@ def to_spiking(
 def _built(
     traced: fx.GraphModule, neuron: Callable[[], Neuron], encoder: Encoder, input_shape: tuple[int, ...]
 ) -> tuple[Builder, SpikingNetwork]:
-    builder = Builder(traced, neuron, input_shape)
+    builder, form = Builder(traced, neuron), None
+    read = _read(builder)
     for node in builder.traced.graph.nodes:
         if node.op == "placeholder":
             builder.values[node] = (LinearBranch(INPUT),)
         elif node.op == "output":
-            builder.close(node, builder.value(node), None)
-        elif holds_tensors(builder.outline[node]) and node.op != "get_attr":
-            builder.values[node] = _converted(builder, node)
-    return builder, SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
+            form = read_out(builder, node)
+        elif builder.forms.depends(node) and node in read and not holds_fields(node):
+            builder.values[node] = _relayed(builder, node, _converted(builder, node))
+    network = SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
+    network.output_form, network.notes = form, builder.notes
+    return builder, network
 
 
-def _converted(builder: Builder, node: fx.Node) -> Value:
+def _read(builder: Builder) -> set[fx.Node]:
+    """The nodes whose results, or changes of their arguments, are read."""
+    read: set[fx.Node] = set()
+    for node in reversed(builder.traced.graph.nodes):
+        if node.op == "output" or node in read or builder.changes(node):
+            read |= {node, *node.all_input_nodes}
+    return read
+
+
+def _relayed(builder: Builder, node: fx.Node, value: Value | Parts) -> Value | Parts:
+    readers = [user for user in node.users if builder.forms.depends(user) or user.op == "output"]
+    if isinstance(value, Parts) or all(function_name(user) in functions.SHAPES for user in readers):
+        return value
+    return relayed(builder, node, value, len(readers))
+
+
+def _converted(builder: Builder, node: fx.Node) -> Value | Parts:
+    """By the tables of layers and tensors, for which the batch is the first axis; or else as any function."""
+    if only_orders(builder, node):
+        return builder.value(node)
+    refusal = None
+    if builder.forms.plain(node) and not any(isinstance(builder.values.get(n), Parts) for n in node.all_input_nodes):
+        try:
+            found = _by_table(builder, node)
+            if found is not None:
+                return found
+        except ConversionError as error:
+            refusal = error
+    try:
+        value = _any(builder, node)
+    except ConversionError as error:
+        raise (refusal or error) from None
+    if value is None:
+        raise refusal or refuse(node, _called(builder, node))
+    return value if isinstance(value, Parts) else builder.changed(node, value)
+
+
+def _any(builder: Builder, node: fx.Node) -> Value | Parts | None:
+    if not builder.forms.plain(node):
+        rectifier = rectifier_of(builder, node)
+        if rectifier is not None and not isinstance(rectifier.slope, Tensor):
+            return builder.fire(node, builder.value(node), rectifier)
+    if node.op == "call_module":
+        module = builder.modules[str(node.target)]
+        if isinstance(module, nn.MultiheadAttention):
+            return attention.multihead(builder, node, module)
+    elif function_name(node) in attention.FUNCTIONS:
+        found = attention.FUNCTIONS[function_name(node)](builder, node)
+        if found is not None:
+            return found
+    return functions.converted(builder, node)
+
+
+def _called(builder: Builder, node: fx.Node) -> str:
+    return type(builder.modules[str(node.target)]).__name__ if node.op == "call_module" else function_name(node)
+
+
+def _by_table(builder: Builder, node: fx.Node) -> Value | None:
     rectifier = rectifier_of(builder, node)
     if rectifier is not None:
-        return builder.changed(node, builder.fire(node, builder.value(node), rectifier))
+        operands = (*node.args, *node.kwargs.values())
+        rectified = next((a for a in operands if isinstance(a, fx.Node) and a in builder.values), None)  # maximum(0, x)
+        return builder.changed(node, builder.fire(node, builder.value_of(node, rectified), rectifier))
     if node.op == "call_module":
         module = builder.modules[str(node.target)]
         kind = next((base for base in type(module).__mro__ if base in MODULES), None)
         if kind is None:
-            raise refuse(node, type(module).__name__)
+            return None
+        if isinstance(module, WEIGHTED):
+            with encoded_operand(builder, node):
+                return MODULES[kind](builder, node, module)
         return MODULES[kind](builder, node, module)
     name = function_name(node)
     if name not in FUNCTIONS:
-        raise refuse(node, name)
+        return None
+    if name == "linear" or name.startswith("conv"):
+        with encoded_operand(builder, node):
+            return FUNCTIONS[name](builder, node)
     return FUNCTIONS[name](builder, node)

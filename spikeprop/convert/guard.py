@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ from spikeprop.convert.builder import NEGATIVE, Builder
 from spikeprop.convert.module_run import cloned, paths, recorded, seeded, undisturbed
 from spikeprop.convert.plain import HOOKS
 from spikeprop.errors import ConversionError
-from spikeprop.snn import SpikingNetwork
+from spikeprop.snn import Neuron, SpikingNetwork
+from spikeprop.snn.output_form import OutputForm, leaves
 
 IMAGES = 8
 NUMBERS = 8 * 3 * 64 * 64  # of larger images fewer, at least two
@@ -53,19 +54,20 @@ class GraphRun(fx.Interpreter):
         traced: the graph.
         clip: activations with a ceiling are clipped ReLUs, whatever they compute besides.
         keep: keep a copy of each node's result in ``results``; an operation in place may change it afterwards.
+        skip: names of nodes that pass on their input.
     """
 
-    def __init__(self, traced: fx.GraphModule, clip: bool = False, keep: bool = False):
+    def __init__(self, traced: fx.GraphModule, clip: bool = False, keep: bool = False, skip: Collection[str] = ()):
         super().__init__(traced)
         self.extra_traceback = False
-        self.clip, self.keep = clip, keep
+        self.clip, self.keep, self.skip = clip, keep, skip
         self.results: dict[fx.Node, Any] = {}
         self.inputs: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if self.keep and n.all_input_nodes:
             self.inputs[n] = cloned(self.env[n.all_input_nodes[0]])
-        result = super().run_node(n)
+        result = super().run_node(n) if n.name not in self.skip else self.env[n.all_input_nodes[0]]
         if self.keep:
             self.results[n] = cloned(result)
         return result
@@ -91,12 +93,17 @@ def difference(converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModul
     x = torch.cat([x, x]) if len(x) == 1 else x  # squeeze() would take the batch's axis away
     tolerance = _tolerance(builder)
     with undisturbed(ann, x):
-        found = _of_module(ann, builder, x, tolerance)
+        found = _of_module(converted, x, tolerance)
         if found is not None:
             return found
-        ideal = seeded(lambda: GraphRun(builder.traced, clip=True).run(x.clone()))
-        off = _off(_last(activations(converted.network, x)), ideal)
-        return None if off <= tolerance else _in_float64(converted, x, rebuilt, off)
+        ideal = seeded(lambda: GraphRun(builder.traced, clip=True, skip=builder.skipped).run(x.clone()))
+        output = _accumulated(converted.network, x)
+        off = _off_of_any(converted.network.structured(output), ideal)
+        found = None if off <= tolerance else _in_float64(converted, x, rebuilt, off)
+        if found is None and builder.arithmetic:
+            apart = _off(_accumulated(converted.network, x[:1]), output[:1])
+            found = f"one image changes the result of another, by {_percent(apart)}" if apart > 16 * tolerance else None
+        return found
 
 
 def _in_float64(
@@ -105,17 +112,17 @@ def _in_float64(
     """The second equation in float64 on the CPU, where rounding is no longer an explanation."""
     builder, x = converted.builder, x.cpu().double()
     traced = copy.deepcopy(builder.traced).cpu().double()
-    run, network = GraphRun(traced, clip=True, keep=True), rebuilt(traced)
+    run, network = GraphRun(traced, clip=True, keep=True, skip=builder.skipped), rebuilt(traced)
     ideal = seeded(lambda: run.run(x.clone()))
     limit = 1e-8
-    if math.isfinite(native) and _off(_last(activations(network, x)), ideal) <= limit:
+    if math.isfinite(native) and _off_of_any(network.structured(_accumulated(network, x)), ideal) <= limit:
         return None
     values = {node.name: value for node, value in run.results.items()}
     for name, layer, activation in activations(network, x):
         value = values.get(builder.nodes.get(name, ""))
         if layer.neuron is None or name.endswith(NEGATIVE) or not isinstance(value, Tensor):
             continue
-        clipped = value.relu() if layer.ceiling is None else torch.minimum(value.relu(), layer.ceiling.to(value))
+        clipped = layer.neuron.activation(value, layer.ceiling) if isinstance(layer.neuron, Neuron) else value
         if clipped.shape == activation.shape and not _off(activation, clipped) <= limit:
             return f"layer {name!r} of the spiking network does not compute what the ANN computes ({_percent(native)}); {CAUSES}"
     return f"the spiking network's output, run as an ANN, is not the ANN's ({_percent(native)} of the largest); {CAUSES}"
@@ -143,8 +150,22 @@ def _percent(off: float) -> str:
     return f"{100 * off:.2g} %" if math.isfinite(off) else "no finite numbers, or another shape"
 
 
-def _last(layers: Iterator[tuple[str, Any, Tensor]]) -> Tensor:
-    *_, (_, _, output) = layers
+def _off_of_any(found: Any, wanted: Any) -> float:
+    """The largest ``_off`` of the tensors of two results; infinite if one holds others, or other constants."""
+    mine, theirs = dict(leaves(found)), dict(leaves(wanted))
+    if mine.keys() != theirs.keys():
+        return math.inf
+    far = [0.0]
+    for name, value in theirs.items():
+        if isinstance(value, Tensor) and isinstance(mine[name], Tensor):
+            far.append(_off(mine[name], value))
+        elif isinstance(value, Tensor) or isinstance(mine[name], Tensor) or mine[name] != value:
+            return math.inf
+    return max(far)
+
+
+def _accumulated(network: SpikingNetwork, x: Tensor) -> Tensor:
+    *_, (_, _, output) = activations(network, x)
     return output
 
 
@@ -166,15 +187,15 @@ def _clipped(path: str, module: Any, z: Tensor) -> Tensor:
     return clipped
 
 
-def _of_module(ann: nn.Module, builder: Builder, x: Tensor, tolerance: float) -> str | None:
+def _of_module(converted: Converted, x: Tensor, tolerance: float) -> str | None:
     """The first layer whose input or output in the module is not that of its node, or a result that is not the graph's."""
+    ann, builder = converted.ann, converted.builder
     seen, wanted = recorded(ann, x)
     graph = GraphRun(builder.traced, keep=True)
     found = seeded(lambda: graph.run(x.clone()))
-    if not isinstance(wanted, Tensor) or wanted.shape != found.shape:
-        told = f"of shape {tuple(wanted.shape)}" if isinstance(wanted, Tensor) else f"a {type(wanted).__name__}"
-        return f"the ANN's result is {told}, and that of its graph has the shape {tuple(found.shape)}; {_suspects(ann)}"
-    if not bool(torch.isfinite(wanted).all()):
+    if _told(wanted) != _told(found):
+        return f"the ANN's result is {_told(wanted)}, and that of its graph {_told(found)}; {_suspects(ann)}"
+    if not all(bool(torch.isfinite(leaf).all()) for _, leaf in leaves(wanted) if isinstance(leaf, Tensor)):
         return f"the ANN's outputs hold NaN or infinity on the calibration images, first after {_first_infinite(graph)}"
     calls: dict[str, int] = {}
     for node in (n for n in builder.traced.graph.nodes if n.op == "call_module"):
@@ -186,12 +207,28 @@ def _of_module(ann: nn.Module, builder: Builder, x: Tensor, tolerance: float) ->
         for what, own, traced in pairs:
             if isinstance(own, Tensor) and isinstance(traced, Tensor) and not _off(traced, own) <= tolerance:
                 layer = f"{path!r} ({type(builder.modules[path]).__name__})"
-                told = f"{_percent(_off(traced, own))} of the largest, and the result by {_percent(_off(found, wanted))}"
+                told = f"{_percent(_off(traced, own))} of the largest, and the result by {_percent(_off_of_any(found, wanted))}"
                 return f"in the ANN {what} of {layer} differs from that in its traced graph by {told}; {_suspects(ann)}"
-    if _off(found, wanted) <= tolerance:
+    if _off_of_any(found, wanted) <= tolerance:
+        if converted.network.output_form is not None:  # the graph knows dictionaries, the module its own class of them
+            converted.network.output_form = OutputForm.of(wanted, _sample_shape)
         return None
-    told = f"by {_percent(_off(found, wanted))} after the last layer"
+    told = f"by {_percent(_off_of_any(found, wanted))} after the last layer"
     return f"the ANN's result differs from that of its traced graph {told}; {_suspects(ann)}"
+
+
+def _sample_shape(leaf: Any) -> tuple[int, ...] | None:
+    return tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None
+
+
+def _told(result: Any) -> str:
+    """The shape of a result, or its tensors' by name."""
+    if isinstance(result, Tensor):
+        return f"of shape {tuple(result.shape)}"
+    held = list(leaves(result))
+    if [name for name, _ in held] == [""]:
+        return f"a {type(result).__name__}"
+    return ", ".join(f"{name} {tuple(v.shape)}" if isinstance(v, Tensor) else f"{name} {v!r}" for name, v in held)
 
 
 def _suspects(ann: nn.Module) -> str:

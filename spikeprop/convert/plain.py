@@ -2,7 +2,7 @@
 
 Pruning, weight norm, spectral norm (old-style ones, which hooks compute, and ``torch.nn.utils.parametrizations``) are made
 permanent: the weight that the ANN would use in its next forward pass becomes a parameter. Hooks are left out, and wrappers
-(``torch.compile``, ``DataParallel``) are taken off. What is lost by that is found by ``convert/guard.py``.
+(``torch.compile``, ``DataParallel``, ``AveragedModel``) are taken off. What is lost by that is found by ``convert/guard.py``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.optim.swa_utils import AveragedModel
 
 from spikeprop.errors import ConversionError
 
-WEIGHTED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
 HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)  # that compute a weight before each forward pass
 ORIGINALS = ("_orig", "_mask", "_g", "_v", "_u")  # ends of the names of what they compute it from
 
@@ -58,11 +59,11 @@ def plain_copy(ann: nn.Module) -> nn.Module:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    """The module inside ``torch.compile``, ``AveragedModel``, ``DataParallel`` and ``DistributedDataParallel``."""
     while True:
         children = vars(module).get("_modules")
         inner = children.get("_orig_mod") if isinstance(children, dict) else None  # of torch.compile
-        if isinstance(module, DataParallel | DistributedDataParallel):
+        if isinstance(module, DataParallel | DistributedDataParallel | AveragedModel):
             inner = module.module
         if not isinstance(inner, nn.Module):
             return module
@@ -90,6 +91,11 @@ def _check_kind(ann: nn.Module) -> None:
         what = repr(path) if path else "the ANN"
         if isinstance(module, torch.jit.ScriptModule):
             raise ConversionError(f"{what} is TorchScript, which cannot be traced; convert the Python module it was made from")
+        if any(base.__module__.startswith("torch.distributed.fsdp") for base in type(module).__mro__):
+            raise ConversionError(
+                f"{what} is {type(module).__name__}, whose weights are spread over processes; load its full state_dict "
+                "(torch.distributed.checkpoint.state_dict.get_model_state_dict, full_state_dict=True) into the plain module"
+            )
         lazy = [name for name, parameter in module.named_parameters(recurse=False) if is_lazy(parameter)]
         if lazy:
             raise ConversionError(
@@ -110,6 +116,16 @@ def _copy(ann: nn.Module) -> nn.Module:
         if unwrapped(module) is not module:
             memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
     return copy.deepcopy(ann, memo)
+
+
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy on the meta device, of which no numbers are copied."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for tensor in _tensors(list(vars(part).values())):
+            empty = torch.empty_like(tensor, device="meta")
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
 
 
 def _tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:

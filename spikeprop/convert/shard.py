@@ -94,9 +94,14 @@ class CalibrationShard:
         """The largest ``own`` of the processes."""
         return int(self._reduced(torch.tensor(own), distributed.ReduceOp.MAX))
 
-    def mean(self, values: Tensor, axis: int) -> Tensor:
-        """The mean over an axis along which the values are split, equally many for each image; in float64."""
-        return self.total(values.sum(axis, dtype=torch.float64)) / self.size(values.shape[axis])
+    def mean(self, values: Tensor, axis: int | tuple[int, ...]) -> Tensor:
+        """The mean over axes along which the values are split, equally many for each image; in float64."""
+        sums = values.sum(axis, dtype=torch.float64)
+        return self.total(sums) / self.size(values.numel() // sums.numel())
+
+    def channel_mean(self, values: Tensor) -> Tensor:
+        """The mean of each channel, (C,), of values (B, C, ...)."""
+        return self.mean(values, (0, *range(2, values.dim())))
 
     def quantile(self, values_RN: Tensor, q: float) -> Tensor:
         """Quantile of each row over all processes' values, (R,): the exact order statistic."""

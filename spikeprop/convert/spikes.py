@@ -7,10 +7,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from spikeprop.convert.activations import forget
+from spikeprop.convert.activations import current, forget
 from spikeprop.convert.encoded import EncodedInput
 from spikeprop.convert.shard import CalibrationShard
 from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork
+
+
+def spike_trains(network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard) -> SpikeTrains:
+    """Spike trains of a network's layers: packed, or as they are where layers compute or hold tokens."""
+    plain = any(layer.arithmetic for layer in network.dynamics().values())
+    plain |= any(len(shape) not in (1, 3) for name, shape in network.shapes().items() if name != INPUT)
+    return (PlainTrains if plain else SpikeTrains)(network, x, timesteps, shard)
 
 
 class SpikeTrains:
@@ -68,3 +75,48 @@ class SpikeTrains:
     def rates(self, layer: Layer) -> dict[str, Tensor]:
         """Rates of a layer's sources."""
         return {source: self.rate(source) for source in layer.sources}
+
+
+class PlainTrains(SpikeTrains):
+    """The same on the plain reference: of any shapes, and of layers that send real numbers."""
+
+    def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard):
+        self._network, self._timesteps, self._encoded = network, timesteps, EncodedInput(network.encoder, x, shard)
+        self._trains: dict[str, Tensor] = {}  # (T, B, ...); of neurons as int8
+        self._rates: dict[str, Tensor] = {}
+
+    def fire(self, name: str) -> None:
+        from spikeprop.snn.engine.layerwise import without_leak
+
+        dynamics, state, sent = self._network.dynamics()[name], None, []
+        with without_leak(dynamics):
+            for current_B in self._currents(name):
+                state = dynamics.initial_state(current_B) if state is None else state
+                one, state = dynamics.run(current_B.unsqueeze(0), state)
+                sent.append(one[0] if dynamics.arithmetic or dynamics.passes_on else one[0].to(torch.int8))
+        self._trains[name] = torch.stack(sent)
+        self._rates.pop(name, None)
+        layer = dict(self._network.named_layers())[name]
+        kept = self._network.read_after(name) | {name, *layer.sources}
+        for other in self._trains.keys() - kept:
+            del self._trains[other]
+        forget(self._network, self._rates, name)
+
+    def _currents(self, name: str) -> Iterator[Tensor]:
+        """Input current of each step (B, ...)."""
+        layer, like = dict(self._network.named_layers())[name], self._encoded.x
+        for t in range(self._timesteps):
+            values = {s: self._encoded(t, 1)[0] if s == INPUT else self._trains[s][t].to(like) for s in layer.sources}
+            yield current(layer, values)
+
+    def currents(self, name: str) -> Iterator[Tensor]:
+        for current_B in self._currents(name):
+            yield current_B.reshape(1, len(current_B), -1, current_B.shape[-1])
+
+    def some_currents(self, name: str, images: Tensor) -> Tensor:
+        return torch.stack([current_B[images] for current_B in self._currents(name)])
+
+    def rate(self, name: str) -> Tensor:
+        if name not in self._rates and name != INPUT:
+            self._rates[name] = self._trains[name].sum(0, dtype=self._encoded.x.dtype) / self._timesteps
+        return super().rate(name)

@@ -6,91 +6,71 @@ The ANN is copied first (``convert/plain.py``), so it is never changed. Activati
 
 from __future__ import annotations
 
-import copy
 from keyword import iskeyword
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from spikeprop.convert.exported import ExportTracer, export
+from spikeprop.convert.known import KnownTracer
+from spikeprop.convert.place import place_of_error, told
 from spikeprop.convert.plain import check_finite, plain_copy
 from spikeprop.errors import ConversionError
-from spikeprop.runtime.tracing import OwnTracer
 
-BATCH = 7  # images of the outline; an unusual number, so that the batch axis is recognised
-RECTIFY = "only ReLU and its variants correspond to a firing rate; train with ReLU"
-SOFTMAX = "it does not change which class is largest: return the scores before it, and train with CrossEntropyLoss"
-ADVICE = {
-    **dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), SOFTMAX),
-    **dict.fromkeys(("Sigmoid", "Tanh", "GELU", "SiLU", "Hardswish", "sigmoid", "tanh", "gelu", "silu", "hardswish"), RECTIFY),
-    "LayerNorm": "its statistics change with the input; train with BatchNorm2d, which folds into the weights",
-}
-OTHERWISE = "use Conv2d, Linear, BatchNorm, ReLU (clipped or leaky too), pooling, Dropout, Flatten, additions and concatenation"
+OTHERWISE = "use convolutions, Linear, BatchNorm, activations, pooling, attention, and operations on single tensors"
 
 
-class ReLUTracer(OwnTracer):
+class ReLUTracer(KnownTracer):
     """A tracer that keeps activations as they are: a module with a ``ceiling`` is one."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is a node of the graph."""
         return (hasattr(m, "ceiling") and not any(m.children())) or super().is_leaf_module(m, module_qualified_name)
 
 
-class MetaInterpreter(fx.Interpreter):
-    """Runs a traced network on the meta device, which computes shapes only, and keeps the result of every node."""
+def trace(ann: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
+    """The graph of a copy of the ANN in evaluation mode; each node's ``meta`` has its ``outlines`` and its ``place`` in the code.
 
-    def __init__(self, traced: fx.GraphModule, shape: tuple[int, ...]):
-        super().__init__(copy.deepcopy(traced).to("meta"), garbage_collect_values=False)
-        self.shape = shape
-
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            return super().run_node(n)
-        except Exception as error:
-            raise ConversionError(
-                f"node {n.name!r} ({n.op} {n.target}) cannot run on images of the given shape, {self.shape}: {error}"
-            ) from error
-
-
-def trace(ann: nn.Module) -> fx.GraphModule:
-    """The graph of a copy of the ANN in evaluation mode.
+    Args:
+        ann: the network.
+        input_shape: shape of one image.
 
     Raises:
-        ConversionError: the ANN cannot be copied or traced, or a weight is not finite.
+        ConversionError: the ANN cannot be copied or traced, has not exactly one input, or cannot run on images of this shape; or
+            a weight is not finite.
     """
     plain = plain_copy(ann)
+    like = next(plain.parameters(), torch.empty(0))
+    settings = (input_shape, like.dtype, like.device)
     try:
-        traced = fx.GraphModule(plain, ReLUTracer().trace(plain))
+        traced = fx.GraphModule(plain, ReLUTracer(*settings).trace(plain))
+    except (ConversionError, AssertionError) as error:
+        raise _untraceable(ann, error) from error
     except Exception as error:
         words = [path for path, _ in plain.named_modules() if any(map(iskeyword, path.split(".")))]
         if words and isinstance(error, SyntaxError):
             raise ConversionError(f"{words[0]!r} has a name of Python's own, which torch.fx cannot write; rename it") from error
-        raise ConversionError(
-            f"torch.fx cannot trace {type(ann).__name__}: {error}. Remove control flow that depends on the data."
-        ) from error
+        exported = export(plain_copy(ann), *settings)  # a copy again: the trace may have written into the first one
+        if exported is None:
+            raise _untraceable(ann, error) from error
+        try:
+            traced = fx.GraphModule(exported, ExportTracer(*settings).trace(exported))
+        except Exception:  # the reason why the network's own code could not be traced says more
+            raise _untraceable(ann, error) from error
     check_finite((*traced.named_parameters(), *traced.named_buffers()))
     return traced
 
 
-def outline(traced: fx.GraphModule, input_shape: tuple[int, ...], dtype: torch.dtype) -> dict[fx.Node, Any]:
-    """The result of each node for a batch of images: a tensor on the meta device, or a constant such as a size.
-
-    Raises:
-        ConversionError: the network has not exactly one input, or cannot run on images of this shape.
-    """
-    run = MetaInterpreter(traced, input_shape)
-    inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
-    if len(inputs) != 1:
-        culprit = inputs[1] if inputs else next(iter(traced.graph.nodes))
-        raise refuse(culprit, f"{len(inputs)} inputs", "convert a network with one input")
-    with torch.no_grad():
-        run.run(torch.zeros(BATCH, *input_shape, device="meta", dtype=dtype))
-    results = {n.name: result for n, result in run.env.items()}
-    return {n: results.get(n.name) for n in traced.graph.nodes}
+def _untraceable(ann: nn.Module, error: Exception) -> ConversionError:
+    what = str(error) if isinstance(error, ConversionError) else f"{type(error).__name__}: {error}"
+    return ConversionError(f"{type(ann).__name__} cannot be traced: {what}{told(place_of_error(error))}")
 
 
-def holds_tensors(result: Any) -> bool:
-    """Whether the result of a node is a tensor or a sequence with tensors, rather than a size or another constant."""
-    return isinstance(result, Tensor) or (isinstance(result, tuple | list) and any(isinstance(r, Tensor) for r in result))
+def outlines(traced: fx.GraphModule) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+    """The results of each node for ``BATCH`` and ``OTHER_BATCH`` images: tensors on the meta device, or numbers that differ."""
+    known = {node: node.meta.get("outlines", (None, None)) for node in traced.graph.nodes}
+    return {node: both[0] for node, both in known.items()}, {node: both[1] for node, both in known.items()}
 
 
 def function_name(node: fx.Node) -> str:
@@ -106,8 +86,9 @@ def called_name(node: fx.Node) -> str:
 
 def refuse(node: fx.Node, what: str, advice: str | None = None) -> ConversionError:
     """The error that says which operation cannot be converted and what to do."""
-    advice = advice or ADVICE.get(what, OTHERWISE)
-    return ConversionError(f"cannot convert node {node.name!r} ({node.op} {_called(node)}): {what}; {advice}")
+    where = told(node.meta.get("place"))
+    advice = advice or OTHERWISE
+    return ConversionError(f"cannot convert node {node.name!r} ({node.op} {_called(node)}){where}: {what}; {advice}")
 
 
 def _called(node: fx.Node) -> str:

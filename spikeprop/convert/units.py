@@ -15,11 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SpikingNetwork, Synapse
+from spikeprop.convert.weights import scale_inputs
+from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SampleDropout, SpikingNetwork, Synapse
+from spikeprop.snn.gather import Shift
+from spikeprop.snn.synapse import Weighted
+
+CHANNELWISE = {  # operations that act on each channel alone, and flattening
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.ZeroPad1d,
+    nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d,
+    nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, nn.Upsample, nn.Identity,
+    nn.Flatten, SampleDropout, Gain, ChannelPad,
+}  # fmt: skip
 
 
 def activation_scales(network: SpikingNetwork) -> dict[str, Tensor]:
-    """The activation that a spike of each layer of a calibrated network stands for: a number, or one a channel (C, 1, 1)."""
+    """The activation that a spike of each layer of a calibrated network stands for: a number, or one a channel (C, 1, ..)."""
     return {name: activation_scale(layer) for name, layer in network.named_layers() if layer.neuron is not None}
 
 
@@ -46,13 +56,16 @@ class Units:
             layer.scale = self._pooled(layer).clone().to(layer.scale)
             return
         scales = [self._scale(source) for source in layer.sources]
-        scalar = all(scale.numel() == 1 for scale in scales)
+        # a function is computed in the ANN's own units
+        scalar = not layer.dynamics.arithmetic and all(scale.numel() == 1 for scale in scales)
         base = scales[0].reshape(()) if scalar else torch.ones_like(scales[0].reshape(-1)[0])
         for (_, source, synapse), scale in zip(layer.branches(), scales):
             _apply(synapse, scale / base, self._shapes[source])
             for op in synapse.weighted():
                 if op.bias is not None:
                     op.bias.data.div_(base)
+            for shift in (op for op in synapse if isinstance(op, Shift)):
+                shift.shift = shift.shift / base.to(shift.shift)
         layer.scale = base.clone().to(layer.scale)
 
     def _scale(self, source: str) -> Tensor:
@@ -64,21 +77,39 @@ class Units:
             return scales[0]
         placed: Any = 0.0
         for (_, source, synapse), scale in zip(layer.branches(), scales):
-            channels = self._shapes[source][0]
-            placed = placed + synapse(scale.expand(channels, 1, 1).reshape(1, 1, channels, 1, 1))
-        return torch.where(placed == 0, 1.0, placed).reshape(-1, 1, 1)  # zero channels never spike: any scale will do
+            channels, *positions = self._shapes[source]
+            ones = (1,) * len(positions)
+            placed = placed + synapse(scale.expand(channels, *ones).reshape(1, 1, channels, *ones))
+        return torch.where(placed == 0, 1.0, placed)[0, 0]  # zero channels never spike: any scale will do
 
 
 def _apply(synapse: Synapse, gain: Tensor, shape: tuple[int, ...]) -> None:
     """Multiply a synapse's input: in its first operation with weights, or else by a gain before all others."""
     weighted = synapse.weighted()
-    if weighted and gain.numel() == 1:
+    before = list(synapse)[: list(synapse).index(weighted[0])] if weighted else []
+    if any(isinstance(op, Shift) for op in before):  # the constant is not multiplied
+        _put_gain(synapse, gain if gain.numel() > 1 else gain.reshape(()))
+    elif weighted and gain.numel() == 1:
         weighted[0].weight.data.mul_(gain.reshape(()))
-    elif weighted:
-        before = list(synapse)[: list(synapse).index(weighted[0])]
-        _scale_inputs(weighted[0], _passed_on(gain.expand(shape[0], *gain.shape[1:]), before, shape))
+    elif weighted and _along_channels(gain, shape) and _keeps_channels(before, weighted[0], shape):
+        scale_inputs(weighted[0], _passed_on(gain.expand(shape[0], *gain.shape[1:]), before, shape))
     elif (gain != 1).any():
         _put_gain(synapse, gain if gain.numel() > 1 else gain.reshape(()))
+
+
+def _along_channels(gain: Tensor, shape: tuple[int, ...]) -> bool:
+    return gain.dim() == len(shape) and len(gain) == gain.numel()
+
+
+def _keeps_channels(ops: list[nn.Module], layer: Weighted, shape: tuple[int, ...]) -> bool:
+    """Whether each input of a layer, after other operations on samples of ``shape``, is made of one channel alone."""
+    kinds = [type(op) for op in ops]
+    flat = kinds.index(nn.Flatten) if nn.Flatten in kinds else len(kinds)
+    if isinstance(layer, nn.Linear) and len(shape) > 1 and flat == len(kinds):  # tokens
+        return False
+    if any((op.start_dim, op.end_dim) != (1, -1) for op in ops if isinstance(op, nn.Flatten)):
+        return False
+    return set(kinds) <= CHANNELWISE and set(kinds[flat:]) <= {nn.Flatten, SampleDropout, ChannelPad}
 
 
 def _passed_on(gain: Tensor, ops: Iterable[nn.Module], shape: tuple[int, ...]) -> Tensor:
@@ -101,15 +132,6 @@ def _shape_through(ops: Iterable[nn.Module], shape: tuple[int, ...]) -> tuple[in
         if not isinstance(op, Gain):
             probe = op(probe)
     return tuple(probe.shape[1:])
-
-
-def _scale_inputs(layer: nn.Conv2d | nn.Linear, gain_C: Tensor) -> None:
-    weight = layer.weight.data
-    if isinstance(layer, nn.Linear):
-        weight.mul_(gain_C)
-        return
-    by_group = gain_C.reshape(layer.groups, 1, -1, 1, 1)
-    weight.view(layer.groups, -1, *weight.shape[1:]).mul_(by_group)
 
 
 def _put_gain(synapse: Synapse, gain: Tensor) -> None:

@@ -16,7 +16,10 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from spikeprop.convert import weights
 from spikeprop.snn import ChannelPad, Gain, SampleDropout
+from spikeprop.snn.gather import same_numbers
+from spikeprop.snn.synapse import WEIGHTED, Weighted
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,27 @@ def flatten(value: Value) -> Value:
     return tuple(b if isinstance(b.last, nn.Flatten) else b.then(nn.Flatten()) for b in value)
 
 
-def append_weighted(value: Value, layer: nn.Conv2d | nn.Linear, label: str) -> Value:
-    """Apply a convolution or linear layer: each branch has its own copy of the weights, the first one the bias."""
-    return tuple(_read_filled(b, _copy(layer, bias=i == 0), label) for i, b in enumerate(value))
+def compose(value: Value, op: nn.Module) -> Value:
+    """Apply any linear operation to every branch."""
+    return tuple(b.then(copy.deepcopy(op)) for b in value)
 
 
-def _read_filled(branch: LinearBranch, layer: nn.Conv2d | nn.Linear, label: str) -> LinearBranch:
-    """Append a layer that reads only those of the concatenated channels that the branch fills."""
+def append_weighted(value: Value, layer: Weighted, label: str, axes: int) -> Value:
+    """Apply a layer with weights: each branch has its own copy of them, the first one the bias; ``axes`` of a sample."""
+    reads_channels = weights.by_channel(layer, axes - 1) and getattr(layer, "groups", 1) == 1
+    return tuple(_appended(b, _copy(layer, bias=i == 0), label, reads_channels) for i, b in enumerate(value))
+
+
+def _appended(branch: LinearBranch, layer: Weighted, label: str, reads_channels: bool) -> LinearBranch:
+    """A layer that reads channels reads only those of a concatenation that the branch fills."""
     place = branch.last
-    if not isinstance(place, ChannelPad) or getattr(layer, "groups", 1) != 1:
+    if not isinstance(place, ChannelPad) or not reads_channels:
         return branch.then(layer, label)
-    mine = slice(place.before, layer.weight.shape[1] - place.after)
-    layer.weight = nn.Parameter(layer.weight.detach()[:, mine].clone(), layer.weight.requires_grad)
-    if isinstance(layer, nn.Conv2d):
-        layer.in_channels = layer.weight.shape[1]
-    else:
-        layer.in_features = layer.weight.shape[1]
+    weights.read_only(layer, slice(place.before, weights.input_count(layer) - place.after))
     return branch.without_last().then(layer, label)
 
 
-def _copy(layer: nn.Conv2d | nn.Linear, bias: bool) -> nn.Conv2d | nn.Linear:
+def _copy(layer: Weighted, bias: bool) -> Weighted:
     own = copy.deepcopy(layer)
     if not bias:
         own.register_parameter("bias", None)
@@ -122,7 +126,7 @@ def scale(value: Value, factor: float) -> Value:
     """A multiple of a value, folded into the layer before it if there is one."""
 
     def scaled(branch: LinearBranch) -> LinearBranch:
-        if not isinstance(branch.last, nn.Conv2d | nn.Linear):
+        if not isinstance(branch.last, WEIGHTED):
             return branch.then(Gain(torch.tensor(factor, dtype=torch.float64)))  # cast to the network's type at the end
         layer = copy.deepcopy(branch.last)
         layer.weight.data.mul_(factor)
@@ -143,6 +147,14 @@ def affine(value: Value, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, 
     return (_affine_of_all(value[0], gain_C, shift_C, positions), *others)
 
 
+def shift(value: Value, number: float, shape: tuple[int, ...], like: Tensor) -> Value:
+    """A value of samples of ``shape`` plus a number; ``like``: of the weights' type and device."""
+    if not shape:
+        return compose(shift(compose(value, same_numbers((1,))), number, (1,), like), same_numbers(()))
+    ones_C = torch.ones(shape[0], dtype=like.dtype, device=like.device)
+    return affine(value, ones_C, number * ones_C, shape[1:])
+
+
 def _affine_of_all(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, ...]) -> LinearBranch:
     """Gain and shift of all channels, including those that the branch does not fill."""
     if isinstance(branch.last, ChannelPad):
@@ -154,14 +166,15 @@ def _affine(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor | None, positi
     """Gain and shift of the channels that the branch fills."""
     if isinstance(branch.last, ChannelPad):
         return _affine(branch.without_last(), gain_C, shift_C, positions).then(branch.last)
-    if isinstance(branch.last, nn.Conv2d | nn.Linear):
-        return branch.without_last().then(_folded(branch.last, gain_C, shift_C))
+    last = branch.last
+    if isinstance(last, WEIGHTED) and weights.by_channel(last, len(positions)):
+        return branch.without_last().then(_folded(last, gain_C, shift_C))
     return branch.then(_diagonal(gain_C, shift_C, positions))
 
 
-def _folded(layer: nn.Conv2d | nn.Linear, gain_C: Tensor, shift_C: Tensor | None) -> nn.Conv2d | nn.Linear:
+def _folded(layer: Weighted, gain_C: Tensor, shift_C: Tensor | None) -> Weighted:
     own, trained = copy.deepcopy(layer), layer.weight.requires_grad
-    own.weight = nn.Parameter(own.weight.detach() * gain_C.view(-1, *(1,) * (own.weight.dim() - 1)), trained)
+    weights.scale_outputs(own, gain_C)
     shift_C = shift_C.detach() if shift_C is not None else None
     if own.bias is not None:
         bias = own.bias.detach() * gain_C
@@ -172,15 +185,8 @@ def _folded(layer: nn.Conv2d | nn.Linear, gain_C: Tensor, shift_C: Tensor | None
 
 
 def _diagonal(gain_C: Tensor, shift_C: Tensor | None, positions: tuple[int, ...]) -> nn.Module:
-    """The affine map as a layer: a convolution 1x1 with a group for each channel, or a diagonal matrix."""
-    count, options = len(gain_C), {"bias": shift_C is not None, "device": gain_C.device, "dtype": gain_C.dtype}
-    layer: nn.Conv2d | nn.Linear
-    if positions:
-        layer = nn.Conv2d(count, count, 1, groups=count, **options)
-        layer.weight = nn.Parameter(gain_C.detach().view(-1, 1, 1, 1).clone())
-    else:
-        layer = nn.Linear(count, count, **options)
-        layer.weight = nn.Parameter(torch.diag(gain_C.detach()))
+    """The affine map as a layer."""
+    layer = weights.diagonal(gain_C, len(positions), bias=shift_C is not None)
     if shift_C is not None:
         layer.bias = nn.Parameter(shift_C.detach().clone())
     return layer

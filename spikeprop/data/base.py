@@ -29,12 +29,14 @@ class LabelledData(ABC):
 
     Attributes:
         train_limit, test_limit: use only this many examples, the first ones.
+        label_shape: of an example's labels; () for one label, (H, W) for one of each pixel.
     """
 
     train_limit: int | None = None
     test_limit: int | None = None
 
     classes: ClassVar[int]
+    label_shape: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self) -> None:
         for name in ("train_limit", "test_limit"):
@@ -115,7 +117,7 @@ class InMemorySplit:
     """Images held as bytes; augmentation and normalisation work on complete batches, so loading is fast."""
 
     images: Tensor  # (N, C, H, W) uint8
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64, or (N, H, W) of pixels
     batch_size: int
     mean: float | list[float]
     std: float | list[float]

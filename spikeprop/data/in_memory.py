@@ -16,7 +16,7 @@ from spikeprop.errors import MissingDataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _InMemoryData(ImageData):
+class InMemoryData(ImageData):
     """Base of the data sets below, which only implement how to read a split."""
 
     scale: ClassVar[float] = 255.0
@@ -37,7 +37,7 @@ class _InMemoryData(ImageData):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(_InMemoryData):
+class Digits(InMemoryData):
     """The 1,797 handwritten 8x8 digits of scikit-learn (UCI "optdigits"); every fifth image is a test image."""
 
     scale: ClassVar[float] = 16.0
@@ -56,7 +56,7 @@ class Digits(_InMemoryData):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TorchvisionData(_InMemoryData):
+class _TorchvisionData(InMemoryData):
     """A data set that torchvision reads.
 
     Attributes:

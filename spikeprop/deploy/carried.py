@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from spikeprop.errors import NirError
-from spikeprop.snn import IF, LIF, ChannelPad, Gain, SignedIF
+from spikeprop.snn import IF, LIF, ChannelPad, Gain, GradedIF, SignedIF
 
 IGNORED = {"self", "device", "dtype", "inplace"}
 TRAINING = {"surrogate", "trainable"}  # of neurons: no spike depends on them
@@ -30,7 +30,8 @@ CARRIED: dict[type, set[str]] = {
     Gain: {"gain"},
     IF: {"v_threshold", "reset", "v_init", *TRAINING},
     LIF: {"v_threshold", "leak", "reset", "v_init", *TRAINING},
-    SignedIF: {"v_threshold", "v_init", "surrogate"},
+    SignedIF: {"rectify", "v_threshold", "v_init", "surrogate"},
+    GradedIF: {"levels", "rectify", "v_threshold", "v_init", "surrogate"},
 }
 Shape = tuple[int, ...]
 

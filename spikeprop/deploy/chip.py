@@ -18,8 +18,8 @@ def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
         inputs: what it reads, (B, T, ...), to count spikes and synaptic operations on.
 
     Returns:
-        layers, cores, chips and problems; with inputs also activity (spikes and SynOps by layer, a sample) and energy_joules,
-        an estimate with the first Loihi's figures.
+        layers, cores, chips, problems and needs; with inputs also activity (spikes and SynOps by layer, a sample) and
+        energy_joules, an estimate with the first Loihi's figures.
 
     Raises:
         NirError: a file that is damaged, or a network that cannot be laid out.

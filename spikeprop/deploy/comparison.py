@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.deploy.reading import layer_names
+from spikeprop.evaluate.summary import levels
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import INPUT, SpikingNetwork
 
@@ -77,9 +78,10 @@ def compare(
 
     Returns:
         samples, agreement (percent of equal predictions), spikes_equal (every train of every layer), spikes (how many were
-        compared), mismatches by layer, first_difference (sample, layer, neuron, step) or None, layers (spikes of both),
-        output_error (largest absolute difference), accuracy of both on these images, clipped (potentials that stopped at the
-        limits of 24 bits, by layer), and with fixed precision the quantisation's report by layer.
+        compared), mismatches by layer, first_difference (sample, layer, neuron, step) or None, layers (spikes of both), levels
+        (of graded spikes; 1 of others), output_error (largest absolute difference), accuracy of both on these images, clipped
+        (potentials that stopped at the limits of 24 bits, by layer), and with fixed precision the quantisation's report by
+        layer.
 
     Raises:
         NirError: a file that is damaged.
@@ -101,7 +103,7 @@ def compare(
             spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
             clipped.update({str(names.get(node, node)): count for node, count in theirs.clipped.items()})
             parts.append(_compare(ours, output, spikes, theirs.output, labels[rows].numpy(), start))
-    return _merged(parts, target.backend) | {"clipped": dict(clipped)} | report
+    return _merged(parts, target.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
 
 
 def input_limit_of(network: SpikingNetwork, images: Tensor) -> float:

@@ -10,9 +10,9 @@ of these versions do the following, according to their code:
   threshold a layer, and steps by 0.1 ms: IF is written as a LIF whose leak rounds to none, thresholds that differ go into the
   weights.
 
-Both reset to zero and start at zero whatever the file says, so reset by subtraction and other start potentials are refused;
-so are max pooling of spikes, which neither has, and networks that are not one chain. Inputs are given one sample at a time,
-(C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
+Both reset to zero and start at zero whatever the file says, so reset by subtraction and other start potentials are refused; so
+are graded neurons and max pooling of spikes, which neither has, and networks that are not one chain. Inputs are given one sample
+at a time, (C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import nir
 import numpy as np
-from spikeprop_hardware.graph import SpikingMaxPool2d, neurons_of, pair, readout_from
+from spikeprop_hardware.graph import GradedIF, SpikingMaxPool2d, neurons_of, pair, readout_from
 from spikeprop_hardware.matrix import linear_of, places_of
 
 from spikeprop.errors import NirError
@@ -53,6 +53,11 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
             raise NirError(
                 f"node {name!r} is a max pooling of spikes by their counts, which {target} does not have; train with average "
                 "pooling in its place (TorchvisionModel: pooling: average; a plan of CNN: A)"
+            )
+        if isinstance(node, nir.IF | GradedIF) and neurons_of(node, name).levels:
+            raise NirError(
+                f"node {name!r} sends graded spikes (SignedIF, GradedIF), which {target} does not have; convert with IF, reset: "
+                "zero"
             )
     delay = readout_from(graph)
     if delay:
@@ -100,8 +105,6 @@ def _chain(graph: nir.NIRGraph, target: str) -> list[str]:
 def _neurons(name: str, node: Any, target: str) -> tuple[np.ndarray, float]:
     """Thresholds, and the factor on the potential in each step; what neither library does is refused."""
     neurons = neurons_of(node, name)
-    if neurons.signed:
-        raise NirError(f"node {name!r} takes spikes back (SignedIF), which {target} does not have; convert with IF, reset: zero")
     if neurons.reset != "zero":
         raise NirError(
             f"node {name!r} resets by subtraction, which NIR cannot say: {target} would reset to zero, and its spikes "

@@ -13,6 +13,8 @@ import nir
 import numpy as np
 import torch
 from spikeprop_hardware.graph import (
+    NEURONS,
+    NeuronParameters,
     SpikingMaxPool2d,
     encoder_of,
     ends,
@@ -34,6 +36,7 @@ from spikeprop.snn import (
     Direct,
     Encoder,
     Gain,
+    GradedIF,
     Layer,
     LayerDynamics,
     Neuron,
@@ -56,7 +59,7 @@ def from_nir(
     """A network from a NIR graph, in float64 where its weights are, else in float32.
 
     Args:
-        graph: feed-forward graph of linear nodes, IF/LIF and max pooling, one input and one output.
+        graph: feed-forward graph of linear nodes, IF, LIF, GradedIF and max pooling, one input and one output.
         encoder: from image to input; default what the graph's metadata names, or ``Direct()`` where it names none.
         surrogate: for training; default ``STDB()``.
         dt: time step in the unit of tau, for LIF nodes that do not record one.
@@ -100,7 +103,7 @@ def layer_names(graph: nir.NIRGraph) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for node in ordered(graph):
-        if isinstance(graph.nodes[node], nir.IF | nir.LIF | SpikingMaxPool2d):
+        if isinstance(graph.nodes[node], (*NEURONS, SpikingMaxPool2d)):
             names[node] = _layer_name(node, {*names.values(), INPUT, OUTPUT})
     return names
 
@@ -119,7 +122,8 @@ def _through(name: str, node: Any, branch: _Branch, count: int) -> _Branch:
     if reader is None:
         known = ", ".join(t.__name__ for t in _READERS)
         raise NirError(
-            f"node {name!r} is a {type(node).__name__}, which cannot be imported; known: {known}, IF, LIF, SpikingMaxPool2d"
+            f"node {name!r} is a {type(node).__name__}, which cannot be imported; known: {known}, IF, LIF, GradedIF, "
+            "SpikingMaxPool2d"
         )
     if count > 1:
         raise NirError(f"node {name!r} reads a sum of {count} nodes; only neurons may")
@@ -133,16 +137,22 @@ def _neuron(node: Any, name: str, surrogate: Surrogate | None, dt: float | None)
         raise NirError(f"node {name!r} has several leaks; one tau a layer can be expressed")
     common: dict[str, Any] = {"reset": read.reset, "surrogate": surrogate}
     neuron: Neuron
-    if read.signed:
-        neuron = SignedIF(surrogate=surrogate)
+    if read.levels:
+        neuron = _graded(read, surrogate)
     elif isinstance(node, nir.IF):
         neuron = IF(**common)
     else:
         neuron = LIF(leak=float(leak), **common)
         neuron.leak = _tensor(leak)
     neuron.v_init = _tensor(_uniform(read.v_init))
-    neuron.v_threshold = _tensor(_uniform(read.theta))
+    neuron.v_threshold = _tensor(_uniform(read.theta * 2 ** (max(read.levels, 1) - 1)))
     return neuron
+
+
+def _graded(read: NeuronParameters, surrogate: Surrogate | None) -> GradedIF:
+    if read.levels == 1:
+        return SignedIF(surrogate=surrogate, rectify=read.rectify)
+    return GradedIF(levels=read.levels, surrogate=surrogate, rectify=read.rectify)
 
 
 def _dtype(graph: nir.NIRGraph) -> torch.dtype:

@@ -1,17 +1,19 @@
 """SpikingNetwork -> NIR graph: the contract with hardware and with other libraries (Pedersen et al. 2024).
 
-A layer's synapses become one node an operation, its neurons one IF or LIF node, whose metadata holds what NIR has no field for;
-``spikeprop_hardware.graph`` says what nodes and metadata mean. What cannot be expressed exactly is refused.
+A layer's synapses become one node an operation, its neurons one IF or LIF node, whose metadata holds what NIR has no field for,
+or a node of our own; ``spikeprop_hardware.graph`` says what nodes and metadata mean. What cannot be expressed exactly is refused.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
 import nir
 import numpy as np
+import spikeprop_hardware.graph as own_nodes
 import torch
 from spikeprop_hardware.graph import SpikingMaxPool2d, pair
 from torch import Tensor, nn
@@ -44,18 +46,27 @@ DT_MS = 1.0
 def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None) -> nir.NIRGraph:
     """The network as a NIR graph; dropout is left out, the output node receives the current that is to be accumulated.
 
+    Several outputs of a converted ANN are one vector there, and the metadata's ``outputs`` says, as JSON, where each lies in it.
+
     Args:
         network: left as it is.
         about: more entries for the graph's metadata, beside encoder, readout_from and writer.
 
     Raises:
-        NirError: an operation that NIR cannot express exactly, or two nodes of one name.
+        NirError: an operation that NIR cannot express exactly, layers that need arithmetic on the chip, or two nodes of one name.
     """
+    _refuse_arithmetic(network)
+    if network.output_form is not None:
+        raise NirError(
+            f"the network has several outputs ({', '.join(network.output_form.parts())}), whose structure a NIR file cannot "
+            "hold; with network.output_form = None they are one vector, one after another, and can be written"
+        )
     if network.readout.restarts:
         raise NirError(
             f"a run beforehand of {int(network.readout.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
         )
     _check_containers(network)
+    _check_pools(network)
     shapes = network.shapes()
     nodes: dict[str, Any] = {INPUT: nir.Input(input_type={"input": np.array(network.input_shape)})}
     edges: list[tuple[str, str]] = []
@@ -77,9 +88,46 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
         else:
             _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
     own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout.delay)}
-    metadata = {**(about or {}), **own}
+    metadata = {**(about or {}), **own, **_outputs(network)}
     # shapes are torch's own; nir 1.0.8 would take every kernel as square, and forget the groups in the channels
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, type_check=False)
+
+
+def _outputs(network: SpikingNetwork) -> dict[str, str]:
+    parts = {} if network.output_form is None else network.output_form.parts()
+    flat = {name: {"first": part.first, "shape": part.shape} for name, part in parts.items() if part.first is not None}
+    return {"outputs": json.dumps(flat)} if flat else {}
+
+
+def _refuse_arithmetic(network: SpikingNetwork) -> None:
+    """Layers that send real numbers which they compute: no neuron of a chip does."""
+    found = [f"{name} ({_computed(dynamics)})" for name, dynamics in network.dynamics().items() if dynamics.arithmetic]
+    if found:
+        raise NirError(
+            f"{len(found)} of {len(network.dynamics())} layers need arithmetic on the chip and send real numbers, as no neuron "
+            f"of NIR or of our simulators does: {', '.join(found)}. Such a network runs in PyTorch; to export it, put ReLU, "
+            "pooling and BatchNorm in place of these functions in the ANN, and train it again"
+        )
+
+
+def _computed(what: Any) -> str:
+    """What a layer computes, by name: the innermost function or module."""
+    inner = getattr(what, "module", None) or getattr(what, "function", None) if isinstance(what, nn.Module) else None
+    if inner is not None:
+        return _computed(inner)
+    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
+
+
+def _check_pools(network: SpikingNetwork) -> None:
+    """Counts of max pooling start from 0, also in the file; PyTorch pads with less, which shows where sums are negative."""
+    layers, dynamics = dict(network.named_layers()), network.dynamics()
+    for name, pool in dynamics.items():
+        found = [s for s in layers[name].sources if not getattr(dynamics.get(s), "rectify", True)]
+        if found and isinstance(pool, SpikingMaxPool):
+            raise NirError(
+                f"layer {name!r} is a max pooling of layer {found[0]!r}, whose sums may be negative (rectify=False), and a NIR "
+                "file's counts start from 0; pool after the ReLU, or use average pooling"
+            )
 
 
 def _check_containers(network: SpikingNetwork) -> None:
@@ -182,24 +230,23 @@ _WRITERS: dict[type, Callable[..., Any]] = {
 
 def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) -> Any:
     if isinstance(neuron, SpikingMaxPool):
+        if not isinstance(neuron.window, nn.MaxPool2d):
+            raise NirError(f"layer {name!r}: max pooling of signals and volumes has no NIR node; only that of images has")
         check_carried(neuron.window, name)
         return _write_max_pool(neuron.window)
-    if isinstance(neuron, GradedIF) and neuron.payload > 1:
+    if not isinstance(neuron, Neuron) or type(neuron) not in (IF, LIF, SignedIF, GradedIF):
         raise NirError(
-            f"layer {name!r} sends graded spikes ({neuron.levels} levels), which no NIR node and none of our simulators of "
-            "hardware can carry yet; convert with SignedIF or IF to export"
+            f"layer {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF, GradedIF and SpikingMaxPool have"
         )
-    if not isinstance(neuron, Neuron) or type(neuron) not in (IF, LIF, SignedIF):
-        raise NirError(f"layer {name!r}: {type(neuron).__name__} has no NIR node; only IF, LIF, SignedIF and SpikingMaxPool have")
     check_carried(neuron, name)
     if neuron.leak.numel() != 1:
         raise NirError(f"layer {name!r}: one leak a layer can be written, not {tuple(neuron.leak.shape)}")
     threshold = np.broadcast_to(_array(neuron.v_threshold), shape).copy()
     leak = float(neuron.leak.detach())
     v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
+    if isinstance(neuron, GradedIF):
+        return own_nodes.GradedIF(threshold, neuron.levels, v_init, int(getattr(neuron, "rectify", True)))
     metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
-    if neuron.signed:
-        metadata["signed"] = 1
     ones, zeros = np.ones(shape), np.zeros(shape)
     if leak == 1:
         return nir.IF(r=ones, v_threshold=threshold, v_reset=zeros, metadata=metadata)

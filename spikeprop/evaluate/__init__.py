@@ -1,10 +1,11 @@
 """Evaluation: accuracy against time steps with intervals, activity, cost, errors of the conversion, and ``Report``, what a run
 returns."""
 
-from spikeprop.evaluate.accuracy import ann_accuracy, snn_accuracy
+from spikeprop.evaluate.accuracy import ann_accuracy, ann_mean_iou, snn_accuracy, snn_mean_iou
 from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out
+from spikeprop.evaluate.diagnosis import ConversionDiagnosis, LayerLoss, diagnose
 from spikeprop.evaluate.early_exit import EarlyExit, Exits, leave_early
-from spikeprop.evaluate.error import LayerError, conversion_error
+from spikeprop.evaluate.error import LayerError, conversion_error, output_error
 from spikeprop.evaluate.journal import Journal
 from spikeprop.evaluate.loop import evaluate
 from spikeprop.evaluate.pictures import draw_conversion_error, draw_evaluation, draw_run
@@ -20,10 +21,12 @@ __all__ = [
     "MAC_JOULES",
     "ActivityMeter",
     "BatchPredictions",
+    "ConversionDiagnosis",
     "EarlyExit",
     "Exits",
     "Journal",
     "LayerError",
+    "LayerLoss",
     "Predictions",
     "Predictor",
     "Proportion",
@@ -31,10 +34,12 @@ __all__ = [
     "Report",
     "ann_accuracy",
     "ann_error",
+    "ann_mean_iou",
     "class_table",
     "conversion_error",
     "count_macs",
     "device_of",
+    "diagnose",
     "draw_conversion_error",
     "draw_evaluation",
     "draw_run",
@@ -42,11 +47,13 @@ __all__ = [
     "evaluation_rows",
     "fan_out",
     "leave_early",
+    "output_error",
     "run_rows",
     "scalars_by_steps",
     "silent_layers",
     "snn_accuracy",
     "snn_error",
+    "snn_mean_iou",
     "summarise",
     "total_seconds",
     "wilson",

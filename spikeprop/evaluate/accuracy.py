@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from spikeprop.errors import DataError, EvaluationError, LabelError
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
-from spikeprop.evaluate.scores import is_correct
+from spikeprop.evaluate.scores import Predictions, is_correct
 from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.given import count_batches, read_batches
 from spikeprop.runtime.labels import IGNORED
@@ -23,28 +23,38 @@ from spikeprop.runtime.progress import bar
 from spikeprop.snn import SpikingNetwork
 
 
-def ann_accuracy(model: nn.Module, batches: Any) -> float:
+def ann_accuracy(model: nn.Module, batches: Any, *, output: str | None = None) -> float:
     """Top-1 accuracy in percent, in evaluation mode; over positions too where the network has scores (B, K, positions).
 
     Args:
         model: evaluated in evaluation mode.
         batches: (examples, labels): a list or DataLoader of them, one pair, a data set (its test split), or a split.
+        output: name of the output that is evaluated, of a network with several.
 
     Raises:
         DataError: what was passed cannot be read as examples.
         LabelError: no labels, or labels that do not fit the outputs; of regression too, which has ``ann_error``.
         ValueError: no images.
     """
+    (accuracy,) = _percent(_of_ann(model, batches, output, "snn_accuracy"))
+    return accuracy
+
+
+def ann_mean_iou(model: nn.Module, batches: Any, *, output: str | None = None) -> float:
+    """Mean intersection over union in percent, of the classes of all positions; arguments and errors of ``ann_accuracy``."""
+    (found,) = _predictions(_of_ann(model, batches, output, "snn_mean_iou")).mean_iou()
+    return found
+
+
+def _of_ann(model: nn.Module, batches: Any, output: str | None, instead: str) -> Iterator[BatchPredictions]:
     if isinstance(model, SpikingNetwork):
-        raise EvaluationError("this is a spiking network: use snn_accuracy, with numbers of time steps")
+        raise EvaluationError(f"this is a spiking network: use {instead}, with numbers of time steps")
     if not isinstance(model, nn.Module):
         raise EvaluationError(f"the model is a {type(model).__name__}; pass a torch module")
     model.eval()
-    (accuracy,) = _percent(
-        Predictor(top=1).predict(model, number, x, y)
-        for number, (x, y) in enumerate(labelled_batches(model, batches, integers=True))
-    )
-    return accuracy
+    predictor = Predictor(top=1, output=output)
+    for number, (x, y) in enumerate(labelled_batches(model, batches, integers=True)):
+        yield predictor.predict(model, number, x, y)
 
 
 def snn_accuracy(
@@ -55,8 +65,9 @@ def snn_accuracy(
     meter: ActivityMeter | None = None,
     seed: int = 0,
     label: str | None = None,
+    output: str | None = None,
 ) -> dict[int, float]:
-    """Top-1 accuracy in percent at each number of steps.
+    """Top-1 accuracy in percent at each number of steps; over positions too where the network has scores (B, K, positions).
 
     Args:
         network: spiking network; evaluated in evaluation mode.
@@ -66,6 +77,7 @@ def snn_accuracy(
         meter: counts spikes, at the meter's own numbers of steps.
         seed: of the encoder's random numbers, a batch at a time.
         label: text of the progress bar, None for no bar.
+        output: name of the output that is evaluated, of a network with several.
 
     Returns:
         Number of steps to accuracy, ascending.
@@ -79,17 +91,32 @@ def snn_accuracy(
     if not isinstance(network, SpikingNetwork):
         raise EvaluationError(f"{type(network).__name__} is not a spiking network: use ann_accuracy, or convert it first")
     wanted = wanted_timesteps(timesteps)
-    predictor = Predictor(timesteps=tuple(wanted), top=1, seed=seed)
+    predictor = Predictor(timesteps=tuple(wanted), top=1, seed=seed, output=output)
+    return dict(zip(wanted, _percent(_of_snn(network, batches, predictor, meter, label))))
+
+
+def snn_mean_iou(
+    network: SpikingNetwork, batches: Any, timesteps: Sequence[int], *, seed: int = 0, output: str | None = None
+) -> dict[int, float]:
+    """Mean intersection over union in percent, of the classes of all positions, at each number of steps.
+
+    Arguments and errors are those of ``snn_accuracy``.
+    """
+    if not isinstance(network, SpikingNetwork):
+        raise EvaluationError(f"{type(network).__name__} is not a spiking network: use ann_mean_iou, or convert it first")
+    wanted = wanted_timesteps(timesteps)
+    predictor = Predictor(timesteps=tuple(wanted), top=1, seed=seed, output=output)
+    return dict(zip(wanted, _predictions(_of_snn(network, batches, predictor, None, None)).mean_iou()))
+
+
+def _of_snn(
+    network: SpikingNetwork, batches: Any, predictor: Predictor, meter: ActivityMeter | None, label: str | None
+) -> Iterator[BatchPredictions]:
     network.eval()
     with bar(label, total=count_batches(batches, "test") or None, leave=False) as shown:
-
-        def predict(number: int, x: Tensor, y: Tensor) -> BatchPredictions:
-            predictions = predictor.predict(network, number, x, y, meter)
+        for number, (x, y) in enumerate(labelled_batches(network, batches)):
+            yield predictor.predict(network, number, x, y, meter)
             shown.update()
-            return predictions
-
-        percents = _percent(predict(number, x, y) for number, (x, y) in enumerate(labelled_batches(network, batches)))
-    return dict(zip(wanted, percents))
 
 
 def wanted_timesteps(timesteps: Sequence[int]) -> list[int]:
@@ -129,6 +156,20 @@ def labelled_batches(model: nn.Module, batches: Any, integers: bool = False) -> 
         yield x.to(dtype) if x.is_floating_point() and dtype is not None else x, y
 
 
+def _predictions(batches: Iterable[BatchPredictions]) -> Predictions:
+    found = list(batches)
+    if not found:
+        raise ValueError("no images to evaluate on")
+    predictions = Predictions.of(found)
+    if not len(predictions.labels_N):
+        raise _none_counts()
+    return predictions
+
+
+def _none_counts() -> LabelError:
+    return LabelError(f"all labels are {IGNORED}, which means no class, so no prediction counts: give some of them classes")
+
+
 def _percent(predictions: Iterable[BatchPredictions]) -> list[float]:
     """Top-1 accuracy of each column of the predictions."""
     correct, seen = None, 0
@@ -139,5 +180,5 @@ def _percent(predictions: Iterable[BatchPredictions]) -> list[float]:
     if correct is None:
         raise ValueError("no images to evaluate on")
     if not seen:
-        raise LabelError(f"all labels are {IGNORED}, which means no class, so no prediction counts: give some of them classes")
+        raise _none_counts()
     return (100 * correct.double() / seen).tolist()

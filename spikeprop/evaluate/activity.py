@@ -5,7 +5,8 @@ pooling counts as part of the synapse that follows it, as on the chip. A graded 
 times: its product with a weight is n additions of the shifted weight. Bits sent are one a spike, or n and one for a sign. The
 energy is that of the arithmetic only, with the figures that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ
 a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding)
-costs MACs at every step.
+costs MACs at every step. So do the running means of differential coding, where it is sent and where it is read. What layers that
+compute send counts as numbers of 32 bits; their functions are not counted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn import INPUT, SpikingNetwork, Synapse
+from spikeprop.snn.pooling import window_sums
+from spikeprop.snn.synapse import TRANSPOSED, WEIGHTED
 
 MAC_JOULES = 4.6e-12
 ADD_JOULES = 0.9e-12
@@ -101,7 +104,18 @@ class ActivityMeter:
         """Joules an image: additions for spikes, MACs for input that is not spikes."""
         synops = self.synops(timesteps)
         price = MAC_JOULES if self.network.encoder.constant else ADD_JOULES
-        return synops.pop(INPUT) * price + sum(synops.values()) * ADD_JOULES
+        means = self.running_means() * (self.timesteps if timesteps is None else timesteps) * MAC_JOULES
+        return synops.pop(INPUT) * price + sum(synops.values()) * ADD_JOULES + means
+
+    def running_means(self) -> int:
+        """Numbers beside potentials that change in every step: differential coding keeps them at senders and at readers."""
+        dynamics, shapes = self.network.dynamics(), self.network.shapes()
+        found = 0
+        for name, layer in self.network.named_layers():
+            sends = layer.dynamics.differential
+            reads = any(source != INPUT and dynamics[source].differential for source in layer.sources)
+            found += (sends + reads) * torch.Size(shapes[name]).numel()
+        return found
 
     def _at(self, timesteps: int | None) -> Tensor:
         return self._counts[:, self.marks.index(self.timesteps if timesteps is None else timesteps)]
@@ -155,11 +169,11 @@ def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
             ones = _ones(synapse)
             with torch.enable_grad():
                 probe = values[source].detach().requires_grad_()
-                out = layer.dynamics.connected(ones(probe))
-                (grad,) = torch.autograd.grad(out.sum(), probe)
+                current = ones(probe)
+                (grad,) = torch.autograd.grad(layer.dynamics.connected(current).sum(), probe)
             maps[source] = maps.get(source, 0) + grad[0, 0]
-            total = out.detach()
-        values[name] = torch.zeros_like(total)
+            total = current.detach()
+        values[name] = total.new_zeros(1, 1, *layer.dynamics.output_shape(tuple(total.shape[2:])))
     return maps
 
 
@@ -169,23 +183,50 @@ def _ones(synapse: Synapse) -> Synapse:
     for i, op in enumerate(counted.ops):
         for parameter in op.parameters():
             parameter.data.fill_(1.0)
-        if isinstance(op, nn.AvgPool2d):
-            op.divisor_override = 1
-        elif isinstance(op, nn.AdaptiveAvgPool2d):
-            counted.ops[i] = _AdaptiveSum(op.output_size)
+        if isinstance(op, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+            counted.ops[i] = _WindowSum(op)
+        elif isinstance(op, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+            counted.ops[i] = _AdaptiveSum(op)
+        elif isinstance(op, nn.Upsample):
+            counted.ops[i] = _InterpolationPaths(op)
         elif hasattr(op, "gain"):
             op.gain.fill_(1.0)  # type: ignore[operator]
     return counted
 
 
-class _AdaptiveSum(nn.Module):
-    def __init__(self, output_size: Any):
+class _WindowSum(nn.Module):
+    def __init__(self, pool: nn.Module):
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(output_size)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return window_sums(x, self.pool)
+
+
+class _AdaptiveSum(nn.Module):
+    def __init__(self, pool: nn.Module):
+        super().__init__()
+        self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.pool(x)
-        return y * (x.shape[-1] * x.shape[-2] / (y.shape[-1] * y.shape[-2]))
+        return y * (x.shape[2:].numel() / y.shape[2:].numel())
+
+
+class _InterpolationPaths(nn.Module):
+    """The interpolation with a weight of 1 wherever it has one that is not 0; it works along each axis by itself."""
+
+    def __init__(self, interpolation: nn.Upsample):
+        super().__init__()
+        self.interpolation = interpolation
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = x.shape[2:]
+        for axis, size in enumerate(sizes, 2):
+            each = torch.eye(size).reshape(size, 1, *(size if a == axis else 1 for a in range(2, x.dim())))
+            weights = self.interpolation(each.expand(size, 1, *sizes)).movedim(axis, -1).flatten(1, -2)[:, 0]
+            x = (x.movedim(axis, -1) @ (weights != 0).float()).movedim(-1, axis)
+        return x
 
 
 @torch.no_grad()
@@ -193,12 +234,12 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one image through an ANN's convolutions and linear layers (padding counted, biases not)."""
     total = 0
 
-    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+    def count(module: nn.Module, given: Any, output: Tensor) -> None:
         nonlocal total
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, TRANSPOSED):  # each input is multiplied by all its weights
+            total += given[0][0].numel() * module.weight[0].numel()
+        elif isinstance(module, WEIGHTED):
             total += output[0].numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += output[0].numel() * module.in_features
 
     hooks = [m.register_forward_hook(count) for m in model.modules()]
     training = model.training

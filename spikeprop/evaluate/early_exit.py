@@ -73,9 +73,12 @@ def leave_early(network: SpikingNetwork, x: Tensor, timesteps: int, rule: EarlyE
         EvaluationError: the rule wants certainty, and the readout reads something whose spikes are not bounded.
         ValueError: the network is in training mode.
     """
+    name, readout = _readout(network)
+    if network.output_form is not None or len(network.shapes()[name]) != 1:
+        raise EvaluationError("early exit needs one prediction an image; this network has several outputs or positions")
     begin = max(int(network.readout.delay), int(network.readout.pre_run))  # the output counts from there
     certain = None if rule.confidence is not None else CertainMargin(network, timesteps)
-    scale, limit = _readout(network)[1].scale, rule.confidence or 1.0
+    scale, limit = readout.scale, rule.confidence or 1.0
     left, leaving = torch.arange(len(x), device=x.device), Leaving()
     predicted, steps, t = left.clone(), torch.full_like(left, timesteps), 0
     for outputs in network.unroll(x, timesteps, chunk=rule.every, leaving=leaving):

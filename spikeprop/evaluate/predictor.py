@@ -21,6 +21,7 @@ from spikeprop.evaluate.early_exit import EarlyExit, leave_early
 from spikeprop.runtime.labels import IGNORED, by_example, read_labels
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.output_form import leaves
 from spikeprop.snn.watching import watched_chunk
 
 
@@ -36,11 +37,13 @@ class BatchPredictions:
         counted: images whose activity was counted.
         seconds: that the batch took, loading included.
         early: with early exit, the class predicted (N,) and the number of steps after which the image left (N,), (2, N) int64.
+        images: number of examples; fewer than labels where each has positions.
     """
 
     number: int
     labels: Tensor
     best: Tensor
+    images: int
     counts: Tensor = field(default_factory=lambda: torch.zeros(3, 0, 0, dtype=torch.float64))
     counted: int = 0
     seconds: float = 0.0
@@ -57,6 +60,7 @@ class Predictor:
         classes: of the data, to be compared with the number of the network's outputs; None for no comparison.
         seed: seeds the encoder's draws, a batch at a time, so a batch's predictions do not depend on the batches before it.
         early_exit: when images leave a second simulation of the largest number of steps; None for no second simulation.
+        output: name of the output that is evaluated, of a network with several.
     """
 
     timesteps: tuple[int, ...] = ()
@@ -64,6 +68,7 @@ class Predictor:
     classes: int | None = None
     seed: int = 0
     early_exit: EarlyExit | None = None
+    output: str | None = None
 
     def __post_init__(self) -> None:
         if (self.timesteps and self.timesteps[0] < 1) or list(self.timesteps) != sorted(set(self.timesteps)):
@@ -93,13 +98,15 @@ class Predictor:
         x = x.to(device_of(network))
         seed_torch(self.seed, number)
         best, scores = (
-            self._simulate(network, x, meter) if isinstance(network, SpikingNetwork) else self._once(outputs_of(network, x))
+            self._simulate(network, x, meter)
+            if isinstance(network, SpikingNetwork)
+            else self._once(outputs_of(network, x, self.output))
         )
         labels = read_labels(scores, y).classes().flatten().cpu()
         counted = labels != IGNORED
         early = self._early(network, number, x)
         early = early[:, counted] if early is not None else None
-        return BatchPredictions(number=number, labels=labels[counted], best=best[counted], early=early)
+        return BatchPredictions(number=number, labels=labels[counted], best=best[counted], early=early, images=len(x))
 
     def _early(self, network: nn.Module, number: int, x: Tensor) -> Tensor | None:
         """What early exit makes of the batch, on the same draws."""
@@ -117,8 +124,8 @@ class Predictor:
         outputs = (step for chunk in network.unroll(x, steps, **observed) for step in chunk)
         for t, output in enumerate(outputs, 1):
             if t in self.timesteps:
-                best.append(self._best(output))
-                scores = output
+                scores = chosen_output(network.structured(output), self.output)
+                best.append(self._best(scores))
         return torch.stack(best, 1), scores
 
     def _once(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,11 +147,11 @@ class Predictor:
         return order[:, : self.top].to("cpu", torch.int16 if outputs <= 2**15 else torch.int32)
 
 
-def outputs_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Outputs of an ANN for a batch.
+def outputs_of(model: nn.Module, x: Tensor, name: str | None = None) -> Tensor:
+    """Outputs of an ANN for a batch; of several the one with that name.
 
     Raises:
-        EvaluationError: it cannot read the batch, or gives anything but a tensor.
+        EvaluationError: it cannot read the batch, or has no such output.
     """
     try:
         outputs = model(x)
@@ -155,10 +162,31 @@ def outputs_of(model: nn.Module, x: Tensor) -> Tensor:
         raise EvaluationError(
             f"{type(model).__name__} cannot read a batch of shape {tuple(x.shape)} in {dtype}, where axis 0 is the batch: {error}"
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
-        what = "one number" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise EvaluationError(f"{type(model).__name__} returns {what}; give a module that returns its outputs (B, ...) alone")
-    return outputs
+    chosen = chosen_output(outputs, name, type(model).__name__)
+    if chosen.ndim == 0:
+        raise EvaluationError(f"{type(model).__name__} returns one number; give a module that returns its outputs (B, ...)")
+    return chosen
+
+
+def chosen_output(result: Any, name: str | None, model: str = "the network") -> Tensor:
+    """The tensor of that name in what a network returns: the keys, fields and numbers on the way to it, joined by dots.
+
+    Args:
+        result: a tensor, or a structure of tensors.
+        name: None for the only one.
+        model: whose result it is, for the error.
+
+    Raises:
+        EvaluationError: no such tensor, or several and no name.
+    """
+    tensors = {key: leaf for key, leaf in leaves(result) if isinstance(leaf, Tensor)}
+    if name is None and len(tensors) == 1:
+        return next(iter(tensors.values()))
+    if name is not None and name in tensors:
+        return tensors[name]
+    there = ", ".join(map(repr, tensors)) or "none"
+    asked = "choose one with output=:" if name is None else f"there is no output {name!r}:"
+    raise EvaluationError(f"{asked} the tensors that {model} returns are {there}")
 
 
 def _observed(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:
@@ -172,6 +200,7 @@ def pack(batches: Sequence[BatchPredictions]) -> dict[str, Tensor]:
     return {
         "numbers": torch.tensor([b.number for b in batches]),
         "sizes": torch.tensor([len(b.labels) for b in batches]),
+        "images": torch.tensor([b.images for b in batches]),
         "labels": torch.cat([b.labels for b in batches]),
         "best": torch.cat([b.best for b in batches]),
         "counted": torch.tensor([b.counted for b in batches]),
@@ -186,10 +215,12 @@ def unpack(tensors: dict[str, Tensor]) -> list[BatchPredictions]:
     sizes = tensors["sizes"].tolist()
     counts = iter(tensors["counts"])
     early = tensors["early"].split(sizes, 1) if "early" in tensors else [None] * len(sizes)
+    images = tensors.get("images", tensors["sizes"]).tolist()  # files of before hold images without positions alone
     batches = [
-        BatchPredictions(number=number, labels=labels, best=best, counted=counted, seconds=seconds, early=left)
-        for number, labels, best, counted, seconds, left in zip(
+        BatchPredictions(number=number, labels=labels, best=best, images=count, counted=counted, seconds=seconds, early=left)
+        for number, count, labels, best, counted, seconds, left in zip(
             tensors["numbers"].tolist(),
+            images,
             tensors["labels"].split(sizes),
             tensors["best"].split(sizes),
             tensors["counted"].tolist(),

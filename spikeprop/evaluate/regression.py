@@ -1,6 +1,7 @@
 """Errors of regression, where outputs are real numbers: mean squared error and R^2, of an ANN and at numbers of time steps.
 
-A spiking network accumulates its output, so its estimate after T steps is that sum over T. With targets y, outputs z and the mean
+A spiking network accumulates its output, so its estimate after T steps is that sum over T, in the units of the ANN that it was
+converted from (``SpikingNetwork.estimate``). With targets y, outputs z and the mean
 of y for each output,
 
     MSE = mean (z - y)^2,    R^2 = 1 - sum (z - y)^2 / sum (y - mean y)^2      over all examples and outputs.
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from spikeprop.errors import EvaluationError, LabelError
 from spikeprop.evaluate.accuracy import labelled_batches, wanted_timesteps
 from spikeprop.evaluate.activity import device_of
-from spikeprop.evaluate.predictor import outputs_of
+from spikeprop.evaluate.predictor import chosen_output, outputs_of
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
@@ -32,12 +33,13 @@ class RegressionError:
 
 
 @torch.no_grad()
-def ann_error(model: nn.Module, batches: Any) -> RegressionError:
+def ann_error(model: nn.Module, batches: Any, *, output: str | None = None) -> RegressionError:
     """Error of an ANN in evaluation mode.
 
     Args:
         model: the network.
         batches: (inputs, targets); targets are floats in the outputs' shape, or (B,) for one output.
+        output: name of the output that is evaluated, of a network with several.
 
     Raises:
         LabelError: targets of another shape, or integers.
@@ -48,19 +50,22 @@ def ann_error(model: nn.Module, batches: Any) -> RegressionError:
     model.eval()
     sums = _Sums()
     for x, y in labelled_batches(model, batches):
-        sums.add(outputs_of(model, x.to(device_of(model))).unsqueeze(0), y)
+        sums.add(outputs_of(model, x.to(device_of(model)), output).unsqueeze(0), y)
     return sums.errors()[0]
 
 
 @torch.no_grad()
-def snn_error(network: SpikingNetwork, batches: Any, timesteps: Sequence[int], *, seed: int = 0) -> dict[int, RegressionError]:
-    """Error of a spiking network's output over T, at each number of steps T, ascending.
+def snn_error(
+    network: SpikingNetwork, batches: Any, timesteps: Sequence[int], *, seed: int = 0, output: str | None = None
+) -> dict[int, RegressionError]:
+    """Error of a spiking network's estimate at each number of steps T, ascending.
 
     Args:
         network: spiking network; evaluated in evaluation mode.
         batches: (inputs, targets), as for ``ann_error``.
         timesteps: numbers of steps, in any order, each at least 1.
         seed: of the encoder's random numbers, a batch at a time.
+        output: name of the output that is evaluated, of a network with several.
 
     Raises:
         LabelError: targets of another shape, or integers.
@@ -74,7 +79,16 @@ def snn_error(network: SpikingNetwork, batches: Any, timesteps: Sequence[int], *
     for number, (x, y) in enumerate(labelled_batches(network, batches)):
         seed_torch(seed, number)
         outputs = (step for chunk in network.unroll(x.to(device_of(network)), wanted[-1]) for step in chunk)
-        sums.add(torch.stack([output / t for t, output in enumerate(outputs, 1) if t in wanted]), y)
+        sums.add(
+            torch.stack(
+                [
+                    chosen_output(network.structured(network.estimate(sum_B, t)), output)
+                    for t, sum_B in enumerate(outputs, 1)
+                    if t in wanted
+                ]
+            ),
+            y,
+        )
     return dict(zip(wanted, sums.errors()))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from spikeprop.runtime.files import write_json
 
-_AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "axons", "axons_per_core", "bytes", "cores")
+_AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
 # Columns of a table of the chip's layers: key and head.
 CHIP_COLUMNS = {"name": "layer", **{key: key.replace("_", " ") for key in _AMOUNTS}, "bound": "limited by"}
 
@@ -36,11 +36,11 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Table rows of a hybrid conversion's report."""
     converted, finetuned = values["converted"]["accuracy"], values["finetuned"]["accuracy"]
     ann, snn = values["energy_joules"]["ann"], values["energy_joules"]["snn"]
-    rows = [("ANN", f"{values['ann']['accuracy']:.2f} %")]
+    rows = [("ANN", f"{values['ann']['accuracy']:.2f} %{_iou(values['ann'].get('mean_iou'))}")]
     levels = values["converted"].get("levels", 1)
-    rows += [(f"converted, {steps_text(t, levels)}", f"{a:.2f} %{_bits(values['converted'], t)}") for t, a in converted.items()]
+    rows += [(f"converted, {steps_text(t, levels)}", _accuracy_text(values["converted"], t)) for t in converted]
     if values["finetuned_epochs"]:
-        rows += [(f"fine-tuned, T = {t}", f"{a:.2f} %{_bits(values['finetuned'], t)}") for t, a in finetuned.items()]
+        rows += [(f"fine-tuned, T = {t}", _accuracy_text(values["finetuned"], t)) for t in finetuned]
     synops = sum(values["synops"].values())
     rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
     rows.append(("energy an image, ANN / SNN (45 nm)", f"{ann * 1e6:.2f} uJ / {snn * 1e6:.2f} uJ"))
@@ -57,6 +57,15 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
 def steps_text(steps: str | int, levels: int) -> str:
     """Time steps, and the levels of the spikes where they are graded: numbers of steps compare at equal levels only."""
     return f"T = {steps}" + (f" x {levels} levels" if levels > 1 else "")
+
+
+def _accuracy_text(found: dict[str, Any], steps: str) -> str:
+    iou = found.get("mean_iou", {}).get(steps)
+    return f"{found['accuracy'][steps]:.2f} %{_iou(iou)}{_bits(found, steps)}"
+
+
+def _iou(percent: float | None) -> str:
+    return f", mean IoU {percent:.2f} %" if percent is not None else ""
 
 
 def _bits(found: dict[str, Any], steps: str | int) -> str:
@@ -77,6 +86,7 @@ def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows on the cores and chips of Loihi 2 that a network takes."""
     size = f"{_count(chip['cores'], 'core')}, {_count(chip['chips'], 'chip')}"
     rows = [("Loihi 2, estimated", f"{size}, each synapse with a weight of its own")]
+    rows += [("needs", need) for need in chip.get("needs", ())]
     return rows + [("cannot be placed", problem) for problem in chip["problems"]]
 
 

@@ -1,4 +1,4 @@
-"""From predictions to figures: top-1 and top-5 with intervals, accuracy by class, confusions.
+"""From predictions to figures: top-1 and top-5 with intervals, accuracy by class, confusions, intersection over union.
 
 Intervals are Wilson's score intervals (Wilson 1927; Brown, Cai & DasGupta 2001 recommend them): for p = k/n,
 
@@ -58,15 +58,22 @@ def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions for a complete data set: true classes (N,) and best classes (N, T, K), best first."""
+    """The predictions for a complete data set: true classes (N,) and best classes (N, T, K), best first; of how many images."""
 
     labels_N: Tensor
     best_NTK: Tensor
+    image_count: int
 
     @classmethod
     def of(cls, batches: Sequence[BatchPredictions]) -> Predictions:
         """From all batches, in order."""
-        return cls(torch.cat([b.labels for b in batches]), torch.cat([b.best for b in batches]))
+        best = torch.cat([b.best for b in batches])
+        return cls(torch.cat([b.labels for b in batches]), best, sum(b.images for b in batches))
+
+    @property
+    def dense(self) -> bool:
+        """Whether images have positions, each with a class of its own."""
+        return len(self.labels_N) > self.image_count
 
     def top(self, k: int) -> list[Proportion]:
         """Proportion of images whose class is among the ``k`` best, at each number of steps."""
@@ -86,6 +93,20 @@ class Predictions:
         """Images (C, C) by true class (row) and predicted class, at one of the numbers of steps."""
         predicted = self.best_NTK[:, column, 0].long()
         return torch.bincount(self.labels_N * classes + predicted, minlength=classes * classes).view(classes, classes)
+
+    def mean_iou(self) -> list[float]:
+        """Mean intersection over union in percent, at each number of steps.
+
+        Of a class, positions that are truly and by prediction of the class, as a share of those that are either; the mean is over
+        the classes that occur (Everingham et al. 2010).
+        """
+        classes = 1 + max(int(self.labels_N.max()), int(self.best_NTK[..., 0].max()))
+        found = []
+        for column in range(self.best_NTK.shape[1]):
+            confusion = self.confusion(classes, column).double()
+            both, either = confusion.diagonal(), confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+            found.append(float(100 * (both / either)[either > 0].mean()))
+        return found
 
 
 def is_correct(best_NTK: Tensor, labels_N: Tensor) -> Tensor:

@@ -23,13 +23,15 @@ def summarise(network: nn.Module, predictor: Predictor, batches: Sequence[BatchP
     """Accuracy and activity of a network, in JSON values.
 
     Returns:
-        images; levels of graded spikes, 1 of others; accuracy, by number of steps (or "ANN"): top1 and, where there are at least
-        5 classes, top5 in percent with their 95 % intervals; activity, by number of steps: rates, synops, energy_joules,
-        bits_per_neuron; early_exit, where it was asked for.
+        images; positions, where each image has several; levels of graded spikes, 1 of others; accuracy, by number of steps (or
+        "ANN"): top1 and, where there are at least 5 classes, top5 in percent with their 95 % intervals; of positions mean_iou
+        instead of top5, and the intervals take each position as an observation of its own; activity, by number of steps: rates,
+        synops, energy_joules, bits_per_neuron; early_exit, where it was asked for.
     """
     predictions = Predictions.of(batches)
     return {
-        "images": len(predictions.labels_N),
+        "images": predictions.image_count,
+        **({"positions": len(predictions.labels_N)} if predictions.dense else {}),
         "levels": levels(network),
         "accuracy": accuracies(predictor, predictions),
         "activity": activities(predictor.meter(network), predictor, batches),
@@ -44,13 +46,15 @@ def columns(predictor: Predictor) -> list[str]:
 
 
 def accuracies(predictor: Predictor, predictions: Predictions) -> dict[str, Any]:
-    """Top-1 and top-5, by column."""
-    wanted = {"top1": 1} | ({"top5": 5} if predictions.best_NTK.shape[2] >= 5 else {})
+    """Top-1, and top-5 or of positions the mean intersection over union, by column."""
+    wanted = {"top1": 1} | ({"top5": 5} if predictions.best_NTK.shape[2] >= 5 and not predictions.dense else {})
     proportions = {name: predictions.top(k) for name, k in wanted.items()}
     found: dict[str, Any] = {column: {} for column in columns(predictor)}
     for name, at_columns in proportions.items():
         for column, proportion in zip(found, at_columns):
             found[column] |= {name: proportion.percent, f"{name}_interval": [proportion.low, proportion.high]}
+    for column, mean_iou in zip(found, predictions.mean_iou() if predictions.dense else []):
+        found[column] |= {"mean_iou": mean_iou}
     return found
 
 
@@ -106,6 +110,7 @@ def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         label = column if column == ANN else steps_text(column, values["levels"])
         text = str(_proportion(found, "top1"))
         text += f"   top-5 {_proportion(found, 'top5')}" if "top5" in found else ""
+        text += f"   mean IoU {found['mean_iou']:.2f} %" if "mean_iou" in found else ""
         if column in values["activity"]:
             active = values["activity"][column]
             text += f"   {active['energy_joules'] * 1e6:.3g} uJ   {active['bits_per_neuron']:.3g} bits a neuron"
@@ -121,7 +126,10 @@ def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def levels(network: nn.Module) -> int:
     """The most levels of a network's graded neurons; 1 if it has none."""
-    return max((found.bits for found in payloads(network).values()), default=1) if isinstance(network, SpikingNetwork) else 1
+    if not isinstance(network, SpikingNetwork):
+        return 1
+    computes = {name for name, dynamics in network.dynamics().items() if dynamics.arithmetic}
+    return max((found.bits for name, found in payloads(network).items() if name not in computes), default=1)
 
 
 def class_table(predictor: Predictor, predictions: Predictions, names: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.recipe import Component, check_component
 from spikeprop.runtime.imports import only_trusted
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
+from spikeprop.snn.synapse import WEIGHTED
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
 SMALL = 100_000  # numbers that are never too many
@@ -202,7 +203,7 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
         network, outputs = _outline(ann, data, torch.device("meta"))
     except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
         network, outputs = _outline(ann, data, torch.device("cpu"))
-    if outputs != (1, data.classes):
+    if outputs[:2] != (1, data.classes) or outputs[2:] != data.label_shape:
         fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
         name, found = type(data).__name__, outputs[1] if len(outputs) == 2 else f"scores of shape {outputs} and not the"
         raise RecipeError(f"{ann.path}: {ann.use} has {found} outputs, but data: {name} has {data.classes} classes; {fix}")
@@ -258,5 +259,5 @@ def _make_room_in_synapse(synapse: Synapse, key: str, tensors: dict[str, torch.T
         first.gain = torch.ones_like(gain)
     for j, op in enumerate(synapse):
         bias = tensors.get(f"{key}.{j}.bias")
-        if bias is not None and isinstance(op, nn.Conv2d | nn.Linear) and op.bias is None:
+        if bias is not None and isinstance(op, WEIGHTED) and op.bias is None:
             op.bias = nn.Parameter(torch.zeros_like(bias))

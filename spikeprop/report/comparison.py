@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from spikeprop.evaluate.report import steps_text
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import COLOURS as COUNT
 from spikeprop.report.charts import Line, legend, line_chart, styles
@@ -49,7 +50,15 @@ def _figures(run: RunRecord) -> list[Any]:
     shares = [percent(found[name]) if found[name] is not None else "-" for name in HEADS[:3]]
     synops = round(found["SynOps"] or 0)
     joules = [f"{found[name]:.4g}" for name in ("uJ, ANN", "uJ, SNN")]
-    return [*shares, found["T"], found["MACs"], synops, *joules, f"{sum(run.report['seconds'].values()):.1f}"]
+    levels = run.report["converted"].get("levels", 1)
+    return [
+        *shares,
+        found["T"] if levels == 1 else f"{found['T']} x {levels}",
+        found["MACs"],
+        synops,
+        *joules,
+        f"{sum(run.report['seconds'].values()):.1f}",
+    ]
 
 
 def curves(runs: Sequence[RunRecord]) -> Markup:
@@ -73,7 +82,7 @@ def curves(runs: Sequence[RunRecord]) -> Markup:
 
 
 def _against_steps(shown: Sequence[tuple[int, RunRecord]], several: bool) -> Markup:
-    lines = []
+    lines, rows = [], []
     for i, run in shown:
         report = run.report or {}
         steps: set[float] = set()
@@ -83,14 +92,21 @@ def _against_steps(shown: Sequence[tuple[int, RunRecord]], several: bool) -> Mar
             bands = report[kind].get("interval", {})
             band = [(t, *bands[str(int(t))]) for t, _ in points if bands.get(str(int(t)))]
             lines.append(Line(_label(run, kind, several), points, _colour(i, kind, several), STYLES[kind], band, i))
+            rows += [[lines[-1].label, *_steps_and_bits(report[kind], int(t)), f"{a:.2f}"] for t, a in points]
         level = [(t, report["ann"]["accuracy"]) for t in sorted({min(steps), max(steps)})]
         lines.append(Line(_label(run, "ann", several), level, _colour(i, "ann", several), "dotted", (), i))
     marks = sorted({x for line in lines for x, _ in line.points})
     picture = line_chart("Accuracy against time steps", lines, "time steps T", "accuracy (%)", log=True, marks=marks)
-    rows = [[line.label, number(x), f"{y:.2f}"] for line in lines if line.style != "dotted" for x, y in line.points]
     caption = "Accuracy against the number of time steps, of the test set; bands are 95 % intervals where the report has them."
-    below = numbers("Accuracy by T", ["network", "T", "accuracy (%)"], rows)
+    below = numbers("Accuracy by T", ["network", "T", "bits a neuron", "accuracy (%)"], rows)
     return figure("accuracy-steps", join([_legend(lines, several), picture]), caption, below)
+
+
+def _steps_and_bits(found: dict[str, Any], steps: int) -> tuple[str, str]:
+    """T, with the levels of graded spikes; and the bits that a neuron sends for an image, where they were counted."""
+    levels, active = found.get("levels", 1), (found.get("activity") or {}).get(str(steps), {})
+    bits = f"{active['bits_per_neuron']:.3g}" if "bits_per_neuron" in active else "-"
+    return (str(steps) if levels == 1 else f"{steps} x {levels} levels"), bits
 
 
 def _against(
@@ -101,7 +117,8 @@ def _against(
         report = run.report or {}
         for kind in run.networks:
             active = report[kind].get("activity") or _at_one(report, kind, run.steps)
-            at = [(cost(active[str(int(t))]), a, f"T = {int(t)}") for t, a in _points(report[kind]) if str(int(t)) in active]
+            levels, points = report[kind].get("levels", 1), _points(report[kind])
+            at = [(cost(active[str(int(t))]), a, steps_text(int(t), levels)) for t, a in points if str(int(t)) in active]
             if at:
                 points, names = [(x, a) for x, a, _ in at], {x: text for x, _, text in at}
                 lines.append(Line(_label(run, kind, several), points, _colour(i, kind, several), STYLES[kind], (), i, names))

@@ -90,6 +90,9 @@ def _made(run: RunRecord, kind: str, samples: int, trusted: Collection[str]) -> 
         if predicted is None:
             why = "the run saved no predictions, and with --samples 0 none are computed"
             return found | {"temporary": False, "missing": dict.fromkeys(("confusion", "examples", "rasters"), why)}
+        if predicted.predictions.dense:
+            missing = dict.fromkeys(("examples", "rasters"), "each pixel has a prediction of its own, an image has none")
+            return found | {"confusion": _confusion(predicted, data), "temporary": False, "missing": missing}
         shown = _chosen(predicted)
         images = _images(data, run, [i for numbers in shown.values() for i in numbers])
     except (SpikepropError, OSError) as error:
@@ -123,7 +126,7 @@ def _run_predictions(
     batches = evaluate(network, split, predictor, activity_images=0, label=f"predict {run.name}")
     predictions = Predictions.of(batches)
     images = run.stages.get("data", {}).get("result", {}).get("test_images")
-    return RunPredictions(predictions, 0, len(predictions.labels_N) == images)
+    return RunPredictions(predictions, 0, predictions.image_count == images)
 
 
 def _chosen(predicted: RunPredictions) -> dict[str, list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spikeprop.evaluate.report import CHIP_COLUMNS
+from spikeprop.evaluate.report import CHIP_COLUMNS, steps_text
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import bar_chart
 from spikeprop.report.comparison import COLOURS
@@ -139,7 +139,8 @@ def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
         return note("The run did not simulate the network (simulate.samples=0, or a network that NIR cannot represent).")
     equal = "all spike trains are equal" if simulated["spikes_equal"] else "spike trains are NOT equal"
     agree = (
-        f"Predictions agree on {simulated['agreement']:.1f} % of {simulated['samples']} samples, T = {simulated['timesteps']}; "
+        f"Predictions agree on {simulated['agreement']:.1f} % of {simulated['samples']} samples, "
+        f"{steps_text(simulated['timesteps'], simulated.get('levels', 1))}; "
     )
     first = simulated.get("first_difference")
     summary = f"{agree}{equal} ({simulated['spikes']:,} spikes); largest output difference {simulated['output_error']:.2g}."
@@ -160,9 +161,10 @@ def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
         return note("Cores and chips: not in this report; `spikeprop budget` counts them from a checkpoint or NIR file.")
     size = ", ".join(f"{chip[key]:,} {key[:-1] if chip[key] == 1 else key}" for key in ("cores", "chips"))
     summary = f"{size}; every synapse has its own weight. An estimate."
-    problems = [note("Cannot be placed: ", problem) for problem in chip["problems"]]
-    heads, rows = list(CHIP_COLUMNS.values()), [[layer[key] for key in CHIP_COLUMNS] for layer in chip["layers"]]
-    return join([tag("p", summary), *problems, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
+    notes = [note("Needs ", need) for need in chip.get("needs", [])]
+    notes += [note("Cannot be placed: ", problem) for problem in chip["problems"]]
+    heads, rows = list(CHIP_COLUMNS.values()), [[layer.get(key) for key in CHIP_COLUMNS] for layer in chip["layers"]]
+    return join([tag("p", summary), *notes, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
 
 
 def _error(run: RunRecord, found: Evidence, name: str) -> Markup:

@@ -120,15 +120,20 @@ class Heartbeat:
         self._over = threading.Event()
         self._answered = time.monotonic()
         self._peers = [_Peer(self._answered) for _ in range(count)]
+        works = (self._beat, self._watch)
+        self._threads = [threading.Thread(target=work, name=f"spikeprop {work.__name__}", daemon=True) for work in works]
 
     def start(self) -> None:
         """Begin to count and to watch."""
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, name=f"spikeprop {work.__name__}", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End both threads."""
+        """End both threads; one that waits for a store that does not answer is left, since it ends with the process."""
         self._over.set()
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(self.every)
 
     def _beat(self) -> None:
         number = 0

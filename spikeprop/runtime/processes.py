@@ -159,21 +159,46 @@ def processes() -> Iterator[Processes]:
     if count == 1:
         yield ALONE
         return
-    started_here = not distributed.is_initialized()
-    heartbeat = None
-    if started_here:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store keeps the addresses of ended workers
-        store = distributed.PrefixStore(f"spikeprop/{attempt}", store)
-        heartbeat = Heartbeat(distributed.PrefixStore("alive", store.clone()), rank, size, limit_from_environment())
-        heartbeat.start()
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    if distributed.is_initialized():
+        yield _of_environment(count)
+        distributed.barrier()
+        return
+    _prepare_group()  # before the heartbeat, since it takes seconds
+    store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store keeps the addresses of ended workers
+    store = distributed.PrefixStore(f"spikeprop/{attempt}", store)
+    heartbeat = Heartbeat(distributed.PrefixStore("alive", store.clone()), rank, size, limit_from_environment())
+    heartbeat.start()
     try:
-        yield Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+        with group(store, rank, size):
+            yield _of_environment(count)
+    finally:
+        heartbeat.stop()
+
+
+def _of_environment(count: int) -> Processes:
+    return Processes(distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _prepare_group() -> None:
+    """Import what DDP and FSDP would import later, and which would then keep the group and its threads alive.
+
+    Such a thread, if it frees a tensor of Python's while Python ends, aborts the process.
+    """
+    import torch._dynamo  # noqa: F401
+
+
+@contextmanager
+def group(store: distributed.Store, rank: int, size: int, timeout: timedelta = PATIENCE) -> Iterator[Processes]:
+    """Within this context ``size`` processes form a group, which leave it together; then its threads have ended.
+
+    Without errors no process leaves before all are done.
+    """
+    _prepare_group()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        yield Processes(rank, size)
         distributed.barrier()  # no process leaves while another still communicates
     finally:
-        if heartbeat is not None:
-            heartbeat.stop()
-        if started_here:
-            distributed.destroy_process_group()
+        distributed.destroy_process_group()

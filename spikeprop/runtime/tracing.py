@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, ClassVar
 
@@ -52,13 +53,29 @@ class OwnTracer(fx.Tracer):
         if not isinstance(inspect.unwrap(forward), FunctionType):
             raise TypeError(f"the forward of {type(root).__name__} is a {type(forward).__name__}, not a Python function")
         globals_ = inspect.unwrap(forward).__globals__
-        function, arguments = self.create_args_for_root(forward, True)
-        _patch_wrapped_functions(patcher)  # these replacements call the original unless an argument is a part of a trace
+        function, arguments = self.inputs(forward)
+        self.wrapped(patcher)
         for names in (globals_, *(vars(module) for module in self._autowrap_search)):
-            _autowrap_check(patcher, names, self._autowrap_function_ids)
-        self.create_node("output", "output", (self.create_arg(function(*arguments)),), {})
+            self.entered(patcher, names)
+        self.create_node("output", "output", (self.create_arg(self.run_traced(function, arguments)),), {})
         self.submodule_paths = None
         return self.graph
+
+    def wrapped(self, patcher: _Patcher) -> None:
+        """Functions that are marked by ``torch.fx.wrap`` become nodes."""
+        _patch_wrapped_functions(patcher)  # these replacements call the original unless an argument is a part of a trace
+
+    def inputs(self, forward: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
+        """What is called to trace, and its arguments: a placeholder for each of forward's."""
+        return self.create_args_for_root(forward, True)
+
+    def run_traced(self, function: Callable[..., Any], arguments: list[Any]) -> Any:
+        """The network's own code runs inside."""
+        return function(*arguments)
+
+    def entered(self, patcher: _Patcher, names: dict[str, Any]) -> None:
+        """Code with these global names is about to run: its calls of math's functions are recorded."""
+        _autowrap_check(patcher, names, self._autowrap_function_ids)
 
 
 class _Trace:
@@ -72,12 +89,21 @@ class _Trace:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return _CALL(module, *args, **kwargs)
 
-        names = getattr(getattr(module, "forward", module), "__globals__", {})
-        _autowrap_check(self.patcher, names, self.tracer._autowrap_function_ids)
+        self.tracer.entered(self.patcher, getattr(getattr(module, "forward", module), "__globals__", {}))
         return self.tracer.call_module(module, forward, args, kwargs)
 
     def attribute(self, name: str, value: Any) -> Any:
         return self.tracer.getattr(name, value, self.parameters)
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Modules that this thread runs meanwhile do not become a part of its trace."""
+    before, _here.trace = getattr(_here, "trace", None), None
+    try:
+        yield
+    finally:
+        _here.trace = before
 
 
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

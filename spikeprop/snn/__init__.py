@@ -1,5 +1,6 @@
 """Spiking networks: neurons, surrogate derivatives, encoders and the graph that joins them."""
 
+from spikeprop.snn.differential import DifferentialIF
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.encoder import Direct, Encoder, Poisson
 from spikeprop.snn.layer import INPUT, Layer
@@ -18,6 +19,7 @@ __all__ = [
     "STDB",
     "ATan",
     "ChannelPad",
+    "DifferentialIF",
     "Direct",
     "DropoutMasks",
     "Encoder",

@@ -61,11 +61,15 @@ class LayerDynamics(nn.Module, ABC):
     Attributes:
         passes_on: it has no threshold of its own: what it sends has the size and the sign of what its sources send.
         signed: it sends negative numbers as well.
+        arithmetic: it sends real numbers, which need arithmetic on the chip (``snn/arithmetic.py``).
+        differential: what it sends corrects the running mean of what it sent (``snn/differential.py``); its readers decode.
         payload_bits: of the largest number that a spike carries, without the sign.
     """
 
     passes_on: ClassVar[bool] = False
     signed: ClassVar[bool] = False
+    arithmetic: ClassVar[bool] = False
+    differential: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

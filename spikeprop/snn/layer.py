@@ -36,6 +36,8 @@ class Layer(nn.Module):
         scale: buffer, the ANN's activation that a potential of 1 stands for (by channel for pooled spikes whose channels differ);
             a spike stands for ``dynamics.spike_size * scale``.
         ceiling: buffer, what the ANN's activation is clipped at, where it is; not in the checkpoint.
+        channel_axis: of what is sent, the batch counted: 1, or -1 of tokens.
+        may_rest: whether it is no fault that the layer never fires.
     """
 
     scale: Tensor
@@ -48,6 +50,7 @@ class Layer(nn.Module):
         self.sources = tuple(source for source, _ in synapses)
         self.synapses = nn.ModuleList(synapse for _, synapse in synapses)
         self.neuron = neuron
+        self.channel_axis, self.may_rest = 1, False
 
     def branches(self) -> Iterator[tuple[int, str, Synapse]]:
         """(index, source, synapse) of each branch."""
@@ -59,6 +62,11 @@ class Layer(nn.Module):
     def dynamics(self) -> LayerDynamics:
         """The neuron model, or what accumulates the output."""
         return self.neuron if self.neuron is not None else READOUT
+
+    @property
+    def both_signs(self) -> bool:
+        """Whether what is sent may fall below 0 in sum."""
+        return self.dynamics.arithmetic or not getattr(self.neuron, "rectify", True)
 
     def current(
         self,

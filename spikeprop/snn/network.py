@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -21,12 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.runtime.ordinary import trainable, unusual
+from spikeprop.snn.differential import RunningMean
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder, warn_of_saturation
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows, sample_axes
 from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.output_form import OutputForm, mapped
+from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout
 
@@ -34,6 +37,9 @@ SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 
 Shape = tuple[int, ...]
+
+
+_not_compiled: Any = torch.compiler.disable  # its own type knows no functions with arguments
 
 
 def _engine() -> ModuleType:
@@ -50,6 +56,8 @@ class NetworkState:
     layers: dict[str, NeuronState] = field(default_factory=dict)
     masks: DropoutMasks | None = None
     constant: dict[str, Tensor] | None = None  # currents of an input that stays the same, computed once
+    means: dict[str, RunningMean] = field(default_factory=dict)  # of layers that read differential coding
+    steps: int = 0
 
 
 class SpikingNetwork(nn.Module):
@@ -65,6 +73,8 @@ class SpikingNetwork(nn.Module):
         known_shapes: what ``shapes`` returned last, for the engine.
         known_current_shapes: then, those of the layers' currents, which are others where a layer pools.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
+        output_form: the structure that ``forward`` returns, of a converted ANN with several outputs; None for one tensor.
+        notes: what a conversion chose, left out or changed, in words; shown with the network.
     """
 
     def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
@@ -81,6 +91,8 @@ class SpikingNetwork(nn.Module):
         self.encoder = encoder
         self.input_shape = tuple(input_shape)
         self.packed = True
+        self.output_form: OutputForm | None = None
+        self.notes: list[str] = []
         self.known_shapes: dict[str, Shape] = {}
         self.known_current_shapes: dict[str, Shape] = {}
         self._form: list[Any] = []
@@ -95,7 +107,21 @@ class SpikingNetwork(nn.Module):
                     raise ValueError(f"layer {name!r} reads {source!r}, which is not an earlier layer ({sorted(known)})")
             if (layer.neuron is None) != (name == names[-1]):
                 raise ValueError(f"layer {name!r}: the last layer, and only it, accumulates without a neuron")
+            if isinstance(layer.dynamics, SpikingMaxPool) and self._differential(layer):
+                raise ValueError(
+                    f"layer {name!r} pools the largest count of spikes, which differential coding does not send: use average "
+                    "pooling, or GradedIF"
+                )
             known.add(name)
+
+    def _differential(self, layer: Layer) -> set[str]:
+        """The sources of a layer whose spikes are corrections."""
+        return {s for s in layer.sources if s != INPUT and self._layer(s).dynamics.differential}
+
+    def _layer(self, name: str) -> Layer:
+        layer = self.layers[name]
+        assert isinstance(layer, Layer)
+        return layer
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """(name, layer) in order."""
@@ -116,6 +142,13 @@ class SpikingNetwork(nn.Module):
     def neurons(self) -> dict[str, Neuron]:
         """Layer name to its neurons, of the layers that have thresholds."""
         return {name: layer for name, layer in self.dynamics().items() if isinstance(layer, Neuron)}
+
+    def arithmetic_layers(self) -> list[str]:
+        """Layers that send real numbers, which need arithmetic on the chip (``snn/arithmetic.py``)."""
+        return [name for name, layer in self.dynamics().items() if layer.arithmetic]
+
+    def extra_repr(self) -> str:
+        return "\n".join(f"note: {note}" for note in self.notes)
 
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
@@ -172,8 +205,11 @@ class SpikingNetwork(nn.Module):
         output_TBK, state = self._advance(trainable(x_B).unsqueeze(0), 1, state, None)
         return output_TBK[-1], state
 
-    def forward(self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None) -> Tensor:
-        """Simulate ``timesteps`` steps on images (B, ...) and return the accumulated output (B, K).
+    def forward(self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None) -> Any:
+        """Simulate ``timesteps`` steps on images (B, ...) and return the accumulated output (B, K), or (B, K, ...).
+
+        It is the sum over the steps, in units of the readout's potential; ``estimate`` makes of it what the ANN would return. A
+        network that was converted from an ANN with several outputs returns their sums in the ANN's own structure.
 
         Args:
             x_B: images, finite, of shape (B, *input_shape).
@@ -188,12 +224,28 @@ class SpikingNetwork(nn.Module):
         """
         refuse_transforms(x_B)
         if torch.is_grad_enabled() and observe is None and self.readout.trivial and self._packed(x_B, timesteps, chunk):
-            return _engine().train(self, x_B, timesteps, chunk)
+            return self.structured(_engine().train(self, x_B, timesteps, chunk))
         output = None
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
             output = output_TBK[-1]
         assert output is not None
-        return output.clone()  # of its own memory, not a view of all steps'
+        return self.structured(output.clone())  # of its own memory, not a view of all steps'
+
+    @_not_compiled  # a compiler that looks at a tensor with a gradient function warns
+    def structured(self, output: Tensor) -> Any:
+        """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""
+        return output if self.output_form is None else self.output_form(output)
+
+    def estimate(self, output: Any, timesteps: int) -> Any:
+        """The ANN's outputs that accumulated outputs after ``timesteps`` steps stand for: their mean, in the ANN's units.
+
+        Args:
+            output: as ``forward`` returns it, or a readout.
+            timesteps: of the simulation.
+        """
+        *_, (_, last) = self.named_layers()
+        factor = last.scale / self.readout.counted_steps(timesteps)
+        return mapped(lambda leaf: leaf * factor.to(leaf) if isinstance(leaf, Tensor) else leaf, output)
 
     def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
         refuse_uncalled(self._containers())
@@ -221,7 +273,7 @@ class SpikingNetwork(nn.Module):
         observed_steps: int | None = None,
         leaving: Leaving | None = None,
     ) -> Iterator[Tensor]:
-        """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps.
+        """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps; several outputs are flat in it.
 
         What is observed are all steps, or the chunks in which the first ``observed_steps`` lie. Between two chunks ``leaving``
         may be told which samples go on; B is then their number.
@@ -272,7 +324,8 @@ class SpikingNetwork(nn.Module):
                 )
                 axes = axes or self._sample_axes(x_B)
                 layers = {name: kept_rows(of, rows, axes[name]) for name, of in state.layers.items()}
-                state = NetworkState(layers, state.masks, constant)
+                means = {name: known._replace(mean=known.mean[rows]) for name, known in state.means.items()}
+                state = replace(state, constant=constant, layers=layers, means=means)
 
     def _sample_axes(self, like: Tensor) -> dict[str, list[int | None]]:
         """Along which axis samples lie in each tensor of each layer's state."""
@@ -308,12 +361,12 @@ class SpikingNetwork(nn.Module):
 
     def _advance(self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None) -> tuple[Tensor, NetworkState]:
         """Advance ``steps`` steps; x_TB has ``steps`` steps, or one that stands for all of them."""
-        state = NetworkState(dict(state.layers), state.masks, state.constant)
+        state = replace(state, layers=dict(state.layers), means=dict(state.means))
         values = {INPUT: x_TB}
         if observe is not None:
             observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
         for name, layer in self.named_layers():
-            current_TB = _at_least_float32(layer.current(values, state.masks, name, state.constant))
+            current_TB = self._current(name, layer, values, state)
             if len(current_TB) != steps:
                 current_TB = current_TB.expand(steps, *current_TB.shape[1:])
             before = state.layers.get(name) or layer.dynamics.initial_state(current_TB[0])
@@ -322,7 +375,26 @@ class SpikingNetwork(nn.Module):
                 values[name] = values[name].to(x_TB.dtype)  # what the next synapses compute in
                 if observe is not None:
                     observe(name, values[name])
+        state.steps += steps
         return values[list(self.layers)[-1]], state
+
+    def _current(self, name: str, layer: Layer, values: dict[str, Tensor], state: NetworkState) -> Tensor:
+        """Current of a layer; that of corrections is decoded."""
+        current_TB = _at_least_float32(layer.current(values, state.masks, name, state.constant))
+        changing = self._differential(layer)
+        if not changing:
+            return current_TB
+        if set(layer.sources) == changing:
+            other = {source: torch.zeros_like(values[source][:1, :1]) for source in changing}  # its biases are left
+            if name not in state.means:
+                state.means[name] = RunningMean(layer.current(other), torch.zeros_like(current_TB[0]))
+            known = state.means[name]
+        else:
+            other = {s: torch.zeros_like(values[s]) if s in changing else values[s] for s in layer.sources}
+            mean = state.means[name].mean if name in state.means else torch.zeros_like(current_TB[0])
+            known = RunningMean(layer.current(other, state.masks, name, state.constant), mean)
+        decoded_TB, state.means[name] = known.decoded(current_TB, state.steps)
+        return decoded_TB
 
 
 def _at_least_float32(current_TB: Tensor) -> Tensor:

@@ -16,19 +16,22 @@ from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 
+WINDOWS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}  # by number of axes of positions
+
 
 class SpikingMaxPool(LayerDynamics):
     """The number of spikes sent so far is the largest of its window.
 
     Args:
         kernel_size, stride, padding, ceil_mode: as of ``torch.nn.MaxPool2d``.
+        axes: of positions: 1 of a signal, 2 of an image, 3 of a video or a volume.
     """
 
     passes_on: ClassVar[bool] = True
 
-    def __init__(self, kernel_size: int | tuple[int, int], stride: Any = None, padding: Any = 0, ceil_mode: bool = False):
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *, axes: int = 2):
         super().__init__()
-        self.window = nn.MaxPool2d(kernel_size, stride, padding, ceil_mode=ceil_mode)
+        self.window = WINDOWS[axes](kernel_size, stride, padding, ceil_mode=ceil_mode)
 
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         counts_TB = torch.cumsum(torch.cat([state.v.unsqueeze(0), currents]), 0)
@@ -44,6 +47,16 @@ class SpikingMaxPool(LayerDynamics):
 
     def connected(self, values: Tensor) -> Tensor:
         """Each spike is compared once in every window."""
-        pool = self.window
-        summed = nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, divisor_override=1)  # type: ignore[arg-type]
-        return summed(values.flatten(0, 1)).unflatten(0, values.shape[:2])
+        return window_sums(values.flatten(0, 1), self.window).unflatten(0, values.shape[:2])
+
+
+def window_sums(x: Tensor, pool: Any) -> Tensor:
+    """The sum over each window of a pooling, of values (B, C, ...)."""
+    sizes: Any = (pool.kernel_size, pool.stride, pool.padding)
+    axes = x.dim() - 2
+    if axes == 1:  # torch's own sums need two axes
+        kernel, stride, padding = (size if isinstance(size, int) else size[0] for size in sizes)
+        sizes, x = ((1, kernel), (1, stride), (0, padding)), x.unsqueeze(-2)
+    kind: Any = nn.AvgPool3d if axes == 3 else nn.AvgPool2d
+    summed = kind(*sizes, pool.ceil_mode, divisor_override=1)(x)
+    return summed.squeeze(-2) if axes == 1 else summed

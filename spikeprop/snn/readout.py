@@ -50,6 +50,11 @@ class ReadoutSchedule(nn.Module):
         """Whether there is a run beforehand."""
         return int(self.pre_run) > 0
 
+    def counted_steps(self, timesteps: int) -> int:
+        """How many of the steps an output after ``timesteps`` steps is the sum of."""
+        skipped = max(int(self.delay), int(self.pre_run))
+        return timesteps - skipped if timesteps > skipped else timesteps
+
     def steps_from(self, start: int, steps: int) -> int:
         """How many of the next ``steps`` steps are done in one, so that none lies on both sides of a new start."""
         pre_run = int(self.pre_run)

@@ -7,13 +7,15 @@ That is greedy: of the levels theta, theta/2, .., theta/2^(n-1) = q each is sent
 converted ReLU fires too often where positive input comes before negative, and an ordinary neuron cannot undo that: the error of
 uneven arrival, which few time steps leave no time to even out. With negative spikes the sum sent after T steps is that of the
 summed input, max(0, ceil(sum I / q + 1/2) - 1), as long as no step is due more than 2^n - 1: within q/2 of it. Remembering the
-sum keeps it from falling below 0, as a ReLU's output does. (One level: Wang et al. 2022, "Signed Neuron with Memory: Towards
+sum keeps it from falling below 0, as a ReLU's output does; with ``rectify=False`` there is no such bound, and the neuron stands
+for the identity: the sum sent is that of the input, rounded. (One level: Wang et al. 2022, "Signed Neuron with Memory: Towards
 Simple, Accurate and High-Efficient ANN-SNN Conversion"; here a neuron takes back at once below 0, which rounds exactly, theirs a
 threshold lower. Several: the levels of H-MT, AAAI 2026.)
 """
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, TypeGuard
 
 import torch
@@ -36,15 +38,24 @@ class GradedIF(Neuron):
         levels: n; payloads reach from -(2^n - 1) to 2^n - 1, n at most 7.
         v_threshold: the largest level, positive; a number here, one a neuron or a channel after calibration.
         v_init: potential before the first step, as a fraction of the smallest level; 0.5 rounds.
+        rectify: never take back more than was sent; without, the sum that is sent may fall below 0.
     """
 
     signed: ClassVar[bool] = True
 
-    def __init__(self, *, levels: int = 3, v_threshold: float = 1.0, v_init: float = 0.5, surrogate: Surrogate | None = None):
+    def __init__(
+        self,
+        *,
+        levels: int = 3,
+        v_threshold: float = 1.0,
+        v_init: float = 0.5,
+        surrogate: Surrogate | None = None,
+        rectify: bool = True,
+    ):
         if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
             raise ValueError(f"levels is {levels!r}; a graded spike has 1 to {MOST_LEVELS} levels, since payloads are bytes")
         super().__init__(v_threshold, 1.0, "subtract", v_init, surrogate)
-        self.levels = levels
+        self.levels, self.rectify = levels, rectify
 
     @property
     def payload_bits(self) -> int:
@@ -58,14 +69,27 @@ class GradedIF(Neuron):
         self.set_threshold(value * (2 ** (self.levels - 1) / self.payload))
 
     def initial_state(self, current: Tensor) -> NeuronState:
-        return NeuronState(torch.zeros_like(current) + self.v_init * self.spike_size, None, torch.zeros_like(current))
+        return NeuronState(torch.zeros_like(current) + self.v_init * self.spike_size, None, torch.full_like(current, self.credit))
 
-    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+    @property
+    def credit(self) -> float:
+        """What may be taken back before anything was sent."""
+        return 0.0 if self.rectify else math.inf
+
+    def activation(self, total: Tensor, ceiling: Tensor | None) -> Tensor:
+        """A ReLU, clipped at the ceiling, or the identity."""
+        return super().activation(total, ceiling) if self.rectify else total
+
+    def refuse_gradients(self, currents: Tensor) -> None:
+        """Raise ValueError where somebody trains through the layer."""
         if self.training and torch.is_grad_enabled() and currents.requires_grad:
             raise ValueError(
                 f"{type(self).__name__} passes no gradient: fine-tune a network of IF neurons instead, or leave fine-tuning out "
                 "(epochs: 0)"
             )
+
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        self.refuse_gradients(currents)
         currents = currents.detach()
         assert state.sent is not None
         v, sent = (t.clone(memory_format=torch.contiguous_format) for t in (state.v, state.sent))
@@ -76,6 +100,7 @@ class GradedIF(Neuron):
     def extra_repr(self) -> str:
         theta = self.v_threshold.detach()
         levels = f"levels={self.levels}, " if type(self) is GradedIF else ""
+        levels += "" if self.rectify else "rectify=False, "
         return levels + (f"v_threshold={float(theta):.4g}" if theta.numel() == 1 else f"v_threshold={tuple(theta.shape)}")
 
 
@@ -88,10 +113,13 @@ class SignedIF(GradedIF):
     Args:
         v_threshold: positive; a number here, one a neuron or a channel after calibration.
         v_init: potential before the first step, as a fraction of the threshold; 0.5 rounds.
+        rectify: as of ``GradedIF``.
     """
 
-    def __init__(self, *, v_threshold: float = 1.0, v_init: float = 0.5, surrogate: Surrogate | None = None):
-        super().__init__(levels=1, v_threshold=v_threshold, v_init=v_init, surrogate=surrogate)
+    def __init__(
+        self, *, v_threshold: float = 1.0, v_init: float = 0.5, surrogate: Surrogate | None = None, rectify: bool = True
+    ):
+        super().__init__(levels=1, v_threshold=v_threshold, v_init=v_init, surrogate=surrogate, rectify=rectify)
 
 
 def takes_back(neuron: LayerDynamics) -> TypeGuard[GradedIF]:
@@ -99,8 +127,10 @@ def takes_back(neuron: LayerDynamics) -> TypeGuard[GradedIF]:
     return type(neuron) in (GradedIF, SignedIF)
 
 
-def scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> int:
     """Advance over the steps of ``spikes`` (K, B, ...); ``v`` and ``sent`` (B, ...) go on from what they are.
+
+    Returns the number of spikes, whatever they carry.
 
     Args:
         currents: (K, B, ...), or (1, B, ...) for a current that stays the same.
@@ -109,10 +139,10 @@ def scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, 
         spikes: contiguous, overwritten; of the currents' type or int8.
     """
     on_cpu = currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64)
-    (_scan_on_cpu if on_cpu else _scan)(currents, unit, payload, v, sent, spikes)
+    return (_scan_on_cpu if on_cpu else _scan)(currents, unit, payload, v, sent, spikes)
 
 
-def _scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def _scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> int:
     """The definition, step by step: each level is tried on top of those taken already."""
     for current, out in zip(currents.expand(len(spikes), *v.shape), spikes):
         v += current
@@ -124,9 +154,10 @@ def _scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor,
         out.copy_(up - down)
         sent += up - down
         v -= (up - down) * unit
+    return int(spikes.count_nonzero())
 
 
-def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> int:
     """The same in one pass over memory."""
     from spikeprop.snn.engine.kernels import neuron_loops  # here, since it brings Numba
     from spikeprop.snn.engine.kernels.cpu import in_ranges
@@ -135,10 +166,11 @@ def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: 
     tensors = (currents.contiguous(), v, sent, spikes)
     flat = [t.detach().reshape(*t.shape[: t.dim() - v.dim() + 1], -1).numpy() for t in tensors]
     current_KBN, v_BN, sent_BN, spikes_KBN = flat
-    if payload == 1:
-        in_ranges(len(v), lambda first, last: neuron_loops.scan(current_KBN, unit_N, v_BN, sent_BN, spikes_KBN, first, last))
-        return
     most = v_BN.dtype.type(payload)
-    in_ranges(
-        len(v), lambda first, last: neuron_loops.scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, last)
-    )
+
+    def work(first: int, last: int) -> int:
+        if payload == 1:
+            return neuron_loops.scan(current_KBN, unit_N, v_BN, sent_BN, spikes_KBN, first, last)
+        return neuron_loops.scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, last)
+
+    return sum(in_ranges(len(v), work))

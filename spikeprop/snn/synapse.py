@@ -1,9 +1,9 @@
 """Synapses: the linear path from one layer's spikes to the next layer's current.
 
-A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, flatten, dropout, a gain, a
-place among concatenated channels); time is folded into the batch axis, so the chain sees ordinary (T*B, ...) tensors. Dropout
-draws one mask a sample and keeps it for all time steps (Rathi et al. 2020), so the network that is trained is one sub-network,
-not a new one each step.
+A synapse is a chain of operations without a non-linearity (convolution, linear, average pooling, interpolation, padding,
+another shape, dropout, a gain, a place among concatenated channels); time is folded into the batch axis, so the chain sees
+ordinary (T*B, ...) tensors. Dropout draws one mask a sample and keeps it for all time steps (Rathi et al. 2020), so the network
+that is trained is one sub-network, not a new one each step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from spikeprop.runtime.seeding import mix_seed
 
-WEIGHTED = (nn.Conv2d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weight (in, out / groups, ...), of others out first
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 
 
 class SampleDropout(nn.Module):
@@ -114,7 +116,7 @@ class Synapse(nn.Module):
                 x = op(x)
         return x.unflatten(0, (steps, -1))
 
-    def weighted(self) -> list[nn.Conv2d | nn.Linear]:
+    def weighted(self) -> list[Weighted]:
         """The operations that carry weights, in order."""
         return [op for op in self.ops if isinstance(op, WEIGHTED)]
 

@@ -6,15 +6,11 @@ Real digits and a network trained on them; the shards are unequal, and one batch
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -39,10 +35,10 @@ from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.experiment.stages import PipelineRun
 from spikeprop.experiment.stages.conversion import calibration_images
 from spikeprop.recipe import load_recipe
-from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes, group
 from spikeprop.snn import Direct, Encoder, SpikingNetwork
+from tests.forked import Program, ranks, spawn
 
-ROOT = Path(__file__).parents[2]
 SIZES = (67, 1, 12)  # of the batches: 80 images, in two blocks of draws
 EXACT = 0.0
 ROUNDING = 1e-6  # of a tensor's largest number: sums are of float64, what they give of float32
@@ -141,14 +137,11 @@ def refusal(folder: Path, images: list[Tensor], processes: Processes, calibrator
 def _one_of(rank: int, count: int, place: str) -> None:
     torch.set_num_threads(1)
     folder = Path(place)
-    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=count)
-    processes = Processes(rank, count)
-    for number, case in enumerate(CASES):
-        save_file(state_of(converted(folder, case, processes)), folder / f"{number}.{rank}.safetensors")
-    save_file(_more(folder, processes), folder / f"more.{rank}.safetensors")
-    (folder / f"errors.{rank}.json").write_text(json.dumps(_errors(folder, processes)))
-    dist.barrier()
-    dist.destroy_process_group()
+    with group(dist.FileStore(f"{place}/store", count), rank, count) as processes:
+        for number, case in enumerate(CASES):
+            save_file(state_of(converted(folder, case, processes)), folder / f"{number}.{rank}.safetensors")
+        save_file(_more(folder, processes), folder / f"more.{rank}.safetensors")
+        (folder / f"errors.{rank}.json").write_text(json.dumps(_errors(folder, processes)))
 
 
 def _more(folder: Path, processes: Processes) -> dict[str, Tensor]:
@@ -181,7 +174,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The folder with the networks of so many processes."""
     path = tmp_path_factory.mktemp("together")
     save_file({name: value.contiguous() for name, value in digits_cnn.state_dict().items()}, path / "ann.safetensors")
-    mp.spawn(_one_of, (request.param, str(path)), nprocs=request.param)
+    spawn(_one_of, (request.param, str(path)), nprocs=request.param)
     return path
 
 
@@ -228,11 +221,11 @@ def test_a_calibrator_without_shards_calibrates_in_one_process(digits_cnn: CNN) 
 UNTRAINED = ("train.epochs=0", "finetune.epochs=0", "evaluate.timesteps=[2]", "simulate.samples=0", "data.test_limit=8")
 
 
-def _torchrun(out: Path, processes: int, settings: list[str]) -> subprocess.CompletedProcess[str]:
-    launch = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command = [sys.executable, "-m", *launch, "-m", "spikeprop", *_arguments(out, settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400, check=False)
+def _together(out: Path, processes: int, settings: list[str]) -> list[Program]:
+    runs = ranks(processes, None, _arguments(out, settings), out.with_suffix(".log"))
+    for run in runs:
+        run.ended()
+    return runs
 
 
 def _arguments(out: Path, settings: list[str]) -> list[str]:
@@ -255,8 +248,8 @@ OUTSIDE = ["convert.calibrator=tests.convert.test_distributed.Alone", CUT_SHORT]
     ids=["balancing", "light", "one that knows no shards", "fewer images than processes"],
 )
 def test_the_command_converts_like_one_process(processes: int, settings: list[str], tmp_path: Path) -> None:
-    together = _torchrun(tmp_path / "together", processes, settings)
-    assert together.returncode == 0, together.stderr
+    together = _together(tmp_path / "together", processes, settings)
+    assert [run.poll() for run in together] == [0] * processes, "".join(run.output for run in together)
     found = load_file(tmp_path / "together" / "converted.safetensors")
     done = CliRunner().invoke(main, _arguments(tmp_path / "alone", settings))
     assert done.exit_code == 0, done.output
@@ -268,11 +261,11 @@ def test_the_command_converts_like_one_process(processes: int, settings: list[st
 
 @pytest.mark.slow
 def test_an_error_of_rank_0_that_calibrates_alone_ends_all(tmp_path: Path) -> None:
-    done = _torchrun(tmp_path / "run", 2, ["convert.calibrator=tests.convert.test_distributed.Broken"])
-    assert done.returncode != 0
-    assert "these images do not suit" in done.stderr
-    assert "rank 1 ends because another process failed" in done.stderr
-    assert "closed by peer" not in done.stderr
+    first, second = _together(tmp_path / "run", 2, ["convert.calibrator=tests.convert.test_distributed.Broken"])
+    assert [first.poll(), second.poll()] == [1, 1]
+    assert "these images do not suit" in first.output
+    assert "rank 1 ends because another process failed" in second.output
+    assert "closed by peer" not in first.output + second.output
 
 
 def test_a_process_reads_its_own_images_alone(tmp_path: Path) -> None:

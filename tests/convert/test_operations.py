@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,7 +44,17 @@ def lively(ann: nn.Module) -> nn.Module:
 def torchvision_model(name: str) -> nn.Module:
     torch.manual_seed(0)
     options = {"init_weights": False} if name == "googlenet" else {}
-    return lively(models.get_model(name, weights=None, num_classes=10, **options))
+    return lively(narrowed(models.get_model(name, weights=None, num_classes=10, **options)))
+
+
+def narrowed(ann: nn.Module, most: int = 64) -> nn.Module:
+    """The same network whose hidden linear layers, 4096 wide in VGG and AlexNet, have few neurons: they take most of the time."""
+    layers = [m for m in ann.modules() if isinstance(m, nn.Linear)]
+    for before, after in pairwise(layers):
+        if before.out_features == after.in_features > most:
+            before.__init__(before.in_features, most)
+            after.__init__(most, after.out_features)
+    return ann
 
 
 @torch.no_grad()
@@ -253,39 +264,31 @@ def test_the_shortcut_of_pretrained_cifar_resnets_keeps_its_function() -> None:
 @pytest.mark.parametrize(
     ("forward", "says"),
     [
-        (lambda m, x: torch.sigmoid(m.a(x)), "sigmoid; only ReLU"),
-        (lambda m, x: m.head(m.a(F.max_pool2d(x, 2)).mean((2, 3))), "max pooling of the image; pool the images"),
-        (lambda m, x: nn.functional.linear(torch.relu(m.a(x)), m.a.weight[0, 0]), "Linear on samples of 3 axes|cannot run"),
+        (lambda m, x: nn.functional.linear(torch.relu(m.a(x)), m.a.weight[0, 0]), "cannot run"),
         (lambda m, x: torch.div(m.a(x), 2, rounding_mode="floor"), "one that is rounded"),
+        (lambda m, x: torch.round(m.a(x)), "a function with jumps; near a jump"),
+        (lambda m, x: m.a(x) + torch.rand_like(m.a(x)), "random numbers; leave them out"),
+        (lambda m, x: (m.a(x) > 0) * m.a(x), "whole numbers or truth values"),
+        (lambda m, x: m.a(x) - m.a(x).mean(0), "images must not influence one another"),
+        (lambda m, x: m.a(x) - m.a(x).flip(0), "flip along axis 0; the images of a batch stay together"),
+        (lambda m, x: 2 * torch.softmax(m.a(x), 0), "one image changes the result of another"),
         (lambda m, x: _changed_under_another_name(m, x), "an in-place change of 'a'"),
         (lambda m, x: _changed_behind_a_view(m, x), "an in-place change of 'flatten'"),
-        (lambda m, x: m.long(F.max_pool2d(m.a(x), 1).flatten(1)), "max pooling without ReLU; put ReLU"),
-        (lambda m, x: F.max_pool2d(torch.relu(m.a(x)), 2, dilation=2), "dilation"),
-        (lambda m, x: torch.relu(m.a(x)) * torch.relu(m.a(x)), "product of two values"),
-        (lambda m, x: torch.cat([m.a(x), m.a(x)], 2), "concatenation along axis 2"),
-        (lambda m, x: m.a(x)[:, :, 1:], "slicing with"),
-        (lambda m, x: m.a(x).mean(1), "a mean over 1"),
-        (lambda m, x: F.adaptive_avg_pool2d(m.a(x)[:, :1], 1).squeeze(), "without an axis of outputs; keep it: flatten"),
-        (lambda m, x: torch.relu(m.a(x)).chunk(2, 2)[0], "chunk along axis 2; only channels"),
-        (lambda m, x: torch.relu(m.a(x)).permute(0, 2, 3, 1), "permute; use Conv2d"),
-        (lambda m, x: torch.relu(m.a(x)).view(x.shape[0], x.shape[1] - 1, -1), "a new shape, 4x8x8 to 2x128"),
+        (lambda m, x: torch.cat([m.a(x), m.a(x)], 0), "an output without the images' axis"),
+        (lambda m, x: m.a(x)[1:], "images must not influence one another"),
+        (lambda m, x: torch.relu(m.a(x)).chunk(2, 2), "outputs that are the parts of 'chunk'|take its parts one by one"),
+        (lambda m, x: torch.relu(m.a(x)).permute(1, 0, 2, 3), "an output without the images' axis"),
+        (lambda m, x: torch.relu(m.a(x)).view(-1, 8), "an output without the images' axis"),
+        (lambda m, x: {"features": torch.relu(m.a(x)), "scale": m.a.bias}, "an output that is a constant"),
+        (lambda m, x: F.threshold(m.a(x), 0.1, 0.0), "a threshold at 0.1|a function with jumps"),
         (lambda m, x: _changed_behind_a_part(m, x), "an in-place change of 'a'"),
-        (lambda m, x: m.a(x)[:, [0, 2]], r"slicing with x\[:, \[0, 2\]\]; take channels as a slice"),
-        (lambda m, x: F.pad(m.a(x), (1, 1, 1, 1), mode="reflect"), "only zeros"),
-        (lambda m, x: torch.clamp(m.a(x), 1, 2), "the interval must contain 0"),
-        (lambda m, x: torch.clamp(m.a(x), max=2), "give min=0"),
-        (lambda m, x: torch.relu(m.a(x)[:, 0]), r"slicing x\[:, 0\]; keep the axis of channels: x\[:, 0:1\]"),
-        (lambda m, x: m.a(x).mean((2, 3)).unsqueeze(1), r"unsqueeze\(1\)"),
-        (lambda m, x: m.a(x) + m.a.bias.view(-1, 1, 1), "view|constant operand"),
-        (lambda m, x: torch.flatten(m.a(x), 1, 2), "a new shape, 4x8x8 to 32x8"),
         (lambda m, x: m.head(m.a(x).flatten(1)), "cannot run on images of the given shape"),
         (lambda m, x: m.a(x) if x.sum() > 0 else x, "control flow"),
-        (lambda m, x: F.conv2d(m.a(x), m.b.weight * 2), "constant operand .b_weight"),
     ],
 )
 def test_an_operation_that_cannot_be_converted_is_refused_by_name(forward: Callable[[Case, Tensor], Tensor], says: str) -> None:
     with pytest.raises(ConversionError, match=says):
-        to_spiking(Case(forward), IF, Direct(), (3, 8, 8))
+        to_spiking(Case(forward).eval(), IF, Direct(), (3, 8, 8), images=torch.randn(3, 3, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])

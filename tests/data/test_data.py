@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageData, ImageNet, InMemorySplit
+from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, DigitsOnPhotographs, FashionMNIST, ImageData, ImageNet, InMemorySplit
 from spikeprop.data.base import augment
 from spikeprop.data.imagenet import _class_numbers, _ilsvrc_wnids, _read_table
 from spikeprop.errors import MissingDataError
@@ -98,6 +98,25 @@ def test_real_data_sets_have_their_sizes_and_ranges(data_root: Path, data: Image
     assert not isinstance(data.std, list)
     low, high = (0 - data.mean) / data.std, (1 - data.mean) / data.std
     assert (float(x.min()), float(x.max())) == (low, high)
+
+
+def test_digits_on_photographs_are_labelled_pixel_by_pixel(data_root: Path) -> None:
+    need(data_root, "MNIST")
+    need(data_root, "cifar-10-batches-py")
+    data = DigitsOnPhotographs(train_limit=40, test_limit=40)
+    (x, y), photographs = next(data.test(40).epoch(0)), next(CIFAR10().test(40).epoch(0))[0]
+    assert (x.shape, y.shape) == ((40, *data.input_shape), (40, *data.label_shape))
+    digits = y.flatten(1).amax(1)
+    assert all(set(one.unique().tolist()) == {0, int(digit)} for one, digit in zip(y, digits))  # one digit, some background
+    assert len(digits.unique()) == 10
+    changed = (x != photographs).any(1)
+    assert bool(changed[y > 0].all())
+    assert 0.03 < float((y > 0).float().mean()) < float(changed.float().mean()) < 0.5
+    assert torch.equal(next(data.test(40).epoch(0))[0], x)
+    other = next(DigitsOnPhotographs(test_limit=40, place_seed=1).test(40).epoch(0))[1]
+    assert not torch.equal(other, y)
+    with pytest.raises(ValueError, match="crop and flip"):
+        DigitsOnPhotographs(flip=True)
 
 
 def test_each_process_decodes_its_own_photographs(data_root: Path) -> None:

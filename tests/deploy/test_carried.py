@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from spikeprop_hardware.chip import activity
 from spikeprop_hardware.network import lay_out
 from torch import nn
 
-from spikeprop import IF, LIF, Direct, SignedIF
+from spikeprop import IF, LIF, Direct, GradedIF, SignedIF
 from spikeprop.deploy import export, from_nir, portable, read_nir, record, to_nir
 from spikeprop.deploy.carried import CARRIED, IGNORED
 from spikeprop.deploy.writing import _WRITERS
 from spikeprop.errors import NirError
 from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork, Synapse
+from spikeprop.snn.output_form import OutputForm, OutputPart
 from spikeprop.snn.pooling import SpikingMaxPool
 
 
@@ -113,13 +115,21 @@ def test_pooling_of_spikes_and_hooks_are_checked_too() -> None:
         to_nir(network(conv))
 
 
-@pytest.mark.parametrize("neuron", [IF(), LIF(), SignedIF()], ids=str)
+@pytest.mark.parametrize("neuron", [IF(), LIF(), SignedIF(), GradedIF(levels=3)], ids=str)
 def test_every_setting_of_a_neuron_is_written(neuron: Neuron) -> None:
     neuron.v_threshold, neuron.v_init = torch.tensor(0.7), torch.tensor(0.25)
     back = from_nir(to_nir(network(neuron=neuron))).neurons()["a"]
     for name in ("v_threshold", "leak", "v_init"):
         torch.testing.assert_close(getattr(back, name), getattr(neuron, name))
-    assert back.reset == neuron.reset
+    assert (type(back), back.reset, back.payload) == (type(neuron), neuron.reset, neuron.payload)
+
+
+def test_where_several_outputs_lie_is_written() -> None:
+    made = network(nn.Flatten())
+    assert "outputs" not in (to_nir(made).metadata or {})
+    made.output_form = OutputForm({"scores": OutputPart((2,), 0), "box": [OutputPart((1, 1), 2)]})
+    said = json.loads((to_nir(made).metadata or {})["outputs"])
+    assert said == {"scores": {"first": 0, "shape": [2]}, "box.0": {"first": 2, "shape": [1, 1]}}
 
 
 # graphs from elsewhere --------------------------------------------------------------------------------------------------------

@@ -182,8 +182,8 @@ class Returns(nn.Module):
     ("model", "says"),
     [
         (Returns(lambda z: z / z.new_zeros(())), "outputs hold NaN for 8 of 8 examples"),
-        (Returns(lambda z: (z, z)), "Returns returns a tuple; give a module that returns its outputs"),
-        (Returns(lambda z: {"logits": z}), "Returns returns a dict"),
+        (Returns(lambda z: (z, z)), "choose one with output=: the tensors that Returns returns are '0', '1'"),
+        (Returns(lambda z: {"logits": [None]}), "the tensors that Returns returns are none"),
         (Returns(lambda z: z.sum()), "Returns returns one number"),
         (nn.Linear(7, 3), r"Linear cannot read a batch of shape \(8, 1, 8, 8\) in float32"),
         (torch.relu, "the model is a builtin_function_or_method; pass a torch module"),

@@ -9,16 +9,22 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
+from spikeprop.errors import EvaluationError
 from spikeprop.evaluate import (
     BatchPredictions,
+    EarlyExit,
     Predictions,
     Predictor,
     Proportion,
     class_table,
     evaluation_rows,
+    fan_out,
+    leave_early,
+    snn_mean_iou,
     summarise,
     wilson,
 )
+from spikeprop.snn import INPUT, Direct, Layer, SpikingNetwork, Synapse
 from tests.evaluate.test_evaluate import two_neurons
 
 
@@ -44,7 +50,7 @@ def test_proportions() -> None:
 def batch() -> BatchPredictions:
     """Three images of classes 0, 1, 1; best classes after two numbers of steps."""
     best = [[[1, 0], [0, 1]], [[1, 2], [2, 1]], [[2, 0], [1, 0]]]
-    return BatchPredictions(number=0, labels=torch.tensor([0, 1, 1]), best=torch.tensor(best, dtype=torch.int16))
+    return BatchPredictions(number=0, labels=torch.tensor([0, 1, 1]), best=torch.tensor(best, dtype=torch.int16), images=3)
 
 
 def test_top_k_classes_and_confusions() -> None:
@@ -54,6 +60,52 @@ def test_top_k_classes_and_confusions() -> None:
     assert predictions.images(4).tolist() == [1, 2, 0, 0]
     assert predictions.correct(4).tolist() == [[0, 1], [1, 1], [0, 0], [0, 0]]
     assert predictions.confusion(3, 0).tolist() == [[0, 1, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_mean_intersection_over_union_by_hand() -> None:
+    """Two images of three pixels; class 2 is nowhere true and once predicted, class 3 does not occur."""
+    labels, best = torch.tensor([0, 0, 1, 1, 1, 0]), torch.tensor([[[0]], [[1]], [[1]], [[1]], [[2]], [[0]]])
+    found = Predictions.of([BatchPredictions(number=0, labels=labels, best=best, images=2)])
+    assert found.dense
+    assert found.mean_iou() == [pytest.approx(100 * (2 / 3 + 2 / 4 + 0) / 3)]
+    assert not Predictions.of([batch()]).dense
+
+
+def test_positions_are_evaluated_with_mean_intersection_over_union() -> None:
+    """Two pixels of two scores each, which are the pixel's values themselves."""
+    network = SpikingNetwork({"out": Layer([(INPUT, Synapse([nn.Conv2d(2, 2, 1, bias=False)]))], None)}, Direct(), (2, 1, 2))
+    next(network.parameters()).data.copy_(torch.eye(2).reshape(2, 2, 1, 1))
+    x, y = torch.tensor([[[[3.0, 1.0]], [[1.0, 2.0]]]]), torch.tensor([[[0, 0]]])
+    assert snn_mean_iou(network, [(x, y)], [1, 2]) == {1: 25.0, 2: 25.0}  # class 0: 1 of 2; class 1: 0 of 1
+    predictor = Predictor(timesteps=(2,))
+    batches = [predictor.predict(network.eval(), 0, x, y)]
+    values = summarise(network, predictor, batches)
+    assert (values["images"], values["positions"], values["accuracy"]["2"]["mean_iou"]) == (1, 2, 25.0)
+    assert "mean IoU 25.00 %" in evaluation_rows(values)[0][1]
+    with pytest.raises(EvaluationError, match="one prediction an image"):
+        leave_early(network, x, 2, EarlyExit(confidence=0.9))
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), (1, 3, 4)),
+        (nn.Upsample(size=(2, 7), mode="bicubic"), (1, 3, 4)),
+        (nn.Upsample(scale_factor=1.5, mode="nearest"), (1, 5)),
+        (nn.Upsample(size=(3, 2, 5), mode="trilinear"), (1, 2, 3, 3)),
+        (nn.AvgPool1d(3, 2, padding=1), (1, 6)),
+        (nn.AvgPool3d(2), (1, 4, 2, 4)),
+        (nn.AdaptiveAvgPool1d(2), (1, 6)),
+        (nn.ConvTranspose2d(1, 2, 3, stride=2), (1, 3, 3)),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_the_fan_out_is_the_number_of_connections(op: nn.Module, shape: tuple[int, ...]) -> None:
+    """A neuron's synapses are the numbers of the current that depend on it."""
+    network = SpikingNetwork({"out": Layer([(INPUT, Synapse([op]))], None)}, Direct(), shape)
+    with torch.random.fork_rng(devices=[]):
+        jacobian = torch.autograd.functional.jacobian(lambda x: op(x.unsqueeze(0)).flatten(), torch.randn(shape))
+    assert torch.equal(fan_out(network)[INPUT], (jacobian != 0).sum(0).float())
 
 
 def test_the_table_by_class_leaves_out_classes_without_images() -> None:

@@ -6,9 +6,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from spikeprop.convert import to_spiking
 from spikeprop.data import ImageNet
 from spikeprop.learn import save_checkpoint
 from tests.conftest import need
+from tests.forked import Program, ranks
 
 SHAPE = (3, 32, 32)
 PLAN = ["A", 8, "A", 8]
@@ -116,14 +114,10 @@ def whole(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sigkill_in_the_middle_changes_nothing(run: Path, photographs: Path, whole: Path, tmp_path: Path) -> None:
     """A real process is killed; its finished batches are not predicted again, and the result is the same."""
     command = arguments(run, photographs, tmp_path, "--save-every", 0)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spikeprop", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    parts, deadline = tmp_path / "parts", time.monotonic() + 120
-    while time.monotonic() < deadline and not (parts.exists() and len(list(parts.glob("0*"))) >= 3):
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    parts = tmp_path / "parts"
+    with Program(None, command, tmp_path.with_suffix(".log")) as process:
+        process.until(lambda: parts.exists() and len(list(parts.glob("0*"))) >= 3)
+    assert process.poll() == -signal.SIGKILL
     assert not (tmp_path / "predictions.safetensors").exists(), "the kill came too late to mean anything"
     kept = [load_file(part)["seconds"] for part in sorted(parts.glob("0*"))]
     result = spikeprop(command)
@@ -135,13 +129,11 @@ def test_sigkill_in_the_middle_changes_nothing(run: Path, photographs: Path, who
 
 def test_two_processes_equal_one(run: Path, photographs: Path, whole: Path, tmp_path: Path) -> None:
     """100 images in 25 batches, 12 and 13 of them: every image once, and the same predictions with as many threads each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "spikeprop"]
-    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(
-        [*command, *arguments(run, photographs, tmp_path)], env=threads, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("T = 8") == 1
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    runs = ranks(2, None, arguments(run, photographs, tmp_path), tmp_path.with_suffix(".log"), threads)
+    for one in runs:
+        assert one.ended() == 0, one.output
+    assert "".join(one.output for one in runs).count("T = 8") == 1
     assert_same(tmp_path, whole)
 
 

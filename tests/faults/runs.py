@@ -7,10 +7,8 @@ and runs the code of the command line.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +17,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-MODULES = ["spikeprop.cli", "spikeprop.experiment.pipeline", "matplotlib.figure", "tests.faults.warm", "tests.faults.runs"]
+from tests.forked import forkserver, output_to
+
 SETTINGS = [
     "data.train_limit=320", "data.test_limit=64", "train.epochs=2", "finetune.epochs=2", "evaluate.timesteps=[2,8]",
     "simulate.samples=0", "device=cpu",
@@ -69,10 +68,8 @@ class Run:
 
     def start(self, fault: Fault | None = None) -> Any:
         """The same command in a new process; returns when it has started to work, or ended."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(MODULES)
         self.log.unlink(missing_ok=True)
-        process = context.Process(target=_main, args=(self.arguments, self.log, fault or Fault()))
+        process = forkserver().Process(target=_main, args=(self.arguments, self.log, fault or Fault()))
         process.start()
         deadline = time.monotonic() + ALLOWED_SECONDS
         while process.is_alive() and time.monotonic() < deadline and not self._begun():
@@ -107,11 +104,7 @@ def ended(process: Any) -> int:
 
 def _main(arguments: list[str], log: Path, fault: Fault) -> None:
     """In the new process: output to the log, the fault, then the command line."""
-    with open(log, "wb", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
-    multiprocessing.set_start_method("fork", force=True)  # the default, which the children of the server do not inherit
+    output_to(log)
     if fault.user is not None:
         os.chown(log, fault.user, fault.user)
         os.setgroups([])

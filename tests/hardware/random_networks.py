@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikeprop import IF, LIF, Direct, Poisson, SignedIF
+from spikeprop import IF, LIF, Direct, GradedIF, Poisson, SignedIF
 from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Layer, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.pooling import SpikingMaxPool
 
@@ -24,14 +24,36 @@ Shape = tuple[int, ...]
 Trains = dict[str, np.ndarray]
 
 
-def random_network(seed: int, real: bool = False, signed: bool = False) -> tuple[SpikingNetwork, np.ndarray]:
-    """A network of kind ``KINDS[seed % len(KINDS)]`` in float64, and inputs (2 samples, steps, ...), others at every step."""
-    return _Maker(seed, real, signed).make(KINDS[seed % len(KINDS)])
+def random_network(seed: int, real: bool = False, levels: int = 0) -> tuple[SpikingNetwork, np.ndarray]:
+    """A network of kind ``KINDS[seed % len(KINDS)]`` in float64, and inputs (2 samples, steps, ...), others at every step.
+
+    With ``levels`` all its neurons are graded, most of them rectified.
+    """
+    return _Maker(seed, real, levels).make(KINDS[seed % len(KINDS)])
+
+
+def joined_network(seed: int, shape: Shape = (2, 6, 6)) -> tuple[SpikingNetwork, np.ndarray]:
+    """One network of all kinds but "dense" beside each other, with graded neurons of 1 to 4 levels and real weights, and inputs.
+
+    Where each network costs a process, one stands for all.
+    """
+    layers: dict[str, Layer] = {}
+    heads, rng = [], np.random.default_rng(seed)
+    for i, kind in enumerate(KINDS[1:]):
+        maker = _Maker(seed + i, real=True, levels=1 + i % 4)
+        last, after = getattr(maker, kind)(shape)
+        for name, layer in maker.layers.items():
+            paths = [(s if s == INPUT else f"{kind}_{s}", synapse) for _, s, synapse in layer.branches()]
+            layers[f"{kind}_{name}"] = Layer(paths, layer.neuron)
+        heads.append((f"{kind}_{last}", Synapse([nn.Flatten(), maker.linear(int(np.prod(after)), 3)])))
+    layers["head"] = Layer(heads, None)
+    return SpikingNetwork(layers, Direct(), shape).double().eval(), rng.standard_normal((2, STEPS, *shape))
 
 
 class _Maker:
-    def __init__(self, seed: int, real: bool, signed: bool):
-        self.rng, self.real, self.signed = np.random.default_rng(seed), real, signed
+    def __init__(self, seed: int, real: bool, levels: int):
+        self.rng, self.real, self.levels = np.random.default_rng(seed), real, levels
+        self.pools = False
         self.layers: dict[str, Layer] = {}
 
     def make(self, kind: str) -> tuple[SpikingNetwork, np.ndarray]:
@@ -97,6 +119,7 @@ class _Maker:
         return "joined", after
 
     def max_pooled(self, shape: Shape) -> tuple[str, Shape]:
+        self.pools = True  # of sums that are not negative
         first, shape = self.conv_layer("c0", INPUT, shape, kernel_size=3, padding=1)
         joined = [(first, Synapse([]))]
         if self.chance(0.4):  # one path is a layer longer
@@ -139,12 +162,15 @@ class _Maker:
     def neuron(self, shape: Shape) -> Neuron:
         reset = self.pick(["subtract", "zero"])
         leak = self.pick([0.9, 0.77]) if self.real else self.pick([0.5, 0.75, 0.875])
-        neuron = self.pick([IF(reset=reset), LIF(leak=leak, reset=reset)]) if not self.signed else SignedIF()
+        neuron = self.pick([IF(reset=reset), LIF(leak=leak, reset=reset)])
+        if self.levels:
+            rectify = self.pools or self.chance(0.7)
+            neuron = GradedIF(levels=self.levels, rectify=rectify) if self.levels > 1 else SignedIF(rectify=rectify)
         per_channel = (shape[0], *([1] * (len(shape) - 1)))
         where = self.pick([(), per_channel])
         neuron.v_threshold = self.numbers(where, 8, 33)
         neuron.v_init = self.pick([torch.tensor(0.0), torch.tensor(0.5), self.fractions(shape)])
-        if not self.real and not self.signed:
+        if not self.real and not self.levels:
             neuron.leak = torch.tensor(float(neuron.leak) if isinstance(neuron, LIF) else 1.0, dtype=torch.float64)
         return neuron
 

@@ -152,13 +152,20 @@ def test_a_worker_that_hangs_is_ended_with_its_children(tmp_path: Path, digits_c
     script = f"sleep 60 & echo $! > {tmp_path}/child; echo progress 1 20; {chatter}"
     export_for(tmp_path, monkeypatch, digits_cnn, script)
     told: list[tuple[int, int]] = []
-    with pytest.raises(HardwareError, match=r"no progress for 0\.5 s(?s:.*)still here"):
+    where = r"worker \(process \d+\) made no progress for 0\.5 s after step 1 of 20 and was ended: run it again"
+    with pytest.raises(HardwareError, match=rf"{where}.* backend reference(?s:.*)still here"):
         simulate(tmp_path / "n.nir", np.zeros((1, 2, 1, 8, 8)), progress=lambda *steps: told.append(steps), patience=0.5)
     assert told == [(1, 20)]
     child, deadline = int((tmp_path / "child").read_text()), time.monotonic() + 10
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(child)
+
+
+def test_a_worker_that_never_starts_is_ended_too(tmp_path: Path, digits_cnn: CNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_for(tmp_path, monkeypatch, digits_cnn, "sleep 60")
+    with pytest.raises(HardwareError, match=r"no progress for 0\.2 s before its first step(?s:.*)Its last output:\nnone"):
+        simulate(tmp_path / "n.nir", np.zeros((1, 2, 1, 8, 8)), patience=0.2)
 
 
 def stand_in(python: Path, script: str) -> None:

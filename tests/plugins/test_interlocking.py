@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from spikeprop.errors import SegmentError
@@ -16,6 +15,8 @@ from spikeprop.learn import CrossEntropy, SquaredError
 from spikeprop.plugins import BasicResNet, ConvHead, Interlocking, PooledHead, TokenHead
 from spikeprop.plugins.interlocking import SegmentProcess
 from spikeprop.plugins.interlocking.work import Place
+from spikeprop.runtime.processes import group
+from tests.forked import spawn
 from tests.learn.test_fit import small_ann, uninterrupted_and_resumed, weights
 
 
@@ -182,22 +183,21 @@ def _one_of_many(rank: int, world: int, reaches: list[int | None], folder: str) 
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    for reach in reaches:
-        model = resnet().double().train()
-        rule = prepared(model, cuts=world, reach=reach, microbatches=2)
-        x, y = batch(8)
-        process = SegmentProcess(model, rule, x)
-        losses = process.train([(x, y), (x.flip(0), y.flip(0))], torch.optim.SGD(process.parameters(), lr=0.1))
-        names = {id(p): n for n, p in model.named_parameters()}
-        own = {names[id(p)]: [p.detach(), p.grad] for p in process.segment.parameters()}
-        torch.save((own, losses, process.clock.idle, process.clock.busy), f"{folder}/{reach}.{rank}.pt")
-    dist.destroy_process_group()
+    with group(dist.FileStore(f"{folder}/store", world), rank, world):
+        for reach in reaches:
+            model = resnet().double().train()
+            rule = prepared(model, cuts=world, reach=reach, microbatches=2)
+            x, y = batch(8)
+            process = SegmentProcess(model, rule, x)
+            losses = process.train([(x, y), (x.flip(0), y.flip(0))], torch.optim.SGD(process.parameters(), lr=0.1))
+            names = {id(p): n for n, p in model.named_parameters()}
+            own = {names[id(p)]: [p.detach(), p.grad] for p in process.segment.parameters()}
+            torch.save((own, losses, process.clock.idle, process.clock.busy), f"{folder}/{reach}.{rank}.pt")
 
 
 @pytest.mark.parametrize(("world", "reaches"), [(2, [1]), (4, [2, None])], ids=["2", "4"])
 def test_processes_give_the_gradients_of_one_process(world: int, reaches: list[int | None], tmp_path: Path) -> None:
-    mp.spawn(_one_of_many, (world, reaches, str(tmp_path)), nprocs=world)
+    spawn(_one_of_many, (world, reaches, str(tmp_path)), nprocs=world)
     for reach in reaches:
         model = resnet().double().train()
         rule = prepared(model, cuts=world, reach=reach, microbatches=2)

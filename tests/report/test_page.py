@@ -17,6 +17,7 @@ from spikeprop.cli import main
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report import document
 from spikeprop.report.axes import axis, short, spaced, ticks
+from spikeprop.report.comparison import _steps_and_bits
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 FIGURES = ["accuracy-steps", "accuracy-synops", "accuracy-energy", "training-ann-loss", "training-ann-accuracy",
@@ -64,6 +65,13 @@ def opened(chromium: Any, file: Path, request: pytest.FixtureRequest) -> Iterato
     found = Opened(chromium, file, request.param)
     yield found
     found.page.close()
+
+
+def test_graded_spikes_have_their_levels_and_bits_beside_accuracy() -> None:
+    graded = {"levels": 3, "activity": {"4": {"bits_per_neuron": 7.197}}}
+    assert _steps_and_bits(graded, 4) == ("4 x 3 levels", "7.2")
+    assert _steps_and_bits({"activity": {"8": {"bits_per_neuron": 2.0}}}, 8) == ("8", "2")
+    assert _steps_and_bits({"activity": None}, 8) == ("8", "-")  # of an older version
 
 
 def test_page_opens_without_console_messages_and_loads_nothing(opened: Opened, file: Path) -> None:

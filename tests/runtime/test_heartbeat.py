@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from spikeprop.runtime.heartbeat import VARIABLE, Heartbeat, limit_from_environment
+from tests.forked import Program, ranks
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -59,28 +57,22 @@ with processes() as group:
 """
 
 
-def start(folder: Path, port: int, *arguments: str, limit: str = "3", program: str = PROGRAM) -> list[subprocess.Popen[str]]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "hardware"), *sys.path])
-    about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), VARIABLE: limit, "PYTHONPATH": paths}
-    command = [sys.executable, "-c", program, str(folder), *arguments]
-    environments = [{**os.environ, **about, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    return [subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=e) for e in environments]
+def start(folder: Path, *arguments: str, limit: str = "3", program: str = PROGRAM) -> list[Program]:
+    return ranks(2, program, [folder, *arguments], folder / "log", {VARIABLE: limit})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGSTOP is of POSIX")
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_a_stopped_rank_is_named_within_the_limit(tmp_path: Path, stopped: int, unused_port: int) -> None:
+def test_a_stopped_rank_is_named_within_the_limit(tmp_path: Path, stopped: int) -> None:
     """Rank 0 also holds the group's store, without torchrun."""
-    runs = start(tmp_path, unused_port, "0", "hang")
+    runs = start(tmp_path, "0", "hang")
     try:
-        for rank in range(2):
-            while not (tmp_path / f"ready{rank}").exists():
-                assert runs[rank].poll() is None, runs[rank].communicate()[0]
-                time.sleep(0.05)
-        time.sleep(2)  # both have met, and rank 0 waits for rank 1
+        for rank, run in enumerate(runs):
+            run.until((tmp_path / f"ready{rank}").exists)
+        time.sleep(1)  # both have met, and rank 0 waits for rank 1
         runs[stopped].send_signal(signal.SIGSTOP)
-        told, _ = runs[1 - stopped].communicate(timeout=60)
-        assert runs[1 - stopped].returncode == 1
+        assert runs[1 - stopped].ended(60) == 1
+        told = runs[1 - stopped].output
         who = (
             rf"rank 1 \(process {runs[1].pid} on .*\) has given no sign of life for 3 s" if stopped else "holds the group's store"
         )
@@ -89,15 +81,13 @@ def test_a_stopped_rank_is_named_within_the_limit(tmp_path: Path, stopped: int, 
     finally:
         for run in runs:
             run.kill()
-            run.communicate()
 
 
-def test_long_work_of_one_rank_is_no_fault(tmp_path: Path, unused_port: int) -> None:
-    runs = start(tmp_path, unused_port, "5", limit="2")
+def test_long_work_of_one_rank_is_no_fault(tmp_path: Path) -> None:
+    runs = start(tmp_path, "5", limit="2")
     for rank, run in enumerate(runs):
-        told, _ = run.communicate(timeout=120)
-        assert run.returncode == 0, told
-        assert f"rank {rank} done" in told
+        assert run.ended(120) == 0, run.output
+        assert f"rank {rank} done" in run.output
 
 
 DEADLOCKS = {
@@ -107,26 +97,24 @@ DEADLOCKS = {
 
 
 @pytest.mark.parametrize("fault", DEADLOCKS)
-def test_a_deadlock_in_a_training_is_named(tmp_path: Path, fault: str, unused_port: int) -> None:
+def test_a_deadlock_in_a_training_is_named(tmp_path: Path, fault: str) -> None:
     """The threads of both processes are alive: rank 1 waits for a lock, or in another collective operation than rank 0."""
-    runs = start(tmp_path, unused_port, fault, limit="2", program=TRAINING)
+    runs = start(tmp_path, fault, limit="2", program=TRAINING)
     try:
-        told = [run.communicate(timeout=60)[0] for run in runs]
-        assert [run.returncode for run in runs] == [1, 1]
+        assert [run.ended(60) for run in runs] == [1, 1]
+        told = [run.output for run in runs]
         assert re.search(DEADLOCKS[fault].format(*(run.pid for run in runs)), "\n".join(told)), told
         assert VARIABLE in told[0] + told[1]
     finally:
         for run in runs:
             run.kill()
-            run.communicate()
 
 
-def test_a_training_with_slow_steps_is_no_fault(tmp_path: Path, unused_port: int) -> None:
-    runs = start(tmp_path, unused_port, "slow", limit="2", program=TRAINING)
+def test_a_training_with_slow_steps_is_no_fault(tmp_path: Path) -> None:
+    runs = start(tmp_path, "slow", limit="2", program=TRAINING)
     for rank, run in enumerate(runs):
-        told, _ = run.communicate(timeout=60)
-        assert run.returncode == 0, told
-        assert f"rank {rank} done" in told
+        assert run.ended(60) == 0, run.output
+        assert f"rank {rank} done" in run.output
 
 
 class Store:
@@ -160,12 +148,3 @@ def test_a_limit_that_is_no_number_of_seconds_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(ValueError, match=VARIABLE):
         limit_from_environment()
-
-
-@pytest.fixture
-def unused_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -24,9 +24,9 @@ from spikeprop.errors import BusyError
 from spikeprop.runtime.files import remove_leftovers
 from spikeprop.runtime.locks import NAME, PATIENCE, Lock, in_use, locked
 from spikeprop.runtime.processes import Processes, resume_command
+from tests.forked import ROOT, Program, ranks
 from tests.test_untrusted import checkpoint
 
-ROOT = Path(__file__).parents[2]
 SOON = PATIENCE + 5.0  # seconds
 
 
@@ -43,18 +43,11 @@ def spikeprop(*arguments: str | Path) -> Result:
 
 
 @contextmanager
-def begun(*arguments: str | Path, mark: Path) -> Iterator[subprocess.Popen[str]]:
+def begun(*arguments: str | Path, mark: Path, log: Path) -> Iterator[Program]:
     """``spikeprop`` in a separate process, which has already written ``mark``."""
-    command = [sys.executable, "-m", "spikeprop", *map(str, arguments)]
-    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not mark.exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert process.poll() is None, process.communicate()[0]
-            yield process
-        finally:
-            process.kill()
+    with Program(None, arguments, log) as process:
+        process.until(mark.exists)
+        yield process
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -67,7 +60,7 @@ def starts(folder: Path) -> int:
 
 def test_second_run_is_refused_and_the_first_is_not_disturbed(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with begun("run", recipe, "seconds=600", "--out", folder, mark=folder / "starts.txt") as first:
+    with begun("run", recipe, "seconds=600", "--out", folder, mark=folder / "starts.txt", log=tmp_path / "log") as first:
         before, started = contents(folder), time.monotonic()
         second = spikeprop("run", recipe, "seconds=600", "--out", folder)
         assert time.monotonic() - started < SOON
@@ -79,16 +72,15 @@ def test_second_run_is_refused_and_the_first_is_not_disturbed(recipe: Path, tmp_
         assert "stopped at the start" in spikeprop("ls", "runs", tmp_path).output  # readers take no lock
         assert contents(folder) == before
         first.send_signal(signal.SIGTERM)
-        output, _ = first.communicate(timeout=60)
-        assert first.returncode == 128 + signal.SIGTERM, output
-    assert f"go on with: spikeprop run {recipe} seconds=600 --out {folder}" in output
+        assert first.ended(60) == 128 + signal.SIGTERM, first.output
+    assert f"go on with: spikeprop run {recipe} seconds=600 --out {folder}" in first.output
 
 
 def test_run_resumes_after_a_kill(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with begun("run", recipe, "seconds=5", "--out", folder, mark=folder / "starts.txt") as first:
+    with begun("run", recipe, "seconds=5", "--out", folder, mark=folder / "starts.txt", log=tmp_path / "log") as first:
         first.kill()
-    assert first.returncode == -signal.SIGKILL
+    assert first.poll() == -signal.SIGKILL
     assert json.loads((folder / NAME).read_text())["pid"] == first.pid  # the file is left and blocks nothing
     second = spikeprop("run", recipe, "seconds=5", "--out", folder)
     assert second.exit_code == 0, second.output
@@ -179,7 +171,7 @@ def test_unreadable_lock_file_names_another_process(tmp_path: Path, text: str) -
 def test_a_second_evaluation_is_refused(tmp_path: Path) -> None:
     file, folder = checkpoint(tmp_path / "a.safetensors"), tmp_path / "eval"
     command = ("eval", file, "--out", folder, "--device", "cpu")
-    with begun(*command, "--timesteps", "60000", mark=folder / "evaluation.json") as first:
+    with begun(*command, "--timesteps", "60000", mark=folder / "evaluation.json", log=tmp_path / "log") as first:
         second = spikeprop(*command, "--restart", "--timesteps", "1")
         assert second.exit_code == 1
         assert f"is in use by process {first.pid}" in " ".join(second.output.split())
@@ -191,7 +183,7 @@ def test_a_second_evaluation_is_refused(tmp_path: Path) -> None:
 def test_sweep_waits_for_a_run_that_was_started_by_hand(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     trial = folder / "000"
-    with begun("run", recipe, "x=0.0", "seconds=8", "--out", trial, mark=trial / "starts.txt"):
+    with begun("run", recipe, "x=0.0", "seconds=8", "--out", trial, mark=trial / "starts.txt", log=tmp_path / "log"):
         swept = spikeprop("sweep", recipe, "x=0.0", "seconds=8", "--metric", "value", "--out", folder)
     assert swept.exit_code == 0, swept.output
     assert "000 is still running for an earlier sweep, or by hand" in swept.output
@@ -201,41 +193,31 @@ def test_sweep_waits_for_a_run_that_was_started_by_hand(recipe: Path, tmp_path: 
 def test_second_sweep_is_refused_and_the_first_is_named(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     axes = ("x=0.5", "seconds=600")
-    with begun("sweep", recipe, *axes, "--out", folder, mark=folder / "000" / "starts.txt") as first:
+    with begun("sweep", recipe, *axes, "--out", folder, mark=folder / "000" / "starts.txt", log=tmp_path / "log") as first:
         second = spikeprop("sweep", recipe, *axes, "--out", folder)
         assert second.exit_code == 1
         assert f"another sweep is at work in {folder} (process {first.pid} on " in " ".join(second.output.split())
         first.terminate()
-        first.wait(timeout=60)
+        first.ended(60)
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "spikeprop"]
-
-
-def test_torchrun_processes_share_the_lock_and_print_the_resume_command_once(tmp_path: Path) -> None:
+def test_processes_of_one_run_share_the_lock_and_print_the_resume_command_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = ["run", "digits_cnn_stdb", "train.epochs=5000", "simulate.samples=0", "device=cpu", "--out", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    options: dict[str, Any] = {
-        "cwd": ROOT,
-        "env": environment,
-        "text": True,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-    }
-    with subprocess.Popen([*TORCHRUN, *command], **options) as first:
-        try:
-            deadline = time.monotonic() + 120
-            while not (folder / "metrics.jsonl").exists() and first.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            second = subprocess.run([*TORCHRUN, *command], **options, timeout=120, check=False)
-            assert second.returncode != 0
-            said = " ".join(second.stdout.split())
-            assert said.count("is in use by process") == 1, second.stdout
-            first.terminate()
-            output, _ = first.communicate(timeout=120)
-        finally:
-            first.kill()
+    first = ranks(2, None, command, tmp_path / "first")
+    try:
+        first[0].until((folder / "metrics.jsonl").exists)
+        second = ranks(2, None, command, tmp_path / "second")
+        assert [run.ended(120) for run in second] == [1, 1]
+        said = " ".join("".join(run.output for run in second).split())
+        assert said.count("is in use by process") == 1, said
+        for run in first:
+            run.terminate()
+        assert [run.ended(120) for run in first] == [143, 143]
+        output = "".join(run.output for run in first)
+    finally:
+        for run in first:
+            run.kill()
     assert output.count("go on with:") == 1, output
     assert f"go on with: torchrun --nproc-per-node=2 -m spikeprop {' '.join(command)}" in output
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from spikeprop import CNN, IF, Digits, GradedIF, LeastError, LightCalibration, MaxActivation, SignedIF, convert, snn_accuracy
 from spikeprop.convert import activation_scales, relu_activations, to_spiking
-from spikeprop.deploy import to_nir
-from spikeprop.errors import ConversionError, NirError, RecipeError
+from spikeprop.errors import ConversionError, RecipeError
 from spikeprop.evaluate.activity import ActivityMeter, payloads
 from spikeprop.evaluate.error import conversion_error
 from spikeprop.evaluate.report import steps_text
@@ -173,11 +172,7 @@ def test_one_step_of_four_levels_keeps_the_accuracy(digits_cnn: CNN) -> None:
     assert snn_accuracy(graded, test, [1])[1] > max(96, snn_accuracy(signed, test, [1])[1])
 
 
-def test_export_names_the_layer_that_cannot_go(digits_cnn: CNN) -> None:
-    network = convert(digits_cnn, [torch.rand(4, 1, 8, 8)], GradedIF(levels=2), LeastError(timesteps=2))
-    name = next(iter(network.neurons()))
-    with pytest.raises(NirError, match=rf"layer '{name}' sends graded spikes \(2 levels\).*convert with SignedIF or IF"):
-        to_nir(network)
+def test_other_libraries_do_not_take_graded_neurons(digits_cnn: CNN) -> None:
     for neuron in (GradedIF(levels=2, v_init=0.0), SignedIF(v_init=0.0)):
         other = convert(digits_cnn, [torch.rand(4, 1, 8, 8)], neuron, LeastError(timesteps=2))
         with pytest.raises(ConversionError, match="takes spikes back"):

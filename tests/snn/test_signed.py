@@ -109,7 +109,7 @@ def test_it_lives_in_checkpoints_and_is_refused_where_it_cannot_go(digits_cnn: C
     assert all(isinstance(neuron, SignedIF) for neuron in again.neurons().values())
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(x, 2), network(x, 2))
-    with pytest.raises(NirError, match="takes spikes back"):
+    with pytest.raises(NirError, match="sends graded spikes"):
         portable(to_nir(network), "norse")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="SignedIF passes no gradient"):

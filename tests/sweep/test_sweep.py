@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from spikeprop.cli import main
+from tests.forked import ROOT, Program
 
-ROOT = Path(__file__).parent.parent.parent
 QUICK = "use: tests.sweep.quick.Quick\nx: 1.0\n"
 
 
@@ -76,21 +74,19 @@ def test_table_includes_failed_trials(recipe: Path, tmp_path: Path) -> None:
     assert "contains another sweep (it differs in axes." in other.output
 
 
-def started_sweep(recipe: Path, folder: Path, *axes: str) -> subprocess.Popen[bytes]:
+@contextmanager
+def started_sweep(recipe: Path, folder: Path, *axes: str) -> Iterator[Program]:
     """A sweep in a separate process, whose first trial is running."""
-    command = [sys.executable, "-m", "spikeprop", "sweep", str(recipe), *axes, "--out", str(folder), "--metric", "value"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    begun, deadline = folder / "000" / "starts.txt", time.monotonic() + 120
-    while not begun.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return process
+    command = ["sweep", recipe, *axes, "--out", folder, "--metric", "value"]
+    with Program(None, command, folder.with_suffix(".log")) as process:
+        process.until((folder / "000" / "starts.txt").exists)
+        yield process
 
 
 def test_killed_sweep_resumes_and_waits_for_running_trials(recipe: Path, tmp_path: Path) -> None:
     folder, axes = tmp_path / "s", ["x=0.0", "seconds=6"]
-    process = started_sweep(recipe, folder, *axes)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with started_sweep(recipe, folder, *axes) as process:
+        process.kill()
     assert not (folder / "000" / "report.json").exists(), "the kill came too late to mean anything"
     result = sweep(recipe, folder, *axes, "--metric", "value")
     assert result.exit_code == 0, result.output
@@ -101,10 +97,10 @@ def test_killed_sweep_resumes_and_waits_for_running_trials(recipe: Path, tmp_pat
 
 def test_terminated_sweep_stops_its_trials_and_can_be_resumed(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    process = started_sweep(recipe, folder, "x=0.5", "seconds=60")
-    time.sleep(0.3)
-    process.terminate()
-    assert process.wait(timeout=40) != 0
+    with started_sweep(recipe, folder, "x=0.5", "seconds=60") as process:
+        time.sleep(0.3)
+        process.terminate()
+        assert process.ended(40) != 0
     (trial,) = trials(folder).values()
     assert trial["state"] == "waiting"
     assert float((folder / "000" / ".wait.seconds").read_text()) < 59  # the trial was interrupted and saved its clock

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from spikeprop import IF, LIF, Direct, MaxActivation, Percentile, Poisson, SignedIF, ThresholdBalancing
+from spikeprop import IF, LIF, Direct, GradedIF, MaxActivation, Percentile, Poisson, SignedIF, ThresholdBalancing
 from spikeprop.convert import LeastError
 from spikeprop.snn import ATan, Triangle
 
@@ -337,7 +337,9 @@ class Maker:
         surrogate = self.pick([None, Triangle(), ATan()])
         reset = self.pick(["subtract", "subtract", "zero"])
         leaky = LIF(leak=self.pick([0.5, 0.5, 0.875]), reset=reset)
-        return self.pick([IF(), IF(surrogate=surrogate, reset=reset), IF(v_init=0.5), leaky, SignedIF()])
+        return self.pick(
+            [IF(), IF(surrogate=surrogate, reset=reset), IF(v_init=0.5), leaky, self.pick([SignedIF(), GradedIF(levels=3)])]
+        )
 
     # numbers
 

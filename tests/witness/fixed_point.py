@@ -10,8 +10,8 @@ Lava's bit-accurate LIF (lava-nc, ``proc/lif/models.py``) and its documentation 
 
 A synapse's mantissa has 8 bits with sign, and where signs are mixed its lowest of nine bits is dropped: it counts twice. The sum
 of what arrives by one connection is shifted by that connection's exponent, -8 to 7, to the right rounding down. The package's
-README and the module ``integer`` add what a neuron program would do: reset by subtraction, spikes taken back, pooling by counts,
-and a readout that never fires. Nothing here is imported from the package: networks are given as lists.
+README and the module ``integer`` add what a neuron program would do: reset by subtraction, graded spikes, pooling by counts, and
+a readout that never fires. Nothing here is imported from the package: networks are given as lists.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Neurons:
     start: list[int]
     theta: list[int] | None
     clears: bool = False
-    takes_back: bool = False
+    levels: int = 0  # of graded neurons, whose theta is the smallest
+    rectify: bool = True
     pools: bool = False
 
 
@@ -108,16 +109,24 @@ def _step(p: Neurons, arrived: dict[str, list[int]], v: list[int], sent: list[in
         spike = 0
         if p.theta is not None:
             level = p.theta[i] << 6
-            if u > level:
+            if p.levels:
+                spike = graded(u, level, 2**p.levels - 1, sent[i] if p.rectify else None)
+                u -= spike * level
+            elif u > level:
                 spike = 1
                 u = 0 if p.clears else u - level
-            elif p.takes_back and u < 0 and sent[i] > 0:
-                spike = -1
-                u += level
         sent[i] += spike
         v[i] = u
         spikes.append(spike)
     return spikes
+
+
+def graded(u: int, level: int, most: int, sent: int | None) -> int:
+    """The largest whole number whose multiple of the level is below u; below 0, the least taken back that lifts u to 0."""
+    if u > 0:
+        return min((u - 1) // level, most)
+    back = min(-(u // level), most)
+    return -(back if sent is None else min(back, sent))
 
 
 def _pool(p: Neurons, arrived: dict[str, list[int]], counts: dict[tuple[str, int, int], int], v: list[int]) -> list[int]:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikeprop import Poisson, SignedIF, convert, from_nir, to_nir
+from spikeprop import GradedIF, Poisson, convert, from_nir, to_nir
 from spikeprop.errors import SpikepropError
 from spikeprop.snn import SpikingNetwork
 from tests.witness.disturbances import disturb
@@ -69,7 +69,7 @@ def window_of(neuron: Any) -> nn.MaxPool2d | None:
 
 @torch.no_grad()
 def as_ann(network: SpikingNetwork, x: Tensor) -> Tensor:
-    """A calibrated network's weights as an ANN: a layer's value is its rate relu(I) / theta, limited by a ceiling alone."""
+    """A calibrated network's weights as an ANN: a layer's value is relu(I) in spikes of 1, limited by a ceiling alone."""
     values = {"input": x}
     for name, layer in network.layers.items():
         layer: Any
@@ -83,7 +83,7 @@ def as_ann(network: SpikingNetwork, x: Tensor) -> Tensor:
         positive = total.relu()
         if layer.ceiling is not None:
             positive = torch.minimum(positive, layer.ceiling.to(total) / layer.scale)
-        values[name] = positive / layer.neuron.v_threshold
+        values[name] = positive / layer.neuron.spike_size
     raise Difference("the network has no output layer")
 
 
@@ -116,14 +116,23 @@ def _fire(neuron: Any, current: Tensor, own: dict[str, Any]) -> Tensor:
         return window(own["sent"]) - window(before)
     theta = neuron.v_threshold
     v = own.get("v")
-    v = torch.zeros_like(current) + neuron.v_init * theta if v is None else v
+    v = torch.zeros_like(current) + neuron.v_init * neuron.spike_size if v is None else v
     v = neuron.leak * v + current
+    if isinstance(neuron, GradedIF):
+        return _send_graded(neuron, v, own)
     spikes = (v > theta).to(current)
-    if type(neuron).__name__ == "SignedIF":
-        sent = own.get("sent", torch.zeros_like(current))
-        spikes = spikes - ((v < 0) & (sent > 0)).to(current)
-        own["sent"] = sent + spikes
     own["v"] = torch.where(spikes == 1, torch.zeros_like(v), v) if neuron.reset == "zero" else v - theta * spikes
+    return spikes
+
+
+def _send_graded(neuron: GradedIF, v: Tensor, own: dict[str, Any]) -> Tensor:
+    """How many multiples of the smallest level lie below v; below 0, how many of -0, -1, -2, .. times it lie above v."""
+    unit, most = neuron.spike_size, neuron.payload
+    sent = own.get("sent", torch.zeros_like(v))
+    up = sum((v > k * unit).to(v) for k in range(1, most + 1))
+    back = sum((v < -k * unit).to(v) for k in range(most))
+    spikes = up - torch.minimum(torch.as_tensor(back), sent)
+    own["sent"], own["v"] = sent + spikes, v - spikes * unit
     return spikes
 
 
@@ -290,7 +299,7 @@ class Examination:
 
     def gradients(self, network: SpikingNetwork) -> None:
         """Packed against plain in training mode, with dropout; an input overwritten before backward is refused or harmless."""
-        if type(self.drawn.neuron) is SignedIF:
+        if isinstance(self.drawn.neuron, GradedIF):
             return
         network.train()
         network.packed = False

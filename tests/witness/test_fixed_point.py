@@ -33,7 +33,7 @@ class Draws:
         self.populations: list[Neurons] = []
         self.shapes: dict[str, tuple[int, ...]] = {INPUT: self.shape}
         for i in range(self.pick([1, 2, 3])):
-            if i and self.rng.random() < 0.2:
+            if any(p.rectify for p in self.populations) and self.rng.random() < 0.2:
                 self.pooling(f"pool{i}")
             else:
                 self.neurons(f"layer{i}", last=False)
@@ -58,23 +58,24 @@ class Draws:
         own = Neurons(name, synapses, bias, self.pick([0, 3, 7]), decay, start, theta, clears)
         if last:
             own.theta, own.clears, own.decay, own.start = None, False, [0] * size, [0] * size
-        elif not clears and self.rng.random() < 0.3:
-            own.takes_back = True
+        elif not clears and self.rng.random() < 0.4:
+            own.levels, own.rectify = self.pick([1, 1, 2, 3, 7]), bool(self.rng.random() < 0.7)
+            own.decay = [0] * size
         self.populations.append(own)
         self.shapes[name] = shape
 
     def pooling(self, name: str) -> None:
         """Windows over all populations of neurons so far; a window may hold no place."""
         size = self.pick([1, 4])
-        sources = [p.name for p in self.populations]
+        sources = [p.name for p in self.populations if p.rectify]
         synapses = []
         for source in sources:
             count = int(np.prod(self.shapes[source]))
             rows = [[(j, 1) for j in range(count) if self.rng.random() < 0.4] for _ in range(size)]
             synapses.append(Synapses(source, rows, -1))
         zeros = [0] * size
-        signed = any(p.takes_back for p in self.populations)
-        self.populations.append(Neurons(name, synapses, zeros, 0, zeros, zeros, [1] * size, takes_back=signed, pools=True))
+        levels = max((p.levels for p in self.populations if p.rectify), default=0)
+        self.populations.append(Neurons(name, synapses, zeros, 0, zeros, zeros, [1] * size, levels=levels, pools=True))
         self.shapes[name] = (size,)
 
     def synapses(self, source: str, size: int, largest: int) -> Synapses:
@@ -110,18 +111,20 @@ class Draws:
             bias_exponent=p.bias_exponent,
             theta=None if p.theta is None else np.array(p.theta, np.int32),
             to_zero=p.clears,
-            signed=p.takes_back,
+            levels=p.levels,
+            rectify=p.rectify,
             pools=p.pools,
             **{key: np.array(values, np.int32) for key, values in arrays.items()},
         )
 
     def currents_wrap_once(self) -> bool:
         """Beyond one turn Lava's models do not wrap, and nothing is published."""
+        payloads = {p.name: max(2**p.levels - 1, 1) for p in self.populations}
         for p in self.populations:
             for i in range(len(p.bias)):
                 total = 0
                 for s in p.synapses:
-                    limit = int(np.abs(self.messages).max()) if s.source == INPUT else 1
+                    limit = int(np.abs(self.messages).max()) if s.source == INPUT else payloads[s.source]
                     total += abs(fixed_point.shifted(sum(abs(m) for _, m in s.rows[i]) * limit, s.exponent)) + 1
                 if total << 6 > 3 * 2**23 - 1:
                     return False
@@ -159,6 +162,7 @@ def compare(populations: list[Neurons], network: IntegerNetwork, inputs: np.ndar
             np.testing.assert_array_equal(v.reshape(steps, -1), wanted.potentials[p.name], f"potentials of {p.name}")
             counts["spikes"] += int(np.abs(spikes.astype(int)).sum())
             counts["spikes taken back"] += int((spikes.astype(int) < 0).sum())
+            counts["payloads above 1"] += int((np.abs(spikes.astype(int)) > 1).sum())
         last = network.populations[-1]
         output = np.array(wanted.potentials[last.name], float) * last.unit
         np.testing.assert_array_equal(found.output[b].reshape(len(output), -1), output, "output")
@@ -186,7 +190,7 @@ def test_random_layers_at_the_edges_of_the_formats(block: int, counted: Callable
     for met in (
         "spikes",
         "potentials stopped at 24 bits",
-        *(("spikes taken back", "currents that wrapped") if block == 0 else ()),
+        *(("spikes taken back", "payloads above 1", "currents that wrapped") if block == 0 else ()),
     ):
         assert total[met] > 10, met
 
@@ -219,7 +223,7 @@ def as_law(p: IntegerPopulation) -> Neurons:
     theta = None if p.theta is None else p.theta.tolist()
     synapses = [Synapses(c.source, rows_of(c.matrix), c.exponent) for c in p.connections]
     numbers = p.bias.tolist(), p.bias_exponent, p.decay.tolist(), p.v_init.tolist()
-    return Neurons(p.name, synapses, *numbers, theta, bool(p.to_zero), bool(p.signed), bool(p.pools))
+    return Neurons(p.name, synapses, *numbers, theta, bool(p.to_zero), p.levels, p.rectify, bool(p.pools))
 
 
 @pytest.mark.parametrize(

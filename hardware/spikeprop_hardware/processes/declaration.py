@@ -4,14 +4,15 @@ import numpy as np
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.variable import Var
 
-from spikeprop_hardware.recording import STEPS_PER_NUMBER
+from spikeprop_hardware.recording import BITS_PER_NUMBER
 
 
-def declare_neurons(process, *, theta, bias, rest, to_zero, signed, onset, period, steps, trace):
+def declare_neurons(process, *, theta, bias, rest, to_zero, levels, rectify, onset, period, steps, trace):
     """Give a process one neuron for each threshold.
 
     Args:
         rest: potential that each sample starts from; its type is that of the potentials kept.
+        levels, rectify: of graded neurons, whose theta is the smallest level; levels is 0 of others.
         onset, period, steps, trace: as of ``declare_record``.
     """
     shape = theta.shape
@@ -22,25 +23,26 @@ def declare_neurons(process, *, theta, bias, rest, to_zero, signed, onset, perio
     process.rest = Var(shape=shape, init=rest)
     process.v = Var(shape=shape, init=rest)
     process.to_zero = Var(shape=(1,), init=int(to_zero))
-    process.signed = Var(shape=(1,), init=int(signed))
+    process.levels = Var(shape=(1,), init=levels)
+    process.rectify = Var(shape=(1,), init=int(rectify))
     process.sent = Var(shape=shape, init=0)
     zero = rest.dtype.type(0)
-    declare_record(process, shape[0], signed=signed, onset=onset, period=period, steps=steps, trace=trace, zero=zero)
+    declare_record(process, shape[0], width=levels + 1, onset=onset, period=period, steps=steps, trace=trace, zero=zero)
 
 
-def declare_record(process, size, *, signed, onset, period, steps, trace, zero):
+def declare_record(process, size, *, width, onset, period, steps, trace, zero):
     """Give a process of ``size`` neurons its place in time and the record of its spikes, ``bits``.
 
     Args:
-        signed: spikes are taken back, too; their record is ``back``.
+        width: bits that say what a neuron sends in a step: 1, or a payload and its sign.
         onset, period, steps: synapses between input and process, steps of a sample, steps of all samples.
         trace: keep the potential after every step, too; ``zero`` has the potentials' type.
     """
-    words = -(-steps // STEPS_PER_NUMBER)
+    words = -(-steps // (BITS_PER_NUMBER // width))
     process.onset = Var(shape=(1,), init=onset)
     process.period = Var(shape=(1,), init=period)
     process.bits = Var(shape=(size, words), init=0)
-    process.back = Var(shape=(size, words if signed else 1), init=0)
+    process.width = Var(shape=(1,), init=width)
     process.trace = Var(shape=(size, steps if trace else 1), init=zero)
 
 
@@ -54,20 +56,27 @@ def declare_readout(process, *, bias, onset, period, steps, zero):
     process.sums = Var(shape=(shape[0], steps), init=zero)
 
 
-def mark(record, k, where):
-    """Set step k's bit in a record of spikes where ``where`` is true."""
-    record[:, k // STEPS_PER_NUMBER] |= where.astype(np.int64) << (k % STEPS_PER_NUMBER)
+def mark(process, k, spikes):
+    """Set what is sent in step k in the record, in two's complement."""
+    width = int(process.width[0])
+    number, place = divmod(k, BITS_PER_NUMBER // width)
+    process.bits[:, number] |= (spikes.astype(np.int64) & (2**width - 1)) << (width * place)
 
 
 def within_run(process, k):
     """Whether step k lies between the first step of the first sample and the last step of the last one."""
-    return 0 <= k < process.bits.shape[1] * STEPS_PER_NUMBER
+    return 0 <= k < process.bits.shape[1] * (BITS_PER_NUMBER // int(process.width[0]))
 
 
-def take_back(process, theta, k):
-    """1 where a signed neuron takes a spike back in step k: below 0, if more were sent than taken back. Changes its state."""
-    back = (process.v < 0) & (process.sent > 0)
-    process.v[:] = np.where(back, process.v + theta, process.v)
-    process.sent[:] += ((process.bits[:, k // STEPS_PER_NUMBER] >> (k % STEPS_PER_NUMBER)) & 1) - back
-    mark(process.back, k, back)
-    return back
+def send_graded(process, unit):
+    """What graded neurons send, whole numbers, each level tried on top of the larger ones (graph.py); changes their state."""
+    v, levels = process.v, int(process.levels[0])
+    most = process.sent if process.rectify[0] else 2**levels
+    up, down = np.zeros(v.shape, np.int64), np.zeros(v.shape, np.int64)
+    for bit in range(levels - 1, -1, -1):
+        up = np.where(v > (up + 2**bit) * unit, up + 2**bit, up)
+        less = down + 2**bit
+        down = np.where((v < (1 - less) * unit) & (less <= most), less, down)
+    v[:] = v - (up - down) * unit
+    process.sent[:] += up - down
+    return up - down

@@ -2,18 +2,20 @@
 
     u = wrap(a << 6);   v = clip(decay(v) + u + (bias << bias_exp));   s = v > (theta << 6) (strict)
     v = v - (theta << 6) where s   (or 0 where s, with hard reset);   decay(v) = sign(v) * (|v| * (4096 - d) >> 12)
+    graded: s as graph.py says, of v and the level theta << 6;   v = v - s * (theta << 6)
 
 u and v have 24 bits: a current that overflows wraps around, a potential stops at +-(2^23 - 1). It is the arithmetic of
 Lava's bit-accurate LIF (lava/proc/lif/models.py, lava-nc 0.10) with a current that does not outlive its step (du = 4095,
 dv = d), but for the reset. Samples follow one another as in soft_reset.py.
 
-What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own, and hard reset to
-zero is the built-in LIF. Soft reset is not: it needs a neuron program (microcode) that ends with ``v -= theta`` where the
-built-in one clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each
-sample at v_init needs a program that loads it when the host (or a counter) triggers it. The readout is a neuron without a
-threshold whose v the host reads: with the built-in neurons, a LIF with the largest threshold. A delay line is the chip's
-synaptic delay, up to 62 steps. Signed neurons need a program that counts the spikes it has sent, and graded spikes for the
-sign. Such programs need Intel's compiler; nothing here was run on a chip.
+What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own, and hard reset to zero
+is the built-in LIF. Soft reset is not: it needs a neuron program (microcode) that ends with ``v -= theta`` where the built-in
+one clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each sample at
+v_init needs a program that loads it when the host (or a counter) triggers it. The readout is a neuron without a threshold whose
+v the host reads: with the built-in neurons, a LIF with the largest threshold. A delay line is the chip's synaptic delay, up to
+62 steps. Graded neurons need a program that finds the payload by comparing with the levels from the largest on, adds up what it
+has sent, and sends graded spikes, which Loihi 2 has and the first Loihi has not; the product of weight and payload is the chip's
+own. Such programs need Intel's compiler; nothing here was run on a chip.
 """
 
 import numpy as np
@@ -27,7 +29,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from spikeprop_hardware.integer import ALIGN, STATE_LIMIT
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, take_back, within_run
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, send_graded, within_run
 
 
 class ChipIF(AbstractProcess):
@@ -42,15 +44,16 @@ class ChipIF(AbstractProcess):
         decay: 0 to 4095, the part of 4096 by which a potential shrinks in a step.
         rest: potential that each sample starts from, 24 bits.
         to_zero: hard reset.
-        signed: spikes are taken back, too.
+        levels, rectify: of graded neurons; theta is then the smallest level.
         onset, period, steps: see soft_reset.py.
         trace: keep the potential after every step, too.
     """
 
-    def __init__(self, *, theta, bias, bias_exp, decay, rest, to_zero, signed, onset, period, steps, trace):
+    def __init__(self, *, theta, bias, bias_exp, decay, rest, to_zero, levels, rectify, onset, period, steps, trace):
         super().__init__()
+        kind = {"to_zero": to_zero, "levels": levels, "rectify": rectify}
         timing = {"onset": onset, "period": period, "steps": steps}
-        declare_neurons(self, theta=theta, bias=bias, rest=rest, to_zero=to_zero, signed=signed, trace=trace, **timing)
+        declare_neurons(self, theta=theta, bias=bias, rest=rest, trace=trace, **kind, **timing)
         self.bias_exp = Var(shape=(1,), init=bias_exp)
         self.decay = Var(shape=theta.shape, init=decay)
         self.clipped = Var(shape=theta.shape, init=0)
@@ -72,12 +75,13 @@ class PyChipIFFixed(PyLoihiProcessModel):
     rest: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
     v: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
     to_zero: np.ndarray = LavaPyType(np.ndarray, int)
-    signed: np.ndarray = LavaPyType(np.ndarray, int)
+    levels: np.ndarray = LavaPyType(np.ndarray, int)
+    rectify: np.ndarray = LavaPyType(np.ndarray, int)
     sent: np.ndarray = LavaPyType(np.ndarray, np.int64)
     onset: np.ndarray = LavaPyType(np.ndarray, int)
     period: np.ndarray = LavaPyType(np.ndarray, int)
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
-    back: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    width: np.ndarray = LavaPyType(np.ndarray, int)
     trace: np.ndarray = LavaPyType(np.ndarray, np.int64)
     clipped: np.ndarray = LavaPyType(np.ndarray, np.int64)
     last: np.ndarray = LavaPyType(np.ndarray, int)
@@ -95,11 +99,12 @@ class PyChipIFFixed(PyLoihiProcessModel):
             free = _decayed(self.v, self.decay) + current + bias
             self.v[:] = np.clip(free, 1 - STATE_LIMIT, STATE_LIMIT - 1)
             self.clipped[:] += (np.abs(free) >= STATE_LIMIT) & (k < int(self.last[0]))
-            spikes = (self.v > theta).astype(np.int32)
-            self.v[:] = np.where(spikes, 0, self.v) if self.to_zero[0] else self.v - theta * spikes
-            mark(self.bits, k, spikes)
-            if self.signed[0]:
-                spikes -= take_back(self, theta, k)
+            if self.levels[0]:
+                spikes = send_graded(self, theta).astype(np.int32)
+            else:
+                spikes = (self.v > theta).astype(np.int32)
+                self.v[:] = np.where(spikes, 0, self.v) if self.to_zero[0] else self.v - theta * spikes
+            mark(self, k, spikes)
             if k < self.trace.shape[1]:
                 self.trace[:, k] = self.v
         self.s_out.send(spikes)

@@ -2,16 +2,16 @@
 
     N = N + a for each source;   v' = max(N) over each window;   s = v' - v;   v = v'
 
-Input ``a`` holds a place for each source, so that their spikes are not added; s is 0 or 1, or -1 too where the sources
-take spikes back. Samples follow one another as in soft_reset.py.
+Input ``a`` holds a place for each source, so that their spikes are not added; s is 0 or 1, or a whole number of either sign
+where the sources are graded. Samples follow one another as in soft_reset.py.
 
 What Loihi 2 would need. A window is a neuron with a count in its own memory for each of its places, and a program (microcode)
-that adds to the counts, finds the largest, sends by how much it grew (a graded spike where it may be -1), and clears all when
-a sample starts. The built-in neurons cannot do this: synapses add, so a neuron receives the sum of its inputs and not which of
-them fired. Weights that are powers of two make its places distinguishable: place i sends 2^i, and the bits of the sum are the
-places that fired. With mantissas up to 64 and exponents up to 7 weights reach 2^14: 15 places, so windows up to 3x3 (of signed
-neurons, with powers of four, 8 places: 2x2). Here the input has one place for each source instead, at weight 1. Nothing here was
-run on a chip.
+that adds to the counts, finds the largest, sends by how much it grew (a graded spike where it may be other than 1), and clears
+all when a sample starts. The built-in neurons cannot do this: synapses add, so a neuron receives the sum of its inputs and not
+which of them fired. Weights that are powers of two make its places distinguishable: place i sends 2^i, and the bits of the sum
+are the places that fired. With mantissas up to 64 and exponents up to 7 weights reach 2^14: 15 places, so windows up to 3x3.
+Spikes of b bits with their sign need powers of 2^b, so 14 // b + 1 places (8 of one level, 4 of three: 2x2). Here the input has
+one place for each source instead, at weight 1. Nothing here was run on a chip.
 """
 
 import numpy as np
@@ -29,15 +29,15 @@ from spikeprop_hardware.processes.declaration import declare_record, mark, withi
 
 
 class MaxPool(AbstractProcess):
-    """Windows over ``sources``; ``a_in`` spikes by source, ``s_out`` by window, ``bits`` and ``back`` the record of all.
+    """Windows over ``sources``; ``a_in`` spikes by source, ``s_out`` by window, ``bits`` the record of all.
 
     Args:
         first, places: the sources of each window, as the rows of a CSR matrix.
-        signed: the sources take spikes back.
+        levels: of graded sources, else 0.
         onset, period, steps, trace: as of SoftIF; the potential is the largest count.
     """
 
-    def __init__(self, *, sources, first, places, signed, onset, period, steps, trace):
+    def __init__(self, *, sources, first, places, levels, onset, period, steps, trace):
         super().__init__()
         size = len(first) - 1
         self.a_in = InPort(shape=(sources,))
@@ -46,7 +46,7 @@ class MaxPool(AbstractProcess):
         self.places = Var(shape=places.shape, init=places)
         self.counts = Var(shape=(sources,), init=0)
         self.v = Var(shape=(size,), init=0)
-        declare_record(self, size, signed=signed, onset=onset, period=period, steps=steps, trace=trace, zero=0)
+        declare_record(self, size, width=levels + 1, onset=onset, period=period, steps=steps, trace=trace, zero=0)
 
 
 @implements(proc=MaxPool, protocol=LoihiProtocol)
@@ -64,7 +64,7 @@ class PyMaxPoolFloat(PyLoihiProcessModel):
     onset: np.ndarray = LavaPyType(np.ndarray, int)
     period: np.ndarray = LavaPyType(np.ndarray, int)
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
-    back: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    width: np.ndarray = LavaPyType(np.ndarray, int)
     trace: np.ndarray = LavaPyType(np.ndarray, np.int64)
 
     def run_spk(self):
@@ -80,9 +80,7 @@ class PyMaxPoolFloat(PyLoihiProcessModel):
             if some.any():
                 largest[some] = np.maximum.reduceat(self.counts[self.places], self.first[:-1][some])
             spikes, self.v[:] = largest - self.v, largest
-            mark(self.bits, k, spikes > 0)
-            if self.back.shape == self.bits.shape:
-                mark(self.back, k, spikes < 0)
+            mark(self, k, spikes)
             if k < self.trace.shape[1]:
                 self.trace[:, k] = self.v
         self.s_out.send(spikes.astype(arriving.dtype))

@@ -1,12 +1,12 @@
 """Lava Process and ProcessModel pairs: soft-reset integrate-and-fire, accumulating readout, delay line. Tag ``floating_pt``.
 
     u = leak * v + (a + bias);   s = u > theta (strict);   v = u - theta * s   (or 0 where s, with hard reset)
-    signed: s = -1 where u < 0 and more spikes were sent than taken back
+    graded: s as graph.py says, with theta the smallest level
 
 Lava's own LIF only resets to zero. Samples follow one another without a gap: a population that lies ``onset``
 synapses behind the input sees step k of sample n at time step n*period + k + onset + 1, and begins each sample from
-v_init. Until its first input arrives it is inactive, so biases do not charge it early. Spikes are kept as bits, 48 time
-steps a number, because Lava returns variables one number at a time; potentials (``trace``) only where asked for.
+v_init. Until its first input arrives it is inactive, so biases do not charge it early. Spikes are kept as bits, 48 a number,
+because Lava returns variables one number at a time; potentials (``trace``) only where asked for.
 """
 
 import numpy as np
@@ -20,16 +20,17 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, take_back, within_run
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, send_graded, within_run
 
 
 class SoftIF(AbstractProcess):
     """Integrate-and-fire neurons; ``a_in`` current, ``s_out`` spikes, ``bits`` the packed record of all spikes."""
 
-    def __init__(self, *, theta, bias, leak, v_init, to_zero, signed, onset, period, steps, trace):
+    def __init__(self, *, theta, bias, leak, v_init, to_zero, levels, rectify, onset, period, steps, trace):
         super().__init__()
+        kind = {"to_zero": to_zero, "levels": levels, "rectify": rectify}
         timing = {"onset": onset, "period": period, "steps": steps}
-        declare_neurons(self, theta=theta, bias=bias, rest=v_init * theta, to_zero=to_zero, signed=signed, trace=trace, **timing)
+        declare_neurons(self, theta=theta, bias=bias, rest=v_init * theta, trace=trace, **kind, **timing)
         self.leak = Var(shape=theta.shape, init=leak)
 
 
@@ -47,12 +48,13 @@ class PySoftIFFloat(PyLoihiProcessModel):
     rest: np.ndarray = LavaPyType(np.ndarray, float)
     v: np.ndarray = LavaPyType(np.ndarray, float)
     to_zero: np.ndarray = LavaPyType(np.ndarray, int)
-    signed: np.ndarray = LavaPyType(np.ndarray, int)
+    levels: np.ndarray = LavaPyType(np.ndarray, int)
+    rectify: np.ndarray = LavaPyType(np.ndarray, int)
     sent: np.ndarray = LavaPyType(np.ndarray, np.int64)
     onset: np.ndarray = LavaPyType(np.ndarray, int)
     period: np.ndarray = LavaPyType(np.ndarray, int)
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
-    back: np.ndarray = LavaPyType(np.ndarray, np.int64)
+    width: np.ndarray = LavaPyType(np.ndarray, int)
     trace: np.ndarray = LavaPyType(np.ndarray, float)
 
     def run_spk(self):
@@ -64,11 +66,12 @@ class PySoftIFFloat(PyLoihiProcessModel):
             if k % int(self.period[0]) == 0:
                 self.v[:], self.sent[:] = self.rest, 0
             self.v[:] = self.v * self.leak + (current + self.bias)
-            spikes = (self.v > self.theta).astype(float)
-            self.v[:] = self.v * (1 - spikes) if self.to_zero[0] else self.v - self.theta * spikes
-            mark(self.bits, k, spikes)
-            if self.signed[0]:
-                spikes -= take_back(self, self.theta, k)
+            if self.levels[0]:
+                spikes = send_graded(self, self.theta).astype(float)
+            else:
+                spikes = (self.v > self.theta).astype(float)
+                self.v[:] = self.v * (1 - spikes) if self.to_zero[0] else self.v - self.theta * spikes
+            mark(self, k, spikes)
             if k < self.trace.shape[1]:
                 self.trace[:, k] = self.v
         self.s_out.send(spikes)

@@ -68,7 +68,7 @@ class LayerFit:
         shard: CalibrationShard = UNSHARDED,
     ):
         self.layer, self.target, self.shard = layer, _channels_last(target), shard
-        add_bias(layer)
+        add_bias(layer, target.dim() - 2)
         self.trained: list[Tensor] = [p for p in layer.synapses.parameters() if p.requires_grad]
         self.current = BranchCurrents(layer, rates)
         self.neuron = layer.neuron if isinstance(layer.neuron, Neuron) else None
@@ -144,7 +144,12 @@ class LayerFit:
 
     def _fused(self) -> FusedError | None:
         """The loop in one pass over memory, where it knows the numbers; the definition is ``_output``."""
-        if self.neuron is None or self.target.device.type != "cpu" or self.target.dtype not in (torch.float32, torch.float64):
+        if (
+            self.neuron is None
+            or self.layer.both_signs
+            or self.target.device.type != "cpu"
+            or self.target.dtype not in (torch.float32, torch.float64)
+        ):
             return None
         if self.log_full.numel() not in (1, self.target.shape[1]):
             return None
@@ -157,7 +162,7 @@ class LayerFit:
         if self.neuron is None:
             return total
         full = self._full_scale()
-        return full * _rate_through(total / full, self.start, self.counts)
+        return full * _rate_through(total / full, self.start, self.counts, -1 if self.layer.both_signs else 0)
 
     def _full_scale(self) -> Tensor:
         full, limit = self.log_full.exp(), self.layer.ceiling
@@ -263,7 +268,7 @@ def _positions(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2) if x.dim() > 2 else x.unsqueeze(1)
 
 
-def _rate_through(ratio: Tensor, start: Tensor, counts: int) -> Tensor:
-    """The rate of a constant current; its gradient is that of the ramp that the staircase follows."""
-    ramp = (ratio + (start - 0.5) / counts).clamp(0, 1)
-    return ramp + (quantised(ratio.detach(), start.detach(), counts) - ramp.detach())
+def _rate_through(ratio: Tensor, start: Tensor, counts: int, low: int = 0) -> Tensor:
+    """The rate of a constant current, ``low`` to 1; its gradient is that of the ramp that the staircase follows."""
+    ramp = (ratio + (start - 0.5) / counts).clamp(low, 1)
+    return ramp + (quantised(ratio.detach(), start.detach(), counts, low * counts) - ramp.detach())

@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from spikeprop.convert.activations import current
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
 from spikeprop.convert.calibrators.least_error import GridSearch, least_of_grid
-from spikeprop.convert.calibrators.rows import Per, from_rows, rows
+from spikeprop.convert.calibrators.rows import Per, from_rows, largest_of_rows, rows
 from spikeprop.convert.encoded import isolated_rng
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
-from spikeprop.convert.spikes import SpikeTrains
+from spikeprop.convert.spikes import SpikeTrains, spike_trains
+from spikeprop.convert.weights import by_channel
 from spikeprop.runtime.checks import at_least_one
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import Layer, SpikingNetwork
 
+POSITIONS = 256  # of an image, that are compared to choose the delay of the readout
 SEARCHED = 128  # images that the search on spikes runs
 
 
@@ -60,29 +62,34 @@ class SpikeCalibrator(LayerwiseCalibrator):
         """Change a layer whose threshold is set, or the output layer."""
 
     def spike_trains(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> SpikeTrains:
-        return SpikeTrains(network, x, self.timesteps, shard)
+        return spike_trains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
+        self.set_threshold(data)
+        self.correct(data)
+        return data.neuron.full_scale * data.layer.scale
+
+    def set_threshold(self, data: LayerData) -> None:
+        """Give a layer of neurons the threshold of least error for its weights as they are."""
         if self.search == "spikes":
             full = self._best_for_spikes(data)
         else:
             search = GridSearch(data.counts(self.timesteps), self.per, self.grid)
             full = search.best(data, current(data.layer, data.spikes.rates(data.layer)), data.target)
         data.neuron.set_full_scale(data.limited(full * data.layer.scale) / data.layer.scale)
-        self.correct(data)
-        return data.neuron.full_scale * data.layer.scale
 
     def _best_for_spikes(self, data: LayerData) -> Tensor:
         """The positive potential for the largest spike with the least error of what the neurons send, for some images."""
         shard, count = data.shard, data.shard.size(len(data.target))
         chosen = shard.local(torch.arange(0, count, -(-count // SEARCHED)), 1)
-        largest_R, target = shard.largest(rows(data.target, self.per).amax(1)), data.target[chosen]
+        size = data.target.abs() if data.layer.both_signs else data.target
+        largest_R, target = shard.largest(largest_of_rows(size, self.per, data.axis)), data.target[chosen]
         currents_TB = data.spikes.some_currents(data.name, chosen)
 
         def error(full_R: Tensor) -> Tensor:
-            data.neuron.set_full_scale(from_rows(full_R, self.per, target))
+            data.neuron.set_full_scale(from_rows(full_R, self.per, target, data.axis))
             sent = data.spikes.sent(data.neuron, currents_TB) * data.neuron.spike_size / self.timesteps
-            return rows((sent - target).square(), self.per).sum(1, dtype=torch.float64)
+            return rows((sent - target).square(), self.per, data.axis).sum(1, dtype=torch.float64)
 
         def errors(full_GR: Tensor) -> Tensor:
             if not len(chosen):
@@ -90,7 +97,7 @@ class SpikeCalibrator(LayerwiseCalibrator):
             return torch.stack([error(full_R) for full_R in full_GR])
 
         found_R = least_of_grid(shard, largest_R, self.grid, errors)
-        return data.positive(from_rows(found_R, self.per, data.target))
+        return data.positive(from_rows(found_R, self.per, data.target, data.axis))
 
     def calibrate_readout(self, network: SpikingNetwork, x: Tensor, data: LayerData) -> None:
         self.correct(data)
@@ -105,18 +112,26 @@ def rate_error(data: LayerData) -> Tensor:
 
 
 def correct_bias(data: LayerData) -> None:
-    """Add the mean error of each channel to its current."""
-    op = add_bias(data.layer)
+    """Add the mean error of each channel to its current; a spike's size is that of its channel."""
+    op = add_bias(data.layer, data.target.dim() - 2)
     if op is not None:
-        op.bias.data.add_(data.shard.mean(rows(rate_error(data), "channel"), 1).to(op.bias))
+        data.spikes.fire(data.name)
+        rate, target = (values.movedim(data.axis, 1) for values in (data.spikes.rate(data.name), data.target))
+        rate_C, size = data.shard.channel_mean(rate), data.layer.dynamics.spike_size
+        op.bias.data.add_((data.shard.channel_mean(target) - size.to(rate_C).flatten() * rate_C).to(op.bias))
 
 
-def add_bias(layer: Layer) -> Any:
-    """The operation at the end of a branch whose bias acts on all channels, with a bias of zeros if it had none; or None."""
-    last = [next(reversed(list(synapse)), None) for _, _, synapse in layer.branches()]
-    for op in sorted((op for op in last if isinstance(op, nn.Conv2d | nn.Linear)), key=lambda op: op.bias is None):
+def add_bias(layer: Layer, axes: int) -> Any:
+    """The operation at the end of a branch whose bias acts on all channels, with a bias of zeros if it had none; or None.
+
+    Args:
+        layer: whose current has ``axes`` axes of positions.
+    """
+    last: list[Any] = [next(reversed(list(synapse)), None) for _, _, synapse in layer.branches()]
+    for op in sorted((op for op in last if by_channel(op, axes)), key=lambda op: op.bias is None):
         if op.bias is None:
-            op.bias = nn.Parameter(op.weight.new_zeros(len(op.weight)).detach(), op.weight.requires_grad)
+            outputs = op.out_features if isinstance(op, nn.Linear) else op.out_channels
+            op.bias = nn.Parameter(op.weight.new_zeros(outputs).detach(), op.weight.requires_grad)
         return op
     return None
 
@@ -133,31 +148,44 @@ def delay_readout(network: SpikingNetwork, x: Tensor, scores: Tensor, timesteps:
         shard: which of all images they are.
 
     Returns:
-        the number of steps that are skipped; 0 keeps the complete sum. Distance is cross-entropy, from the ANN's probabilities.
+        the number of steps that are skipped; 0 keeps the complete sum. Distance is cross-entropy, from the ANN's probabilities;
+        of one output, and of several tensors, squared error.
     """
     network.readout.set()
     scale = next(layer for _, layer in network.named_layers() if layer.neuron is None).scale
-    wanted = (scores * scale).softmax(1)
+    several = network.output_form is not None and scores.dim() == 2
+    wanted = _some_positions(scores) * scale
     total_TBK = torch.cat(list(_in_blocks(network, x, timesteps, shard)), 1) * scale
     distances = []
     for delay in range(timesteps * 3 // 4 + 1):
         skipped = total_TBK[delay - 1] if delay else 0
         mean = (total_TBK[-1] - skipped) / (timesteps - delay)
-        distances.append(-(wanted * mean.log_softmax(1)).sum(dtype=torch.float64))
+        squared = several or wanted.shape[1] == 1
+        distance = (mean - wanted).square() if squared else -wanted.softmax(1) * mean.log_softmax(1)
+        distances.append(distance.sum(dtype=torch.float64))
     of_all = shard.total(torch.stack(distances)).tolist()
     best = of_all.index(min(of_all))
     network.readout.set(delay=best)
     return best
 
 
+def _some_positions(values: Tensor, axis: int = 1) -> Tensor:
+    """Values whose channels lie on an axis: of dense ones, evenly spaced positions that are enough to compare."""
+    if values.dim() <= axis + 1:
+        return values
+    flat = values.flatten(axis + 1)
+    return flat[..., :: -(-flat.shape[-1] // POSITIONS)]
+
+
 def _in_blocks(network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard) -> Iterator[Tensor]:
     """The output after each step (T, b, K), for this process's images of each block."""
     if network.encoder.constant:
         for some in x.split(BLOCK):
-            yield torch.cat(list(network.unroll(some, timesteps)))
+            yield torch.cat([_some_positions(output, 2) for output in network.unroll(some, timesteps)])
         return
     seed = shard.seed()
     with isolated_rng(x):
         for block in shard.blocks(len(x)):
             seed_torch(seed, block.number)
-            yield torch.cat(list(network.unroll(block.padded(x), timesteps)))[:, block.places]
+            outputs = [_some_positions(output, 2) for output in network.unroll(block.padded(x), timesteps)]
+            yield torch.cat(outputs)[:, block.places]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.calibrators.rows import Per, from_rows, rows
+from spikeprop.convert.calibrators.rows import Per, from_rows, largest_of_rows, some_of_rows
 from spikeprop.convert.shard import CalibrationShard
 from spikeprop.runtime.checks import at_least_one
 
@@ -58,18 +58,24 @@ class GridSearch:
 
     def best(self, data: LayerData, current: Tensor, target: Tensor) -> Tensor:
         """The positive scale with the least error, for currents and targets (B, C, ...): a number, or one a channel (C, 1, 1)."""
-        found_R = self._least_error(data, rows(current, self.per), rows(target, self.per), len(target))
-        return data.positive(from_rows(found_R, self.per, target))
+        found_R = self._least_error(data, current, target)
+        return data.positive(from_rows(found_R, self.per, target, data.axis))
 
-    def _least_error(self, data: LayerData, current_RN: Tensor, target_RN: Tensor, images: int) -> Tensor:
+    def _least_error(self, data: LayerData, current: Tensor, target: Tensor) -> Tensor:
         """For each row, the scale S with the least squared error of S * r(current / S) against the target, (R,).
 
         In long rows only ``SAMPLES`` values are compared, evenly spaced over all images; the values of an image are adjacent.
         """
         shard, start = data.shard, float(data.neuron.v_init.mean())
-        largest_R, count = shard.largest(target_RN.amax(1)), shard.size(target_RN.shape[1])
-        compared = shard.local(torch.arange(0, count, max(1, count // SAMPLES)), target_RN.shape[1] // images)
-        current_RN, target_RN = current_RN[:, compared], target_RN[:, compared]
+        size = target.abs() if data.layer.both_signs else target
+        largest_R, per_image = shard.largest(largest_of_rows(size, self.per, data.axis)), target[0].numel()
+        if self.per == "channel":
+            per_image //= target.shape[data.axis]
+        count = shard.size(len(target) * per_image)
+        compared = shard.local(torch.arange(0, count, max(1, count // SAMPLES)), per_image).to(target.device)
+        current_RN, target_RN = (some_of_rows(values, self.per, compared, data.axis) for values in (current, target))
+        if data.layer.both_signs:
+            current_RN, target_RN = _one_sign(current_RN, target_RN)
         return least_of_grid(shard, largest_R, self.grid, lambda scale_GR: self._errors(current_RN, target_RN, scale_GR, start))
 
     def _errors(self, current_RN: Tensor, target_RN: Tensor, scale_GR: Tensor, start: float) -> Tensor:
@@ -81,6 +87,12 @@ class GridSearch:
             rates_RN = quantised(current_RN / scale_R1, start, self.counts)
             found.append((rates_RN * scale_R1).sub_(target_RN).square_().sum(1, dtype=torch.float64))
         return torch.stack(found)
+
+
+def _one_sign(current_RN: Tensor, target_RN: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounding to nearest of both signs is that of the size, the target's sign being the current's."""
+    sign_RN = torch.where(current_RN < 0, -1.0, 1.0).to(current_RN)
+    return current_RN.abs(), target_RN * sign_RN
 
 
 def _errors_on_cpu(current_RN: Tensor, target_RN: Tensor, scale_GR: Tensor, start: float, counts: int) -> Tensor:
@@ -114,6 +126,6 @@ def least_of_grid(shard: CalibrationShard, largest_R: Tensor, grid: int, errors:
     return torch.where(largest_R > 0, best_R, largest_R)
 
 
-def quantised(ratio: Tensor, start: float | Tensor, counts: int) -> Tensor:
-    """What a neuron sends of a constant current, in units of what it can, N counts: clip(floor(N r + v_init), 0, N) / N."""
-    return (ratio * counts + start).floor_().clamp_(0, counts) / counts
+def quantised(ratio: Tensor, start: float | Tensor, counts: int, low: int = 0) -> Tensor:
+    """What a neuron sends of a constant current, in units of what it can, N counts: clip(floor(N r + v_init), low, N) / N."""
+    return (ratio * counts + start).floor_().clamp_(low, counts) / counts

@@ -29,8 +29,8 @@ class Percentile(LayerwiseCalibrator):
         in_percent(self, "percentile")
 
     def activation_scale(self, data: LayerData) -> Tensor:
-        scale_R = data.shard.quantile(rows(data.activation, self.per), self.percentile / 100)
-        return data.limited(data.positive(from_rows(scale_R, self.per, data.activation)))
+        scale_R = data.shard.quantile(rows(data.size, self.per, data.axis), self.percentile / 100)
+        return data.limited(data.positive(from_rows(scale_R, self.per, data.activation, data.axis)))
 
 
 @dataclass(frozen=True, kw_only=True)

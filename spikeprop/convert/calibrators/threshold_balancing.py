@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
 from spikeprop.convert.shard import CalibrationShard
-from spikeprop.convert.spikes import SpikeTrains
+from spikeprop.convert.spikes import SpikeTrains, spike_trains
 from spikeprop.runtime.checks import at_least_one, in_percent
 from spikeprop.snn import SpikingNetwork
 
@@ -49,10 +49,11 @@ class ThresholdBalancing(LayerwiseCalibrator):
             raise ValueError(f"scale is {self.scale}; a factor on thresholds is positive")
 
     def spike_trains(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> SpikeTrains:
-        return SpikeTrains(network, x, self.timesteps, shard)
+        return spike_trains(network, x, self.timesteps, shard)
 
     def activation_scale(self, data: LayerData) -> Tensor:
-        peak = self._peak(data.spikes.currents(data.name), data.shard)
+        currents = data.spikes.currents(data.name)
+        peak = self._peak((some.abs() for some in currents) if data.layer.both_signs else currents, data.shard)
         return data.limited(data.positive(peak) * self.scale * data.layer.scale.to(peak))
 
     def _peak(self, currents: Iterator[Tensor], shard: CalibrationShard) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator
-from spikeprop.convert.calibrators.rows import from_rows, rows
+from spikeprop.convert.calibrators.rows import from_rows
 from spikeprop.errors import ConversionError
 from spikeprop.runtime.checks import at_least_one
 
@@ -54,40 +54,42 @@ class ThresholdIteration(LayerwiseCalibrator):
                 f"layer {data.name!r} starts at v_init={float(data.neuron.v_init.mean()):g}; ThresholdIteration is for neurons "
                 "that round: give the neuron v_init=0.5"
             )
-        total_CN = rows(data.total, "channel")
-        mean_C = data.shard.mean(total_CN, 1)
-        deviation_C = data.shard.mean((total_CN - mean_C.unsqueeze(1)).square(), 1).sqrt()
-        scale_C = best_range(mean_C, deviation_C, data.counts(self.timesteps)).to(data.total)
-        return data.limited(data.positive(from_rows(scale_C, "channel", data.total)))
+        total = data.total.movedim(data.axis, 1)
+        mean_C = data.shard.channel_mean(total)
+        deviation_C = data.shard.channel_mean((total - from_rows(mean_C, "channel", total)).square_()).sqrt()
+        scale_C = best_range(mean_C, deviation_C, data.counts(self.timesteps), data.layer.both_signs).to(data.total)
+        return data.limited(data.positive(from_rows(scale_C, "channel", data.total, data.axis)))
 
 
-def best_range(mean_C: Tensor, deviation_C: Tensor, counts: int) -> Tensor:
+def best_range(mean_C: Tensor, deviation_C: Tensor, counts: int, both_signs: bool = False) -> Tensor:
     """The largest value b q that has the least expected squared error, (C,), in float64; 0 for what is never active.
 
     Args:
         mean_C, deviation_C: of normally distributed pre-activations.
         counts: b.
+        both_signs: of neurons that stand for the identity, m = clip(round(x/q), -b, b).
     """
     mean_C, deviation_C = mean_C.double(), deviation_C.double()
     spread_C = deviation_C.clamp(min=torch.finfo(torch.float64).tiny)
-    far_C = mean_C.clamp(min=0) + FARTHEST * spread_C
+    far_C = (mean_C.abs() if both_signs else mean_C.clamp(min=0)) + FARTHEST * spread_C
+
+    def moments(range_C: Tensor) -> tuple[Tensor, Tensor]:
+        found = _moments(mean_C, spread_C, range_C, counts)
+        mirrored = _moments(-mean_C, spread_C, range_C, counts) if both_signs else (0.0, 0.0)
+        return found[0] + mirrored[0], found[1] + mirrored[1]
+
     share_G = torch.logspace(math.log10(LEAST), 0, GRID, dtype=torch.float64, device=mean_C.device)
-    error_GC = torch.stack([_error(mean_C, spread_C, share * far_C, counts) for share in share_G])
+    error_GC = torch.stack([square_C - 2 * product_C for product_C, square_C in (moments(s * far_C) for s in share_G)])
     best_C = error_GC.argmin(0)
     low_C, high_C = (share_G[(best_C + side).clamp(0, GRID - 1)] * far_C for side in (-1, 1))
     for _ in range(HALVINGS):
         middle_C = (low_C + high_C) / 2
-        product_C, square_C = _moments(mean_C, spread_C, middle_C, counts)
+        product_C, square_C = moments(middle_C)
         larger_C = product_C > square_C  # k > 1
         low_C, high_C = torch.where(larger_C, middle_C, low_C), torch.where(larger_C, high_C, middle_C)
-    found_C = torch.where(mean_C > FARTHEST * 1e6 * deviation_C, mean_C, (low_C + high_C) / 2)  # hardly a deviation
-    return torch.where(mean_C > -FARTHEST * deviation_C, found_C, 0.0)
-
-
-def _error(mean_C: Tensor, deviation_C: Tensor, range_C: Tensor, counts: int) -> Tensor:
-    """E[(x - Q)^2] less what does not depend on the range."""
-    product_C, square_C = _moments(mean_C, deviation_C, range_C, counts)
-    return square_C - 2 * product_C
+    size_C = mean_C.abs() if both_signs else mean_C
+    found_C = torch.where(size_C > FARTHEST * 1e6 * deviation_C, size_C, (low_C + high_C) / 2)  # hardly a deviation
+    return torch.where(size_C > -FARTHEST * deviation_C, found_C, 0.0)
 
 
 def _moments(mean_C: Tensor, deviation_C: Tensor, range_C: Tensor, counts: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Layers of the ANN, as modules and as functions: convolutions, linear layers, batch-norm, pooling and dropout."""
+"""Layers with weights of the ANN, as modules and as functions: convolutions, linear layers, batch-norm; and dropout."""
 
 from __future__ import annotations
 
@@ -9,35 +9,70 @@ from torch import Tensor, fx, nn
 
 from spikeprop.convert import value as values
 from spikeprop.convert.builder import Builder
-from spikeprop.convert.operations.rectifiers import rectifier_of
-from spikeprop.convert.trace import refuse
-from spikeprop.convert.value import LinearBranch, Value
-from spikeprop.snn import INPUT, SampleDropout
-from spikeprop.snn.pooling import SpikingMaxPool
+from spikeprop.convert.operations.sampling import pad_like
+from spikeprop.convert.trace import function_name, refuse
+from spikeprop.convert.value import Value
+from spikeprop.convert.weights import conv_like
+from spikeprop.snn import SampleDropout
+
+CONV = ("weight", "bias", "stride", "padding", "dilation", "groups")
+TRANSPOSED = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 
-def _weighted(builder: Builder, node: fx.Node, layer: Any) -> Value:
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-        raise refuse(node, f"Conv2d with padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
-    _check_linear(builder, node, layer)
-    return values.append_weighted(builder.value(node), layer, str(node.target))
+def _linear(builder: Builder, node: fx.Node, layer: Any) -> Value:
+    return _weighted(builder, node, layer, builder.value(node), str(node.target))
 
 
-def _check_linear(builder: Builder, node: fx.Node, layer: nn.Module) -> None:
+def _weighted(builder: Builder, node: fx.Node, layer: Any, value: Value, label: str) -> Value:
     axes = len(builder.shape(node.args[0]))
     if isinstance(layer, nn.Linear) and axes != 1:
         raise refuse(node, f"Linear on samples of {axes} axes", "flatten them first, or use a Conv2d with kernel 1")
+    return values.append_weighted(value, layer, label, axes)
+
+
+def _conv(builder: Builder, node: fx.Node, layer: Any) -> Value:
+    value = builder.value(node)
+    if layer.padding_mode != "zeros":  # the same as padding first
+        pad = pad_like(layer._reversed_padding_repeated_twice, layer.padding_mode)
+        value, layer = values.append(value, pad), _without_padding(layer)
+    return _weighted(builder, node, layer, value, str(node.target))
+
+
+def _without_padding(layer: Any) -> Any:
+    plain = conv_like(
+        layer.weight, layer.bias, transposed=False, stride=layer.stride, dilation=layer.dilation, groups=layer.groups
+    )
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return plain
+
+
+def _transposed(builder: Builder, node: fx.Node, layer: Any) -> Value:
+    if len(node.args) > 1 or "output_size" in node.kwargs:
+        size, plain = (list(builder.shape(n))[1:] for n in (node, node.args[0]))  # type: ignore[index]
+        extra = [
+            after - ((before - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
+            for after, before, stride, pad, dilation, kernel in zip(
+                size, plain, layer.stride, layer.padding, layer.dilation, layer.kernel_size
+            )
+        ]
+        layer = _with_output_padding(layer, tuple(extra))
+    return _weighted(builder, node, layer, builder.value(node), str(node.target))
+
+
+def _with_output_padding(layer: Any, extra: tuple[int, ...]) -> Any:
+    settings = {name: getattr(layer, name) for name in ("stride", "padding", "groups", "dilation")}
+    other = conv_like(layer.weight, layer.bias, transposed=True, output_padding=extra, **settings)
+    other.weight, other.bias = layer.weight, layer.bias
+    return other
 
 
 def _functional_conv(builder: Builder, node: fx.Node) -> Value:
-    given = {**dict(zip(("weight", "bias", "stride", "padding", "dilation", "groups"), node.args[1:])), **node.kwargs}
+    transposed = "transpose" in function_name(node)
+    given = {**dict(zip(TRANSPOSED if transposed else CONV, node.args[1:])), **node.kwargs}
     weight, bias = builder.tensor(node, given.pop("weight")), builder.tensor(node, given.pop("bias", None))
     assert weight is not None
     settings = {name: builder.constant(v) for name, v in given.items() if name != "input"}
-    size = (weight.shape[2], weight.shape[3])
-    inputs = weight.shape[1] * settings.get("groups", 1)
-    layer = nn.Conv2d(inputs, len(weight), size, **settings, bias=bias is not None, device=weight.device, dtype=weight.dtype)
-    return _functional_weighted(builder, node, layer, weight, bias)
+    return _functional_weighted(builder, node, conv_like(weight, bias, transposed, **settings), weight, bias)
 
 
 def _functional_linear(builder: Builder, node: fx.Node) -> Value:
@@ -49,96 +84,39 @@ def _functional_linear(builder: Builder, node: fx.Node) -> Value:
 
 
 def _functional_weighted(builder: Builder, node: fx.Node, layer: Any, weight: Tensor, bias: Tensor | None) -> Value:
-    _check_linear(builder, node, layer)
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())
-    return values.append_weighted(builder.value(node), layer, node.name)
+    return _weighted(builder, node, layer, builder.value(node), node.name)
 
 
 def _batch_norm(builder: Builder, node: fx.Node, norm: Any) -> Value:
     if norm.running_var is None:
         raise refuse(node, type(norm).__name__, "it keeps no running statistics; train it with track_running_stats=True")
-    gain_C = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        gain_C = gain_C * norm.weight
-    shift_C = -norm.running_mean * gain_C
-    if norm.bias is not None:
-        shift_C = shift_C + norm.bias
-    return values.affine(builder.value(node), gain_C.detach(), shift_C.detach(), builder.shape(node)[1:])
+    return _normalised(builder, node, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
-def _by_channel(builder: Builder, node: fx.Node, module: nn.Module) -> Value:
-    return values.append(builder.value(node), module)
+def _functional_batch_norm(builder: Builder, node: fx.Node) -> Value:
+    names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = {**dict(zip(names, node.args[1:])), **node.kwargs}
+    mean, variance, weight, bias = (builder.tensor(node, given.get(name)) for name in names[:4])
+    if mean is None or variance is None or builder.constant(given.get("training", False)):
+        raise refuse(
+            node, "batch_norm with the statistics of the batch", "give it running statistics, and training=self.training"
+        )
+    return _normalised(builder, node, mean, variance, weight, bias, float(builder.constant(given.get("eps", 1e-5))))
 
 
-def _avg_pool(builder: Builder, node: fx.Node) -> Value:
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    return values.append(builder.value(node), nn.AvgPool2d(**builder.arguments(node, *names)))
-
-
-def _adaptive_avg_pool(builder: Builder, node: fx.Node) -> Value:
-    return values.append(builder.value(node), nn.AdaptiveAvgPool2d(builder.arguments(node, "output_size")["output_size"]))
-
-
-def _mean(builder: Builder, node: fx.Node) -> Value:
-    given = builder.arguments(node, "dim", "keepdim")
-    axes = given.get("dim")
-    found = {a % 4 for a in (axes if isinstance(axes, tuple | list) else [axes]) if isinstance(a, int)}
-    if len(builder.shape(node.args[0])) != 3 or found != {2, 3}:
-        raise refuse(node, f"a mean over {axes}", "only the mean over all positions, mean((2, 3)), converts")
-    value = values.append(builder.value(node), nn.AdaptiveAvgPool2d(1))
-    return value if given.get("keepdim") else values.flatten(value)
-
-
-def _max_pool_module(builder: Builder, node: fx.Node, module: Any) -> Value:
-    if module.return_indices:
-        raise refuse(node, "max pooling that returns indices", "spikes have none; use return_indices=False")
-    return _max_pool(builder, node, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-
-
-def _functional_max_pool(builder: Builder, node: fx.Node) -> Value:
-    given = builder.arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    return _max_pool(builder, node, **{k: v for k, v in given.items() if k != "return_indices"})
-
-
-def _max_pool(
-    builder: Builder,
-    node: fx.Node,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
+def _normalised(
+    builder: Builder, node: fx.Node, mean_C: Tensor, variance_C: Tensor, weight_C: Any, bias_C: Any, eps: float
 ) -> Value:
-    if dilation not in (1, (1, 1)):
-        raise refuse(node, f"max pooling with dilation {dilation}", "use dilation=1")
-    return _pooled(builder, node, SpikingMaxPool(kernel_size, stride, padding, ceil_mode))
-
-
-def _pooled(builder: Builder, node: fx.Node, pool: SpikingMaxPool) -> Value:
-    """A layer of max pooling, with ReLU before it: max(relu(x)) = relu(max(x))."""
-    value, source = builder.value(node), node.args[0]
-    if any(b.source == INPUT for b in value if not any(isinstance(op, nn.Conv2d | nn.Linear) for op in b.ops)):
-        raise refuse(node, "max pooling of the image", "pool the images before they enter the network, or put a layer before it")
-    value, dropouts = values.without_dropout(value)
-    if not values.is_spikes(value, builder.shape(source)[0]):
-        after = [rectifier_of(builder, user) for user in node.users]
-        first = after[0] if after else None
-        if first is None or not first.one_sided or any(other != first for other in after):
-            raise refuse(node, "max pooling without ReLU", "put ReLU right before or right after it")
-        value = builder.fire(source, value, first)  # type: ignore[arg-type]
-    limits = {id(limit): limit for limit in (builder.ceilings.get(b.source) for b in value)}
-    ceiling = next(iter(limits.values())) if len(limits) == 1 else None
-    pooled: Value = (LinearBranch(builder.close(node, value, pool, ceiling)),)
-    return values.append(pooled, SampleDropout(max(dropouts))) if dropouts else pooled
-
-
-def _adaptive_max_pool(builder: Builder, node: fx.Node, *_: Any) -> Value:
-    before, after = builder.shape(node.args[0])[1:], builder.shape(node)[1:]
-    if any(b % a for a, b in zip(after, before)):
-        raise refuse(node, f"adaptive max pooling from {before} to {after}", "all windows must have the same size")
-    return _pooled(builder, node, SpikingMaxPool((before[0] // after[0], before[1] // after[1])))
+    gain_C = (variance_C + eps).rsqrt()
+    if weight_C is not None:
+        gain_C = gain_C * weight_C
+    shift_C = -mean_C * gain_C
+    if bias_C is not None:
+        shift_C = shift_C + bias_C
+    return values.affine(builder.value(node), gain_C.detach(), shift_C.detach(), builder.shape(node)[1:])
 
 
 def _dropout(builder: Builder, node: fx.Node, module: Any) -> Value:
@@ -150,25 +128,17 @@ def _functional_dropout(builder: Builder, node: fx.Node) -> Value:
 
 
 MODULES: dict[type, Callable[[Builder, fx.Node, Any], Value]] = {
-    nn.Conv2d: _weighted,
-    nn.Linear: _weighted,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.AvgPool2d: _by_channel,
-    nn.AdaptiveAvgPool2d: _by_channel,
-    nn.ZeroPad2d: _by_channel,
-    nn.MaxPool2d: _max_pool_module,
-    nn.AdaptiveMaxPool2d: _adaptive_max_pool,
-    nn.Dropout: _dropout,
-    nn.Dropout2d: _dropout,
+    nn.Linear: _linear,
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _batch_norm),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _batch_norm),
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout),
 }
 FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Value]] = {
-    "conv2d": _functional_conv,
+    **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), _functional_conv),
+    **dict.fromkeys((f"conv_transpose{n}d" for n in (1, 2, 3)), _functional_conv),
     "linear": _functional_linear,
-    "mean": _mean,
-    "avg_pool2d": _avg_pool,
-    "adaptive_avg_pool2d": _adaptive_avg_pool,
-    "max_pool2d": _functional_max_pool,
-    "adaptive_max_pool2d": _adaptive_max_pool,
-    **dict.fromkeys(("dropout", "dropout2d"), _functional_dropout),
+    "batch_norm": _functional_batch_norm,
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), _functional_dropout),
 }

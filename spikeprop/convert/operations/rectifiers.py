@@ -27,6 +27,10 @@ def _module_rectifier(node: fx.Node, module: nn.Module) -> Rectifier | None:
         return Rectifier(ceiling=module.ceiling)  # type: ignore[arg-type]
     if isinstance(module, nn.LeakyReLU):
         return Rectifier(slope=module.negative_slope)
+    if isinstance(module, nn.RReLU):  # drawn in training only
+        return Rectifier(slope=(module.lower + module.upper) / 2)
+    if isinstance(module, nn.Threshold):
+        return _threshold(node, module.threshold, module.value)
     if isinstance(module, nn.PReLU):
         return Rectifier(slope=module.weight)
     return Rectifier() if type(module) is nn.ReLU else None
@@ -48,6 +52,50 @@ def _clamp(builder: Builder, node: fx.Node) -> Rectifier:
     return _hardtanh(node, given["min"], given.get("max"))
 
 
+def _clamp_min(builder: Builder, node: fx.Node) -> Rectifier:
+    return _hardtanh(node, builder.arguments(node, "min").get("min"), None)
+
+
+def _threshold(node: fx.Node, threshold: float, value: float) -> Rectifier:
+    if threshold or value:
+        raise refuse(node, f"a threshold at {threshold}, below which the value is {value}", "only Threshold(0, 0) is a ReLU")
+    return Rectifier()
+
+
+def _functional_threshold(builder: Builder, node: fx.Node) -> Rectifier:
+    given = builder.arguments(node, "threshold", "value")
+    return _threshold(node, given["threshold"], given["value"])
+
+
+def _maximum(builder: Builder, node: fx.Node) -> Rectifier:
+    """The larger one of a value and 0."""
+    operands = [*node.args, *node.kwargs.values()][:2]
+    zeros = [i for i, operand in enumerate(operands) if _is_zero(builder, operand)]
+    if len(operands) != 2 or len(zeros) != 1:
+        raise refuse(node, "the larger one of two values", "only the larger one of a value and 0, which is a ReLU, converts")
+    return Rectifier()
+
+
+def _is_zero(builder: Builder, operand: Any) -> bool:
+    if not isinstance(operand, fx.Node):
+        return isinstance(operand, int | float) and operand == 0
+    if operand.op == "get_attr":
+        constant = builder.tensor(operand, operand)
+        return constant is not None and not bool(constant.any())
+    return function_name(operand) in ZEROS
+
+
+def _functional_prelu(builder: Builder, node: fx.Node) -> Rectifier:
+    weight = builder.tensor(node, node.args[1] if len(node.args) > 1 else node.kwargs.get("weight"))
+    assert weight is not None
+    return Rectifier(slope=weight)
+
+
+def _functional_rrelu(builder: Builder, node: fx.Node) -> Rectifier:
+    given = builder.arguments(node, "lower", "upper")
+    return Rectifier(slope=(float(given.get("lower", 1 / 8)) + float(given.get("upper", 1 / 3))) / 2)
+
+
 def _functional_hardtanh(builder: Builder, node: fx.Node) -> Rectifier:
     given = builder.arguments(node, "min_val", "max_val")
     return _hardtanh(node, given.get("min_val", -1.0), given.get("max_val", 1.0))
@@ -57,6 +105,7 @@ def _leaky(builder: Builder, node: fx.Node) -> Rectifier:
     return Rectifier(slope=float(builder.arguments(node, "negative_slope").get("negative_slope", 0.01)))
 
 
+ZEROS = ("zeros_like", "new_zeros", "zeros")  # functions whose results are constants of zeros
 RECTIFIERS: dict[str, Callable[[Builder, fx.Node], Rectifier]] = {
     "relu": lambda builder, node: Rectifier(),
     "relu6": lambda builder, node: Rectifier(ceiling=6.0),
@@ -64,4 +113,9 @@ RECTIFIERS: dict[str, Callable[[Builder, fx.Node], Rectifier]] = {
     "clip": _clamp,
     "hardtanh": _functional_hardtanh,
     "leaky_relu": _leaky,
+    "prelu": _functional_prelu,
+    "rrelu": _functional_rrelu,
+    "clamp_min": _clamp_min,
+    **dict.fromkeys(("threshold", "_threshold"), _functional_threshold),  # torch has two names for it
+    "maximum": _maximum,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def evaluate_networks(run: PipelineRun) -> dict[str, Any]:
         return {}
     summaries.setdefault("finetuned", summaries["converted"])  # without fine-tuning it is the same network
     top1 = summaries["ann"]["accuracy"]["ANN"]
-    result: dict[str, Any] = {"ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"]}}
+    result: dict[str, Any] = {"ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"], **_of_positions(top1)}}
     for network, steps in reported.items():
         result[network] = _at_steps(summaries[network], steps)
         run.context.show(network, scalars_by_steps(result[network]))
@@ -102,6 +103,9 @@ def _at_steps(summary: dict[str, Any], steps: Sequence[int]) -> dict[str, Any]:
     return {
         "accuracy": {t: found["top1"] for t, found in accuracy.items()},
         "interval": {t: found["top1_interval"] for t, found in accuracy.items()},
+        **(
+            {"mean_iou": ious} if (ious := {t: found["mean_iou"] for t, found in accuracy.items() if "mean_iou" in found}) else {}
+        ),
         "activity": {t: found for t, found in summary["activity"].items() if int(t) in steps},
         "activity_images": summary["activity_images"],
         "levels": summary["levels"],
@@ -109,11 +113,16 @@ def _at_steps(summary: dict[str, Any], steps: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def _of_positions(found: dict[str, Any]) -> dict[str, float]:
+    return {"mean_iou": found["mean_iou"]} if "mean_iou" in found else {}
+
+
 def _conversion_error(run: PipelineRun, ann: nn.Module, timesteps: Sequence[int]) -> dict[str, Any]:
     """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""
     images = next(run.data.test(ERROR_IMAGES).epoch(0))[0].to(run.device)
     network = run.load_spiking("converted").to(run.device)
-    plain = to_spiking(ann, IF, network.encoder, run.data.input_shape).to(images).eval()
+    prototype = next(iter(network.neurons().values()), IF())  # layers are those that its kind needs
+    plain = to_spiking(ann, lambda: copy.deepcopy(prototype), network.encoder, run.data.input_shape).to(images).eval()
     with torch.no_grad():
         errors = conversion_error(network, images, relu_activations(plain, images), activation_scales(network), timesteps)
     draw_conversion_error(errors, run.file("conversion_error.png"), run.context.name)

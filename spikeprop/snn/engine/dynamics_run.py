@@ -85,7 +85,7 @@ def small_values(few: Tensor, shape: tuple[int, ...]) -> SourceValues:
     if low >= 0 and high <= 1:
         words = cpu.plane(few, 1) if few.device.type == "cpu" else pack(few)
         return SourceValues(shape, words, int(few.count_nonzero()))
-    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1)
+    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1, count=int(few.count_nonzero()))
 
 
 class DynamicsRun(LayerRun):
@@ -123,14 +123,14 @@ class SignedRun(DynamicsRun):
         super().__init__(name, shape, synapses, context)
         like_B, positions = context.like_B, position_count(shape)
         values = (per_position(value, shape, like_B.dtype) for value in (dynamics.spike_size, dynamics.v_init))
-        self.payload = dynamics.payload
+        self.payload, self.credit = dynamics.payload, dynamics.credit
         self.unit_SC, self.start_SC = (value_RC.expand(positions, -1).contiguous() for value_RC in values)
         self.start_again()
 
     def start_again(self) -> None:
         like_B = self.context.like_B
         self.v_BSC = like_B.new_zeros(len(like_B), *self.unit_SC.shape) + self.start_SC * self.unit_SC
-        self.sent_BSC = torch.zeros_like(self.v_BSC)
+        self.sent_BSC = torch.full_like(self.v_BSC, self.credit)
 
     def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
         super().keep_rows(rows, context)
@@ -138,11 +138,12 @@ class SignedRun(DynamicsRun):
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         small_KBSC = torch.empty((steps, *self.v_BSC.shape), dtype=torch.int8, device=self.v_BSC.device)
+        count, state = 0, (self.v_BSC, self.sent_BSC)
         for first, last in self._pieces(steps):
             current_KBSC = self.current(cut(values, first, last))
-            scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
+            count += scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, *state, small_KBSC[first:last])
             self.context.buffers.give(current_KBSC)
-        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=self.payload == 1)
+        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=self.payload == 1, count=count)
 
 
 class TorchRun(DynamicsRun):

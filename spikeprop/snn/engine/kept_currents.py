@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.layer import Layer
+from spikeprop.snn.synapse import WEIGHTED
 
 KEPT_BYTES = 1 << 30
 Chunk = tuple[int, int, Tensor]  # first step, last step, current (K or 1, B, S, C)
@@ -36,7 +37,8 @@ class KeptCurrents:
         """Whether what is kept is this layer's; if its biases alone have changed since, their change is added to all currents."""
         if layer is not self._layer:
             return False
-        state, biases = layer.synapses.state_dict(), _last_biases(layer)
+        vectors = all(current_KBSC.shape[2] == 1 for current_KBSC in self._held.values())
+        state, biases = layer.synapses.state_dict(), _last_biases(layer, vectors)
         if state.keys() != self._state.keys():
             return False
         if not all(torch.equal(value, self._state[name]) for name, value in state.items() if name not in biases):
@@ -77,11 +79,12 @@ class KeptCurrents:
         return current_KBSC.data_ptr() in self._held
 
 
-def _last_biases(layer: Layer) -> set[str]:
-    """The names, in ``layer.synapses``, of biases that are added to the current and to nothing before it."""
+def _last_biases(layer: Layer, vectors: bool) -> set[str]:
+    """The names, in ``layer.synapses``, of biases that are added to the current's channels and to nothing before it."""
+    kinds = WEIGHTED if vectors else tuple(kind for kind in WEIGHTED if kind is not nn.Linear)  # one of tokens has no channels
     found = set()
     for i, _, synapse in layer.branches():
         *_, last = [(None, None), *enumerate(synapse)]
-        if isinstance(last[1], nn.Conv2d | nn.Linear) and last[1].bias is not None:
+        if isinstance(last[1], kinds) and last[1].bias is not None:
             found.add(f"{i}.ops.{last[0]}.bias")
     return found

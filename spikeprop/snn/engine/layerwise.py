@@ -19,7 +19,7 @@ from spikeprop.snn.engine.batch import on_threads
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kept_currents import KEPT_BYTES, KeptCurrents
 from spikeprop.snn.engine.kernels import packed_kernels
-from spikeprop.snn.engine.kernels.totals import spike_counts
+from spikeprop.snn.engine.kernels.totals import signed_counts, spike_counts
 from spikeprop.snn.engine.kernels.words import (
     channels_first,
     channels_last,
@@ -85,6 +85,7 @@ class LayerwiseRun:
         self.shapes = network.shapes()
         self.trains: dict[str, Tensor] = {}  # packed words (T, B, S, W), or of signed neurons the spikes as int8 (T, B, S, C)
         self.rates: dict[str, float] = {}  # spikes of a sample in a step
+        self.units: dict[str, bool] = {}  # whether no spike with a sign is beyond -1 and 1
         self.workers = [Worker(x_B.device)]
 
     def currents(self, name: str) -> Iterator[Tensor]:
@@ -131,6 +132,8 @@ class LayerwiseRun:
         with without_leak(dynamics):
             count = sum(on_threads([[number] for number in range(threads)], work))
         self.trains[name], self.rates[name] = train, count / train.shape[:2].numel()
+        if train.dtype == torch.int8:
+            self.units[name] = dynamics.payload == 1 if takes_back(dynamics) else int(train.abs().amax()) <= 1
         self._forget(name)
 
     def _slices(self, name: str) -> Iterator[tuple[slice, int]]:
@@ -165,10 +168,10 @@ class LayerwiseRun:
         """Spikes a step of a layer that was fired last, (B, ...)."""
         words_TBSW, shape = self.trains[name], self.shapes[name]
         if words_TBSW.dtype == torch.int8:
-            mean_BSC = words_TBSW.sum(0, dtype=self.x_B.dtype) / self.timesteps
-            return channels_first(mean_BSC.unsqueeze(0), shape).contiguous()
-        total_BSC = spike_counts(words_TBSW, shape[0], self.x_B.dtype)
-        return channels_first((total_BSC / self.timesteps).unsqueeze(0), shape).contiguous()
+            total_BSC = signed_counts(words_TBSW, self.x_B.dtype)
+        else:
+            total_BSC = spike_counts(words_TBSW, shape[0], self.x_B.dtype)
+        return channels_first(total_BSC.div_(self.timesteps).unsqueeze(0), shape)
 
     def _layouts(self, name: str) -> list[tuple[str, str, Layout]]:
         """(source, key, layout) of a layer's synapses as they are now."""
@@ -199,10 +202,9 @@ class LayerwiseRun:
         if source == INPUT:
             return SourceValues(self.shapes[INPUT], dense_KB=self.encoded(first, last - first)[:, samples])
         some_KBSX = self.trains[source][first:last, samples].contiguous()
-        if some_KBSX.dtype == torch.int8:
-            values_KB = channels_first(some_KBSX.to(self.x_B.dtype), self.shapes[source])
-            return SourceValues(self.shapes[source], dense_KB=values_KB.unflatten(0, some_KBSX.shape[:2]))
         count = int(self.rates[source] * some_KBSX.shape[:2].numel())
+        if some_KBSX.dtype == torch.int8:
+            return SourceValues(self.shapes[source], small_KBSC=some_KBSX, unit=self.units[source], count=count)
         return SourceValues(self.shapes[source], some_KBSX, count)
 
     def _layer(self, name: str) -> Layer:
@@ -230,11 +232,10 @@ class LayerwiseRun:
         rows = same_rows(*(per_position(value, shape, self.x_B.dtype) for value in (neuron.spike_size, neuron.v_init)))
         unit_SC, start_SC = (row.expand(position_count(shape), -1) for row in rows)
         v_BSC = self.x_B.new_zeros(samples, *unit_SC.shape) + start_SC * unit_SC
-        sent_BSC = torch.zeros_like(v_BSC)
+        sent_BSC = torch.full_like(v_BSC, neuron.credit)
 
         def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
-            scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)
-            return 0  # of no use: values with a sign are not run event by event
+            return scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)
 
         return run
 
@@ -261,7 +262,7 @@ class LayerwiseRun:
                 train.copy_(channels_last(spikes_KB.flatten(0, 1), steps))
             else:
                 train.copy_(pack(channels_last(spikes_KB.flatten(0, 1), steps)))
-            return int(spikes_KB.sum())
+            return int(spikes_KB.count_nonzero())
 
         return run
 

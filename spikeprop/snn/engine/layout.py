@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import cpu, lookup, winograd
+from spikeprop.snn.engine.kernels import cpu, lookup, register_tables, winograd
 from spikeprop.snn.engine.kernels.arguments import ConvShape, PackedSpikes
 from spikeprop.snn.engine.support import knows_operation
 from spikeprop.snn.synapse import SampleDropout, Synapse
@@ -189,6 +189,18 @@ class ConvLayout(WeightedLayout):
         serves = self.weight_OCYX.device.type == "cpu" and self.dilation == (1, 1) and self.pool == 1
         serves = serves and outputs in (32, 64) and rows * columns >= 9
         return lookup.make_tables(self.weight_OCYX, signed=True) if serves else None
+
+    @shared_property
+    def register_tables(self) -> register_tables.RegisterTables | None:
+        """Tables in registers, of bits."""
+        serves = self.dilation == (1, 1) and self.pool == 1
+        return register_tables.make_tables(self.weight_OCYX, signed=False) if serves else None
+
+    @shared_property
+    def signed_register_tables(self) -> register_tables.RegisterTables | None:
+        """The same of signed spikes."""
+        serves = self.dilation == (1, 1) and self.pool == 1
+        return register_tables.make_tables(self.weight_OCYX, signed=True) if serves else None
 
     @shared_property
     def event_weight(self) -> Tensor:

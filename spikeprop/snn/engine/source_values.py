@@ -23,7 +23,7 @@ class SourceValues:
 
     Attributes:
         shape: of a sample.
-        count: number of packed spikes.
+        count: number of spikes, packed or int8, that are not 0.
         active: on the way back, the neurons whose gradient is needed; None for all.
         unit: none of the int8 is beyond -1 and 1.
     """

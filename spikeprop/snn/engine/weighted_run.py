@@ -9,13 +9,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeprop.snn.engine.kernels import cpu, dense, lookup, packed_kernels, sparse_backward, tap_loops, winograd
+from spikeprop.snn.engine.kernels import (
+    cpu,
+    dense,
+    lookup,
+    packed_kernels,
+    payload_loops,
+    register_tables,
+    sparse_backward,
+    tap_loops,
+    winograd,
+)
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
@@ -40,6 +50,8 @@ class Limits:
 
     Attributes:
         forward_events, linear_forward_events: share of values that are spikes, below which currents go spike by spike.
+        forward_payloads, forward_payloads_narrow: the same of spikes with a payload, in wide layers and in others.
+        forward_signs, forward_signs_narrow: the same of 1 and -1, which tables serve too.
         backward_events: the same of a convolution's weight gradient.
         backward_events_winograd: the same, times the share of direct products' seconds that Winograd's algorithm takes.
         linear_backward_events: of a fully connected layer, whose dense product writes all its weights' gradient each time.
@@ -49,6 +61,10 @@ class Limits:
 
     forward_events: float = 0.4
     linear_forward_events: float = 0.28
+    forward_payloads: float = 0.65
+    forward_payloads_narrow: float = 0.45
+    forward_signs: float = 0.4
+    forward_signs_narrow: float = 0.18
     backward_events: float = 0.3
     backward_events_winograd: float = 0.45
     linear_backward_events: float = 0.5
@@ -58,6 +74,7 @@ class Limits:
 
 
 LIMITS = Limits()
+WIDE = 64  # channels read, and written
 EVENT_OUTPUTS = 32  # output channels; of fewer, tables are faster than going spike by spike at any rate
 
 AnyWeighted = TypeVar("AnyWeighted", bound=WeightedLayout)
@@ -133,9 +150,13 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
 
     def forward(self, source: SourceValues) -> Tensor:
         layout, steps = self.layout, source.steps
+        if self._few_payloads(source):
+            return self._by_payloads(source)
         few = layout.plain and self._few(source, LIMITS.forward_events)
-        if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS) and self._looks_up(source):
-            return self._looked_up(source)
+        if not (few and len(self.weight_OCYX) >= EVENT_OUTPUTS):
+            found = self._looked_up(source)
+            if found is not None:
+                return found
         if not few:
             images = channels_first(self._values(source), layout.pooled_shape)
             bias = layout.bias.to(self.compute) if layout.bias is not None else None
@@ -151,24 +172,49 @@ class ConvSynapseRun(WeightedSynapseRun[ConvLayout]):
         cpu.event_conv(spikes, weight, layout.padding, layout.affine, (height, width), out, by_tap=by_tap)
         return out
 
-    def _looks_up(self, source: SourceValues) -> bool:
-        """Whether sums of weights are looked up: in evaluation, of packed or signed spikes, where tables serve."""
-        if self.scale_BSC is not None:
+    def _few_payloads(self, source: SourceValues) -> bool:
+        """Whether going spike by spike serves values of int8, and is the faster way."""
+        layout, small_KBSC = self.layout, source.small_KBSC
+        if small_KBSC is None or small_KBSC.device.type != "cpu" or self.dtype is not torch.float32 or self.scale_BSC is not None:
             return False
-        if source.words_KBSW is not None:
-            return self.layout.tables is not None
-        return source.unit and self.layout.signed_tables is not None
+        outputs, channels, _, columns = self.weight_OCYX.shape
+        if not layout.plain or layout.pool > 1 or columns == 1 or outputs < EVENT_OUTPUTS or layout.tap_weight is None:
+            return False
+        limits = (LIMITS.forward_payloads, LIMITS.forward_payloads_narrow)
+        if source.unit and register_tables.available():
+            limits = (LIMITS.forward_signs, LIMITS.forward_signs_narrow)
+        wide = channels >= WIDE and outputs % WIDE == 0
+        return source.count < limits[0 if wide else 1] * small_KBSC.numel()
 
-    def _looked_up(self, source: SourceValues) -> Tensor:
-        layout, packed = self.layout, source.words_KBSW is not None
-        tables, spikes = (layout.tables, source.words_KBSW) if packed else (layout.signed_tables, source.small_KBSC)
-        assert tables is not None
-        assert spikes is not None
+    def _by_payloads(self, source: SourceValues) -> Tensor:
+        layout = self.layout
+        assert source.small_KBSC is not None
+        assert layout.tap_weight is not None
         out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
-        lookup.conv(
-            spikes.flatten(0, 1), layout.size, tables, layout.stride, layout.padding, layout.affine, layout.out_size,
-            out.flatten(0, 1),
-        )  # fmt: skip
+        small_ISC = source.small_KBSC.flatten(0, 1)
+        payload_loops.conv(
+            small_ISC, layout.size, layout.tap_weight, layout.padding, layout.affine, layout.out_size, out.flatten(0, 1)
+        )
+        return out
+
+    def _looked_up(self, source: SourceValues) -> Tensor | None:
+        """By sums of weights from tables, of packed or signed spikes; None where there are none, or they do not serve."""
+        layout, words = self.layout, source.words_KBSW
+        spikes = words if words is not None else source.small_KBSC if source.unit else None
+        if self.scale_BSC is not None or spikes is None:
+            return None
+        spikes_ISX, signed = spikes.flatten(0, 1), words is None
+        way: Any = register_tables
+        tables = None
+        if register_tables.serves(len(spikes_ISX), math.prod(layout.out_size)):
+            tables = layout.signed_register_tables if signed else layout.register_tables
+        if tables is None:
+            way, tables = lookup, layout.signed_tables if signed else layout.tables
+        if tables is None:
+            return None
+        out = self.buffers.take((source.steps, self.batch, math.prod(layout.out_size), len(self.weight_OCYX)), self.dtype)
+        geometry = (layout.stride, layout.padding, layout.affine, layout.out_size)
+        way.conv(spikes_ISX, layout.size, tables, *geometry, out.flatten(0, 1))
         return out
 
     def backward(

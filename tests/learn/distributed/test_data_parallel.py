@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,8 +25,9 @@ from spikeprop.errors import BusyError, ProcessError, Stopped
 from spikeprop.learn import BPTT, Backprop, LearningRule
 from spikeprop.learn.distributed.batchnorm import moments
 from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Interlocking, MAPPropagation
-from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes, group
 from spikeprop.runtime.seeding import seed_torch
+from tests.forked import ranks, spawn
 
 ROOT = Path(__file__).parents[3]
 SHAPE = (1, 8, 8)
@@ -92,20 +92,20 @@ def trained(case: str, processes: Processes = ALONE) -> tuple[dict[str, Tensor],
 
 def _one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for number, case in enumerate(CASES):
-        state, history = trained(case, Processes(rank, 2))
-        save_file({k: v.contiguous().clone() for k, v in state.items()}, f"{folder}/{number}.{rank}.safetensors")
-        Path(f"{folder}/{number}.{rank}.json").write_text(json.dumps(history))
-    rule, model = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2), resnet()
-    rule.prepare(model, batches()[0][0])
-    optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
-    with pytest.raises(ValueError, match=r"Interlocking splits each batch.*microbatches=1"):
-        fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
-    save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
-    _end_together(Processes(rank, 2))
-    dist.barrier()
-    dist.destroy_process_group()
+    with group(dist.FileStore(f"{folder}/store", 2), rank, 2):
+        for number, case in enumerate(CASES):
+            state, history = trained(case, Processes(rank, 2))
+            save_file({k: v.contiguous().clone() for k, v in state.items()}, f"{folder}/{number}.{rank}.safetensors")
+            Path(f"{folder}/{number}.{rank}.json").write_text(json.dumps(history))
+        rule, model = Interlocking(cuts=4, reach=1, head=ConvHead(widths=[6, 4]), microbatches=2), resnet()
+        rule.prepare(model, batches()[0][0])
+        optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
+        with pytest.raises(ValueError, match=r"Interlocking splits each batch.*microbatches=1"):
+            fit(model, rule, batches(), optimizer, epochs=1, processes=Processes(rank, 2))
+        save_file(_map_gradients(Processes(rank, 2)), f"{folder}/map.{rank}.safetensors")
+        _end_together(Processes(rank, 2))
+    ended = "pt_gloo_runloop" not in {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    assert ended or not Path("/proc").exists(), "threads of the group are alive: Python may abort when it ends"
 
 
 def _end_together(processes: Processes) -> None:
@@ -127,7 +127,7 @@ def _end_together(processes: Processes) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("two")
-    mp.spawn(_one_of_two, (str(path),), nprocs=2)
+    spawn(_one_of_two, (str(path),), nprocs=2)
     return path
 
 
@@ -236,21 +236,20 @@ def test_killed_worker_is_restarted_and_the_run_completes_all_epochs(tmp_path: P
     assert report["ann"]["accuracy"] > 90
 
 
+FULL = """
+import sys
+import spikeprop.learn.training_checkpoint as module
+from spikeprop.cli import main
+def full(*_, **__):
+    raise OSError(28, "No space left on device", "ann.progress.safetensors")
+module.save_checkpoint = full
+main(sys.argv[1:])
+"""
+
+
 def test_failure_of_one_process_ends_all(tmp_path: Path) -> None:
     """The disk is full at rank 0's first checkpoint, within an epoch, while rank 1 is in its next step."""
-    program = tmp_path / "full.py"
-    program.write_text(
-        "import os, sys\n"
-        "import spikeprop.learn.training_checkpoint as module\n"
-        "from spikeprop.cli import main\n"
-        "def full(*_, **__):\n"
-        "    raise OSError(28, 'No space left on device', 'ann.progress.safetensors')\n"
-        "module.save_checkpoint = full\n"
-        "main(sys.argv[1:])\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(program)]
-    command += ["run", "digits_cnn_stdb", *SHORT, "--save-every", "0", "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=200, check=False)
-    assert done.returncode == 1
-    assert "No space left on device" in done.stderr
+    command = ["run", "digits_cnn_stdb", *SHORT, "--save-every", "0", "--out", str(tmp_path / "run")]
+    runs = ranks(2, FULL, command, tmp_path / "log")
+    assert [run.ended() for run in runs] == [1, 1]
+    assert "No space left on device" in runs[0].output

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spikeprop import CNN, IF, Direct, MaxActivation, convert, fit
 from spikeprop.ann import TorchvisionModel
+from spikeprop.cli import main
 from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import (
@@ -38,10 +37,10 @@ from spikeprop.learn.distributed.sharding import blocks, local_shard
 from spikeprop.plugins import ActivationRelaxation, BasicResNet
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.files import previous_of
-from spikeprop.runtime.processes import ALONE, Processes
+from spikeprop.runtime.processes import ALONE, Processes, group
 from spikeprop.runtime.signals import deferred_signals
+from tests.forked import ranks, spawn
 
-ROOT = Path(__file__).parents[3]
 SHAPE = (1, 8, 8)
 SIZES = (7, 4, 1)  # unequal shards, and a batch that is too small for two
 
@@ -130,29 +129,26 @@ def train(
 def _one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     patience = timedelta(minutes=2)  # a process that waits in vain for another's shard fails then
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
-    two = Processes(rank, 2)
-    for number, case in enumerate(CASES):
-        model, history = train(case, two, sharded=True)
-        parts = {name: local_shard(p).numel() for name, p in model.named_parameters()}
-        save_checkpoint(folder / f"{number}.safetensors", model, {"history": history}, writes=not rank)
-        (folder / f"{number}.{rank}.json").write_text(json.dumps(parts))
-    case = next(iter(CASES))
-    train(case, two, sharded=True, progress=folder / "started-sharded.safetensors", interrupted=True)
-    resumed, _ = train(case, two, sharded=True, progress=folder / "started-complete.safetensors")
-    save_checkpoint(folder / "resumed-sharded.safetensors", resumed, {}, writes=not rank)
-    train(TIED, two, sharded=True, progress=folder / "tied.safetensors", interrupted=True)
-    again, _ = train(TIED, two, sharded=True, progress=folder / "tied.safetensors")
-    assert again.get_parameter("again.0.weight") is again.get_parameter("body.1.weight")
-    save_checkpoint(folder / "resumed-tied.safetensors", again, {}, writes=not rank)
-    _stopped_by_a_signal_to_rank_1(folder, two)
-    optimizer = torch.optim.SGD(resumed.parameters())
-    with pytest.raises(ValueError, match="give fit the same processes"):
-        fit(resumed, Backprop(), batches((4,)), optimizer, epochs=1)
-    with pytest.raises(ValueError, match=r"ActivationRelaxation does not take its gradients.*use Backprop or BPTT"):
-        fit(resumed, ActivationRelaxation(), batches((4,)), optimizer, epochs=1, processes=two)
-    dist.barrier()
-    dist.destroy_process_group()
+    with group(dist.FileStore(f"{folder}/store", 2), rank, 2, patience) as two:
+        for number, case in enumerate(CASES):
+            model, history = train(case, two, sharded=True)
+            parts = {name: local_shard(p).numel() for name, p in model.named_parameters()}
+            save_checkpoint(folder / f"{number}.safetensors", model, {"history": history}, writes=not rank)
+            (folder / f"{number}.{rank}.json").write_text(json.dumps(parts))
+        case = next(iter(CASES))
+        train(case, two, sharded=True, progress=folder / "started-sharded.safetensors", interrupted=True)
+        resumed, _ = train(case, two, sharded=True, progress=folder / "started-complete.safetensors")
+        save_checkpoint(folder / "resumed-sharded.safetensors", resumed, {}, writes=not rank)
+        train(TIED, two, sharded=True, progress=folder / "tied.safetensors", interrupted=True)
+        again, _ = train(TIED, two, sharded=True, progress=folder / "tied.safetensors")
+        assert again.get_parameter("again.0.weight") is again.get_parameter("body.1.weight")
+        save_checkpoint(folder / "resumed-tied.safetensors", again, {}, writes=not rank)
+        _stopped_by_a_signal_to_rank_1(folder, two)
+        optimizer = torch.optim.SGD(resumed.parameters())
+        with pytest.raises(ValueError, match="give fit the same processes"):
+            fit(resumed, Backprop(), batches((4,)), optimizer, epochs=1)
+        with pytest.raises(ValueError, match=r"ActivationRelaxation does not take its gradients.*use Backprop or BPTT"):
+            fit(resumed, ActivationRelaxation(), batches((4,)), optimizer, epochs=1, processes=two)
 
 
 def _stopped_by_a_signal_to_rank_1(folder: Path, two: Processes) -> None:
@@ -172,7 +168,7 @@ def _stopped_by_a_signal_to_rank_1(folder: Path, two: Processes) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sharded")
     train(next(iter(CASES)), progress=path / "started-complete.safetensors", interrupted=True)
-    mp.spawn(_one_of_two, (path,), nprocs=2)
+    spawn(_one_of_two, (path,), nprocs=2)
     return path
 
 
@@ -262,17 +258,15 @@ def test_parts_that_need_a_complete_network_are_refused_before_training(override
         experiment.check()
 
 
-def test_sharded_run_under_torchrun_gives_the_result_of_one_process(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'hardware'}", "OMP_NUM_THREADS": "1"}
-    recipe = ["spikeprop", "run", "digits_cnn_stdb", "--smoke", "simulate.samples=0", "ann.dropout=0", "ann.hidden_dropout=0"]
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    runs = {"sharded": [*launch, *recipe, "sharded=true"], "complete": recipe}
-    for name, command in runs.items():
-        asked = [sys.executable, "-m", *command, "--out", str(tmp_path / name)]
-        done = subprocess.run(asked, env=environment, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+def test_sharded_run_of_two_processes_gives_the_result_of_one(tmp_path: Path) -> None:
+    recipe = ["run", "digits_cnn_stdb", "--smoke", "simulate.samples=0", "ann.dropout=0", "ann.hidden_dropout=0", "--out"]
+    runs = ranks(2, None, [*recipe, tmp_path / "sharded", "sharded=true"], tmp_path / "log")
+    complete = CliRunner().invoke(main, [*recipe, str(tmp_path / "complete")])
+    assert complete.exit_code == 0, complete.output
+    for run in runs:
+        assert run.ended() == 0, run.output
     for kind in ("ann", "finetuned"):
-        one, other = (load_file(tmp_path / name / f"{kind}.safetensors") for name in runs)
+        one, other = (load_file(tmp_path / name / f"{kind}.safetensors") for name in ("sharded", "complete"))
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert (value.double() - other[name].double()).abs().max() <= 1e-4, (kind, name)

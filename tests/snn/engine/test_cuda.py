@@ -34,6 +34,11 @@ cuda: Any = packed_kernels(torch.device("cuda"))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 CHANNELS = (1, 31, 32, 33, 70)
+DTYPES_AND_CHANNELS = [  # the interpreter takes half of them on each commit: every dtype, and every number of channels
+    pytest.param(dtype, channels, marks=[pytest.mark.slow] if INTERPRETED and (dtype is torch.float64) == (i % 2 == 0) else [])
+    for dtype in (torch.float32, torch.float64)
+    for i, channels in enumerate(CHANNELS)
+]
 needs_device = pytest.mark.skipif(
     not (INTERPRETED or torch.cuda.is_available()), reason="no GPU: run through the interpreter by test_by_interpreter"
 )
@@ -81,9 +86,8 @@ def assert_near(ours: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
 
 
 @needs_device
-@pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_scan(channels: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "channels"), DTYPES_AND_CHANNELS)
+def test_scan(dtype: torch.dtype, channels: int) -> None:
     """Spikes and potentials equal the reference's to the bit, from chunk to chunk."""
     torch.manual_seed(0)
     for to_zero, leaky, per_position in itertools.product((False, True), repeat=3):
@@ -144,9 +148,8 @@ def test_words_or_ed_and_steps_since_the_last_spike(channels: int, few_programs:
 
 
 @needs_device
-@pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_scan_back(channels: int, dtype: torch.dtype, few_programs: None) -> None:
+@pytest.mark.parametrize(("dtype", "channels"), DTYPES_AND_CHANNELS)
+def test_scan_back(dtype: torch.dtype, channels: int, few_programs: None) -> None:
     torch.manual_seed(0)
     for i, (scaled, pool) in enumerate(itertools.product((False, True), (1, 2))):
         scan_back_all_chunks(channels, dtype, 13, 5, scaled, pool, to_zero=i in (0, 3), leaky=i != 1, per_position=i < 2)
@@ -296,15 +299,16 @@ def test_the_engine_on_these_kernels(neuron: Neuron, encoder: Encoder, monkeypat
 
 @main_process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these tests ran on the GPU")
-def test_by_interpreter() -> None:
+@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_by_interpreter(marked: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, __file__]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
 
-@pytest.fixture(params=TARGETS)
+@pytest.fixture
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
     """Kernels are compiled to machine code when they are launched, and not launched."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -312,30 +316,38 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
         yield found
 
 
+SHAPES_AND_DTYPES = [
+    (64, 4, torch.float32, torch.float32),
+    (70, 2, torch.float64, torch.float64),
+    (1, 1, torch.float32, torch.bfloat16),
+]
+TARGETS_AND_KINDS = [  # on each commit every kernel for every target, and for every kind
+    pytest.param(target, *kind, marks=[] if i == j else [pytest.mark.slow], id=f"{target}-{kind[0]}-{kind[3]}")
+    for i, target in enumerate(TARGETS)
+    for j, kind in enumerate(SHAPES_AND_DTYPES)
+]
+
+
 @main_process
-def test_kernels_compile(compiled: list[Any]) -> None:
-    for channels, side, dtype, given in (
-        (64, 4, torch.float32, torch.float32),
-        (70, 2, torch.float64, torch.float64),
-        (1, 1, torch.float32, torch.bfloat16),
-    ):
-        pool, positions = min(side, 2), side**2
-        theta, v = torch.ones(1, channels, dtype=dtype), torch.zeros(2, positions, channels, dtype=dtype)
-        dense = torch.zeros(5, 2, positions, channels, dtype=given)
-        words = torch.zeros(5, 2, positions, word_count(channels), dtype=torch.int32)
-        ors = torch.zeros(2, *words.shape[1:], dtype=torch.int32)
-        for to_zero, flag in ((False, True), (True, False)):
-            gradient = Gradient(dense[:, :, : positions // pool**2].contiguous(), side, pool, v if flag else None)
-            neurons = ScanParameters(theta, theta, to_zero)
-            cuda.scan(dense, v, neurons, words, potential=flag)
-            train = SpikeTrain(words, ors, 3, cuda.since_at_end(words, ors, 3))
-            cuda.scan_back(gradient, v, train, 0, neurons, STDB(), dense)
-            cuda.scan_back_slopes(dense, v, words, dense, neurons)
-            cuda.spread(gradient)
-            cuda.pooled(PackedSpikes(words, (side, side), channels, pool, v if flag else None, None), given)
-        cuda.any_of(words, ors[0])
-        cuda.unpack(words, channels, given)
-    assert len(compiled) == 3 * (2 * 6 + 2)
+@pytest.mark.parametrize(("compiled", "channels", "side", "dtype", "given"), TARGETS_AND_KINDS, indirect=["compiled"])
+def test_kernels_compile(compiled: list[Any], channels: int, side: int, dtype: torch.dtype, given: torch.dtype) -> None:
+    pool, positions = min(side, 2), side**2
+    theta, v = torch.ones(1, channels, dtype=dtype), torch.zeros(2, positions, channels, dtype=dtype)
+    dense = torch.zeros(5, 2, positions, channels, dtype=given)
+    words = torch.zeros(5, 2, positions, word_count(channels), dtype=torch.int32)
+    ors = torch.zeros(2, *words.shape[1:], dtype=torch.int32)
+    for to_zero, flag in ((False, True), (True, False)):
+        gradient = Gradient(dense[:, :, : positions // pool**2].contiguous(), side, pool, v if flag else None)
+        neurons = ScanParameters(theta, theta, to_zero)
+        cuda.scan(dense, v, neurons, words, potential=flag)
+        train = SpikeTrain(words, ors, 3, cuda.since_at_end(words, ors, 3))
+        cuda.scan_back(gradient, v, train, 0, neurons, STDB(), dense)
+        cuda.scan_back_slopes(dense, v, words, dense, neurons)
+        cuda.spread(gradient)
+        cuda.pooled(PackedSpikes(words, (side, side), channels, pool, v if flag else None, None), given)
+    cuda.any_of(words, ors[0])
+    cuda.unpack(words, channels, given)
+    assert len(compiled) == 2 * 6 + 2
     assert not any(needs(kernel)["spilled"] for kernel in compiled)
     names = {kernel.name for kernel in compiled}
     assert names == {"_scan", "_since_at_end", "_scan_back", "_scan_back_slopes", "_spread", "_pool", "_any_of", "_unpack"}

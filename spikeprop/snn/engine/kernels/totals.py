@@ -25,6 +25,28 @@ def spike_counts(words_TBSW: Tensor, channels: int, dtype: torch.dtype) -> Tenso
     return out_BSC
 
 
+def signed_counts(small_TBSC: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over time, (B, S, C), of spikes (T, B, S, C) of int8."""
+    out_BSC = torch.empty(small_TBSC.shape[1:], dtype=dtype, device=small_TBSC.device)
+    if small_TBSC.device.type != "cpu":
+        return torch.sum(small_TBSC, 0, dtype=dtype, out=out_BSC)
+    small, counts = small_TBSC.flatten(1, 2).numpy(), out_BSC.flatten(0, 1).numpy()
+    in_ranges(len(counts), lambda first, last: _add_up(small, counts, first, last))
+    return out_BSC
+
+
+@_jit
+def _add_up(small_TNC, counts_NC, first, last):  # type: ignore[no-untyped-def]
+    """Rows of 64 neurons or so stay in registers."""
+    for n in range(first, last):
+        counts = counts_NC[n]
+        counts[:] = 0
+        for t in range(small_TNC.shape[0]):
+            small = small_TNC[t, n]
+            for c in range(counts.shape[0]):
+                counts[c] += small[c]
+
+
 @_jit
 def _count(words_TNW, counts_NC, first, last):  # type: ignore[no-untyped-def]
     bits, found = np.arange(BITS).astype(np.uint32), np.empty(BITS, np.uint32)

@@ -1,10 +1,12 @@
 """Spikes as words: 32 channels a 32-bit integer, so a neuron costs one bit a step. Plain torch, any device.
 
-Layout: values lie channels-last, (K, B, S, C), S positions (height x width, or 1 for a vector); words are (K, B, S, W) with
-W = ceil(C / 32), bit c % 32 of word c // 32. Suffix legend: K steps, B batch, S positions, C channels, W words.
+Layout: values lie channels-last, (K, B, S, C), S positions (of all axes after the channels, 1 for a vector); words are
+(K, B, S, W) with W = ceil(C / 32), bit c % 32 of word c // 32. Suffix legend: K steps, B batch, S positions, C channels, W words.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -18,8 +20,8 @@ def word_count(channels: int) -> int:
 
 
 def position_count(shape: tuple[int, ...]) -> int:
-    """Positions S of a sample of ``shape``: height x width, or 1 for a vector."""
-    return shape[1] * shape[2] if len(shape) == 3 else 1
+    """Positions S of a sample of ``shape``: of all axes after the channels, 1 for a vector."""
+    return math.prod(shape[1:])
 
 
 def pack(values_KBSC: Tensor) -> Tensor:
@@ -39,17 +41,17 @@ def unpack(words_KBSW: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
 
 
 def channels_last(x: Tensor, steps: int) -> Tensor:
-    """(K*B, C, H, W) or (K*B, C) as (K, B, S, C), contiguous; no copy where it lies channels-last already."""
-    flat = x.permute(0, 2, 3, 1).flatten(1, 2) if x.dim() == 4 else x.unsqueeze(1)
+    """(K*B, C, ...) as (K, B, S, C), contiguous; no copy where it lies channels-last already."""
+    flat = x.movedim(1, -1).flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
     return flat.unflatten(0, (steps, -1)).contiguous()
 
 
 def channels_first(flat_KBSC: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(K, B, S, C) seen as (K*B, *shape), shape (C, H, W) or (C,)."""
+    """(K, B, S, C) seen as (K*B, *shape), shape (C, ...)."""
     merged = flat_KBSC.flatten(0, 1)
     if len(shape) == 1:
         return merged.squeeze(1)
-    return merged.unflatten(1, shape[1:]).permute(0, 3, 1, 2)
+    return merged.unflatten(1, shape[1:]).movedim(-1, 1)
 
 
 def same_rows(*values_RC: Tensor) -> tuple[Tensor, ...]:
@@ -66,4 +68,4 @@ def per_position(value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> T
     padded = value.detach().to(dtype).reshape((1,) * (len(shape) - value.dim()) + tuple(value.shape))
     if len(shape) == 1 or padded.shape[1:].numel() == 1:
         return padded.expand(channels, *padded.shape[1:]).reshape(1, channels).contiguous()
-    return padded.expand(shape).permute(1, 2, 0).reshape(-1, channels).contiguous()
+    return padded.expand(shape).flatten(1).T.contiguous()

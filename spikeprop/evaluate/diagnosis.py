@@ -1,0 +1,238 @@
+"""Where a conversion loses accuracy, and why: each layer's error, split into what it inherits, what it adds, and the causes.
+
+A layer sends n in T steps, which stands for n/T * scale. Its sources sent means that give it the mean current z; a perfect layer
+would make f(z) of it, f the ANN's activation, where the ANN has a. So
+
+    n/T scale - a  =  (f(z) - a) inherited  +  (n/T scale - f(z)) its own,   and its own is the sum of
+    clipping     min(f(z), p scale) - f(z)           it sends at most p a step
+    rounding     m/T scale - min(f(z), p scale)      m = ceil(f(z) T/scale + v_init) - 1, of a constant current, in 0..p T
+    unevenness   (n - m)/T scale                     what comes late cannot be sent, or what came early not be taken back
+    silence      rounding, of channels that send nothing although f(z) is active
+
+Shares are of the squared norm. How much an error matters is measured: "alone" is the share of the images whose prediction changes
+if the ANN makes this layer's own error and no other. Suffix legend: B images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprop.errors import EvaluationError
+from spikeprop.evaluate.activity import device_of, payloads
+from spikeprop.evaluate.error import ideal, mean_sent
+from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork
+
+CAUSES = {
+    "clipping": "thresholds are too low: a neuron can send no more in a step. Calibrate for this number of steps "
+    "(LeastError, LightCalibration), or take more levels (GradedIF)",
+    "rounding": "a spike stands for too much: take more steps or more levels (GradedIF), or calibrate for this number of steps "
+    "with one threshold a channel",
+    "unevenness": "spikes come unevenly: take neurons that send back what was too much (SignedIF, GradedIF), or search='spikes'",
+    "silence": "channels never fire: give each its own threshold (per='channel'), start at v_init=0.5, or take more steps",
+}
+SLIGHT = 1e-3  # relative errors below are none
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """What one layer loses at one number of steps. Errors are relative to the norm of the ANN's activation.
+
+    Attributes:
+        layer, timesteps: which.
+        total, inherited, own: errors; the two parts add up as vectors.
+        clipping, rounding, unevenness, silence: shares of the squared own error, in percent.
+        silent, channels: channels that send nothing although they should; of how many.
+        alone: images of which the prediction changes by the own error alone, in percent.
+    """
+
+    layer: str
+    timesteps: int
+    total: float
+    inherited: float
+    own: float
+    clipping: float
+    rounding: float
+    unevenness: float
+    silence: float
+    silent: int
+    channels: int
+    alone: float
+
+    @property
+    def cause(self) -> str | None:
+        """The largest part of the own error; None where there is hardly any."""
+        return max(CAUSES, key=lambda name: getattr(self, name)) if self.own > SLIGHT else None
+
+
+@dataclass(frozen=True)
+class ConversionDiagnosis:
+    """What ``explain_conversion`` found; printed, it is a text.
+
+    Attributes:
+        rows: by number of steps, in the order of the layers.
+        agreement: percentage of the images with the ANN's prediction, by number of steps.
+        images: their number.
+    """
+
+    rows: list[LayerLoss]
+    agreement: dict[int, float]
+    images: int
+
+    def at(self, timesteps: int) -> list[LayerLoss]:
+        """The layers at one number of steps."""
+        return [row for row in self.rows if row.timesteps == timesteps]
+
+    def worst(self, timesteps: int) -> LayerLoss:
+        """The layer whose own error costs most: most predictions alone, then the largest own error."""
+        return max(self.at(timesteps), key=lambda row: (row.alone, row.own))
+
+    def __str__(self) -> str:
+        return "\n\n".join(self._text(t) for t in self.agreement)
+
+    def _text(self, timesteps: int) -> str:
+        worst = self.worst(timesteps)
+        lines = [
+            f"T = {timesteps}: the spiking network predicts as the ANN for {self.agreement[timesteps]:.1f} % of {self.images} "
+            "images."
+        ]
+        cause = worst.cause
+        if cause is None:
+            lines += ["No layer adds an error of its own."]
+        else:
+            lines += [
+                f"Most is lost in {worst.layer}: it inherits an error of {100 * worst.inherited:.1f} % and adds one of "
+                f"{100 * worst.own:.1f} %, which alone changes {worst.alone:.1f} % of the predictions.",
+                f"{getattr(worst, cause):.0f} % of that is {cause}: {CAUSES[cause]}.",
+            ]
+        width = max(len(row.layer) for row in self.at(timesteps))
+        heads = ("inherits", "adds", "alone", *CAUSES, "silent channels")
+        lines += [f"{'%':<{width}}" + "".join(f"{head:>{max(9, len(head)) + 1}}" for head in heads)]
+        for row in self.at(timesteps):
+            numbers = (100 * row.inherited, 100 * row.own, row.alone, *(getattr(row, cause) for cause in CAUSES))
+            cells = "".join(f"{number:>{max(9, len(head)) + 1}.1f}" for head, number in zip(heads, numbers))
+            lines.append(f"{row.layer:<{width}}{cells}{f'{row.silent} of {row.channels}':>{len(heads[-1]) + 1}}")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def diagnose(network: SpikingNetwork, plain: SpikingNetwork, x: Tensor, timesteps: Sequence[int]) -> ConversionDiagnosis:
+    """Compare a converted network with its ANN, layer by layer.
+
+    Args:
+        network: calibrated.
+        plain: the ANN as an uncalibrated network with the same layers.
+        x: images (B, ...). Activations of all layers are kept for them.
+        timesteps: numbers of steps.
+
+    Raises:
+        EvaluationError: other layers than ``plain`` has, several outputs, or a run beforehand, whose steps do not count.
+    """
+    if list(network.layers) != list(plain.layers):
+        odd = sorted(set(network.layers) ^ set(plain.layers)) or list(network.layers)
+        raise EvaluationError(f"the network was not converted from this ANN, which has other layers: {', '.join(odd[:5])}")
+    if network.readout.restarts:
+        raise EvaluationError("the network runs beforehand (OffsetSpike), so its spikes are not those of its steps")
+    if network.output_form is not None:
+        raise EvaluationError("the network has several outputs, and predictions of one are compared; convert a part of the ANN")
+    x = x.to(device_of(network))
+    values = _walk(plain, {INPUT: x})
+    output = list(plain.layers)[-1]
+    wanted = _predicted(values[output])
+    means, outputs = mean_sent(network, x, timesteps)
+    rows = [_Comparison(network, plain, values, sent, t).row(name) for t, sent in means.items() for name in network.dynamics()]
+    agreement = {t: _percent(_predicted(outputs[t]) == wanted) for t in means}
+    return ConversionDiagnosis(rows, agreement, len(x))
+
+
+class _Comparison:
+    """One number of steps.
+
+    Args:
+        network, plain: as in ``diagnose``.
+        values: the ANN's, by source (B, ...).
+        sent: mean of what each source sent a step (B, ...).
+        timesteps: T.
+    """
+
+    def __init__(
+        self,
+        network: SpikingNetwork,
+        plain: SpikingNetwork,
+        values: Mapping[str, Tensor],
+        sent: Mapping[str, Tensor],
+        timesteps: int,
+    ):
+        self.network, self.plain, self.values, self.sent, self.timesteps = network, plain, values, sent, timesteps
+        self.layers, self.payloads = dict(network.named_layers()), payloads(network)
+
+    def row(self, name: str) -> LayerLoss:
+        layer, a = self.layers[name], self.values[name]
+        perfect, sent = self._perfect(layer), self.sent[name] * layer.dynamics.spike_size * layer.scale
+        parts, silent_C = self._parts(name, layer, perfect, sent)
+        squares = {cause: float(part.square().sum(dtype=torch.float64)) for cause, part in parts.items()}
+        every = sum(squares.values()) or 1.0
+        size = float(a.norm()) or 1.0
+        return LayerLoss(
+            name,
+            self.timesteps,
+            total=float((sent - a).norm()) / size,
+            inherited=float((perfect - a).norm()) / size,
+            own=float((sent - perfect).norm()) / size,
+            **{cause: 100 * square / every for cause, square in squares.items()},
+            silent=int(silent_C.sum()),
+            channels=len(silent_C),
+            alone=self._alone(name, a + sent - perfect),
+        )
+
+    def _perfect(self, layer: Layer) -> Tensor:
+        """What the ANN's activation makes of the mean current, in the ANN's units."""
+        total = layer.current({source: self.sent[source].unsqueeze(0) for source in layer.sources})[0]
+        limit = None if layer.ceiling is None else layer.ceiling / layer.scale
+        return layer.dynamics.activation(total, limit) * layer.scale
+
+    def _parts(self, name: str, layer: Layer, perfect: Tensor, sent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The own error by cause, and which channels are silent."""
+        nothing, unit = torch.zeros_like(sent), layer.dynamics.spike_size * layer.scale
+        clipped, rounded = ideal(perfect, unit, self.timesteps, layer.dynamics, 2 ** self.payloads[name].bits - 1)
+        silent_C = _nowhere(sent) & ~_nowhere(perfect) & isinstance(layer.dynamics, Neuron)
+        silent = silent_C.reshape(1, -1, *(1,) * (sent.dim() - 2))
+        return {
+            "clipping": clipped - perfect,
+            "rounding": torch.where(silent, nothing, rounded - clipped),
+            "unevenness": torch.where(silent, nothing, sent - rounded),
+            "silence": torch.where(silent, sent - clipped, nothing),
+        }, silent_C
+
+    def _alone(self, name: str, changed: Tensor) -> float:
+        output = list(self.plain.layers)[-1]
+        found = _walk(self.plain, {**self.values, name: changed}, after=name)[output]
+        return _percent(_predicted(found) != _predicted(self.values[output]))
+
+
+def _walk(plain: SpikingNetwork, values: Mapping[str, Tensor], after: str = INPUT) -> dict[str, Tensor]:
+    """The ANN's activations of the layers after one, by name, from those given; what does not depend on it is not computed."""
+    found, changed = dict(values), {after}
+    for name, layer in plain.named_layers():
+        if name != after and changed & set(layer.sources):
+            total = layer.current({source: found[source].unsqueeze(0) for source in layer.sources})[0]
+            found[name] = layer.dynamics.activation(total, layer.ceiling)
+            changed.add(name)
+    return found
+
+
+def _predicted(scores_BK: Tensor) -> Tensor:
+    """The class, at each position of dense scores; of one logit its side."""
+    return scores_BK > 0 if scores_BK.shape[1] == 1 else scores_BK.argmax(1)
+
+
+def _nowhere(values: Tensor) -> Tensor:
+    """Channels in which all values (B, C, ...) are 0, (C,)."""
+    return (values == 0).transpose(0, 1).flatten(1).all(1)
+
+
+def _percent(which_B: Tensor) -> float:
+    return 100 * float(which_B.double().mean())

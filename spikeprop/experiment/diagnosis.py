@@ -1,0 +1,78 @@
+"""``explain_conversion``: from a converted network and its ANN to the reasons for what accuracy it loses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.convert import to_spiking
+from spikeprop.errors import CheckpointError, EvaluationError
+from spikeprop.evaluate import ConversionDiagnosis, diagnose
+from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_network, load_spiking
+from spikeprop.runtime.given import read_batches
+from spikeprop.snn import IF, SpikingNetwork
+
+MOST_IMAGES = 256  # activations of all layers are kept for them
+
+
+def explain_conversion(
+    network: SpikingNetwork, ann: nn.Module, images: Any, timesteps: Sequence[int] = (4, 8)
+) -> ConversionDiagnosis:
+    """Which layers of a converted network lose how much against the ANN, why, and what to do; print the result to read it.
+
+    Args:
+        network: converted from ``ann`` and not fine-tuned.
+        ann: the trained network.
+        images: as ``convert`` takes them, some 100; of more than 256 the first 256. No labels are needed.
+        timesteps: numbers of steps.
+
+    Raises:
+        EvaluationError: not a spiking network, or one of another ANN.
+        ConversionError: the ANN cannot be traced.
+        DataError: what was passed as images cannot be read as such.
+        ValueError: no images, or timesteps below 1.
+    """
+    if not isinstance(network, SpikingNetwork):
+        raise EvaluationError(f"{type(network).__name__} is not a spiking network; pass the converted network, then its ANN")
+    x = _first(images).to(next(network.parameters()))
+    prototype = next(iter(network.neurons().values()), IF())
+    plain = to_spiking(ann, lambda: copy.deepcopy(prototype), network.encoder, tuple(x.shape[1:]), images=x[:8])
+    return diagnose(network, plain.to(x).eval(), x, timesteps)
+
+
+def _first(images: Any) -> Tensor:
+    found, count = [], 0
+    for x, _ in read_batches(images, split="train"):
+        found.append(x[: MOST_IMAGES - count])
+        count += len(found[-1])
+        if count == MOST_IMAGES:
+            break
+    if not count:
+        raise ValueError("no images to compare on")
+    return torch.cat(found)
+
+
+def explain_run(folder: Path, timesteps: Sequence[int], samples: int, trusted: Collection[str] = ()) -> ConversionDiagnosis:
+    """The same for a run folder's converted network, on images of the run's test data.
+
+    Args:
+        folder: of a run that has converted its ANN.
+        timesteps: numbers of steps; none for the recipe's.
+        samples: test images.
+        trusted: packages that the checkpoints may have imported.
+
+    Raises:
+        CheckpointError: no such folder, or one without the two networks.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no run folder; a diagnosis needs the ANN as well as the converted network")
+    ann_file, converted_file = find_checkpoints(folder, ["ann", "converted"])
+    ann, converted = load_network(ann_file, trusted), load_spiking(converted_file, trusted)
+    data = data_component(data_settings(converted.description["data"]), trusted).build()
+    images = next(data.test(samples).epoch(0))[0]
+    return explain_conversion(converted.network, ann.network, images, list(timesteps) or [converted.description["timesteps"]])

@@ -1,0 +1,71 @@
+"""The choice of neuron and calibrator: what it depends on, that it is told, and that the result is the one of the same call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spikeprop as sp
+from spikeprop.convert.choice import choose
+from spikeprop.errors import ConversionError
+from spikeprop.snn import GradedIF, SignedIF
+
+
+def ann_and_images() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval(), torch.randn(40, 6)
+
+
+def test_fewer_steps_get_more_levels_and_one_bit_where_asked() -> None:
+    found = [choose(None, None, timesteps).neuron.payload_bits for timesteps in (1, 2, 4, 8, 32)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > found[-1] > 1
+    for timesteps in (1, 4, 64):
+        assert type(choose(None, None, timesteps, binary=True).neuron) is SignedIF
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("timesteps", [1, 32])
+def test_the_call_with_steps_alone_is_that_with_what_it_chose(timesteps: int, binary: bool) -> None:
+    ann, images = ann_and_images()
+    chosen = choose(None, None, timesteps, binary=binary)
+    network = sp.convert(ann, images, timesteps=timesteps, binary=binary)
+    same = sp.convert(ann, images, chosen.neuron, chosen.calibrator)
+    with torch.no_grad():
+        assert torch.equal(network(images, timesteps), same(images, timesteps))
+    assert same.notes == []
+    kind = type(chosen.neuron).__name__
+    assert kind in network.notes[0]
+    assert type(chosen.calibrator).__name__ in network.notes[0]
+    assert f"T = {timesteps}" in repr(network)
+    assert kind in repr(network)
+
+
+def test_either_may_be_given_and_the_steps_may_come_from_the_calibrator() -> None:
+    ann, images = ann_and_images()
+    one = sp.convert(ann, images, calibrator=sp.LightCalibration(timesteps=1))
+    assert all(isinstance(n, GradedIF) for n in one.neurons().values())
+    assert "GradedIF" in one.notes[0]
+    assert "Calibration" not in one.notes[0]
+    two = sp.convert(ann, images, sp.IF(v_init=0.5), timesteps=16)
+    assert all(type(n) is sp.IF for n in two.neurons().values())
+    assert "LightCalibration" in two.notes[0]
+    assert "GradedIF" not in two.notes[0]
+
+
+def test_a_call_that_cannot_be_completed_is_refused() -> None:
+    ann, images = ann_and_images()
+    wrong: list[tuple[dict[str, object], str]] = [
+        ({}, "for how many time steps"),
+        ({"neuron": sp.IF()}, "for how many time steps"),
+        ({"calibrator": sp.MaxActivation()}, "for how many time steps"),
+        ({"timesteps": 0}, "timesteps is 0"),
+        ({"timesteps": True}, "timesteps is True"),
+        ({"timesteps": 2.0}, "timesteps is 2.0"),
+        ({"timesteps": 8, "calibrator": sp.LightCalibration(timesteps=4)}, "LightCalibration calibrates for 4"),
+        ({"timesteps": 8, "binary": True, "neuron": sp.IF()}, "neuron is IF; give one of the two"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(ConversionError, match=message):
+            sp.convert(ann, images, **arguments)  # type: ignore[arg-type]
