@@ -58,8 +58,8 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
     _refuse_arithmetic(network)
     if network.output_form is not None:
         raise NirError(
-            f"the network has several outputs ({', '.join(network.output_form.parts())}), whose structure a NIR file cannot hold; "
-            "with network.output_form = None they are one vector, one after another, and can be written"
+            f"the network has several outputs ({', '.join(network.output_form.parts())}), whose structure a NIR file cannot "
+            "hold; with network.output_form = None they are one vector, one after another, and can be written"
         )
     if network.readout.restarts:
         raise NirError(

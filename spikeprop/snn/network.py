@@ -39,6 +39,9 @@ HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 Shape = tuple[int, ...]
 
 
+_not_compiled: Any = torch.compiler.disable  # its own type knows no functions with arguments
+
+
 def _engine() -> ModuleType:
     """The packed engine, imported when first used: it brings Numba."""
     from spikeprop.snn.engine import batch
@@ -228,6 +231,7 @@ class SpikingNetwork(nn.Module):
         assert output is not None
         return self.structured(output.clone())  # of its own memory, not a view of all steps'
 
+    @_not_compiled  # a compiler that looks at a tensor with a gradient function warns
     def structured(self, output: Tensor) -> Any:
         """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""
         return output if self.output_form is None else self.output_form(output)

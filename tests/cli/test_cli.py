@@ -393,9 +393,7 @@ SMOKE = {
     "cifar100": "cifar-100-python",
 }
 ALSO = {"digits_on_photographs_unet": ("MNIST", "cifar-10-batches-py")}  # of recipes whose first word does not say it
-LARGE = {  # for Lava, or more than NIR can say
-    "cifar10_resnet20_light", "cifar10_resnet20_signed", "cifar10_vgg5_stdb", "cifar10_resnet8_stdb", "digits_on_photographs_unet",
-}  # fmt: skip
+LARGE = {"cifar10_resnet20_light", "cifar10_resnet20_signed", "cifar10_vgg5_stdb", "cifar10_resnet8_stdb"}  # for Lava
 SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow runs
     "cifar10_vgg16_stdb": "ann.depth=5",
     "cifar10_vgg16_qcfs": "ann.depth=5",
@@ -403,6 +401,7 @@ SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow
     "cifar10_vgg9_stdb": "ann.depth=5",
     "cifar100_vgg11_stdb": "ann.depth=5",
     "cifar10_resnet20_stdb": "ann.depth=8",
+    "digits_on_photographs_unet": "ann.widths=[4, 8]",
 }
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
 

@@ -76,7 +76,7 @@ def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) ->
     if takes_back(neuron):
         return not torch.is_grad_enabled()
     if kind is SpikingMaxPool:
-        return type(neuron.window).forward is MAX_POOLS.get(type(neuron.window))
+        return type(neuron.window).forward is MAX_POOLS.get(type(neuron.window))  # type: ignore[attr-defined]
     return is_integrate_and_fire(neuron) or (kind.run is LayerDynamics.run and _steps_alone(neuron, shape, x_B))
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
+from spikeprop.snn.engine.kernels import cpu
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.sparse_backward import Active
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last
 from spikeprop.snn.engine.layout import DenseLayout, GradientAccumulator
 from spikeprop.snn.engine.source_values import SourceSpec, SourceValues
 from spikeprop.snn.layer import INPUT
-from spikeprop.snn.synapse import DropoutMasks
+from spikeprop.snn.synapse import DropoutMasks, Gain
 
 AnyLayout = TypeVar("AnyLayout", bound=DenseLayout)
 
@@ -35,6 +36,12 @@ class SynapseRun(Generic[AnyLayout]):
     def forward(self, source: SourceValues) -> Tensor:
         """Current (K, B, P, O); K = 1 where the source is one step that stands for all."""
         raise NotImplementedError
+
+    def add_to(self, total_KBPO: Tensor, source: SourceValues) -> None:
+        """Add the current to a sum of currents of as many steps, or of more."""
+        current_KBPO = self.forward(source)
+        total_KBPO += current_KBPO
+        self.buffers.give(current_KBPO)
 
     def backward(
         self,
@@ -63,6 +70,19 @@ class DenseSynapseRun(SynapseRun[DenseLayout]):
         current_KB = self.layout.synapse(source.dense(self.dtype), self.masks, self.key)
         current_KBPO = channels_last(current_KB.flatten(0, 1), len(current_KB))
         return current_KBPO.clone() if _share_memory(current_KBPO, source.dense_KB) else current_KBPO
+
+    def add_to(self, total_KBPO: Tensor, source: SourceValues) -> None:
+        """Small numbers on a path around a layer are added in one pass over memory."""
+        small_KBSC, ops = source.small_KBSC, list(self.layout.synapse)
+        gains = [op.gain for op in ops if isinstance(op, Gain)]
+        if small_KBSC is None or len(gains) != len(ops) or len(gains) > 1 or small_KBSC.device.type != "cpu":
+            super().add_to(total_KBPO, source)
+            return
+        gain = gains[0] if gains else torch.ones((), dtype=self.dtype)
+        if gain.numel() not in (1, self.shape[0]) or total_KBPO.dtype is not self.dtype or gain.dtype is not self.dtype:
+            super().add_to(total_KBPO, source)
+            return
+        cpu.add_scaled(small_KBSC, gain.detach().reshape(-1).expand(self.shape[0]), total_KBPO)
 
     def backward(
         self,
@@ -113,6 +133,9 @@ def summed_current(
     total, owned = None, False
     for source, synapse in synapses:
         current = constant.get(synapse.key) if constant is not None else None
+        if current is None and total is not None and owned and source != INPUT and len(total) >= values[source].steps:
+            synapse.add_to(total, values[source])
+            continue
         if current is None:
             current = synapse.forward(values[source])
             if source == INPUT and constant is not None:

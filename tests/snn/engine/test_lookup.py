@@ -93,6 +93,14 @@ def test_currents_spike_by_spike_of_payloads_are_the_convolution(
     assert torch.equal(out, channels_last((wanted - bias[:, None, None]) / 2 + bias[:, None, None], 1)[0])
 
 
+def test_spikes_on_a_path_around_a_layer_are_added_as_torch_adds_them() -> None:
+    torch.manual_seed(0)
+    small, gain, total = torch.randint(-7, 8, (2, 3, 4, 5), dtype=torch.int8), torch.randn(5), torch.randn(2, 3, 4, 5)
+    wanted = total + small.float() * gain
+    cpu.add_scaled(small, gain, total)
+    assert torch.equal(total, wanted)
+
+
 def test_no_tables_for_odd_numbers_of_outputs_and_for_wide_layers() -> None:
     assert lookup.make_tables(torch.zeros(10, 4, 3, 3), signed=False) is None
     assert lookup.make_tables(torch.zeros(16, 2048, 3, 3), signed=False) is None

@@ -223,6 +223,13 @@ def max_pool(
     in_ranges(len(counts), lambda i, j: neuron_loops.max_pool(current, counts, size, pool, columns, out, i, j))
 
 
+def add_scaled(small_KBSC: Tensor, gain_C: Tensor, total_KBSC: Tensor) -> None:
+    """Add values of int8, times the gain of their channel, to ``total_KBSC``."""
+    small, total = (_array(tensor.flatten(2).flatten(0, 1)) for tensor in (small_KBSC, total_KBSC))
+    gain = _array(gain_C.expand(small_KBSC.shape[2], -1).flatten())
+    in_ranges(len(total), lambda first, last: neuron_loops.add_scaled(small, gain, total, first, last))
+
+
 def plane(small_KBSC: Tensor, sign: int) -> Tensor:
     """Words (K, B, S, W) of the values (K, B, S, C) of int8 that have that sign."""
     words_KBSW = torch.empty((*small_KBSC.shape[:-1], word_count(small_KBSC.shape[-1])), dtype=torch.int32)

@@ -65,6 +65,15 @@ def scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, las
 
 
 @_jit
+def add_scaled(small_BN, gain_N, total_BN, first, last):  # type: ignore[no-untyped-def]
+    """Add values of int8, each times its gain, to ``total_BN``; products are rounded, as they are in torch."""
+    for b in range(first, last):
+        small, total = small_BN[b], total_BN[b]
+        for n in range(total.shape[0]):
+            total[n] += gain_N[n] * total.dtype.type(small[n])
+
+
+@_jit
 def plane(small_IC, sign, words_IW, first, last):  # type: ignore[no-untyped-def]
     """The bits of the values that have that sign."""
     channels = small_IC.shape[1]
