@@ -8,20 +8,22 @@ The ANN is the pretrained CIFAR-10 ResNet-20 (with weights in $SPIKEPROP_DATA/we
 support its padded shortcut, so there the same map is a convolution of ones and zeros. A contender whose calibration depends on
 T is calibrated for each T; T counts every step, including those of a delayed readout (SpikingJelly's estimate of the delay).
 Graded spikes carry several bits, so beside our accuracies stand the bits that a neuron sends for an image, in the mean of 200
-images (a spike of n bits has a sign more). "default" is ``convert(ann, images, timesteps=T)``.
+images (a spike of n bits has a sign more). The same command again continues. "default" is ``convert(ann, images, timesteps=T)``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Result, option_parser, parse, save
+from common import Result, option_parser, parse, save, settings
 from peers import NotComparable
 from torch import Tensor, nn
 
@@ -114,19 +116,50 @@ def neuron_of(name: str) -> Neuron | None:
     return SignedIF() if name.startswith("signed") else IF(v_init=0.5)
 
 
-def ours(name: str, ann: nn.Module, images: Tensor, test: Batches, timesteps: Sequence[int]) -> tuple[Row, Row, dict[int, str]]:
-    """Accuracy at each T, bits that a neuron sends for an image, and what was chosen where the choice was left to ``convert``."""
-    neuron, accuracy, bits, notes = neuron_of(name), {}, {}, {}
-    for steps in [list(timesteps)] if name in ONE_FOR_ALL else [[t] for t in timesteps]:
+class Found:
+    """What was measured so far, written after each number of steps; a file of the same settings is continued.
+
+    Attributes:
+        ann: accuracy of the ANN.
+        accuracy, bits, notes: by contender and T; notes tell what was chosen where the choice was left to ``convert``.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.ann = options, math.nan
+        self.accuracy: dict[str, Row] = {}
+        self.bits: dict[str, Row] = {}
+        self.notes: dict[str, dict[int, str]] = {}
+        kept = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+        if json.dumps(kept.get("settings")) == json.dumps(settings(options)):
+            self.ann = kept["ann"]
+            for mine, name in ((self.accuracy, "accuracy"), (self.bits, "bits_per_neuron"), (self.notes, "chosen")):
+                mine |= {contender: {int(t): value for t, value in row.items()} for contender, row in kept[name].items()}
+
+    def lacks(self, name: str, timesteps: Sequence[int]) -> list[int]:
+        """The numbers of steps at which a contender was not measured yet."""
+        return [t for t in timesteps if t not in self.accuracy.get(name, {})]
+
+    def add(self, name: str, accuracy: Row, bits: Row | None = None, note: dict[int, str] | None = None) -> None:
+        """Keep a contender's figures at some T."""
+        for mine, new in ((self.accuracy, accuracy), (self.bits, bits), (self.notes, note)):
+            if new:
+                mine[name] = {**mine.get(name, {}), **new}  # type: ignore[dict-item]
+        found: Result = {"ann": self.ann, "accuracy": self.accuracy, "bits_per_neuron": self.bits, "chosen": self.notes}
+        above = gaps(self.accuracy, self.options.timesteps)
+        save(__file__, self.options, contenders=list(self.accuracy), **found, points_above_the_best_peer=above)
+
+
+def ours(name: str, ann: nn.Module, images: Tensor, test: Batches, found: Found) -> None:
+    """Measure accuracy at each T, and bits that a neuron sends for an image."""
+    timesteps = found.lacks(name, found.options.timesteps)
+    for steps in [timesteps] if name in ONE_FOR_ALL and timesteps else [[t] for t in timesteps]:
         given = {"timesteps": steps[0], "binary": name.endswith("one bit")} if name.startswith("default") else {}
-        network = convert(ann, [images], neuron, OURS[name](steps[0]), **given)
-        if network.notes:
-            notes[steps[0]] = network.notes[0]
+        network = convert(ann, [images], neuron_of(name), OURS[name](steps[0]), **given)
         meter, few = ActivityMeter(network, steps), -(-COUNTED // len(test[0][0]))
         snn_accuracy(network, test[:few], steps, meter=meter)
-        accuracy |= snn_accuracy(network, test, steps, label=f"{name}, T = {steps}")
-        bits |= {t: meter.bits(t) for t in steps}
-    return accuracy, bits, notes
+        accuracy = snn_accuracy(network, test, steps, label=f"{name}, T = {steps}")
+        note = {steps[0]: "; ".join(network.notes)} if network.notes else None
+        found.add(name, accuracy, {t: meter.bits(t) for t in steps}, note)
 
 
 class _AsConvolution(nn.Module):
@@ -191,6 +224,8 @@ def table(results: dict[str, Row], bits: dict[str, Row], timesteps: Sequence[int
     """One line per contender, one column per T: accuracy, and bits that a neuron sends for an image."""
 
     def cell(name: str, t: int) -> str:
+        if t not in results[name]:
+            return "-"
         return f"{results[name][t]:.2f}" + (f" / {bits[name][t]:.2f}" if name in bits else "")
 
     lines = [f"{'% / bits a neuron; graded n: T x n levels':<45}" + "".join(f"{'T = ' + str(t):>15}" for t in timesteps)]
@@ -199,10 +234,14 @@ def table(results: dict[str, Row], bits: dict[str, Row], timesteps: Sequence[int
 
 
 def gaps(results: dict[str, dict[int, float]], timesteps: Sequence[int]) -> dict[int, float]:
-    """Our best accuracy less SpikingJelly's best, in points; empty without both."""
-    peers = [row for name, row in results.items() if name.startswith("SpikingJelly")]
-    mine = [row for name, row in results.items() if not name.startswith("SpikingJelly")]
-    return {t: max(r[t] for r in mine) - max(r[t] for r in peers) for t in timesteps} if peers and mine else {}
+    """Our best accuracy less SpikingJelly's best, in points, at the T at which there are both."""
+    found = {}
+    for t in timesteps:
+        peers = [row[t] for name, row in results.items() if name.startswith("SpikingJelly") and t in row]
+        mine = [row[t] for name, row in results.items() if not name.startswith("SpikingJelly") and t in row]
+        if peers and mine:
+            found[t] = max(mine) - max(peers)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -219,28 +258,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         ann, images, test = load(options)
     except (NotComparable, SpikepropError) as error:
         parser.error(str(error))
-    accuracy = ann_accuracy(ann, test)
-    print(f"ANN {accuracy:.2f} % of {sum(len(y) for _, y in test)} images; {len(images)} calibration images")
-    results: dict[str, Row] = {}
-    bits: dict[str, Row] = {}
-    notes: dict[str, dict[int, str]] = {}
+    found = Found(options)
+    found.ann = ann_accuracy(ann, test) if math.isnan(found.ann) else found.ann
+    print(f"ANN {found.ann:.2f} % of {sum(len(y) for _, y in test)} images; {len(images)} calibration images")
     for name in options.contenders:
         torch.manual_seed(options.seed)
         if name in OURS:
-            results[name], bits[name], notes[name] = ours(name, ann, images, test, options.timesteps)
-        else:
-            results |= spikingjelly(name, ann, images, test, options.timesteps)
-        print(table({n: r for n, r in results.items() if n.startswith(name)}, bits, options.timesteps), flush=True)
-        chosen = {n: found for n, found in notes.items() if found}
-        found: Result = {
-            "ann": accuracy,
-            "accuracy": results,
-            "bits_per_neuron": bits,
-            "chosen": chosen,
-            "points_above_the_best_peer": gaps(results, options.timesteps),
-        }
-        save(__file__, options, contenders=list(results), **found)  # after each: all of them take an hour
-    print(table(results, bits, options.timesteps))
+            ours(name, ann, images, test, found)
+        elif found.lacks(name, options.timesteps):
+            for measured, row in spikingjelly(name, ann, images, test, options.timesteps).items():
+                found.add(measured, row)
+        own = {n: row for n, row in found.accuracy.items() if n.startswith(name)}
+        print(table(own, found.bits, options.timesteps), flush=True)
+    results = found.accuracy
+    print(table(results, found.bits, options.timesteps))
     above = [f"{gap:+.2f} at T = {t}" for t, gap in gaps(results, options.timesteps).items()]
     print("points above the best peer: " + ", ".join(above))
 

@@ -82,7 +82,8 @@ def converted(found: dict[str, Any]) -> str:
     body = []
     for name, accuracy in found["accuracy"].items():
         sent = bits.get(name)
-        cells = [f"{accuracy[str(t)]:.2f}" + (f" ({sent[str(t)]:.1f})" if sent else "") for t in timesteps]
+        known = [str(t) if str(t) in accuracy else None for t in timesteps]
+        cells = [f"{accuracy[t]:.2f}" + (f" ({sent[t]:.1f})" if sent else "") if t else "" for t in known]
         body.append((name, *cells))
     return rows((f"% (bits a neuron); ANN {found['ann']:.2f}", *(f"T = {t}" for t in timesteps)), body)
 

@@ -111,7 +111,7 @@ def test_snippets_run_as_programs(page: str, code: str, tmp_path: Path) -> None:
         imagenet_folder(tmp_path / "imagenet")
         downloaded_weights(tmp_path / "torch")
     printed = run_program(shortened(code), tmp_path)
-    assert printed.endswith("}")  # accuracy by number of steps
+    assert printed.endswith("}") or "accuracy" not in code  # accuracy by number of steps
     if page == "README.md":
         ann, snn = re.findall(r"([0-9.]+)\}?$", printed, re.MULTILINE)
         assert "{8: " in printed
@@ -119,8 +119,8 @@ def test_snippets_run_as_programs(page: str, code: str, tmp_path: Path) -> None:
         assert float(snn) > float(ann) - 10
 
 
-def test_each_of_these_pages_has_one_snippet() -> None:
-    assert [page for page, _ in SNIPPETS] == ["README.md", "docs/index.md", "docs/guides/conversion.md"]
+def test_pages_have_their_snippets() -> None:
+    assert [page for page, _ in SNIPPETS] == ["README.md", "docs/index.md", *["docs/guides/conversion.md"] * 2]
 
 
 def test_the_readme_is_short() -> None:

@@ -9,7 +9,7 @@ from spikeprop_hardware.errors import HardwareError, NirError, SpikepropError
 
 if TYPE_CHECKING:
     from spikeprop_hardware.chip import Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
-    from spikeprop_hardware.graph import SpikingMaxPool2d
+    from spikeprop_hardware.graph import GradedIF, SpikingMaxPool2d
     from spikeprop_hardware.integer import IntegerNetwork
     from spikeprop_hardware.network import ChipNetwork, lay_out
     from spikeprop_hardware.netx import quantize_for_netx, write_netx
@@ -24,6 +24,7 @@ __all__ = [
     "Budget",
     "Chip",
     "ChipNetwork",
+    "GradedIF",
     "HardwareError",
     "IntegerNetwork",
     "LayerBudget",

@@ -19,6 +19,7 @@ from spikeprop.convert.graph import to_spiking
 from spikeprop.convert.shard import CalibrationShard
 from spikeprop.convert.units import activation_scales
 from spikeprop.errors import ConversionError
+from spikeprop.runtime.onnx_files import read_onnx as from_onnx
 
 __all__ = [
     "AdvancedCalibration",
@@ -39,6 +40,7 @@ __all__ = [
     "ThresholdIteration",
     "activation_scales",
     "convert",
+    "from_onnx",
     "relu_activations",
     "to_spiking",
 ]

@@ -24,6 +24,7 @@ from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
 from spikeprop.snn.call import BatchAxis
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import OUTPUT, is_layer_name
+from spikeprop.snn.signed import takes_back
 
 NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
@@ -183,11 +184,18 @@ class Builder:
             raise refuse(node, "one number an image without an axis", "keep it: flatten(1), so that it has the shape (B, 1)")
         if rectifier.one_sided and self._is_rectified(value, rectifier, self.shape(node)[0]):
             return value
-        positive: Value = (LinearBranch(self.close(node, value, self.neuron(), rectifier.ceiling, suffix)),)
+        positive: Value = (LinearBranch(self.close(node, value, self.rectifying(), rectifier.ceiling, suffix)),)
         if rectifier.one_sided:
             return positive
-        mirrored = self.close(node, scale(value, -1.0), self.neuron(), rectifier.depth, suffix + NEGATIVE)
+        mirrored = self.close(node, scale(value, -1.0), self.rectifying(), rectifier.depth, suffix + NEGATIVE)
         return (*positive, LinearBranch(mirrored, (Gain(-_by_channel(rectifier.slope, len(self.shape(node)))),)))
+
+    def rectifying(self) -> Neuron:
+        """A neuron that stands for a ReLU, whatever the prototype stands for."""
+        neuron = self.neuron()
+        if takes_back(neuron):
+            neuron.rectify = True
+        return neuron
 
     def _is_rectified(self, value: Value, rectifier: Rectifier, channels: int) -> bool:
         """Whether a value consists of spikes that are within the rectifier's limits already."""

@@ -40,7 +40,8 @@ def to_spiking(
 
     Args:
         ann: network of convolutions, linear layers, batch-norm, ReLU (clipped or leaky ones too), average and max pooling,
-            dropout, flatten, additions and concatenations, as modules or functions.
+            dropout, shapes, additions and concatenations, as modules or functions; what it returns is a tensor or a structure of
+            tensors, which the spiking network's ``forward`` returns too.
         neuron: makes one layer of neurons.
         encoder: from image to input.
         input_shape: shape of one image.

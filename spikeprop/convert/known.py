@@ -230,7 +230,7 @@ class KnownTracer(OwnTracer):
         return self.known[node].shape != self.second[node].shape or any(isinstance(a, fx.Node) for a in node.args[1:])
 
     def _new(self, node: fx.Node) -> Any:
-        """``x.new_zeros(sizes)`` and the like depend on no image: the network's code gets the tensor itself, and may change it."""
+        """``x.new_zeros(sizes)`` and the like depend on no image: the network's code gets and may change the tensor."""
         known = self.known[node]
         with suspended():
             made = getattr(self.probe.new_empty(0, dtype=self.dtype), str(node.target))(*node.args[1:], **node.kwargs)
@@ -279,7 +279,7 @@ class KnownTracer(OwnTracer):
         ]
         if isinstance(known, torch.Size):
             return _sizes(tuple(parts))
-        return type(known)(*parts) if hasattr(known, "_fields") else type(known)(parts)
+        return type(known)(*parts) if hasattr(known, "_fields") else type(known)(parts)  # type: ignore[call-arg]
 
     def _performed(self, node: fx.Node, results: dict[fx.Node, Any], images: int) -> Any:
         """The result of a node on the meta device, or of one that does not depend on the images and is no tensor, its value."""
@@ -310,6 +310,7 @@ class KnownTracer(OwnTracer):
 
 
 def _perform(node: fx.Node, results: dict[fx.Node, Any], root: nn.Module, device: str | None) -> Any:
+    args: Any
     args, kwargs = map_arg((node.args, node.kwargs), results.__getitem__)
     if node.op == "get_attr":
         value = operator.attrgetter(str(node.target))(root)

@@ -56,6 +56,11 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
         NirError: an operation that NIR cannot express exactly, layers that need arithmetic on the chip, or two nodes of one name.
     """
     _refuse_arithmetic(network)
+    if network.output_form is not None:
+        raise NirError(
+            f"the network has several outputs ({', '.join(network.output_form.parts())}), whose structure a NIR file cannot "
+            "hold; with network.output_form = None they are one vector, one after another, and can be written"
+        )
     if network.readout.restarts:
         raise NirError(
             f"a run beforehand of {int(network.readout.pre_run)} steps (OffsetSpike) cannot be written; use another calibrator"
@@ -225,6 +230,8 @@ _WRITERS: dict[type, Callable[..., Any]] = {
 
 def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) -> Any:
     if isinstance(neuron, SpikingMaxPool):
+        if not isinstance(neuron.window, nn.MaxPool2d):
+            raise NirError(f"layer {name!r}: max pooling of signals and volumes has no NIR node; only that of images has")
         check_carried(neuron.window, name)
         return _write_max_pool(neuron.window)
     if not isinstance(neuron, Neuron) or type(neuron) not in (IF, LIF, SignedIF, GradedIF):

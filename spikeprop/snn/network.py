@@ -26,7 +26,7 @@ from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.encoder import Encoder, warn_of_saturation
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
-from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows
+from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows, sample_axes
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.pooling import SpikingMaxPool
@@ -37,6 +37,9 @@ SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 
 Shape = tuple[int, ...]
+
+
+_not_compiled: Any = torch.compiler.disable  # its own type knows no functions with arguments
 
 
 def _engine() -> ModuleType:
@@ -228,6 +231,7 @@ class SpikingNetwork(nn.Module):
         assert output is not None
         return self.structured(output.clone())  # of its own memory, not a view of all steps'
 
+    @_not_compiled  # a compiler that looks at a tensor with a gradient function warns
     def structured(self, output: Tensor) -> Any:
         """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""
         return output if self.output_form is None else self.output_form(output)
@@ -300,6 +304,7 @@ class SpikingNetwork(nn.Module):
             chunk = timesteps if torch.is_grad_enabled() else 1
         state = self.init_state()
         state.constant = {} if self.encoder.constant else None
+        axes: dict[str, list[int | None]] = {}
         start, encoded = 0, RunningInput(self.encoder, x_B)
         while start < timesteps:
             if self.readout.starts_again_at(start):  # what does not change with time is kept
@@ -317,8 +322,16 @@ class SpikingNetwork(nn.Module):
                 constant = (
                     {key: current[:, rows] for key, current in state.constant.items()} if state.constant else state.constant
                 )
-                kept = {part: kept_rows(getattr(state, part), rows, output_TBK.shape[1]) for part in ("layers", "means")}
-                state = replace(state, constant=constant, **kept)
+                axes = axes or self._sample_axes(x_B)
+                layers = {name: kept_rows(of, rows, axes[name]) for name, of in state.layers.items()}
+                means = {name: known._replace(mean=known.mean[rows]) for name, known in state.means.items()}
+                state = replace(state, constant=constant, layers=layers, means=means)
+
+    def _sample_axes(self, like: Tensor) -> dict[str, list[int | None]]:
+        """Along which axis samples lie in each tensor of each layer's state."""
+        self.shapes()
+        shapes = self.known_current_shapes
+        return {name: sample_axes(name, layer.dynamics, shapes[name], like) for name, layer in self.named_layers()}
 
     def _check_input(self, x_B: Tensor, timesteps: int) -> None:
         if isinstance(timesteps, bool) or not hasattr(timesteps, "__index__"):

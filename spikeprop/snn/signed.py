@@ -127,8 +127,10 @@ def takes_back(neuron: LayerDynamics) -> TypeGuard[GradedIF]:
     return type(neuron) in (GradedIF, SignedIF)
 
 
-def scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> int:
     """Advance over the steps of ``spikes`` (K, B, ...); ``v`` and ``sent`` (B, ...) go on from what they are.
+
+    Returns the number of spikes, whatever they carry.
 
     Args:
         currents: (K, B, ...), or (1, B, ...) for a current that stays the same.
@@ -137,10 +139,10 @@ def scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, 
         spikes: contiguous, overwritten; of the currents' type or int8.
     """
     on_cpu = currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64)
-    (_scan_on_cpu if on_cpu else _scan)(currents, unit, payload, v, sent, spikes)
+    return (_scan_on_cpu if on_cpu else _scan)(currents, unit, payload, v, sent, spikes)
 
 
-def _scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def _scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> int:
     """The definition, step by step: each level is tried on top of those taken already."""
     for current, out in zip(currents.expand(len(spikes), *v.shape), spikes):
         v += current
@@ -152,9 +154,10 @@ def _scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor,
         out.copy_(up - down)
         sent += up - down
         v -= (up - down) * unit
+    return int(spikes.count_nonzero())
 
 
-def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> None:
+def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> int:
     """The same in one pass over memory."""
     from spikeprop.snn.engine.kernels import neuron_loops  # here, since it brings Numba
     from spikeprop.snn.engine.kernels.cpu import in_ranges
@@ -163,10 +166,11 @@ def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: 
     tensors = (currents.contiguous(), v, sent, spikes)
     flat = [t.detach().reshape(*t.shape[: t.dim() - v.dim() + 1], -1).numpy() for t in tensors]
     current_KBN, v_BN, sent_BN, spikes_KBN = flat
-    if payload == 1:
-        in_ranges(len(v), lambda first, last: neuron_loops.scan(current_KBN, unit_N, v_BN, sent_BN, spikes_KBN, first, last))
-        return
     most = v_BN.dtype.type(payload)
-    in_ranges(
-        len(v), lambda first, last: neuron_loops.scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, last)
-    )
+
+    def work(first: int, last: int) -> int:
+        if payload == 1:
+            return neuron_loops.scan(current_KBN, unit_N, v_BN, sent_BN, spikes_KBN, first, last)
+        return neuron_loops.scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, last)
+
+    return sum(in_ranges(len(v), work))

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from spikeprop import IF, Direct, GradedIF, SignedIF, convert, snn_accuracy, snn_error
+from spikeprop import IF, Direct, GradedIF, SignedIF, convert, snn_accuracy, snn_error, to_nir
 from spikeprop.ann import UNet
 from spikeprop.convert import LightCalibration, MaxActivation, relu_activations, to_spiking
 from spikeprop.convert.shard import UNSHARDED
 from spikeprop.convert.spikes import SpikeTrains
-from spikeprop.errors import EvaluationError
+from spikeprop.errors import EvaluationError, NirError
 from spikeprop.evaluate import ann_error, output_error
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.engine.support import supports
 from spikeprop.snn.output_form import leaves
 from tests.convert.test_operations import assert_falls_like_one_over_t, lively
 
@@ -163,6 +164,33 @@ def test_calibrators_that_read_spikes_read_those_of_every_dimension(name: str) -
             torch.testing.assert_close(trains.rate(layer) * 8, counts[layer])
 
 
+ON_THE_ENGINE = ("signal", "signal, dense", "video", "video, dense", "transposed and joined", "heads", "stacked halves")
+
+
+@pytest.mark.parametrize("name", ON_THE_ENGINE)
+def test_the_engine_runs_every_dimension_like_the_plain_reference(name: str) -> None:
+    ann, shape = net(name)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    found: dict[bool, list[Tensor]] = {}
+    for packed in (True, False):
+        network = convert(ann, [x], IF(v_init=0.5), BY_CHANNEL)
+        network.packed = packed
+        assert supports(network, x)
+        with torch.no_grad():
+            sums = dict(leaves(network(x, 6)))
+        trained = dict(leaves(network(x, 6)))
+        tensors = [leaf for leaf in trained.values() if isinstance(leaf, Tensor)]
+        sum(leaf.square().sum() for leaf in tensors).backward()
+        grads = [p.grad for p in network.parameters() if p.grad is not None]
+        found[packed] = [*(leaf for leaf in sums.values() if isinstance(leaf, Tensor)), *tensors, *grads]
+        signed = convert(ann, [x], SignedIF(), BY_CHANNEL)
+        signed.packed = packed
+        with torch.no_grad():
+            found[packed] += [leaf for _, leaf in leaves(signed(x, 6)) if isinstance(leaf, Tensor)]
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_the_structure_is_that_of_the_module_and_sums_are_in_it() -> None:
     ann, shape = net("heads")
     x = torch.randn(3, *shape, dtype=torch.float64)
@@ -172,6 +200,8 @@ def test_the_structure_is_that_of_the_module_and_sums_are_in_it() -> None:
     assert found["more"][1] is None
     assert found["more"][2][1] == 7
     assert found["more"][0].shape == (3,)
+    with pytest.raises(NirError, match=r"several outputs \(classes, more.0, more.2.0\)"):
+        to_nir(network)
     scale = list(network.layers.values())[-1].scale
     torch.testing.assert_close(network.estimate(found, 5)["classes"] * 5, found["classes"] * scale)
 

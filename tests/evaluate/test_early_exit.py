@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeprop import CNN, IF, LIF, Digits, Direct, GradedIF, Percentile, Poisson, SignedIF, convert
 from spikeprop.convert import LightCalibration, OffsetSpike
@@ -13,12 +15,13 @@ from spikeprop.evaluate import EarlyExit, Predictor, evaluation_rows, leave_earl
 from spikeprop.evaluate import predictor as predictors
 from spikeprop.evaluate.early_exit import CertainMargin
 from spikeprop.snn import Encoder, Layer, Neuron, SpikingMaxPool, SpikingNetwork, Synapse
+from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.leaving import Leaving
 
 CERTAIN = EarlyExit()
 
 
-def two_classes(neuron: Neuron, head: list[list[float]]) -> SpikingNetwork:
+def two_classes(neuron: LayerDynamics, head: list[list[float]]) -> SpikingNetwork:
     """Two inputs, a neuron for each, and an output of two classes."""
     hidden, out = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     hidden.weight.data, out.weight.data = torch.eye(2), torch.tensor(head)
@@ -109,6 +112,56 @@ def test_samples_that_go_on_are_simulated_as_before(
             leaving.keep(rows)
     finally:
         torch.set_num_threads(usual)
+
+
+class Taps(LayerDynamics):
+    """Fires above a threshold that goes round a table; its state has a constant as long as the batch, and samples second."""
+
+    def initial_state(self, current: Tensor) -> Any:
+        return (torch.stack([torch.zeros_like(current)] * 2), torch.tensor([0.2, 0.9, 0.4, 0.6]), None)
+
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        (last, before), table, _ = state
+        u = current + last + 0.5 * before
+        spikes = (u > table[0]).to(current)
+        return spikes, (torch.stack([u - spikes, last]), table.roll(1), None)
+
+
+class Growing(LayerDynamics):
+    """Keeps all of its currents side by side: samples are no axis of their own."""
+
+    def initial_state(self, current: Tensor) -> Any:
+        return (current.flatten(),)
+
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return (current > 0.5).to(current), (state[0] + current.flatten(),)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_constant_as_long_as_the_batch_stays_complete(packed: bool) -> None:
+    torch.manual_seed(0)
+    network, x = two_classes(Taps(), [[1.0, -1.0], [-1.0, 1.0]]), torch.rand(4, 2)
+    network.packed = packed
+    complete, leaving = torch.cat(list(network.unroll(x, 9, chunk=1))), Leaving()
+    rows, draws = torch.tensor([1, 3]), torch.random.get_rng_state()
+    for number, outputs in enumerate(network.unroll(x, 9, chunk=1, leaving=leaving)):
+        assert torch.equal(outputs[0], complete[number] if number < 3 else complete[number, rows])
+        if number == 2:
+            leaving.keep(rows)
+    assert torch.equal(torch.random.get_rng_state(), draws)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [True, False])
+def test_samples_that_have_no_axis_cannot_leave(packed: bool) -> None:
+    network, leaving = two_classes(Growing(), [[1.0, -1.0], [-1.0, 1.0]]), Leaving()
+    network.packed = packed
+    running = network.unroll(torch.rand(4, 2), 9, chunk=1, leaving=leaving)
+    next(running)
+    leaving.keep(torch.tensor([1, 3]))
+    with pytest.raises(ValueError, match="layer 'hidden': the state of Growing does not hold samples along one axis"):
+        next(running)
 
 
 def test_confident_exits_save_steps_and_the_report_says_what_they_cost(digits_cnn: CNN) -> None:

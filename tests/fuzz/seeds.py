@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from spikeprop import CNN, IF, LIF, Backprop, Digits, Direct, Poisson, fit
+from spikeprop import CNN, IF, LIF, Backprop, Digits, Direct, GradedIF, Poisson, fit
 from spikeprop.convert import to_spiking
 from spikeprop.deploy import export
 from spikeprop.learn import load_checkpoint, save_checkpoint
@@ -98,6 +98,7 @@ def _nir(folder: Path) -> list[Seed]:
         to_spiking(_ann(), IF, Direct(), (1, 8, 8)),
         to_spiking(_ann(), lambda: LIF(leak=0.9, reset="zero"), Poisson(), (1, 8, 8)),
         to_spiking(Residual(), IF, Direct(), (1, 8, 8)),
+        to_spiking(_ann(), GradedIF, Direct(), (1, 8, 8)),
     ]
     for number, network in enumerate(networks):
         export(network, folder / f"{number}.nir", _about("snn"))

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from spikeprop import IF, LIF, STDB, Direct, Poisson, SpikingNetwork, Triangle
 from spikeprop.snn import INPUT, FastSigmoid, Layer, Synapse
-from spikeprop.snn.engine import synapse_run
+from spikeprop.snn.engine import weighted_run
 from spikeprop.snn.engine.kernels import sparse_backward
 from spikeprop.snn.engine.support import supports
+from spikeprop.snn.engine.weighted_run import Limits
 from spikeprop.snn.synapse import Gain, SampleDropout
 
 PRECISION = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient, relative to the largest of its parameter
@@ -184,8 +185,8 @@ def test_packed_networks_equal_the_reference(
     first: int, limit: float | None, counted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the choice between sparse and dense ways as it is, and forced either way."""
-    for name in synapse_run.LIMITS if limit is not None else ():
-        monkeypatch.setattr(synapse_run, name, limit)
+    if limit is not None:
+        monkeypatch.setattr(weighted_run, "LIMITS", Limits(**dict.fromkeys(Limits.__dataclass_fields__, limit)))
     taken: Counter[str] = Counter()
     for name in ("conv_input", "linear_input"):
         monkeypatch.setattr(sparse_backward, name, _counting(getattr(sparse_backward, name), taken, name))

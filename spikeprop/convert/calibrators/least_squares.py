@@ -43,7 +43,7 @@ class LeastSquares(SpikeCalibrator):
     """
 
     iterations: int = 3
-    ridge: float = 0.01
+    ridge: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

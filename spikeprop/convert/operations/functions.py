@@ -46,7 +46,8 @@ LINEAR_MODULES = (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvg
 MATRIX = frozenset(("matmul", "bmm", "einsum", "linear", "mm", "baddbmm", "conv1d", "conv2d", "conv3d", "bilinear", "tensordot"))
 SMOOTH = "near a jump no number of steps is enough; use a continuous function"
 JUMPS = frozenset((
-    "threshold", "hardshrink", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "heaviside", "floor_divide", "floordiv", "fmod", "remainder", "mod",
+    "threshold", "hardshrink", "floor", "ceil", "round", "trunc", "frac", "sign", "sgn", "heaviside", "floor_divide", "floordiv",
+    "fmod", "remainder", "mod",
 ))  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def _without_padding(layer: Any) -> Any:
 
 def _transposed(builder: Builder, node: fx.Node, layer: Any) -> Value:
     if len(node.args) > 1 or "output_size" in node.kwargs:
-        size, plain = (list(builder.shape(n))[1:] for n in (node, node.args[0]))
+        size, plain = (list(builder.shape(n))[1:] for n in (node, node.args[0]))  # type: ignore[index]
         extra = [
             after - ((before - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
             for after, before, stride, pad, dilation, kernel in zip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -120,7 +121,8 @@ def _conversion_error(run: PipelineRun, ann: nn.Module, timesteps: Sequence[int]
     """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""
     images = next(run.data.test(ERROR_IMAGES).epoch(0))[0].to(run.device)
     network = run.load_spiking("converted").to(run.device)
-    plain = to_spiking(ann, IF, network.encoder, run.data.input_shape).to(images).eval()
+    prototype = next(iter(network.neurons().values()), IF())  # layers are those that its kind needs
+    plain = to_spiking(ann, lambda: copy.deepcopy(prototype), network.encoder, run.data.input_shape).to(images).eval()
     with torch.no_grad():
         errors = conversion_error(network, images, relu_activations(plain, images), activation_scales(network), timesteps)
     draw_conversion_error(errors, run.file("conversion_error.png"), run.context.name)

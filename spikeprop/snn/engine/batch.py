@@ -176,10 +176,12 @@ class BatchRun:
             currents = [some.advance(begin, steps, x_KB[:, some.samples]) for some in slices]
             current_KBO = torch.cat(currents, 1)
             for some, current in zip(slices, currents):
-                some.context.buffers.give(current)
+                if current.dim() == 3:  # of positions it is a view
+                    some.context.buffers.give(current)
             return current_KBO
 
-        return torch.cat(on_threads(self.slices, work), 1).to(self.x_B.dtype).expand(steps, -1, -1)
+        current_KBO = torch.cat(on_threads(self.slices, work), 1).to(self.x_B.dtype)
+        return current_KBO.expand(steps, *current_KBO.shape[1:])
 
     def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
         """Gradients of the parameters for that of the accumulated output after the last step."""
@@ -284,9 +286,7 @@ def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
     shapes, found = network.known_shapes, {}
     for name, layer in network.named_layers():
         for i, source, synapse in layer.branches():
-            layout = found[f"{name}/{i}"] = make_layout(synapse, shapes[source], freeze=keep)
-            if source != INPUT:
-                layout.prepare()
+            found[f"{name}/{i}"] = make_layout(synapse, shapes[source], freeze=keep)
     return found
 
 

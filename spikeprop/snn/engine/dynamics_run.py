@@ -23,8 +23,9 @@ from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack, per_position, position_count
 from spikeprop.snn.engine.layer_run import IntegrateFireRun, LayerRun, SliceContext, cut
 from spikeprop.snn.engine.layout import GradientAccumulator
-from spikeprop.snn.engine.synapse_run import SourceValues, SynapseRun
-from spikeprop.snn.leaving import kept_rows
+from spikeprop.snn.engine.source_values import SourceValues
+from spikeprop.snn.engine.synapse_run import SynapseRun
+from spikeprop.snn.leaving import kept_rows, sample_axes
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import GradedIF, scan, takes_back
@@ -84,7 +85,7 @@ def small_values(few: Tensor, shape: tuple[int, ...]) -> SourceValues:
     if low >= 0 and high <= 1:
         words = cpu.plane(few, 1) if few.device.type == "cpu" else pack(few)
         return SourceValues(shape, words, int(few.count_nonzero()))
-    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1)
+    return SourceValues(shape, small_KBSC=few, unit=low >= -1 and high <= 1, count=int(few.count_nonzero()))
 
 
 class DynamicsRun(LayerRun):
@@ -137,11 +138,12 @@ class SignedRun(DynamicsRun):
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:
         small_KBSC = torch.empty((steps, *self.v_BSC.shape), dtype=torch.int8, device=self.v_BSC.device)
+        count, state = 0, (self.v_BSC, self.sent_BSC)
         for first, last in self._pieces(steps):
             current_KBSC = self.current(cut(values, first, last))
-            scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, self.v_BSC, self.sent_BSC, small_KBSC[first:last])
+            count += scan(current_KBSC.to(self.v_BSC.dtype), self.unit_SC, self.payload, *state, small_KBSC[first:last])
             self.context.buffers.give(current_KBSC)
-        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=self.payload == 1)
+        return SourceValues(self.shape, small_KBSC=small_KBSC, unit=self.payload == 1, count=count)
 
 
 class TorchRun(DynamicsRun):
@@ -151,6 +153,7 @@ class TorchRun(DynamicsRun):
         super().__init__(layer.name, layer.shape, layer.synapses, context)
         self.dynamics, self.current_shape = dynamics, layer.current_shape
         self.state: Any = None  # before the next step; None before the first
+        self.axes: list[int | None] | None = None  # of its tensors, along which samples lie
         self.own_layout = type(dynamics) is SpikingMaxPool  # others may rely on contiguous memory
         self.borders: list[Any] = []  # state before each piece
         self.grad_state: tuple[Tensor | None, ...] = ()  # of the numbers of the state after a piece
@@ -162,7 +165,9 @@ class TorchRun(DynamicsRun):
         self.state = None
 
     def keep_rows(self, rows: Tensor, context: SliceContext) -> None:
-        self.state = kept_rows(self.state, rows, len(self.context.like_B))
+        if self.axes is None:
+            self.axes = sample_axes(self.name, self.dynamics, self.current_shape, self.context.like_B)
+        self.state = kept_rows(self.state, rows, self.axes)
         super().keep_rows(rows, context)
 
     def _advance(self, steps: int, values: Mapping[str, SourceValues]) -> SourceValues:

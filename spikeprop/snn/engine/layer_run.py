@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.engine.buffer_pool import BufferPool
+from spikeprop.snn.engine.kernels import cpu
 from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
@@ -27,11 +28,12 @@ from spikeprop.snn.engine.kernels.sparse_backward import Active
 from spikeprop.snn.engine.kernels.words import channels_first, per_position, position_count, same_rows, word_count
 from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.sizes import KEPT_POTENTIALS, piece_steps
-from spikeprop.snn.engine.synapse_run import SourceValues, SynapseRun, summed_current, unpacked
+from spikeprop.snn.engine.source_values import SourceValues, unpacked
+from spikeprop.snn.engine.synapse_run import SynapseRun, summed_current
 from spikeprop.snn.layer import INPUT
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.offset import offset
-from spikeprop.snn.surrogate import STDB
+from spikeprop.snn.surrogate import STDB, Triangle
 
 
 @dataclass(frozen=True)
@@ -298,17 +300,23 @@ class IntegrateFireRun(LayerRun):
             out_KBSC = self._room(gradient)
             kernels.scan_back(gradient, self.grad_v_BSC, self.train, begin, self.parameters, self.surrogate, out_KBSC)
             return out_KBSC
-        grad_KBSC = kernels.spread(gradient).contiguous()
-        steps = len(grad_KBSC)
+        steps, trained = len(gradient.values_KBPC), self.trained if self.trained is not None and self.trained.any else None
         before_BSC, words = self.borders.pop(), self.words[begin : begin + steps]
         x_KBSC = self.potentials.pop() if self.potentials else self._potentials(steps, before_BSC.clone(), values)
+        if type(self.surrogate) is Triangle and x_KBSC.device.type == "cpu":
+            height, wanted = self.surrogate.height, trained.wanted if trained is not None else (False, False)
+            found = cpu.scan_back_triangle(gradient, self.grad_v_BSC, words, x_KBSC, before_BSC, self.parameters, height, wanted)
+            if trained is not None:
+                trained.add(found)
+            return x_KBSC
+        grad_KBSC = kernels.spread(gradient).contiguous()
         since = _since(self.words, begin, steps, x_KBSC) if self.surrogate.needs_spike_times else x_KBSC
         slopes = self.surrogate(x_KBSC, since).contiguous()
-        if self.trained is not None and self.trained.any:
+        if trained is not None:
             found = kernels.scan_back_trained(
-                grad_KBSC, self.grad_v_BSC, words, slopes, x_KBSC, before_BSC, self.parameters, self.trained.wanted
+                grad_KBSC, self.grad_v_BSC, words, slopes, x_KBSC, before_BSC, self.parameters, trained.wanted
             )
-            self.trained.add(found)
+            trained.add(found)
         else:
             kernels.scan_back_slopes(grad_KBSC, self.grad_v_BSC, words, slopes, self.parameters)
         self.context.buffers.give(x_KBSC)

@@ -32,7 +32,9 @@ from spikeprop.snn.engine.kernels.words import (
 from spikeprop.snn.engine.layer_run import scan_parameters
 from spikeprop.snn.engine.layout import Layout, make_layout
 from spikeprop.snn.engine.sizes import layerwise_samples, layerwise_steps
-from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run, summed_current
+from spikeprop.snn.engine.source_values import SourceSpec, SourceValues
+from spikeprop.snn.engine.synapse_run import summed_current
+from spikeprop.snn.engine.weighted_run import make_synapse_run
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import Neuron, is_integrate_and_fire
@@ -200,9 +202,9 @@ class LayerwiseRun:
         if source == INPUT:
             return SourceValues(self.shapes[INPUT], dense_KB=self.encoded(first, last - first)[:, samples])
         some_KBSX = self.trains[source][first:last, samples].contiguous()
-        if some_KBSX.dtype == torch.int8:
-            return SourceValues(self.shapes[source], small_KBSC=some_KBSX, unit=self.units[source])
         count = int(self.rates[source] * some_KBSX.shape[:2].numel())
+        if some_KBSX.dtype == torch.int8:
+            return SourceValues(self.shapes[source], small_KBSC=some_KBSX, unit=self.units[source], count=count)
         return SourceValues(self.shapes[source], some_KBSX, count)
 
     def _layer(self, name: str) -> Layer:
@@ -233,8 +235,7 @@ class LayerwiseRun:
         sent_BSC = torch.full_like(v_BSC, neuron.credit)
 
         def run(current_KBSC: Tensor, train_KBSC: Tensor) -> int:
-            scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)
-            return 0  # of no use: values with a sign are not run event by event
+            return scan(current_KBSC, unit_SC, neuron.payload, v_BSC, sent_BSC, train_KBSC)
 
         return run
 
@@ -261,7 +262,7 @@ class LayerwiseRun:
                 train.copy_(channels_last(spikes_KB.flatten(0, 1), steps))
             else:
                 train.copy_(pack(channels_last(spikes_KB.flatten(0, 1), steps)))
-            return int(spikes_KB.sum())
+            return int(spikes_KB.count_nonzero())
 
         return run
 

@@ -30,7 +30,7 @@ _being_made = RLock()
 
 
 class shared_property(cached_property):
-    """A cached property that the first thread that needs it makes, while others wait."""
+    """A cached property that the first thread that needs it makes, on the cores of those that wait for it."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         with _being_made:
@@ -104,9 +104,6 @@ class DenseLayout:
     def __init__(self, synapse: Synapse, *, freeze: bool = False):
         self.synapse, self.parameters = _frozen(synapse) if freeze else (synapse, [])
 
-    def prepare(self) -> None:
-        """Make what reading spikes will need, on all threads, before each of them runs alone."""
-
     def accumulator(self) -> GradientAccumulator:
         """What a thread accumulates the gradients of the parameters in."""
         return GradientAccumulator()
@@ -139,6 +136,7 @@ class WeightedLayout(DenseLayout):
     def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
         super().__init__(synapse)
         self.pool, self.dropouts = chain.pool, [(i, op.p, before) for i, op, before in chain.dropouts if synapse.training]
+        self.threads = torch.get_num_threads()  # those of the simulation, each of which runs torch alone
         self.weight, self.trained_bias = chain.layer.weight, chain.layer.bias  # parameters that get the gradients
         self.trains_weight = chain.layer.weight.requires_grad
         self.bias: Tensor | None = chain.layer.bias.detach() if chain.layer.bias is not None else None
@@ -153,22 +151,17 @@ class WeightedLayout(DenseLayout):
 class ConvLayout(WeightedLayout):
     """A convolution of one group."""
 
-    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
+    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain, reach: ConvShape):
         super().__init__(synapse, shape, chain)
-        layer = chain.layer
+        layer, self.conv_shape = chain.layer, reach
         self.weight_OCYX = layer.weight.detach().contiguous(memory_format=torch.channels_last)
-        self.stride, self.padding, self.dilation = (_pair(v) for v in (layer.stride, layer.padding, layer.dilation))
+        self.stride, self.padding, self.dilation, self.out_size = reach.stride, reach.padding, reach.dilation, reach.out_size
         inside = all(pad < side for pad, side in zip(self.padding, layer.kernel_size))  # what the event kernels' border holds
         self.plain = self.stride == (1, 1) and self.dilation == (1, 1) and inside
         self.few = _few(columns=layer.kernel_size[1], outputs=len(layer.weight))
-        self.out_size: Pair = (self._out_side(0), self._out_side(1))
         self.winograd = self.weight_OCYX.device.type == "cpu" and winograd.serves(
             self.weight_OCYX, self.stride, self.padding, self.dilation, self.pooled_shape[1:]
         )
-
-    def _out_side(self, i: int) -> int:
-        reach = self.dilation[i] * (self.weight_OCYX.shape[2 + i] - 1) + 1
-        return (self.pooled_shape[1 + i] + 2 * self.padding[i] - reach) // self.stride[i] + 1
 
     def accumulator(self) -> GradientAccumulator:
         return ConvGradientAccumulator(self)
@@ -179,14 +172,9 @@ class ConvLayout(WeightedLayout):
         return self.weight_OCYX.permute(2, 3, 0, 1).contiguous()
 
     @shared_property
-    def conv_shape(self) -> ConvShape:
-        kernel = (self.weight_OCYX.shape[2], self.weight_OCYX.shape[3])
-        return ConvShape(self.pooled_shape[1:], self.out_size, kernel, self.stride, self.padding, self.dilation)
-
-    @shared_property
     def winograd_weight(self) -> Tensor:
         """For the gradient of the input by Winograd's algorithm; made when first needed."""
-        return winograd.transformed(self.weight_OCYX)
+        return winograd.transformed(self.weight_OCYX, self.threads)
 
     @shared_property
     def tables(self) -> lookup.Tables | None:
@@ -226,24 +214,57 @@ class ConvLayout(WeightedLayout):
 
 
 class LinearLayout(WeightedLayout):
-    """A fully connected layer; dense products read its weights as torch keeps them."""
+    """A fully connected layer; dense products read its weights as torch keeps them.
+
+    Attributes:
+        out_positions: 1, or of a convolution its positions; outputs are ordered by position, then channel.
+    """
+
+    out_positions = 1
 
     def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain):
         super().__init__(synapse, shape, chain)
-        self.weight_ON = chain.layer.weight.detach().contiguous()
+        self.weight_ON = self._matrix()
         self.few = 1.0 if len(self.weight_ON) >= 64 else 0.6
 
-    def prepare(self) -> None:
-        if self.weight_ON.device.type == "cpu":
-            _ = self.event_weight
+    def _matrix(self) -> Tensor:
+        return self.weight.detach().contiguous()
 
     def accumulator(self) -> GradientAccumulator:
         return LinearGradientAccumulator(self)
 
+    def folded(self, grad_ON: Tensor) -> Tensor:
+        """The weights' gradient in their own shape."""
+        return grad_ON
+
     @shared_property
     def event_weight(self) -> Tensor:
         """For going spike by spike."""
-        return cpu.linear_weight(self.weight_ON, self.pooled_shape[0])
+        return cpu.linear_weight(self.weight_ON, self.pooled_shape[0], self.threads)
+
+
+class SmallConvLayout(LinearLayout):
+    """A convolution of images with fewer positions than its kernel has taps, as a fully connected layer.
+
+    Most taps would read padding: on images of 2 x 2 a kernel of 3 x 3 multiplies by 16 weights of 36.
+    """
+
+    def __init__(self, synapse: Synapse, shape: tuple[int, ...], chain: Chain, reach: ConvShape):
+        self._reach, self.out_positions = reach, math.prod(reach.out_size)
+        super().__init__(synapse, shape, chain)
+        self.bias = self.bias.repeat(self.out_positions) if self.bias is not None else None
+        self.affine = cpu.Affine(self.gain, self.affine.bias_O.repeat(self.out_positions))
+
+    @staticmethod
+    def serves(reach: ConvShape, weight: Tensor) -> bool:
+        """Whether this is fewer multiplications, on the CPU."""
+        return weight.device.type == "cpu" and math.prod(reach.size) < math.prod(reach.kernel)
+
+    def _matrix(self) -> Tensor:
+        return cpu.conv_matrix(self.weight.detach(), self._reach)
+
+    def folded(self, grad_ON: Tensor) -> Tensor:
+        return cpu.conv_matrix_grad(grad_ON, tuple(self.weight.shape), self._reach)
 
 
 def _few(columns: int, outputs: int) -> float:
@@ -343,6 +364,12 @@ class LinearGradientAccumulator(GradientAccumulator):
                 torch.mm(grad_IO.T, values_IN(), out=out_ON)
         self._dense.clear()
 
+    def finish(self) -> dict[nn.Parameter, Tensor]:
+        total = self.grads.get(self.layout.weight)
+        if total is not None:
+            self.grads[self.layout.weight] = self.layout.folded(total)
+        return self.grads
+
     def _total(self) -> tuple[Tensor, bool]:
         """The gradient, and whether it holds anything yet."""
         total, weight_ON = self.grads.get(self.layout.weight), self.layout.weight_ON
@@ -360,4 +387,18 @@ def make_layout(synapse: Synapse, shape: tuple[int, ...], *, freeze: bool = Fals
     chain = _chain(synapse, shape)
     if chain is None:
         return DenseLayout(synapse, freeze=freeze)
-    return (ConvLayout if isinstance(chain.layer, nn.Conv2d) else LinearLayout)(synapse, shape, chain)
+    if isinstance(chain.layer, nn.Linear):
+        return LinearLayout(synapse, shape, chain)
+    reach = _conv_shape(chain, shape)
+    small = SmallConvLayout.serves(reach, chain.layer.weight)
+    return (SmallConvLayout if small else ConvLayout)(synapse, shape, chain, reach)
+
+
+def _conv_shape(chain: Chain, shape: tuple[int, ...]) -> ConvShape:
+    layer, size = chain.layer, (shape[1] // chain.pool, shape[2] // chain.pool)
+    stride, padding, dilation = (_pair(v) for v in (layer.stride, layer.padding, layer.dilation))
+    out = [
+        (side + 2 * pad - reach * (taps - 1) - 1) // step + 1
+        for side, pad, reach, taps, step in zip(size, padding, dilation, layer.kernel_size, stride)
+    ]
+    return ConvShape(size, (out[0], out[1]), layer.kernel_size, stride, padding, dilation)

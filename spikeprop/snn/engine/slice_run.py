@@ -13,9 +13,11 @@ from torch import Tensor
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.engine.dynamics_run import LayerParts, make_layer_run
 from spikeprop.snn.engine.kernels.gradient import Gradient
+from spikeprop.snn.engine.kernels.words import channels_first, channels_last
 from spikeprop.snn.engine.layer_run import LayerRun, SliceContext
 from spikeprop.snn.engine.layout import GradientAccumulator, Layout
-from spikeprop.snn.engine.synapse_run import SourceSpec, SourceValues, make_synapse_run
+from spikeprop.snn.engine.source_values import SourceSpec, SourceValues
+from spikeprop.snn.engine.weighted_run import make_synapse_run
 from spikeprop.snn.layer import INPUT, LayeredNetwork
 from spikeprop.snn.synapse import DropoutMasks
 
@@ -55,11 +57,12 @@ class SliceRun:
             self.layers[name] = make_layer_run(parts, context)
 
     def advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
-        """Advance ``steps`` steps on an encoded input (K or 1, B, ...); the output layer's current (K or 1, B, O)."""
+        """Advance ``steps`` steps on an encoded input (K or 1, B, ...); the output layer's current (K or 1, B, O, ...)."""
         values = {INPUT: SourceValues(self.input_shape, dense_KB=x_KB)}
         for name, layer in self.layers.items():
             if layer.accumulates:
-                return layer.current(values).squeeze(2)
+                current_KBSO = layer.current(values)
+                return channels_first(current_KBSO, layer.shape).unflatten(0, current_KBSO.shape[:2])
             values[name] = layer.advance(begin, steps, values)
         raise AssertionError("the last layer has no neuron; checked at construction")
 
@@ -78,7 +81,7 @@ class SliceRun:
         grads: dict[str, Gradient] = {}
         for name, layer in reversed(self.layers.items()):
             if layer.accumulates:
-                gradient = Gradient(grad_BO.view(1, len(grad_BO), 1, -1).expand(steps, -1, -1, -1).contiguous())
+                gradient = Gradient(channels_last(grad_BO, 1).expand(steps, -1, -1, -1).contiguous())
             elif name in grads:
                 gradient = grads.pop(name)
             else:  # nothing reads this layer

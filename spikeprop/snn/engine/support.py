@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spikeprop.snn.dynamics import LayerDynamics, map_state
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.engine.kernels import has_fast_kernels
+from spikeprop.snn.gather import Gather, Shift
 from spikeprop.snn.hooks import global_hooks, untouched
 from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork
 from spikeprop.snn.neuron import is_integrate_and_fire
@@ -28,11 +29,11 @@ FLOATS = (torch.float32, torch.float64)
 STATELESS = (
     nn.Identity, nn.Flatten, nn.Unflatten, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad2d,
-    nn.ReplicationPad2d, nn.CircularPad2d, nn.PixelShuffle, nn.Upsample, SampleDropout, Gain, ChannelPad,
+    nn.ReplicationPad2d, nn.CircularPad2d, nn.PixelShuffle, nn.Upsample, SampleDropout, Gain, ChannelPad, Gather, Shift,
 )  # fmt: skip
 FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (*WEIGHTED, *STATELESS)}  # as they were at import
 PARAMETERS = {"weight", "bias"}
-MAX_POOL = nn.MaxPool2d.forward
+MAX_POOLS: dict[Any, Any] = {kind: kind.forward for kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)}
 _not_compiled: Any = torch.compiler.disable  # its own type knows no functions with arguments
 
 
@@ -75,7 +76,7 @@ def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) ->
     if takes_back(neuron):
         return not torch.is_grad_enabled()
     if kind is SpikingMaxPool:
-        return type(neuron.window) is nn.MaxPool2d and nn.MaxPool2d.forward is MAX_POOL  # type: ignore[union-attr]
+        return type(neuron.window).forward is MAX_POOLS.get(type(neuron.window))  # type: ignore[attr-defined]
     return is_integrate_and_fire(neuron) or (kind.run is LayerDynamics.run and _steps_alone(neuron, shape, x_B))
 
 
@@ -142,8 +143,7 @@ def knows_operation(op: nn.Module) -> bool:
 
 
 def _knows_shapes(network: LayeredNetwork) -> bool:
-    """Layers are (C,) or (C, H, W), and the output is (C,)."""
+    """Samples of layers have an axis of channels; any number of axes of positions may follow."""
     shapes = network.shapes()
-    *_, last = shapes.values()
     layers = [shape for name, shape in shapes.items() if name != INPUT]
-    return len(last) == 1 and all(len(shape) in (1, 3) for shape in (*layers, *network.known_current_shapes.values()))
+    return all(len(shape) >= 1 for shape in (*layers, *network.known_current_shapes.values()))

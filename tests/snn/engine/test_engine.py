@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from spikeprop import CNN, IF, LIF, MLP, Direct, MaxActivation, Poisson, ResNet, ThresholdBalancing, convert
 from spikeprop.convert import to_spiking
 from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Neuron, SpikingNetwork, Synapse, Triangle
-from spikeprop.snn.engine import batch, synapse_run
+from spikeprop.snn.engine import batch, weighted_run
 from spikeprop.snn.engine.layer_run import IntegrateFireRun
-from spikeprop.snn.engine.layout import DenseLayout, LinearLayout, make_layout
+from spikeprop.snn.engine.layout import DenseLayout, LinearLayout, SmallConvLayout, make_layout
 from spikeprop.snn.engine.sizes import PIECE_BYTES, even_steps, piece_steps
+from spikeprop.snn.engine.weighted_run import Limits
 from spikeprop.snn.layer import Layer
 from tests.convert.test_calibrate import Skips
 
@@ -94,8 +95,7 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The choice between spike by spike and dense, as it is and forced either way."""
     if request.param != "as measured":
         limit = 1e9 if request.param == "by event" else 0.0
-        for name in synapse_run.LIMITS:
-            monkeypatch.setattr(synapse_run, name, limit)
+        monkeypatch.setattr(weighted_run, "LIMITS", Limits(**dict.fromkeys(Limits.__dataclass_fields__, limit)))
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
@@ -279,6 +279,37 @@ def test_wide_convolutions_are_within_a_hundred_thousandth_too() -> None:
     _, gradient = output_and_gradient(network, x, 12)
     assert float((gradient - wanted).norm() / wanted.norm()) < 1e-5
     assert float(wanted.norm()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("conv", "size"),
+    [
+        (nn.Conv2d(5, 32, 3, padding=1), (4, 4)),
+        (nn.Conv2d(5, 33, 3, padding=1, bias=False), (4, 4)),
+        (nn.Conv2d(5, 64, 5, stride=2, padding=(2, 3)), (8, 8)),
+        (nn.Conv2d(5, 7, 3, dilation=2, padding=2), (2, 4)),
+    ],
+    ids=str,
+)
+def test_convolutions_of_very_small_images_are_fully_connected_layers(
+    conv: nn.Conv2d, size: tuple[int, int], how_events: None
+) -> None:
+    torch.manual_seed(0)
+    height, width = (side // 2 for side in size)
+    outputs = conv(torch.zeros(1, 5, height, width)).numel()
+    layers = {
+        "first": Layer([("input", Synapse([nn.Conv2d(1, 5, 1)]))], IF(v_threshold=0.3)),
+        "small": Layer([("first", Synapse([nn.AvgPool2d(2), copy.deepcopy(conv)]))], IF(v_threshold=0.2)),
+        "out": Layer([("small", Synapse([nn.Flatten(), nn.Linear(outputs, 3)]))], None),
+    }
+    network, x = SpikingNetwork(layers, Direct(), (1, *size)).double().train(), torch.rand(3, 1, *size).double()
+    assert isinstance(make_layout(dict(network.named_layers())["small"].synapses[0], (5, *size)), SmallConvLayout)
+    network.packed = False
+    wanted = output_and_gradient(network, x, 6)
+    network.packed = True
+    for ours, theirs in zip(output_and_gradient(network, x, 6), wanted):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    assert float(wanted[1].norm()) > 1e-3
 
 
 def test_inference_holds_one_chunk_however_many_steps() -> None:

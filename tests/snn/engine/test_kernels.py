@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from numba.core.errors import TypingError
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -14,7 +15,9 @@ from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import cpu, packed_reference, winograd
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters
 from spikeprop.snn.engine.kernels.dense import matmul
+from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import pack
+from spikeprop.snn.surrogate import Triangle
 
 
 @pytest.mark.parametrize(("size", "padding"), [((8, 8), 1), ((7, 9), 1), ((5, 6), 0), ((4, 3), 2), ((1, 2), 1)])
@@ -30,7 +33,7 @@ def test_winograd_gives_the_gradients_of_the_input_and_the_weights(
     wanted = conv2d_input((images, channels, height, width), weight.double(), grad.double(), padding=padding)
     out = torch.full((images, height * width, channels), torch.nan)
     flat = grad.permute(0, 2, 3, 1).reshape(images, -1, outputs)
-    transformed, buffers = winograd.transformed(weight), BufferPool(out.device)
+    transformed, buffers = winograd.transformed(weight, 2), BufferPool(out.device)
     winograd.input_grad(flat, size, transformed, (padding, padding), out, (height, width), buffers)
     found = out.view(images, height, width, channels).permute(0, 3, 1, 2)
     assert float((found - wanted).norm() / wanted.norm()) < 3e-6
@@ -53,6 +56,31 @@ def test_winograd_serves_wide_single_precision_3x3_convolutions_only() -> None:
     assert not winograd.serves(wide[:32], one, one, one, size)
     assert not winograd.serves(torch.empty(128, 128, 5, 5), one, one, one, size)
     assert not winograd.serves(wide, one, one, one, (2, 2))  # a quarter of a tile
+
+
+@pytest.mark.parametrize("channels", [1, 49, 64])
+@pytest.mark.parametrize("to_zero", [False, True], ids=["subtract", "zero"])
+@pytest.mark.parametrize("by_position", [False, True])
+def test_the_triangles_scan_is_the_general_one(channels: int, to_zero: bool, by_position: bool) -> None:
+    """With pooling and dropout, and gradients of threshold and leak; over the potentials."""
+    torch.manual_seed(0)
+    steps, batch, side, surrogate = 4, 3, 4, Triangle(height=0.7)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, channels, dtype=torch.float64)
+
+    words = pack((torch.rand(steps, batch, side**2, channels) < 0.4).double())
+    x, before, grad_v = numbers(steps, batch, side**2), numbers(batch, side**2), numbers(batch, side**2)
+    rows = side**2 if by_position else 1
+    neurons = ScanParameters(numbers(rows).abs() + 0.5, numbers(rows), to_zero)
+    gradient = Gradient(numbers(steps, batch, side), side, 2, numbers(batch, side**2))
+    grad, grad_v_too = gradient.dense().contiguous(), grad_v.clone()
+    slopes = surrogate(x, x)
+    wanted = packed_reference.scan_back_trained(grad, grad_v, words, slopes, x, before, neurons, (True, True))
+    found = cpu.scan_back_triangle(gradient, grad_v_too, words, x, before, neurons, surrogate.height, (True, True))
+    pairs = ((x, grad), (grad_v_too, grad_v), (found.theta_RC, wanted.theta_RC), (found.leak_RC, wanted.leak_RC))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

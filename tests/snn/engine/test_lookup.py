@@ -9,7 +9,7 @@ from torch import nn
 from spikeprop.snn import IF, Layer, Synapse
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kept_currents import KeptCurrents
-from spikeprop.snn.engine.kernels import lookup, register_tables
+from spikeprop.snn.engine.kernels import cpu, lookup, payload_loops, register_tables
 from spikeprop.snn.engine.kernels.cpu import Affine
 from spikeprop.snn.engine.kernels.totals import signed_counts, spike_counts
 from spikeprop.snn.engine.kernels.words import channels_last, pack
@@ -69,6 +69,36 @@ def test_currents_from_tables_in_registers_are_the_convolution(
     out_size = (wanted.shape[2], wanted.shape[3])
     register_tables.conv(source, size, tables, (stride, stride), (padding, padding), affine, out_size, out)
     assert torch.equal(out, channels_last(wanted, 1)[0])
+
+
+@pytest.mark.parametrize(("channels", "outputs", "size", "kernel", "padding"), [(5, 64, (4, 3), 3, 1), (33, 32, (5, 6), 5, 2)])
+def test_currents_spike_by_spike_of_payloads_are_the_convolution(
+    channels: int, outputs: int, size: tuple[int, int], kernel: int, padding: int
+) -> None:
+    """Also of the largest and the least int8; weights that are multiples of 1/64 make every sum exact."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, outputs, kernel, padding=padding).requires_grad_(False)
+    for parameter in conv.parameters():
+        parameter.copy_((parameter * 64).round() / 64)
+    payloads = torch.randint(-128, 128, (3, channels, *size)) * (torch.rand(3, channels, *size) < 0.4)
+    payloads[:2] = payloads[:2].sign()
+    payloads[1, :, 1] = 0
+    weight, bias = cpu.tap_weight(conv.weight), conv.bias
+    assert weight is not None
+    assert bias is not None
+    wanted = conv(payloads.float())
+    out, out_size = torch.empty(3, wanted[0, 0].numel(), outputs), (wanted.shape[2], wanted.shape[3])
+    small = channels_last(payloads, 1)[0].to(torch.int8)
+    payload_loops.conv(small, size, weight, (padding, padding), Affine(0.5, bias), out_size, out)
+    assert torch.equal(out, channels_last((wanted - bias[:, None, None]) / 2 + bias[:, None, None], 1)[0])
+
+
+def test_spikes_on_a_path_around_a_layer_are_added_as_torch_adds_them() -> None:
+    torch.manual_seed(0)
+    small, gain, total = torch.randint(-7, 8, (2, 3, 4, 5), dtype=torch.int8), torch.randn(5), torch.randn(2, 3, 4, 5)
+    wanted = total + small.float() * gain
+    cpu.add_scaled(small, gain, total)
+    assert torch.equal(total, wanted)
 
 
 def test_no_tables_for_odd_numbers_of_outputs_and_for_wide_layers() -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from spikeprop import IF, LIF, Direct, Poisson, SignedIF
 from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Layer, Neuron, SpikingNetwork, Synapse, Triangle
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
-from spikeprop.snn.engine import batch, synapse_run
+from spikeprop.snn.engine import batch, weighted_run
+from spikeprop.snn.engine.weighted_run import Limits
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.synapse import ChannelPad
 
@@ -26,8 +27,7 @@ def how_events(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """The choice between spike by spike and dense, as it is and forced either way."""
     if request.param != "as measured":
         limit = 1e9 if request.param == "by event" else 0.0
-        for name in synapse_run.LIMITS:
-            monkeypatch.setattr(synapse_run, name, limit)
+        monkeypatch.setattr(weighted_run, "LIMITS", Limits(**dict.fromkeys(Limits.__dataclass_fields__, limit)))
 
 
 def network_of(make: Any, encoder: Encoder, *, pool: bool = False, exact: bool = False) -> SpikingNetwork:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import new_tensor
-from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops, tap_loops
-from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
+from spikeprop.snn.engine.kernels import back_loops, cpu_loops, cpu_vectors, linear_loops, neuron_loops, tap_loops, triangle_loops
+from spikeprop.snn.engine.kernels.arguments import ConvShape, PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import BITS, word_count
 from spikeprop.snn.surrogate import STDB
@@ -40,13 +40,14 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads
 
 
-def in_ranges(count: int, work: Callable[[int, int], Any]) -> list[Any]:
-    """``work(first, last)`` over contiguous ranges of ``count`` items, one a thread."""
-    threads = max(1, min(torch.get_num_threads(), count))
+def in_ranges(count: int, work: Callable[[int, int], Any], most: int | None = None) -> list[Any]:
+    """``work(first, last)`` over contiguous ranges of ``count`` items, one a thread; most: threads, default torch's."""
+    most = most or torch.get_num_threads()
+    threads = max(1, min(most, count))
     if threads == 1:
         return [work(0, count)]
     borders = [count * i // threads for i in range(threads + 1)]
-    return list(_pool(torch.get_num_threads()).map(work, borders[:-1], borders[1:]))
+    return list(_pool(most).map(work, borders[:-1], borders[1:]))
 
 
 class NumpyView:
@@ -176,6 +177,38 @@ def scan_back_trained(
     return TrainedGradients(total[0], total[1])
 
 
+def scan_back_triangle(
+    gradient: Gradient,
+    grad_v_BSC: Tensor,
+    words_KBSW: Tensor,
+    x_KBSC: Tensor,
+    before_BSC: Tensor,
+    parameters: ScanParameters,
+    height: float,
+    wanted: tuple[bool, bool],
+) -> TrainedGradients:
+    """``packed_reference.scan_back_trained`` with the surrogate ``Triangle``; the gradient of the currents goes over ``x_KBSC``.
+
+    gradient: of the spikes, held as that of the pooled, masked values.
+    """
+    grad, x, words = _array(gradient.values_KBPC), _array(x_KBSC.flatten(1, 2)), _words(words_KBSW.flatten(1, 2))
+    grad_v, before = (_array(tensor.flatten(0, 1)) for tensor in (grad_v_BSC, before_BSC))
+    theta, leak = _array(parameters.theta_RC), _array(parameters.leak_RC)
+    scaled, pooling = gradient.scale_BSC is not None, (grad_v_BSC.shape[1], gradient.width, gradient.pool)
+    scale = _array(gradient.scale_BSC) if gradient.scale_BSC is not None else _array(grad_v_BSC)
+
+    def work(first: int, last: int) -> np.ndarray:
+        found = np.zeros((2, *theta.shape))
+        triangle_loops.scan_back(
+            grad, pooling, scale, scaled, height, x, grad_v, before, words, theta, leak, parameters.to_zero, wanted, found,
+            first, last,
+        )  # fmt: skip
+        return found
+
+    total = torch.from_numpy(sum(in_ranges(len(grad_v), work)))
+    return TrainedGradients(total[0], total[1])
+
+
 def max_pool(
     current_KBSC: Tensor, counts_BSC: Tensor, size: tuple[int, int], pool: tuple[int, ...], columns: int, out_KBPC: Tensor
 ) -> None:
@@ -188,6 +221,13 @@ def max_pool(
     """
     current, counts, out = (_array(tensor) for tensor in (current_KBSC, counts_BSC, out_KBPC))
     in_ranges(len(counts), lambda i, j: neuron_loops.max_pool(current, counts, size, pool, columns, out, i, j))
+
+
+def add_scaled(small_KBSC: Tensor, gain_C: Tensor, total_KBSC: Tensor) -> None:
+    """Add values of int8, times the gain of their channel, to ``total_KBSC``."""
+    small, total = (_array(tensor.flatten(2).flatten(0, 1)) for tensor in (small_KBSC, total_KBSC))
+    gain = _array(gain_C.expand(small_KBSC.shape[2], -1).flatten())
+    in_ranges(len(total), lambda first, last: neuron_loops.add_scaled(small, gain, total, first, last))
 
 
 def plane(small_KBSC: Tensor, sign: int) -> Tensor:
@@ -341,14 +381,43 @@ class EventConvGrad:
         return total.permute(0, 4, 3, 1, 2).reshape(outputs, channels, rows, columns)
 
 
-def linear_weight(weight_ON: Tensor, channels: int) -> Tensor:
+def linear_weight(weight_ON: Tensor, channels: int, threads: int | None = None) -> Tensor:
     """Weights of a fully connected layer as ``event_linear`` reads them: (P, blocks, C, outputs of a block)."""
     outputs, inputs = weight_ON.shape
     block = linear_loops.SIDE if outputs % linear_loops.SIDE == 0 else outputs
     shape = (inputs // channels, outputs // block, channels, block)
     found = new_tensor(shape, weight_ON.dtype, weight_ON.device)
     source, to = _array(weight_ON.contiguous()), _array(found)
-    in_ranges(-(-inputs // linear_loops.SIDE), lambda first, last: linear_loops.blocked_weight(source, to, first, last))
+    in_ranges(-(-inputs // linear_loops.SIDE), lambda first, last: linear_loops.blocked_weight(source, to, first, last), threads)
+    return found
+
+
+def conv_matrix(weight_OCYX: Tensor, shape: ConvShape) -> Tensor:
+    """The matrix (outputs by position, then channel; inputs by channel, then position) of a convolution of small images."""
+    taps_PQ, (outputs, channels) = _taps(shape), weight_OCYX.shape[:2]
+    found = new_tensor((len(taps_PQ) * outputs, channels * taps_PQ.shape[1]), weight_OCYX.dtype, weight_OCYX.device)
+    weight, to = _array(weight_OCYX.flatten(2).contiguous()), _array(found.view(len(taps_PQ), outputs, channels, -1))
+    in_ranges(outputs, lambda first, last: linear_loops.conv_matrix(weight, taps_PQ, to, first, last))
+    return found
+
+
+def conv_matrix_grad(grad_ON: Tensor, shape_OCYX: tuple[int, ...], shape: ConvShape) -> Tensor:
+    """The gradient of the weights from that of their ``conv_matrix``."""
+    taps_PQ, (outputs, channels) = _taps(shape), shape_OCYX[:2]
+    found = new_tensor(shape_OCYX, grad_ON.dtype, grad_ON.device)
+    grad, to = _array(grad_ON.view(len(taps_PQ), outputs, channels, -1)), _array(found.flatten(2))
+    in_ranges(outputs, lambda first, last: linear_loops.conv_matrix_grad(grad, taps_PQ, to, first, last))
+    return found
+
+
+def _taps(shape: ConvShape) -> np.ndarray:
+    """Which tap of the kernel each output position reads each input position by; -1 for none."""
+    found = np.full((math.prod(shape.out_size), math.prod(shape.size)), -1)
+    for y, x, j, k in np.ndindex(*shape.out_size, *shape.kernel):
+        row = y * shape.stride[0] - shape.padding[0] + j * shape.dilation[0]
+        column = x * shape.stride[1] - shape.padding[1] + k * shape.dilation[1]
+        if 0 <= row < shape.size[0] and 0 <= column < shape.size[1]:
+            found[y * shape.out_size[1] + x, row * shape.size[1] + column] = j * shape.kernel[1] + k
     return found
 
 

@@ -46,6 +46,30 @@ def blocked_weight(from_ON, to_PXCJ, first, last):
 
 
 @_jit
+def conv_matrix(weight_OCT, taps_PQ, to_POCQ, first, last):
+    """A convolution's weights as a matrix, for the output channels first..last; taps_PQ: see ``cpu._taps``."""
+    for p in range(taps_PQ.shape[0]):
+        for o in range(first, last):
+            for c in range(weight_OCT.shape[1]):
+                weight, to = weight_OCT[o, c], to_POCQ[p, o, c]
+                for q in range(taps_PQ.shape[1]):
+                    to[q] = weight[taps_PQ[p, q]] if taps_PQ[p, q] >= 0 else 0
+
+
+@_jit
+def conv_matrix_grad(grad_POCQ, taps_PQ, to_OCT, first, last):
+    """The transpose of ``conv_matrix``."""
+    to_OCT[first:last] = 0
+    for p in range(taps_PQ.shape[0]):
+        for o in range(first, last):
+            for c in range(to_OCT.shape[1]):
+                grad, to = grad_POCQ[p, o, c], to_OCT[o, c]
+                for q in range(taps_PQ.shape[1]):
+                    if taps_PQ[p, q] >= 0:
+                        to[taps_PQ[p, q]] += grad[q]
+
+
+@_jit
 def linear(words_ISW, width, pool, mask_BSW, masked, weight_PXCJ, gain, bias_O, out_IO, together, first, last):
     """gain * (sum of the weights of the spikes) + bias; the weights of ``together`` positions, done together, stay in cache."""
     positions, blocks, channels, block = weight_PXCJ.shape

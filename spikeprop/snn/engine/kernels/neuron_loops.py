@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, uint32
+from numba import int32, njit, uint32
 
 BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
@@ -18,30 +18,36 @@ _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 @_jit
 def scan(current_KBN, theta_N, v_BN, sent_BN, spikes_KBN, first, last):  # type: ignore[no-untyped-def]
-    """Advance the samples first..last by K steps; ``v_BN`` and ``sent_BN`` are overwritten. One step may stand for all."""
-    steps, neurons = spikes_KBN.shape[0], v_BN.shape[1]
+    """Advance the samples first..last by K steps; ``v_BN`` and ``sent_BN`` are overwritten. One step may stand for all.
+
+    Returns how many spikes there were.
+    """
+    steps, neurons, count = spikes_KBN.shape[0], v_BN.shape[1], 0
     one, nothing = v_BN.dtype.type(1), v_BN.dtype.type(0)
     for k in range(steps):
         source = k if current_KBN.shape[0] > 1 else 0
         for b in range(first, last):
-            current_N, v_N, sent_N, spikes_N = current_KBN[source, b], v_BN[b], sent_BN[b], spikes_KBN[k, b]
+            current_N, v_N, sent_N, spikes_N, some = current_KBN[source, b], v_BN[b], sent_BN[b], spikes_KBN[k, b], int32(0)
             for n in range(neurons):
                 u, sent, theta = v_N[n] + current_N[n], sent_N[n], theta_N[n]
                 out = one if u > theta else (-one if (u < nothing and sent > nothing) else nothing)
                 spikes_N[n] = out
                 sent_N[n] = sent + out
                 v_N[n] = u - out * theta
+                some += out != nothing
+            count += some
+    return count
 
 
 @_jit
 def scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, last):  # type: ignore[no-untyped-def]
     """``scan`` of payloads up to ``most``. A quotient is rounded: comparing products, as the definition does, settles it."""
-    steps, neurons = spikes_KBN.shape[0], v_BN.shape[1]
+    steps, neurons, count = spikes_KBN.shape[0], v_BN.shape[1], 0
     one, nothing = v_BN.dtype.type(1), v_BN.dtype.type(0)
     for k in range(steps):
         source = k if current_KBN.shape[0] > 1 else 0
         for b in range(first, last):
-            current_N, v_N, sent_N, spikes_N = current_KBN[source, b], v_BN[b], sent_BN[b], spikes_KBN[k, b]
+            current_N, v_N, sent_N, spikes_N, some = current_KBN[source, b], v_BN[b], sent_BN[b], spikes_KBN[k, b], int32(0)
             for n in range(neurons):
                 u, sent, unit = v_N[n] + current_N[n], sent_N[n], unit_N[n]
                 distance = abs(u)
@@ -53,6 +59,18 @@ def scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, las
                 spikes_N[n] = out
                 sent_N[n] = sent + out
                 v_N[n] = u - out * unit
+                some += out != nothing
+            count += some
+    return count
+
+
+@_jit
+def add_scaled(small_BN, gain_N, total_BN, first, last):  # type: ignore[no-untyped-def]
+    """Add values of int8, each times its gain, to ``total_BN``; products are rounded, as they are in torch."""
+    for b in range(first, last):
+        small, total = small_BN[b], total_BN[b]
+        for n in range(total.shape[0]):
+            total[n] += gain_N[n] * total.dtype.type(small[n])
 
 
 @_jit

@@ -114,32 +114,20 @@ def _in_fours(spikes: Tensor) -> Tensor:
 
 def _put_on(signed: bool) -> Any:
     @_intrinsic
-    def put(
-        _: Any,
-        out: Any,
-        at: Any,
-        step: Any,
-        sums: Any,
-        table: Any,
-        codes: Any,
-        start: Any,
-        shape: Any,
-        gain: Any,
-        bias: Any,
-        b: Any,
-    ) -> Any:
+    def put(_: Any, out: Any, to: Any, sums: Any, codes: Any, begin: Any, shape: Any, gain: Any, bias: Any, b: Any) -> Any:
         """gain * the sum of what is looked up + bias, of ``TOGETHER`` images and ``OUTPUTS`` channels, into ``out``.
 
-        at, step: where in ``out`` the first image's numbers are, and how far the next one's. table, start: where in ``sums`` and
-        ``codes`` the first run begins. shape: (runs, lookups of a run, numbers from one run of codes to the next, of sums).
+        to: where in ``out`` the first image's numbers are, and how far the next one's. begin: where in ``sums`` and ``codes`` the
+        first run begins. shape: (runs, lookups of a run, numbers from one run of codes to the next, of sums).
         """
         i = types.intp
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            out, at, step, sums, table, codes, start, shape, gain, bias, b = arguments
-            kinds, number = signature.args, at.type
+            out, to, sums, codes, begin, shape, gain, bias, b = arguments
+            kinds, number = signature.args, b.type
             constant = lambda n: ir.Constant(number, n)  # noqa: E731
-            _, vector = _pointer(context, builder, kinds[3], sums, table, LANES)
+            (at, step), (table, start) = ([builder.extract_value(pair, n) for n in range(2)] for pair in (to, begin))
+            _, vector = _pointer(context, builder, kinds[2], sums, table, LANES)
             whole = ir.VectorType(ir.IntType(32), LANES)
             permute = ir.FunctionType(vector, [vector, whole])
             permute = cgutils.get_or_insert_function(builder.module, permute, "llvm.x86.avx512.permvar.sf.512")
@@ -158,12 +146,12 @@ def _put_on(signed: bool) -> Any:
                     row = builder.add(first_sum, builder.mul(loop.index, constant(OUTPUTS * LANES)))
                     looked = []
                     for v in range(VECTORS):
-                        place, _ = _pointer(context, builder, kinds[5], codes, builder.add(here, constant(v * LANES)), LANES)
+                        place, _ = _pointer(context, builder, kinds[3], codes, builder.add(here, constant(v * LANES)), LANES)
                         code = builder.load(place, align=4)
                         sign = builder.and_(code, ir.Constant(whole, [~15] * LANES))
                         looked.append((code, builder.bitcast(sign, vector)))
                     for o in range(OUTPUTS):
-                        place, _ = _pointer(context, builder, kinds[3], sums, builder.add(row, constant(o * LANES)), LANES)
+                        place, _ = _pointer(context, builder, kinds[2], sums, builder.add(row, constant(o * LANES)), LANES)
                         numbers = builder.load(place, align=4)
                         for v, (code, sign) in enumerate(looked):
                             found, total = builder.call(permute, [numbers, code]), totals[v][o]
@@ -172,7 +160,7 @@ def _put_on(signed: bool) -> Any:
                             builder.store(after, total)
             factor = _splat(builder, gain, LANES)
             half = ir.VectorType(vector.element, OUTPUTS)
-            added = builder.load(_pointer(context, builder, kinds[9], bias, b, OUTPUTS)[0], align=4)
+            added = builder.load(_pointer(context, builder, kinds[7], bias, b, OUTPUTS)[0], align=4)
             order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [*range(OUTPUTS)] * (LANES // OUTPUTS))
             added = builder.shuffle_vector(added, ir.Constant(half, ir.Undefined), order)
             for v in range(VECTORS):
@@ -183,11 +171,12 @@ def _put_on(signed: bool) -> Any:
                         image = v * LANES + n * (LANES // OUTPUTS) + side
                         lanes = [side * OUTPUTS + o for o in range(OUTPUTS)]
                         numbers = builder.shuffle_vector(both, both, ir.Constant(ir.VectorType(ir.IntType(32), OUTPUTS), lanes))
-                        to = builder.add(at, builder.mul(step, constant(image)))
-                        builder.store(numbers, _pointer(context, builder, kinds[0], out, to, OUTPUTS)[0], align=4)
+                        place = builder.add(at, builder.mul(step, constant(image)))
+                        builder.store(numbers, _pointer(context, builder, kinds[0], out, place, OUTPUTS)[0], align=4)
             return context.get_dummy_value()
 
-        return types.void(out, i, i, sums, i, codes, i, types.UniTuple(i, 4), gain, bias, i), generate
+        pair = types.UniTuple(i, 2)
+        return types.void(out, pair, sums, codes, pair, types.UniTuple(i, 4), gain, bias, i), generate
 
     return put
 
@@ -281,7 +270,7 @@ def _conv_on(list_codes: Any, put: Any) -> Any:
                             start = ((above + j - begin) * size[1] + left + k) * each
                             at = image * step + (y * width + x) * outputs + b * OUTPUTS
                             here = ((b * rows + j) * columns + k) * numbers
-                            put(flat, at, step, table, here, codes, start, shape, gain, bias_O, b * OUTPUTS)
+                            put(flat, (at, step), table, codes, (here, start), shape, gain, bias_O, b * OUTPUTS)
 
     return run
 

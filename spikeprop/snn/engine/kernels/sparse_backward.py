@@ -21,6 +21,7 @@ from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import sparse_loops
 from spikeprop.snn.engine.kernels.arguments import ConvShape
 from spikeprop.snn.engine.kernels.cpu import _array, _words
+from spikeprop.snn.engine.kernels.words import BITS
 
 # Seconds of a multiply-add of a row of as many steps, relative to those of torch's dense product in single precision; measured.
 COST = {4: 5.2, 8: 2.4, 16: 1.6, 24: 1.6, 32: 1.5}
@@ -64,6 +65,13 @@ class Active:
             sparse_loops.any_of_window(words, mask, mask_BSW is not None, width, pool, _words(out))
             self._pooled[key] = mask_BSW, Active(out, self.channels)
         return self._pooled[key][1]
+
+    def flat(self) -> Active | None:
+        """The same as of one position; None where the words of a position have unused bits."""
+        positions = self.words_BSW.shape[1]
+        if positions == 1:
+            return self
+        return Active(self.words_BSW.flatten(1).unsqueeze(1), positions * self.channels) if self.channels % BITS == 0 else None
 
     def at_once(self) -> int:
         """Channels that are done together: a multiple of 32 with about ``AT_ONCE`` active ones."""

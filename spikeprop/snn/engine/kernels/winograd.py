@@ -25,21 +25,11 @@ from numba import njit
 from torch import Tensor
 
 from spikeprop.snn.engine.buffer_pool import BufferPool, new_tensor
+from spikeprop.snn.engine.kernels.cpu import _array, in_ranges
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 _TWO, _FOUR, _FIVE, _EIGHT = (np.float32(n) for n in (2, 4, 5, 8))
 _QUARTER, _SIXTH, _12TH, _24TH = (np.float32(1 / n) for n in (4, 6, 12, 24))
-_G = torch.tensor(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ],
-    dtype=torch.float64,
-)
 TILES_BYTES = (2 << 20, 8 << 20)  # of transformed tiles at once: as many as of the transformed weights, within these
 LEAST_CHANNELS, LEAST_WEIGHTS = 64, 64 * 128  # with fewer, the transforms cost more than the multiplications that they save
 LEAST_SAVED = 2  # times as many multiplications, at least
@@ -66,11 +56,13 @@ def share(outputs: int, channels: int) -> float:
     return 0.3 + 15 / outputs + 15 / channels
 
 
-def transformed(weight_OCYX: Tensor) -> Tensor:
-    """G g G^T of the turned kernel, (36, O, C)."""
-    weight_9N = weight_OCYX.detach().permute(2, 3, 0, 1).reshape(9, -1)
-    turned = torch.kron(_G, _G).flip(1).to(weight_9N)
-    return (turned @ weight_9N).view(36, *weight_OCYX.shape[:2])
+def transformed(weight_OCYX: Tensor, threads: int) -> Tensor:
+    """G g G^T of the turned kernel, (36, O, C), on as many threads."""
+    weight_OYXC = weight_OCYX.detach().permute(0, 2, 3, 1).contiguous()
+    out = new_tensor((36, *weight_OCYX.shape[:2]), torch.float32, weight_OCYX.device)
+    weight, to = _array(weight_OYXC), out.numpy()
+    in_ranges(len(weight), lambda first, last: _from_kernels(weight, to, first, last), threads)
+    return out
 
 
 def input_grad(
@@ -266,6 +258,39 @@ def _to_kernels(m, out_OCYX):
         for y in range(3):
             for x in range(3):
                 to, source = out_OCYX[o, :, y, x], taps[y, x]
+                for c in range(channels):
+                    to[c] = source[c]
+
+
+@_jit
+def _from_taps(k0, k1, k2, out):
+    """G applied to three runs, into out (6, run)."""
+    o0, o1, o2, o3, o4, o5 = out[0], out[1], out[2], out[3], out[4], out[5]
+    for c in range(k0.shape[0]):
+        outer, middle = (k0[c] + k2[c]) * _SIXTH, k1[c] * _SIXTH
+        o0[c] = k0[c] * _QUARTER
+        o1[c] = -outer - middle
+        o2[c] = middle - outer
+    for c in range(k0.shape[0]):
+        outer, middle = k0[c] * _24TH + k2[c] * _SIXTH, k1[c] * _12TH
+        o3[c] = outer + middle
+        o4[c] = outer - middle
+        o5[c] = k2[c]
+
+
+@_jit
+def _from_kernels(weight_OYXC, out_36OC, first, last):
+    """G g G^T of the turned kernels of the outputs first..last."""
+    channels = weight_OYXC.shape[3]
+    columns, tile = np.empty((3, 6, channels), weight_OYXC.dtype), np.empty((6, channels), weight_OYXC.dtype)
+    for o in range(first, last):
+        w = weight_OYXC[o]
+        for x in range(3):
+            _from_taps(w[2, 2 - x], w[1, 2 - x], w[0, 2 - x], columns[x])
+        for r in range(6):
+            _from_taps(columns[0, r], columns[1, r], columns[2, r], tile)
+            for s in range(6):
+                to, source = out_36OC[r * 6 + s, o], tile[s]
                 for c in range(channels):
                     to[c] = source[c]
 
