@@ -108,7 +108,7 @@ def assert_falls_like_one_over_t(found: dict[str, list[float]], times: float) ->
         assert last < max(2 * first / times, 5e-4), f"{name}: {first:.4f} -> {last:.4f}"
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet18", "squeezenet1_1", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2"])  # all families: test-slow
 def test_rates_of_every_layer_approach_the_activations_like_one_over_t(name: str) -> None:
     found = errors(torchvision_model(name), (3, FAMILIES[name], FAMILIES[name]), (64, 512))
     assert_falls_like_one_over_t(found, 512 / 64)
@@ -276,7 +276,6 @@ def test_the_shortcut_of_pretrained_cifar_resnets_keeps_its_function() -> None:
         (lambda m, x: _changed_behind_a_view(m, x), "an in-place change of 'flatten'"),
         (lambda m, x: torch.cat([m.a(x), m.a(x)], 0), "an output without the images' axis"),
         (lambda m, x: m.a(x)[1:], "images must not influence one another"),
-        (lambda m, x: torch.relu(m.a(x)).chunk(2, 2), "outputs that are the parts of 'chunk'|take its parts one by one"),
         (lambda m, x: torch.relu(m.a(x)).permute(1, 0, 2, 3), "an output without the images' axis"),
         (lambda m, x: torch.relu(m.a(x)).view(-1, 8), "an output without the images' axis"),
         (lambda m, x: {"features": torch.relu(m.a(x)), "scale": m.a.bias}, "an output that is a constant"),
