@@ -63,7 +63,7 @@ def trace(ann: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
 
 
 def _untraceable(ann: nn.Module, error: Exception) -> ConversionError:
-    what = str(error) if isinstance(error, ConversionError) else f"{type(error).__name__}: {error}"
+    what = str(error) if isinstance(error, ConversionError) else f"{type(error).__name__}: {error}".rstrip(": ")
     return ConversionError(f"{type(ann).__name__} cannot be traced: {what}{told(place_of_error(error))}")
 
 
