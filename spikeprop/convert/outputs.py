@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from spikeprop.convert import value as values
 from spikeprop.convert.builder import Builder
-from spikeprop.convert.known import BATCH, holds_tensors
+from spikeprop.convert.known import BATCH
 from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import Value
 from spikeprop.snn.gather import same_numbers
@@ -88,8 +88,6 @@ def _unfolded(builder: Builder, leaf: Any) -> Any:
         return leaf
     if holds_fields(leaf):
         return leaf.target(*leaf.args, **leaf.kwargs)  # type: ignore[operator]
-    if holds_tensors(builder.outline[leaf]):
-        raise refuse(leaf, f"outputs that are the parts of {leaf.name!r}", "take them one by one: a, b = x.chunk(2, 1)")
     return builder.outline[leaf]
 
 

@@ -10,7 +10,7 @@ I_t, and sends what its ordinary output lacks to the mean of its outputs so far,
     u = v + I_t;   k = the nearest to (u - R(t-1))/q;   v = u - R(t-1) - k q;   R(t) = R(t-1) + k q/t,   R(0) = 0
 
 With payloads that are large enough its total T R(T) is that of ``GradedIF``'s rule, the rectified sum of I_t up to q/2: the same
-accuracy, and fewer bits, since a mean that is right needs no correction. What it costs: a running mean more for each neuron, at
+accuracy, and fewer spikes, since a mean that is right needs no correction. What it costs: a running mean more for each neuron, at
 the sender and the receiver, updated in every step. (Huang et al. 2025, "Differential Coding for Training-Free ANN-to-SNN
 Conversion", ICML. Their r_in is b + r, their m is v; b is the current of no spikes, which they learn in a step beforehand.)
 Suffix legend: T steps, B batch.

@@ -392,6 +392,7 @@ SMOKE = {
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
 }
+ALSO = {"digits_on_photographs_unet": ("MNIST", "cifar-10-batches-py")}  # of recipes whose first word does not say it
 LARGE = {"cifar10_resnet20_light", "cifar10_resnet20_signed", "cifar10_vgg5_stdb", "cifar10_resnet8_stdb"}  # for Lava
 SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow runs
     "cifar10_vgg16_stdb": "ann.depth=5",
@@ -400,6 +401,7 @@ SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow
     "cifar10_vgg9_stdb": "ann.depth=5",
     "cifar100_vgg11_stdb": "ann.depth=5",
     "cifar10_resnet20_stdb": "ann.depth=8",
+    "digits_on_photographs_unet": "ann.widths=[4, 8]",
 }
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
 
@@ -427,8 +429,8 @@ def files_read_once() -> Iterator[None]:
 @pytest.mark.parametrize("file", HERE, ids=lambda f: f.stem)
 def test_every_recipe_smokes(file: Path, request: pytest.FixtureRequest, tmp_path: Path, files_read_once: None) -> None:
     folder = SMOKE[file.stem.partition("_")[0]]
-    if folder is not None:
-        need(request.getfixturevalue("data_root"), folder)
+    for needed in ALSO.get(file.stem, () if folder is None else (folder,)):
+        need(request.getfixturevalue("data_root"), needed)
     shallow = [SHALLOW[file.stem]] if file.stem in SHALLOW else []
     assert spikeprop("check", file).exit_code == 0
     smoke(file, tmp_path, *shallow, lava=_lava_here() and file.stem not in {*LARGE, *SHALLOW})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -263,7 +263,7 @@ def test_a_fit_that_does_not_lower_the_error_is_undone() -> None:
 
 def rising_leaky_net(head: float = 1.0) -> nn.Module:
     """Positive weights without biases: on positive images no input of an activation is negative, so no negative side fires."""
-    ann = nn.Sequential(
+    ann: Any = nn.Sequential(
         nn.Linear(6, 5, bias=False), nn.LeakyReLU(0.1), nn.Linear(5, 4, bias=False), nn.LeakyReLU(0.2), nn.Linear(4, 3)
     )
     for module in ann[::2]:
@@ -310,7 +310,7 @@ def test_scores_of_zero_leave_weights_that_are_numbers(calibrator: ThresholdCali
 @pytest.mark.parametrize("calibrator", EVERY, ids=str)
 def test_a_channel_that_is_never_active_gets_a_threshold(calibrator: ThresholdCalibrator) -> None:
     torch.manual_seed(0)
-    ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    ann: Any = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
     for module, positive in ((ann[0], 1.0), (ann[2], 1.0)):
         module.weight.data.abs_()
         module.bias.data.fill_(positive)
@@ -324,7 +324,7 @@ def test_a_channel_that_is_never_active_gets_a_threshold(calibrator: ThresholdCa
 @pytest.mark.parametrize("calibrator", EVERY, ids=str)
 def test_a_layer_that_is_never_active_is_refused_by_name(calibrator: ThresholdCalibrator) -> None:
     torch.manual_seed(0)
-    ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    ann: Any = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     ann[0].weight.data.abs_().neg_()
     ann[0].bias.data.zero_()
     with pytest.raises(ConversionError, match=r"layer '_?\w+' is never active on the calibration images"):

@@ -108,7 +108,7 @@ def assert_falls_like_one_over_t(found: dict[str, list[float]], times: float) ->
         assert last < max(2 * first / times, 5e-4), f"{name}: {first:.4f} -> {last:.4f}"
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet18", "squeezenet1_1", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "squeezenet1_1", "mobilenet_v2"])  # all families: test-slow
 def test_rates_of_every_layer_approach_the_activations_like_one_over_t(name: str) -> None:
     found = errors(torchvision_model(name), (3, FAMILIES[name], FAMILIES[name]), (64, 512))
     assert_falls_like_one_over_t(found, 512 / 64)

@@ -180,7 +180,7 @@ def test_the_engine_runs_every_dimension_like_the_plain_reference(name: str) -> 
             sums = dict(leaves(network(x, 6)))
         trained = dict(leaves(network(x, 6)))
         tensors = [leaf for leaf in trained.values() if isinstance(leaf, Tensor)]
-        sum(leaf.square().sum() for leaf in tensors).backward()
+        torch.stack([leaf.square().sum() for leaf in tensors]).sum().backward()
         grads = [p.grad for p in network.parameters() if p.grad is not None]
         found[packed] = [*(leaf for leaf in sums.values() if isinstance(leaf, Tensor)), *tensors, *grads]
         signed = convert(ann, [x], SignedIF(), BY_CHANNEL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_channels_without_deviation_and_without_activity_have_finite_ranges() ->
 
 
 def one_layer(bias: list[float]) -> nn.Sequential:
-    layer = nn.Conv2d(1, len(bias), 1)
+    layer: Any = nn.Conv2d(1, len(bias), 1)
     with torch.no_grad():
         layer.weight.fill_(1.0)
         layer.weight[1] = 0.0

@@ -71,10 +71,11 @@ def _floating(graph: nir.NIRGraph, inputs: np.ndarray) -> tuple[Any, Any, np.nda
     return found.spikes, found.membranes, found.output
 
 
-def test_either_precision_equals_lava_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [3, *(pytest.param(s, marks=pytest.mark.slow) for s in range(10, 80, 10))])
+def test_either_precision_equals_lava_to_the_bit(tmp_path: Path, seed: int) -> None:
     """All kinds of layers beside each other, 1 to 4 levels; some neurons may also send less than nothing."""
     lava_or_skip()
-    network, inputs = joined_network(3)
+    network, inputs = joined_network(seed)
     export(network, tmp_path / "n.nir")
     for precision in ("float", "fixed"):
         runs = [

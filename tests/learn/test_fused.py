@@ -114,7 +114,7 @@ def test_what_cannot_be_fused_or_was_chosen_stays_as_it_is() -> None:
 def test_parameters_that_are_trained_later_or_start_anew_take_the_same_steps(name: str) -> None:
     found = []
     for more in ({}, {"foreach": False}):
-        net = model()
+        net: Any = model()
         net[3].requires_grad_(False)
         optimizer = MAKES[name](net.parameters(), **more)
         fit(net, Backprop(), batches(), optimizer, epochs=1)

@@ -39,7 +39,8 @@ class LeastSquares(SpikeCalibrator):
 
     Attributes:
         iterations: steps of the fit; the best is kept.
-        ridge: lambda, as a fraction of the mean square of the inputs; larger values keep the ANN's weights.
+        ridge: lambda, as a fraction of the mean square of the inputs; larger values stay nearer to the ANN's weights, and overfit
+            less where there are few images.
     """
 
     iterations: int = 3

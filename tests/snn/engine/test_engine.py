@@ -303,7 +303,8 @@ def test_convolutions_of_very_small_images_are_fully_connected_layers(
         "out": Layer([("small", Synapse([nn.Flatten(), nn.Linear(outputs, 3)]))], None),
     }
     network, x = SpikingNetwork(layers, Direct(), (1, *size)).double().train(), torch.rand(3, 1, *size).double()
-    assert isinstance(make_layout(dict(network.named_layers())["small"].synapses[0], (5, *size)), SmallConvLayout)
+    ((_, _, synapse),) = dict(network.named_layers())["small"].branches()
+    assert isinstance(make_layout(synapse, (5, *size)), SmallConvLayout)
     network.packed = False
     wanted = output_and_gradient(network, x, 6)
     network.packed = True
