@@ -164,7 +164,8 @@ class Parts(nn.Module):
         self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.down, self.up, self.head = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1), nn.Linear(4, 5)
         self.norm, self.channels, self.mix = nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.Linear(64, 64)
-        self.gain = nn.Parameter(torch.tensor(0.3))
+        self.gain, self.tokens_norm = nn.Parameter(torch.tensor(0.3)), nn.BatchNorm1d(4)
+        self.tokens_norm.running_mean = torch.rand(4)
         self.mask = nn.Buffer(torch.zeros(4, 16, 16).masked_fill(torch.rand(4, 16, 16) > 0.7, -100.0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,6 +213,7 @@ CASES: dict[str, Callable[[Parts, Tensor], Tensor]] = {
     "padding with a number": lambda m, x: m.head(m.b(F.pad(torch.relu(m.a(x)), (1, 0, 0, 2), value=0.7)).mean((2, 3))),
     "positions and masks": lambda m, x: m.head((m.a(x).flatten(2)[:, :, :16] + m.mask[:, 0].clamp(min=-1) * m.gain).mean(2)),
     "a constant before weights": lambda m, x: m.head(m.b(torch.relu(m.a(x)) + m.mask[:, :8, :8] * 0.01).mean((2, 3))),
+    "batch-norm of tokens": lambda m, x: m.head(m.tokens_norm(m.a(x).permute(0, 2, 3, 1).flatten(0, 2)).view(-1, 64, 4).mean(1)),
     "an einsum": lambda m, x: m.head(torch.einsum("bchw,bdhw->bc", m.a(x), torch.sigmoid(m.a(x)))),
     "SiLU by hand, in place": lambda m, x: m.head((y := m.a(x)).mul_(torch.sigmoid(y.clone())).mean((2, 3))),
     "one less a gate": lambda m, x: m.head(((1 - torch.sigmoid(y := m.a(x))) * y / (2 + y.abs())).mean((2, 3))),

@@ -97,6 +97,8 @@ def _of_module(builder: Builder, node: fx.Node, module: nn.Module) -> Value | Pa
     if type(module) is nn.Linear and builder.forms.of(node).axis < len(builder.forms.shape(node)) - 1:
         value = encoded(builder, node, builder.value(node), -1)
         return weighted(value, module, str(node.target))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+        return _normalised(builder, node, module)
     if isinstance(module, nn.RNNBase | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.Bilinear):
         return None
     if isinstance(module, nn.Threshold | nn.Hardshrink):
@@ -230,6 +232,19 @@ def shifted(value: Value, shift: Tensor) -> Value:
 def weighted(value: Value, layer: nn.Linear, label: str) -> Value:
     """A linear layer along the last axis of samples of several axes."""
     return tuple(b.then(values._copy(layer, bias=i == 0), label) for i, b in enumerate(value))
+
+
+def _normalised(builder: Builder, node: fx.Node, norm: nn.modules.batchnorm._BatchNorm) -> Value:
+    """Batch-norm of a tensor that has the batch elsewhere than first and alone; channels are its axis 1."""
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    gain_C = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    shift_C = (0 if norm.bias is None else norm.bias) - norm.running_mean * gain_C
+    shape, form = builder.forms.shape(node), builder.forms.of(node)
+    gain, shift = (
+        builder.forms.of_sample(c.detach().reshape(1, -1, *(1,) * (len(shape) - 2)), node, shape, form) for c in (gain_C, shift_C)
+    )
+    return shifted(scaled(builder.value(node), gain), shift)
 
 
 def _expanded(builder: Builder, node: fx.Node, argument: fx.Node) -> Value:
