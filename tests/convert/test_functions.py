@@ -120,6 +120,12 @@ def test_what_travels_to_weights_and_into_products_of_attention_are_spikes(way: 
     assert sum(isinstance(layer.neuron, Relay) for layer in layers.values()) >= 3
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_ordinary_neurons_are_two_layers_one_for_each_sign(way: str) -> None:
+    network = assert_same_function(transformer(way), IMAGES, IF)
+    assert sum(name.endswith("_spikes_negative") for name in dict(network.named_layers())) >= 6
+
+
 @pytest.mark.parametrize("neuron", [GradedIF(levels=4), SignedIF(), IF(v_init=0.5)], ids=["graded", "signed", "IF"])
 def test_the_error_of_a_transformer_falls_like_one_over_t(neuron: Neuron) -> None:
     ann = transformer("fused")
