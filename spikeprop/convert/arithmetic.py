@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import fx, nn
 
-from spikeprop.convert.builder import Builder, Rectifier
+from spikeprop.convert.builder import NEGATIVE, Builder
 from spikeprop.convert.trace import function_name
-from spikeprop.convert.value import LinearBranch, Value
+from spikeprop.convert.value import LinearBranch, Value, scale
 from spikeprop.snn import ChannelPad, Gain
 from spikeprop.snn.arithmetic import Joined, Relay, Running
 from spikeprop.snn.gather import Gather
@@ -81,13 +82,14 @@ def _fired(builder: Builder, node: fx.Node, value: Value, axis: int) -> Value:
     neuron = builder.neuron()
     if takes_back(neuron):
         neuron.rectify = False
-        name = builder.close(node, value, neuron, suffix="_spikes")
-        names = [name]
-        fired: Value = (LinearBranch(name),)
-    else:
-        before = set(builder.layers)
-        fired = builder.fire(node, value, Rectifier(slope=1.0), suffix="_spikes")
-        names = [name for name in builder.layers if name not in before]
+        names = [builder.close(node, value, neuron, suffix="_spikes")]
+        fired: Value = (LinearBranch(names[0]),)
+    else:  # one layer for each sign
+        names = [
+            builder.close(node, scale(value, sign), builder.rectifying(), suffix=f"_spikes{side}")
+            for sign, side in ((1.0, ""), (-1.0, NEGATIVE))
+        ]
+        fired = (LinearBranch(names[0]), LinearBranch(names[1], (Gain(torch.tensor(-1.0, dtype=torch.float64)),)))
     for name in names:
         builder.layers[name].channel_axis, builder.layers[name].may_rest = axis, True
     return fired

@@ -14,6 +14,7 @@ flattened, one after another. Suffix legend: T steps, B batch, N all numbers of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from math import prod
 from typing import ClassVar
 
@@ -72,7 +73,7 @@ class Running(LayerDynamics):
         sum_TB = torch.cumsum(torch.cat([currents[:1] + state.v, currents[1:]]), 0)
         step_T = state.since + torch.arange(1, len(currents) + 1, device=sum_TB.device, dtype=sum_TB.dtype)
         mean_TB = sum_TB / step_T.reshape(-1, *(1,) * (sum_TB.dim() - 1))
-        due_TB = self.function(mean_TB.flatten(0, 1)).unflatten(0, (len(currents), -1))
+        due_TB = self.function(mean_TB.flatten(0, 1).to(self._like(mean_TB))).to(mean_TB).unflatten(0, (len(currents), -1))
         due_TB = due_TB * step_T.reshape(-1, *(1,) * (due_TB.dim() - 1))
         before = torch.zeros_like(due_TB[0]) if state.sent is None else state.sent
         if not bool(torch.isfinite(due_TB.sum())):
@@ -81,9 +82,12 @@ class Running(LayerDynamics):
         return sent_TB, NeuronState(sum_TB[-1], step_T[-1], due_TB[-1])
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        like = next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), torch.empty(0))
         with torch.no_grad():
-            return tuple(self.function(like.new_zeros(1, *shape)).shape[1:])
+            return tuple(self.function(self._like(torch.empty(0)).new_zeros(1, *shape)).shape[1:])
+
+    def _like(self, x: Tensor) -> Tensor:
+        """A tensor of the type that the function computes in: x itself, if it holds no numbers of its own."""
+        return next((t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), x)
 
     def activation(self, total: Tensor, ceiling: Tensor | None) -> Tensor:
         return self.function(total)

@@ -174,7 +174,7 @@ class SpikingNetwork(nn.Module):
 
     def _computed_shapes(self) -> tuple[dict[str, Shape], dict[str, Shape]]:
         """Of what is sent, and of the currents."""
-        like = next(chain(self.parameters(), self.buffers()))
+        like = next(t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
         values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
         currents: dict[str, Shape] = {}
         with torch.no_grad():

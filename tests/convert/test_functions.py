@@ -120,6 +120,12 @@ def test_what_travels_to_weights_and_into_products_of_attention_are_spikes(way: 
     assert sum(isinstance(layer.neuron, Relay) for layer in layers.values()) >= 3
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_ordinary_neurons_are_two_layers_one_for_each_sign(way: str) -> None:
+    network = assert_same_function(transformer(way), IMAGES, IF)
+    assert sum(name.endswith("_spikes_negative") for name in dict(network.named_layers())) >= 6
+
+
 @pytest.mark.parametrize("neuron", [GradedIF(levels=4), SignedIF(), IF(v_init=0.5)], ids=["graded", "signed", "IF"])
 def test_the_error_of_a_transformer_falls_like_one_over_t(neuron: Neuron) -> None:
     ann = transformer("fused")
@@ -240,3 +246,41 @@ def test_functions_are_named_after_their_nodes_and_listed() -> None:
     names = [name for name, layer in network.named_layers() if isinstance(layer.neuron, Running)]
     assert {"blocks_0_norm", "blocks_0_mlp_1", "norm"} <= set(names)
     assert network.arithmetic_layers() == [name for name, d in network.dynamics().items() if d.arithmetic]
+
+
+class ByHand(nn.Module):
+    """A layer norm over channels, as ConvNeXt writes it: sums of a value and its mean, which has one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        mean = x.mean(1, keepdim=True)
+        x = (x - mean) / torch.sqrt((x - mean).pow(2).mean(1, keepdim=True) + 1e-6)
+        return self.head(F.gelu(x).mean((2, 3)))
+
+
+def test_sums_of_values_of_different_shapes_are_expanded() -> None:
+    assert_same_function(ByHand().double().eval(), IMAGES)
+
+
+def test_a_network_without_weights_takes_its_type_from_the_images() -> None:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - x.mean(-1, keepdim=True)).flatten(1)
+
+    x = IMAGES.float()
+    network = convert(Centred(), x, timesteps=4)
+    torch.testing.assert_close(network.estimate(network(x, 4), 4), Centred()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_functions_with_weights_of_their_own_run_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3)).eval()
+    x = torch.rand(16, 8)
+    wanted = ann(x)
+    network = convert(ann.to(dtype), x.to(dtype), GradedIF(levels=7), timesteps=4)
+    torch.testing.assert_close(network.estimate(network(x.to(dtype), 4), 4).float(), wanted, rtol=0, atol=0.03)

@@ -115,6 +115,14 @@ def test_a_network_gives_the_ordinary_ones_output_up_to_rounding_and_sends_fewer
         assert (means[8][name] - ordinary_means[8][name]).abs().max() < unit
 
 
+def test_a_converted_network_is_in_evaluation_mode_and_runs_where_gradients_are_on() -> None:
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.rand(16, 4)
+    network = sp.convert(ann, x, DifferentialIF(levels=3), timesteps=4)
+    assert not any(module.training for module in network.modules())
+    assert network(x, 4).shape == (16, 3)
+
+
 def test_chunks_steps_and_samples_that_leave_do_not_matter() -> None:
     _, network, _, x = converted()
     with torch.no_grad():

@@ -26,6 +26,8 @@ def _add(builder: Builder, node: fx.Node, sign: int = 1) -> Value:
     elif 0 in numbers:
         total = _shifted(builder, values.scale(builder.value(node, 1), factor), node, numbers[0])
     else:
+        if any(builder.shape(operand) != builder.shape(node) for operand in [*node.args, *node.kwargs.values()][:2]):
+            raise refuse(node, "a sum of two values of different shapes")  # functions.py expands them
         total = builder.value(node) + values.scale(builder.value(node, 1), factor)
     return builder.changed(node, total)
 
