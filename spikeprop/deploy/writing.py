@@ -6,7 +6,6 @@ or a node of our own; ``spikeprop_hardware.graph`` says what nodes and metadata 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -45,8 +44,6 @@ DT_MS = 1.0
 
 def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None) -> nir.NIRGraph:
     """The network as a NIR graph; dropout is left out, the output node receives the current that is to be accumulated.
-
-    Several outputs of a converted ANN are one vector there, and the metadata's ``outputs`` says, as JSON, where each lies in it.
 
     Args:
         network: left as it is.
@@ -88,15 +85,9 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
         else:
             _put(nodes, OUTPUT, nir.Output(output_type={"output": np.array(shapes[name])}))
     own = {"encoder": type(network.encoder).__name__, "writer": "spikeprop", "readout_from": int(network.readout.delay)}
-    metadata = {**(about or {}), **own, **_outputs(network)}
+    metadata = {**(about or {}), **own}
     # shapes are torch's own; nir 1.0.8 would take every kernel as square, and forget the groups in the channels
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, type_check=False)
-
-
-def _outputs(network: SpikingNetwork) -> dict[str, str]:
-    parts = {} if network.output_form is None else network.output_form.parts()
-    flat = {name: {"first": part.first, "shape": part.shape} for name, part in parts.items() if part.first is not None}
-    return {"outputs": json.dumps(flat)} if flat else {}
 
 
 def _refuse_arithmetic(network: SpikingNetwork) -> None:

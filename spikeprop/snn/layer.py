@@ -6,7 +6,7 @@ The input of a network is a source too; its name is ``INPUT``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -110,5 +110,7 @@ class LayeredNetwork(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def dynamics(self) -> dict[str, LayerDynamics]: ...
+
+    def structured(self, output: Tensor) -> Any: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...

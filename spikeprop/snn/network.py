@@ -39,9 +39,6 @@ HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 Shape = tuple[int, ...]
 
 
-_not_compiled: Any = torch.compiler.disable  # its own type knows no functions with arguments
-
-
 def _engine() -> ModuleType:
     """The packed engine, imported when first used: it brings Numba."""
     from spikeprop.snn.engine import batch
@@ -224,14 +221,13 @@ class SpikingNetwork(nn.Module):
         """
         refuse_transforms(x_B)
         if torch.is_grad_enabled() and observe is None and self.readout.trivial and self._packed(x_B, timesteps, chunk):
-            return self.structured(_engine().train(self, x_B, timesteps, chunk))
+            return _engine().train(self, x_B, timesteps, chunk)
         output = None
         for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
             output = output_TBK[-1]
         assert output is not None
         return self.structured(output.clone())  # of its own memory, not a view of all steps'
 
-    @_not_compiled  # a compiler that looks at a tensor with a gradient function warns
     def structured(self, output: Tensor) -> Any:
         """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""
         return output if self.output_form is None else self.output_form(output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from spikeprop.deploy.carried import CARRIED, IGNORED
 from spikeprop.deploy.writing import _WRITERS
 from spikeprop.errors import NirError
 from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork, Synapse
-from spikeprop.snn.output_form import OutputForm, OutputPart
 from spikeprop.snn.pooling import SpikingMaxPool
 
 
@@ -122,14 +120,6 @@ def test_every_setting_of_a_neuron_is_written(neuron: Neuron) -> None:
     for name in ("v_threshold", "leak", "v_init"):
         torch.testing.assert_close(getattr(back, name), getattr(neuron, name))
     assert (type(back), back.reset, back.payload) == (type(neuron), neuron.reset, neuron.payload)
-
-
-def test_where_several_outputs_lie_is_written() -> None:
-    made = network(nn.Flatten())
-    assert "outputs" not in (to_nir(made).metadata or {})
-    made.output_form = OutputForm({"scores": OutputPart((2,), 0), "box": [OutputPart((1, 1), 2)]})
-    said = json.loads((to_nir(made).metadata or {})["outputs"])
-    assert said == {"scores": {"first": 0, "shape": [2]}, "box.0": {"first": 2, "shape": [1, 1]}}
 
 
 # graphs from elsewhere --------------------------------------------------------------------------------------------------------

@@ -314,10 +314,11 @@ class _PackedSimulation(torch.autograd.Function):
 
 
 @torch.compiler.disable
-def train(network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None) -> Tensor:
-    """Accumulated output (B, O) after ``timesteps`` steps, with a gradient for every parameter."""
+def train(network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None) -> Any:
+    """What ``forward`` returns after ``timesteps`` steps, with a gradient for every parameter."""
     run = BatchRun(network, x_B, timesteps, chunk, keep=True)
-    return _PackedSimulation.apply(run, *network.parameters())  # type: ignore[return-value]
+    output: Any = _PackedSimulation.apply(run, *network.parameters())
+    return network.structured(output)  # here, where no compiler looks at it
 
 
 @torch.compiler.disable
