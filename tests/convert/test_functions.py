@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeprop import IF, Direct, GradedIF, SignedIF, convert
+from spikeprop import IF, Direct, GradedIF, SignedIF, convert, explain_conversion
 from spikeprop.convert import (
     AdvancedCalibration,
     LeastError,
@@ -22,7 +22,7 @@ from spikeprop.convert import (
 )
 from spikeprop.convert.calibrator import ThresholdCalibrator
 from spikeprop.evaluate.activity import ActivityMeter
-from spikeprop.snn import INPUT, Neuron, SpikingNetwork
+from spikeprop.snn import INPUT, DifferentialIF, Neuron, SpikingNetwork
 from spikeprop.snn.arithmetic import Relay, Running
 
 
@@ -118,6 +118,15 @@ def test_what_travels_to_weights_and_into_products_of_attention_are_spikes(way: 
     ]
     assert len(readers) == 2  # the first norm and the sum that everything later reads
     assert sum(isinstance(layer.neuron, Relay) for layer in layers.values()) >= 3
+
+
+def test_networks_of_differential_neurons_are_built_again_without_calibration_as_checkpoints_are() -> None:
+    ann = transformer("fused")
+    network = convert(ann, IMAGES, DifferentialIF(levels=3), timesteps=4)
+    again = to_spiking(ann, lambda: DifferentialIF(levels=3), Direct(), (3, 8, 8))
+    rectify = {name: neuron.rectify for name, neuron in network.neurons().items() if isinstance(neuron, DifferentialIF)}
+    assert {name: getattr(neuron, "rectify", None) for name, neuron in again.neurons().items()} == rectify
+    assert len(explain_conversion(network, ann, IMAGES, (4,)).rows[4]) > len(rectify)
 
 
 @pytest.mark.parametrize("way", WAYS)
