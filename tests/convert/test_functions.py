@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from spikeprop import IF, Direct, GradedIF, SignedIF, convert, explain_conversion
 from spikeprop.convert import (
     AdvancedCalibration,
+    ConversionError,
     LeastError,
     LightCalibration,
     MaxActivation,
@@ -126,7 +128,7 @@ def test_networks_of_differential_neurons_are_built_again_without_calibration_as
     again = to_spiking(ann, lambda: DifferentialIF(levels=3), Direct(), (3, 8, 8))
     rectify = {name: neuron.rectify for name, neuron in network.neurons().items() if isinstance(neuron, DifferentialIF)}
     assert {name: getattr(neuron, "rectify", None) for name, neuron in again.neurons().items()} == rectify
-    assert len(explain_conversion(network, ann, IMAGES, (4,)).rows[4]) > len(rectify)
+    assert len(explain_conversion(network, ann, IMAGES, (4,)).rows) > len(rectify)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -291,3 +293,32 @@ def test_functions_with_weights_of_their_own_run_in_half_precision(dtype: torch.
     wanted = ann(x)
     network = convert(ann.to(dtype), x.to(dtype), GradedIF(levels=7), timesteps=4)
     torch.testing.assert_close(network.estimate(network(x.to(dtype), 4), 4).float(), wanted, rtol=0, atol=0.03)
+
+
+def test_scores_that_are_masked_with_infinity_stay_out() -> None:
+    class Masked(nn.Module):
+        def __init__(self, way: int) -> None:
+            super().__init__()
+            self.way, self.a, self.head = way, nn.Linear(8, 8), nn.Linear(8, 3)
+            self.mask = nn.Buffer(torch.arange(8) > 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            x = x.masked_fill(self.mask, -math.inf) if self.way == 0 else torch.where(self.mask, -math.inf, x)
+            return self.head(torch.softmax(x, -1))
+
+    torch.manual_seed(0)
+    x = torch.rand(32, 8)
+    for way in (0, 1):
+        ann = Masked(way).eval()
+        network = convert(ann, x, GradedIF(levels=7), timesteps=8)
+        torch.testing.assert_close(network.estimate(network(x, 8), 8), ann(x), rtol=0, atol=1e-3)
+
+
+def test_a_function_whose_values_are_infinite_is_refused() -> None:
+    class Logarithm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(torch.log(torch.relu(x - 0.5)))
+
+    with pytest.raises(ConversionError, match="computes numbers that are not finite"):
+        convert(Logarithm(), torch.rand(8, 6), timesteps=4)
