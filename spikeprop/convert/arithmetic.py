@@ -14,13 +14,12 @@ from contextlib import contextmanager
 import torch
 from torch import fx, nn
 
-from spikeprop.convert.builder import NEGATIVE, Builder
+from spikeprop.convert.builder import NEGATIVE, Builder, may_be_negative
 from spikeprop.convert.trace import function_name
 from spikeprop.convert.value import LinearBranch, Value, scale
 from spikeprop.snn import ChannelPad, Gain
 from spikeprop.snn.arithmetic import Joined, Relay, Running
 from spikeprop.snn.gather import Gather
-from spikeprop.snn.signed import takes_back
 from spikeprop.snn.synapse import WEIGHTED
 
 SHAPED = (Gather, nn.Flatten, nn.Unflatten, ChannelPad)
@@ -80,7 +79,7 @@ def encoded(builder: Builder, node: fx.Node, value: Value, axis: int, *, product
 
 def _fired(builder: Builder, node: fx.Node, value: Value, axis: int) -> Value:
     neuron = builder.neuron()
-    if takes_back(neuron):
+    if may_be_negative(neuron):
         neuron.rectify = False
         names = [builder.close(node, value, neuron, suffix="_spikes")]
         fired: Value = (LinearBranch(names[0]),)

@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,9 +22,10 @@ from spikeprop.convert.trace import called_name, function_name, outlines, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
 from spikeprop.snn.call import BatchAxis
+from spikeprop.snn.differential import DifferentialIF
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import OUTPUT, is_layer_name
-from spikeprop.snn.signed import takes_back
+from spikeprop.snn.signed import GradedIF, takes_back
 
 NEGATIVE = "_negative"  # name suffix of a layer for the negative side of an activation
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
@@ -193,7 +194,7 @@ class Builder:
     def rectifying(self) -> Neuron:
         """A neuron that stands for a ReLU, whatever the prototype stands for."""
         neuron = self.neuron()
-        if takes_back(neuron):
+        if may_be_negative(neuron):
             neuron.rectify = True
         return neuron
 
@@ -231,6 +232,11 @@ class Builder:
         while name in self.layers or name in reserved or not is_layer_name(name):
             name, count = f"{label}_{count}", count + 1
         return name
+
+
+def may_be_negative(neuron: LayerDynamics) -> TypeGuard[GradedIF]:
+    """Whether a neuron stands for the identity where its ``rectify`` is False."""
+    return takes_back(neuron) or type(neuron) is DifferentialIF
 
 
 def _by_channel(slope: float | Tensor, axes: int) -> Tensor:

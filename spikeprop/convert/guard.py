@@ -28,6 +28,7 @@ from spikeprop.convert.module_run import cloned, paths, recorded, seeded, undist
 from spikeprop.convert.plain import HOOKS
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Neuron, SpikingNetwork
+from spikeprop.snn.arithmetic import Running
 from spikeprop.snn.output_form import OutputForm, leaves
 
 IMAGES = 8
@@ -103,6 +104,8 @@ def difference(converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModul
         if found is None:  # the first alone and the last alone: a cumulative sum goes one way only
             apart = max(_off(_accumulated(converted.network, part), output[where]) for part, where in _ends(x))
             found = f"one image changes the result of another, by {_percent(apart)}" if apart > 16 * tolerance else None
+        if found is None and builder.arithmetic:
+            found = _infinite(converted.network, x)
         return found
 
 
@@ -162,6 +165,15 @@ def _off_of_any(found: Any, wanted: Any) -> float:
         elif isinstance(value, Tensor) or isinstance(mine[name], Tensor) or mine[name] != value:
             return math.inf
     return max(far)
+
+
+def _infinite(network: SpikingNetwork, x: Tensor) -> str | None:
+    """What a function computes must be sent; a constant that is infinite, such as a mask, is no function's result."""
+    for name, layer, value in activations(network, x):
+        if isinstance(layer.dynamics, Running) and not bool(torch.isfinite(value).all()):
+            what = f"layer {name!r} computes numbers that are not finite, which nothing can send"
+            return f"{what}; keep them finite, such as log(x.clamp(min=1e-6))"
+    return None
 
 
 def _ends(x: Tensor) -> list[tuple[Tensor, slice]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeprop import IF, Direct, GradedIF, SignedIF, convert
+from spikeprop import IF, Direct, GradedIF, SignedIF, convert, explain_conversion
 from spikeprop.convert import (
     AdvancedCalibration,
+    ConversionError,
     LeastError,
     LightCalibration,
     MaxActivation,
@@ -22,7 +24,7 @@ from spikeprop.convert import (
 )
 from spikeprop.convert.calibrator import ThresholdCalibrator
 from spikeprop.evaluate.activity import ActivityMeter
-from spikeprop.snn import INPUT, Neuron, SpikingNetwork
+from spikeprop.snn import INPUT, DifferentialIF, Neuron, SpikingNetwork
 from spikeprop.snn.arithmetic import Relay, Running
 
 
@@ -118,6 +120,15 @@ def test_what_travels_to_weights_and_into_products_of_attention_are_spikes(way: 
     ]
     assert len(readers) == 2  # the first norm and the sum that everything later reads
     assert sum(isinstance(layer.neuron, Relay) for layer in layers.values()) >= 3
+
+
+def test_networks_of_differential_neurons_are_built_again_without_calibration_as_checkpoints_are() -> None:
+    ann = transformer("fused")
+    network = convert(ann, IMAGES, DifferentialIF(levels=3), timesteps=4)
+    again = to_spiking(ann, lambda: DifferentialIF(levels=3), Direct(), (3, 8, 8))
+    rectify = {name: neuron.rectify for name, neuron in network.neurons().items() if isinstance(neuron, DifferentialIF)}
+    assert {name: getattr(neuron, "rectify", None) for name, neuron in again.neurons().items()} == rectify
+    assert len(explain_conversion(network, ann, IMAGES, (4,)).rows) > len(rectify)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -284,3 +295,32 @@ def test_functions_with_weights_of_their_own_run_in_half_precision(dtype: torch.
     wanted = ann(x)
     network = convert(ann.to(dtype), x.to(dtype), GradedIF(levels=7), timesteps=4)
     torch.testing.assert_close(network.estimate(network(x.to(dtype), 4), 4).float(), wanted, rtol=0, atol=0.03)
+
+
+def test_scores_that_are_masked_with_infinity_stay_out() -> None:
+    class Masked(nn.Module):
+        def __init__(self, way: int) -> None:
+            super().__init__()
+            self.way, self.a, self.head = way, nn.Linear(8, 8), nn.Linear(8, 3)
+            self.mask = nn.Buffer(torch.arange(8) > 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            x = x.masked_fill(self.mask, -math.inf) if self.way == 0 else torch.where(self.mask, -math.inf, x)
+            return self.head(torch.softmax(x, -1))
+
+    torch.manual_seed(0)
+    x = torch.rand(32, 8)
+    for way in (0, 1):
+        ann = Masked(way).eval()
+        network = convert(ann, x, GradedIF(levels=7), timesteps=8)
+        torch.testing.assert_close(network.estimate(network(x, 8), 8), ann(x), rtol=0, atol=1e-3)
+
+
+def test_a_function_whose_values_are_infinite_is_refused() -> None:
+    class Logarithm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(torch.log(torch.relu(x - 0.5)))
+
+    with pytest.raises(ConversionError, match="computes numbers that are not finite"):
+        convert(Logarithm(), torch.rand(8, 6), timesteps=4)

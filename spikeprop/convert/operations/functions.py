@@ -315,6 +315,30 @@ def scaled(value: Value, factor: Tensor) -> Value:
     return tuple(b.then(Gain(factor)) for b in value)
 
 
+def _masked(builder: Builder, node: fx.Node) -> Value:
+    """``masked_fill`` and ``where`` with a constant mask: numbers are left out, and constants, infinite ones too, put there."""
+    given: dict[str, Any] = {**dict(zip(_MASKED[function_name(node)], node.args)), **node.kwargs}
+    where, first, second = (
+        (given["mask"], given["value"], given["input"])
+        if function_name(node) == "masked_fill"
+        else (given["condition"], given.get("input"), given.get("other"))
+    )
+    if builder.forms.depends(where) or first is None or second is None:
+        return _function(builder, node)
+    mask, value = _constant(builder, node, where) != 0, ()
+    for argument, chosen in ((first, mask), (second, ~mask)):
+        if builder.forms.depends(argument):
+            value += scaled(_expanded(builder, node, argument), chosen.to(builder.dtype))
+    for argument, chosen in ((first, mask), (second, ~mask)):
+        if not builder.forms.depends(argument):
+            constant = _constant(builder, node, argument).to(builder.dtype)
+            value = shifted(value, torch.where(chosen, constant, torch.zeros_like(constant)))
+    return value
+
+
+_MASKED = {"masked_fill": ("input", "mask", "value"), "where": ("condition", "input", "other")}
+
+
 def _negate(builder: Builder, node: fx.Node) -> Value:
     return values.scale(builder.value(node), -1.0)
 
@@ -370,4 +394,5 @@ FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Value | None]] = {
     **dict.fromkeys(("mul", "imul", "multiply", "rmul"), _multiply),
     **dict.fromkeys(("truediv", "itruediv", "div", "divide", "true_divide"), _divide),
     **dict.fromkeys(("neg", "negative"), _negate),
+    **dict.fromkeys(("masked_fill", "where"), _masked),
 }
