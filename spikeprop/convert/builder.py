@@ -115,7 +115,7 @@ class Builder:
         if isinstance(argument, fx.Node):
             return self.outline[argument]
         if isinstance(argument, tuple | list):
-            return type(argument)(self.constant(a) for a in argument)
+            return tuple(self.constant(a) for a in argument)
         if isinstance(argument, slice):
             return slice(self.constant(argument.start), self.constant(argument.stop), self.constant(argument.step))
         return argument

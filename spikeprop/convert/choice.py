@@ -91,4 +91,7 @@ def _calibrator(neuron: Neuron, steps: int) -> tuple[ThresholdCalibrator, str]:
         return LeastSquares(timesteps=steps), (
             f"LeastSquares, which fits the weights, since a neuron can send only {counts} different sums"
         )
-    return LightCalibration(timesteps=steps), f"LightCalibration, which is enough where a neuron can send {counts} different sums"
+    search, on = ("spikes", " on spikes") if counts < 2 * COUNTS else ("rate", "")
+    return LightCalibration(timesteps=steps, search=search), (
+        f"LightCalibration{on}, which is enough where a neuron can send {counts} different sums"
+    )

@@ -21,11 +21,17 @@ from spikeprop.errors import ConversionError
 OTHERWISE = "use convolutions, Linear, BatchNorm, activations, pooling, attention, and operations on single tensors"
 
 
+COMPOSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer)  # torch's own
+WINDOWS = {"kernel_size", "stride", "padding", "dilation", "output_size", "output_padding"}
+
+
 class ReLUTracer(KnownTracer):
     """A tracer that keeps activations as they are: a module with a ``ceiling`` is one."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is a node of the graph."""
+        if isinstance(m, COMPOSED):
+            return False
         return (hasattr(m, "ceiling") and not any(m.children())) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -40,7 +46,7 @@ def trace(ann: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         ConversionError: the ANN cannot be copied or traced, has not exactly one input, or cannot run on images of this shape; or
             a weight is not finite.
     """
-    plain = plain_copy(ann)
+    plain = _with_tuples(plain_copy(ann))
     like = next(plain.parameters(), torch.empty(0))
     settings = (input_shape, like.dtype, like.device)
     try:
@@ -51,7 +57,7 @@ def trace(ann: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         words = [path for path, _ in plain.named_modules() if any(map(iskeyword, path.split(".")))]
         if words and isinstance(error, SyntaxError):
             raise ConversionError(f"{words[0]!r} has a name of Python's own, which torch.fx cannot write; rename it") from error
-        exported = export(plain_copy(ann), *settings)  # a copy again: the trace may have written into the first one
+        exported = export(_with_tuples(plain_copy(ann)), *settings)  # a copy again: the trace may have written into the first one
         if exported is None:
             raise _untraceable(ann, error) from error
         try:
@@ -60,6 +66,15 @@ def trace(ann: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
             raise _untraceable(ann, error) from error
     check_finite((*traced.named_parameters(), *traced.named_buffers()))
     return traced
+
+
+def _with_tuples(plain: nn.Module) -> nn.Module:
+    """Windows and strides that are lists become tuples, which all readers of modules take."""
+    for module in plain.modules():
+        for name in WINDOWS & vars(module).keys():
+            if isinstance(getattr(module, name), list | torch.Size):
+                setattr(module, name, tuple(getattr(module, name)))
+    return plain
 
 
 def _untraceable(ann: nn.Module, error: Exception) -> ConversionError:

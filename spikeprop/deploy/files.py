@@ -21,7 +21,7 @@ from spikeprop.snn import SpikingNetwork
 
 def export(
     network: SpikingNetwork,
-    path: Path,
+    path: Path | str,
     about: Mapping[str, Any] | None = None,
     target: str | None = None,
     *,
@@ -56,7 +56,7 @@ def export(
     described = {**(about["data"] if about else {}), **_description(network, data, mean, std)}
     graph = to_nir(network, kept | ({"data": json.dumps(described)} if described else {}))
     written = graph if target is None else portable(graph, target)
-    write_atomically(path, lambda temporary: nir.write(str(temporary), written))
+    write_atomically(Path(path), lambda temporary: nir.write(str(temporary), written))
 
 
 def _description(network: SpikingNetwork, data: Any, mean: Any, std: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _name(data: Any) -> str:
     return kind.__name__ if kind.__module__.startswith("spikeprop.") else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def export_netx(network: SpikingNetwork, path: Path) -> list[dict[str, Any]]:
+def export_netx(network: SpikingNetwork, path: Path | str) -> list[dict[str, Any]]:
     """Write the network for lava-dl's netx, in integers, atomically; returns the quantisation's report by layer.
 
     Raises:
@@ -85,5 +85,5 @@ def export_netx(network: SpikingNetwork, path: Path) -> list[dict[str, Any]]:
         HardwareError: what netx does not have, naming the layer; nothing is written.
     """
     made, report = quantize_for_netx(to_nir(network))
-    write_atomically(path, lambda temporary: write_netx(made, temporary))
+    write_atomically(Path(path), lambda temporary: write_netx(made, temporary))
     return [asdict(layer) for layer in report]

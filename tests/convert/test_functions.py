@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -324,3 +325,23 @@ def test_a_function_whose_values_are_infinite_is_refused() -> None:
 
     with pytest.raises(ConversionError, match="computes numbers that are not finite"):
         convert(Logarithm(), torch.rand(8, 6), timesteps=4)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_torchs_own_encoder_layers_convert(norm_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first, activation="gelu")
+    ann = nn.Sequential(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Flatten(), nn.Linear(32, 3)).eval()
+    x = torch.randn(6, 4, 8)
+    network = convert(ann, [x], GradedIF(levels=4), MaxActivation())
+    with torch.no_grad():
+        torch.testing.assert_close(network.estimate(network(x, 64), 64), ann(x), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("window", [[2, 2], torch.Size((2, 2))])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+def test_windows_may_be_lists(pool: Any, window: Any) -> None:
+    torch.manual_seed(0)
+    x, parts = torch.rand(6, 1, 8, 8), (nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
+    found = [convert(nn.Sequential(*parts, pool(size), nn.Flatten()), [x], IF(), MaxActivation())(x, 8) for size in (2, window)]
+    assert torch.equal(*found)
