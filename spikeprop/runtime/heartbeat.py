@@ -172,6 +172,8 @@ class Heartbeat:
         stopped = f"for {self.limit:.0f} s: see whether it is stopped, or its machine is; {remedy}"
         if now - self._answered > self.limit:
             return f"rank {self.rank}: the process that holds the group's store has not answered {stopped}"
+        if now - self._answered > 2 * self.every:
+            return ""  # nothing is heard of anyone, so nobody else is late
         late = [rank for rank, peer in enumerate(self._peers) if rank != self.rank and now - peer.seen > self.limit]
         if late:
             return f"rank {self.rank}: {self._named(late)} has given no sign of life {stopped}"

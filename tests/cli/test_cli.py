@@ -258,7 +258,7 @@ def test_budget(finished: Path) -> None:
     assert re.search(r"Loihi 2, estimated +\d+ cores, 1 chip", result.output)
     assert re.search(r"SynOps a sample +[1-9][\d,]+\n +energy a sample, estimated +[\d.]+ uJ", result.output)
     assert re.search(
-        r"layer +neurons +synapses +fan in +fan out +axons +axons per core +bytes +cores +limited by\n", result.output
+        r"layer +neurons +synapses +fan in +fan out +spike bits +axons +axons per core +bytes +cores +limited by\n", result.output
     )
     of_checkpoint = spikeprop("budget", finished / "finetuned.safetensors", "--samples", 0)
     assert of_checkpoint.exit_code == 0, of_checkpoint.output
