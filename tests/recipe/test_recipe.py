@@ -269,5 +269,6 @@ def test_every_slot_has_components() -> None:
     nets = {name for name in found["ann"] if "." not in name}
     assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "OnnxModel", "TorchvisionModel", "UNet", "ViT"} == nets
     assert {"spikeprop.plugins.BasicResNet", "spikeprop.plugins.CharTransformer"} <= set(found["ann"])
-    assert {"Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet", "WebDataset"} == set(found["data"])
+    data = {"Digits", "DigitsOnPhotographs", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet", "WebDataset"}
+    assert data == set(found["data"])
     assert found["convert.neuron"]["LIF"]["leak"] == 0.99
