@@ -15,7 +15,7 @@ from spikeprop.convert.calibrators.percentile import MaxActivation, Percentile
 from spikeprop.convert.calibrators.threshold_balancing import ThresholdBalancing
 from spikeprop.convert.calibrators.threshold_iteration import ThresholdIteration
 from spikeprop.convert.conversion import convert
-from spikeprop.convert.graph import to_spiking
+from spikeprop.convert.graph import to_spiking, uncalibrated
 from spikeprop.convert.shard import CalibrationShard
 from spikeprop.convert.units import activation_scales
 from spikeprop.errors import ConversionError
@@ -43,4 +43,5 @@ __all__ = [
     "from_onnx",
     "relu_activations",
     "to_spiking",
+    "uncalibrated",
 ]

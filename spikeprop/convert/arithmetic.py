@@ -68,10 +68,9 @@ def encoded(builder: Builder, node: fx.Node, value: Value, axis: int, *, product
         axis = -1
     elif len(after):
         axis = 1
-    spikes = builder.encoders.get(_key(inner))
-    if spikes is None:
-        spikes = builder.encoders[_key(inner)] = _fired(builder, node, inner, axis)
-        builder.kept.append(inner)  # the key holds numbers of its operations, which must not be given to others
+    if _key(inner) not in builder.encoders:
+        builder.encoders[_key(inner)] = inner, _fired(builder, node, inner, axis)
+    _, spikes = builder.encoders[_key(inner)]
     for op in after:
         spikes = tuple(b.then(op) for b in spikes)
     return spikes

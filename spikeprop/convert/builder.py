@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikeprop.convert.forms import BatchAxes
-from spikeprop.convert.known import BATCH
 from spikeprop.convert.trace import called_name, function_name, outlines, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
@@ -67,8 +66,7 @@ class Builder:
         notes: what was left out, in words.
         skipped: names of nodes that were left out, as if they passed on their input.
         arithmetic: whether a layer computes a function (``convert/arithmetic.py``).
-        batch: images of the outline.
-        encoders: spikes of values, by source and operations.
+        encoders: values and their spikes, by source and operations, whose numbers no others get while the values are held.
     """
 
     def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron]):
@@ -85,10 +83,8 @@ class Builder:
         self.notes: list[str] = []
         self.skipped: set[str] = set()
         self.ceilings: dict[str, float | Tensor | None] = {}
-        self.batch = BATCH
         self.arithmetic = False
-        self.encoders: dict[tuple[object, ...], Value] = {}
-        self.kept: list[Value] = []
+        self.encoders: dict[tuple[object, ...], tuple[Value, Value]] = {}
 
     # arguments of operations --------------------------------------------------------------------------------------------------
 

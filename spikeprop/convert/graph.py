@@ -7,6 +7,7 @@ the tables of ``convert/operations``; one that is in none of them raises Convers
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from torch import Tensor, fx, nn
@@ -21,10 +22,10 @@ from spikeprop.convert.outputs import holds_fields, only_orders, read_out
 from spikeprop.convert.trace import function_name, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
-from spikeprop.snn import INPUT, Encoder, Neuron, SpikingNetwork
+from spikeprop.snn import IF, INPUT, Encoder, Neuron, SpikingNetwork
 from spikeprop.snn.synapse import WEIGHTED
 
-MODULES = layers.MODULES | sampling.MODULES | shapes.MODULES | tensors.MODULES
+MODULES = layers.MODULES | sampling.MODULES | shapes.MODULES
 FUNCTIONS = layers.FUNCTIONS | sampling.FUNCTIONS | shapes.FUNCTIONS | tensors.FUNCTIONS
 
 
@@ -56,6 +57,24 @@ def to_spiking(
         if found is not None:
             raise ConversionError(f"{type(ann).__name__} cannot be converted: {found}")
     return network
+
+
+def uncalibrated(network: SpikingNetwork, ann: nn.Module, x: Tensor, *, prove: bool = False) -> SpikingNetwork:
+    """What ``ann`` was before its conversion to ``network`` was calibrated: the same layers, in the ANN's own units.
+
+    Args:
+        network: converted from ``ann``; its kind of neuron says which layers there are.
+        ann: the trained network.
+        x: images (B, ...), for shape, type and device.
+        prove: whether the graph is compared with the module on a few of them.
+
+    Raises:
+        ConversionError: as ``to_spiking``.
+    """
+    prototype = next(iter(network.neurons().values()), IF())
+    images = x[:8] if prove else None
+    found = to_spiking(ann, lambda: copy.deepcopy(prototype), network.encoder, tuple(x.shape[1:]), images=images)
+    return found.to(x).eval()
 
 
 def _built(

@@ -15,7 +15,7 @@ from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork
 
 def spike_trains(network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard) -> SpikeTrains:
     """Spike trains of a network's layers: packed, or as they are where layers compute or hold tokens."""
-    plain = any(layer.arithmetic for layer in network.dynamics().values())
+    plain = bool(network.arithmetic_layers())
     plain |= any(len(shape) not in (1, 3) for name, shape in network.shapes().items() if name != INPUT)
     return (PlainTrains if plain else SpikeTrains)(network, x, timesteps, shard)
 

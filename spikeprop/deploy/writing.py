@@ -92,10 +92,11 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
 
 def _refuse_arithmetic(network: SpikingNetwork) -> None:
     """Layers that send real numbers which they compute: no neuron of a chip does."""
-    found = [f"{name} ({_computed(dynamics)})" for name, dynamics in network.dynamics().items() if dynamics.arithmetic]
+    dynamics = network.dynamics()
+    found = [f"{name} ({_computed(dynamics[name])})" for name in network.arithmetic_layers()]
     if found:
         raise NirError(
-            f"{len(found)} of {len(network.dynamics())} layers need arithmetic on the chip and send real numbers, as no neuron "
+            f"{len(found)} of {len(dynamics)} layers need arithmetic on the chip and send real numbers, as no neuron "
             f"of NIR or of our simulators does: {', '.join(found)}. Such a network runs in PyTorch; to export it, put ReLU, "
             "pooling and BatchNorm in place of these functions in the ANN, and train it again"
         )
@@ -236,7 +237,7 @@ def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) ->
     leak = float(neuron.leak.detach())
     v_init: Any = float(neuron.v_init) if neuron.v_init.numel() == 1 else np.broadcast_to(_array(neuron.v_init), shape).copy()
     if isinstance(neuron, GradedIF):
-        return own_nodes.GradedIF(threshold, neuron.levels, v_init, int(getattr(neuron, "rectify", True)))
+        return own_nodes.GradedIF(threshold, neuron.levels, v_init, int(neuron.rectify))
     metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
     ones, zeros = np.ones(shape), np.zeros(shape)
     if leak == 1:

@@ -152,7 +152,7 @@ def ideal(values_B: Tensor, scale: Tensor, steps: int, dynamics: LayerDynamics, 
     """
     if not isinstance(dynamics, Neuron):
         return values_B, values_B
-    least = 0 if getattr(dynamics, "rectify", True) else -most
+    least = 0 if dynamics.rectify else -most
     clipped_B = torch.maximum(torch.minimum(values_B, scale * most), scale * least)
     counts_B = (torch.ceil(clipped_B * steps / scale + dynamics.head_start) - 1).clamp(steps * least, steps * most)
     return clipped_B, counts_B * scale / steps

@@ -128,7 +128,7 @@ def levels(network: nn.Module) -> int:
     """The most levels of a network's graded neurons; 1 if it has none."""
     if not isinstance(network, SpikingNetwork):
         return 1
-    computes = {name for name, dynamics in network.dynamics().items() if dynamics.arithmetic}
+    computes = set(network.arithmetic_layers())
     return max((found.bits for name, found in payloads(network).items() if name not in computes), default=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert import to_spiking
+from spikeprop.convert import uncalibrated
 from spikeprop.errors import CheckpointError, EvaluationError
 from spikeprop.evaluate import ConversionDiagnosis, diagnose
 from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_network, load_spiking
 from spikeprop.runtime.given import read_batches
-from spikeprop.snn import IF, SpikingNetwork
+from spikeprop.snn import SpikingNetwork
 
 MOST_IMAGES = 256  # activations of all layers are kept for them
 
@@ -40,9 +39,7 @@ def explain_conversion(
     if not isinstance(network, SpikingNetwork):
         raise EvaluationError(f"{type(network).__name__} is not a spiking network; pass the converted network, then its ANN")
     x = _first(images).to(next(network.parameters()))
-    prototype = next(iter(network.neurons().values()), IF())
-    plain = to_spiking(ann, lambda: copy.deepcopy(prototype), network.encoder, tuple(x.shape[1:]), images=x[:8])
-    return diagnose(network, plain.to(x).eval(), x, timesteps)
+    return diagnose(network, uncalibrated(network, ann, x, prove=True), x, timesteps)
 
 
 def _first(images: Any) -> Tensor:

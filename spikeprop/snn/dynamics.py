@@ -61,6 +61,7 @@ class LayerDynamics(nn.Module, ABC):
     Attributes:
         passes_on: it has no threshold of its own: what it sends has the size and the sign of what its sources send.
         signed: it sends negative numbers as well.
+        rectify: the sum that it sends does not fall below 0; without, it stands for the identity.
         arithmetic: it sends real numbers, which need arithmetic on the chip (``snn/arithmetic.py``).
         differential: what it sends corrects the running mean of what it sent (``snn/differential.py``); its readers decode.
         payload_bits: of the largest number that a spike carries, without the sign.
@@ -68,6 +69,7 @@ class LayerDynamics(nn.Module, ABC):
 
     passes_on: ClassVar[bool] = False
     signed: ClassVar[bool] = False
+    rectify: bool = True
     arithmetic: ClassVar[bool] = False
     differential: ClassVar[bool] = False
 

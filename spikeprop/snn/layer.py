@@ -66,7 +66,7 @@ class Layer(nn.Module):
     @property
     def both_signs(self) -> bool:
         """Whether what is sent may fall below 0 in sum."""
-        return self.dynamics.arithmetic or not getattr(self.neuron, "rectify", True)
+        return self.dynamics.arithmetic or not self.dynamics.rectify
 
     def current(
         self,

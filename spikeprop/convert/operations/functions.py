@@ -19,6 +19,7 @@ from spikeprop.convert import value as values
 from spikeprop.convert.arithmetic import computed, encoded
 from spikeprop.convert.builder import Builder
 from spikeprop.convert.forms import mapped, refuse_random
+from spikeprop.convert.known import BATCH
 from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.snn import Gain, SampleDropout
@@ -152,7 +153,7 @@ def rearranged(builder: Builder, node: fx.Node) -> Value | Parts:
     constant = _listed(call(*zeros))
     moved = []
     for i, n in enumerate(read):
-        where = builder.forms.of(n).batch(places(builder.batch, builder.shape(n)))
+        where = builder.forms.of(n).batch(places(BATCH, builder.shape(n)))
         found = _listed(call(*zeros[:i], where, *zeros[i + 1 :]))
         moved.append([(one - other).round().long() for one, other in zip(found, constant, strict=True)])
     parts = tuple(_joined(builder, node, o, [m[o] for m in moved], added) for o, added in enumerate(constant))
@@ -253,7 +254,7 @@ def _expanded(builder: Builder, node: fx.Node, argument: fx.Node) -> Value:
     own, wanted = builder.forms.shape(argument), builder.forms.shape(node)
     if own == wanted:
         return value
-    where = builder.forms.of(argument).batch(places(builder.batch, builder.shape(argument)))
+    where = builder.forms.of(argument).batch(places(BATCH, builder.shape(argument)))
     moved = builder.forms.of(node).samples(torch.broadcast_to(where, wanted)).long()
     size = torch.Size(builder.shape(argument)).numel()
     if not _own(BatchAxis(), [moved], [builder.shape(argument)]):

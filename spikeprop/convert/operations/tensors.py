@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from spikeprop.convert import value as values
 from spikeprop.convert.builder import Builder
 from spikeprop.convert.trace import refuse
 from spikeprop.convert.value import Value
-
-
-def _same(builder: Builder, node: fx.Node, *_: Any) -> Value:
-    return builder.value(node)
 
 
 def _add(builder: Builder, node: fx.Node, sign: int = 1) -> Value:
@@ -67,12 +62,10 @@ def _negate(builder: Builder, node: fx.Node) -> Value:
     return values.scale(builder.value(node), -1.0)
 
 
-MODULES: dict[type, Callable[[Builder, fx.Node, Any], Value]] = {nn.Identity: _same}
 FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Value]] = {
     **dict.fromkeys(("add", "iadd"), _add),
     **dict.fromkeys(("sub", "isub"), _subtract),
     **dict.fromkeys(("mul", "imul"), _multiply),
     **dict.fromkeys(("truediv", "itruediv", "div"), _divide),
     "neg": _negate,
-    **dict.fromkeys(("contiguous", "clone", "detach"), _same),
 }

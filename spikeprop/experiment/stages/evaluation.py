@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spikeprop.convert import activation_scales, relu_activations, to_spiking
+from spikeprop.convert import activation_scales, relu_activations, uncalibrated
 from spikeprop.errors import DamagedFileError, EvaluationError
 from spikeprop.evaluate import (
     MAC_JOULES,
@@ -25,7 +24,6 @@ from spikeprop.evaluate import (
 )
 from spikeprop.experiment.evaluation import evaluate_network, evaluation_settings
 from spikeprop.experiment.stages.stage import PipelineRun
-from spikeprop.snn import IF
 
 PROGRESS = "evaluate.progress"  # folder of the predictions while the stage runs, by network
 PREDICTIONS = "predictions"  # their folder once it is finished
@@ -121,8 +119,7 @@ def _conversion_error(run: PipelineRun, ann: nn.Module, timesteps: Sequence[int]
     """By layer and number of steps: how far rates are from the ANN's activations, on a few test images; and its picture."""
     images = next(run.data.test(ERROR_IMAGES).epoch(0))[0].to(run.device)
     network = run.load_spiking("converted").to(run.device)
-    prototype = next(iter(network.neurons().values()), IF())  # layers are those that its kind needs
-    plain = to_spiking(ann, lambda: copy.deepcopy(prototype), network.encoder, run.data.input_shape).to(images).eval()
+    plain = uncalibrated(network, ann, images)
     with torch.no_grad():
         errors = conversion_error(network, images, relu_activations(plain, images), activation_scales(network), timesteps)
     draw_conversion_error(errors, run.file("conversion_error.png"), run.context.name)
