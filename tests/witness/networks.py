@@ -146,8 +146,8 @@ def _send_graded(neuron: GradedIF, v: Tensor, own: dict[str, Any]) -> Tensor:
     unit, most = neuron.spike_size, neuron.payload
     sent = own.get("sent", torch.zeros_like(v))
     up = sum((v > k * unit).to(v) for k in range(1, most + 1))
-    back = sum((v < -k * unit).to(v) for k in range(most))
-    spikes = up - (torch.minimum(torch.as_tensor(back), sent) if neuron.rectify else back)
+    back = torch.stack([(v < -k * unit).to(v) for k in range(most)]).sum(0)
+    spikes = up - (torch.minimum(back, sent) if neuron.rectify else back)
     own["sent"], own["v"] = sent + spikes, v - spikes * unit
     return spikes
 
