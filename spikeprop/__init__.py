@@ -20,6 +20,7 @@ processes::
 The same as one command: ``spikeprop run digits_cnn_stdb``.
 """
 
+from importlib import import_module
 from typing import Any
 
 from spikeprop.ann import CNN, MLP, VGG, ResNet
@@ -88,14 +89,20 @@ __all__ = [
 ]
 
 
+_LAZY = {
+    "to_nir": "spikeprop.deploy",
+    "from_nir": "spikeprop.deploy",
+    "explain_conversion": "spikeprop.experiment.diagnosis",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Import NIR and with it HDF5, or what recipes run on, only when one of its names is used."""
-    if name in ("to_nir", "from_nir"):
-        from spikeprop import deploy
+    if name not in _LAZY:
+        raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
 
-        return getattr(deploy, name)
-    if name == "explain_conversion":
-        from spikeprop.experiment.diagnosis import explain_conversion
 
-        return explain_conversion
-    raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    """Also the names that are imported when they are used, for tab completion."""
+    return sorted({*globals(), *__all__})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
+from spikeprop.snn.hooks import refuse_absent
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.offset import shifted_start
 
@@ -43,11 +44,12 @@ class ReadoutSchedule(nn.Module):
     @property
     def trivial(self) -> bool:
         """Whether the output is the sum over all steps of one run."""
-        return int(self.delay) == 0 and not self.restarts
+        return not self.restarts and int(self.delay) == 0
 
     @property
     def restarts(self) -> bool:
         """Whether there is a run beforehand."""
+        refuse_absent("readout", self.pre_run)
         return int(self.pre_run) > 0
 
     def counted_steps(self, timesteps: int) -> int:
@@ -73,6 +75,7 @@ class ReadoutSchedule(nn.Module):
 
         Between two of them ``leaving`` may be told which samples go on.
         """
+        refuse_absent("readout", self.delay)
         delay = int(self.delay)
         if delay == 0:
             yield from outputs
