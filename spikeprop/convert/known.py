@@ -302,7 +302,7 @@ class KnownTracer(OwnTracer):
 
     def _misfit(self, node: fx.Node, results: dict[fx.Node, Any]) -> str:
         """Of a layer whose input has a wrong shape: what it reads, what it is given, and what to do."""
-        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module: Any = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
         first = node.args[0] if node.args else None
         given = results[first].shape if isinstance(first, fx.Node) and isinstance(results[first], Tensor) else ()
         if isinstance(module, nn.Linear):
