@@ -40,10 +40,30 @@ from spikeprop.convert import (
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
 from spikeprop.learn import BPTT, Backprop, fit
-from spikeprop.snn import IF, LIF, STDB, Direct, GradedIF, Poisson, SignedIF, SpikingNetwork, Triangle
+from spikeprop.snn import (
+    ALIF,
+    IF,
+    LIF,
+    PLIF,
+    STDB,
+    ATan,
+    CubaLIF,
+    Direct,
+    FastSigmoid,
+    GradedIF,
+    MultiGaussian,
+    Neuron,
+    Poisson,
+    Sigmoid,
+    SignedIF,
+    SpikingNetwork,
+    Triangle,
+    spike,
+)
 
 __version__ = "0.1.0"
 __all__ = [
+    "ALIF",
     "BPTT",
     "CIFAR10",
     "CIFAR100",
@@ -52,13 +72,17 @@ __all__ = [
     "LIF",
     "MLP",
     "MNIST",
+    "PLIF",
     "STDB",
     "VGG",
+    "ATan",
     "AdvancedCalibration",
     "Backprop",
+    "CubaLIF",
     "Digits",
     "Direct",
     "FashionMNIST",
+    "FastSigmoid",
     "GradedIF",
     "LearnedCeiling",
     "LeastError",
@@ -66,11 +90,14 @@ __all__ = [
     "LightCalibration",
     "LocalThresholdBalancing",
     "MaxActivation",
+    "MultiGaussian",
+    "Neuron",
     "OffsetSpike",
     "Percentile",
     "Poisson",
     "Report",
     "ResNet",
+    "Sigmoid",
     "SignedIF",
     "SpikingNetwork",
     "ThresholdBalancing",
@@ -84,6 +111,7 @@ __all__ = [
     "from_nir",
     "snn_accuracy",
     "snn_error",
+    "spike",
     "to_nir",
 ]
 

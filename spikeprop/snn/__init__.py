@@ -1,24 +1,31 @@
 """Spiking networks: neurons, surrogate derivatives, encoders and the graph that joins them."""
 
+from spikeprop.snn.adaptive import ALIF
+from spikeprop.snn.cuba import CubaLIF
 from spikeprop.snn.differential import DifferentialIF
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.encoder import Direct, Encoder, Poisson
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import NetworkState, SpikingNetwork
-from spikeprop.snn.neuron import IF, LIF, Neuron
+from spikeprop.snn.neuron import IF, LIF, PLIF, Neuron
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import ReadoutSchedule
 from spikeprop.snn.signed import GradedIF, SignedIF
-from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
+from spikeprop.snn.spike import NEVER, advance_since, spike
+from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, MultiGaussian, Sigmoid, Surrogate, Triangle
 from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
 
 __all__ = [
+    "ALIF",
     "IF",
     "INPUT",
     "LIF",
+    "NEVER",
+    "PLIF",
     "STDB",
     "ATan",
     "ChannelPad",
+    "CubaLIF",
     "DifferentialIF",
     "Direct",
     "DropoutMasks",
@@ -28,6 +35,7 @@ __all__ = [
     "GradedIF",
     "Layer",
     "LayerDynamics",
+    "MultiGaussian",
     "NetworkState",
     "Neuron",
     "NeuronState",
@@ -35,10 +43,13 @@ __all__ = [
     "ReadoutDynamics",
     "ReadoutSchedule",
     "SampleDropout",
+    "Sigmoid",
     "SignedIF",
     "SpikingMaxPool",
     "SpikingNetwork",
     "Surrogate",
     "Synapse",
     "Triangle",
+    "advance_since",
+    "spike",
 ]
