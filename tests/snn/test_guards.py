@@ -442,3 +442,9 @@ def test_a_network_on_the_meta_device_is_refused_in_words(how: str) -> None:
     }
     with pytest.raises(SimulationError, match="is on the meta device, which holds shapes without values; make the network"):
         runs[how]()
+
+
+def test_one_sample_without_a_batch_axis_is_refused_with_the_remedy() -> None:
+    network, x = network_of()
+    with pytest.raises(ValueError, match=r"one sample needs a batch axis: x\[None\]"):
+        network(x[0], STEPS)
