@@ -36,11 +36,25 @@ from spikeprop.convert import (
     ThresholdBalancing,
     ThresholdIteration,
     convert,
+    spiking,
 )
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
 from spikeprop.learn import BPTT, Backprop, fit
-from spikeprop.snn import IF, LIF, STDB, Direct, GradedIF, Poisson, SignedIF, SpikingNetwork, Triangle
+from spikeprop.snn import (
+    IF,
+    LIF,
+    STDB,
+    Direct,
+    GradedIF,
+    Poisson,
+    Recurrent,
+    SignedIF,
+    SpikingNetwork,
+    TemporalBatchNorm,
+    ThresholdBatchNorm,
+    Triangle,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -69,11 +83,14 @@ __all__ = [
     "OffsetSpike",
     "Percentile",
     "Poisson",
+    "Recurrent",
     "Report",
     "ResNet",
     "SignedIF",
     "SpikingNetwork",
+    "TemporalBatchNorm",
     "ThresholdBalancing",
+    "ThresholdBatchNorm",
     "ThresholdIteration",
     "Triangle",
     "ann_accuracy",
@@ -84,6 +101,7 @@ __all__ = [
     "from_nir",
     "snn_accuracy",
     "snn_error",
+    "spiking",
     "to_nir",
 ]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.weights import scale_inputs
+from spikeprop.snn.weights import scale_inputs
 from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SampleDropout, SpikingNetwork, Synapse
 from spikeprop.snn.gather import Shift
 from spikeprop.snn.synapse import Weighted
