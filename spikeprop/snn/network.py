@@ -28,6 +28,7 @@ from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows, sample_axes
 from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.normalisation import TemporalBatchNorm, needs_all_steps, shapes_only
 from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import ReadoutSchedule
@@ -44,6 +45,13 @@ def _engine() -> ModuleType:
     from spikeprop.snn.engine import batch
 
     return batch
+
+
+def _folding() -> ModuleType:
+    """Imported when first used: it makes networks."""
+    from spikeprop.snn import folding
+
+    return folding
 
 
 @dataclass
@@ -174,7 +182,7 @@ class SpikingNetwork(nn.Module):
         like = next(t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
         values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
         currents: dict[str, Shape] = {}
-        with torch.no_grad():
+        with torch.no_grad(), shapes_only():
             for name, layer in self.named_layers():
                 try:
                     current = layer.current(values)
@@ -193,8 +201,12 @@ class SpikingNetwork(nn.Module):
         """Advance one step on an already encoded input (B, ...); returns the accumulated output (B, K).
 
         Raises:
-            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do.
+            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do; or it needs all
+                steps at once, as batch-norm in training mode does.
         """
+        reason = needs_all_steps(self)
+        if reason is not None:
+            raise ValueError(f"{reason}, and step takes one: use forward, or network.eval()")
         if not self.readout.trivial:
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
         refuse_transforms(x_B)
@@ -281,7 +293,8 @@ class SpikingNetwork(nn.Module):
         if leaving is not None and self.training:
             raise ValueError("samples leave a simulation in evaluation mode alone, without dropout: call network.eval() first")
         watched = timesteps if observed_steps is None else observed_steps
-        yield from self.readout.counted(self._accumulated(x_B, timesteps, chunk, observe, watched, leaving), leaving)
+        runner = self if self.training or torch.is_grad_enabled() or not self.packed else _folding().evaluated(self)
+        yield from self.readout.counted(runner._accumulated(x_B, timesteps, chunk, observe, watched, leaving), leaving)
 
     def _accumulated(
         self,
@@ -296,10 +309,14 @@ class SpikingNetwork(nn.Module):
             yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps, leaving)
             return
         x_B = trainable(x_B)
+        reason = needs_all_steps(self)
+        if reason is not None and chunk is not None and chunk < timesteps:
+            raise ValueError(f"{reason}, so the network runs all {timesteps} steps at once: leave chunk={chunk} out")
         if chunk is None:
-            chunk = timesteps if torch.is_grad_enabled() else 1
+            chunk = timesteps if torch.is_grad_enabled() or reason is not None else 1
         state = self.init_state()
-        state.constant = {} if self.encoder.constant else None
+        temporal = any(isinstance(module, TemporalBatchNorm) for module in self.modules())
+        state.constant = {} if self.encoder.constant and not temporal else None
         axes: dict[str, list[int | None]] = {}
         start, encoded = 0, RunningInput(self.encoder, x_B)
         while start < timesteps:
@@ -307,7 +324,9 @@ class SpikingNetwork(nn.Module):
                 state = NetworkState(self.readout.shifted(self.dynamics(), state.layers), state.masks, state.constant)
             steps = self.readout.steps_from(start, min(chunk, timesteps - start))
             watching = observe if start < observed_steps else None
-            output_TBK, state = self._advance(encoded(steps), steps, state, watching)
+            x_KB = encoded(steps)
+            x_KB = x_KB.expand(steps, *x_KB.shape[1:]) if temporal else x_KB  # each step has its own factor
+            output_TBK, state = self._advance(x_KB, steps, state, watching)
             start += steps
             yield output_TBK
             rows = leaving.take() if leaving is not None else None

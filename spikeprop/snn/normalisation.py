@@ -15,6 +15,9 @@ weights. Suffix legend: T steps, B batch, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -88,8 +91,26 @@ class TemporalBatchNorm(ThresholdBatchNorm):
         return f"{super().extra_repr()}, timesteps={len(self.factors)}"
 
 
+_SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes_only", default=False)
 OWN_NORMS = (ThresholdBatchNorm, TemporalBatchNorm)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, *OWN_NORMS)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Meanwhile batch-norm, which changes no shape, is left out, so that its statistics stay as they are."""
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
+
+
+def normalised(norm: nn.Module, x_TB: Tensor, steps: int) -> Tensor:
+    """A batch-norm's result for currents (T*B, C, ...) of ``steps`` steps."""
+    if _SHAPES_ONLY.get():
+        return x_TB
+    return norm(x_TB, steps) if isinstance(norm, TemporalBatchNorm) else norm(x_TB)
 
 
 def needs_all_steps(network: nn.Module) -> str | None:
