@@ -16,8 +16,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn import weights
-from spikeprop.snn import ChannelPad, Gain, SampleDropout
+from spikeprop.snn import ChannelPad, Gain, SampleDropout, weights
 from spikeprop.snn.gather import Shift, same_numbers
 from spikeprop.snn.synapse import WEIGHTED, Weighted
 

@@ -24,9 +24,9 @@ from spikeprop.errors import SimulationError
 from spikeprop.snn import weights
 from spikeprop.snn.arithmetic import Relay
 from spikeprop.snn.gather import Shift
+from spikeprop.snn.hooks import global_hooks, untouched
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
-from spikeprop.snn.hooks import global_hooks, untouched
 from spikeprop.snn.neuron import LIF, Neuron
 from spikeprop.snn.normalisation import NORMS, TemporalBatchNorm
 from spikeprop.snn.pooling import StepMaxPool

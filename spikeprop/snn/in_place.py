@@ -106,7 +106,9 @@ class Recurrent(nn.Module):
     def __init__(self, neuron: nn.Module, synapse: nn.Module):
         super().__init__()
         if not hasattr(neuron, "initial_state"):
-            raise ValueError(f"Recurrent reads (neuron, synapse), such as Recurrent(LIF(), nn.Linear(n, n)); got {neuron!r} first")
+            raise ValueError(
+                f"Recurrent reads (neuron, synapse), such as Recurrent(LIF(), nn.Linear(n, n)); got {neuron!r} first"
+            )
         self.neuron, self.synapse = neuron, synapse
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

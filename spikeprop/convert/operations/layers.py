@@ -12,8 +12,8 @@ from spikeprop.convert.builder import Builder
 from spikeprop.convert.operations.sampling import pad_like
 from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import Value
-from spikeprop.snn.weights import conv_like
 from spikeprop.snn import SampleDropout
+from spikeprop.snn.weights import conv_like
 
 CONV = ("weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPOSED = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")

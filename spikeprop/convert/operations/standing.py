@@ -65,8 +65,8 @@ def _check(builder: Builder, node: fx.Node, module: nn.Module | None, name: str)
         raise refuse(node, "batch-norm without running statistics, or of an axis that is not axis 1", "use its default settings")
     if name in ("batch_norm", "instance_norm") or isinstance(module, nn.modules.instancenorm._InstanceNorm):
         raise refuse(node, "a normalisation that is not a module of batch-norm", "use nn.BatchNorm2d and the like")
-    if name in ("dropout1d", "dropout2d", "dropout3d") or isinstance(module, nn.modules.dropout._DropoutNd) and not isinstance(
-        module, nn.Dropout
+    if name in ("dropout1d", "dropout2d", "dropout3d") or (
+        isinstance(module, nn.modules.dropout._DropoutNd) and not isinstance(module, nn.Dropout)
     ):
         raise refuse(node, "dropout of complete channels, or with other values than 0", "use nn.Dropout")
     if node.op != "call_module" and name != "linear" and not name.startswith("conv"):
