@@ -6,8 +6,8 @@ The largest count of a window grows by at most one a step, so the difference is 
 it is the ordinary maximum. (Rueckauer et al. 2017, sec. 2.2.6, let the most active input through instead, which may send more
 spikes than any input has sent.)
 
-Of each step alone, o[t] = max(s[t]): what ``nn.MaxPool2d`` computes in a module that runs step after step. Of spikes of 0 and 1 it
-is a neuron without memory behind their mean, o[t] = 1 where mean(s[t]) > 1 / (2 n) for windows of n.
+Of each step alone, o[t] = max(s[t]): what ``nn.MaxPool2d`` computes in a module that runs step after step. Of spikes of 0 and 1
+it is a neuron without memory behind their mean, o[t] = 1 where mean(s[t]) > 1 / (2 n) for windows of n.
 """
 
 from __future__ import annotations

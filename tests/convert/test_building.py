@@ -111,6 +111,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, SpikingNetwork, Ten
     module = kind().double()
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean.normal_(std=0.1)
             norm.running_var.uniform_(0.5, 2)
     return module, spiking(module, shape), 2 * torch.randn(4, *shape).double()
@@ -167,6 +169,8 @@ def test_statistics_are_over_batch_and_time() -> None:
     loop = PlainLoop(module[:2])
     current = torch.cat([module[2](loop.step(x)) for _ in range(6)])
     (norm,) = (m for m in network.modules() if isinstance(m, nn.BatchNorm1d))
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
     torch.testing.assert_close(norm.running_mean, 0.1 * current.mean(0))
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * current.var(0))
     assert int(norm.num_batches_tracked) == 1
@@ -202,7 +206,7 @@ class Scaled(Called):
 
 def hooked() -> nn.Module:
     module = nn.Sequential(nn.Linear(4, 4), LIF())
-    module[0].register_forward_hook(lambda m, args, out: out + 1)
+    module[0].register_forward_hook(lambda m, args, out: 1 + out)
     return module
 
 
@@ -222,7 +226,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
 ]
 
 
-@pytest.mark.parametrize("module, words", REFUSED)
+@pytest.mark.parametrize(("module", "words"), REFUSED)
 def test_what_is_no_spiking_network_is_refused_with_the_remedy(module: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(ConversionError, match=words):
         spiking(module(), (4,))
@@ -243,7 +247,7 @@ def test_wrong_wiring_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def turned(value: object, op: nn.Module) -> object:
         if isinstance(op, nn.BatchNorm2d):
-            op.running_mean = op.running_mean.flip(0)
+            vars(op)["_buffers"]["running_mean"] = op.state_dict()["running_mean"].flip(0)
         return append(value, op)  # type: ignore[arg-type]
 
     monkeypatch.setattr(standing.values, "append", turned)

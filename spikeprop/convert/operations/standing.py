@@ -1,8 +1,8 @@
-"""What stands in a module that a spiking network is built of: neurons, batch-norm that is trained, max pooling of a step's spikes.
+"""What stands in a module of which a spiking network is built: neurons, batch-norm in training, max pooling of a step's spikes.
 
 Here modules stay what they are: a weight that is used twice is one parameter, nothing is folded, and what is not linear must be a
-neuron. A sum or a concatenation is computed by a layer of its own (``Relay``) before whatever must see all of it at once (weights,
-batch-norm, dropout), and so is a value with weights that several operations read: each call of a module is one call.
+neuron. A sum or a concatenation is computed by a layer of its own (``Relay``) before whatever must see all of it at once
+(weights, batch-norm, dropout), and so is a value with weights that several operations read: each call of a module is one call.
 ``snn/folding.py`` takes these layers away again.
 """
 
@@ -65,9 +65,8 @@ def _check(builder: Builder, node: fx.Node, module: nn.Module | None, name: str)
         raise refuse(node, "batch-norm without running statistics, or of an axis that is not axis 1", "use its default settings")
     if name in ("batch_norm", "instance_norm") or isinstance(module, nn.modules.instancenorm._InstanceNorm):
         raise refuse(node, "a normalisation that is not a module of batch-norm", "use nn.BatchNorm2d and the like")
-    if name in ("dropout1d", "dropout2d", "dropout3d") or (
-        isinstance(module, nn.modules.dropout._DropoutNd) and not isinstance(module, nn.Dropout)
-    ):
+    of_channels = isinstance(module, nn.modules.dropout._DropoutNd) and type(module) is not nn.Dropout
+    if name in ("dropout1d", "dropout2d", "dropout3d") or of_channels:
         raise refuse(node, "dropout of complete channels, or with other values than 0", "use nn.Dropout")
     if node.op != "call_module" and name != "linear" and not name.startswith("conv"):
         held = [n.target for n in node.all_input_nodes if n.op == "get_attr" and _is_trained(builder, n)]
