@@ -31,6 +31,7 @@ from spikeprop.snn import Direct, Encoder, LayerDynamics, SpikingNetwork, Synaps
 from spikeprop.snn.in_place import Call, Edge, PlainLoop, Recurrent
 from spikeprop.snn.normalisation import NORMS, TemporalBatchNorm
 from spikeprop.snn.output_form import leaves
+from spikeprop.snn.readout import Read
 
 STEPS, SAMPLES = 4, 2  # of the proof
 SIZES = (1.0, 10.0, 100.0)  # of random inputs, until all neurons fire
@@ -44,7 +45,7 @@ def spiking(
     input_shape: Sequence[int],
     *,
     encoder: Encoder | None = None,
-    read: str | None = None,
+    read: Read | None = None,
     feedback: Feedback | None = None,
 ) -> SpikingNetwork:
     """A spiking network of an ordinary module, with the module's values as they are.
@@ -58,7 +59,8 @@ def spiking(
             functions, with neurons (``LIF()``, ``Recurrent(LIF(), nn.Linear(n, n))``, any ``LayerDynamics``) between them.
         input_shape: shape of what enters at one step, without the batch, for example (3, 32, 32).
         encoder: from sample to input; default ``Direct()``.
-        read: how the values of the last layer make the output ("sum", "mean", "last", "max"); default "sum".
+        read: how the values of the last layer make the output, "sum" (the default), "mean", "last" or "max". The last layer is
+            what the module ends in; with ``Integrator(leak=...)`` at the end its potentials are read.
         feedback: layer to (source, operation), or a list of these: what the source sent one step before comes to the layer's
             current through the operation, such as ``nn.Linear``.
 
@@ -74,7 +76,7 @@ def spiking(
     edges = _edges(feedback)
     network = _network(inner, encoder if encoder is not None else Direct(), shape, edges)[1]
     if read is not None:
-        vars(network)["read"] = read
+        network.read = read
     found = _difference(inner, shape, edges)
     if found is not None:
         raise ConversionError(f"{type(inner).__name__} cannot be made a spiking network: {found}")

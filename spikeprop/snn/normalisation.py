@@ -118,6 +118,6 @@ def needs_all_steps(network: nn.Module) -> str | None:
     for path, module in network.named_modules():
         if isinstance(module, TemporalBatchNorm):
             return f"{path!r} is a TemporalBatchNorm, which has a factor for each step"
-        if isinstance(module, _BatchNorm) and (network.training or not module.track_running_stats):
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
             return f"{path!r} is a batch-norm in training mode, which takes the statistics of all steps"
     return None
