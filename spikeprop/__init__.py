@@ -106,7 +106,10 @@ __all__ = [
     "convert",
     "explain_conversion",
     "fit",
+    "folded",
     "from_nir",
+    "load_network",
+    "save_network",
     "snn_accuracy",
     "snn_error",
     "spiking",
@@ -120,6 +123,14 @@ def __getattr__(name: str) -> Any:
         from spikeprop import deploy
 
         return getattr(deploy, name)
+    if name in ("save_network", "load_network"):
+        from spikeprop.experiment import network_checkpoint
+
+        return getattr(network_checkpoint, "read_network" if name == "load_network" else name)
+    if name == "folded":
+        from spikeprop.snn.folding import folded
+
+        return folded
     if name == "explain_conversion":
         from spikeprop.experiment.diagnosis import explain_conversion
 
