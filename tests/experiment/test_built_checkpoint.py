@@ -27,7 +27,7 @@ class Mixed(nn.Module):
         self.net = nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), TemporalBatchNorm(4, 3, alpha=0.7, eps=1e-3), SignedIF(),
             nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 3, groups=2, bias=False), GradedIF(levels=7), SpikingMaxPool(2),
-            nn.Unflatten(1, (1, 2)), nn.Flatten(), nn.Linear(50, 3), IF(surrogate=Triangle(alpha=0.5)), nn.Linear(3, 2),
+            nn.Unflatten(1, (1, 2)), nn.Flatten(), nn.Linear(50, 3), IF(surrogate=Triangle(height=0.5)), nn.Linear(3, 2),
             Integrator(leak=0.6, trainable=("leak",)),
         )  # fmt: skip
 
