@@ -37,6 +37,7 @@ from spikeprop.convert import (
     ThresholdBalancing,
     ThresholdIteration,
     convert,
+    spiking,
 )
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
@@ -59,9 +60,12 @@ from spikeprop.snn import (
     MultiGaussian,
     Neuron,
     Poisson,
+    Recurrent,
     Sigmoid,
     SignedIF,
     SpikingNetwork,
+    TemporalBatchNorm,
+    ThresholdBatchNorm,
     Triangle,
     spike,
 )
@@ -104,12 +108,15 @@ __all__ = [
     "OffsetSpike",
     "Percentile",
     "Poisson",
+    "Recurrent",
     "Report",
     "ResNet",
     "Sigmoid",
     "SignedIF",
     "SpikingNetwork",
+    "TemporalBatchNorm",
     "ThresholdBalancing",
+    "ThresholdBatchNorm",
     "ThresholdIteration",
     "Triangle",
     "ann_accuracy",
@@ -117,18 +124,25 @@ __all__ = [
     "convert",
     "explain_conversion",
     "fit",
+    "folded",
     "from_nir",
+    "load_network",
+    "save_network",
     "snn_accuracy",
     "snn_error",
     "spike",
+    "spiking",
     "to_nir",
 ]
 
 
 _LAZY = {
-    "to_nir": "spikeprop.deploy",
-    "from_nir": "spikeprop.deploy",
-    "explain_conversion": "spikeprop.experiment.diagnosis",
+    "to_nir": ("spikeprop.deploy", "to_nir"),
+    "from_nir": ("spikeprop.deploy", "from_nir"),
+    "explain_conversion": ("spikeprop.experiment.diagnosis", "explain_conversion"),
+    "folded": ("spikeprop.snn.folding", "folded"),
+    "save_network": ("spikeprop.experiment.network_checkpoint", "save_network"),
+    "load_network": ("spikeprop.experiment.network_checkpoint", "read_network"),
 }
 
 
@@ -136,7 +150,8 @@ def __getattr__(name: str) -> Any:
     """Import NIR and with it HDF5, or what recipes run on, only when one of its names is used."""
     if name not in _LAZY:
         raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -28,6 +28,7 @@ from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.leaving import Leaving, kept_rows, sample_axes
 from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.normalisation import TemporalBatchNorm, needs_all_steps, shapes_only
 from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import READS, Read, ReadoutSchedule, ReadState, read
@@ -45,6 +46,13 @@ def _engine() -> ModuleType:
     from spikeprop.snn.engine import batch
 
     return batch
+
+
+def _folding() -> ModuleType:
+    """Imported when first used: it makes networks."""
+    from spikeprop.snn import folding
+
+    return folding
 
 
 class SpikingNetwork(nn.Module):
@@ -199,7 +207,7 @@ class SpikingNetwork(nn.Module):
         like = next(t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
         values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
         currents: dict[str, Shape] = {}
-        with torch.no_grad():
+        with torch.no_grad(), shapes_only():
             for name, layer in self.named_layers():
                 try:
                     current, *others = (synapse(values[source]) for _, source, synapse in layer.branches())
@@ -228,7 +236,8 @@ class SpikingNetwork(nn.Module):
         """Advance one step on an already encoded input (B, ...); returns the output so far (B, K), as ``unroll`` yields it.
 
         Raises:
-            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do.
+            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do; or it needs all
+                steps at once, as batch-norm in training mode does.
         """
         _, state = self.run(x_B.unsqueeze(0), state)
         assert state.reading.output is not None
@@ -245,6 +254,9 @@ class SpikingNetwork(nn.Module):
         """
         if not self.readout.trivial:
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
+        reason = needs_all_steps(self)
+        if reason is not None:
+            raise ValueError(f"{reason}, so steps cannot be given one after another: use forward, or put it into evaluation mode")
         refuse_transforms(x_TB)
         refuse_uncalled(self._containers())
         values_TB, state = advance(self, trainable(x_TB), len(x_TB), state, None)
@@ -435,6 +447,11 @@ class SpikingNetwork(nn.Module):
         leaving: Leaving | None,
     ) -> Iterator[Tensor]:
         """The last layer's values (t, B, K) in each chunk of steps."""
+        runner = self if self.training or torch.is_grad_enabled() or not self.packed else _folding().evaluated(self)
+        if runner is not self:
+            packed = _engine().supports(runner, given.x_TB)
+            yield from runner._values_of(given, packed, chunk, observe, observed_steps, leaving)
+            return
         if not (packed and not torch.is_grad_enabled()):
             yield from self._stepped(given, chunk, observe, observed_steps, leaving)
             return
@@ -451,10 +468,14 @@ class SpikingNetwork(nn.Module):
     ) -> Iterator[Tensor]:
         """The same on the plain reference."""
         timesteps = given.timesteps
+        reason = needs_all_steps(self)
+        if reason is not None and chunk is not None and chunk < timesteps:
+            raise ValueError(f"{reason}, so the network runs all {timesteps} steps at once: leave chunk={chunk} out")
         if chunk is None:
-            chunk = timesteps if torch.is_grad_enabled() else 1
+            chunk = timesteps if torch.is_grad_enabled() or reason is not None else 1
         state, encoded = self.init_state(), RunningInput(self.encoder, given)
-        state.constant = {} if encoded.constant else None
+        temporal = any(isinstance(module, TemporalBatchNorm) for module in self.modules())
+        state.constant = {} if encoded.constant and not temporal else None
         axes: dict[str, list[int | None]] = {}
         start = 0
         while start < timesteps:
@@ -462,7 +483,9 @@ class SpikingNetwork(nn.Module):
                 state = NetworkState(self.readout.shifted(self.dynamics(), state.layers), state.masks, state.constant)
             steps = self.readout.steps_from(start, min(chunk, timesteps - start))
             watching = observe if start < observed_steps else None
-            values_TBK, state = advance(self, encoded(steps), steps, state, watching)
+            x_KB = encoded(steps)
+            x_KB = x_KB.expand(steps, *x_KB.shape[1:]) if temporal else x_KB  # each step has its own factor
+            values_TBK, state = advance(self, x_KB, steps, state, watching)
             start += steps
             yield values_TBK
             rows = leaving.take() if leaving is not None else None
