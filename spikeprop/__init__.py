@@ -40,7 +40,21 @@ from spikeprop.convert import (
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
 from spikeprop.learn import BPTT, Backprop, fit
-from spikeprop.snn import IF, LIF, STDB, Direct, GradedIF, Poisson, SignedIF, SpikingNetwork, Triangle
+from spikeprop.snn import (
+    IF,
+    LIF,
+    STDB,
+    Delta,
+    Direct,
+    Frames,
+    GradedIF,
+    Integrator,
+    Latency,
+    Poisson,
+    SignedIF,
+    SpikingNetwork,
+    Triangle,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -56,10 +70,14 @@ __all__ = [
     "VGG",
     "AdvancedCalibration",
     "Backprop",
+    "Delta",
     "Digits",
     "Direct",
     "FashionMNIST",
+    "Frames",
     "GradedIF",
+    "Integrator",
+    "Latency",
     "LearnedCeiling",
     "LeastError",
     "LeastSquares",

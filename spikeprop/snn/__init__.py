@@ -2,15 +2,16 @@
 
 from spikeprop.snn.differential import DifferentialIF
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
-from spikeprop.snn.encoder import Direct, Encoder, Poisson
+from spikeprop.snn.encoder import Delta, Direct, Encoder, Frames, Latency, Poisson
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import NetworkState, SpikingNetwork
 from spikeprop.snn.neuron import IF, LIF, Neuron
 from spikeprop.snn.pooling import SpikingMaxPool
-from spikeprop.snn.readout import ReadoutSchedule
+from spikeprop.snn.readout import Integrator, ReadoutSchedule
 from spikeprop.snn.signed import GradedIF, SignedIF
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
 from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
+from spikeprop.snn.timed_input import time_first
 
 __all__ = [
     "IF",
@@ -19,13 +20,17 @@ __all__ = [
     "STDB",
     "ATan",
     "ChannelPad",
+    "Delta",
     "DifferentialIF",
     "Direct",
     "DropoutMasks",
     "Encoder",
     "FastSigmoid",
+    "Frames",
     "Gain",
     "GradedIF",
+    "Integrator",
+    "Latency",
     "Layer",
     "LayerDynamics",
     "NetworkState",
@@ -41,4 +46,5 @@ __all__ = [
     "Surrogate",
     "Synapse",
     "Triangle",
+    "time_first",
 ]
