@@ -23,7 +23,7 @@ class Objective(ABC):
     """What a rule that simulates minimises: a ``Loss`` of the output, or a ``TemporalLoss`` of the outputs at all steps."""
 
     @abstractmethod
-    def __call__(self, *outputs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """A scalar ()."""
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeprop.learn.loss import CrossEntropy, Loss, Objective
@@ -159,6 +159,6 @@ def refuse_coupled_steps(network: SpikingNetwork, what: str) -> None:
             raise ValueError(f"layer {name!r} has differential coding, whose readers need the mean of all steps; use BPTT")
 
 
-def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
     """Add to ``.grad``, as a backward pass does."""
     parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient

@@ -24,7 +24,7 @@ from spikeprop.learn import (
     VanRossum,
 )
 from spikeprop.runtime.batches import Sequences
-from spikeprop.snn import ATan, FastSigmoid, Layer, Neuron, NeuronState, Synapse, Triangle
+from spikeprop.snn import ALIF, PLIF, ATan, CubaLIF, FastSigmoid, Layer, Neuron, NeuronState, Synapse, Triangle
 from spikeprop.snn.readout import Integrator
 from spikeprop.snn.synapse import SampleDropout
 
@@ -75,6 +75,9 @@ NEURONS: dict[str, Make] = {
     "LIF": lif,
     "STDB": lambda: LIF(v_threshold=0.6, leak=0.8),
     "to zero": lambda: lif(reset="zero", surrogate=ATan()),
+    "ALIF": lambda: ALIF(v_threshold=0.6, leak=0.8, adaptation=0.3, adaptation_leak=0.9, surrogate=Triangle()),
+    "CubaLIF": lambda: CubaLIF(v_threshold=0.8, leak=0.8, synaptic_leak=0.5),
+    "PLIF": lambda: PLIF(v_threshold=0.4, tau=2.0, surrogate=ATan()),
     "trained": lambda: lif(surrogate=ATan(), v_init=0.5, trainable=("threshold", "leak")),
 }
 
@@ -148,14 +151,12 @@ def test_truncated_gradient_is_that_of_a_loop_that_detaches() -> None:
             v = [part.detach() for part in v]
         z = X[:, t]
         for number, name in enumerate(("h0", "h1")):
-            (linear,) = copied._layer(name).synapses[0].ops  # type: ignore[misc]
-            u = leak * v[number] + linear(z)
+            u = leak * v[number] + copied._layer(name).synapses[0](z.unsqueeze(0))[0]
             slope = (0.3 * (1 - (u / theta - 1).abs()).clamp(min=0) / theta).detach()
             fired = (u > theta).double()
             z = fired + slope * (u - u.detach())
             v[number] = u - theta * fired
-        (linear,) = copied._layer("out").synapses[0].ops  # type: ignore[misc]
-        linear(z).backward(by_value, retain_graph=True)
+        copied._layer("out").synapses[0](z.unsqueeze(0))[0].backward(by_value, retain_graph=True)
     expected = torch.cat([p.grad.flatten() for p in copied.parameters() if p.grad is not None])
     torch.testing.assert_close(gradient(BPTT(truncate=k), one), expected, rtol=0, atol=1e-10)
 

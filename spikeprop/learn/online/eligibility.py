@@ -180,8 +180,10 @@ class Dense:
     def gradients(self, signal: Tensor) -> dict[nn.Parameter, Tensor]:
         assert self.e is not None
         total = (signal.unsqueeze(-1) * self.e).flatten(0, -3).sum(0)
-        bias = {} if self.linear.bias is None else {self.linear.bias: total[:, -1]}
-        return {self.linear.weight: total[:, :-1], **bias}
+        found: dict[nn.Parameter, Tensor] = {self.linear.weight: total[:, :-1]}  # type: ignore[dict-item]
+        if self.linear.bias is not None:
+            found[self.linear.bias] = total[:, -1]  # type: ignore[index]
+        return found
 
 
 class Traced:

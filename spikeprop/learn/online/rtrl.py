@@ -34,7 +34,7 @@ class RTRL(SimulatingRule):
     def step(self, model: SpikingNetwork, x: Any, y: Tensor) -> dict[str, Tensor]:
         refuse_coupled_steps(model, "RTRL")
         given = self.given(model, x)
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         total = torch.cat([torch.zeros_like(p).flatten() for p in parameters])
         result = forward_in_time(self, model, given, y, lambda signals: self._run(model, given, signals, parameters, total))
         for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters])):
@@ -79,13 +79,13 @@ def _leaves(state: NetworkState) -> tuple[NetworkState, list[Tensor]]:
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.clone().requires_grad_(torch.is_grad_enabled())
 
-    state = replace(state, layers=map_state(leaf, state.layers), previous=map_state(leaf, state.previous))
+    state = replace(state, layers=map_state(leaf, state.layers))
     return state, _numbers(state)
 
 
 def _numbers(state: NetworkState) -> list[Tensor]:
     """All tensors of the state that a step hands to the next."""
-    return [*tensors_of(state.layers), *tensors_of(state.previous)]
+    return tensors_of(state.layers)
 
 
 def _vjp(value: Tensor, by_value: Tensor, before: list[Tensor], parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
