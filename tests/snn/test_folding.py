@@ -1,4 +1,4 @@
-"""Batch-norm of spiking networks: folded into weights it computes the same wherever it stands; or it is refused with the reason."""
+"""Batch-norm of spiking networks: folded into weights it computes the same wherever it stands; or it is refused in words."""
 
 from __future__ import annotations
 
