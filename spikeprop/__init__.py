@@ -20,6 +20,7 @@ processes::
 The same as one command: ``spikeprop run digits_cnn_stdb``.
 """
 
+from importlib import import_module
 from typing import Any
 
 from spikeprop.ann import CNN, MLP, VGG, ResNet
@@ -135,22 +136,24 @@ __all__ = [
 ]
 
 
+_LAZY = {
+    "to_nir": ("spikeprop.deploy", "to_nir"),
+    "from_nir": ("spikeprop.deploy", "from_nir"),
+    "explain_conversion": ("spikeprop.experiment.diagnosis", "explain_conversion"),
+    "folded": ("spikeprop.snn.folding", "folded"),
+    "save_network": ("spikeprop.experiment.network_checkpoint", "save_network"),
+    "load_network": ("spikeprop.experiment.network_checkpoint", "read_network"),
+}
+
+
 def __getattr__(name: str) -> Any:
     """Import NIR and with it HDF5, or what recipes run on, only when one of its names is used."""
-    if name in ("to_nir", "from_nir"):
-        from spikeprop import deploy
+    if name not in _LAZY:
+        raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute)
 
-        return getattr(deploy, name)
-    if name in ("save_network", "load_network"):
-        from spikeprop.experiment import network_checkpoint
 
-        return getattr(network_checkpoint, "read_network" if name == "load_network" else name)
-    if name == "folded":
-        from spikeprop.snn.folding import folded
-
-        return folded
-    if name == "explain_conversion":
-        from spikeprop.experiment.diagnosis import explain_conversion
-
-        return explain_conversion
-    raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    """Also the names that are imported when they are used, for tab completion."""
+    return sorted({*globals(), *__all__})

@@ -59,7 +59,8 @@ class TimedInput:
             raise ValueError(f"input {found}")
         axes = x.dim() - len(shape)
         if axes not in (1, 2) or tuple(x.shape[axes:]) != shape:
-            raise ValueError(f"input has shape {tuple(x.shape)}; this network reads {either}")
+            remedy = "; one sample needs a batch axis: x[None]" if tuple(x.shape) == shape else ""
+            raise ValueError(f"input has shape {tuple(x.shape)}; this network reads {either}{remedy}")
         if x.shape[axes - 1] == 0:
             raise ValueError("the batch holds no sample; a simulation needs at least 1")
         steps = _checked_steps(x, timesteps, still=axes == 1)
