@@ -97,15 +97,11 @@ def _paths(branches: Iterable[tuple[int, str, Synapse]], relays: dict[str, list[
 
 def _with(layer: Layer, paths: list[Path], dynamics: Any) -> Layer:
     """The layer with other paths and dynamics."""
-    feedback = [(source, synapse) for _, source, synapse in _feedback(layer)]
+    feedback = [(source, synapse) for _, source, synapse in layer.feedback_branches()]
     synapses = [(source, Synapse(ops)) for source, ops in paths]
-    made = Layer(synapses, dynamics, layer.ceiling, **({"feedback": feedback} if feedback else {}))
+    made = Layer(synapses, dynamics, layer.ceiling, feedback=feedback)
     made.scale, made.channel_axis, made.may_rest = layer.scale, layer.channel_axis, layer.may_rest
     return made
-
-
-def _feedback(layer: Any) -> list[Any]:
-    return list(layer.feedback_branches()) if hasattr(layer, "feedback_branches") else []
 
 
 # batch-norm ---------------------------------------------------------------------------------------------------------------------
