@@ -58,6 +58,10 @@ class Layer(nn.Module):
             assert isinstance(synapse, Synapse)
             yield i, source, synapse
 
+    def feedback_branches(self) -> Iterator[tuple[int, str, Synapse]]:
+        """The same of branches that read what their source sent one step before."""
+        yield from ()
+
     @property
     def dynamics(self) -> LayerDynamics:
         """The neuron model, or what accumulates the output."""

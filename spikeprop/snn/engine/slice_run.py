@@ -49,11 +49,12 @@ class SliceRun:
         shapes, currents, like_B = network.known_shapes, network.known_current_shapes, context.like_B
         for name, layer in network.named_layers():
             synapses = []
-            for i, source, _ in layer.branches():
+            for i, source, _ in (*layer.branches(), *layer.feedback_branches()):
                 key, spec = f"{name}/{i}", SourceSpec(len(like_B), shapes[source], like_B.dtype, context.buffers)
                 synapses.append((source, make_synapse_run(layouts[key], key, masks, spec)))
+            feedback = synapses.pop()[1] if any(layer.feedback_branches()) else None  # at most one, see ``support``
             originals = list(layer.dynamics.parameters())
-            parts = LayerParts(name, dynamics[name], originals, shapes[name], currents[name], synapses)
+            parts = LayerParts(name, dynamics[name], originals, shapes[name], currents[name], synapses, feedback)
             self.layers[name] = make_layer_run(parts, context)
 
     def advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
