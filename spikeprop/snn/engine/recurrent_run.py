@@ -1,9 +1,9 @@
 """A layer of ``IF`` or ``LIF`` that reads its own spikes of the step before, through one fully connected layer.
 
-Forward it is an ``IntegrateFireRun`` whose scan adds what the neurons that fired send back. Backward its spikes get a gradient from
-its own currents one step later, so a piece goes step by step; the gradient of the feedback's weights is that of any fully connected
-layer, whose source are the same words read one step later. What the surrogate needs beyond the spikes is kept or computed again
-as without feedback.
+Forward it is an ``IntegrateFireRun`` whose scan adds what the neurons that fired send back. Backward its spikes get a gradient
+from its own currents one step later, so a piece goes step by step; the gradient of the feedback's weights is that of any fully
+connected layer, whose source are the same words read one step later. What the surrogate needs beyond the spikes is kept or
+computed again as without feedback.
 
 Suffix legend: T all steps, K steps of a chunk or piece, B batch, S positions (1), C channels, W words.
 """

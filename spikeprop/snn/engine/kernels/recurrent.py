@@ -2,9 +2,9 @@
 
     u[t] = leak v[t-1] + I[t] + W o[t-1] + b;   o[t] = u[t] > theta;   v[t] = u[t] - theta o[t], or 0 where it fired
 
-Forward, one loop goes over a sample's steps: the neurons that fired are listed, and their rows of the weights are added to the
-current, so a step costs what its spikes cost. Backward, a step's spikes get W^T g_I[t+1] besides what their readers give, so steps
-go one by one: a product with the weights for all samples at once, then
+Forward, one loop goes over a sample's steps: the neurons that fired are listed, and their rows of the weights are added to
+the current, so a step costs what its spikes cost. Backward, a step's spikes get W^T g_I[t+1] besides what their readers give, so
+steps go one by one: a product with the weights for all samples at once, then
 
     g_I[t] = g_o[t] slope[t] + g_v[t];   g_v[t-1] = leak g_I[t]      (g_v[t] = 0 where it fired, for reset to zero)
 
@@ -18,7 +18,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from numba import njit, uint32
 from torch import Tensor
 
