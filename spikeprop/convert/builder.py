@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from spikeprop.convert.forms import BatchAxes
 from spikeprop.convert.trace import called_name, function_name, outlines, refuse
 from spikeprop.convert.value import LinearBranch, Value, is_spikes, scale
+from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, Gain, Layer, Neuron, Synapse
 from spikeprop.snn.call import BatchAxis
 from spikeprop.snn.differential import DifferentialIF
@@ -228,6 +229,15 @@ class Builder:
         while name in self.layers or name in reserved or not is_layer_name(name):
             name, count = f"{label}_{count}", count + 1
         return name
+
+
+def refuse_unconvertible(neuron: Neuron) -> None:
+    """Raise ConversionError for a neuron whose rate is no ReLU of its mean current."""
+    if not neuron.convertible:
+        raise ConversionError(
+            f"neuron is {type(neuron).__name__}, whose rate is not that of a ReLU of its mean current, so thresholds cannot be "
+            "calibrated for it: convert with IF, LIF, SignedIF or GradedIF; a network of such neurons is trained from scratch"
+        )
 
 
 def may_be_negative(neuron: LayerDynamics) -> TypeGuard[GradedIF]:

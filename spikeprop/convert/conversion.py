@@ -114,5 +114,7 @@ def _check(x: Tensor, encoder: Encoder, shard: CalibrationShard) -> None:
     largest = float(shard.largest(x.abs().max()))  # NaN is the largest
     if not math.isfinite(largest):
         raise ConversionError("the calibration images hold NaN or infinity; clean the data first")
+    if not encoder.stills:
+        raise ConversionError(f"{type(encoder).__name__} reads sequences, and a conversion is for still samples: use Direct()")
     if shard.processes.rank == 0:
         warn_of_saturation(encoder, largest)

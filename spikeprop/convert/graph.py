@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import Tensor, fx, nn
 
 from spikeprop.convert.arithmetic import encoded_operand, relayed
-from spikeprop.convert.builder import Builder
+from spikeprop.convert.builder import Builder, refuse_unconvertible
 from spikeprop.convert.guard import Converted, difference
 from spikeprop.convert.operations import attention, functions, layers, sampling, shapes, tensors
 from spikeprop.convert.operations.functions import Parts
@@ -51,6 +51,7 @@ def to_spiking(
     Raises:
         ConversionError: names the node, the operation and what to do; or the first layer that computes something else.
     """
+    refuse_unconvertible(neuron())
     builder, network = _built(trace(ann, input_shape), neuron, encoder, input_shape)
     if images is not None:
         found = difference(Converted(ann, builder, network), images, lambda g: _built(g, neuron, encoder, input_shape)[1])

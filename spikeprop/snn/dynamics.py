@@ -31,7 +31,7 @@ class NeuronState(NamedTuple):
     """State of one layer.
 
     Attributes:
-        v: potential; of max pooling the counts of its inputs, of the readout the accumulated current.
+        v: potential; of max pooling the counts of its inputs.
         since: steps since the last spike; None where nothing reads it.
         sent: spikes sent less spikes taken back; None for neurons that take none back.
     """
@@ -151,8 +151,7 @@ class LayerDynamics(nn.Module, ABC):
 
 
 class ReadoutDynamics(LayerDynamics):
-    """The output: accumulates its current without leak, threshold or reset (Rathi et al. 2020)."""
+    """The last layer without neurons: its value at a step is its current, which has no leak, threshold or reset."""
 
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        total_TB = torch.cumsum(torch.cat([currents[:1] + state.v, currents[1:]]), 0)
-        return total_TB, NeuronState(total_TB[-1], None)
+        return currents, state

@@ -6,7 +6,7 @@ The input of a network is a source too; its name is ``INPUT``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
-READOUT = ReadoutDynamics()  # has no state of its own
+READOUT = ReadoutDynamics()
 Observer = Callable[[str, Tensor], None]  # called with a source's name and its spikes (t, B, ...)
 
 _TORCHS_OWN = nn.ModuleDict()
@@ -30,7 +30,7 @@ def is_layer_name(name: str) -> bool:
 
 
 class Layer(nn.Module):
-    """Synapses from named sources, summed into neurons or max pooling; None is the output, which accumulates.
+    """Synapses from named sources, summed into neurons or max pooling; None or an ``Integrator`` is the output.
 
     Attributes:
         scale: buffer, the ANN's activation that a potential of 1 stands for (by channel for pooled spikes whose channels differ);
@@ -64,8 +64,13 @@ class Layer(nn.Module):
 
     @property
     def dynamics(self) -> LayerDynamics:
-        """The neuron model, or what accumulates the output."""
+        """The neuron model, or that of the output."""
         return self.neuron if self.neuron is not None else READOUT
+
+    @property
+    def reads_out(self) -> bool:
+        """Whether it is an output layer, which sends no spikes: without neurons, or an ``Integrator``."""
+        return isinstance(self.dynamics, ReadoutDynamics)
 
     @property
     def both_signs(self) -> bool:
@@ -114,7 +119,5 @@ class LayeredNetwork(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def dynamics(self) -> dict[str, LayerDynamics]: ...
-
-    def structured(self, output: Tensor) -> Any: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...

@@ -127,8 +127,8 @@ class _Buffered(Encoder):
     def __init__(self, buffer: Tensor):
         object.__setattr__(self, "buffer", buffer)
 
-    def __call__(self, x: Tensor, timesteps: int) -> Tensor:
-        return self.buffer.copy_(x)
+    def __call__(self, x_TB: Tensor, first: int, last: int) -> Tensor:
+        return self.buffer.copy_(x_TB[0])
 
 
 def test_an_input_that_is_not_needed_may_be_changed() -> None:
@@ -261,8 +261,8 @@ def test_an_encoder_with_parameters_is_trained() -> None:
         def __init__(self, factor: Tensor):
             object.__setattr__(self, "factor", factor)
 
-        def __call__(self, x: Tensor, timesteps: int) -> Tensor:
-            return (self.factor * x).expand(timesteps, *x.shape)
+        def __call__(self, x_TB: Tensor, first: int, last: int) -> Tensor:
+            return self.factor * x_TB[first:last]
 
     network, x = network_of()
     factor = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
