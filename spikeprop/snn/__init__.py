@@ -1,12 +1,13 @@
 """Spiking networks: neurons, surrogate derivatives, encoders and the graph that joins them."""
 
 from spikeprop.snn.adaptive import ALIF
+from spikeprop.snn.advance import NetworkState
 from spikeprop.snn.cuba import CubaLIF
 from spikeprop.snn.differential import DifferentialIF
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.encoder import Delta, Direct, Encoder, Frames, Latency, Poisson
 from spikeprop.snn.layer import INPUT, Layer
-from spikeprop.snn.network import NetworkState, SpikingNetwork
+from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import IF, LIF, PLIF, Neuron
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import Integrator, ReadoutSchedule

@@ -12,7 +12,7 @@ Suffix legend: T steps, B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.runtime.ordinary import trainable
-from spikeprop.snn.differential import RunningMean
-from spikeprop.snn.dynamics import LayerDynamics, NeuronState, map_state
+from spikeprop.snn.advance import NetworkState, advance
+from spikeprop.snn.dynamics import LayerDynamics, map_state
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
@@ -31,7 +31,7 @@ from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import READS, Read, ReadoutSchedule, ReadState, read
-from spikeprop.snn.synapse import DropoutMasks, SampleDropout
+from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 from spikeprop.snn.timed_input import RunningInput, TimedInput
 
 SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
@@ -45,29 +45,6 @@ def _engine() -> ModuleType:
     from spikeprop.snn.engine import batch
 
     return batch
-
-
-@dataclass
-class NetworkState:
-    """Everything that one simulation carries from step to step.
-
-    Attributes:
-        layers: state of each layer.
-        masks: of dropout.
-        constant: currents of an input that stays the same, computed once.
-        means: of layers that read differential coding.
-        reading: what the output is so far; ``reading.output`` (B, K) after the last step.
-        lengths: steps of each sample that count (B,); None where all do.
-        steps: done so far.
-    """
-
-    layers: dict[str, NeuronState] = field(default_factory=dict)
-    masks: DropoutMasks | None = None
-    constant: dict[str, Tensor] | None = None
-    means: dict[str, RunningMean] = field(default_factory=dict)
-    reading: ReadState = field(default_factory=ReadState)
-    lengths: Tensor | None = None
-    steps: int = 0
 
 
 class SpikingNetwork(nn.Module):
@@ -118,12 +95,25 @@ class SpikingNetwork(nn.Module):
                     raise ValueError(f"layer {name!r} reads {source!r}, which is not an earlier layer ({sorted(known)})")
             if layer.reads_out != (name == names[-1]):
                 raise ValueError(f"layer {name!r}: the last layer, and only it, has no spikes (neuron None, or Integrator)")
+            self._check_feedback(name, layer)
             if isinstance(layer.dynamics, SpikingMaxPool) and self._differential(layer):
                 raise ValueError(
                     f"layer {name!r} pools the largest count of spikes, which differential coding does not send: use average "
                     "pooling, or GradedIF"
                 )
             known.add(name)
+
+    def _check_feedback(self, name: str, layer: Layer) -> None:
+        sending = list(self.dynamics())
+        for source in layer.feedback_sources:
+            if source not in sending:
+                raise ValueError(f"layer {name!r} has feedback of {source!r}, which is no layer that sends spikes ({sending})")
+        if layer.feedback_sources and not layer.sources:
+            raise ValueError(f"layer {name!r} reads feedback alone: give it a synapse of the input or of a layer before it")
+        if layer.feedback_sources and any(dynamics.differential for dynamics in self.dynamics().values()):
+            raise ValueError(
+                f"layer {name!r} reads feedback, in a network whose neurons send corrections (DifferentialIF): use GradedIF"
+            )
 
     def _differential(self, layer: Layer) -> set[str]:
         """The sources of a layer whose spikes are corrections."""
@@ -141,10 +131,12 @@ class SpikingNetwork(nn.Module):
             yield name, layer
 
     def read_after(self, done: str) -> set[str]:
-        """Sources that the layers after ``done`` read."""
+        """Sources that are read after ``done`` has been computed: by the layers after it, and as feedback by any."""
         names = list(self.layers)
         later = names[names.index(done) + 1 :]
-        return {source for name, layer in self.named_layers() if name in later for source in layer.sources}
+        layers = dict(self.named_layers())
+        forward = {source for name in later for source in layers[name].sources}
+        return forward | {source for layer in layers.values() for source in layer.feedback_sources}
 
     def dynamics(self) -> dict[str, LayerDynamics]:
         """Layer name to what makes its spikes, neurons and max pooling; the output layer is left out."""
@@ -210,12 +202,17 @@ class SpikingNetwork(nn.Module):
         with torch.no_grad():
             for name, layer in self.named_layers():
                 try:
-                    current = layer.current(values)
+                    current, *others = (synapse(values[source]) for _, source, synapse in layer.branches())
+                    for other in others:
+                        current = current + other
                 except RuntimeError as error:
                     given = ", ".join(f"{source!r} {tuple(values[source].shape[2:])}" for source in layer.sources)
                     raise ValueError(f"layer {name!r} cannot read {given}: {error}") from error
                 currents[name] = tuple(current.shape[2:])
                 values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(currents[name]))
+            for name, layer in self.named_layers():
+                for _, source, synapse in layer.feedback_branches():
+                    _check_feedback_shape(name, source, synapse, values[source], currents[name])
         return {name: tuple(value.shape[2:]) for name, value in values.items()}, currents
 
     def init_state(self, lengths: Tensor | None = None) -> NetworkState:
@@ -250,7 +247,7 @@ class SpikingNetwork(nn.Module):
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
         refuse_transforms(x_TB)
         refuse_uncalled(self._containers())
-        values_TB, state = self._advance(trainable(x_TB), len(x_TB), state, None)
+        values_TB, state = advance(self, trainable(x_TB), len(x_TB), state, None)
         state.reading = read(self.read, values_TB, state.reading, state.lengths)[1]
         return values_TB, state
 
@@ -362,7 +359,7 @@ class SpikingNetwork(nn.Module):
         for name, layer in self.named_layers():
             yield f"layers.{name}", layer
             yield f"layers.{name}.synapses", layer.synapses
-            for i, _, synapse in layer.branches():
+            for i, _, synapse in chain(layer.branches(), layer.feedback_branches()):
                 yield f"layers.{name}.synapses.{i}.ops", synapse.ops
 
     def encoded(self, x: Tensor, timesteps: int | None = None) -> Tensor:
@@ -465,7 +462,7 @@ class SpikingNetwork(nn.Module):
                 state = NetworkState(self.readout.shifted(self.dynamics(), state.layers), state.masks, state.constant)
             steps = self.readout.steps_from(start, min(chunk, timesteps - start))
             watching = observe if start < observed_steps else None
-            values_TBK, state = self._advance(encoded(steps), steps, state, watching)
+            values_TBK, state = advance(self, encoded(steps), steps, state, watching)
             start += steps
             yield values_TBK
             rows = leaving.take() if leaving is not None else None
@@ -479,7 +476,8 @@ class SpikingNetwork(nn.Module):
                 axes = axes or self._sample_axes(given.like_B)
                 layers = {name: kept_rows(of, rows, axes[name]) for name, of in state.layers.items()}
                 means = {name: known._replace(mean=known.mean[rows]) for name, known in state.means.items()}
-                state = replace(state, constant=constant, layers=layers, means=means)
+                previous = {name: sent[rows] for name, sent in state.previous.items()}
+                state = replace(state, constant=constant, layers=layers, means=means, previous=previous)
 
     def _sample_axes(self, like: Tensor) -> dict[str, list[int | None]]:
         """Along which axis samples lie in each tensor of each layer's state."""
@@ -506,47 +504,14 @@ class SpikingNetwork(nn.Module):
                 "Integrator and no lengths, or call network.readout.set()"
             )
 
-    def _advance(self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None) -> tuple[Tensor, NetworkState]:
-        """Advance ``steps`` steps; x_TB has ``steps`` steps, or one that stands for all of them."""
-        state = replace(state, layers=dict(state.layers), means=dict(state.means))
-        values = {INPUT: x_TB}
-        if observe is not None:
-            observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
-        for name, layer in self.named_layers():
-            current_TB = self._current(name, layer, values, state)
-            if len(current_TB) != steps:
-                current_TB = current_TB.expand(steps, *current_TB.shape[1:])
-            before = state.layers[name] if name in state.layers else layer.dynamics.initial_state(current_TB[0])
-            values[name], state.layers[name] = layer.dynamics.advance(current_TB, before)
-            if not layer.reads_out:
-                values[name] = values[name].to(x_TB.dtype)  # what the next synapses compute in
-                if observe is not None:
-                    observe(name, values[name])
-        state.steps += steps
-        return values[list(self.layers)[-1]], state
 
-    def _current(self, name: str, layer: Layer, values: dict[str, Tensor], state: NetworkState) -> Tensor:
-        """Current of a layer; that of corrections is decoded."""
-        current_TB = _at_least_float32(layer.current(values, state.masks, name, state.constant))
-        changing = self._differential(layer)
-        if not changing:
-            return current_TB
-        if set(layer.sources) == changing:
-            other = {source: torch.zeros_like(values[source][:1, :1]) for source in changing}  # its biases are left
-            if name not in state.means:
-                state.means[name] = RunningMean(layer.current(other), torch.zeros_like(current_TB[0]))
-            known = state.means[name]
-        else:
-            other = {s: torch.zeros_like(values[s]) if s in changing else values[s] for s in layer.sources}
-            mean = state.means[name].mean if name in state.means else torch.zeros_like(current_TB[0])
-            known = RunningMean(layer.current(other, state.masks, name, state.constant), mean)
-        decoded_TB, state.means[name] = known.decoded(current_TB, state.steps)
-        return decoded_TB
-
-
-def _at_least_float32(current_TB: Tensor) -> Tensor:
-    """For potentials and the output, which sum over the steps: in half precision they would stand still after some hundred."""
-    return current_TB if current_TB.dtype in (torch.float32, torch.float64) else current_TB.float()
+def _check_feedback_shape(name: str, source: str, synapse: Synapse, value: Tensor, wanted: Shape) -> None:
+    try:
+        found = tuple(synapse(value).shape[2:])
+    except RuntimeError as error:
+        raise ValueError(f"layer {name!r} cannot read feedback of {source!r} {tuple(value.shape[2:])}: {error}") from error
+    if found != wanted:
+        raise ValueError(f"layer {name!r} has a current of {wanted}, and its feedback of {source!r} one of {found}")
 
 
 def _add_form(module: nn.Module, form: list[Any]) -> None:

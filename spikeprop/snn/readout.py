@@ -151,14 +151,13 @@ class ReadoutSchedule(nn.Module):
         if self.read != "sum":  # a checkpoint of the plain sum has no such entry
             destination[f"{prefix}read"] = torch.tensor(READS.index(self.read))
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         found = state_dict.pop(f"{prefix}read", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         number = 0 if found is None else int(found)
-        if 0 <= number < len(READS):
-            self.read = READS[number]
-        else:
-            args[-1].append(f"{prefix}read is {number}, which is none of {READS}")
+        if not 0 <= number < len(READS):
+            raise ValueError(f"{prefix}read is {number}; a checkpoint numbers one of {READS}")
+        self.read = READS[number]
 
     def set(self, *, delay: int = 0, pre_run: int = 0) -> None:
         """Delay the readout, or run beforehand; what is not given is off."""

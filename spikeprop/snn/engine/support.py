@@ -64,7 +64,12 @@ def _trained(encoder: Encoder) -> bool:
 
 
 def _knows_layer(layer: Layer, shape: tuple[int, ...], x_B: Tensor) -> bool:
-    if type(layer) is not Layer or not untouched(layer) or not (layer.reads_out or _knows_neuron(layer.dynamics, shape, x_B)):
+    if (
+        type(layer) is not Layer
+        or layer.feedback_sources
+        or not untouched(layer)
+        or not (layer.reads_out or _knows_neuron(layer.dynamics, shape, x_B))
+    ):
         return False
     return all(_knows_synapse(synapse) for synapse in layer.synapses)
 
