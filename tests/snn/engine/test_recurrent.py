@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikeprop import IF, LIF, Direct, Frames, SpikingNetwork
 from spikeprop.snn import INPUT, STDB, ATan, FastSigmoid, Layer, Synapse, Triangle
 from spikeprop.snn.engine import batch
+from spikeprop.snn.engine.layerwise import LayerwiseRun
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.synapse import SampleDropout
 
@@ -202,3 +203,10 @@ def test_other_feedback_goes_to_the_reference() -> None:
     for back, known in (([itself], True), ([itself, itself], False), ([through], False), ([("b", itself[1])], False)):
         layers = {"a": layer(back), "b": Layer([("a", Synapse([nn.Linear(4, 4)]))], IF()), "out": out()}
         assert batch.supports(SpikingNetwork(layers, Frames(), (4,)), like) is known
+
+
+def test_calibration_layer_by_layer_refuses_feedback() -> None:
+    network = recurrent(8, IF(), encoder=Direct())
+    x_B = torch.rand(2, 12, dtype=torch.float64)
+    with pytest.raises(ValueError, match="'rec' reads feedback"):
+        LayerwiseRun(network.eval(), x_B, 4, lambda first, last: x_B.unsqueeze(0))
