@@ -187,7 +187,7 @@ class _Layout:
         self.shapes: dict[str, Shape] = {self.first: shape}
         self.linears: dict[str, Linear] = {}
         self.paths: dict[str, list[_Path]] = {}
-        for name in self.order.names:
+        for name in self.order.connected:
             self.shapes[name] = self._shape(name)
         for name in self.order.names:
             shapes = {self._reads(name), *(self.shapes[source] for source in self.sources[name])}

@@ -27,9 +27,16 @@ MOST_STEPS = 1000  # of a Delay node
 
 @dataclass(frozen=True)
 class Order:
-    """All nodes but the input in the order in which they compute, the output last, and the steps that edges take where not 0."""
+    """How a graph computes.
+
+    Attributes:
+        names: all nodes but the input, each after those that it reads in the same step, the output last.
+        connected: the same nodes, each after one that it reads.
+        lags: the steps that edges take, where not 0.
+    """
 
     names: list[str]
+    connected: list[str]
     lags: dict[Edge, int]
 
 
@@ -87,58 +94,58 @@ def ordered(graph: nir.NIRGraph) -> Order:
     for name, node in graph.nodes.items():
         _check_numbers(name, node)
     _check_loops(graph)
+    connected = _reached(graph.edges, [first])[1:]
+    lost = graph.nodes.keys() - {first, *connected}
+    if lost:
+        raise NirError(f"nodes {sorted(lost)} are not connected to the input")
     lags = {edge: steps for edge in graph.edges if (steps := _steps(graph.nodes[edge[0]], edge[0]))}
-    names = _sorted(graph, first, last, lags)
-    if len(names) < len(graph.nodes) - 1:
+    names = _sorted(graph, lags)
+    if len(names) < len(graph.nodes):
         lags |= dict.fromkeys(_back(graph, first, lags), 1)
-        names = _sorted(graph, first, last, lags)
-    if len(names) < len(graph.nodes) - 1:
+        names = _sorted(graph, lags)
+    if len(names) < len(graph.nodes):
         raise NirError(
-            f"nodes {sorted(graph.nodes.keys() - {first, *names})} are in a loop or not connected to the input; a loop with "
-            "several entrances does not say which of its edges takes a step: put a Delay node of one dt into that edge"
+            f"nodes {sorted(graph.nodes.keys() - set(names))} are in a loop with several entrances, which does not say which of its "
+            "edges takes a step: put a Delay node of one dt into that edge"
         )
-    return Order(names, lags)
+    return Order([*(name for name in names if name not in (first, last)), last], connected, lags)
 
 
-def _sorted(graph: nir.NIRGraph, first: str, last: str, lags: Mapping[Edge, int]) -> list[str]:
-    """Nodes, each after those that it reads in the same step and after one that it reads at all; without those in loops."""
-    reads: dict[str, set[str]] = {name: set() for name in graph.nodes if name != first}
-    some: dict[str, set[str]] = {name: set() for name in reads}
+def _sorted(graph: nir.NIRGraph, lags: Mapping[Edge, int]) -> list[str]:
+    """Nodes, each after those that it reads in the same step; without those in loops."""
+    reads: dict[str, set[str]] = {name: set() for name in graph.nodes}
     for source, target in graph.edges:
-        some[target].add(source)
         if (source, target) not in lags:
             reads[target].add(source)
-    order, done = [], {first}
-
-    def ready(name: str) -> bool:
-        return name not in done and reads[name] <= done and not some[name].isdisjoint(done)
-
-    while found := [name for name in reads if name != last and ready(name)]:
+    order, done = [], set[str]()
+    while found := [name for name, read in reads.items() if name not in done and read <= done]:
         order += found
         done |= set(found)
-    return [*order, last] if len(order) == len(reads) - 1 and ready(last) else order
+    return order
 
 
 def _back(graph: nir.NIRGraph, first: str, lags: Mapping[Edge, int]) -> list[Edge]:
-    """Edges whose target dominates their source, among those that take no step yet."""
-    after: dict[str, list[str]] = {name: [] for name in graph.nodes}
+    """Edges of loops that take no step yet whose target dominates their source."""
     now = [edge for edge in graph.edges if edge not in lags]
-    for source, target in now:
-        after[source].append(target)
-    starts = {first, *(graph.nodes.keys() - {target for _, target in now})}
-    connected = _reached(after, starts)
-    without = {target: _reached(after, starts - {target}, target) for target in {target for _, target in now}}
-    return [(source, target) for source, target in now if source in connected and source not in without[target]]
+    targets = {target for _, target in now}
+    ahead = {target: set(_reached(now, [target])) for target in targets}
+    around = {target: set(_reached(graph.edges, [first], target)) for target in targets}
+    return [(source, target) for source, target in now if source in ahead[target] - around[target]]
 
 
-def _reached(after: Mapping[str, list[str]], starts: Iterable[str], without: str = "") -> set[str]:
-    found = set(starts)
+def _reached(edges: Iterable[Edge], starts: Iterable[str], without: str | None = None) -> list[str]:
+    """The nodes that edges lead to, each after one that leads to it, without passing one of them."""
+    after: dict[str, list[str]] = {}
+    for source, target in edges:
+        after.setdefault(source, []).append(target)
+    found = dict.fromkeys(starts)
     left = list(found)
     while left:
-        new = [name for name in after[left.pop()] if name not in found and name != without]
-        found.update(new)
-        left += new
-    return found
+        for name in after.get(left.pop(0), []):
+            if name not in found and name != without:
+                found[name] = None
+                left.append(name)
+    return list(found)
 
 
 def _check_loops(graph: nir.NIRGraph) -> None:
