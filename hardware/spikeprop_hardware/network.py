@@ -162,21 +162,25 @@ class _Path:
     lag: int = 0
 
 
-def lay_out(graph: nir.NIRGraph) -> ChipNetwork:
+def lay_out(graph: nir.NIRGraph, dt: float | None = None) -> ChipNetwork:
     """The populations and connections of a NIR graph.
+
+    Args:
+        graph: left as it is.
+        dt: time step in the unit of tau, for nodes that do not record one (files of other libraries).
 
     Raises:
         NirError: a node, reset mode or topology that is not known, naming it; or fields that do not fit each other.
     """
     with nir_errors():
-        return _Layout(flat(graph)).network()
+        return _Layout(flat(graph), dt).network()
 
 
 class _Layout:
     """The paths from neurons to neurons of a graph without subgraphs."""
 
-    def __init__(self, graph: nir.NIRGraph):
-        self.graph = graph
+    def __init__(self, graph: nir.NIRGraph, dt: float | None):
+        self.graph, self.dt = graph, dt
         self.first, self.last = ends(graph)
         self.order = ordered(graph)
         self.sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
@@ -260,7 +264,7 @@ class _Layout:
 
     def _neurons(self, name: str, node: Any) -> Population:
         population = self._population(name)
-        found, shape = neurons_of(node, name), population.shape
+        found, shape = neurons_of(node, name, self.dt), population.shape
         population.theta = _flat(name, "thresholds", found.theta, shape)
         population.leak = _flat(name, "tau", found.leak, shape)
         population.v_init = _flat(name, "v_init", found.v_init, shape)
@@ -276,7 +280,7 @@ class _Layout:
         if isinstance(node, nir.Output):
             population.leak = None if accumulates else np.zeros(len(population.bias))
             return population
-        found = integrator_of(node, name)
+        found = integrator_of(node, name, self.dt)
         population.leak = _flat(name, "tau", found.leak, population.shape)
         if found.synaptic_leak is not None:
             population.synaptic_leak = _flat(name, "tau_syn", found.synaptic_leak, population.shape)
