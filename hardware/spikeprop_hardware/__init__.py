@@ -50,7 +50,19 @@ __all__ = [
     "write_netx",
 ]
 __version__ = "0.1.0"
-_MODULES = ("graph", "reading", "network", "integer", "recording", "quantization", "netx", "reference", "chip", "simulation", "events")
+_MODULES = (
+    "graph",
+    "reading",
+    "network",
+    "integer",
+    "recording",
+    "quantization",
+    "netx",
+    "reference",
+    "chip",
+    "simulation",
+    "events",
+)
 
 
 def __getattr__(name: str) -> Any:

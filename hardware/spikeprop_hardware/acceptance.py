@@ -141,8 +141,8 @@ def _check_start(p: Population, q: IntegerPopulation) -> None:
         return
     if p.adaptation is not None and np.rint(p.adaptation.max() * q.scale * 2**ALIGN) >= STATE_LIMIT:
         raise HardwareError(
-            f"layer {p.name!r} raises its thresholds by up to {p.adaptation.max():.4g}, {(p.adaptation / p.theta).max():.3g} times "
-            "themselves, beyond the chip's 24 bits; neurons then fire once a sample, so use a smaller adaptation"
+            f"layer {p.name!r} raises its thresholds by up to {p.adaptation.max():.4g}, {(p.adaptation / p.theta).max():.3g} "
+            "times themselves, beyond the chip's 24 bits; neurons then fire once a sample, so use a smaller adaptation"
         )
     start = np.abs(np.rint(p.v_init * p.theta * q.scale * 2**ALIGN)).max(initial=0.0)
     if start >= STATE_LIMIT:
@@ -153,7 +153,7 @@ def _check_start(p: Population, q: IntegerPopulation) -> None:
 
 
 def leaks(p: Population, q: IntegerPopulation) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """The factors of a step, of the potential, the current and the threshold's adaptation: their name, as they are and as held."""
+    """The factors on the potential, the current and what adapts a threshold: their names, as they are and as held."""
     known = (
         ("leak", p.leak, q.decay),
         ("synaptic leak", p.synaptic_leak, q.synaptic_decay),

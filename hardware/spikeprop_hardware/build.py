@@ -96,10 +96,14 @@ def _process(population: Any, run: dict[str, int], trace: bool) -> Any:
 
 
 def _connect(population: Any, process: Any, ports: dict[str, Any]) -> None:
-    """Make a population's synapses, in their order: it is that of sums in floating point."""
+    """Make a population's synapses."""
+    from spikeprop_hardware.processes.declaration import parts_of
     from spikeprop_hardware.processes.soft_reset import DelayLine
 
-    for connection in _by_source(population) if population.pools else population.connections:
+    connections = _by_source(population) if population.pools else population.connections
+    if not population.pools and parts_of(population) > 1:
+        connections = _beside(population)
+    for connection in connections:
         port = ports[connection.source]
         if connection.delay:
             line = DelayLine(size=connection.matrix.shape[1], delay=connection.delay)
@@ -118,6 +122,19 @@ def _by_source(population: Population | IntegerPopulation) -> list[Connection | 
         size = connection.matrix.shape[1]
         ones = np.ones(size, connection.matrix.dtype)
         matrix = sparse.csr_matrix((ones, (first + np.arange(size), np.arange(size))), shape=(edges[-1], size))
+        own.append(replace(connection, matrix=matrix))
+    return own
+
+
+def _beside(population: Population) -> list[Connection]:
+    """A population's connections, with separate targets for each."""
+    count = len(population.connections)
+    own = []
+    for i, connection in enumerate(population.connections):
+        held = connection.matrix
+        starts = np.concatenate([np.zeros(i * held.shape[0], held.indptr.dtype), held.indptr])
+        starts = np.append(starts, np.full(count * held.shape[0] + 1 - len(starts), held.indptr[-1]))
+        matrix = sparse.csr_matrix((held.data, held.indices, starts), shape=(count * held.shape[0], held.shape[1]))
         own.append(replace(connection, matrix=matrix))
     return own
 

@@ -9,12 +9,11 @@ Next Level with Loihi 2", 2021) was not available, so the numbers of the chip co
 
 Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a connection
 is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron that reads. A
-graded neuron takes another word for the sum that it has sent, and one whose current outlives its step or whose threshold adapts takes
-another for that. A window of max pooling is a neuron with another 16-bit count for
-each of its places, and can distinguish 15 of them (fewer of graded neurons: processes/max_pool.py). A core's neurons are
-neighbours in C-order. Loihi 2 can share a convolution's weights, which is not counted on here, so convolutional layers may need
-fewer cores than this says. How many axons a core of Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out):
-they are counted, but not limited.
+graded neuron takes another word for the sum that it has sent, and one whose current outlives its step or whose threshold adapts
+takes another for that. A window of max pooling is a neuron with another 16-bit count for each of its places, and can distinguish
+15 of them (fewer of graded neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a
+convolution's weights, which is not counted on here, so convolutional layers may need fewer cores than this says. How many axons a
+core of Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, but not limited.
 
 Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi, 23.6 pJ
 a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, IEEE Micro 38(1), from simulation before the
@@ -160,8 +159,8 @@ def _needs(network: ChipNetwork | IntegerNetwork, chip: Chip) -> list[str]:
             found.append(f"{what} of layers {', '.join(layers)}: {chip.bytes_per_state} bytes a neuron and a program (microcode)")
     if network.stride > 1:
         found.append(
-            f"{network.stride} time steps for each step of the network, since it has a loop over several layers and each adds one; "
-            "in the others neurons keep their state (microcode), so a simulation takes that many times as long"
+            f"{network.stride} time steps for each step of the network, since it has a loop over several layers and each adds "
+            "one; in the others neurons keep their state (microcode), so a simulation takes that many times as long"
         )
     return found
 

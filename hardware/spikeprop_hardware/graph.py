@@ -4,8 +4,8 @@ topology.py the order of nodes, matrix.py the linear nodes.
 A neuron node's metadata holds what NIR has no field for: ``reset`` ("zero", NIR's own, or "subtract"), ``dt`` in the unit of tau,
 ``leak`` and ``synaptic_leak`` (exact, where tau is rounded), and ``v_init`` (start potential as a fraction of the threshold). The
 graph's metadata may name the ``encoder`` that makes its inputs, and say how its output is read. NIR's Output has a value at each
-step: what arrives there, or the potential of the integrator (LI, I, CubaLI) that it reads. ``read`` says what a simulation makes of
-them, "sum" (the default), "mean", "last" or "max"; a sum or mean counts from the step ``readout_from`` on.
+step: what arrives there, or the potential of the integrator (LI, I, CubaLI) that it reads. ``read`` says what a simulation makes
+of them, "sum" (the default), "mean", "last" or "max"; a sum or mean counts from the step ``readout_from`` on.
 
 Three kinds of nodes are our own. ``GradedIF`` are integrate-and-fire neurons whose spikes carry whole numbers of both signs: with
 q = v_threshold / 2^(levels-1), the smallest level, and most = 2^levels - 1,
@@ -17,7 +17,8 @@ never below 0. It starts at v_init q. A synapse multiplies by k.
 
 ``ALIF`` are neurons whose threshold rises with each of their spikes (Bellec et al. 2018, arXiv:1803.09574):
 
-    a = rho a + o (the spike of the step before);   u = leak v + I;   o = 1 where u > v_threshold + beta a;   v = u - v_threshold o
+    a = rho a + o (the spike of the step before);   u = leak v + I;   o = 1 where u > v_threshold + beta a;   v = u - v_threshold
+    o
 
 or 0 with ``to_zero``; beta is ``adaptation``, rho ``adaptation_leak``. Max pooling of spikes is ``SpikingMaxPool2d``:
 

@@ -135,7 +135,9 @@ def save(network: IntegerNetwork, path: Path) -> None:
     header = {k: v for k, v in vars(network).items() if k != "populations"} | {"populations": []}
     for i, p in enumerate(network.populations):
         known = {k: v for k, v in vars(p).items() if k not in ("connections", *_ARRAYS)}
-        known["connections"] = [{"source": c.source, "exponent": c.exponent, "delay": c.delay, "lag": c.lag} for c in p.connections]
+        known["connections"] = [
+            {"source": c.source, "exponent": c.exponent, "delay": c.delay, "lag": c.lag} for c in p.connections
+        ]
         header["populations"].append(known)
         arrays |= {f"{i}/{k}": getattr(p, k) for k in _ARRAYS if getattr(p, k) is not None}
         for j, c in enumerate(p.connections):

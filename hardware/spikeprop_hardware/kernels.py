@@ -381,7 +381,17 @@ def _fire_fixed(sums, exponent, align, v, spikes, bias, theta, decay, leaky, to_
     return clipped
 
 
-NAMES = ("add_shifted", "fire_float", "fire_fixed", "filter_float", "filter_fixed", "adapt_float", "adapt_fixed", "send_graded", "pool")
+NAMES = (
+    "add_shifted",
+    "fire_float",
+    "fire_fixed",
+    "filter_float",
+    "filter_fixed",
+    "adapt_float",
+    "adapt_fixed",
+    "send_graded",
+    "pool",
+)
 add_shifted: Any
 fire_float: Any
 fire_fixed: Any

@@ -126,13 +126,11 @@ def _conv1d(node: nir.Conv1d, shape: Shape, name: str) -> Linear:
         raise NirError(
             f"node {name!r} has weights with {np.ndim(node.weight)} axes and slides over signals (C, N), but {shape} arrives"
         )
-    stride, padding, dilation = (
-        value if isinstance(value, str) else int(np.asarray(value).reshape(()))
-        for value in (node.stride, node.padding, node.dilation)
-    )
+    stride, dilation = (int(np.asarray(value).reshape(())) for value in (node.stride, node.dilation))
+    padding = node.padding if isinstance(node.padding, str) else (0, int(np.asarray(node.padding).reshape(())))
     across = nir.Conv2d(
         input_shape=None, weight=np.asarray(node.weight)[:, :, None], stride=(1, stride),
-        padding=padding if isinstance(padding, str) else (0, padding), dilation=(1, dilation), groups=node.groups, bias=node.bias,
+        padding=padding, dilation=(1, dilation), groups=node.groups, bias=node.bias,
     )  # fmt: skip
     matrix, bias, after = _conv(across, (shape[0], 1, shape[1]), name)
     return matrix, bias, (after[0], after[2])

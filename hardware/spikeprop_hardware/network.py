@@ -1,10 +1,10 @@
 """NIR graph -> the network as populations of neurons and the matrices between them, with the delays that Lava adds.
 
-Every synapse of Lava delivers what it received one time step before. A population that lies ``depth`` synapses behind
-the input therefore runs ``depth`` steps late; a path with fewer synapses (a skip connection) gets the difference as
-an additional delay. A feedback connection (``lag``: steps of the network by which it delivers later) has its step for nothing where
-neurons read themselves. A loop over n layers needs n time steps of Lava, so a step of the network then takes ``stride`` of them, the
-least with which every delay is possible:
+Every synapse of Lava delivers what it received one time step before. A population that lies ``depth`` synapses behind the input
+therefore runs ``depth`` steps late; a path with fewer synapses (a skip connection) gets the difference as an additional delay. A
+feedback connection (``lag``: steps of the network by which it delivers later) has its step for nothing where neurons read
+themselves. A loop over n layers needs n time steps of Lava, so a step of the network then takes ``stride`` of them, the least
+with which every delay is possible:
 
     delay = depth(target) - 1 - depth(source) + lag * stride >= 0
 """
@@ -312,8 +312,8 @@ class _Layout:
         sources = [before[path.source] for path in arriving]
         if not all(source.rectify for source in sources):
             raise NirError(
-                f"node {name!r} is a max pooling of neurons whose sums may be negative (rectify: 0), and counts start from 0; pool "
-                "after the ReLU, or use average pooling"
+                f"node {name!r} is a max pooling of neurons whose sums may be negative (rectify: 0), and counts start from 0; "
+                "pool after the ReLU, or use average pooling"
             )
         windows, shape = windows_of(node, self._reads(name), name)
         held = [_Path(p.source, (windows @ p.matrix).tocsr(), np.zeros(windows.shape[0])) for p in arriving]

@@ -8,10 +8,10 @@ decay vDecay in 4096ths, threshold vThMant on the weights' scale, reset to zero,
 layer whose threshold, 2^18 - 1, is beyond what 24 bits hold; read its potential. Convolutions and pooling are written out as
 the matrices that they are, so that nothing depends on the order of axes: inputs are vectors in C-order, and so is every layer.
 
-What netx would run differently, or what is not written for it, is refused: graded neurons, feedback, synaptic currents, reset by subtraction, a start potential other than 0, max pooling of
-spikes, skip connections; biases, since there they charge each layer from the first step on, before its input arrives;
-real-valued input, which would need an exponent. The format was read in lava-dl's code and is tested by reading files back;
-lava-dl itself was not run.
+What netx would run differently, or what is not written for it, is refused: graded neurons, feedback, synaptic currents, reset by
+subtraction, a start potential other than 0, max pooling of spikes, skip connections; biases, since there they charge each layer
+from the first step on, before its input arrives; real-valued input, which would need an exponent. The format was read in
+lava-dl's code and is tested by reading files back; lava-dl itself was not run.
 """
 
 from __future__ import annotations

@@ -5,23 +5,22 @@ A layer's weights, bias, threshold and start potential share one real scale S (o
     m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
 
 with X = 1 for spikes and the input's scale for the network's input. Of graded neurons theta is the smallest level, whose
-multiples the others are; nothing else of them is rounded, and their spikes count as their largest payload. A current that outlives
-its step grows to 1 / (1 - synaptic leak) of what arrives, which counts as its largest; leaks and what adapts a threshold are
-rounded on grids of their own (4096ths, and 24 bits). The search goes over
-S, 32 values an octave, and over an exponent e for each connection, and chooses the least sum of the relative errors of weights
-(root mean square, each weight as often as it is used, those clipped at the ends of the range included), thresholds and bias. It
-admits only scales on which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a
-few steps of the largest one; the readout, which never fires, has room for the largest sum of all steps (room.py). A layer that
-no scale holds is refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap,
-its entries are the next weights over k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in
-integers: nothing is rounded.
+multiples the others are; nothing else of them is rounded, and their spikes count as their largest payload. A current that
+outlives its step grows to 1 / (1 - synaptic leak) of what arrives, which counts as its largest; leaks and what adapts a threshold
+are rounded on grids of their own (4096ths, and 24 bits). The search goes over S, 32 values an octave, and over an exponent e for
+each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight as often as it is
+used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on which no current can wrap
+around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the largest one; the readout, which
+never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is refused: acceptance.py says when.
+Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over k^2, and S
+takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nir
 import numpy as np
@@ -160,9 +159,7 @@ def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
 class _Quantizer:
     """Finds the integers of one population."""
 
-    def __init__(
-        self, population: Population, sources: dict[str, Population], network: IntegerNetwork, exponents: Sequence[int]
-    ):
+    def __init__(self, population: Population, sources: dict[str, Population], network: IntegerNetwork, exponents: Sequence[int]):
         self.population, self.exponents, self.steps = population, exponents, network.timesteps
         at_input = [c.source == network.input for c in population.connections]
         before = [sources.get(c.source) for c in population.connections]

@@ -3,8 +3,8 @@
 With T steps it holds T times the largest sum of one sign, so that no spikes can make it stop at the limits, and at least
 ROOM_READOUT of the largest currents. Room costs resolution: a current has at most 2^17 / room units. MOST_ROOM ends it, since
 real sums (rates well below 1, weights of both signs) are far smaller than the bound: beyond about T = 2000 to 4000 a potential
-could stop in principle, and simulations count it and warn where it does. A readout that leaks needs room for no more of its largest
-currents than they charge it to, 1 + leak + leak^2 + ...
+could stop in principle, and simulations count it and warn where it does. A readout that leaks needs room for no more of its
+largest currents than they charge it to, 1 + leak + leak^2 + ...
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The order of a NIR graph's nodes, and the steps that an edge takes: subgraphs, loops and delays.
 
-In a discrete step every node computes once, so a loop needs an edge that takes a step. NIR says nothing of it. Where a loop has one
-entrance, it is clear: an edge s -> t goes back, and takes a step, where every path from the input to s passes t (t dominates s).
-A loop with several entrances does not say which of its edges takes the step; a ``Delay`` node does, whose delay is a whole number
-of dt (its metadata) and is taken as it is. A loop that holds one needs no other step. What is delayed are spikes: a linear node
-on a delayed path reads zeros before the first, and its bias acts in every step. A loop without neurons is refused.
+In a discrete step every node computes once, so a loop needs an edge that takes a step. NIR says nothing of it. Where a loop has
+one entrance, it is clear: an edge s -> t goes back, and takes a step, where every path from the input to s passes t (t dominates
+s). A loop with several entrances does not say which of its edges takes the step; a ``Delay`` node does, whose delay is a whole
+number of dt (its metadata) and is taken as it is. A loop that holds one needs no other step. What is delayed are spikes: a linear
+node on a delayed path reads zeros before the first, and its bias acts in every step. A loop without neurons is refused.
 
 A subgraph stands for its nodes, which are called "subgraph.node"; recurrent layers of other libraries are written so.
 """
@@ -105,8 +105,8 @@ def ordered(graph: nir.NIRGraph) -> Order:
         names = _sorted(graph, lags)
     if len(names) < len(graph.nodes):
         raise NirError(
-            f"nodes {sorted(graph.nodes.keys() - set(names))} are in a loop with several entrances, which does not say which of its "
-            "edges takes a step: put a Delay node of one dt into that edge"
+            f"nodes {sorted(graph.nodes.keys() - set(names))} are in a loop with several entrances, which does not say which of "
+            "its edges takes a step: put a Delay node of one dt into that edge"
         )
     return Order([*(name for name in names if name not in (first, last)), last], connected, lags)
 

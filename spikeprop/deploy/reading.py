@@ -23,7 +23,7 @@ from spikeprop_hardware.graph import (
 )
 from spikeprop_hardware.matrix import margins_of
 from spikeprop_hardware.neurons import NeuronParameters, neurons_of
-from spikeprop_hardware.topology import ends, flat, ordered
+from spikeprop_hardware.topology import ends, ordered
 from torch import Tensor, nn
 
 from spikeprop.errors import NirError

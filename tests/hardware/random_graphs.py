@@ -1,4 +1,4 @@
-"""Random NIR graphs with loops, and a loop over their nodes that runs them: a witness that knows no matrices, paths and delays."""
+"""Random NIR graphs with loops, and a loop over their nodes that runs them: a witness without matrices, paths and orders."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def run_nodes(graph: nir.NIRGraph, inputs: np.ndarray) -> tuple[Trains, np.ndarr
     return {name: np.stack([trains[name] for trains, _ in found]) for name in found[0][0]}, np.stack([out for _, out in found])
 
 
-def _run_sample(graph: nir.NIRGraph, sample: np.ndarray) -> tuple[Trains, np.ndarray]:
+def _run_sample(graph: Any, sample: np.ndarray) -> tuple[Trains, np.ndarray]:
     into = {name: [s for s, t in graph.edges if t == name] for name in graph.nodes}
     senders = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input | nir.IF | nir.LIF | nir.CubaLIF | ALIF)]
     sizes = {name: np.asarray(sample[0] if name == "input" else graph.nodes[name].v_threshold).shape for name in senders}
@@ -138,18 +138,18 @@ def _run_sample(graph: nir.NIRGraph, sample: np.ndarray) -> tuple[Trains, np.nda
             step = t - round(float(node.delay[0]) / 0.5)
             (source,) = into[name]
             return sent[source][step] if step >= 0 else np.zeros(sizes[source])
-        x = sum(read(source, t, reader) for source in into[name])
+        x = np.sum([read(source, t, reader) for source in into[name]], axis=0)
         return node.weight @ x + (node.bias if isinstance(node, nir.Affine) else 0)
 
     for t, x in enumerate(sample):
         sent["input"].append(x)
         for i, name in enumerate(senders[1:], 1):
-            current = sum(read(source, t, i) for source in into[name])
+            current = np.sum([read(source, t, i) for source in into[name]], axis=0)
             sent[name].append(_fire(graph.nodes[name], current, state.setdefault(name, {})))
         (last,) = into["output"]
         node = graph.nodes[last]
         if isinstance(node, nir.LI | nir.I | nir.CubaLI):
-            current = sum(read(source, t, len(senders)) for source in into[last])
+            current = np.sum([read(source, t, len(senders)) for source in into[last]], axis=0)
             values.append(_integrate(node, current, state.setdefault(last, {})))
         else:
             values.append(read(last, t, len(senders)))

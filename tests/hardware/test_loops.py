@@ -1,4 +1,4 @@
-"""Graphs with loops, delays, subgraphs, synaptic currents, adaptive thresholds and integrators, against a loop over their nodes."""
+"""Loops, delays, subgraphs, synaptic currents, adaptive thresholds and integrators, against a loop over the nodes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,11 @@ def test_integers_are_saved_and_do_not_depend_on_numba(tmp_path: Path, monkeypat
             again = run(graph, inputs)
         np.testing.assert_array_equal(again.output, exact.output)
         fixed = shaped(whole, made)
-        close.append(np.mean([(fixed.spikes[name] == train.reshape(fixed.spikes[name].shape)).mean() for name, train in exact.spikes.items()]))
+        close.append(
+            np.mean(
+                [(fixed.spikes[name] == train.reshape(fixed.spikes[name].shape)).mean() for name, train in exact.spikes.items()]
+            )
+        )
     assert np.mean(close) > 0.97, close
 
 
@@ -117,7 +121,7 @@ def test_synaptic_currents_are_lavas_own_bit_accurate_lif(tmp_path: Path) -> Non
     )  # fmt: skip
     graph = chain({"w": nir.Linear(rng.standard_normal((8, 5)) / 2), "n": neurons}, 5, 8)
     inputs = rng.standard_normal((1, 60, 5))
-    made = quantize(graph, input_limit=4.0).network
+    made = quantize(graph, input_limit=4.0, timesteps=60).network
     save(made, tmp_path / "n.npz")
     np.save(tmp_path / "x.npy", inputs)
     script = STOCK.replace("du=4095", "du=int(layer.synaptic_decay[0]) - 1")
@@ -134,22 +138,30 @@ def test_synaptic_currents_are_lavas_own_bit_accurate_lif(tmp_path: Path) -> Non
 def test_recurrent_networks_of_snntorch_are_read_as_they_run(tmp_path: Path, kind: str) -> None:
     """snnTorch writes a recurrent layer as a subgraph, and no time step (its own is 0.1 ms)."""
     torch.manual_seed(0)
-    common: dict[str, Any] = {"linear_features": 12, "reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
-    make = (lambda **more: snntorch.RLeaky(beta=0.8, **common, **more)) if kind == "leaky" else (
-        lambda **more: snntorch.RSynaptic(alpha=0.6, beta=0.8, **common, **more)
-    )
-    theirs = nn.Sequential(nn.Linear(6, 12), make(), nn.Linear(12, 12), make(output=True))
-    x_TB = torch.randn(40, 4, 6) * 2
+    own: dict[str, Any] = {"beta": 0.8, "reset_mechanism": "zero"} | ({"alpha": 0.6} if kind == "synaptic" else {})
+    made, cell = (snntorch.RLeaky, snntorch.Leaky) if kind == "leaky" else (snntorch.RSynaptic, snntorch.Synaptic)
+    weights = nn.Linear(6, 12), nn.Linear(12, 12)
+    layers: Any = [made(**own, init_hidden=True, linear_features=12) for _ in range(2)]
+    theirs = nn.Sequential(weights[0], layers[0], weights[1], layers[1])
+    # as NIR says, a reset in the step of the spike; RSynaptic's own (1.0) takes the spike of the step before for it
+    cells: Any = [cell(**own, reset_delay=False) for _ in range(2)]
+    x_TB, train = torch.randn(40, 4, 6) * 4, []
+    sent, states = [torch.zeros(4, 12)] * 2, [[torch.zeros(4, 12)] * (1 + (kind == "synaptic"))] * 2
     with torch.no_grad():
-        out = torch.stack([theirs(x_B)[0] for x_B in x_TB], 1)
-    graph = export_to_nir(theirs, x_TB[0])
+        for x_B in x_TB:
+            for i in range(2):
+                current = weights[i](sent[0] if i else x_B) + layers[i].recurrent(sent[i])
+                sent[i], *states[i] = cells[i](current, *states[i])
+            train.append(sent[1])
+    out = torch.stack(train, 1)
+    graph = export_to_nir(theirs, x_TB[0, 0])
     nir.write(str(tmp_path / "n.nir"), graph)
     network = lay_out(read_nir(tmp_path / "n.nir"), dt=1e-4)
     ours = Simulator(network, threads=1).run(x_TB.transpose(0, 1).numpy())
     np.testing.assert_array_equal(ours.spikes[network.populations[1].name], out)
     np.testing.assert_array_equal(ours.output, out.cumsum(1))
-    assert 0.05 < float(out.mean()) < 0.95
-    assert [[c.lag for c in p.connections] for p in network.populations] == [[0, 1], [0, 1], [0]]
+    assert 0.02 < float(out.mean()) < 0.95
+    assert [sorted(c.lag for c in p.connections) for p in network.populations] == [[0, 1], [0, 1], [0]]
     assert network.stride == 1
 
 
@@ -207,12 +219,19 @@ def test_a_delay_in_a_loop_with_several_entrances_says_where_the_step_is() -> No
     inputs = np.zeros((1, 4, 3))
     inputs[0, 0] = 2.0
     delay = nir.Delay(delay=ONES, metadata={"dt": 1.0})
-    nodes = {"x": PAIR.nodes["x"], "v": nir.Linear(np.diag([1.0, 0, 0])), "a": neurons(), "b": neurons(), "d": delay, "y": PAIR.nodes["y"]}
+    nodes: dict[str, Any] = {
+        "x": PAIR.nodes["x"],
+        "v": nir.Linear(np.diag([1.0, 0, 0])),
+        "a": neurons(),
+        "b": neurons(),
+        "d": delay,
+        "y": PAIR.nodes["y"],
+    }
     half, edges = nir.Linear(np.eye(3) * 0.75), [("x", "v"), ("v", "a"), ("x", "h"), ("h", "b"), ("b", "y")]
     trains = {}
     for late, early in (("a", "b"), ("b", "a")):
         loop = [(early, "d"), ("d", "w1"), ("w1", late), (late, "w2"), ("w2", early)]
-        all_nodes = nodes | {"h": half, "w1": nir.Linear(np.eye(3) * 2), "w2": nir.Linear(np.eye(3) * 2)}
+        all_nodes: dict[str, Any] = nodes | {"h": half, "w1": nir.Linear(np.eye(3) * 2), "w2": nir.Linear(np.eye(3) * 2)}
         graph = nir.NIRGraph(nodes=all_nodes, edges=[*edges, *loop], type_check=False)
         assert lay_out(graph).stride == 2
         trains[late] = run(graph, inputs).spikes
@@ -244,7 +263,12 @@ def test_the_readings_of_an_output_are_what_their_names_say() -> None:
 
 
 def test_convolutions_of_signals_are_torchs() -> None:
-    for settings in ({"kernel_size": 3}, {"kernel_size": 4, "stride": 2, "padding": 1, "groups": 2}, {"kernel_size": 3, "dilation": 2}):
+    kinds: list[dict[str, Any]] = [
+        {"kernel_size": 3},
+        {"kernel_size": 4, "stride": 2, "padding": 1, "groups": 2},
+        {"kernel_size": 3, "dilation": 2},
+    ]
+    for settings in kinds:
         conv, x = nn.Conv1d(4, 6, **settings).double(), torch.randn(4, 11, dtype=torch.float64)
         node = nir.Conv1d(
             11, conv.weight.detach().numpy(), conv.stride[0], conv.padding[0], conv.dilation[0], conv.groups,  # type: ignore[arg-type]
@@ -255,7 +279,7 @@ def test_convolutions_of_signals_are_torchs() -> None:
         assert shape == expected.shape
         np.testing.assert_allclose(matrix @ x.numpy().ravel() + bias, expected.ravel(), atol=1e-12)
     with pytest.raises(NirError, match=r"'c' has weights with 3 axes and slides over signals \(C, N\), but \(4,\) arrives"):
-        linear_of(node, (4,), "c")
+        linear_of(nir.Conv1d(None, np.ones((1, 4, 3)), 1, 0, 1, 1, np.zeros(1)), (4,), "c")
 
 
 def test_the_budget_counts_states_and_recurrent_synapses() -> None:
@@ -271,7 +295,9 @@ def test_the_budget_counts_states_and_recurrent_synapses() -> None:
     assert [need.split(":")[0][:40] for need in found.needs] == [
         "synaptic currents of layers a", "adaptive thresholds of layers b", "2 time steps for each step of the networ"
     ]  # fmt: skip
-    assert energy_joules(network, [], 10) == pytest.approx(2 * energy_joules(lay_out(chain({"a": neurons(), "b": neurons()})), [], 10))
+    assert energy_joules(network, [], 10) == pytest.approx(
+        2 * energy_joules(lay_out(chain({"a": neurons(), "b": neurons()})), [], 10)
+    )
     with pytest.raises(HardwareError, match="layer 'a' has feedback or a delay, which is not written for netx"):
         quantize_for_netx(graph)
     with pytest.raises(HardwareError, match="layer 'a' has a synaptic current, which is not written for netx"):
@@ -281,8 +307,10 @@ def test_the_budget_counts_states_and_recurrent_synapses() -> None:
 
 
 def test_leaks_and_adaptations_that_integers_cannot_hold_are_refused() -> None:
-    slow = nir.CubaLIF(tau_syn=ONES * 1e5, tau_mem=ONES * 2, r=ONES, v_leak=ONES * 0, v_threshold=ONES * 1e-4, metadata={"dt": 1.0})
-    with pytest.raises(HardwareError, match="layer 'n' has a synaptic leak of 0.99999, which the chip would hold as 0.99975"):
+    slow = nir.CubaLIF(
+        tau_syn=ONES * 1e5, tau_mem=ONES * 2, r=ONES, v_leak=ONES * 0, v_threshold=ONES * 1e-4, metadata={"dt": 1.0}
+    )
+    with pytest.raises(HardwareError, match=r"layer 'n' has a synaptic leak of 0\.99999, which the chip would hold as 0\.99975"):
         quantize(chain({"w": EYE, "n": slow}), timesteps=4000)
-    with pytest.raises(HardwareError, match="layer 'n' raises its thresholds by up to 1e.06, 1e.06 times themselves"):
+    with pytest.raises(HardwareError, match=r"layer 'n' raises its thresholds by up to 1e.06, 1e.06 times themselves"):
         quantize(chain({"w": EYE, "n": ALIF(ONES, 0.5, 1e6, 0.5, 0.0)}))

@@ -11,15 +11,16 @@ Lava's bit-accurate LIF (lava/proc/lif/models.py, lava-nc 0.10) with a current t
 dv = d) or does (du = its decay - 1), but for the reset, and for the bias, which there goes into the potential. Samples follow one
 another as in soft_reset.py.
 
-What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own, and hard reset to zero
-is the built-in LIF. Soft reset is not: it needs a neuron program (microcode) that ends with ``v -= theta`` where the built-in
-one clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each sample at
-v_init needs a program that loads it when the host (or a counter) triggers it. The readout is a neuron without a threshold whose
-v the host reads: with the built-in neurons, a LIF with the largest threshold. A delay line is the chip's synaptic delay, up to
-62 steps. Graded neurons need a program that finds the payload by comparing with the levels from the largest on, adds up what it
-has sent, and sends graded spikes, which Loihi 2 has and the first Loihi has not; the product of weight and payload is the chip's
-own. Adaptive thresholds need a program with a third state, and a bias that enters the current one that adds it there. Where a loop goes
-over several layers, each program counts the time steps and works in one of every ``stride`` of them. Such programs need Intel's compiler; nothing here was run on a chip.
+What Loihi 2 would need. The synapses, the decay, the bias and the strict comparison are the chip's own, and hard reset to zero is
+the built-in LIF. Soft reset is not: it needs a neuron program (microcode) that ends with ``v -= theta`` where the built-in one
+clears v, and that reads theta from the neuron's own memory where theta differs within a layer. Starting each sample at v_init
+needs a program that loads it when the host (or a counter) triggers it. The readout is a neuron without a threshold whose v the
+host reads: with the built-in neurons, a LIF with the largest threshold. A delay line is the chip's synaptic delay, up to 62
+steps. Graded neurons need a program that finds the payload by comparing with the levels from the largest on, adds up what it has
+sent, and sends graded spikes, which Loihi 2 has and the first Loihi has not; the product of weight and payload is the chip's own.
+Adaptive thresholds need a program with a third state, and a bias that enters the current one that adds it there. Where a loop
+goes over several layers, each program counts the time steps and works in one of every ``stride`` of them. Such programs need
+Intel's compiler; nothing here was run on a chip.
 """
 
 import numpy as np

@@ -7,12 +7,12 @@
 with synaptic = 0 where a current does not outlive its step, and raise_by = 0 where thresholds do not adapt. Lava's own LIF only
 resets to zero.
 
-A population that lies ``onset`` synapses behind the input sees step k of sample n at the time step (n * (period + gap) + k) * stride +
-onset + 1, and begins each sample from v_init; at all other time steps it rests: it neither leaks nor fires, so biases do not
-charge it before its first input arrives. Without feedback, samples follow one another without a gap and each time step is one of
-the network. With it, the gap lets the last spikes fed back pass, and the stride, more than 1 where a loop goes over several layers
-(network.py), gives them time to arrive. Spikes are kept as bits, 48 a number, because Lava returns variables one number at a
-time; potentials (``trace``) only where asked for.
+A population that lies ``onset`` synapses behind the input sees step k of sample n at the time step (n * (period + gap) + k) *
+stride + onset + 1, and begins each sample from v_init; at all other time steps it rests: it neither leaks nor fires, so biases do
+not charge it before its first input arrives. Without feedback, samples follow one another without a gap and each time step is one
+of the network. With it, the gap lets the last spikes fed back pass, and the stride, more than 1 where a loop goes over several
+layers (network.py), gives them time to arrive. Spikes are kept as bits, 48 a number, because Lava returns variables one number at
+a time; potentials (``trace``) only where asked for.
 """
 
 import numpy as np
@@ -88,7 +88,10 @@ class PySoftIFFloat(PyLoihiProcessModel):
 
 def integrate(process, arriving):
     """Currents and potentials of a step in floating point."""
-    process.current[:] = process.current * process.synaptic + (arriving + process.bias)
+    total, *others = arriving.reshape(-1, len(process.bias))
+    for part in others:
+        total = total + part
+    process.current[:] = process.current * process.synaptic + (total + process.bias)
     process.v[:] = process.v * process.leak + process.current
 
 
