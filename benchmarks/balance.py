@@ -36,7 +36,7 @@ def ours(network: SpikingNetwork, x: Tensor, timesteps: int) -> dict[str, float]
 
 def definition(network: SpikingNetwork, x: Tensor, timesteps: int) -> dict[str, float]:
     """The definition, written plainly."""
-    encoded = EncodedInput(network.encoder, x)
+    encoded = EncodedInput(network.encoder, x, timesteps)
     synapses = [layer.synapse for layer in layers(network)]
     thetas: list[float] = []
     for measured in range(len(synapses) - 1):

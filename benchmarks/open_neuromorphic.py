@@ -7,7 +7,7 @@ flaws of the original are corrected: each timing synchronises the device, all li
 the same, u = 0.9 v + I, a spike if u > 1, then v = 0, which all libraries support. Each library has its usual surrogate. Every
 peer multiplies by its weights once for all steps, then runs its neurons, which is fastest, and sums its spikes. Our network
 must end in an accumulating layer, so ours ends in a linear layer n -> 1 of constant ones, whose sum over time is the same loss;
-the peers do not need this work. Our encoder plays the prepared input; no contender copies it. The column "spikes" shows the
+the peers do not need this work. The prepared input is a sequence; no contender copies it. The column "spikes" shows the
 loss: it is the same except for a few spikes that rounding moves. The column "products s" is the time of the two dense products
 alone (currents; the weights' gradient), which are most of everyone's: input and gradients are dense, so no exact way is faster.
 """
@@ -25,8 +25,8 @@ from common import OURS, Result, Results, in_own_process, measure, option_parser
 from peers import FastSigmoidSpike
 from torch import Tensor, nn
 
-from spikeprop import LIF, STDB, SpikingNetwork
-from spikeprop.snn import INPUT, Encoder, Layer, Synapse
+from spikeprop import LIF, STDB, Frames, SpikingNetwork
+from spikeprop.snn import INPUT, Layer, Synapse
 
 LEAK, THETA = 0.9, 1.0
 ROWS = 1024  # of a product at once
@@ -35,18 +35,6 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
     "products s": lambda r: "" if r["products"] is None else f"{r['products']:.3f}",
 }
 Loss = Callable[[Tensor], Tensor]
-
-
-class Recorded(Encoder):
-    """Plays a prepared input (T, B, n), chunk by chunk."""
-
-    def start(self, input_TBN: Tensor) -> None:
-        self.input_TBN, self.position = input_TBN, 0
-
-    def __call__(self, x: Tensor, timesteps: int) -> Tensor:
-        begin = self.position
-        self.position = begin + timesteps
-        return self.input_TBN[begin : self.position]
 
 
 def ours(linear: nn.Linear) -> Loss:
@@ -58,12 +46,10 @@ def ours(linear: nn.Linear) -> Loss:
         "hidden": Layer([(INPUT, Synapse([linear]))], neuron),
         "output": Layer([("hidden", Synapse([adder]))], None),
     }
-    encoder = Recorded()
-    network = SpikingNetwork(layers, encoder, (linear.in_features,)).to(linear.weight.device)
+    network = SpikingNetwork(layers, Frames(), (linear.in_features,)).to(linear.weight.device)
 
     def loss(x_TBN: Tensor) -> Tensor:
-        encoder.start(x_TBN)
-        return network(x_TBN[0], len(x_TBN)).sum()
+        return network(x_TBN).sum()
 
     return loss
 

@@ -229,7 +229,7 @@ def contender(name: str, network: SpikingNetwork) -> tuple[nn.Module, Forward]:
     model = PEERS[name](network)
 
     def forward(x: Tensor, timesteps: int) -> Tensor:
-        return model(network.encoder(x, timesteps).expand(timesteps, *x.shape))
+        return model(network.encoded(x, timesteps))
 
     return model, forward
 

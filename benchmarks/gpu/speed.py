@@ -92,7 +92,7 @@ def contender(name: str, snn: SpikingNetwork, small: bool) -> tuple[nn.Module, F
     model = CompiledLoop(snn, small) if name == "compiled loop" else _spikingjelly(snn, name.split()[1], small)
 
     def forward(x: Tensor, timesteps: int) -> Tensor:
-        return model(snn.encoder(x, timesteps).expand(timesteps, *x.shape))
+        return model(snn.encoded(x, timesteps))
 
     return model, forward
 

@@ -26,7 +26,7 @@ import nir
 import numpy as np
 from scipy import sparse
 
-from spikeprop_hardware.acceptance import STEPS, charge, check_layer, layer_errors, leaks
+from spikeprop_hardware.acceptance import STEPS, charge, check_layer, dropped, layer_errors, leaks
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.grids import OCTAVE, ROUNDING, WeightErrors, clip
 from spikeprop_hardware.integer import (
@@ -250,8 +250,7 @@ class _Quantizer:
 
     def _rest_error(self, scale: float, exponents: list[int]) -> float:
         threshold, bias = self._threshold_error(scale), self._bias_error(scale)
-        dropped = 0.5 * sum(e < 0 for e in exponents) / (scale * self._norm())  # a shift down rounds to the floor
-        return threshold + bias + dropped
+        return threshold + bias + sum(map(dropped, exponents)) / (scale * self._norm())
 
     def _norm(self) -> float:
         theta = self.population.theta

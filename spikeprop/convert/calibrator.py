@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.convert.activations import layer_values
-from spikeprop.convert.builder import NEGATIVE
+from spikeprop.convert.builder import NEGATIVE, refuse_unconvertible
 from spikeprop.convert.shard import UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains
 from spikeprop.convert.units import Units
@@ -170,6 +170,8 @@ class LayerwiseCalibrator(ThresholdCalibrator):
 
     @torch.no_grad()
     def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
+        for neuron in network.neurons().values():
+            refuse_unconvertible(neuron)
         units, trains, thresholds = Units(network, x), self.spike_trains(network, x, shard), {}
         label = "calibrate" if trains is not None and shard.processes.rank == 0 else None
         with bar(label, total=len(network.layers), unit="layer", leave=False) as progress:

@@ -23,17 +23,18 @@ class EncodedInput:
     Args:
         encoder: from image to input.
         x: images (B, ...).
+        timesteps: of the simulation that they are encoded for.
         shard: which of all images they are.
     """
 
-    def __init__(self, encoder: Encoder, x: Tensor, shard: CalibrationShard = UNSHARDED):
-        self.encoder, self.x = encoder, x
+    def __init__(self, encoder: Encoder, x: Tensor, timesteps: int, shard: CalibrationShard = UNSHARDED):
+        self.encoder, self.x, self.timesteps = encoder, x, timesteps
         self.seed, self.blocks = shard.seed(), list(shard.blocks(len(x)))
 
     def __call__(self, first: int, steps: int) -> Tensor:
         """The input at ``steps`` steps from ``first`` on, (steps, B, ...); (1, B, ...) if it is the same at every step."""
         if self.encoder.constant:
-            return self.encoder(self.x, 1)
+            return self.encoder(self.x.unsqueeze(0), 0, 1)
         with isolated_rng(self.x):
             return torch.cat([self._step(t) for t in range(first, first + steps)])
 
@@ -41,7 +42,9 @@ class EncodedInput:
         drawn = []
         for block in self.blocks:
             seed_torch(self.seed, t, *([block.number] if block.number else []))  # the first block has the plain seed
-            drawn.append(self.encoder(block.padded(self.x), 1)[:, block.places])
+            x_B = block.padded(self.x)
+            x_TB = x_B.expand(self.timesteps, *x_B.shape)
+            drawn.append(self.encoder(x_TB, t, t + 1)[:, block.places])
         return torch.cat(drawn, 1)
 
 

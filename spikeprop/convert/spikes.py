@@ -35,7 +35,7 @@ class SpikeTrains:
     def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard):
         from spikeprop.snn.engine.layerwise import LayerwiseRun  # here, since it imports Numba
 
-        self._network, self._timesteps, self._encoded = network, timesteps, EncodedInput(network.encoder, x, shard)
+        self._network, self._timesteps, self._encoded = network, timesteps, EncodedInput(network.encoder, x, timesteps, shard)
         self._layers = LayerwiseRun(network, x, timesteps, self._encoded, shard.largest_size(len(x)))
         self._rates: dict[str, Tensor] = {}
 
@@ -81,7 +81,7 @@ class PlainTrains(SpikeTrains):
     """The same on the plain reference: of any shapes, and of layers that send real numbers."""
 
     def __init__(self, network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard):
-        self._network, self._timesteps, self._encoded = network, timesteps, EncodedInput(network.encoder, x, shard)
+        self._network, self._timesteps, self._encoded = network, timesteps, EncodedInput(network.encoder, x, timesteps, shard)
         self._trains: dict[str, Tensor] = {}  # (T, B, ...); of neurons as int8
         self._rates: dict[str, Tensor] = {}
 

@@ -1,25 +1,35 @@
-"""Data sets on local disk: Digits (part of scikit-learn), MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet, WebDataset; and, for
-segmentation, DigitsOnPhotographs."""
+"""Data sets on local disk: Digits (part of scikit-learn), MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet, WebDataset; for
+segmentation, DigitsOnPhotographs; in time, recordings of event cameras and cochleas, arrays of sequences, and speech."""
 
 from spikeprop.data.base import ImageData, InMemorySplit, LabelledData
+from spikeprop.data.events import CIFAR10DVS, NMNIST, SHD, SSC, DVSGesture, EventData, Events, TonicData
 from spikeprop.data.imagenet import FolderSplit, ImageNet
 from spikeprop.data.in_memory import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.data.segmentation import DigitsOnPhotographs
 from spikeprop.data.webdataset import WebDataset
-from spikeprop.runtime.batches import Split
+from spikeprop.runtime.batches import Sequences, Split
 
 __all__ = [
     "CIFAR10",
+    "CIFAR10DVS",
     "CIFAR100",
     "MNIST",
+    "NMNIST",
+    "SHD",
+    "SSC",
+    "DVSGesture",
     "Digits",
     "DigitsOnPhotographs",
+    "EventData",
+    "Events",
     "FashionMNIST",
     "FolderSplit",
     "ImageData",
     "ImageNet",
     "InMemorySplit",
     "LabelledData",
+    "Sequences",
     "Split",
+    "TonicData",
     "WebDataset",
 ]

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ class LabelledData(ABC):
     Attributes:
         train_limit, test_limit: use only this many examples, the first ones.
         label_shape: of an example's labels; () for one label, (H, W) for one of each pixel.
+        input_shape: of one example, or of one step of it if it is a sequence: what a network reads at a step.
+        names: of the classes, if their numbers do not say what they are.
+        in_time: whether examples are sequences (T, *input_shape).
     """
 
     train_limit: int | None = None
@@ -37,6 +40,9 @@ class LabelledData(ABC):
 
     classes: ClassVar[int]
     label_shape: ClassVar[tuple[int, ...]] = ()
+    input_shape: ClassVar[tuple[int, ...]]
+    names: ClassVar[Sequence[str]] = ()
+    in_time: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("train_limit", "test_limit"):
@@ -44,9 +50,13 @@ class LabelledData(ABC):
             if limit is not None and limit < 1:
                 raise ValueError(f"{name} is {limit}, which leaves no examples; use at least 1, or null for all")
 
+    def class_names(self) -> list[str]:
+        """A name for each class, for tables; its number if it has no name."""
+        return list(self.names) or [str(number) for number in range(self.classes)]
+
     @abstractmethod
-    def example(self, size: int) -> Tensor:
-        """A batch of zeros with the examples' shape and dtype: (size, ...)."""
+    def example(self, size: int) -> Any:
+        """A batch of zeros with the examples' shape and dtype, (size, ...); ``Sequences`` if their lengths differ."""
 
     @abstractmethod
     def train(self, batch_size: int, seed: int) -> Split:
@@ -76,7 +86,6 @@ class ImageData(LabelledData):
     flip: bool = False
 
     input_shape: ClassVar[tuple[int, int, int]]
-    names: ClassVar[Sequence[str]] = ()  # of the classes, if their numbers do not say what they are
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,23 +102,9 @@ class ImageData(LabelledData):
         """Black images (size, C, H, W), before normalisation."""
         return torch.zeros(size, *self.input_shape)
 
-    def class_names(self) -> list[str]:
-        """A name for each class, for tables; its number if it has no name."""
-        return list(self.names) or [str(number) for number in range(self.classes)]
-
     def folder(self) -> Path:
-        """The data root.
-
-        Raises:
-            MissingDataError: neither ``root`` nor ``$SPIKEPROP_DATA`` is set.
-        """
-        root = self.root or os.environ.get("SPIKEPROP_DATA")
-        if not root:
-            raise MissingDataError(
-                f"{type(self).__name__}: no data root; set data.root=FOLDER on the command line, or the environment variable "
-                "SPIKEPROP_DATA, to the folder that holds the data"
-            )
-        return Path(root).expanduser()
+        """The data root; raises MissingDataError as ``data_root`` does."""
+        return data_root(type(self).__name__, self.root)
 
 
 @dataclass(frozen=True)
@@ -147,6 +142,21 @@ class InMemorySplit:
         for tensor in (self.images, self.labels):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def data_root(name: str, root: str | None) -> Path:
+    """The folder that holds the files of the data set ``name``: ``root``, or else ``$SPIKEPROP_DATA``.
+
+    Raises:
+        MissingDataError: neither is set.
+    """
+    root = root or os.environ.get("SPIKEPROP_DATA")
+    if not root:
+        raise MissingDataError(
+            f"{name}: no data root; set data.root=FOLDER on the command line, or the environment variable "
+            "SPIKEPROP_DATA, to the folder that holds the data"
+        )
+    return Path(root).expanduser()
 
 
 def as_list(value: float | list[float]) -> list[float]:

@@ -52,8 +52,7 @@ def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dic
 @torch.no_grad()
 def encoded(network: SpikingNetwork, images: Tensor, timesteps: int) -> np.ndarray:
     """What the encoder makes of images (B, ...): (B, T, ...) float64, a constant input without taking memory for its steps."""
-    inputs_TB = network.encoder(images.cpu().double(), timesteps).numpy()
-    return np.broadcast_to(inputs_TB, (timesteps, *inputs_TB.shape[1:])).swapaxes(0, 1)
+    return network.encoded(images.cpu().double(), timesteps).numpy().swapaxes(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

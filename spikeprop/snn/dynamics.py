@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.hooks import global_hooks, untouched
+from spikeprop.snn.in_place import called_in_place
 
 
 class NeuronState(NamedTuple):
     """State of one layer.
 
     Attributes:
-        v: potential; of max pooling the counts of its inputs, of the readout the accumulated current.
+        v: potential; of max pooling the counts of its inputs.
         since: steps since the last spike; None where nothing reads it.
         sent: spikes sent less spikes taken back; None for neurons that take none back.
     """
@@ -95,9 +96,9 @@ class LayerDynamics(nn.Module, ABC):
         sent, state = self.run(current.unsqueeze(0), state)
         return sent.squeeze(0), state
 
-    def forward(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        """``step``."""
-        return self.step(current, state)
+    def forward(self, current: Tensor, state: Any = None) -> Any:
+        """``step``; without a state what the neuron sends where it stands in a module (``snn/in_place.py``)."""
+        return self.step(current, state) if state is not None else called_in_place(self, current)
 
     def advance(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         """``run``; step by step through ``__call__`` where hooks or another ``forward`` or ``step`` are to be heard."""
@@ -151,8 +152,7 @@ class LayerDynamics(nn.Module, ABC):
 
 
 class ReadoutDynamics(LayerDynamics):
-    """The output: accumulates its current without leak, threshold or reset (Rathi et al. 2020)."""
+    """The last layer without neurons: its value at a step is its current, which has no leak, threshold or reset."""
 
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        total_TB = torch.cumsum(torch.cat([currents[:1] + state.v, currents[1:]]), 0)
-        return total_TB, NeuronState(total_TB[-1], None)
+        return currents, state

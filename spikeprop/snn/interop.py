@@ -25,7 +25,7 @@ from torch import Tensor
 from spikeprop.errors import ConversionError
 from spikeprop.snn.dynamics import NeuronState
 from spikeprop.snn.network import SpikingNetwork
-from spikeprop.snn.neuron import Neuron, Reset
+from spikeprop.snn.neuron import Neuron, Reset, is_integrate_and_fire
 from spikeprop.snn.surrogate import Surrogate, Triangle
 
 
@@ -150,9 +150,11 @@ def rebuild(network: SpikingNetwork, library: str) -> SpikingNetwork:
     rebuilt = copy.deepcopy(network)
     for name, layer in rebuilt.named_layers():
         if isinstance(layer.neuron, Neuron):
+            kind = type(layer.neuron).__name__
             if layer.neuron.signed:
-                kind = type(layer.neuron).__name__
                 raise ConversionError(f"layer {name!r} takes spikes back ({kind}), which {library}'s neurons do not; use IF")
+            if not is_integrate_and_fire(layer.neuron):
+                raise ConversionError(f"layer {name!r} has neurons {kind}; {library}'s replace IF and LIF alone")
             if (layer.neuron.v_init != 0).any():
                 started = float(layer.neuron.v_init.max())
                 raise ConversionError(f"layer {name!r} starts at v_init={started:g}; {library}'s neurons start at 0")

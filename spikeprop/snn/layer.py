@@ -5,8 +5,8 @@ The input of a network is a source too; its name is ``INPUT``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from spikeprop.snn.synapse import DropoutMasks, Synapse
 
 INPUT = "input"
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
-READOUT = ReadoutDynamics()  # has no state of its own
+READOUT = ReadoutDynamics()
 Observer = Callable[[str, Tensor], None]  # called with a source's name and its spikes (t, B, ...)
 
 _TORCHS_OWN = nn.ModuleDict()
@@ -30,7 +30,7 @@ def is_layer_name(name: str) -> bool:
 
 
 class Layer(nn.Module):
-    """Synapses from named sources, summed into neurons or max pooling; None is the output, which accumulates.
+    """Synapses from named sources, summed into neurons or max pooling; None or an ``Integrator`` is the output.
 
     Attributes:
         scale: buffer, the ANN's activation that a potential of 1 stands for (by channel for pooled spikes whose channels differ);
@@ -38,30 +38,53 @@ class Layer(nn.Module):
         ceiling: buffer, what the ANN's activation is clipped at, where it is; not in the checkpoint.
         channel_axis: of what is sent, the batch counted: 1, or -1 of tokens.
         may_rest: whether it is no fault that the layer never fires.
+        sources, feedback_sources: of the forward branches, which are layers before this one or the input; and of the feedback
+            branches, which are any layers: a feedback branch reads what its source sent one step before.
+        synapses: of the forward branches, then of the feedback branches.
     """
 
     scale: Tensor
     ceiling: Tensor | None
 
-    def __init__(self, synapses: list[tuple[str, Synapse]], neuron: LayerDynamics | None, ceiling: Tensor | None = None):
+    def __init__(
+        self,
+        synapses: Sequence[tuple[str, Synapse]],
+        neuron: LayerDynamics | None,
+        ceiling: Tensor | None = None,
+        *,
+        feedback: Sequence[tuple[str, Synapse]] = (),
+    ):
         super().__init__()
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("ceiling", ceiling, persistent=False)
         self.sources = tuple(source for source, _ in synapses)
-        self.synapses = nn.ModuleList(synapse for _, synapse in synapses)
+        self.feedback_sources = tuple(source for source, _ in feedback)
+        self.synapses = nn.ModuleList(synapse for _, synapse in (*synapses, *feedback))
         self.neuron = neuron
         self.channel_axis, self.may_rest = 1, False
 
     def branches(self) -> Iterator[tuple[int, str, Synapse]]:
-        """(index, source, synapse) of each branch."""
+        """(index, source, synapse) of each forward branch."""
         for i, (source, synapse) in enumerate(zip(self.sources, self.synapses)):
+            assert isinstance(synapse, Synapse)
+            yield i, source, synapse
+
+    def feedback_branches(self) -> Iterator[tuple[int, str, Synapse]]:
+        """The same of the feedback branches, whose indices go on."""
+        for i, source in enumerate(self.feedback_sources, len(self.sources)):
+            synapse = self.synapses[i]
             assert isinstance(synapse, Synapse)
             yield i, source, synapse
 
     @property
     def dynamics(self) -> LayerDynamics:
-        """The neuron model, or what accumulates the output."""
+        """The neuron model, or that of the output."""
         return self.neuron if self.neuron is not None else READOUT
+
+    @property
+    def reads_out(self) -> bool:
+        """Whether it is an output layer, which sends no spikes: without neurons, or an ``Integrator``."""
+        return isinstance(self.dynamics, ReadoutDynamics)
 
     @property
     def both_signs(self) -> bool:
@@ -74,20 +97,29 @@ class Layer(nn.Module):
         masks: DropoutMasks | None = None,
         name: str = "",
         constant: dict[str, Tensor] | None = None,
+        previous: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Sum of the synapses' currents (T, B, ...) for what their sources sent (T, B, ...).
 
         Args:
             values: by source.
             masks, name: dropout of this simulation, and the layer's name in it.
-            constant: currents of an input that stays the same, by synapse; filled when first computed.
+            constant: currents that are known, by synapse; those of the input are filled in when first computed.
+            previous: what the sources of feedback sent one step before.
+
+        Raises:
+            ValueError: a layer with feedback, and no ``previous``: it has no current outside a simulation.
         """
+        if self.feedback_sources and previous is None:
+            sources = list(self.feedback_sources)
+            raise ValueError(f"layer {name!r} reads feedback of {sources}, so it has a current in a simulation alone")
         total = None
-        for i, source, synapse in self.branches():
+        branches = [(i, source, synapse, values) for i, source, synapse in self.branches()]
+        for i, source, synapse, given in (*branches, *((*branch, previous or {}) for branch in self.feedback_branches())):
             key = f"{name}/{i}"
             current = constant.get(key) if constant is not None else None
             if current is None:
-                current = synapse(values[source], masks, key)
+                current = synapse(given[source], masks, key)
                 if source == INPUT and constant is not None:
                     constant[key] = current
             total = current if total is None else total + current
@@ -110,7 +142,5 @@ class LayeredNetwork(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def dynamics(self) -> dict[str, LayerDynamics]: ...
-
-    def structured(self, output: Tensor) -> Any: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...

@@ -1,4 +1,4 @@
-"""Samples that leave a running simulation: the state of those that go on, and their input.
+"""Samples that leave a running simulation: the state of those that go on.
 
 A simulation of ``SpikingNetwork.unroll`` runs a chunk of steps, gives the output, and goes on when it is asked for the next. In
 between, its reader may say which samples are to go on (``Leaving.keep``). Samples do not influence one another, and a random
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.dynamics import LayerDynamics, map_state
-from spikeprop.snn.encoder import Encoder
 
 
 class Leaving:
@@ -36,31 +35,6 @@ class Leaving:
         """The rows, once."""
         rows, self.rows = self.rows, None
         return rows
-
-
-class RunningInput:
-    """The encoded input of the samples that are still simulated.
-
-    Args:
-        encoder: from image to input.
-        x_B: all images.
-    """
-
-    def __init__(self, encoder: Encoder, x_B: Tensor):
-        self._encoder, self._x_B = encoder, x_B
-        self._rows: Tensor | None = None  # of those that are left, where draws are for all
-
-    def __call__(self, steps: int) -> Tensor:
-        """The next ``steps`` steps (steps or 1, b, ...)."""
-        x_KB = self._encoder(self._x_B, steps)
-        return x_KB if self._rows is None else x_KB[:, self._rows]
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of what is left."""
-        if self._encoder.constant:
-            self._x_B = self._x_B[rows]
-        else:
-            self._rows = rows if self._rows is None else self._rows[rows]
 
 
 def kept_rows(state: Any, rows: Tensor, axes: Sequence[int | None]) -> Any:

@@ -1,18 +1,18 @@
 """SpikingNetwork: a graph of layers, simulated step by step or in chunks of steps, with explicit state.
 
-A layer sums the currents of its synapses and feeds its neurons; the last layer has none and accumulates its current
-without leak, threshold or reset (Rathi et al. 2020). One ``forward`` is one simulation: nothing is carried from call
-to call. Chunks: with ``chunk=1`` all layers advance together, so memory does not grow with T; with ``chunk=T`` each
-layer sees all its steps at once, so its convolutions are as large as they can be. The result is the same.
+A layer sums the currents of its synapses and feeds its neurons; the last layer has none, and the sum of its current is the output
+unless ``read`` or an ``Integrator`` says otherwise (``snn/readout.py``). The input is still samples for a number of steps, or
+sequences (``snn/timed_input.py``). One ``forward`` is one simulation: nothing is carried from call to call. Chunks: with
+``chunk=1`` all layers advance together, so memory does not grow with T; with ``chunk=T`` each layer sees all its steps at once,
+so its convolutions are as large as they can be. The result is the same.
 
 Suffix legend: T steps, B batch, K classes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -20,18 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.runtime.ordinary import trainable, unusual
-from spikeprop.snn.differential import RunningMean
-from spikeprop.snn.dynamics import LayerDynamics, NeuronState
-from spikeprop.snn.encoder import Encoder, warn_of_saturation
+from spikeprop.runtime.ordinary import trainable
+from spikeprop.snn.advance import NetworkState, advance
+from spikeprop.snn.dynamics import LayerDynamics, map_state
+from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
-from spikeprop.snn.leaving import Leaving, RunningInput, kept_rows, sample_axes
+from spikeprop.snn.leaving import Leaving, kept_rows, sample_axes
 from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.normalisation import TemporalBatchNorm, needs_all_steps, shapes_only
 from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.pooling import SpikingMaxPool
-from spikeprop.snn.readout import ReadoutSchedule
-from spikeprop.snn.synapse import DropoutMasks, SampleDropout
+from spikeprop.snn.readout import READS, Read, ReadoutSchedule, ReadState, read
+from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
+from spikeprop.snn.timed_input import RunningInput, TimedInput
 
 SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
@@ -46,30 +48,27 @@ def _engine() -> ModuleType:
     return batch
 
 
-@dataclass
-class NetworkState:
-    """Everything that one simulation carries from step to step."""
+def _folding() -> ModuleType:
+    """Imported when first used: it makes networks."""
+    from spikeprop.snn import folding
 
-    layers: dict[str, NeuronState] = field(default_factory=dict)
-    masks: DropoutMasks | None = None
-    constant: dict[str, Tensor] | None = None  # currents of an input that stays the same, computed once
-    means: dict[str, RunningMean] = field(default_factory=dict)  # of layers that read differential coding
-    steps: int = 0
+    return folding
 
 
 class SpikingNetwork(nn.Module):
-    """A spiking network for images of one shape.
+    """A spiking network for samples of one shape: still ones, or sequences of them.
 
     Args:
         layers: name to layer, in an order in which every source comes before its reader; the last one is the output.
-        encoder: from image to input.
-        input_shape: shape of one image, for example (3, 32, 32).
+        encoder: from values to what enters at each step.
+        input_shape: shape of one sample at one step, for example (3, 32, 32).
 
     Attributes:
         packed: run on the engine of packed spikes where it can (the default), or always on the plain reference.
         known_shapes: what ``shapes`` returned last, for the engine.
         known_current_shapes: then, those of the layers' currents, which are others where a layer pools.
         readout: from when on the output counts (``snn/readout.py``); trivial unless a calibrator sets it.
+        read: how the last layer's values make the output: "sum" (the default), "mean", "last" or "max"; in the checkpoint.
         output_form: the structure that ``forward`` returns, of a converted ANN with several outputs; None for one tensor.
         notes: what a conversion chose, left out or changed, in words; shown with the network.
     """
@@ -102,14 +101,27 @@ class SpikingNetwork(nn.Module):
             for source in layer.sources:
                 if source not in known:
                     raise ValueError(f"layer {name!r} reads {source!r}, which is not an earlier layer ({sorted(known)})")
-            if (layer.neuron is None) != (name == names[-1]):
-                raise ValueError(f"layer {name!r}: the last layer, and only it, accumulates without a neuron")
+            if layer.reads_out != (name == names[-1]):
+                raise ValueError(f"layer {name!r}: the last layer, and only it, has no spikes (neuron None, or Integrator)")
+            self._check_feedback(name, layer)
             if isinstance(layer.dynamics, SpikingMaxPool) and self._differential(layer):
                 raise ValueError(
                     f"layer {name!r} pools the largest count of spikes, which differential coding does not send: use average "
                     "pooling, or GradedIF"
                 )
             known.add(name)
+
+    def _check_feedback(self, name: str, layer: Layer) -> None:
+        sending = list(self.dynamics())
+        for source in layer.feedback_sources:
+            if source not in sending:
+                raise ValueError(f"layer {name!r} has feedback of {source!r}, which is no layer that sends spikes ({sending})")
+        if layer.feedback_sources and not layer.sources:
+            raise ValueError(f"layer {name!r} reads feedback alone: give it a synapse of the input or of a layer before it")
+        if layer.feedback_sources and any(dynamics.differential for dynamics in self.dynamics().values()):
+            raise ValueError(
+                f"layer {name!r} reads feedback, in a network whose neurons send corrections (DifferentialIF): use GradedIF"
+            )
 
     def _differential(self, layer: Layer) -> set[str]:
         """The sources of a layer whose spikes are corrections."""
@@ -127,14 +139,16 @@ class SpikingNetwork(nn.Module):
             yield name, layer
 
     def read_after(self, done: str) -> set[str]:
-        """Sources that the layers after ``done`` read."""
+        """Sources that are read after ``done`` has been computed: by the layers after it, and as feedback by any."""
         names = list(self.layers)
         later = names[names.index(done) + 1 :]
-        return {source for name, layer in self.named_layers() if name in later for source in layer.sources}
+        layers = dict(self.named_layers())
+        forward = {source for name in later for source in layers[name].sources}
+        return forward | {source for layer in layers.values() for source in layer.feedback_sources}
 
     def dynamics(self) -> dict[str, LayerDynamics]:
         """Layer name to what makes its spikes, neurons and max pooling; the output layer is left out."""
-        return {name: layer.neuron for name, layer in self.named_layers() if layer.neuron is not None}
+        return {name: layer.dynamics for name, layer in self.named_layers() if not layer.reads_out}
 
     def neurons(self) -> dict[str, Neuron]:
         """Layer name to its neurons, of the layers that have thresholds."""
@@ -143,6 +157,25 @@ class SpikingNetwork(nn.Module):
     def arithmetic_layers(self) -> list[str]:
         """Layers that send real numbers, which need arithmetic on the chip (``snn/arithmetic.py``)."""
         return [name for name, layer in self.dynamics().items() if layer.arithmetic]
+
+    @property
+    def read(self) -> Read:
+        """How the last layer's values make the output."""
+        return self.readout.read
+
+    @read.setter
+    def read(self, how: Read) -> None:
+        if how not in READS:
+            raise ValueError(f"read is {how!r}; the output is one of {READS} of the last layer's values")
+        self.readout.read = how
+
+    @property
+    def _plain_sum(self) -> bool:
+        return self.read == "sum" and self._last.neuron is None
+
+    @property
+    def _last(self) -> Layer:
+        return self._layer(list(self.layers)[-1])
 
     def extra_repr(self) -> str:
         return "\n".join(f"note: {note}" for note in self.notes)
@@ -174,81 +207,170 @@ class SpikingNetwork(nn.Module):
         like = next(t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
         values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
         currents: dict[str, Shape] = {}
-        with torch.no_grad():
+        with torch.no_grad(), shapes_only():
             for name, layer in self.named_layers():
                 try:
-                    current = layer.current(values)
+                    current, *others = (synapse(values[source]) for _, source, synapse in layer.branches())
+                    for other in others:
+                        current = current + other
                 except RuntimeError as error:
                     given = ", ".join(f"{source!r} {tuple(values[source].shape[2:])}" for source in layer.sources)
                     raise ValueError(f"layer {name!r} cannot read {given}: {error}") from error
                 currents[name] = tuple(current.shape[2:])
                 values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(currents[name]))
+            for name, layer in self.named_layers():
+                for _, source, synapse in layer.feedback_branches():
+                    _check_feedback_shape(name, source, synapse, values[source], currents[name])
         return {name: tuple(value.shape[2:]) for name, value in values.items()}, currents
 
-    def init_state(self) -> NetworkState:
-        """State before the first step; potentials and dropout masks are made when a layer is first reached."""
-        return NetworkState(masks=DropoutMasks(next(self.parameters()).device) if self.training else None)
+    def init_state(self, lengths: Tensor | None = None) -> NetworkState:
+        """State before the first step; potentials and dropout masks are made when a layer is first reached.
+
+        Args:
+            lengths: steps of each sample that count (B,); None where all do.
+        """
+        masks = DropoutMasks(next(self.parameters()).device) if self.training else None
+        return NetworkState(masks=masks, lengths=lengths)
 
     def step(self, x_B: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
-        """Advance one step on an already encoded input (B, ...); returns the accumulated output (B, K).
+        """Advance one step on an already encoded input (B, ...); returns the output so far (B, K), as ``unroll`` yields it.
 
         Raises:
-            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do.
+            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do; or it needs all
+                steps at once, as batch-norm in training mode does.
+        """
+        _, state = self.run(x_B.unsqueeze(0), state)
+        assert state.reading.output is not None
+        return state.reading.output, state
+
+    def run(self, x_TB: Tensor, state: NetworkState, *, observe: Observer | None = None) -> tuple[Tensor, NetworkState]:
+        """Advance over several already encoded steps (t, B, ...); returns the last layer's value at each (t, B, K) and the state.
+
+        Gradients pass through all steps since ``init_state`` or ``detached``: with the latter between two calls, this is
+        truncated backpropagation through time. ``state.reading.output`` is the output so far. Runs on the plain reference;
+        ``observe`` as in ``forward``.
+
+        Raises:
+            ValueError: as ``step``.
         """
         if not self.readout.trivial:
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
-        refuse_transforms(x_B)
+        reason = needs_all_steps(self)
+        if reason is not None:
+            raise ValueError(f"{reason}, so steps cannot be given one after another: use forward, or put it into evaluation mode")
+        refuse_transforms(x_TB)
         refuse_uncalled(self._containers())
-        output_TBK, state = self._advance(trainable(x_B).unsqueeze(0), 1, state, None)
-        return output_TBK[-1], state
+        values_TB, state = advance(self, trainable(x_TB), len(x_TB), state, observe)
+        state.reading = read(self.read, values_TB, state.reading, state.lengths)[1]
+        return values_TB, state
 
-    def forward(self, x_B: Tensor, timesteps: int, *, chunk: int | None = None, observe: Observer | None = None) -> Any:
-        """Simulate ``timesteps`` steps on images (B, ...) and return the accumulated output (B, K), or (B, K, ...).
+    @staticmethod
+    def detached(state: NetworkState) -> NetworkState:
+        """The state without the graph of the steps before, so that gradients end there."""
+        return map_state(Tensor.detach, state)
 
-        It is the sum over the steps, in units of the readout's potential; ``estimate`` makes of it what the ANN would return. A
-        network that was converted from an ANN with several outputs returns their sums in the ANN's own structure.
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: int | None = None,
+        *,
+        lengths: Tensor | None = None,
+        chunk: int | None = None,
+        observe: Observer | None = None,
+    ) -> Any:
+        """Simulate still samples (B, ...) for ``timesteps`` steps, or sequences (T, B, ...); returns the output (B, K, ...).
+
+        It is the sum over the steps, in units of the readout's potential, unless ``read`` says otherwise; ``estimate`` makes of
+        it what the ANN would return. A network that was converted from an ANN with several outputs returns theirs in the ANN's
+        own structure.
 
         Args:
-            x_B: images, finite, of shape (B, *input_shape).
-            timesteps: number of steps, at least 1.
+            x: finite; (B, *input_shape), or (T, B, *input_shape).
+            timesteps: number of steps of still samples, at least 1; a sequence has its own.
+            lengths: steps of each sample that count, (B,) int64 in 1..T, of sequences padded to T; None where all do.
             chunk: steps a layer takes at once; default what ``snn/engine/sizes.py`` says, on the plain reference all of them
                 when gradients are wanted, else 1.
             observe: called with ("input" or layer name, spikes (t, B, ...)) for every chunk.
 
         Raises:
-            ValueError: shape, NaN or infinity in the input, or timesteps < 1.
+            ValueError: shape, steps or lengths that do not fit, NaN or infinity in the input, an encoder that does not read it.
             SimulationError: within torch.jit.trace, torch.export or a torch.func transform, or a hook that nothing calls.
         """
-        refuse_transforms(x_B)
-        if torch.is_grad_enabled() and observe is None and self.readout.trivial and self._packed(x_B, timesteps, chunk):
-            return _engine().train(self, x_B, timesteps, chunk)
+        given, packed = self._given(x, timesteps, lengths, chunk)
+        if packed and torch.is_grad_enabled() and observe is None and self.readout.trivial:
+            if self._plain_sum and lengths is None:
+                return _engine().train(self, given, chunk, self.structured)
+            return _engine().train(self, given, chunk, lambda current_TBK: self._of_currents(current_TBK, given), each_step=True)
         output = None
-        for output_TBK in self.unroll(x_B, timesteps, chunk=chunk, observe=observe):
+        for output_TBK in self._unrolled(given, packed, chunk, observe, given.timesteps, None):
             output = output_TBK[-1]
         assert output is not None
         return self.structured(output.clone())  # of its own memory, not a view of all steps'
+
+    def _of_currents(self, current_TBK: Tensor, given: TimedInput) -> Any:
+        """What ``forward`` returns for the last layer's currents."""
+        outputs_TBK, _ = read(self.read, self._values(current_TBK, None)[0], ReadState(), given.lengths)
+        return self.structured(outputs_TBK[-1])
+
+    def _values(self, current_TBK: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The last layer's values for its currents."""
+        dynamics = self._last.dynamics
+        return dynamics.advance(current_TBK, dynamics.initial_state(current_TBK[0]) if state is None else state)
+
+    def over_time(
+        self,
+        x: Tensor,
+        timesteps: int | None = None,
+        *,
+        lengths: Tensor | None = None,
+        chunk: int | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """The last layer's value at each step, (T, B, K), 0 after a sample's own last step; with gradients for every parameter.
+
+        Args:
+            x, timesteps, lengths, chunk, observe: as in ``forward``; gradients that are observed run on the plain reference.
+
+        Raises:
+            ValueError: as ``forward``, and a delayed readout or a run beforehand.
+        """
+        given, packed = self._given(x, timesteps, lengths, chunk)
+        if not self.readout.trivial:
+            raise ValueError(
+                "this network has a delayed readout or a run beforehand, which make no value at each step; use forward"
+            )
+        if packed and torch.is_grad_enabled() and observe is None:
+            values_TBK = _engine().train(self, given, chunk, lambda current: self._values(current, None)[0], each_step=True)
+        else:
+            values_TBK = torch.cat(list(self._values_of(given, packed, chunk, observe, given.timesteps, None)))
+        if given.lengths is None:
+            return values_TBK
+        counts_TB = torch.arange(given.timesteps, device=values_TBK.device)[:, None] < given.lengths
+        return torch.where(counts_TB.view(*counts_TB.shape, *(1,) * (values_TBK.dim() - 2)), values_TBK, 0.0)
 
     def structured(self, output: Tensor) -> Any:
         """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""
         return output if self.output_form is None else self.output_form(output)
 
     def estimate(self, output: Any, timesteps: int) -> Any:
-        """The ANN's outputs that accumulated outputs after ``timesteps`` steps stand for: their mean, in the ANN's units.
+        """The ANN's outputs, in its units, that outputs after ``timesteps`` steps stand for: of sums their mean, else themselves.
 
         Args:
             output: as ``forward`` returns it, or a readout.
             timesteps: of the simulation.
         """
-        *_, (_, last) = self.named_layers()
-        factor = last.scale / self.readout.counted_steps(timesteps)
+        factor = self._last.scale / (self.readout.counted_steps(timesteps) if self.read == "sum" else 1)
         return mapped(lambda leaf: leaf * factor.to(leaf) if isinstance(leaf, Tensor) else leaf, output)
 
-    def _packed(self, x_B: Tensor, timesteps: int, chunk: int | None) -> bool:
+    def _given(self, x: Tensor, timesteps: int | None, lengths: Tensor | None, chunk: int | None) -> tuple[TimedInput, bool]:
+        """The checked input, and whether the engine runs it."""
+        refuse_transforms(x)
         refuse_uncalled(self._containers())
-        self._check_input(x_B, timesteps)
+        given = TimedInput.of(x, timesteps, lengths, self.input_shape)
+        self._check_input(given)
         if chunk is not None and not (hasattr(chunk, "__index__") and chunk >= 1):
             raise ValueError(f"chunk is {chunk!r}; a layer takes at least 1 step at once")
-        return self.packed and _engine().supports(self, x_B)
+        return given, self.packed and _engine().supports(self, x)
 
     def _containers(self) -> Iterator[tuple[str, nn.Module]]:
         """Modules that only hold others, by path."""
@@ -256,60 +378,123 @@ class SpikingNetwork(nn.Module):
         for name, layer in self.named_layers():
             yield f"layers.{name}", layer
             yield f"layers.{name}.synapses", layer.synapses
-            for i, _, synapse in layer.branches():
+            for i, _, synapse in chain(layer.branches(), layer.feedback_branches()):
                 yield f"layers.{name}.synapses.{i}.ops", synapse.ops
+
+    def encoded(self, x: Tensor, timesteps: int | None = None) -> Tensor:
+        """What enters at each step (T, B, ...) for still samples or sequences; where all steps are the same, a view of one.
+
+        Raises:
+            ValueError: as ``forward``.
+        """
+        given = TimedInput.of(x, timesteps, None, self.input_shape)
+        given.check_values(self.encoder)
+        x_TB = RunningInput(self.encoder, given)(given.timesteps)
+        return x_TB.expand(given.timesteps, *x_TB.shape[1:])
 
     def unroll(
         self,
-        x_B: Tensor,
-        timesteps: int,
+        x: Tensor,
+        timesteps: int | None = None,
         *,
+        lengths: Tensor | None = None,
         chunk: int | None = None,
         observe: Observer | None = None,
         observed_steps: int | None = None,
         leaving: Leaving | None = None,
     ) -> Iterator[Tensor]:
-        """Like ``forward``, yielding the accumulated output (t, B, K) after each chunk of steps; several outputs are flat in it.
+        """Like ``forward``, yielding the outputs (t, B, K) after each step of each chunk; several outputs are flat in it.
 
+        Each is what ``forward`` would return if the simulation ended there; past its own length a sample's stays as it is.
         What is observed are all steps, or the chunks in which the first ``observed_steps`` lie. Between two chunks ``leaving``
         may be told which samples go on; B is then their number.
 
         Raises:
             ValueError: as ``forward``, and ``leaving`` in training mode.
         """
-        refuse_transforms(x_B)
+        given, packed = self._given(x, timesteps, lengths, chunk)
         if leaving is not None and self.training:
             raise ValueError("samples leave a simulation in evaluation mode alone, without dropout: call network.eval() first")
-        watched = timesteps if observed_steps is None else observed_steps
-        yield from self.readout.counted(self._accumulated(x_B, timesteps, chunk, observe, watched, leaving), leaving)
+        watched = given.timesteps if observed_steps is None else observed_steps
+        yield from self._unrolled(given, packed, chunk, observe, watched, leaving)
 
-    def _accumulated(
+    def _unrolled(
         self,
-        x_B: Tensor,
-        timesteps: int,
+        given: TimedInput,
+        packed: bool,
         chunk: int | None,
         observe: Observer | None,
         observed_steps: int,
         leaving: Leaving | None,
     ) -> Iterator[Tensor]:
-        if self._packed(x_B, timesteps, chunk) and not torch.is_grad_enabled():
-            yield from _engine().infer(self, x_B, timesteps, chunk, observe, observed_steps, leaving)
+        values = self._values_of(given, packed, chunk, observe, observed_steps, leaving)
+        yield from self.readout.counted(self._outputs(values, given.lengths, leaving), leaving)
+
+    def _outputs(self, values: Iterator[Tensor], lengths: Tensor | None, leaving: Leaving | None) -> Iterator[Tensor]:
+        """The output after each step, from the last layer's values."""
+        state, start = ReadState(), 0
+        for values_tBK in values:
+            if self.readout.starts_again_at(start):
+                state = ReadState()
+            outputs_tBK, state = read(self.read, values_tBK, state, lengths)
+            start += len(values_tBK)
+            yield outputs_tBK
+            if leaving is not None and leaving.rows is not None:
+                rows = leaving.rows
+                state = map_state(lambda known, rows=rows: known[rows], state)
+                lengths = lengths[rows] if lengths is not None else None
+
+    def _values_of(
+        self,
+        given: TimedInput,
+        packed: bool,
+        chunk: int | None,
+        observe: Observer | None,
+        observed_steps: int,
+        leaving: Leaving | None,
+    ) -> Iterator[Tensor]:
+        """The last layer's values (t, B, K) in each chunk of steps."""
+        runner = self if self.training or torch.is_grad_enabled() or not self.packed else _folding().evaluated(self)
+        if runner is not self:
+            packed = _engine().supports(runner, given.x_TB)
+            yield from runner._values_of(given, packed, chunk, observe, observed_steps, leaving)
             return
-        x_B = trainable(x_B)
+        if not (packed and not torch.is_grad_enabled()):
+            yield from self._stepped(given, chunk, observe, observed_steps, leaving)
+            return
+        state = None
+        for current_tBK in _engine().infer(self, given, chunk, observe, observed_steps, leaving):
+            values_tBK, state = self._values(current_tBK, state)
+            yield values_tBK
+            if leaving is not None and leaving.rows is not None:
+                rows = leaving.rows
+                state = map_state(lambda known, rows=rows: known[rows], state)
+
+    def _stepped(
+        self, given: TimedInput, chunk: int | None, observe: Observer | None, observed_steps: int, leaving: Leaving | None
+    ) -> Iterator[Tensor]:
+        """The same on the plain reference."""
+        timesteps = given.timesteps
+        reason = needs_all_steps(self)
+        if reason is not None and chunk is not None and chunk < timesteps:
+            raise ValueError(f"{reason}, so the network runs all {timesteps} steps at once: leave chunk={chunk} out")
         if chunk is None:
-            chunk = timesteps if torch.is_grad_enabled() else 1
-        state = self.init_state()
-        state.constant = {} if self.encoder.constant else None
+            chunk = timesteps if torch.is_grad_enabled() or reason is not None else 1
+        state, encoded = self.init_state(), RunningInput(self.encoder, given)
+        temporal = any(isinstance(module, TemporalBatchNorm) for module in self.modules())
+        state.constant = {} if encoded.constant and not temporal else None
         axes: dict[str, list[int | None]] = {}
-        start, encoded = 0, RunningInput(self.encoder, x_B)
+        start = 0
         while start < timesteps:
             if self.readout.starts_again_at(start):  # what does not change with time is kept
                 state = NetworkState(self.readout.shifted(self.dynamics(), state.layers), state.masks, state.constant)
             steps = self.readout.steps_from(start, min(chunk, timesteps - start))
             watching = observe if start < observed_steps else None
-            output_TBK, state = self._advance(encoded(steps), steps, state, watching)
+            x_KB = encoded(steps)
+            x_KB = x_KB.expand(steps, *x_KB.shape[1:]) if temporal else x_KB  # each step has its own factor
+            values_TBK, state = advance(self, x_KB, steps, state, watching)
             start += steps
-            yield output_TBK
+            yield values_TBK
             rows = leaving.take() if leaving is not None else None
             if rows is not None:
                 if len(rows) == 0:
@@ -318,10 +503,11 @@ class SpikingNetwork(nn.Module):
                 constant = (
                     {key: current[:, rows] for key, current in state.constant.items()} if state.constant else state.constant
                 )
-                axes = axes or self._sample_axes(x_B)
+                axes = axes or self._sample_axes(given.like_B)
                 layers = {name: kept_rows(of, rows, axes[name]) for name, of in state.layers.items()}
                 means = {name: known._replace(mean=known.mean[rows]) for name, known in state.means.items()}
-                state = replace(state, constant=constant, layers=layers, means=means)
+                previous = {name: sent[rows] for name, sent in state.previous.items()}
+                state = replace(state, constant=constant, layers=layers, means=means, previous=previous)
 
     def _sample_axes(self, like: Tensor) -> dict[str, list[int | None]]:
         """Along which axis samples lie in each tensor of each layer's state."""
@@ -329,73 +515,33 @@ class SpikingNetwork(nn.Module):
         shapes = self.known_current_shapes
         return {name: sample_axes(name, layer.dynamics, shapes[name], like) for name, layer in self.named_layers()}
 
-    def _check_input(self, x_B: Tensor, timesteps: int) -> None:
-        if isinstance(timesteps, bool) or not hasattr(timesteps, "__index__"):
-            raise ValueError(f"timesteps is {timesteps!r}; a simulation needs a whole number of steps")
-        if timesteps < 1:
-            raise ValueError(f"timesteps is {timesteps}; a simulation needs at least 1 step")
-        if not isinstance(x_B, Tensor):
-            raise ValueError(f"input is a {type(x_B).__name__}; a network reads a tensor (batch, *{self.input_shape})")
-        found = unusual(x_B)
-        if found is not None:
-            raise ValueError(f"input {found}")
-        if tuple(x_B.shape[1:]) != self.input_shape:
-            raise ValueError(f"input has shape {tuple(x_B.shape)}; this network reads (batch, *{self.input_shape})")
-        if len(x_B) == 0:
-            raise ValueError("the batch holds no sample; a simulation needs at least 1")
-        weight = next(self.parameters(), None)
+    def _check_input(self, given: TimedInput) -> None:
+        weight, x_TB = next(self.parameters(), None), given.x_TB
         if weight is not None and weight.is_inference() and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             raise ValueError("the network was made in inference mode, so it has no gradients: use copy.deepcopy(network)")
-        if not x_B.is_floating_point() or (weight is not None and x_B.dtype != weight.dtype):
+        if not x_TB.is_floating_point() or (weight is not None and x_TB.dtype != weight.dtype):
             wanted = weight.dtype if weight is not None else "a floating-point type"
-            raise ValueError(f"input is {x_B.dtype}; this network computes in {wanted}: convert it with x.to(...)")
-        largest = float(x_B.detach().abs().max())
-        warn_of_saturation(self.encoder, largest)
-        if not math.isfinite(largest):
-            bad = int((~torch.isfinite(x_B)).flatten(1).any(1).sum())
-            raise ValueError(f"input holds NaN or infinity in {bad} of {len(x_B)} samples; clean the data before encoding")
-
-    def _advance(self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None) -> tuple[Tensor, NetworkState]:
-        """Advance ``steps`` steps; x_TB has ``steps`` steps, or one that stands for all of them."""
-        state = replace(state, layers=dict(state.layers), means=dict(state.means))
-        values = {INPUT: x_TB}
-        if observe is not None:
-            observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
-        for name, layer in self.named_layers():
-            current_TB = self._current(name, layer, values, state)
-            if len(current_TB) != steps:
-                current_TB = current_TB.expand(steps, *current_TB.shape[1:])
-            before = state.layers.get(name) or layer.dynamics.initial_state(current_TB[0])
-            values[name], state.layers[name] = layer.dynamics.advance(current_TB, before)
-            if layer.neuron is not None:
-                values[name] = values[name].to(x_TB.dtype)  # what the next synapses compute in
-                if observe is not None:
-                    observe(name, values[name])
-        state.steps += steps
-        return values[list(self.layers)[-1]], state
-
-    def _current(self, name: str, layer: Layer, values: dict[str, Tensor], state: NetworkState) -> Tensor:
-        """Current of a layer; that of corrections is decoded."""
-        current_TB = _at_least_float32(layer.current(values, state.masks, name, state.constant))
-        changing = self._differential(layer)
-        if not changing:
-            return current_TB
-        if set(layer.sources) == changing:
-            other = {source: torch.zeros_like(values[source][:1, :1]) for source in changing}  # its biases are left
-            if name not in state.means:
-                state.means[name] = RunningMean(layer.current(other), torch.zeros_like(current_TB[0]))
-            known = state.means[name]
-        else:
-            other = {s: torch.zeros_like(values[s]) if s in changing else values[s] for s in layer.sources}
-            mean = state.means[name].mean if name in state.means else torch.zeros_like(current_TB[0])
-            known = RunningMean(layer.current(other, state.masks, name, state.constant), mean)
-        decoded_TB, state.means[name] = known.decoded(current_TB, state.steps)
-        return decoded_TB
+            raise ValueError(f"input is {x_TB.dtype}; this network computes in {wanted}: convert it with x.to(...)")
+        given.check_values(self.encoder)
+        if self.readout.restarts and not (given.still and self.encoder.stationary):
+            raise ValueError(
+                "this network runs beforehand and starts once more (OffsetSpike), so its input must stay the same: give it still "
+                "samples, and an encoder that does not depend on the step"
+            )
+        if not self.readout.trivial and not (self._plain_sum and given.lengths is None):
+            raise ValueError(
+                "this network has a delayed readout or a run beforehand, which sum up complete simulations: use read = 'sum', no "
+                "Integrator and no lengths, or call network.readout.set()"
+            )
 
 
-def _at_least_float32(current_TB: Tensor) -> Tensor:
-    """For potentials and the output, which sum over the steps: in half precision they would stand still after some hundred."""
-    return current_TB if current_TB.dtype in (torch.float32, torch.float64) else current_TB.float()
+def _check_feedback_shape(name: str, source: str, synapse: Synapse, value: Tensor, wanted: Shape) -> None:
+    try:
+        found = tuple(synapse(value).shape[2:])
+    except RuntimeError as error:
+        raise ValueError(f"layer {name!r} cannot read feedback of {source!r} {tuple(value.shape[2:])}: {error}") from error
+    if found != wanted:
+        raise ValueError(f"layer {name!r} has a current of {wanted}, and its feedback of {source!r} one of {found}")
 
 
 def _add_form(module: nn.Module, form: list[Any]) -> None:

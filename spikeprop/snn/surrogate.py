@@ -5,8 +5,8 @@ steps ``since`` the neuron's last spike. The neuron divides by theta (chain rule
 
     do/du = surrogate(x, since) / theta.
 
-Sources: STDB and its "Linear" alternative, Rathi et al. 2020 (arXiv:2005.01807); fast sigmoid, Zenke & Ganguli 2018;
-arctangent, Fang et al. 2021.
+Sources: STDB and its "Linear" alternative, Rathi et al. 2020 (arXiv:2005.01807); fast sigmoid, which is SuperSpike's, Zenke &
+Ganguli 2018; arctangent, Fang et al. 2021; several Gaussians, Yin et al. 2021.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spikeprop.runtime.checks import positive
+from spikeprop.runtime.checks import not_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Triangle(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class FastSigmoid(Surrogate):
-    """1 / (1 + slope * |x|)^2, Zenke & Ganguli 2018 (SuperSpike).
+    """1 / (1 + slope * |x|)^2: SuperSpike, Zenke & Ganguli 2018; theirs is of u - theta, not of x.
 
     Attributes:
         slope: a larger one makes the derivative narrower; positive.
@@ -122,3 +122,55 @@ class ATan(Surrogate):
 
     def __call__(self, x: Tensor, since: Tensor) -> Tensor:
         return (self.alpha / 2) / (1 + (math.pi / 2 * self.alpha * x) ** 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sigmoid(Surrogate):
+    """slope * s * (1 - s) with s = 1 / (1 + exp(-slope * x)): the derivative of a logistic function.
+
+    Attributes:
+        slope: a larger one makes the derivative higher (slope/4 at the threshold) and narrower; positive.
+    """
+
+    slope: float = 4.0
+
+    def __post_init__(self) -> None:
+        positive(self, "slope")
+
+    def __call__(self, x: Tensor, since: Tensor) -> Tensor:
+        s = torch.sigmoid(x * self.slope)
+        return s * (1 - s) * self.slope
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiGaussian(Surrogate):
+    """gamma * ((1 + h) N(x; 0, sigma) - h N(x; sigma, s sigma) - h N(x; -sigma, s sigma)), N(x; mean, deviation) a Gaussian.
+
+    Yin, Corradi & Bohte 2021, "Accurate and efficient time-domain classification with adaptive spiking recurrent neural
+    networks", with the constants of their code; theirs is a function of u - theta, not of x. It is negative far from the
+    threshold.
+
+    Attributes:
+        sigma: deviation of the central Gaussian, positive.
+        h: weight of the two others, 0 or more.
+        s: how much wider they are, positive.
+        gamma: factor on the sum, positive.
+    """
+
+    sigma: float = 0.5
+    h: float = 0.15
+    s: float = 6.0
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        positive(self, "sigma", "s", "gamma")
+        not_negative(self, "h")
+
+    def __call__(self, x: Tensor, since: Tensor) -> Tensor:
+        wide = self.s * self.sigma
+        beside = _gaussian(x - self.sigma, wide) + _gaussian(x + self.sigma, wide)
+        return (_gaussian(x, self.sigma) * (1 + self.h) - beside * self.h) * self.gamma
+
+
+def _gaussian(x: Tensor, sigma: float) -> Tensor:
+    return torch.exp(-0.5 * (x / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))

@@ -7,7 +7,6 @@ float64 in whatever order it is taken, so simulators must agree to the bit, also
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop import IF, LIF, Direct, GradedIF, Poisson, SignedIF
-from spikeprop.snn import INPUT, ChannelPad, Encoder, Gain, Layer, Neuron, SpikingNetwork, Synapse
+from spikeprop.snn import INPUT, ChannelPad, Frames, Gain, Layer, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.pooling import SpikingMaxPool
 
 KINDS = ["dense", "conv", "strided", "grouped", "pooled", "residual", "concatenated", "max_pooled"]
@@ -202,19 +201,6 @@ class _Maker:
         return bool(self.rng.random() < p)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replay(Encoder):
-    """Returns given inputs (T, B, ...) step by step, whatever the image."""
-
-    inputs: Tensor
-    position: list[int] = field(default_factory=lambda: [0])
-
-    def __call__(self, x: Tensor, timesteps: int) -> Tensor:
-        start = self.position[0]
-        self.position[0] += timesteps
-        return self.inputs[start : start + timesteps]
-
-
 @torch.no_grad()
 def simulate_in_torch(network: SpikingNetwork, inputs: np.ndarray) -> tuple[Trains, Trains, np.ndarray]:
     """Spikes and potentials by layer, (samples, steps, ...), and the output (samples, steps, K), in float64."""
@@ -222,12 +208,12 @@ def simulate_in_torch(network: SpikingNetwork, inputs: np.ndarray) -> tuple[Trai
     trains: dict[str, list[Tensor]] = {}
     potentials: dict[str, list[Tensor]] = {}
     network = copy.deepcopy(network)
-    network.encoder = Replay(inputs=x)
+    network.encoder = Frames()
 
     def observe(name: str, spikes_TB: Tensor) -> None:
         trains.setdefault(name, []).append(spikes_TB[0].clone())
 
-    outputs = list(network.unroll(x[0], len(x), chunk=1, observe=observe))
+    outputs = list(network.unroll(x, chunk=1, observe=observe))
     network.readout.set()  # not for step, which does not delay the output
     state = network.init_state()
     for x_B in x:

@@ -207,7 +207,7 @@ def test_code_outside_the_tree_fits_a_slot(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "my_lab.py").write_text(
         "from dataclasses import dataclass\nfrom spikeprop.snn import Encoder\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Half(Encoder):\n    factor: float = 0.5\n    constant = True\n"
-        "    def __call__(self, x, timesteps):\n        return (x * self.factor).unsqueeze(0)\n"
+        "    def __call__(self, x_TB, first, last):\n        return x_TB[first:last] * self.factor\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = load_recipe("digits_cnn_stdb", ["convert.encoder={use: my_lab.Half, factor: 0.25}"])

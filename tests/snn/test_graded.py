@@ -158,7 +158,7 @@ def test_calibration_sees_the_payloads_that_the_network_sends() -> None:
     fired: dict[str, Tensor] = {}
     with torch.no_grad():
         network(x, 2, observe=lambda n, s: fired.__setitem__(n, fired.get(n, 0) + s.sum(0)))
-    layers = LayerwiseRun(network, x, 2, lambda first, steps: network.encoder(x, 1))
+    layers = LayerwiseRun(network, x, 2, lambda first, steps: network.encoded(x, 1))
     for name in network.dynamics():
         layers.fire(name)
         assert torch.equal(layers.rate(name) * 2, fired[name])

@@ -23,7 +23,7 @@ def small_network(encoder: Encoder | None = None, leak: float = 1.0) -> SpikingN
 def test_poisson_spikes_are_signed_with_the_images_rate() -> None:
     x = torch.tensor([[-0.75, -0.1, 0.0, 0.4, 1.0]])
     torch.manual_seed(0)
-    spikes = Poisson()(x, 20_000)
+    spikes = Poisson()(x.expand(20_000, *x.shape), 0, 20_000)
     assert set(spikes.unique().tolist()) == {-1.0, 0.0, 1.0}
     assert torch.equal(torch.sign(x), torch.sign(spikes.sum(0)))
     torch.testing.assert_close(spikes.mean(0), x, atol=0.015, rtol=0)  # four standard deviations
@@ -32,7 +32,7 @@ def test_poisson_spikes_are_signed_with_the_images_rate() -> None:
 
 def test_direct_gives_the_image_once_for_all_steps() -> None:
     x = torch.rand(2, 3)
-    assert torch.equal(Direct()(x, 7), x.unsqueeze(0))
+    assert torch.equal(Direct()(x.expand(7, 2, 3), 0, 1), x.unsqueeze(0))
 
 
 @pytest.mark.parametrize("encoder", [Direct(), Poisson()], ids=["direct", "poisson"])
@@ -183,7 +183,7 @@ def test_a_layer_that_is_replaced_is_simulated_as_it_is(packed: bool) -> None:
     ("given", "says"),
     [
         ((torch.rand(1, 1, 8, 8), 3.0), "timesteps is 3.0; a simulation needs a whole number"),
-        ((torch.rand(1, 1, 8, 8), None), "timesteps is None"),
+        ((torch.rand(1, 1, 8, 8), None), "needs timesteps=, a number of steps"),
         ((torch.rand(1, 1, 8, 8), True), "timesteps is True"),
         (([1.0], 3), "input is a list; a network reads a tensor"),
     ],

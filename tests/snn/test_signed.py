@@ -91,7 +91,7 @@ def test_calibration_sees_the_spikes_that_the_network_fires(digits_cnn: CNN) -> 
     fired: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         network(x, 4, observe=lambda n, s: fired.__setitem__(n, fired.get(n, 0) + s.sum(0)))
-    layers = LayerwiseRun(network, x, 4, lambda first, steps: network.encoder(x, 1))
+    layers = LayerwiseRun(network, x, 4, lambda first, steps: network.encoded(x, 1))
     for name in network.neurons():
         layers.fire(name)
         assert torch.equal(layers.rate(name) * 4, fired[name])

@@ -94,7 +94,7 @@ def as_ann(network: SpikingNetwork, x: Tensor) -> Tensor:
 @torch.no_grad()
 def simulate(network: SpikingNetwork, x: Tensor, steps: int) -> tuple[Trains, Tensor]:
     """Every layer's spikes (T, B, ...) and the output summed over time: integrate, fire on a strict >, reset in the same step."""
-    inputs = network.encoder(x, steps)
+    inputs = network.encoded(x, steps)
     trains: dict[str, list[Tensor]] = {}
     state: dict[str, dict[str, Any]] = {}
     output: Any = 0.0
@@ -284,7 +284,7 @@ class Examination:
         from spikeprop_hardware import Simulator, lay_out
 
         torch.manual_seed(self.drawn.seed)
-        inputs_TB = network.encoder(self.x, STEPS)
+        inputs_TB = network.encoded(self.x, STEPS)
         inputs = inputs_TB.expand(STEPS, *inputs_TB.shape[1:]).transpose(0, 1).contiguous().numpy()
         plan = self.attempt("simulator", lambda: lay_out(graph))
         if plan is None:

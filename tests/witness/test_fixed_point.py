@@ -206,7 +206,7 @@ def test_quantised_networks_run_by_the_law(block: int, counted: Callable[[Counte
             continue
         examination.prepare(network)
         x = examination.x[:1]
-        inputs = network.encoder(x, 8).expand(8, *x.shape).transpose(0, 1).contiguous().numpy()
+        inputs = network.encoded(x, 8).transpose(0, 1).contiguous().numpy()
         limit = float(np.abs(inputs).max())
         integers = examination.attempt("quantize", lambda n=network, m=limit: quantize(to_nir(n), input_limit=m).network)
         if integers is None:

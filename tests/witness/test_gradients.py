@@ -51,7 +51,7 @@ def slope_of(surrogate: Any, u: Tensor, theta: Tensor, since: Tensor) -> Tensor:
 
 def through_autograd(network: SpikingNetwork, x: Tensor, steps: int) -> Tensor:
     """The output of a network without dropout, with a graph that torch differentiates."""
-    inputs = network.encoder(x, steps)
+    inputs = network.encoded(x, steps)
     v: dict[str, Tensor] = {}
     since: dict[str, Tensor] = {}
     output: Any = 0.0

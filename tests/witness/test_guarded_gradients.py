@@ -172,8 +172,8 @@ def _in_float32(network: SpikingNetwork) -> None:
 
 
 class _Doubled(Direct):
-    def __call__(self, x: Tensor, timesteps: int) -> Tensor:
-        return 2 * x.unsqueeze(0)
+    def __call__(self, x_TB: Tensor, first: int, last: int) -> Tensor:
+        return 2 * x_TB[first:last]
 
 
 CHANGES = [

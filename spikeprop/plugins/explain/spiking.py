@@ -18,9 +18,9 @@ from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
 from spikeprop.snn.dynamics import LayerDynamics
-from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import is_integrate_and_fire
+from spikeprop.snn.spike import NEVER, advance_since
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
 
@@ -73,12 +73,11 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
         raise ExplainError("this network has a delayed readout or a pre-run, which explain does not support")
     simulation = _Simulation(network, tracer)
     with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
-        encoded = network.encoder(x, timesteps)
-    inputs = [encoded[0]] * timesteps if network.encoder.constant else list(encoded.unbind())
+        inputs = list(network.encoded(x, timesteps).unbind())
     output = None
-    for t in range(timesteps):
+    for t, x_B in enumerate([inputs[0]] * timesteps if network.encoder.constant else inputs):
         tracer.step = t
-        last = simulation.step(inputs[t])
+        last = simulation.step(x_B)
         output = last if output is None else output + last
     tracer.step = None
     assert output is not None

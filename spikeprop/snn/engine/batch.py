@@ -34,9 +34,10 @@ from spikeprop.snn.engine.sizes import chunk_steps, slice_samples
 from spikeprop.snn.engine.slice_run import SliceRun
 from spikeprop.snn.engine.support import supports
 from spikeprop.snn.layer import INPUT, LayeredNetwork, Observer
-from spikeprop.snn.leaving import Leaving, RunningInput, rows_of
+from spikeprop.snn.leaving import Leaving, rows_of
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.synapse import DropoutMasks
+from spikeprop.snn.timed_input import RunningInput, TimedInput
 
 __all__ = ["BatchRun", "infer", "supports", "train"]
 T = TypeVar("T")
@@ -66,22 +67,23 @@ class BatchRun:
     """One simulation of a batch.
 
     Args:
-        network, x_B: what is simulated.
-        timesteps: all steps.
+        network, given: what is simulated.
         chunk: steps done at once; None for what ``sizes.chunk_steps`` says.
         keep: keep what the backward pass needs.
     """
 
-    def __init__(self, network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None, *, keep: bool):
-        self.network, self.x_B, self.timesteps, self.keep = network, x_B, timesteps, keep
+    def __init__(self, network: LayeredNetwork, given: TimedInput, chunk: int | None, *, keep: bool):
+        self.network, self.x_B, self.timesteps, self.keep = network, given.like_B, given.timesteps, keep
+        x_B, timesteps = self.x_B, self.timesteps
         largest = max(torch.Size(shape).numel() for name, shape in network.known_shapes.items() if name != INPUT)
         self.sample_bytes = largest * x_B.element_size()  # of the largest layer at one step
         self.chunk = chunk or chunk_steps(timesteps, self.sample_bytes * len(x_B), x_B.device)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
-        self.encoded = RunningInput(network.encoder, x_B)
+        self.encoded = RunningInput(network.encoder, given)
         self.layouts = _layouts(network, keep=keep)
-        self.dynamics = {name: _frozen(layer.neuron) if keep else layer.neuron for name, layer in network.named_layers()}
+        neurons = {name: None if layer.reads_out else layer.neuron for name, layer in network.named_layers()}
+        self.dynamics = {name: _frozen(neuron) for name, neuron in neurons.items()} if keep else neurons
         masks = DropoutMasks(x_B.device) if network.training else None
         self.vectors = all(len(shape) == 1 for shape in network.known_shapes.values())
         self.slices = [self._slices(first, last, masks) for first, last in _spans(x_B)]  # those of each thread
@@ -95,23 +97,21 @@ class BatchRun:
         for low in range(first, last, size):
             high = min(low + size, last)
             own = masks.of_samples(low, high, batch) if masks is not None else None
-            constant, images = self.encoder.constant, self.x_B[low:high]
+            constant, images = self.encoded.constant, self.x_B[low:high]
             context = SliceContext(images, kernels, buffers, self.timesteps, self.chunk, self.keep, constant)
             slices.append(SliceRun(self.network, self.layouts, self.dynamics, own, low, high, context))
         return slices
 
-    def outputs(
+    def currents(
         self, observe: Observer | None = None, observed_steps: int = 0, leaving: Leaving | None = None
     ) -> Iterator[Tensor]:
-        """The accumulated output (K, B, O) after each chunk; the first ``observed_steps`` are observed.
+        """The output layer's current at each step (K, B, O), chunk by chunk; the first ``observed_steps`` are observed.
 
         Where nothing is kept for a backward pass, ``leaving`` may be told between two chunks which samples go on.
         """
-        total_KBO: Tensor | None = None
         readout, begin = self.network.readout, 0
         while begin < self.timesteps:
             if readout.starts_again_at(begin):
-                total_KBO = None
                 for some in chain(*self.slices):
                     some.start_again()
             steps = readout.steps_from(begin, min(self.chunk, self.timesteps - begin))
@@ -122,17 +122,13 @@ class BatchRun:
             if observe is not None and begin < observed_steps:
                 self._show(observe, begin, min(steps, observed_steps - begin), x_KB)
             del x_KB  # before the next is drawn
-            if total_KBO is not None:  # in this order the sum does not depend on how time is cut
-                current_KBO = torch.cat([current_KBO[:1] + total_KBO[-1], current_KBO[1:]])
-            total_KBO = torch.cumsum(current_KBO, 0)
             begin += steps
-            yield total_KBO
+            yield current_KBO
             rows = leaving.take() if leaving is not None else None
             if rows is not None:
                 if len(rows) == 0:
                     return
                 self._keep_rows(rows)
-                total_KBO = total_KBO[-1:, rows]
 
     def _keep_rows(self, rows: Tensor) -> None:
         """Go on with these samples alone, each on the thread that has it."""
@@ -150,7 +146,7 @@ class BatchRun:
         self.slices = [own for own in kept if own]
 
     def _kept(self, x_KB: Tensor) -> Tensor:
-        """Keep a chunk's encoded input for the backward pass; often it is a view of the caller's images."""
+        """Keep a chunk's encoded input for the backward pass; often it is a view of what the caller gave."""
         if self.encoder.spikes:
             self.inputs.append(kept_spikes(x_KB))
             return x_KB
@@ -183,13 +179,13 @@ class BatchRun:
         current_KBO = torch.cat(on_threads(self.slices, work), 1).to(self.x_B.dtype)
         return current_KBO.expand(steps, *current_KBO.shape[1:])
 
-    def backward(self, grad_BO: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Gradients of the parameters for that of the accumulated output after the last step."""
+    def backward(self, grad_TBO: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Gradients of the parameters for those of the output layer's current at each step."""
         numbers = [*reversed(range(len(self.inputs)))]
         one_slice = all(len(own) == 1 for own in self.slices)  # then chunk by chunk costs no memory
         total, *others = threads = [(own, self._accumulators()) for own in self.slices]
         for part in [[number] for number in numbers] if one_slice else [numbers]:
-            on_threads(threads, lambda own, part=part: self._backward(own[0], own[1], part, grad_BO))
+            on_threads(threads, lambda own, part=part: self._backward(own[0], own[1], part, grad_TBO))
             with torch.no_grad(), _without_autocast():
                 for key, accumulator in total[1].items():
                     accumulator.settle([other[key] for _, other in others])
@@ -206,14 +202,14 @@ class BatchRun:
         return {key: layout.accumulator() for key, layout in self.layouts.items()} | by_layer
 
     def _backward(
-        self, slices: list[SliceRun], accumulators: dict[str, GradientAccumulator], numbers: list[int], grad_BO: Tensor
+        self, slices: list[SliceRun], accumulators: dict[str, GradientAccumulator], numbers: list[int], grad_TBO: Tensor
     ) -> None:
         """One thread's samples back through some chunks."""
         for some in slices:
             for number in numbers:
-                some.backward(number, self.inputs[number][:, some.samples], grad_BO[some.samples], accumulators)
+                some.backward(number, self.inputs[number][:, some.samples], grad_TBO[:, some.samples], accumulators)
             if numbers[-1] == 0:
-                if self.encoder.constant:
+                if self.encoded.constant:
                     some.backward_constant(self.inputs[0][:, some.samples], accumulators)
                 some.drop()
 
@@ -291,14 +287,21 @@ def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
 
 
 class _PackedSimulation(torch.autograd.Function):
+    """The sum of the output layer's current over all steps (B, O), or the current at each of them (T, B, O)."""
+
     @staticmethod
-    def forward(ctx: Any, run: BatchRun, *parameters: Tensor) -> Tensor:
-        output = None
-        for output_KBO in run.outputs():
-            output = output_KBO[-1]
-        assert output is not None
-        ctx.run, ctx.parameters, ctx.versions = run, parameters, [p._version for p in parameters]
-        return output.clone()
+    def forward(ctx: Any, run: BatchRun, each_step: bool, *parameters: Tensor) -> Tensor:
+        chunks, total_BO = [], None
+        for current_KBO in run.currents():
+            if each_step:
+                chunks.append(current_KBO)
+                continue
+            if total_BO is not None:  # in this order the sum does not depend on how time is cut
+                current_KBO = torch.cat([current_KBO[:1] + total_BO, current_KBO[1:]])
+            total_BO = torch.cumsum(current_KBO, 0)[-1]
+        ctx.run, ctx.each_step, ctx.parameters = run, each_step, parameters
+        ctx.versions = [p._version for p in parameters]
+        return torch.cat(chunks) if total_BO is None else total_BO.clone()
 
     @staticmethod
     @once_differentiable
@@ -308,28 +311,36 @@ class _PackedSimulation(torch.autograd.Function):
         if ctx.versions != [p._version for p in ctx.parameters]:
             raise RuntimeError("a parameter was changed in place between forward and backward; step the optimiser after backward")
         ctx.run.check_inputs()
-        found = ctx.run.backward(grads[0].contiguous())
+        grad = grads[0].contiguous()
+        found = ctx.run.backward(grad if ctx.each_step else grad.expand(ctx.run.timesteps, *grad.shape))
         parameters, ctx.run, ctx.parameters = ctx.parameters, None, None
-        return None, *(found.get(p) for p in parameters)
+        return None, None, *(found.get(p) for p in parameters)
 
 
 @torch.compiler.disable
-def train(network: LayeredNetwork, x_B: Tensor, timesteps: int, chunk: int | None) -> Any:
-    """What ``forward`` returns after ``timesteps`` steps, with a gradient for every parameter."""
-    run = BatchRun(network, x_B, timesteps, chunk, keep=True)
-    output: Any = _PackedSimulation.apply(run, *network.parameters())
-    return network.structured(output)  # here, where no compiler looks at it
+def train(
+    network: LayeredNetwork, given: TimedInput, chunk: int | None, finish: Callable[[Tensor], Any], *, each_step: bool = False
+) -> Any:
+    """The sum of the output layer's current over all steps, with a gradient for every parameter, and what is made of it.
+
+    Args:
+        network, given, chunk: the simulation.
+        finish: makes what is returned of it; called here, where no compiler looks at it.
+        each_step: the current at each step (T, B, O) instead of the sum (B, O).
+    """
+    run = BatchRun(network, given, chunk, keep=True)
+    output: Any = _PackedSimulation.apply(run, each_step, *network.parameters())
+    return finish(output)
 
 
 @torch.compiler.disable
 def infer(
     network: LayeredNetwork,
-    x_B: Tensor,
-    timesteps: int,
+    given: TimedInput,
     chunk: int | None,
     observe: Observer | None,
     observed_steps: int,
     leaving: Leaving | None = None,
 ) -> Iterator[Tensor]:
-    """Accumulated output (k, B, O) after each chunk of steps, where gradients are off; memory does not grow with T."""
-    return BatchRun(network, x_B, timesteps, chunk, keep=False).outputs(observe, observed_steps, leaving)
+    """The output layer's current (k, B, O) at each step, chunk by chunk, where gradients are off; memory does not grow with T."""
+    return BatchRun(network, given, chunk, keep=False).currents(observe, observed_steps, leaving)

@@ -23,7 +23,6 @@ from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import cpu
 from spikeprop.snn.engine.kernels.arguments import ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
-from spikeprop.snn.engine.kernels.reference import NEVER, advance_since
 from spikeprop.snn.engine.kernels.sparse_backward import Active
 from spikeprop.snn.engine.kernels.words import channels_first, per_position, position_count, same_rows, word_count
 from spikeprop.snn.engine.layout import GradientAccumulator
@@ -33,6 +32,7 @@ from spikeprop.snn.engine.synapse_run import SynapseRun, summed_current
 from spikeprop.snn.layer import INPUT
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.offset import offset
+from spikeprop.snn.spike import NEVER, advance_since
 from spikeprop.snn.surrogate import STDB, Triangle
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from spikeprop.snn.dynamics import LayerDynamics
@@ -66,8 +67,8 @@ class SliceRun:
             values[name] = layer.advance(begin, steps, values)
         raise AssertionError("the last layer has no neuron; checked at construction")
 
-    def backward(self, number: int, x_KB: Tensor, grad_BO: Tensor, accumulators: Mapping[str, GradientAccumulator]) -> None:
-        """Take the gradient of the accumulated output back through chunk ``number``, whose encoded input is x_KB.
+    def backward(self, number: int, x_KB: Tensor, grad_TBO: Tensor, accumulators: Mapping[str, GradientAccumulator]) -> None:
+        """Take the gradients of the output layer's currents, of all steps, back through chunk ``number``, whose input is x_KB.
 
         The weights' gradients go to ``accumulators``, by synapse.
         """
@@ -81,7 +82,10 @@ class SliceRun:
         grads: dict[str, Gradient] = {}
         for name, layer in reversed(self.layers.items()):
             if layer.accumulates:
-                gradient = Gradient(channels_last(grad_BO, 1).expand(steps, -1, -1, -1).contiguous())
+                grad_KBO = grad_TBO[begin : begin + (steps if grad_TBO.stride(0) else 1)]  # of the plain sum all are the same
+                grad_KBSO = channels_last(grad_KBO.flatten(0, 1), len(grad_KBO))
+                grad_KBSO = grad_KBSO.expand(steps, *grad_KBSO.shape[1:])
+                gradient = Gradient(grad_KBSO.clone(memory_format=torch.contiguous_format))  # it is written over
             elif name in grads:
                 gradient = grads.pop(name)
             else:  # nothing reads this layer

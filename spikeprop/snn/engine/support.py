@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeprop.snn.adaptive import ALIF
+from spikeprop.snn.cuba import CubaLIF
 from spikeprop.snn.dynamics import LayerDynamics, map_state
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.engine.kernels import has_fast_kernels
 from spikeprop.snn.gather import Gather, Shift
 from spikeprop.snn.hooks import global_hooks, untouched
 from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork
-from spikeprop.snn.neuron import is_integrate_and_fire
+from spikeprop.snn.neuron import PLIF, is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import takes_back
 from spikeprop.snn.synapse import WEIGHTED, ChannelPad, Gain, SampleDropout, Synapse
@@ -34,6 +36,7 @@ STATELESS = (
 FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (*WEIGHTED, *STATELESS)}  # as they were at import
 PARAMETERS = {"weight", "bias"}
 MAX_POOLS: dict[Any, Any] = {kind: kind.forward for kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)}
+OURS = (ALIF, CubaLIF, PLIF)  # beside IF and LIF; functions of the sample's own current and state, subclasses may not be
 _not_compiled: Any = torch.compiler.disable  # its own type knows no functions with arguments
 
 
@@ -61,7 +64,12 @@ def _trained(encoder: Encoder) -> bool:
 
 
 def _knows_layer(layer: Layer, shape: tuple[int, ...], x_B: Tensor) -> bool:
-    if type(layer) is not Layer or not untouched(layer) or not (layer.neuron is None or _knows_neuron(layer.neuron, shape, x_B)):
+    if (
+        type(layer) is not Layer
+        or layer.feedback_sources
+        or not untouched(layer)
+        or not (layer.reads_out or _knows_neuron(layer.dynamics, shape, x_B))
+    ):
         return False
     return all(_knows_synapse(synapse) for synapse in layer.synapses)
 
@@ -77,7 +85,9 @@ def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) ->
         return not torch.is_grad_enabled()
     if kind is SpikingMaxPool:
         return type(neuron.window).forward is MAX_POOLS.get(type(neuron.window))  # type: ignore[attr-defined]
-    return is_integrate_and_fire(neuron) or (kind.run is LayerDynamics.run and _steps_alone(neuron, shape, x_B))
+    if is_integrate_and_fire(neuron) or kind in OURS:
+        return True
+    return kind.run is LayerDynamics.run and _steps_alone(neuron, shape, x_B)
 
 
 def _steps_alone(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) -> bool:

@@ -24,6 +24,7 @@ from spikeprop.snn.engine.layout import DenseLayout, LinearLayout, SmallConvLayo
 from spikeprop.snn.engine.sizes import PIECE_BYTES, even_steps, piece_steps
 from spikeprop.snn.engine.weighted_run import Limits
 from spikeprop.snn.layer import Layer
+from spikeprop.snn.timed_input import TimedInput
 from tests.convert.test_calibrate import Skips
 
 NETWORKS = {
@@ -72,6 +73,10 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+def given(network: SpikingNetwork, x: Tensor, timesteps: int) -> TimedInput:
+    return TimedInput.of(x, timesteps, None, network.input_shape)
 
 
 def spiking(name: str, neuron: Neuron, encoder: Encoder | None = None) -> tuple[SpikingNetwork, Tensor]:
@@ -174,8 +179,8 @@ def test_what_is_kept_for_backward_is_one_bit_a_neuron_a_step() -> None:
     neurons = sum(torch.Size(shape).numel() for name, shape in network.shapes().items() if name in network.neurons())
     held = []
     for timesteps in (40, 80):
-        run = batch.BatchRun(network, x, timesteps, 8, keep=True)
-        for _ in run.outputs():
+        run = batch.BatchRun(network, given(network, x, timesteps), 8, keep=True)
+        for _ in run.currents():
             pass
         layers = [layer for slices in run.slices for some in slices for layer in some.layers.values()]
         neuron_runs = [layer for layer in layers if isinstance(layer, IntegrateFireRun)]
@@ -266,7 +271,10 @@ def test_wide_convolutions_are_within_a_hundred_thousandth_too() -> None:
     )  # fmt: skip
     network = convert(ann, [torch.rand(4, 3, 8, 8)], IF(), ThresholdBalancing(timesteps=20, scale=0.5)).train()
     x = torch.rand(2, 3, 8, 8)
-    assert any(getattr(layout, "winograd", False) for layout in batch.BatchRun(network, x, 2, None, keep=False).layouts.values())
+    assert any(
+        getattr(layout, "winograd", False)
+        for layout in batch.BatchRun(network, given(network, x, 2), None, keep=False).layouts.values()
+    )
     with torch.no_grad():
         for parameter in network.parameters():  # sums of spikes are exact, so all spikes are equal
             parameter.copy_((parameter * 64).round() / 64)
@@ -318,9 +326,9 @@ def test_inference_holds_one_chunk_however_many_steps() -> None:
     network.eval()
     held = []
     for timesteps in (128, 640):
-        run = batch.BatchRun(network, x, timesteps, None, keep=False)
+        run = batch.BatchRun(network, given(network, x, timesteps), None, keep=False)
         with torch.no_grad():
-            for _ in run.outputs():
+            for _ in run.currents():
                 pass
         layers = [layer for slices in run.slices for some in slices for layer in some.layers.values()]
         layers = [layer for layer in layers if isinstance(layer, IntegrateFireRun)]
@@ -444,10 +452,10 @@ def test_memory_that_is_taken_does_not_grow_with_time_where_branches_meet() -> N
         torch.manual_seed(0)
         ann = ResNet(depth=8, input_shape=(2, 8, 8), classes=3)
         network = convert(ann, [torch.rand(2, 2, 8, 8)], IF(), ThresholdBalancing(timesteps=20, scale=0.5)).train()
-        run = batch.BatchRun(network, torch.rand(2, 2, 8, 8), timesteps, 4, keep=True)
+        run = batch.BatchRun(network, given(network, torch.rand(2, 2, 8, 8), timesteps), 4, keep=True)
         pools = [some.context.buffers for slices in run.slices for some in slices]
-        last = [output_KBO[-1] for output_KBO in run.outputs()][-1]
-        run.backward(torch.ones_like(last))
+        last = [current_KBO[-1] for current_KBO in run.currents()][-1]
+        run.backward(torch.ones_like(last).expand(timesteps, *last.shape))
         held.append(max(len(buffers._taken) for buffers in pools))
     assert held[0] == held[1] == 0
 

@@ -15,8 +15,8 @@ from spikeprop.snn.synapse import SampleDropout
 class Played(Encoder):
     """Other values at every step, not spikes."""
 
-    def __call__(self, x: torch.Tensor, timesteps: int) -> torch.Tensor:
-        return x * torch.rand(timesteps, *x.shape, dtype=x.dtype)
+    def __call__(self, x_TB: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        return x_TB[first:last] * torch.rand(last - first, *x_TB.shape[1:], dtype=x_TB.dtype)
 
 
 def network(encoder: Encoder) -> SpikingNetwork:

@@ -17,21 +17,15 @@ Every faster kernel is tested against this one. Suffix legend: T time steps of t
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spikeprop.snn.spike import advance_since
 from spikeprop.snn.surrogate import Surrogate
 
-NEVER = math.inf  # steps since the last spike of a neuron that has not fired yet
 THETA, LEAK = 3, 4  # places among the function's inputs
-
-
-def advance_since(since_N: Tensor, spikes_N: Tensor) -> Tensor:
-    """Steps since the last spike, one step later: 0 where a spike is fired now, else one more."""
-    return torch.where(spikes_N != 0, 0, since_N + 1)
 
 
 class _IntegrateFire(torch.autograd.Function):
