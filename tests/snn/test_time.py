@@ -199,6 +199,27 @@ def test_sequences_leave_like_images(packed: bool) -> None:
     torch.testing.assert_close(torch.cat(list(outputs)), wanted[2:, rows], rtol=1e-12, atol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_is_observed_ends_with_a_sample(packed: bool) -> None:
+    network, rows, leaving = images(Direct()), torch.tensor([1, 4]), Leaving()
+    network.packed, x_TB = packed, sequence(network)
+    complete: dict[str, list[Tensor]] = {}
+    own: dict[str, list[Tensor]] = {}
+    network(x_TB, observe=lambda name, spikes: complete.setdefault(name, []).append(spikes.clone()))
+    watch = lambda name, spikes: own.setdefault(name, []).append(spikes.clone())  # noqa: E731
+    outputs = network.unroll(x_TB, lengths=LENGTHS, chunk=3, leaving=leaving, observe=watch)
+    next(outputs)
+    leaving.keep(rows)
+    list(outputs)
+    counts_TB = torch.arange(STEPS)[:, None] < LENGTHS
+    for name in ("input", "a", "b"):
+        wanted = torch.cat(complete[name])
+        wanted = wanted * counts_TB.view(STEPS, BATCH, *(1,) * (wanted.dim() - 2))
+        assert torch.equal(own[name][0], wanted[:3])
+        assert torch.equal(torch.cat(own[name][1:]), wanted[3:, rows])
+
+
 def test_the_reading_is_in_the_checkpoint() -> None:
     network, other = vectors(Frames()), vectors(Frames())
     assert "readout.read" not in network.state_dict()
