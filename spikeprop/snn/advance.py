@@ -128,9 +128,8 @@ def _advance_layer(
     if len(current_TB) != steps:
         current_TB = current_TB.expand(steps, *current_TB.shape[1:])
     before = state.layers[name] if name in state.layers else layer.dynamics.initial_state(current_TB[0])
-    values[name], state.layers[name] = (
-        _fast(layer.dynamics, current_TB, before) if fast else layer.dynamics.advance(current_TB, before)
-    )
+    run = partial(_fast, layer.dynamics) if fast else layer.dynamics.advance
+    values[name], state.layers[name] = run(current_TB, before)
     if not layer.reads_out:
         values[name] = values[name].to(values[INPUT].dtype)  # what the next synapses compute in
 

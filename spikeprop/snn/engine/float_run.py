@@ -33,14 +33,25 @@ def knows(neuron: LayerDynamics, current_TB: Tensor) -> TypeGuard[Neuron]:
 
 
 def advance(neuron: Neuron, current_TB: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-    """What ``neuron.run`` returns."""
+    """What ``neuron.run`` returns; of images in channels-last order, in which torch's pooling and batch-norm are fastest."""
     steps, shape = len(current_TB), current_TB.shape[2:]
-    current_KB = current_TB[:1] if current_TB.stride(0) == 0 else current_TB
-    rows = [value.detach().expand(shape).reshape(-1).contiguous() for value in (neuron.v_threshold, neuron.leak)]
+    last = len(shape) == 3 and shape[0] > 1
+    back = (-1, -3, -2) if last else tuple(range(-len(shape), 0))  # C, H, W of what has them as H, W, C
+
+    def in_order(value: Tensor) -> Tensor:
+        return value.movedim(-3, -1) if last else value
+
+    def of_samples(value: Tensor) -> Tensor:
+        inner = (shape[1], shape[2], shape[0]) if last else tuple(shape)
+        value = value.unflatten(-1, inner)
+        return value.permute(*range(value.dim() - len(back)), *(axis + value.dim() for axis in back))
+
+    current_KB = in_order(current_TB[:1] if current_TB.stride(0) == 0 else current_TB)
+    rows = [in_order(value.detach().expand(shape)).reshape(-1).contiguous() for value in (neuron.v_threshold, neuron.leak)]
     since = neuron.tracked(state.since, state.v)
-    spikes_TBS, v_BS, since_BS = _Fire.apply(current_KB.flatten(2), state.v.flatten(1), since, steps, rows, neuron)
-    spikes_TB, v = spikes_TBS.view(current_TB.shape), v_BS.view(current_TB.shape[1:])
-    return spikes_TB, NeuronState(v, None if since_BS is None else since_BS.view(v.shape))
+    given = (in_order(state.v).flatten(1), None if since is None else in_order(since).flatten(1))
+    spikes_TBS, v_BS, since_BS = _Fire.apply(current_KB.flatten(2), *given, steps, rows, neuron)
+    return of_samples(spikes_TBS), NeuronState(of_samples(v_BS), None if since_BS is None else of_samples(since_BS))
 
 
 class _Fire(torch.autograd.Function):
@@ -67,7 +78,7 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # type: ignore[override]
         spikes_TBS, x_TBS, before_BS, *rows = ctx.saved_tensors
         grad_TBS, grad_v_BS = grads[0].contiguous(), grads[1].clone(memory_format=torch.contiguous_format)
         kind, height, decay, slope_TBS, value_BS = _slopes(ctx.surrogate, spikes_TBS, x_TBS, before_BS)
