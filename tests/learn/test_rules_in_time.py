@@ -61,6 +61,10 @@ def network(
     return made
 
 
+def synapse(network: SpikingNetwork, layer: str, number: int = 0) -> Any:
+    return network._layer(layer).synapses[number]
+
+
 def gradient(rule: LearningRule, network: SpikingNetwork, x: Any = X, y: Tensor = Y) -> Tensor:
     """All gradients that the rule leaves; everything random starts from the same seed."""
     network = copy.deepcopy(network)
@@ -131,13 +135,12 @@ def test_recurrence_is_learnt_without_the_paths_through_other_neurons(rule: Lear
     one = network(5, recurrent=True)
     full, own = gradient(BPTT(), one), gradient(rule, one)
     assert 1e-3 < float((full - own).norm()) < float(full.norm())
-    back = one._layer("h0").synapses[1]
     with torch.no_grad():
-        back.ops[0].weight.zero_()  # then no path leads through another neuron, and the gradient is exact
+        synapse(one, "h0", 1).ops[0].weight.zero_()  # then no path leads through another neuron, and the gradient is exact
     copied = copy.deepcopy(one)
     assert_same(BPTT(), rule, one)
     rule.step(copied, X, Y)
-    assert copied._layer("h0").synapses[1].ops[0].weight.grad.any()
+    assert synapse(copied, "h0", 1).ops[0].weight.grad.any()
 
 
 def conv_network(encoder: Any, dropout: float = 0.0) -> SpikingNetwork:
@@ -173,12 +176,12 @@ def test_truncated_gradient_is_that_of_a_loop_that_detaches() -> None:
             v = [part.detach() for part in v]
         z = X[:, t]
         for number, name in enumerate(("h0", "h1")):
-            u = leak * v[number] + copied._layer(name).synapses[0](z.unsqueeze(0))[0]
+            u = leak * v[number] + synapse(copied, name)(z.unsqueeze(0))[0]
             slope = (0.3 * (1 - (u / theta - 1).abs()).clamp(min=0) / theta).detach()
             fired = (u > theta).double()
             z = fired + slope * (u - u.detach())
             v[number] = u - theta * fired
-        copied._layer("out").synapses[0](z.unsqueeze(0))[0].backward(by_value, retain_graph=True)
+        synapse(copied, "out")(z.unsqueeze(0))[0].backward(by_value, retain_graph=True)
     expected = torch.cat([p.grad.flatten() for p in copied.parameters() if p.grad is not None])
     torch.testing.assert_close(gradient(BPTT(truncate=k), one), expected, rtol=0, atol=1e-10)
 
@@ -238,7 +241,7 @@ def normed(training: bool) -> SpikingNetwork:
     norm = nn.BatchNorm1d(5).double()
     assert norm.running_mean is not None
     norm.running_mean += 0.1
-    one._layer("h0").synapses[0].ops.append(norm)
+    synapse(one, "h0").ops.append(norm)
     return one.train(training)
 
 
