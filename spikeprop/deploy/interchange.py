@@ -24,8 +24,9 @@ from typing import Any
 
 import nir
 import numpy as np
-from spikeprop_hardware.graph import GradedIF, SpikingMaxPool2d, neurons_of, pair, readout_from
+from spikeprop_hardware.graph import GradedIF, SpikingMaxPool2d, pair, readout_from
 from spikeprop_hardware.matrix import linear_of, places_of
+from spikeprop_hardware.neurons import neurons_of
 
 from spikeprop.errors import NirError
 

@@ -14,18 +14,16 @@ import numpy as np
 import torch
 from spikeprop_hardware.graph import (
     NEURONS,
-    NeuronParameters,
     SpikingMaxPool2d,
     encoder_of,
-    ends,
-    neurons_of,
     nir_errors,
-    ordered,
     pair,
     readout_from,
     window_of,
 )
 from spikeprop_hardware.matrix import margins_of
+from spikeprop_hardware.neurons import NeuronParameters, neurons_of
+from spikeprop_hardware.topology import ends, ordered
 from torch import Tensor, nn
 
 from spikeprop.errors import NirError
@@ -76,7 +74,7 @@ def _from_nir(graph: nir.NIRGraph, encoder: Encoder, surrogate: Surrogate | None
     values: dict[str, list[_Branch]] = {first: [(INPUT, ())]}
     layers: dict[str, Layer] = {}
     names = layer_names(graph)
-    for name in ordered(graph):
+    for name in ordered(graph).names:
         node = graph.nodes[name]
         branches = [b for source, target in graph.edges if target == name for b in values[source]]
         if name in names:
@@ -102,7 +100,7 @@ def layer_names(graph: nir.NIRGraph) -> dict[str, str]:
         NirError: a loop, or a node that is not connected to the input.
     """
     names: dict[str, str] = {}
-    for node in ordered(graph):
+    for node in ordered(graph).names:
         if isinstance(graph.nodes[node], (*NEURONS, SpikingMaxPool2d)):
             names[node] = _layer_name(node, {*names.values(), INPUT, OUTPUT})
     return names

@@ -112,7 +112,8 @@ class Layer(nn.Module):
         """
         if self.feedback_sources and previous is None:
             sources = list(self.feedback_sources)
-            raise ValueError(f"layer {name!r} reads feedback of {sources}, so it has a current in a simulation alone")
+            which = f"layer {name!r}" if name else "this layer"
+            raise ValueError(f"{which} reads feedback of {sources}, so it has a current in a simulation alone")
         total = None
         branches = [(i, source, synapse, values) for i, source, synapse in self.branches()]
         for i, source, synapse, given in (*branches, *((*branch, previous or {}) for branch in self.feedback_branches())):

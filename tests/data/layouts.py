@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import wave
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def spike_trains(times: list[Any], units: list[Any], labels: list[int]) -> bytes
             for number, value in enumerate(values):
                 array[number] = np.asarray(value, dtype)
         opened["labels"] = np.asarray(labels, np.uint16)
+    return file.getvalue()
+
+
+def sound(samples: np.ndarray, rate: int = 16_000, channels: int = 1) -> bytes:
+    """A wav file of 16 bits."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as opened:
+        opened.setparams((channels, 2, rate, 0, "NONE", "not compressed"))
+        opened.writeframes(samples.astype("<i2").tobytes())
     return file.getvalue()
 
 
