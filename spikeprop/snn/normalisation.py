@@ -113,6 +113,14 @@ def normalised(norm: nn.Module, x_TB: Tensor, steps: int) -> Tensor:
     return norm(x_TB, steps) if isinstance(norm, TemporalBatchNorm) else norm(x_TB)
 
 
+def takes_statistics(network: nn.Module) -> str | None:
+    """Path of a batch-norm that normalises by the statistics of its batch; None without."""
+    for path, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            return path
+    return None
+
+
 def needs_all_steps(network: nn.Module) -> str | None:
     """Why a network can only run all its steps at once, in words; None if it can run them one by one."""
     for path, module in network.named_modules():
