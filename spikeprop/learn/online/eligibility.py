@@ -201,7 +201,21 @@ class Traced:
         self.slope: Tensor | None = None
         self.parameters = {name: p for name, p in synapse.named_parameters() if p.requires_grad}
 
+    def check(self, z_B: Tensor) -> None:
+        """Refuse a synapse that adds what is neither a bias nor a shift, because its trace would be wrong.
+
+        Raises:
+            ValueError: names the synapse.
+        """
+        if traced_current(self.synapse, torch.zeros_like(z_B), 0.0, self.masks, self.key).any():
+            raise ValueError(
+                f"synapse {self.key!r} ({', '.join(type(op).__name__ for op in self.synapse.ops)}) adds a constant that is no "
+                "bias, so it cannot be traced: fold its batch-norm (spikeprop.folded), pad with zeros, or use BPTT"
+            )
+
     def advance(self, z_B: Tensor, step: LocalStep) -> None:
+        if self.ones == 0:
+            self.check(z_B)
         self.trace_B = self.leak * self.trace_B + z_B
         self.ones = self.leak * self.ones + 1
         self.slope = step.p

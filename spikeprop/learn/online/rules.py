@@ -65,8 +65,7 @@ class OnlineLayer:
             kind = type(layer.dynamics).__name__
             raise ValueError(f"layer {name!r} pools spikes by {kind}, which has no eligibility: use BPTT")
         self.name, self.dynamics, self.masks = name, layer.dynamics, masks
-        delayed = getattr(layer, "feedback_branches", tuple)()
-        branches = [(*branch, False) for branch in layer.branches()] + [(*branch, True) for branch in delayed]
+        branches = [(*branch, False) for branch in layer.branches()] + [(*branch, True) for branch in layer.feedback_branches()]
         self.branches = [
             Branch(f"{name}/{i}", source, delayed, synapse, self._eligibility(synapse, f"{name}/{i}", layer, kappa))
             for i, source, synapse, delayed in branches
