@@ -111,6 +111,12 @@ def ordered(graph: nir.NIRGraph) -> Order:
     return Order([*(name for name in names if name not in (first, last)), last], connected, lags)
 
 
+def back_edges(graph: nir.NIRGraph) -> set[Edge]:
+    """The edges of a graph without subgraphs that take a step as edges back; other loops may be left."""
+    lags = {edge: steps for edge in graph.edges if (steps := _steps(graph.nodes[edge[0]], edge[0]))}
+    return set(_back(graph, ends(graph)[0], lags))
+
+
 def _sorted(graph: nir.NIRGraph, lags: Mapping[Edge, int]) -> list[str]:
     """Nodes, each after those that it reads in the same step; without those in loops."""
     reads: dict[str, set[str]] = {name: set() for name in graph.nodes}

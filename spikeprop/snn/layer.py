@@ -132,6 +132,7 @@ class LayeredNetwork(Protocol):
     """What the engine reads of a ``SpikingNetwork``."""
 
     training: bool
+    packed: bool
     encoder: Encoder
     readout: ReadoutSchedule
     input_shape: tuple[int, ...]
@@ -145,3 +146,5 @@ class LayeredNetwork(Protocol):
     def dynamics(self) -> dict[str, LayerDynamics]: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
