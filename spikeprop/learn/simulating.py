@@ -60,6 +60,11 @@ class SimulatingRule(LearningRule):
         Raises:
             ValueError: it does not fit the network, or still samples without ``timesteps``.
         """
+        if network.output_form is not None:
+            raise ValueError(
+                "this network returns several outputs in a structure of its own, and a loss of values over time reads one: use BPTT "
+                "with a loss of the output"
+            )
         values, lengths = time_first(network, x)
         still = values.dim() == len(network.input_shape) + 1
         if still and self.timesteps is None:

@@ -14,6 +14,7 @@ from spikeprop import BPTT, IF, LIF, Direct, Poisson, SpikingNetwork, fit
 from spikeprop.learn import (
     OTTT,
     RTRL,
+    CrossEntropy,
     EachStep,
     EProp,
     LearningRule,
@@ -23,6 +24,7 @@ from spikeprop.learn import (
     UpperRate,
     VanRossum,
 )
+from spikeprop.recipe import load_recipe
 from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import ALIF, PLIF, ATan, CubaLIF, FastSigmoid, Layer, Neuron, NeuronState, Synapse, Triangle
 from spikeprop.snn.readout import Integrator
@@ -317,3 +319,18 @@ def test_silence_on_sequences_is_named() -> None:
     optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="within 7 steps no neuron of h0 fires"):
         fit(one, BPTT(), [(Sequences(X.float(), PADDED.lengths), Y)], optimizer, epochs=1)
+
+
+def test_a_recipe_can_name_losses_and_terms() -> None:
+    loss, terms = (
+        "{use: EachStep, loss: {use: CrossEntropy, label_smoothing: 0.1}, weight: 0.05}",
+        "[{use: UpperRate, limit: 0.2}]",
+    )
+    recipe = load_recipe("digits_cnn_stdb", [f"finetune.rule={{use: BPTT, truncate: 4, loss: {loss}, regularisers: {terms}}}"])
+    assert recipe.experiment.finetune.build_rule() == BPTT(
+        timesteps=8,
+        truncate=4,
+        loss=EachStep(loss=CrossEntropy(label_smoothing=0.1), weight=0.05),
+        regularisers=[UpperRate(limit=0.2)],
+    )
+    assert load_recipe("digits_cnn_stdb", ["finetune.rule=OTTT"]).experiment.finetune.build_rule() == OTTT(timesteps=8)
