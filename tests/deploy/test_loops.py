@@ -32,7 +32,7 @@ class Maker:
     def network(self) -> tuple[SpikingNetwork, Tensor]:
         signal = self.chance(0.5)
         shape: tuple[int, ...] = (2, 9) if signal else (5,)
-        layers, shapes = dict[str, Layer](), {"input": shape}
+        layers, shapes = dict[str, Layer](), dict[str, tuple[int, ...]](input=shape)
         before, count = "input", int(self.rng.integers(2, 5))
         sizes = [int(self.rng.integers(3, 7)) for _ in range(count)]
         for i in range(count):
