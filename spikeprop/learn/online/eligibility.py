@@ -10,7 +10,8 @@ what a parameter of its current has done to it by step t, and to its spike, is
 
 All four are read from the neuron's own ``step`` by autograd, for any neuron. ``Dense`` keeps eps for each neuron and input of a
 linear layer. ``Factored`` is for integrate-and-fire with one leak and soft reset, where D is that leak, equal for all: e_t
-factors into p and a trace of the synapse's input, x_t = leak x_{t-1} + z_t, which costs no more than the input and takes any synapse.
+factors into p and a trace of the synapse's input, x_t = leak x_{t-1} + z_t, which costs no more than the input and takes any
+synapse.
 
 Suffix legend: B batch, N neurons of a layer, M inputs of a synapse.
 """
