@@ -12,7 +12,6 @@ Suffix legend: T steps, B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -21,18 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.runtime.ordinary import trainable
-from spikeprop.snn.differential import RunningMean
-from spikeprop.snn.dynamics import LayerDynamics, NeuronState, map_state
+from spikeprop.snn.advance import NetworkState, advance
+from spikeprop.snn.dynamics import LayerDynamics, map_state
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
-from spikeprop.snn.leaving import Leaving, kept_rows, sample_axes
+from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.normalisation import needs_all_steps, shapes_only, takes_statistics
 from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import READS, Read, ReadoutSchedule, ReadState, read
-from spikeprop.snn.synapse import DropoutMasks, SampleDropout
-from spikeprop.snn.timed_input import RunningInput, TimedInput
+from spikeprop.snn.simulation import Simulation, engine, last_layer, values_of
+from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
+from spikeprop.snn.timed_input import RunningInput, TimedInput, own_steps
 
 SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
@@ -40,34 +41,11 @@ HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 Shape = tuple[int, ...]
 
 
-def _engine() -> ModuleType:
-    """The packed engine, imported when first used: it brings Numba."""
-    from spikeprop.snn.engine import batch
+def _folding() -> ModuleType:
+    """Imported when first used: it makes networks."""
+    from spikeprop.snn import folding
 
-    return batch
-
-
-@dataclass
-class NetworkState:
-    """Everything that one simulation carries from step to step.
-
-    Attributes:
-        layers: state of each layer.
-        masks: of dropout.
-        constant: currents of an input that stays the same, computed once.
-        means: of layers that read differential coding.
-        reading: what the output is so far; ``reading.output`` (B, K) after the last step.
-        lengths: steps of each sample that count (B,); None where all do.
-        steps: done so far.
-    """
-
-    layers: dict[str, NeuronState] = field(default_factory=dict)
-    masks: DropoutMasks | None = None
-    constant: dict[str, Tensor] | None = None
-    means: dict[str, RunningMean] = field(default_factory=dict)
-    reading: ReadState = field(default_factory=ReadState)
-    lengths: Tensor | None = None
-    steps: int = 0
+    return folding
 
 
 class SpikingNetwork(nn.Module):
@@ -118,12 +96,25 @@ class SpikingNetwork(nn.Module):
                     raise ValueError(f"layer {name!r} reads {source!r}, which is not an earlier layer ({sorted(known)})")
             if layer.reads_out != (name == names[-1]):
                 raise ValueError(f"layer {name!r}: the last layer, and only it, has no spikes (neuron None, or Integrator)")
+            self._check_feedback(name, layer)
             if isinstance(layer.dynamics, SpikingMaxPool) and self._differential(layer):
                 raise ValueError(
                     f"layer {name!r} pools the largest count of spikes, which differential coding does not send: use average "
                     "pooling, or GradedIF"
                 )
             known.add(name)
+
+    def _check_feedback(self, name: str, layer: Layer) -> None:
+        sending = list(self.dynamics())
+        for source in layer.feedback_sources:
+            if source not in sending:
+                raise ValueError(f"layer {name!r} has feedback of {source!r}, which is no layer that sends spikes ({sending})")
+        if layer.feedback_sources and not layer.sources:
+            raise ValueError(f"layer {name!r} reads feedback alone: give it a synapse of the input or of a layer before it")
+        if layer.feedback_sources and any(dynamics.differential for dynamics in self.dynamics().values()):
+            raise ValueError(
+                f"layer {name!r} reads feedback, in a network whose neurons send corrections (DifferentialIF): use GradedIF"
+            )
 
     def _differential(self, layer: Layer) -> set[str]:
         """The sources of a layer whose spikes are corrections."""
@@ -141,10 +132,12 @@ class SpikingNetwork(nn.Module):
             yield name, layer
 
     def read_after(self, done: str) -> set[str]:
-        """Sources that the layers after ``done`` read."""
+        """Sources that are read after ``done`` has been computed: by the layers after it, and as feedback by any."""
         names = list(self.layers)
         later = names[names.index(done) + 1 :]
-        return {source for name, layer in self.named_layers() if name in later for source in layer.sources}
+        layers = dict(self.named_layers())
+        forward = {source for name in later for source in layers[name].sources}
+        return forward | {source for layer in layers.values() for source in layer.feedback_sources}
 
     def dynamics(self) -> dict[str, LayerDynamics]:
         """Layer name to what makes its spikes, neurons and max pooling; the output layer is left out."""
@@ -171,11 +164,7 @@ class SpikingNetwork(nn.Module):
 
     @property
     def _plain_sum(self) -> bool:
-        return self.read == "sum" and self._last.neuron is None
-
-    @property
-    def _last(self) -> Layer:
-        return self._layer(list(self.layers)[-1])
+        return self.read == "sum" and last_layer(self).neuron is None
 
     def extra_repr(self) -> str:
         return "\n".join(f"note: {note}" for note in self.notes)
@@ -207,15 +196,20 @@ class SpikingNetwork(nn.Module):
         like = next(t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
         values = {INPUT: torch.zeros(1, 1, *self.input_shape, device=like.device, dtype=like.dtype)}
         currents: dict[str, Shape] = {}
-        with torch.no_grad():
+        with torch.no_grad(), shapes_only():
             for name, layer in self.named_layers():
                 try:
-                    current = layer.current(values)
+                    current, *others = (synapse(values[source]) for _, source, synapse in layer.branches())
+                    for other in others:
+                        current = current + other
                 except RuntimeError as error:
                     given = ", ".join(f"{source!r} {tuple(values[source].shape[2:])}" for source in layer.sources)
                     raise ValueError(f"layer {name!r} cannot read {given}: {error}") from error
                 currents[name] = tuple(current.shape[2:])
                 values[name] = current.new_zeros(1, 1, *layer.dynamics.output_shape(currents[name]))
+            for name, layer in self.named_layers():
+                for _, source, synapse in layer.feedback_branches():
+                    _check_feedback_shape(name, source, synapse, values[source], currents[name])
         return {name: tuple(value.shape[2:]) for name, value in values.items()}, currents
 
     def init_state(self, lengths: Tensor | None = None) -> NetworkState:
@@ -231,26 +225,31 @@ class SpikingNetwork(nn.Module):
         """Advance one step on an already encoded input (B, ...); returns the output so far (B, K), as ``unroll`` yields it.
 
         Raises:
-            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do.
+            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do; or it needs all
+                steps at once, as batch-norm in training mode does.
         """
         _, state = self.run(x_B.unsqueeze(0), state)
         assert state.reading.output is not None
         return state.reading.output, state
 
-    def run(self, x_TB: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
+    def run(self, x_TB: Tensor, state: NetworkState, *, observe: Observer | None = None) -> tuple[Tensor, NetworkState]:
         """Advance over several already encoded steps (t, B, ...); returns the last layer's value at each (t, B, K) and the state.
 
         Gradients pass through all steps since ``init_state`` or ``detached``: with the latter between two calls, this is
-        truncated backpropagation through time. ``state.reading.output`` is the output so far. Runs on the plain reference.
+        truncated backpropagation through time. ``state.reading.output`` is the output so far. Runs on the plain reference;
+        ``observe`` as in ``forward``.
 
         Raises:
             ValueError: as ``step``.
         """
         if not self.readout.trivial:
             raise ValueError("this network has a delayed readout or a run beforehand; use forward or unroll, not step")
+        reason = needs_all_steps(self)
+        if reason is not None:
+            raise ValueError(f"{reason}, so steps cannot be given one after another: use forward, or put it into evaluation mode")
         refuse_transforms(x_TB)
         refuse_uncalled(self._containers())
-        values_TB, state = self._advance(trainable(x_TB), len(x_TB), state, None)
+        values_TB, state = advance(self, trainable(x_TB), len(x_TB), state, observe)
         state.reading = read(self.read, values_TB, state.reading, state.lengths)[1]
         return values_TB, state
 
@@ -280,7 +279,7 @@ class SpikingNetwork(nn.Module):
             lengths: steps of each sample that count, (B,) int64 in 1..T, of sequences padded to T; None where all do.
             chunk: steps a layer takes at once; default what ``snn/engine/sizes.py`` says, on the plain reference all of them
                 when gradients are wanted, else 1.
-            observe: called with ("input" or layer name, spikes (t, B, ...)) for every chunk.
+            observe: called with ("input" or layer name, spikes (t, B, ...)) for every chunk; zeros after a sample's own steps.
 
         Raises:
             ValueError: shape, steps or lengths that do not fit, NaN or infinity in the input, an encoder that does not read it.
@@ -289,31 +288,32 @@ class SpikingNetwork(nn.Module):
         given, packed = self._given(x, timesteps, lengths, chunk)
         if packed and torch.is_grad_enabled() and observe is None and self.readout.trivial:
             if self._plain_sum and lengths is None:
-                return _engine().train(self, given, chunk, self.structured)
-            return _engine().train(self, given, chunk, lambda current_TBK: self._of_currents(current_TBK, given), each_step=True)
+                return engine().train(self, given, chunk, self.structured)
+            return engine().train(self, given, chunk, lambda current_TBK: self._of_currents(current_TBK, given), each_step=True)
         output = None
-        for output_TBK in self._unrolled(given, packed, chunk, observe, given.timesteps, None):
+        for output_TBK in self._simulation(given, packed, chunk, observe).outputs():
             output = output_TBK[-1]
         assert output is not None
         return self.structured(output.clone())  # of its own memory, not a view of all steps'
 
     def _of_currents(self, current_TBK: Tensor, given: TimedInput) -> Any:
         """What ``forward`` returns for the last layer's currents."""
-        outputs_TBK, _ = read(self.read, self._values(current_TBK, None)[0], ReadState(), given.lengths)
+        outputs_TBK, _ = read(self.read, values_of(self, current_TBK)[0], ReadState(), given.lengths)
         return self.structured(outputs_TBK[-1])
 
-    def _values(self, current_TBK: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The last layer's values for its currents."""
-        dynamics = self._last.dynamics
-        return dynamics.advance(current_TBK, dynamics.initial_state(current_TBK[0]) if state is None else state)
-
     def over_time(
-        self, x: Tensor, timesteps: int | None = None, *, lengths: Tensor | None = None, chunk: int | None = None
+        self,
+        x: Tensor,
+        timesteps: int | None = None,
+        *,
+        lengths: Tensor | None = None,
+        chunk: int | None = None,
+        observe: Observer | None = None,
     ) -> Tensor:
         """The last layer's value at each step, (T, B, K), 0 after a sample's own last step; with gradients for every parameter.
 
         Args:
-            x, timesteps, lengths, chunk: as in ``forward``.
+            x, timesteps, lengths, chunk, observe: as in ``forward``; gradients that are observed run on the plain reference.
 
         Raises:
             ValueError: as ``forward``, and a delayed readout or a run beforehand.
@@ -323,14 +323,11 @@ class SpikingNetwork(nn.Module):
             raise ValueError(
                 "this network has a delayed readout or a run beforehand, which make no value at each step; use forward"
             )
-        if packed and torch.is_grad_enabled():
-            values_TBK = _engine().train(self, given, chunk, lambda current: self._values(current, None)[0], each_step=True)
+        if packed and torch.is_grad_enabled() and observe is None:
+            values_TBK = engine().train(self, given, chunk, lambda current: values_of(self, current)[0], each_step=True)
         else:
-            values_TBK = torch.cat(list(self._values_of(given, packed, chunk, None, 0, None)))
-        if given.lengths is None:
-            return values_TBK
-        counts_TB = torch.arange(given.timesteps, device=values_TBK.device)[:, None] < given.lengths
-        return torch.where(counts_TB.view(*counts_TB.shape, *(1,) * (values_TBK.dim() - 2)), values_TBK, 0.0)
+            values_TBK = torch.cat(list(self._simulation(given, packed, chunk, observe).values()))
+        return values_TBK if given.lengths is None else own_steps(values_TBK, 0, given.lengths)
 
     def structured(self, output: Tensor) -> Any:
         """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""
@@ -343,7 +340,7 @@ class SpikingNetwork(nn.Module):
             output: as ``forward`` returns it, or a readout.
             timesteps: of the simulation.
         """
-        factor = self._last.scale / (self.readout.counted_steps(timesteps) if self.read == "sum" else 1)
+        factor = last_layer(self).scale / (self.readout.counted_steps(timesteps) if self.read == "sum" else 1)
         return mapped(lambda leaf: leaf * factor.to(leaf) if isinstance(leaf, Tensor) else leaf, output)
 
     def _given(self, x: Tensor, timesteps: int | None, lengths: Tensor | None, chunk: int | None) -> tuple[TimedInput, bool]:
@@ -354,7 +351,7 @@ class SpikingNetwork(nn.Module):
         self._check_input(given)
         if chunk is not None and not (hasattr(chunk, "__index__") and chunk >= 1):
             raise ValueError(f"chunk is {chunk!r}; a layer takes at least 1 step at once")
-        return given, self.packed and _engine().supports(self, x)
+        return given, self.packed and engine().supports(self, x)
 
     def _containers(self) -> Iterator[tuple[str, nn.Module]]:
         """Modules that only hold others, by path."""
@@ -362,7 +359,7 @@ class SpikingNetwork(nn.Module):
         for name, layer in self.named_layers():
             yield f"layers.{name}", layer
             yield f"layers.{name}.synapses", layer.synapses
-            for i, _, synapse in layer.branches():
+            for i, _, synapse in chain(layer.branches(), layer.feedback_branches()):
                 yield f"layers.{name}.synapses.{i}.ops", synapse.ops
 
     def encoded(self, x: Tensor, timesteps: int | None = None) -> Tensor:
@@ -399,93 +396,23 @@ class SpikingNetwork(nn.Module):
         given, packed = self._given(x, timesteps, lengths, chunk)
         if leaving is not None and self.training:
             raise ValueError("samples leave a simulation in evaluation mode alone, without dropout: call network.eval() first")
+        yield from self._simulation(given, packed, chunk, observe, observed_steps, leaving).outputs()
+
+    def _simulation(
+        self,
+        given: TimedInput,
+        packed: bool,
+        chunk: int | None,
+        observe: Observer | None,
+        observed_steps: int | None = None,
+        leaving: Leaving | None = None,
+    ) -> Simulation:
+        """Of this network, or of a faster one that computes the same."""
+        runner = self if self.training or torch.is_grad_enabled() or not self.packed else _folding().evaluated(self)
+        if runner is not self:
+            packed = engine().supports(runner, given.x_TB)
         watched = given.timesteps if observed_steps is None else observed_steps
-        yield from self._unrolled(given, packed, chunk, observe, watched, leaving)
-
-    def _unrolled(
-        self,
-        given: TimedInput,
-        packed: bool,
-        chunk: int | None,
-        observe: Observer | None,
-        observed_steps: int,
-        leaving: Leaving | None,
-    ) -> Iterator[Tensor]:
-        values = self._values_of(given, packed, chunk, observe, observed_steps, leaving)
-        yield from self.readout.counted(self._outputs(values, given.lengths, leaving), leaving)
-
-    def _outputs(self, values: Iterator[Tensor], lengths: Tensor | None, leaving: Leaving | None) -> Iterator[Tensor]:
-        """The output after each step, from the last layer's values."""
-        state, start = ReadState(), 0
-        for values_tBK in values:
-            if self.readout.starts_again_at(start):
-                state = ReadState()
-            outputs_tBK, state = read(self.read, values_tBK, state, lengths)
-            start += len(values_tBK)
-            yield outputs_tBK
-            if leaving is not None and leaving.rows is not None:
-                rows = leaving.rows
-                state = map_state(lambda known, rows=rows: known[rows], state)
-                lengths = lengths[rows] if lengths is not None else None
-
-    def _values_of(
-        self,
-        given: TimedInput,
-        packed: bool,
-        chunk: int | None,
-        observe: Observer | None,
-        observed_steps: int,
-        leaving: Leaving | None,
-    ) -> Iterator[Tensor]:
-        """The last layer's values (t, B, K) in each chunk of steps."""
-        if not (packed and not torch.is_grad_enabled()):
-            yield from self._stepped(given, chunk, observe, observed_steps, leaving)
-            return
-        state = None
-        for current_tBK in _engine().infer(self, given, chunk, observe, observed_steps, leaving):
-            values_tBK, state = self._values(current_tBK, state)
-            yield values_tBK
-            if leaving is not None and leaving.rows is not None:
-                rows = leaving.rows
-                state = map_state(lambda known, rows=rows: known[rows], state)
-
-    def _stepped(
-        self, given: TimedInput, chunk: int | None, observe: Observer | None, observed_steps: int, leaving: Leaving | None
-    ) -> Iterator[Tensor]:
-        """The same on the plain reference."""
-        timesteps = given.timesteps
-        if chunk is None:
-            chunk = timesteps if torch.is_grad_enabled() else 1
-        state, encoded = self.init_state(), RunningInput(self.encoder, given)
-        state.constant = {} if encoded.constant else None
-        axes: dict[str, list[int | None]] = {}
-        start = 0
-        while start < timesteps:
-            if self.readout.starts_again_at(start):  # what does not change with time is kept
-                state = NetworkState(self.readout.shifted(self.dynamics(), state.layers), state.masks, state.constant)
-            steps = self.readout.steps_from(start, min(chunk, timesteps - start))
-            watching = observe if start < observed_steps else None
-            values_TBK, state = self._advance(encoded(steps), steps, state, watching)
-            start += steps
-            yield values_TBK
-            rows = leaving.take() if leaving is not None else None
-            if rows is not None:
-                if len(rows) == 0:
-                    return
-                encoded.keep(rows)
-                constant = (
-                    {key: current[:, rows] for key, current in state.constant.items()} if state.constant else state.constant
-                )
-                axes = axes or self._sample_axes(given.like_B)
-                layers = {name: kept_rows(of, rows, axes[name]) for name, of in state.layers.items()}
-                means = {name: known._replace(mean=known.mean[rows]) for name, known in state.means.items()}
-                state = replace(state, constant=constant, layers=layers, means=means)
-
-    def _sample_axes(self, like: Tensor) -> dict[str, list[int | None]]:
-        """Along which axis samples lie in each tensor of each layer's state."""
-        self.shapes()
-        shapes = self.known_current_shapes
-        return {name: sample_axes(name, layer.dynamics, shapes[name], like) for name, layer in self.named_layers()}
+        return Simulation(runner, given, packed, runner.init_state, chunk, observe, watched, leaving)
 
     def _check_input(self, given: TimedInput) -> None:
         weight, x_TB = next(self.parameters(), None), given.x_TB
@@ -495,6 +422,12 @@ class SpikingNetwork(nn.Module):
             wanted = weight.dtype if weight is not None else "a floating-point type"
             raise ValueError(f"input is {x_TB.dtype}; this network computes in {wanted}: convert it with x.to(...)")
         given.check_values(self.encoder)
+        path = takes_statistics(self) if given.lengths is not None and bool((given.lengths < given.timesteps).any()) else None
+        if path is not None:
+            raise ValueError(
+                f"{path!r} is a batch-norm in training mode, whose statistics would count the padding of shorter sequences: "
+                "train on batches of sequences of one length, or put it into evaluation mode"
+            )
         if self.readout.restarts and not (given.still and self.encoder.stationary):
             raise ValueError(
                 "this network runs beforehand and starts once more (OffsetSpike), so its input must stay the same: give it still "
@@ -506,47 +439,14 @@ class SpikingNetwork(nn.Module):
                 "Integrator and no lengths, or call network.readout.set()"
             )
 
-    def _advance(self, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None) -> tuple[Tensor, NetworkState]:
-        """Advance ``steps`` steps; x_TB has ``steps`` steps, or one that stands for all of them."""
-        state = replace(state, layers=dict(state.layers), means=dict(state.means))
-        values = {INPUT: x_TB}
-        if observe is not None:
-            observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
-        for name, layer in self.named_layers():
-            current_TB = self._current(name, layer, values, state)
-            if len(current_TB) != steps:
-                current_TB = current_TB.expand(steps, *current_TB.shape[1:])
-            before = state.layers[name] if name in state.layers else layer.dynamics.initial_state(current_TB[0])
-            values[name], state.layers[name] = layer.dynamics.advance(current_TB, before)
-            if not layer.reads_out:
-                values[name] = values[name].to(x_TB.dtype)  # what the next synapses compute in
-                if observe is not None:
-                    observe(name, values[name])
-        state.steps += steps
-        return values[list(self.layers)[-1]], state
 
-    def _current(self, name: str, layer: Layer, values: dict[str, Tensor], state: NetworkState) -> Tensor:
-        """Current of a layer; that of corrections is decoded."""
-        current_TB = _at_least_float32(layer.current(values, state.masks, name, state.constant))
-        changing = self._differential(layer)
-        if not changing:
-            return current_TB
-        if set(layer.sources) == changing:
-            other = {source: torch.zeros_like(values[source][:1, :1]) for source in changing}  # its biases are left
-            if name not in state.means:
-                state.means[name] = RunningMean(layer.current(other), torch.zeros_like(current_TB[0]))
-            known = state.means[name]
-        else:
-            other = {s: torch.zeros_like(values[s]) if s in changing else values[s] for s in layer.sources}
-            mean = state.means[name].mean if name in state.means else torch.zeros_like(current_TB[0])
-            known = RunningMean(layer.current(other, state.masks, name, state.constant), mean)
-        decoded_TB, state.means[name] = known.decoded(current_TB, state.steps)
-        return decoded_TB
-
-
-def _at_least_float32(current_TB: Tensor) -> Tensor:
-    """For potentials and the output, which sum over the steps: in half precision they would stand still after some hundred."""
-    return current_TB if current_TB.dtype in (torch.float32, torch.float64) else current_TB.float()
+def _check_feedback_shape(name: str, source: str, synapse: Synapse, value: Tensor, wanted: Shape) -> None:
+    try:
+        found = tuple(synapse(value).shape[2:])
+    except RuntimeError as error:
+        raise ValueError(f"layer {name!r} cannot read feedback of {source!r} {tuple(value.shape[2:])}: {error}") from error
+    if found != wanted:
+        raise ValueError(f"layer {name!r} has a current of {wanted}, and its feedback of {source!r} one of {found}")
 
 
 def _add_form(module: nn.Module, form: list[Any]) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
+from spikeprop.snn.hooks import refuse_absent
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.offset import shifted_start
 
@@ -151,14 +152,13 @@ class ReadoutSchedule(nn.Module):
         if self.read != "sum":  # a checkpoint of the plain sum has no such entry
             destination[f"{prefix}read"] = torch.tensor(READS.index(self.read))
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         found = state_dict.pop(f"{prefix}read", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         number = 0 if found is None else int(found)
-        if 0 <= number < len(READS):
-            self.read = READS[number]
-        else:
-            args[-1].append(f"{prefix}read is {number}, which is none of {READS}")
+        if not 0 <= number < len(READS):
+            raise ValueError(f"{prefix}read is {number}; a checkpoint numbers one of {READS}")
+        self.read = READS[number]
 
     def set(self, *, delay: int = 0, pre_run: int = 0) -> None:
         """Delay the readout, or run beforehand; what is not given is off."""
@@ -168,11 +168,12 @@ class ReadoutSchedule(nn.Module):
     @property
     def trivial(self) -> bool:
         """Whether all steps of one run count."""
-        return int(self.delay) == 0 and not self.restarts
+        return not self.restarts and int(self.delay) == 0
 
     @property
     def restarts(self) -> bool:
         """Whether there is a run beforehand."""
+        refuse_absent("readout", self.pre_run)
         return int(self.pre_run) > 0
 
     def counted_steps(self, timesteps: int) -> int:
@@ -198,6 +199,7 @@ class ReadoutSchedule(nn.Module):
 
         Between two of them ``leaving`` may be told which samples go on.
         """
+        refuse_absent("readout", self.delay)
         delay = int(self.delay)
         if delay == 0:
             yield from outputs

@@ -21,8 +21,8 @@ from spikeprop.snn.engine.kernels import stateful
 from spikeprop.snn.engine.kernels.arguments import SpikeTrain
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.stateful import StatefulParameters, StatePair
-from spikeprop.snn.engine.kernels.words import per_position, same_rows
-from spikeprop.snn.engine.layer_run import IntegrateFireRun, SliceContext, _for_each_step, _since, in_shape
+from spikeprop.snn.engine.kernels.words import BITS, per_position, same_rows
+from spikeprop.snn.engine.layer_run import IntegrateFireRun, SliceContext, _for_each_step, in_shape
 from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.sizes import KEPT_POTENTIALS
 from spikeprop.snn.engine.source_values import SourceValues
@@ -63,17 +63,15 @@ class _OwnRun(IntegrateFireRun):
     def potential_kept(self) -> bool:
         return type(self.surrogate) is not STDB or (self.context.keep and self.values.any)
 
-    def _slopes(self, x_KBSC: Tensor | None, begin: int, steps: int, like_BSC: Tensor) -> Tensor:
+    def _slopes_of(self, x_KBSC: Tensor | None, begin: int, steps: int, like_BSC: Tensor) -> Tensor:
         """The surrogate's values over a piece, from the spikes or from u/theta - 1."""
-        assert self.words is not None
         if type(self.surrogate) is STDB and like_BSC.device.type == "cpu":
-            return stateful.stdb_slopes(self._spike_train(), begin, steps, self.surrogate, like_BSC)
+            return stateful.stdb_slopes(self._searched(), begin, steps, self.surrogate, like_BSC)
         assert x_KBSC is not None
-        since = _since(self.words, begin, steps, x_KBSC) if self.surrogate.needs_spike_times else x_KBSC
-        return self.surrogate(x_KBSC, since).contiguous()
+        return self._slopes(x_KBSC, begin)
 
-    def _spike_train(self) -> SpikeTrain:
-        """Of all steps, with memory for the steps since the last spike."""
+    def _searched(self) -> SpikeTrain:
+        """The spikes of all steps, with memory for what a search for the last ones finds."""
         assert self.words is not None
         if self.train is None:
             words = self.words
@@ -81,7 +79,7 @@ class _OwnRun(IntegrateFireRun):
                 for first in range(0, len(words), self.piece):
                     self.summary.append(torch.empty_like(words[0]))
                     self.context.kernels.any_of(words[first : first + self.piece], self.summary[-1])
-            since_BSC = torch.empty(*words.shape[1:3], 32 * words.shape[3], dtype=torch.int32, device=words.device)
+            since_BSC = torch.empty(*words.shape[1:3], BITS * words.shape[3], dtype=torch.int32)
             self.train = SpikeTrain(words, self.summary_MBSW, self.piece, since_BSC)
         return self.train
 
@@ -131,16 +129,12 @@ class PLIFRun(_OwnRun):
             grad_KBSC = super()._scan_back(gradient, begin, values)
             return grad_KBSC.mul_(self.gain_RC) if self.scaled else grad_KBSC
         assert self.words is not None
-        steps, kernels, before_BSC = len(gradient.values_KBPC), self.context.kernels, self.borders.pop()
-        if self.grad_v_BSC is None:
-            self.grad_v_BSC = torch.zeros_like(before_BSC)
-        x_KBSC = self.potentials.pop() if self.potentials else self._potentials(steps, before_BSC.clone(), values)
+        steps, kernels, grad_v_BSC = len(gradient.values_KBPC), self.context.kernels, self._grad_v()
+        before_BSC, x_KBSC = self._potentials(steps, values)
         grad_KBSC = kernels.spread(gradient).contiguous()
-        slopes = self._slopes(x_KBSC, begin, steps, before_BSC)
+        slopes = self._slopes_of(x_KBSC, begin, steps, before_BSC)
         words = self.words[begin : begin + steps]
-        found = kernels.scan_back_trained(
-            grad_KBSC, self.grad_v_BSC, words, slopes, x_KBSC, before_BSC, self.parameters, (True, True)
-        )
+        found = kernels.scan_back_trained(grad_KBSC, grad_v_BSC, words, slopes, x_KBSC, before_BSC, self.parameters, (True, True))
         theta_RC, leak_RC = self.parameters.theta_RC, self.parameters.leak_RC.double()
         of_w = -(1 - leak_RC) * found.leak_RC
         if self.scaled:
@@ -192,7 +186,7 @@ class StatefulRun(_OwnRun):
         if context.keep and self.potential_kept:
             self.state_borders.append(self.state.clone())
             if context.timesteps <= KEPT_POTENTIALS:
-                count, *kept = self._scan(current_KBSC, self.state, words_KBSW)
+                count, *kept = self._scan_keeping(current_KBSC, self.state, words_KBSW)
                 self.potentials.append(kept[0])
                 self.seconds.append(kept[1])
                 return count
@@ -203,7 +197,7 @@ class StatefulRun(_OwnRun):
             context.kernels.any_of(words_KBSW, self.summary[-1])
         return count
 
-    def _scan(self, current_KBSC: Tensor, state: StatePair, words_KBSW: Tensor) -> tuple[int, Tensor, Tensor]:
+    def _scan_keeping(self, current_KBSC: Tensor, state: StatePair, words_KBSW: Tensor) -> tuple[int, Tensor, Tensor]:
         """Scan a piece and keep everything: spikes, x over the current, second states (empty where nothing is trained)."""
         x_KBSC = _for_each_step(current_KBSC, len(words_KBSW), state.v_BSC.dtype)
         s_KBSC = torch.empty_like(x_KBSC) if self.values.any else None
@@ -219,7 +213,7 @@ class StatefulRun(_OwnRun):
             self.grad = StatePair(torch.zeros_like(grad_KBSC[0]), torch.zeros_like(grad_KBSC[0]))
             self.grad_v_BSC = self.grad.v_BSC
         if not self.potential_kept:
-            slopes, active = self._slopes(None, begin, steps, grad_KBSC[0]), self.active()
+            slopes, active = self._slopes_of(None, begin, steps, grad_KBSC[0]), self.active()
             assert active is not None
             stateful.scan_back(grad_KBSC, slopes, words, active.words_BSW, self.grad, self.stateful)
             return grad_KBSC
@@ -227,8 +221,8 @@ class StatefulRun(_OwnRun):
         if self.potentials:
             x_KBSC, s_KBSC = self.potentials.pop(), self.seconds.pop()
         else:
-            _, x_KBSC, s_KBSC = self._scan(self.current(values), before.clone(), torch.empty_like(words))
-        slopes, every = self._slopes(x_KBSC, begin, steps, grad_KBSC[0]), torch.full_like(words[0], -1)
+            _, x_KBSC, s_KBSC = self._scan_keeping(self.current(values), before.clone(), torch.empty_like(words))
+        slopes, every = self._slopes_of(x_KBSC, begin, steps, grad_KBSC[0]), torch.full_like(words[0], -1)
         if not self.values.any:
             stateful.scan_back(grad_KBSC, slopes, words, every, self.grad, self.stateful)
         else:
