@@ -9,8 +9,9 @@ what a parameter of its current has done to it by step t, and to its spike, is
     eps_t = D eps_{t-1} + b dI_t/dW,      e_t = q eps_{t-1} + p dI_t/dW.
 
 All four are read from the neuron's own ``step`` by autograd, for any neuron. ``Dense`` keeps eps for each neuron and input of a
-linear layer. ``Traced`` is for integrate-and-fire with one leak and soft reset, where D is that leak, equal for all: e_t factors
-into p and a trace of the synapse's input, x_t = leak x_{t-1} + z_t, which costs no more than the input and takes any synapse.
+linear layer. ``Factored`` is for integrate-and-fire with one leak and soft reset, where D is that leak, equal for all: e_t
+factors into p and a trace of the synapse's input, x_t = leak x_{t-1} + z_t, which costs no more than the input and takes any
+synapse.
 
 Suffix legend: B batch, N neurons of a layer, M inputs of a synapse.
 """
@@ -186,7 +187,7 @@ class Dense:
         return found
 
 
-class Traced:
+class Factored:
     """Eligibility of any synapse by the trace of its input, where the neurons share one leak.
 
     Args:
@@ -239,7 +240,7 @@ def traced_current(synapse: Synapse, trace_B: Tensor, ones: float, masks: Dropou
 
 
 def single_leak(dynamics: LayerDynamics | None) -> float | None:
-    """The leak that all neurons of a layer share where ``Traced`` is exact; None for other neurons, 0 for a plain readout."""
+    """The leak that all neurons of a layer share where ``Factored`` is exact; None for other neurons, 0 for a plain readout."""
     if dynamics is None:
         return 0.0
     if not (is_integrate_and_fire(dynamics) and isinstance(dynamics, Neuron)):
