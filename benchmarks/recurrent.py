@@ -3,9 +3,9 @@
     u[t] = leak v[t-1] + W_in x[t] + W o[t-1];   o[t] = u[t] > 1;   v[t] = u[t] - o[t];   y = mean over t of W_out o[t] + b
 
 Input as a cochlea of 700 channels gives it (Cramer et al. 2020, "The Heidelberg Spiking Data Sets": about 8,000 events in a
-second): 0 or 1, 1.1 % of values are 1, of generated data. Every contender starts with the same weights and has the usual surrogate
-of its library, a fast sigmoid; ours STDB, or with ``--surrogate fast_sigmoid`` the same. snnTorch's RLeaky subtracts the threshold
-one step later, after the leak, so its spikes are not ours; the plain loop's are.
+second): 0 or 1, 1.1 % of values are 1, of generated data. Every contender starts with the same weights and has the usual
+surrogate of its library, a fast sigmoid; ours STDB, or with ``--surrogate fast_sigmoid`` the same. snnTorch's RLeaky subtracts
+the threshold one step later, after the leak, so its spikes are not ours; the plain loop's are.
 
 python benchmarks/recurrent.py --repeats 3 --out results/benchmarks/recurrent.json
 """
