@@ -20,6 +20,7 @@ processes::
 The same as one command: ``spikeprop run digits_cnn_stdb``.
 """
 
+from importlib import import_module
 from typing import Any
 
 from spikeprop.ann import CNN, MLP, VGG, ResNet
@@ -36,6 +37,7 @@ from spikeprop.convert import (
     ThresholdBalancing,
     ThresholdIteration,
     convert,
+    spiking,
 )
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
@@ -45,6 +47,7 @@ from spikeprop.snn import (
     IF,
     LIF,
     PLIF,
+    RLIF,
     STDB,
     ATan,
     CubaLIF,
@@ -58,9 +61,12 @@ from spikeprop.snn import (
     MultiGaussian,
     Neuron,
     Poisson,
+    Recurrent,
     Sigmoid,
     SignedIF,
     SpikingNetwork,
+    TemporalBatchNorm,
+    ThresholdBatchNorm,
     Triangle,
     spike,
 )
@@ -77,6 +83,7 @@ __all__ = [
     "MLP",
     "MNIST",
     "PLIF",
+    "RLIF",
     "STDB",
     "VGG",
     "ATan",
@@ -103,12 +110,15 @@ __all__ = [
     "OffsetSpike",
     "Percentile",
     "Poisson",
+    "Recurrent",
     "Report",
     "ResNet",
     "Sigmoid",
     "SignedIF",
     "SpikingNetwork",
+    "TemporalBatchNorm",
     "ThresholdBalancing",
+    "ThresholdBatchNorm",
     "ThresholdIteration",
     "Triangle",
     "ann_accuracy",
@@ -116,22 +126,36 @@ __all__ = [
     "convert",
     "explain_conversion",
     "fit",
+    "folded",
     "from_nir",
+    "load_network",
+    "save_network",
     "snn_accuracy",
     "snn_error",
     "spike",
+    "spiking",
     "to_nir",
 ]
 
 
+_LAZY = {
+    "to_nir": ("spikeprop.deploy", "to_nir"),
+    "from_nir": ("spikeprop.deploy", "from_nir"),
+    "explain_conversion": ("spikeprop.experiment.diagnosis", "explain_conversion"),
+    "folded": ("spikeprop.snn.folding", "folded"),
+    "save_network": ("spikeprop.experiment.network_checkpoint", "save_network"),
+    "load_network": ("spikeprop.experiment.network_checkpoint", "read_network"),
+}
+
+
 def __getattr__(name: str) -> Any:
     """Import NIR and with it HDF5, or what recipes run on, only when one of its names is used."""
-    if name in ("to_nir", "from_nir"):
-        from spikeprop import deploy
+    if name not in _LAZY:
+        raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute)
 
-        return getattr(deploy, name)
-    if name == "explain_conversion":
-        from spikeprop.experiment.diagnosis import explain_conversion
 
-        return explain_conversion
-    raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    """Also the names that are imported when they are used, for tab completion."""
+    return sorted({*globals(), *__all__})

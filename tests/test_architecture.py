@@ -27,7 +27,7 @@ LEVELS = [  # a room imports only rooms of the lines below its own
     {"errors"},
 ]
 ROOT_MODULES = {"__init__", "__main__", "errors"}
-NAMESAKES = {"GradedIF": "a node of a NIR file, as nir.IF is"}  # class that several modules define: the reason
+NAMESAKES = dict.fromkeys(("ALIF", "GradedIF"), "a node of a NIR file, as nir.IF is")
 OTHER_TESTS = {"hardware", "faults", "fuzz", "witness"}  # directories of tests/ that mirror no room
 
 
@@ -221,3 +221,12 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def test_dir_lists_the_names_that_are_imported_when_they_are_used() -> None:
+    """Tab completion reads it."""
+    import spikeprop as sp
+
+    assert set(sp.__all__) | {"__version__"} <= set(dir(sp))
+    assert all(getattr(sp, name) is not None for name in sp.__all__)
+    assert not hasattr(sp, "_no_such_name")

@@ -106,12 +106,18 @@ def _list_runs(folder: Path) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--timesteps", help="Numbers of steps, for example 4,8; default the recipe's.")
 @click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True, help="Test images to compare on.")
+@click.option("--keep", is_flag=True, help="Write it into the folder too, for the run's page (spikeprop report).")
 @TRUSTED
-def diagnose(run: Path, timesteps: str | None, samples: int, trusted: tuple[str, ...]) -> None:
+def diagnose(run: Path, timesteps: str | None, samples: int, keep: bool, trusted: tuple[str, ...]) -> None:
     """Tell which layers of the converted network in the folder RUN lose how much against its ANN, why, and what to do."""
     from spikeprop.experiment.diagnosis import explain_run
+    from spikeprop.experiment.run_record import DIAGNOSIS
+    from spikeprop.runtime.files import write_text
 
-    click.echo(str(explain_run(run, numbers(timesteps) if timesteps else (), samples, trusted)))
+    found = str(explain_run(run, numbers(timesteps) if timesteps else (), samples, trusted))
+    click.echo(found)
+    if keep:
+        write_text(run / DIAGNOSIS, found + "\n")
 
 
 @main.command(short_help="Write a page on one training step of a network.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spikeprop.convert.activations import relu_activations
+from spikeprop.convert.building import spiking
 from spikeprop.convert.calibrator import LayerData, LayerwiseCalibrator, ThresholdCalibrator
 from spikeprop.convert.calibrators.advanced_calibration import AdvancedCalibration
 from spikeprop.convert.calibrators.learned_ceiling import LearnedCeiling
@@ -42,6 +43,7 @@ __all__ = [
     "convert",
     "from_onnx",
     "relu_activations",
+    "spiking",
     "to_spiking",
     "uncalibrated",
 ]

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from spikeprop.convert.builder import NEGATIVE, Builder, may_be_negative
-from spikeprop.convert.trace import function_name
+from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import LinearBranch, Value, scale
 from spikeprop.snn import ChannelPad, Gain
 from spikeprop.snn.arithmetic import Joined, Relay, Running
@@ -27,6 +27,9 @@ SHAPED = (Gather, nn.Flatten, nn.Unflatten, ChannelPad)
 
 def computed(builder: Builder, node: fx.Node, function: nn.Module, operands: Sequence[tuple[Value, tuple[int, ...]]]) -> Value:
     """A layer that computes a function of values, each with the shape of a sample."""
+    if builder.builds:
+        what = "a function that is neither linear nor a neuron"
+        raise refuse(node, what, "put neurons in its place, such as spikeprop.LIF(), or leave it to the loss or the encoder")
     if len(operands) == 1:
         value = operands[0][0]
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -54,9 +54,12 @@ class Builder:
 
     Args:
         traced: the ANN's graph.
-        neuron: makes one layer of neurons.
+        neuron: makes one layer of neurons; None where they stand in the module (``convert/building.py``).
+        feedback: by layer, (source, synapse) of what comes back to it one step later.
 
     Attributes:
+        builds: the network is built of a module with neurons in it, and keeps its modules.
+        calls: of layers whose neurons stand in the module, their path there and which of their calls it is.
         modules: of the traced network, by path.
         like: a tensor of the network's type, on its device.
         outline: result of each node: a tensor on the meta device, or a constant such as a size.
@@ -70,8 +73,15 @@ class Builder:
         encoders: values and their spikes, by source and operations, whose numbers no others get while the values are held.
     """
 
-    def __init__(self, traced: fx.GraphModule, neuron: Callable[[], Neuron]):
-        self.traced, self.neuron = traced, neuron
+    def __init__(
+        self,
+        traced: fx.GraphModule,
+        neuron: Callable[[], Neuron] | None,
+        feedback: Mapping[str, Sequence[tuple[str, Synapse]]] | None = None,
+    ):
+        self.traced, self.builds, self.feedback = traced, neuron is None, dict(feedback or {})
+        self.neuron: Callable[[], Neuron] = neuron if neuron is not None else _no_neuron
+        self.calls: dict[str, tuple[str, int]] = {}
         self.modules = dict(traced.named_modules())
         self.like = next(traced.parameters(), torch.empty(0))
         self.dtype, self.device = self.like.dtype, self.like.device
@@ -209,16 +219,24 @@ class Builder:
         return layer is None or layer.both_signs or passed_on
 
     def close(
-        self, node: fx.Node, value: Value, neuron: LayerDynamics | None, ceiling: float | Tensor | None = None, suffix: str = ""
+        self,
+        node: fx.Node,
+        value: Value,
+        neuron: LayerDynamics | None,
+        ceiling: float | Tensor | None = None,
+        suffix: str = "",
+        label: str = "",
+        back: nn.Module | None = None,
     ) -> str:
-        """Make a layer of the value's branches; returns its name."""
+        """Make a layer of the value's branches; returns its name. ``back``: what its own spikes come back through."""
         labels = [] if neuron is not None and (neuron.passes_on or neuron.arithmetic) else [b.label for b in value if b.label]
-        label = re.sub("[./]", "_", labels[0] if labels else node.name) + suffix
+        label = re.sub("[./]", "_", label or (labels[0] if labels else node.name)) + suffix
         name = self._free(label, {INPUT} if neuron is None else {INPUT, OUTPUT})
         # copies: two layers that read one value must not share its modules
-        synapses = [(b.source, Synapse(copy.deepcopy(op) for op in b.ops)) for b in value]
+        synapses = [(b.source, Synapse(op if b.kept else copy.deepcopy(op) for op in b.ops)) for b in value]
         limit = torch.as_tensor(ceiling, dtype=self.dtype).detach().clone() if ceiling is not None else None
-        self.layers[name] = Layer(synapses, neuron, limit)
+        own = [(name, Synapse(operations(back)))] if back is not None else []
+        self.layers[name] = Layer(synapses, neuron, limit, feedback=[*own, *self.feedback.get(name, ())])
         if any(isinstance(b.last, nn.Linear) for b in value):
             self.layers[name].channel_axis = -1
         self.ceilings[name], self.nodes[name] = ceiling, node.name
@@ -229,6 +247,19 @@ class Builder:
         while name in self.layers or name in reserved or not is_layer_name(name):
             name, count = f"{label}_{count}", count + 1
         return name
+
+
+def operations(module: nn.Module) -> Iterator[nn.Module]:
+    """The operations of a synapse, in order, of a single one or an ``nn.Sequential``."""
+    if isinstance(module, nn.Sequential):
+        for inner in module:
+            yield from operations(inner)
+    else:
+        yield module
+
+
+def _no_neuron() -> Neuron:
+    raise AssertionError("the neurons of this network stand in its module")
 
 
 def refuse_unconvertible(neuron: Neuron) -> None:

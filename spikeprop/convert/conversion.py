@@ -107,6 +107,12 @@ def _check_arguments(ann: Any, neuron: Any, calibrator: Any, encoder: Any) -> No
         raise ConversionError(f"{name} is a {type(given).__name__}; pass {what}")
     if isinstance(ann, SpikingNetwork):
         raise ConversionError("ann is a SpikingNetwork already; pass the ANN")
+    empty = next((name for name, tensor in (*ann.named_parameters(), *ann.named_buffers()) if tensor.is_meta), None)
+    if empty is not None:
+        raise ConversionError(
+            f"{empty!r} is on the meta device, which holds shapes without values; make the ANN on the CPU, or load its weights: "
+            "ann.to_empty(device='cpu'), then ann.load_state_dict(...)"
+        )
 
 
 def _check(x: Tensor, encoder: Encoder, shard: CalibrationShard) -> None:

@@ -8,21 +8,21 @@ the tables of ``convert/operations``; one that is in none of them raises Convers
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
 from spikeprop.convert.arithmetic import encoded_operand, relayed
 from spikeprop.convert.builder import Builder, refuse_unconvertible
 from spikeprop.convert.guard import Converted, difference
-from spikeprop.convert.operations import attention, functions, layers, sampling, shapes, tensors
+from spikeprop.convert.operations import attention, functions, layers, sampling, shapes, standing, tensors
 from spikeprop.convert.operations.functions import Parts
 from spikeprop.convert.operations.rectifiers import rectifier_of
 from spikeprop.convert.outputs import holds_fields, only_orders, read_out
 from spikeprop.convert.trace import function_name, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
-from spikeprop.snn import IF, INPUT, Encoder, Neuron, SpikingNetwork
+from spikeprop.snn import IF, INPUT, Encoder, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.synapse import WEIGHTED
 
 MODULES = layers.MODULES | sampling.MODULES | shapes.MODULES
@@ -52,9 +52,9 @@ def to_spiking(
         ConversionError: names the node, the operation and what to do; or the first layer that computes something else.
     """
     refuse_unconvertible(neuron())
-    builder, network = _built(trace(ann, input_shape), neuron, encoder, input_shape)
+    builder, network = built(trace(ann, input_shape), neuron, encoder, input_shape)
     if images is not None:
-        found = difference(Converted(ann, builder, network), images, lambda g: _built(g, neuron, encoder, input_shape)[1])
+        found = difference(Converted(ann, builder, network), images, lambda g: built(g, neuron, encoder, input_shape)[1])
         if found is not None:
             raise ConversionError(f"{type(ann).__name__} cannot be converted: {found}")
     return network
@@ -78,14 +78,27 @@ def uncalibrated(network: SpikingNetwork, ann: nn.Module, x: Tensor, *, prove: b
     return found.to(x).eval()
 
 
-def _built(
-    traced: fx.GraphModule, neuron: Callable[[], Neuron], encoder: Encoder, input_shape: tuple[int, ...]
+def built(
+    traced: fx.GraphModule,
+    neuron: Callable[[], Neuron] | None,
+    encoder: Encoder,
+    input_shape: tuple[int, ...],
+    feedback: Mapping[str, Sequence[tuple[str, Synapse]]] | None = None,
 ) -> tuple[Builder, SpikingNetwork]:
-    builder, form = Builder(traced, neuron), None
+    """The spiking network of a graph.
+
+    Args:
+        traced: the graph.
+        neuron: makes one layer of neurons; None if they stand in the module.
+        encoder: from image to input.
+        input_shape: shape of one image.
+        feedback: by layer, (source, synapse) of what comes back to it one step later.
+    """
+    builder, form = Builder(traced, neuron, feedback), None
     read = _read(builder)
     for node in builder.traced.graph.nodes:
         if node.op == "placeholder":
-            builder.values[node] = (LinearBranch(INPUT),)
+            builder.values[node] = (LinearBranch(INPUT, kept=builder.builds),)
         elif node.op == "output":
             form = read_out(builder, node)
         elif builder.forms.depends(node) and node in read and not holds_fields(node):
@@ -105,6 +118,8 @@ def _read(builder: Builder) -> set[fx.Node]:
 
 
 def _relayed(builder: Builder, node: fx.Node, value: Value | Parts) -> Value | Parts:
+    if builder.builds:
+        return standing.once(builder, node, value)
     readers = [user for user in node.users if builder.forms.depends(user) or user.op == "output"]
     if isinstance(value, Parts) or all(function_name(user) in functions.SHAPES for user in readers):
         return value
@@ -113,7 +128,11 @@ def _relayed(builder: Builder, node: fx.Node, value: Value | Parts) -> Value | P
 
 def _converted(builder: Builder, node: fx.Node) -> Value | Parts:
     """By the tables of layers and tensors, for which the batch is the first axis; or else as any function."""
-    if only_orders(builder, node):
+    if builder.builds:
+        found = standing.converted(builder, node)
+        if found is not None:
+            return found
+    elif only_orders(builder, node):
         return builder.value(node)
     refusal = None
     if builder.forms.plain(node) and not any(isinstance(builder.values.get(n), Parts) for n in node.all_input_nodes):

@@ -297,7 +297,28 @@ class KnownTracer(OwnTracer):
                 raise Untraceable(f"{DATA} ({what})") from error
             raise ConversionError(
                 f"node {node.name!r} ({node.op} {what}) cannot run on images of the given shape, {self.shape}: {error}"
+                f"{self._misfit(node, results)}"
             ) from error
+
+    def _misfit(self, node: fx.Node, results: dict[fx.Node, Any]) -> str:
+        """Of a layer whose input has a wrong shape: what it reads, what it is given, and what to do."""
+        module: Any = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        first = node.args[0] if node.args else None
+        given = results[first].shape if isinstance(first, fx.Node) and isinstance(results[first], Tensor) else ()
+        if isinstance(module, nn.Linear):
+            reads, fits = f"(batch, ..., {module.in_features})", given[-1:] == (module.in_features,)
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            sizes = ("depth", "height", "width")[-len(module.kernel_size) :] if len(module.kernel_size) > 1 else ("length",)
+            reads = f"(batch, {module.in_channels}, {', '.join(sizes)})"
+            fits = given[1:2] == (module.in_channels,) and len(given) == 2 + len(sizes)
+        else:
+            return ""
+        if fits or tuple(given[:1]) not in ((BATCH,), (OTHER_BATCH,)):
+            return ""
+        remedy = f"pass images {reads}; one image has no batch axis: image[None]"
+        if node.all_input_nodes[0].op != "placeholder":
+            remedy = "pass images of the shape that the ANN was trained on, or pool to a fixed size before it"
+        return f"; it reads {reads}, and is given {('batch', *given[1:])!r}; {remedy}".replace("'", "")
 
     def _constant(self, node: fx.Node) -> Any:
         """The real result of a node that does not depend on the images."""

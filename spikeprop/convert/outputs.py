@@ -30,8 +30,15 @@ def read_out(builder: Builder, node: fx.Node) -> OutputForm | None:
             raise refuse(node, f"an output without the images' axis ({tensor.name!r})", "axis 0 of each output is the batch")
     form = OutputForm.of(result, lambda leaf: _shape(builder, leaf))
     flat = form is not None and any(part.first is not None for part in form.parts().values())
-    builder.close(node, _flat(builder, tensors) if flat else builder.values[tensors[0]], None)
+    value = _flat(builder, tensors) if flat else builder.values[tensors[0]]
+    if not (len(value) == 1 and not value[0].ops and value[0].source in builder.layers and _reads_out(builder, value[0].source)):
+        builder.close(node, value, None)
     return form
+
+
+def _reads_out(builder: Builder, name: str) -> bool:
+    """Whether the ANN ends in a layer that is a readout itself, an ``Integrator``."""
+    return builder.layers[name].reads_out
 
 
 def only_orders(builder: Builder, node: fx.Node) -> bool:

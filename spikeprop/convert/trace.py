@@ -17,11 +17,15 @@ from spikeprop.convert.known import KnownTracer
 from spikeprop.convert.place import place_of_error, told
 from spikeprop.convert.plain import check_finite, plain_copy
 from spikeprop.errors import ConversionError
+from spikeprop.snn import LayerDynamics
+from spikeprop.snn.in_place import Recurrent
+from spikeprop.snn.normalisation import OWN_NORMS
 
 OTHERWISE = "use convolutions, Linear, BatchNorm, activations, pooling, attention, and operations on single tensors"
 
 
 COMPOSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer)  # torch's own
+MARKS = (LayerDynamics, Recurrent, *OWN_NORMS)  # nodes of the graph, whatever package they are from
 WINDOWS = {"kernel_size", "stride", "padding", "dilation", "output_size", "output_padding"}
 
 
@@ -32,6 +36,8 @@ class ReLUTracer(KnownTracer):
         """Whether a module is a node of the graph."""
         if isinstance(m, COMPOSED):
             return False
+        if isinstance(m, MARKS):
+            return True
         return (hasattr(m, "ceiling") and not any(m.children())) or super().is_leaf_module(m, module_qualified_name)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert.weights import scale_inputs
 from spikeprop.snn import INPUT, ChannelPad, Gain, Layer, SampleDropout, SpikingNetwork, Synapse
 from spikeprop.snn.gather import Shift
 from spikeprop.snn.synapse import Weighted
+from spikeprop.snn.weights import scale_inputs
 
 CHANNELWISE = {  # operations that act on each channel alone, and flattening
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.ZeroPad1d,

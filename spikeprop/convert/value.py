@@ -16,19 +16,27 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from spikeprop.convert import weights
-from spikeprop.snn import ChannelPad, Gain, SampleDropout
-from spikeprop.snn.gather import same_numbers
+from spikeprop.snn import ChannelPad, Gain, SampleDropout, weights
+from spikeprop.snn.gather import Shift, same_numbers
 from spikeprop.snn.synapse import WEIGHTED, Weighted
 
 
 @dataclass(frozen=True)
 class LinearBranch:
-    """Linear operations applied to one source's spikes."""
+    """Linear operations applied to one source's spikes.
+
+    Attributes:
+        source: name of the source.
+        ops: in order.
+        label: path of the last module with weights, which names the layer.
+        kept: of a network that is trained as it is: modules are the caller's network's own, not copies of them, so weights that
+            are used twice stay one; and nothing is folded into them.
+    """
 
     source: str
     ops: tuple[nn.Module, ...] = ()
-    label: str = ""  # path of the last module with weights, which names the layer
+    label: str = ""
+    kept: bool = False
 
     @property
     def last(self) -> nn.Module | None:
@@ -37,7 +45,7 @@ class LinearBranch:
 
     def then(self, op: nn.Module, label: str = "") -> LinearBranch:
         """The branch with one more operation."""
-        return LinearBranch(self.source, (*self.ops, op), label or self.label)
+        return replace(self, ops=(*self.ops, op), label=label or self.label)
 
     def without_last(self) -> LinearBranch:
         """The branch before its last operation."""
@@ -62,9 +70,10 @@ def append(value: Value, op: nn.Module) -> Value:
     """Apply an operation that acts on each channel alone, such as pooling, to every branch."""
 
     def appended(branch: LinearBranch) -> LinearBranch:
+        own = op if branch.kept else copy.deepcopy(op)
         if isinstance(branch.last, ChannelPad):  # zero channels stay zero
-            return branch.without_last().then(copy.deepcopy(op)).then(branch.last)
-        return branch.then(copy.deepcopy(op))
+            return branch.without_last().then(own).then(branch.last)
+        return branch.then(own)
 
     return tuple(appended(b) for b in value)
 
@@ -76,13 +85,16 @@ def flatten(value: Value) -> Value:
 
 def compose(value: Value, op: nn.Module) -> Value:
     """Apply any linear operation to every branch."""
-    return tuple(b.then(copy.deepcopy(op)) for b in value)
+    return tuple(b.then(op if b.kept else copy.deepcopy(op)) for b in value)
 
 
 def append_weighted(value: Value, layer: Weighted, label: str, axes: int) -> Value:
     """Apply a layer with weights: each branch has its own copy of them, the first one the bias; ``axes`` of a sample."""
     reads_channels = weights.by_channel(layer, axes - 1) and getattr(layer, "groups", 1) == 1
-    return tuple(_appended(b, _copy(layer, bias=i == 0), label, reads_channels) for i, b in enumerate(value))
+    return tuple(
+        b.then(layer, label) if b.kept else _appended(b, _copy(layer, bias=i == 0), label, reads_channels)
+        for i, b in enumerate(value)
+    )
 
 
 def _appended(branch: LinearBranch, layer: Weighted, label: str, reads_channels: bool) -> LinearBranch:
@@ -126,7 +138,7 @@ def scale(value: Value, factor: float) -> Value:
     """A multiple of a value, folded into the layer before it if there is one."""
 
     def scaled(branch: LinearBranch) -> LinearBranch:
-        if not isinstance(branch.last, WEIGHTED):
+        if branch.kept or not isinstance(branch.last, WEIGHTED):
             return branch.then(Gain(torch.tensor(factor, dtype=torch.float64)))  # cast to the network's type at the end
         layer = copy.deepcopy(branch.last)
         layer.weight.data.mul_(factor)
@@ -158,7 +170,7 @@ def shift(value: Value, number: float, shape: tuple[int, ...], like: Tensor) -> 
 def _affine_of_all(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, ...]) -> LinearBranch:
     """Gain and shift of all channels, including those that the branch does not fill."""
     if isinstance(branch.last, ChannelPad):
-        return branch.then(_diagonal(gain_C, shift_C, positions))
+        return _beside(branch, gain_C, shift_C, positions)
     return _affine(branch, gain_C, shift_C, positions)
 
 
@@ -167,9 +179,21 @@ def _affine(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor | None, positi
     if isinstance(branch.last, ChannelPad):
         return _affine(branch.without_last(), gain_C, shift_C, positions).then(branch.last)
     last = branch.last
+    if branch.kept:
+        return _beside(branch, gain_C, shift_C, positions)
     if isinstance(last, WEIGHTED) and weights.by_channel(last, len(positions)):
         return branch.without_last().then(_folded(last, gain_C, shift_C))
-    return branch.then(_diagonal(gain_C, shift_C, positions))
+    return _beside(branch, gain_C, shift_C, positions)
+
+
+def _beside(branch: LinearBranch, gain_C: Tensor, shift_C: Tensor | None, positions: tuple[int, ...]) -> LinearBranch:
+    """The affine map as an operation of its own; where weights are kept, one that is not trained."""
+    if not branch.kept:
+        return branch.then(_diagonal(gain_C, shift_C, positions))
+    by_channel = (-1, *(1,) * len(positions))
+    if bool((gain_C != 1).any()):
+        branch = branch.then(Gain(gain_C.detach().reshape(by_channel)))
+    return branch if shift_C is None else branch.then(Shift(shift_C.reshape(by_channel)))
 
 
 def _folded(layer: Weighted, gain_C: Tensor, shift_C: Tensor | None) -> Weighted:

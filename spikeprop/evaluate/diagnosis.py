@@ -15,7 +15,7 @@ if the ANN makes this layer's own error and no other. Suffix legend: B images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,7 @@ CAUSES = {
     "silence": "channels never fire: give each its own threshold (per='channel'), start at v_init=0.5, or take more steps",
 }
 SLIGHT = 1e-3  # relative errors below are none
+ALIKE = 0.5  # correlation of a layer's currents with the ANN's below which it was converted from another one
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ class ConversionDiagnosis:
 
 
 @torch.no_grad()
-def diagnose(network: SpikingNetwork, plain: SpikingNetwork, x: Tensor, timesteps: Sequence[int]) -> ConversionDiagnosis:
+def diagnose(
+    network: SpikingNetwork, plain: SpikingNetwork, x: Tensor, timesteps: Sequence[int], output: str | None = None
+) -> ConversionDiagnosis:
     """Compare a converted network with its ANN, layer by layer.
 
     Args:
@@ -127,25 +130,74 @@ def diagnose(network: SpikingNetwork, plain: SpikingNetwork, x: Tensor, timestep
         plain: the ANN as an uncalibrated network with the same layers.
         x: images (B, ...). Activations of all layers are kept for them.
         timesteps: numbers of steps.
+        output: name of the output whose predictions are compared, of an ANN that returns several.
 
     Raises:
-        EvaluationError: other layers than ``plain`` has, several outputs, or a run beforehand, whose steps do not count.
+        EvaluationError: not converted from ``plain``, no such output, or a run beforehand, whose steps do not count.
     """
     if list(network.layers) != list(plain.layers):
         odd = sorted(set(network.layers) ^ set(plain.layers)) or list(network.layers)
         raise EvaluationError(f"the network was not converted from this ANN, which has other layers: {', '.join(odd[:5])}")
     if network.readout.restarts:
         raise EvaluationError("the network runs beforehand (OffsetSpike), so its spikes are not those of its steps")
-    if network.output_form is not None:
-        raise EvaluationError("the network has several outputs, and predictions of one are compared; convert a part of the ANN")
+    predicted = _prediction_of(network, output)
     x = x.to(device_of(network))
     values = _walk(plain, {INPUT: x})
-    output = list(plain.layers)[-1]
-    wanted = _predicted(values[output])
+    _check_origin(network, plain, values)
+    wanted = predicted(values[list(plain.layers)[-1]])
     means, outputs = mean_sent(network, x, timesteps)
-    rows = [_Comparison(network, plain, values, sent, t).row(name) for t, sent in means.items() for name in network.dynamics()]
-    agreement = {t: _percent(_predicted(outputs[t]) == wanted) for t in means}
+    compared = {t: _Comparison(network, plain, values, sent, t, predicted) for t, sent in means.items()}
+    rows = [comparison.row(name) for comparison in compared.values() for name in network.dynamics()]
+    agreement = {t: _percent(predicted(outputs[t]) == wanted) for t in means}
     return ConversionDiagnosis(rows, agreement, len(x))
+
+
+def _check_origin(network: SpikingNetwork, plain: SpikingNetwork, values: Mapping[str, Tensor]) -> None:
+    """Each layer's currents for the ANN's activations are the ANN's own, less what a calibrator corrects.
+
+    A bias moves all images alike, so the means over them are taken off. Fitted weights (``LeastSquares``) still correlate.
+    """
+    layers = dict(network.named_layers())
+    sent = {
+        source: (a / (layers[source].dynamics.spike_size * layers[source].scale) if source != INPUT else a).unsqueeze(0)
+        for source, a in values.items()
+    }
+    for name, own in plain.named_layers():
+        ours = _less_mean(layers[name].current(sent)[0])
+        theirs = _less_mean(own.current({source: a.unsqueeze(0) for source, a in values.items()})[0])
+        size = float(ours.norm() * theirs.norm())
+        alike = float((ours * theirs).sum()) / size if size else 1.0
+        if alike < ALIKE:
+            raise EvaluationError(
+                f"the network was not converted from this ANN: the currents of layer {name!r} differ (correlation {alike:.2f}, "
+                "about 1 after a conversion); pass the ANN with the weights that it had then, and a network that was not "
+                "fine-tuned since"
+            )
+
+
+def _less_mean(total_B: Tensor) -> Tensor:
+    """Less the mean over the images, in float64; 0 where only rounding is left."""
+    total_B = total_B.double()
+    varying = total_B - total_B.mean(0)
+    return varying if float(varying.norm()) > SLIGHT * float(total_B.norm()) else torch.zeros_like(varying)
+
+
+def _prediction_of(network: SpikingNetwork, output: str | None) -> Callable[[Tensor], Tensor]:
+    """From a readout to the predictions of one output.
+
+    Raises:
+        EvaluationError: no such output, or several and none named.
+    """
+    parts = {} if network.output_form is None else network.output_form.parts()
+    if output is None and len(parts) <= 1:
+        output = next(iter(parts), None)
+    if output is None and not parts:
+        return _predicted
+    if output not in parts:
+        known = f"output= one of {', '.join(map(repr, parts))}" if parts else "no output="
+        raise EvaluationError(f"the network has {len(parts) or 1} outputs and {output!r} is none of them; pass {known}")
+    part = parts[output]
+    return lambda readout: _predicted(part.of(readout).reshape(len(readout), *(part.shape or (1,))))
 
 
 class _Comparison:
@@ -156,6 +208,7 @@ class _Comparison:
         values: the ANN's, by source (B, ...).
         sent: mean of what each source sent a step (B, ...).
         timesteps: T.
+        predicted: from a readout to its predictions.
     """
 
     def __init__(
@@ -165,8 +218,10 @@ class _Comparison:
         values: Mapping[str, Tensor],
         sent: Mapping[str, Tensor],
         timesteps: int,
+        predicted: Callable[[Tensor], Tensor],
     ):
         self.network, self.plain, self.values, self.sent, self.timesteps = network, plain, values, sent, timesteps
+        self.predicted = predicted
         self.layers, self.payloads = dict(network.named_layers()), payloads(network)
 
     def row(self, name: str) -> LayerLoss:
@@ -210,7 +265,7 @@ class _Comparison:
     def _alone(self, name: str, changed: Tensor) -> float:
         output = list(self.plain.layers)[-1]
         found = _walk(self.plain, {**self.values, name: changed}, after=name)[output]
-        return _percent(_predicted(found) != _predicted(self.values[output]))
+        return _percent(self.predicted(found) != self.predicted(self.values[output]))
 
 
 def _walk(plain: SpikingNetwork, values: Mapping[str, Tensor], after: str = INPUT) -> dict[str, Tensor]:

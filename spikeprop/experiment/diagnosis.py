@@ -20,7 +20,7 @@ MOST_IMAGES = 256  # activations of all layers are kept for them
 
 
 def explain_conversion(
-    network: SpikingNetwork, ann: nn.Module, images: Any, timesteps: Sequence[int] = (4, 8)
+    network: SpikingNetwork, ann: nn.Module, images: Any, timesteps: Sequence[int] = (4, 8), *, output: str | None = None
 ) -> ConversionDiagnosis:
     """Which layers of a converted network lose how much against the ANN, why, and what to do; print the result to read it.
 
@@ -29,9 +29,11 @@ def explain_conversion(
         ann: the trained network.
         images: as ``convert`` takes them, some 100; of more than 256 the first 256. No labels are needed.
         timesteps: numbers of steps.
+        output: of an ANN that returns several tensors the one whose predictions are compared, by the keys, fields and numbers
+            on the way to it, joined by dots.
 
     Raises:
-        EvaluationError: not a spiking network, or one of another ANN.
+        EvaluationError: not a spiking network, one of another ANN (which several images show), or no such output.
         ConversionError: the ANN cannot be traced.
         DataError: what was passed as images cannot be read as such.
         ValueError: no images, or timesteps below 1.
@@ -39,7 +41,7 @@ def explain_conversion(
     if not isinstance(network, SpikingNetwork):
         raise EvaluationError(f"{type(network).__name__} is not a spiking network; pass the converted network, then its ANN")
     x = _first(images).to(next(network.parameters()))
-    return diagnose(network, uncalibrated(network, ann, x, prove=True), x, timesteps)
+    return diagnose(network, uncalibrated(network, ann, x, prove=True), x, timesteps, output)
 
 
 def _first(images: Any) -> Tensor:

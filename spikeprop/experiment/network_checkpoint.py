@@ -18,11 +18,13 @@ from torch import nn
 
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData
-from spikeprop.errors import CheckpointError, RecipeError, SpikepropError
+from spikeprop.errors import CheckpointError, RecipeError, SimulationError, SpikepropError
 from spikeprop.learn import Checkpoint, load_checkpoint, load_model
+from spikeprop.learn.checkpoint import save_checkpoint
 from spikeprop.recipe import Component, check_component
 from spikeprop.runtime.imports import only_trusted
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
+from spikeprop.snn.description import describe, described_network
 from spikeprop.snn.synapse import WEIGHTED
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
@@ -62,6 +64,37 @@ def find_checkpoints(path: Path, networks: Sequence[str] = ()) -> list[Path]:
         raise CheckpointError(f"{path} has no {absent[0] if absent else 'checkpoint'}.safetensors; {found}")
     chosen = [name for name in NETWORKS if name in networks] or present[-1:]
     return [path / f"{name}.safetensors" for name in chosen]
+
+
+def save_network(path: str | Path, network: SpikingNetwork, **about: Any) -> None:
+    """Write a spiking network that was built by itself (``spikeprop.spiking``), its structure included: no pickle, no code.
+
+    Args:
+        path: the safetensors file.
+        network: of layers, operations and neurons that ``snn/description.py`` can describe.
+        **about: more JSON values for the description: data, timesteps, seed.
+
+    Raises:
+        CheckpointError: something that a description cannot hold, by name.
+    """
+    save_checkpoint(Path(path), network, {"kind": "snn", **about, "network": described(network)})
+
+
+def described(network: SpikingNetwork) -> dict[str, Any]:
+    """The structure of a network, for the entry ``network`` of a checkpoint's description.
+
+    Raises:
+        CheckpointError: something that a description cannot hold, by name.
+    """
+    try:
+        return describe(network)
+    except SimulationError as error:
+        raise CheckpointError(f"the network cannot be saved by itself: {error}") from error
+
+
+def read_network(path: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
+    """The spiking network of a checkpoint, in evaluation mode; see ``load_network``."""
+    return load_spiking(path, trusted).network
 
 
 def describe_network(model: nn.Module, experiment: Any, data: ImageData) -> dict[str, Any]:
@@ -149,6 +182,14 @@ def load_spiking(path: str | Path, trusted: Collection[str] = ()) -> LoadedSpiki
 
 def _build(checkpoint: Checkpoint) -> LoadedNetwork:
     described = checkpoint.description
+    if isinstance(described.get("network"), dict):  # built by itself
+        _check_shape(checkpoint.path, described["network"].get("input_shape"))
+        try:
+            network = described_network(described["network"], checkpoint.section("model"))
+        except SimulationError as error:
+            raise CheckpointError(f"{checkpoint.path} cannot be built: {error}") from error
+        load_model(network, checkpoint)
+        return LoadedNetwork(network.eval(), described)
     _check_description(checkpoint)
     ann_component = check_component(nn.Module, described["ann"], "ann")
     if "weights" in ann_component.arguments:
@@ -166,15 +207,18 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
 
 def _check_description(checkpoint: Checkpoint) -> None:
     described, path = checkpoint.description, checkpoint.path
-    shape = described.get("input_shape")
-    sizes = shape if isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape) else None
-    if sizes is None or math.prod(sizes) > LARGEST_INPUT:
-        raise CheckpointError(f"{path} has the input shape {shape!r}; an image may have at most {LARGEST_INPUT:,} numbers")
+    _check_shape(path, described.get("input_shape"))
     if described["kind"] not in ("ann", "snn") or not isinstance(described.get("data"), dict):
         raise CheckpointError(f"{path} has no valid description of a network: its kind or its data is missing")
     missing = [key for key in ("timesteps", "seed") if type(described.get(key)) is not int]
     if described["kind"] == "snn" and missing:
         raise CheckpointError(f"{path} has no valid description of a spiking network: {', '.join(missing)} is missing")
+
+
+def _check_shape(path: Path, shape: Any) -> None:
+    sizes = shape if isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape) else None
+    if sizes is None or math.prod(sizes) > LARGEST_INPUT:
+        raise CheckpointError(f"{path} has the input shape {shape!r}; an image may have at most {LARGEST_INPUT:,} numbers")
 
 
 def _check_size(ann: Component[nn.Module], checkpoint: Checkpoint) -> None:

@@ -17,6 +17,7 @@ from spikeprop.errors import DamagedFileError, RunError
 from spikeprop.runtime.files import read_json
 
 AGAIN = "restore it from a copy, or run again with another --out folder"
+DIAGNOSIS = "diagnosis.txt"  # of `spikeprop diagnose --keep`
 LABELS = {"converted": "converted", "finetuned": "fine-tuned"}
 
 
@@ -100,6 +101,11 @@ class RunRecord:
         """Time steps of the hybrid conversion's fine-tuning, at which its networks are compared."""
         report = self.report or {}
         return int(report.get("rates_at", report.get("timesteps", 0)))
+
+    def diagnosis(self) -> str:
+        """What `spikeprop diagnose --keep` found; empty without."""
+        file = self.path / DIAGNOSIS
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
     def started(self) -> str:
         """When it started, where run.json says it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,9 +23,12 @@ class LearningRule(ABC):
         own: modules of the rule's own, by name; empty for most rules. Not a setting: the rule fills it in ``prepare``.
     """
 
-    single_backward: ClassVar[bool] = False  # all gradients come from one backward pass through one call of the network
-
     own: nn.ModuleDict = field(init=False, default_factory=nn.ModuleDict, repr=False, compare=False)
+
+    @property
+    def single_backward(self) -> bool:
+        """Whether all gradients come from one backward pass through one call of the network."""
+        return False
 
     @property
     def complete_batches(self) -> bool:
@@ -38,8 +41,8 @@ class LearningRule(ABC):
 
         Args:
             model: the network, in training mode.
-            x: images (B, ...).
-            y: labels (B,), int64.
+            x: examples (B, ...); of rules that simulate also sequences (B, T, ...), or ``Sequences`` of unequal length.
+            y: labels (B,), int64; or what the rule's loss takes.
 
         Returns:
             {"loss": mean loss (), "scores": class scores (B, K)}, both detached; further entries are scalars () that the loop

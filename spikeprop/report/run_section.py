@@ -27,6 +27,8 @@ def sections(run: RunRecord, found: Evidence, name: str) -> Markup:
         ("Loihi 2", _chip),
         ("Conversion error", _error),
     ]
+    if run.diagnosis():
+        parts.append(("What conversion loses", lambda run, *_: tag("pre", run.diagnosis(), class_="wide", tabindex=0)))
     heads = [tag("h3", title, id=f"{name}-about-{title.split()[0].lower()}") for title, _ in parts]
     return join(piece for head, (_, make) in zip(heads, parts) for piece in (head, make(run, found, name)))
 

@@ -6,11 +6,14 @@ from spikeprop.snn.cuba import CubaLIF
 from spikeprop.snn.differential import DifferentialIF
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.encoder import Delta, Direct, Encoder, Frames, Latency, Poisson
+from spikeprop.snn.in_place import Recurrent
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import IF, LIF, PLIF, Neuron
-from spikeprop.snn.pooling import SpikingMaxPool
+from spikeprop.snn.normalisation import TemporalBatchNorm, ThresholdBatchNorm
+from spikeprop.snn.pooling import SpikingMaxPool, StepMaxPool
 from spikeprop.snn.readout import Integrator, ReadoutSchedule
+from spikeprop.snn.recurrence import RLIF
 from spikeprop.snn.signed import GradedIF, SignedIF
 from spikeprop.snn.spike import NEVER, advance_since, spike
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, MultiGaussian, Sigmoid, Surrogate, Triangle
@@ -24,6 +27,7 @@ __all__ = [
     "LIF",
     "NEVER",
     "PLIF",
+    "RLIF",
     "STDB",
     "ATan",
     "ChannelPad",
@@ -48,13 +52,17 @@ __all__ = [
     "Poisson",
     "ReadoutDynamics",
     "ReadoutSchedule",
+    "Recurrent",
     "SampleDropout",
     "Sigmoid",
     "SignedIF",
     "SpikingMaxPool",
     "SpikingNetwork",
+    "StepMaxPool",
     "Surrogate",
     "Synapse",
+    "TemporalBatchNorm",
+    "ThresholdBatchNorm",
     "Triangle",
     "advance_since",
     "spike",

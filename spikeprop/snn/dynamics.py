@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.hooks import global_hooks, untouched
+from spikeprop.snn.in_place import called_in_place
 
 
 class NeuronState(NamedTuple):
@@ -95,9 +96,9 @@ class LayerDynamics(nn.Module, ABC):
         sent, state = self.run(current.unsqueeze(0), state)
         return sent.squeeze(0), state
 
-    def forward(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        """``step``."""
-        return self.step(current, state)
+    def forward(self, current: Tensor, state: Any = None) -> Any:
+        """``step``; without a state what the neuron sends where it stands in a module (``snn/in_place.py``)."""
+        return self.step(current, state) if state is not None else called_in_place(self, current)
 
     def advance(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         """``run``; step by step through ``__call__`` where hooks or another ``forward`` or ``step`` are to be heard."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
@@ -41,17 +41,31 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def refuse_uncalled(containers: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse hooks on modules that only hold others, which nothing calls.
+    """Refuse what no simulation can honour: hooks on modules that only hold others, which nothing calls, and absent weights.
 
     Raises:
         SimulationError: names the module.
     """
     for name, module in containers:
+        refuse_absent(name, next(module.parameters(), None))
         if _hooked(module) or "forward" in module.__dict__:
             raise SimulationError(
                 f"{name!r} ({type(module).__name__}) has a hook or a forward of its own, but it only holds other modules and is "
                 "never called: register the hook on a synapse (network.layers[name].synapses[i]), one of its ops, or the neuron"
             )
+
+
+def refuse_absent(name: str, tensor: Tensor | None) -> None:
+    """Refuse a network on the meta device; ``tensor`` is one of those of the module ``name``.
+
+    Raises:
+        SimulationError: names the module, and what to do.
+    """
+    if tensor is not None and tensor.is_meta:
+        raise SimulationError(
+            f"{name!r} is on the meta device, which holds shapes without values; make the network on the CPU, or load its "
+            "weights: network.to_empty(device='cpu'), then network.load_state_dict(...)"
+        )
 
 
 def refuse_transforms(x_B: Any) -> None:

@@ -1,10 +1,13 @@
-"""Max pooling of spikes, exact for rates.
+"""Max pooling of spikes: of what was sent so far, which is exact for rates, and of each step alone.
 
     N[t] = N[t-1] + s[t];   o[t] = max(N[t]) - max(N[t-1])
 
 The largest count of a window grows by at most one a step, so the difference is a spike. On real-valued input that stays the same
 it is the ordinary maximum. (Rueckauer et al. 2017, sec. 2.2.6, let the most active input through instead, which may send more
 spikes than any input has sent.)
+
+Of each step alone, o[t] = max(s[t]): what ``nn.MaxPool2d`` computes in a module that runs step after step. Of spikes of 0 and 1
+it is a neuron without memory behind their mean, o[t] = 1 where mean(s[t]) > 1 / (2 n) for windows of n.
 """
 
 from __future__ import annotations
@@ -43,6 +46,38 @@ class SpikingMaxPool(LayerDynamics):
 
     def activation(self, total: Tensor, ceiling: Tensor | None) -> Tensor:
         """Sources are rectified and clipped already."""
+        return self.window(total)
+
+    def connected(self, values: Tensor) -> Tensor:
+        """Each spike is compared once in every window."""
+        return window_sums(values.flatten(0, 1), self.window).unflatten(0, values.shape[:2])
+
+
+class StepMaxPool(LayerDynamics):
+    """The largest of its window at each step.
+
+    Args:
+        kernel_size, stride, padding, ceil_mode: as of ``torch.nn.MaxPool2d``.
+        axes: of positions: 1 of a signal, 2 of an image, 3 of a video or a volume.
+    """
+
+    passes_on: ClassVar[bool] = True
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *, axes: int = 2):
+        super().__init__()
+        self.window = WINDOWS[axes](kernel_size, stride, padding, ceil_mode=ceil_mode)
+
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        return self.window(currents.flatten(0, 1)).unflatten(0, (len(currents), -1)), state
+
+    def initial_state(self, current: Tensor) -> NeuronState:
+        """It remembers nothing."""
+        return NeuronState(current.new_zeros(()), None)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self.window(torch.empty(shape, device="meta")).shape)
+
+    def activation(self, total: Tensor, ceiling: Tensor | None) -> Tensor:
         return self.window(total)
 
     def connected(self, values: Tensor) -> Tensor:

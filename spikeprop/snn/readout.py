@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
+from spikeprop.snn.hooks import refuse_absent
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.offset import shifted_start
 
@@ -167,11 +168,12 @@ class ReadoutSchedule(nn.Module):
     @property
     def trivial(self) -> bool:
         """Whether all steps of one run count."""
-        return int(self.delay) == 0 and not self.restarts
+        return not self.restarts and int(self.delay) == 0
 
     @property
     def restarts(self) -> bool:
         """Whether there is a run beforehand."""
+        refuse_absent("readout", self.pre_run)
         return int(self.pre_run) > 0
 
     def counted_steps(self, timesteps: int) -> int:
@@ -197,6 +199,7 @@ class ReadoutSchedule(nn.Module):
 
         Between two of them ``leaving`` may be told which samples go on.
         """
+        refuse_absent("readout", self.delay)
         delay = int(self.delay)
         if delay == 0:
             yield from outputs

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeprop.runtime.seeding import mix_seed
+from spikeprop.snn.normalisation import NORMS, normalised
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weight (in, out / groups, ...), of others out first
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
@@ -113,7 +114,7 @@ class Synapse(nn.Module):
             if isinstance(op, SampleDropout) and self.training and op.p > 0 and masks is not None:
                 x = op(x, masks.get(f"{name}/{i}", op.p, x.unflatten(0, (steps, -1))[0]))
             else:
-                x = op(x)
+                x = normalised(op, x, steps) if isinstance(op, NORMS) else op(x)
         return x.unflatten(0, (steps, -1))
 
     def weighted(self) -> list[Weighted]:

@@ -59,7 +59,8 @@ class TimedInput:
             raise ValueError(f"input {found}")
         axes = x.dim() - len(shape)
         if axes not in (1, 2) or tuple(x.shape[axes:]) != shape:
-            raise ValueError(f"input has shape {tuple(x.shape)}; this network reads {either}")
+            remedy = "; one sample needs a batch axis: x[None]" if tuple(x.shape) == shape else ""
+            raise ValueError(f"input has shape {tuple(x.shape)}; this network reads {either}{remedy}")
         if x.shape[axes - 1] == 0:
             raise ValueError("the batch holds no sample; a simulation needs at least 1")
         steps = _checked_steps(x, timesteps, still=axes == 1)
@@ -170,6 +171,13 @@ class RunningInput:
             self._x_TB = self._x_TB[:1, rows].expand(len(self._x_TB), len(rows), *self._x_TB.shape[2:])
         else:
             self._rows = rows if self._rows is None else self._rows[rows]
+
+
+def own_steps(values_tB: Tensor, first: int, lengths: Tensor) -> Tensor:
+    """Values (t, B, ...) of the steps from ``first`` on, 0 after each sample's last step; lengths: (B,)."""
+    step_t = torch.arange(first, first + len(values_tB), device=values_tB.device)
+    own_tB = step_t[:, None] < lengths
+    return torch.where(own_tB.view(*own_tB.shape, *(1,) * (values_tB.dim() - 2)), values_tB, 0.0)
 
 
 def time_first(network: LayeredNetwork, x: Any) -> tuple[Tensor, Tensor | None]:

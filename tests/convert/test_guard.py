@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -391,3 +392,48 @@ def test_several_threads_convert_one_module() -> None:
     with ThreadPoolExecutor(3) as pool:
         assert len(list(pool.map(lambda _: convert(ann, [x], IF(), MaxActivation()), range(12)))) == 12
     assert all(module.training for module in ann.modules())
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (
+            (4, 1, 8, 8),
+            "it reads (batch, 3, height, width), and is given (batch, 1, 8, 8); pass images (batch, 3",
+        ),
+        ((4, 8, 8), "is given (batch, 8, 8); pass images (batch, 3, height, width); one image has no batch axis"),
+        (
+            (4, 3, 9, 9),
+            "it reads (batch, ..., 144), and is given (batch, 196); pass images of the shape that",
+        ),
+    ],
+)
+def test_images_of_another_shape_are_refused_with_both_shapes_and_the_remedy(shape: tuple[int, ...], said: str) -> None:
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    with pytest.raises(ConversionError, match=re.escape(said)):
+        convert(ann, [torch.rand(shape)], timesteps=4)
+
+
+def test_an_ann_on_the_meta_device_is_refused() -> None:
+    with pytest.raises(ConversionError, match=r"'1.weight' is on the meta device.*ann.load_state_dict"):
+        convert(mlp().to("meta"), X, timesteps=4)
+
+
+class AttendsByFunction(nn.Module):
+    """The weights of its attention are arguments of a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.last = nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, a = x.flatten(1, 2).transpose(0, 1), self.held
+        found, _ = F.multi_head_attention_forward(
+            q, q, q, 8, 2, a.in_proj_weight, a.in_proj_bias, None, None, False, 0.0, a.out_proj.weight, a.out_proj.bias, False
+        )
+        return self.last(found.mean(0))
+
+
+def test_attention_whose_weights_are_arguments_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConversionError, match=r"weights are arguments of the function.*call an nn.MultiheadAttention"):
+        convert(AttendsByFunction(), X, timesteps=4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -131,3 +133,40 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(EvaluationError, match="runs beforehand"):
         sp.explain_conversion(before, ann, x)
     assert isinstance(sp.explain_conversion(network, ann, (x, torch.zeros(64, dtype=torch.long)), [1]), ConversionDiagnosis)
+
+
+@pytest.mark.parametrize("calibrator", [sp.LeastError(timesteps=STEPS), sp.LeastSquares(timesteps=STEPS)])
+def test_another_ann_of_the_same_shape_is_refused(calibrator: sp.LeastError | sp.LeastSquares) -> None:
+    ann, x = made()
+    network = sp.convert(ann, x, sp.SignedIF(), calibrator)
+    other = copy.deepcopy(ann)
+    sp.explain_conversion(network, other, x, [1])
+    with torch.no_grad():
+        other[2].weight.copy_(torch.randn(12, 16, generator=torch.Generator().manual_seed(1)))  # type: ignore[operator]
+    with pytest.raises(EvaluationError, match=r"not converted from this ANN: the currents of layer '.+' differ"):
+        sp.explain_conversion(network, other, x, [1])
+
+
+class TwoHeads(nn.Module):
+    """Outputs of which the second is two numbers of one kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, _ = made(6)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        scores = self.body(x)
+        return {"kind": scores[:, :4], "side": scores[:, 4:]}
+
+
+def test_one_output_of_several_is_explained_by_its_name() -> None:
+    _, x = made()
+    ann = TwoHeads().eval()
+    network = sp.convert(ann, x, timesteps=STEPS)
+    found = sp.explain_conversion(network, ann, x, [STEPS], output="side")
+    with torch.no_grad():
+        agree = network(x, STEPS)["side"].argmax(1) == ann(x)["side"].argmax(1)
+    assert found.agreement[STEPS] == pytest.approx(100 * float(agree.double().mean()))
+    for wrong in (None, "left"):
+        with pytest.raises(EvaluationError, match=r"2 outputs.*output= one of 'kind', 'side'"):
+            sp.explain_conversion(network, ann, x, [STEPS], output=wrong)

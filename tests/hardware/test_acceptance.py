@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from spikeprop_hardware import HardwareError, Quantized, SimulationResult, Simulator, quantize, simulate
+from spikeprop_hardware.acceptance import dropped
 from spikeprop_hardware.grids import WeightErrors
+from spikeprop_hardware.kernels import add_shifted_numpy
 from spikeprop_hardware.network import Connection, lay_out
 from spikeprop_hardware.room import MOST_ROOM, readout_room
 from torch import nn
@@ -321,3 +323,12 @@ def test_a_layer_whose_small_rows_are_lost_is_refused() -> None:
     quantize(layer(weight, theta=0.5), input_limit=1.0)
     with pytest.raises(HardwareError, match="relative to their own weights"):
         quantize(layer(weight * factor[:, None], theta=0.5 * factor), input_limit=1.0)
+
+
+@pytest.mark.parametrize("exponent", [-8, -3, -2, -1, 0, 3])
+def test_what_a_shift_down_drops_is_counted_as_the_kernels_drop_it(exponent: int) -> None:
+    """Nothing at -1, whose shift undoes the factor 2."""
+    sums = np.arange(-512, 512, dtype=np.int32)
+    current = np.zeros_like(sums)
+    add_shifted_numpy(sums, exponent, current)
+    assert dropped(exponent) == pytest.approx(float((sums * 2.0 ** (exponent + 1) - current).mean()))

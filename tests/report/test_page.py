@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -182,6 +183,19 @@ def test_missing_content_of_a_folder_is_named(page_run: Path, tmp_path: Path) ->
 
 
 MISSING = ("thresholds", "confusion", "examples", "rasters")
+
+
+def test_a_kept_diagnosis_is_on_the_page(page_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(page_run, folder)
+    title = "What conversion loses"
+    assert title not in document([RunRecord.read(folder)], [{"missing": {}}])
+    result = CliRunner().invoke(main, ["diagnose", str(folder), "--timesteps", "2", "--samples", "20", "--keep"])
+    assert result.exit_code == 0, result.output
+    page = document([RunRecord.read(folder)], [{"missing": {}}])
+    assert title in page
+    assert html.escape((folder / "diagnosis.txt").read_text()) in page
+    assert (folder / "diagnosis.txt").read_text().strip() in result.output
 
 
 def test_text_from_run_folders_is_escaped(page_run: Path, tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def plain_output(network: SpikingNetwork, x_B: Tensor, timesteps: int) -> Tensor
 
 def random_neuron(rng: random.Random) -> Neuron:
     """A neuron of any kind with random settings, of which a random few are trained."""
-    kind, settings = rng.choice((LIF, CubaLIF, ALIF, PLIF, CubaLIF, ALIF)), {}
+    kind: Any = rng.choice((LIF, CubaLIF, ALIF, PLIF, CubaLIF, ALIF))
+    settings: dict[str, Any] = {}
     if kind is PLIF:
         settings = {"tau": rng.uniform(1.1, 4.0), "decay_input": rng.random() < 0.5}
     else:

@@ -429,3 +429,22 @@ def test_a_network_made_in_inference_mode_is_refused_where_gradients_are_wanted(
     with torch.no_grad():
         torch.testing.assert_close(made_there(x, STEPS), network(x, STEPS))
     copy.deepcopy(made_there)(x, STEPS).sum().backward()
+
+
+@pytest.mark.parametrize("how", ["forward", "unroll", "step"])
+def test_a_network_on_the_meta_device_is_refused_in_words(how: str) -> None:
+    network, x = network_of()
+    empty = copy.deepcopy(network).to("meta")
+    runs = {
+        "forward": lambda: empty(x, STEPS),
+        "unroll": lambda: next(iter(empty.unroll(x, STEPS))),
+        "step": lambda: empty.step(x, network.init_state()),
+    }
+    with pytest.raises(SimulationError, match="is on the meta device, which holds shapes without values; make the network"):
+        runs[how]()
+
+
+def test_one_sample_without_a_batch_axis_is_refused_with_the_remedy() -> None:
+    network, x = network_of()
+    with pytest.raises(ValueError, match=r"one sample needs a batch axis: x\[None\]"):
+        network(x[0], STEPS)

@@ -146,7 +146,7 @@ def test_cuba_fires_as_snntorch_synaptic_does() -> None:
 def test_alif_and_cuba_fire_as_norse_lsnn_does() -> None:
     """Norse's current acts a step later, and its adaptation decays before it is first compared: beta is rho times theirs."""
     lsnn = pytest.importorskip("norse.torch.functional.lsnn")
-    like = {"dtype": torch.float64}
+    like: Any = {"dtype": torch.float64}
     currents = torch.randn(30, 4, 8, generator=torch.Generator().manual_seed(3), **like) * 4
     for syn, rho, beta in ((1.0, 0.9, 0.5), (0.3, 0.9, 0.0)):
         settings = {"tau_syn_inv": syn, "tau_mem_inv": 0.2, "tau_adapt_inv": 1 - rho, "beta": beta}

@@ -24,10 +24,10 @@ from spikeprop.convert.calibrators.rows import Per, from_rows, largest_of_rows, 
 from spikeprop.convert.encoded import isolated_rng
 from spikeprop.convert.shard import BLOCK, UNSHARDED, CalibrationShard
 from spikeprop.convert.spikes import SpikeTrains, spike_trains
-from spikeprop.convert.weights import by_channel
 from spikeprop.runtime.checks import at_least_one
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import Layer, SpikingNetwork
+from spikeprop.snn.weights import by_channel
 
 POSITIONS = 256  # of an image, that are compared to choose the delay of the readout
 SEARCHED = 128  # images that the search on spikes runs

@@ -130,4 +130,13 @@ def _projection(module: nn.MultiheadAttention, number: int) -> nn.Linear:
     return layer
 
 
-FUNCTIONS = {"scaled_dot_product_attention": scaled_dot_product}
+def function_form(builder: Builder, node: fx.Node) -> Value | None:
+    """``F.multi_head_attention_forward``: its weights are arguments, so that no layer would have them."""
+    raise refuse(
+        node,
+        "its weights are arguments of the function, and no module's",
+        "call an nn.MultiheadAttention with these weights, or F.linear and F.scaled_dot_product_attention",
+    )
+
+
+FUNCTIONS = {"scaled_dot_product_attention": scaled_dot_product, "multi_head_attention_forward": function_form}

@@ -232,7 +232,7 @@ def shifted(value: Value, shift: Tensor) -> Value:
 
 def weighted(value: Value, layer: nn.Linear, label: str) -> Value:
     """A linear layer along the last axis of samples of several axes."""
-    return tuple(b.then(values._copy(layer, bias=i == 0), label) for i, b in enumerate(value))
+    return tuple(b.then(layer if b.kept else values._copy(layer, bias=i == 0), label) for i, b in enumerate(value))
 
 
 def _normalised(builder: Builder, node: fx.Node, norm: nn.modules.batchnorm._BatchNorm) -> Value:

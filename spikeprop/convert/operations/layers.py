@@ -12,8 +12,8 @@ from spikeprop.convert.builder import Builder
 from spikeprop.convert.operations.sampling import pad_like
 from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import Value
-from spikeprop.convert.weights import conv_like
 from spikeprop.snn import SampleDropout
+from spikeprop.snn.weights import conv_like
 
 CONV = ("weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPOSED = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -84,6 +84,11 @@ def _functional_linear(builder: Builder, node: fx.Node) -> Value:
 
 
 def _functional_weighted(builder: Builder, node: fx.Node, layer: Any, weight: Tensor, bias: Tensor | None) -> Value:
+    if builder.builds:
+        if not isinstance(weight, nn.Parameter) or not isinstance(bias, nn.Parameter | None):
+            raise refuse(node, "weights that are computed would not be trained", "use a layer with its own parameters")
+        layer.weight, layer.bias = weight, bias
+        return _weighted(builder, node, layer, builder.value(node), node.name)
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())

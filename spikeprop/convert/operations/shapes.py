@@ -17,7 +17,7 @@ from spikeprop.convert import value as values
 from spikeprop.convert.builder import Builder
 from spikeprop.convert.trace import function_name, refuse
 from spikeprop.convert.value import Value
-from spikeprop.convert.weights import chosen
+from spikeprop.snn.weights import chosen
 
 FULL = slice(None)
 

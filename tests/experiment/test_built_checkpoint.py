@@ -1,0 +1,97 @@
+"""A spiking network that was built by itself is saved with its structure, and loaded without the code that built it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spikeprop
+from spikeprop import IF, GradedIF, Integrator, SignedIF, TemporalBatchNorm, Triangle, spiking
+from spikeprop.errors import CheckpointError
+from spikeprop.experiment.network_checkpoint import load_network
+from spikeprop.learn import load_checkpoint
+from spikeprop.learn.checkpoint import save_checkpoint
+from spikeprop.snn import LayerDynamics, NeuronState, SpikingMaxPool
+from tests.convert.test_building import KINDS, Residual
+
+
+class Mixed(nn.Module):
+    """Other classes of operations and neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), TemporalBatchNorm(4, 3, alpha=0.7, eps=1e-3), SignedIF(),
+            nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 3, groups=2, bias=False), GradedIF(levels=7), SpikingMaxPool(2),
+            nn.Unflatten(1, (1, 2)), nn.Flatten(), nn.Linear(50, 3), IF(surrogate=Triangle(height=0.5)), nn.Linear(3, 2),
+            Integrator(leak=0.6, trainable=("leak",)),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [*KINDS, (Mixed, (2, 6, 6))], ids=lambda case: getattr(case, "__name__", ""))
+def test_round_trip_is_the_same_network(kind: type[nn.Module], shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = spiking(kind().double(), shape)
+    for name, buffer in network.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    spikeprop.save_network(tmp_path / "net.safetensors", network)
+    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    x = 2 * torch.randn(3, *shape).double()
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x, 3), again(x, 3))
+    assert str(again) == str(network)
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in network.parameters()]
+
+
+def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
+    spikeprop.save_network(tmp_path / "net.safetensors", spiking(Residual(), (2, 5, 5)))
+    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    assert again._layer("again").neuron is again._layer("again_2").neuron
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in Residual().parameters())
+
+
+class Forgetful(LayerDynamics):
+    """Does not keep its constructor's argument."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.factor = 2 * gain
+
+    def step(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        return (self.factor * current > 1).to(current), state
+
+
+def test_neuron_that_would_be_another_one_is_refused(tmp_path: Path) -> None:
+    network = spiking(nn.Sequential(nn.Linear(3, 4), Forgetful(2.0), nn.Linear(4, 2)), (3,))
+    with pytest.raises(CheckpointError, match="Forgetful whose 'factor' does not follow"):
+        spikeprop.save_network(tmp_path / "net.safetensors", network)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["layers"][0]["synapses"][0]["ops"][0].update(use="os.system"), "code from outside|no Module"),
+        (lambda d: d["layers"][0]["synapses"][0]["ops"][0].update(use="posixpath.join"), "no Module"),
+        (lambda d: d["layers"][0]["synapses"][0]["ops"][0]["settings"].update(in_channels=10**6, out_channels=10**6), "far more"),
+        (lambda d: d["layers"][0].pop("neuron"), "cannot be built"),
+        (lambda d: d.update(input_shape=[2**20, 2**20]), "at most"),
+        (lambda d: d["layers"][0].update(name="renamed"), "renamed"),
+    ],
+)
+def test_description_that_was_changed_is_refused(change: object, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    network = spiking(Residual(), (2, 5, 5))
+    spikeprop.save_network(path, network)
+    described = json.loads(json.dumps(load_checkpoint(path).description))
+    change(described["network"])  # type: ignore[operator]
+    save_checkpoint(path, network, {k: v for k, v in described.items() if k not in ("aliases", "format")})
+    with pytest.raises(CheckpointError, match=words):
+        load_network(path)
