@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spikeprop.snn import INPUT, SpikingNetwork, Synapse
+from spikeprop.snn.folding import evaluated
 from spikeprop.snn.pooling import window_sums
 from spikeprop.snn.synapse import TRANSPOSED, WEIGHTED
 
@@ -43,7 +45,7 @@ class ActivityMeter:
     """
 
     def __init__(self, network: SpikingNetwork, timesteps: int | Iterable[int]):
-        self.network = network
+        self.network = network = evaluated(network)
         self.marks = sorted({timesteps} if isinstance(timesteps, int) else set(timesteps))
         self.timesteps = self.marks[-1]
         self.fan_out = {name: maps.double() for name, maps in fan_out(network).items()}
@@ -103,7 +105,7 @@ class ActivityMeter:
     def energy(self, timesteps: int | None = None) -> float:
         """Joules an image: additions for spikes, MACs for input that is not spikes."""
         synops = self.synops(timesteps)
-        price = MAC_JOULES if self.network.encoder.constant else ADD_JOULES
+        price = ADD_JOULES if self.network.encoder.spikes else MAC_JOULES
         means = self.running_means() * (self.timesteps if timesteps is None else timesteps) * MAC_JOULES
         return synops.pop(INPUT) * price + sum(synops.values()) * ADD_JOULES + means
 
@@ -162,18 +164,14 @@ def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
     With all weights 1, the derivative of the summed output with respect to an input is the number of its paths.
     """
     maps: dict[str, Tensor] = {}
-    values = {INPUT: torch.zeros(1, 1, *network.input_shape)}
-    for name, layer in network.named_layers():
-        total: Any = None
-        for _, source, synapse in layer.branches():
+    shapes = network.shapes()
+    for _, layer in network.named_layers():
+        for _, source, synapse in chain(layer.branches(), layer.feedback_branches()):
             ones = _ones(synapse)
             with torch.enable_grad():
-                probe = values[source].detach().requires_grad_()
-                current = ones(probe)
-                (grad,) = torch.autograd.grad(layer.dynamics.connected(current).sum(), probe)
+                probe = torch.zeros(1, 1, *shapes[source], requires_grad=True)
+                (grad,) = torch.autograd.grad(layer.dynamics.connected(ones(probe)).sum(), probe)
             maps[source] = maps.get(source, 0) + grad[0, 0]
-            total = current.detach()
-        values[name] = total.new_zeros(1, 1, *layer.dynamics.output_shape(tuple(total.shape[2:])))
     return maps
 
 

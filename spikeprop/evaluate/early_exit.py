@@ -24,6 +24,7 @@ from torch import Tensor
 from spikeprop.errors import EvaluationError
 from spikeprop.runtime.labels import by_example
 from spikeprop.snn import INPUT, Layer, SpikingNetwork
+from spikeprop.snn.folding import evaluated
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.signed import takes_back
@@ -73,12 +74,13 @@ def leave_early(network: SpikingNetwork, x: Tensor, timesteps: int, rule: EarlyE
         EvaluationError: the rule wants certainty, and the readout reads something whose spikes are not bounded.
         ValueError: the network is in training mode.
     """
-    name, readout = _readout(network)
+    network = evaluated(network)
+    name, _ = _readout(network)
     if network.output_form is not None or len(network.shapes()[name]) != 1:
         raise EvaluationError("early exit needs one prediction an image; this network has several outputs or positions")
     begin = max(int(network.readout.delay), int(network.readout.pre_run))  # the output counts from there
     certain = None if rule.confidence is not None else CertainMargin(network, timesteps)
-    scale, limit = readout.scale, rule.confidence or 1.0
+    limit = rule.confidence or 1.0
     left, leaving = torch.arange(len(x), device=x.device), Leaving()
     predicted, steps, t = left.clone(), torch.full_like(left, timesteps), 0
     for outputs in network.unroll(x, timesteps, chunk=rule.every, leaving=leaving):
@@ -89,7 +91,7 @@ def leave_early(network: SpikingNetwork, x: Tensor, timesteps: int, rule: EarlyE
         if certain is not None:
             done_B = certain(output_BC, timesteps - t)
         else:
-            done_B = (output_BC * scale / (t - begin)).softmax(1).amax(1) >= limit
+            done_B = by_example(network.estimate(outputs[-1], t)).softmax(1).amax(1) >= limit
         if done_B.any():
             steps[left[done_B]] = t
             left = left[~done_B]
@@ -135,6 +137,11 @@ class CertainMargin:
 def _linear_readout(network: SpikingNetwork) -> tuple[Tensor, Tensor, Tensor]:
     """The readout's weights for the largest spike (C, N), which neurons may send its negative (N,), biases (C,); float64."""
     name, layer = _readout(network)
+    if network.read != "sum" or layer.neuron is not None or layer.feedback_sources:
+        raise EvaluationError(
+            f"an exit that is certain needs an output that sums up the current of {name!r}, with no Integrator, no feedback and "
+            f"no other read than 'sum' (it is {network.read!r}): give early exit a confidence"
+        )
     dynamics, shapes = network.dynamics(), network.shapes()
     like = next(network.parameters())
     weights, signs, bias_C = [], [], torch.zeros(shapes[name][0], dtype=torch.float64, device=like.device)
