@@ -62,8 +62,8 @@ class SimulatingRule(LearningRule):
         """
         if network.output_form is not None:
             raise ValueError(
-                "this network returns several outputs in a structure of its own, and a loss of values over time reads one: use BPTT "
-                "with a loss of the output"
+                "this network returns several outputs in a structure of its own, and a loss of values over time reads one: use "
+                "BPTT with a loss of the output"
             )
         values, lengths = time_first(network, x)
         still = values.dim() == len(network.input_shape) + 1

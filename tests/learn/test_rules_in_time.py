@@ -26,6 +26,7 @@ from spikeprop.learn import (
 )
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.batches import Sequences
+from spikeprop.runtime.labels import IGNORED
 from spikeprop.snn import ALIF, PLIF, ATan, CubaLIF, FastSigmoid, Layer, Neuron, NeuronState, Synapse, Triangle
 from spikeprop.snn.readout import Integrator
 from spikeprop.snn.synapse import SampleDropout
@@ -312,6 +313,17 @@ def test_fit_trains_on_sequences(rule: LearningRule, padded: bool) -> None:
     one = network(12).float()
     history = fit(one, rule, batches, torch.optim.Adam(one.parameters(), lr=0.02), epochs=12)
     assert history[-1]["accuracy"] > 80
+
+
+def test_fit_counts_labels_of_each_step() -> None:
+    y = torch.randint(0, 3, (3, T), generator=torch.Generator().manual_seed(0))
+    y[torch.arange(T) >= PADDED.lengths[:, None]] = IGNORED
+    one = network(5).float()
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.0)
+    rule = BPTT(loss=EachStep(changing=True))
+    history = fit(one, rule, [(Sequences(X.float(), PADDED.lengths), y)], optimizer, epochs=1)
+    predicted = one.over_time(X.float().transpose(0, 1), lengths=PADDED.lengths).argmax(2).T
+    assert history[0]["accuracy"] == pytest.approx(100 * float((predicted == y).sum()) / int(PADDED.lengths.sum()))
 
 
 def test_silence_on_sequences_is_named() -> None:
