@@ -272,6 +272,7 @@ def test_random_feedback_is_drawn_once_and_saved() -> None:
         (RTRL(), lambda: normed(training=True), "is a batch-norm in training mode"),
         (BPTT(truncate=2), lambda: normed(training=True), "is a batch-norm in training mode"),
         (BPTT(average=True), lambda: network(5, read="mean"), "network.read is 'mean'"),
+        (BPTT(regularisers=[UpperRate(limit=0.1)]), network, "has no neurons"),
     ],
 )
 def test_what_a_rule_cannot_do_is_named(rule, made, said: str) -> None:
@@ -291,6 +292,15 @@ def test_what_a_rule_cannot_do_is_named(rule, made, said: str) -> None:
 def test_settings_that_do_not_fit_are_refused(make: Make, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("rule", [BPTT(), RTRL(), OTTT(), EProp(feedback="random")], ids=lambda rule: type(rule).__name__)
+def test_a_network_without_spikes_is_refused(rule: LearningRule) -> None:
+    with pytest.raises(ValueError, match=f"{type(rule).__name__} trains a SpikingNetwork, and this is a Linear"):
+        rule.step(nn.Linear(4, 3), X, Y)
+    if isinstance(rule, EProp):
+        with pytest.raises(ValueError, match="EProp trains a SpikingNetwork"):
+            rule.prepare(nn.Linear(4, 3), X)
 
 
 def test_still_samples_need_a_number_of_steps() -> None:
