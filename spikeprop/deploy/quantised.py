@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -44,8 +44,6 @@ class QuantisedBPTT(BPTT):
         input_limit: largest absolute input; default what the encoder can represent, or the largest of the current batch.
     """
 
-    single_backward: ClassVar[bool] = False  # it changes the network's parameters during a step
-
     refresh: int = 100
     input_limit: float | None = None
     _grids: WeakKeyDictionary[SpikingNetwork, tuple[Grids, list[int]]] = field(
@@ -56,6 +54,10 @@ class QuantisedBPTT(BPTT):
         super().__post_init__()
         if self.refresh < 1:
             raise ValueError(f"refresh is {self.refresh}; the scales hold for at least 1 step")
+
+    @property
+    def single_backward(self) -> bool:
+        return False  # it changes the network's parameters during a step
 
     def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         grids, left = self._grids.get(model, (None, [0]))

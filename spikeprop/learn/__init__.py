@@ -7,13 +7,19 @@ from spikeprop.learn.checkpoint import Checkpoint, drop_progress, load_checkpoin
 from spikeprop.learn.distributed.sharding import check_shardable, shard
 from spikeprop.learn.loop import fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
+from spikeprop.learn.online.rtrl import RTRL
+from spikeprop.learn.online.rules import OTTT, EProp
+from spikeprop.learn.regulariser import LowerRate, Regulariser, UpperRate
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
+from spikeprop.learn.temporal import EachStep, SpikeCount, TemporalLoss, VanRossum
 from spikeprop.learn.tensorboard import TensorBoardLog, tensorboard_installed, write_scalars
 from spikeprop.runtime.batches import Batches, Shardable
 
 __all__ = [
     "BPTT",
+    "OTTT",
+    "RTRL",
     "Backprop",
     "Batches",
     "Callback",
@@ -22,16 +28,24 @@ __all__ = [
     "Constant",
     "Cosine",
     "CrossEntropy",
+    "EProp",
+    "EachStep",
     "LearningRule",
     "Loss",
+    "LowerRate",
     "MetricsLog",
     "ProgressBar",
+    "Regulariser",
     "Schedule",
     "Shardable",
+    "SpikeCount",
     "SquaredError",
     "Steps",
+    "TemporalLoss",
     "TensorBoardLog",
     "TrainingState",
+    "UpperRate",
+    "VanRossum",
     "check_shardable",
     "drop_progress",
     "fit",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,8 +19,6 @@ class Backprop(LearningRule):
         loss: replaces the cross-entropy.
     """
 
-    single_backward: ClassVar[bool] = True
-
     label_smoothing: float = 0.0
     loss: Loss | None = None
 
@@ -30,6 +27,10 @@ class Backprop(LearningRule):
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1]")
         if self.loss is not None and self.label_smoothing:
             raise ValueError("label_smoothing belongs to the cross-entropy: give it or a loss, not both")
+
+    @property
+    def single_backward(self) -> bool:
+        return True
 
     def step(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         scores = model(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from spikeprop.errors import DataError, LabelError
 from spikeprop.learn.distributed.data_parallel import DataParallel
-from spikeprop.runtime.batches import Batch
+from spikeprop.runtime.batches import Batch, Sequences
 from spikeprop.runtime.labels import IGNORED, has_ignored
 from spikeprop.runtime.ordinary import trainable, unusual
 
@@ -35,20 +36,25 @@ def check_collection(batches: Any) -> None:
 
 
 def read_batch(batch: Any, model: nn.Module, parallel: DataParallel) -> Batch:
-    """Images and labels of a batch, as the network can read them and autograd can save them; float64 as the network computes.
+    """Examples and labels of a batch, as the network can read them and autograd can save them; float64 as the network computes.
+
+    Examples are a tensor (B, ...), of sequences (B, T, ...), or ``Sequences`` of unequal length.
 
     Raises:
-        DataError: images that a network cannot read.
+        DataError: examples that a network cannot read.
         LabelError: no pair of tensors, or another number of labels.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         what = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
         raise LabelError(f"a batch is {what}: give pairs of tensors (images, labels)")
     x, y = batch
-    _check(x, y, parallel)
+    values = x.values if isinstance(x, Sequences) else x
+    _check(values, y, parallel)
     floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if x.dtype == torch.float64 and len(floats) == 1:  # NumPy's own type
+    if values.dtype == torch.float64 and len(floats) == 1:  # NumPy's own type
         x = x.to(*floats)
+    if isinstance(x, Sequences):
+        return replace(x, values=trainable(x.values)), trainable(y)
     return trainable(x), trainable(y)
 
 

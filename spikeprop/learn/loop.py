@@ -86,7 +86,8 @@ def fit(
         model: network that ``rule`` can train, complete or sharded over the processes by ``shard``; batches go to its device.
         rule: fills ``.grad``; a rule with parameters of its own has been prepared, and the optimiser holds them
             (``rule.param_groups``).
-        batches: (images, labels) batches; ``Batches`` resume without rereading, any sized iterable works.
+        batches: (examples, labels) batches, of sequences (B, T, ...) or ``Sequences``; ``Batches`` resume without rereading, any
+            sized iterable works.
         optimizer: over the model's parameters; its learning rate is the base that ``schedule`` multiplies.
         epochs: passes over ``batches``.
         schedule: factor on the learning rate; default constant.
@@ -195,7 +196,7 @@ def _read(training: TrainingState, batches: Batches, settings: LoopSettings, def
         raise
 
 
-def _one_step(training: TrainingState, settings: LoopSettings, x: Tensor, y: Tensor, deferred: DeferredMetrics) -> None:
+def _one_step(training: TrainingState, settings: LoopSettings, x: Any, y: Tensor, deferred: DeferredMetrics) -> None:
     training.optimizer.zero_grad(set_to_none=True)
     x, y = settings.parallel.shard(x, y)
     with nullcontext() if settings.autocast is None else torch.autocast(settings.device.type, settings.autocast):

@@ -1,4 +1,4 @@
-"""``Loss``: the objective of a learning rule, for the rules that take any.
+"""``Loss``: the objective of a learning rule, for the rules that take any; ``learn/temporal.py`` has those of outputs over time.
 
 ``CrossEntropy`` is -log softmax(scores)[y]; ``SquaredError`` is sum_k (scores_k - onehot(y)_k)^2, the loss with which Activation
 Relaxation was published (Millidge et al. 2020). Both are means over the batch.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +19,16 @@ from spikeprop.runtime.labels import IGNORED, as_labels, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(ABC):
+class Objective(ABC):
+    """What a rule that simulates minimises: a ``Loss`` of the output, or a ``TemporalLoss`` of the outputs at all steps."""
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A scalar ()."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Objective):
     """A scalar of class scores and labels."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,9 +23,12 @@ class LearningRule(ABC):
         own: modules of the rule's own, by name; empty for most rules. Not a setting: the rule fills it in ``prepare``.
     """
 
-    single_backward: ClassVar[bool] = False  # all gradients come from one backward pass through one call of the network
-
     own: nn.ModuleDict = field(init=False, default_factory=nn.ModuleDict, repr=False, compare=False)
+
+    @property
+    def single_backward(self) -> bool:
+        """Whether all gradients come from one backward pass through one call of the network."""
+        return False
 
     @property
     def complete_batches(self) -> bool:

@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spikeprop.errors import SilentNetworkWarning
 from spikeprop.learn.distributed.sharding import is_sharded
@@ -26,29 +26,28 @@ class SilenceCheck:
 
     Args:
         model: that is trained; only spiking networks are checked.
-        rule: with the number of steps, if it simulates.
+        rule: that trains it; only rules that simulate, which have a number of steps, are checked.
         enabled: for one process of several.
     """
 
     def __init__(self, model: nn.Module, rule: Any, enabled: bool):
-        timesteps = getattr(rule, "timesteps", None)
-        complete = enabled and isinstance(model, SpikingNetwork) and not is_sharded(model)
-        self.timesteps: int | None = timesteps if complete and isinstance(timesteps, int) else None
+        self.timesteps: int | None = getattr(rule, "timesteps", None)  # None for sequences
+        self.due = enabled and isinstance(model, SpikingNetwork) and hasattr(rule, "timesteps") and not is_sharded(model)
 
-    def after_gradient(self, model: nn.Module, x: Tensor) -> None:
-        """After the first gradient: warn if some layer got none because layers do not fire on these images."""
-        timesteps, self.timesteps = self.timesteps, None
-        if timesteps is None or not isinstance(model, SpikingNetwork) or _reached(model):
+    def after_gradient(self, model: nn.Module, x: Any) -> None:
+        """After the first gradient: warn if some layer got none because layers do not fire on these examples."""
+        due, self.due = self.due, False
+        if not due or not isinstance(model, SpikingNetwork) or _reached(model):
             return
         training = model.training
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            silent = silent_layers(model, x[:IMAGES], timesteps)
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+            silent = silent_layers(model, x[:IMAGES], self.timesteps)
         model.train(training)
         if silent:
             warnings.warn(
-                f"within {timesteps} steps no neuron of {', '.join(silent)} fires, so no gradient passes and the layers below "
-                "are not trained: raise the rule's timesteps, lower the thresholds (the calibrator's scale), or use a surrogate "
-                "that needs no spikes, such as Triangle",
+                f"within {self.timesteps or x.shape[1]} steps no neuron of {', '.join(silent)} fires, so no gradient passes and "
+                "the layers below are not trained: raise the rule's timesteps, lower the thresholds (the calibrator's scale), or "
+                "use a surrogate that needs no spikes, such as Triangle",
                 SilentNetworkWarning,
                 stacklevel=5,
             )

@@ -243,11 +243,12 @@ class SpikingNetwork(nn.Module):
         assert state.reading.output is not None
         return state.reading.output, state
 
-    def run(self, x_TB: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
+    def run(self, x_TB: Tensor, state: NetworkState, *, observe: Observer | None = None) -> tuple[Tensor, NetworkState]:
         """Advance over several already encoded steps (t, B, ...); returns the last layer's value at each (t, B, K) and the state.
 
         Gradients pass through all steps since ``init_state`` or ``detached``: with the latter between two calls, this is
-        truncated backpropagation through time. ``state.reading.output`` is the output so far. Runs on the plain reference.
+        truncated backpropagation through time. ``state.reading.output`` is the output so far. Runs on the plain reference;
+        ``observe`` as in ``forward``.
 
         Raises:
             ValueError: as ``step``.
@@ -259,7 +260,7 @@ class SpikingNetwork(nn.Module):
             raise ValueError(f"{reason}, so steps cannot be given one after another: use forward, or put it into evaluation mode")
         refuse_transforms(x_TB)
         refuse_uncalled(self._containers())
-        values_TB, state = advance(self, trainable(x_TB), len(x_TB), state, None)
+        values_TB, state = advance(self, trainable(x_TB), len(x_TB), state, observe)
         state.reading = read(self.read, values_TB, state.reading, state.lengths)[1]
         return values_TB, state
 
@@ -317,12 +318,18 @@ class SpikingNetwork(nn.Module):
         return dynamics.advance(current_TBK, dynamics.initial_state(current_TBK[0]) if state is None else state)
 
     def over_time(
-        self, x: Tensor, timesteps: int | None = None, *, lengths: Tensor | None = None, chunk: int | None = None
+        self,
+        x: Tensor,
+        timesteps: int | None = None,
+        *,
+        lengths: Tensor | None = None,
+        chunk: int | None = None,
+        observe: Observer | None = None,
     ) -> Tensor:
         """The last layer's value at each step, (T, B, K), 0 after a sample's own last step; with gradients for every parameter.
 
         Args:
-            x, timesteps, lengths, chunk: as in ``forward``.
+            x, timesteps, lengths, chunk, observe: as in ``forward``; gradients that are observed run on the plain reference.
 
         Raises:
             ValueError: as ``forward``, and a delayed readout or a run beforehand.
@@ -332,10 +339,10 @@ class SpikingNetwork(nn.Module):
             raise ValueError(
                 "this network has a delayed readout or a run beforehand, which make no value at each step; use forward"
             )
-        if packed and torch.is_grad_enabled():
+        if packed and torch.is_grad_enabled() and observe is None:
             values_TBK = _engine().train(self, given, chunk, lambda current: self._values(current, None)[0], each_step=True)
         else:
-            values_TBK = torch.cat(list(self._values_of(given, packed, chunk, None, 0, None)))
+            values_TBK = torch.cat(list(self._values_of(given, packed, chunk, observe, given.timesteps, None)))
         if given.lengths is None:
             return values_TBK
         counts_TB = torch.arange(given.timesteps, device=values_TBK.device)[:, None] < given.lengths

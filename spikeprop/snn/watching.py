@@ -5,10 +5,13 @@ Suffix legend: T steps, B batch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from spikeprop.snn.network import SpikingNetwork
+from spikeprop.snn.timed_input import time_first
 
 WATCHED_BYTES = 2**28  # the unpacked spikes of the largest layer while someone watches
 
@@ -20,8 +23,10 @@ def watched_chunk(network: SpikingNetwork, images: int, timesteps: int) -> int:
 
 
 @torch.no_grad()
-def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[str]:
-    """Layers in which no neuron fires within ``timesteps`` steps on images x (B, ...): STDB cannot reach what is below them.
+def silent_layers(network: SpikingNetwork, x: Any, timesteps: int | None) -> list[str]:
+    """Layers in which no neuron fires within ``timesteps`` steps on samples x (B, ...): STDB cannot reach what is below them.
+
+    Sequences (B, T, ...), or ``Sequences``, have their own number of steps, and ``timesteps`` is None.
 
     The network is left in evaluation mode.
     """
@@ -31,6 +36,8 @@ def silent_layers(network: SpikingNetwork, x: Tensor, timesteps: int) -> list[st
         if bool((spikes_TB != 0).any()):
             active.add(name)
 
-    x = x.to(next((p.device for p in network.parameters()), x.device))
-    network.eval()(x, timesteps, chunk=watched_chunk(network, len(x), timesteps), observe=observe)
+    examples = len(x)
+    x, lengths = time_first(network, x.to(next((p.device for p in network.parameters()), x.device)))
+    chunk = watched_chunk(network, examples, timesteps or len(x))
+    network.eval()(x, timesteps, lengths=lengths, chunk=chunk, observe=observe)
     return [name for name in network.dynamics() if name not in active]

@@ -21,6 +21,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -103,7 +104,7 @@ class DataParallel:
             stop_if_requested()
             raise Stopped(signal.SIGTERM)
 
-    def shard(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def shard(self, x: Any, y: Tensor) -> tuple[Any, Tensor]:
         """This process's shard of a batch, which ``reduce`` weights; ``x`` may already be this shard, ``y`` is complete."""
         size, rows = len(y), self.processes.rows(len(y))
         own = y[rows]
