@@ -6,6 +6,8 @@ from spikeprop.data.events import CIFAR10DVS, NMNIST, SHD, SSC, DVSGesture, Even
 from spikeprop.data.imagenet import FolderSplit, ImageNet
 from spikeprop.data.in_memory import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from spikeprop.data.segmentation import DigitsOnPhotographs
+from spikeprop.data.sequences import DatasetSplit, FrameData, SequenceData, SequenceSplit
+from spikeprop.data.speech import SpeechCommands
 from spikeprop.data.webdataset import WebDataset
 from spikeprop.runtime.batches import Sequences, Split
 
@@ -18,17 +20,22 @@ __all__ = [
     "SHD",
     "SSC",
     "DVSGesture",
+    "DatasetSplit",
     "Digits",
     "DigitsOnPhotographs",
     "EventData",
     "Events",
     "FashionMNIST",
     "FolderSplit",
+    "FrameData",
     "ImageData",
     "ImageNet",
     "InMemorySplit",
     "LabelledData",
+    "SequenceData",
+    "SequenceSplit",
     "Sequences",
+    "SpeechCommands",
     "Split",
     "TonicData",
     "WebDataset",

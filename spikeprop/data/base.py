@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from spikeprop.errors import MissingDataError
 from spikeprop.runtime.batches import Batch, Split
 from spikeprop.runtime.seeding import generator
+
+HASHED = 2**28  # bytes of files up to which a fingerprint reads them all; of larger sets it takes names and sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +128,7 @@ class InMemorySplit:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of one epoch, from batch number ``start`` on."""
-        order = torch.arange(len(self.labels))
-        if self.seed is not None:
-            order = torch.randperm(len(self.labels), generator=generator(self.seed, epoch))
-        for number, index in enumerate(order.split(self.batch_size)[start:], start):
+        for number, index in enumerate(rows_of_batches(len(self.labels), self.batch_size, self.seed, epoch)[start:], start):
             x = self.images[index]
             if self.seed is not None:
                 x = augment(x, self.crop, self.flip, generator(self.seed, epoch, number))
@@ -157,6 +156,23 @@ def data_root(name: str, root: str | None) -> Path:
             "SPIKEPROP_DATA, to the folder that holds the data"
         )
     return Path(root).expanduser()
+
+
+def rows_of_batches(examples: int, batch_size: int, seed: int | None, epoch: int) -> Sequence[Tensor]:
+    """Numbers of the examples of each batch of an epoch: shuffled from the seed and the epoch, or in order without a seed."""
+    order = torch.arange(examples) if seed is None else torch.randperm(examples, generator=generator(seed, epoch))
+    return order.split(batch_size)
+
+
+def hash_of_files(paths: Iterable[str], about: str) -> str:
+    """Hash of ``about`` and the files' names and sizes, and of their bytes if they have at most ``HASHED`` together."""
+    sizes = {Path(path): Path(path).stat().st_size for path in paths}
+    digest, whole = hashlib.sha256(about.encode()), sum(sizes.values()) <= HASHED
+    for path, size in sizes.items():
+        digest.update(f"{path.parent.name}/{path.name} {size}\n".encode())
+        if whole and path.is_file():  # a set of tonic's may name its folder alone
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def as_list(value: float | list[float]) -> list[float]:

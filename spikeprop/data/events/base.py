@@ -7,7 +7,6 @@ polarities 131,072.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeprop.data.base import LabelledData, data_root
+from spikeprop.data.base import LabelledData, data_root, hash_of_files, rows_of_batches
 from spikeprop.data.events.binning import Augmentation, Binning
 from spikeprop.data.events.stream import Events, Sensor
 from spikeprop.errors import DataError, MissingDataError
 from spikeprop.runtime.batches import Batch, Sequences
 from spikeprop.runtime.processes import ALONE, Processes
-from spikeprop.runtime.seeding import generator, mix_seed
+from spikeprop.runtime.seeding import mix_seed
 
 KEPT = 2**30  # bytes of events that a split keeps once read; the rest is read again in each epoch
-HASHED = 2**28  # bytes of files up to which a fingerprint reads them all; of larger sets it takes names and sizes
 
 
 @dataclass(frozen=True)
@@ -183,10 +181,7 @@ class EventSplit:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of one epoch, from batch number ``start`` on."""
-        order = torch.arange(len(self.recordings))
-        if self.seed is not None:
-            order = torch.randperm(len(order), generator=generator(self.seed, epoch))
-        for batch in order.split(self.batch_size)[start:]:
+        for batch in rows_of_batches(len(self.recordings), self.batch_size, self.seed, epoch)[start:]:
             own = batch[self.processes.rows(len(batch))].tolist()
             frames = [self._frames(i, events, epoch) for i, events in zip(own, self.events(own), strict=True)]
             yield self._together(frames), torch.tensor([self.recordings[i].label for i in batch.tolist()])
@@ -217,14 +212,5 @@ class EventSplit:
 
     def fingerprint(self) -> str:
         """Hash of the files, the labels, their order and the binning; of more than 256 MiB, of the files' names and sizes."""
-        paths = list(dict.fromkeys(recording.path for recording in self.recordings))
-        sizes = {path: Path(path).stat().st_size for path in paths}
-        digest = hashlib.sha256(repr(self.binning).encode())
-        whole = sum(sizes.values()) <= HASHED
-        for path in map(Path, paths):
-            digest.update(f"{path.parent.name}/{path.name} {sizes[str(path)]}\n".encode())
-            if whole and path.is_file():  # a set of tonic's may name its folder alone
-                digest.update(path.read_bytes())
-        for recording in self.recordings:
-            digest.update(f"{Path(recording.path).name} {recording.part} {recording.label}\n".encode())
-        return digest.hexdigest()
+        listed = [f"{Path(recording.path).name} {recording.part} {recording.label}" for recording in self.recordings]
+        return hash_of_files((recording.path for recording in self.recordings), "\n".join([repr(self.binning), *listed]))
