@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from spikeprop.deploy.reading import layer_names
+from spikeprop.errors import SimulationError
 from spikeprop.evaluate.summary import levels
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import INPUT, SpikingNetwork
+from spikeprop.snn.timed_input import time_first
 
 REFERENCE_BATCH = 100  # samples whose spikes are compared at once
 
@@ -32,8 +34,8 @@ def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dic
 
     Args:
         network: left as it is; a float64 copy runs.
-        images: (B, ...).
-        timesteps: steps.
+        images: (B, ...), or sequences (B, T, ...).
+        timesteps: steps of still samples, or the first so many of sequences.
 
     Returns:
         by layer, and "input" for what the encoder made: (B, T, ...) float64; and the accumulated output (B, T, K).
@@ -44,15 +46,29 @@ def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dic
         trains.setdefault(name, []).append(spikes_TB.clone())
 
     exact = copy.deepcopy(network).cpu().double().eval()
-    outputs = list(exact.unroll(images.cpu().double(), timesteps, chunk=1, observe=observe))
+    outputs = list(exact.unroll(_timed(network, images, timesteps), timesteps, chunk=1, observe=observe))
     spikes = {name: torch.cat(steps).transpose(0, 1).numpy() for name, steps in trains.items()}
     return spikes, torch.cat(outputs).transpose(0, 1).numpy()
 
 
 @torch.no_grad()
 def encoded(network: SpikingNetwork, images: Tensor, timesteps: int) -> np.ndarray:
-    """What the encoder makes of images (B, ...): (B, T, ...) float64, a constant input without taking memory for its steps."""
-    return network.encoded(images.cpu().double(), timesteps).numpy().swapaxes(0, 1)
+    """What the encoder makes of images (B, ...) or sequences (B, T, ...): (B, T, ...) float64, a constant input without taking memory for its steps."""
+    return network.encoded(_timed(network, images, timesteps), timesteps).numpy().swapaxes(0, 1)
+
+
+def _timed(network: SpikingNetwork, images: Tensor, timesteps: int) -> Tensor:
+    """Images (B, ...), or the first steps of sequences (T, B, ...), in float64.
+
+    Raises:
+        SimulationError: sequences that have fewer steps.
+    """
+    x, _ = time_first(network, images.cpu().double())
+    if x.dim() == len(network.input_shape) + 1:
+        return x
+    if len(x) < timesteps:
+        raise SimulationError(f"the sequences have {len(x)} steps, fewer than the {timesteps} of the simulation")
+    return x[:timesteps]
 
 
 @dataclass(frozen=True, kw_only=True)

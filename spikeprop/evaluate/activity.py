@@ -5,7 +5,7 @@ pooling counts as part of the synapse that follows it, as on the chip. A graded 
 times: its product with a weight is n additions of the shifted weight. Bits sent are one a spike, or n and one for a sign. The
 energy is that of the arithmetic only, with the figures that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ
 a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding)
-costs MACs at every step. So do the running means of differential coding, where it is sent and where it is read. What layers that
+costs MACs at every step, one a synapse for each value that is not zero. So do the running means of differential coding, where it is sent and where it is read. What layers that
 compute send counts as numbers of 32 bits; their functions are not counted.
 """
 
@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn import INPUT, SpikingNetwork, Synapse
+from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
+from spikeprop.snn.folding import evaluated
+from spikeprop.snn.normalisation import NORMS
 from spikeprop.snn.pooling import window_sums
 from spikeprop.snn.synapse import TRANSPOSED, WEIGHTED
 
@@ -33,7 +35,7 @@ class ActivityMeter:
     only a sample.
 
     Args:
-        network: the network that will be observed.
+        network: the network that will be observed; counted is what runs, with batch-norm in its weights.
         timesteps: steps to count, or several numbers of steps.
 
     Attributes:
@@ -43,7 +45,7 @@ class ActivityMeter:
     """
 
     def __init__(self, network: SpikingNetwork, timesteps: int | Iterable[int]):
-        self.network = network
+        self.network = network = evaluated(network)
         self.marks = sorted({timesteps} if isinstance(timesteps, int) else set(timesteps))
         self.timesteps = self.marks[-1]
         self.fan_out = {name: maps.double() for name, maps in fan_out(network).items()}
@@ -55,17 +57,23 @@ class ActivityMeter:
         """(spikes, synaptic events, image steps) by mark and layer."""
         return torch.zeros(3, len(self.marks), len(self.fan_out), dtype=torch.float64)
 
-    def start(self, images: int) -> Callable[[str, Tensor], None]:
-        """Observer for one simulation of ``images`` images."""
+    def start(self, images: int, lengths: Tensor | None = None) -> Callable[[str, Tensor], None]:
+        """Observer for one simulation of ``images`` images; of sequences (B,) only their own ``lengths`` are counted."""
         self.images += images
         seen = dict.fromkeys(self.fan_out, 0)
         column = {name: i for i, name in enumerate(self.fan_out)}
 
         def observe(name: str, spikes_TB: Tensor) -> None:
+            if name not in seen:  # a sum that several layers read, which the network that runs elsewhere does not have
+                return
             for mark, part in segments(self.marks, seen[name], len(spikes_TB)):
-                count = (spikes_TB[part] != 0).sum((0, 1), dtype=torch.float32).double()
+                fired_TB, steps = spikes_TB[part] != 0, images * (part.stop - part.start)
+                if lengths is not None:
+                    step_T = torch.arange(seen[name] + part.start, seen[name] + part.stop, device=fired_TB.device)
+                    own_TB = step_T[:, None] < lengths.to(fired_TB.device)
+                    fired_TB, steps = fired_TB & own_TB.view(*own_TB.shape, *(1,) * (fired_TB.dim() - 2)), int(own_TB.sum())
+                count = fired_TB.sum((0, 1), dtype=torch.float32).double()
                 self.fan_out[name] = self.fan_out[name].to(count.device)
-                steps = images * (part.stop - part.start)
                 found = [float(count.sum()), float((count * self.fan_out[name]).sum()), float(steps)]
                 self._counts[:, mark:, column[name]] += torch.tensor(found, dtype=torch.float64)[:, None]
             seen[name] += len(spikes_TB)
@@ -103,7 +111,7 @@ class ActivityMeter:
     def energy(self, timesteps: int | None = None) -> float:
         """Joules an image: additions for spikes, MACs for input that is not spikes."""
         synops = self.synops(timesteps)
-        price = MAC_JOULES if self.network.encoder.constant else ADD_JOULES
+        price = ADD_JOULES if self.network.encoder.spikes else MAC_JOULES
         means = self.running_means() * (self.timesteps if timesteps is None else timesteps) * MAC_JOULES
         return synops.pop(INPUT) * price + sum(synops.values()) * ADD_JOULES + means
 
@@ -159,22 +167,31 @@ def device_of(model: nn.Module) -> torch.device:
 def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
     """How many synapses each neuron (and input) feeds: name to map of one sample's shape.
 
-    With all weights 1, the derivative of the summed output with respect to an input is the number of its paths.
+    With all weights 1, the derivative of the summed output with respect to an input is the number of its paths. Synapses that
+    lead back count as well.
     """
     maps: dict[str, Tensor] = {}
     values = {INPUT: torch.zeros(1, 1, *network.input_shape)}
     for name, layer in network.named_layers():
         total: Any = None
         for _, source, synapse in layer.branches():
-            ones = _ones(synapse)
-            with torch.enable_grad():
-                probe = values[source].detach().requires_grad_()
-                current = ones(probe)
-                (grad,) = torch.autograd.grad(layer.dynamics.connected(current).sum(), probe)
-            maps[source] = maps.get(source, 0) + grad[0, 0]
-            total = current.detach()
+            paths, total = _paths(layer, synapse, values[source])
+            maps[source] = maps.get(source, 0) + paths
         values[name] = total.new_zeros(1, 1, *layer.dynamics.output_shape(tuple(total.shape[2:])))
+    for _, layer in network.named_layers():
+        for _, source, synapse in layer.feedback_branches():
+            maps[source] = maps.get(source, 0) + _paths(layer, synapse, values[source])[0]
     return maps
+
+
+def _paths(layer: Layer, synapse: Synapse, sent: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of synapses behind each value that a source sends, and the current."""
+    ones = _ones(synapse)
+    with torch.enable_grad():
+        probe = sent.detach().requires_grad_()
+        current = ones(probe)
+        (grad,) = torch.autograd.grad(layer.dynamics.connected(current).sum(), probe)
+    return grad[0, 0], current.detach()
 
 
 def _ones(synapse: Synapse) -> Synapse:
@@ -183,7 +200,9 @@ def _ones(synapse: Synapse) -> Synapse:
     for i, op in enumerate(counted.ops):
         for parameter in op.parameters():
             parameter.data.fill_(1.0)
-        if isinstance(op, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+        if isinstance(op, NORMS):
+            counted.ops[i] = nn.Identity()
+        elif isinstance(op, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
             counted.ops[i] = _WindowSum(op)
         elif isinstance(op, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
             counted.ops[i] = _AdaptiveSum(op)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spikeprop.deploy import ENCODERS, export, from_nir, read_nir
 from spikeprop.errors import NirError
-from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_spiking
+from spikeprop.experiment.network_checkpoint import NORMALISATION, data_component, data_settings, find_checkpoints, load_spiking
 from spikeprop.runtime.files import parse_json
 from spikeprop.snn import SpikingNetwork
 
@@ -72,7 +72,7 @@ class SimulationInput:
         outputs = list(self.network.shapes().values())[-1]
         if outputs != (data.classes,):
             raise NirError(f"the network has outputs {outputs}, but {type(data).__name__} has {data.classes} classes")
-        unknown = [key for key in ("mean", "std") if key not in self.data]
+        unknown = [key for key in NORMALISATION if hasattr(data, key) and key not in self.data]
         if unknown:
             raise NirError(
                 f"{self.file} does not say how its network's images are normalised, (pixel / 255 - mean) / std; pass "
@@ -89,7 +89,7 @@ def open_simulation_input(
 
     Args:
         path: checkpoint or run folder that ``run`` wrote, NIR file that ``export`` wrote, or a NIR file from elsewhere.
-        network: "converted" or "finetuned" of a run folder; default the last one.
+        network: "converted", "finetuned" or "trained" of a run folder; default the last one.
         encoder: "Direct" or "Poisson", for a NIR file that does not name its own.
         trusted: packages that the file may have imported, for its network and its data.
 
@@ -106,7 +106,7 @@ def open_simulation_input(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.nir"
         export(loaded.network, file, about)
-        yield SimulationInput(loaded.network, file, about["timesteps"], data_settings(about["data"]), about["seed"], trusted)
+        yield SimulationInput(loaded.network, file, loaded.timesteps, loaded.data, about.get("seed", 0), trusted)
 
 
 def _is_nir(path: Path) -> bool:
