@@ -9,7 +9,8 @@ from spikeprop_hardware.errors import HardwareError, NirError, SpikepropError
 
 if TYPE_CHECKING:
     from spikeprop_hardware.chip import Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
-    from spikeprop_hardware.graph import GradedIF, SpikingMaxPool2d
+    from spikeprop_hardware.events import binned
+    from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d
     from spikeprop_hardware.integer import IntegerNetwork
     from spikeprop_hardware.network import ChipNetwork, lay_out
     from spikeprop_hardware.netx import quantize_for_netx, write_netx
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from spikeprop_hardware.simulation import simulate
 
 __all__ = [
+    "ALIF",
     "Activity",
     "Budget",
     "Chip",
@@ -37,6 +39,7 @@ __all__ = [
     "SpikepropError",
     "SpikingMaxPool2d",
     "activity",
+    "binned",
     "budget",
     "energy_joules",
     "lay_out",
@@ -47,7 +50,19 @@ __all__ = [
     "write_netx",
 ]
 __version__ = "0.1.0"
-_MODULES = ("graph", "reading", "network", "integer", "recording", "quantization", "netx", "reference", "chip", "simulation")
+_MODULES = (
+    "graph",
+    "reading",
+    "network",
+    "integer",
+    "recording",
+    "quantization",
+    "netx",
+    "reference",
+    "chip",
+    "simulation",
+    "events",
+)
 
 
 def __getattr__(name: str) -> Any:

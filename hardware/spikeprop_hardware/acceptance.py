@@ -6,8 +6,8 @@ are below -1 (``dropped``), each the mean over the neurons, of which one counts 
 have a tiny threshold). Their sum is at most WORST. Errors of a quarter of the weights' size are what three bits leave; trained
 networks lose little up to there and soon all of it beyond (a 784-128-10 MLP on MNIST: 96.7 % in float; in integers 96.7 % at an
 error of 0.04, 11.3 % at 1). Beside the sum, some losses are refused whatever their share of it: connections and neurons that
-matter and whose weights all became 0, a start potential beyond 24 bits, and a leak whose effect over the simulation is off by
-more than WORST.
+matter and whose weights all became 0, a start potential or an adaptation beyond 24 bits, and a leak whose effect over the
+simulation is off by more than WORST.
 """
 
 from __future__ import annotations
@@ -143,6 +143,11 @@ def _reach(p: Population, limits: list[float]) -> np.ndarray:
 def _check_start(p: Population, q: IntegerPopulation) -> None:
     if p.theta is None:
         return
+    if p.adaptation is not None and np.rint(p.adaptation.max() * q.scale * 2**ALIGN) >= STATE_LIMIT:
+        raise HardwareError(
+            f"layer {p.name!r} raises its thresholds by up to {p.adaptation.max():.4g}, {(p.adaptation / p.theta).max():.3g} "
+            "times themselves, beyond the chip's 24 bits; neurons then fire once a sample, so use a smaller adaptation"
+        )
     start = np.abs(np.rint(p.v_init * p.theta * q.scale * 2**ALIGN)).max(initial=0.0)
     if start >= STATE_LIMIT:
         raise HardwareError(
@@ -151,23 +156,35 @@ def _check_start(p: Population, q: IntegerPopulation) -> None:
         )
 
 
+def leaks(p: Population, q: IntegerPopulation) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """The factors on the potential, the current and what adapts a threshold: their names, as they are and as held."""
+    known = (
+        ("leak", p.leak, q.decay),
+        ("synaptic leak", p.synaptic_leak, q.synaptic_decay),
+        ("adaptation leak", p.adaptation_leak, q.adaptation_decay),
+    )
+    ones = np.ones(len(p.bias))
+    return [
+        (what, ones if real is None else real, 1 - held / DECAY_UNITY)
+        for what, real, held in known
+        if held is not None and (real is not None or what == "leak")
+    ]
+
+
 def _check_leak(p: Population, q: IntegerPopulation, steps: int) -> None:
     """What a constant current charges a neuron to within ``steps`` must be about the same."""
-    if p.theta is None or p.leak is None:
-        return
-    real, held = _charge(p.leak, steps), _charge(1 - q.decay / DECAY_UNITY, steps)
-    wrong = np.abs(held / real - 1)
-    if wrong.max(initial=0.0) > WORST:
-        worst = int(wrong.argmax())
-        leak = float(np.broadcast_to(p.leak, wrong.shape)[worst])
-        raise HardwareError(
-            f"layer {p.name!r} has a leak of {leak:.7g}, which the chip would hold as {1 - q.decay[worst] / 4096:.7g} "
-            f"(in 4096ths), and within {steps} steps its potentials would be off by {100 * wrong.max():.3g} %; use a leak of "
-            "1 (IF), or one that is a multiple of 1/4096"
-        )
+    for what, real, held in leaks(p, q):
+        wrong = np.abs(charge(held, steps) / charge(real, steps) - 1)
+        if wrong.max(initial=0.0) > WORST:
+            worst = int(wrong.argmax())
+            raise HardwareError(
+                f"layer {p.name!r} has a {what} of {np.broadcast_to(real, wrong.shape)[worst]:.7g}, which the chip would hold as "
+                f"{held[worst]:.7g} (in 4096ths), and within {steps} steps its potentials would be off by "
+                f"{100 * wrong.max():.3g} %; use a leak of 1 (IF), or one that is a multiple of 1/4096"
+            )
 
 
-def _charge(leak: np.ndarray, steps: int) -> np.ndarray:
+def charge(leak: np.ndarray, steps: int) -> np.ndarray:
     """1 + leak + ... + leak^(steps - 1)."""
     left = np.maximum(1 - np.asarray(leak, dtype=np.float64), 1e-15)
     return -np.expm1(steps * np.log1p(-np.minimum(left, 1 - 1e-15))) / left

@@ -1,8 +1,9 @@
 """A network as connected Lava processes, run over all samples in one run; this module runs in Lava's Python.
 
 Each population is a SoftIF (ChipIF in integers) or a MaxPool, each connection a Sparse synapse (graded messages, since encoded
-input may be signed or real and neurons graded), the output a Readout (ChipReadout). Samples follow one another in the same run;
-processes/soft_reset.py explains how they are separated.
+input may be signed or real and neurons graded), the output a Readout (ChipReadout). A synapse sends what it received a time step
+before, so that a loop of them does not wait for itself. Samples follow one another in the same run; processes/soft_reset.py
+explains how they are separated, and what a step of the network is.
 """
 
 from __future__ import annotations
@@ -39,15 +40,19 @@ def run_on_lava(
     from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.proc.io.source import RingBuffer
 
-    samples, period, _ = inputs.shape
+    samples, period, size = inputs.shape
     steps = samples * period
-    source = RingBuffer(data=np.ascontiguousarray(inputs.reshape(steps, -1).T))
-    ports = {network.input: source.s_out}
-    run = {"period": period, "steps": steps}
-    processes = {p.name: _add(p, ports, run, membranes) for p in network.populations}
+    given = np.zeros((samples, period + network.gap, network.stride, size), inputs.dtype)
+    given[:, :period, 0] = inputs
+    source = RingBuffer(data=np.ascontiguousarray(given.reshape(-1, size).T))
+    run = {"period": period, "gap": network.gap, "stride": network.stride, "steps": steps}
+    processes = {p.name: _process(p, run, membranes) for p in network.populations}
+    senders = {p.name: processes[p.name].s_out for p in network.populations if p.theta is not None}
+    for p in network.populations:
+        _connect(p, processes[p.name], {network.input: source.s_out, **senders})
     readout = processes[network.readout.name]
     select = "fixed_pt" if isinstance(network, IntegerNetwork) else "floating_pt"
-    done, total = 0, steps + max(p.depth for p in network.populations)
+    done, total = 0, len(given) * given.shape[1] * given.shape[2] + max(p.depth for p in network.populations)
     try:
         while done < total:
             count = min(max(1, total // slices), total - done)
@@ -62,7 +67,7 @@ def run_on_lava(
             if membranes:
                 traces[p.name] = process.trace.get().T.reshape(shape)
             progress(done, total)  # what is recorded is returned slowly
-        output = readout.sums.get().T.reshape(shape)
+        output = readout.potentials.get().T.reshape(shape)
         clipped = _clipped(network, processes)
     finally:
         readout.stop()
@@ -76,18 +81,29 @@ def _clipped(network: ChipNetwork | IntegerNetwork, processes: dict[str, Any]) -
     return {name: count for name, count in counts.items() if count}
 
 
-def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: bool) -> Any:
-    """Make a population's process and its synapses, connected; records its output port in ``ports``."""
+def _process(population: Any, run: dict[str, int], trace: bool) -> Any:
+    from spikeprop_hardware.processes.declaration import timing_of
+    from spikeprop_hardware.processes.fixed_point import ChipIF, ChipReadout
+    from spikeprop_hardware.processes.soft_reset import Readout, SoftIF
+
+    timing = timing_of(population.depth, run)
+    if population.pools:
+        return _pooling(population, timing, trace)
+    fixed = isinstance(population, IntegerPopulation)
+    if population.theta is None:
+        return (ChipReadout if fixed else Readout)(population, timing=timing)
+    return (ChipIF if fixed else SoftIF)(population, timing=timing, trace=trace)
+
+
+def _connect(population: Any, process: Any, ports: dict[str, Any]) -> None:
+    """Make a population's synapses."""
+    from spikeprop_hardware.processes.declaration import parts_of
     from spikeprop_hardware.processes.soft_reset import DelayLine
 
-    fixed = isinstance(population, IntegerPopulation)
-    if population.pools:
-        process = _pooling(population, run, trace)
-    else:
-        process = _fixed(population, run, trace) if fixed else _floating(population, run, trace)
-    if population.theta is not None:
-        ports[population.name] = process.s_out
-    for connection in _by_source(population) if population.pools else population.connections:
+    connections = _by_source(population) if population.pools else population.connections
+    if not population.pools and parts_of(population) > 1:
+        connections = _beside(population)
+    for connection in connections:
         port = ports[connection.source]
         if connection.delay:
             line = DelayLine(size=connection.matrix.shape[1], delay=connection.delay)
@@ -96,7 +112,6 @@ def _add(population: Any, ports: dict[str, Any], run: dict[str, int], trace: boo
         synapse = _synapse(connection)
         port.connect(synapse.s_in)
         synapse.a_out.connect(process.a_in)
-    return process
 
 
 def _by_source(population: Population | IntegerPopulation) -> list[Connection | IntegerConnection]:
@@ -111,13 +126,26 @@ def _by_source(population: Population | IntegerPopulation) -> list[Connection | 
     return own
 
 
-def _pooling(population: Population | IntegerPopulation, run: dict[str, int], trace: bool) -> Any:
+def _beside(population: Population) -> list[Connection]:
+    """A population's connections, with separate targets for each."""
+    count = len(population.connections)
+    own = []
+    for i, connection in enumerate(population.connections):
+        held = connection.matrix
+        starts = np.concatenate([np.zeros(i * held.shape[0], held.indptr.dtype), held.indptr])
+        starts = np.append(starts, np.full(count * held.shape[0] + 1 - len(starts), held.indptr[-1]))
+        matrix = sparse.csr_matrix((held.data, held.indices, starts), shape=(count * held.shape[0], held.shape[1]))
+        own.append(replace(connection, matrix=matrix))
+    return own
+
+
+def _pooling(population: Population | IntegerPopulation, timing: np.ndarray, trace: bool) -> Any:
     from spikeprop_hardware.processes.max_pool import MaxPool
 
     held = sparse.hstack([c.matrix for c in population.connections], format="csr")
     return MaxPool(
         sources=held.shape[1], first=held.indptr.astype(np.int64), places=held.indices.astype(np.int64),
-        levels=population.levels, onset=population.depth, trace=trace, **run,
+        levels=population.levels, timing=timing, trace=trace,
     )  # fmt: skip
 
 
@@ -129,27 +157,6 @@ def _synapse(connection: Connection | IntegerConnection) -> Any:
         return Sparse(weights=connection.matrix, num_message_bits=32)
     # nine bits with the lowest dropped, whatever the signs: quantize chooses mantissas for this format
     return Sparse(weights=connection.matrix * 2, num_message_bits=32, weight_exp=connection.exponent, sign_mode=SignMode.MIXED)
-
-
-def _floating(population: Population, run: dict[str, int], trace: bool) -> Any:
-    from spikeprop_hardware.processes.soft_reset import Readout, SoftIF
-
-    if population.theta is None:
-        return Readout(bias=population.bias, onset=population.depth, **run)
-    return SoftIF(
-        theta=population.theta, bias=population.bias, leak=population.leak, v_init=population.v_init, to_zero=population.to_zero,
-        levels=population.levels, rectify=population.rectify, onset=population.depth, trace=trace, **run,
-    )  # fmt: skip
-
-
-def _fixed(population: IntegerPopulation, run: dict[str, int], trace: bool) -> Any:
-    from spikeprop_hardware.processes.fixed_point import ChipIF, ChipReadout
-
-    common: dict[str, Any] = {"bias": population.bias, "bias_exp": population.bias_exponent, "onset": population.depth, **run}
-    if population.theta is None:
-        return ChipReadout(**common)
-    kind = {"to_zero": population.to_zero, "levels": population.levels, "rectify": population.rectify}
-    return ChipIF(theta=population.theta, decay=population.decay, rest=population.v_init, trace=trace, **kind, **common)
 
 
 def _trains(population: Population | IntegerPopulation, process: Any, steps: int) -> np.ndarray:

@@ -9,11 +9,11 @@ Next Level with Loihi 2", 2021) was not available, so the numbers of the chip co
 
 Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a connection
 is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron that reads. A
-graded neuron takes another word for the sum that it has sent. A window of max pooling is a neuron with another 16-bit count for
-each of its places, and can distinguish 15 of them (fewer of graded neurons: processes/max_pool.py). A core's neurons are
-neighbours in C-order. Loihi 2 can share a convolution's weights, which is not counted on here, so convolutional layers may need
-fewer cores than this says. How many axons a core of Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out):
-they are counted, but not limited.
+graded neuron takes another word for the sum that it has sent, and one whose current outlives its step or whose threshold adapts
+takes another for that. A window of max pooling is a neuron with another 16-bit count for each of its places, and can distinguish
+15 of them (fewer of graded neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a
+convolution's weights, which is not counted on here, so convolutional layers may need fewer cores than this says. How many axons a
+core of Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, but not limited.
 
 Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi, 23.6 pJ
 a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, IEEE Micro 38(1), from simulation before the
@@ -62,6 +62,7 @@ class Chip:
     bytes_per_count: int = 2
     places: int = 15
     bytes_per_sent: int = 4
+    bytes_per_state: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,30 @@ def budget(network: ChipNetwork | IntegerNetwork, chip: Chip = Chip()) -> Budget
     return Budget(layers=layers, cores=cores, chips=chips, problems=problems, needs=_needs(network, chip))
 
 
+def _more_state(population: AnyPopulation) -> list[str]:
+    """What a neuron keeps beside its potential."""
+    integers = isinstance(population, IntegerPopulation)
+    current = population.synaptic_decay if integers else population.synaptic_leak
+    kept = {"synaptic currents": current, "adaptive thresholds": population.adaptation}
+    return [what for what, values in kept.items() if values is not None]
+
+
 def _needs(network: ChipNetwork | IntegerNetwork, chip: Chip) -> list[str]:
+    """Programs of neurons that keep more than a potential, time steps of a step, and graded spikes."""
+    found = _graded_spikes(network, chip)
+    for what in ("synaptic currents", "adaptive thresholds"):
+        layers = [p.name for p in network.populations if what in _more_state(p)]
+        if layers:
+            found.append(f"{what} of layers {', '.join(layers)}: {chip.bytes_per_state} bytes a neuron and a program (microcode)")
+    if network.stride > 1:
+        found.append(
+            f"{network.stride} time steps for each step of the network, since it has a loop over several layers and each adds "
+            "one; in the others neurons keep their state (microcode), so a simulation takes that many times as long"
+        )
+    return found
+
+
+def _graded_spikes(network: ChipNetwork | IntegerNetwork, chip: Chip) -> list[str]:
     """Graded spikes, where a layer sends them, and what they cost beside spikes of one bit."""
     graded = {p.name: p for p in network.populations if p.signed}
     if not graded:
@@ -186,7 +210,7 @@ def activity(network: ChipNetwork | IntegerNetwork, inputs: np.ndarray) -> list[
 def energy_joules(network: ChipNetwork | IntegerNetwork, active: list[Activity], steps: int) -> float:
     """The estimate of this module for one sample of ``steps`` steps."""
     neurons = sum(len(p.bias) for p in network.populations)
-    return SYNOP_JOULES * sum(layer.synops for layer in active) + UPDATE_JOULES * neurons * steps
+    return SYNOP_JOULES * sum(layer.synops for layer in active) + UPDATE_JOULES * neurons * steps * network.stride
 
 
 def _fan_out(network: ChipNetwork | IntegerNetwork) -> dict[str, np.ndarray]:
@@ -206,9 +230,10 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBu
         memory = memory + chip.bytes_per_count * fan_in
     elif population.signed:
         memory = memory + chip.bytes_per_sent
+    memory = memory + chip.bytes_per_state * len(_more_state(population))
     problems = [
         f"layer {population.name!r} delays spikes of {c.source!r} by {c.delay} steps, and a synapse delays them by at most "
-        f"{chip.delay}; shorten the path that the skip connection goes around"
+        f"{chip.delay}; shorten the path that the connection goes around"
         for c in population.connections
         if c.delay > chip.delay
     ]

@@ -5,6 +5,8 @@ drops the lowest of nine bits where signs are mixed, hence the 2). A neuron, all
 
     u = wrap(a << 6);   v = clip(sign(v) * (|v| * (4096 - decay) >> 12) + u + (bias << bias_exponent))
     spike = v > (theta << 6);   v = v - (theta << 6) where it spiked (or 0 with hard reset)
+    synaptic currents that outlive their step: i = wrap(decay(i) + u + (bias << bias_exponent)), and v = clip(decay(v) + i)
+    adaptive thresholds: spike = v > (theta << 6) + r, then r = min(decay(r) + adaptation * spike, 2^23 - 1)
     graded neurons: theta is the smallest level; a spike carries k, as graph.py says, of v, and v = v - k * (theta << 6)
     max pooling: a spike each is counted, exactly (m = 1, exponent = -1: a = s), and v is the largest count, a whole number
 
@@ -23,7 +25,7 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.network import Sends, Shape, named
+from spikeprop_hardware.network import Sends, Shape, Timed
 
 STATE_LIMIT = 2**23  # 24-bit potentials and currents
 ALIGN = 6  # bits by which the chip shifts currents and thresholds up
@@ -37,17 +39,19 @@ BIAS_EXPONENTS = range(8)
 
 @dataclass(frozen=True)
 class IntegerConnection:
-    """Mantissas (int32 CSR, each in -128..127) from a source, their exponent, and extra delay in steps."""
+    """Mantissas (int32 CSR, each in -128..127) from a source, their exponent; ``delay`` and ``lag`` as of ``Connection``."""
 
     source: str
     matrix: sparse.csr_matrix
     exponent: int
     delay: int = 0
+    lag: int = 0
 
 
 @dataclass(frozen=True)
 class IntegerPopulation(Sends):
-    """Neurons of one NIR node, flattened; the readout has no threshold. ``v_init`` is a potential (24 bits).
+    """Neurons of one NIR node, flattened; the readout has no threshold. ``v_init`` and ``adaptation``, what a spike adds to the
+    threshold, are potentials (24 bits); decays are parts of 4096.
 
     With ``pools`` they are windows of max pooling, whose potentials are counts.
     """
@@ -66,6 +70,9 @@ class IntegerPopulation(Sends):
     levels: int = 0
     rectify: bool = True
     pools: bool = False
+    synaptic_decay: np.ndarray | None = None
+    adaptation: np.ndarray | None = None
+    adaptation_decay: np.ndarray | None = None
 
     @property
     def unit(self) -> float:
@@ -74,11 +81,11 @@ class IntegerPopulation(Sends):
 
 
 @dataclass(frozen=True)
-class IntegerNetwork:
+class IntegerNetwork(Timed):
     """Populations in the order in which they compute; inputs arrive as round(x * input_scale).
 
     ``output`` names the readout (default the last population); ``timesteps`` is the number of steps that it has room for, where
-    it is known; with ``reads_spikes`` inputs are -1, 0 and 1 only.
+    it is known; with ``reads_spikes`` inputs are -1, 0 and 1 only; the rest as of ``ChipNetwork``.
     """
 
     input_shape: Shape
@@ -90,16 +97,9 @@ class IntegerNetwork:
     output: str = ""
     timesteps: int | None = None
     reads_spikes: bool = False
-
-    @property
-    def readout(self) -> IntegerPopulation:
-        """The population that the output is read from."""
-        return named(self.populations, self.output)
-
-    @property
-    def depth(self) -> int:
-        """Synapses between input and readout."""
-        return self.readout.depth
+    read: str = "sum"
+    accumulates: bool = True
+    stride: int = 1
 
     def encode(self, inputs: np.ndarray) -> np.ndarray:
         """Inputs as the chip's graded messages.
@@ -126,7 +126,7 @@ class IntegerNetwork:
         return messages.astype(np.int32)
 
 
-_ARRAYS = ("bias", "decay", "v_init", "theta")
+_ARRAYS = ("bias", "decay", "v_init", "theta", "synaptic_decay", "adaptation", "adaptation_decay")
 
 
 def save(network: IntegerNetwork, path: Path) -> None:
@@ -135,7 +135,9 @@ def save(network: IntegerNetwork, path: Path) -> None:
     header = {k: v for k, v in vars(network).items() if k != "populations"} | {"populations": []}
     for i, p in enumerate(network.populations):
         known = {k: v for k, v in vars(p).items() if k not in ("connections", *_ARRAYS)}
-        known["connections"] = [{"source": c.source, "exponent": c.exponent, "delay": c.delay} for c in p.connections]
+        known["connections"] = [
+            {"source": c.source, "exponent": c.exponent, "delay": c.delay, "lag": c.lag} for c in p.connections
+        ]
         header["populations"].append(known)
         arrays |= {f"{i}/{k}": getattr(p, k) for k in _ARRAYS if getattr(p, k) is not None}
         for j, c in enumerate(p.connections):

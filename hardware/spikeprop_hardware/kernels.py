@@ -158,24 +158,62 @@ def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, l
 
 
 def fire_fixed_numpy(
-    sums: Any, exponent: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool, to_zero: bool
+    sums: Any, exponent: int, align: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool, to_zero: bool
 ) -> int:
-    """One step in the chip's integers, in place; the current is (2 * sums) << exponent, or >> -exponent.
+    """One step in the chip's integers, in place; the current is (2 * sums) << exponent, or >> -exponent, and << align.
 
     bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere. Returns how
     many potentials stopped at the limits of 24 bits.
     """
     current = np.zeros(v.shape, np.int32)
     add_shifted_numpy(sums, exponent, current)
-    decayed = v.astype(np.int64) * (DECAY_UNITY - decay)
-    decayed = np.sign(decayed) * (np.abs(decayed) // DECAY_UNITY)
     low = STATE_LIMIT - 1
-    wrapped = (((current.astype(np.int64) << ALIGN) + low) & (2 * STATE_LIMIT - 1)) - low
-    free = decayed + wrapped + bias
+    free = decayed_numpy(v, decay) + wrapped_numpy(current.astype(np.int64) << align) + bias
     v[...] = np.clip(free, -low, low)
     np.greater(v, theta, out=spikes.view(bool))
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
     return int(np.count_nonzero(np.abs(free) > low))
+
+
+def decayed_numpy(state: Any, decay: Any) -> Any:
+    """state * (4096 - decay) / 4096, rounded toward zero, in 64 bits."""
+    product = state.astype(np.int64) * (DECAY_UNITY - decay.astype(np.int64))
+    return np.sign(product) * (np.abs(product) // DECAY_UNITY)
+
+
+def wrapped_numpy(current: Any) -> Any:
+    """Into 24 bits; 2^23 itself stays and -2^23 becomes it."""
+    return ((current + (STATE_LIMIT - 1)) & (2 * STATE_LIMIT - 1)) - (STATE_LIMIT - 1)
+
+
+def filter_float_numpy(sums: Any, current: Any, bias: Any, leak: Any) -> None:
+    """One step of synaptic currents in floating point, in place: current = leak * current + (sums + bias)."""
+    np.multiply(current, leak, out=current)
+    current += sums + bias
+
+
+def filter_fixed_numpy(sums: Any, exponent: int, current: Any, bias: Any, decay: Any) -> None:
+    """One step of synaptic currents in the chip's integers, in place; sums and bias as of ``fire_fixed``."""
+    arriving = np.zeros(current.shape, np.int32)
+    add_shifted_numpy(sums, exponent, arriving)
+    arriving = wrapped_numpy(arriving.astype(np.int64) << ALIGN)
+    current[...] = wrapped_numpy(decayed_numpy(current, decay) + arriving + bias)
+
+
+def adapt_float_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, leak: Any) -> None:
+    """Neurons that have integrated fire above theta + step * raised, and raise it for the next step; in place. The difference is
+    taken as PyTorch takes it."""
+    np.greater(v - step * raised, theta, out=spikes.view(bool))
+    np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
+    np.multiply(raised, leak, out=raised)
+    raised += spikes
+
+
+def adapt_fixed_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, decay: Any) -> None:
+    """As ``adapt_float``, in 24-bit integers: raised is what is added to theta, and each spike adds step."""
+    np.greater(v, theta.astype(np.int64) + raised, out=spikes.view(bool))
+    np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
+    raised[...] = np.minimum(decayed_numpy(raised, decay) + step.astype(np.int64) * spikes, STATE_LIMIT - 1)
 
 
 def send_graded_numpy(v: Any, spikes: Any, unit: Any, levels: int, rectify: bool, sent: Any) -> None:
@@ -266,7 +304,63 @@ def _fire_float(current, v, spikes, bias, theta, leak, to_zero):
 
 
 @_jit
-def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
+def _decay(state, decay):
+    old = np.int64(state) * (DECAY_UNITY - decay)
+    return np.int32((old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12)
+
+
+@_jit
+def _wrap(current):
+    low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
+    return np.int32(np.int32(np.int32(current + low) & mask) - low)
+
+
+@_jit
+def _filter_float(sums, current, bias, leak):
+    for b in range(current.shape[0]):
+        for i in range(current.shape[1]):
+            current[b, i] = current[b, i] * leak[i] + (sums[b, i] + bias[i])
+
+
+@_jit
+def _filter_fixed(sums, exponent, current, bias, decay):
+    left, right = max(exponent + 1, 0), max(-exponent - 1, 0)
+    for b in range(current.shape[0]):
+        for i in range(current.shape[1]):
+            arriving = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
+            arriving = _wrap(np.int32(arriving << ALIGN))
+            current[b, i] = _wrap(np.int32(np.int32(_decay(current[b, i], decay[i]) + arriving) + bias[i]))
+
+
+@_jit
+def _adapt_float(v, spikes, theta, to_zero, raised, step, leak):
+    for b in range(v.shape[0]):
+        for i in range(v.shape[1]):
+            u = v[b, i]
+            fired = u - step[i] * raised[b, i] > theta[i]
+            spikes[b, i] = fired
+            if fired:
+                v[b, i] = 0.0 if to_zero else u - theta[i]
+            raised[b, i] = raised[b, i] * leak[i] + (1.0 if fired else 0.0)
+
+
+@_jit
+def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay):
+    high = np.int32(STATE_LIMIT - 1)
+    for b in range(v.shape[0]):
+        for i in range(v.shape[1]):
+            u = v[b, i]
+            fired = u > np.int32(theta[i] + raised[b, i])
+            spikes[b, i] = fired
+            left = _decay(raised[b, i], decay[i])
+            if fired:
+                v[b, i] = np.int32(0) if to_zero else np.int32(u - theta[i])
+                left = np.int32(left + step[i])
+            raised[b, i] = min(left, high)
+
+
+@_jit
+def _fire_fixed(sums, exponent, align, v, spikes, bias, theta, decay, leaky, to_zero):
     low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
     left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
     clipped = np.int32(0)
@@ -277,7 +371,7 @@ def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
                 v[b, i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
         for i in range(v.shape[1]):  # in 32 bits throughout: eight at once
             current = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
-            u = np.int32(np.int32(np.int32(np.int32(current << ALIGN) + low) & mask) - low)
+            u = np.int32(np.int32(np.int32(np.int32(current << align) + low) & mask) - low)
             free = np.int32(np.int32(v[b, i] + u) + bias[i])
             u = min(max(free, np.int32(-low)), low)
             clipped += np.int32(u != free)
@@ -288,13 +382,24 @@ def _fire_fixed(sums, exponent, v, spikes, bias, theta, decay, leaky, to_zero):
     return clipped
 
 
+NAMES = (
+    "add_shifted",
+    "fire_float",
+    "fire_fixed",
+    "filter_float",
+    "filter_fixed",
+    "adapt_float",
+    "adapt_fixed",
+    "send_graded",
+    "pool",
+)
 add_shifted: Any
 fire_float: Any
 fire_fixed: Any
+filter_float: Any
+filter_fixed: Any
+adapt_float: Any
+adapt_fixed: Any
 send_graded: Any
 pool: Any
-add_shifted, fire_float, fire_fixed, send_graded, pool = (
-    (_add_shifted, _fire_float, _fire_fixed, _send_graded, _pool)
-    if NUMBA
-    else (add_shifted_numpy, fire_float_numpy, fire_fixed_numpy, send_graded_numpy, pool_numpy)
-)
+globals().update({name: globals()[f"_{name}" if NUMBA else f"{name}_numpy"] for name in NAMES})

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import NirError
-from spikeprop_hardware.graph import SpikingMaxPool2d, pair, window_of
+from spikeprop_hardware.graph import INTEGRATORS, NEURONS, SpikingMaxPool2d, pair, window_of
 
 LARGEST = 2**26  # numbers of a tensor; ImageNet's largest layers have a few million
 Shape = tuple[int, ...]
@@ -46,8 +46,8 @@ def linear_of(node: Any, shape: Shape, name: str) -> Linear:
     if maker is None:
         known = ", ".join(t.__name__ for t in _MAKERS)
         raise NirError(
-            f"node {name!r} is a {type(node).__name__}, which this simulator does not support; it supports {known}, IF, LIF, "
-            "GradedIF, SpikingMaxPool2d"
+            f"node {name!r} is a {type(node).__name__}, which this simulator does not support; it supports {known}, "
+            f"{', '.join(kind.__name__ for kind in (*NEURONS, *INTEGRATORS, SpikingMaxPool2d))}"
         )
     return maker(node, shape, name)
 
@@ -120,6 +120,22 @@ def _conv(node: nir.Conv2d, shape: Shape, name: str) -> Linear:
     return _convolution(weight, shape, places, groups), np.repeat(np.asarray(node.bias, np.float64), height * width), places.after
 
 
+def _conv1d(node: nir.Conv1d, shape: Shape, name: str) -> Linear:
+    """A convolution over (C, N) is one over images (C, 1, N)."""
+    if len(shape) != 2 or np.ndim(node.weight) != 3:
+        raise NirError(
+            f"node {name!r} has weights with {np.ndim(node.weight)} axes and slides over signals (C, N), but {shape} arrives"
+        )
+    stride, dilation = (int(np.asarray(value).reshape(())) for value in (node.stride, node.dilation))
+    padding = node.padding if isinstance(node.padding, str) else (0, int(np.asarray(node.padding).reshape(())))
+    across = nir.Conv2d(
+        input_shape=None, weight=np.asarray(node.weight)[:, :, None], stride=(1, stride),
+        padding=padding, dilation=(1, dilation), groups=node.groups, bias=node.bias,
+    )  # fmt: skip
+    matrix, bias, after = _conv(across, (shape[0], 1, shape[1]), name)
+    return matrix, bias, (after[0], after[2])
+
+
 def _pool(average: bool) -> Callable[[Any, Shape, str], Linear]:
     def make(node: Any, shape: Shape, name: str) -> Linear:
         places = places_of(node, shape, name)
@@ -146,6 +162,12 @@ def _flatten(node: nir.Flatten, shape: Shape, name: str) -> Linear:
     return sparse.identity(size, format="csr"), np.zeros(size), merged
 
 
+def _delay(node: nir.Delay, shape: Shape, name: str) -> Linear:
+    """Passes its input on; topology.py says when."""
+    size = int(np.prod(shape))
+    return sparse.identity(size, format="csr"), np.zeros(size), shape
+
+
 def _scale(node: nir.Scale, shape: Shape, name: str) -> Linear:
     gains = np.broadcast_to(np.asarray(node.scale, dtype=np.float64), shape).ravel()
     return sparse.diags(gains, format="csr"), np.zeros(len(gains)), shape
@@ -153,12 +175,14 @@ def _scale(node: nir.Scale, shape: Shape, name: str) -> Linear:
 
 _MAKERS: dict[type, Callable[[Any, Shape, str], Linear]] = {
     nir.Conv2d: _conv,
+    nir.Conv1d: _conv1d,
     nir.AvgPool2d: _pool(average=True),
     nir.SumPool2d: _pool(average=False),
     nir.Linear: _dense,
     nir.Affine: _dense,
     nir.Flatten: _flatten,
     nir.Scale: _scale,
+    nir.Delay: _delay,
 }
 
 

@@ -8,10 +8,10 @@ decay vDecay in 4096ths, threshold vThMant on the weights' scale, reset to zero,
 layer whose threshold, 2^18 - 1, is beyond what 24 bits hold; read its potential. Convolutions and pooling are written out as
 the matrices that they are, so that nothing depends on the order of axes: inputs are vectors in C-order, and so is every layer.
 
-What netx would run differently is refused: graded neurons, reset by subtraction, a start potential other than 0, max pooling of
-spikes, skip connections; biases, since there they charge each layer from the first step on, before its input arrives;
-real-valued input, which would need an exponent. The format was read in lava-dl's code and is tested by reading files back;
-lava-dl itself was not run.
+What netx would run differently, or what is not written for it, is refused: graded neurons, feedback, synaptic currents, reset by
+subtraction, a start potential other than 0, max pooling of spikes, skip connections; biases, since there they charge each layer
+from the first step on, before its input arrives; real-valued input, which would need an exponent. The format was read in
+lava-dl's code and is tested by reading files back; lava-dl itself was not run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerNetwork
-from spikeprop_hardware.network import Population, lay_out
+from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.quantization import Quantized, quantize_network
 
 NEVER = 2**18 - 1
@@ -52,6 +52,7 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
                 f"layer {population.name!r} sends graded spikes, and netx's neurons send ones; convert with IF, reset: zero, or "
                 "export as NIR"
             )
+    _check_time(network)
     if network.encoder != "Poisson":
         raise HardwareError(
             f"netx has no exponent for real-valued input, and this network's encoder is {network.encoder or 'not named'}; export "
@@ -84,6 +85,17 @@ def write_netx(network: IntegerNetwork, path: Path) -> None:
             neuron["iDecay"], neuron["refDelay"] = CURRENT_DECAY, 1
             neuron["vDecay"] = int(population.decay[0])
             neuron["vThMant"] = NEVER if population.theta is None else int(population.theta[0])
+
+
+def _check_time(network: ChipNetwork) -> None:
+    """No feedback, no state beside the potential, and the sum over all steps as the output."""
+    for p in network.populations:
+        if p.synaptic_leak is not None or p.adaptation is not None or any(c.lag for c in p.connections):
+            what = "a synaptic current" if p.synaptic_leak is not None else "an adaptive threshold"
+            what = "feedback or a delay" if any(c.lag for c in p.connections) else what
+            raise HardwareError(f"layer {p.name!r} has {what}, which is not written for netx; export as NIR")
+    if not network.accumulates:
+        raise HardwareError("the output is no sum over the steps of what arrives, as netx's readout is; export as NIR")
 
 
 def _check(population: Population, before: str) -> None:

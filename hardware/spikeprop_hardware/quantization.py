@@ -5,27 +5,28 @@ A layer's weights, bias, threshold and start potential share one real scale S (o
     m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
 
 with X = 1 for spikes and the input's scale for the network's input. Of graded neurons theta is the smallest level, whose
-multiples the others are; nothing else of them is rounded, and their spikes count as their largest payload. The search goes over
-S, 32 values an octave, and over an exponent e for each connection, and chooses the least sum of the relative errors of weights
-(root mean square, each weight as often as it is used, those clipped at the ends of the range included), thresholds and bias. It
-admits only scales on which no current can wrap around in 24 bits, whatever the spikes, and on which potentials have room for a
-few steps of the largest one; the readout, which never fires, has room for the largest sum of all steps (room.py). A layer that
-no scale holds is refused: acceptance.py says when. Average pooling is already part of the matrix: where windows do not overlap,
-its entries are the next weights over k^2, and S takes up that factor without a loss. Max pooling counts spikes, in float as in
-integers: nothing is rounded.
+multiples the others are; nothing else of them is rounded, and their spikes count as their largest payload. A current that
+outlives its step grows to 1 / (1 - synaptic leak) of what arrives, which counts as its largest; leaks and what adapts a threshold
+are rounded on grids of their own (4096ths, and 24 bits). The search goes over S, 32 values an octave, and over an exponent e for
+each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight as often as it is
+used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on which no current can wrap
+around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the largest one; the readout, which
+never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is refused: acceptance.py says when.
+Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over k^2, and S
+takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nir
 import numpy as np
 from scipy import sparse
 
-from spikeprop_hardware.acceptance import check_layer, dropped, layer_errors
+from spikeprop_hardware.acceptance import STEPS, charge, check_layer, dropped, layer_errors, leaks
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.grids import OCTAVE, ROUNDING, WeightErrors, clip
 from spikeprop_hardware.integer import (
@@ -40,7 +41,7 @@ from spikeprop_hardware.integer import (
     IntegerNetwork,
     IntegerPopulation,
 )
-from spikeprop_hardware.network import ChipNetwork, Population, lay_out, named
+from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.room import readout_room
 
 DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
@@ -60,7 +61,7 @@ class LayerReport:
         exponents: one for each connection.
         weight_error: root mean square of (quantised - weight) over that of the weights.
         threshold_error, bias_error: largest, relative to the threshold (readout: to the largest current).
-        leak_error: largest difference of the factor.
+        leak_error: largest difference of a factor.
         saturated: weights clipped at the ends of the 8 bits; bias and threshold clipped count too.
         bits: bits that the mantissas take.
         load: the largest current that any spikes can cause over what 24 bits hold; above 1 it could wrap.
@@ -121,11 +122,14 @@ def quantize_network(
         raise HardwareError(f"a simulation of {steps} steps; give timesteps of 1 or more")
     made = IntegerNetwork(
         network.input_shape, network.input, scale, limit, network.readout_from, output=network.output, timesteps=steps,
-        reads_spikes=spiking,
+        reads_spikes=spiking, read=network.read, accumulates=network.accumulates, stride=network.stride,
     )  # fmt: skip
     report = []
+    sources = {p.name: p for p in network.populations}
     for population in network.populations:
-        quantized, layer = _counting(population) if population.pools else _Quantizer(population, made, exponents).quantize()
+        quantized, layer = (
+            _counting(population) if population.pools else _Quantizer(population, sources, made, exponents).quantize()
+        )
         made.populations.append(quantized)
         report.append(layer)
     return Quantized(made, report)
@@ -139,7 +143,7 @@ def _input_scale(limit: float) -> float:
 
 def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
     """Max pooling: weights of 1 that arrive as 1, potentials that are counts."""
-    connections = [IntegerConnection(c.source, c.matrix.astype(np.int32), -1, c.delay) for c in p.connections]
+    connections = [IntegerConnection(c.source, c.matrix.astype(np.int32), -1, c.delay, c.lag) for c in p.connections]
     zeros = np.zeros(len(p.bias), np.int32)
     layer = IntegerPopulation(
         name=p.name, shape=p.shape, connections=connections, depth=p.depth, scale=2.0**-ALIGN, bias=zeros, bias_exponent=0,
@@ -155,12 +159,10 @@ def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
 class _Quantizer:
     """Finds the integers of one population."""
 
-    def __init__(self, population: Population, network: IntegerNetwork, exponents: Sequence[int]):
+    def __init__(self, population: Population, sources: dict[str, Population], network: IntegerNetwork, exponents: Sequence[int]):
         self.population, self.exponents, self.steps = population, exponents, network.timesteps
         at_input = [c.source == network.input for c in population.connections]
-        before: list[Any] = [
-            None if own else named(network.populations, c.source) for own, c in zip(at_input, population.connections)
-        ]
+        before = [sources.get(c.source) for c in population.connections]
         self.signs = [p is None or not p.rectify for p in before]  # the others take back no more than they have sent
         self.source_scales = [network.input_scale if own else 1.0 for own in at_input]
         self.source_limits = [network.input_limit if p is None else float(p.payload) for p in before]
@@ -168,7 +170,10 @@ class _Quantizer:
             abs(c.matrix).sum(axis=1).A1 * limit if c.matrix.nnz else np.zeros(c.matrix.shape[0])
             for c, limit in zip(population.connections, self.source_limits)
         ]
-        self.reach = float((np.sum(reaches, axis=0) + np.abs(population.bias)).max()) or 1.0  # largest current, in real units
+        largest = np.sum(reaches, axis=0) + np.abs(population.bias)
+        if population.synaptic_leak is not None:
+            largest = largest * charge(population.synaptic_leak, self.steps or STEPS)
+        self.reach = float(largest.max()) or 1.0  # largest current, in real units
 
     def quantize(self) -> tuple[IntegerPopulation, LayerReport]:
         """The least error by weights, or by what they bring: those of a connection of large inputs are small beside others."""
@@ -185,7 +190,7 @@ class _Quantizer:
     def _rounded(self, scale: float, exponents: tuple[int, ...]) -> IntegerPopulation:
         p = self.population
         connections = [
-            IntegerConnection(c.source, _mantissas(c.matrix, scale / x / 2.0 ** (e + 1)), e, c.delay)
+            IntegerConnection(c.source, _mantissas(c.matrix, scale / x / 2.0 ** (e + 1)), e, c.delay, c.lag)
             for c, x, e in zip(p.connections, self.source_scales, exponents)
         ]
         bias, bias_exponent = _bias(p.bias * scale)
@@ -199,12 +204,15 @@ class _Quantizer:
             scale=scale,
             bias=bias,
             bias_exponent=bias_exponent,
-            decay=zeros if p.leak is None else _decay(p.leak),
+            decay=zeros if p.leak is None else _decay(p.leak, most=DECAY_UNITY - (p.theta is not None)),
             v_init=zeros if p.theta is None else _potential(p.v_init * p.theta * scale),
             theta=theta,
             to_zero=p.to_zero,
             levels=p.levels,
             rectify=p.rectify,
+            synaptic_decay=None if p.synaptic_leak is None else _decay(p.synaptic_leak, least=1),
+            adaptation=None if p.adaptation is None else _potential(p.adaptation * scale),
+            adaptation_decay=None if p.adaptation_leak is None else _decay(p.adaptation_leak),
         )
 
     def _search(self, importance: Sequence[float]) -> tuple[float, tuple[int, ...]]:
@@ -272,6 +280,10 @@ class _Quantizer:
             saturated += int((np.rint(wanted) != held).sum())
             most = max(most, int(np.abs(held + (held < 0)).max(initial=0)))
             reach += abs(i.matrix).sum(axis=1).A1 * 2.0 ** (i.exponent + 1) * limit * x
+        if q.synaptic_decay is not None:
+            reach = (reach + np.abs(q.bias) * 2.0 ** (q.bias_exponent - ALIGN)) * charge(
+                1 - q.synaptic_decay / DECAY_UNITY, self.steps or STEPS
+            )
         if q.theta is not None and p.theta is not None:
             saturated += int((np.rint(p.theta * q.scale) > THETA_LIMIT).sum())
         return LayerReport(
@@ -281,7 +293,7 @@ class _Quantizer:
             weight_error=(squares / energy) ** 0.5 if energy else 0.0,
             threshold_error=self._threshold_error(q.scale),
             bias_error=self._bias_error(q.scale),
-            leak_error=0.0 if p.leak is None else float(np.abs(1 - q.decay / DECAY_UNITY - p.leak).max()),
+            leak_error=max(float(np.abs(held - real).max()) for _, real, held in leaks(p, q)),
             weights=weights,
             saturated=saturated,
             bits=most.bit_length() + 1,
@@ -307,8 +319,9 @@ def _bias(values: np.ndarray) -> tuple[np.ndarray, int]:
     return np.clip(np.rint(wanted / 2**exponent), *BIAS).astype(np.int32), exponent
 
 
-def _decay(leak: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint((1 - leak) * DECAY_UNITY), 0, DECAY_UNITY - 1).astype(np.int32)
+def _decay(leak: np.ndarray, least: int = 0, most: int = DECAY_UNITY) -> np.ndarray:
+    """In 4096ths. The chip's potentials keep at least one of them, and its currents lose at least one; the rest is the host's."""
+    return np.clip(np.rint((1 - leak) * DECAY_UNITY), least, most).astype(np.int32)
 
 
 def _potential(values: np.ndarray) -> np.ndarray:

@@ -42,20 +42,28 @@ def read_nir(path: str | Path) -> nir.NIRGraph:
             found = hdf2dict(file["node"])
         if found["type"] != "NIRGraph":
             raise NirError(f"{path} holds a single node, not a graph")
-        nodes = {name: _node(path, name, fields) for name, fields in found["nodes"].items()}
-        edges = [(source.decode(), target.decode()) for source, target in found["edges"]]
+        return _graph(path, found)
     except NirError:
         raise
     except Exception as error:  # HDF5's library raises errors of any type, depending on the damage
         wrong = wrong_kind(path, "a NIR file", HDF5)
         raise NirError(wrong or f"{path} is not a NIR file, or only a part of one: {error}") from error
+
+
+def _graph(path: str | Path, found: dict[str, Any]) -> nir.NIRGraph:
+    nodes = {name: _node(path, name, fields) for name, fields in found["nodes"].items()}
+    edges = [(source.decode(), target.decode()) for source, target in found["edges"]]
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=found.get("metadata", {}), type_check=False)
 
 
 def _node(path: str | Path, name: str, fields: dict[str, Any]) -> nir.NIRNode:
     try:
+        if fields["type"] == "NIRGraph":
+            return _graph(path, fields)
         own = OWN.get(fields["type"])
         return own.from_dict(fields) if own is not None else nir.dict2NIRNode(fields)
+    except NirError:
+        raise
     except Exception as error:  # nir's own message does not name the node
         raise NirError(f"{path}: node {name!r} cannot be read as {fields.get('type')}: {error}") from error
 

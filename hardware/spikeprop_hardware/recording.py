@@ -28,7 +28,8 @@ class SimulationResult:
 
     Attributes:
         spikes: (samples, steps, *shape) bool, of graded neurons int8, the number sent; empty where they were not to be recorded.
-        output: (samples, steps, classes), accumulated.
+        output: (samples, steps, classes): what the output would be if the simulation ended at that step, the sum of its values
+            unless the network says otherwise (``read``).
         membranes: (samples, steps, *shape): potentials after each step's reset, of an integer network in the chip's integers; of
             max pooling, a window's largest count; empty unless asked for.
         counts: spikes over all samples and steps.
@@ -48,7 +49,7 @@ def shaped(result: SimulationResult, network: ChipNetwork | IntegerNetwork) -> S
     """Flat arrays (samples, steps, neurons) in the populations' shapes, the output in real units and from ``readout_from`` on."""
     shapes = {p.name: (*result.output.shape[:2], *p.shape) for p in network.populations}
     last = network.readout
-    output = counted_from(result.output, network.readout_from)
+    output = read_out(result.output, network)
     return SimulationResult(
         {name: train.reshape(shapes[name]) for name, train in result.spikes.items()},
         output * last.unit if isinstance(last, IntegerPopulation) else output,
@@ -56,6 +57,22 @@ def shaped(result: SimulationResult, network: ChipNetwork | IntegerNetwork) -> S
         result.counts,
         result.clipped,
     )
+
+
+def read_out(potentials: np.ndarray, network: ChipNetwork | IntegerNetwork) -> np.ndarray:
+    """The output by step, of the readout's potentials (samples, steps, classes), which may change."""
+    delay, read = network.readout_from, network.read
+    if read == "last":
+        return potentials
+    if read == "max":
+        start = delay if delay < potentials.shape[1] else 0
+        potentials[:, start:] = np.maximum.accumulate(potentials[:, start:], axis=1)
+        return potentials
+    sums = counted_from(potentials if network.accumulates else np.cumsum(potentials, axis=1), delay)
+    if read == "sum":
+        return sums
+    steps = np.arange(1, sums.shape[1] + 1)
+    return sums / np.where(steps > delay, steps - delay, steps)[:, None]
 
 
 def counted_from(output: np.ndarray, delay: int) -> np.ndarray:

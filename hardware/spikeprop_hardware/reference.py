@@ -3,12 +3,13 @@
 All layers advance together, step by step, so memory does not grow with the number of steps unless spikes are recorded. In
 float64 its sums have the order of Lava's, and in integers it has the arithmetic of integer.py, so both equal the Lava models of
 processes/ to the bit. Lava's delays only align paths of different lengths; here a step passes through the complete network, as in
-PyTorch.
+PyTorch, and a feedback connection reads what its source sent some steps before.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +22,26 @@ from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
-from spikeprop_hardware.kernels import NUMBA, Synapses, add_shifted, fire_fixed, fire_float, pool, send_graded
+from spikeprop_hardware.kernels import (
+    NUMBA,
+    Synapses,
+    adapt_fixed,
+    adapt_float,
+    add_shifted,
+    filter_fixed,
+    filter_float,
+    fire_fixed,
+    fire_float,
+    pool,
+    send_graded,
+)
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
 from spikeprop_hardware.recording import SimulationResult
 
 CACHE = 2**17  # neurons of one layer in all samples that advance together: their state stays in the cache
 BATCH = 512  # samples that advance together at most
 INT16 = 2**15 - 1
+Values = dict[tuple[str, int], np.ndarray]  # what a source sent, by its name and how many steps before
 
 
 class Simulator:
@@ -43,13 +57,12 @@ class Simulator:
         self.fixed = isinstance(network, IntegerNetwork)
         self.threads = threads or len(os.sched_getaffinity(0))
         orders = {network.input: np.arange(int(np.prod(network.input_shape)))}
-        payloads = {network.input: 0}  # unknown
-        self.layers: list[_Neurons | _Pooling] = []
-        for population in network.populations:
-            orders[population.name] = _order(population.shape)
-            payloads[population.name] = population.payload
-            kind = _Pooling if population.pools else _Neurons
-            self.layers.append(kind(population, orders, payloads))
+        orders |= {p.name: _order(p.shape) for p in network.populations}
+        payloads = {network.input: 0, **{p.name: p.payload for p in network.populations}}  # 0: unknown
+        self.layers: list[_Neurons | _Pooling] = [
+            (_Pooling if p.pools else _Neurons)(p, orders, payloads) for p in network.populations
+        ]
+        self.lagging = {(c.source, c.lag) for p in network.populations for c in p.connections if c.lag}
         self.readout = next(layer for layer in self.layers if layer.name == network.readout.name)
 
     def run(
@@ -101,19 +114,24 @@ class Simulator:
     def _batch(self, inputs: np.ndarray, kept: SimulationResult, rows: slice) -> tuple[dict[str, int], dict[str, int]]:
         states: list[Any] = [layer.start(len(inputs)) for layer in self.layers]
         counts = dict.fromkeys((layer.name for layer in self.layers if layer is not self.readout), 0)
-        values: dict[str, np.ndarray] = {}
+        values: Values = {(layer.name, 0): state.spikes for layer, state in zip(self.layers, states)}
+        sent: dict[str, deque[np.ndarray]] = {}
         total = states[self.layers.index(self.readout)]
         for t, (x, same) in enumerate(self._steps(inputs)):
-            values[self.network.input] = x
+            values[self.network.input, 0] = x
+            for source, lag in sorted(self.lagging) if t == 0 else ():
+                sent[source] = deque([np.zeros_like(values[source, 0])] * lag, maxlen=lag)  # the longest lag is the last
+            values |= {(source, lag): sent[source][-lag] for source, lag in self.lagging}
             for layer, state in zip(self.layers, states):
                 layer.step(values, state, same)
-                values[layer.name] = state.spikes
                 if layer.name in counts:
                     counts[layer.name] += int(np.count_nonzero(state.spikes))
                 if layer.name in kept.spikes:
                     kept.spikes[layer.name][rows, t] = state.spikes[:, layer.back]
                 if layer.name in kept.membranes:
                     kept.membranes[layer.name][rows, t] = state.v[:, layer.back]
+            for source, train in sent.items():
+                train.append(values[source, 0].copy())
             kept.output[rows, t] = total.v[:, self.readout.back]
         clipped = {layer.name: state.clipped for layer, state in zip(self.layers, states) if state.clipped}
         return counts, clipped
@@ -135,6 +153,8 @@ class _State:
     spikes: np.ndarray
     sums: list[np.ndarray]
     sent: np.ndarray | None  # of graded neurons, the sum of what they have sent
+    current: np.ndarray | None  # where it outlives its step
+    raised: np.ndarray | None  # of adaptive neurons, by how much the threshold is raised
     clipped: int = 0  # potentials that stopped at the limits of 24 bits
 
 
@@ -145,28 +165,34 @@ class _Neurons:
         self.name, self.size = population.name, len(population.bias)
         order = orders[population.name]
         self.back = np.argsort(order)
-        self.sources = [(c.source, payloads[c.source] == 0) for c in population.connections]
+        self.sources = [((c.source, c.lag), payloads[c.source] == 0 and not c.lag) for c in population.connections]
         self.fixed = isinstance(population, IntegerPopulation)
         self.synapses = [
             Synapses(c.matrix, order, orders[c.source], _dtype(c, payloads[c.source]), not self.fixed)
             for c in population.connections
         ]
         self.exponents = [c.exponent for c in population.connections if isinstance(c, IntegerConnection)]
-        never = STATE_LIMIT if self.fixed else np.inf  # the readout's threshold
+        never = STATE_LIMIT if self.fixed else np.inf  # a threshold that is not reached
         theta = np.full(self.size, never) if population.theta is None else population.theta
         if isinstance(population, IntegerPopulation):
             bias = population.bias.astype(np.int64) << population.bias_exponent
             shift = 0 if population.theta is None else ALIGN
             numbers = [n.astype(np.int32) for n in (bias, theta.astype(np.int64) << shift, population.decay)]
+            factors = [population.synaptic_decay, population.adaptation, population.adaptation_decay]
             rest = population.v_init
         else:
             leak = np.ones(self.size) if population.leak is None else population.leak
             numbers = [population.bias, theta, leak]
+            factors = [population.synaptic_leak, population.adaptation, population.adaptation_leak]
             rest = np.zeros(self.size) if population.theta is None else population.v_init * population.theta
         self.parameters = [np.ascontiguousarray(n[order]) for n in numbers]
-        self.levels, self.rectify, self.unit = population.levels, population.rectify, self.parameters[1]
-        if self.levels:
-            self.parameters[1] = np.full_like(self.unit, never)  # fire_* integrate, and send_graded decides
+        self.synaptic, self.raise_by, self.raised_leak = [None if n is None else np.ascontiguousarray(n[order]) for n in factors]
+        self.bias = self.parameters[0]
+        if self.synaptic is not None:
+            self.parameters[0] = np.zeros_like(self.bias)  # it is part of the current
+        self.levels, self.rectify, self.theta = population.levels, population.rectify, self.parameters[1]
+        if self.levels or self.raise_by is not None:
+            self.parameters[1] = np.full_like(self.theta, never)  # fire_* integrate, and send_graded or adapt_* decides
         self.rest = rest[order]
         self.leaky = isinstance(population, IntegerPopulation) and bool(population.decay.any())
         self.to_zero, self.signed = bool(population.to_zero), population.signed
@@ -177,20 +203,33 @@ class _Neurons:
         sums = [np.empty(shape, s.dtype) for s in self.synapses]
         v = np.repeat(self.rest[None], samples, 0)
         sent = np.zeros(shape, np.int32) if self.signed else None
-        return _State(v, np.zeros(shape, np.int8 if self.signed else np.uint8), sums, sent)
+        current = None if self.synaptic is None else np.zeros_like(v)
+        raised = None if self.raise_by is None else np.zeros_like(v)
+        return _State(v, np.zeros(shape, np.int8 if self.signed else np.uint8), sums, sent, current, raised)
 
-    def step(self, values: dict[str, np.ndarray], state: _State, same_input: bool) -> None:
+    def step(self, values: Values, state: _State, same_input: bool) -> None:
         """Advance one step, in place."""
         for (source, own), synapses, sums in zip(self.sources, self.synapses, state.sums):
             if not (own and same_input):
                 synapses.deliver(values[source], sums)
         if self.fixed:
-            total, exponent = self._total_fixed(state)
-            state.clipped += fire_fixed(total, exponent, state.v, state.spikes, *self.parameters, self.leaky, self.to_zero)
+            total, exponent, align = *self._total_fixed(state), ALIGN
+            if state.current is not None:
+                filter_fixed(total, exponent, state.current, self.bias, self.synaptic)
+                total, exponent, align = state.current, -1, 0
+            arguments = state.v, state.spikes, *self.parameters, self.leaky, self.to_zero
+            state.clipped += fire_fixed(total, exponent, align, *arguments)
         else:
-            fire_float(self._total_float(state), state.v, state.spikes, *self.parameters, self.to_zero)
+            total = self._total_float(state)
+            if state.current is not None:
+                filter_float(total, state.current, self.bias, self.synaptic)
+                total = state.current
+            fire_float(total, state.v, state.spikes, *self.parameters, self.to_zero)
         if state.sent is not None:
-            send_graded(state.v, state.spikes, self.unit, self.levels, self.rectify, state.sent)
+            send_graded(state.v, state.spikes, self.theta, self.levels, self.rectify, state.sent)
+        if state.raised is not None:
+            adapt = adapt_fixed if self.fixed else adapt_float
+            adapt(state.v, state.spikes, self.theta, self.to_zero, state.raised, self.raise_by, self.raised_leak)
 
     def _total_fixed(self, state: _State) -> tuple[np.ndarray, int]:
         """Sums and the exponent that makes them a current; several are summed as currents, and -1 undoes the factor 2."""
@@ -231,10 +270,10 @@ class _Pooling:
         spikes = np.zeros(shape, np.int8 if self.signed else np.uint8)
         return _Counts(np.zeros(shape, np.int32), spikes, np.zeros((samples, self.edges[-1]), np.int32))
 
-    def step(self, values: dict[str, np.ndarray], state: _Counts, same_input: bool) -> None:
+    def step(self, values: Values, state: _Counts, same_input: bool) -> None:
         """Advance one step, in place."""
         for source, edge in zip(self.sources, pairwise(self.edges)):
-            state.counts[:, slice(*edge)] += values[source]
+            state.counts[:, slice(*edge)] += values[source, 0]
         pool(state.counts, state.v, state.spikes, *self.windows)
 
 
@@ -249,4 +288,4 @@ def _dtype(connection: Connection | IntegerConnection, payload: int) -> Any:
 def _order(shape: tuple[int, ...]) -> np.ndarray:
     """C-order index by position: channels last, which makes the compiled loops faster."""
     index = np.arange(int(np.prod(shape)))
-    return index.reshape(shape).transpose(1, 2, 0).ravel() if len(shape) == 3 and NUMBA else index
+    return np.moveaxis(index.reshape(shape), 0, -1).ravel() if len(shape) > 1 and NUMBA else index

@@ -13,4 +13,16 @@ from spikeprop.ann.torchvision import TorchvisionModel
 from spikeprop.ann.unet import UNet
 from spikeprop.ann.vit import ViT
 
-__all__ = ["CNN", "MLP", "VGG", "CIFARResNet", "OnnxModel", "ResNet", "SpikingCNN", "SpikingMLP", "TorchvisionModel", "UNet", "ViT"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "VGG",
+    "CIFARResNet",
+    "OnnxModel",
+    "ResNet",
+    "SpikingCNN",
+    "SpikingMLP",
+    "TorchvisionModel",
+    "UNet",
+    "ViT",
+]

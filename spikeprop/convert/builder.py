@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -235,8 +235,8 @@ class Builder:
         # copies: two layers that read one value must not share its modules
         synapses = [(b.source, Synapse(op if b.kept else copy.deepcopy(op) for op in b.ops)) for b in value]
         limit = torch.as_tensor(ceiling, dtype=self.dtype).detach().clone() if ceiling is not None else None
-        feedback = [*([(name, Synapse([back]))] if back is not None else []), *self.feedback.get(name, ())]
-        self.layers[name] = Layer(synapses, neuron, limit, feedback=feedback) if feedback else Layer(synapses, neuron, limit)
+        own = [(name, Synapse(operations(back)))] if back is not None else []
+        self.layers[name] = Layer(synapses, neuron, limit, feedback=[*own, *self.feedback.get(name, ())])
         if any(isinstance(b.last, nn.Linear) for b in value):
             self.layers[name].channel_axis = -1
         self.ceilings[name], self.nodes[name] = ceiling, node.name
@@ -247,6 +247,15 @@ class Builder:
         while name in self.layers or name in reserved or not is_layer_name(name):
             name, count = f"{label}_{count}", count + 1
         return name
+
+
+def operations(module: nn.Module) -> Iterator[nn.Module]:
+    """The operations of a synapse, in order, of a single one or an ``nn.Sequential``."""
+    if isinstance(module, nn.Sequential):
+        for inner in module:
+            yield from operations(inner)
+    else:
+        yield module
 
 
 def _no_neuron() -> Neuron:

@@ -14,20 +14,21 @@ where they stand (``snn/in_place.py``), and gives, spike for spike, what its net
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spikeprop.convert.builder import Builder
+from spikeprop.convert.builder import Builder, operations
 from spikeprop.convert.graph import built
 from spikeprop.convert.guard import CAUSES
 from spikeprop.convert.plain import HOOKS, unwrapped
 from spikeprop.convert.trace import trace
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Direct, Encoder, LayerDynamics, SpikingNetwork, Synapse
+from spikeprop.snn.advance import groups
 from spikeprop.snn.in_place import Call, Edge, PlainLoop, Recurrent
 from spikeprop.snn.normalisation import NORMS, TemporalBatchNorm
 from spikeprop.snn.output_form import leaves
@@ -85,23 +86,15 @@ def spiking(
 
 def _network(module: nn.Module, encoder: Encoder, shape: tuple[int, ...], edges: Edges) -> tuple[Builder, SpikingNetwork]:
     traced = trace(module, shape)
-    back = {name: [(source, Synapse(_operations(op))) for source, op in given] for name, given in copy.deepcopy(edges).items()}
+    back = {name: [(source, Synapse(operations(op))) for source, op in given] for name, given in copy.deepcopy(edges).items()}
     builder, network = built(traced, None, encoder, shape, back)
     _check_edges(builder, edges)
+    _check_loops(builder)
     _check_parameters(module, builder, network)
     *_, (_, last) = network.named_layers()
     if not any(synapse.ops for _, _, synapse in last.branches()) and last.neuron is None:
         network.notes.append("the module ends in neurons: the output is the count of their spikes")
     return builder, network
-
-
-def _operations(op: nn.Module) -> Iterator[nn.Module]:
-    """The operations of a synapse, in order."""
-    if isinstance(op, nn.Sequential):
-        for inner in op:
-            yield from _operations(inner)
-    else:
-        yield op
 
 
 # checks -------------------------------------------------------------------------------------------------------------------------
@@ -152,9 +145,23 @@ def _check_edges(builder: Builder, edges: Edges) -> None:
             raise ConversionError(f"feedback names {name!r}, which is no layer of neurons; these are {', '.join(builder.calls)}")
 
 
+def _check_loops(builder: Builder) -> None:
+    """Batch-norm sees all steps at once, which layers that a loop joins do not have: those advance step by step."""
+    for names, loop in groups(builder.layers):
+        for name in names if loop else ():
+            layer = builder.layers[name]
+            inside = [synapse for _, source, synapse in layer.branches() if source in names]
+            inside += [synapse for _, source, synapse in layer.feedback_branches() if source in names]
+            if any(isinstance(op, NORMS) for synapse in inside for op in synapse):
+                raise ConversionError(
+                    f"layer {name!r} has batch-norm of what comes back to it ({', '.join(names)} are joined by feedback), whose "
+                    "statistics over all steps are not known at a step: put it on a path from outside, or leave it out"
+                )
+
+
 def _check_parameters(module: nn.Module, builder: Builder, network: SpikingNetwork) -> None:
     """The network trains the parameters of the modules that are called, each as one, and no others."""
-    back = {id(p) for _, layer in network.named_layers() for s in layer.synapses[len(layer.sources) :] for p in s.parameters()}
+    back = {id(p) for _, layer in network.named_layers() for _, _, s in layer.feedback_branches() for p in s.parameters()}
     mine = {id(p): p for p in network.parameters()}
     theirs = {id(p): path for path, p in builder.traced.named_parameters()}
     for key, parameter in mine.items():

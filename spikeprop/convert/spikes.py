@@ -10,11 +10,15 @@ from torch import Tensor
 from spikeprop.convert.activations import current, forget
 from spikeprop.convert.encoded import EncodedInput
 from spikeprop.convert.shard import CalibrationShard
+from spikeprop.errors import ConversionError
 from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork
 
 
 def spike_trains(network: SpikingNetwork, x: Tensor, timesteps: int, shard: CalibrationShard) -> SpikeTrains:
     """Spike trains of a network's layers: packed, or as they are where layers compute or hold tokens."""
+    looped = [name for name, layer in network.named_layers() if layer.feedback_sources]
+    if looped:
+        raise ConversionError(f"layers {', '.join(looped)} read feedback, so no thresholds are found layer by layer; train them")
     plain = bool(network.arithmetic_layers())
     plain |= any(len(shape) not in (1, 3) for name, shape in network.shapes().items() if name != INPUT)
     return (PlainTrains if plain else SpikeTrains)(network, x, timesteps, shard)

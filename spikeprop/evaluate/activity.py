@@ -5,7 +5,7 @@ pooling counts as part of the synapse that follows it, as on the chip. A graded 
 times: its product with a weight is n additions of the shifted weight. Bits sent are one a spike, or n and one for a sign. The
 energy is that of the arithmetic only, with the figures that are common in the field: 32-bit floating point in 45 nm CMOS, 4.6 pJ
 a MAC (3.7 multiply + 0.9 add) and 0.9 pJ an addition (Horowitz, ISSCC 2014, fig. 1.1.9). Input that is not spikes (direct coding)
-costs MACs at every step, one a synapse for each value that is not zero. So do the running means of differential coding, where it is sent and where it is read. What layers that
+costs MACs at every step. So do the running means of differential coding, where it is sent and where it is read. What layers that
 compute send counts as numbers of 32 bits; their functions are not counted.
 """
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
+from spikeprop.snn import INPUT, SpikingNetwork, Synapse
 from spikeprop.snn.folding import evaluated
 from spikeprop.snn.normalisation import NORMS
 from spikeprop.snn.pooling import window_sums
@@ -171,27 +172,15 @@ def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
     lead back count as well.
     """
     maps: dict[str, Tensor] = {}
-    values = {INPUT: torch.zeros(1, 1, *network.input_shape)}
-    for name, layer in network.named_layers():
-        total: Any = None
-        for _, source, synapse in layer.branches():
-            paths, total = _paths(layer, synapse, values[source])
-            maps[source] = maps.get(source, 0) + paths
-        values[name] = total.new_zeros(1, 1, *layer.dynamics.output_shape(tuple(total.shape[2:])))
+    shapes = network.shapes()
     for _, layer in network.named_layers():
-        for _, source, synapse in layer.feedback_branches():
-            maps[source] = maps.get(source, 0) + _paths(layer, synapse, values[source])[0]
+        for _, source, synapse in chain(layer.branches(), layer.feedback_branches()):
+            ones = _ones(synapse)
+            with torch.enable_grad():
+                probe = torch.zeros(1, 1, *shapes[source], requires_grad=True)
+                (grad,) = torch.autograd.grad(layer.dynamics.connected(ones(probe)).sum(), probe)
+            maps[source] = maps.get(source, 0) + grad[0, 0]
     return maps
-
-
-def _paths(layer: Layer, synapse: Synapse, sent: Tensor) -> tuple[Tensor, Tensor]:
-    """The number of synapses behind each value that a source sends, and the current."""
-    ones = _ones(synapse)
-    with torch.enable_grad():
-        probe = sent.detach().requires_grad_()
-        current = ones(probe)
-        (grad,) = torch.autograd.grad(layer.dynamics.connected(current).sum(), probe)
-    return grad[0, 0], current.detach()
 
 
 def _ones(synapse: Synapse) -> Synapse:

@@ -25,6 +25,7 @@ from torch import Tensor
 from spikeprop.errors import EvaluationError
 from spikeprop.runtime.labels import by_example
 from spikeprop.snn import INPUT, Layer, SpikingNetwork
+from spikeprop.snn.folding import evaluated
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.signed import takes_back
@@ -75,19 +76,16 @@ def leave_early(network: SpikingNetwork, x: Any, timesteps: int, rule: EarlyExit
         EvaluationError: the rule wants certainty, and the readout reads something whose spikes are not bounded.
         ValueError: the network is in training mode.
     """
-    name, readout = _readout(network)
+    network = evaluated(network)
+    name, _ = _readout(network)
     if network.output_form is not None or len(network.shapes()[name]) != 1:
         raise EvaluationError("early exit needs one prediction an image; this network has several outputs or positions")
-    if network.read != "sum":
-        raise EvaluationError(
-            f"early exit compares sums over the steps, and this network's read is {network.read!r}: leave it out"
-        )
     images, (x, lengths) = len(x), time_first(network, x)
     if x.dim() == len(network.input_shape) + 2:
         timesteps = len(x)
     begin = max(int(network.readout.delay), int(network.readout.pre_run))  # the output counts from there
     certain = None if rule.confidence is not None else CertainMargin(network, timesteps)
-    scale, limit = readout.scale, rule.confidence or 1.0
+    limit = rule.confidence or 1.0
     left, leaving = torch.arange(images, device=x.device), Leaving()
     predicted, steps, t = left.clone(), torch.full_like(left, timesteps), 0
     for outputs in network.unroll(x, timesteps, lengths=lengths, chunk=rule.every, leaving=leaving):
@@ -98,7 +96,7 @@ def leave_early(network: SpikingNetwork, x: Any, timesteps: int, rule: EarlyExit
         if certain is not None:
             done_B = certain(output_BC, timesteps - t)
         else:
-            done_B = (output_BC * scale / (t - begin)).softmax(1).amax(1) >= limit
+            done_B = by_example(network.estimate(outputs[-1], t)).softmax(1).amax(1) >= limit
         if done_B.any():
             steps[left[done_B]] = t
             left = left[~done_B]
@@ -144,6 +142,11 @@ class CertainMargin:
 def _linear_readout(network: SpikingNetwork) -> tuple[Tensor, Tensor, Tensor]:
     """The readout's weights for the largest spike (C, N), which neurons may send its negative (N,), biases (C,); float64."""
     name, layer = _readout(network)
+    if network.read != "sum" or layer.neuron is not None or layer.feedback_sources:
+        raise EvaluationError(
+            f"an exit that is certain needs an output that sums up the current of {name!r}, with no Integrator, no feedback and "
+            f"no other read than 'sum' (it is {network.read!r}): give early exit a confidence"
+        )
     dynamics, shapes = network.dynamics(), network.shapes()
     like = next(network.parameters())
     weights, signs, bias_C = [], [], torch.zeros(shapes[name][0], dtype=torch.float64, device=like.device)

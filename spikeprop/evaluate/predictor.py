@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from spikeprop.errors import EvaluationError, SpikepropError
 from spikeprop.evaluate.activity import ActivityMeter, device_of
 from spikeprop.evaluate.early_exit import EarlyExit, leave_early
+from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.labels import IGNORED, by_example, read_labels
 from spikeprop.runtime.seeding import seed_torch
-from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import SpikingNetwork
 from spikeprop.snn.output_form import leaves
 from spikeprop.snn.timed_input import time_first

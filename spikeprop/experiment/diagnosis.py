@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikeprop.convert import uncalibrated
 from spikeprop.errors import CheckpointError, EvaluationError
 from spikeprop.evaluate import ConversionDiagnosis, diagnose
-from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_network, load_spiking
+from spikeprop.experiment.network_checkpoint import data_component, find_checkpoints, load_network, load_spiking
 from spikeprop.runtime.given import read_batches
 from spikeprop.snn import SpikingNetwork
 

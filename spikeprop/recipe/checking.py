@@ -116,7 +116,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 def held_by(hint: Any) -> Any:
     """The element type of a list or dictionary of components; None for other types."""
     inner = get_args(hint)[-1] if get_origin(hint) in (list, dict) else None
-    return None if inner is None or base_of(inner) is None else inner
+    return None if inner is None or (base_of(inner) is None and slot_base(inner) is None) else inner
 
 
 def slot_base(hint: Any) -> type | None:

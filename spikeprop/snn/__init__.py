@@ -13,6 +13,7 @@ from spikeprop.snn.neuron import IF, LIF, PLIF, Neuron
 from spikeprop.snn.normalisation import TemporalBatchNorm, ThresholdBatchNorm
 from spikeprop.snn.pooling import SpikingMaxPool, StepMaxPool
 from spikeprop.snn.readout import Integrator, ReadoutSchedule
+from spikeprop.snn.recurrence import RLIF
 from spikeprop.snn.signed import GradedIF, SignedIF
 from spikeprop.snn.spike import NEVER, advance_since, spike
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, MultiGaussian, Sigmoid, Surrogate, Triangle
@@ -26,6 +27,7 @@ __all__ = [
     "LIF",
     "NEVER",
     "PLIF",
+    "RLIF",
     "STDB",
     "ATan",
     "ChannelPad",

@@ -37,7 +37,7 @@ OPERATIONS: dict[str, Any] = {kind.__name__: kind for kind in (*WEIGHTED, *NORMS
 PLAIN = (bool, int, float, str, type(None))
 BATCH_NORM = ("eps", "momentum", "affine", "track_running_stats")
 POOL = ("kernel_size", "stride", "padding", "ceil_mode")
-TRAINED = {"v_threshold": "threshold"}  # name of a neuron's parameter: what its ``trainable`` calls it, if otherwise
+TRAINED = {"v_threshold": "threshold", "w": "leak"}  # name of a neuron's parameter: what its ``trainable`` calls it, if otherwise
 SMALL = 100_000  # numbers that are never too many
 
 
@@ -91,11 +91,10 @@ def _described_layer(name: str, layer: Layer, known: dict[int, int]) -> dict[str
     def branches(given: Any) -> list[dict[str, Any]]:
         return [{"source": s, "ops": [_once(op, f"layer {name!r}", known) for op in synapse]} for _, s, synapse in given]
 
-    feedback: Any = layer.feedback_branches() if hasattr(layer, "feedback_branches") else ()  # type: ignore[operator]
     return {
         "name": name,
         "synapses": branches(layer.branches()),
-        "feedback": branches(feedback),
+        "feedback": branches(layer.feedback_branches()),
         "neuron": None if layer.neuron is None else _once(layer.neuron, f"layer {name!r}", known),
         "ceiling": None if layer.ceiling is None else layer.ceiling.tolist(),
         "channel_axis": layer.channel_axis,
@@ -110,7 +109,7 @@ def _layer(given: Mapping[str, Any], known: list[nn.Module], left: int) -> Layer
     synapses, feedback = branches("synapses"), branches("feedback")
     neuron = None if given["neuron"] is None else _again(given["neuron"], LayerDynamics, known, left)
     ceiling = None if given["ceiling"] is None else torch.tensor(given["ceiling"])
-    layer = Layer(synapses, neuron, ceiling, **({"feedback": feedback} if feedback else {}))
+    layer = Layer(synapses, neuron, ceiling, feedback=feedback)
     layer.channel_axis, layer.may_rest = int(given["channel_axis"]), bool(given["may_rest"])
     return layer
 
@@ -260,5 +259,7 @@ def _make_room(network: SpikingNetwork, tensors: Mapping[str, Tensor]) -> None:
 def _put(network: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, last = name.rpartition(".")
     holder = network.get_submodule(path)
-    held = holder._parameters if isinstance(tensor, nn.Parameter) else holder._buffers
-    held[last] = tensor
+    if isinstance(tensor, nn.Parameter):
+        holder._parameters[last] = tensor
+    else:
+        holder._buffers[last] = tensor

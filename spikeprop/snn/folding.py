@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,12 @@ from spikeprop.snn.arithmetic import Relay
 from spikeprop.snn.gather import Shift
 from spikeprop.snn.hooks import global_hooks, untouched
 from spikeprop.snn.layer import INPUT, Layer
-from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.neuron import LIF, Neuron
 from spikeprop.snn.normalisation import NORMS, TemporalBatchNorm
 from spikeprop.snn.pooling import StepMaxPool
 from spikeprop.snn.synapse import WEIGHTED, ChannelPad, Synapse
 
+Network = TypeVar("Network", bound=nn.Module)  # a SpikingNetwork, which asks this module how to run
 Path = tuple[str, list[nn.Module]]  # source and operations
 MEANS: dict[type, tuple[int, Any]] = {  # axes of positions, and the mean of the same windows
     nn.MaxPool1d: (1, nn.AvgPool1d),
@@ -40,12 +40,12 @@ MEANS: dict[type, tuple[int, Any]] = {  # axes of positions, and the mean of the
 }
 
 
-def needs_folding(network: SpikingNetwork) -> bool:
+def needs_folding(network: nn.Module) -> bool:
     """Whether a network holds what ``folded`` replaces."""
     return any(isinstance(module, (*NORMS, Relay, StepMaxPool)) for module in network.modules())
 
 
-def evaluated(network: SpikingNetwork) -> SpikingNetwork:
+def evaluated(network: Network) -> Network:
     """The network that computes, faster, what this one computes in evaluation mode without gradients: folded, if it can be."""
     if not needs_folding(network) or global_hooks() or not all(untouched(module) for module in network.modules()):
         return network
@@ -56,7 +56,7 @@ def evaluated(network: SpikingNetwork) -> SpikingNetwork:
 
 
 @torch.no_grad()
-def folded(network: SpikingNetwork) -> SpikingNetwork:
+def folded(network: Network) -> Network:
     """A network, in evaluation mode, that sends and returns what this one does in evaluation mode, with weights of its own.
 
     Args:
@@ -65,8 +65,8 @@ def folded(network: SpikingNetwork) -> SpikingNetwork:
     Raises:
         SimulationError: a ``TemporalBatchNorm`` whose factors differ, or a batch-norm without running statistics.
     """
-    found = copy.deepcopy(network)
-    shapes, relays, layers = network.shapes(), dict[str, list[Path]](), dict[str, Layer]()
+    found: Any = copy.deepcopy(network)
+    shapes, relays, layers = found.shapes(), dict[str, list[Path]](), dict[str, Layer]()
     for name, layer in found.named_layers():
         paths = _paths(layer.branches(), relays, shapes)
         if isinstance(layer.neuron, Relay):
@@ -97,15 +97,11 @@ def _paths(branches: Iterable[tuple[int, str, Synapse]], relays: dict[str, list[
 
 def _with(layer: Layer, paths: list[Path], dynamics: Any) -> Layer:
     """The layer with other paths and dynamics."""
-    feedback = [(source, synapse) for _, source, synapse in _feedback(layer)]
+    feedback = [(source, synapse) for _, source, synapse in layer.feedback_branches()]
     synapses = [(source, Synapse(ops)) for source, ops in paths]
-    made = Layer(synapses, dynamics, layer.ceiling, **({"feedback": feedback} if feedback else {}))
+    made = Layer(synapses, dynamics, layer.ceiling, feedback=feedback)
     made.scale, made.channel_axis, made.may_rest = layer.scale, layer.channel_axis, layer.may_rest
     return made
-
-
-def _feedback(layer: Any) -> list[Any]:
-    return list(layer.feedback_branches()) if hasattr(layer, "feedback_branches") else []
 
 
 # batch-norm ---------------------------------------------------------------------------------------------------------------------

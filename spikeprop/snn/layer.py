@@ -112,7 +112,8 @@ class Layer(nn.Module):
         """
         if self.feedback_sources and previous is None:
             sources = list(self.feedback_sources)
-            raise ValueError(f"layer {name!r} reads feedback of {sources}, so it has a current in a simulation alone")
+            which = f"layer {name!r}" if name else "this layer"
+            raise ValueError(f"{which} reads feedback of {sources}, so it has a current in a simulation alone")
         total = None
         branches = [(i, source, synapse, values) for i, source, synapse in self.branches()]
         for i, source, synapse, given in (*branches, *((*branch, previous or {}) for branch in self.feedback_branches())):
@@ -131,6 +132,7 @@ class LayeredNetwork(Protocol):
     """What the engine reads of a ``SpikingNetwork``."""
 
     training: bool
+    packed: bool
     encoder: Encoder
     readout: ReadoutSchedule
     input_shape: tuple[int, ...]
@@ -144,3 +146,5 @@ class LayeredNetwork(Protocol):
     def dynamics(self) -> dict[str, LayerDynamics]: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...

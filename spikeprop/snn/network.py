@@ -12,7 +12,6 @@ Suffix legend: T steps, B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -26,26 +25,20 @@ from spikeprop.snn.dynamics import LayerDynamics, map_state
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
-from spikeprop.snn.leaving import Leaving, kept_rows, sample_axes
+from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import Neuron
-from spikeprop.snn.normalisation import TemporalBatchNorm, needs_all_steps, shapes_only
+from spikeprop.snn.normalisation import needs_all_steps, shapes_only, takes_statistics
 from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import READS, Read, ReadoutSchedule, ReadState, read
+from spikeprop.snn.simulation import Simulation, engine, last_layer, values_of
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
-from spikeprop.snn.timed_input import RunningInput, TimedInput
+from spikeprop.snn.timed_input import RunningInput, TimedInput, own_steps
 
 SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 
 Shape = tuple[int, ...]
-
-
-def _engine() -> ModuleType:
-    """The packed engine, imported when first used: it brings Numba."""
-    from spikeprop.snn.engine import batch
-
-    return batch
 
 
 def _folding() -> ModuleType:
@@ -171,11 +164,7 @@ class SpikingNetwork(nn.Module):
 
     @property
     def _plain_sum(self) -> bool:
-        return self.read == "sum" and self._last.neuron is None
-
-    @property
-    def _last(self) -> Layer:
-        return self._layer(list(self.layers)[-1])
+        return self.read == "sum" and last_layer(self).neuron is None
 
     def extra_repr(self) -> str:
         return "\n".join(f"note: {note}" for note in self.notes)
@@ -290,7 +279,7 @@ class SpikingNetwork(nn.Module):
             lengths: steps of each sample that count, (B,) int64 in 1..T, of sequences padded to T; None where all do.
             chunk: steps a layer takes at once; default what ``snn/engine/sizes.py`` says, on the plain reference all of them
                 when gradients are wanted, else 1.
-            observe: called with ("input" or layer name, spikes (t, B, ...)) for every chunk.
+            observe: called with ("input" or layer name, spikes (t, B, ...)) for every chunk; zeros after a sample's own steps.
 
         Raises:
             ValueError: shape, steps or lengths that do not fit, NaN or infinity in the input, an encoder that does not read it.
@@ -299,23 +288,18 @@ class SpikingNetwork(nn.Module):
         given, packed = self._given(x, timesteps, lengths, chunk)
         if packed and torch.is_grad_enabled() and observe is None and self.readout.trivial:
             if self._plain_sum and lengths is None:
-                return _engine().train(self, given, chunk, self.structured)
-            return _engine().train(self, given, chunk, lambda current_TBK: self._of_currents(current_TBK, given), each_step=True)
+                return engine().train(self, given, chunk, self.structured)
+            return engine().train(self, given, chunk, lambda current_TBK: self._of_currents(current_TBK, given), each_step=True)
         output = None
-        for output_TBK in self._unrolled(given, packed, chunk, observe, given.timesteps, None):
+        for output_TBK in self._simulation(given, packed, chunk, observe).outputs():
             output = output_TBK[-1]
         assert output is not None
         return self.structured(output.clone())  # of its own memory, not a view of all steps'
 
     def _of_currents(self, current_TBK: Tensor, given: TimedInput) -> Any:
         """What ``forward`` returns for the last layer's currents."""
-        outputs_TBK, _ = read(self.read, self._values(current_TBK, None)[0], ReadState(), given.lengths)
+        outputs_TBK, _ = read(self.read, values_of(self, current_TBK)[0], ReadState(), given.lengths)
         return self.structured(outputs_TBK[-1])
-
-    def _values(self, current_TBK: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The last layer's values for its currents."""
-        dynamics = self._last.dynamics
-        return dynamics.advance(current_TBK, dynamics.initial_state(current_TBK[0]) if state is None else state)
 
     def over_time(
         self,
@@ -340,13 +324,10 @@ class SpikingNetwork(nn.Module):
                 "this network has a delayed readout or a run beforehand, which make no value at each step; use forward"
             )
         if packed and torch.is_grad_enabled() and observe is None:
-            values_TBK = _engine().train(self, given, chunk, lambda current: self._values(current, None)[0], each_step=True)
+            values_TBK = engine().train(self, given, chunk, lambda current: values_of(self, current)[0], each_step=True)
         else:
-            values_TBK = torch.cat(list(self._values_of(given, packed, chunk, observe, given.timesteps, None)))
-        if given.lengths is None:
-            return values_TBK
-        counts_TB = torch.arange(given.timesteps, device=values_TBK.device)[:, None] < given.lengths
-        return torch.where(counts_TB.view(*counts_TB.shape, *(1,) * (values_TBK.dim() - 2)), values_TBK, 0.0)
+            values_TBK = torch.cat(list(self._simulation(given, packed, chunk, observe).values()))
+        return values_TBK if given.lengths is None else own_steps(values_TBK, 0, given.lengths)
 
     def structured(self, output: Tensor) -> Any:
         """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""
@@ -359,7 +340,7 @@ class SpikingNetwork(nn.Module):
             output: as ``forward`` returns it, or a readout.
             timesteps: of the simulation.
         """
-        factor = self._last.scale / (self.readout.counted_steps(timesteps) if self.read == "sum" else 1)
+        factor = last_layer(self).scale / (self.readout.counted_steps(timesteps) if self.read == "sum" else 1)
         return mapped(lambda leaf: leaf * factor.to(leaf) if isinstance(leaf, Tensor) else leaf, output)
 
     def _given(self, x: Tensor, timesteps: int | None, lengths: Tensor | None, chunk: int | None) -> tuple[TimedInput, bool]:
@@ -370,7 +351,7 @@ class SpikingNetwork(nn.Module):
         self._check_input(given)
         if chunk is not None and not (hasattr(chunk, "__index__") and chunk >= 1):
             raise ValueError(f"chunk is {chunk!r}; a layer takes at least 1 step at once")
-        return given, self.packed and _engine().supports(self, x)
+        return given, self.packed and engine().supports(self, x)
 
     def _containers(self) -> Iterator[tuple[str, nn.Module]]:
         """Modules that only hold others, by path."""
@@ -415,105 +396,23 @@ class SpikingNetwork(nn.Module):
         given, packed = self._given(x, timesteps, lengths, chunk)
         if leaving is not None and self.training:
             raise ValueError("samples leave a simulation in evaluation mode alone, without dropout: call network.eval() first")
-        watched = given.timesteps if observed_steps is None else observed_steps
-        yield from self._unrolled(given, packed, chunk, observe, watched, leaving)
+        yield from self._simulation(given, packed, chunk, observe, observed_steps, leaving).outputs()
 
-    def _unrolled(
+    def _simulation(
         self,
         given: TimedInput,
         packed: bool,
         chunk: int | None,
         observe: Observer | None,
-        observed_steps: int,
-        leaving: Leaving | None,
-    ) -> Iterator[Tensor]:
-        values = self._values_of(given, packed, chunk, observe, observed_steps, leaving)
-        yield from self.readout.counted(self._outputs(values, given.lengths, leaving), leaving)
-
-    def _outputs(self, values: Iterator[Tensor], lengths: Tensor | None, leaving: Leaving | None) -> Iterator[Tensor]:
-        """The output after each step, from the last layer's values."""
-        state, start = ReadState(), 0
-        for values_tBK in values:
-            if self.readout.starts_again_at(start):
-                state = ReadState()
-            outputs_tBK, state = read(self.read, values_tBK, state, lengths)
-            start += len(values_tBK)
-            yield outputs_tBK
-            if leaving is not None and leaving.rows is not None:
-                rows = leaving.rows
-                state = map_state(lambda known, rows=rows: known[rows], state)
-                lengths = lengths[rows] if lengths is not None else None
-
-    def _values_of(
-        self,
-        given: TimedInput,
-        packed: bool,
-        chunk: int | None,
-        observe: Observer | None,
-        observed_steps: int,
-        leaving: Leaving | None,
-    ) -> Iterator[Tensor]:
-        """The last layer's values (t, B, K) in each chunk of steps."""
+        observed_steps: int | None = None,
+        leaving: Leaving | None = None,
+    ) -> Simulation:
+        """Of this network, or of a faster one that computes the same."""
         runner = self if self.training or torch.is_grad_enabled() or not self.packed else _folding().evaluated(self)
         if runner is not self:
-            packed = _engine().supports(runner, given.x_TB)
-            yield from runner._values_of(given, packed, chunk, observe, observed_steps, leaving)
-            return
-        if not (packed and not torch.is_grad_enabled()):
-            yield from self._stepped(given, chunk, observe, observed_steps, leaving)
-            return
-        state = None
-        for current_tBK in _engine().infer(self, given, chunk, observe, observed_steps, leaving):
-            values_tBK, state = self._values(current_tBK, state)
-            yield values_tBK
-            if leaving is not None and leaving.rows is not None:
-                rows = leaving.rows
-                state = map_state(lambda known, rows=rows: known[rows], state)
-
-    def _stepped(
-        self, given: TimedInput, chunk: int | None, observe: Observer | None, observed_steps: int, leaving: Leaving | None
-    ) -> Iterator[Tensor]:
-        """The same on the plain reference."""
-        timesteps = given.timesteps
-        reason = needs_all_steps(self)
-        if reason is not None and chunk is not None and chunk < timesteps:
-            raise ValueError(f"{reason}, so the network runs all {timesteps} steps at once: leave chunk={chunk} out")
-        if chunk is None:
-            chunk = timesteps if torch.is_grad_enabled() or reason is not None else 1
-        state, encoded = self.init_state(), RunningInput(self.encoder, given)
-        temporal = any(isinstance(module, TemporalBatchNorm) for module in self.modules())
-        state.constant = {} if encoded.constant and not temporal else None
-        axes: dict[str, list[int | None]] = {}
-        start = 0
-        while start < timesteps:
-            if self.readout.starts_again_at(start):  # what does not change with time is kept
-                state = NetworkState(self.readout.shifted(self.dynamics(), state.layers), state.masks, state.constant)
-            steps = self.readout.steps_from(start, min(chunk, timesteps - start))
-            watching = observe if start < observed_steps else None
-            x_KB = encoded(steps)
-            x_KB = x_KB.expand(steps, *x_KB.shape[1:]) if temporal else x_KB  # each step has its own factor
-            values_TBK, state = advance(self, x_KB, steps, state, watching)
-            start += steps
-            yield values_TBK
-            rows = leaving.take() if leaving is not None else None
-            if rows is not None:
-                if len(rows) == 0:
-                    return
-                encoded.keep(rows)
-                constant = (
-                    {key: current[:, rows] for key, current in state.constant.items()} if state.constant else state.constant
-                )
-                axes = axes or self._sample_axes(given.like_B)
-                layers = {name: kept_rows(of, rows, axes[name]) for name, of in state.layers.items()}
-                means = {name: known._replace(mean=known.mean[rows]) for name, known in state.means.items()}
-                previous = {name: sent[rows] for name, sent in state.previous.items()}
-                state = replace(state, constant=constant, layers=layers, means=means, previous=previous)
-
-    def _sample_axes(self, like: Tensor) -> dict[str, list[int | None]]:
-        """Along which axis samples lie in each tensor of each layer's state."""
-        self.shapes()
-        shapes = self.known_current_shapes
-        return {name: sample_axes(name, layer.dynamics, shapes[name], like) for name, layer in self.named_layers()}
+            packed = engine().supports(runner, given.x_TB)
+        watched = given.timesteps if observed_steps is None else observed_steps
+        return Simulation(runner, given, packed, runner.init_state, chunk, observe, watched, leaving)
 
     def _check_input(self, given: TimedInput) -> None:
         weight, x_TB = next(self.parameters(), None), given.x_TB
@@ -523,6 +422,12 @@ class SpikingNetwork(nn.Module):
             wanted = weight.dtype if weight is not None else "a floating-point type"
             raise ValueError(f"input is {x_TB.dtype}; this network computes in {wanted}: convert it with x.to(...)")
         given.check_values(self.encoder)
+        path = takes_statistics(self) if given.lengths is not None and bool((given.lengths < given.timesteps).any()) else None
+        if path is not None:
+            raise ValueError(
+                f"{path!r} is a batch-norm in training mode, whose statistics would count the padding of shorter sequences: "
+                "train on batches of sequences of one length, or put it into evaluation mode"
+            )
         if self.readout.restarts and not (given.still and self.encoder.stationary):
             raise ValueError(
                 "this network runs beforehand and starts once more (OffsetSpike), so its input must stay the same: give it still "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from spikeprop import IF, LIF, SpikingNetwork, Triangle, spiking
+from spikeprop import ALIF, IF, LIF, RLIF, Recurrent, SpikingNetwork, Triangle, spiking
 from spikeprop.convert import ConversionError, convert
 from spikeprop.errors import SimulationError
 from spikeprop.snn import LayerDynamics, NeuronState
@@ -98,8 +98,21 @@ class Own(nn.Module):
         return self.two(self.neuron(self.one(x)))
 
 
+class Loops(nn.Module):
+    """A recurrent layer, one layer after it, and one that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.first = nn.Linear(4, 6), nn.BatchNorm1d(6), RLIF(6, leak=0.8)
+        self.two, self.second = nn.Linear(6, 5), Recurrent(ALIF(adaptation=0.3), nn.Linear(5, 5))
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.second(self.two(self.first(self.norm(self.one(x))))))
+
+
 KINDS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
-    (Plain, (2, 6, 6)), (Residual, (2, 5, 5)), (Branches, (2, 6, 6)), (Signal, (3, 8)), (Own, (4,)),
+    (Loops, (4,)), (Plain, (2, 6, 6)), (Residual, (2, 5, 5)), (Branches, (2, 6, 6)), (Signal, (3, 8)), (Own, (4,)),
 ]  # fmt: skip
 
 
@@ -206,7 +219,7 @@ class Scaled(Called):
 
 def hooked() -> nn.Module:
     module = nn.Sequential(nn.Linear(4, 4), LIF())
-    module[0].register_forward_hook(lambda m, args, out: 1 + out)
+    module[0].register_forward_hook(lambda m, args, out: torch.add(out, 1.0))
     return module
 
 
@@ -253,3 +266,44 @@ def test_wrong_wiring_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standing.values, "append", turned)
     with pytest.raises(ConversionError, match="does not send what neuron 'lif' sends"):
         spiking(Plain(), (2, 6, 6))
+
+
+def test_feedback_is_that_of_the_plain_loop() -> None:
+    """Of a layer to itself and to others, before and after it, with gradients; the witness is the loop written out."""
+    torch.manual_seed(0)
+    module, back, skip = Loops().double(), nn.Linear(5, 6).double(), nn.Linear(6, 5, bias=False).double()
+    network = spiking(module, (4,), feedback={"first": ("second", back), "second": [("first", skip)]})
+    x, module = 3 * torch.randn(7, 4).double(), module.eval()
+    states: dict[str, object] = {}
+    a, b, total = torch.zeros(7, 6).double(), torch.zeros(7, 5).double(), torch.zeros(7, 3).double()
+    for _ in range(5):
+        current = module.norm(module.one(x)) + module.first.synapse(a) + back(b)
+        neuron = module.first.neuron
+        a_now, states["a"] = neuron.step(current, states["a"] if "a" in states else neuron.initial_state(current))  # type: ignore[operator]
+        current = module.two(a_now) + module.second.synapse(b) + skip(a)
+        neuron = module.second.neuron
+        b, states["b"] = neuron.step(current, states["b"] if "b" in states else neuron.initial_state(current))  # type: ignore[operator]
+        a, total = a_now, total + module.out(b)
+    found = network.eval()(x, 5)
+    torch.testing.assert_close(found, total, rtol=1e-12, atol=1e-12)
+    assert bool(a.any())
+    assert bool(b.any())
+    mine = torch.autograd.grad(found.square().sum(), list(network.parameters()))
+    theirs = torch.autograd.grad(total.square().sum(), [*module.parameters(), *back.parameters(), *skip.parameters()])
+    for one, other in zip(*(sorted(float(g.abs().sum()) for g in grads) for grads in (mine, theirs)), strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
+    streamed, state = torch.zeros(0), network.init_state()
+    for _ in range(5):
+        streamed, state = network.step(x, state)
+    torch.testing.assert_close(streamed, found)
+
+
+def test_feedback_names_layers_and_has_no_batch_norm() -> None:
+    with pytest.raises(ConversionError, match="no layer of neurons; these are first, second"):
+        spiking(Loops(), (4,), feedback={"frist": ("second", nn.Linear(5, 6))})
+    with pytest.raises(ConversionError, match="name of the source"):
+        spiking(Loops(), (4,), feedback={"first": nn.Linear(5, 6)})
+    with pytest.raises(ConversionError, match="batch-norm of what comes back"):
+        spiking(Loops(), (4,), feedback={"first": ("first", nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))})
+    with pytest.raises(ValueError, match="current of"):
+        spiking(Loops(), (4,), feedback={"first": ("second", nn.Linear(5, 5))})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import wave
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ def rows(count: int, sensor: tuple[int, int, int], seed: int = 0, span: int = 1_
     rng = np.random.default_rng(seed)
     t = np.sort(rng.integers(0, span, count))
     t[0] = 0
-    return [(int(a), *(int(rng.integers(0, n)) for n in (sensor[2], sensor[1], sensor[0]))) for a in t]
+    x, y, p = (rng.integers(0, bound, count).tolist() for bound in sensor[::-1])
+    return list(zip(t.tolist(), x, y, p))
 
 
 def nmnist(events: Rows) -> bytes:
@@ -56,6 +58,15 @@ def spike_trains(times: list[Any], units: list[Any], labels: list[int]) -> bytes
             for number, value in enumerate(values):
                 array[number] = np.asarray(value, dtype)
         opened["labels"] = np.asarray(labels, np.uint16)
+    return file.getvalue()
+
+
+def sound(samples: np.ndarray, rate: int = 16_000, channels: int = 1) -> bytes:
+    """A wav file of 16 bits."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as opened:
+        opened.setparams((channels, 2, rate, 0, "NONE", "not compressed"))
+        opened.writeframes(samples.astype("<i2").tobytes())
     return file.getvalue()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import wave
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from spikeprop.data.sequences import read_npz
 from spikeprop.data.speech import RATE, WORDS, _centres, read_wav
 from spikeprop.errors import DataError, MissingDataError
 from spikeprop.runtime.batches import Sequences
-from tests.data.layouts import written
+from tests.data.layouts import sound, written
 
 X, Y = torch.arange(5 * 3 * 2.0).view(5, 3, 2), torch.tensor([0, 1, 2, 0, 1])
 
@@ -148,14 +147,6 @@ def test_a_file_of_zeros_that_claims_gigabytes_is_not_unpacked(tmp_path: Path) -
 
 
 # speech -----------------------------------------------------------------------------------------------------------------------
-
-
-def sound(samples: np.ndarray, rate: int = RATE, channels: int = 1, width: int = 2) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as opened:
-        opened.setparams((channels, width, rate, 0, "NONE", "not compressed"))
-        opened.writeframes(samples.astype("<i2").tobytes())
-    return file.getvalue()
 
 
 def tone(frequency: float, amplitude: float = 1.0) -> Tensor:

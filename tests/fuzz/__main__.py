@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz``: more than 100,000 corrupted files of six kinds are read, with counts.
+"""``python -m tests.fuzz``: more than 100,000 corrupted files of all kinds are read, with counts.
 
 Workers, one for each kind, read real files that ``mutate`` has changed: a worker that dies (a crash below Python) or stalls is a
 finding, and the next one continues after that file. Then Hypothesis makes the choices and shrinks its findings; if atheris is
@@ -17,11 +17,18 @@ from pathlib import Path
 import click
 
 from tests.fuzz.bulk import Job, source_of
-from tests.fuzz.seeds import KINDS
+from tests.fuzz.seeds import KINDS, RECORDINGS
 
-COUNTS: dict[str, int] = {"recipe": 8_000, "checkpoint": 8_000, "nir": 6_000, "cifar": 42_000, "image": 42_000, "json": 2_000}
+COUNTS: dict[str, int] = {
+    "recipe": 8_000,
+    "checkpoint": 8_000,
+    "nir": 6_000,
+    "cifar": 42_000,
+    "image": 42_000,
+    "json": 2_000,
+} | dict.fromkeys(RECORDINGS, 6_000)
 BY_HYPOTHESIS = 300  # of each kind
-BY_ATHERIS = {"recipe": 2_000, "cifar": 20_000}
+BY_ATHERIS = {"recipe": 2_000, "cifar": 20_000, "aedat3": 10_000, "frames": 5_000}
 PROGRESS_SECONDS = 60.0  # seconds between two progress messages
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,9 +22,16 @@ from spikeprop.convert import to_spiking
 from spikeprop.deploy import export
 from spikeprop.learn import load_checkpoint, save_checkpoint
 from spikeprop.recipe import recipe_folder
+from spikeprop.snn import ALIF, CubaLIF, Integrator, Layer, SpikingNetwork, Synapse
+from tests.data import layouts
 
-KINDS = ("recipe", "checkpoint", "nir", "cifar", "image", "json")
-SUFFIXES = {"recipe": ".yaml", "checkpoint": ".safetensors", "nir": ".nir", "cifar": "", "image": ".JPEG", "json": ".json"}
+SUFFIXES = {
+    "recipe": ".yaml", "checkpoint": ".safetensors", "nir": ".nir", "cifar": "", "image": ".JPEG", "json": ".json",
+    "nmnist": ".bin", "aedat2": ".aedat", "aedat3": ".aedat", "gesture": ".npy", "spikes": ".h5", "frames": ".npz",
+    "sound": ".wav",
+}  # fmt: skip
+KINDS = tuple(SUFFIXES)
+RECORDINGS = KINDS[6:]
 ANN: dict[str, Any] = {"use": "CNN", "input_shape": [1, 8, 8], "classes": 10, "plan": [2, "A"], "hidden": [], "dropout": 0.0}
 
 
@@ -93,12 +101,25 @@ class Residual(nn.Module):
         return self.last(torch.flatten(self.pool(x), 1))
 
 
+def _recurrent() -> SpikingNetwork:
+    """Feedback that is an edge back and feedback that needs a Delay, neurons with more state, an integrator."""
+    torch.manual_seed(0)
+    back = [("b", Synapse([nn.Linear(4, 5)])), ("a", Synapse([nn.Linear(5, 5)]))]
+    layers = {
+        "a": Layer([("input", Synapse([nn.Flatten(), nn.Linear(64, 5)]))], CubaLIF(), feedback=back),
+        "b": Layer([("input", Synapse([nn.Flatten(), nn.Linear(64, 4)])), ("a", Synapse([nn.Linear(5, 4)]))], ALIF()),
+        "out": Layer([("b", Synapse([nn.Linear(4, 10)]))], Integrator()),
+    }
+    return SpikingNetwork(layers, Direct(), (1, 8, 8))
+
+
 def _nir(folder: Path) -> list[Seed]:
     networks = [
         to_spiking(_ann(), IF, Direct(), (1, 8, 8)),
         to_spiking(_ann(), lambda: LIF(leak=0.9, reset="zero"), Poisson(), (1, 8, 8)),
         to_spiking(Residual(), IF, Direct(), (1, 8, 8)),
         to_spiking(_ann(), GradedIF, Direct(), (1, 8, 8)),
+        _recurrent(),
     ]
     for number, network in enumerate(networks):
         export(network, folder / f"{number}.nir", _about("snn"))
@@ -148,4 +169,38 @@ def _json(folder: Path) -> list[Seed]:
     return [Seed(json.dumps(value, indent=2).encode()) for value in (stages, run)]
 
 
-_MAKERS = {"recipe": _recipes, "checkpoint": _checkpoints, "nir": _nir, "cifar": _cifar, "image": _images, "json": _json}
+def _recordings(kind: str) -> Callable[[Path], list[Seed]]:
+    """Two files of a kind of recording, one of a few events and one of more."""
+
+    def make(_: Path) -> list[Seed]:
+        return [Seed(_RECORDING[kind](count)) for count in (3, 40)]
+
+    return make
+
+
+def _packets(count: int) -> bytes:
+    events = layouts.rows(count, (2, 128, 128))
+    return layouts.aedat3(layouts.packet(events[:-2]), layouts.packet([(1, 0, 0, 0)], kind=0), layouts.packet(events[-2:]))
+
+
+def _saved(save: Callable[..., None], *values: Any, **named: Any) -> bytes:
+    file = io.BytesIO()
+    save(file, *values, **named)
+    return file.getvalue()
+
+
+_RECORDING: dict[str, Callable[[int], bytes]] = {
+    "nmnist": lambda count: layouts.nmnist(layouts.rows(count, (2, 34, 34))),
+    "aedat2": lambda count: layouts.aedat2(layouts.rows(count, (2, 128, 128))),
+    "aedat3": _packets,
+    "gesture": lambda count: _saved(
+        np.save, np.array([(x, y, p, t / 1000) for t, x, y, p in layouts.rows(count, (2, 128, 128))])
+    ),
+    "spikes": lambda count: layouts.spike_trains([np.arange(count) / 64] * 3, [np.arange(count)] * 3, [0, 1, 19]),
+    "frames": lambda count: _saved(np.savez_compressed, x=np.ones((count, 4, 3)), y=np.zeros(count, int)),
+    "sound": lambda count: layouts.sound(np.arange(100 * count)),
+}
+_MAKERS = {
+    "recipe": _recipes, "checkpoint": _checkpoints, "nir": _nir, "cifar": _cifar, "image": _images, "json": _json,
+    **{kind: _recordings(kind) for kind in _RECORDING},
+}  # fmt: skip

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.fuzz.guard import Guard
 
-WATCHED = ["spikeprop.recipe", "spikeprop.data.cifar_pickles", "pickle", "yaml.scanner", "yaml.parser", "yaml.composer"]
+WATCHED = [
+    "spikeprop.recipe",
+    "spikeprop.data.cifar_pickles",
+    "spikeprop.data.events",
+    "spikeprop.data.sequences",
+    "pickle",
+    "yaml.scanner",
+    "yaml.parser",
+    "yaml.composer",
+]
 
 
 def by_hypothesis(kind: str, count: int, guard: Guard) -> None:

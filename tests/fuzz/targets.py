@@ -11,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from spikeprop.data import FrameData
 from spikeprop.data.cifar_pickles import read_batch
+from spikeprop.data.events.files import packets_of_aedat3, read_aedat2, read_aedat3, read_gesture_array, read_nmnist
+from spikeprop.data.events.spike_trains import read_labels, read_spike_trains
 from spikeprop.data.photographs import read_photograph
+from spikeprop.data.speech import read_wav
 from spikeprop.errors import SpikepropError
 from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.experiment.run_folder import RunFolder
@@ -83,8 +87,40 @@ def json(file: Path) -> None:
             RunFolder(folder, load_recipe("digits_cnn_stdb"))
 
 
+def nmnist(file: Path) -> None:
+    read_nmnist(file)
+
+
+def aedat2(file: Path) -> None:
+    read_aedat2(file)
+
+
+def aedat3(file: Path) -> None:
+    """As one gesture that lasts as long as the trial."""
+    read_aedat3(file, packets_of_aedat3(file), 0, 2**62)
+
+
+def gesture(file: Path) -> None:
+    read_gesture_array(file)
+
+
+def spikes(file: Path) -> None:
+    labels = read_labels(file, 20)
+    for _ in read_spike_trains(file, range(len(labels))):
+        pass
+
+
+def frames(file: Path) -> None:
+    FrameData(root=str(file.parent), train_file=file.name, frame_shape=[3], classes=2, timesteps=4).train(2, 0)
+
+
+def sound(file: Path) -> None:
+    read_wav(file)
+
+
 TARGETS: dict[str, Callable[[Path], None]] = {
     "recipe": recipe, "checkpoint": checkpoint, "nir": nir, "cifar": cifar, "image": image, "json": json,
+    "nmnist": nmnist, "aedat2": aedat2, "aedat3": aedat3, "gesture": gesture, "spikes": spikes, "frames": frames, "sound": sound,
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def test_intact_files_are_read(kind: str, guard: Guard) -> None:
     for seed in seeds(kind):
         file = guard.folder / f"whole{targets.SUFFIXES[kind]}"
         file.write_bytes(seed.content)
-        if kind in ("recipe", "cifar", "image", "nir"):
+        if kind not in ("checkpoint", "json"):
             targets.TARGETS[kind](file)
         assert attempt(kind, seed.content, guard) is None
 

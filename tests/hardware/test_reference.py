@@ -96,6 +96,13 @@ def assert_same(a: SimulationResult, b: SimulationResult) -> None:
     assert a.counts == b.counts
 
 
+def without_numba(changed: pytest.MonkeyPatch) -> None:
+    for module in (kernels, reference):
+        changed.setattr(module, "NUMBA", False)
+    for name in kernels.NAMES:
+        changed.setattr(reference, name, getattr(kernels, f"{name}_numpy"))
+
+
 def test_threads_batches_and_missing_numba_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(len(KINDS)):
         network, inputs = random_network(seed, real=True, levels={1: 1, 5: 3, 7: 2}.get(seed, 0))
@@ -108,10 +115,7 @@ def test_threads_batches_and_missing_numba_change_nothing(monkeypatch: pytest.Mo
             with monkeypatch.context() as changed:
                 changed.setattr(reference, "BATCH", 2)
                 assert_same(whole, Simulator(made, threads=3).run(inputs, membranes=True))
-                changed.setattr(kernels, "NUMBA", False)
-                changed.setattr(reference, "NUMBA", False)
-                for name in ("add_shifted", "fire_float", "fire_fixed", "send_graded", "pool"):
-                    changed.setattr(reference, name, getattr(kernels, f"{name}_numpy"))
+                without_numba(changed)
                 assert_same(whole, Simulator(made, threads=1).run(inputs, membranes=True))
 
 

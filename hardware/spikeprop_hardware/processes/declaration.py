@@ -1,4 +1,4 @@
-"""What the neurons of either precision declare: ports, parameters, state, and where a sample begins (see soft_reset.py)."""
+"""What the neurons of either precision declare: ports, parameters, state, and their place in time (see soft_reset.py)."""
 
 import numpy as np
 from lava.magma.core.process.ports.ports import InPort, OutPort
@@ -7,65 +7,95 @@ from lava.magma.core.process.variable import Var
 from spikeprop_hardware.recording import BITS_PER_NUMBER
 
 
-def declare_neurons(process, *, theta, bias, rest, to_zero, levels, rectify, onset, period, steps, trace):
-    """Give a process one neuron for each threshold.
+def timing_of(depth, run):
+    """A population's place in time, whole numbers: synapses between input and process, then what ``run`` says: steps of a
+    sample, steps between two samples, time steps in a step, steps of all samples."""
+    return np.array([depth, run["period"], run["gap"], run["stride"], run["steps"]])
+
+
+def place(process):
+    """The step of the record that a process computes now, None where it rests; and whether a sample begins with it."""
+    onset, period, gap, stride, steps = (int(n) for n in process.timing)
+    step, phase = divmod(process.time_step - 1 - onset, stride)
+    sample, within = divmod(step, period + gap)
+    k = sample * period + within
+    return (k if not phase and within < period and 0 <= k < steps else None), within == 0
+
+
+def declare_neurons(process, population, *, rest, synaptic, raised_leak, timing, trace):
+    """Give a process the neurons of a population, a ``Population`` or an ``IntegerPopulation``.
 
     Args:
         rest: potential that each sample starts from; its type is that of the potentials kept.
-        levels, rectify: of graded neurons, whose theta is the smallest level; levels is 0 of others.
-        onset, period, steps, trace: as of ``declare_record``.
+        synaptic: what of a current is left in the next step, or by how much it decays.
+        raised_leak: the same of what adapts a threshold.
+        timing, trace: as of ``declare_record``.
     """
-    shape = theta.shape
-    process.a_in = InPort(shape=shape)
+    shape = population.theta.shape
     process.s_out = OutPort(shape=shape)
-    process.theta = Var(shape=shape, init=theta)
-    process.bias = Var(shape=shape, init=bias)
+    process.theta = Var(shape=shape, init=population.theta)
     process.rest = Var(shape=shape, init=rest)
     process.v = Var(shape=shape, init=rest)
-    process.to_zero = Var(shape=(1,), init=int(to_zero))
-    process.levels = Var(shape=(1,), init=levels)
-    process.rectify = Var(shape=(1,), init=int(rectify))
+    process.to_zero = Var(shape=(1,), init=int(population.to_zero))
+    process.levels = Var(shape=(1,), init=population.levels)
+    process.rectify = Var(shape=(1,), init=int(population.rectify))
     process.sent = Var(shape=shape, init=0)
     zero = rest.dtype.type(0)
-    declare_record(process, shape[0], width=levels + 1, onset=onset, period=period, steps=steps, trace=trace, zero=zero)
+    process.raised = Var(shape=shape, init=zero)
+    process.raise_by = Var(shape=shape, init=zero if population.adaptation is None else population.adaptation)
+    process.raised_leak = Var(shape=shape, init=zero if raised_leak is None else raised_leak)
+    declare_current(process, population, synaptic=synaptic, zero=zero)
+    declare_record(process, shape[0], width=population.levels + 1, timing=timing, trace=trace, zero=zero)
 
 
-def declare_record(process, size, *, width, onset, period, steps, trace, zero):
+def declare_current(process, population, *, synaptic, zero):
+    """Give a process the input, bias and synaptic currents of a population; ``zero`` has the currents' type."""
+    shape = population.bias.shape
+    process.a_in = InPort(shape=(shape[0] * parts_of(population),))
+    process.bias = Var(shape=shape, init=population.bias)
+    process.current = Var(shape=shape, init=zero)
+    process.synaptic = Var(shape=shape, init=zero if synaptic is None else synaptic)
+    process.filters = Var(shape=(1,), init=int(synaptic is not None))
+
+
+def parts_of(population):
+    """How many currents arrive one beside the other: Lava adds those of one port in an order of its own, and in floating point
+    the sum of three depends on it."""
+    exact = population.bias.dtype.kind == "i" or len(population.connections) < 3
+    return 1 if exact else len(population.connections)
+
+
+def declare_record(process, size, *, width, timing, trace, zero):
     """Give a process of ``size`` neurons its place in time and the record of its spikes, ``bits``.
 
     Args:
         width: bits that say what a neuron sends in a step: 1, or a payload and its sign.
-        onset, period, steps: synapses between input and process, steps of a sample, steps of all samples.
+        timing: what ``timing_of`` makes.
         trace: keep the potential after every step, too; ``zero`` has the potentials' type.
     """
-    words = -(-steps // (BITS_PER_NUMBER // width))
-    process.onset = Var(shape=(1,), init=onset)
-    process.period = Var(shape=(1,), init=period)
-    process.bits = Var(shape=(size, words), init=0)
+    steps = int(timing[-1])
+    process.timing = Var(shape=timing.shape, init=timing)
+    process.bits = Var(shape=(size, -(-steps // (BITS_PER_NUMBER // width))), init=0)
     process.width = Var(shape=(1,), init=width)
     process.trace = Var(shape=(size, steps if trace else 1), init=zero)
 
 
-def declare_readout(process, *, bias, onset, period, steps, zero):
-    """Give a process one sum for each bias, kept after every step; ``zero`` has the sums' type."""
-    shape = bias.shape
-    process.a_in = InPort(shape=shape)
-    process.bias = Var(shape=shape, init=bias)
-    process.onset = Var(shape=(1,), init=onset)
-    process.period = Var(shape=(1,), init=period)
-    process.sums = Var(shape=(shape[0], steps), init=zero)
+def declare_readout(process, population, *, synaptic, timing, zero):
+    """Give a process the potentials of a readout, kept after every step; ``zero`` has their type."""
+    shape = population.bias.shape
+    process.v = Var(shape=shape, init=zero)
+    declare_current(process, population, synaptic=synaptic, zero=zero)
+    process.timing = Var(shape=timing.shape, init=timing)
+    process.potentials = Var(shape=(shape[0], int(timing[-1])), init=zero)
 
 
-def mark(process, k, spikes):
-    """Set what is sent in step k in the record, in two's complement."""
+def record(process, k, spikes):
+    """Set what is sent in step k in the record, in two's complement, and the potential where it is kept."""
     width = int(process.width[0])
-    number, place = divmod(k, BITS_PER_NUMBER // width)
-    process.bits[:, number] |= (spikes.astype(np.int64) & (2**width - 1)) << (width * place)
-
-
-def within_run(process, k):
-    """Whether step k lies between the first step of the first sample and the last step of the last one."""
-    return 0 <= k < process.bits.shape[1] * (BITS_PER_NUMBER // int(process.width[0]))
+    number, slot = divmod(k, BITS_PER_NUMBER // width)
+    process.bits[:, number] |= (spikes.astype(np.int64) & (2**width - 1)) << (width * slot)
+    if k < process.trace.shape[1]:
+        process.trace[:, k] = process.v
 
 
 def send_graded(process, unit):

@@ -25,7 +25,7 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_record, mark, within_run
+from spikeprop_hardware.processes.declaration import declare_record, place, record
 
 
 class MaxPool(AbstractProcess):
@@ -34,10 +34,10 @@ class MaxPool(AbstractProcess):
     Args:
         first, places: the sources of each window, as the rows of a CSR matrix.
         levels: of graded sources, else 0.
-        onset, period, steps, trace: as of SoftIF; the potential is the largest count.
+        timing, trace: as of SoftIF; the potential is the largest count.
     """
 
-    def __init__(self, *, sources, first, places, levels, onset, period, steps, trace):
+    def __init__(self, *, sources, first, places, levels, timing, trace):
         super().__init__()
         size = len(first) - 1
         self.a_in = InPort(shape=(sources,))
@@ -46,7 +46,7 @@ class MaxPool(AbstractProcess):
         self.places = Var(shape=places.shape, init=places)
         self.counts = Var(shape=(sources,), init=0)
         self.v = Var(shape=(size,), init=0)
-        declare_record(self, size, width=levels + 1, onset=onset, period=period, steps=steps, trace=trace, zero=0)
+        declare_record(self, size, width=levels + 1, timing=timing, trace=trace, zero=0)
 
 
 @implements(proc=MaxPool, protocol=LoihiProtocol)
@@ -61,8 +61,7 @@ class PyMaxPoolFloat(PyLoihiProcessModel):
     places: np.ndarray = LavaPyType(np.ndarray, np.int64)
     counts: np.ndarray = LavaPyType(np.ndarray, np.int64)
     v: np.ndarray = LavaPyType(np.ndarray, np.int64)
-    onset: np.ndarray = LavaPyType(np.ndarray, int)
-    period: np.ndarray = LavaPyType(np.ndarray, int)
+    timing: np.ndarray = LavaPyType(np.ndarray, int)
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
     width: np.ndarray = LavaPyType(np.ndarray, int)
     trace: np.ndarray = LavaPyType(np.ndarray, np.int64)
@@ -70,19 +69,17 @@ class PyMaxPoolFloat(PyLoihiProcessModel):
     def run_spk(self):
         """One time step."""
         arriving = self.a_in.recv()
-        k = self.time_step - 1 - int(self.onset[0])
+        k, begins = place(self)
         spikes = np.zeros_like(self.v)
-        if within_run(self, k):
-            if k % int(self.period[0]) == 0:
+        if k is not None:
+            if begins:
                 self.counts[:], self.v[:] = 0, 0
             self.counts[:] += arriving.astype(np.int64)
             largest, some = np.zeros_like(self.v), self.first[1:] > self.first[:-1]  # a window may be empty
             if some.any():
                 largest[some] = np.maximum.reduceat(self.counts[self.places], self.first[:-1][some])
             spikes, self.v[:] = largest - self.v, largest
-            mark(self, k, spikes)
-            if k < self.trace.shape[1]:
-                self.trace[:, k] = self.v
+            record(self, k, spikes)
         self.s_out.send(spikes.astype(arriving.dtype))
 
 

@@ -1,12 +1,18 @@
-"""Lava Process and ProcessModel pairs: soft-reset integrate-and-fire, accumulating readout, delay line. Tag ``floating_pt``.
+"""Lava Process and ProcessModel pairs: soft-reset integrate-and-fire, readout, delay line. Tag ``floating_pt``.
 
-    u = leak * v + (a + bias);   s = u > theta (strict);   v = u - theta * s   (or 0 where s, with hard reset)
+    i = synaptic * i + (a + bias);   u = leak * v + i;   s = u > theta + raise_by * r (strict)
+    v = u - theta * s   (or 0 where s, with hard reset);   r = raised_leak * r + s
     graded: s as graph.py says, with theta the smallest level
 
-Lava's own LIF only resets to zero. Samples follow one another without a gap: a population that lies ``onset``
-synapses behind the input sees step k of sample n at time step n*period + k + onset + 1, and begins each sample from
-v_init. Until its first input arrives it is inactive, so biases do not charge it early. Spikes are kept as bits, 48 a number,
-because Lava returns variables one number at a time; potentials (``trace``) only where asked for.
+with synaptic = 0 where a current does not outlive its step, and raise_by = 0 where thresholds do not adapt. Lava's own LIF only
+resets to zero.
+
+A population that lies ``onset`` synapses behind the input sees step k of sample n at the time step (n * (period + gap) + k) *
+stride + onset + 1, and begins each sample from v_init; at all other time steps it rests: it neither leaks nor fires, so biases do
+not charge it before its first input arrives. Without feedback, samples follow one another without a gap and each time step is one
+of the network. With it, the gap lets the last spikes fed back pass, and the stride, more than 1 where a loop goes over several
+layers (network.py), gives them time to arrive. Spikes are kept as bits, 48 a number, because Lava returns variables one number at
+a time; potentials (``trace``) only where asked for.
 """
 
 import numpy as np
@@ -20,18 +26,17 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, mark, send_graded, within_run
+from spikeprop_hardware.processes.declaration import declare_neurons, declare_readout, place, record, send_graded
 
 
 class SoftIF(AbstractProcess):
-    """Integrate-and-fire neurons; ``a_in`` current, ``s_out`` spikes, ``bits`` the packed record of all spikes."""
+    """The neurons of a ``Population``; ``a_in`` current, ``s_out`` spikes, ``bits`` the packed record of all spikes."""
 
-    def __init__(self, *, theta, bias, leak, v_init, to_zero, levels, rectify, onset, period, steps, trace):
+    def __init__(self, population, *, timing, trace):
         super().__init__()
-        kind = {"to_zero": to_zero, "levels": levels, "rectify": rectify}
-        timing = {"onset": onset, "period": period, "steps": steps}
-        declare_neurons(self, theta=theta, bias=bias, rest=v_init * theta, trace=trace, **kind, **timing)
-        self.leak = Var(shape=theta.shape, init=leak)
+        factors = {"synaptic": population.synaptic_leak, "raised_leak": population.adaptation_leak}
+        declare_neurons(self, population, rest=population.v_init * population.theta, **factors, timing=timing, trace=trace)
+        self.leak = Var(shape=population.theta.shape, init=population.leak)
 
 
 @implements(proc=SoftIF, protocol=LoihiProtocol)
@@ -44,6 +49,9 @@ class PySoftIFFloat(PyLoihiProcessModel):
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     theta: np.ndarray = LavaPyType(np.ndarray, float)
     bias: np.ndarray = LavaPyType(np.ndarray, float)
+    current: np.ndarray = LavaPyType(np.ndarray, float)
+    synaptic: np.ndarray = LavaPyType(np.ndarray, float)
+    filters: np.ndarray = LavaPyType(np.ndarray, int)
     leak: np.ndarray = LavaPyType(np.ndarray, float)
     rest: np.ndarray = LavaPyType(np.ndarray, float)
     v: np.ndarray = LavaPyType(np.ndarray, float)
@@ -51,38 +59,49 @@ class PySoftIFFloat(PyLoihiProcessModel):
     levels: np.ndarray = LavaPyType(np.ndarray, int)
     rectify: np.ndarray = LavaPyType(np.ndarray, int)
     sent: np.ndarray = LavaPyType(np.ndarray, np.int64)
-    onset: np.ndarray = LavaPyType(np.ndarray, int)
-    period: np.ndarray = LavaPyType(np.ndarray, int)
+    raised: np.ndarray = LavaPyType(np.ndarray, float)
+    raise_by: np.ndarray = LavaPyType(np.ndarray, float)
+    raised_leak: np.ndarray = LavaPyType(np.ndarray, float)
+    timing: np.ndarray = LavaPyType(np.ndarray, int)
     bits: np.ndarray = LavaPyType(np.ndarray, np.int64)
     width: np.ndarray = LavaPyType(np.ndarray, int)
     trace: np.ndarray = LavaPyType(np.ndarray, float)
 
     def run_spk(self):
         """One time step."""
-        current = self.a_in.recv()
-        k = self.time_step - 1 - int(self.onset[0])
+        arriving = self.a_in.recv()
         spikes = np.zeros_like(self.v)
-        if within_run(self, k):
-            if k % int(self.period[0]) == 0:
-                self.v[:], self.sent[:] = self.rest, 0
-            self.v[:] = self.v * self.leak + (current + self.bias)
+        k, begins = place(self)
+        if k is not None:
+            if begins:
+                self.v[:], self.sent[:], self.current[:], self.raised[:] = self.rest, 0, 0, 0
+            integrate(self, arriving)
             if self.levels[0]:
                 spikes = send_graded(self, self.theta).astype(float)
             else:
-                spikes = (self.v > self.theta).astype(float)
+                spikes = (self.v - self.raise_by * self.raised > self.theta).astype(float)
                 self.v[:] = self.v * (1 - spikes) if self.to_zero[0] else self.v - self.theta * spikes
-            mark(self, k, spikes)
-            if k < self.trace.shape[1]:
-                self.trace[:, k] = self.v
+                self.raised[:] = self.raised * self.raised_leak + spikes
+            record(self, k, spikes)
         self.s_out.send(spikes)
 
 
-class Readout(AbstractProcess):
-    """Accumulating output: ``a_in`` current; ``sums`` the accumulated value after every step of every sample."""
+def integrate(process, arriving):
+    """Currents and potentials of a step in floating point."""
+    total, *others = arriving.reshape(-1, len(process.bias))
+    for part in others:
+        total = total + part
+    process.current[:] = process.current * process.synaptic + (total + process.bias)
+    process.v[:] = process.v * process.leak + process.current
 
-    def __init__(self, *, bias, onset, period, steps):
+
+class Readout(AbstractProcess):
+    """Output without spikes: ``a_in`` current; ``potentials`` after every step of every sample."""
+
+    def __init__(self, population, *, timing):
         super().__init__()
-        declare_readout(self, bias=bias, onset=onset, period=period, steps=steps, zero=0.0)
+        declare_readout(self, population, synaptic=population.synaptic_leak, timing=timing, zero=0.0)
+        self.leak = Var(shape=population.bias.shape, init=1.0 if population.leak is None else population.leak)
 
 
 @implements(proc=Readout, protocol=LoihiProtocol)
@@ -93,17 +112,23 @@ class PyReadoutFloat(PyLoihiProcessModel):
 
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     bias: np.ndarray = LavaPyType(np.ndarray, float)
-    onset: np.ndarray = LavaPyType(np.ndarray, int)
-    period: np.ndarray = LavaPyType(np.ndarray, int)
-    sums: np.ndarray = LavaPyType(np.ndarray, float)
+    current: np.ndarray = LavaPyType(np.ndarray, float)
+    synaptic: np.ndarray = LavaPyType(np.ndarray, float)
+    filters: np.ndarray = LavaPyType(np.ndarray, int)
+    leak: np.ndarray = LavaPyType(np.ndarray, float)
+    v: np.ndarray = LavaPyType(np.ndarray, float)
+    timing: np.ndarray = LavaPyType(np.ndarray, int)
+    potentials: np.ndarray = LavaPyType(np.ndarray, float)
 
     def run_spk(self):
         """One time step."""
-        current = self.a_in.recv() + self.bias
-        k = self.time_step - 1 - int(self.onset[0])
-        if 0 <= k < self.sums.shape[1]:
-            before = 0.0 if k % int(self.period[0]) == 0 else self.sums[:, k - 1]
-            self.sums[:, k] = before + current
+        arriving = self.a_in.recv()
+        k, begins = place(self)
+        if k is not None:
+            if begins:
+                self.v[:], self.current[:] = 0, 0
+            integrate(self, arriving)
+            self.potentials[:, k] = self.v
 
 
 class DelayLine(AbstractProcess):

@@ -29,7 +29,7 @@ KEPT = 2**30  # bytes of events that a split keeps once read; the rest is read a
 
 
 @dataclass(frozen=True)
-class Recording:
+class EventFile:
     """Where a recording is, and its class.
 
     Attributes:
@@ -142,7 +142,7 @@ class EventData(LabelledData):
         )
 
     @abstractmethod
-    def recordings(self, train: bool) -> Sequence[Recording]:
+    def recordings(self, train: bool) -> Sequence[EventFile]:
         """The recordings of a split, in the order that ``test`` gives and limits cut.
 
         Raises:
@@ -150,7 +150,7 @@ class EventData(LabelledData):
         """
 
     @abstractmethod
-    def read(self, recordings: Sequence[Recording]) -> Iterator[Events]:
+    def read(self, recordings: Sequence[EventFile]) -> Iterator[Events]:
         """The events of these recordings, checked.
 
         Raises:
@@ -162,9 +162,9 @@ class EventData(LabelledData):
 class EventSplit:
     """Recordings in batches."""
 
-    recordings: Sequence[Recording]
+    recordings: Sequence[EventFile]
     batch_size: int
-    read: Callable[[Sequence[Recording]], Iterator[Events]]
+    read: Callable[[Sequence[EventFile]], Iterator[Events]]
     binning: Binning
     input_shape: tuple[int, ...]
     seed: int | None = None  # None: stored order, no augmentation

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from spikeprop.data.events.base import EventData, Recording
+from spikeprop.data.events.base import EventData, EventFile
 from spikeprop.data.events.files import (
     DVS128,
     Packet,
@@ -43,12 +43,12 @@ class NMNIST(EventData):
     usual: ClassVar = "NMNIST"
     layout: ClassVar = "Train/<digit>/<number>.bin and Test/<digit>/<number>.bin, as in N-MNIST's zip files"
 
-    def recordings(self, train: bool) -> list[Recording]:
+    def recordings(self, train: bool) -> list[EventFile]:
         folder = self.folder() / ("Train" if train else "Test")
         found = [(path, int(path.parent.name)) for path in folder.glob("[0-9]/*.bin")]
-        return [Recording(str(path), digit) for path, digit in sorted(found, key=lambda f: (_number(f[0]), f[1]))]
+        return [EventFile(str(path), digit) for path, digit in sorted(found, key=lambda f: (_number(f[0]), f[1]))]
 
-    def read(self, recordings: Sequence[Recording]) -> Iterator[Events]:
+    def read(self, recordings: Sequence[EventFile]) -> Iterator[Events]:
         for recording in recordings:
             yield read_nmnist(recording.path, self.sort)
 
@@ -67,17 +67,17 @@ class CIFAR10DVS(EventData):
     usual: ClassVar = "CIFAR10DVS"
     layout: ClassVar = "<class>/cifar10_<class>_<number>.aedat, with the names of CIFAR-10's classes"
 
-    def recordings(self, train: bool) -> list[Recording]:
-        found: list[tuple[int, Recording]] = []
+    def recordings(self, train: bool) -> list[EventFile]:
+        found: list[tuple[int, EventFile]] = []
         for label, name in enumerate(self.names):
             files = sorted((self.folder() / name).glob("*.aedat"), key=_number)
             if not files:
                 raise self.missing(f"has no recordings of the class {name}")
             cut = len(files) * 9 // 10
-            found += enumerate(Recording(str(path), label) for path in (files[:cut] if train else files[cut:]))
+            found += enumerate(EventFile(str(path), label) for path in (files[:cut] if train else files[cut:]))
         return [recording for _, recording in sorted(found, key=lambda f: (f[0], f[1].label))]
 
-    def read(self, recordings: Sequence[Recording]) -> Iterator[Events]:
+    def read(self, recordings: Sequence[EventFile]) -> Iterator[Events]:
         for recording in recordings:
             yield read_aedat2(recording.path, self.sort)
 
@@ -100,16 +100,16 @@ class DVSGesture(EventData):
     usual: ClassVar = "DVSGesture"
     layout: ClassVar = "trials_to_train.txt with the trials' .aedat and _labels.csv, or ibmGestureTrain/<user>/<class>.npy"
 
-    def recordings(self, train: bool) -> list[Recording]:
+    def recordings(self, train: bool) -> list[EventFile]:
         arrays = self.folder() / ("ibmGestureTrain" if train else "ibmGestureTest")
         if arrays.is_dir():
             files = sorted(arrays.glob("*/*.npy"), key=lambda path: (path.parent.name, _number(path)))
-            return [Recording(str(path), self._class(_number(path), path)) for path in files]
+            return [EventFile(str(path), self._class(_number(path), path)) for path in files]
         table = self.folder() / ("trials_to_train.txt" if train else "trials_to_test.txt")
         trials = [table.parent / name.strip() for name in _text(table).splitlines() if name.strip()]
         return [gesture for trial in trials for gesture in self._gestures(trial)]
 
-    def _gestures(self, trial: Path) -> Iterator[Recording]:
+    def _gestures(self, trial: Path) -> Iterator[EventFile]:
         """The gestures of a trial: class (1 to 11), start and end in microseconds; of each the bytes' packets."""
         table = trial.with_name(f"{trial.stem}_labels.csv")
         for number, line in enumerate(_text(table).splitlines()[1:], 2):
@@ -117,7 +117,7 @@ class DVSGesture(EventData):
                 gesture, start, end = (int(value) for value in line.split(","))
                 if not 0 <= start < end:
                     raise ValueError(f"line {number} has a gesture from {start} to {end} us")
-            yield Recording(str(trial), self._class(gesture - 1, f"{table}, line {number},"), (start, end))
+            yield EventFile(str(trial), self._class(gesture - 1, f"{table}, line {number},"), (start, end))
 
     def _class(self, label: int, where: object) -> int:
         if not 0 <= label < self.classes:
@@ -128,7 +128,7 @@ class DVSGesture(EventData):
     def _packets(self) -> dict[str, list[Packet]]:
         return {}
 
-    def read(self, recordings: Sequence[Recording]) -> Iterator[Events]:
+    def read(self, recordings: Sequence[EventFile]) -> Iterator[Events]:
         for recording in recordings:
             if not recording.part:
                 yield read_gesture_array(recording.path, self.sort)
@@ -149,13 +149,13 @@ class _SpikeTrains(EventData):
     sensor: ClassVar = (1, 1, CHANNELS)
     prefix: ClassVar[str]
 
-    def recordings(self, train: bool) -> list[Recording]:
+    def recordings(self, train: bool) -> list[EventFile]:
         path = self.folder() / f"{self.prefix}_{'train' if train else 'test'}.h5"
         if not path.is_file():
             raise self.missing(f"has no {path.name}")
-        return [Recording(str(path), label, (number,)) for number, label in enumerate(read_labels(path, self.classes))]
+        return [EventFile(str(path), label, (number,)) for number, label in enumerate(read_labels(path, self.classes))]
 
-    def read(self, recordings: Sequence[Recording]) -> Iterator[Events]:
+    def read(self, recordings: Sequence[EventFile]) -> Iterator[Events]:
         for path, group in groupby(recordings, key=lambda recording: recording.path):
             yield from read_spike_trains(path, [recording.part[0] for recording in group], self.sort)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spikeprop.data.events.base import EventData, Recording
+from spikeprop.data.events.base import EventData, EventFile
 from spikeprop.data.events.files import reading
 from spikeprop.data.events.stream import Events, Sensor, checked
 from spikeprop.errors import MissingDataError
@@ -79,10 +79,13 @@ class TonicData(EventData):
             if not self.download:
                 source = type(source.__name__, (source,), {"download": lambda _: _refuse(self)})
             with reading(self.folder(), f"the set {self.name} as tonic reads it"):
-                self._opened[train] = source(**dict(zip(("train",), train)), save_to=str(self.folder()))
+                try:
+                    self._opened[train] = source(**dict(zip(("train",), train)), save_to=str(self.folder()))
+                except FileNotFoundError as error:
+                    raise self.missing(f"has no {self.name}") from error
         return self._opened[train]
 
-    def recordings(self, train: bool) -> list[Recording]:
+    def recordings(self, train: bool) -> list[EventFile]:
         own_split = "train" in inspect.signature(self._source).parameters
         which = (train,) if own_split else ()
         found = self._open(*which)
@@ -92,7 +95,7 @@ class TonicData(EventData):
         if not all(0 <= label < self.classes for label in labels):
             raise MissingDataError(f"{self.name} has labels {min(labels)} to {max(labels)}; set data.classes to their number")
         numbers = range(len(labels)) if own_split else [i for i in range(len(labels)) if (i % 10 == 9) is not train]
-        return [Recording(self._file(found, i), labels[i], (i, *map(int, which))) for i in numbers]
+        return [EventFile(self._file(found, i), labels[i], (i, *map(int, which))) for i in numbers]
 
     def _file(self, found: Any, number: int) -> str:
         """The file of a recording, if tonic knows one; else the folder."""
@@ -100,10 +103,10 @@ class TonicData(EventData):
         file = files[number] if isinstance(files, list) and number < len(files) else None
         return str(file if isinstance(file, str | Path) and Path(file).is_file() else self.folder())
 
-    def read(self, recordings: Sequence[Recording]) -> Iterator[Events]:
+    def read(self, recordings: Sequence[EventFile]) -> Iterator[Events]:
         for recording in recordings:
             number, *train = recording.part
-            with reading(recording, f"a recording of {self.name}"):
+            with reading(str(recording), f"a recording of {self.name}"):
                 events, _ = self._open(*map(bool, train))[number]
                 y, p = (events[key] if key in (events.dtype.names or ()) else 0 for key in "yp")
                 t = np.asarray(events["t"], dtype=np.float64)

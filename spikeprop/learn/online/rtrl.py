@@ -79,13 +79,13 @@ def _leaves(state: NetworkState) -> tuple[NetworkState, list[Tensor]]:
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.clone().requires_grad_(torch.is_grad_enabled())
 
-    state = replace(state, layers=map_state(leaf, state.layers))
+    state = replace(state, layers=map_state(leaf, state.layers), previous=map_state(leaf, state.previous))
     return state, _numbers(state)
 
 
 def _numbers(state: NetworkState) -> list[Tensor]:
     """All tensors of the state that a step hands to the next."""
-    return tensors_of(state.layers)
+    return [tensor for held in (state.layers, state.previous) for name in sorted(held) for tensor in tensors_of(held[name])]
 
 
 def _vjp(value: Tensor, by_value: Tensor, before: list[Tensor], parameters: list[Tensor]) -> tuple[Tensor, Tensor]:

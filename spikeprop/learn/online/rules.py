@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from spikeprop.learn.online.eligibility import (
     Dense,
+    Factored,
     LocalStep,
     OwnParameters,
-    Traced,
     is_linear,
     local_step,
     single_leak,
@@ -48,7 +48,7 @@ class Branch:
     source: str
     delayed: bool
     synapse: Synapse
-    eligibility: Dense | Traced
+    eligibility: Dense | Factored
 
 
 class OnlineLayer:
@@ -65,8 +65,7 @@ class OnlineLayer:
             kind = type(layer.dynamics).__name__
             raise ValueError(f"layer {name!r} pools spikes by {kind}, which has no eligibility: use BPTT")
         self.name, self.dynamics, self.masks = name, layer.dynamics, masks
-        delayed = getattr(layer, "feedback_branches", tuple)()
-        branches = [(*branch, False) for branch in layer.branches()] + [(*branch, True) for branch in delayed]
+        branches = [(*branch, False) for branch in layer.branches()] + [(*branch, True) for branch in layer.feedback_branches()]
         self.branches = [
             Branch(f"{name}/{i}", source, delayed, synapse, self._eligibility(synapse, f"{name}/{i}", layer, kappa))
             for i, source, synapse, delayed in branches
@@ -75,10 +74,10 @@ class OnlineLayer:
         self.state: Any = None
         self.now: LocalStep
 
-    def _eligibility(self, synapse: Synapse, key: str, layer: Layer, kappa: float) -> Dense | Traced:
+    def _eligibility(self, synapse: Synapse, key: str, layer: Layer, kappa: float) -> Dense | Factored:
         leak = single_leak(layer.dynamics)
         if leak is not None and kappa == 0:
-            return Traced(synapse, key, self.masks, leak)
+            return Factored(synapse, key, self.masks, leak)
         if is_linear(synapse):
             return Dense(synapse, key, self.masks, kappa)
         kind = type(self.dynamics).__name__
@@ -240,7 +239,7 @@ class OTTT(OnlineRule):
         found = sent_back(layers[output], error_BK, values)
         for name in reversed(before):
             layer = layers[name]
-            if not all(isinstance(branch.eligibility, Traced) for branch in layer.branches):
+            if not all(isinstance(branch.eligibility, Factored) for branch in layer.branches):
                 raise ValueError(
                     f"layer {name!r}: OTTT traces inputs, which takes IF or LIF with one leak and reset='subtract', and it has "
                     f"{layer.dynamics}: use EProp or BPTT"

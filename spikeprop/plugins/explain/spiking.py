@@ -67,8 +67,13 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
     """The accumulated output (B, K) after ``timesteps`` steps on images (B, ...), as visible calls.
 
     Raises:
-        ExplainError: the network has a delayed readout or a pre-run.
+        ExplainError: the network has a delayed readout or a pre-run, feedback, or an output that is no plain sum; or a sequence.
     """
+    *_, (_, last) = network.named_layers()
+    if network.read != "sum" or last.neuron is not None or any(layer.feedback_sources for _, layer in network.named_layers()):
+        raise ExplainError("explain shows networks without feedback whose output is the sum of the last layer's current")
+    if x.dim() != 1 + len(network.input_shape):
+        raise ExplainError(f"explain shows still samples (batch, *{network.input_shape}); this input has shape {tuple(x.shape)}")
     if not network.readout.trivial:
         raise ExplainError("this network has a delayed readout or a pre-run, which explain does not support")
     simulation = _Simulation(network, tracer)

@@ -281,7 +281,7 @@ def _layouts(network: LayeredNetwork, *, keep: bool) -> dict[str, Layout]:
     """Weights of each synapse as its runs read them, by key; shared by all slices."""
     shapes, found = network.known_shapes, {}
     for name, layer in network.named_layers():
-        for i, source, synapse in layer.branches():
+        for i, source, synapse in (*layer.branches(), *layer.feedback_branches()):
             found[f"{name}/{i}"] = make_layout(synapse, shapes[source], freeze=keep)
     return found
 

@@ -23,6 +23,7 @@ from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack, per_position, position_count
 from spikeprop.snn.engine.layer_run import IntegrateFireRun, LayerRun, SliceContext, cut
 from spikeprop.snn.engine.layout import GradientAccumulator
+from spikeprop.snn.engine.recurrent_run import RecurrentRun
 from spikeprop.snn.engine.source_values import SourceValues
 from spikeprop.snn.engine.synapse_run import SynapseRun
 from spikeprop.snn.leaving import kept_rows, sample_axes
@@ -46,6 +47,7 @@ class LayerParts:
         originals: the parameters of the network's dynamics, in the order of those of ``dynamics``.
         shape, current_shape: of what it sends for a sample, and of a sample's current.
         synapses: source and run of each synapse.
+        feedback: the run of the synapse that reads the layer's own spikes of one step before; None for none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LayerParts:
     shape: tuple[int, ...]
     current_shape: tuple[int, ...]
     synapses: list[tuple[str, SynapseRun]]
+    feedback: SynapseRun | None = None
 
 
 def make_layer_run(layer: LayerParts, context: SliceContext) -> LayerRun:
@@ -62,7 +65,7 @@ def make_layer_run(layer: LayerParts, context: SliceContext) -> LayerRun:
     if dynamics is None:
         return LayerRun(*common)
     if is_integrate_and_fire(dynamics):
-        return IntegrateFireRun(dynamics, *common)
+        return IntegrateFireRun(dynamics, *common) if layer.feedback is None else RecurrentRun(dynamics, *common, layer.feedback)
     if type(dynamics) is SpikingMaxPool:
         return MaxPoolRun(dynamics, layer, context)
     if takes_back(dynamics) and not context.keep:

@@ -276,51 +276,68 @@ class IntegrateFireRun(LayerRun):
             self.borders.append(self.v_BSC.clone())
             if context.timesteps <= KEPT_POTENTIALS:
                 self.potentials.append(_for_each_step(current_KBSC, len(words_KBSW), self.v_BSC.dtype))
-                return kernels.scan(self.potentials[-1], self.v_BSC, self.parameters, words_KBSW, potential=True)
-        count = kernels.scan(current_KBSC, self.v_BSC, self.parameters, words_KBSW, potential=False)
+                return self._scan(self.potentials[-1], self.v_BSC, words_KBSW, potential=True)
+        count = self._scan(current_KBSC, self.v_BSC, words_KBSW, potential=False)
         context.buffers.give(current_KBSC)
         if context.keep and not self.potential_kept:
             self.summary.append(torch.empty_like(words_KBSW[0]))
             kernels.any_of(words_KBSW, self.summary[-1])
         return count
 
+    def _scan(self, current_KBSC: Tensor, v_BSC: Tensor, words_KBSW: Tensor, *, potential: bool) -> int:
+        return self.context.kernels.scan(current_KBSC, v_BSC, self.parameters, words_KBSW, potential=potential)
+
     # backward -----------------------------------------------------------------------------------------------------------------
 
     def _scan_back(self, gradient: Gradient, begin: int, values: Mapping[str, SourceValues]) -> Tensor:
         assert self.words is not None
-        kernels = self.context.kernels
-        if self.grad_v_BSC is None:
-            self.v_BSC = None
-            like_B = self.context.like_B
-            self.grad_v_BSC = like_B.new_zeros(len(like_B), self.positions, self.shape[0])
+        kernels, grad_v_BSC = self.context.kernels, self._grad_v()
         if isinstance(self.surrogate, STDB) and not self.potential_kept:
-            if self.train is None:
-                since = kernels.since_at_end(self.words, self.summary_MBSW, self.piece)
-                self.train = SpikeTrain(self.words, self.summary_MBSW, self.piece, since)
             out_KBSC = self._room(gradient)
-            kernels.scan_back(gradient, self.grad_v_BSC, self.train, begin, self.parameters, self.surrogate, out_KBSC)
+            kernels.scan_back(gradient, grad_v_BSC, self._spike_train(), begin, self.parameters, self.surrogate, out_KBSC)
             return out_KBSC
         steps, trained = len(gradient.values_KBPC), self.trained if self.trained is not None and self.trained.any else None
-        before_BSC, words = self.borders.pop(), self.words[begin : begin + steps]
-        x_KBSC = self.potentials.pop() if self.potentials else self._potentials(steps, before_BSC.clone(), values)
+        before_BSC, x_KBSC = self._potentials(steps, values)
+        words = self.words[begin : begin + steps]
         if type(self.surrogate) is Triangle and x_KBSC.device.type == "cpu":
             height, wanted = self.surrogate.height, trained.wanted if trained is not None else (False, False)
-            found = cpu.scan_back_triangle(gradient, self.grad_v_BSC, words, x_KBSC, before_BSC, self.parameters, height, wanted)
+            found = cpu.scan_back_triangle(gradient, grad_v_BSC, words, x_KBSC, before_BSC, self.parameters, height, wanted)
             if trained is not None:
                 trained.add(found)
             return x_KBSC
         grad_KBSC = kernels.spread(gradient).contiguous()
-        since = _since(self.words, begin, steps, x_KBSC) if self.surrogate.needs_spike_times else x_KBSC
-        slopes = self.surrogate(x_KBSC, since).contiguous()
+        slopes = self._slopes(x_KBSC, begin)
         if trained is not None:
             found = kernels.scan_back_trained(
-                grad_KBSC, self.grad_v_BSC, words, slopes, x_KBSC, before_BSC, self.parameters, trained.wanted
+                grad_KBSC, grad_v_BSC, words, slopes, x_KBSC, before_BSC, self.parameters, trained.wanted
             )
             trained.add(found)
         else:
-            kernels.scan_back_slopes(grad_KBSC, self.grad_v_BSC, words, slopes, self.parameters)
+            kernels.scan_back_slopes(grad_KBSC, grad_v_BSC, words, slopes, self.parameters)
         self.context.buffers.give(x_KBSC)
         return grad_KBSC
+
+    def _grad_v(self) -> Tensor:
+        """Gradient of the potential after the steps that are still to do."""
+        if self.grad_v_BSC is None:
+            self.v_BSC = None
+            like_B = self.context.like_B
+            self.grad_v_BSC = like_B.new_zeros(len(like_B), self.positions, self.shape[0])
+        return self.grad_v_BSC
+
+    def _spike_train(self) -> SpikeTrain:
+        """The spikes of all steps, as STDB's kernels read them."""
+        if self.train is None:
+            assert self.words is not None
+            since = self.context.kernels.since_at_end(self.words, self.summary_MBSW, self.piece)
+            self.train = SpikeTrain(self.words, self.summary_MBSW, self.piece, since)
+        return self.train
+
+    def _slopes(self, x_KBSC: Tensor, begin: int) -> Tensor:
+        """The surrogate at every step of a piece."""
+        assert self.words is not None
+        since = _since(self.words, begin, len(x_KBSC), x_KBSC) if self.surrogate.needs_spike_times else x_KBSC
+        return self.surrogate(x_KBSC, since).contiguous()
 
     def active(self, end: int | None = None) -> Active | None:
         if self.potential_kept or self.context.like_B.device.type != "cpu":
@@ -353,12 +370,15 @@ class IntegrateFireRun(LayerRun):
             return values
         return self.context.buffers.take((*values.shape[:2], self.positions, values.shape[3]), values.dtype)
 
-    def _potentials(self, steps: int, v_BSC: Tensor, values: Mapping[str, SourceValues]) -> Tensor:
-        """u/theta - 1 at every step of a piece, computed again from the potential before it."""
-        current_KBSC = _for_each_step(self.current(values), steps, v_BSC.dtype)
+    def _potentials(self, steps: int, values: Mapping[str, SourceValues]) -> tuple[Tensor, Tensor]:
+        """Potential before the last piece that is still to do, and u/theta - 1 at every step of it, kept or computed again."""
+        before_BSC = self.borders.pop()
+        if self.potentials:
+            return before_BSC, self.potentials.pop()
+        current_KBSC = _for_each_step(self.current(values), steps, before_BSC.dtype)
         words = torch.empty_like(values[self.name].words_KBSW)  # type: ignore[arg-type]
-        self.context.kernels.scan(current_KBSC, v_BSC, self.parameters, words, potential=True)
-        return current_KBSC
+        self._scan(current_KBSC, before_BSC.clone(), words, potential=True)
+        return before_BSC, current_KBSC
 
 
 class _Trained:

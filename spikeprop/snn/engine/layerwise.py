@@ -69,6 +69,9 @@ class LayerwiseRun:
         timesteps: steps.
         encoded: (first step, number of steps) to the encoded input (K or 1, B, ...), the same whenever it is asked.
         most: chunks have room for so many images, default those here; processes that give the same number cut time alike.
+
+    Raises:
+        ValueError: a layer with feedback.
     """
 
     def __init__(
@@ -79,6 +82,12 @@ class LayerwiseRun:
         encoded: Callable[[int, int], Tensor],
         most: int | None = None,
     ):
+        for name, layer in network.named_layers():
+            if layer.feedback_sources:
+                raise ValueError(
+                    f"layer {name!r} reads feedback, and thresholds are calibrated layer by layer, without it: set its threshold "
+                    "(set_threshold), or train it (trainable=('threshold',))"
+                )
         self.network, self.x_B, self.timesteps, self.encoded = network, x_B, timesteps, encoded
         self.most = len(x_B) if most is None else most
         self.kernels = packed_kernels(x_B.device)

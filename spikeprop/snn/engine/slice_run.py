@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.snn.dynamics import LayerDynamics
-from spikeprop.snn.engine.dynamics_run import LayerParts, make_layer_run
+from spikeprop.snn.engine.dynamics_run import LayerParts, as_sent, make_layer_run
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last
 from spikeprop.snn.engine.layer_run import LayerRun, SliceContext
@@ -50,22 +50,31 @@ class SliceRun:
         shapes, currents, like_B = network.known_shapes, network.known_current_shapes, context.like_B
         for name, layer in network.named_layers():
             synapses = []
-            for i, source, _ in layer.branches():
+            for i, source, _ in (*layer.branches(), *layer.feedback_branches()):
                 key, spec = f"{name}/{i}", SourceSpec(len(like_B), shapes[source], like_B.dtype, context.buffers)
                 synapses.append((source, make_synapse_run(layouts[key], key, masks, spec)))
+            feedback = synapses.pop()[1] if any(layer.feedback_branches()) else None  # at most one, see ``support``
             originals = list(layer.dynamics.parameters())
-            parts = LayerParts(name, dynamics[name], originals, shapes[name], currents[name], synapses)
+            parts = LayerParts(name, dynamics[name], originals, shapes[name], currents[name], synapses, feedback)
             self.layers[name] = make_layer_run(parts, context)
 
     def advance(self, begin: int, steps: int, x_KB: Tensor) -> Tensor:
         """Advance ``steps`` steps on an encoded input (K or 1, B, ...); the output layer's current (K or 1, B, O, ...)."""
-        values = {INPUT: SourceValues(self.input_shape, dense_KB=x_KB)}
+        values = {INPUT: self._input(x_KB)}
         for name, layer in self.layers.items():
             if layer.accumulates:
                 current_KBSO = layer.current(values)
                 return channels_first(current_KBSO, layer.shape).unflatten(0, current_KBSO.shape[:2])
             values[name] = layer.advance(begin, steps, values)
         raise AssertionError("the last layer has no neuron; checked at construction")
+
+    def _input(self, x_KB: Tensor) -> SourceValues:
+        """The encoded input; that of a vector as words where it is 0 and 1, since few of an event sensor's values are 1."""
+        if not self.context.constant_input and len(self.input_shape) == 1 and x_KB.device.type == "cpu":
+            packed = as_sent(channels_last(x_KB.flatten(0, 1), len(x_KB)), self.input_shape)
+            if packed.words_KBSW is not None:
+                return packed
+        return SourceValues(self.input_shape, dense_KB=x_KB)
 
     def backward(self, number: int, x_KB: Tensor, grad_TBO: Tensor, accumulators: Mapping[str, GradientAccumulator]) -> None:
         """Take the gradients of the output layer's currents, of all steps, back through chunk ``number``, whose input is x_KB.
@@ -74,7 +83,7 @@ class SliceRun:
         """
         begin = number * self.context.chunk
         steps = min(self.context.chunk, self.context.timesteps - begin)
-        values = {INPUT: SourceValues(self.input_shape, dense_KB=x_KB)}
+        values = {INPUT: self._input(x_KB)}
         for name, layer in self.layers.items():
             if not layer.accumulates:
                 values[name] = layer.sent(begin, steps)

@@ -55,7 +55,7 @@ def _knows(network: Any, x_B: Any) -> Any:
     if not parameters or any(p.dtype != x_B.dtype or p.device != x_B.device for p in parameters):
         return False
     shapes = network.known_current_shapes if _knows_shapes(network) else {}
-    return bool(shapes) and all(_knows_layer(layer, shapes[name], x_B) for name, layer in network.named_layers())
+    return bool(shapes) and all(_knows_layer(name, layer, shapes[name], x_B) for name, layer in network.named_layers())
 
 
 def _trained(encoder: Encoder) -> bool:
@@ -63,15 +63,20 @@ def _trained(encoder: Encoder) -> bool:
     return any(isinstance(v, nn.Module) or (isinstance(v, Tensor) and v.requires_grad) for v in vars(encoder).values())
 
 
-def _knows_layer(layer: Layer, shape: tuple[int, ...], x_B: Tensor) -> bool:
-    if (
-        type(layer) is not Layer
-        or layer.feedback_sources
-        or not untouched(layer)
-        or not (layer.reads_out or _knows_neuron(layer.dynamics, shape, x_B))
-    ):
+def _knows_layer(name: str, layer: Layer, shape: tuple[int, ...], x_B: Tensor) -> bool:
+    if type(layer) is not Layer or not untouched(layer) or not (layer.reads_out or _knows_neuron(layer.dynamics, shape, x_B)):
         return False
-    return all(_knows_synapse(synapse) for synapse in layer.synapses)
+    return _knows_feedback(name, layer, shape, x_B) and all(_knows_synapse(synapse) for synapse in layer.synapses)
+
+
+def _knows_feedback(name: str, layer: Layer, shape: tuple[int, ...], x_B: Tensor) -> bool:
+    """Whether a layer has no feedback, or that of integrate-and-fire neurons to themselves through one fully connected layer."""
+    branches = list(layer.feedback_branches())
+    if not branches:
+        return True
+    kinds = [type(op) for op in branches[0][2]]
+    itself = len(branches) == 1 and branches[0][1] == name and kinds == [nn.Linear]
+    return itself and is_integrate_and_fire(layer.dynamics) and len(shape) == 1 and x_B.device.type == "cpu"
 
 
 def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) -> bool:
