@@ -1,8 +1,8 @@
 """Modules with neurons where non-linearities stand: ``SpikingCNN`` from a plan, ``SpikingMLP`` from widths, recurrent or not.
 
 ``spikeprop.spiking`` makes spiking networks of them, which are trained from scratch. Each layer is a convolution 3x3 or a linear
-layer, batch-norm where asked for, neurons, then pooling or dropout; the last layer's currents, or the potentials of a ``readout``,
-are the scores. Batch-norm takes its statistics over batch and time: "batch" is PyTorch's, "threshold" is tdBN (Zheng et al. 2021),
+layer, batch-norm where asked for, neurons, then pooling or dropout; the scores are the last currents, or the potentials of a
+``readout``. Batch-norm takes its statistics over batch and time: "batch" is PyTorch's, "threshold" is tdBN (Zheng et al. 2021),
 "temporal" is TEBN (Duan et al. 2022), with a factor for each of ``timesteps``. Weights start as those of ``CNN``.
 """
 

@@ -1,8 +1,8 @@
 """``Predictor``: what a network predicts for a batch, the best classes of every image at every number of steps of interest.
 
 The output accumulated after t steps is the network's output at T = t, so one simulation of max(T) steps gives the predictions for
-all smaller T. Examples may be sequences, which have steps of their own: a prediction after t steps is that of an example's first t
-steps, and of all its steps where it has fewer.
+all smaller T. Examples may be sequences, which have steps of their own: a prediction after t steps is that of the first t steps,
+and of all steps where a sequence has fewer.
 
 Suffix legend: N images of the batch, T numbers of steps, K best classes, L layers.
 """

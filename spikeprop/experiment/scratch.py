@@ -1,7 +1,7 @@
 """Training a spiking network from scratch: recipe -> data -> train -> evaluate -> export -> simulate.
 
-``SpikingTraining`` builds the network of an ordinary module with neurons in it (``spikeprop.spiking``), and trains it by a rule of
-``spikeprop.learn``: on still samples for a number of steps, or on sequences, such as the frames of an event camera. It shares the
+``SpikingTraining`` builds the network of an ordinary module with neurons in it (``spikeprop.spiking``), and trains it by a rule
+of ``spikeprop.learn``: on still samples for a number of steps, or on sequences, such as the frames of an event camera. It shares the
 stages, the run folder and the report with the hybrid conversion.
 """
 
@@ -117,7 +117,7 @@ class SpikingTraining(ScratchSettings):
             ) from error
         if tuple(output.shape) != (2, data.classes, *data.label_shape):
             raise RecipeError(
-                f"model: {self.model.use} has outputs {tuple(output.shape[1:])}, but data: {name} has {data.classes} classes; set "
-                f"model.classes={data.classes}"
+                f"model: {self.model.use} has outputs {tuple(output.shape[1:])}, but data: {name} has {data.classes} classes; "
+                f"set model.classes={data.classes}"
             )
         return network

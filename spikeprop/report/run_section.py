@@ -1,4 +1,4 @@
-"""The section of one pipeline's run: layers, spikes, confusions, examples, comparison with Lava, the chip, the conversion error."""
+"""The section of one pipeline's run: layers, spikes, confusions, examples, Lava, the chip, the conversion error."""
 
 from __future__ import annotations
 
