@@ -1,8 +1,8 @@
 """Training a spiking network from scratch: recipe -> data -> train -> evaluate -> export -> simulate.
 
 ``SpikingTraining`` builds the network of an ordinary module with neurons in it (``spikeprop.spiking``), and trains it by a rule
-of ``spikeprop.learn``: on still samples for a number of steps, or on sequences, such as the frames of an event camera. It shares the
-stages, the run folder and the report with the hybrid conversion.
+of ``spikeprop.learn``: on still samples for a number of steps, or on sequences, such as the frames of an event camera. It shares
+the stages, the run folder and the report with the hybrid conversion.
 """
 
 from __future__ import annotations
