@@ -201,8 +201,9 @@ def filter_fixed_numpy(sums: Any, exponent: int, current: Any, bias: Any, decay:
 
 
 def adapt_float_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, leak: Any) -> None:
-    """Neurons that have integrated fire above theta + step * raised, and raise their thresholds for the next step; in place."""
-    np.greater(v, theta + step * raised, out=spikes.view(bool))
+    """Neurons that have integrated fire above theta + step * raised, and raise it for the next step; in place. The difference is
+    taken as PyTorch takes it."""
+    np.greater(v - step * raised, theta, out=spikes.view(bool))
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
     np.multiply(raised, leak, out=raised)
     raised += spikes
@@ -336,7 +337,7 @@ def _adapt_float(v, spikes, theta, to_zero, raised, step, leak):
     for b in range(v.shape[0]):
         for i in range(v.shape[1]):
             u = v[b, i]
-            fired = u > theta[i] + step[i] * raised[b, i]
+            fired = u - step[i] * raised[b, i] > theta[i]
             spikes[b, i] = fired
             if fired:
                 v[b, i] = 0.0 if to_zero else u - theta[i]

@@ -14,14 +14,17 @@ from typing import Any
 from torch import nn
 
 from spikeprop.errors import NirError
-from spikeprop.snn import IF, LIF, ChannelPad, Gain, GradedIF, SignedIF
+from spikeprop.snn import ALIF, IF, LIF, PLIF, ChannelPad, CubaLIF, Gain, GradedIF, Integrator, SignedIF
 
 IGNORED = {"self", "device", "dtype", "inplace"}
 TRAINING = {"surrogate", "trainable"}  # of neurons: no spike depends on them
 POOL = {"kernel_size", "stride", "padding"}
+CONV = {"in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"}
 CARRIED: dict[type, set[str]] = {
-    nn.Conv2d: {"in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"},
+    nn.Conv1d: CONV,
+    nn.Conv2d: CONV,
     nn.Linear: {"in_features", "out_features", "bias"},
+    nn.AvgPool1d: POOL,
     nn.AvgPool2d: POOL,
     nn.AdaptiveAvgPool2d: {"output_size"},
     nn.MaxPool2d: POOL | {"ceil_mode"},
@@ -30,6 +33,10 @@ CARRIED: dict[type, set[str]] = {
     Gain: {"gain"},
     IF: {"v_threshold", "reset", "v_init", *TRAINING},
     LIF: {"v_threshold", "leak", "reset", "v_init", *TRAINING},
+    PLIF: {"tau", "decay_input", "v_threshold", "reset", "v_init", *TRAINING},
+    CubaLIF: {"v_threshold", "leak", "synaptic_leak", "reset", "v_init", *TRAINING},
+    ALIF: {"v_threshold", "leak", "adaptation", "adaptation_leak", "reset", "v_init", *TRAINING},
+    Integrator: {"leak", *TRAINING},
     SignedIF: {"rectify", "v_threshold", "v_init", "surrogate"},
     GradedIF: {"levels", "rectify", "v_threshold", "v_init", "surrogate"},
 }
@@ -73,11 +80,13 @@ def refuse_hooks(module: nn.Module, name: str) -> None:
 
 
 def _no_padding(module: Any) -> bool:
-    return module.padding in (0, (0, 0), [0, 0])
+    return module.padding in (0, (0,), (0, 0), [0, 0])
 
 
 MOOT: dict[type, Callable[[Any, Shape, Shape], set[str]]] = {
+    nn.Conv1d: lambda conv, before, after: {"padding_mode"} if _no_padding(conv) else set(),
     nn.Conv2d: lambda conv, before, after: {"padding_mode"} if _no_padding(conv) else set(),
+    nn.AvgPool1d: lambda pool, before, after: {"count_include_pad"} if _no_padding(pool) else set(),
     # a sum where the divisor is 1, which has a node of its own, and padding counts as zeros
     nn.AvgPool2d: lambda pool, before, after: (
         ({"count_include_pad"} if _no_padding(pool) else set())

@@ -19,40 +19,43 @@ import torch
 from torch import Tensor
 
 from spikeprop.deploy.reading import layer_names
+from spikeprop.deploy.writing import without_norms
 from spikeprop.evaluate.summary import levels
 from spikeprop.runtime.progress import bar
-from spikeprop.snn import INPUT, SpikingNetwork
+from spikeprop.snn import INPUT, SpikingNetwork, time_first
 
 REFERENCE_BATCH = 100  # samples whose spikes are compared at once
 
 
 @torch.no_grad()
-def record(network: SpikingNetwork, images: Tensor, timesteps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def record(network: SpikingNetwork, x: Any, timesteps: int | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Every spike of a simulation in float64.
 
     Args:
-        network: left as it is; a float64 copy runs.
-        images: (B, ...).
-        timesteps: steps.
+        network: left as it is; a float64 copy runs, whose batch-norm is part of its weights, as in its NIR file.
+        x: still samples (B, ...), or sequences (B, T, ...) or ``Sequences``.
+        timesteps: of still samples.
 
     Returns:
-        by layer, and "input" for what the encoder made: (B, T, ...) float64; and the accumulated output (B, T, K).
+        by layer, and "input" for what the encoder made: (B, T, ...) float64; and the output (B, T, K).
     """
     trains: dict[str, list[Tensor]] = {}
 
     def observe(name: str, spikes_TB: Tensor) -> None:
         trains.setdefault(name, []).append(spikes_TB.clone())
 
-    exact = copy.deepcopy(network).cpu().double().eval()
-    outputs = list(exact.unroll(images.cpu().double(), timesteps, chunk=1, observe=observe))
+    exact = copy.deepcopy(without_norms(network)).cpu().double().eval()
+    given, lengths = time_first(network, x)
+    outputs = list(exact.unroll(given.cpu().double(), timesteps, lengths=lengths, chunk=1, observe=observe))
     spikes = {name: torch.cat(steps).transpose(0, 1).numpy() for name, steps in trains.items()}
     return spikes, torch.cat(outputs).transpose(0, 1).numpy()
 
 
 @torch.no_grad()
-def encoded(network: SpikingNetwork, images: Tensor, timesteps: int) -> np.ndarray:
-    """What the encoder makes of images (B, ...): (B, T, ...) float64, a constant input without taking memory for its steps."""
-    return network.encoded(images.cpu().double(), timesteps).numpy().swapaxes(0, 1)
+def encoded(network: SpikingNetwork, x: Any, timesteps: int | None = None) -> np.ndarray:
+    """What the encoder makes of still samples or sequences, as of ``record``: (B, T, ...) float64, a constant input without
+    taking memory for its steps."""
+    return network.encoded(time_first(network, x)[0].cpu().double(), timesteps).numpy().swapaxes(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +70,21 @@ class Target:
 def compare(
     network: SpikingNetwork,
     file: Path,
-    images: Tensor,
+    images: Any,
     labels: Tensor,
-    timesteps: int,
+    timesteps: int | None,
     notify: Callable[[str], None],
     target: Target = Target(),
 ) -> dict[str, Any]:
     """Run a NIR file and compare with the network that it holds, as it was written or read.
+
+    Args:
+        network, file: of equal weights.
+        images: still samples (B, ...), or sequences (B, T, ...) or ``Sequences``, whose outputs count up to their own last steps.
+        labels: (B,).
+        timesteps: of still samples; of sequences their own.
+        notify: called with a message when Lava's environment is made.
+        target: where and how the file runs.
 
     Returns:
         samples, agreement (percent of equal predictions), spikes_equal (every train of every layer), spikes (how many were
@@ -89,29 +100,46 @@ def compare(
     size = len(images) if target.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
     graph = hardware.read_nir(file)
     names = layer_names(graph)
-    source, report = _source(graph, network, file, images, timesteps, target)
+    steps = int(time_first(network, images[:1])[0].shape[0]) if _in_time(network, images) else timesteps or 0
+    source, report = _source(graph, network, file, images, steps, target)
     parts, clipped = [], Counter[str]()
     with bar(f"simulate on {target.backend}", unit="step") as shown:
-        shown.total = len(images) * timesteps
+        shown.total = len(images) * steps
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
             ours, output = record(network, images[rows], timesteps)
             inputs = ours.pop(INPUT)
-            progress = _progress(shown, start * timesteps)
+            progress = _progress(shown, start * steps)
             theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
             spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
             clipped.update({str(names.get(node, node)): count for node, count in theirs.clipped.items()})
-            parts.append(_compare(ours, output, spikes, theirs.output, labels[rows].numpy(), start))
+            held = _held(theirs.output, time_first(network, images[rows])[1])
+            parts.append(_compare(ours, output, spikes, held, labels[rows].numpy(), start))
     return _merged(parts, target.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
 
 
-def input_limit_of(network: SpikingNetwork, images: Tensor) -> float:
-    """The largest absolute input that an integer network is made for: what the encoder can represent, or the images' largest."""
-    return network.encoder.limit if network.encoder.limit is not None else float(images.abs().max())
+def _in_time(network: SpikingNetwork, x: Any) -> bool:
+    return len(x.shape) == len(network.input_shape) + 2
+
+
+def _held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:
+    """Outputs (B, T, K) that stay as they are after each sample's last step."""
+    if lengths is None:
+        return outputs
+    step = np.minimum(np.arange(outputs.shape[1]), lengths.cpu().numpy()[:, None] - 1)
+    return np.take_along_axis(outputs, step[..., None], 1)
+
+
+def input_limit_of(network: SpikingNetwork, images: Any) -> float:
+    """The largest absolute input that an integer network is made for: what the encoder can represent or makes, or the images'
+    largest."""
+    if network.encoder.limit is not None or network.encoder.spikes:
+        return network.encoder.limit or 1.0
+    return float((images if isinstance(images, Tensor) else images.values).abs().max())
 
 
 def _source(
-    graph: nir.NIRGraph, network: SpikingNetwork, file: Path, images: Tensor, timesteps: int, target: Target
+    graph: nir.NIRGraph, network: SpikingNetwork, file: Path, images: Any, timesteps: int, target: Target
 ) -> tuple[Path | hardware.IntegerNetwork | hardware.Simulator, dict[str, list[dict[str, Any]]]]:
     """What is to be simulated, prepared once for all batches, and the report of its quantisation."""
     on_lava = target.backend == "lava"

@@ -31,7 +31,8 @@ from spikeprop.deploy.comparison import input_limit_of
 from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
-from spikeprop.snn import Direct, Gain, Layer, SpikingNetwork, Synapse
+from spikeprop.snn import ALIF, CubaLIF, Direct, Gain, Integrator, Layer, SpikingNetwork, Synapse
+from spikeprop.snn.folding import needs_folding
 from spikeprop.snn.layer import OUTPUT
 
 
@@ -99,6 +100,7 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None, timest
         HardwareError: a layer's weights cannot be rounded one by one: several layers of
             weights in a row without neurons between them, or pooling windows that overlap.
     """
+    _refuse_other_state(network)
     made = quantize(to_nir(network), input_limit=input_limit, timesteps=timesteps).network
     populations = {p.name: p for p in made.populations}
     layers = {}
@@ -109,6 +111,16 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None, timest
     grids = Grids(layers, made.input_scale)
     _check_integers(network, grids, populations)
     return grids
+
+
+def _refuse_other_state(network: SpikingNetwork) -> None:
+    """What keeps more than a potential has rounding of its own."""
+    for name, layer in network.named_layers():
+        if isinstance(layer.neuron, ALIF | CubaLIF | Integrator) or layer.feedback_sources:
+            what = "feedback" if layer.feedback_sources else type(layer.neuron).__name__
+            raise HardwareError(f"layer {name!r} has {what}, which cannot be fine-tuned in integers yet; use finetune.rule=BPTT")
+    if needs_folding(network):
+        raise HardwareError("batch-norm cannot be fine-tuned in integers: fold it first (spikeprop.snn.folding.folded)")
 
 
 def _check_integers(network: SpikingNetwork, grids: Grids, populations: dict[str, IntegerPopulation]) -> None:

@@ -41,8 +41,8 @@ class LearningRule(ABC):
 
         Args:
             model: the network, in training mode.
-            x: images (B, ...).
-            y: labels (B,), int64.
+            x: examples (B, ...); of rules that simulate also sequences (B, T, ...), or ``Sequences`` of unequal length.
+            y: labels (B,), int64; or what the rule's loss takes.
 
         Returns:
             {"loss": mean loss (), "scores": class scores (B, K)}, both detached; further entries are scalars () that the loop

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
 from spikeprop.learn.loss import CrossEntropy, Loss, Objective
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.temporal import EachStep, LocalLoss, ReadOut, TemporalLoss
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.normalisation import needs_all_steps
 from spikeprop.snn.timed_input import TimedInput, time_first
 
 
@@ -47,6 +47,19 @@ class SimulatingRule(LearningRule):
         if self.each_step and not isinstance(self.loss, Loss):
             raise ValueError(f"{type(self.loss).__name__} is a loss over all steps already: leave each_step out")
 
+    def network_in(self, model: nn.Module) -> SpikingNetwork:
+        """The spiking network, alone or in what sends its gradients between processes.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for module in model.modules():
+            if isinstance(module, SpikingNetwork):
+                return module
+        raise ValueError(
+            f"{type(self).__name__} trains a SpikingNetwork, and this is a {type(model).__name__}: convert it, or use Backprop"
+        )
+
     def objective(self, network: SpikingNetwork) -> TemporalLoss:
         """The loss as a function of the values at all steps."""
         if isinstance(self.loss, TemporalLoss):
@@ -60,6 +73,11 @@ class SimulatingRule(LearningRule):
         Raises:
             ValueError: it does not fit the network, or still samples without ``timesteps``.
         """
+        if network.output_form is not None:
+            raise ValueError(
+                "this network returns several outputs in a structure of its own, and a loss of values over time reads one: use "
+                "BPTT with a loss of the output"
+            )
         values, lengths = time_first(network, x)
         still = values.dim() == len(network.input_shape) + 1
         if still and self.timesteps is None:
@@ -145,16 +163,16 @@ def refuse_coupled_steps(network: SpikingNetwork, what: str) -> None:
     """Refuse what a simulation step by step cannot have.
 
     Raises:
-        ValueError: names the layer: batch-norm over time, differential coding, or a calibrated readout.
+        ValueError: names what: batch-norm over time, differential coding, or a calibrated readout.
     """
     if not network.readout.trivial:
         raise ValueError(f"the network's calibrator delays its readout, or runs it beforehand; {what} needs all steps alike")
+    why = needs_all_steps(network)
+    if why is not None:
+        raise ValueError(
+            f"{why}, and {what} sees some of them at a time: train spikeprop.folded(network), or BPTT without truncate"
+        )
     for name, layer in network.named_layers():
-        if network.training and any(isinstance(module, _BatchNorm) for module in layer.modules()):
-            raise ValueError(
-                f"layer {name!r} has batch-norm, whose statistics are over all steps, and {what} sees some of them at a time: "
-                "train spikeprop.folded(network), or use BPTT without truncate"
-            )
         if layer.dynamics.differential:
             raise ValueError(f"layer {name!r} has differential coding, whose readers need the mean of all steps; use BPTT")
 

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+from abc import ABCMeta
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -115,13 +116,13 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 def held_by(hint: Any) -> Any:
     """The element type of a list or dictionary of components; None for other types."""
     inner = get_args(hint)[-1] if get_origin(hint) in (list, dict) else None
-    return None if inner is None or base_of(inner) is None else inner
+    return None if inner is None or (base_of(inner) is None and slot_base(inner) is None) else inner
 
 
 def slot_base(hint: Any) -> type | None:
-    """The abstract class of spikeprop in a type, such as ``Surrogate | None``: its values are components."""
+    """The base class of spikeprop in a type, such as ``Surrogate | None``: its values are components."""
     for candidate in (hint, *get_args(hint)):
-        if inspect.isclass(candidate) and inspect.isabstract(candidate) and candidate.__module__.startswith("spikeprop"):
+        if isinstance(candidate, ABCMeta) and candidate.__module__.startswith("spikeprop"):
             return candidate
     return None
 

@@ -20,7 +20,7 @@ class Component(Generic[T]):
     Attributes:
         use: its name, as written.
         target: the class or function that builds it.
-        arguments: checked keyword arguments; nested components are Components.
+        arguments: checked keyword arguments; nested components, in lists too, are Components.
         path: where in the recipe, for errors.
     """
 
@@ -31,7 +31,7 @@ class Component(Generic[T]):
 
     def build(self, *late: Any, **more: Any) -> T:
         """Build it; ``late`` and ``more`` are arguments of the caller, before those of the recipe."""
-        arguments = {k: v.build() if isinstance(v, Component) else v for k, v in self.arguments.items()}
+        arguments = {k: _built(v) for k, v in self.arguments.items()}
         try:
             return self.target(*late, **{**arguments, **more})
         except (TypeError, ValueError) as error:
@@ -58,8 +58,7 @@ class Component(Generic[T]):
             for name, p in parameters_of(self.target).items()
             if p.default is not p.empty and isinstance(p.default, bool | int | float | str | list | tuple | None)
         }
-        values = {k: v.describe() if isinstance(v, Component) else v for k, v in self.arguments.items()}
-        return {"use": self.use, **_plain({**defaults, **values})}
+        return {"use": self.use, **_plain({**defaults, **self.arguments})}
 
 
 def source_of(target: Any) -> Any:
@@ -81,7 +80,16 @@ def hints_of(target: Any) -> dict[str, Any]:
         return {}
 
 
+def _built(value: Any) -> Any:
+    """An argument with the components in it built."""
+    if isinstance(value, list):
+        return [_built(v) for v in value]
+    return value.build() if isinstance(value, Component) else value
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return value.describe()
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spikeprop.snn.differential import RunningMean
+from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork, Observer
+from spikeprop.snn.normalisation import steps_from
 from spikeprop.snn.readout import ReadState
 from spikeprop.snn.synapse import DropoutMasks
 
@@ -67,16 +70,20 @@ def advance(
         state.previous[source] = x_TB.new_zeros(x_TB.shape[1], *network.shapes()[source])
     if observe is not None:
         observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
-    for names, loop in groups(layers):
-        if loop:
-            _advance_loop({name: layers[name] for name in names}, values, steps, state)
-        else:
-            layer = layers[names[0]]
-            changing = {s for s in layer.sources if s != INPUT and layers[s].dynamics.differential}
-            _advance_layer(names[0], layer, values, steps, state, _one_step_before(layer, values, state), changing)
-        for name in names:
-            if observe is not None and not layers[name].reads_out:
-                observe(name, values[name])
+    with steps_from(state.steps):
+        for names, loop in groups(layers):
+            if loop:
+                _advance_loop({name: layers[name] for name in names}, values, steps, state)
+            else:
+                layer = layers[names[0]]
+                changing = {s for s in layer.sources if s != INPUT and layers[s].dynamics.differential}
+                before = _one_step_before(layer, values, state)
+                _advance_layer(
+                    names[0], layer, values, steps, state, before, changing, fast=network.packed and torch.is_grad_enabled()
+                )
+            for name in names:
+                if observe is not None and not layers[name].reads_out:
+                    observe(name, values[name])
     state.previous = {source: values[source][-1] for source in fed_back}
     state.steps += steps
     return values[list(layers)[-1]], state
@@ -110,17 +117,32 @@ def _advance_layer(
     state: NetworkState,
     previous: Mapping[str, Tensor],
     changing: Set[str] = frozenset(),
+    *,
+    fast: bool = False,
 ) -> None:
-    """Advance one layer; what it sends is put to ``values``. Its sources ``changing`` send corrections, which are decoded."""
+    """Advance one layer; what it sends is put to ``values``. Its sources ``changing`` send corrections, which are decoded.
+
+    fast: on the engine's kernels of floats, if they know its neurons.
+    """
     current_TB = at_least_float32(layer.current(values, state.masks, name, state.constant, previous))
     if changing:
         current_TB = _decoded(name, layer, current_TB, values, state, changing)
     if len(current_TB) != steps:
         current_TB = current_TB.expand(steps, *current_TB.shape[1:])
     before = state.layers[name] if name in state.layers else layer.dynamics.initial_state(current_TB[0])
-    values[name], state.layers[name] = layer.dynamics.advance(current_TB, before)
+    run = partial(_fast, layer.dynamics) if fast else layer.dynamics.advance
+    values[name], state.layers[name] = run(current_TB, before)
     if not layer.reads_out:
         values[name] = values[name].to(values[INPUT].dtype)  # what the next synapses compute in
+
+
+def _fast(dynamics: LayerDynamics, current_TB: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """``dynamics.advance``, by kernels where there are some; imported when first used: they bring Numba."""
+    from spikeprop.snn.engine import float_run
+
+    if float_run.knows(dynamics, current_TB):
+        return float_run.advance(dynamics, current_TB, state)
+    return dynamics.advance(current_TB, state)
 
 
 def _advance_loop(layers: Mapping[str, Layer], values: dict[str, Tensor], steps: int, state: NetworkState) -> None:

@@ -132,6 +132,7 @@ class LayeredNetwork(Protocol):
     """What the engine reads of a ``SpikingNetwork``."""
 
     training: bool
+    packed: bool
     encoder: Encoder
     readout: ReadoutSchedule
     input_shape: tuple[int, ...]

@@ -219,7 +219,7 @@ class Scaled(Called):
 
 def hooked() -> nn.Module:
     module = nn.Sequential(nn.Linear(4, 4), LIF())
-    module[0].register_forward_hook(lambda m, args, out: 1 + out)
+    module[0].register_forward_hook(lambda m, args, out: torch.add(out, 1.0))
     return module
 
 

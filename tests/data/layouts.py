@@ -19,7 +19,8 @@ def rows(count: int, sensor: tuple[int, int, int], seed: int = 0, span: int = 1_
     rng = np.random.default_rng(seed)
     t = np.sort(rng.integers(0, span, count))
     t[0] = 0
-    return [(int(a), *(int(rng.integers(0, n)) for n in (sensor[2], sensor[1], sensor[0]))) for a in t]
+    x, y, p = (rng.integers(0, bound, count).tolist() for bound in sensor[::-1])
+    return list(zip(t.tolist(), x, y, p))
 
 
 def nmnist(events: Rows) -> bytes:

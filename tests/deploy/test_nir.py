@@ -114,10 +114,12 @@ def test_what_nir_has_no_node_for_is_refused_on_writing() -> None:
     ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(18, 2))
     with pytest.raises(NirError, match="ceil_mode"):
         to_nir(network_of(ann, IF(), (1, 7, 7)))
-    per_neuron = network_of(Skips(), LIF(), (1, 4, 4))
-    per_neuron.neurons()["a"].leak = torch.rand(3, 4, 4)
-    with pytest.raises(NirError, match="one leak a layer"):
-        to_nir(per_neuron)
+
+
+def test_each_neuron_may_have_a_leak_of_its_own() -> None:
+    network = network_of(Skips(), LIF(), (1, 4, 4))
+    network.neurons()["a"].leak = torch.rand(3, 4, 4)
+    assert torch.equal(from_nir(to_nir(network)).neurons()["a"].leak, network.neurons()["a"].leak)
 
 
 def dense(name: str) -> SpikingNetwork:

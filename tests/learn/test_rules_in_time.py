@@ -14,6 +14,7 @@ from spikeprop import BPTT, IF, LIF, Direct, Poisson, SpikingNetwork, fit
 from spikeprop.learn import (
     OTTT,
     RTRL,
+    CrossEntropy,
     EachStep,
     EProp,
     LearningRule,
@@ -23,7 +24,9 @@ from spikeprop.learn import (
     UpperRate,
     VanRossum,
 )
+from spikeprop.recipe import load_recipe
 from spikeprop.runtime.batches import Sequences
+from spikeprop.runtime.labels import IGNORED
 from spikeprop.snn import ALIF, PLIF, ATan, CubaLIF, FastSigmoid, Layer, Neuron, NeuronState, Synapse, Triangle
 from spikeprop.snn.readout import Integrator
 from spikeprop.snn.synapse import SampleDropout
@@ -40,18 +43,29 @@ def lif(**settings: Any) -> LIF:
 
 
 def network(
-    *hidden: int, neuron: Make = lif, readout: Make = lambda: None, read: str = "sum", dropout: float = 0.0
+    *hidden: int,
+    neuron: Make = lif,
+    readout: Make = lambda: None,
+    read: str = "sum",
+    recurrent: bool = False,
 ) -> SpikingNetwork:
-    """Layers of neurons on 4 inputs, and 3 outputs."""
+    """Layers of neurons on 4 inputs, and 3 outputs; recurrent: each reads itself, and the first one the last one."""
     torch.manual_seed(1)
     layers, source, size = {}, "input", 4
     for number, count in enumerate(hidden):
-        layers[f"h{number}"] = Layer([(source, Synapse([nn.Linear(size, count)]))], neuron())
+        back = [(f"h{number}", Synapse([nn.Linear(count, count)]))] if recurrent else []
+        if back and number == 0 and len(hidden) > 1:
+            back.append((f"h{len(hidden) - 1}", Synapse([nn.Linear(hidden[-1], count, bias=False)])))
+        layers[f"h{number}"] = Layer([(source, Synapse([nn.Linear(size, count)]))], neuron(), feedback=back)
         source, size = f"h{number}", count
     layers["out"] = Layer([(source, Synapse([nn.Linear(size, 3)]))], readout())
     made = SpikingNetwork(layers, Direct(), (4,)).double()
     made.read = read  # type: ignore[assignment]
     return made
+
+
+def synapse(network: SpikingNetwork, layer: str, number: int = 0) -> Any:
+    return network._layer(layer).synapses[number]
 
 
 def gradient(rule: LearningRule, network: SpikingNetwork, x: Any = X, y: Tensor = Y) -> Tensor:
@@ -83,8 +97,9 @@ NEURONS: dict[str, Make] = {
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
-def test_rtrl_is_bptt(neuron: str) -> None:
-    assert_same(BPTT(), RTRL(), network(4, 3, neuron=NEURONS[neuron]), PADDED)
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_rtrl_is_bptt(neuron: str, recurrent: bool) -> None:
+    assert_same(BPTT(), RTRL(), network(4, 3, neuron=NEURONS[neuron], recurrent=recurrent), PADDED)
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
@@ -116,6 +131,19 @@ def test_ottt_is_bptt_for_one_layer_and_for_one_step() -> None:
     assert_same(BPTT(), OTTT(each_step=False), network(5, 4, 6), X[:, :1] * 3)
     deep = gradient(OTTT(each_step=False), network(5, 4)) - gradient(BPTT(), network(5, 4))
     assert float(deep.norm()) > 1e-3  # what it leaves out: the second layer's future
+
+
+@pytest.mark.parametrize("rule", [EProp(each_step=False), OTTT(each_step=False)], ids=["EProp", "OTTT"])
+def test_recurrence_is_learnt_without_the_paths_through_other_neurons(rule: LearningRule) -> None:
+    one = network(5, recurrent=True)
+    full, own = gradient(BPTT(), one), gradient(rule, one)
+    assert 1e-3 < float((full - own).norm()) < float(full.norm())
+    with torch.no_grad():
+        synapse(one, "h0", 1).ops[0].weight.zero_()  # then no path leads through another neuron, and the gradient is exact
+    copied = copy.deepcopy(one)
+    assert_same(BPTT(), rule, one)
+    rule.step(copied, X, Y)
+    assert synapse(copied, "h0", 1).ops[0].weight.grad.any()
 
 
 def conv_network(encoder: Any, dropout: float = 0.0) -> SpikingNetwork:
@@ -151,12 +179,12 @@ def test_truncated_gradient_is_that_of_a_loop_that_detaches() -> None:
             v = [part.detach() for part in v]
         z = X[:, t]
         for number, name in enumerate(("h0", "h1")):
-            u = leak * v[number] + copied._layer(name).synapses[0](z.unsqueeze(0))[0]
+            u = leak * v[number] + synapse(copied, name)(z.unsqueeze(0))[0]
             slope = (0.3 * (1 - (u / theta - 1).abs()).clamp(min=0) / theta).detach()
             fired = (u > theta).double()
             z = fired + slope * (u - u.detach())
             v[number] = u - theta * fired
-        copied._layer("out").synapses[0](z.unsqueeze(0))[0].backward(by_value, retain_graph=True)
+        synapse(copied, "out")(z.unsqueeze(0))[0].backward(by_value, retain_graph=True)
     expected = torch.cat([p.grad.flatten() for p in copied.parameters() if p.grad is not None])
     torch.testing.assert_close(gradient(BPTT(truncate=k), one), expected, rtol=0, atol=1e-10)
 
@@ -211,6 +239,15 @@ def bursts() -> Neuron:
     return Bursts(1.0, 1.0, "subtract", 0.0, Triangle())
 
 
+def normed(training: bool) -> SpikingNetwork:
+    one = network(5)
+    norm = nn.BatchNorm1d(5).double()
+    assert norm.running_mean is not None
+    norm.running_mean += 0.1
+    synapse(one, "h0").ops.append(norm)
+    return one.train(training)
+
+
 def test_random_feedback_is_drawn_once_and_saved() -> None:
     one, rule = network(5, 4), EProp(feedback="random")
     with pytest.raises(ValueError, match="drawn in prepare"):
@@ -231,7 +268,11 @@ def test_random_feedback_is_drawn_once_and_saved() -> None:
         (EProp(), lambda: network(5, 4), "does not read layer 'h0'.*feedback='random'"),
         (EProp(), lambda: network(5, neuron=bursts), "layer 'h0' a Bursts reads the state or the current of others"),
         (OTTT(), lambda: network(5, neuron=lambda: lif(reset="zero")), "layer 'h0': OTTT traces inputs"),
+        (OTTT(), lambda: normed(training=False), "synapse 'h0/0' .* adds a constant that is no bias"),
+        (RTRL(), lambda: normed(training=True), "is a batch-norm in training mode"),
+        (BPTT(truncate=2), lambda: normed(training=True), "is a batch-norm in training mode"),
         (BPTT(average=True), lambda: network(5, read="mean"), "network.read is 'mean'"),
+        (BPTT(regularisers=[UpperRate(limit=0.1)]), network, "has no neurons"),
     ],
 )
 def test_what_a_rule_cannot_do_is_named(rule, made, said: str) -> None:
@@ -253,14 +294,24 @@ def test_settings_that_do_not_fit_are_refused(make: Make, said: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("rule", [BPTT(), RTRL(), OTTT(), EProp(feedback="random")], ids=lambda rule: type(rule).__name__)
+def test_a_network_without_spikes_is_refused(rule: LearningRule) -> None:
+    with pytest.raises(ValueError, match=f"{type(rule).__name__} trains a SpikingNetwork, and this is a Linear"):
+        rule.step(nn.Linear(4, 3), X, Y)
+    if isinstance(rule, EProp):
+        with pytest.raises(ValueError, match="EProp trains a SpikingNetwork"):
+            rule.prepare(nn.Linear(4, 3), X)
+
+
 def test_still_samples_need_a_number_of_steps() -> None:
     for rule in (BPTT(), BPTT(each_step=True), RTRL(), EProp(), OTTT()):
         with pytest.raises(ValueError, match="timesteps"):
             rule.step(network(5), X[:, 0], Y)
 
 
-@pytest.mark.parametrize("rule", [BPTT(), BPTT(each_step=True), OTTT(), EProp()], ids=["BPTT", "TET", "OTTT", "EProp"])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "padded"), [(BPTT(), False), (BPTT(), True), (BPTT(each_step=True), True), (OTTT(), True), (EProp(), True)]
+)
 def test_fit_trains_on_sequences(rule: LearningRule, padded: bool) -> None:
     """The class is the input that is active at all, in steps of noise."""
     torch.manual_seed(0)
@@ -274,8 +325,34 @@ def test_fit_trains_on_sequences(rule: LearningRule, padded: bool) -> None:
     assert history[-1]["accuracy"] > 80
 
 
+def test_fit_counts_labels_of_each_step() -> None:
+    y = torch.randint(0, 3, (3, T), generator=torch.Generator().manual_seed(0))
+    y[torch.arange(T) >= PADDED.lengths[:, None]] = IGNORED
+    one = network(5).float()
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.0)
+    rule = BPTT(loss=EachStep(changing=True))
+    history = fit(one, rule, [(Sequences(X.float(), PADDED.lengths), y)], optimizer, epochs=1)
+    predicted = one.over_time(X.float().transpose(0, 1), lengths=PADDED.lengths).argmax(2).T
+    assert history[0]["accuracy"] == pytest.approx(100 * float((predicted == y).sum()) / int(PADDED.lengths.sum()))
+
+
 def test_silence_on_sequences_is_named() -> None:
     one = network(5, neuron=lambda: LIF(v_threshold=50.0)).float()
     optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="within 7 steps no neuron of h0 fires"):
         fit(one, BPTT(), [(Sequences(X.float(), PADDED.lengths), Y)], optimizer, epochs=1)
+
+
+def test_a_recipe_can_name_losses_and_terms() -> None:
+    loss, terms = (
+        "{use: EachStep, loss: {use: CrossEntropy, label_smoothing: 0.1}, weight: 0.05}",
+        "[{use: UpperRate, limit: 0.2}]",
+    )
+    recipe = load_recipe("digits_cnn_stdb", [f"finetune.rule={{use: BPTT, truncate: 4, loss: {loss}, regularisers: {terms}}}"])
+    assert recipe.experiment.finetune.build_rule() == BPTT(
+        timesteps=8,
+        truncate=4,
+        loss=EachStep(loss=CrossEntropy(label_smoothing=0.1), weight=0.05),
+        regularisers=[UpperRate(limit=0.2)],
+    )
+    assert load_recipe("digits_cnn_stdb", ["finetune.rule=OTTT"]).experiment.finetune.build_rule() == OTTT(timesteps=8)

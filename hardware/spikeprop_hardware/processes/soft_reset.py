@@ -79,7 +79,7 @@ class PySoftIFFloat(PyLoihiProcessModel):
             if self.levels[0]:
                 spikes = send_graded(self, self.theta).astype(float)
             else:
-                spikes = (self.v > self.theta + self.raise_by * self.raised).astype(float)
+                spikes = (self.v - self.raise_by * self.raised > self.theta).astype(float)
                 self.v[:] = self.v * (1 - spikes) if self.to_zero[0] else self.v - self.theta * spikes
                 self.raised[:] = self.raised * self.raised_leak + spikes
             record(self, k, spikes)

@@ -79,7 +79,10 @@ class TonicData(EventData):
             if not self.download:
                 source = type(source.__name__, (source,), {"download": lambda _: _refuse(self)})
             with reading(self.folder(), f"the set {self.name} as tonic reads it"):
-                self._opened[train] = source(**dict(zip(("train",), train)), save_to=str(self.folder()))
+                try:
+                    self._opened[train] = source(**dict(zip(("train",), train)), save_to=str(self.folder()))
+                except FileNotFoundError as error:
+                    raise self.missing(f"has no {self.name}") from error
         return self._opened[train]
 
     def recordings(self, train: bool) -> list[EventFile]:
@@ -103,7 +106,7 @@ class TonicData(EventData):
     def read(self, recordings: Sequence[EventFile]) -> Iterator[Events]:
         for recording in recordings:
             number, *train = recording.part
-            with reading(recording, f"a recording of {self.name}"):
+            with reading(str(recording), f"a recording of {self.name}"):
                 events, _ = self._open(*map(bool, train))[number]
                 y, p = (events[key] if key in (events.dtype.names or ()) else 0 for key in "yp")
                 t = np.asarray(events["t"], dtype=np.float64)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprop.learn.simulating import Signals, SimulatingRule, add_gradient, forward_in_time, refuse_coupled_steps
 from spikeprop.snn import SpikingNetwork
@@ -31,12 +31,13 @@ class RTRL(SimulatingRule):
 
     largest: ClassVar[int] = 10**8  # numbers of S
 
-    def step(self, model: SpikingNetwork, x: Any, y: Tensor) -> dict[str, Tensor]:
-        refuse_coupled_steps(model, "RTRL")
-        given = self.given(model, x)
-        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    def step(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
+        network = self.network_in(model)
+        refuse_coupled_steps(network, "RTRL")
+        given = self.given(network, x)
+        parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         total = torch.cat([torch.zeros_like(p).flatten() for p in parameters])
-        result = forward_in_time(self, model, given, y, lambda signals: self._run(model, given, signals, parameters, total))
+        result = forward_in_time(self, network, given, y, lambda signals: self._run(network, given, signals, parameters, total))
         for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters])):
             add_gradient(parameter, gradient.reshape(parameter.shape))
         return result
@@ -79,13 +80,13 @@ def _leaves(state: NetworkState) -> tuple[NetworkState, list[Tensor]]:
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.clone().requires_grad_(torch.is_grad_enabled())
 
-    state = replace(state, layers=map_state(leaf, state.layers))
+    state = replace(state, layers=map_state(leaf, state.layers), previous=map_state(leaf, state.previous))
     return state, _numbers(state)
 
 
 def _numbers(state: NetworkState) -> list[Tensor]:
     """All tensors of the state that a step hands to the next."""
-    return tensors_of(state.layers)
+    return [tensor for held in (state.layers, state.previous) for name in sorted(held) for tensor in tensors_of(held[name])]
 
 
 def _vjp(value: Tensor, by_value: Tensor, before: list[Tensor], parameters: list[Tensor]) -> tuple[Tensor, Tensor]:

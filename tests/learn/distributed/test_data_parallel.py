@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from spikeprop import CNN, IF, MLP, Direct, MaxActivation, convert, fit
 from spikeprop.deploy import QuantisedBPTT
 from spikeprop.errors import BusyError, ProcessError, Stopped
-from spikeprop.learn import BPTT, Backprop, LearningRule
+from spikeprop.learn import BPTT, Backprop, EProp, LearningRule
 from spikeprop.learn.distributed.batchnorm import moments
 from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Interlocking, MAPPropagation
+from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.processes import ALONE, Processes, group
 from spikeprop.runtime.seeding import seed_torch
 from tests.forked import ranks, spawn
@@ -34,8 +35,12 @@ SHAPE = (1, 8, 8)
 SIZES = (7, 4)
 
 
-def batches(case: str = "") -> list[tuple[Tensor, Tensor]]:
+def batches(case: str = "") -> list[tuple[Any, Tensor]]:
     torch.manual_seed(1)
+    if case.startswith("sequences"):
+        steps = 4
+        of_size = {size: torch.rand(size, steps, *SHAPE, dtype=torch.float64) for size in SIZES}
+        return [(Sequences(x, torch.arange(size) % steps + 1), torch.arange(size) % 5) for size, x in of_size.items()]
     sizes = {
         "bptt": (*SIZES, 1),  # a batch with fewer images than processes, which batch-norm does not allow
         "activation relaxation": (6, 4),  # it relaxes gradients of sums, which batch-norm weights correctly for equal shards
@@ -71,6 +76,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], LearningRule]]] = {
     "backprop": (resnet, Backprop),
     "backprop, a parameter out of reach": (unreached, Backprop),
     "bptt": (spiking, lambda: BPTT(timesteps=4)),
+    "sequences, bptt": (spiking, BPTT),
+    "sequences, each step": (spiking, lambda: BPTT(each_step=True, truncate=3)),
+    "sequences, e-prop": (spiking, lambda: EProp(feedback="random")),
     "quantised": (spiking, lambda: QuantisedBPTT(timesteps=4, input_limit=1.0)),
     "activation relaxation": (resnet, lambda: ActivationRelaxation(step_size=1.0, iterations=30)),
     "interlocking": (resnet, lambda: Interlocking(cuts=4, reach=2, head=ConvHead(widths=[6, 4]))),
@@ -81,7 +89,7 @@ def trained(case: str, processes: Processes = ALONE) -> tuple[dict[str, Tensor],
     make, make_rule = CASES[case]
     model, rule = make(), make_rule()
     torch.manual_seed(3 + processes.rank)  # rank 0's network counts, not what another rank would draw
-    rule.prepare(model, batches()[0][0])
+    rule.prepare(model, batches(case)[0][0])
     if processes.rank:
         torch.nn.init.normal_(next(model.parameters()))
     optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.05, momentum=0.9)

@@ -1,0 +1,85 @@
+"""Numba loops of integrate-and-fire on floats, one pass over memory forward and one back: what ``reference.py`` computes.
+
+Suffix legend: T steps, K steps or 1, B batch, S neurons of a sample.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+_jit: Any = njit(nogil=True, cache=True, error_model="numpy")
+BLOCK = 2048  # neurons whose thresholds, potentials and gradients stay in the first-level cache
+STDB, TRIANGLE, GIVEN = 0, 1, 2  # surrogates
+
+
+@_jit
+def fire(current_KBS, theta_S, leak_S, to_zero, v_BS, since_BS, tracks, spikes_TBS, x_TBS, keeps, first, last):
+    """Integrate, fire, reset; ``v_BS`` and ``since_BS`` are overwritten, ``x_TBS`` gets u/theta - 1 where it is kept."""
+    steps, neurons = spikes_TBS.shape[0], theta_S.shape[0]
+    one, zero = v_BS.dtype.type(1), v_BS.dtype.type(0)
+    for low in range(0, neurons, BLOCK):
+        high = min(low + BLOCK, neurons)
+        theta, leak = theta_S[low:high], leak_S[low:high]
+        for b in range(first, last):
+            v = v_BS[b, low:high]
+            for t in range(steps):
+                current, spikes = current_KBS[t if current_KBS.shape[0] > 1 else 0, b, low:high], spikes_TBS[t, b, low:high]
+                if keeps:
+                    x = x_TBS[t, b, low:high]
+                    for s in range(high - low):
+                        x[s] = (v[s] * leak[s] + current[s]) / theta[s] - one
+                for s in range(high - low):
+                    u = v[s] * leak[s] + current[s]
+                    fired = one if u > theta[s] else zero
+                    spikes[s] = fired
+                    v[s] = u * (one - fired) if to_zero else u - fired * theta[s]
+                if tracks:
+                    since = since_BS[b, low:high]
+                    for s in range(high - low):
+                        since[s] = zero if spikes[s] > zero else since[s] + one
+
+
+@_jit
+def back(
+    grad_TBS, spikes_TBS, slope_TBS, kind, height, decay, value_BS, theta_S, leak_S, to_zero, grad_v_BS, out_KBS, first, last
+):
+    """The reverse scan: gradients of the currents, summed where one step stands for all; ``grad_v_BS`` is overwritten.
+
+    slope_TBS: u/theta - 1 of a triangle, or the surrogate's values; value_BS: STDB's value before the first step, overwritten.
+    """
+    steps, neurons = grad_TBS.shape[0], theta_S.shape[0]
+    one, zero = grad_v_BS.dtype.type(1), grad_v_BS.dtype.type(0)
+    block = max(64, min(BLOCK, 32 * BLOCK // steps))
+    slopes = np.empty((steps, block), grad_TBS.dtype)
+    for low in range(0, neurons, block):
+        high = min(low + block, neurons)
+        theta, leak = theta_S[low:high], leak_S[low:high]
+        for b in range(first, last):
+            for t in range(steps):
+                slope = slopes[t]
+                if kind == STDB:
+                    spikes, value = spikes_TBS[t, b, low:high], value_BS[b, low:high]
+                    for s in range(high - low):
+                        value[s] = height if spikes[s] > zero else value[s] * decay
+                        slope[s] = value[s]
+                elif kind == TRIANGLE:
+                    x = slope_TBS[t, b, low:high]
+                    for s in range(high - low):
+                        slope[s] = height * max(zero, one - abs(x[s]))
+                else:
+                    given = slope_TBS[t, b, low:high]
+                    for s in range(high - low):
+                        slope[s] = given[s]
+            g = grad_v_BS[b, low:high]
+            for t in range(steps - 1, -1, -1):
+                grad, slope, spikes = grad_TBS[t, b, low:high], slopes[t], spikes_TBS[t, b, low:high]
+                out = out_KBS[t if out_KBS.shape[0] > 1 else 0, b, low:high]
+                adds = out_KBS.shape[0] == 1 and t < steps - 1
+                for s in range(high - low):
+                    kept = g[s] * (one - spikes[s]) if to_zero else g[s]
+                    of_u = grad[s] * (slope[s] / theta[s]) + kept
+                    out[s] = out[s] + of_u if adds else of_u
+                    g[s] = of_u * leak[s]
