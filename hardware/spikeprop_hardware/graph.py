@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import nir
 import numpy as np
@@ -114,7 +114,9 @@ class ALIF(nir.NIRNode):
 NEURONS = (nir.IF, nir.LIF, nir.CubaLIF, GradedIF, ALIF)
 INTEGRATORS = (nir.LI, nir.I, nir.CubaLI)  # right before the output
 OWN = {kind.__name__: kind for kind in (ALIF, GradedIF, SpikingMaxPool2d)}  # by the name of their type in a file
-READS = ("sum", "mean", "last", "max")
+Read = Literal["sum", "mean", "last", "max"]
+SPIKING_ENCODERS = ("Poisson", "Latency", "Delta")  # whose inputs are -1, 0 and 1
+READS: tuple[Read, ...] = get_args(Read)
 MOST_LEVELS = 7  # a payload with its sign is a byte
 
 
@@ -143,7 +145,7 @@ def readout_from(graph: nir.NIRGraph) -> int:
     return int((graph.metadata or {}).get("readout_from", 0))
 
 
-def read_of(graph: nir.NIRGraph) -> str:
+def read_of(graph: nir.NIRGraph) -> Read:
     """How the values at the output make the output of a simulation.
 
     Raises:

@@ -11,7 +11,8 @@ A subgraph stands for its nodes, which are called "subgraph.node"; recurrent lay
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +100,10 @@ def ordered(graph: nir.NIRGraph) -> Order:
     if lost:
         raise NirError(f"nodes {sorted(lost)} are not connected to the input")
     lags = {edge: steps for edge in graph.edges if (steps := _steps(graph.nodes[edge[0]], edge[0]))}
-    names = _sorted(graph, lags)
+    names = _sorted(graph.nodes, [edge for edge in graph.edges if edge not in lags])
     if len(names) < len(graph.nodes):
         lags |= dict.fromkeys(_back(graph, first, lags), 1)
-        names = _sorted(graph, lags)
+        names = _sorted(graph.nodes, [edge for edge in graph.edges if edge not in lags])
     if len(names) < len(graph.nodes):
         raise NirError(
             f"nodes {sorted(graph.nodes.keys() - set(names))} are in a loop with several entrances, which does not say which of "
@@ -117,26 +118,38 @@ def back_edges(graph: nir.NIRGraph) -> set[Edge]:
     return set(_back(graph, ends(graph)[0], lags))
 
 
-def _sorted(graph: nir.NIRGraph, lags: Mapping[Edge, int]) -> list[str]:
-    """Nodes, each after those that it reads in the same step; without those in loops."""
-    reads: dict[str, set[str]] = {name: set() for name in graph.nodes}
-    for source, target in graph.edges:
-        if (source, target) not in lags:
-            reads[target].add(source)
-    order, done = [], set[str]()
-    while found := [name for name, read in reads.items() if name not in done and read <= done]:
-        order += found
-        done |= set(found)
+def _sorted(names: Collection[str], edges: Iterable[Edge]) -> list[str]:
+    """The nodes, each after those with an edge to it; without those in loops and behind them."""
+    after: dict[str, list[str]] = {name: [] for name in names}
+    left = dict.fromkeys(names, 0)
+    for source, target in edges:
+        after[source].append(target)
+        left[target] += 1
+    place = {name: i for i, name in enumerate(names)}
+    order, ready = list[str](), [name for name, count in left.items() if not count]
+    while ready:
+        order += ready
+        following = []
+        for target in (target for name in ready for target in after[name]):
+            left[target] -= 1
+            following += [target] if not left[target] else []
+        ready = sorted(following, key=place.__getitem__)
     return order
+
+
+def _in_loops(names: Collection[str], edges: Collection[Edge]) -> set[str]:
+    """The nodes in loops, and between two of them."""
+    behind = set(names) - set(_sorted(names, edges))
+    return behind - set(_sorted(behind, [(t, s) for s, t in edges if s in behind and t in behind]))
 
 
 def _back(graph: nir.NIRGraph, first: str, lags: Mapping[Edge, int]) -> list[Edge]:
     """Edges of loops that take no step yet whose target dominates their source."""
     now = [edge for edge in graph.edges if edge not in lags]
-    targets = {target for _, target in now}
+    targets = _in_loops(graph.nodes, now)
     ahead = {target: set(_reached(now, [target])) for target in targets}
     around = {target: set(_reached(graph.edges, [first], target)) for target in targets}
-    return [(source, target) for source, target in now if source in ahead[target] - around[target]]
+    return [(s, t) for s, t in now if t in targets and s in ahead[t] and s not in around[t]]
 
 
 def _reached(edges: Iterable[Edge], starts: Iterable[str], without: str | None = None) -> list[str]:
@@ -145,9 +158,9 @@ def _reached(edges: Iterable[Edge], starts: Iterable[str], without: str | None =
     for source, target in edges:
         after.setdefault(source, []).append(target)
     found = dict.fromkeys(starts)
-    left = list(found)
+    left = deque(found)
     while left:
-        for name in after.get(left.pop(0), []):
+        for name in after.get(left.popleft(), []):
             if name not in found and name != without:
                 found[name] = None
                 left.append(name)
@@ -157,12 +170,9 @@ def _reached(edges: Iterable[Edge], starts: Iterable[str], without: str | None =
 def _check_loops(graph: nir.NIRGraph) -> None:
     """Every loop passes neurons: without them it would be a filter that remembers real numbers."""
     plain = {name for name, node in graph.nodes.items() if not isinstance(node, (*NEURONS, *INTEGRATORS, SpikingMaxPool2d))}
-    while free := {name for name in plain if not any(t == name and s in plain for s, t in graph.edges)}:
-        plain -= free
-    while free := {name for name in plain if not any(s == name and t in plain for s, t in graph.edges)}:
-        plain -= free
-    if plain:
-        raise NirError(f"nodes {sorted(plain)} are in a loop without neurons, which cannot be run; put neurons into it")
+    found = _in_loops(plain, [(source, target) for source, target in graph.edges if source in plain and target in plain])
+    if found:
+        raise NirError(f"nodes {sorted(found)} are in a loop without neurons, which cannot be run; put neurons into it")
 
 
 def _steps(node: Any, name: str) -> int:

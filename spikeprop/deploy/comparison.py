@@ -53,8 +53,8 @@ def record(network: SpikingNetwork, x: Any, timesteps: int | None = None) -> tup
 
 @torch.no_grad()
 def encoded(network: SpikingNetwork, x: Any, timesteps: int | None = None) -> np.ndarray:
-    """What the encoder makes of still samples or sequences, as of ``record``: (B, T, ...) float64, a constant input without taking
-    memory for its steps."""
+    """What the encoder makes of still samples or sequences, as of ``record``: (B, T, ...) float64, a constant input without
+    taking memory for its steps."""
     return network.encoded(time_first(network, x)[0].cpu().double(), timesteps).numpy().swapaxes(0, 1)
 
 
@@ -135,7 +135,7 @@ def input_limit_of(network: SpikingNetwork, images: Any) -> float:
     largest."""
     if network.encoder.limit is not None or network.encoder.spikes:
         return network.encoder.limit or 1.0
-    return float(getattr(images, "values", images).abs().max())
+    return float((images if isinstance(images, Tensor) else images.values).abs().max())
 
 
 def _source(

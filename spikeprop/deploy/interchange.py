@@ -11,8 +11,8 @@ of these versions do the following, according to their code:
   weights.
 
 Both reset to zero and start at zero whatever the file says, so reset by subtraction and other start potentials are refused; so
-are graded neurons and max pooling of spikes, which neither has, networks that are not one chain, and other readings than the sum. Inputs are given one sample
-at a time, (C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
+are graded neurons and max pooling of spikes, which neither has, networks that are not one chain, and other readings than the sum.
+Inputs are given one sample at a time, (C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
             )
     if read_of(graph) != "sum":
         raise NirError(
-            f"the network's output is the {read_of(graph)} of its values, which {target} does not read from a file: set network.read "
-            "= 'sum' before, and take it of the values that it returns"
+            f"the network's output is the {read_of(graph)} of its values, which {target} does not read from a file: set "
+            "network.read = 'sum' before, and take it of the values that it returns"
         )
     delay = readout_from(graph)
     if delay:

@@ -74,7 +74,8 @@ def from_nir(
     """A network from a NIR graph, in float64 where its weights are, else in float32.
 
     Args:
-        graph: graph of linear nodes, IF, LIF, CubaLIF, ALIF, GradedIF, integrators and max pooling, one input and one output; with
+        graph: graph of linear nodes, IF, LIF, CubaLIF, ALIF, GradedIF, integrators and max pooling, one input and one output;
+        with
             edges back, subgraphs and delays of one step.
         encoder: from image to input; default what the graph's metadata names, or ``Direct()`` where it names none.
         surrogate: for training; default ``STDB()``.
@@ -127,8 +128,8 @@ class _Paths:
             others = [source for source, target in graph.edges if target == self.last and source != self.integrator]
             if readers != [self.last] or others:
                 raise NirError(
-                    f"node {self.integrator!r} is an integrator without spikes, which can be read where it and the output are each "
-                    "other's only reader and source"
+                    f"node {self.integrator!r} is an integrator without spikes, which can be read where it and the output are "
+                    "each other's only reader and source"
                 )
 
     def arriving(self, name: str) -> list[_Branch]:
@@ -143,7 +144,9 @@ class _Paths:
     def _behind(self, name: str) -> list[_Branch]:
         if name not in self.behind:
             node, branches = self.graph.nodes[name], self.arriving(name)
-            self.behind[name] = branches if isinstance(node, nir.Delay) else [_through(name, node, b, len(branches)) for b in branches]
+            self.behind[name] = (
+                branches if isinstance(node, nir.Delay) else [_through(name, node, b, len(branches)) for b in branches]
+            )
         return self.behind[name]
 
 

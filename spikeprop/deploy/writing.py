@@ -1,7 +1,7 @@
 """SpikingNetwork -> NIR graph: the contract with hardware and with other libraries (Pedersen et al. 2024).
 
-A layer's synapses become one node an operation, its neurons one node, whose metadata holds what NIR has no field for, or a node of
-our own; ``spikeprop_hardware.graph`` says what nodes and metadata mean. Feedback becomes an edge back, which takes a step
+A layer's synapses become one node an operation, its neurons one node, whose metadata holds what NIR has no field for, or a node
+of our own; ``spikeprop_hardware.graph`` says what nodes and metadata mean. Feedback becomes an edge back, which takes a step
 (``spikeprop_hardware.topology``), or a Delay of one step where an edge alone would not say so. Batch-norm is folded into weights
 before. What cannot be expressed exactly is refused.
 """
@@ -76,8 +76,8 @@ def to_nir(network: SpikingNetwork, about: Mapping[str, str | int] | None = None
         )
     if network.readout.delay and network.read != "sum":
         raise NirError(
-            f"the network's output counts from step {int(network.readout.delay)} on and is the {network.read} of its values, and only "
-            "a delayed sum can be written: network.readout.set(), or network.read = 'sum'"
+            f"the network's output counts from step {int(network.readout.delay)} on and is the {network.read} of its values, and "
+            "only a delayed sum can be written: network.readout.set(), or network.read = 'sum'"
         )
     _check_containers(network)
     _check_pools(network)
@@ -135,8 +135,8 @@ def _path_to_nodes(nodes: dict[str, Any], label: str, synapse: Synapse, shape: t
 def _say_delays(
     nodes: dict[str, Any], edges: list[Edge], back: dict[Edge, tuple[str, Edge]], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Put a Delay of one step into feedback that a reader of edges would not take for an edge back. A Delay ends the loops that it
-    is in, so others may need one then."""
+    """Put a Delay of one step into feedback that a reader of edges would not take for an edge back. A Delay ends the loops that
+    it is in, so others may need one then."""
     plain = dict(back)
     while unsaid := [edge for edge in plain if edge not in back_edges(nir.NIRGraph(nodes, edges, {}, type_check=False))]:
         for last in unsaid:

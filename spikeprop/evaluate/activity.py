@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.snn import INPUT, SpikingNetwork, Synapse
+from spikeprop.snn.folding import evaluated
 from spikeprop.snn.pooling import window_sums
 from spikeprop.snn.synapse import TRANSPOSED, WEIGHTED
 
@@ -44,7 +45,7 @@ class ActivityMeter:
     """
 
     def __init__(self, network: SpikingNetwork, timesteps: int | Iterable[int]):
-        self.network = network
+        self.network = network = evaluated(network)
         self.marks = sorted({timesteps} if isinstance(timesteps, int) else set(timesteps))
         self.timesteps = self.marks[-1]
         self.fan_out = {name: maps.double() for name, maps in fan_out(network).items()}

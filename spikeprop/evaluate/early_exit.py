@@ -24,6 +24,7 @@ from torch import Tensor
 from spikeprop.errors import EvaluationError
 from spikeprop.runtime.labels import by_example
 from spikeprop.snn import INPUT, Layer, SpikingNetwork
+from spikeprop.snn.folding import evaluated
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.signed import takes_back
@@ -73,6 +74,7 @@ def leave_early(network: SpikingNetwork, x: Tensor, timesteps: int, rule: EarlyE
         EvaluationError: the rule wants certainty, and the readout reads something whose spikes are not bounded.
         ValueError: the network is in training mode.
     """
+    network = evaluated(network)
     name, _ = _readout(network)
     if network.output_form is not None or len(network.shapes()[name]) != 1:
         raise EvaluationError("early exit needs one prediction an image; this network has several outputs or positions")

@@ -22,6 +22,7 @@ from torch import Tensor
 from spikeprop.snn.differential import RunningMean
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork, Observer
+from spikeprop.snn.normalisation import steps_from
 from spikeprop.snn.readout import ReadState
 from spikeprop.snn.synapse import DropoutMasks
 
@@ -69,19 +70,20 @@ def advance(
         state.previous[source] = x_TB.new_zeros(x_TB.shape[1], *network.shapes()[source])
     if observe is not None:
         observe(INPUT, x_TB.expand(steps, *x_TB.shape[1:]))
-    for names, loop in groups(layers):
-        if loop:
-            _advance_loop({name: layers[name] for name in names}, values, steps, state)
-        else:
-            layer = layers[names[0]]
-            changing = {s for s in layer.sources if s != INPUT and layers[s].dynamics.differential}
-            before = _one_step_before(layer, values, state)
-            _advance_layer(
-                names[0], layer, values, steps, state, before, changing, fast=network.packed and torch.is_grad_enabled()
-            )
-        for name in names:
-            if observe is not None and not layers[name].reads_out:
-                observe(name, values[name])
+    with steps_from(state.steps):
+        for names, loop in groups(layers):
+            if loop:
+                _advance_loop({name: layers[name] for name in names}, values, steps, state)
+            else:
+                layer = layers[names[0]]
+                changing = {s for s in layer.sources if s != INPUT and layers[s].dynamics.differential}
+                before = _one_step_before(layer, values, state)
+                _advance_layer(
+                    names[0], layer, values, steps, state, before, changing, fast=network.packed and torch.is_grad_enabled()
+                )
+            for name in names:
+                if observe is not None and not layers[name].reads_out:
+                    observe(name, values[name])
     state.previous = {source: values[source][-1] for source in fed_back}
     state.steps += steps
     return values[list(layers)[-1]], state

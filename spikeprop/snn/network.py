@@ -27,7 +27,7 @@ from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
 from spikeprop.snn.layer import INPUT, Layer, Observer, is_layer_name
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import Neuron
-from spikeprop.snn.normalisation import needs_all_steps, shapes_only
+from spikeprop.snn.normalisation import needs_all_steps, shapes_only, takes_statistics
 from spikeprop.snn.output_form import OutputForm, mapped
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import READS, Read, ReadoutSchedule, ReadState, read
@@ -422,6 +422,12 @@ class SpikingNetwork(nn.Module):
             wanted = weight.dtype if weight is not None else "a floating-point type"
             raise ValueError(f"input is {x_TB.dtype}; this network computes in {wanted}: convert it with x.to(...)")
         given.check_values(self.encoder)
+        path = takes_statistics(self) if given.lengths is not None and bool((given.lengths < given.timesteps).any()) else None
+        if path is not None:
+            raise ValueError(
+                f"{path!r} is a batch-norm in training mode, whose statistics would count the padding of shorter sequences: "
+                "train on batches of sequences of one length, or put it into evaluation mode"
+            )
         if self.readout.restarts and not (given.still and self.encoder.stationary):
             raise ValueError(
                 "this network runs beforehand and starts once more (OffsetSpike), so its input must stay the same: give it still "

@@ -56,7 +56,7 @@ class ThresholdBatchNorm(_BatchNorm):
 class TemporalBatchNorm(ThresholdBatchNorm):
     """Batch-norm with a trained factor for each time step (TEBN).
 
-    The network must run for as many steps as there are factors, all of them at once.
+    A network of them runs for at most as many steps as there are factors.
 
     Args:
         num_features: channels C.
@@ -70,27 +70,28 @@ class TemporalBatchNorm(ThresholdBatchNorm):
         super().__init__(num_features, **settings)
         self.factors = nn.Parameter(torch.ones(timesteps, device=settings.get("device"), dtype=settings.get("dtype")))
 
-    def forward(self, input: Tensor, steps: int | None = None) -> Tensor:
-        """``input`` (T*B, C, ...) of ``steps`` steps; one step of a still input stands for all of them.
+    def forward(self, input: Tensor, steps: int | None = None, first: int = 0) -> Tensor:
+        """``input`` (T*B, C, ...) of ``steps`` steps from step ``first`` on.
 
         Raises:
-            ValueError: another number of steps than there are factors.
+            ValueError: more steps than there are factors.
         """
         normal = super().forward(input)
         if steps is None or input.is_meta:
             return normal
-        if steps != len(self.factors):
+        if first + steps > len(self.factors):
             raise ValueError(
-                f"a TemporalBatchNorm with {len(self.factors)} factors was given {steps} steps: run the network with "
-                f"timesteps={len(self.factors)}, all of them at once"
+                f"a TemporalBatchNorm with {len(self.factors)} factors was given {first + steps} steps: run the network for at "
+                f"most {len(self.factors)}"
             )
-        factor_T = self.factors.to(normal.dtype).reshape(-1, *(1,) * normal.dim())
+        factor_T = self.factors[first : first + steps].to(normal.dtype).reshape(-1, *(1,) * normal.dim())
         return (normal.unflatten(0, (steps, -1)) * factor_T).flatten(0, 1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, timesteps={len(self.factors)}"
 
 
+_FIRST_STEP: ContextVar[int] = ContextVar("first_step", default=0)
 _SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes_only", default=False)
 OWN_NORMS = (ThresholdBatchNorm, TemporalBatchNorm)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, *OWN_NORMS)
@@ -106,18 +107,34 @@ def shapes_only() -> Iterator[None]:
         _SHAPES_ONLY.reset(token)
 
 
+@contextmanager
+def steps_from(first: int) -> Iterator[None]:
+    """Meanwhile the first of the steps that a batch-norm is given is this one of the simulation."""
+    token = _FIRST_STEP.set(first)
+    try:
+        yield
+    finally:
+        _FIRST_STEP.reset(token)
+
+
 def normalised(norm: nn.Module, x_TB: Tensor, steps: int) -> Tensor:
     """A batch-norm's result for currents (T*B, C, ...) of ``steps`` steps."""
     if _SHAPES_ONLY.get():
         return x_TB
-    return norm(x_TB, steps) if isinstance(norm, TemporalBatchNorm) else norm(x_TB)
+    return norm(x_TB, steps, _FIRST_STEP.get()) if isinstance(norm, TemporalBatchNorm) else norm(x_TB)
+
+
+def takes_statistics(network: nn.Module) -> str | None:
+    """Path of a batch-norm that normalises by the statistics of its batch; None without."""
+    for path, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            return path
+    return None
 
 
 def needs_all_steps(network: nn.Module) -> str | None:
     """Why a network can only run all its steps at once, in words; None if it can run them one by one."""
     for path, module in network.named_modules():
-        if isinstance(module, TemporalBatchNorm):
-            return f"{path!r} is a TemporalBatchNorm, which has a factor for each step"
         if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
             return f"{path!r} is a batch-norm in training mode, which takes the statistics of all steps"
     return None

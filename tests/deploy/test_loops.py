@@ -32,7 +32,7 @@ class Maker:
     def network(self) -> tuple[SpikingNetwork, Tensor]:
         signal = self.chance(0.5)
         shape: tuple[int, ...] = (2, 9) if signal else (5,)
-        layers, shapes = dict[str, Layer](), {"input": shape}
+        layers, shapes = dict[str, Layer](), dict[str, tuple[int, ...]](input=shape)
         before, count = "input", int(self.rng.integers(2, 5))
         sizes = [int(self.rng.integers(3, 7)) for _ in range(count)]
         for i in range(count):
@@ -124,8 +124,11 @@ def test_networks_are_the_same_in_pytorch_after_a_round_trip_and_in_the_simulato
     assert delays > len(seeds) / 4
 
 
-def on_lava(tmp_path: Path, seed: int) -> None:
-    """Sequences of unequal length, in both precisions."""
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3, 12))
+def test_sequences_run_on_lava_as_in_pytorch(tmp_path: Path, seed: int) -> None:
+    """Of unequal length, in both precisions."""
+    lava_or_skip()
     network, x_TB = Maker(seed, real=True).network()
     export(network, tmp_path / "n.nir")
     x, labels = Sequences(x_TB.transpose(0, 1), torch.tensor([STEPS, STEPS - 3])), torch.zeros(2, dtype=torch.int64)
@@ -141,22 +144,12 @@ def on_lava(tmp_path: Path, seed: int) -> None:
     np.testing.assert_array_equal(fixed[1].output, fixed[0].output)
 
 
-def test_feedback_runs_on_lava_as_in_pytorch(tmp_path: Path) -> None:
-    lava_or_skip()
-    on_lava(tmp_path, 3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4, 12))
-def test_feedback_runs_on_lava_as_in_pytorch_many_times(tmp_path: Path, seed: int) -> None:
-    lava_or_skip()
-    on_lava(tmp_path, seed)
-
-
 def test_batch_norm_becomes_part_of_the_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = {
-        "a": Layer([("input", Synapse([nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4)]))], CubaLIF(synaptic_leak=0.5, leak=0.8)),
+        "a": Layer(
+            [("input", Synapse([nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4)]))], CubaLIF(synaptic_leak=0.5, leak=0.8)
+        ),
         "b": Layer([("a", Synapse([nn.Flatten(), nn.Linear(28, 6)]))], ALIF(), feedback=[("b", Synapse([nn.Linear(6, 6)]))]),
         "out": Layer([("b", Synapse([nn.Linear(6, 3)]))], Integrator(leak=0.9)),
     }
@@ -197,5 +190,7 @@ def test_what_cannot_be_read_or_written_is_named() -> None:
     assert max(c.lag for c in lay_out(graph).populations[1].connections) == 2  # the simulator runs it
     network.readout.set(delay=2)
     network.read = "last"
-    with pytest.raises(NirError, match="counts from step 2 on and is the last of its values, and only a delayed sum can be written"):
+    with pytest.raises(
+        NirError, match="counts from step 2 on and is the last of its values, and only a delayed sum can be written"
+    ):
         to_nir(network)

@@ -22,6 +22,7 @@ from spikeprop.convert import to_spiking
 from spikeprop.deploy import export
 from spikeprop.learn import load_checkpoint, save_checkpoint
 from spikeprop.recipe import recipe_folder
+from spikeprop.snn import ALIF, CubaLIF, Integrator, Layer, SpikingNetwork, Synapse
 from tests.data import layouts
 
 SUFFIXES = {
@@ -100,12 +101,25 @@ class Residual(nn.Module):
         return self.last(torch.flatten(self.pool(x), 1))
 
 
+def _recurrent() -> SpikingNetwork:
+    """Feedback that is an edge back and feedback that needs a Delay, neurons with more state, an integrator."""
+    torch.manual_seed(0)
+    back = [("b", Synapse([nn.Linear(4, 5)])), ("a", Synapse([nn.Linear(5, 5)]))]
+    layers = {
+        "a": Layer([("input", Synapse([nn.Flatten(), nn.Linear(64, 5)]))], CubaLIF(), feedback=back),
+        "b": Layer([("input", Synapse([nn.Flatten(), nn.Linear(64, 4)])), ("a", Synapse([nn.Linear(5, 4)]))], ALIF()),
+        "out": Layer([("b", Synapse([nn.Linear(4, 10)]))], Integrator()),
+    }
+    return SpikingNetwork(layers, Direct(), (1, 8, 8))
+
+
 def _nir(folder: Path) -> list[Seed]:
     networks = [
         to_spiking(_ann(), IF, Direct(), (1, 8, 8)),
         to_spiking(_ann(), lambda: LIF(leak=0.9, reset="zero"), Poisson(), (1, 8, 8)),
         to_spiking(Residual(), IF, Direct(), (1, 8, 8)),
         to_spiking(_ann(), GradedIF, Direct(), (1, 8, 8)),
+        _recurrent(),
     ]
     for number, network in enumerate(networks):
         export(network, folder / f"{number}.nir", _about("snn"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from spikeprop import IF, LIF, TemporalBatchNorm, ThresholdBatchNorm, folded, spiking
 from spikeprop.deploy import to_nir
 from spikeprop.errors import SimulationError
+from spikeprop.evaluate import ActivityMeter
 from spikeprop.snn.engine.support import supports
 from spikeprop.snn.folding import needs_folding
 
@@ -93,6 +95,14 @@ def test_observed_module_is_called(network) -> None:
     assert calls
 
 
+def test_activity_is_that_of_the_folded_network(network) -> None:
+    meter = ActivityMeter(network, 3)
+    with torch.no_grad():
+        network(torch.randn(2, 2, 6, 6).double(), 3, observe=meter.start(2))
+    assert set(meter.rates()) == {"input", *folded(network).dynamics()}
+    assert meter.energy() > 0
+
+
 def test_folded_network_can_be_written() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), LIF(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2))
     graph = to_nir(folded(spiking(net, (1, 6, 6))))
@@ -123,8 +133,9 @@ def test_each_step_has_its_own_factor() -> None:
     network, norm = temporal([0.5, 1.0, 2.0])
     x = 3 * torch.randn(6, 5).double()
     layers = dict(network.eval().named_layers())
-    first, last = (next(iter(layer.synapses[0])) for layer in layers.values())
-    neuron, v, wanted = layers["2"].neuron, torch.zeros(6, 4).double(), torch.zeros(6, 2).double()
+    first, last = (synapse.ops[0] for layer in layers.values() for _, _, synapse in layer.branches())
+    neuron: Any = layers["2"].neuron
+    v, wanted = torch.zeros(6, 4).double(), torch.zeros(6, 2).double()
     normal = nn.functional.batch_norm(first(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
     for factor in norm.factors:
         u = neuron.leak * v + factor * normal
@@ -132,6 +143,11 @@ def test_each_step_has_its_own_factor() -> None:
         v, wanted = u - spikes, wanted + last(spikes)
     with torch.no_grad():
         torch.testing.assert_close(network(x, 3), wanted.detach())
+        torch.testing.assert_close(network(x, 3, chunk=2), wanted.detach())
+        streamed, state = wanted, network.init_state()
+        for _ in range(3):
+            streamed, state = network.step(x, state)
+        torch.testing.assert_close(streamed, wanted.detach())
     network.train()(x, 3).sum().backward()
     assert norm.factors.grad is not None
     assert norm.factors.grad.abs().min() > 0

@@ -162,11 +162,11 @@ def test_the_engine_gives_what_the_plain_reference_gives(seed: int) -> None:
         each = gradients(network, lambda chunk=chunk: network.over_time(x_TB, lengths=lengths, chunk=chunk))
         torch.testing.assert_close(one[0], outputs[-1], rtol=1e-12, atol=1e-12)
         found.append((outputs, each[0], [*one[1], *each[1]], {name: torch.cat(train) for name, train in trains.items()}))
-    for outputs, values, grads, trains in found[1:]:
+    for outputs, values, grads, seen in found[1:]:
         torch.testing.assert_close(outputs, found[0][0], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(values, found[0][1], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(grads, found[0][2], rtol=1e-9, atol=1e-9)
-        assert all(torch.equal(train, found[0][3][name]) for name, train in trains.items())
+        assert all(torch.equal(train, found[0][3][name]) for name, train in seen.items())
     assert all(float(spikes.mean()) > 0.02 for name, spikes in found[0][3].items() if name != INPUT)
 
 
@@ -306,3 +306,14 @@ def test_input_that_does_not_fit_is_named(packed: bool) -> None:
     network.encoder = Latency()
     with pytest.raises(ValueError, match="Latency reads still samples alone"):
         network(sequence(network))
+
+
+def test_padding_does_not_enter_the_statistics_of_a_batch_norm() -> None:
+    network = images(Frames())
+    network.layers["a"].synapses[0].ops.append(nn.BatchNorm2d(5).double())  # type: ignore[index, union-attr]
+    x_TB = sequence(network)
+    network.train()
+    with pytest.raises(ValueError, match="whose statistics would count the padding of shorter sequences"):
+        network(x_TB, lengths=LENGTHS)
+    assert torch.isfinite(network(x_TB, lengths=torch.full((BATCH,), STEPS))).all()
+    assert torch.isfinite(network.eval()(x_TB, lengths=LENGTHS)).all()

@@ -50,11 +50,11 @@ def advance(neuron: Neuron, current_TB: Tensor, state: NeuronState) -> tuple[Ten
     rows = [in_order(value.detach().expand(shape)).reshape(-1).contiguous() for value in (neuron.v_threshold, neuron.leak)]
     since = neuron.tracked(state.since, state.v)
     given = (in_order(state.v).flatten(1), None if since is None else in_order(since).flatten(1))
-    spikes_TBS, v_BS, since_BS = _Fire.apply(current_KB.flatten(2), *given, steps, rows, neuron)
+    spikes_TBS, v_BS, since_BS = _FireFloats.apply(current_KB.flatten(2), *given, steps, rows, neuron)
     return of_samples(spikes_TBS), NeuronState(of_samples(v_BS), None if since_BS is None else of_samples(since_BS))
 
 
-class _Fire(torch.autograd.Function):
+class _FireFloats(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, current_KBS: Tensor, v_BS: Tensor, since: Tensor | None, steps: int, rows: list[Tensor], neuron: Neuron
