@@ -48,12 +48,12 @@ def export(
     Raises:
         NirError: what cannot be written, naming the layer; nothing is.
     """
-    kept: dict[str, Any] = {key: about[key] for key in ("timesteps", "seed")} if about else {}
+    kept: dict[str, Any] = {key: about[key] for key in ("timesteps", "seed") if key in about} if about else {}
     if timesteps is not None:
         kept["timesteps"] = timesteps
     if kept.get("timesteps", 1) < 1:
         raise NirError(f"timesteps is {kept['timesteps']}; a simulation has at least 1 step")
-    described = {**(about["data"] if about else {}), **_description(network, data, mean, std)}
+    described = {**((about or {}).get("data") or {}), **_description(network, data, mean, std)}
     graph = to_nir(network, kept | ({"data": json.dumps(described)} if described else {}))
     written = graph if target is None else portable(graph, target)
     write_atomically(Path(path), lambda temporary: nir.write(str(temporary), written))

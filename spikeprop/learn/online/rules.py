@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.learn.online.eligibility import (
-    Dense,
-    Factored,
+    DenseTrace,
+    InputTrace,
     LocalStep,
     OwnParameters,
     is_linear,
@@ -48,7 +48,7 @@ class Branch:
     source: str
     delayed: bool
     synapse: Synapse
-    eligibility: Dense | Factored
+    eligibility: DenseTrace | InputTrace
 
 
 class OnlineLayer:
@@ -74,12 +74,12 @@ class OnlineLayer:
         self.state: Any = None
         self.now: LocalStep
 
-    def _eligibility(self, synapse: Synapse, key: str, layer: Layer, kappa: float) -> Dense | Factored:
+    def _eligibility(self, synapse: Synapse, key: str, layer: Layer, kappa: float) -> DenseTrace | InputTrace:
         leak = single_leak(layer.dynamics)
         if leak is not None and kappa == 0:
-            return Factored(synapse, key, self.masks, leak)
+            return InputTrace(synapse, key, self.masks, leak)
         if is_linear(synapse):
-            return Dense(synapse, key, self.masks, kappa)
+            return DenseTrace(synapse, key, self.masks, kappa)
         kind = type(self.dynamics).__name__
         why = "the readout is leaky" if leak is not None else f"{kind} does not reset softly with one leak"
         raise ValueError(
@@ -240,7 +240,7 @@ class OTTT(OnlineRule):
         found = sent_back(layers[output], error_BK, values)
         for name in reversed(before):
             layer = layers[name]
-            if not all(isinstance(branch.eligibility, Factored) for branch in layer.branches):
+            if not all(isinstance(branch.eligibility, InputTrace) for branch in layer.branches):
                 raise ValueError(
                     f"layer {name!r}: OTTT traces inputs, which takes IF or LIF with one leak and reset='subtract', and it has "
                     f"{layer.dynamics}: use EProp or BPTT"
