@@ -8,8 +8,8 @@ what a parameter of its current has done to it by step t, and to its spike, is
 
     eps_t = D eps_{t-1} + b dI_t/dW,      e_t = q eps_{t-1} + p dI_t/dW.
 
-All four are read from the neuron's own ``step`` by autograd, for any neuron. ``DenseTrace`` keeps eps for each neuron and input of
-a linear layer. ``InputTrace`` is for integrate-and-fire with one leak and soft reset, where D is that leak, equal for all: e_t
+All four are read from the neuron's own ``step`` by autograd, for any neuron. ``DenseTrace`` keeps eps for each neuron and input
+of a linear layer. ``InputTrace`` is for integrate-and-fire with one leak and soft reset, where D is that leak, equal for all: e_t
 factors into p and a trace of the synapse's input, x_t = leak x_{t-1} + z_t, which costs no more than the input and takes any
 synapse.
 
