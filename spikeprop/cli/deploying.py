@@ -77,7 +77,7 @@ def simulate(
         images, labels = given.images(samples)
         seed_torch(given.seed, 3)
         target = Target(backend=backend, precision=precision)
-        result = compare(given.network, given.file, images, labels, given.timesteps or 0, say, target)
+        result = compare(given.network, given.file, images, labels, given.simulated_steps(images), say, target)
     table(str(source), _comparison(result))
     rows = [(name, ours, theirs, result["mismatches"][name]) for name, (ours, theirs) in result["layers"].items()]
     columns(("layer", "spikes in PyTorch", f"in {backend}", "that differ"), rows)
@@ -109,7 +109,7 @@ def budget(
         if samples:
             images, _ = given.images(samples)
             seed_torch(given.seed, 3)
-            inputs = encoded(given.network, images, given.timesteps or 0)
+            inputs = encoded(given.network, images, given.simulated_steps(images))
         chip = chip_budget(given.file, inputs)
     rows = chip_rows(chip)
     if inputs is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-NETWORK_NAMES = click.Choice(["ann", "converted", "finetuned"])
+NETWORK_NAMES = click.Choice(["ann", "converted", "finetuned", "trained"])
 NETWORK = click.option("--network", "name", type=NETWORK_NAMES, help="Of a run folder; default the last one of the pipeline.")
 TRUSTED = click.option(
     "--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a file's network or data may import."

@@ -48,12 +48,12 @@ def export(
     Raises:
         NirError: what cannot be written, naming the layer; nothing is.
     """
-    kept: dict[str, Any] = {key: about[key] for key in ("timesteps", "seed")} if about else {}
+    kept: dict[str, Any] = {key: about[key] for key in ("timesteps", "seed") if key in about} if about else {}
     if timesteps is not None:
         kept["timesteps"] = timesteps
     if kept.get("timesteps", 1) < 1:
         raise NirError(f"timesteps is {kept['timesteps']}; a simulation has at least 1 step")
-    described = {**(about["data"] if about else {}), **_description(network, data, mean, std)}
+    described = {**((about or {}).get("data") or {}), **_description(network, data, mean, std)}
     graph = to_nir(network, kept | ({"data": json.dumps(described)} if described else {}))
     written = graph if target is None else portable(graph, target)
     write_atomically(Path(path), lambda temporary: nir.write(str(temporary), written))
@@ -61,7 +61,7 @@ def export(
 
 def _description(network: SpikingNetwork, data: Any, mean: Any, std: Any) -> dict[str, Any]:
     """The data set and its normalisation in JSON values, as far as they are given."""
-    own = {} if data is None or isinstance(data, str) else {"mean": data.mean, "std": data.std}
+    own = {key: getattr(data, key) for key in ("mean", "std") if hasattr(data, key)}  # events have none
     given = own | {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     numbers = {key: [float(v) for v in np.ravel(np.asarray(value))] for key, value in given.items()}
     channels = network.input_shape[0]

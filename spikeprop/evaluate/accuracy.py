@@ -60,7 +60,7 @@ def _of_ann(model: nn.Module, batches: Any, output: str | None, instead: str) ->
 def snn_accuracy(
     network: SpikingNetwork,
     batches: Any,
-    timesteps: Sequence[int],
+    timesteps: Sequence[int] | None = None,
     *,
     meter: ActivityMeter | None = None,
     seed: int = 0,
@@ -71,28 +71,30 @@ def snn_accuracy(
 
     Args:
         network: spiking network; evaluated in evaluation mode.
-        batches: (images, labels): a list or DataLoader of them, one pair, a data set (its test split), or a split;
-            ``runtime/labels.py`` describes the labels.
-        timesteps: numbers of steps, in any order, each at least 1.
+        batches: (images, labels): a list or DataLoader of them, one pair, a data set (its test split), or a split; sequences are
+            (B, T, ...), or ``Sequences`` where their lengths differ; ``runtime/labels.py`` describes the labels.
+        timesteps: numbers of steps, in any order, each at least 1; None for all steps of sequences, which have their own.
         meter: counts spikes, at the meter's own numbers of steps.
         seed: of the encoder's random numbers, a batch at a time.
         label: text of the progress bar, None for no bar.
         output: name of the output that is evaluated, of a network with several.
 
     Returns:
-        Number of steps to accuracy, ascending.
+        Number of steps to accuracy, ascending; without ``timesteps`` that of the longest sequence.
 
     Raises:
         LabelError: no pairs of tensors, or labels that do not fit the outputs; of regression too, which has ``snn_error``.
-        EvaluationError: not a spiking network.
+        EvaluationError: not a spiking network, still samples without ``timesteps``, or sequences that have fewer steps.
         ValueError: no images, or timesteps below 1.
         DataError: what was passed cannot be read as images with labels.
     """
     if not isinstance(network, SpikingNetwork):
         raise EvaluationError(f"{type(network).__name__} is not a spiking network: use ann_accuracy, or convert it first")
-    wanted = wanted_timesteps(timesteps)
+    wanted = [] if timesteps is None else wanted_timesteps(timesteps)
     predictor = Predictor(timesteps=tuple(wanted), top=1, seed=seed, output=output)
-    return dict(zip(wanted, _percent(_of_snn(network, batches, predictor, meter, label))))
+    longest: list[int] = []
+    accuracies = _percent(_of_snn(network, batches, predictor, meter, label, longest))
+    return dict(zip(wanted or [max(longest)], accuracies))
 
 
 def snn_mean_iou(
@@ -110,11 +112,19 @@ def snn_mean_iou(
 
 
 def _of_snn(
-    network: SpikingNetwork, batches: Any, predictor: Predictor, meter: ActivityMeter | None, label: str | None
+    network: SpikingNetwork,
+    batches: Any,
+    predictor: Predictor,
+    meter: ActivityMeter | None,
+    label: str | None,
+    steps: list[int] | None = None,
 ) -> Iterator[BatchPredictions]:
+    """The predictions a batch at a time; ``steps`` gets the size of each batch's second axis, of sequences their steps."""
     network.eval()
     with bar(label, total=count_batches(batches, "test") or None, leave=False) as shown:
         for number, (x, y) in enumerate(labelled_batches(network, batches)):
+            if steps is not None:
+                steps.append(x.shape[1])
             yield predictor.predict(network, number, x, y, meter)
             shown.update()
 
@@ -153,7 +163,7 @@ def labelled_batches(model: nn.Module, batches: Any, integers: bool = False) -> 
             raise LabelError(f"batch {number} has no labels; give (examples, labels)")
         if y.ndim == 0 or len(x) != len(y):
             raise LabelError(f"batch {number} has {len(x)} examples and {y.numel()} labels: give one label for each example")
-        yield x.to(dtype) if x.is_floating_point() and dtype is not None else x, y
+        yield x.to(dtype) if x.dtype.is_floating_point and dtype is not None else x, y
 
 
 def _predictions(batches: Iterable[BatchPredictions]) -> Predictions:

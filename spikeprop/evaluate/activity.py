@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn import INPUT, SpikingNetwork, Synapse
 from spikeprop.snn.folding import evaluated
+from spikeprop.snn.normalisation import NORMS
 from spikeprop.snn.pooling import window_sums
 from spikeprop.snn.synapse import TRANSPOSED, WEIGHTED
 
@@ -35,7 +36,7 @@ class ActivityMeter:
     only a sample.
 
     Args:
-        network: the network that will be observed.
+        network: the network that will be observed; counted is what runs, with batch-norm in its weights.
         timesteps: steps to count, or several numbers of steps.
 
     Attributes:
@@ -57,17 +58,23 @@ class ActivityMeter:
         """(spikes, synaptic events, image steps) by mark and layer."""
         return torch.zeros(3, len(self.marks), len(self.fan_out), dtype=torch.float64)
 
-    def start(self, images: int) -> Callable[[str, Tensor], None]:
-        """Observer for one simulation of ``images`` images."""
+    def start(self, images: int, lengths: Tensor | None = None) -> Callable[[str, Tensor], None]:
+        """Observer for one simulation of ``images`` images; of sequences (B,) only their own ``lengths`` are counted."""
         self.images += images
         seen = dict.fromkeys(self.fan_out, 0)
         column = {name: i for i, name in enumerate(self.fan_out)}
 
         def observe(name: str, spikes_TB: Tensor) -> None:
+            if name not in seen:  # a sum that several layers read, which the network that runs elsewhere does not have
+                return
             for mark, part in segments(self.marks, seen[name], len(spikes_TB)):
-                count = (spikes_TB[part] != 0).sum((0, 1), dtype=torch.float32).double()
+                fired_TB, steps = spikes_TB[part] != 0, images * (part.stop - part.start)
+                if lengths is not None:
+                    step_T = torch.arange(seen[name] + part.start, seen[name] + part.stop, device=fired_TB.device)
+                    own_TB = step_T[:, None] < lengths.to(fired_TB.device)
+                    fired_TB, steps = fired_TB & own_TB.view(*own_TB.shape, *(1,) * (fired_TB.dim() - 2)), int(own_TB.sum())
+                count = fired_TB.sum((0, 1), dtype=torch.float32).double()
                 self.fan_out[name] = self.fan_out[name].to(count.device)
-                steps = images * (part.stop - part.start)
                 found = [float(count.sum()), float((count * self.fan_out[name]).sum()), float(steps)]
                 self._counts[:, mark:, column[name]] += torch.tensor(found, dtype=torch.float64)[:, None]
             seen[name] += len(spikes_TB)
@@ -161,7 +168,8 @@ def device_of(model: nn.Module) -> torch.device:
 def fan_out(network: SpikingNetwork) -> dict[str, Tensor]:
     """How many synapses each neuron (and input) feeds: name to map of one sample's shape.
 
-    With all weights 1, the derivative of the summed output with respect to an input is the number of its paths.
+    With all weights 1, the derivative of the summed output with respect to an input is the number of its paths. Synapses that
+    lead back count as well.
     """
     maps: dict[str, Tensor] = {}
     shapes = network.shapes()
@@ -181,7 +189,9 @@ def _ones(synapse: Synapse) -> Synapse:
     for i, op in enumerate(counted.ops):
         for parameter in op.parameters():
             parameter.data.fill_(1.0)
-        if isinstance(op, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+        if isinstance(op, NORMS):
+            counted.ops[i] = nn.Identity()
+        elif isinstance(op, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
             counted.ops[i] = _WindowSum(op)
         elif isinstance(op, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
             counted.ops[i] = _AdaptiveSum(op)

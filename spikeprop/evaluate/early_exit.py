@@ -17,6 +17,7 @@ Suffix legend: B images that are left, C classes, N neurons that feed the readou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from spikeprop.snn.folding import evaluated
 from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.signed import takes_back
+from spikeprop.snn.timed_input import time_first
 
 PAIRS = 1 << 31  # multiplications that the bounds of all pairs of classes may take; beyond, each class has one of its own
 
@@ -67,8 +69,8 @@ class Exits:
 
 
 @torch.no_grad()
-def leave_early(network: SpikingNetwork, x: Tensor, timesteps: int, rule: EarlyExit) -> Exits:
-    """Predict the classes of images (B, ...) in at most ``timesteps`` steps.
+def leave_early(network: SpikingNetwork, x: Any, timesteps: int, rule: EarlyExit) -> Exits:
+    """Predict the classes of images (B, ...) in at most ``timesteps`` steps, or of sequences (B, T, ...) in at most their own.
 
     Raises:
         EvaluationError: the rule wants certainty, and the readout reads something whose spikes are not bounded.
@@ -78,12 +80,15 @@ def leave_early(network: SpikingNetwork, x: Tensor, timesteps: int, rule: EarlyE
     name, _ = _readout(network)
     if network.output_form is not None or len(network.shapes()[name]) != 1:
         raise EvaluationError("early exit needs one prediction an image; this network has several outputs or positions")
+    images, (x, lengths) = len(x), time_first(network, x)
+    if x.dim() == len(network.input_shape) + 2:
+        timesteps = len(x)
     begin = max(int(network.readout.delay), int(network.readout.pre_run))  # the output counts from there
     certain = None if rule.confidence is not None else CertainMargin(network, timesteps)
     limit = rule.confidence or 1.0
-    left, leaving = torch.arange(len(x), device=x.device), Leaving()
+    left, leaving = torch.arange(images, device=x.device), Leaving()
     predicted, steps, t = left.clone(), torch.full_like(left, timesteps), 0
-    for outputs in network.unroll(x, timesteps, chunk=rule.every, leaving=leaving):
+    for outputs in network.unroll(x, timesteps, lengths=lengths, chunk=rule.every, leaving=leaving):
         t, output_BC = t + len(outputs), by_example(outputs[-1])
         predicted[left] = output_BC.argmax(1)
         if t <= begin or t == timesteps:

@@ -11,29 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.evaluate.error import LayerError
+from spikeprop.evaluate.report import networks_of
 from spikeprop.runtime.files import write_atomically
 
 GREY, VIOLET, ORANGE, GREEN, BLUE = "#333333", "#8c6bb1", "#d95f0e", "#2a7f62", "#3b6ea5"
-KINDS = {"converted": ("converted", VIOLET), "finetuned": ("fine-tuned", ORANGE)}
+COLOURS = {"converted": VIOLET, "finetuned": ORANGE, "trained": ORANGE}
 FEW_CLASSES = 20  # more classes are shown as a sorted curve
 Curve = dict[int, float]
 
 
 def draw_run(values: dict[str, Any], path: Path, title: str) -> None:
-    """A hybrid conversion: accuracy against steps, accuracy against energy, and firing rates by layer."""
+    """A pipeline's run: accuracy against steps, accuracy against energy, and firing rates by layer."""
     figure = new_figure(12.5, 3.6)
     steps, energy, rates = figure.subplots(1, 3, width_ratios=[1.6, 1.4, 1.4])
-    ann = values["ann"]
+    ann = values.get("ann")
     for kind, (label, color) in _kinds(values).items():
         found = values[kind]
         curve = {int(t): a for t, a in found["accuracy"].items()}
         bands = {int(t): tuple(band) for t, band in found["interval"].items()}
         _curve(steps, curve, label, color, bands)
         _energy_curve(energy, curve, found["activity"], label, color)
-    _ann_line(steps, ann["accuracy"], ann["interval"])
+    if ann:
+        _ann_line(steps, ann["accuracy"], ann["interval"])
+        energy.plot([values["energy_joules"]["ann"] * 1e6], [ann["accuracy"]], "s", color=GREY, label="ANN")
     _steps_axis(steps, title)
-    macs = values["energy_joules"]["ann"] * 1e6
-    energy.plot([macs], [ann["accuracy"]], "s", color=GREY, label="ANN")
     _energy_axis(energy)
     _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {values['rates_at']}")
     save_figure(figure, path)
@@ -174,12 +175,12 @@ def _energy_axis(axis: Any) -> None:
 
 
 def _kinds(values: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The networks to show; without fine-tuning there is the converted one only."""
-    return {kind: shown for kind, shown in KINDS.items() if kind != "finetuned" or values["finetuned_epochs"]}
+    """The networks to show, with label and colour."""
+    return {kind: (label, COLOURS[kind]) for kind, label in networks_of(values).items()}
 
 
 def _rates_of_kinds(values: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
-    """Label to (colour as in the other plots, rates by layer) at the steps of fine-tuning."""
+    """Label to (colour as in the other plots, rates by layer) at the steps of training."""
     steps = str(values["rates_at"])
     return {label: (color, values[kind]["activity"][steps]["rates"]) for kind, (label, color) in _kinds(values).items()}
 

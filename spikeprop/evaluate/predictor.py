@@ -1,7 +1,8 @@
 """``Predictor``: what a network predicts for a batch, the best classes of every image at every number of steps of interest.
 
 The output accumulated after t steps is the network's output at T = t, so one simulation of max(T) steps gives the predictions for
-all smaller T.
+all smaller T. Examples may be sequences, which have steps of their own: a prediction after t steps is that of the first t steps,
+and of all steps where a sequence has fewer.
 
 Suffix legend: N images of the batch, T numbers of steps, K best classes, L layers.
 """
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from spikeprop.errors import EvaluationError, SpikepropError
 from spikeprop.evaluate.activity import ActivityMeter, device_of
 from spikeprop.evaluate.early_exit import EarlyExit, leave_early
+from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.labels import IGNORED, by_example, read_labels
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 from spikeprop.snn.output_form import leaves
+from spikeprop.snn.timed_input import time_first
 from spikeprop.snn.watching import watched_chunk
 
 
@@ -55,7 +58,7 @@ class Predictor:
     """Which predictions are made.
 
     Attributes:
-        timesteps: numbers of steps, ascending; none for an ANN.
+        timesteps: numbers of steps, ascending; none for an ANN, and for all steps of sequences.
         top: how many classes, best first, are kept for each image.
         classes: of the data, to be compared with the number of the network's outputs; None for no comparison.
         seed: seeds the encoder's draws, a batch at a time, so a batch's predictions do not depend on the batches before it.
@@ -79,21 +82,20 @@ class Predictor:
         return ActivityMeter(network, self.timesteps) if isinstance(network, SpikingNetwork) else None
 
     @torch.no_grad()
-    def predict(
-        self, network: nn.Module, number: int, x: Tensor, y: Tensor, meter: ActivityMeter | None = None
-    ) -> BatchPredictions:
+    def predict(self, network: nn.Module, number: int, x: Any, y: Tensor, meter: ActivityMeter | None = None) -> BatchPredictions:
         """Predict the classes of batch ``number``; the network is in evaluation mode.
 
         Args:
             network: spiking network, or an ANN where there are no ``timesteps``.
             number: of the batch.
-            x: images (N, ...).
+            x: images (N, ...), or sequences (N, T, ...) or ``Sequences``.
             y: their classes (N,), or in a form that ``spikeprop.runtime.labels`` describes.
             meter: counts spikes over its own number of steps.
 
         Raises:
             LabelError: the labels do not fit the network's outputs.
-            EvaluationError: the network predicts another number of classes than ``classes``.
+            EvaluationError: the network predicts another number of classes than ``classes``; or still samples without numbers
+                of steps, sequences with more steps than they have, or sequences for an ANN.
         """
         x = x.to(device_of(network))
         seed_torch(self.seed, number)
@@ -108,7 +110,7 @@ class Predictor:
         early = early[:, counted] if early is not None else None
         return BatchPredictions(number=number, labels=labels[counted], best=best[counted], early=early, images=len(x))
 
-    def _early(self, network: nn.Module, number: int, x: Tensor) -> Tensor | None:
+    def _early(self, network: nn.Module, number: int, x: Any) -> Tensor | None:
         """What early exit makes of the batch, on the same draws."""
         if self.early_exit is None or not isinstance(network, SpikingNetwork):
             return None
@@ -116,17 +118,22 @@ class Predictor:
         exits = leave_early(network, x, self.timesteps[-1], self.early_exit)
         return torch.stack([exits.predicted, exits.steps]).cpu()
 
-    def _simulate(self, network: SpikingNetwork, x: Tensor, meter: ActivityMeter | None) -> tuple[Tensor, Tensor]:
+    def _simulate(self, network: SpikingNetwork, x: Any, meter: ActivityMeter | None) -> tuple[Tensor, Tensor]:
         """The best classes after each number of steps (N, T, K), and the last scores."""
-        steps = self.timesteps[-1]
-        observed = _observed(network, len(x), steps, meter) if meter is not None else {}
-        best, scores = [], torch.empty(0)
-        outputs = (step for chunk in network.unroll(x, steps, **observed) for step in chunk)
+        images, (x, lengths) = len(x), time_first(network, x)
+        steps = simulated_steps(network, x, self.timesteps, lengths is not None)
+        wanted = {min(t, len(x)) for t in self.timesteps} if steps is None else set(self.timesteps)
+        last = max(wanted) if wanted else len(x)
+        observed = _observed(network, images, last, meter, lengths) if meter is not None else {}
+        best, scores = {}, torch.empty(0)
+        outputs = (step for chunk in network.unroll(x, steps, lengths=lengths, **observed) for step in chunk)
         for t, output in enumerate(outputs, 1):
-            if t in self.timesteps:
+            if t in wanted or t == last:
                 scores = chosen_output(network.structured(output), self.output)
-                best.append(self._best(scores))
-        return torch.stack(best, 1), scores
+                best[t] = self._best(scores)
+            if t == last:  # what is left of longer sequences changes nothing
+                break
+        return torch.stack([best[min(t, last)] for t in self.timesteps or (last,)], 1), scores
 
     def _once(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The same for the scores of an ANN."""
@@ -147,12 +154,14 @@ class Predictor:
         return order[:, : self.top].to("cpu", torch.int16 if outputs <= 2**15 else torch.int32)
 
 
-def outputs_of(model: nn.Module, x: Tensor, name: str | None = None) -> Tensor:
+def outputs_of(model: nn.Module, x: Any, name: str | None = None) -> Tensor:
     """Outputs of an ANN for a batch; of several the one with that name.
 
     Raises:
         EvaluationError: it cannot read the batch, or has no such output.
     """
+    if isinstance(x, Sequences):
+        raise EvaluationError(f"{type(model).__name__} is an ANN, which reads no sequences of unequal length")
     try:
         outputs = model(x)
     except RuntimeError as error:
@@ -189,10 +198,37 @@ def chosen_output(result: Any, name: str | None, model: str = "the network") -> 
     raise EvaluationError(f"{asked} the tensors that {model} returns are {there}")
 
 
-def _observed(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter) -> dict[str, Any]:
+def simulated_steps(network: SpikingNetwork, x: Tensor, timesteps: Sequence[int], padded: bool) -> int | None:
+    """The steps of a simulation: the largest of ``timesteps`` for still samples, None for sequences, which have their own.
+
+    Args:
+        network: that is simulated.
+        x: as ``time_first`` gives it.
+        timesteps: numbers of steps, ascending.
+        padded: whether the sequences differ in length, so that one may be shorter than another's number of steps.
+
+    Raises:
+        EvaluationError: still samples without a number of steps, or sequences that have fewer.
+    """
+    if x.dim() <= len(network.input_shape) + 1:
+        if not timesteps:
+            raise EvaluationError(
+                f"a batch {tuple(x.shape)} of still samples needs numbers of steps, such as timesteps=[8]; only sequences "
+                f"(B, T, {', '.join(map(str, network.input_shape))}) have their own"
+            )
+        return timesteps[-1]
+    if timesteps and timesteps[-1] > len(x) and not padded:
+        raise EvaluationError(
+            f"the sequences have {len(x)} steps, so there is no prediction after {timesteps[-1]}: leave timesteps out for all of "
+            f"them, or give numbers up to {len(x)}"
+        )
+    return None
+
+
+def _observed(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter, lengths: Tensor | None) -> dict[str, Any]:
     """How a simulation is unrolled while a meter counts its spikes."""
     chunk = watched_chunk(network, images, steps)
-    return {"observe": meter.start(images), "observed_steps": meter.timesteps, "chunk": chunk}
+    return {"observe": meter.start(images, lengths), "observed_steps": meter.timesteps, "chunk": chunk}
 
 
 def pack(batches: Sequence[BatchPredictions]) -> dict[str, Tensor]:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from spikeprop.errors import EvaluationError, LabelError
 from spikeprop.evaluate.accuracy import labelled_batches, wanted_timesteps
 from spikeprop.evaluate.activity import device_of
-from spikeprop.evaluate.predictor import chosen_output, outputs_of
+from spikeprop.evaluate.predictor import chosen_output, outputs_of, simulated_steps
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.timed_input import time_first
 
 
 @dataclass(frozen=True)
@@ -56,29 +57,35 @@ def ann_error(model: nn.Module, batches: Any, *, output: str | None = None) -> R
 
 @torch.no_grad()
 def snn_error(
-    network: SpikingNetwork, batches: Any, timesteps: Sequence[int], *, seed: int = 0, output: str | None = None
+    network: SpikingNetwork, batches: Any, timesteps: Sequence[int] | None = None, *, seed: int = 0, output: str | None = None
 ) -> dict[int, RegressionError]:
     """Error of a spiking network's estimate at each number of steps T, ascending.
 
     Args:
         network: spiking network; evaluated in evaluation mode.
         batches: (inputs, targets), as for ``ann_error``.
-        timesteps: numbers of steps, in any order, each at least 1.
+        timesteps: numbers of steps, in any order, each at least 1; None for all steps of sequences, which are of one length.
         seed: of the encoder's random numbers, a batch at a time.
         output: name of the output that is evaluated, of a network with several.
 
     Raises:
         LabelError: targets of another shape, or integers.
+        EvaluationError: still samples without ``timesteps``, or sequences that have fewer steps, or differ in length.
         ValueError: no examples, or timesteps below 1.
     """
-    wanted = wanted_timesteps(timesteps)
+    wanted = [] if timesteps is None else wanted_timesteps(timesteps)
     if not isinstance(network, SpikingNetwork):
         raise EvaluationError(f"{type(network).__name__} is not a spiking network: use ann_error, or convert it first")
     network.eval()
     sums = _Sums()
     for number, (x, y) in enumerate(labelled_batches(network, batches)):
         seed_torch(seed, number)
-        outputs = (step for chunk in network.unroll(x.to(device_of(network)), wanted[-1]) for step in chunk)
+        x, lengths = time_first(network, x.to(device_of(network)))
+        steps = simulated_steps(network, x, wanted, False)
+        wanted = wanted or [len(x)]
+        if lengths is not None or (steps is None and wanted[-1] > len(x)):
+            raise EvaluationError("errors are measured of sequences of one length; evaluate each length by itself")
+        outputs = (step for chunk in network.unroll(x, steps) for step in chunk)
         sums.add(
             torch.stack(
                 [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from spikeprop.runtime.files import write_json
 
 _AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
+LABELS = {"converted": "converted", "finetuned": "fine-tuned", "trained": "trained"}  # networks in a report
 # Columns of a table of the chip's layers: key and head.
 CHIP_COLUMNS = {"name": "layer", **{key: key.replace("_", " ") for key in _AMOUNTS}, "bound": "limited by"}
 
@@ -32,18 +34,26 @@ class Report:
         write_json(path, self.values | ({"table": [list(row) for row in self.rows]} if self.rows else {}))
 
 
+def networks_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """A pipeline's spiking networks in its report, with their labels; without fine-tuning only the converted one."""
+    return {k: label for k, label in LABELS.items() if k in values and (k != "finetuned" or values.get("finetuned_epochs", 1))}
+
+
 def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Table rows of a hybrid conversion's report."""
-    converted, finetuned = values["converted"]["accuracy"], values["finetuned"]["accuracy"]
-    ann, snn = values["energy_joules"]["ann"], values["energy_joules"]["snn"]
-    rows = [("ANN", f"{values['ann']['accuracy']:.2f} %{_iou(values['ann'].get('mean_iou'))}")]
-    levels = values["converted"].get("levels", 1)
-    rows += [(f"converted, {steps_text(t, levels)}", _accuracy_text(values["converted"], t)) for t in converted]
-    if values["finetuned_epochs"]:
-        rows += [(f"fine-tuned, T = {t}", _accuracy_text(values["finetuned"], t)) for t in finetuned]
-    synops = sum(values["synops"].values())
-    rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
-    rows.append(("energy an image, ANN / SNN (45 nm)", f"{ann * 1e6:.2f} uJ / {snn * 1e6:.2f} uJ"))
+    """Table rows of a pipeline's report."""
+    rows, joules, synops = [], values["energy_joules"], sum(values["synops"].values())
+    if "ann" in values:
+        rows.append(("ANN", f"{values['ann']['accuracy']:.2f} %{_iou(values['ann'].get('mean_iou'))}"))
+    for kind, label in networks_of(values).items():
+        found = values[kind]
+        levels = found.get("levels", 1)
+        rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t)) for t in found["accuracy"]]
+    if "ann" in values:
+        rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
+        rows.append(("energy an image, ANN / SNN (45 nm)", f"{joules['ann'] * 1e6:.2f} uJ / {joules['snn'] * 1e6:.2f} uJ"))
+    else:
+        rows.append(("SynOps an example", f"{synops:,.0f}"))
+        rows.append(("energy an example (45 nm)", f"{joules['snn'] * 1e6:.2f} uJ"))
     simulated = values["simulate"]
     if simulated["samples"]:
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"

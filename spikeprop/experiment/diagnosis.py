@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikeprop.convert import uncalibrated
 from spikeprop.errors import CheckpointError, EvaluationError
 from spikeprop.evaluate import ConversionDiagnosis, diagnose
-from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_network, load_spiking
+from spikeprop.experiment.network_checkpoint import data_component, find_checkpoints, load_network, load_spiking
 from spikeprop.runtime.given import read_batches
 from spikeprop.snn import SpikingNetwork
 
@@ -72,6 +72,6 @@ def explain_run(folder: Path, timesteps: Sequence[int], samples: int, trusted: C
         raise CheckpointError(f"{folder} is no run folder; a diagnosis needs the ANN as well as the converted network")
     ann_file, converted_file = find_checkpoints(folder, ["ann", "converted"])
     ann, converted = load_network(ann_file, trusted), load_spiking(converted_file, trusted)
-    data = data_component(data_settings(converted.description["data"]), trusted).build()
+    data = data_component(converted.data, trusted).build()
     images = next(data.test(samples).epoch(0))[0]
-    return explain_conversion(converted.network, ann.network, images, list(timesteps) or [converted.description["timesteps"]])
+    return explain_conversion(converted.network, ann.network, images, list(timesteps) or [converted.timesteps])

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from spikeprop.data import ImageData
+from spikeprop.data import LabelledData
+from spikeprop.errors import EvaluationError
 from spikeprop.evaluate import (
     MAC_JOULES,
     BatchPredictions,
@@ -33,7 +34,7 @@ from spikeprop.evaluate import (
     total_seconds,
 )
 from spikeprop.evaluate.loop import SAVE_EVERY
-from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, data_settings, load_network
+from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, load_network, reading
 from spikeprop.experiment.run_folder import describe_machine
 from spikeprop.runtime.batches import Split
 from spikeprop.runtime.devices import find_device
@@ -174,7 +175,9 @@ def evaluate_checkpoint(
         return _report(network, data, predictor, evaluation, journal), folder
 
 
-def _report(network: nn.Module, data: ImageData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal) -> Report:
+def _report(
+    network: nn.Module, data: LabelledData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal
+) -> Report:
     """The report on the predictions, with its files."""
     about = journal.about()
     spent = total_seconds(evaluation.batches)
@@ -212,7 +215,7 @@ def _by_class(predictions: Predictions, predictor: Predictor, classes: int) -> d
     }
 
 
-def _ann_cost(ann: nn.Module, data: ImageData) -> dict[str, Any]:
+def _ann_cost(ann: nn.Module, data: LabelledData) -> dict[str, Any]:
     macs = count_macs(ann, data.input_shape)
     return {"macs": macs, "energy_joules": macs * MAC_JOULES}
 
@@ -236,23 +239,26 @@ def _begin(journal: Journal, checkpoint: str, restart: bool) -> None:
         warnings.warn(f"{journal.path} was begun at commit {begun}, and this is {commit}; --restart begins again", stacklevel=3)
 
 
-def _predictor(loaded: LoadedNetwork, options: EvaluationOptions, data: ImageData) -> Predictor:
+def _predictor(loaded: LoadedNetwork, options: EvaluationOptions, data: LabelledData) -> Predictor:
     if not isinstance(loaded.network, SpikingNetwork):
         return Predictor(classes=data.classes)
-    timesteps = tuple(sorted(set(options.timesteps) or {loaded.description["timesteps"]}))
-    seed = loaded.description["seed"]
-    return Predictor(timesteps=timesteps, classes=data.classes, seed=seed, early_exit=options.early_exit)
+    timesteps = set(options.timesteps) or {loaded.timesteps}
+    if None in timesteps:
+        raise EvaluationError("the checkpoint does not say its number of steps; pass --timesteps")
+    seed = loaded.description.get("seed", 0)
+    return Predictor(timesteps=tuple(sorted(timesteps)), classes=data.classes, seed=seed, early_exit=options.early_exit)
 
 
-def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> ImageData:
+def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> LabelledData:
     """The data set, with the normalisation and the size of images that the network was trained with."""
-    described = data_settings(loaded.description["data"])
-    wanted = data_component(described, options.trusted, named=options.data, test_limit=options.limit, root=options.root)
+    if not (loaded.data or options.data):
+        raise EvaluationError("the checkpoint does not name its data; pass --data")
+    wanted = data_component(loaded.data, options.trusted, named=options.data, test_limit=options.limit, root=options.root)
     if "size" in wanted.parameters():
-        wanted = wanted.replace(size=loaded.description["input_shape"][-1])
+        wanted = wanted.replace(size=loaded.input_shape[-1])
     return wanted.build()
 
 
-def _describe_data(data: ImageData) -> dict[str, Any]:
+def _describe_data(data: LabelledData) -> dict[str, Any]:
     """The data, without the folder in which they lie."""
-    return {"use": type(data).__name__, "mean": data.mean, "std": data.std, "limit": data.test_limit}
+    return {"use": type(data).__name__, **reading(data), "limit": data.test_limit}

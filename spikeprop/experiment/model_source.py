@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from spikeprop.convert import convert
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_network
+from spikeprop.experiment.network_checkpoint import data_component, find_checkpoints, load_network
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
@@ -109,8 +109,8 @@ def _import_callable(source: str, where: str, name: str) -> Callable[[], Any]:
 def _from_checkpoint(path: Path, request: ModelRequest) -> FoundModel:
     (file, *_) = find_checkpoints(path, [request.network] if request.network else [])
     loaded = load_network(file, request.trusted)
-    x, y = _samples(data_settings(loaded.description["data"]), request)
-    steps = request.timesteps or loaded.description["timesteps"]
+    x, y = _samples(loaded.data, request)
+    steps = request.timesteps or loaded.timesteps
     spiking = isinstance(loaded.network, SpikingNetwork)
     return FoundModel(name=f"{path.name} ({file.stem})" if path.is_dir() else file.stem, model=loaded.network, x=x, y=y,
                       timesteps=steps if spiking else None)  # fmt: skip
@@ -119,6 +119,8 @@ def _from_checkpoint(path: Path, request: ModelRequest) -> FoundModel:
 def _from_recipe(source: str, request: ModelRequest) -> FoundModel:
     recipe = load_recipe(source)
     experiment: Any = recipe.experiment
+    if hasattr(experiment, "build_network"):
+        return _from_scratch(recipe.name, experiment, request)
     if not (hasattr(experiment, "ann") and hasattr(experiment, "data")):
         raise RecipeError(f"{recipe.name}: {type(experiment).__name__} has no 'ann' and 'data'; pass module:callable")
     x, y = _samples(experiment.data.describe(), request)
@@ -134,6 +136,17 @@ def _from_recipe(source: str, request: ModelRequest) -> FoundModel:
     network = convert(ann, [images], settings.neuron.build(), settings.calibrator.build(), encoder=encoder)
     steps = request.timesteps or experiment.finetune.timesteps
     return FoundModel(name=f"{recipe.name} (converted, random weights)", model=network, x=x, y=y, timesteps=steps)
+
+
+def _from_scratch(name: str, experiment: Any, request: ModelRequest) -> FoundModel:
+    """The spiking network of a recipe that trains one from scratch."""
+    if request.network is not None:
+        raise RecipeError(f"{name} has one network, which is trained from scratch; leave --network out")
+    x, y = _samples(experiment.data.describe(), request)
+    seed_torch(experiment.seed, 1)
+    network = experiment.build_network(experiment.data.build()).eval()
+    steps = request.timesteps or experiment.train.timesteps
+    return FoundModel(name=f"{name} (random weights)", model=network, x=x, y=y, timesteps=steps)
 
 
 @torch.no_grad()

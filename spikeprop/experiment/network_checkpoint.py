@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from spikeprop.convert import to_spiking
-from spikeprop.data import ImageData
+from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import CheckpointError, RecipeError, SimulationError, SpikepropError
 from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.learn.checkpoint import save_checkpoint
@@ -28,8 +28,13 @@ from spikeprop.snn.description import describe, described_network
 from spikeprop.snn.synapse import WEIGHTED
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
+NORMALISATION = ("mean", "std")
+READING = (  # settings of data sets that decide what a network reads of an example, and that a file may give
+    *NORMALISATION, "frames", "dt", "duration", "kind", "tau", "downsample", "sensor_size", "name", "classes", "input_shape",
+    "timesteps", "scale", "encoder", "bands", "hop", "window", "lowest", "highest",
+)  # fmt: skip
 SMALL = 100_000  # numbers that are never too many
-NETWORKS = ("ann", "converted", "finetuned")  # the checkpoints of a run folder, in the order of the pipeline
+NETWORKS = ("ann", "converted", "finetuned", "trained")  # the checkpoints of a run folder, in the order of its pipeline
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,22 @@ class LoadedNetwork:
 
     network: nn.Module
     description: dict[str, Any]
+
+    @property
+    def timesteps(self) -> int | None:
+        """Of a spiking network's simulation; None where a network that was saved by itself does not say it."""
+        return self.description.get("timesteps")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a sample at one step."""
+        described = self.description
+        return tuple(described["network"]["input_shape"] if "network" in described else described["input_shape"])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Settings of the data that it was trained on; empty where they are not known."""
+        return data_settings(self.description.get("data") or {})
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ def find_checkpoints(path: Path, networks: Sequence[str] = ()) -> list[Path]:
     present = [name for name in NETWORKS if (path / f"{name}.safetensors").is_file()]
     absent = [name for name in networks if name not in present]
     if absent or not present:
-        found = f"it has {', '.join(present)}" if present else "it has none of ann, converted and finetuned.safetensors"
+        found = f"it has {', '.join(present)}" if present else "it has none of ann, converted, finetuned and trained.safetensors"
         raise CheckpointError(f"{path} has no {absent[0] if absent else 'checkpoint'}.safetensors; {found}")
     chosen = [name for name in NETWORKS if name in networks] or present[-1:]
     return [path / f"{name}.safetensors" for name in chosen]
@@ -97,23 +118,27 @@ def read_network(path: str | Path, trusted: Collection[str] = ()) -> SpikingNetw
     return load_spiking(path, trusted).network
 
 
-def describe_network(model: nn.Module, experiment: Any, data: ImageData) -> dict[str, Any]:
+def describe_network(model: nn.Module, experiment: Any, data: LabelledData, timesteps: int) -> dict[str, Any]:
     """What ``load_network`` needs, in JSON values."""
     return {
         "kind": "snn" if isinstance(model, SpikingNetwork) else "ann",
-        "ann": experiment.ann.describe(),
-        "neuron": experiment.convert.neuron.describe(),
-        "encoder": experiment.convert.encoder.describe(),
-        "timesteps": experiment.finetune.timesteps,
+        **experiment.describe_model(model),
+        "timesteps": timesteps,
         "input_shape": list(data.input_shape),
-        "data": {"use": experiment.data.use, "mean": data.mean, "std": data.std},
+        "data": {"use": experiment.data.use, **reading(data)},
         "seed": experiment.seed,
     }
 
 
+def reading(data: LabelledData) -> dict[str, Any]:
+    """The settings of a data set that decide what a network reads of an example."""
+    own = {field.name for field in fields(data)}
+    return {key: getattr(data, key) for key in READING if key in own or (key in NORMALISATION and hasattr(data, key))}
+
+
 def data_component(
     described: Mapping[str, Any], trusted: Collection[str] = (), *, named: str | None = None, **settings: Any
-) -> Component[ImageData]:
+) -> Component[LabelledData]:
     """The data set that a file describes, or the one that the user named instead of it.
 
     The package of ``named`` is trusted, since the user named it; other packages that the file names are not.
@@ -130,12 +155,12 @@ def data_component(
     given = {key: value for key, value in {"use": named, **settings}.items() if value is not None}
     own = [named.partition(".")[0]] if named is not None and "." in named else []
     with only_trusted((*trusted, *own)):
-        return check_component(ImageData, {**described, **given}, "data" if named is None else "--data")
+        return check_component(LabelledData, {**described, **given}, "data" if named is None else "--data")
 
 
 def data_settings(described: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the data that a checkpoint or a NIR file may give; folder and download are for the user to choose."""
-    return {key: described[key] for key in ("use", "mean", "std") if key in described}
+    return {key: described[key] for key in ("use", *READING) if key in described}
 
 
 def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:
@@ -157,7 +182,7 @@ def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwo
     """
     checkpoint = load_checkpoint(path)
     if "kind" not in checkpoint.description:
-        raise CheckpointError(f"{path} holds training progress; use ann, converted or finetuned.safetensors")
+        raise CheckpointError(f"{path} holds training progress; use ann, converted, finetuned or trained.safetensors")
     try:
         with only_trusted(trusted):
             return _build(checkpoint)
@@ -184,6 +209,7 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
     described = checkpoint.description
     if isinstance(described.get("network"), dict):  # built by itself
         _check_shape(checkpoint.path, described["network"].get("input_shape"))
+        _check_run(checkpoint, required=False)
         try:
             network = described_network(described["network"], checkpoint.section("model"))
         except SimulationError as error:
@@ -210,9 +236,23 @@ def _check_description(checkpoint: Checkpoint) -> None:
     _check_shape(path, described.get("input_shape"))
     if described["kind"] not in ("ann", "snn") or not isinstance(described.get("data"), dict):
         raise CheckpointError(f"{path} has no valid description of a network: its kind or its data is missing")
-    missing = [key for key in ("timesteps", "seed") if type(described.get(key)) is not int]
-    if described["kind"] == "snn" and missing:
-        raise CheckpointError(f"{path} has no valid description of a spiking network: {', '.join(missing)} is missing")
+    if described["kind"] == "snn":
+        _check_run(checkpoint, required=True)
+
+
+def _check_run(checkpoint: Checkpoint, *, required: bool) -> None:
+    """Steps, seed and data, which a network that was saved by itself need not have."""
+    described = checkpoint.description
+    kinds = {"timesteps": int, "seed": int, "data": dict}
+    wrong = [
+        key
+        for key, kind in kinds.items()
+        if (required or described.get(key) is not None) and type(described.get(key)) is not kind
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint.path} has no valid description of a spiking network: {', '.join(wrong)} is missing or invalid"
+        )
 
 
 def _check_shape(path: Path, shape: Any) -> None:

@@ -8,15 +8,18 @@ result of each stage is kept in the run folder, so a stopped run continues with 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import nn
 
 from spikeprop.data import ImageData
-from spikeprop.errors import CheckpointError, RecipeError
+from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, draw_run, run_rows
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import check_network
-from spikeprop.experiment.settings import HybridSettings, SimulationSettings, trial_optimizer
-from spikeprop.experiment.stages import STAGES, PipelineRun
-from spikeprop.learn import LearningRule, check_shardable, load_checkpoint
+from spikeprop.experiment.settings import HybridSettings, RunSettings, SimulationSettings, trial_optimizer
+from spikeprop.experiment.stages import HYBRID, PipelineRun, run_stages
+from spikeprop.learn import LearningRule, check_shardable
 from spikeprop.runtime.devices import find_device
 from spikeprop.snn.signed import GradedIF
 
@@ -27,29 +30,26 @@ SMOKE_IMAGES = 64
 class HybridConversion(HybridSettings):
     """Train an ANN, convert it, fine-tune it with spikes, evaluate it, export it, and check it on Lava."""
 
+    last: ClassVar[str] = "finetuned"  # network of the pipeline
+
     def run(self, context: Context) -> Report:
         """All stages in order; finished ones are read from the folder. ``check`` is called before, by the command line."""
         run = PipelineRun(self, context)
-        run.processes.on_rank_zero(lambda: _forget_damaged(run))
-        run.folder.reread()
-        results = {stage.name: stage.result(run) for stage in STAGES}
-        values = {
-            "name": context.name,
-            "seed": self.seed,
-            "timesteps": self.finetune.timesteps,
-            **results["evaluate"],
-            "finetuned_epochs": self.finetune.epochs,
-            "thresholds": results["convert"]["thresholds"],
-            "simulate": results["simulate"],
-            "seconds": run.folder.seconds(),
-            "device": str(run.device),
-            "provenance": run.folder.provenance(),
+        results = run_stages(run, HYBRID)
+        own = {"finetuned_epochs": self.finetune.epochs, "thresholds": results["convert"]["thresholds"]}
+        return report_on(run, {**results["evaluate"], **own, "simulate": results["simulate"]})
+
+    def simulation_steps(self, data: ImageData) -> int:
+        """Steps of a simulation."""
+        return self.finetune.timesteps
+
+    def describe_model(self, model: nn.Module) -> dict[str, Any]:
+        """How the network of a checkpoint is built."""
+        return {
+            "ann": self.ann.describe(),
+            "neuron": self.convert.neuron.describe(),
+            "encoder": self.convert.encoder.describe(),
         }
-        report = Report(name=context.name, values=values, rows=run_rows(values))
-        if context.writes:
-            report.save(run.file("report.json"))
-            draw_run(values, run.file("report.png"), context.name)
-        return report
 
     def smoke(self) -> HybridConversion:
         """The same on a few images, epochs and steps: does it run from end to end?"""
@@ -86,8 +86,8 @@ class HybridConversion(HybridSettings):
         data = self.data.build()
         check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
         self._check_training(data)
-        if here and find_device(self.device).type == "cpu" and self.precision != "float32":
-            raise RecipeError(f"precision: {self.precision} is for CUDA, and this run is on the CPU; use precision=float32")
+        if here:
+            check_machine(self)
 
     def _check_training(self, data: ImageData) -> None:
         """Prepare rule and callbacks with the ANN: some cannot train every network, or look for a module that it lacks."""
@@ -112,19 +112,26 @@ class HybridConversion(HybridSettings):
                 raise RecipeError(f"{stage}: {error}") from error
 
 
-def _forget_damaged(run: PipelineRun) -> None:
-    """A stage whose checkpoint cannot be read any more runs again, and so do the stages after it."""
-    folder = run.folder
-    if all(folder.finished(stage.name) for stage in STAGES) and run.file("report.json").exists():
-        return  # nothing will be read: a finished run whose networks were deleted to save space stays finished
-    for i, stage in enumerate(STAGES):
-        if stage.network is None or not folder.finished(stage.name):
-            continue
-        file = run.checkpoint(stage.network)
-        try:
-            load_checkpoint(file)
-        except CheckpointError as error:
-            run.context.notify(f"warning: {error}. Stage {stage.name} and those after it run again")
-            file.unlink(missing_ok=True)
-            folder.forget([later.name for later in STAGES[i:]])
-            return
+def check_machine(settings: RunSettings) -> None:
+    """Raises RecipeError if this machine lacks what the settings ask for."""
+    if find_device(settings.device).type == "cpu" and settings.precision != "float32":
+        raise RecipeError(f"precision: {settings.precision} is for CUDA, and this run is on the CPU; use precision=float32")
+
+
+def report_on(run: PipelineRun, results: dict[str, Any]) -> Report:
+    """The report of a run, from what its stages found; its files are written by the process that writes."""
+    name = run.context.name
+    values = {
+        "name": name,
+        "seed": run.settings.seed,
+        "timesteps": run.steps,
+        **results,
+        "seconds": run.folder.seconds(),
+        "device": str(run.device),
+        "provenance": run.folder.provenance(),
+    }
+    report = Report(name=name, values=values, rows=run_rows(values))
+    if run.context.writes:
+        report.save(run.file("report.json"))
+        draw_run(values, run.file("report.png"), name)
+    return report

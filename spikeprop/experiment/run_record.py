@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from spikeprop.errors import DamagedFileError, RunError
+from spikeprop.evaluate.report import LABELS, networks_of
 from spikeprop.runtime.files import read_json
 
 AGAIN = "restore it from a copy, or run again with another --out folder"
 DIAGNOSIS = "diagnosis.txt"  # of `spikeprop diagnose --keep`
-LABELS = {"converted": "converted", "finetuned": "fine-tuned"}
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,22 @@ class RunRecord:
 
     @property
     def hybrid(self) -> bool:
-        """Whether the report is that of the hybrid conversion; the experiments of plugins have other reports."""
-        return self.report is not None and {"ann", "converted", "finetuned"} <= self.report.keys()
+        """Whether the report is that of the hybrid conversion, which has an ANN."""
+        return "ann" in (self.report or {}) and self.pipeline
+
+    @property
+    def pipeline(self) -> bool:
+        """Whether the report is that of a pipeline, with spiking networks; the experiments of plugins have other reports."""
+        return bool(self.networks)
 
     @property
     def networks(self) -> dict[str, str]:
-        """The hybrid conversion's spiking networks with their labels; without fine-tuning only the converted one."""
-        report = self.report or {}
-        return {
-            k: label for k, label in LABELS.items() if k in report and (k == "converted" or report.get("finetuned_epochs", 1))
-        }
+        """The pipeline's spiking networks with their labels; without fine-tuning only the converted one."""
+        return networks_of(self.report or {}) if "synops" in (self.report or {}) else {}
 
     @property
     def steps(self) -> int:
-        """Time steps of the hybrid conversion's fine-tuning, at which its networks are compared."""
+        """Time steps of the spiking network's training, at which networks are compared."""
         report = self.report or {}
         return int(report.get("rates_at", report.get("timesteps", 0)))
 
@@ -117,10 +119,10 @@ class RunRecord:
         return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def headline(self) -> dict[str, float]:
-        """The main figures by name: accuracies in percent of the hybrid conversion, means of a plugin's arms."""
+        """The main figures by name: accuracies in percent of a pipeline, means of a plugin's arms."""
         report = self.report or {}
-        if self.hybrid:
-            return {"ANN": report["ann"]["accuracy"], **self._at_steps()}
+        if self.pipeline:
+            return {**({"ANN": report["ann"]["accuracy"]} if self.hybrid else {}), **self._at_steps()}
         arms = {name: arm["mean"] for name, arm in report.get("arms", {}).items()}
         return arms | {name: found["whole_run"]["mean"] for name, found in report.get("learners", {}).items()}
 
@@ -130,19 +132,19 @@ class RunRecord:
         return ", ".join(parts if len(parts) <= 3 else [*parts[:3], f"and {len(parts) - 3} more"]) or "-"
 
     def figures(self) -> dict[str, float | None]:
-        """Figures for a table of runs: those of the hybrid conversion at ``steps``, or the headline."""
+        """Figures for a table of runs: those of a pipeline at ``steps``, or the headline."""
         report = self.report or {}
-        if not self.hybrid:
+        if not self.pipeline:
             return {**self.headline()}
         found = {label: report[kind]["accuracy"].get(str(self.steps)) for kind, label in self.networks.items()}
         joules = report["energy_joules"]
         return {
-            "ANN": report["ann"]["accuracy"],
+            "ANN": report["ann"]["accuracy"] if self.hybrid else None,
             **{label: found.get(label) for label in LABELS.values()},
             "T": self.steps,
-            "MACs": report["macs"],
+            "MACs": report.get("macs"),
             "SynOps": sum(report["synops"].values()),
-            "uJ, ANN": joules["ann"] * 1e6,
+            "uJ, ANN": joules["ann"] * 1e6 if self.hybrid else None,
             "uJ, SNN": joules["snn"] * 1e6,
         }
 

@@ -1,4 +1,5 @@
-"""The settings in a recipe of the hybrid conversion: one frozen dataclass for each stage, and ``HybridSettings`` for all.
+"""The settings in a recipe of the two pipelines: one frozen dataclass for each stage, and ``HybridSettings`` and
+``ScratchSettings`` for all of a run.
 
 Component slots have no default, so a recipe is complete. The default numbers are those of the paper (Rathi et al. 2020): SGD
 1e-2, weight decay 5e-4, batch 64 and 300 epochs for the ANN; Adam 1e-4 with weight decay 5e-4 for fine-tuning.
@@ -15,13 +16,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from spikeprop.convert import ThresholdCalibrator
-from spikeprop.data import ImageData
+from spikeprop.data import ImageData, LabelledData
 from spikeprop.evaluate.early_exit import EarlyExit
 from spikeprop.learn import Callback, LearningRule, Schedule
 from spikeprop.recipe import Component
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.devices import DEVICE
 from spikeprop.snn import Encoder, Neuron
+from spikeprop.snn.readout import Read
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -140,26 +142,68 @@ class FineTuningSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """Where accuracy is measured.
+class SpikingTrainingSettings(TrainingSettings):
+    """How a spiking network is trained from scratch.
 
     Attributes:
-        timesteps: numbers of steps; finetune.timesteps is added. The converted network is measured at all, the fine-tuned one
-            up to ``finetuned_up_to``.
-        finetuned_up_to: largest number of steps for the fine-tuned network; default the largest of ``timesteps``.
-        batch_size: images at once.
-        early_exit: measure too how many steps images need that leave once their prediction is certain, or with a ``confidence``
-            that is high enough; ``{}`` for certainty.
+        rule: computes the gradients; one that has ``timesteps`` and is not given any gets those of this stage.
+        optimizer, schedule, epochs, batch_size, lr, weight_decay, clip, callbacks: as in training an ANN.
+        timesteps: steps of a simulation of still samples; null for sequences, which have their own.
     """
 
-    timesteps: list[int]
-    finetuned_up_to: int | None = None
+    timesteps: int | None = None
+    epochs: int = 50
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.timesteps is not None:
+            positive(self, "timesteps")
+
+    def build_rule(self) -> LearningRule:
+        """The rule, with this stage's number of steps."""
+        return (self.rule if self.timesteps is None else self.rule.with_timesteps(self.timesteps)).build()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracySettings:
+    """Where the accuracy of a trained spiking network is measured.
+
+    Attributes:
+        timesteps: numbers of steps, beside those of training, or of sequences all their own.
+        batch_size: examples at once.
+        early_exit: measure too how many steps examples need that leave once their prediction is certain, or with a
+            ``confidence`` that is high enough; ``{}`` for certainty.
+    """
+
+    timesteps: list[int] = field(default_factory=list)
     batch_size: int = 200
     early_exit: EarlyExit | None = None
 
     def __post_init__(self) -> None:
         positive(self, "batch_size")
-        if not self.timesteps or min(self.timesteps) < 1:
+        if self.timesteps and min(self.timesteps) < 1:
+            raise ValueError(f"timesteps is {self.timesteps}; each number of steps is at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(AccuracySettings):
+    """Where the accuracy of the hybrid conversion's networks is measured.
+
+    Attributes:
+        timesteps: numbers of steps; finetune.timesteps is added. The converted network is measured at all, the fine-tuned one
+            up to ``finetuned_up_to``.
+        finetuned_up_to: largest number of steps for the fine-tuned network; default the largest of ``timesteps``.
+        batch_size, early_exit: of images; as in ``AccuracySettings``.
+    """
+
+    timesteps: list[int]
+    finetuned_up_to: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.timesteps:
             raise ValueError(f"timesteps is {self.timesteps}; give at least one number, each at least 1")
         if self.finetuned_up_to is not None:
             positive(self, "finetuned_up_to")
@@ -181,18 +225,11 @@ class SimulationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridSettings:
-    """The settings of all stages.
+class RunSettings:
+    """What all runs of a pipeline have.
 
     Attributes:
         seed: seeds everything random.
-        data: the data set, for all stages.
-        ann: the network that is trained and converted.
-        train: how the ANN is trained.
-        convert: how it becomes a spiking network.
-        finetune: how the spiking network is fine-tuned.
-        evaluate: where accuracy is measured.
-        simulate: the check on Lava.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may continue on another one.
         precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
             prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation.
@@ -201,13 +238,6 @@ class HybridSettings:
     """
 
     seed: int
-    data: Component[ImageData]
-    ann: Component[nn.Module]
-    train: TrainingSettings
-    convert: ConversionSettings
-    finetune: FineTuningSettings
-    evaluate: EvaluationSettings
-    simulate: SimulationSettings
     device: str = "auto"
     precision: Precision = "float32"
     sharded: bool = False
@@ -215,6 +245,54 @@ class HybridSettings:
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):
             raise ValueError(f"device is {self.device!r}; use auto, cpu, cuda or cuda:1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridSettings(RunSettings):
+    """The settings of all stages of the hybrid conversion.
+
+    Attributes:
+        seed, device, precision, sharded: as of every run.
+        data: the data set, for all stages.
+        ann: the network that is trained and converted.
+        train: how the ANN is trained.
+        convert: how it becomes a spiking network.
+        finetune: how the spiking network is fine-tuned.
+        evaluate: where accuracy is measured.
+        simulate: the check on Lava.
+    """
+
+    data: Component[ImageData]
+    ann: Component[nn.Module]
+    train: TrainingSettings
+    convert: ConversionSettings
+    finetune: FineTuningSettings
+    evaluate: EvaluationSettings
+    simulate: SimulationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchSettings(RunSettings):
+    """The settings of all stages of training a spiking network from scratch.
+
+    Attributes:
+        seed, device, precision, sharded: as of every run.
+        data: the data set, for all stages; still samples, or sequences.
+        model: a module with neurons where non-linearities stand, such as ``SpikingCNN``.
+        encoder: from sample to the input of each step.
+        read: how the last layer's values make the output: sum, mean, last or max.
+        train: how the network is trained.
+        evaluate: where accuracy is measured.
+        simulate: the check on Lava.
+    """
+
+    data: Component[LabelledData]
+    model: Component[nn.Module]
+    encoder: Component[Encoder]
+    read: Read = "sum"
+    train: SpikingTrainingSettings
+    evaluate: AccuracySettings
+    simulate: SimulationSettings
 
 
 def _check_training(settings: TrainingSettings | FineTuningSettings) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from spikeprop.deploy import ENCODERS, export, from_nir, read_nir
 from spikeprop.errors import NirError
-from spikeprop.experiment.network_checkpoint import data_component, data_settings, find_checkpoints, load_spiking
+from spikeprop.experiment.network_checkpoint import NORMALISATION, data_component, data_settings, find_checkpoints, load_spiking
+from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.files import parse_json
 from spikeprop.snn import SpikingNetwork
 
@@ -32,7 +33,7 @@ class SimulationInput:
     Attributes:
         network: in evaluation mode.
         file: NIR file that holds it.
-        timesteps: of a simulation; None where they are not known.
+        timesteps: of a simulation, at most those of a sequence; None where they are not known.
         data: the data set's name and settings; empty where they are not known.
         seed: of the encoder.
         trusted: packages that the file may have imported.
@@ -52,8 +53,8 @@ class SimulationInput:
         given = {key: value for key, value in data.items() if value is not None}
         return replace(self, timesteps=timesteps or self.timesteps, data={**self.data, **given}, named=use or self.named)
 
-    def images(self, samples: int) -> tuple[Tensor, Tensor]:
-        """The first test images and their labels.
+    def images(self, samples: int) -> tuple[Any, Tensor]:
+        """The first test images, or of sequences their first ``timesteps`` steps, and their labels.
 
         Raises:
             NirError: data or number of steps are not known; or the network does not read such images.
@@ -72,13 +73,20 @@ class SimulationInput:
         outputs = list(self.network.shapes().values())[-1]
         if outputs != (data.classes,):
             raise NirError(f"the network has outputs {outputs}, but {type(data).__name__} has {data.classes} classes")
-        unknown = [key for key in ("mean", "std") if key not in self.data]
+        unknown = [key for key in NORMALISATION if hasattr(data, key) and key not in self.data]
         if unknown:
             raise NirError(
                 f"{self.file} does not say how its network's images are normalised, (pixel / 255 - mean) / std; pass "
                 f"{' and '.join(f'--{key}' for key in unknown)} (one number, or one a channel: 0.49,0.48,0.45; 0 and 1 for none)"
             )
-        return next(data.test(samples).epoch(0))
+        images, labels = next(data.test(samples).epoch(0))
+        if not data.in_time or self.timesteps is None:
+            return images, labels
+        return first_steps(images, self.timesteps), labels
+
+    def simulated_steps(self, images: Any) -> int | None:
+        """Steps of a simulation of still samples; None for sequences, which have their own."""
+        return self.timesteps if len(images.shape) == len(self.network.input_shape) + 1 else None
 
 
 @contextmanager
@@ -89,7 +97,7 @@ def open_simulation_input(
 
     Args:
         path: checkpoint or run folder that ``run`` wrote, NIR file that ``export`` wrote, or a NIR file from elsewhere.
-        network: "converted" or "finetuned" of a run folder; default the last one.
+        network: "converted", "finetuned" or "trained" of a run folder; default the last one.
         encoder: "Direct" or "Poisson", for a NIR file that does not name its own.
         trusted: packages that the file may have imported, for its network and its data.
 
@@ -106,7 +114,14 @@ def open_simulation_input(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.nir"
         export(loaded.network, file, about)
-        yield SimulationInput(loaded.network, file, about["timesteps"], data_settings(about["data"]), about["seed"], trusted)
+        yield SimulationInput(loaded.network, file, loaded.timesteps, loaded.data, about.get("seed", 0), trusted)
+
+
+def first_steps(x: Any, steps: int) -> Any:
+    """The first steps of sequences (B, T, ...) or ``Sequences``."""
+    if isinstance(x, Sequences):
+        return Sequences(x.values[:, :steps], x.lengths.clamp(max=steps))
+    return x[:, :steps]
 
 
 def _is_nir(path: Path) -> bool:

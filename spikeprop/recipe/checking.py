@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+from abc import ABCMeta
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -119,9 +120,9 @@ def held_by(hint: Any) -> Any:
 
 
 def slot_base(hint: Any) -> type | None:
-    """The abstract class of spikeprop in a type, such as ``Surrogate | None``: its values are components."""
+    """The base class of spikeprop in a type, such as ``Surrogate | None``: its values are components."""
     for candidate in (hint, *get_args(hint)):
-        if inspect.isclass(candidate) and inspect.isabstract(candidate) and candidate.__module__.startswith("spikeprop"):
+        if isinstance(candidate, ABCMeta) and candidate.__module__.startswith("spikeprop"):
             return candidate
     return None
 

@@ -5,27 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spikeprop.evaluate.report import steps_text
+from spikeprop.evaluate.report import LABELS, steps_text
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import COLOURS as COUNT
 from spikeprop.report.charts import Line, legend, line_chart, styles
 from spikeprop.report.html import Markup, figure, join, note, number, numbers, percent, table, tag
 
-STYLES = {"ann": "dotted", "converted": "dashed", "finetuned": "solid"}
-COLOURS = {"ann": 2, "converted": 1, "finetuned": 0}  # by network for a single run; several runs have one colour each
+STYLES = {"ann": "dotted", "converted": "dashed", "finetuned": "solid", "trained": "solid"}
+COLOURS = {
+    "ann": 2,
+    "converted": 1,
+    "finetuned": 0,
+    "trained": 0,
+}  # by network for a single run; several runs have one colour each
 Costs = Callable[[dict[str, Any]], float]
 
 
 def overview(runs: Sequence[RunRecord]) -> Markup:
     """A table with one line for each run; experiments of plugins, which have other results, are in a second table."""
     numbered = list(enumerate(runs))
-    jobs = [(i, run) for i, run in numbered if run.hybrid or run.report is None]
-    others = [(i, run) for i, run in numbered if not (run.hybrid or run.report is None)]
+    jobs = [(i, run) for i, run in numbered if run.pipeline or run.report is None]
+    others = [(i, run) for i, run in numbered if not (run.pipeline or run.report is None)]
     several = len(runs) > 1
     parts = []
     if jobs:
         rows = [_row(i, run, _figures(run), several) for i, run in jobs]
-        parts.append(table("Runs" if not others else "Conversions", [*NAMED, *HEADS, *WHERE], rows, class_="runs"))
+        parts.append(table("Runs" if not others else "Pipelines", [*NAMED, *HEADS, *WHERE], rows, class_="runs"))
     if others:
         rows = [_row(i, run, [run.headline_text()], several) for i, run in others]
         parts.append(table("Experiments of plugins", [*NAMED, "figures", *WHERE], rows, class_="runs"))
@@ -39,7 +44,7 @@ def _row(i: int, run: RunRecord, figures: list[Any], several: bool) -> list[Any]
 
 
 NAMED, WHERE = ["run", "recipe", "state"], ["seed", "begun", "commit"]
-HEADS = ["ANN", "converted", "fine-tuned", "T", "MACs", "SynOps", "uJ, ANN", "uJ, SNN", "seconds"]
+HEADS = ["ANN", *LABELS.values(), "T", "MACs", "SynOps", "uJ, ANN", "uJ, SNN", "seconds"]
 
 
 def _figures(run: RunRecord) -> list[Any]:
@@ -47,14 +52,14 @@ def _figures(run: RunRecord) -> list[Any]:
     found = run.figures()
     if not found or run.report is None:
         return ["-"] * len(HEADS)
-    shares = [percent(found[name]) if found[name] is not None else "-" for name in HEADS[:3]]
+    shares = [percent(found[name]) if found[name] is not None else "-" for name in HEADS[: 1 + len(LABELS)]]
     synops = round(found["SynOps"] or 0)
-    joules = [f"{found[name]:.4g}" for name in ("uJ, ANN", "uJ, SNN")]
-    levels = run.report["converted"].get("levels", 1)
+    joules = [f"{found[name]:.4g}" if found[name] is not None else "-" for name in ("uJ, ANN", "uJ, SNN")]
+    levels = run.report[next(iter(run.networks))].get("levels", 1)
     return [
         *shares,
         found["T"] if levels == 1 else f"{found['T']} x {levels}",
-        found["MACs"],
+        found["MACs"] if found["MACs"] is not None else "-",
         synops,
         *joules,
         f"{sum(run.report['seconds'].values()):.1f}",
@@ -62,19 +67,19 @@ def _figures(run: RunRecord) -> list[Any]:
 
 
 def curves(runs: Sequence[RunRecord]) -> Markup:
-    """Accuracy against time steps, SynOps and energy of all hybrid runs."""
-    shown = [(i, run) for i, run in enumerate(runs) if run.hybrid]
+    """Accuracy against time steps, SynOps and energy of all runs of a pipeline."""
+    shown = [(i, run) for i, run in enumerate(runs) if run.pipeline]
     if not shown:
-        return note("Accuracy against T, SynOps and energy: none of these runs is a finished conversion.")
+        return note("Accuracy against T, SynOps and energy: none of these runs is a finished one of a pipeline.")
     several = len(runs) > 1
     parts = [_against_steps(shown, several)]
     synops: Costs = lambda active: sum(active["synops"].values())  # noqa: E731
     joules: Costs = lambda active: active["energy_joules"] * 1e6  # noqa: E731
-    macs = {i: float(run.report["macs"]) for i, run in shown if run.report}
-    energy = {i: run.report["energy_joules"]["ann"] * 1e6 for i, run in shown if run.report}
-    parts.append(_against("synops", "SynOps an image (the ANN: multiply-accumulates)", shown, several, synops, macs))
-    parts.append(_against("energy", "uJ an image (arithmetic, 45 nm)", shown, several, joules, energy))
-    lacking = [run.name for _, run in shown if not run.report or not run.report["converted"].get("activity")]
+    macs = {i: float(run.report["macs"]) for i, run in shown if run.report and run.hybrid}
+    energy = {i: run.report["energy_joules"]["ann"] * 1e6 for i, run in shown if run.report and run.hybrid}
+    parts.append(_against("synops", "SynOps an example (of an ANN: multiply-accumulates)", shown, several, synops, macs))
+    parts.append(_against("energy", "uJ an example (arithmetic, 45 nm)", shown, several, joules, energy))
+    lacking = [run.name for _, run in shown if not run.report or not run.report[next(iter(run.networks))].get("activity")]
     if lacking:
         why = f"{', '.join(lacking)}: the report is of a version that counts spikes at one T only, so there is one point of cost."
         parts.append(note(why))
@@ -93,8 +98,9 @@ def _against_steps(shown: Sequence[tuple[int, RunRecord]], several: bool) -> Mar
             band = [(t, *bands[str(int(t))]) for t, _ in points if bands.get(str(int(t)))]
             lines.append(Line(_label(run, kind, several), points, _colour(i, kind, several), STYLES[kind], band, i))
             rows += [[lines[-1].label, *_steps_and_bits(report[kind], int(t)), f"{a:.2f}"] for t, a in points]
-        level = [(t, report["ann"]["accuracy"]) for t in sorted({min(steps), max(steps)})]
-        lines.append(Line(_label(run, "ann", several), level, _colour(i, "ann", several), "dotted", (), i))
+        if run.hybrid:
+            level = [(t, report["ann"]["accuracy"]) for t in sorted({min(steps), max(steps)})]
+            lines.append(Line(_label(run, "ann", several), level, _colour(i, "ann", several), "dotted", (), i))
     marks = sorted({x for line in lines for x, _ in line.points})
     picture = line_chart("Accuracy against time steps", lines, "time steps T", "accuracy (%)", log=True, marks=marks)
     caption = "Accuracy against the number of time steps, of the test set; bands are 95 % intervals where the report has them."
@@ -122,14 +128,14 @@ def _against(
             if at:
                 points, names = [(x, a) for x, a, _ in at], {x: text for x, _, text in at}
                 lines.append(Line(_label(run, kind, several), points, _colour(i, kind, several), STYLES[kind], (), i, names))
-        lines.append(
-            Line(_label(run, "ann", several), [(of_ann[i], report["ann"]["accuracy"])], _colour(i, "ann", several), "mark", (), i)
-        )
+        if i in of_ann:
+            point = [(of_ann[i], report["ann"]["accuracy"])]
+            lines.append(Line(_label(run, "ann", several), point, _colour(i, "ann", several), "mark", (), i))
     what = x_label.partition(" ")[0]
     picture = line_chart(f"Accuracy against {what}", lines, x_label, "accuracy (%)", log=True)
     rows = [[line.label, line.names.get(x, "-"), f"{x:.6g}", f"{y:.2f}"] for line in lines for x, y in line.points]
     below = numbers(f"Accuracy by {what}", ["network", "T", what, "accuracy (%)"], rows)
-    return figure(f"accuracy-{name}", join([_legend(lines, several), picture]), f"Accuracy against {what} an image.", below)
+    return figure(f"accuracy-{name}", join([_legend(lines, several), picture]), f"Accuracy against {what} an example.", below)
 
 
 def _at_one(report: dict[str, Any], kind: str, steps: int) -> dict[str, Any]:
@@ -173,7 +179,9 @@ def _legend(lines: Sequence[Line], several: bool) -> Markup:
     if not several:
         return legend(lines)
     last = "mark" if any(line.style == "mark" for line in lines) else "dotted"
-    return styles({"solid": "fine-tuned", "dashed": "converted", last: "ANN"})
+    solid = [label for label in ("fine-tuned", "trained") if any(label in line.label for line in lines)]
+    others = {"dashed": "converted", last: "ANN"} if any("ANN" in line.label for line in lines) else {}
+    return styles({"solid": " or ".join(solid), **others})
 
 
 def _points(found: dict[str, Any]) -> list[tuple[float, float]]:

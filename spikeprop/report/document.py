@@ -44,9 +44,9 @@ def document(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]], t
 
 def _main(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]]) -> list[Markup]:
     parts = [tag("h2", "Overview", id="overview"), _choice(runs), comparison.overview(runs)]
-    if any(run.hybrid for run in runs):
+    if any(run.pipeline for run in runs):
         parts += [tag("h2", "Accuracy", id="accuracy"), comparison.curves(runs)]
-    if any(run.metrics for run in runs) or any(run.hybrid for run in runs):
+    if any(run.metrics for run in runs) or any(run.pipeline for run in runs):
         parts += [tag("h2", "Training", id="training"), comparison.training(runs)]
     parts += [_run(i, run, found, len(runs) == 1) for i, (run, found) in enumerate(zip(runs, evidence))]
     return parts
@@ -56,12 +56,12 @@ def _run(number: int, run: RunRecord, found: Mapping[str, Any], alone: bool) -> 
     name = f"run-{number}"
     if run.report is None:
         inside = note(f"This run is not finished ({run.state}), so it has no results; the same command continues it.")
-    elif run.hybrid:
+    elif run.pipeline:
         inside = run_section.sections(run, found, name)
     else:
         inside = plugin_section.sections(run, name)
     parts = [inside, tag("h3", "Provenance", id=f"{name}-provenance"), _provenance(run)]
-    summary = "Layers, spikes, confusions, provenance" if run.hybrid else "Result and provenance"
+    summary = "Layers, spikes, confusions, provenance" if run.pipeline else "Result and provenance"
     heading = tag("h2", run.name if alone else f"{run.name} ({run.recipe})", id=name)
     return tag(
         "section",
@@ -98,7 +98,7 @@ def _provenance(run: RunRecord) -> Markup:
 
 def _contents(runs: Sequence[RunRecord]) -> Markup:
     links = [("overview", "Overview")]
-    links += [("accuracy", "Accuracy")] if any(run.hybrid for run in runs) else []
+    links += [("accuracy", "Accuracy")] if any(run.pipeline for run in runs) else []
     links += [("training", "Training")] if any(run.metrics for run in runs) else []
     links += [(f"run-{i}", run.name) for i, run in enumerate(runs)]
     return tag("nav", tag("ul", *(tag("li", tag("a", text, href=f"#{name}")) for name, text in links)), aria_label="Contents")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprop.data import ImageData
+from spikeprop.data import LabelledData
 from spikeprop.errors import DamagedFileError, SpikepropError
 from spikeprop.evaluate import Journal, Predictions, Predictor, evaluate
 from spikeprop.evaluate.journal import recorded
@@ -57,7 +57,7 @@ def evidence(run: RunRecord, samples: int = 500, trusted: Collection[str] = ()) 
         JSON values: network, timesteps, thresholds by layer, confusion, examples and rasters, as far as available, and "missing":
         what is not available, with the reason.
     """
-    if not run.hybrid:
+    if not run.pipeline:
         return {"missing": {}}
     kind = list(run.networks)[-1]
     file = run.path / f"{kind}.safetensors"
@@ -105,7 +105,7 @@ def _made(run: RunRecord, kind: str, samples: int, trusted: Collection[str]) -> 
 
 
 def _run_predictions(
-    run: RunRecord, kind: str, loaded: LoadedNetwork, source: Component[ImageData], samples: int
+    run: RunRecord, kind: str, loaded: LoadedNetwork, source: Component[LabelledData], samples: int
 ) -> RunPredictions | None:
     """The predictions that the run saved, or those of the first images, computed now."""
     kept = _kept(run, kind)
@@ -146,7 +146,7 @@ def _varied(rows: Tensor, labels_N: Tensor) -> list[int]:
     return [i for _, i in sorted(order)[:SHOWN]]
 
 
-def _images(data: ImageData, run: RunRecord, numbers: list[int]) -> dict[int, Tensor]:
+def _images(data: LabelledData, run: RunRecord, numbers: list[int]) -> dict[int, Tensor]:
     """Test images by number; only the batches that contain them are read."""
     size = _batch_size(run)
     split, found = data.test(size), {}
@@ -156,7 +156,7 @@ def _images(data: ImageData, run: RunRecord, numbers: list[int]) -> dict[int, Te
     return found
 
 
-def _confusion(predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
+def _confusion(predicted: RunPredictions, data: LabelledData) -> dict[str, Any]:
     """Images by true class and predicted class; for many classes only the commonest confusions."""
     counts = predicted.predictions.confusion(data.classes, predicted.column)
     wrong = counts.clone().fill_diagonal_(0)
@@ -172,7 +172,7 @@ def _confusion(predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
     }
 
 
-def _example(number: int, image: Tensor, predicted: RunPredictions, data: ImageData) -> dict[str, Any]:
+def _example(number: int, image: Tensor, predicted: RunPredictions, data: LabelledData) -> dict[str, Any]:
     names = data.class_names()
     label = int(predicted.predictions.labels_N[number])
     prediction = int(predicted.predictions.best_NTK[number, predicted.column, 0])
@@ -186,7 +186,7 @@ def _rasters(
     shown: dict[str, list[int]],
     images: dict[int, Tensor],
     predicted: RunPredictions,
-    data: ImageData,
+    data: LabelledData,
 ) -> list[dict[str, Any]]:
     """Spikes for the first image predicted correctly and for the first predicted wrongly."""
     network = loaded.network.cpu()

@@ -1,4 +1,4 @@
-"""The section of one hybrid run: layers, spikes, confusions, images, comparison with Lava, the chip, the conversion error."""
+"""The section of one pipeline's run: layers, spikes, confusions, examples, Lava, the chip, the conversion error."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def sections(run: RunRecord, found: Evidence, name: str) -> Markup:
         ("Layers", _layers),
         ("Spikes", _rasters),
         ("Confusions", _confusion),
-        ("Images predicted correctly and wrongly", _examples),
+        ("Examples predicted correctly and wrongly", _examples),
         ("Lava against PyTorch", _parity),
         ("Loihi 2", _chip),
-        ("Conversion error", _error),
     ]
+    parts += [("Conversion error", _error)] if run.hybrid else []
     if run.diagnosis():
         parts.append(("What conversion loses", lambda run, *_: tag("pre", run.diagnosis(), class_="wide", tabindex=0)))
     heads = [tag("h3", title, id=f"{name}-about-{title.split()[0].lower()}") for title, _ in parts]
@@ -41,7 +41,7 @@ def _layers(run: RunRecord, found: Evidence, name: str) -> Markup:
         fired = [rates[label].get(layer) for label in rates]
         rows.append([layer, *fired, report["synops"].get(layer), calibrated.get(layer), *_span(trained.get(layer))])
     thresholds = ["threshold, calibrated", "threshold, least", "mean", "largest"]
-    heads = ["layer", *(f"rate, {label}" for label in rates), "SynOps an image", *thresholds]
+    heads = ["layer", *(f"rate, {label}" for label in rates), "SynOps an example", *thresholds]
     why = found["missing"].get("thresholds")
     missing = [note("Thresholds in the checkpoint: ", why, ".")] if why else []
     pictures = tag("div", *_layer_figures(run, rates, _thresholds(calibrated, trained), name), class_="figures")

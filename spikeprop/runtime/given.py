@@ -3,6 +3,7 @@
     a tensor or NumPy array (B, ...)          one batch
     a pair (examples, labels)                 one batch; labels may be a list of numbers
     a list, generator or DataLoader           of batches; a batch is a tensor, a pair, or a dictionary with one known key
+    Sequences, or a pair with them            one batch of sequences (B, T, ...) of unequal length
     a torch Dataset                           its examples, in order
     a Split, or Batches                       its first epoch
     a data set of spikeprop                   its training or its test split
@@ -22,13 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from spikeprop.errors import DataError
-from spikeprop.runtime.batches import Batches
+from spikeprop.runtime.batches import Batches, Sequences
 from spikeprop.runtime.ordinary import unusual
 
 EXAMPLES = ("image", "images", "img", "x", "pixel_values", "input", "inputs", "data")
 LABELS = ("label", "labels", "y", "target", "targets")
 SIZE = 256  # examples in a batch of a data set
-GivenBatch = tuple[Tensor, Tensor | None]
+GivenBatch = tuple[Any, Tensor | None]  # examples are a tensor or Sequences
 FORMS = "pass a tensor (B, ...), a list of batches, (examples, labels), a DataLoader, a data set or a split"
 
 
@@ -50,7 +51,7 @@ def read_batches(given: Any, *, split: Literal["train", "test"] = "train", integ
 
 def count_batches(given: Any, split: Literal["train", "test"] = "train") -> int:
     """Number of batches, for a progress bar; 0 if it is not known."""
-    if isinstance(given, Tensor | np.ndarray) or _is_pair(given):
+    if isinstance(given, Tensor | np.ndarray | Sequences) or _is_pair(given):
         return 1
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
         return -(-len(given) // SIZE)  # type: ignore[arg-type]
@@ -70,7 +71,7 @@ def _batches(given: Any, split: str) -> Iterator[GivenBatch]:
         yield from _of_loader(DataLoader(given, SIZE), type(given).__name__)
     elif isinstance(given, DataLoader):
         yield from _of_loader(given, "the DataLoader")
-    elif isinstance(given, Tensor | np.ndarray | Mapping) or _is_pair(given):
+    elif isinstance(given, Tensor | np.ndarray | Mapping | Sequences) or _is_pair(given):
         given = _tensor(given, "the data") if isinstance(given, Tensor | np.ndarray) else given
         if isinstance(given, Tensor) and given.dim() == 3 and given.shape[0] in (1, 3):
             raise DataError(
@@ -142,7 +143,10 @@ def _one_of(item: Mapping[Any, Any], names: tuple[str, ...], what: str, role: st
     return item[found[0]]
 
 
-def _tensor(value: Any, what: str) -> Tensor:
+def _tensor(value: Any, what: str) -> Any:
+    if isinstance(value, Sequences):
+        _tensor(value.values, what)
+        return value
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub":
             raise DataError(f"{what} is a NumPy array of {value.dtype}; numbers are needed")
@@ -169,7 +173,8 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, bool | int | float | np.generic) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
-def _check(x: Tensor, what: str, integers: bool) -> None:
+def _check(x: Any, what: str, integers: bool) -> None:
+    x = x.values if isinstance(x, Sequences) else x
     if x.dim() < 2 and not integers:
         raise DataError(f"{what} has the shape {tuple(x.shape)}, which is no batch (B, ...) of examples; {FORMS}")
     if not x.is_floating_point() and not (integers and x.dtype in (torch.int32, torch.int64)):
@@ -185,11 +190,13 @@ def _is_pair(given: Any) -> bool:
     Raises:
         DataError: it may be both.
     """
-    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], Tensor | np.ndarray):
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], Tensor | np.ndarray | Sequences):
         return False
     labels = Tensor | np.ndarray | np.generic | list | tuple | range | int | float
     if not isinstance(given[1], labels) or _holds_tensors(given[1]):
         return False
+    if isinstance(given[0], Sequences):
+        return True
     x, y = _tensor(given[0], "the data"), _tensor(given[1], "the tensor of labels")
     if y.dim() < min(x.dim(), 2) and (y.dim() == 0 or len(x) != len(y)):
         raise DataError(f"{len(x)} examples and {y.numel()} labels: give one label for each example")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeprop.snn.folding import evaluated
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.timed_input import time_first
 
@@ -40,4 +41,4 @@ def silent_layers(network: SpikingNetwork, x: Any, timesteps: int | None) -> lis
     x, lengths = time_first(network, x.to(next((p.device for p in network.parameters()), x.device)))
     chunk = watched_chunk(network, examples, timesteps or len(x))
     network.eval()(x, timesteps, lengths=lengths, chunk=chunk, observe=observe)
-    return [name for name in network.dynamics() if name not in active]
+    return [name for name in evaluated(network).dynamics() if name not in active]  # of what ran

@@ -177,7 +177,7 @@ class Sweep:
 
     def _metric(self, run: RunRecord) -> float | None:
         if self.plan.metric is None:
-            headline = list(run.headline().values()) if run.hybrid else []
+            headline = list(run.headline().values()) if run.pipeline else []
             return headline[-1] if headline else None
         return leaves(run.report).get(self.plan.metric)
 

@@ -261,7 +261,7 @@ def test_arms_are_a_mapping_of_components() -> None:
 
 def test_every_slot_has_components() -> None:
     found = {path: components(base) for path, base in slots(HybridConversion).items()}
-    assert {"DifferentialIF", "GradedIF", "IF", "LIF", "SignedIF"} == set(found["convert.neuron"])
+    assert {"ALIF", "CubaLIF", "DifferentialIF", "GradedIF", "IF", "LIF", "PLIF", "SignedIF"} == set(found["convert.neuron"])
     assert {"Direct", "Poisson"} == set(found["convert.encoder"])
     assert {"MaxActivation", "Percentile", "ThresholdBalancing", "LeastError", "LightCalibration"} < set(
         found["convert.calibrator"]

@@ -152,7 +152,7 @@ def test_curves_of_several_runs_are_overlaid_and_can_be_hidden(chromium: Any, pa
     ]
     opened = Opened(chromium, write(tmp_path / "all.html", page_run, Path(other), *results), "light")
     assert (opened.said, len(opened.asked)) == ([], 1)
-    rows = opened.cells("Conversions")
+    rows = opened.cells("Pipelines")
     assert [row[0] for row in rows] == [page_run.name, "other", "fashion_mnist_cnn_diet", "cifar10_resnet20_signed"]
     assert rows[3][5] == "-"  # it was not fine-tuned
     assert [row[0] for row in opened.cells("Experiments of plugins")] == ["mnist_cnn_rifle", "map_cartpole"]

@@ -1,4 +1,4 @@
-"""The stage ``evaluate``: accuracy, activity and energy of the run's networks, and the error of the conversion by layer."""
+"""The stage ``evaluate``: accuracy, activity and energy of the run's networks; of a conversion also the error by layer."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from spikeprop.experiment.stages.stage import PipelineRun
 PROGRESS = "evaluate.progress"  # folder of the predictions while the stage runs, by network
 PREDICTIONS = "predictions"  # their folder once it is finished
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
+CONSTANTS = "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)"
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
 
 
@@ -54,10 +55,24 @@ def evaluate_networks(run: PipelineRun) -> dict[str, Any]:
     energy = {
         "ann": macs * MAC_JOULES,
         "snn": activity["energy_joules"],
-        "constants": "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)",
+        "constants": CONSTANTS,
     }
     rates = {"rates_at": finetune.timesteps, "rates": activity["rates"], "synops": activity["synops"]}
     return {**result, **rates, "macs": macs, "energy_joules": energy}
+
+
+def evaluate_trained(run: PipelineRun) -> dict[str, Any]:
+    """Evaluate a spiking network that was trained from scratch; on other ranks than 0 the result is empty."""
+    timesteps = sorted({*run.settings.evaluate.timesteps, run.steps})
+    summary = _summary(run, "trained", run.last_network().to(run.device), timesteps)
+    if run.processes.rank:
+        return {}
+    found = _at_steps(summary, timesteps)
+    run.context.show("trained", scalars_by_steps(found))
+    activity = found["activity"][str(run.steps)]
+    energy = {"snn": activity["energy_joules"], "constants": CONSTANTS}
+    rates = {"rates_at": run.steps, "rates": activity["rates"], "synops": activity["synops"]}
+    return {"trained": found, **rates, "energy_joules": energy}
 
 
 def keep_predictions(run: PipelineRun) -> None:

@@ -16,5 +16,5 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
         return {"samples": 0}
     images, labels = next(run.data.test(samples).epoch(0))
     seed_torch(run.settings.seed, 3)
-    network, timesteps = run.load_spiking("finetuned"), run.settings.finetune.timesteps
-    return compare(network, file, images, labels, timesteps, run.context.notify) | {"chip": chip_budget(file)}
+    steps = None if run.data.in_time else run.steps
+    return compare(run.last_network(), file, images, labels, steps, run.context.notify) | {"chip": chip_budget(file)}

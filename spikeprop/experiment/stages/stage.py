@@ -1,18 +1,20 @@
-"""``Stage``: one step of the pipeline; ``PipelineRun``: what the stages of one run share."""
+"""``Stage``: one step of a pipeline; ``PipelineRun``: what the stages of one run share; ``run_stages``: all of them in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from spikeprop.errors import CheckpointError
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import describe_network, load_network, load_spiking
-from spikeprop.experiment.settings import HybridSettings
-from spikeprop.learn import drop_progress, save_checkpoint
+from spikeprop.learn import drop_progress, load_checkpoint, save_checkpoint
+from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.devices import find_device
 from spikeprop.snn import SpikingNetwork
 
@@ -23,11 +25,11 @@ class PipelineRun:
     """One run: its settings, its folder with the networks in it, its data and its device.
 
     Args:
-        settings: of all stages.
+        settings: of all stages: an experiment, which also describes its networks and names the last one.
         context: of the run.
     """
 
-    def __init__(self, settings: HybridSettings, context: Context):
+    def __init__(self, settings: Any, context: Context):
         self.settings, self.context, self.folder = settings, context, context.folder
         self.processes = context.folder.processes
         self.device = self.processes.device(find_device(settings.device))
@@ -36,12 +38,18 @@ class PipelineRun:
         if settings.sharded and not self.sharded:
             context.notify("sharded: there is one process, which keeps everything; start several with torchrun")
 
+    @cached_property
+    def steps(self) -> int:
+        """Steps of the spiking network's simulation: those of its training, or of its longest test sequence."""
+        found = self.settings.simulation_steps(self.data)
+        return found if found is not None else longest(self.data.test(self.settings.evaluate.batch_size))
+
     def file(self, name: str) -> Path:
         """A file of the run folder."""
         return self.folder.path / name
 
     def checkpoint(self, network: str) -> Path:
-        """The checkpoint of a network: "ann", "converted" or "finetuned"."""
+        """The checkpoint of a network: "ann", "converted" or "finetuned", or "trained"."""
         return self.file(f"{network}.safetensors")
 
     def progress(self, stage: str) -> Path:
@@ -51,16 +59,29 @@ class PipelineRun:
     def save(self, model: nn.Module, network: str) -> None:
         """Write a network's checkpoint; all processes call it, since each may hold a shard."""
         if self.context.writes or self.sharded:
-            description = describe_network(model, self.settings, self.data)
+            description = self.describe(model)
             save_checkpoint(self.checkpoint(network), model, description, writes=self.context.writes)
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """What a checkpoint says of a network."""
+        return describe_network(model, self.settings, self.data, self.steps)
 
     def load(self, network: str) -> nn.Module:
         """A network of the run folder, on the CPU and in evaluation mode."""
         return load_network(self.checkpoint(network)).network
 
     def load_spiking(self, network: str) -> SpikingNetwork:
-        """The same for "converted" and "finetuned"."""
+        """The same for spiking networks."""
         return load_spiking(self.checkpoint(network)).network
+
+    def last_network(self) -> SpikingNetwork:
+        """The last network of the pipeline."""
+        return self.load_spiking(self.settings.last)
+
+
+def longest(split: Any) -> int:
+    """Steps of the longest sequence of a split."""
+    return max(int(x.lengths.max()) if isinstance(x, Sequences) else x.shape[1] for x, _ in split.epoch(0))
 
 
 @dataclass(frozen=True)
@@ -88,3 +109,28 @@ class Stage:
             drop_progress(run.progress(self.name))
             self.finish(run)
         return found
+
+
+def run_stages(run: PipelineRun, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+    """The results of all stages, in order; those of finished ones are read from the folder."""
+    run.processes.on_rank_zero(lambda: _forget_damaged(run, stages))
+    run.folder.reread()
+    return {stage.name: stage.result(run) for stage in stages}
+
+
+def _forget_damaged(run: PipelineRun, stages: Sequence[Stage]) -> None:
+    """A stage whose checkpoint cannot be read any more runs again, and so do the stages after it."""
+    folder = run.folder
+    if all(folder.finished(stage.name) for stage in stages) and run.file("report.json").exists():
+        return  # nothing will be read: a finished run whose networks were deleted to save space stays finished
+    for i, stage in enumerate(stages):
+        if stage.network is None or not folder.finished(stage.name):
+            continue
+        file = run.checkpoint(stage.network)
+        try:
+            load_checkpoint(file)
+        except CheckpointError as error:
+            run.context.notify(f"warning: {error}. Stage {stage.name} and those after it run again")
+            file.unlink(missing_ok=True)
+            folder.forget([later.name for later in stages[i:]])
+            return

@@ -1,4 +1,4 @@
-"""Training as the stages ``ann`` and ``finetune`` do it: the stage's settings to one call of ``fit``."""
+"""Training as the stages ``ann``, ``finetune`` and ``train`` do it: the stage's settings to one call of ``fit``."""
 
 from __future__ import annotations
 
