@@ -107,6 +107,8 @@ class SpikingTraining(ScratchSettings):
         try:
             network = self.build_network(data).train()
             x, lengths = time_first(network, data.example(2))
+            if lengths is not None:
+                lengths = lengths - torch.arange(2)  # as they will differ
             with torch.no_grad():
                 output = network(x, None if data.in_time else self.train.timesteps, lengths=lengths)
         except RecipeError:

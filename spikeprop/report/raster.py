@@ -65,7 +65,7 @@ def scores(network: SpikingNetwork, image: Tensor, timesteps: int | None, label:
 
 @torch.no_grad()
 def potentials(network: SpikingNetwork, image: Tensor, timesteps: int | None) -> list[dict[str, Any]]:
-    """The potential after each step, and the threshold, of the neuron of a layer that fires most, of a few layers.
+    """The potential after each step, and the threshold, of the neuron of a layer that fires nearest to every other step.
 
     Returns:
         by layer: its name, the neuron's number, its potentials, its threshold (the base one where it adapts) and the steps in
@@ -86,7 +86,7 @@ def potentials(network: SpikingNetwork, image: Tensor, timesteps: int | None) ->
     found, names = [], [name for name in states if name in trains]
     for name in [names[i] for i in _even(len(names), TRACED).tolist()]:
         fired_TN, theta = torch.stack(trains[name]), plain.neurons()[name].v_threshold
-        neuron = int((fired_TN != 0).sum(0).argmax())
+        neuron = int(((fired_TN != 0).sum(0) - len(fired_TN) / 2).abs().argmin())
         theta = float(theta.expand(plain.shapes()[name]).flatten()[neuron])
         values = torch.stack(states[name])[:, neuron].tolist()
         fires = fired_TN[:, neuron].nonzero().flatten().tolist()

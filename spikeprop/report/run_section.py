@@ -118,7 +118,7 @@ def _over_time(one: Mapping[str, Any], name: str, what: str) -> list[Markup]:
         if found["fires"]:
             lines.append(Line("spikes", [(t + 1.0, found["threshold"]) for t in found["fires"]], 1, "mark"))
         picture = line_chart(f"Potential of {trace}, {what}", lines, "time step", "potential after the step")
-        caption = f"The neuron of {found['name']} that fires most: its potential after each step's reset, and its threshold."
+        caption = f"A neuron of {found['name']} that fires about every other step: potential after each reset, and threshold."
         parts.append(figure(name.format(f"potential-{found['name']}"), join([legend(lines), picture]), caption))
     return parts
 
@@ -153,7 +153,7 @@ def _examples(run: RunRecord, found: Evidence, name: str) -> Markup:
         shown = [_image(one) for one in images]
         how = {"correct": "correctly", "wrong": "wrongly"}[kind]
         text = f"predicted {how}, the first of each class in turn" if images else f"predicted {how}: none"
-        parts.append(tag("div", tag("h4", f"Images {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
+        parts.append(tag("div", tag("h4", f"{'Examples' if images and 'frames' in images[0] else 'Images'} {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
     return join(parts)
 
 
@@ -164,9 +164,9 @@ def _image(one: Mapping[str, Any]) -> Markup:
         f"test {'example' if 'frames' in one else 'image'} {one['number']}, class {one['label']}, prediction {one['prediction']}"
     )
     if "frames" in one:
-        caption += f"; {one['steps']} steps, shown are {', '.join(str(t + 1) for t in one['frames'])}" if one["frames"] else ""
+        caption += f"; {one['steps']} steps" + (f", {len(one['frames'])} shown" if len(one["frames"]) < one["steps"] else "")
     width = None if "frames" in one else 72
-    return tag("figure", tag("img", src=one["png"], alt=alt, width=width), tag("figcaption", caption), class_="example")
+    return tag("figure", tag("img", src=one["png"], alt=alt, width=width), tag("figcaption", caption), class_="example strip" if "frames" in one else "example")
 
 
 def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
