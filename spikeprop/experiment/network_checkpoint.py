@@ -30,7 +30,7 @@ from spikeprop.snn.synapse import WEIGHTED
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
 NORMALISATION = ("mean", "std")
 READING = (  # settings of data sets that decide what a network reads of an example, and that a file may give
-    *NORMALISATION, "frames", "dt", "duration", "kind", "tau", "downsample", "sensor_size", "name", "classes", "input_shape",
+    *NORMALISATION, "frames", "dt", "duration", "kind", "tau", "downsample", "sensor_size", "name", "classes", "frame_shape",
     "timesteps", "scale", "encoder", "bands", "hop", "window", "lowest", "highest",
 )  # fmt: skip
 SMALL = 100_000  # numbers that are never too many
