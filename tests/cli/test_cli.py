@@ -25,8 +25,8 @@ from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import save_checkpoint
 from spikeprop.recipe import load_recipe, recipe_folder
-from tests.data import layouts
 from tests.conftest import need
+from tests.data import layouts
 from tests.forked import Program
 from tests.hardware.test_lava import lava_or_skip
 
