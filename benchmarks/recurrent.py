@@ -116,14 +116,14 @@ def one_step(options: argparse.Namespace) -> Result:
         F.cross_entropy(model(x_TB), classes).backward()
         optimizer.step()
 
-    rates: list[float] = []
+    rates, few_TB = list[float](), x_TB[:100]
     with torch.no_grad():
         if isinstance(model, SpikingNetwork):
-            for _ in model.unroll(x_TB, observe=lambda name, s: rates.append(float(s.mean())) if name != INPUT else None):
+            for _ in model.unroll(few_TB, observe=lambda name, s: rates.append(float(s.mean())) if name != INPUT else None):
                 pass
         else:
-            model(x_TB, lambda spikes: rates.append(float(spikes.mean())))
-    found = measure(step, options.repeats, prepare=lambda: step(x_TB[:10]))
+            model(few_TB, lambda spikes: rates.append(float(spikes.mean())))
+    found = measure(step, options.repeats, prepare=lambda: step(x_TB[:10]), warm_ups=0)
     return {**found, "rate": sum(rates) / len(rates)}
 
 

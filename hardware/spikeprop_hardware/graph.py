@@ -115,6 +115,7 @@ NEURONS = (nir.IF, nir.LIF, nir.CubaLIF, GradedIF, ALIF)
 INTEGRATORS = (nir.LI, nir.I, nir.CubaLI)  # right before the output
 OWN = {kind.__name__: kind for kind in (ALIF, GradedIF, SpikingMaxPool2d)}  # by the name of their type in a file
 Read = Literal["sum", "mean", "last", "max"]
+SPIKING_ENCODERS = ("Poisson", "Latency", "Delta")  # whose inputs are -1, 0 and 1
 READS: tuple[Read, ...] = get_args(Read)
 MOST_LEVELS = 7  # a payload with its sign is a byte
 

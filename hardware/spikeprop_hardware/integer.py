@@ -115,7 +115,7 @@ class IntegerNetwork(Timed):
         if self.reads_spikes and (messages != inputs).any():
             wrong = float(inputs[messages != inputs].flat[0])
             raise HardwareError(
-                f"inputs hold {wrong:.4g}, but the network reads the spikes -1, 0 and 1 of its Poisson encoder, and {wrong:.4g} "
+                f"inputs hold {wrong:.4g}, but the network reads the spikes -1, 0 and 1 of its encoder, and {wrong:.4g} "
                 "would be rounded to one of them; encode the images first (spikeprop.deploy.encoded), or export with Direct"
             )
         if not self.reads_spikes and np.linalg.norm(messages / self.input_scale - inputs) > 0.5 * np.linalg.norm(inputs):

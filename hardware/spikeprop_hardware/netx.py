@@ -25,6 +25,7 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.graph import SPIKING_ENCODERS
 from spikeprop_hardware.integer import IntegerNetwork
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.quantization import Quantized, quantize_network
@@ -53,7 +54,7 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
                 "export as NIR"
             )
     _check_time(network)
-    if network.encoder != "Poisson":
+    if network.encoder not in SPIKING_ENCODERS:
         raise HardwareError(
             f"netx has no exponent for real-valued input, and this network's encoder is {network.encoder or 'not named'}; export "
             "it as NIR, or convert with convert.encoder=Poisson"

@@ -28,6 +28,7 @@ from scipy import sparse
 
 from spikeprop_hardware.acceptance import STEPS, charge, check_layer, dropped, layer_errors, leaks
 from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.graph import SPIKING_ENCODERS
 from spikeprop_hardware.grids import OCTAVE, ROUNDING, WeightErrors, clip
 from spikeprop_hardware.integer import (
     ALIGN,
@@ -92,9 +93,9 @@ def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None, timesteps
 
     Args:
         graph: any graph that ``lay_out`` accepts.
-        input_limit: largest absolute input; default 1 where the graph's metadata names the Poisson encoder, whose inputs are
-            -1, 0 and 1, else 4. Other inputs are rounded to steps of 1/256 for a limit of 1 to 4, and beyond to steps as fine
-            for their size (bytes: 1/4), so that the largest one takes 8 to 10 bits.
+        input_limit: largest absolute input; default 1 where the graph's metadata names an encoder whose inputs are -1, 0 and
+            1 (Poisson, Latency, Delta), else 4. Other inputs are rounded to steps of 1/256 for a limit of 1 to 4, and beyond to
+            steps as fine for their size (bytes: 1/4), so that the largest one takes 8 to 10 bits.
         timesteps: of a simulation, which the readout gets room for; default what the graph's metadata says, and where it says
             nothing, room for 16 of the largest currents.
 
@@ -112,7 +113,7 @@ def quantize_network(
     timesteps: int | None = None,
 ) -> Quantized:
     """``quantize`` for a network that is laid out already, with the exponents that connections may have."""
-    spiking = network.encoder == "Poisson"
+    spiking = network.encoder in SPIKING_ENCODERS
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
     steps = timesteps if timesteps is not None else network.timesteps
     if not 0 <= limit < LARGEST_INPUT:

@@ -46,7 +46,8 @@ def simulate(
         network: NIR file; what ``quantize`` made (precision is then "fixed"); or, for the reference, a ``Simulator`` of either,
             which is ready and can be used for many inputs.
         inputs: what the network reads at each step, (samples, steps, *shape); each sample starts from rest. A constant input
-            may be ``np.broadcast_to`` over the steps.
+            may be ``np.broadcast_to`` over the steps; events.py counts events into steps. Nothing depends on later steps, so
+            sequences of unequal length are padded, and of each the output after its own last step is read.
         backend: "lava", Lava's CPU simulation in its own Python 3.10, or "reference", the batched simulator of reference.py.
         precision: "float" or "fixed": the chip's integers, which a NIR file is quantised to for inputs of this size.
         record: what to keep.

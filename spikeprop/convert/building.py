@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from torch.nn.utils import parametrize
 from spikeprop.convert.builder import Builder, operations
 from spikeprop.convert.graph import built
 from spikeprop.convert.guard import CAUSES
+from spikeprop.convert.place import told
 from spikeprop.convert.plain import HOOKS, unwrapped
-from spikeprop.convert.trace import trace
+from spikeprop.convert.trace import called_name, trace
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Direct, Encoder, LayerDynamics, SpikingNetwork, Synapse
 from spikeprop.snn.advance import groups
@@ -43,7 +45,7 @@ Feedback = Mapping[str, Any]  # layer: (source, operation), or a list of these
 @torch.inference_mode(False)  # or the network could not be trained
 def spiking(
     module: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: Sequence[int] | int,
     *,
     encoder: Encoder | None = None,
     read: Read | None = None,
@@ -58,7 +60,7 @@ def spiking(
     Args:
         module: of convolutions, linear layers, batch-norm, dropout, pooling, shapes, sums and concatenations, as modules or as
             functions, with neurons (``LIF()``, ``Recurrent(LIF(), nn.Linear(n, n))``, any ``LayerDynamics``) between them.
-        input_shape: shape of what enters at one step, without the batch, for example (3, 32, 32).
+        input_shape: shape of what enters at one step, without the batch, for example (3, 32, 32); a number of a vector.
         encoder: from sample to input; default ``Direct()``.
         read: how the values of the last layer make the output, "sum" (the default), "mean", "last" or "max". The last layer is
             what the module ends in; with ``Integrator(leak=...)`` at the end its potentials are read.
@@ -72,8 +74,9 @@ def spiking(
         ConversionError: an operation that is no part of a spiking network (ReLU, softmax, ...), with the remedy; weights that are
             computed; a module without neurons, with hooks that change something, or whose network is not what it computes.
     """
-    shape = tuple(input_shape)
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
     inner = _checked(module, shape, encoder)
+    _check_training(inner, shape)
     edges = _edges(feedback)
     network = _network(inner, encoder if encoder is not None else Direct(), shape, edges)[1]
     if read is not None:
@@ -126,6 +129,19 @@ def _checked(module: Any, shape: tuple[Any, ...], encoder: Any) -> nn.Module:
                 "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove"
             )
     return inner
+
+
+def _check_training(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """The network is what the module does in evaluation mode, and dropout and batch-norm as they are in training."""
+    graphs = [trace(module, shape, training=training).graph for training in (False, True)]
+    calls = [[(n.op, called_name(n)) for n in graph.nodes] for graph in graphs]
+    if calls[0] != calls[1]:
+        more = next((n for n, one, other in zip_longest(graphs[1].nodes, *reversed(calls)) if one != other), None)
+        where = told(more.meta.get("place")) if more is not None else ""
+        raise ConversionError(
+            f"{type(module).__name__} does something else in training mode than in evaluation mode{where}, which its network "
+            "would not do: leave it out, or use nn.Dropout and nn.BatchNorm2d, which know both modes"
+        )
 
 
 def _edges(feedback: Feedback | None) -> Edges:

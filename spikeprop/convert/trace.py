@@ -41,18 +41,19 @@ class ReLUTracer(KnownTracer):
         return (hasattr(m, "ceiling") and not any(m.children())) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(ann: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
-    """The graph of a copy of the ANN in evaluation mode; each node's ``meta`` has its ``outlines`` and its ``place`` in the code.
+def trace(ann: nn.Module, input_shape: tuple[int, ...], *, training: bool = False) -> fx.GraphModule:
+    """The graph of a copy of the ANN; each node's ``meta`` has its ``outlines`` and its ``place`` in the code.
 
     Args:
         ann: the network.
         input_shape: shape of one image.
+        training: trace what it does in training mode, not in evaluation mode.
 
     Raises:
         ConversionError: the ANN cannot be copied or traced, has not exactly one input, or cannot run on images of this shape; or
             a weight is not finite.
     """
-    plain = _with_tuples(plain_copy(ann))
+    plain = _with_tuples(plain_copy(ann)).train(training)
     like = next(plain.parameters(), torch.empty(0))
     settings = (input_shape, like.dtype, like.device)
     try:
@@ -85,6 +86,8 @@ def _with_tuples(plain: nn.Module) -> nn.Module:
 
 def _untraceable(ann: nn.Module, error: Exception) -> ConversionError:
     what = str(error) if isinstance(error, ConversionError) else f"{type(error).__name__}: {error}".rstrip(": ")
+    if "not installed as a submodule" in what:
+        what = f"{what}; keep layers and neurons in nn.ModuleList or nn.ModuleDict, not in a plain list"
     return ConversionError(f"{type(ann).__name__} cannot be traced: {what}{told(place_of_error(error))}")
 
 

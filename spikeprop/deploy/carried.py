@@ -36,7 +36,7 @@ CARRIED: dict[type, set[str]] = {
     PLIF: {"tau", "decay_input", "v_threshold", "reset", "v_init", *TRAINING},
     CubaLIF: {"v_threshold", "leak", "synaptic_leak", "reset", "v_init", *TRAINING},
     ALIF: {"v_threshold", "leak", "adaptation", "adaptation_leak", "reset", "v_init", *TRAINING},
-    Integrator: {"leak", *TRAINING},
+    Integrator: {"leak", "trainable"},
     SignedIF: {"rectify", "v_threshold", "v_init", "surrogate"},
     GradedIF: {"levels", "rectify", "v_threshold", "v_init", "surrogate"},
 }

@@ -61,7 +61,7 @@ def export(
 
 def _description(network: SpikingNetwork, data: Any, mean: Any, std: Any) -> dict[str, Any]:
     """The data set and its normalisation in JSON values, as far as they are given."""
-    own = {} if data is None or isinstance(data, str) else {"mean": data.mean, "std": data.std}
+    own = {key: getattr(data, key) for key in ("mean", "std") if hasattr(data, key)}  # events have none
     given = own | {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     numbers = {key: [float(v) for v in np.ravel(np.asarray(value))] for key, value in given.items()}
     channels = network.input_shape[0]

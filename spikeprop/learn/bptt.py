@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikeprop.learn.loss import Loss
 from spikeprop.learn.regulariser import Rates, Regulariser
@@ -72,12 +72,14 @@ class BPTT(SimulatingRule):
         return replace(found, how="mean") if self.average and isinstance(found, ReadOut) else found
 
     def step(self, model: Any, x: Any, y: Tensor) -> dict[str, Tensor]:
-        network = network_in(model)
+        network = self.network_in(model)
         if self.average and network.read != "sum":
             raise ValueError(f"average divides a sum over the steps, and network.read is {network.read!r}: leave average out")
         if self._plain:
             return self._by_output(model, network, x, y)
         given = self.given(network, x)
+        if self.regularisers and not network.neurons():
+            raise ValueError("this network has no neurons, whose firing rates the regularisers read: leave them out")
         for term in self.regularisers:
             term.check(network)
         if self.truncate is not None and self.truncate < given.timesteps:
@@ -149,15 +151,3 @@ class BPTT(SimulatingRule):
     def _result(self, loss: Tensor, scores: Tensor, penalty: Tensor) -> dict[str, Tensor]:
         extra = {"penalty": penalty.detach()} if self.regularisers else {}
         return {"loss": loss.detach(), "scores": scores, **extra}
-
-
-def network_in(model: nn.Module) -> SpikingNetwork:
-    """The spiking network, alone or in what sends its gradients between processes.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for module in model.modules():
-        if isinstance(module, SpikingNetwork):
-            return module
-    raise ValueError(f"BPTT trains a SpikingNetwork, and this is a {type(model).__name__}: convert it, or use Backprop")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprop.learn.loss import CrossEntropy, Loss, Objective
 from spikeprop.learn.rule import LearningRule
@@ -46,6 +46,19 @@ class SimulatingRule(LearningRule):
             raise ValueError(f"loss is a {type(self.loss).__name__}; it is a Loss or a TemporalLoss")
         if self.each_step and not isinstance(self.loss, Loss):
             raise ValueError(f"{type(self.loss).__name__} is a loss over all steps already: leave each_step out")
+
+    def network_in(self, model: nn.Module) -> SpikingNetwork:
+        """The spiking network, alone or in what sends its gradients between processes.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for module in model.modules():
+            if isinstance(module, SpikingNetwork):
+                return module
+        raise ValueError(
+            f"{type(self).__name__} trains a SpikingNetwork, and this is a {type(model).__name__}: convert it, or use Backprop"
+        )
 
     def objective(self, network: SpikingNetwork) -> TemporalLoss:
         """The loss as a function of the values at all steps."""

@@ -3,13 +3,16 @@
 Integrate-and-fire neurons (``snn/neuron.py``), max pooling of spikes (``snn/pooling.py``) and the readout implement it side by
 side. Converters, calibrators, exporters and evaluation ask a layer through it and need not know which kind it is.
 
-A new neuron defines ``step`` in plain torch, and ``initial_state`` where it starts elsewhere than at 0:
+A new neuron defines ``step`` in plain torch, and ``initial_state`` where it starts elsewhere than at 0 or has a state of its own.
+It trains with ``spike``, which has the surrogate's derivative:
 
-    class Bursts(Neuron):
+    class Floored(Neuron):  # its potential does not fall below minus the threshold
         def step(self, current, state):
-            u = state.v + current
-            spikes = torch.clamp(torch.floor(u / self.v_threshold), 0, 3)
-            return spikes, NeuronState(u - spikes * self.v_threshold, None)
+            u = torch.maximum(self.leak * state.v + current, -self.v_threshold)
+            since = self.tracked(state.since, u)  # None where no gradient reads it
+            spikes = spike(u, self.v_threshold, self.surrogate, since)
+            after = None if since is None else advance_since(since, spikes)
+            return spikes, NeuronState(self.after_reset(u, spikes), after)
 
 The packed engine runs it between its own kernels, forward and, where autograd passes through ``step``, backward.
 """

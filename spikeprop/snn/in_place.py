@@ -28,12 +28,14 @@ Edge = tuple[Call, tuple[int, ...], nn.Module]
 _LOOP: ContextVar[PlainLoop | None] = ContextVar("loop", default=None)
 
 
-def called_in_place(neuron: Any, current_B: Tensor) -> Tensor:
+def called_in_place(neuron: Any, current_B: Any) -> Tensor:
     """What a neuron that stands in a module sends for its current (B, ...).
 
     Raises:
         SimulationError: the module was called by itself.
     """
+    if not isinstance(current_B, Tensor):
+        raise TypeError(f"a neuron reads one tensor, its current (batch, ...), and was given a {type(current_B).__name__}")
     if current_B.is_meta:
         return current_B.new_empty(len(current_B), *neuron.output_shape(tuple(current_B.shape[1:])))
     loop = _LOOP.get()

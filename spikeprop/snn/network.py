@@ -218,7 +218,7 @@ class SpikingNetwork(nn.Module):
         Args:
             lengths: steps of each sample that count (B,); None where all do.
         """
-        masks = DropoutMasks(next(self.parameters()).device) if self.training else None
+        masks = DropoutMasks(next(chain(self.parameters(), self.buffers())).device) if self.training else None
         return NetworkState(masks=masks, lengths=lengths)
 
     def step(self, x_B: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:

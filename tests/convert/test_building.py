@@ -217,9 +217,30 @@ class Scaled(Called):
         return self.neuron(self.linear(x) * self.scale)
 
 
+class Noisy(Called):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(self.linear(x), 0.1, self.training)
+        if self.training:
+            y = y + 1
+        return self.neuron(y)
+
+
+class Listed(Called):
+    def __init__(self) -> None:
+        super().__init__(torch.relu)
+        self.listed = [LIF()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.listed[0](self.linear(x))
+
+
 def hooked() -> nn.Module:
     module = nn.Sequential(nn.Linear(4, 4), LIF())
-    module[0].register_forward_hook(lambda m, args, out: torch.add(out, 1.0))
+
+    def shifted(_: nn.Module, __: object, out: Tensor) -> Tensor:
+        return out + 1
+
+    module[0].register_forward_hook(shifted)
     return module
 
 
@@ -236,6 +257,9 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Dropout1d(), LIF()), "dropout of complete channels"),
     (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.MaxPool1d(2), LIF()), "pool the spikes"),
     (hooked, "hooks"),
+    (lambda: Noisy(torch.relu), "y = y \\+ 1.*which its network would not do"),
+    (Listed, "nn.ModuleList"),
+    (lambda: nn.Sequential(nn.GRU(4, 4), LIF()), "a neuron reads one tensor"),
 ]
 
 
@@ -243,6 +267,11 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
 def test_what_is_no_spiking_network_is_refused_with_the_remedy(module: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(ConversionError, match=words):
         spiking(module(), (4,))
+
+
+def test_network_without_weights_runs() -> None:
+    assert spiking(nn.Sequential(nn.Flatten(), IF()), (2, 2))(torch.ones(3, 2, 2), 4).shape == (3, 4)
+    assert spiking(IF(), 3)(torch.ones(2, 3), 4).shape == (2, 3)
 
 
 def test_module_with_neurons_called_by_itself_says_what_to_do() -> None:

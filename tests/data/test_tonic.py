@@ -42,10 +42,10 @@ class Few:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     tonic: Any = ModuleType("tonic")
-    tonic.datasets = ModuleType("tonic.datasets")
-    tonic.datasets.Few = Few
+    sets: Any = ModuleType("tonic.datasets")
+    tonic.datasets, sets.Few = sets, Few
     monkeypatch.setitem(sys.modules, "tonic", tonic)
-    monkeypatch.setitem(sys.modules, "tonic.datasets", tonic.datasets)
+    monkeypatch.setitem(sys.modules, "tonic.datasets", sets)
     return tmp_path
 
 

@@ -236,7 +236,7 @@ def test_photographs_are_not_rounded_to_spikes() -> None:
     graph.metadata = {"encoder": "Poisson"}
     network = quantize(graph).network
     for wrong in (0.37, 0.5, 1e-6):
-        with pytest.raises(HardwareError, match=r"inputs hold .* spikes -1, 0 and 1 of its Poisson encoder.*encode the images"):
+        with pytest.raises(HardwareError, match=r"inputs hold .* spikes -1, 0 and 1 of its encoder.*encode the images"):
             simulate(network, np.full((1, 4, 3), wrong), backend="reference", precision="fixed")
     simulate(network, np.full((1, 4, 3), -1.0), backend="reference", precision="fixed")
 

@@ -26,6 +26,7 @@ from spikeprop.learn import (
 )
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.batches import Sequences
+from spikeprop.runtime.labels import IGNORED
 from spikeprop.snn import ALIF, PLIF, ATan, CubaLIF, FastSigmoid, Layer, Neuron, NeuronState, Synapse, Triangle
 from spikeprop.snn.readout import Integrator
 from spikeprop.snn.synapse import SampleDropout
@@ -271,6 +272,7 @@ def test_random_feedback_is_drawn_once_and_saved() -> None:
         (RTRL(), lambda: normed(training=True), "is a batch-norm in training mode"),
         (BPTT(truncate=2), lambda: normed(training=True), "is a batch-norm in training mode"),
         (BPTT(average=True), lambda: network(5, read="mean"), "network.read is 'mean'"),
+        (BPTT(regularisers=[UpperRate(limit=0.1)]), network, "has no neurons"),
     ],
 )
 def test_what_a_rule_cannot_do_is_named(rule, made, said: str) -> None:
@@ -290,6 +292,15 @@ def test_what_a_rule_cannot_do_is_named(rule, made, said: str) -> None:
 def test_settings_that_do_not_fit_are_refused(make: Make, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("rule", [BPTT(), RTRL(), OTTT(), EProp(feedback="random")], ids=lambda rule: type(rule).__name__)
+def test_a_network_without_spikes_is_refused(rule: LearningRule) -> None:
+    with pytest.raises(ValueError, match=f"{type(rule).__name__} trains a SpikingNetwork, and this is a Linear"):
+        rule.step(nn.Linear(4, 3), X, Y)
+    if isinstance(rule, EProp):
+        with pytest.raises(ValueError, match="EProp trains a SpikingNetwork"):
+            rule.prepare(nn.Linear(4, 3), X)
 
 
 def test_still_samples_need_a_number_of_steps() -> None:
@@ -312,6 +323,17 @@ def test_fit_trains_on_sequences(rule: LearningRule, padded: bool) -> None:
     one = network(12).float()
     history = fit(one, rule, batches, torch.optim.Adam(one.parameters(), lr=0.02), epochs=12)
     assert history[-1]["accuracy"] > 80
+
+
+def test_fit_counts_labels_of_each_step() -> None:
+    y = torch.randint(0, 3, (3, T), generator=torch.Generator().manual_seed(0))
+    y[torch.arange(T) >= PADDED.lengths[:, None]] = IGNORED
+    one = network(5).float()
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.0)
+    rule = BPTT(loss=EachStep(changing=True))
+    history = fit(one, rule, [(Sequences(X.float(), PADDED.lengths), y)], optimizer, epochs=1)
+    predicted = one.over_time(X.float().transpose(0, 1), lengths=PADDED.lengths).argmax(2).T
+    assert history[0]["accuracy"] == pytest.approx(100 * float((predicted == y).sum()) / int(PADDED.lengths.sum()))
 
 
 def test_silence_on_sequences_is_named() -> None:

@@ -118,13 +118,13 @@ def check(seed: int, *, chunk: int | None = None) -> None:
 
 
 def test_random_networks_are_those_of_a_plain_loop() -> None:
-    for seed in range(16):
+    for seed in range(10):
         check(seed, chunk=(None, 3)[seed % 2])
 
 
 @pytest.mark.slow
 def test_200_random_networks_are_those_of_a_plain_loop() -> None:
-    for seed in range(16, 216):
+    for seed in range(10, 210):
         check(seed, chunk=(None, 3, 1)[seed % 3])
 
 
@@ -272,12 +272,12 @@ def test_spike_works_under_function_transforms() -> None:
     torch.testing.assert_close(found.flatten(), Sigmoid()(u - 1, u).flatten())
 
 
-class Refractory(Neuron):
-    """A user's own neuron: after a spike nothing is integrated for a step. Ten lines of plain torch."""
+class Floored(Neuron):
+    """A user's own neuron: its potential does not fall below minus the threshold. Ten lines of plain torch."""
 
     def step(self, current: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        since = self.tracked(state.since, current)
-        u = self.leak * state.v + (current if since is None else current * (since > 0))
+        u = torch.maximum(self.leak * state.v + current, -self.v_threshold)
+        since = self.tracked(state.since, u)
         spikes = spike(u, self.v_threshold, self.surrogate, since)
         return spikes, NeuronState(self.after_reset(u, spikes), None if since is None else advance_since(since, spikes))
 
@@ -288,7 +288,7 @@ def test_a_neuron_of_ones_own_trains_on_the_engine_as_on_the_reference(surrogate
     found = []
     for packed in (True, False):
         torch.manual_seed(1)
-        neuron = Refractory(1.0, 0.9, "subtract", 0.0, surrogate, ("threshold",))
+        neuron = Floored(1.0, 0.9, "subtract", 0.0, surrogate, ("threshold",))
         layers = {
             "a": Layer([("input", Synapse([nn.Linear(6, 40)]))], neuron),
             "out": Layer([("a", Synapse([nn.Linear(40, 2)]))], None),

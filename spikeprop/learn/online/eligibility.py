@@ -8,8 +8,8 @@ what a parameter of its current has done to it by step t, and to its spike, is
 
     eps_t = D eps_{t-1} + b dI_t/dW,      e_t = q eps_{t-1} + p dI_t/dW.
 
-All four are read from the neuron's own ``step`` by autograd, for any neuron. ``Dense`` keeps eps for each neuron and input of a
-linear layer. ``Factored`` is for integrate-and-fire with one leak and soft reset, where D is that leak, equal for all: e_t
+All four are read from the neuron's own ``step`` by autograd, for any neuron. ``DenseTrace`` keeps eps for each neuron and input
+of a linear layer. ``InputTrace`` is for integrate-and-fire with one leak and soft reset, where D is that leak, equal for all: e_t
 factors into p and a trace of the synapse's input, x_t = leak x_{t-1} + z_t, which costs no more than the input and takes any
 synapse.
 
@@ -134,7 +134,7 @@ def carried(step: LocalStep, eps: list[Tensor], sent: Tensor, states: list[Tenso
 
 
 class OwnParameters:
-    """Eligibility of the neurons' own parameters, such as thresholds and leaks; kappa: as for ``Dense``."""
+    """Eligibility of the neurons' own parameters, such as thresholds and leaks; kappa: as for ``DenseTrace``."""
 
     def __init__(self, dynamics: LayerDynamics, kappa: float = 0.0):
         self.parameters, self.kappa = trained(dynamics), kappa
@@ -152,7 +152,7 @@ class OwnParameters:
         return {p: (signal * self.e[name]).sum(0).sum_to_size(p.shape) for name, p in self.parameters.items()}
 
 
-class Dense:
+class DenseTrace:
     """Eligibility of a linear synapse, one number (in each part of the state) a neuron and input.
 
     Args:
@@ -187,11 +187,11 @@ class Dense:
         return found
 
 
-class Factored:
+class InputTrace:
     """Eligibility of any synapse by the trace of its input, where the neurons share one leak.
 
     Args:
-        synapse, key, masks: as for ``Dense``.
+        synapse, key, masks: as for ``DenseTrace``.
         leak: of the trace; 0 for a readout without memory.
     """
 
@@ -240,7 +240,7 @@ def traced_current(synapse: Synapse, trace_B: Tensor, ones: float, masks: Dropou
 
 
 def single_leak(dynamics: LayerDynamics | None) -> float | None:
-    """The leak that all neurons of a layer share where ``Factored`` is exact; None for other neurons, 0 for a plain readout."""
+    """The leak that all neurons of a layer share where ``InputTrace`` is exact; None for other neurons, 0 for a plain readout."""
     if dynamics is None:
         return 0.0
     if not (is_integrate_and_fire(dynamics) and isinstance(dynamics, Neuron)):
@@ -249,7 +249,7 @@ def single_leak(dynamics: LayerDynamics | None) -> float | None:
 
 
 def is_linear(synapse: Synapse) -> bool:
-    """Whether ``Dense`` takes a synapse."""
+    """Whether ``DenseTrace`` takes a synapse."""
     return isinstance(synapse.ops[-1], nn.Linear) and len(synapse.weighted()) == 1
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprop.learn.simulating import Signals, SimulatingRule, add_gradient, forward_in_time, refuse_coupled_steps
 from spikeprop.snn import SpikingNetwork
@@ -31,12 +31,13 @@ class RTRL(SimulatingRule):
 
     largest: ClassVar[int] = 10**8  # numbers of S
 
-    def step(self, model: SpikingNetwork, x: Any, y: Tensor) -> dict[str, Tensor]:
-        refuse_coupled_steps(model, "RTRL")
-        given = self.given(model, x)
-        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    def step(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
+        network = self.network_in(model)
+        refuse_coupled_steps(network, "RTRL")
+        given = self.given(network, x)
+        parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         total = torch.cat([torch.zeros_like(p).flatten() for p in parameters])
-        result = forward_in_time(self, model, given, y, lambda signals: self._run(model, given, signals, parameters, total))
+        result = forward_in_time(self, network, given, y, lambda signals: self._run(network, given, signals, parameters, total))
         for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters])):
             add_gradient(parameter, gradient.reshape(parameter.shape))
         return result

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.learn.online.eligibility import (
-    Dense,
-    Factored,
+    DenseTrace,
+    InputTrace,
     LocalStep,
     OwnParameters,
     is_linear,
@@ -48,7 +48,7 @@ class Branch:
     source: str
     delayed: bool
     synapse: Synapse
-    eligibility: Dense | Factored
+    eligibility: DenseTrace | InputTrace
 
 
 class OnlineLayer:
@@ -74,12 +74,12 @@ class OnlineLayer:
         self.state: Any = None
         self.now: LocalStep
 
-    def _eligibility(self, synapse: Synapse, key: str, layer: Layer, kappa: float) -> Dense | Factored:
+    def _eligibility(self, synapse: Synapse, key: str, layer: Layer, kappa: float) -> DenseTrace | InputTrace:
         leak = single_leak(layer.dynamics)
         if leak is not None and kappa == 0:
-            return Factored(synapse, key, self.masks, leak)
+            return InputTrace(synapse, key, self.masks, leak)
         if is_linear(synapse):
-            return Dense(synapse, key, self.masks, kappa)
+            return DenseTrace(synapse, key, self.masks, kappa)
         kind = type(self.dynamics).__name__
         why = "the readout is leaky" if leak is not None else f"{kind} does not reset softly with one leak"
         raise ValueError(
@@ -116,12 +116,13 @@ class OnlineRule(SimulatingRule):
 
     each_step: bool = True
 
-    def step(self, model: SpikingNetwork, x: Any, y: Tensor) -> dict[str, Tensor]:
-        refuse_coupled_steps(model, type(self).__name__)
-        given = self.given(model, x)
+    def step(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
+        network = self.network_in(model)
+        refuse_coupled_steps(network, type(self).__name__)
+        given = self.given(network, x)
         total: dict[nn.Parameter, Tensor] = {}
         with torch.no_grad():
-            result = forward_in_time(self, model, given, y, lambda signals: self._run(model, given, signals, total))
+            result = forward_in_time(self, network, given, y, lambda signals: self._run(network, given, signals, total))
         for parameter, gradient in total.items():
             if parameter.requires_grad:
                 add_gradient(parameter, gradient)
@@ -197,11 +198,11 @@ class EProp(OnlineRule):
 
     def prepare(self, model: nn.Module, x: Any) -> None:
         if self.feedback == "random":
-            assert isinstance(model, SpikingNetwork)
-            (outputs, *positions) = model.shapes()[[*model.layers][-1]]
+            network = self.network_in(model)
+            (outputs, *positions) = network.shapes()[[*network.layers][-1]]
             if positions:
                 raise ValueError(f"EProp's random feedback is for a vector of outputs, and these are {outputs, *positions}")
-            self.own["feedback"] = FixedFeedback(model, outputs, next(model.parameters()))
+            self.own["feedback"] = FixedFeedback(network, outputs, next(network.parameters()))
 
     def kappa(self, output: Layer) -> float:
         dynamics = output.dynamics
@@ -239,7 +240,7 @@ class OTTT(OnlineRule):
         found = sent_back(layers[output], error_BK, values)
         for name in reversed(before):
             layer = layers[name]
-            if not all(isinstance(branch.eligibility, Factored) for branch in layer.branches):
+            if not all(isinstance(branch.eligibility, InputTrace) for branch in layer.branches):
                 raise ValueError(
                     f"layer {name!r}: OTTT traces inputs, which takes IF or LIF with one leak and reset='subtract', and it has "
                     f"{layer.dynamics}: use EProp or BPTT"

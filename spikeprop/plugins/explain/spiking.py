@@ -78,9 +78,12 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
         raise ExplainError("this network has a delayed readout or a pre-run, which explain does not support")
     simulation = _Simulation(network, tracer)
     with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
-        inputs = list(network.encoded(x, timesteps).unbind())
+        steps = 1 if network.encoder.constant else timesteps
+        x_TB = x.unsqueeze(0) if steps == 1 else x.expand(timesteps, *x.shape)
+        encoded = network.encoder(x_TB, 0, steps)
+    inputs = [encoded[0]] * timesteps if network.encoder.constant else list(encoded.unbind())
     output = None
-    for t, x_B in enumerate([inputs[0]] * timesteps if network.encoder.constant else inputs):
+    for t, x_B in enumerate(inputs):
         tracer.step = t
         last = simulation.step(x_B)
         output = last if output is None else output + last

@@ -15,6 +15,8 @@ Who owns which piece of time, batch and memory::
     time:   |<------ chunk ----->|<------ chunk ----->| ... T      all threads finish a chunk before the next is encoded
             |<piece>|<piece>|... |                               a large layer cuts its chunk, so that floats stay in the cache
 
+A layer that reads its own spikes of one step before (recurrent_run.py) goes on the way back step by step.
+
 ``LayerwiseRun`` (layerwise.py) does the opposite for calibration: one layer at a time, all samples, all T steps. How many
 samples, steps and bytes go together is written in ``sizes.py``; ``kernels/`` does the arithmetic.
 """

@@ -77,7 +77,8 @@ class BatchRun:
         x_B, timesteps = self.x_B, self.timesteps
         largest = max(torch.Size(shape).numel() for name, shape in network.known_shapes.items() if name != INPUT)
         self.sample_bytes = largest * x_B.element_size()  # of the largest layer at one step
-        self.chunk = chunk or chunk_steps(timesteps, self.sample_bytes * len(x_B), x_B.device)
+        feedback = any(layer.feedback_sources for _, layer in network.named_layers())
+        self.chunk = chunk or chunk_steps(timesteps, self.sample_bytes * len(x_B), x_B.device, feedback=feedback)
         self.inputs: list[Tensor | SignedBits] = []  # encoded, by chunk, for the backward pass
         self.encoder, self.versions = network.encoder, list[int]()  # of the inputs that are tensors
         self.encoded = RunningInput(network.encoder, given)

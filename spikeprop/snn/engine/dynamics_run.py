@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from spikeprop.snn.adaptive import ALIF
+from spikeprop.snn.cuba import CubaLIF
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, map_state
 from spikeprop.snn.engine.kernels import cpu
 from spikeprop.snn.engine.kernels.gradient import Gradient
@@ -25,9 +27,10 @@ from spikeprop.snn.engine.layer_run import IntegrateFireRun, LayerRun, SliceCont
 from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.recurrent_run import RecurrentRun
 from spikeprop.snn.engine.source_values import SourceValues
+from spikeprop.snn.engine.state_run import PLIFRun, StatefulRun
 from spikeprop.snn.engine.synapse_run import SynapseRun
 from spikeprop.snn.leaving import kept_rows, sample_axes
-from spikeprop.snn.neuron import is_integrate_and_fire
+from spikeprop.snn.neuron import PLIF, is_integrate_and_fire
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import GradedIF, scan, takes_back
 from spikeprop.snn.synapse import ChannelPad
@@ -66,6 +69,11 @@ def make_layer_run(layer: LayerParts, context: SliceContext) -> LayerRun:
         return LayerRun(*common)
     if is_integrate_and_fire(dynamics):
         return IntegrateFireRun(dynamics, *common) if layer.feedback is None else RecurrentRun(dynamics, *common, layer.feedback)
+    originals = dict(zip(map(id, dynamics.parameters()), layer.originals))
+    if type(dynamics) is PLIF:
+        return PLIFRun(dynamics, originals, *common)
+    if isinstance(dynamics, CubaLIF | ALIF) and type(dynamics) in (CubaLIF, ALIF) and context.like_B.device.type == "cpu":
+        return StatefulRun(dynamics, originals, *common)
     if type(dynamics) is SpikingMaxPool:
         return MaxPoolRun(dynamics, layer, context)
     if takes_back(dynamics) and not context.keep:

@@ -404,9 +404,14 @@ class _Trained:
         """Of each that is trained, in its own shape."""
         for parameter, grad_RC in ((self.theta, self.total.theta_RC), (self.leak, self.total.leak_RC)):
             if parameter is not None:
-                across = shape if len(grad_RC) > 1 else (shape[0], *(1 for _ in shape[1:]))
-                grad = channels_first(grad_RC.view(1, 1, -1, shape[0]), across)[0]
-                yield parameter, grad.sum_to_size(parameter.shape).to(parameter.dtype)  # type: ignore[misc]
+                yield parameter, in_shape(grad_RC, shape, parameter)  # type: ignore[misc]
+
+
+def in_shape(grad_RC: Tensor, shape: tuple[int, ...], parameter: Tensor) -> Tensor:
+    """The gradient of a neuron's parameter, by row and channel, as the parameter lies; shape: of a sample."""
+    across = shape if len(grad_RC) > 1 else (shape[0], *(1 for _ in shape[1:]))
+    grad = channels_first(grad_RC.view(1, 1, -1, shape[0]), across)[0]
+    return grad.sum_to_size(parameter.shape).to(parameter.dtype)
 
 
 def _for_each_step(current_KBSC: Tensor, steps: int, dtype: torch.dtype) -> Tensor:

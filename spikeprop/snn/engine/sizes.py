@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 CHUNK_STEPS = 64  # at most, on the CPU
+FEEDBACK_CHUNK_STEPS = 32  # of a network with feedback, which goes step by step anyway: half the floats, of many steps
 CUDA_CHUNK_BYTES = 1 << 30  # of the largest layer's floats, on a GPU
 # Samples x steps of a slice on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
 SLICE_ROWS = {"with backward": 64, "forward only": 512}
@@ -22,9 +23,17 @@ KEPT_POTENTIALS = 8  # steps of a simulation, up to which potentials that its ba
 LAYERWISE_BYTES = {"batch": 64 << 20, "samples": 4 << 20}
 
 
-def chunk_steps(timesteps: int, step_bytes: int, device: torch.device) -> int:
-    """Steps of a chunk, if nobody asks for others; step_bytes: floats of the largest layer at one step, for the whole batch."""
-    most = CHUNK_STEPS if device.type == "cpu" else max(1, CUDA_CHUNK_BYTES // step_bytes)
+def chunk_steps(timesteps: int, step_bytes: int, device: torch.device, *, feedback: bool = False) -> int:
+    """Steps of a chunk, if nobody asks for others.
+
+    Args:
+        timesteps: all.
+        step_bytes: floats of the largest layer at one step, for the whole batch.
+        device: where they are.
+        feedback: whether a layer reads its own spikes.
+    """
+    most = FEEDBACK_CHUNK_STEPS if feedback else CHUNK_STEPS
+    most = most if device.type == "cpu" else max(1, CUDA_CHUNK_BYTES // step_bytes)
     return even_steps(timesteps, most)
 
 

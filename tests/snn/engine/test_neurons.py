@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeprop import IF, LIF, Direct, Poisson, SignedIF
+from spikeprop import ALIF, IF, LIF, PLIF, CubaLIF, Direct, Poisson, SignedIF
 from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Layer, Neuron, SpikingNetwork, Synapse, Triangle
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.engine import batch, weighted_run
 from spikeprop.snn.engine.weighted_run import Limits
+from spikeprop.snn.leaving import Leaving
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.synapse import ChannelPad
 
@@ -310,3 +311,59 @@ def test_signed_neurons_with_gradients_stay_on_the_reference() -> None:
     network.train()
     with pytest.raises(ValueError, match="SignedIF passes no gradient"):
         network(x, 2)
+
+
+OWN_STATE = {
+    "CubaLIF": partial(CubaLIF, leak=0.75, synaptic_leak=0.5, v_init=0.25),
+    "ALIF": partial(ALIF, leak=0.75, adaptation=0.5, adaptation_leak=0.875, v_init=0.25),
+    "PLIF": partial(PLIF, tau=2.0, v_init=0.25, v_threshold=0.125),
+}
+EVERY = {
+    "CubaLIF": ("threshold", "leak", "synaptic_leak"),
+    "ALIF": ("threshold", "leak", "adaptation", "adaptation_leak"),
+    "PLIF": ("threshold", "leak"),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_STATE)
+@pytest.mark.parametrize("how", ["STDB", "STDB, trained", "ATan, to zero", "Triangle, trained"])
+def test_neurons_with_a_state_of_their_own(kind: str, how: str) -> None:
+    """Convolutions, pooling, a skip, several words of channels; a threshold by channel, a leak by neuron; pieces and chunks."""
+    surrogate = {"STDB": STDB(beta=0.3), "Tria": Triangle(), "ATan": ATan()}[how[:4]]
+    settings: dict[str, Any] = {"surrogate": surrogate, "trainable": EVERY[kind] if "trained" in how else ()}
+    make = partial(OWN_STATE[kind], reset="zero" if "zero" in how else "subtract", **settings)
+    network = network_of(make, Poisson() if how == "STDB" else Direct())
+    neurons, shapes = network.neurons(), network.shapes()
+    neurons["a"].set_threshold((torch.rand(34, 1, 1) + 0.5) * neurons["a"].v_threshold.detach())
+    if kind != "PLIF":
+        neurons["c"].set_factor("leak", torch.rand(shapes["c"]))
+    for timesteps, chunks in ((3, (2,)), (11, (11, 4))):
+        gradients = check_gradients(network, images(), timesteps, chunks)
+    if "trained" in how:
+        found = [name for name, g in gradients.items() if ".neuron." in name and float(g.abs().max()) > 0]
+        assert {name.rpartition(".")[2] for name in found} == {n for n, _ in neurons["a"].named_parameters()}
+
+
+@pytest.mark.parametrize("kind", OWN_STATE)
+def test_spikes_of_neurons_with_a_state_of_their_own_in_single_precision(kind: str, how_events: None) -> None:
+    network = network_of(OWN_STATE[kind], Direct(), exact=True)
+    for count, timesteps, chunks in ((1, 1, (1,)), (3, 9, (9, 4, 1))):
+        spikes = check_spikes(network, images(count), timesteps, chunks)
+    assert all(0.01 < float(spikes[name].mean()) < 0.99 for name in ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", OWN_STATE)
+def test_samples_of_neurons_with_a_state_of_their_own_leave(kind: str) -> None:
+    network, x = network_of(OWN_STATE[kind], Direct()).eval(), images(4)
+    outputs = []
+    with torch.no_grad():
+        for packed in (True, False):
+            network.packed = packed
+            leaving, last = Leaving(), torch.zeros(0)
+            for step, part in enumerate(network.unroll(x, 6, chunk=1, leaving=leaving)):
+                last = part[-1]
+                if step == 2:
+                    leaving.keep(torch.tensor([1, 3]))
+            outputs.append(last)
+        torch.testing.assert_close(outputs[0], network(x, 6)[[1, 3]], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-10, atol=1e-10)

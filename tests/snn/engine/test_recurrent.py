@@ -73,7 +73,7 @@ def check(seed: int) -> bool:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     surrogate = draw.choice([STDB(beta=0.3), STDB(), Triangle(), ATan(), FastSigmoid(slope=2)])
-    trained = draw.choice([(), (), ("threshold",), ("leak",), ("threshold", "leak")])
+    trained: Any = draw.choice([(), (), ("threshold",), ("leak",), ("threshold", "leak")])
     neuron = LIF(
         v_threshold=draw.choice([0.3, 1.0]),
         leak=draw.choice([1.0, 0.9, 0.5]),
