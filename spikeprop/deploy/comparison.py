@@ -113,7 +113,10 @@ def compare(
             theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
             spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
             clipped.update({str(names.get(node, node)): count for node, count in theirs.clipped.items()})
-            held = _held(theirs.output, time_first(network, images[rows])[1])
+            lengths = time_first(network, images[rows])[1]
+            held = _held(theirs.output, lengths)
+            for trains in (ours, spikes):
+                _end(trains, lengths)
             parts.append(_compare(ours, output, spikes, held, labels[rows].numpy(), start))
     return _merged(parts, target.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
 
@@ -128,6 +131,13 @@ def _held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:
         return outputs
     step = np.minimum(np.arange(outputs.shape[1]), lengths.cpu().numpy()[:, None] - 1)
     return np.take_along_axis(outputs, step[..., None], 1)
+
+
+def _end(trains: dict[str, np.ndarray], lengths: Tensor | None) -> None:
+    """Spikes after each sample's last step are left out, in place."""
+    for train in trains.values() if lengths is not None else ():
+        for sample, length in zip(train, lengths.tolist() if lengths is not None else ()):
+            sample[length:] = 0
 
 
 def input_limit_of(network: SpikingNetwork, images: Any) -> float:
