@@ -153,7 +153,8 @@ def _examples(run: RunRecord, found: Evidence, name: str) -> Markup:
         shown = [_image(one) for one in images]
         how = {"correct": "correctly", "wrong": "wrongly"}[kind]
         text = f"predicted {how}, the first of each class in turn" if images else f"predicted {how}: none"
-        parts.append(tag("div", tag("h4", f"{'Examples' if images and 'frames' in images[0] else 'Images'} {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
+        what = "Examples" if images and "frames" in images[0] else "Images"
+        parts.append(tag("div", tag("h4", f"{what} {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
     return join(parts)
 
 
@@ -165,8 +166,8 @@ def _image(one: Mapping[str, Any]) -> Markup:
     )
     if "frames" in one:
         caption += f"; {one['steps']} steps" + (f", {len(one['frames'])} shown" if len(one["frames"]) < one["steps"] else "")
-    width = None if "frames" in one else 72
-    return tag("figure", tag("img", src=one["png"], alt=alt, width=width), tag("figcaption", caption), class_="example strip" if "frames" in one else "example")
+    width, kind = (None, "example strip") if "frames" in one else (72, "example")
+    return tag("figure", tag("img", src=one["png"], alt=alt, width=width), tag("figcaption", caption), class_=kind)
 
 
 def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:

@@ -87,6 +87,8 @@ def test_folder_is_evaluated_exported_simulated_and_shown_without_questions(run:
     cli("report", run, "-o", tmp_path / "page.html")
     assert "Fires" not in (page := (tmp_path / "page.html").read_text())
     assert all(f"run-0-{part}" in page for part in ("rates", "raster-0", "confusion"))
+    refused = CliRunner().invoke(main, ["explain", str(run), "--root", str(folder), "-o", str(tmp_path / "x.html")])
+    assert "FrameData gives sequences" in refused.output
     cli("run", folder / "blinks.yaml", "--out", run, "--no-tensorboard")  # finished: nothing runs again
 
 
@@ -95,7 +97,7 @@ def test_sequences_of_unequal_length_are_measured_up_to_their_own_end(tmp_path: 
     given = tree(tmp_path, data=data, evaluate={"timesteps": [1], "batch_size": 6})
     with pytest.raises(RecipeError, match="padding of shorter sequences"):
         check(given).check()
-    given["model"]["batch_norm"] = None
+    given["model"] |= {"batch_norm": None, "neuron": {"use": "LIF", "v_threshold": 0.1, "surrogate": "Triangle"}}
     (tmp_path / "r.yaml").write_text(json.dumps(given))
     cli("run", tmp_path / "r.yaml", "train.epochs=1", "--out", tmp_path / "run", "--no-tensorboard")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
