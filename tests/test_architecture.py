@@ -27,7 +27,7 @@ LEVELS = [  # a room imports only rooms of the lines below its own
     {"errors"},
 ]
 ROOT_MODULES = {"__init__", "__main__", "errors"}
-NAMESAKES = dict.fromkeys(("ALIF", "GradedIF"), "a node of a NIR file, as nir.IF is")
+NAMESAKES: dict[str, str] = dict.fromkeys(["ALIF", "GradedIF"], "a node of a NIR file, as nir.IF is")
 OTHER_TESTS = {"hardware", "faults", "fuzz", "witness"}  # directories of tests/ that mirror no room
 
 

@@ -27,7 +27,7 @@ def recordings(folder: Path, lengths: list[int] | None = None) -> Path:
         labels = np.arange(count) % CLASSES
         x = (rng.random((count, STEPS, 2, 4, 4)) < 0.1).astype(np.float32)
         x[np.arange(count), :, 0, labels] += 2
-        more = {"lengths": np.resize(lengths, count)} if lengths else {}
+        more: dict[str, Any] = {"lengths": np.resize(lengths, count)} if lengths else {}
         np.savez(folder / f"{name}.npz", x=x, y=labels, **more)
     return folder
 
