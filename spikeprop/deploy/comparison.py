@@ -111,15 +111,24 @@ def compare(
             inputs = ours.pop(INPUT)
             progress = _progress(shown, start * steps)
             theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
-            spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
+            lengths = time_first(network, images[rows])[1]
+            spikes = {str(names.get(node, node)): _own(train, lengths) for node, train in theirs.spikes.items()}
             clipped.update({str(names.get(node, node)): count for node, count in theirs.clipped.items()})
-            held = _held(theirs.output, time_first(network, images[rows])[1])
+            held = _held(theirs.output, lengths)
             parts.append(_compare(ours, output, spikes, held, labels[rows].numpy(), start))
     return _merged(parts, target.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
 
 
 def _in_time(network: SpikingNetwork, x: Any) -> bool:
     return len(x.shape) == len(network.input_shape) + 2
+
+
+def _own(spikes: np.ndarray, lengths: Tensor | None) -> np.ndarray:
+    """Spikes (B, T, ...), none after each sample's last step, as ``record`` has them."""
+    if lengths is None:
+        return spikes
+    own = np.arange(spikes.shape[1]) < lengths.cpu().numpy()[:, None]
+    return spikes * own.reshape(*own.shape, *(1,) * (spikes.ndim - 2))
 
 
 def _held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:
