@@ -155,7 +155,8 @@ class ReadoutSchedule(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         found = state_dict.pop(f"{prefix}read", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.take_read(found)
+        if found is not None or f"{prefix}delay" in state_dict:  # part of a checkpoint (strict=False) leaves it as it is
+            self.take_read(found)
 
     def take_read(self, saved: Tensor | None) -> None:
         """Read as a checkpoint says: the number of one of ``READS``, or no entry for the sum.
