@@ -119,8 +119,17 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None, timest
 
 
 def _refuse_other_state(network: SpikingNetwork) -> None:
-    """What keeps more than a potential has rounding of its own; so have factors that are computed, as PLIF's."""
+    """What keeps more than a potential, computes its factors, as PLIF, or is shared has rounding of its own."""
+    seen: set[int] = set()
     for name, layer in network.named_layers():
+        for part in (*layer.synapses, layer.dynamics):
+            own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+            if own & seen:
+                raise HardwareError(
+                    f"layer {name!r} shares weights or neurons with another path, and each is rounded by a scale of its own, so "
+                    "it cannot be fine-tuned in integers; use finetune.rule=BPTT"
+                )
+            seen |= own
         if isinstance(layer.neuron, ALIF | CubaLIF | PLIF | Integrator) or layer.feedback_sources:
             what = "feedback" if layer.feedback_sources else type(layer.neuron).__name__
             raise HardwareError(f"layer {name!r} has {what}, which cannot be fine-tuned in integers yet; use finetune.rule=BPTT")

@@ -170,3 +170,13 @@ def test_sequences_are_rounded_as_the_chip_receives_them(encoder: Encoder) -> No
     given = Sequences(x, torch.tensor([2, 6, 1]))
     assert torch.equal(grids.round_input(network, given).values, wanted)
     QuantisedBPTT().step(network, given, torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.parametrize("shared", [LIF(v_threshold=0.7), nn.Linear(5, 5)], ids=lambda module: type(module).__name__)
+def test_what_layers_share_is_refused(shared: nn.Module) -> None:
+    """A threshold that two layers share would be rounded in the units of the second, and the first compute with that."""
+    neurons = [shared if isinstance(shared, LIF) else LIF() for _ in range(2)]
+    weights = [shared if isinstance(shared, nn.Linear) else nn.Linear(5, 5) for _ in range(2)]
+    network = spiking(nn.Sequential(weights[0], neurons[0], weights[1], neurons[1], nn.Linear(5, 2)), 5)
+    with pytest.raises(HardwareError, match=r"'(3|1_2)' shares"):
+        find_grids(network, 1.0)
