@@ -15,24 +15,36 @@ import click
 import griffe
 from docstrings import one_name_an_entry
 
-SLOTS = {"ImageData", "Module", "LearningRule", "Optimizer", "Schedule", "Callback", "Neuron", "Encoder", "ThresholdCalibrator"}
+SLOTS = {
+    "ImageData",
+    "LabelledData",
+    "Module",
+    "LearningRule",
+    "Optimizer",
+    "Schedule",
+    "Callback",
+    "Neuron",
+    "Encoder",
+    "ThresholdCalibrator",
+}
 SLOTS |= {"Surrogate", "Loss", "Clipped"}  # inside components
 REQUIRED = object()
 
 
 def recipe_reference() -> str:
-    """Keys of the pipeline, then the components of each slot, then the experiments of plugins."""
+    """Keys of the pipelines, then the components of each slot, then the experiments of plugins."""
     from spikeprop import plugins
     from spikeprop.ann.activation import Clipped
-    from spikeprop.experiment import HybridConversion
+    from spikeprop.experiment import HybridConversion, SpikingTraining
     from spikeprop.learn import Loss
     from spikeprop.recipe import home, slots
     from spikeprop.snn import Neuron, Surrogate
 
-    parts = ["## Keys", *_keys(HybridConversion, "")]
+    parts = ["## Keys", *_keys(HybridConversion, ""), "## Keys of SpikingTraining", *_keys(SpikingTraining, "")]
     bases: dict[type, list[str]] = {}
-    for path, base in slots(HybridConversion).items():
-        bases.setdefault(base, []).append(path)
+    for path, base in [*slots(HybridConversion).items(), *slots(SpikingTraining).items()]:
+        if path not in bases.setdefault(base, []):
+            bases[base].append(path)
     bases[Surrogate] = [f"{path}.surrogate" for path in bases[Neuron]]
     bases |= {Clipped: ["ann.activation"], Loss: ["train.rule.loss", "finetune.rule.loss"]}
     for base, paths in bases.items():

@@ -48,12 +48,14 @@ def ls(slot: str | None, folder: Path | None) -> None:
         return
     if folder is not None:
         raise click.UsageError(f"a folder is for `ls runs {folder}`; slots have no folder")
-    from spikeprop.experiment.pipeline import HybridConversion
+    from spikeprop.experiment import HybridConversion, SpikingTraining
     from spikeprop.recipe import components, recipe_folder, slots
 
     bases: dict[type, list[str]] = {}
-    for path, base in slots(HybridConversion).items():
-        bases.setdefault(base, []).append(path)
+    for experiment in (HybridConversion, SpikingTraining):
+        for path, base in slots(experiment).items():
+            known_paths = bases.setdefault(base, [])
+            known_paths += [path] if path not in known_paths else []
     bases |= _nested(bases)
     known = [name for base, paths in bases.items() for name in (base.__name__, *paths)]
     if slot is not None and slot not in known:

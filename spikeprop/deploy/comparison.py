@@ -111,10 +111,12 @@ def compare(
             inputs = ours.pop(INPUT)
             progress = _progress(shown, start * steps)
             theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
-            lengths = time_first(network, images[rows])[1]
-            spikes = {str(names.get(node, node)): _own(train, lengths) for node, train in theirs.spikes.items()}
+            spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
             clipped.update({str(names.get(node, node)): count for node, count in theirs.clipped.items()})
+            lengths = time_first(network, images[rows])[1]
             held = _held(theirs.output, lengths)
+            for trains in (ours, spikes):
+                _end(trains, lengths)
             parts.append(_compare(ours, output, spikes, held, labels[rows].numpy(), start))
     return _merged(parts, target.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
 
@@ -123,20 +125,19 @@ def _in_time(network: SpikingNetwork, x: Any) -> bool:
     return len(x.shape) == len(network.input_shape) + 2
 
 
-def _own(spikes: np.ndarray, lengths: Tensor | None) -> np.ndarray:
-    """Spikes (B, T, ...), none after each sample's last step, as ``record`` has them."""
-    if lengths is None:
-        return spikes
-    own = np.arange(spikes.shape[1]) < lengths.cpu().numpy()[:, None]
-    return spikes * own.reshape(*own.shape, *(1,) * (spikes.ndim - 2))
-
-
 def _held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:
     """Outputs (B, T, K) that stay as they are after each sample's last step."""
     if lengths is None:
         return outputs
     step = np.minimum(np.arange(outputs.shape[1]), lengths.cpu().numpy()[:, None] - 1)
     return np.take_along_axis(outputs, step[..., None], 1)
+
+
+def _end(trains: dict[str, np.ndarray], lengths: Tensor | None) -> None:
+    """Spikes after each sample's last step are left out, in place."""
+    for train in trains.values() if lengths is not None else ():
+        for sample, length in zip(train, lengths.tolist() if lengths is not None else ()):
+            sample[length:] = 0
 
 
 def input_limit_of(network: SpikingNetwork, images: Any) -> float:

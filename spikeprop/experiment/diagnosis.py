@@ -74,4 +74,4 @@ def explain_run(folder: Path, timesteps: Sequence[int], samples: int, trusted: C
     ann, converted = load_network(ann_file, trusted), load_spiking(converted_file, trusted)
     data = data_component(converted.data, trusted).build()
     images = next(data.test(samples).epoch(0))[0]
-    return explain_conversion(converted.network, ann.network, images, list(timesteps) or [converted.timesteps])
+    return explain_conversion(converted.network, ann.network, images, list(timesteps) or [converted.timesteps or 1])

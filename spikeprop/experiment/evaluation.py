@@ -242,8 +242,9 @@ def _begin(journal: Journal, checkpoint: str, restart: bool) -> None:
 def _predictor(loaded: LoadedNetwork, options: EvaluationOptions, data: LabelledData) -> Predictor:
     if not isinstance(loaded.network, SpikingNetwork):
         return Predictor(classes=data.classes)
-    timesteps = set(options.timesteps) or {loaded.timesteps}
-    if None in timesteps:
+    own = [loaded.timesteps] if loaded.timesteps is not None else []
+    timesteps = {*options.timesteps} or {*own}
+    if not timesteps:
         raise EvaluationError("the checkpoint does not say its number of steps; pass --timesteps")
     seed = loaded.description.get("seed", 0)
     return Predictor(timesteps=tuple(sorted(timesteps)), classes=data.classes, seed=seed, early_exit=options.early_exit)

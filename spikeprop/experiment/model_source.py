@@ -152,5 +152,10 @@ def _from_scratch(name: str, experiment: Any, request: ModelRequest) -> FoundMod
 @torch.no_grad()
 def _samples(described: Mapping[str, Any], request: ModelRequest) -> tuple[Tensor, Tensor]:
     """The first test images and their labels."""
-    data = data_component({} if request.data else described, request.trusted, named=request.data, root=request.root)
-    return next(data.build().test(request.samples).epoch(0))
+    data = data_component({} if request.data else described, request.trusted, named=request.data, root=request.root).build()
+    if data.in_time:
+        raise RecipeError(
+            f"{type(data).__name__} gives sequences, and one training step is shown on still samples; `spikeprop report` shows "
+            "what a run's network does over time"
+        )
+    return next(data.test(request.samples).epoch(0))

@@ -30,8 +30,8 @@ from spikeprop.snn.synapse import WEIGHTED
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
 NORMALISATION = ("mean", "std")
 READING = (  # settings of data sets that decide what a network reads of an example, and that a file may give
-    *NORMALISATION, "frames", "dt", "duration", "kind", "tau", "downsample", "sensor_size", "name", "classes", "input_shape",
-    "timesteps", "scale", "encoder", "bands", "hop", "window", "lowest", "highest",
+    *NORMALISATION, "frames", "dt", "duration", "kind", "tau", "downsample", "sensor_size", "name", "classes", "frame_shape",
+    "timesteps", "scale", "encoder", "bands", "hop", "window", "lowest", "highest", "subfolder",
 )  # fmt: skip
 SMALL = 100_000  # numbers that are never too many
 NETWORKS = ("ann", "converted", "finetuned", "trained")  # the checkpoints of a run folder, in the order of its pipeline
@@ -153,13 +153,16 @@ def data_component(
         RecipeError: no such data set or setting, or code from outside.
     """
     given = {key: value for key, value in {"use": named, **settings}.items() if value is not None}
+    found = {**described, **given}
+    if found.get("root") or found.get("use") != described.get("use"):  # the user's own folder, or another set
+        found.pop("subfolder", None)
     own = [named.partition(".")[0]] if named is not None and "." in named else []
     with only_trusted((*trusted, *own)):
-        return check_component(LabelledData, {**described, **given}, "data" if named is None else "--data")
+        return check_component(LabelledData, found, "data" if named is None else "--data")
 
 
 def data_settings(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the data that a checkpoint or a NIR file may give; folder and download are for the user to choose."""
+    """The settings of the data that a checkpoint or a NIR file may give; root and download are for the user to choose."""
     return {key: described[key] for key in ("use", *READING) if key in described}
 
 

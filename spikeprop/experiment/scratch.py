@@ -2,7 +2,7 @@
 
 ``SpikingTraining`` builds the network of an ordinary module with neurons in it (``spikeprop.spiking``), and trains it by a rule
 of ``spikeprop.learn``: on still samples for a number of steps, or on sequences, such as the frames of an event camera. It shares
-the stages, the run folder and the report with the hybrid conversion.
+stages, run folder and report with the hybrid conversion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spikeprop.convert import spiking
 from spikeprop.data import LabelledData
-from spikeprop.errors import ConversionError, RecipeError
+from spikeprop.errors import RecipeError, SpikepropError
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import described
@@ -71,8 +71,8 @@ class SpikingTraining(ScratchSettings):
             here: check also whether this machine has the device.
 
         Raises:
-            RecipeError: a bad value, a network that does not fit the data, or a device that this machine lacks.
-            ConversionError: a module that is no spiking network.
+            RecipeError: a bad value, a module that is no spiking network or does not fit the data, or a device that this machine
+                lacks.
         """
         self.train.check()
         data = self.data.build()
@@ -107,16 +107,17 @@ class SpikingTraining(ScratchSettings):
     def _checked_network(self, data: LabelledData) -> SpikingNetwork:
         name = type(data).__name__
         try:
-            network = self.build_network(data).eval()
+            network = self.build_network(data).train()
             x, lengths = time_first(network, data.example(2))
+            if lengths is not None:
+                lengths = lengths - torch.arange(2)  # as they will differ
             with torch.no_grad():
                 output = network(x, None if data.in_time else self.train.timesteps, lengths=lengths)
-        except ConversionError:
+        except RecipeError:
             raise
-        except (ValueError, RuntimeError) as error:
-            raise RecipeError(
-                f"model: {self.model.use} cannot read data: {name}, of {'x'.join(map(str, data.input_shape))}: {error}"
-            ) from error
+        except (SpikepropError, ValueError, RuntimeError) as error:
+            shape = "x".join(map(str, data.input_shape))
+            raise RecipeError(f"model: {self.model.use} does not fit data: {name}, of {shape}: {error}") from error
         if tuple(output.shape) != (2, data.classes, *data.label_shape):
             raise RecipeError(
                 f"model: {self.model.use} has outputs {tuple(output.shape[1:])}, but data: {name} has {data.classes} classes; "

@@ -198,7 +198,7 @@ class EvaluationSettings(AccuracySettings):
         batch_size, early_exit: of images; as in ``AccuracySettings``.
     """
 
-    timesteps: list[int]
+    timesteps: list[int]  # pyright: ignore[reportGeneralTypeIssues]
     finetuned_up_to: int | None = None
 
     def __post_init__(self) -> None:

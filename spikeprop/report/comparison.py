@@ -29,8 +29,9 @@ def overview(runs: Sequence[RunRecord]) -> Markup:
     several = len(runs) > 1
     parts = []
     if jobs:
-        rows = [_row(i, run, _figures(run), several) for i, run in jobs]
-        parts.append(table("Runs" if not others else "Pipelines", [*NAMED, *HEADS, *WHERE], rows, class_="runs"))
+        heads = _heads([run for _, run in jobs])
+        rows = [_row(i, run, [cell for head, cell in zip(HEADS, _figures(run)) if head in heads], several) for i, run in jobs]
+        parts.append(table("Runs" if not others else "Pipelines", [*NAMED, *heads, *WHERE], rows, class_="runs"))
     if others:
         rows = [_row(i, run, [run.headline_text()], several) for i, run in others]
         parts.append(table("Experiments of plugins", [*NAMED, "figures", *WHERE], rows, class_="runs"))
@@ -45,6 +46,15 @@ def _row(i: int, run: RunRecord, figures: list[Any], several: bool) -> list[Any]
 
 NAMED, WHERE = ["run", "recipe", "state"], ["seed", "begun", "commit"]
 HEADS = ["ANN", *LABELS.values(), "T", "MACs", "SynOps", "uJ, ANN", "uJ, SNN", "seconds"]
+OF_HYBRID = ["ANN", "converted", "fine-tuned", "MACs", "uJ, ANN"]
+
+
+def _heads(runs: Sequence[RunRecord]) -> list[str]:
+    """The columns that some run has: there is no ANN where all were trained from scratch, and the other way round."""
+    scratch = any("trained" in run.networks for run in runs)
+    hybrid = not scratch or any(run.hybrid for run in runs)
+    absent = {*([] if scratch else ["trained"]), *([] if hybrid else OF_HYBRID)}
+    return [head for head in HEADS if head not in absent]
 
 
 def _figures(run: RunRecord) -> list[Any]:

@@ -24,14 +24,15 @@ from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_componen
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.experiment.stages import PREDICTIONS
 from spikeprop.recipe import Component
-from spikeprop.report.raster import raster
-from spikeprop.report.thumbnails import thumbnail
+from spikeprop.report.raster import potentials, raster, scores
+from spikeprop.report.thumbnails import strip, thumbnail
+from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.devices import find_device
 from spikeprop.runtime.files import file_hash, read_json, write_json
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
-FORMAT = 2
+FORMAT = 3
 SHOWN = 8  # images predicted correctly, and as many predicted wrongly
 FEW_CLASSES = 100  # with more, only the commonest confusions are listed
 
@@ -152,8 +153,13 @@ def _images(data: LabelledData, run: RunRecord, numbers: list[int]) -> dict[int,
     split, found = data.test(size), {}
     for batch in sorted({i // size for i in numbers}):
         x, _ = next(split.epoch(0, batch))
-        found |= {i: x[i % size].clone() for i in numbers if i // size == batch}
+        found |= {i: _one(x, i % size) for i in numbers if i // size == batch}
     return found
+
+
+def _one(x: Any, row: int) -> Tensor:
+    """One example of a batch; of sequences of unequal length without its padding."""
+    return x.values[row, : int(x.lengths[row])].clone() if isinstance(x, Sequences) else x[row].clone()
 
 
 def _confusion(predicted: RunPredictions, data: LabelledData) -> dict[str, Any]:
@@ -176,26 +182,34 @@ def _example(number: int, image: Tensor, predicted: RunPredictions, data: Labell
     names = data.class_names()
     label = int(predicted.predictions.labels_N[number])
     prediction = int(predicted.predictions.best_NTK[number, predicted.column, 0])
-    picture = thumbnail(image, data.mean, data.std)
-    return {"number": number, "label": names[label], "prediction": names[prediction], "png": picture}
+    found = {"number": number, "label": names[label], "prediction": names[prediction]}
+    if not data.in_time:
+        return found | {"png": thumbnail(image, getattr(data, "mean", 0.0), getattr(data, "std", 1.0))}
+    picture, frames = strip(image)
+    return found | {"png": picture, "frames": frames, "steps": len(image)}
 
 
 def _rasters(
     loaded: LoadedNetwork,
     run: RunRecord,
-    shown: dict[str, list[int]],
+    chosen: dict[str, list[int]],
     images: dict[int, Tensor],
     predicted: RunPredictions,
     data: LabelledData,
 ) -> list[dict[str, Any]]:
     """Spikes for the first image predicted correctly and for the first predicted wrongly."""
-    network = loaded.network.cpu()
+    network, names = loaded.network.cpu(), data.class_names()
+    assert isinstance(network, SpikingNetwork)
     found = []
-    for numbers in shown.values():
+    for numbers in chosen.values():
         for i in numbers[:1]:
             seed_torch(run.settings["seed"], i // _batch_size(run))
-            layers = raster(network, images[i], run.steps)  # type: ignore[arg-type]
-            found.append(_example(i, images[i], predicted, data) | {"steps": run.steps, "layers": layers})
+            image, steps = images[i], None if data.in_time else run.steps
+            shown = {"steps": steps or len(image), "layers": raster(network, image, steps)}
+            label = int(predicted.predictions.labels_N[i])
+            named = {names[k]: values for k, values in scores(network, image, steps, label).items()}
+            shown |= {"scores": named, "potentials": potentials(network, image, steps)}
+            found.append(_example(i, image, predicted, data) | shown)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Spike rasters: when chosen neurons of each layer fire while one image is shown."""
+"""What happens while one example is shown: when chosen neurons fire, potentials, and the scores of the classes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from torch import Tensor
 
 from spikeprop.evaluate.activity import device_of
 from spikeprop.snn import INPUT, SpikingNetwork
+from spikeprop.snn.folding import evaluated
+from spikeprop.snn.normalisation import needs_all_steps
+from spikeprop.snn.timed_input import time_first
 from spikeprop.snn.watching import watched_chunk
 
 NEURONS = 48  # of a layer, at even distances
 LAYERS = 16  # of a network, at even distances
+TRACED = 4  # layers of which one neuron's potential is shown
+CURVES = 5  # classes whose scores are shown
 
 
 @torch.no_grad()
-def raster(network: SpikingNetwork, image: Tensor, timesteps: int) -> list[dict[str, Any]]:
+def raster(network: SpikingNetwork, image: Tensor, timesteps: int | None) -> list[dict[str, Any]]:
     """Which of the chosen neurons fire when.
 
     Args:
         network: in evaluation mode; not changed.
-        image: (C, H, W), as the data set gives it.
-        timesteps: steps to simulate.
+        image: (C, H, W), as the data set gives it, or a sequence (T, ...).
+        timesteps: steps to simulate; None for a sequence.
 
     Returns:
         by layer, in order: its name, how many neurons it has, the numbers of those chosen, and their spikes as
@@ -39,13 +44,54 @@ def raster(network: SpikingNetwork, image: Tensor, timesteps: int) -> list[dict[
             chosen[name] = _even(flat_TN.shape[1], NEURONS)
         trains.setdefault(name, []).append(flat_TN[:, chosen[name].to(flat_TN.device)].cpu().clone())
 
-    x = image[None].to(device_of(network))
-    for _ in network.unroll(x, timesteps, chunk=watched_chunk(network, 1, timesteps), observe=observe):
+    x, _ = time_first(network, image[None].to(device_of(network)))
+    steps = timesteps or len(x)
+    for _ in network.unroll(x, timesteps, chunk=watched_chunk(network, 1, steps), observe=observe):
         pass
-    spiking = [name for name in trains if name != INPUT or not network.encoder.constant]
+    spiking = [name for name in trains if name != INPUT or timesteps is None or not network.encoder.constant]
     names = [spiking[i] for i in _even(len(spiking), LAYERS).tolist()]
     found = {name: _events(torch.cat(trains[name])) for name in names}
     return [{"name": n, "neurons": sizes[n], "chosen": chosen[n].tolist(), "spikes": found[n]} for n in names]
+
+
+@torch.no_grad()
+def scores(network: SpikingNetwork, image: Tensor, timesteps: int | None, label: int) -> dict[int, list[float]]:
+    """Class to its score after each step, of the classes with the largest scores at the end, and of the label."""
+    x, _ = time_first(network, image[None].to(device_of(network)))
+    found_TK = torch.cat(list(network.unroll(x, timesteps)))[:, 0].flatten(1).cpu()
+    best = found_TK[-1].argsort(descending=True)[:CURVES].tolist()
+    return {k: found_TK[:, k].tolist() for k in sorted({*best, label})}
+
+
+@torch.no_grad()
+def potentials(network: SpikingNetwork, image: Tensor, timesteps: int | None) -> list[dict[str, Any]]:
+    """The potential after each step, and the threshold, of the neuron of a layer that fires nearest to every other step.
+
+    Returns:
+        by layer: its name, the neuron's number, its potentials, its threshold (the base one where it adapts) and the steps in
+        which it fires; empty for a network that cannot run step by step.
+    """
+    plain = evaluated(network)
+    if needs_all_steps(plain) is not None or not plain.readout.trivial:
+        return []
+    x, _ = time_first(network, image[None].to(device_of(network)))
+    trains: dict[str, list[Tensor]] = {}
+    states, state = dict[str, list[Tensor]](), plain.init_state()
+    for step_B in plain.encoded(x, timesteps):
+        _, state = plain.run(
+            step_B[None], state, observe=lambda name, sent: trains.setdefault(name, []).append(sent[0, 0].flatten())
+        )
+        for name in plain.neurons():
+            states.setdefault(name, []).append(state.layers[name].v[0].expand(plain.shapes()[name]).flatten())
+    found, names = [], [name for name in states if name in trains]
+    for name in [names[i] for i in _even(len(names), TRACED).tolist()]:
+        fired_TN, theta = torch.stack(trains[name]), plain.neurons()[name].v_threshold
+        neuron = int(((fired_TN != 0).sum(0) - len(fired_TN) / 2).abs().argmin())
+        theta = float(theta.expand(plain.shapes()[name]).flatten()[neuron])
+        values = torch.stack(states[name])[:, neuron].tolist()
+        fires = fired_TN[:, neuron].nonzero().flatten().tolist()
+        found.append({"name": name, "neuron": neuron, "values": values, "threshold": theta, "fires": fires})
+    return found
 
 
 def _even(count: int, wanted: int) -> Tensor:

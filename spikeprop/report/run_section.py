@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spikeprop.evaluate.report import CHIP_COLUMNS, steps_text
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.report.charts import bar_chart
+from spikeprop.report.charts import Line, bar_chart, legend, line_chart
 from spikeprop.report.comparison import COLOURS
 from spikeprop.report.heatmaps import confusion_map, raster_map
 from spikeprop.report.html import Markup, figure, folded, join, note, table, tag
@@ -90,12 +90,41 @@ def _rasters(run: RunRecord, found: Evidence, name: str) -> Markup:
     for i, one in enumerate(found["rasters"]):
         correct = one["label"] == one["prediction"]
         prediction = f"{one['label']}, {'correct' if correct else 'predicted as ' + one['prediction']}"
-        title = f"Spikes of {run.name} while test image {one['number']} is shown ({prediction})"
+        what = f"test example {one['number']}" if "frames" in one else f"test image {one['number']}"
+        title = f"Spikes of {run.name} while {what} is shown ({prediction})"
         picture = raster_map(title, one["layers"], one["steps"])
-        image = tag("img", src=one["png"], alt=f"test image {one['number']}, {prediction}", class_="thumb", width=48)
-        caption = f"Neurons at even distances in each layer, while test image {one['number']} is shown: {prediction}."
+        image = tag("img", src=one["png"], alt=f"{what}, {prediction}", class_="thumb", width=None if "frames" in one else 48)
+        caption = f"Neurons at even distances in each layer, while {what} is shown: {prediction}."
         parts.append(figure(f"{name}-raster-{i}", join([image, picture]), caption))
+        parts += _over_time(one, f"{name}-{{}}-{i}", f"{what}, {prediction}")
     return tag("div", *parts, class_="figures")
+
+
+def _over_time(one: Mapping[str, Any], name: str, what: str) -> list[Markup]:
+    """Scores of classes after each step, and potentials with their thresholds."""
+    parts = []
+    if one["steps"] > 1:
+        lines = [Line(kind, _by_step(values), colour) for colour, (kind, values) in enumerate(one["scores"].items())]
+        picture = line_chart(f"Scores of classes, {what}", lines, "time step", "output so far")
+        caption = f"Output after each step, of the classes with the largest ones and the correct one: {what}."
+        parts.append(figure(name.format("scores"), join([legend(lines), picture]), caption))
+    for found in one["potentials"] if one["steps"] > 1 else []:
+        trace = f"{found['name']}, neuron {found['neuron']}"
+        steps = [1.0, float(one["steps"])]
+        lines = [
+            Line(trace, _by_step(found["values"]), 0),
+            Line("threshold", [(t, found["threshold"]) for t in steps], 2, "dotted"),
+        ]
+        if found["fires"]:
+            lines.append(Line("spikes", [(t + 1.0, found["threshold"]) for t in found["fires"]], 1, "mark"))
+        picture = line_chart(f"Potential of {trace}, {what}", lines, "time step", "potential after the step")
+        caption = f"A neuron of {found['name']} that fires about every other step: potential after each reset, and threshold."
+        parts.append(figure(name.format(f"potential-{found['name']}"), join([legend(lines), picture]), caption))
+    return parts
+
+
+def _by_step(values: Sequence[float]) -> list[tuple[float, float]]:
+    return [(float(t), value) for t, value in enumerate(values, 1)]
 
 
 def _confusion(run: RunRecord, found: Evidence, name: str) -> Markup:
@@ -124,15 +153,21 @@ def _examples(run: RunRecord, found: Evidence, name: str) -> Markup:
         shown = [_image(one) for one in images]
         how = {"correct": "correctly", "wrong": "wrongly"}[kind]
         text = f"predicted {how}, the first of each class in turn" if images else f"predicted {how}: none"
-        parts.append(tag("div", tag("h4", f"Images {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
+        what = "Examples" if images and "frames" in images[0] else "Images"
+        parts.append(tag("div", tag("h4", f"{what} {text}"), tag("div", *shown, class_="gallery"), id=f"{name}-{kind}"))
     return join(parts)
 
 
 def _image(one: Mapping[str, Any]) -> Markup:
     correct = one["label"] == one["prediction"]
     caption = f"{one['label']}" if correct else f"{one['label']}, predicted as {one['prediction']}"
-    alt = f"test image {one['number']}, class {one['label']}, prediction {one['prediction']}"
-    return tag("figure", tag("img", src=one["png"], alt=alt, width=72), tag("figcaption", caption), class_="example")
+    alt = (
+        f"test {'example' if 'frames' in one else 'image'} {one['number']}, class {one['label']}, prediction {one['prediction']}"
+    )
+    if "frames" in one:
+        caption += f"; {one['steps']} steps" + (f", {len(one['frames'])} shown" if len(one["frames"]) < one["steps"] else "")
+    width, kind = (None, "example strip") if "frames" in one else (72, "example")
+    return tag("figure", tag("img", src=one["png"], alt=alt, width=width), tag("figcaption", caption), class_=kind)
 
 
 def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:

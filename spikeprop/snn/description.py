@@ -61,6 +61,7 @@ def describe(network: SpikingNetwork) -> dict[str, Any]:
         "tied": tied,
         "frozen": [name for name, p in names if not p.requires_grad],
         "notes": list(network.notes),
+        "read": network.read,
     }
 
 
@@ -81,6 +82,7 @@ def described_network(described: Mapping[str, Any], tensors: Mapping[str, Tensor
     for name in described["frozen"]:
         network.get_parameter(name).requires_grad_(False)
     network.notes = list(described["notes"])
+    network.read = described.get("read", "sum")
     return network
 
 

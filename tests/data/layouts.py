@@ -76,3 +76,22 @@ def written(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+def few_gestures(folder: Path) -> Path:
+    """DVS Gesture as tonic's arrays, two recordings of each of three classes."""
+    for split in ("Train", "Test"):
+        for user in range(2):
+            (folder / f"ibmGesture{split}/user{user:02}_led").mkdir(parents=True)
+            for label in range(3):
+                table = np.array([(x, y, p, t / 1000) for t, x, y, p in rows(200, (2, 128, 128), user + label)])
+                np.save(folder / f"ibmGesture{split}/user{user:02}_led/{label}.npy", table)
+    return folder
+
+
+def few_spoken_digits(folder: Path) -> Path:
+    """SHD, six recordings."""
+    rng = np.random.default_rng(0)
+    times = [np.sort(rng.random(50) * 0.9) for _ in range(6)]
+    file = spike_trains(times, [rng.integers(0, 700, 50) for _ in times], [0, 5, 19, 3, 0, 5])
+    return written(folder, {"shd_train.h5": file, "shd_test.h5": file})

@@ -373,6 +373,8 @@ def test_impossible_spike_trains_are_named(times: Any, units: Any, labels: list[
         ({"frames": 2, "kind": "video"}, "use one of count"), ({"frames": 2, "downsample": 3}, "does not divide"),
         ({"frames": 2, "drop": 1.0}, "probability below 1"), ({"frames": 2, "shift": -1}, "cannot be negative"),
         ({"frames": 2, "root": "a", "subfolder": "b"}, "give one"),
+        ({"frames": 2, "subfolder": "../b"}, "below .SPIKEPROP_DATA"),
+        ({"frames": 2, "subfolder": "/b"}, "below .SPIKEPROP_DATA"),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -> None:

@@ -36,7 +36,7 @@ def test_trained_thresholds_and_leaks_round_trip(tmp_path: Path, shape: tuple[in
     fit(network, BPTT(timesteps=3), data.train(16, seed=0), optimizer, epochs=2)
     moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name for name in before if name.endswith(("v_threshold", "leak"))} <= moved
-    save_checkpoint(tmp_path / "net.safetensors", network, describe_network(network, experiment, data))
+    save_checkpoint(tmp_path / "net.safetensors", network, describe_network(network, experiment, data, 8))
     again = load_network(tmp_path / "net.safetensors").network
     assert isinstance(again, SpikingNetwork)
     assert all(isinstance(n.v_threshold, nn.Parameter) and isinstance(n.leak, nn.Parameter) for n in again.neurons().values())

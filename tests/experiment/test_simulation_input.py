@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from spikeprop import IF, Direct
-from spikeprop.data import CIFAR10, Digits
+from spikeprop.data import CIFAR10, NMNIST, Digits
 from spikeprop.deploy import export, read_nir
 from spikeprop.errors import NirError
+from spikeprop.experiment.network_checkpoint import data_component, data_settings, reading
 from spikeprop.experiment.simulation_input import open_simulation_input
 from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
 from tests.cli.test_cli import spikeprop
@@ -78,3 +79,11 @@ def test_means_of_channels_are_given_on_the_command_line(tmp_path: Path, monkeyp
     monkeypatch.setattr(SimulationInput, "images", lambda self, samples: seen.append(self.data) or 1 / 0)
     spikeprop("simulate", tmp_path / "n.nir", "--mean", "0.49,0.48,0.45", "--std", "0.2, 0.21,0.22")
     assert seen == [{"use": "Digits", "mean": MEANS, "std": STDS}]
+
+
+def test_recordings_in_a_folder_of_another_name_are_found_again_unless_the_user_names_one() -> None:
+    about = data_settings({"use": "NMNIST", **reading(NMNIST(frames=4, subfolder="small"))})
+    assert data_component(about).build() == NMNIST(frames=4, subfolder="small")
+    assert data_component(about, root="elsewhere").build() == NMNIST(frames=4, root="elsewhere")
+    assert data_component({**about, "root": "elsewhere"}).build() == NMNIST(frames=4, root="elsewhere")
+    assert data_component(about, named="CIFAR10DVS").arguments.get("subfolder") is None

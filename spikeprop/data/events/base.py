@@ -81,6 +81,8 @@ class EventData(LabelledData):
         super().__post_init__()
         if self.root and self.subfolder:
             raise ValueError(f"root is {self.root} and subfolder is {self.subfolder}; a root is the set's own folder: give one")
+        if self.subfolder and (Path(self.subfolder).is_absolute() or ".." in Path(self.subfolder).parts):  # a file may give it
+            raise ValueError(f"subfolder is {self.subfolder}; it is a folder below $SPIKEPROP_DATA: any other is a root")
         _ = self.binning, self.augmentation
 
     @property

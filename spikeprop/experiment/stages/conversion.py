@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spikeprop.convert import ThresholdCalibrator, convert
 from spikeprop.experiment.stages.stage import PipelineRun
-from spikeprop.runtime.batches import Shardable
+from spikeprop.runtime.batches import Shardable, Split
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import seed_torch
 
@@ -48,7 +48,7 @@ def calibration_images(run: PipelineRun, processes: Processes) -> Iterator[tuple
     The last batch may be shorter than the data's; it is read complete by all processes.
     """
     images = run.settings.convert.images
-    split = run.data.train(min(images, LARGEST_BATCH), run.settings.seed + 3)
+    split: Split = run.data.train(min(images, LARGEST_BATCH), run.settings.seed + 3)
     own = split.shard(processes) if processes.count > 1 and isinstance(split, Shardable) else split
     batches, left = divmod(images, split.batch_size)
     yield from islice(own.epoch(0), batches)
