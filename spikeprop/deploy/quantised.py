@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,7 +31,8 @@ from spikeprop.deploy.comparison import input_limit_of
 from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
-from spikeprop.snn import ALIF, CubaLIF, Direct, Gain, Integrator, Layer, SpikingNetwork, Synapse
+from spikeprop.runtime.batches import Sequences
+from spikeprop.snn import ALIF, PLIF, CubaLIF, Direct, Frames, Gain, Integrator, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.folding import needs_folding
 from spikeprop.snn.layer import OUTPUT
 
@@ -60,7 +61,7 @@ class QuantisedBPTT(BPTT):
     def single_backward(self) -> bool:
         return False  # it changes the network's parameters during a step
 
-    def step(self, model: SpikingNetwork, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def step(self, model: SpikingNetwork, x: Any, y: Tensor) -> dict[str, Tensor]:
         grids, left = self._grids.get(model, (None, [0]))
         if grids is None or left[0] == 0:
             limit = self.input_limit if self.input_limit is not None else input_limit_of(model, x)
@@ -88,9 +89,13 @@ class Grids:
     layers: dict[str, LayerGrid]
     input_scale: float
 
-    def round_input(self, network: SpikingNetwork, x: Tensor) -> Tensor:
-        """Images as the chip receives them from ``Direct``; Poisson's spikes are whole numbers anyway."""
-        return torch.round(x * self.input_scale) / self.input_scale if isinstance(network.encoder, Direct) else x
+    def round_input(self, network: SpikingNetwork, x: Any) -> Any:
+        """Samples as the chip receives them from ``Direct`` or ``Frames``; spikes of other encoders are whole numbers anyway."""
+        if not isinstance(network.encoder, Direct | Frames):
+            return x
+        if isinstance(x, Sequences):
+            return replace(x, values=self.round_input(network, x.values))
+        return torch.round(x * self.input_scale) / self.input_scale
 
 
 def find_grids(network: SpikingNetwork, input_limit: float | None = None, timesteps: int | None = None) -> Grids:
@@ -114,9 +119,18 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None, timest
 
 
 def _refuse_other_state(network: SpikingNetwork) -> None:
-    """What keeps more than a potential has rounding of its own."""
+    """What keeps more than a potential, computes its factors, as PLIF, or is shared has rounding of its own."""
+    seen: set[int] = set()
     for name, layer in network.named_layers():
-        if isinstance(layer.neuron, ALIF | CubaLIF | Integrator) or layer.feedback_sources:
+        for part in (*layer.synapses, layer.dynamics):
+            own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+            if own & seen:
+                raise HardwareError(
+                    f"layer {name!r} shares weights or neurons with another path, and each is rounded by a scale of its own, so "
+                    "it cannot be fine-tuned in integers; use finetune.rule=BPTT"
+                )
+            seen |= own
+        if isinstance(layer.neuron, ALIF | CubaLIF | PLIF | Integrator) or layer.feedback_sources:
             what = "feedback" if layer.feedback_sources else type(layer.neuron).__name__
             raise HardwareError(f"layer {name!r} has {what}, which cannot be fine-tuned in integers yet; use finetune.rule=BPTT")
     if needs_folding(network):

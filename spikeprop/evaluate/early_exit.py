@@ -69,8 +69,10 @@ class Exits:
 
 
 @torch.no_grad()
-def leave_early(network: SpikingNetwork, x: Any, timesteps: int, rule: EarlyExit) -> Exits:
+def leave_early(network: SpikingNetwork, x: Any, timesteps: int | None, rule: EarlyExit) -> Exits:
     """Predict the classes of images (B, ...) in at most ``timesteps`` steps, or of sequences (B, T, ...) in at most their own.
+
+    A sequence leaves after its last step; with ``timesteps``, its first ones are all that is read. Still samples need them.
 
     Raises:
         EvaluationError: the rule wants certainty, and the readout reads something whose spikes are not bounded.
@@ -82,12 +84,17 @@ def leave_early(network: SpikingNetwork, x: Any, timesteps: int, rule: EarlyExit
         raise EvaluationError("early exit needs one prediction an image; this network has several outputs or positions")
     images, (x, lengths) = len(x), time_first(network, x)
     if x.dim() == len(network.input_shape) + 2:
+        x = x[:timesteps]
         timesteps = len(x)
+        lengths = None if lengths is None else lengths.clamp(max=timesteps)
+    if timesteps is None:
+        raise EvaluationError("still samples need a number of steps, after which all have left")
     begin = max(int(network.readout.delay), int(network.readout.pre_run))  # the output counts from there
     certain = None if rule.confidence is not None else CertainMargin(network, timesteps)
     limit = rule.confidence or 1.0
     left, leaving = torch.arange(images, device=x.device), Leaving()
-    predicted, steps, t = left.clone(), torch.full_like(left, timesteps), 0
+    predicted, t = left.clone(), 0
+    steps = torch.full_like(left, timesteps) if lengths is None else lengths.clone()
     for outputs in network.unroll(x, timesteps, lengths=lengths, chunk=rule.every, leaving=leaving):
         t, output_BC = t + len(outputs), by_example(outputs[-1])
         predicted[left] = output_BC.argmax(1)
@@ -97,8 +104,9 @@ def leave_early(network: SpikingNetwork, x: Any, timesteps: int, rule: EarlyExit
             done_B = certain(output_BC, timesteps - t)
         else:
             done_B = by_example(network.estimate(outputs[-1], t)).softmax(1).amax(1) >= limit
+        done_B |= steps[left] <= t
         if done_B.any():
-            steps[left[done_B]] = t
+            steps[left[done_B]] = steps[left[done_B]].clamp(max=t)
             left = left[~done_B]
             leaving.keep((~done_B).nonzero().flatten())
     return Exits(predicted, steps)

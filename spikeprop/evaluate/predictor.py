@@ -115,7 +115,7 @@ class Predictor:
         if self.early_exit is None or not isinstance(network, SpikingNetwork):
             return None
         seed_torch(self.seed, number)
-        exits = leave_early(network, x, self.timesteps[-1], self.early_exit)
+        exits = leave_early(network, x, self.timesteps[-1] if self.timesteps else None, self.early_exit)
         return torch.stack([exits.predicted, exits.steps]).cpu()
 
     def _simulate(self, network: SpikingNetwork, x: Any, meter: ActivityMeter | None) -> tuple[Tensor, Tensor]:
@@ -208,13 +208,20 @@ def simulated_steps(network: SpikingNetwork, x: Tensor, timesteps: Sequence[int]
         padded: whether the sequences differ in length, so that one may be shorter than another's number of steps.
 
     Raises:
-        EvaluationError: still samples without a number of steps, or sequences that have fewer.
+        EvaluationError: still samples without a number of steps, or with several and an encoder whose code depends on their
+            number; or sequences that have fewer.
     """
     if x.dim() <= len(network.input_shape) + 1:
         if not timesteps:
             raise EvaluationError(
                 f"a batch {tuple(x.shape)} of still samples needs numbers of steps, such as timesteps=[8]; only sequences "
                 f"(B, T, {', '.join(map(str, network.input_shape))}) have their own"
+            )
+        if len(timesteps) > 1 and not network.encoder.stationary:
+            kind = type(network.encoder).__name__
+            raise EvaluationError(
+                f"what {kind} sends depends on the number of steps, so the first {timesteps[0]} of {timesteps[-1]} steps are no "
+                f"simulation of {timesteps[0]}: evaluate one number of steps at a time"
             )
         return timesteps[-1]
     if timesteps and timesteps[-1] > len(x) and not padded:

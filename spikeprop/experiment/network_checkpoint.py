@@ -217,6 +217,7 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
             network = described_network(described["network"], checkpoint.section("model"))
         except SimulationError as error:
             raise CheckpointError(f"{checkpoint.path} cannot be built: {error}") from error
+        network.readout.take_read(checkpoint.section("model").get("readout.read"))
         load_model(network, checkpoint)
         return LoadedNetwork(network.eval(), described)
     _check_description(checkpoint)
@@ -230,6 +231,7 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
         encoder = check_component(Encoder, described["encoder"], "encoder").build()
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
         _make_room(network, checkpoint.section("model"))
+        network.readout.take_read(checkpoint.section("model").get("readout.read"))
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
 

@@ -7,6 +7,7 @@ result of each stage is kept in the run folder, so a stopped run continues with 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,7 +21,9 @@ from spikeprop.experiment.network_checkpoint import check_network
 from spikeprop.experiment.settings import HybridSettings, RunSettings, SimulationSettings, trial_optimizer
 from spikeprop.experiment.stages import HYBRID, PipelineRun, run_stages
 from spikeprop.learn import LearningRule, check_shardable
+from spikeprop.recipe import Component
 from spikeprop.runtime.devices import find_device
+from spikeprop.snn import Encoder
 from spikeprop.snn.signed import GradedIF
 
 SMOKE_IMAGES = 64
@@ -83,6 +86,7 @@ class HybridConversion(HybridSettings):
             raise RecipeError(f"finetune: {kind} passes no gradient; use finetune.epochs=0, or convert.neuron=IF")
         if self.sharded:
             self._check_sharded()
+        check_code(self.convert.encoder, {self.finetune.timesteps, *self.evaluate.timesteps})
         data = self.data.build()
         check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
         self._check_training(data)
@@ -110,6 +114,15 @@ class HybridConversion(HybridSettings):
                     check_shardable(rule, [c.build() for c in settings.callbacks], trial_optimizer(settings))
             except ValueError as error:
                 raise RecipeError(f"{stage}: {error}") from error
+
+
+def check_code(encoder: Component[Encoder], timesteps: Collection[int]) -> None:
+    """Raises RecipeError where a simulation of fewer steps is not the beginning of one of more, and several are evaluated."""
+    if len(timesteps) > 1 and not encoder.build().stationary:
+        raise RecipeError(
+            f"evaluate.timesteps: what {encoder.use} sends depends on the number of steps, and these are {sorted(timesteps)}: "
+            "evaluate the number of steps that is trained, and no other"
+        )
 
 
 def check_machine(settings: RunSettings) -> None:

@@ -19,7 +19,7 @@ from spikeprop.errors import RecipeError, SpikepropError
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import described
-from spikeprop.experiment.pipeline import SMOKE_IMAGES, check_machine, report_on
+from spikeprop.experiment.pipeline import SMOKE_IMAGES, check_code, check_machine, report_on
 from spikeprop.experiment.settings import ScratchSettings, SimulationSettings
 from spikeprop.experiment.stages import SCRATCH, PipelineRun, run_stages
 from spikeprop.snn import SpikingNetwork
@@ -95,6 +95,8 @@ class SpikingTraining(ScratchSettings):
             raise RecipeError(
                 f"train.timesteps: {given}, but {name} gives sequences, which have {steps or 'their own'} steps; leave it out"
             )
+        if not data.in_time:
+            check_code(self.encoder, {*self.evaluate.timesteps} | ({given} if given is not None else set()))
         if not data.in_time and given is None:
             raise RecipeError(
                 f"train.timesteps is missing: {name} gives still samples, which are simulated for a number of steps"

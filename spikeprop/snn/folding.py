@@ -27,7 +27,7 @@ from spikeprop.snn.gather import Shift
 from spikeprop.snn.hooks import global_hooks, untouched
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import LIF, Neuron
-from spikeprop.snn.normalisation import NORMS, TemporalBatchNorm
+from spikeprop.snn.normalisation import NORMS, TemporalBatchNorm, takes_statistics
 from spikeprop.snn.pooling import StepMaxPool
 from spikeprop.snn.synapse import WEIGHTED, ChannelPad, Synapse
 
@@ -48,6 +48,10 @@ def needs_folding(network: nn.Module) -> bool:
 def evaluated(network: Network) -> Network:
     """The network that computes, faster, what this one computes in evaluation mode without gradients: folded, if it can be."""
     if not needs_folding(network) or global_hooks() or not all(untouched(module) for module in network.modules()):
+        return network
+    if takes_statistics(network) is not None:  # a batch-norm was put into training mode by itself
+        return network
+    if any(p.dtype not in (torch.float32, torch.float64) for p in network.parameters()):  # rounding would move spikes
         return network
     try:
         return folded(network)
@@ -75,7 +79,7 @@ def folded(network: Network) -> Network:
         dynamics = layer.neuron
         if isinstance(dynamics, StepMaxPool) and _sends_ones(layer, layers):
             paths, dynamics = _pooled(paths, dynamics, next(network.parameters(), torch.empty(0)))
-        layers[name] = _with(layer, paths, dynamics)
+        layers[name] = _with(layer, paths, dynamics, shapes)
     found.layers = nn.ModuleDict(layers)
     found._check_order()
     return found.eval()
@@ -95,9 +99,9 @@ def _paths(branches: Iterable[tuple[int, str, Synapse]], relays: dict[str, list[
     return found
 
 
-def _with(layer: Layer, paths: list[Path], dynamics: Any) -> Layer:
-    """The layer with other paths and dynamics."""
-    feedback = [(source, synapse) for _, source, synapse in layer.feedback_branches()]
+def _with(layer: Layer, paths: list[Path], dynamics: Any, shapes: dict[str, Any]) -> Layer:
+    """The layer with other paths and dynamics; batch-norm of what comes back is folded too."""
+    feedback = [(s, Synapse(_without_norms(list(synapse), shapes[s]))) for _, s, synapse in layer.feedback_branches()]
     synapses = [(source, Synapse(ops)) for source, ops in paths]
     made = Layer(synapses, dynamics, layer.ceiling, feedback=feedback)
     made.scale, made.channel_axis, made.may_rest = layer.scale, layer.channel_axis, layer.may_rest

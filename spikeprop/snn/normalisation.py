@@ -134,7 +134,5 @@ def takes_statistics(network: nn.Module) -> str | None:
 
 def needs_all_steps(network: nn.Module) -> str | None:
     """Why a network can only run all its steps at once, in words; None if it can run them one by one."""
-    for path, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-            return f"{path!r} is a batch-norm in training mode, which takes the statistics of all steps"
-    return None
+    path = takes_statistics(network)
+    return None if path is None else f"{path!r} is a batch-norm in training mode, which takes the statistics of all steps"

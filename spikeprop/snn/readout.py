@@ -155,9 +155,18 @@ class ReadoutSchedule(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         found = state_dict.pop(f"{prefix}read", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        number = 0 if found is None else int(found)
+        if found is not None or f"{prefix}delay" in state_dict:  # part of a checkpoint (strict=False) leaves it as it is
+            self.take_read(found)
+
+    def take_read(self, saved: Tensor | None) -> None:
+        """Read as a checkpoint says: the number of one of ``READS``, or no entry for the sum.
+
+        Raises:
+            ValueError: another number.
+        """
+        number = 0 if saved is None else int(saved)
         if not 0 <= number < len(READS):
-            raise ValueError(f"{prefix}read is {number}; a checkpoint numbers one of {READS}")
+            raise ValueError(f"readout.read is {number}; a checkpoint numbers one of {READS}")
         self.read = READS[number]
 
     def set(self, *, delay: int = 0, pre_run: int = 0) -> None:

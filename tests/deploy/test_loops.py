@@ -194,3 +194,20 @@ def test_what_cannot_be_read_or_written_is_named() -> None:
         NirError, match="counts from step 2 on and is the last of its values, and only a delayed sum can be written"
     ):
         to_nir(network)
+
+
+def test_spikes_past_the_end_of_a_sequence_are_not_compared(tmp_path: Path) -> None:
+    """Biases make neurons fire on, which PyTorch does not record; the simulator runs all of them to the end."""
+    torch.manual_seed(0)
+    first = nn.Linear(3, 4)
+    nn.init.constant_(first.bias, 0.7)
+    layers = {"a": Layer([("input", Synapse([first]))], LIF(leak=0.9)), "o": Layer([("a", Synapse([nn.Linear(4, 2)]))], None)}
+    network = SpikingNetwork(layers, Frames(), (3,)).eval()
+    export(network, tmp_path / "net.nir", {})
+    x = Sequences.of([torch.rand(length, 3) for length in (2, 7, 1)])
+    target = Target(backend="reference")
+    result = compare(network, tmp_path / "net.nir", x, torch.zeros(3, dtype=torch.int64), None, print, target)
+    assert result["spikes_equal"]
+    assert result["spikes"] > 0
+    ours, theirs = result["layers"]["a"]
+    assert ours == theirs

@@ -10,12 +10,27 @@ import torch
 from spikeprop_hardware import Simulator, quantize
 from torch import nn
 
-from spikeprop import BPTT, CNN, IF, LIF, Digits, Direct, Poisson, ThresholdBalancing, convert, fit
+from spikeprop import (
+    BPTT,
+    CNN,
+    IF,
+    LIF,
+    PLIF,
+    Digits,
+    Direct,
+    Frames,
+    Poisson,
+    ThresholdBalancing,
+    convert,
+    fit,
+    spiking,
+)  # fmt: skip
 from spikeprop.deploy import encoded, record, to_nir
 from spikeprop.deploy.quantised import QuantisedBPTT, find_grids, rounded
 from spikeprop.errors import HardwareError
 from spikeprop.recipe import load_recipe
-from spikeprop.snn import INPUT, Gain, Layer, SpikingNetwork, Synapse
+from spikeprop.runtime.batches import Sequences
+from spikeprop.snn import INPUT, Encoder, Gain, Layer, SpikingNetwork, Synapse
 from tests.convert.test_calibrate import Skips
 
 
@@ -136,3 +151,32 @@ def test_fine_tuning_on_digits_loses_nothing_in_fixed_point(digits_cnn: CNN) -> 
     before, after = fixed_accuracy(network, 8, x, y), fixed_accuracy(tuned, 8, x, y)
     assert after >= before
     assert after > 93
+
+
+def test_neurons_whose_leak_is_computed_are_refused() -> None:
+    """PLIF's leak could not be rounded, and would stay as it is without a word."""
+    network = spiking(nn.Sequential(nn.Linear(4, 5), PLIF(tau=3.0), nn.Linear(5, 2)), 4)
+    with pytest.raises(HardwareError, match="'1' has PLIF"):
+        find_grids(network, 1.0)
+
+
+@pytest.mark.parametrize("encoder", [Direct(), Frames()])
+def test_sequences_are_rounded_as_the_chip_receives_them(encoder: Encoder) -> None:
+    network = spiking(nn.Sequential(nn.Linear(4, 5), IF(), nn.Linear(5, 2)), 4, encoder=encoder)
+    x, grids = torch.rand(3, 6, 4), find_grids(network, 1.0)
+    wanted = torch.round(x * grids.input_scale) / grids.input_scale
+    assert not torch.equal(wanted, x)
+    assert torch.equal(grids.round_input(network, x), wanted)
+    given = Sequences(x, torch.tensor([2, 6, 1]))
+    assert torch.equal(grids.round_input(network, given).values, wanted)
+    QuantisedBPTT().step(network, given, torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.parametrize("shared", [LIF(v_threshold=0.7), nn.Linear(5, 5)], ids=lambda module: type(module).__name__)
+def test_what_layers_share_is_refused(shared: nn.Module) -> None:
+    """A threshold that two layers share would be rounded in the units of the second, and the first compute with that."""
+    neurons = [shared if isinstance(shared, LIF) else LIF() for _ in range(2)]
+    weights = [shared if isinstance(shared, nn.Linear) else nn.Linear(5, 5) for _ in range(2)]
+    network = spiking(nn.Sequential(weights[0], neurons[0], weights[1], neurons[1], nn.Linear(5, 2)), 5)
+    with pytest.raises(HardwareError, match=r"'(3|1_2)' shares"):
+        find_grids(network, 1.0)

@@ -14,6 +14,7 @@ from spikeprop.errors import EvaluationError
 from spikeprop.evaluate import EarlyExit, Predictor, evaluation_rows, leave_early, summarise
 from spikeprop.evaluate import predictor as predictors
 from spikeprop.evaluate.early_exit import CertainMargin
+from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import Encoder, Layer, Neuron, SpikingMaxPool, SpikingNetwork, Synapse
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.leaving import Leaving
@@ -232,3 +233,20 @@ def test_training_mode_is_refused(packed: bool) -> None:
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"confidence is|every is"):
         EarlyExit(**bad)  # type: ignore[arg-type]
+
+
+def test_a_sequence_leaves_after_its_own_last_step() -> None:
+    """However long the others of its batch are; and no later than the number of steps that is asked for."""
+    network = two_classes(IF(), [[1.0, -1.0], [-1.0, 1.0]])
+    x = Sequences.of([torch.tensor([[0.6, 0.5]]).expand(length, 2) for length in (3, 9, 1)])
+    never, labels = EarlyExit(confidence=1 - 1e-9), torch.tensor([0, 0, 0])
+    assert leave_early(network, x, None, never).steps.tolist() == [3, 9, 1]
+    assert leave_early(network, x, None, CERTAIN).steps.tolist() == [3, 9, 1]
+    shown = Predictor(early_exit=never).predict(network, 0, x, labels)
+    assert shown.early is not None
+    assert torch.equal(shown.early[0], shown.best[:, 0, 0].long())
+    shown = Predictor(timesteps=(4,), early_exit=never).predict(network, 0, x, labels)
+    assert shown.early is not None
+    assert shown.early[1].tolist() == [3, 4, 1]
+    with pytest.raises(EvaluationError, match="still samples need a number of steps"):
+        leave_early(network, torch.rand(2, 2), None, never)

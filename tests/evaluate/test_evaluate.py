@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, IF, Digits, Direct, MaxActivation, Poisson, ResNet, convert, snn_accuracy
+from spikeprop import CNN, IF, Digits, Direct, Latency, MaxActivation, Poisson, ResNet, convert, snn_accuracy
+from spikeprop.errors import EvaluationError
 from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out
 from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.watching import WATCHED_BYTES, watched_chunk
@@ -135,3 +136,12 @@ def test_macs_by_hand() -> None:
     assert count_macs(ann, (3, 8, 8)) == 8 * 64 * 27 + 1280
     assert ann.training
     assert not any(m._forward_hooks for m in ann.modules())
+
+
+def test_a_code_that_depends_on_the_number_of_steps_is_evaluated_at_one() -> None:
+    """The first 4 of Latency's 16 steps hold the largest values alone; a simulation of 4 steps holds all of them."""
+    network = SpikingNetwork({"out": Layer([(INPUT, Synapse([nn.Linear(3, 2)]))], None)}, Latency(), (3,))
+    data = torch.rand(5, 3), torch.tensor([0, 1, 0, 1, 1])
+    assert list(snn_accuracy(network, data, [4])) == [4]
+    with pytest.raises(EvaluationError, match="what Latency sends depends on the number of steps"):
+        snn_accuracy(network, data, [4, 16])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,3 +96,14 @@ def test_description_that_was_changed_is_refused(change: object, words: str, tmp
     save_checkpoint(path, network, {k: v for k, v in described.items() if k not in ("aliases", "format")})
     with pytest.raises(CheckpointError, match=words):
         load_network(path)
+
+
+@pytest.mark.parametrize("read", ["mean", "last", "max"])
+def test_how_the_output_is_read_is_kept(read: Any, tmp_path: Path) -> None:
+    network = spiking(nn.Sequential(nn.Linear(4, 6), IF(), nn.Linear(6, 2)), 4, read=read)
+    spikeprop.save_network(tmp_path / "net.safetensors", network)
+    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    x = 2 * torch.rand(3, 4)
+    assert again.read == read
+    with torch.no_grad():
+        assert torch.equal(again(x, 5), network.eval()(x, 5))

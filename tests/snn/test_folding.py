@@ -14,7 +14,7 @@ from spikeprop.deploy import to_nir
 from spikeprop.errors import SimulationError
 from spikeprop.evaluate import ActivityMeter
 from spikeprop.snn.engine.support import supports
-from spikeprop.snn.folding import needs_folding
+from spikeprop.snn.folding import evaluated, needs_folding
 
 
 class Everywhere(nn.Module):
@@ -181,3 +181,37 @@ def test_batch_norm_in_training_takes_all_steps_at_once(network) -> None:
 def test_wrong_number_of_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="3 factors was given 4 steps"):
         temporal([1.0, 1.0, 1.0])[0](torch.randn(2, 5).double(), 4)
+
+
+def test_a_batch_norm_in_training_mode_is_not_folded() -> None:
+    """It takes the statistics of its batch with and without gradients."""
+    network = spiking(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), LIF(), nn.Linear(8, 3)), 5).eval()
+    (norm,) = (m for m in network.modules() if isinstance(m, nn.BatchNorm1d))
+    norm.train()
+    x = 2 * torch.rand(6, 5)
+    with torch.no_grad():
+        without = network(x, 4)
+    torch.testing.assert_close(without, network(x, 4).detach())
+
+
+def test_batch_norm_of_feedback_is_folded_too() -> None:
+    module = nn.Sequential(nn.Linear(5, 8), LIF(), nn.Linear(8, 6), LIF(), nn.Linear(6, 3))
+    back = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6))  # of a layer before it, so it is in no loop
+    network = spiking(module, 5, feedback={"3": ("1", back)}).double().eval()
+    for name, buffer in network.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    found, x = folded(network), 2 * torch.rand(6, 5).double()
+    network.packed = False
+    assert not needs_folding(found)
+    with torch.no_grad():
+        torch.testing.assert_close(found(x, 5), network(x, 5), rtol=1e-12, atol=1e-12)
+    to_nir(network)
+
+
+def test_half_precision_is_not_folded_for_speed() -> None:
+    """Its weights would be rounded once more, and spikes would move."""
+    network = spiking(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), LIF(), nn.Linear(8, 3)), 5).eval()
+    assert evaluated(network) is not network
+    network.bfloat16()
+    assert evaluated(network) is network

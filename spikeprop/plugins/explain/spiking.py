@@ -20,6 +20,7 @@ from spikeprop.snn import SpikingNetwork, Surrogate
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import is_integrate_and_fire
+from spikeprop.snn.normalisation import TemporalBatchNorm, needs_all_steps
 from spikeprop.snn.spike import NEVER, advance_since
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
@@ -67,7 +68,8 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
     """The accumulated output (B, K) after ``timesteps`` steps on images (B, ...), as visible calls.
 
     Raises:
-        ExplainError: the network has a delayed readout or a pre-run, feedback, or an output that is no plain sum; or a sequence.
+        ExplainError: the network has a delayed readout or a pre-run, feedback, batch-norm over time, or an output that is no
+            plain sum; or a sequence.
     """
     *_, (_, last) = network.named_layers()
     if network.read != "sum" or last.neuron is not None or any(layer.feedback_sources for _, layer in network.named_layers()):
@@ -76,6 +78,11 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
         raise ExplainError(f"explain shows still samples (batch, *{network.input_shape}); this input has shape {tuple(x.shape)}")
     if not network.readout.trivial:
         raise ExplainError("this network has a delayed readout or a pre-run, which explain does not support")
+    if needs_all_steps(network) is not None or any(isinstance(m, TemporalBatchNorm) for m in network.modules()):
+        raise ExplainError(
+            "this network has batch-norm over time, which explain, that shows one step after another, does not support; in "
+            "evaluation mode it shows nn.BatchNorm and ThresholdBatchNorm, or show spikeprop.folded(network)"
+        )
     simulation = _Simulation(network, tracer)
     with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
         steps = 1 if network.encoder.constant else timesteps

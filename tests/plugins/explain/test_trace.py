@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikeprop as sp
+from spikeprop import LIF, TemporalBatchNorm
+from spikeprop import spiking as built
 from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain import TrainingStep, page_data, replay, trace_step
 from spikeprop.plugins.explain.forms import FORMS
@@ -271,3 +273,12 @@ def test_residual_runs_twice_with_the_same_dropout() -> None:
     assert isinstance(residual().model, Residual)
     first, second = (replay(data_of(residual())) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), TemporalBatchNorm(4, 3)])
+def test_batch_norm_over_time_is_refused(norm: nn.Module) -> None:
+    """Step by step it would have other statistics, or no factors, than in the network."""
+    network = built(nn.Sequential(nn.Linear(3, 4), norm, LIF(), nn.Linear(4, 2)), 3)
+    step = TrainingStep(name="norm", model=network, x=torch.rand(2, 3), y=torch.tensor([0, 1]), timesteps=3)
+    with pytest.raises(ExplainError, match="batch-norm over time"):
+        trace_step(step)
