@@ -30,7 +30,6 @@ from spikeprop.convert.plain import HOOKS, unwrapped
 from spikeprop.convert.trace import called_name, trace
 from spikeprop.errors import ConversionError
 from spikeprop.snn import Direct, Encoder, LayerDynamics, SpikingNetwork, Synapse
-from spikeprop.snn.advance import groups
 from spikeprop.snn.in_place import Call, Edge, PlainLoop, Recurrent
 from spikeprop.snn.normalisation import NORMS, TemporalBatchNorm
 from spikeprop.snn.output_form import leaves
@@ -92,7 +91,6 @@ def _network(module: nn.Module, encoder: Encoder, shape: tuple[int, ...], edges:
     back = {name: [(source, Synapse(operations(op))) for source, op in given] for name, given in copy.deepcopy(edges).items()}
     builder, network = built(traced, None, encoder, shape, back)
     _check_edges(builder, edges)
-    _check_loops(builder)
     _check_parameters(module, builder, network)
     *_, (_, last) = network.named_layers()
     if not any(synapse.ops for _, _, synapse in last.branches()) and last.neuron is None:
@@ -159,20 +157,6 @@ def _check_edges(builder: Builder, edges: Edges) -> None:
     for name in (*edges, *(source for given in edges.values() for source, _ in given)):
         if name not in builder.calls:
             raise ConversionError(f"feedback names {name!r}, which is no layer of neurons; these are {', '.join(builder.calls)}")
-
-
-def _check_loops(builder: Builder) -> None:
-    """Batch-norm sees all steps at once, which layers that a loop joins do not have: those advance step by step."""
-    for names, loop in groups(builder.layers):
-        for name in names if loop else ():
-            layer = builder.layers[name]
-            inside = [synapse for _, source, synapse in layer.branches() if source in names]
-            inside += [synapse for _, source, synapse in layer.feedback_branches() if source in names]
-            if any(isinstance(op, NORMS) for synapse in inside for op in synapse):
-                raise ConversionError(
-                    f"layer {name!r} has batch-norm of what comes back to it ({', '.join(names)} are joined by feedback), whose "
-                    "statistics over all steps are not known at a step: put it on a path from outside, or leave it out"
-                )
 
 
 def _check_parameters(module: nn.Module, builder: Builder, network: SpikingNetwork) -> None:

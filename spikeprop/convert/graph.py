@@ -23,6 +23,7 @@ from spikeprop.convert.trace import function_name, refuse, trace
 from spikeprop.convert.value import LinearBranch, Value
 from spikeprop.errors import ConversionError
 from spikeprop.snn import IF, INPUT, Encoder, Neuron, SpikingNetwork, Synapse
+from spikeprop.snn.advance import norm_in_loop
 from spikeprop.snn.synapse import WEIGHTED
 
 MODULES = layers.MODULES | sampling.MODULES | shapes.MODULES
@@ -103,6 +104,9 @@ def built(
             form = read_out(builder, node)
         elif builder.forms.depends(node) and node in read and not holds_fields(node):
             builder.values[node] = _relayed(builder, node, _converted(builder, node))
+    wrong = norm_in_loop(builder.layers)
+    if wrong is not None:
+        raise ConversionError(wrong)
     network = SpikingNetwork(builder.layers, encoder, input_shape).to(builder.dtype)
     network.output_form, network.notes = form, builder.notes
     return builder, network

@@ -22,7 +22,7 @@ from torch import Tensor
 from spikeprop.snn.differential import RunningMean
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork, Observer
-from spikeprop.snn.normalisation import steps_from
+from spikeprop.snn.normalisation import NORMS, steps_from
 from spikeprop.snn.readout import ReadState
 from spikeprop.snn.synapse import DropoutMasks
 
@@ -87,6 +87,20 @@ def advance(
     state.previous = {source: values[source][-1] for source in fed_back}
     state.steps += steps
     return values[list(layers)[-1]], state
+
+
+def norm_in_loop(layers: Mapping[str, Layer]) -> str | None:
+    """Batch-norm of what a loop gives back, in words; its statistics over all steps are not known at a step."""
+    for names, loop in groups(layers):
+        for name in names if loop else ():
+            layer = layers[name]
+            inside = [synapse for _, source, synapse in (*layer.branches(), *layer.feedback_branches()) if source in names]
+            if any(isinstance(op, NORMS) for synapse in inside for op in synapse):
+                return (
+                    f"layer {name!r} has batch-norm of what comes back to it ({', '.join(names)} are joined by feedback), whose "
+                    "statistics over all steps are not known at a step: put it on a path from outside, or leave it out"
+                )
+    return None
 
 
 def groups(layers: Mapping[str, Layer]) -> Iterator[tuple[list[str], bool]]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.runtime.ordinary import trainable
-from spikeprop.snn.advance import NetworkState, advance
+from spikeprop.snn.advance import NetworkState, advance, norm_in_loop
 from spikeprop.snn.dynamics import LayerDynamics, map_state
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
@@ -103,6 +103,9 @@ class SpikingNetwork(nn.Module):
                     "pooling, or GradedIF"
                 )
             known.add(name)
+        wrong = norm_in_loop(dict(self.named_layers()))
+        if wrong is not None:
+            raise ValueError(wrong)
 
     def _check_feedback(self, name: str, layer: Layer) -> None:
         sending = list(self.dynamics())

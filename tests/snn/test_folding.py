@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeprop import IF, LIF, TemporalBatchNorm, ThresholdBatchNorm, folded, spiking
+from spikeprop import IF, LIF, Direct, SpikingNetwork, TemporalBatchNorm, ThresholdBatchNorm, folded, spiking
 from spikeprop.deploy import to_nir
 from spikeprop.errors import SimulationError
 from spikeprop.evaluate import ActivityMeter
+from spikeprop.snn import Layer, Synapse
 from spikeprop.snn.engine.support import supports
 from spikeprop.snn.folding import evaluated, needs_folding
 
@@ -215,3 +216,13 @@ def test_half_precision_is_not_folded_for_speed() -> None:
     assert evaluated(network) is not network
     network.bfloat16()
     assert evaluated(network) is network
+
+
+def test_batch_norm_inside_a_loop_is_refused() -> None:
+    back = Synapse([nn.Linear(4, 4), nn.BatchNorm1d(4)])
+    layers = {
+        "a": Layer([("input", Synapse([nn.Linear(3, 4)]))], LIF(), feedback=[("a", back)]),
+        "out": Layer([("a", Synapse([nn.Linear(4, 2)]))], None),
+    }
+    with pytest.raises(ValueError, match="batch-norm of what comes back"):
+        SpikingNetwork(layers, Direct(), (3,))
