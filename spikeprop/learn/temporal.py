@@ -29,6 +29,7 @@ from spikeprop.learn.loss import CrossEntropy, Loss, Objective
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.labels import as_labels, read_labels
 from spikeprop.snn.readout import Read, ReadState, read
+from spikeprop.snn.timed_input import own_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +144,8 @@ class SpikeCount(TemporalLoss):
             raise ValueError(f"correct is {self.correct} and incorrect {self.incorrect}; the true class fires more, none below 0")
 
     def __call__(self, values_TBK: Tensor, y: Tensor, lengths: Tensor | None = None) -> Tensor:
-        count_BK = masked(values_TBK, lengths).sum(0)
-        steps_B = own_steps(values_TBK, lengths)
+        count_BK = own_steps(values_TBK, 0, lengths).sum(0)
+        steps_B = step_counts(values_TBK, lengths)
         labels = read_labels(count_BK, y, ignorable=False)
         true_BK = labels.values
         if labels.kind == "classes":
@@ -175,7 +176,7 @@ class VanRossum(TemporalLoss):
             raise LabelError(f"spike trains are {tuple(y.shape)}; for this output give target trains {wanted}, examples first")
         decay = math.exp(-1 / self.tau)
         distance, trace_BK = values_TBK.new_zeros(()), torch.zeros_like(values_TBK[0])
-        for difference_BK in masked(values_TBK - target_TBK.to(values_TBK), lengths):
+        for difference_BK in own_steps(values_TBK - target_TBK.to(values_TBK), 0, lengths):
             trace_BK = decay * trace_BK + difference_BK
             distance = distance + trace_BK.square().sum()
         tail = trace_BK.square().sum() * decay**2 / (1 - decay**2)  # after the last step, where the trace only decays
@@ -188,16 +189,7 @@ def output_of(values_TBK: Tensor, lengths: Tensor | None, how: Read) -> Tensor:
     return outputs_TBK[-1]
 
 
-def masked(values_TBK: Tensor, lengths: Tensor | None) -> Tensor:
-    """The values, 0 at the steps that do not count."""
-    if lengths is None:
-        return values_TBK
-    steps_T = torch.arange(len(values_TBK), device=values_TBK.device)
-    counts_TB = steps_T[:, None] < lengths.to(values_TBK.device)
-    return torch.where(counts_TB.reshape(*counts_TB.shape, *[1] * (values_TBK.ndim - 2)), values_TBK, 0)
-
-
-def own_steps(values_TBK: Tensor, lengths: Tensor | None) -> Tensor:
+def step_counts(values_TBK: Tensor, lengths: Tensor | None) -> Tensor:
     """Steps of each sample that count, broadcastable to one step (B, K, ...)."""
     if lengths is None:
         return values_TBK.new_full((), len(values_TBK))

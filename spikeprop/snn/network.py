@@ -330,7 +330,7 @@ class SpikingNetwork(nn.Module):
             values_TBK = engine().train(self, given, chunk, lambda current: values_of(self, current)[0], each_step=True)
         else:
             values_TBK = torch.cat(list(self._simulation(given, packed, chunk, observe).values()))
-        return values_TBK if given.lengths is None else own_steps(values_TBK, 0, given.lengths)
+        return own_steps(values_TBK, 0, given.lengths)
 
     def structured(self, output: Tensor) -> Any:
         """A readout (..., outputs), such as those of ``step`` and ``unroll``, in the structure that ``forward`` returns."""

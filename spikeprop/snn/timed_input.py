@@ -173,11 +173,13 @@ class RunningInput:
             self._rows = rows if self._rows is None else self._rows[rows]
 
 
-def own_steps(values_tB: Tensor, first: int, lengths: Tensor) -> Tensor:
-    """Values (t, B, ...) of the steps from ``first`` on, 0 after each sample's last step; lengths: (B,)."""
+def own_steps(values_tB: Tensor, first: int, lengths: Tensor | None) -> Tensor:
+    """Values (t, B, ...) of the steps from ``first`` on, 0 after each sample's last step; lengths: (B,), None where all count."""
+    if lengths is None:
+        return values_tB
     step_t = torch.arange(first, first + len(values_tB), device=values_tB.device)
-    own_tB = step_t[:, None] < lengths
-    return torch.where(own_tB.view(*own_tB.shape, *(1,) * (values_tB.dim() - 2)), values_tB, 0.0)
+    own_tB = step_t[:, None] < lengths.to(values_tB.device)
+    return torch.where(own_tB.view(*own_tB.shape, *(1,) * (values_tB.dim() - 2)), values_tB, 0)
 
 
 def time_first(network: LayeredNetwork, x: Any) -> tuple[Tensor, Tensor | None]:
