@@ -88,9 +88,10 @@ class Steps(nn.Module):
         for name, layer in network.named_layers():
             if layer.sources != (before,) or layer.feedback_sources:
                 raise SystemExit(f"layer {name!r} reads {layer.sources}; the peers are chains, each layer reads the previous one")
-            if any(isinstance(op, SampleDropout) for op in next(iter(layer.synapses))):
+            ((_, _, synapse),) = layer.branches()
+            if any(isinstance(op, SampleDropout) for op in synapse):
                 raise SystemExit(f"layer {name!r} has dropout; the peers' loops have none")
-            ops += [*next(iter(layer.synapses)), *([layer.neuron] if layer.neuron is not None else [])]
+            ops += [*synapse, *([layer.neuron] if layer.neuron is not None else [])]
             before = name
         self.spiking = [isinstance(op, LIF) for op in ops]
         self.parts = nn.ModuleList(neuron(op) if isinstance(op, LIF) else copy.deepcopy(op) for op in ops)
