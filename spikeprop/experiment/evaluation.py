@@ -260,8 +260,9 @@ def _recipes_timesteps(checkpoint: Path, own: int) -> set[int]:
         return set()
     given, limit = settings.get("timesteps"), settings.get("finetuned_up_to")
     found = {t for t in given if type(t) is int and t >= 1} if isinstance(given, list) else set()
-    limited = checkpoint.stem == "finetuned" and type(limit) is int
-    return {t for t in found if t <= max(limit, own)} if limited else found
+    if checkpoint.stem == "finetuned" and isinstance(limit, int):
+        found = {t for t in found if t <= max(limit, own)}
+    return found
 
 
 def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> LabelledData:

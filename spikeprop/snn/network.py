@@ -438,7 +438,7 @@ class SpikingNetwork(nn.Module):
         if path is not None:
             raise ValueError(
                 f"{path!r} is a batch-norm in training mode, whose statistics would count the padding of shorter sequences: "
-                "train on batches of sequences of one length, or put it into evaluation mode"
+                "train on batches of sequences of one length (set the data's duration or frames), or put it into evaluation mode"
             )
         if self.readout.restarts and not (given.still and self.encoder.stationary):
             raise ValueError(
@@ -453,12 +453,15 @@ class SpikingNetwork(nn.Module):
 
 
 def _check_feedback_shape(name: str, source: str, synapse: Synapse, value: Tensor, wanted: Shape) -> None:
+    flat = value.dim() == 3 and len(wanted) == 1
+    remedy = f"; give nn.Linear({value.shape[2]}, {wanted[0]})" if flat else ""
     try:
         found = tuple(synapse(value).shape[2:])
     except RuntimeError as error:
-        raise ValueError(f"layer {name!r} cannot read feedback of {source!r} {tuple(value.shape[2:])}: {error}") from error
+        sent = tuple(value.shape[2:])
+        raise ValueError(f"layer {name!r} cannot read feedback of {source!r} {sent}: {error}{remedy}") from error
     if found != wanted:
-        raise ValueError(f"layer {name!r} has a current of {wanted}, and its feedback of {source!r} one of {found}")
+        raise ValueError(f"layer {name!r} has a current of {wanted}, and its feedback of {source!r} one of {found}{remedy}")
 
 
 def _add_form(module: nn.Module, form: list[Any]) -> None:

@@ -10,6 +10,7 @@ Suffix legend: T steps, K of them, B batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,10 +77,7 @@ class TimedInput:
         """
         kind = type(encoder).__name__
         if self.still and not encoder.stills:
-            raise ValueError(
-                f"input is still samples {tuple(self.like_B.shape)}, and the encoder {kind} reads sequences alone: pass a tensor "
-                f"{('time', *self.like_B.shape)} without timesteps, or give the network Direct()"
-            )
+            raise ValueError(no_stills(encoder, self.like_B.shape))
         if not (self.still or encoder.sequences):
             raise ValueError(f"input is a sequence, and the encoder {kind} reads still samples alone: use Direct() or Frames()")
         warn_of_saturation(encoder, self.largest())
@@ -103,6 +101,16 @@ class TimedInput:
         step, sample = bad_TB.nonzero()[0].tolist()
         samples = int(bad_TB.any(0).sum())
         return f"in {samples} of {bad_TB.shape[1]} sequences, first at step {step} of sample {sample}"
+
+
+def no_stills(encoder: Encoder, shape: Sequence[int]) -> str:
+    """That an encoder reads no still samples, whose batch has this shape, and what it reads."""
+    batch, *rest = map(str, shape)
+    sequence, in_data = (", ".join((*axes, *rest)) for axes in (("time", batch), (batch, "time")))
+    return (
+        f"input is still samples {tuple(shape)}, and the encoder {type(encoder).__name__} reads sequences alone: pass a tensor "
+        f"({sequence}) without timesteps, in batches for fit ({in_data}); or give the network Direct()"
+    )
 
 
 def check_stream(x: Any, shape: tuple[int, ...], *, one: bool) -> None:
