@@ -3,9 +3,10 @@
 Weights at the start, batches with their augmentation, optimiser, schedule, epochs and read-out are the recipe's and the same for
 everyone; the test set is classified after the last epoch. Peers are written as their users would, with the usual surrogate of
 their library: "snnTorch" advances all layers step by step, and its batch-norm has the statistics of one step; "snnTorch folded"
-gives a layer all its steps at once, folded into the batch, so that its batch-norm is ours, over batch and time. snnTorch's
-Leaky subtracts the threshold one step later, after the leak, so its spikes are not ours; those of "plain loop", a loop by hand
-over folded layers with the recipe's own surrogate, are.
+gives a layer all its steps at once, folded into the batch, so that its batch-norm is ours, over batch and time. snnTorch's Leaky
+subtracts the threshold one step later, after the leak, so its spikes are not ours; those of "plain loop", a loop by hand over
+folded layers with the recipe's own surrogate, are. ``--fold yes``: everyone trains without batch-norm, and starts with the
+weights into which it was folded by the statistics of 100 recordings.
 
 Processor time of one thread (``--clock cpu``, for a machine that others use too) or seconds on the wall, of forward, backward
 and optimiser of all batches of an epoch; reading the data is a column of its own. Memory is of the training, data included.
@@ -29,11 +30,14 @@ import torch
 from common import OURS, Result, in_own_process, measure, option_parser, parse, ratios, save, settings, table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeprop import LIF
+from spikeprop import LIF, SpikingNetwork
 from spikeprop.experiment import SpikingTraining
 from spikeprop.recipe import load_recipe
-from spikeprop.snn import Triangle
+from spikeprop.snn import INPUT, Triangle
+from spikeprop.snn.folding import folded
+from spikeprop.snn.synapse import SampleDropout
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -78,9 +82,17 @@ def leaky(lif: LIF) -> nn.Module:
 class Steps(nn.Module):
     """All layers advance together, step by step."""
 
-    def __init__(self, module: nn.Module, neuron: Callable[[LIF], nn.Module]):
+    def __init__(self, network: SpikingNetwork, neuron: Callable[[LIF], nn.Module]):
         super().__init__()
-        ops = [op for op in module.modules() if not list(op.children())]
+        ops, before = list[nn.Module](), INPUT
+        for name, layer in network.named_layers():
+            if layer.sources != (before,) or layer.feedback_sources:
+                raise SystemExit(f"layer {name!r} reads {layer.sources}; the peers are chains, each layer reads the previous one")
+            ((_, _, synapse),) = layer.branches()
+            if any(isinstance(op, SampleDropout) for op in synapse):
+                raise SystemExit(f"layer {name!r} has dropout; the peers' loops have none")
+            ops += [*synapse, *([layer.neuron] if layer.neuron is not None else [])]
+            before = name
         self.spiking = [isinstance(op, LIF) for op in ops]
         self.parts = nn.ModuleList(neuron(op) if isinstance(op, LIF) else copy.deepcopy(op) for op in ops)
 
@@ -121,17 +133,26 @@ PEERS: dict[str, tuple[type[Steps], Callable[[LIF], nn.Module]]] = {
 }
 
 
+def without_batch_norm(network: SpikingNetwork, x: Tensor) -> SpikingNetwork:
+    """The network with its batch-norm folded into weights, by the statistics of these sequences (B, T, ...)."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train()(x.transpose(0, 1))
+    return folded(network.eval())
+
+
 class Training:
     """A contender's network and its training, an epoch a call."""
 
-    def __init__(self, recipe: SpikingTraining, contender: str, epochs: int, clock: Callable[[], float]):
+    def __init__(self, recipe: SpikingTraining, contender: str, epochs: int, clock: Callable[[], float], fold: bool):
         self.data, self.epochs, self.clock = recipe.data.build(), epochs, clock
         torch.manual_seed(recipe.seed)
-        if contender == OURS:
-            self.network: nn.Module = recipe.build_network(self.data)
-        else:
-            form, neuron = PEERS[contender]
-            self.network = form(recipe.model.build(), neuron)
+        network = recipe.build_network(self.data)
+        if fold:
+            network = without_batch_norm(network, next(self.data.train(100, recipe.seed).epoch(0))[0])
+        self.network: nn.Module = network if contender == OURS else PEERS[contender][0](network, PEERS[contender][1])
         self.batches = self.data.train(recipe.train.batch_size, recipe.seed)
         self.optimizer = recipe.train.build_optimizer(self.network.parameters())
         self.lr, self.schedule = self.optimizer.param_groups[0]["lr"], recipe.train.schedule.build()
@@ -176,10 +197,10 @@ def train(options: argparse.Namespace) -> Result:
     epochs, clock = options.epochs or recipe.train.epochs, CLOCKS[options.clock]
 
     def warm_up() -> None:
-        few = Training(recipe, options.only, epochs, clock)
+        few = Training(recipe, options.only, epochs, clock, options.fold == "yes")
         few.step(*(value[:1].repeat_interleave(2, 0) for value in next(few.batches.epoch(0))))
 
-    training = Training(recipe, options.only, epochs, clock)
+    training = Training(recipe, options.only, epochs, clock, options.fold == "yes")
     found = measure(training.epoch, epochs, prepare=warm_up, warm_ups=0)
     result = {"seconds": training.seconds, "median": statistics.median(training.seconds)}
     return {**found, **result, "reading": training.reading, "losses": training.losses, "accuracy": training.accuracy()}
@@ -189,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = option_parser(__doc__, [OURS, *PEERS], epochs=0, threads=os.cpu_count() or 1)
     parser.add_argument("--recipe", default="nmnist_cnn", help="of SpikingTraining on sequences; default nmnist_cnn")
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="settings of the recipe to change")
+    parser.add_argument("--fold", choices=["yes", "no"], default="no", help="train without batch-norm; default no")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="default wall")
     options = parse(parser, argv)
     if options.only:

@@ -64,7 +64,8 @@ def contenders(found: dict[str, Any]) -> str:
     """Median seconds and peak memory of each, and how many times ours."""
     results = found["results"]
     if "spikeprop" not in results:  # one for each size
-        (results,) = results.values()
+        tables = [(size, contenders({"results": one})) for size, one in results.items()]
+        return tables[0][1] if len(tables) == 1 else "\n\n".join(f"{size}:\n\n{text}" for size, text in tables)
     ours = results["spikeprop"]
     body = []
     for name, one in results.items():

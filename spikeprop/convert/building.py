@@ -192,10 +192,19 @@ def _difference(module: nn.Module, shape: tuple[int, ...], edges: Edges) -> str 
         builder, network = _network(module, Direct(), shape, edges)
         network.eval().packed = False
         like = next(network.parameters(), torch.empty(0, dtype=torch.float64))
+        neurons = [part for part in module.modules() if isinstance(part, LayerDynamics)]
+        held = [dict(vars(neuron)) for neuron in neurons]
         for size in SIZES:
             difference, all_fire = _difference_on(module, builder, network, size * torch.randn(SAMPLES, *shape).to(like))
             if difference is not None:  # rounding may move one spike, but not on the next input too
                 difference, all_fire = _difference_on(module, builder, network, size * torch.randn(SAMPLES, *shape).to(like))
+            for neuron, before in zip(neurons, held):
+                changed = [name for name, value in vars(neuron).items() if before.get(name, neuron) is not value]
+                if changed:
+                    return (
+                        f"{type(neuron).__name__} keeps {changed[0]!r} on itself from step to step, which would last from one "
+                        "batch to the next: what lasts longer than a step belongs in the state that step takes and returns"
+                    )
             if difference is not None:
                 return difference
             if all_fire:

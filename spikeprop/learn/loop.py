@@ -250,6 +250,12 @@ def _check(training: TrainingState, rule: LearningRule, callbacks: Sequence[Call
     held = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
     if any(p.is_inference() for p in training.model.parameters()):
         raise ValueError("the network was made in inference mode, so it cannot be trained: use copy.deepcopy(model)")
+    trained = [p for p in training.model.parameters() if p.requires_grad]
+    if trained and not any(id(p) in held for p in trained):
+        raise ValueError(
+            f"the optimiser holds none of this {type(training.model).__name__}'s parameters, so nothing would be trained: make "
+            "it of model.parameters() (spikeprop.spiking and spikeprop.convert give networks with parameters of their own)"
+        )
     missing = sum(id(p) not in held for p in rule.parameters() if p.requires_grad)
     if missing:
         raise ValueError(

@@ -1,8 +1,9 @@
 """``SilenceCheck``: whether gradients reach the layers of a spiking network that is trained.
 
 A layer in which no neuron fires sends no gradient down with STDB, and its readers' weights get none: the loss stays at that of a
-constant output, ln K for K classes. The check reads the gradients of the first step, which costs next to nothing; only where a
-layer's are all zero does it run the network once more, to name the silent layers.
+constant output, ln K for K classes. A neuron of one's own whose step has no derivative sends none either, though it fires. The
+check reads the gradients of the first step, which costs next to nothing; only where a layer's are all zero does it run the
+network once more, to name the silent layers.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ class SilenceCheck:
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             silent = silent_layers(model, x[:IMAGES], self.timesteps)
         model.train(training)
+        if not silent and (cut := _cut_off(model)):
+            warnings.warn(
+                f"no gradient reaches {', '.join(cut)}, though neurons fire, so these are not trained: a neuron of your own "
+                "makes its spikes with spikeprop.spike(u, threshold, surrogate), which carries a derivative",
+                SilentNetworkWarning,
+                stacklevel=5,
+            )
         if silent:
             warnings.warn(
                 f"within {self.timesteps or x.shape[1]} steps no neuron of {', '.join(silent)} fires, so no gradient passes and "
@@ -57,3 +65,15 @@ def _reached(network: SpikingNetwork) -> bool:
     """Whether every weight that is trained has a gradient other than zero."""
     weights = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
     return all(p.grad is not None and bool(p.grad.any()) for p in weights)
+
+
+def _cut_off(network: SpikingNetwork) -> list[str]:
+    """Of a network with neurons from elsewhere, the layers whose weights are trained and have no gradient at all."""
+    found: list[str] = []
+    if all(type(dynamics).__module__.startswith("spikeprop.") for dynamics in network.dynamics().values()):
+        return found
+    for name, layer in network.named_layers():
+        weights = [p for p in layer.synapses.parameters() if p.requires_grad and p.dim() > 1]
+        if weights and not any(p.grad is not None and p.grad.any() for p in weights):
+            found.append(name)
+    return found

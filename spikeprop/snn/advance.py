@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprop.snn.differential import RunningMean
 from spikeprop.snn.dynamics import LayerDynamics
@@ -64,7 +64,8 @@ def advance(
         observe: called with what each source sent.
     """
     state = replace(state, layers=dict(state.layers), means=dict(state.means), previous=dict(state.previous))
-    layers, values = dict(network.named_layers()), {INPUT: x_TB}
+    layers, fast = dict(network.named_layers()), network.packed and torch.is_grad_enabled()
+    values = {INPUT: _ordered(x_TB, layers) if fast else x_TB}
     fed_back = {source for layer in layers.values() for source in layer.feedback_sources}
     for source in fed_back - state.previous.keys():
         state.previous[source] = x_TB.new_zeros(x_TB.shape[1], *network.shapes()[source])
@@ -78,9 +79,7 @@ def advance(
                 layer = layers[names[0]]
                 changing = {s for s in layer.sources if s != INPUT and layers[s].dynamics.differential}
                 before = _one_step_before(layer, values, state)
-                _advance_layer(
-                    names[0], layer, values, steps, state, before, changing, fast=network.packed and torch.is_grad_enabled()
-                )
+                _advance_layer(names[0], layer, values, steps, state, before, changing, fast=fast)
             for name in names:
                 if observe is not None and not layers[name].reads_out:
                     observe(name, values[name])
@@ -162,6 +161,17 @@ def _advance_layer(
     values[name], state.layers[name] = run(current_TB, before)
     if not layer.reads_out:
         values[name] = values[name].to(values[INPUT].dtype)  # what the next synapses compute in
+
+
+def _ordered(x_TB: Tensor, layers: Mapping[str, Layer]) -> Tensor:
+    """The input in the order of the engine's kernels of floats, if convolutions of images read it."""
+    readers = [next(iter(synapse), None) for layer in layers.values() for _, s, synapse in layer.branches() if s == INPUT]
+    images = x_TB.dim() == 5 and x_TB.device.type == "cpu" and type(x_TB) is Tensor
+    if not images or not all(type(op) is nn.Conv2d for op in readers) or (len(x_TB) > 1 and x_TB.stride(0) == 0):
+        return x_TB
+    from spikeprop.snn.engine import float_run
+
+    return float_run.channels_last(x_TB)
 
 
 def _fast(dynamics: LayerDynamics, current_TB: Tensor, state: Any) -> tuple[Tensor, Any]:

@@ -46,8 +46,12 @@ def needs_folding(network: nn.Module) -> bool:
 
 
 def evaluated(network: Network) -> Network:
-    """The network that computes, faster, what this one computes in evaluation mode without gradients: folded, if it can be."""
-    if not needs_folding(network) or global_hooks() or not all(untouched(module) for module in network.modules()):
+    """The network that computes, faster, what this one computes in evaluation mode without gradients: folded, if it can be.
+
+    Sums that are kept for several readers are no reason by themselves: without them each reader would compute its own.
+    """
+    faster = any(isinstance(module, (*NORMS, StepMaxPool)) for module in network.modules())
+    if not faster or global_hooks() or not all(untouched(module) for module in network.modules()):
         return network
     if takes_statistics(network) is not None:  # a batch-norm was put into training mode by itself
         return network

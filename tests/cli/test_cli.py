@@ -233,7 +233,7 @@ def test_simulate_names_the_options_that_a_foreign_nir_file_needs(tmp_path: Path
         assert result.exit_code != 0
         return " ".join(result.output.split())
 
-    assert "theirs.h5 does not name its encoder; pass --encoder Direct or Poisson" in refused()
+    assert "theirs.h5 does not name its encoder; pass --encoder Direct or Frames or Latency or Poisson" in refused()
     assert "pass --data and --timesteps" in refused("--encoder", "Direct")
     assert "pass --timesteps" in refused("--encoder", "Direct", "--data", "Digits")
     assert "images of MNIST are (1, 28, 28); pass another --data" in refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from spikeprop import ALIF, IF, LIF, RLIF, Frames, Recurrent, SpikingNetwork, Triangle, spiking
+from spikeprop import ALIF, IF, LIF, RLIF, Frames, Recurrent, SpikingNetwork, Triangle, spike, spiking
 from spikeprop.convert import ConversionError, convert
 from spikeprop.errors import SimulationError
 from spikeprop.snn import LayerDynamics, NeuronState
@@ -345,3 +346,20 @@ def test_a_class_and_a_number_in_place_of_modules_are_named() -> None:
         Recurrent(LIF(), 32)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"cannot read feedback of '1' .*; give nn.Linear\(4, 4\)"):
         spiking(nn.Sequential(nn.Linear(3, 4), Recurrent(LIF(), nn.Linear(5, 5))), 3)
+
+
+class KeepsOnItself(LIF):
+    """A neuron in the habit of other libraries."""
+
+    mem: Any = 0.0
+
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        self.mem = self.mem + current
+        spikes = spike(self.mem, self.v_threshold, self.surrogate)
+        self.mem = (self.mem - spikes).detach()
+        return spikes, state
+
+
+def test_a_neuron_that_keeps_its_state_on_itself_is_refused() -> None:
+    with pytest.raises(ConversionError, match="KeepsOnItself keeps 'mem' on itself"):
+        spiking(nn.Sequential(nn.Linear(3, 4), KeepsOnItself(surrogate=Triangle()), nn.Linear(4, 2)), (3,))

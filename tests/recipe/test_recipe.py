@@ -42,6 +42,11 @@ def test_the_papers_table_is_there() -> None:
         "cifar10_resnet20_signed",
         "cifar10_vit",
         "digits_graded",
+        "digits_snn_direct",
+        "fashion_mnist_snn_direct",
+        "nmnist_cnn",
+        "dvs_gesture_cnn",
+        "shd_rsnn",
         "digits_on_photographs_unet",
         "digits_cnn_ar",
         "mnist_mlp_ar",
@@ -262,12 +267,24 @@ def test_arms_are_a_mapping_of_components() -> None:
 def test_every_slot_has_components() -> None:
     found = {path: components(base) for path, base in slots(HybridConversion).items()}
     assert {"ALIF", "CubaLIF", "DifferentialIF", "GradedIF", "IF", "LIF", "PLIF", "SignedIF"} == set(found["convert.neuron"])
-    assert {"Direct", "Poisson"} == set(found["convert.encoder"])
+    assert {"Delta", "Direct", "Frames", "Latency", "Poisson"} == set(found["convert.encoder"])
     assert {"MaxActivation", "Percentile", "ThresholdBalancing", "LeastError", "LightCalibration"} < set(
         found["convert.calibrator"]
     )
     nets = {name for name in found["ann"] if "." not in name}
-    assert {"CNN", "MLP", "VGG", "ResNet", "CIFARResNet", "OnnxModel", "TorchvisionModel", "UNet", "ViT"} == nets
+    assert {
+        "CNN",
+        "MLP",
+        "VGG",
+        "ResNet",
+        "CIFARResNet",
+        "SpikingCNN",
+        "SpikingMLP",
+        "OnnxModel",
+        "TorchvisionModel",
+        "UNet",
+        "ViT",
+    } == nets
     assert {"spikeprop.plugins.BasicResNet", "spikeprop.plugins.CharTransformer"} <= set(found["ann"])
     data = {"Digits", "DigitsOnPhotographs", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "ImageNet", "WebDataset"}
     assert data == set(found["data"])

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikeprop import IF, LIF, Direct, Poisson
+from spikeprop import IF, LIF, Direct, Poisson, spiking
 from spikeprop.errors import SilentNetworkWarning, SimulationError
 from spikeprop.learn import BPTT, fit
 from spikeprop.snn import DropoutMasks, Encoder, Gain, Layer, NeuronState, SampleDropout, SpikingNetwork, Synapse
@@ -448,3 +448,28 @@ def test_one_sample_without_a_batch_axis_is_refused_with_the_remedy() -> None:
     network, x = network_of()
     with pytest.raises(ValueError, match=r"one sample needs a batch axis: x\[None\]"):
         network(x[0], STEPS)
+
+
+class WithoutDerivative(LIF):
+    """A neuron whose step autograd cannot pass."""
+
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        u = self.leak * state.v + current
+        spikes = (u > self.v_threshold).to(u)
+        return spikes, state._replace(v=u - spikes * self.v_threshold)
+
+
+def test_neurons_without_a_derivative_are_told() -> None:
+    torch.manual_seed(0)
+    network = spiking(nn.Sequential(nn.Linear(6, 8), WithoutDerivative(v_threshold=0.1), nn.Linear(8, 3)), (6,))
+    told = _fit(network, torch.rand(8, 6))
+    assert len(told) == 1
+    assert "no gradient reaches 1" in told[0]
+    assert "spikeprop.spike" in told[0]
+
+
+def test_an_optimiser_of_another_network_is_refused() -> None:
+    network, x = network_of()
+    other, _ = network_of()
+    with pytest.raises(ValueError, match="holds none of this SpikingNetwork's parameters"):
+        fit(network, BPTT(timesteps=2), [(x, torch.arange(len(x)) % 3)], torch.optim.SGD(other.parameters(), 0.01), epochs=1)

@@ -60,7 +60,9 @@ def checked(t: Any, x: Any, y: Any, p: Any, *, sensor: Sensor, where: object, so
     t, x = np.asarray(t).astype(np.int64), np.asarray(x)
     y, p = np.broadcast_to(y, t.shape), np.broadcast_to(p, t.shape)
     if not len(t):
-        raise MissingDataError(f"{where} has no events; get the recording again, or delete it if it was empty from the start")
+        raise MissingDataError(
+            f"{where} has no events; get the recording again, or move it out of the folder if it was empty from the start"
+        )
     for name, values, bound in (("column" if sensor[1] > 1 else "channel", x, sensor[2]), ("row", y, sensor[1])):
         _inside(name, values, bound, where)
     _inside("polarity", p, sensor[0], where)

@@ -32,6 +32,11 @@ def knows(neuron: LayerDynamics, current_TB: Tensor) -> TypeGuard[Neuron]:
     return plain and not trained and untouched(neuron) and not global_hooks()
 
 
+def channels_last(x_TB: Tensor) -> Tensor:
+    """Images (T, B, C, H, W) as they are, in the order in which convolutions give their currents in the order of ``advance``."""
+    return x_TB.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
 def advance(neuron: Neuron, current_TB: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
     """What ``neuron.run`` returns; of images in channels-last order, in which torch's pooling and batch-norm are fastest."""
     steps, shape = len(current_TB), current_TB.shape[2:]

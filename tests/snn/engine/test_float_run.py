@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import spikeprop as sp
 from spikeprop import IF, LIF, STDB, Triangle
 from spikeprop.snn import ATan, Neuron
 from spikeprop.snn.engine import float_run
@@ -64,3 +65,22 @@ def test_others_are_left_to_the_reference() -> None:
     hooked = LIF()
     hooked.register_forward_hook(lambda *_: None)
     assert not float_run.knows(hooked, current)
+
+
+def test_images_in_another_order_of_memory_give_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    norm, neuron = nn.BatchNorm2d(4), LIF(v_threshold=0.7, leak=0.8, surrogate=Triangle())
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), norm, neuron, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 3))
+    network = sp.spiking(module, (2, 6, 8), encoder=sp.Frames()).double().train()
+    x_TB = torch.rand(6, 3, 2, 6, 8).double()
+    ordered = float_run.channels_last(x_TB)
+    assert torch.equal(ordered, x_TB)
+    assert ordered.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    found = []
+    for network.packed in (True, False):
+        network.zero_grad()
+        output = network(x_TB)
+        (output**2).sum().backward()
+        found.append([output, *(p.grad for p in network.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
