@@ -137,7 +137,7 @@ def _check(experiment: Any, **options: bool) -> None:
     "--data", help="Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100, ImageNet or package.Class; default the network's own."
 )
 @click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
-@click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default the recipe's.")
+@click.option("--timesteps", help="Numbers of steps, for example 25,50,100; default those that the recipe evaluates.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many test images.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--activity-images", type=click.IntRange(min=0), default=200, show_default=True,

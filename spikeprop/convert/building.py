@@ -109,6 +109,8 @@ def _checked(module: Any, shape: tuple[Any, ...], encoder: Any) -> nn.Module:
         raise ConversionError("module is a SpikingNetwork already")
     if not all(isinstance(n, int) and n > 0 for n in shape) or not shape:
         raise ConversionError(f"input_shape is {shape}; give the shape of one sample without the batch, such as (3, 32, 32)")
+    if isinstance(encoder, type):
+        raise ConversionError(f"encoder is the class {encoder.__name__}; pass an instance, {encoder.__name__}()")
     if encoder is not None and not isinstance(encoder, Encoder):
         raise ConversionError(f"encoder is a {type(encoder).__name__}; pass an encoder such as Direct()")
     inner = unwrapped(module)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from spikeprop.errors import MissingDataError
 from spikeprop.runtime.batches import Batch, Split
+from spikeprop.runtime.checks import positive
 from spikeprop.runtime.seeding import generator
 
 HASHED = 2**28  # bytes of files up to which a fingerprint reads them all; of larger sets it takes names and sizes
@@ -122,6 +123,9 @@ class InMemorySplit:
     seed: int | None = None  # None: stored order, no augmentation
     crop: int = 0
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        positive(self, "batch_size")
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)

@@ -23,6 +23,7 @@ from spikeprop.data.base import ImageData, as_list
 from spikeprop.data.photographs import SUFFIXES, Member, read_photograph
 from spikeprop.errors import MissingDataError, WorkerDied, worker_died
 from spikeprop.runtime.batches import Batch
+from spikeprop.runtime.checks import positive
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.seeding import generator, mix_seed
 
@@ -92,6 +93,9 @@ class FolderSplit:
     seed: int | None
     size: int = 224
     processes: Processes = ALONE
+
+    def __post_init__(self) -> None:
+        positive(self, "batch_size")
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)

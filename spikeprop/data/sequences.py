@@ -21,6 +21,7 @@ from torch import Tensor
 from spikeprop.data.base import LabelledData, data_root, rows_of_batches
 from spikeprop.errors import DataError, MissingDataError
 from spikeprop.runtime.batches import Batch, Sequences
+from spikeprop.runtime.checks import positive
 
 LARGEST = 2**34  # bytes of an array in a file
 RATIO = 1100  # of an array's bytes to those stored of it; deflate reaches 1032
@@ -45,6 +46,9 @@ class SequenceSplit:
     lengths: Tensor | None = None
     seed: int | None = None
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, "batch_size")
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
@@ -86,6 +90,9 @@ class DatasetSplit:
     def examples(self) -> int:
         """The number of examples."""
         return min(len(self.dataset), self.limit or len(self.dataset))
+
+    def __post_init__(self) -> None:
+        positive(self, "batch_size")
 
     def __len__(self) -> int:
         return -(-self.examples // self.batch_size)

@@ -146,6 +146,9 @@ class SpeechSplit:
     data: SpeechCommands
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        positive(self, "batch_size")
+
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
 

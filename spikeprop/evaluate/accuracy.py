@@ -14,7 +14,7 @@ from torch import nn
 
 from spikeprop.errors import DataError, EvaluationError, LabelError
 from spikeprop.evaluate.activity import ActivityMeter
-from spikeprop.evaluate.predictor import BatchPredictions, Predictor
+from spikeprop.evaluate.predictor import BatchPredictions, Predictor, check_steps
 from spikeprop.evaluate.scores import Predictions, is_correct
 from spikeprop.runtime.batches import Batch
 from spikeprop.runtime.given import count_batches, read_batches
@@ -84,7 +84,8 @@ def snn_accuracy(
 
     Raises:
         LabelError: no pairs of tensors, or labels that do not fit the outputs; of regression too, which has ``snn_error``.
-        EvaluationError: not a spiking network, still samples without ``timesteps``, or sequences that have fewer steps.
+        EvaluationError: not a spiking network, still samples without ``timesteps``, or sequences of which the longest has fewer
+            steps.
         ValueError: no images, or timesteps below 1.
         DataError: what was passed cannot be read as images with labels.
     """
@@ -119,14 +120,18 @@ def _of_snn(
     label: str | None,
     steps: list[int] | None = None,
 ) -> Iterator[BatchPredictions]:
-    """The predictions a batch at a time; ``steps`` gets the size of each batch's second axis, of sequences their steps."""
+    """The predictions a batch at a time; ``steps`` gets those of each batch's longest sequence."""
     network.eval()
+    longest = 0
     with bar(label, total=count_batches(batches, "test") or None, leave=False) as shown:
         for number, (x, y) in enumerate(labelled_batches(network, batches)):
+            found = predictor.predict(network, number, x, y, meter)
+            longest = max(longest, found.steps)
             if steps is not None:
-                steps.append(x.shape[1])
-            yield predictor.predict(network, number, x, y, meter)
+                steps.append(found.steps)
+            yield found
             shown.update()
+    check_steps(predictor.timesteps, longest)
 
 
 def wanted_timesteps(timesteps: Sequence[int]) -> list[int]:

@@ -50,7 +50,8 @@ def evaluate(
         save_every: seconds between two writes.
 
     Raises:
-        EvaluationError: the network has another number of outputs than the predictor's ``classes``.
+        EvaluationError: the network has another number of outputs than the predictor's ``classes``, or no sequence has so many
+            steps as the predictor's largest number.
         ValueError: no images.
     """
     if len(split) == 0:
@@ -70,6 +71,8 @@ def evaluate(
         found = journal.read() if processes.count > 1 else found
         journal.finish([found[number] for number in sorted(found)])
     processes.wait()
+    if processes.rank == 0:  # which holds all
+        predictor.check_steps([*found.values()])
     return [found[number] for number in sorted(found)]
 
 

@@ -41,6 +41,7 @@ class BatchPredictions:
         seconds: that the batch took, loading included.
         early: with early exit, the class predicted (N,) and the number of steps after which the image left (N,), (2, N) int64.
         images: number of examples; fewer than labels where each has positions.
+        steps: of the longest sequence; 0 of still samples, and where it is not known.
     """
 
     number: int
@@ -51,6 +52,7 @@ class BatchPredictions:
     counted: int = 0
     seconds: float = 0.0
     early: Tensor | None = None
+    steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,18 @@ class Predictor:
         counted = labels != IGNORED
         early = self._early(network, number, x)
         early = early[:, counted] if early is not None else None
-        return BatchPredictions(number=number, labels=labels[counted], best=best[counted], early=early, images=len(x))
+        steps = longest_of(network, x) if isinstance(network, SpikingNetwork) else 0
+        return BatchPredictions(
+            number=number, labels=labels[counted], best=best[counted], early=early, images=len(x), steps=steps
+        )
+
+    def check_steps(self, batches: Sequence[BatchPredictions]) -> None:
+        """Refuse predictions after more steps than the longest of all sequences has; shorter ones keep their last output.
+
+        Raises:
+            EvaluationError: says how many there are.
+        """
+        check_steps(self.timesteps, max((batch.steps for batch in batches), default=0))
 
     def _early(self, network: nn.Module, number: int, x: Any) -> Tensor | None:
         """What early exit makes of the batch, on the same draws."""
@@ -224,12 +237,29 @@ def simulated_steps(network: SpikingNetwork, x: Tensor, timesteps: Sequence[int]
                 f"simulation of {timesteps[0]}: evaluate one number of steps at a time"
             )
         return timesteps[-1]
-    if timesteps and timesteps[-1] > len(x) and not padded:
-        raise EvaluationError(
-            f"the sequences have {len(x)} steps, so there is no prediction after {timesteps[-1]}: leave timesteps out for all of "
-            f"them, or give numbers up to {len(x)}"
-        )
+    if not padded:
+        check_steps(timesteps, len(x))
     return None
+
+
+def longest_of(network: SpikingNetwork, x: Any) -> int:
+    """Steps of the longest sequence of a batch, examples first; 0 of still samples."""
+    if isinstance(x, Sequences):
+        return int(x.lengths.max())
+    return x.shape[1] if x.dim() == len(network.input_shape) + 2 else 0
+
+
+def check_steps(timesteps: Sequence[int], longest: int) -> None:
+    """Refuse numbers of steps, ascending, beyond those of the longest sequence; ``longest`` 0: not known.
+
+    Raises:
+        EvaluationError: says how many there are.
+    """
+    if timesteps and 0 < longest < timesteps[-1]:
+        raise EvaluationError(
+            f"the sequences have {longest} steps, so there is no prediction after {timesteps[-1]}: leave timesteps out for all "
+            f"of them, or give numbers up to {longest}"
+        )
 
 
 def _observed(network: SpikingNetwork, images: int, steps: int, meter: ActivityMeter, lengths: Tensor | None) -> dict[str, Any]:
@@ -246,6 +276,7 @@ def pack(batches: Sequence[BatchPredictions]) -> dict[str, Tensor]:
         "images": torch.tensor([b.images for b in batches]),
         "labels": torch.cat([b.labels for b in batches]),
         "best": torch.cat([b.best for b in batches]),
+        "steps": torch.tensor([b.steps for b in batches]),
         "counted": torch.tensor([b.counted for b in batches]),
         "seconds": torch.tensor([b.seconds for b in batches], dtype=torch.float64),
         "counts": torch.cat([b.counts.unsqueeze(0) for b in batches if b.counted] or [torch.zeros(0)]),
@@ -259,11 +290,15 @@ def unpack(tensors: dict[str, Tensor]) -> list[BatchPredictions]:
     counts = iter(tensors["counts"])
     early = tensors["early"].split(sizes, 1) if "early" in tensors else [None] * len(sizes)
     images = tensors.get("images", tensors["sizes"]).tolist()  # files of before hold images without positions alone
+    steps = tensors.get("steps", torch.zeros_like(tensors["sizes"])).tolist()
     batches = [
-        BatchPredictions(number=number, labels=labels, best=best, images=count, counted=counted, seconds=seconds, early=left)
-        for number, count, labels, best, counted, seconds, left in zip(
+        BatchPredictions(
+            number=number, labels=labels, best=best, images=count, steps=t, counted=counted, seconds=seconds, early=left
+        )
+        for number, count, t, labels, best, counted, seconds, left in zip(
             tensors["numbers"].tolist(),
             images,
+            steps,
             tensors["labels"].split(sizes),
             tensors["best"].split(sizes),
             tensors["counted"].tolist(),

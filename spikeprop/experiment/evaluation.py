@@ -105,7 +105,7 @@ class EvaluationOptions:
         data: name of the data set; None for the one that the network was trained on.
         root: folder of the data; None for ``$SPIKEPROP_DATA``.
         limit: only so many test images.
-        timesteps: numbers of steps; none for the recipe's.
+        timesteps: numbers of steps; none for those of its run's recipe, or without a run folder for that of its training.
         batch_size: images at once.
         activity_images: about so many images' spikes are counted.
         device: "auto", "cpu", "cuda" or "cuda:1".
@@ -150,7 +150,7 @@ def evaluate_checkpoint(
     data = _data(loaded, options)
     split = data.test(options.batch_size)
     network = loaded.network.to(processes.device(find_device(options.device)))
-    predictor = _predictor(loaded, options, data)
+    predictor = _predictor(loaded, options, data, checkpoint)
     settings = {
         "checkpoint": file_hash(checkpoint),
         "data": {**_describe_data(data), "fingerprint": split.fingerprint()},
@@ -239,15 +239,30 @@ def _begin(journal: Journal, checkpoint: str, restart: bool) -> None:
         warnings.warn(f"{journal.path} was begun at commit {begun}, and this is {commit}; --restart begins again", stacklevel=3)
 
 
-def _predictor(loaded: LoadedNetwork, options: EvaluationOptions, data: LabelledData) -> Predictor:
+def _predictor(loaded: LoadedNetwork, options: EvaluationOptions, data: LabelledData, checkpoint: Path) -> Predictor:
     if not isinstance(loaded.network, SpikingNetwork):
         return Predictor(classes=data.classes)
-    own = [loaded.timesteps] if loaded.timesteps is not None else []
-    timesteps = {*options.timesteps} or {*own}
+    own = {loaded.timesteps} if loaded.timesteps is not None else set()
+    timesteps = {*options.timesteps} or own | _recipes_timesteps(checkpoint, loaded.timesteps or 0)
     if not timesteps:
         raise EvaluationError("the checkpoint does not say its number of steps; pass --timesteps")
     seed = loaded.description.get("seed", 0)
     return Predictor(timesteps=tuple(sorted(timesteps)), classes=data.classes, seed=seed, early_exit=options.early_exit)
+
+
+def _recipes_timesteps(checkpoint: Path, own: int) -> set[int]:
+    """``evaluate.timesteps`` of the run in whose folder a checkpoint lies; of a fine-tuned one those that the run measures."""
+    file = checkpoint.parent / "run.json"
+    recorded = read_json(file) if file.is_file() else {}
+    recipe = recorded.get("recipe") if isinstance(recorded, dict) else None
+    settings = recipe.get("evaluate") if isinstance(recipe, dict) else None
+    if not isinstance(settings, dict):
+        return set()
+    given, limit = settings.get("timesteps"), settings.get("finetuned_up_to")
+    found = {t for t in given if type(t) is int and t >= 1} if isinstance(given, list) else set()
+    if checkpoint.stem == "finetuned" and isinstance(limit, int):
+        found = {t for t in found if t <= max(limit, own)}
+    return found
 
 
 def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> LabelledData:

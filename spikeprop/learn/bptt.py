@@ -94,7 +94,7 @@ class BPTT(SimulatingRule):
         return self._result(loss, scores, penalty)
 
     def _by_output(self, model: Any, network: SpikingNetwork, x: Any, y: Tensor) -> dict[str, Tensor]:
-        x, lengths = time_first(network, x)
+        x, lengths = self.in_time(network, x)
         scores = model(x, self.timesteps, lengths=lengths, chunk=self.chunk)
         if self.average:
             steps = self.timesteps or len(x)

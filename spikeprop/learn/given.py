@@ -15,6 +15,7 @@ from spikeprop.learn.distributed.data_parallel import DataParallel
 from spikeprop.runtime.batches import Batch, Sequences
 from spikeprop.runtime.labels import IGNORED, has_ignored
 from spikeprop.runtime.ordinary import trainable, unusual
+from spikeprop.snn import SpikingNetwork
 
 
 def check_collection(batches: Any) -> None:
@@ -49,7 +50,7 @@ def read_batch(batch: Any, model: nn.Module, parallel: DataParallel) -> Batch:
         raise LabelError(f"a batch is {what}: give pairs of tensors (images, labels)")
     x, y = batch
     values = x.values if isinstance(x, Sequences) else x
-    _check(values, y, parallel)
+    _check(values, y, parallel, model)
     floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if values.dtype == torch.float64 and len(floats) == 1:  # NumPy's own type
         x = x.to(*floats)
@@ -58,7 +59,16 @@ def read_batch(batch: Any, model: nn.Module, parallel: DataParallel) -> Batch:
     return trainable(x), trainable(y)
 
 
-def _check(x: Any, y: Any, parallel: DataParallel) -> None:
+def _order(x: Tensor, y: Tensor, model: nn.Module) -> str:
+    """What to do with sequences that have their time first, as a network reads them."""
+    network = next((module for module in model.modules() if isinstance(module, SpikingNetwork)), None)
+    if network is None or y.ndim == 0 or x.ndim != len(network.input_shape) + 2:
+        return ""
+    remedy = ": x.transpose(0, 1)" if x.shape[1] == len(y) else ""
+    return f"; batches of sequences have the examples first, (batch, time, ...){remedy}"
+
+
+def _check(x: Any, y: Any, parallel: DataParallel, model: nn.Module) -> None:
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         raise LabelError(f"a batch holds {type(x).__name__} and {type(y).__name__}: give pairs of tensors (images, labels)")
     for what, found in (("images", unusual(x)), ("labels", unusual(y))):
@@ -68,7 +78,7 @@ def _check(x: Any, y: Any, parallel: DataParallel) -> None:
         raise DataError(f"images are {x.dtype}; normalise them first, for example (x.float() / 255 - mean) / std")
     if x.ndim == 0 or y.ndim == 0 or len(x) not in (len(y), len(y[parallel.processes.rows(len(y))])):
         held = [len(part) if part.ndim else "one number instead of" for part in (x, y)]  # a process may have read its own images
-        raise LabelError(f"a batch has {held[0]} images and {held[1]} labels: give one label for each image")
+        raise LabelError(f"a batch has {held[0]} images and {held[1]} labels: give one label for each image{_order(x, y, model)}")
     if len(y) == 0:
         raise DataError("a batch holds no examples: leave it out")
     if parallel.several and has_ignored(y):  # each process would divide by the number of its own labels

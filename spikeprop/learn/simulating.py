@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from spikeprop.learn.loss import CrossEntropy, Loss, Objective
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.temporal import EachStep, LocalLoss, ReadOut, TemporalLoss
-from spikeprop.snn import SpikingNetwork
+from spikeprop.snn import LayerDynamics, SpikingNetwork
 from spikeprop.snn.normalisation import needs_all_steps
-from spikeprop.snn.timed_input import TimedInput, time_first
+from spikeprop.snn.timed_input import TimedInput, no_stills, time_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,13 @@ class SimulatingRule(LearningRule):
         for module in model.modules():
             if isinstance(module, SpikingNetwork):
                 return module
-        raise ValueError(
-            f"{type(self).__name__} trains a SpikingNetwork, and this is a {type(model).__name__}: convert it, or use Backprop"
-        )
+        rule, kind = type(self).__name__, type(model).__name__
+        if any(isinstance(module, LayerDynamics) for module in model.modules()):
+            raise ValueError(
+                f"{rule} trains a SpikingNetwork, and this is a {kind} with neurons in it: make a network of it first, network = "
+                "spikeprop.spiking(module, input_shape), and train that"
+            )
+        raise ValueError(f"{rule} trains a SpikingNetwork, and this is a {kind}: convert it, or use Backprop")
 
     def objective(self, network: SpikingNetwork) -> TemporalLoss:
         """The loss as a function of the values at all steps."""
@@ -66,6 +70,22 @@ class SimulatingRule(LearningRule):
             return self.loss
         assert isinstance(self.loss, Loss)
         return EachStep(loss=self.loss) if self.each_step else ReadOut(loss=self.loss, how=network.read)
+
+    def in_time(self, network: SpikingNetwork, x: object) -> tuple[Tensor, Tensor | None]:
+        """A batch, examples first, as ``time_first`` gives it.
+
+        Raises:
+            ValueError: still samples without ``timesteps``, or for an encoder that reads none.
+        """
+        values, lengths = time_first(network, x)
+        still = values.dim() == len(network.input_shape) + 1
+        if still and not network.encoder.stills:
+            raise ValueError(no_stills(network.encoder, values.shape))
+        if still and self.timesteps is None:
+            raise ValueError(
+                f"a batch {tuple(values.shape)} of still samples needs a number of steps: {type(self).__name__}(timesteps=...)"
+            )
+        return values, lengths
 
     def given(self, network: SpikingNetwork, x: object) -> TimedInput:
         """A batch, examples first, as the simulation's input.
@@ -78,12 +98,7 @@ class SimulatingRule(LearningRule):
                 "this network returns several outputs in a structure of its own, and a loss of values over time reads one: use "
                 "BPTT with a loss of the output"
             )
-        values, lengths = time_first(network, x)
-        still = values.dim() == len(network.input_shape) + 1
-        if still and self.timesteps is None:
-            raise ValueError(
-                f"a batch {tuple(values.shape)} of still samples needs a number of steps: {type(self).__name__}(timesteps=...)"
-            )
+        values, lengths = self.in_time(network, x)
         given = TimedInput.of(values, self.timesteps, lengths, network.input_shape)
         given.check_values(network.encoder)
         return given

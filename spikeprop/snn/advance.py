@@ -88,6 +88,20 @@ def advance(
     return values[list(layers)[-1]], state
 
 
+def check_state(state: Any, batch: int) -> None:
+    """Refuse what is no state, or one of another number of samples.
+
+    Raises:
+        ValueError: says where a state comes from.
+    """
+    first = "begin with network.init_state(), and go on with the state that step and run return"
+    if not isinstance(state, NetworkState):
+        raise ValueError(f"state is {'None' if state is None else f'a {type(state).__name__}'}: {first}")
+    held = state.reading.output if state.reading.output is not None else state.lengths
+    if held is not None and len(held) != batch:
+        raise ValueError(f"the state is of {len(held)} samples, and the input of {batch}: {first}, for each batch")
+
+
 def norm_in_loop(layers: Mapping[str, Layer]) -> str | None:
     """Batch-norm of what a loop gives back, in words; its statistics over all steps are not known at a step."""
     for names, loop in groups(layers):

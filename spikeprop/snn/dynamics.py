@@ -19,10 +19,10 @@ The packed engine runs it between its own kernels, forward and, where autograd p
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABCMeta
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,25 @@ def map_state(change: Callable[[Tensor], Tensor], state: Any) -> Any:
     return state
 
 
-class LayerDynamics(nn.Module, ABC):
+Made = TypeVar("Made")
+
+
+class _Constructed(ABCMeta):
+    """Refuses an instance whose constructor left out that of its base class: torch's error names neither."""
+
+    def __call__(cls: type[Made], *args: Any, **kwargs: Any) -> Made:
+        try:
+            made = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        except AttributeError as error:
+            if "before Module.__init__() call" not in str(error):
+                raise
+            raise TypeError(f"{cls.__name__}.__init__ calls super().__init__(...) first: {error}") from error
+        if "_modules" not in vars(made):
+            raise TypeError(f"{cls.__name__}.__init__ does not call super().__init__(...), which a neuron needs: call it first")
+        return made
+
+
+class LayerDynamics(nn.Module, metaclass=_Constructed):
     """What a layer sends for its summed current. A subclass defines ``step``, or ``run`` where it has a way for several at once.
 
     Attributes:
@@ -86,7 +104,7 @@ class LayerDynamics(nn.Module, ABC):
         """Advance over several steps: currents (T, B, ...) to what is sent (T, B, ...)."""
         sent = []
         for current in currents:
-            one, state = self.step(current, state)
+            one, state = self.stepped(current, state)
             sent.append(one)
         return torch.stack(sent), state
 
@@ -101,7 +119,22 @@ class LayerDynamics(nn.Module, ABC):
 
     def forward(self, current: Tensor, state: Any = None) -> Any:
         """``step``; without a state what the neuron sends where it stands in a module (``snn/in_place.py``)."""
-        return self.step(current, state) if state is not None else called_in_place(self, current)
+        return self.stepped(current, state) if state is not None else called_in_place(self, current)
+
+    def stepped(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """``step``, whose result is checked: two rows of spikes alone would be taken for spikes and a state.
+
+        Raises:
+            TypeError: it returns something else than (spikes, state).
+        """
+        found: Any = self.step(current, state)
+        if not (isinstance(found, tuple | list) and len(found) == 2 and isinstance(found[0], Tensor)):
+            what = f"{len(found)} values" if isinstance(found, tuple | list) and len(found) != 2 else f"a {type(found).__name__}"
+            raise TypeError(
+                f"{type(self).__name__}.step returned {what}; it returns (spikes, state): what is sent (batch, ...), and the "
+                "state after the step, such as NeuronState(v, since)"
+            )
+        return found[0], found[1]
 
     def advance(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         """``run``; step by step through ``__call__`` where hooks or another ``forward`` or ``step`` are to be heard."""

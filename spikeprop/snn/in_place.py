@@ -91,7 +91,7 @@ class PlainLoop:
             current_B = current_B + operation(current_B.new_zeros(len(current_B), *shape) if before is None else before)
         if call not in self.states:
             self.states[call] = neuron.initial_state(current_B)
-        self.sent[call], self.states[call] = neuron.step(current_B, self.states[call])
+        self.sent[call], self.states[call] = neuron.stepped(current_B, self.states[call])
         return self.sent[call]
 
 
@@ -111,6 +111,9 @@ class Recurrent(nn.Module):
             raise ValueError(
                 f"Recurrent reads (neuron, synapse), such as Recurrent(LIF(), nn.Linear(n, n)); got {neuron!r} first"
             )
+        if not isinstance(synapse, nn.Module):
+            n = synapse if isinstance(synapse, int) else "n"
+            raise ValueError(f"Recurrent's synapse is {synapse!r}; give a module, for n neurons nn.Linear({n}, {n})")
         self.neuron, self.synapse = neuron, synapse
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.runtime.ordinary import trainable
-from spikeprop.snn.advance import NetworkState, advance, norm_in_loop
+from spikeprop.snn.advance import NetworkState, advance, check_state, norm_in_loop
 from spikeprop.snn.dynamics import LayerDynamics, map_state
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.hooks import refuse_transforms, refuse_uncalled
@@ -33,7 +33,7 @@ from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import READS, Read, ReadoutSchedule, ReadState, read
 from spikeprop.snn.simulation import Simulation, engine, last_layer, values_of
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
-from spikeprop.snn.timed_input import RunningInput, TimedInput, own_steps
+from spikeprop.snn.timed_input import RunningInput, TimedInput, check_stream, own_steps
 
 SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
@@ -228,9 +228,10 @@ class SpikingNetwork(nn.Module):
         """Advance one step on an already encoded input (B, ...); returns the output so far (B, K), as ``unroll`` yields it.
 
         Raises:
-            ValueError: the network delays its readout or runs beforehand, which ``forward`` and ``unroll`` do; or it needs all
-                steps at once, as batch-norm in training mode does.
+            ValueError: input or state that do not fit; the network delays its readout or runs beforehand, which ``forward`` and
+                ``unroll`` do; or it needs all steps at once, as batch-norm in training mode does.
         """
+        check_stream(x_B, self.input_shape, one=True)
         _, state = self.run(x_B.unsqueeze(0), state)
         assert state.reading.output is not None
         return state.reading.output, state
@@ -252,6 +253,10 @@ class SpikingNetwork(nn.Module):
             raise ValueError(f"{reason}, so steps cannot be given one after another: use forward, or put it into evaluation mode")
         refuse_transforms(x_TB)
         refuse_uncalled(self._containers())
+        check_stream(x_TB, self.input_shape, one=False)
+        self._check_dtype(x_TB)
+        check_state(state, x_TB.shape[1])
+        TimedInput(x_TB, False).largest()
         values_TB, state = advance(self, trainable(x_TB), len(x_TB), state, observe)
         state.reading = read(self.read, values_TB, state.reading, state.lengths)[1]
         return values_TB, state
@@ -417,19 +422,23 @@ class SpikingNetwork(nn.Module):
         watched = given.timesteps if observed_steps is None else observed_steps
         return Simulation(runner, given, packed, runner.init_state, chunk, observe, watched, leaving)
 
+    def _check_dtype(self, x_TB: Tensor) -> None:
+        weight = next(self.parameters(), None)
+        if not x_TB.is_floating_point() or (weight is not None and x_TB.dtype != weight.dtype):
+            wanted = weight.dtype if weight is not None else "a floating-point type"
+            raise ValueError(f"input is {x_TB.dtype}; this network computes in {wanted}: convert it with x.to(...)")
+
     def _check_input(self, given: TimedInput) -> None:
         weight, x_TB = next(self.parameters(), None), given.x_TB
         if weight is not None and weight.is_inference() and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             raise ValueError("the network was made in inference mode, so it has no gradients: use copy.deepcopy(network)")
-        if not x_TB.is_floating_point() or (weight is not None and x_TB.dtype != weight.dtype):
-            wanted = weight.dtype if weight is not None else "a floating-point type"
-            raise ValueError(f"input is {x_TB.dtype}; this network computes in {wanted}: convert it with x.to(...)")
+        self._check_dtype(x_TB)
         given.check_values(self.encoder)
         path = takes_statistics(self) if given.lengths is not None and bool((given.lengths < given.timesteps).any()) else None
         if path is not None:
             raise ValueError(
                 f"{path!r} is a batch-norm in training mode, whose statistics would count the padding of shorter sequences: "
-                "train on batches of sequences of one length, or put it into evaluation mode"
+                "train on batches of sequences of one length (set the data's duration or frames), or put it into evaluation mode"
             )
         if self.readout.restarts and not (given.still and self.encoder.stationary):
             raise ValueError(
@@ -444,12 +453,15 @@ class SpikingNetwork(nn.Module):
 
 
 def _check_feedback_shape(name: str, source: str, synapse: Synapse, value: Tensor, wanted: Shape) -> None:
+    flat = value.dim() == 3 and len(wanted) == 1
+    remedy = f"; give nn.Linear({value.shape[2]}, {wanted[0]})" if flat else ""
     try:
         found = tuple(synapse(value).shape[2:])
     except RuntimeError as error:
-        raise ValueError(f"layer {name!r} cannot read feedback of {source!r} {tuple(value.shape[2:])}: {error}") from error
+        sent = tuple(value.shape[2:])
+        raise ValueError(f"layer {name!r} cannot read feedback of {source!r} {sent}: {error}{remedy}") from error
     if found != wanted:
-        raise ValueError(f"layer {name!r} has a current of {wanted}, and its feedback of {source!r} one of {found}")
+        raise ValueError(f"layer {name!r} has a current of {wanted}, and its feedback of {source!r} one of {found}{remedy}")
 
 
 def _add_form(module: nn.Module, form: list[Any]) -> None:

@@ -10,6 +10,7 @@ Suffix legend: T steps, K of them, B batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class TimedInput:
         """
         either = f"(batch, *{shape}), still samples for a number of timesteps, or (time, batch, *{shape}), sequences"
         if not isinstance(x, Tensor):
-            raise ValueError(f"input is a {type(x).__name__}; a network reads a tensor {either}")
+            raise ValueError(f"input is a {type(x).__name__}; {_remedy_of(x, either)}")
         found = unusual(x)
         if found is not None:
             raise ValueError(f"input {found}")
@@ -76,17 +77,22 @@ class TimedInput:
         """
         kind = type(encoder).__name__
         if self.still and not encoder.stills:
-            raise ValueError(
-                f"input is still samples {tuple(self.like_B.shape)}, and the encoder {kind} reads sequences alone: pass a tensor "
-                f"{('time', *self.like_B.shape)} without timesteps, or give the network Direct()"
-            )
+            raise ValueError(no_stills(encoder, self.like_B.shape))
         if not (self.still or encoder.sequences):
             raise ValueError(f"input is a sequence, and the encoder {kind} reads still samples alone: use Direct() or Frames()")
+        warn_of_saturation(encoder, self.largest())
+
+    def largest(self) -> float:
+        """Largest magnitude of the values.
+
+        Raises:
+            ValueError: NaN or infinity, and where.
+        """
         low, high = (float(value) for value in self.x_TB[: 1 if self.still else None].detach().aminmax())
         largest = max(-low, high)
-        warn_of_saturation(encoder, largest)
         if not math.isfinite(largest):
             raise ValueError(f"input holds NaN or infinity {self._place()}; clean the data before encoding")
+        return largest
 
     def _place(self) -> str:
         bad_TB = ~torch.isfinite(self.x_TB.detach()).flatten(2).all(2)
@@ -95,6 +101,48 @@ class TimedInput:
         step, sample = bad_TB.nonzero()[0].tolist()
         samples = int(bad_TB.any(0).sum())
         return f"in {samples} of {bad_TB.shape[1]} sequences, first at step {step} of sample {sample}"
+
+
+def no_stills(encoder: Encoder, shape: Sequence[int]) -> str:
+    """That an encoder reads no still samples, whose batch has this shape, and what it reads."""
+    batch, *rest = map(str, shape)
+    sequence, in_data = (", ".join((*axes, *rest)) for axes in (("time", batch), (batch, "time")))
+    return (
+        f"input is still samples {tuple(shape)}, and the encoder {type(encoder).__name__} reads sequences alone: pass a tensor "
+        f"({sequence}) without timesteps, in batches for fit ({in_data}); or give the network Direct()"
+    )
+
+
+def check_stream(x: Any, shape: tuple[int, ...], *, one: bool) -> None:
+    """Check what is given to a stream, one step (B, *shape) or several (T, B, *shape), already encoded.
+
+    Raises:
+        ValueError: names what does not fit, and what would.
+    """
+    step, several = f"(batch, *{shape}), one step", f"(time, batch, *{shape}), several steps"
+    wanted = f"step reads {step}" if one else f"run reads {several}"
+    if not isinstance(x, Tensor):
+        raise ValueError(f"input is a {type(x).__name__}; {_remedy_of(x, step if one else several)}")
+    found = unusual(x)
+    if found is not None:
+        raise ValueError(f"input {found}")
+    axes = x.dim() - len(shape)
+    if axes != (1 if one else 2) or tuple(x.shape[axes:]) != shape:
+        fits = axes >= 0 and tuple(x.shape[axes:]) == shape
+        remedies = {
+            0: "; one sample needs a batch axis: " + ("x[None]" if one else "x[:, None], where it has one of time"),
+            1: "; one step needs an axis of time: x[None], or network.step",
+            2: "; several steps: network.run(x, state), or network(x)",
+        }
+        raise ValueError(f"input has shape {tuple(x.shape)}; {wanted}{remedies.get(axes, '') if fits else ''}")
+    if 0 in x.shape[:axes]:
+        raise ValueError(f"input {tuple(x.shape)} is empty: {wanted}, at least 1 of each")
+
+
+def _remedy_of(x: Any, wanted: str) -> str:
+    if hasattr(x, "values") and hasattr(x, "lengths"):  # Sequences, which have their examples first
+        return "a network reads their tensors, time first: network(s.values.transpose(0, 1), lengths=s.lengths)"
+    return f"a network reads a tensor {wanted}"
 
 
 def _checked_steps(x: Tensor, timesteps: Any, *, still: bool) -> int:

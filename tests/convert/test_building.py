@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from spikeprop import ALIF, IF, LIF, RLIF, Recurrent, SpikingNetwork, Triangle, spike, spiking
+from spikeprop import ALIF, IF, LIF, RLIF, Frames, Recurrent, SpikingNetwork, Triangle, spike, spiking
 from spikeprop.convert import ConversionError, convert
 from spikeprop.errors import SimulationError
 from spikeprop.snn import LayerDynamics, NeuronState
@@ -337,6 +337,15 @@ def test_feedback_names_layers_and_has_no_batch_norm() -> None:
         spiking(Loops(), (4,), feedback={"first": ("first", nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))})
     with pytest.raises(ValueError, match="current of"):
         spiking(Loops(), (4,), feedback={"first": ("second", nn.Linear(5, 5))})
+
+
+def test_a_class_and_a_number_in_place_of_modules_are_named() -> None:
+    with pytest.raises(ConversionError, match=r"encoder is the class Frames; pass an instance, Frames\(\)"):
+        spiking(nn.Sequential(nn.Linear(3, 4), LIF()), 3, encoder=Frames)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"synapse is 32; give a module, for n neurons nn.Linear\(32, 32\)"):
+        Recurrent(LIF(), 32)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"cannot read feedback of '1' .*; give nn.Linear\(4, 4\)"):
+        spiking(nn.Sequential(nn.Linear(3, 4), Recurrent(LIF(), nn.Linear(5, 5))), 3)
 
 
 class KeepsOnItself(LIF):

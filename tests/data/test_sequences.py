@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from spikeprop.data import FrameData, SequenceData, SpeechCommands
+from spikeprop.data import Digits, FrameData, SequenceData, SpeechCommands
 from spikeprop.data.sequences import read_npz
 from spikeprop.data.speech import RATE, WORDS, _centres, read_wav
 from spikeprop.errors import DataError, MissingDataError
@@ -47,6 +47,15 @@ def test_arrays_and_datasets_give_the_same_batches() -> None:
     assert isinstance(dataset.example(4), Sequences)
     changed = SequenceData(training=(X + 1, Y), testing=(X, Y), classes=3)
     assert changed.train(2, 0).fingerprint() != plain.train(2, 0).fingerprint()
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_of_no_examples_are_refused(batch_size: int) -> None:
+    for training in ((X, Y), TensorDataset(X, Y)):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size}; it must be positive"):
+            SequenceData(training=training, testing=(X, Y), classes=3).train(batch_size, seed=0)
+    with pytest.raises(ValueError, match="batch_size is"):
+        Digits().test(batch_size)
 
 
 def test_sequences_end_at_their_lengths() -> None:

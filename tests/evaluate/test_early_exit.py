@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikeprop import CNN, IF, LIF, Digits, Direct, GradedIF, Percentile, Poisson, SignedIF, convert
 from spikeprop.convert import LightCalibration, OffsetSpike
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate import EarlyExit, Predictor, evaluation_rows, leave_early, summarise
+from spikeprop.evaluate import EarlyExit, Predictor, evaluation_rows, leave_early, snn_accuracy, snn_mean_iou, summarise
 from spikeprop.evaluate import predictor as predictors
 from spikeprop.evaluate.early_exit import CertainMargin
 from spikeprop.runtime.batches import Sequences
@@ -250,3 +250,15 @@ def test_a_sequence_leaves_after_its_own_last_step() -> None:
     assert shown.early[1].tolist() == [3, 4, 1]
     with pytest.raises(EvaluationError, match="still samples need a number of steps"):
         leave_early(network, torch.rand(2, 2), None, never)
+
+
+@pytest.mark.parametrize("measure", [snn_accuracy, snn_mean_iou])
+def test_steps_that_no_sequence_has_are_refused(measure: Any) -> None:
+    """However the sequences are divided into batches."""
+    network = two_classes(IF(), [[1.0, -1.0], [-1.0, 1.0]])
+    x = Sequences.of([torch.tensor([[0.6, 0.5]]).expand(length, 2) for length in (3, 9, 1)])
+    labels = torch.tensor([0, 0, 0])
+    for batches in ([(x, labels)], [(x[:1], labels[:1]), (x[1:], labels[1:])]):
+        assert list(measure(network, batches, [4, 9])) == [4, 9]
+        with pytest.raises(EvaluationError, match="the sequences have 9 steps, so there is no prediction after 10"):
+            measure(network, batches, [4, 10])

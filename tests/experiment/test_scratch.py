@@ -79,7 +79,11 @@ def test_checkpoint_holds_the_network_its_data_and_its_steps(run: Path) -> None:
 
 def test_folder_is_evaluated_exported_simulated_and_shown_without_questions(run: Path, tmp_path: Path) -> None:
     folder = run.parent
-    assert "T = 4" in cli("eval", run, "--root", folder, "--out", tmp_path / "eval")
+    shown = cli("eval", run, "--root", folder, "--out", tmp_path / "eval")
+    assert "T = 2" in shown  # evaluate.timesteps of the recipe
+    assert "T = 4" in shown
+    asked = ["eval", run, "--root", folder, "--timesteps", "3", "--out", tmp_path / "asked"]
+    assert "T = 4" not in cli(*asked)
     cli("export", run, "-o", tmp_path / "net.nir")
     shown = cli("simulate", tmp_path / "net.nir", "--backend", "reference", "--root", folder, "--samples", 6)
     assert "all equal" in shown
@@ -102,6 +106,10 @@ def test_sequences_of_unequal_length_are_measured_up_to_their_own_end(tmp_path: 
     cli("run", tmp_path / "r.yaml", "train.epochs=1", "--out", tmp_path / "run", "--no-tensorboard")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert list(report["trained"]["accuracy"]) == ["1", "3"]
+    asked = ["eval", tmp_path / "run", "--root", tmp_path, "--batch-size", 1, "--out", tmp_path / "eval", "--timesteps"]
+    assert "T = 3" in cli(*asked, "1,3")  # though some batches have two steps
+    refused = CliRunner().invoke(main, [str(a) for a in (*asked, "1,9", "--restart")])
+    assert "the sequences have 3 steps, so there is no prediction after 9" in refused.output
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from spikeprop import Backprop, Digits, fit
+from spikeprop import BPTT, LIF, Backprop, Digits, Frames, SpikingNetwork, fit, spiking
 from spikeprop.errors import DataError, LabelError
 
 X, Y = torch.rand(8, 1, 8, 8), torch.arange(8)
@@ -71,3 +71,27 @@ def test_images_in_float64_and_of_inference_mode_are_trained_on() -> None:
     torch.manual_seed(0)
     (found,) = trained([(x, y)])
     assert found["loss"] == wanted["loss"]
+
+
+def with_neurons() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), LIF(), nn.Linear(10, 10))
+
+
+def of_frames() -> SpikingNetwork:
+    return spiking(with_neurons(), (1, 8, 8), encoder=Frames())
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "x", "says"),
+    [
+        (with_neurons, BPTT(timesteps=2), X, r"a Sequential with neurons .* network = spikeprop.spiking\(module, input_shape\)"),
+        (lambda: spiking(with_neurons(), (1, 8, 8)), BPTT(), X, r"needs a number of steps: BPTT\(timesteps=\.\.\.\)"),
+        (of_frames, BPTT(), X, r"\(time, 8, 1, 8, 8\) without timesteps, in batches for fit \(8, time, 1, 8, 8\)"),
+        (of_frames, BPTT(timesteps=2), X, r"\(time, 8, 1, 8, 8\) without timesteps, in batches for fit \(8, time, 1, 8, 8\)"),
+        (of_frames, BPTT(), X.expand(3, *X.shape), r"3 images and 8 labels: .* the examples first, .* x.transpose\(0, 1\)"),
+    ],
+)
+def test_what_a_simulation_cannot_be_trained_on_is_named_with_the_remedy(model: Any, rule: BPTT, x: Any, says: str) -> None:
+    network = model()
+    with pytest.raises((ValueError, LabelError), match=says):
+        fit(network, rule, [(x, Y)], torch.optim.SGD(network.parameters(), lr=0.1), epochs=1)

@@ -130,8 +130,8 @@ def test_feedback_with_still_samples(encoder: Any) -> None:
     ("forward", "neuron", "feedback", "says"),
     [
         ([(INPUT, 5)], IF(), ("out", 3, 4), "feedback of 'out', which is no layer that sends spikes"),
-        ([(INPUT, 5)], IF(), ("a", 4, 5), r"current of \(4,\), and its feedback of 'a' one of \(5,\)"),
-        ([(INPUT, 5)], IF(), ("a", 3, 4), r"cannot read feedback of 'a' \(4,\)"),
+        ([(INPUT, 5)], IF(), ("a", 4, 5), r"current of \(4,\), and its feedback of 'a' one of \(5,\); give nn.Linear\(4, 4\)"),
+        ([(INPUT, 5)], IF(), ("a", 3, 4), r"cannot read feedback of 'a' \(4,\).*; give nn.Linear\(4, 4\)"),
         ([], IF(), ("a", 4, 4), "reads feedback alone"),
         ([(INPUT, 5)], DifferentialIF(levels=4), ("a", 4, 4), "send corrections"),
     ],

@@ -338,3 +338,41 @@ def test_surrogates_integrate_to_what_their_sources_say() -> None:
     zero, normal = torch.zeros(1, dtype=torch.float64), torch.distributions.Normal
     at_zero = normal(0.0, 0.5).log_prob(zero).exp() * 1.15 - 0.3 * normal(0.5, 3.0).log_prob(zero).exp()
     assert float(MultiGaussian()(zero, zero)) == pytest.approx(0.5 * float(at_zero), rel=1e-6)
+
+
+class NoConstructor(Neuron):
+    def __init__(self) -> None:
+        self.beta = 0.5
+
+    def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return current, state
+
+
+class EarlyWeight(NoConstructor):
+    def __init__(self) -> None:
+        self.w = nn.Parameter(torch.ones(1))
+
+
+class SpikesAlone(Neuron):
+    def __init__(self) -> None:
+        super().__init__(1.0, 0.9, "subtract", 0.0, STDB())
+
+    def step(self, current: Tensor, state: Any) -> Any:
+        return (current > 1).to(current)
+
+
+@pytest.mark.parametrize("kind", [NoConstructor, EarlyWeight])
+def test_a_neuron_without_its_base_constructor_is_named(kind: type[Neuron]) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__}.__init__ .* super\(\).__init__\(...\)"):
+        kind()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_step_that_returns_spikes_alone_is_named(packed: bool) -> None:
+    """Of a batch of two, too, whose rows could be taken for spikes and a state."""
+    hidden = Layer([("input", Synapse([nn.Linear(3, 4)]))], SpikesAlone())
+    network = SpikingNetwork({"hidden": hidden, "out": Layer([("hidden", Synapse([nn.Linear(4, 2)]))], None)}, Direct(), (3,))
+    network.packed = packed
+    for batch_size in (2, 5):
+        with pytest.raises(TypeError, match=r"SpikesAlone.step returned a Tensor; it returns \(spikes, state\)"):
+            network(torch.rand(batch_size, 3), 2)

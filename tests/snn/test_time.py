@@ -316,7 +316,44 @@ def test_padding_does_not_enter_the_statistics_of_a_batch_norm() -> None:
     network.layers["a"].synapses[0].ops.append(nn.BatchNorm2d(5).double())  # type: ignore[index, union-attr]
     x_TB = sequence(network)
     network.train()
-    with pytest.raises(ValueError, match="whose statistics would count the padding of shorter sequences"):
+    with pytest.raises(
+        ValueError, match=r"would count the padding of shorter sequences: .* \(set the data's duration or frames\)"
+    ):
         network(x_TB, lengths=LENGTHS)
     assert torch.isfinite(network(x_TB, lengths=torch.full((BATCH,), STEPS))).all()
     assert torch.isfinite(network.eval()(x_TB, lengths=LENGTHS)).all()
+
+
+@torch.no_grad()
+def test_a_stream_is_refused_what_does_not_fit() -> None:
+    network = vectors(Frames())
+    x_TB = sequence(network)
+    begin, (_, after) = network.init_state(), network.step(x_TB[0], network.init_state())
+    hollow_TB = x_TB.clone()
+    hollow_TB[1, 2] = torch.nan
+    refusals: list[tuple[Any, str]] = [
+        (lambda: network.step(x_TB[0, 0], begin), r"step reads \(batch, .* one sample needs a batch axis: x\[None\]"),
+        (lambda: network.step(x_TB, begin), r"several steps: network\.run\(x, state\), or network\(x\)"),
+        (lambda: network.step(x_TB[0, :, :-1], begin), r"input has shape .*; step reads \(batch, "),
+        (lambda: network.run(x_TB[0], begin), r"run reads \(time, batch, .* needs an axis of time: x\[None\]"),
+        (lambda: network.run(x_TB[:0], begin), "is empty"),
+        (lambda: network.run(x_TB.half(), begin), "this network computes in torch.float64"),
+        (lambda: network.run(hollow_TB, begin), "NaN or infinity in 1 of .* sequences, first at step 1 of sample 2"),
+        (lambda: network.step(hollow_TB[1], begin), "NaN or infinity in 1 of"),
+        (lambda: network.step(x_TB[0], None), r"state is None: begin with network.init_state\(\)"),  # type: ignore[arg-type]
+        (lambda: network.step(x_TB[0], (begin,)), "state is a tuple: begin with"),  # type: ignore[arg-type]
+        (lambda: network.step(x_TB[0, :1], after), "the state is of . samples, and the input of 1: begin with"),
+        (lambda: network.run(x_TB[:, :1], network.init_state(LENGTHS)), "the state is of . samples"),
+    ]
+    for refused, words in refusals:
+        with pytest.raises(ValueError, match=words):
+            refused()
+
+
+def test_sequences_given_to_a_network_are_named_with_their_tensors() -> None:
+    network = vectors(Frames())
+    x_TB = sequence(network)
+    s = Sequences(x_TB.transpose(0, 1), LENGTHS)
+    with pytest.raises(ValueError, match=r"network\(s.values.transpose\(0, 1\), lengths=s.lengths\)"):
+        network(s)
+    assert network(s.values.transpose(0, 1), lengths=s.lengths).shape[0] == len(LENGTHS)

@@ -126,7 +126,7 @@ def _few_steps(neuron: LayerDynamics, current: Tensor) -> list[Tensor]:
     found: list[Tensor] = []
     state = neuron.initial_state(current)
     for size in (1, 10, 100):
-        spikes, state = neuron.step(current * size, state)
+        spikes, state = neuron.stepped(current * size, state)
         found.append(spikes)
         map_state(lambda tensor: found.append(tensor) or tensor, state)
     return found
