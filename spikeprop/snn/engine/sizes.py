@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 CHUNK_STEPS = 64  # at most, on the CPU
-FEEDBACK_CHUNK_STEPS = 32  # of a network with feedback, which goes step by step anyway: half the floats, of many steps
+FEEDBACK_CHUNK_STEPS = 16  # of a network with feedback, which goes step by step anyway: fewer floats at the same speed
 CUDA_CHUNK_BYTES = 1 << 30  # of the largest layer's floats, on a GPU
 # Samples x steps of a slice on the CPU: with a backward pass, which holds the gradients of all of them at once, and without.
 SLICE_ROWS = {"with backward": 64, "forward only": 512}
