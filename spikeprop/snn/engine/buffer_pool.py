@@ -12,9 +12,9 @@ from torch import Tensor
 
 def new_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of any content. On the CPU it is numpy's memory, which asks the system for huge pages (2 MiB): few faults."""
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
     size = torch.Size(shape).numel() * dtype.itemsize
+    if device.type != "cpu" or size == 0:
+        return torch.empty(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
+from spikeprop.snn.engine.buffer_pool import new_tensor
 from spikeprop.snn.engine.kernels import float_loops
 from spikeprop.snn.engine.kernels.cpu import NumpyView, in_ranges
 from spikeprop.snn.hooks import global_hooks, untouched
@@ -68,8 +69,8 @@ class _FireFloats(torch.autograd.Function):
         current_KBS, v_BS = current_KBS.contiguous(), v_BS.clone(memory_format=torch.contiguous_format)
         before_BS = None if since is None else since.reshape(batch, neurons)
         since_BS = None if before_BS is None else before_BS.clone(memory_format=torch.contiguous_format)
-        spikes_TBS = current_KBS.new_empty(steps, batch, neurons)
-        x_TBS = torch.empty_like(spikes_TBS) if surrogate.needs_potential else current_KBS.new_empty(0, batch, neurons)
+        held = [steps, steps if surrogate.needs_potential else 0]
+        spikes_TBS, x_TBS = (new_tensor((n, batch, neurons), current_KBS.dtype, current_KBS.device) for n in held)
         arrays = [_array(t) for t in (current_KBS, *rows)]
         tracked = _array(since_BS if since_BS is not None else v_BS)
         rest = (_array(v_BS), tracked, since_BS is not None, _array(spikes_TBS), _array(x_TBS), surrogate.needs_potential)
@@ -87,7 +88,7 @@ class _FireFloats(torch.autograd.Function):
         spikes_TBS, x_TBS, before_BS, *rows = ctx.saved_tensors
         grad_TBS, grad_v_BS = grads[0].contiguous(), grads[1].clone(memory_format=torch.contiguous_format)
         kind, height, decay, slope_TBS, value_BS = _slopes(ctx.surrogate, spikes_TBS, x_TBS, before_BS)
-        out_KBS = torch.empty_like(grad_TBS[: ctx.held])
+        out_KBS = new_tensor((ctx.held, *grad_TBS.shape[1:]), grad_TBS.dtype, grad_TBS.device)
         real = _array(grad_v_BS).dtype.type
         arrays = (_array(grad_TBS), _array(spikes_TBS), _array(slope_TBS), kind, real(height), real(decay), _array(value_BS))
         rest = (*(_array(row) for row in rows), ctx.to_zero, _array(grad_v_BS), _array(out_KBS))
