@@ -136,6 +136,8 @@ def test_eval_agrees_with_the_report(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"T = 8  {accuracy:.2f} %" in result.output
     assert (finished / "eval-Digits" / "finetuned" / "report.png").exists()
+    shown = spikeprop("eval", finished, "--limit", 50, "--out", finished / "eval-default").output
+    assert all(f"T = {t}" in shown for t in (2, 8))  # those that the recipe evaluates, and not its training's alone
     result = spikeprop("eval", finished / "ann.safetensors")
     assert f"{report(finished)['ann']['accuracy']:.2f} %" in result.output
 

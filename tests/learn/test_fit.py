@@ -176,8 +176,9 @@ def test_rule_and_callback_with_state_resume_bit_for_bit(tmp_path: Path) -> None
     assert torch.equal(weights(uninterrupted), weights(resumed))
     assert all(torch.equal(rule.state_dict()[name], value) for name, value in again.state_dict().items())
     assert [h["spread"] for h in history] == [h["spread"] for h in rest]
+    other = small_ann()
     with pytest.raises(CheckpointError, match=r"another learning rule.*helper"):
-        fit(small_ann(), Backprop(), data, adam(small_ann()), epochs=2, checkpoint=file)
+        fit(other, Backprop(), data, adam(other), epochs=2, checkpoint=file)
 
 
 def test_optimiser_without_the_rules_own_parameters_is_refused() -> None:
