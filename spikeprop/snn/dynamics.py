@@ -19,6 +19,7 @@ The packed engine runs it between its own kernels, forward and, where autograd p
 
 from __future__ import annotations
 
+import inspect
 from abc import ABCMeta
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -64,6 +65,12 @@ Made = TypeVar("Made")
 
 class _Constructed(ABCMeta):
     """Refuses an instance whose constructor left out that of its base class: torch's error names neither."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """Of the class, as recipes and help read it: that of its constructor, not of the function below."""
+        _, *own = inspect.signature(cls.__init__).parameters.values()
+        return inspect.Signature(own)
 
     def __call__(cls: type[Made], *args: Any, **kwargs: Any) -> Made:
         try:

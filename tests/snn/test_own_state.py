@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -376,3 +377,8 @@ def test_a_step_that_returns_spikes_alone_is_named(packed: bool) -> None:
     for batch_size in (2, 5):
         with pytest.raises(TypeError, match=r"SpikesAlone.step returned a Tensor; it returns \(spikes, state\)"):
             network(torch.rand(batch_size, 3), 2)
+
+
+def test_signatures_of_neurons_are_those_of_their_constructors() -> None:
+    assert list(inspect.signature(LIF).parameters) == ["v_threshold", "leak", "reset", "v_init", "surrogate", "trainable"]
+    assert "adaptation" in inspect.signature(ALIF).parameters
