@@ -6,6 +6,7 @@ from spikeprop.snn.cuba import CubaLIF
 from spikeprop.snn.differential import DifferentialIF
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.encoder import Delta, Direct, Encoder, Frames, Latency, Poisson
+from spikeprop.snn.firing import NEVER, advance_since, spike
 from spikeprop.snn.in_place import Recurrent
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.network import SpikingNetwork
@@ -15,7 +16,6 @@ from spikeprop.snn.pooling import SpikingMaxPool, StepMaxPool
 from spikeprop.snn.readout import Integrator, ReadoutSchedule
 from spikeprop.snn.recurrence import RLIF
 from spikeprop.snn.signed import GradedIF, SignedIF
-from spikeprop.snn.spike import NEVER, advance_since, spike
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, MultiGaussian, Sigmoid, Surrogate, Triangle
 from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
 from spikeprop.snn.timed_input import time_first

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from spikeprop.snn.firing import advance_since, spike
 from spikeprop.snn.neuron import Neuron, Reset
-from spikeprop.snn.spike import advance_since, spike
 from spikeprop.snn.surrogate import Surrogate
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.engine.kernels.reference import integrate_and_fire
-from spikeprop.snn.spike import NEVER
+from spikeprop.snn.firing import NEVER
 from spikeprop.snn.surrogate import STDB, Surrogate
 
 Reset = Literal["subtract", "zero"]

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from spikeprop.plugins.derivatives.card import Card, Equation, Tensors, normal
 from spikeprop.snn.engine.kernels.reference import integrate_and_fire
-from spikeprop.snn.spike import NEVER, advance_since
+from spikeprop.snn.firing import NEVER, advance_since
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Surrogate, Triangle
 
 STEPS, NEURONS = 6, 3

@@ -18,7 +18,7 @@ from spikeprop.plugins.explain.form import Form, Settings, Shares, placed, slots
 from spikeprop.plugins.explain.forms_layers import LAYERS
 from spikeprop.plugins.explain.forms_losses import LOSSES
 from spikeprop.snn import surrogate as surrogates
-from spikeprop.snn.spike import advance_since
+from spikeprop.snn.firing import advance_since
 
 
 def card_of(kind: str, settings: Settings) -> str | None:

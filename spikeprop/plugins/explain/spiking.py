@@ -18,10 +18,10 @@ from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
 from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.firing import NEVER, advance_since
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.normalisation import TemporalBatchNorm, needs_all_steps
-from spikeprop.snn.spike import NEVER, advance_since
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
 

@@ -29,10 +29,10 @@ from spikeprop.snn.engine.layout import GradientAccumulator
 from spikeprop.snn.engine.sizes import KEPT_POTENTIALS, piece_steps
 from spikeprop.snn.engine.source_values import SourceValues, unpacked
 from spikeprop.snn.engine.synapse_run import SynapseRun, summed_current
+from spikeprop.snn.firing import NEVER, advance_since
 from spikeprop.snn.layer import INPUT
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.offset import offset
-from spikeprop.snn.spike import NEVER, advance_since
 from spikeprop.snn.surrogate import STDB, Triangle
 
 

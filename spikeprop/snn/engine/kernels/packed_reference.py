@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from spikeprop.snn.engine.kernels.arguments import PackedSpikes, ScanParameters, SpikeTrain, TrainedGradients
 from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import BITS, channels_first, channels_last, pack, unpack
-from spikeprop.snn.spike import NEVER, advance_since
+from spikeprop.snn.firing import NEVER, advance_since
 from spikeprop.snn.surrogate import STDB
 
 __all__ = [

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprop.snn.spike import advance_since
+from spikeprop.snn.firing import advance_since
 from spikeprop.snn.surrogate import Surrogate
 
 THETA, LEAK = 3, 4  # places among the function's inputs
