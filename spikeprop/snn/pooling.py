@@ -22,24 +22,14 @@ from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 WINDOWS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}  # by number of axes of positions
 
 
-class SpikingMaxPool(LayerDynamics):
-    """The number of spikes sent so far is the largest of its window.
-
-    Args:
-        kernel_size, stride, padding, ceil_mode: as of ``torch.nn.MaxPool2d``.
-        axes: of positions: 1 of a signal, 2 of an image, 3 of a video or a volume.
-    """
+class _MaxPool(LayerDynamics):
+    """Windows of the largest."""
 
     passes_on: ClassVar[bool] = True
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *, axes: int = 2):
         super().__init__()
         self.window = WINDOWS[axes](kernel_size, stride, padding, ceil_mode=ceil_mode)
-
-    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        counts_TB = torch.cumsum(torch.cat([state.v.unsqueeze(0), currents]), 0)
-        largest_TB = self.window(counts_TB.flatten(0, 1)).unflatten(0, (len(counts_TB), -1))
-        return largest_TB[1:] - largest_TB[:-1], NeuronState(counts_TB[-1], None)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(self.window(torch.empty(shape, device="meta")).shape)
@@ -53,7 +43,21 @@ class SpikingMaxPool(LayerDynamics):
         return window_sums(values.flatten(0, 1), self.window).unflatten(0, values.shape[:2])
 
 
-class StepMaxPool(LayerDynamics):
+class SpikingMaxPool(_MaxPool):
+    """The number of spikes sent so far is the largest of its window.
+
+    Args:
+        kernel_size, stride, padding, ceil_mode: as of ``torch.nn.MaxPool2d``.
+        axes: of positions: 1 of a signal, 2 of an image, 3 of a video or a volume.
+    """
+
+    def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
+        counts_TB = torch.cumsum(torch.cat([state.v.unsqueeze(0), currents]), 0)
+        largest_TB = self.window(counts_TB.flatten(0, 1)).unflatten(0, (len(counts_TB), -1))
+        return largest_TB[1:] - largest_TB[:-1], NeuronState(counts_TB[-1], None)
+
+
+class StepMaxPool(_MaxPool):
     """The largest of its window at each step.
 
     Args:
@@ -61,28 +65,12 @@ class StepMaxPool(LayerDynamics):
         axes: of positions: 1 of a signal, 2 of an image, 3 of a video or a volume.
     """
 
-    passes_on: ClassVar[bool] = True
-
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *, axes: int = 2):
-        super().__init__()
-        self.window = WINDOWS[axes](kernel_size, stride, padding, ceil_mode=ceil_mode)
-
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         return self.window(currents.flatten(0, 1)).unflatten(0, (len(currents), -1)), state
 
     def initial_state(self, current: Tensor) -> NeuronState:
         """It remembers nothing."""
         return NeuronState(current.new_zeros(()), None)
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(self.window(torch.empty(shape, device="meta")).shape)
-
-    def activation(self, total: Tensor, ceiling: Tensor | None) -> Tensor:
-        return self.window(total)
-
-    def connected(self, values: Tensor) -> Tensor:
-        """Each spike is compared once in every window."""
-        return window_sums(values.flatten(0, 1), self.window).unflatten(0, values.shape[:2])
 
 
 def window_sums(x: Tensor, pool: Any) -> Tensor:
