@@ -12,6 +12,7 @@ from spikeprop.recipe.checking import check
 from spikeprop.recipe.component import Component
 from spikeprop.recipe.names import EXPERIMENTS
 from spikeprop.recipe.text import find_recipe, override, read_recipe
+from spikeprop.runtime.places import beside
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     tree = read_recipe(path)
     for text in overrides:
         override(tree, text)
-    return Recipe(path.stem, check(tree))
+    with beside(path):
+        return Recipe(path.stem, check(tree))
 
 
 def _describe(value: Any) -> dict[str, Any]:
