@@ -24,6 +24,7 @@ from spikeprop.learn.distributed.data_parallel import DataParallel
 from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded
 from spikeprop.learn.fused import align, fused_steps
 from spikeprop.learn.given import check_collection, read_batch
+from spikeprop.learn.history import History
 from spikeprop.learn.metrics import DeferredMetrics
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
@@ -75,7 +76,7 @@ def fit(
     checkpoint_seconds: float = 60.0,
     autocast: torch.dtype | None = None,
     processes: Processes = ALONE,
-) -> list[dict[str, Any]]:
+) -> History:
     """Train ``model`` in place and leave it in evaluation mode.
 
     On the CPU an optimiser runs in torch's fused form while it trains, where it has one. After every step
@@ -101,7 +102,7 @@ def fit(
         processes: that train together, each on its shard of every batch; rank 0 writes the checkpoint. All pass equal arguments.
 
     Returns:
-        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr, seconds.
+        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr, seconds; a list, which notebooks show.
 
     Raises:
         DataError: not batches that can be read once an epoch, or images in bytes.
@@ -147,7 +148,7 @@ def fit(
         for callback in callbacks:
             callback.on_end(training)
         _set_mode(model, rule, False)
-    return training.history
+    return History(training.history)
 
 
 def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings) -> None:
