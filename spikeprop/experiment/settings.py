@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from spikeprop.convert import ThresholdCalibrator
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.evaluate.early_exit import EarlyExit
-from spikeprop.learn import Callback, LearningRule, Schedule
+from spikeprop.learn import Callback, LearningRule, Schedule, with_rates
 from spikeprop.recipe import Component
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.devices import DEVICE
@@ -26,6 +26,7 @@ from spikeprop.snn import Encoder, Neuron
 from spikeprop.snn.readout import Read
 
 Precision = Literal["float32", "bfloat16", "float16"]
+MemoryFormat = Literal["contiguous", "channels_last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class TrainingSettings:
         lr: learning rate of the optimiser.
         weight_decay: of the optimiser; 0 for none.
         clip: largest gradient norm, or null.
+        drop_last: leave out a last batch of an epoch that has fewer images than ``batch_size``.
+        memory_format: "channels_last" for the layout in which many processors, and GPUs in lower precision, convolve faster.
         callbacks: components, in the order in which they are called.
     """
 
@@ -52,6 +55,8 @@ class TrainingSettings:
     lr: float = 1e-2
     weight_decay: float = 5e-4
     clip: float | None = None
+    drop_last: bool = False
+    memory_format: MemoryFormat = "contiguous"
     callbacks: list[Component[Callback]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -106,6 +111,7 @@ class FineTuningSettings:
         batch_size: images a step.
         lr, weight_decay: as in training; lr and weight_decay also hold for trained thresholds and leaks.
         clip: largest gradient norm, or null.
+        drop_last: leave out a last batch of an epoch that has fewer images than ``batch_size``.
         callbacks: components, in the order in which they are called.
     """
 
@@ -119,6 +125,7 @@ class FineTuningSettings:
     lr: float = 1e-4
     weight_decay: float = 5e-4
     clip: float | None = None
+    drop_last: bool = False
     callbacks: list[Component[Callback]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -147,7 +154,8 @@ class SpikingTrainingSettings(TrainingSettings):
 
     Attributes:
         rule: computes the gradients; one that has ``timesteps`` and is not given any gets those of this stage.
-        optimizer, schedule, epochs, batch_size, lr, weight_decay, clip, callbacks: as in training an ANN.
+        optimizer, schedule, epochs, batch_size, lr, weight_decay, clip, drop_last, callbacks: as in training an ANN.
+        memory_format: "contiguous"; spiking networks have a layout of their own.
         timesteps: steps of a simulation of still samples; null for sequences, which have their own.
     """
 
@@ -160,6 +168,8 @@ class SpikingTrainingSettings(TrainingSettings):
         super().__post_init__()
         if self.timesteps is not None:
             positive(self, "timesteps")
+        if self.memory_format != "contiguous":
+            raise ValueError("memory_format is for ANNs: spiking networks have a layout of their own; leave it out")
 
     def build_rule(self) -> LearningRule:
         """The rule, with this stage's number of steps."""
@@ -232,7 +242,9 @@ class RunSettings:
         seed: seeds everything random.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may continue on another one.
         precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
-            prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation.
+            prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation. On the CPU bfloat16
+            holds for ANNs, where the processor multiplies it (AVX-512 BF16 or AMX); elsewhere, and for spiking networks, they
+            train in float32.
         sharded: with several processes, each keeps only its shard of what training keeps of the parameters (weights, gradients,
             optimiser state), for networks that do not fit into the memory of one; a run may continue with the other value.
     """
@@ -333,4 +345,5 @@ def trial_optimizer(settings: TrainingSettings | FineTuningSettings) -> Optimize
 def _build_optimizer(
     settings: TrainingSettings | FineTuningSettings, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]
 ) -> Optimizer:
-    return settings.optimizer.build(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay)
+    rates = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    return settings.optimizer.build(with_rates(list(parameters), **rates), **rates)
