@@ -11,17 +11,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spikeprop.snn.folding import evaluated
 from spikeprop.snn.layer import INPUT
-from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.normalisation import NORMS
 from spikeprop.snn.pooling import window_sums
 from spikeprop.snn.synapse import Synapse
+
+if TYPE_CHECKING:
+    from spikeprop.snn.network import SpikingNetwork
 
 
 class SpikeCounter:
