@@ -115,7 +115,7 @@ def test_digits_on_photographs_are_labelled_pixel_by_pixel(data_root: Path) -> N
     assert torch.equal(next(data.test(40).epoch(0))[0], x)
     other = next(DigitsOnPhotographs(test_limit=40, place_seed=1).test(40).epoch(0))[1]
     assert not torch.equal(other, y)
-    with pytest.raises(ValueError, match="crop and flip"):
+    with pytest.raises(ValueError, match="crop, flip and cutout"):
         DigitsOnPhotographs(flip=True)
 
 
