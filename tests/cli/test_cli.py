@@ -270,7 +270,8 @@ def test_budget(finished: Path) -> None:
 
 
 def test_ls_shows_recipes_and_components() -> None:
-    output = spikeprop("ls").output
+    assert "digits_cnn_stdb" in spikeprop("ls").output
+    output = spikeprop("ls", "all").output
     for text in (
         "digits_cnn_stdb",
         "LIF(v_threshold=1.0, leak=0.99",
