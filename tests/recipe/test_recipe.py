@@ -282,6 +282,7 @@ def test_every_slot_has_components() -> None:
         "SpikingCNN",
         "SpikingMLP",
         "OnnxModel",
+        "TimmModel",
         "TorchvisionModel",
         "UNet",
         "ViT",
