@@ -1,11 +1,12 @@
-"""ANNs that convert: ``MLP``, ``CNN``, ``VGG``, ``ResNet``, ``CIFARResNet``, ``UNet``, ``ViT``; torchvision's and timm's by
-name; ONNX's; your own with ``weights`` as people save them.
+"""ANNs that convert: ``MLP``, ``CNN``, ``VGG``, ``FastCNN``, ``ResNet``, ``CIFARResNet``, ``UNet``, ``ViT``; torchvision's
+and timm's by name; ONNX's; your own with ``weights`` as people save them.
 
 ``SpikingCNN`` and ``SpikingMLP`` have neurons in place of ReLU, for training from scratch.
 """
 
 from spikeprop.ann.cifar_resnet import CIFARResNet
 from spikeprop.ann.cnn import CNN, VGG
+from spikeprop.ann.fast_cnn import FastCNN
 from spikeprop.ann.mlp import MLP
 from spikeprop.ann.onnx import OnnxModel
 from spikeprop.ann.own import adapt, expand
@@ -22,6 +23,7 @@ __all__ = [
     "MLP",
     "VGG",
     "CIFARResNet",
+    "FastCNN",
     "OnnxModel",
     "ResNet",
     "SpikingCNN",

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spikeprop.cli import completing
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
 from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers, split_overrides
-from spikeprop.cli.printing import columns, say, table
+from spikeprop.cli.printing import columns, result, say, table, write
 
 if TYPE_CHECKING:
     from spikeprop.evaluate import EarlyExit
 
 
-@main.command(short_help="Run a recipe, or continue its run.")
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@main.command(
+    short_help="Run a recipe, or continue its run.", example="spikeprop run digits_cnn_stdb finetune.epochs=5 --out runs/mine"
+)
+@click.argument("recipe", shell_complete=completing.recipes)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completing.settings)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps, to see that it runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
@@ -54,17 +57,21 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
         notify = say if group.rank == 0 else lambda _: None
         path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
         with locked(path, group), deferred_signals(notify):
-            folder = RunFolder(path, loaded, smoke, group)
+            folder = RunFolder(path, loaded, smoke, group, notify)
             notify(f"{loaded.name} -> {path}")
             report = loaded.experiment.run(Context(folder, loaded.name, notify, **context))
         if group.rank == 0:
             table(report.name, report.rows)
-            click.echo(f"\nreport: {folder.path / 'report.json'}")
+            write(f"\nreport: {folder.path / 'report.json'}")
+            result(recipe=loaded.name, folder=path, report=report.values)
 
 
-@main.command(short_help="Run a recipe with every combination of values.")
-@click.argument("recipe")
-@click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...")
+@main.command(
+    short_help="Run a recipe with every combination of values.",
+    example="spikeprop sweep digits_cnn_stdb finetune.lr=1e-4,1e-5 finetune.timesteps=4,8 --smoke",
+)
+@click.argument("recipe", shell_complete=completing.recipes)
+@click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...", shell_complete=completing.settings)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
 @click.option("--sampler", type=click.Choice(["grid", "tpe"]), default="grid", show_default=True,
@@ -92,15 +99,16 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
     failed = swept.failed()
     for trial in failed:
         say(f"{trial.name} failed: {trial.why}; its log is {swept.log(trial)}")
-    click.echo(f"\ntable: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+    write(f"\ntable: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+    result(folder=folder, trials=[dict(zip(heads, row)) for row in rows], failed=[trial.name for trial in failed])
     if swept.finished():
         context.invoke(report, runs=tuple(swept.finished()), out=folder / "report.html", samples=0)
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(rows)} trials failed; the same command runs them again")
 
 
-@main.command(short_help="Check recipes without running them.")
-@click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...")
+@main.command(short_help="Check recipes without running them.", example="spikeprop check digits_cnn_stdb finetune.lr=1e-4")
+@click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...", shell_complete=completing.settings)
 @click.option("--no-import", is_flag=True, help="Build nothing; list the code from outside that the recipe would import.")
 def check(arguments: tuple[str, ...], no_import: bool) -> None:
     """Check recipes without running them: every key, component and value. KEY=VALUE overrides a setting of each, as for run."""
@@ -114,13 +122,16 @@ def check(arguments: tuple[str, ...], no_import: bool) -> None:
         if no_import:
             with record_foreign_names() as noted:
                 name = load_recipe(recipe, overrides).name
-            click.echo(f"{name}: not built; {'it would import' if noted else 'all of it is part of spikeprop'}")
+            write(f"{name}: not built; {'it would import' if noted else 'all of it is part of spikeprop'}")
             for line in noted:
-                click.echo(f"  {line}")
+                write(f"  {line}")
+            result(checked=[{"recipe": name, "would_import": noted}])
             continue
         loaded = load_recipe(recipe, overrides)
         _check(loaded.experiment)
-        click.echo(f"{loaded.name}: ok ({type(loaded.experiment).__name__})")
+        kind = type(loaded.experiment).__name__
+        write(f"{loaded.name}: ok ({kind})")
+        result(checked=[{"recipe": loaded.name, "experiment": kind}])
 
 
 def _check(experiment: Any, **options: bool) -> None:
@@ -129,7 +140,11 @@ def _check(experiment: Any, **options: bool) -> None:
         experiment.check(**options)
 
 
-@main.command("eval", short_help="Measure the accuracy of a network at each number of steps.")
+@main.command(
+    "eval",
+    short_help="Measure the accuracy of a network at each number of steps.",
+    example="spikeprop eval runs/digits_cnn_stdb --network converted --timesteps 4,8",
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
               help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
@@ -177,7 +192,8 @@ def evaluate(
             report, folder = evaluate_checkpoint(file, options, out=folder, restart=restart, processes=group)
             if group.rank == 0:
                 table(str(file), report.rows)
-                click.echo(f"\nreport: {folder / 'report.json'}")
+                write(f"\nreport: {folder / 'report.json'}")
+                result(reports=[{"checkpoint": file, "folder": folder, "report": report.values}])
 
 
 def _early_exit(text: str | None) -> EarlyExit | None:

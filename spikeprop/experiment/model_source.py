@@ -8,6 +8,7 @@ y, loss).
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,9 +102,11 @@ def _from_callable(source: str, request: ModelRequest) -> FoundModel:
 def _import_callable(source: str, where: str, name: str) -> Callable[[], Any]:
     """The callable; errors that it raises when it is called are not caught."""
     try:
-        return getattr(importlib.import_module(where), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"{source}: {error}; write it as module:callable") from error
+        found = getattr(importlib.import_module(where), name)
+        inspect.signature(found).bind()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise RecipeError(f"{source}: {error}; write it as module:callable, of a callable without arguments") from error
+    return found
 
 
 def _from_checkpoint(path: Path, request: ModelRequest) -> FoundModel:

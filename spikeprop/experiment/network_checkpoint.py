@@ -86,8 +86,10 @@ def find_checkpoints(path: Path, networks: Sequence[str] = ()) -> list[Path]:
     present = [name for name in NETWORKS if (path / f"{name}.safetensors").is_file()]
     absent = [name for name in networks if name not in present]
     if absent or not present:
-        found = f"it has {', '.join(present)}" if present else "it has none of ann, converted, finetuned and trained.safetensors"
-        raise CheckpointError(f"{path} has no {absent[0] if absent else 'checkpoint'}.safetensors; {found}")
+        if not present:
+            missing = f"{absent[0]}.safetensors" if absent else "ann, converted, finetuned or trained.safetensors"
+            raise CheckpointError(f"{path} has no {missing}: it is not the folder of a run; `spikeprop ls runs` lists those")
+        raise CheckpointError(f"{path} has no {absent[0]}.safetensors; it has {', '.join(present)}")
     chosen = [name for name in NETWORKS if name in networks] or present[-1:]
     return [path / f"{name}.safetensors" for name in chosen]
 

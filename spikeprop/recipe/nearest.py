@@ -6,21 +6,19 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from spikeprop.errors import RecipeError
 
-
-def refuse_unknown(given: Mapping[str, Any], known: Iterable[str], path: str, owner: str) -> None:
-    """Raise a RecipeError for the first key that the owner does not have."""
+def unknown_keys(given: Mapping[str, Any], known: Iterable[str], path: str, owner: str) -> list[str]:
+    """A message for each key that the owner does not have."""
     known = set(known)
-    for key in given:
-        if key not in known:
-            where = f"{path}.{key}" if path else str(key)
-            raise RecipeError(f"{where}: {owner} has no {key!r}{nearest(str(key), known)}")
+    places = {key: f"{path}.{key}" if path else str(key) for key in given if key not in known}
+    return [f"{where}: {owner} has no {key!r}{nearest(str(key), known)}" for key, where in places.items()]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: the nearest known name, or all of them."""
+def nearest(name: str, known: Iterable[str], most: int = 100) -> str:
+    """The end of a message: the nearest known name, or all of them where they are at most ``most``."""
     known = [str(k) for k in known]
     by_lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    if near:
+        return f"; did you mean {by_lower[near[0]]!r}?"
+    return f"; known: {', '.join(sorted(set(known)))}" if len(known) <= most else ""

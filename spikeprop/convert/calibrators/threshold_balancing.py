@@ -24,6 +24,8 @@ from spikeprop.snn import SpikingNetwork
 class ThresholdBalancing(LayerwiseCalibrator):
     """theta = scale * max over images, neurons and steps of the input current W*s of one step, in forward order.
 
+    For conversion that is fine-tuned afterwards, as in the hybrid conversion.
+
     Each layer is measured on the spikes of layers that already have their threshold (Rathi et al. 2020). Neurons run without
     leak meanwhile.
 
@@ -47,6 +49,11 @@ class ThresholdBalancing(LayerwiseCalibrator):
         at_least_one(self, "timesteps")
         if not self.scale > 0:
             raise ValueError(f"scale is {self.scale}; a factor on thresholds is positive")
+
+    @property
+    def calibrated_for(self) -> None:
+        """The largest current bounds a step's, whatever their number: ``timesteps`` is the length of the search."""
+        return
 
     def spike_trains(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> SpikeTrains:
         return spike_trains(network, x, self.timesteps, shard)
