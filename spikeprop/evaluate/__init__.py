@@ -2,7 +2,7 @@
 returns."""
 
 from spikeprop.evaluate.accuracy import ann_accuracy, ann_mean_iou, snn_accuracy, snn_mean_iou
-from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out
+from spikeprop.evaluate.activity import ADD_JOULES, CONSTANTS, ENERGY_MODEL, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out
 from spikeprop.evaluate.diagnosis import ConversionDiagnosis, LayerLoss, diagnose
 from spikeprop.evaluate.early_exit import EarlyExit, Exits, leave_early
 from spikeprop.evaluate.error import LayerError, conversion_error, output_error
@@ -18,6 +18,8 @@ from spikeprop.snn.watching import silent_layers
 
 __all__ = [
     "ADD_JOULES",
+    "CONSTANTS",
+    "ENERGY_MODEL",
     "MAC_JOULES",
     "ActivityMeter",
     "BatchPredictions",

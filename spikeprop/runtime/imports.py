@@ -1,6 +1,7 @@
 """The import policy: which modules may be imported because a text (a recipe, a checkpoint, a NIR file) names them.
 
-A recipe may name any module, and the person who runs it is responsible for that. Two contexts allow less. Within
+A recipe may name any module, and the person who runs it is responsible for that; ``note_foreign_names`` collects what it named, for
+the record of the user's own folders (``runtime/own_folders.py``). Two contexts allow less. Within
 ``record_foreign_names`` (used by ``check``) names outside spikeprop are recorded and not imported. Within ``only_trusted`` (used
 for checkpoints and NIR files, which people pass on) three kinds of modules may be imported: the libraries of which networks are
 built, what this process has already imported, and what the user lists.
@@ -25,6 +26,18 @@ class _Policy:
 
 
 _policy: ContextVar[_Policy | None] = ContextVar("import policy", default=None)
+_noted: ContextVar[set[str] | None] = ContextVar("modules that a recipe named", default=None)
+
+
+@contextmanager
+def note_foreign_names() -> Iterator[set[str]]:
+    """Within this context, modules outside ``LIBRARIES`` that may be imported, since a recipe names them, are added to this set."""
+    noted: set[str] = set()
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
 
 
 @contextmanager
@@ -50,10 +63,11 @@ def only_trusted(allowed: Collection[str] = ()) -> Iterator[None]:
 
 def importable(module: str) -> bool:
     """Whether a module may be imported here because a text names it."""
-    policy = _policy.get()
-    if policy is None or module.partition(".")[0] in policy.packages:
-        return True
-    return policy.already_imported and module in sys.modules
+    policy, noted, package = _policy.get(), _noted.get(), module.partition(".")[0]
+    named = policy is None or package in policy.packages
+    if noted is not None and named and package not in LIBRARIES:
+        noted.add(module)
+    return named or (policy is not None and policy.already_imported and module in sys.modules)
 
 
 def recorded_names() -> list[str] | None:
