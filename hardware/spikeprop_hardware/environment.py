@@ -48,9 +48,9 @@ def lava_is_ready() -> bool:
 
 
 def why_no_lava() -> str | None:
-    """Why Lava cannot be had; None where its environment is made, or a Python 3.10 is here to make it with."""
+    """Why Lava cannot be had; None where its environment was made, or a Python 3.10 is here to make it with."""
     try:
-        if not lava_is_ready():
+        if not (_folder() / ".ready").exists():
             find_python310()
     except LavaMissing as error:
         return str(error)

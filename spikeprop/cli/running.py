@@ -155,7 +155,17 @@ def check(arguments: tuple[str, ...], no_import: bool) -> None:
             continue
         loaded = load_recipe(recipe, overrides)
         _check(loaded.experiment)
+        _warn_without_lava(recipe, loaded.experiment)
         click.echo(f"{loaded.name}: ok ({type(loaded.experiment).__name__})")
+
+
+def _warn_without_lava(recipe: str, experiment: Any) -> None:
+    """Say if a run would simulate on Lava, and cannot here."""
+    from spikeprop_hardware import why_no_lava
+
+    settings = getattr(experiment, "simulate", None)
+    if getattr(settings, "samples", 0) and getattr(settings, "backend", "") == "lava" and (why := why_no_lava()):
+        say(f"warning: {recipe}: a run here would take the reference simulator, which equals Lava's processes: {why}")
 
 
 def _check(experiment: Any, **options: bool) -> None:
