@@ -31,7 +31,7 @@ _noted: ContextVar[set[str] | None] = ContextVar("modules that a recipe named", 
 
 @contextmanager
 def note_foreign_names() -> Iterator[set[str]]:
-    """Within this context, modules outside ``LIBRARIES`` that may be imported, since a recipe names them, are added to this set."""
+    """Within this context, packages outside ``LIBRARIES`` that may be imported, since a recipe names them, are added to this set."""
     noted: set[str] = set()
     token = _noted.set(noted)
     try:
@@ -66,7 +66,7 @@ def importable(module: str) -> bool:
     policy, noted, package = _policy.get(), _noted.get(), module.partition(".")[0]
     named = policy is None or package in policy.packages
     if noted is not None and named and package not in LIBRARIES:
-        noted.add(module)
+        noted.add(package)
     return named or (policy is not None and policy.already_imported and module in sys.modules)
 
 

@@ -28,7 +28,7 @@ class OwnFolder:
     """What is known of a folder from the user's state directory; empty for a folder from elsewhere.
 
     Attributes:
-        modules: packages from outside that the folder's recipe named, with their files.
+        modules: packages from outside that the folder's recipe named, with their files; of a file of Python code, itself.
         data: the recipe's data set, with all of its settings, its root included.
     """
 
@@ -45,19 +45,19 @@ def state_folder() -> Path:
     return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "spikeprop" / "folders"
 
 
-def record_own(folder: Path, modules: Iterable[str], data: Mapping[str, Any]) -> None:
+def record_own(folder: Path, packages: Iterable[str], data: Mapping[str, Any]) -> None:
     """Record a folder that exists as this user's own.
 
     Args:
         folder: where the user's command writes.
-        modules: names from outside that the user's recipe imported.
+        packages: those from outside that the user's recipe imported, and files of Python code by their path.
         data: description of its data set.
 
     Raises:
         OSError: the state directory cannot be written.
     """
     place = folder.resolve()
-    files = {package: _file_of(package) for package in sorted({name.partition(".")[0] for name in modules})}
+    files = {package: _file_of(package) for package in sorted(packages)}
     state = state_folder()
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     about = {"folder": str(place), "number": place.stat().st_ino, "at": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -81,7 +81,9 @@ def _record_of(place: Path) -> Path:
 
 
 def _file_of(package: str) -> str | None:
-    """The file of a package that is imported or can be found; None for one without a file."""
+    """The file of a package that is imported or can be found, or a file itself; None for a package without one."""
+    if package.endswith(".py"):
+        return package if Path(package).is_file() else None
     module = sys.modules.get(package)
     found = getattr(module, "__file__", None) if module is not None else _found(package)
     return str(Path(found).resolve()) if found else None
