@@ -169,7 +169,7 @@ def _data_text(data: LabelledData) -> str:
 def _chosen(experiment: Any) -> list[tuple[str, str]]:
     """Rows on neuron, calibrator, steps and simulator."""
     convert, simulate = experiment.convert, experiment.simulate
-    steps = convert.calibrated_for
+    steps = convert.describe_choice()["calibrated_for"] or convert.timesteps
     others = [t for t in experiment.evaluate.timesteps if t != steps]
     rows = [("time steps", f"{', '.join(map(str, experiment.evaluate.timesteps))}; calibrated for T = {steps}"
              + (f" (for the best network at T = {others[0]}, give --timesteps {others[0]})" if others else ""))]  # fmt: skip
