@@ -40,7 +40,12 @@ class DataError(SpikepropError, ValueError):
 
 
 class RecipeError(SpikepropError):
-    """A recipe, component or override is wrong."""
+    """A recipe, component or override is wrong; ``problems`` has the message of each mistake."""
+
+    def __init__(self, *problems: str):
+        several = f"{len(problems)} mistakes:\n" + "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(problems[0] if len(problems) == 1 else several)
+        self.problems = problems
 
 
 class MissingDataError(SpikepropError):

@@ -1,10 +1,12 @@
-"""ANNs that convert: ``MLP``, ``CNN``, ``VGG``, ``ResNet``, ``CIFARResNet``, ``UNet``, ``ViT``; torchvision's by name; ONNX's.
+"""ANNs that convert: ``MLP``, ``CNN``, ``VGG``, ``FastCNN``, ``ResNet``, ``CIFARResNet``, ``UNet``, ``ViT``; torchvision's
+by name; ONNX's.
 
 ``SpikingCNN`` and ``SpikingMLP`` have neurons in place of ReLU, for training from scratch.
 """
 
 from spikeprop.ann.cifar_resnet import CIFARResNet
 from spikeprop.ann.cnn import CNN, VGG
+from spikeprop.ann.fast_cnn import FastCNN
 from spikeprop.ann.mlp import MLP
 from spikeprop.ann.onnx import OnnxModel
 from spikeprop.ann.resnet import ResNet
@@ -18,6 +20,7 @@ __all__ = [
     "MLP",
     "VGG",
     "CIFARResNet",
+    "FastCNN",
     "OnnxModel",
     "ResNet",
     "SpikingCNN",

@@ -39,6 +39,11 @@ class ThresholdCalibrator(ABC):
         """Whether several processes can calibrate together: ``calibrate`` then asks ``shard`` for results over all images."""
         return False
 
+    @property
+    def calibrated_for(self) -> int | None:
+        """The number of steps that the thresholds are made for; None where they are for any."""
+        return getattr(self, "timesteps", None)
+
     @abstractmethod
     def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
         """Calibrate ``network`` in place, in every process in the same way.

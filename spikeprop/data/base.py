@@ -1,7 +1,8 @@
 """``LabelledData`` and ``ImageData``: a data set has examples of one shape, and one normalisation for ANN and SNN.
 
 The STDB authors' code normalises with CIFAR's statistics for the ANN and with 0.5/0.5 for the SNN; here a data set has one mean
-and one std, which every stage uses. The augmentation is the paper's: a random crop after zero padding, and a random flip.
+and one std, which every stage uses. The augmentation is the paper's by default: a random crop after zero padding, and a random
+flip.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from spikeprop.runtime.batches import Batch, Split
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.seeding import generator
 
+Padding = Literal["zero", "reflect"]
+Flip = bool | Literal["alternating"]
 HASHED = 2**28  # bytes of files up to which a fingerprint reads them all; of larger sets it takes names and sizes
 
 
@@ -78,15 +81,16 @@ class ImageData(LabelledData):
         root: folder that holds the data as torchvision lays it out; default ``$SPIKEPROP_DATA``.
         mean, std: normalisation (pixel/largest - mean) / std, largest 255 (Digits: 16), shared by ANN and SNN; one number, or
             one for each channel.
-        crop: zero padding in pixels before a random crop in training, 0 for none.
-        flip: random horizontal flip in training.
+        crop: padding in pixels before a random crop in training, 0 for none.
+        flip: random horizontal flip in training; "alternating" flips a random half of the images in even epochs and the other
+            half in odd ones, so that two epochs show every image both ways (Jordan 2024, arXiv:2404.00498).
     """
 
     root: str | None = None
     mean: float | list[float] = 0.0
     std: float | list[float] = 1.0
     crop: int = 0
-    flip: bool = False
+    flip: Flip = False
 
     input_shape: ClassVar[tuple[int, int, int]]
 
@@ -122,7 +126,9 @@ class InMemorySplit:
     scale: float = 255.0
     seed: int | None = None  # None: stored order, no augmentation
     crop: int = 0
-    flip: bool = False
+    flip: Flip = False
+    padding: Padding = "zero"
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         positive(self, "batch_size")
@@ -132,12 +138,24 @@ class InMemorySplit:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of one epoch, from batch number ``start`` on."""
+        mean, std = (torch.tensor(as_list(value)).view(-1, 1, 1) for value in (self.mean, self.std))
+        turned_N = self._turned(epoch)
         for number, index in enumerate(rows_of_batches(len(self.labels), self.batch_size, self.seed, epoch)[start:], start):
             x = self.images[index]
             if self.seed is not None:
-                x = augment(x, self.crop, self.flip, generator(self.seed, epoch, number))
-            mean, std = (torch.tensor(as_list(value)).view(-1, 1, 1) for value in (self.mean, self.std))
-            yield (x.float().div_(self.scale) - mean) / std, self.labels[index]
+                rng = generator(self.seed, epoch, number)
+                flip = self.flip is True if turned_N is None else turned_N[index]
+                x = augment(x, self.crop, flip, rng, self.padding)
+            x = (x.float().div_(self.scale) - mean) / std
+            if self.seed is not None and self.cutout:
+                x = cut_out(x, self.cutout, rng)
+            yield x, self.labels[index]
+
+    def _turned(self, epoch: int) -> Tensor | None:
+        """Which images (N,) an epoch flips, if that alternates."""
+        if self.flip != "alternating" or self.seed is None:
+            return None
+        return (torch.rand(len(self.labels), generator=generator(self.seed)) < 0.5) ^ (epoch % 2 == 1)
 
     def fingerprint(self) -> str:
         """Hash of the bytes of images and labels, in order."""
@@ -184,20 +202,37 @@ def as_list(value: float | list[float]) -> list[float]:
     return value if isinstance(value, list) else [value]
 
 
-def augment(x: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tensor:
-    """Random crop after zero padding by ``crop`` pixels, and random horizontal flip; x is (B, C, H, W)."""
+def augment(x: Tensor, crop: int, flip: bool | Tensor, rng: torch.Generator, padding: Padding = "zero") -> Tensor:
+    """Random crop after padding by ``crop`` pixels, and horizontal flip, of a random half or of those (B,); x is (B, C, H, W)."""
     batch, _, height, width = x.shape
     if crop:
-        padded = F.pad(x, (crop, crop, crop, crop))
+        padded = F.pad(x, (crop, crop, crop, crop)) if padding == "zero" else _reflected(x, crop)
         top = torch.randint(0, 2 * crop + 1, (batch, 1), generator=rng)
         left = torch.randint(0, 2 * crop + 1, (batch, 1), generator=rng)
         rows, columns = top + torch.arange(height), left + torch.arange(width)
         picked = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         x = picked.permute(0, 3, 1, 2).contiguous()
-    if flip:
-        flipped = torch.rand(batch, generator=rng) < 0.5
+    if flip is not False:
+        flipped = torch.rand(batch, generator=rng) < 0.5 if flip is True else flip
         x = torch.where(flipped[:, None, None, None], x.flip(-1), x)
     return x
+
+
+def _reflected(x: Tensor, by: int) -> Tensor:
+    """``x`` with its own pixels, mirrored at the outermost ones, around it; torch's padding cannot reflect bytes."""
+    rows, columns = (torch.arange(-by, size + by).abs() for size in x.shape[2:])
+    rows, columns = ((size - 1) - ((size - 1) - at).abs() for size, at in zip(x.shape[2:], (rows, columns)))
+    return x[:, :, rows[:, None], columns]
+
+
+def cut_out(x: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """Zero a square of ``side`` pixels around a random pixel of each image (B, C, H, W); it may reach over the border."""
+    inside = []
+    for size in x.shape[2:]:
+        start = torch.randint(0, size, (len(x), 1), generator=rng) - side // 2
+        at = torch.arange(size)
+        inside.append((at >= start) & (at < start + side))
+    return x.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
 
 
 def limited(images: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:

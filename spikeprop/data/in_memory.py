@@ -10,16 +10,32 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spikeprop.data.base import ImageData, InMemorySplit, limited
+from spikeprop.data.base import Flip, ImageData, InMemorySplit, Padding, limited
 from spikeprop.data.cifar_pickles import read_batch
 from spikeprop.errors import MissingDataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class InMemoryData(ImageData):
-    """Base of the data sets below, which only implement how to read a split."""
+    """Base of the data sets below, which only implement how to read a split.
+
+    Attributes:
+        padding: of ``crop``: "zero", or "reflect" for the image's own pixels.
+        cutout: side in pixels of a square around a random pixel that training sets to the normalised images' zero (DeVries &
+            Taylor 2017, arXiv:1708.04552); 0 for none.
+    """
+
+    padding: Padding = "zero"
+    cutout: int = 0
 
     scale: ClassVar[float] = 255.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cutout < 0:
+            raise ValueError(f"cutout is {self.cutout}; use 0 for none")
+        if self.padding == "reflect" and self.crop >= min(self.input_shape[1:]):
+            raise ValueError(f"crop is {self.crop}; images of {self.input_shape[1:]} can reflect fewer pixels than they have")
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -28,8 +44,9 @@ class InMemoryData(ImageData):
     def train(self, batch_size: int, seed: int) -> InMemorySplit:
         images, labels = limited(*self.read(True), self.train_limit)
         return InMemorySplit(
-            images, labels, batch_size, self.mean, self.std, self.scale, seed=seed, crop=self.crop, flip=self.flip
-        )
+            images, labels, batch_size, self.mean, self.std, self.scale, seed=seed,
+            crop=self.crop, flip=self.flip, padding=self.padding, cutout=self.cutout,
+        )  # fmt: skip
 
     def test(self, batch_size: int) -> InMemorySplit:
         images, labels = limited(*self.read(False), self.test_limit)
@@ -136,7 +153,7 @@ class CIFAR10(_CIFAR):
     mean: float | list[float] = 0.5
     std: float | list[float] = 0.5
     crop: int = 4
-    flip: bool = True
+    flip: Flip = True
     input_shape: ClassVar = (3, 32, 32)
     classes: ClassVar = 10
     names: ClassVar = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -151,7 +168,7 @@ class CIFAR100(_CIFAR):
     mean: float | list[float] = 0.5
     std: float | list[float] = 0.5
     crop: int = 4
-    flip: bool = True
+    flip: Flip = True
     input_shape: ClassVar = (3, 32, 32)
     classes: ClassVar = 100
     files: ClassVar = "cifar-100-python/{train,test}"

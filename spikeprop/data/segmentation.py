@@ -41,8 +41,8 @@ class DigitsOnPhotographs(InMemoryData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop or self.flip:
-            raise ValueError("crop and flip change images and not the labels of their pixels; leave them out")
+        if self.crop or self.flip or self.cutout:
+            raise ValueError("crop, flip and cutout change images and not the labels of their pixels; leave them out")
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         photographs, _ = CIFAR10(root=self.root).read(train)

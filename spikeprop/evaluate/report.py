@@ -47,8 +47,10 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("ANN", f"{values['ann']['accuracy']:.2f} %{_iou(values['ann'].get('mean_iou'))}"))
     for kind, label in networks_of(values).items():
         found = values[kind]
-        levels = found.get("levels", 1)
-        rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t)) for t in found["accuracy"]]
+        levels, own = found.get("levels", 1), values.get("conversion", {}).get("calibrated_for") if kind == "converted" else None
+        rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t) + _other(own, t)) for t in found["accuracy"]]
+    if "conversion" in values:
+        rows.append(("converted by", _choice_text(values["conversion"])))
     if "ann" in values:
         rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
     else:
@@ -82,9 +84,20 @@ def steps_text(steps: str | int, levels: int) -> str:
     return f"T = {steps}" + (f" x {levels} levels" if levels > 1 else "")
 
 
+def _other(own: int | None, steps: str) -> str:
+    """A mark on results at another number of steps than the calibrator's."""
+    return f", calibrated for T = {own}" if own is not None and own != int(steps) else ""
+
+
 def _accuracy_text(found: dict[str, Any], steps: str) -> str:
     iou = found.get("mean_iou", {}).get(steps)
     return f"{found['accuracy'][steps]:.2f} %{_iou(iou)}{_bits(found, steps)}"
+
+
+def _choice_text(conversion: Mapping[str, Any]) -> str:
+    """Neuron and calibrator, and whether ``convert`` chooses these."""
+    parts = f"{conversion['neuron']['use']}, {conversion['calibrator']['use']}"
+    return f"{parts}, {conversion['why']}" if conversion["why"] else parts
 
 
 def _iou(percent: float | None) -> str:

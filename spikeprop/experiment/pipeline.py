@@ -7,7 +7,7 @@ result of each stage is kept in the run folder, so a stopped run continues with 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,12 +16,13 @@ from torch import nn
 from spikeprop.data import ImageData
 from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, draw_run, run_rows
+from spikeprop.experiment import completion
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import check_network
 from spikeprop.experiment.settings import HybridSettings, RunSettings, trial_optimizer
 from spikeprop.experiment.stages import HYBRID, PipelineRun, run_stages
 from spikeprop.learn import LearningRule, check_shardable
-from spikeprop.recipe import Component
+from spikeprop.recipe import Component, Problems
 from spikeprop.runtime.devices import find_device
 from spikeprop.snn import Encoder
 from spikeprop.snn.signed import GradedIF
@@ -35,11 +36,20 @@ class HybridConversion(HybridSettings):
 
     last: ClassVar[str] = "finetuned"  # network of the pipeline
 
+    @classmethod
+    def complete(cls, tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The complete tree of a recipe's, and what is missing that nothing can stand for."""
+        return completion.complete(tree)
+
     def run(self, context: Context) -> Report:
         """All stages in order; finished ones are read from the folder. ``check`` is called before, by the command line."""
         run = PipelineRun(self, context)
         results = run_stages(run, HYBRID)
-        own = {"finetuned_epochs": self.finetune.epochs, "thresholds": results["convert"]["thresholds"]}
+        own = {
+            "finetuned_epochs": self.finetune.epochs,
+            "thresholds": results["convert"]["thresholds"],
+            "conversion": self.convert.describe_choice(),
+        }
         return report_on(run, {**results["evaluate"], **own, "simulate": results["simulate"]})
 
     def simulation_steps(self, data: ImageData) -> int:
@@ -57,11 +67,12 @@ class HybridConversion(HybridSettings):
     def smoke(self) -> HybridConversion:
         """The same on a few images, epochs and steps: does it run from end to end?"""
         calibrator = self.convert.calibrator.with_timesteps(4, override=True)
+        steps = None if self.convert.timesteps is None else 4
         return replace(
             self,
             data=self.data.replace(train_limit=SMOKE_IMAGES, test_limit=SMOKE_IMAGES // 2),
             train=replace(self.train, epochs=min(1, self.train.epochs), batch_size=16),
-            convert=replace(self.convert, images=16, calibrator=calibrator),
+            convert=replace(self.convert, images=16, calibrator=calibrator, timesteps=steps),
             finetune=replace(self.finetune, epochs=min(1, self.finetune.epochs), batch_size=16, timesteps=2),
             evaluate=replace(self.evaluate, timesteps=[2, 4], finetuned_up_to=None, batch_size=16),
             simulate=replace(self.simulate, samples=min(1, self.simulate.samples)),
@@ -78,20 +89,31 @@ class HybridConversion(HybridSettings):
             ConversionError: an ANN that cannot be converted.
             SegmentError: an ANN that the learning rule cannot cut into segments.
         """
+        problems = Problems()
         for settings in (self.train, self.convert, self.finetune):
-            settings.check()
+            with problems.collected():
+                settings.check()
+        with problems.collected():
+            self._check_gradient()
+        with problems.collected():
+            check_code(self.convert.encoder, {self.finetune.timesteps, *self.evaluate.timesteps})
+        with problems.collected():
+            data = self.data.build()
+            check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
+            if not problems:
+                self._check_training(data)
+        problems.raise_all()
+        if self.sharded:
+            self._check_sharded()
+        if here:
+            check_machine(self)
+
+    def _check_gradient(self) -> None:
+        """Not every neuron can be fine-tuned."""
         neuron = self.convert.neuron.build()
         if self.finetune.epochs and isinstance(neuron, GradedIF):
             kind = type(neuron).__name__
             raise RecipeError(f"finetune: {kind} passes no gradient; use finetune.epochs=0, or convert.neuron=IF")
-        if self.sharded:
-            self._check_sharded()
-        check_code(self.convert.encoder, {self.finetune.timesteps, *self.evaluate.timesteps})
-        data = self.data.build()
-        check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
-        self._check_training(data)
-        if here:
-            check_machine(self)
 
     def _check_training(self, data: ImageData) -> None:
         """Prepare rule and callbacks with the ANN: some cannot train every network, or look for a module that it lacks."""
@@ -127,8 +149,8 @@ def check_code(encoder: Component[Encoder], timesteps: Collection[int]) -> None:
 
 def check_machine(settings: RunSettings) -> None:
     """Raises RecipeError if this machine lacks what the settings ask for."""
-    if find_device(settings.device).type == "cpu" and settings.precision != "float32":
-        raise RecipeError(f"precision: {settings.precision} is for CUDA, and this run is on the CPU; use precision=float32")
+    if find_device(settings.device).type == "cpu" and settings.precision == "float16":
+        raise RecipeError("precision: float16 is for CUDA, and this run is on the CPU; use precision=bfloat16 or float32")
 
 
 def report_on(run: PipelineRun, results: dict[str, Any]) -> Report:

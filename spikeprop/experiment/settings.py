@@ -1,13 +1,14 @@
 """The settings in a recipe of the two pipelines: one frozen dataclass for each stage, and ``HybridSettings`` and
 ``ScratchSettings`` for all of a run.
 
-Component slots have no default, so a recipe is complete. The default numbers are those of the paper (Rathi et al. 2020): SGD
+Component slots have no default; what a recipe of the hybrid conversion may leave out is in ``experiment/completion.py``. The
+default numbers are those of the paper (Rathi et al. 2020): SGD
 1e-2, weight decay 5e-4, batch 64 and 300 epochs for the ANN; Adam 1e-4 with weight decay 5e-4 for fine-tuning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,9 +18,11 @@ from torch.optim import Optimizer
 
 from spikeprop.convert import ThresholdCalibrator
 from spikeprop.data import ImageData, LabelledData
+from spikeprop.errors import RecipeError
 from spikeprop.evaluate.early_exit import EarlyExit
-from spikeprop.learn import Callback, LearningRule, Schedule
-from spikeprop.recipe import Component
+from spikeprop.experiment.completion import why_chosen
+from spikeprop.learn import Callback, LearningRule, Schedule, with_rates
+from spikeprop.recipe import Component, Problems
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.devices import DEVICE
 from spikeprop.snn import Encoder, Neuron
@@ -27,6 +30,7 @@ from spikeprop.snn.readout import Read
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["lava", "reference"]
+MemoryFormat = Literal["contiguous", "channels_last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ class TrainingSettings:
         lr: learning rate of the optimiser.
         weight_decay: of the optimiser; 0 for none.
         clip: largest gradient norm, or null.
+        drop_last: leave out a last batch of an epoch that has fewer images than ``batch_size``.
+        memory_format: "channels_last" for the layout in which many processors, and GPUs in lower precision, convolve faster.
         callbacks: components, in the order in which they are called.
     """
 
@@ -53,6 +59,8 @@ class TrainingSettings:
     lr: float = 1e-2
     weight_decay: float = 5e-4
     clip: float | None = None
+    drop_last: bool = False
+    memory_format: MemoryFormat = "contiguous"
     callbacks: list[Component[Callback]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -60,8 +68,7 @@ class TrainingSettings:
 
     def check(self) -> None:
         """Build every component once: RecipeError for a bad value."""
-        self.rule.build()
-        _build_rest(self)
+        _build_all(self, self.rule.build)
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
@@ -77,20 +84,45 @@ class ConversionSettings:
         encoder: from image to the input of each step.
         calibrator: sets the thresholds.
         images: training images that the calibrator sees.
+        timesteps: T that the network is converted for; neuron and calibrator that are not given are chosen for it.
+        binary: keep to spikes of one bit, with a sign or without.
     """
 
     neuron: Component[Neuron]
     encoder: Component[Encoder]
     calibrator: Component[ThresholdCalibrator]
     images: int = 512
+    timesteps: int | None = None
+    binary: bool = False
 
     def __post_init__(self) -> None:
         positive(self, "images")
+        if self.timesteps is None:
+            return
+        positive(self, "timesteps")
+        own = self.calibrator.describe().get("timesteps", self.timesteps)
+        if own != self.timesteps:
+            kind = self.calibrator.use
+            raise ValueError(f"timesteps is {self.timesteps}, and {kind} calibrates for {own}; give one of the two")
 
     def check(self) -> None:
         """Build every component once: RecipeError for a bad value."""
+        problems = Problems()
         for slot in (self.neuron, self.encoder, self.calibrator):
-            slot.build()
+            with problems.collected():
+                built = slot.build()
+                if self.binary and isinstance(built, Neuron) and built.payload > 1:
+                    raise RecipeError(f"convert.binary: {slot.use} sends more than one bit; use binary=false, or another neuron")
+        problems.raise_all()
+
+    def describe_choice(self) -> dict[str, Any]:
+        """Neuron and calibrator, the number of steps that this calibrates for, and why, where ``convert`` chooses these."""
+        return {
+            "calibrated_for": self.calibrator.build().calibrated_for,
+            "neuron": self.neuron.describe(),
+            "calibrator": self.calibrator.describe(),
+            "why": why_chosen(self.neuron, self.calibrator, self.timesteps, self.binary),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +139,7 @@ class FineTuningSettings:
         batch_size: images a step.
         lr, weight_decay: as in training; lr and weight_decay also hold for trained thresholds and leaks.
         clip: largest gradient norm, or null.
+        drop_last: leave out a last batch of an epoch that has fewer images than ``batch_size``.
         callbacks: components, in the order in which they are called.
     """
 
@@ -120,6 +153,7 @@ class FineTuningSettings:
     lr: float = 1e-4
     weight_decay: float = 5e-4
     clip: float | None = None
+    drop_last: bool = False
     callbacks: list[Component[Callback]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -130,8 +164,7 @@ class FineTuningSettings:
 
     def check(self) -> None:
         """Build every component once: RecipeError for a bad value."""
-        self.build_rule()
-        _build_rest(self)
+        _build_all(self, self.build_rule)
 
     def build_rule(self) -> LearningRule:
         """The rule, with this stage's number of steps."""
@@ -148,7 +181,8 @@ class SpikingTrainingSettings(TrainingSettings):
 
     Attributes:
         rule: computes the gradients; one that has ``timesteps`` and is not given any gets those of this stage.
-        optimizer, schedule, epochs, batch_size, lr, weight_decay, clip, callbacks: as in training an ANN.
+        optimizer, schedule, epochs, batch_size, lr, weight_decay, clip, drop_last, callbacks: as in training an ANN.
+        memory_format: "contiguous"; spiking networks have a layout of their own.
         timesteps: steps of a simulation of still samples; null for sequences, which have their own.
     """
 
@@ -161,6 +195,8 @@ class SpikingTrainingSettings(TrainingSettings):
         super().__post_init__()
         if self.timesteps is not None:
             positive(self, "timesteps")
+        if self.memory_format != "contiguous":
+            raise ValueError("memory_format is for ANNs: spiking networks have a layout of their own; leave it out")
 
     def build_rule(self) -> LearningRule:
         """The rule, with this stage's number of steps."""
@@ -235,12 +271,14 @@ class RunSettings:
         seed: seeds everything random.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may continue on another one.
         precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
-            prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation.
+            prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation. On the CPU bfloat16
+            holds for ANNs, where the processor multiplies it (AVX-512 BF16 or AMX); elsewhere, and for spiking networks, they
+            train in float32.
         sharded: with several processes, each keeps only its shard of what training keeps of the parameters (weights, gradients,
             optimiser state), for networks that do not fit into the memory of one; a run may continue with the other value.
     """
 
-    seed: int
+    seed: int = 0
     device: str = "auto"
     precision: Precision = "float32"
     sharded: bool = False
@@ -262,7 +300,7 @@ class HybridSettings(RunSettings):
         convert: how it becomes a spiking network.
         finetune: how the spiking network is fine-tuned.
         evaluate: where accuracy is measured.
-        simulate: the check on Lava.
+        simulate: the check on Lava; left out without the section.
     """
 
     data: Component[ImageData]
@@ -271,7 +309,7 @@ class HybridSettings(RunSettings):
     convert: ConversionSettings
     finetune: FineTuningSettings
     evaluate: EvaluationSettings
-    simulate: SimulationSettings
+    simulate: SimulationSettings = SimulationSettings(samples=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +324,7 @@ class ScratchSettings(RunSettings):
         read: how the last layer's values make the output: sum, mean, last or max.
         train: how the network is trained.
         evaluate: where accuracy is measured.
-        simulate: the check on Lava.
+        simulate: the check on Lava; left out without the section.
     """
 
     data: Component[LabelledData]
@@ -294,8 +332,8 @@ class ScratchSettings(RunSettings):
     encoder: Component[Encoder]
     read: Read = "sum"
     train: SpikingTrainingSettings
-    evaluate: AccuracySettings
-    simulate: SimulationSettings
+    evaluate: AccuracySettings = AccuracySettings()
+    simulate: SimulationSettings = SimulationSettings(samples=0)
 
 
 def _check_training(settings: TrainingSettings | FineTuningSettings) -> None:
@@ -321,11 +359,12 @@ def check_optimizer(optimizer: Component[Optimizer]) -> None:
         raise ValueError(f"optimizer has {' and '.join(taken)}; write it beside the optimizer, as a key of the stage")
 
 
-def _build_rest(settings: TrainingSettings | FineTuningSettings) -> None:
-    settings.schedule.build()
-    trial_optimizer(settings)
-    for callback in settings.callbacks:
-        callback.build()
+def _build_all(settings: TrainingSettings | FineTuningSettings, build_rule: Callable[[], LearningRule]) -> None:
+    problems = Problems()
+    for build in (build_rule, settings.schedule.build, lambda: trial_optimizer(settings), *(c.build for c in settings.callbacks)):
+        with problems.collected():
+            build()
+    problems.raise_all()
 
 
 def trial_optimizer(settings: TrainingSettings | FineTuningSettings) -> Optimizer:
@@ -336,4 +375,5 @@ def trial_optimizer(settings: TrainingSettings | FineTuningSettings) -> Optimize
 def _build_optimizer(
     settings: TrainingSettings | FineTuningSettings, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]
 ) -> Optimizer:
-    return settings.optimizer.build(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay)
+    rates = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    return settings.optimizer.build(with_rates(list(parameters), **rates), **rates)

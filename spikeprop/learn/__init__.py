@@ -1,5 +1,6 @@
 """Learning: rules that compute gradients, losses, schedules, callbacks, and the one training loop ``fit``."""
 
+from spikeprop.learn.averaging import EMA, Lookahead
 from spikeprop.learn.backprop import Backprop
 from spikeprop.learn.bptt import BPTT
 from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, TrainingState
@@ -9,19 +10,23 @@ from spikeprop.learn.loop import fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.online.rtrl import RTRL
 from spikeprop.learn.online.rules import OTTT, EProp
+from spikeprop.learn.rates import BiasRate, with_rates
 from spikeprop.learn.regulariser import LowerRate, Regulariser, UpperRate
 from spikeprop.learn.rule import LearningRule
-from spikeprop.learn.schedule import Constant, Cosine, Schedule, Steps
+from spikeprop.learn.schedule import Constant, Cosine, OneCycle, Schedule, Steps, Triangular
 from spikeprop.learn.temporal import EachStep, SpikeCount, TemporalLoss, VanRossum
 from spikeprop.learn.tensorboard import TensorBoardLog, tensorboard_installed, write_scalars
+from spikeprop.learn.whitening import Whitening
 from spikeprop.runtime.batches import Batches, Shardable
 
 __all__ = [
     "BPTT",
+    "EMA",
     "OTTT",
     "RTRL",
     "Backprop",
     "Batches",
+    "BiasRate",
     "Callback",
     "Checkpoint",
     "CollapseGuard",
@@ -31,9 +36,11 @@ __all__ = [
     "EProp",
     "EachStep",
     "LearningRule",
+    "Lookahead",
     "Loss",
     "LowerRate",
     "MetricsLog",
+    "OneCycle",
     "ProgressBar",
     "Regulariser",
     "Schedule",
@@ -44,8 +51,10 @@ __all__ = [
     "TemporalLoss",
     "TensorBoardLog",
     "TrainingState",
+    "Triangular",
     "UpperRate",
     "VanRossum",
+    "Whitening",
     "check_shardable",
     "drop_progress",
     "fit",
@@ -55,5 +64,6 @@ __all__ = [
     "save_checkpoint",
     "shard",
     "tensorboard_installed",
+    "with_rates",
     "write_scalars",
 ]

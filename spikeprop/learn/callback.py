@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import TrainingCollapsed
+from spikeprop.runtime.batches import Batches
 from spikeprop.runtime.files import append_line, write_text
 from spikeprop.runtime.progress import bar
 
@@ -30,6 +31,17 @@ class TrainingState:
     seen: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
+    batches: Batches | None = None  # this process's, for callbacks that read data
+
+    @property
+    def steps_done(self) -> int:
+        """Steps since the beginning of the training."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    @property
+    def steps(self) -> int:
+        """Steps of the complete training."""
+        return self.epochs * self.steps_per_epoch
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -50,7 +62,10 @@ class Callback:
     needs_complete_parameters: ClassVar[bool] = False  # it reads complete tensors, which a sharded network does not have
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The groups of which the optimiser will be made; the callback may split them."""
+        """The groups of which the optimiser will be made; the callback may split them.
+
+        Factors on the stage's learning rate and weight decay are ``lr_factor`` and ``weight_decay_factor`` in a group.
+        """
         return groups
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -87,9 +102,7 @@ class ProgressBar(Callback):
         self.label = label
 
     def on_start(self, training: TrainingState) -> None:
-        total = training.epochs * training.steps_per_epoch
-        done = training.epoch * training.steps_per_epoch + training.step
-        self.bar = bar(self.label, total=total, initial=done)
+        self.bar = bar(self.label, total=training.steps, initial=training.steps_done)
 
     def on_step(self, training: TrainingState) -> None:
         metrics = training.metrics

@@ -52,6 +52,7 @@ class LoopSettings:
     seed: int
     clip: float | None
     autocast: torch.dtype | None
+    memory_format: torch.memory_format
     device: torch.device
     callbacks: Sequence[Callback]
     constrained: Sequence[Constrained]
@@ -74,6 +75,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     autocast: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
     processes: Processes = ALONE,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place and leave it in evaluation mode.
@@ -98,6 +100,8 @@ def fit(
             asks to stop, and when reading a batch fails. The previous one is kept beside it.
         checkpoint_seconds: seconds between checkpoints within an epoch.
         autocast: lower precision of convolutions and linear layers (torch.autocast; the loss is not scaled), or None.
+        memory_format: in which a network of images computes while it trains, such as ``torch.channels_last``, which many
+            processors prefer; afterwards its weights have torch's own again. None: as the network has it.
         processes: that train together, each on its shard of every batch; rank 0 writes the checkpoint. All pass equal arguments.
 
     Returns:
@@ -117,7 +121,7 @@ def fit(
     source = batches if isinstance(batches, Batches) else _Replayed(batches, seed)
     if processes.count > 1 and isinstance(batches, Shardable):
         source = batches.shard(processes)
-    training = TrainingState(model, optimizer, epochs, len(source))
+    training = TrainingState(model, optimizer, epochs, len(source), batches=source)
     _check(training, rule, callbacks, processes)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
@@ -129,6 +133,7 @@ def fit(
         seed=seed,
         clip=clip,
         autocast=autocast,
+        memory_format=memory_format or torch.preserve_format,
         device=next(model.parameters()).device,
         callbacks=callbacks,
         constrained=[module for module in model.modules() if isinstance(module, Constrained)],
@@ -137,6 +142,8 @@ def fit(
         silence=SilenceCheck(model, rule, processes.rank == 0),
     )
     _set_mode(model, rule, True)
+    if memory_format is not None:
+        model.to(memory_format=memory_format)
     for callback in callbacks:
         callback.on_start(training)
     try:
@@ -146,6 +153,8 @@ def fit(
     finally:
         for callback in callbacks:
             callback.on_end(training)
+        if memory_format is not None:
+            model.to(memory_format=torch.contiguous_format)
         _set_mode(model, rule, False)
     return training.history
 
@@ -160,7 +169,9 @@ def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings
         parallel.announce_save(checkpoint.due)
         x, y = read_batch(batch, training.model, parallel)
         with known_on_host(y):
-            x, y = x.to(settings.device, non_blocking=True), y.to(settings.device, non_blocking=True)
+            layout = settings.memory_format if len(x.shape) == 4 else torch.preserve_format
+            x = x.to(settings.device, non_blocking=True, memory_format=layout)
+            y = y.to(settings.device, non_blocking=True)
             _one_step(training, settings, x, y, deferred)
         for callback in settings.callbacks:
             callback.on_step(training)
@@ -233,8 +244,7 @@ def _reduce(result: dict[str, Tensor], y: Tensor, parallel: DataParallel) -> tup
 
 
 def _set_lr(training: TrainingState, schedule: Schedule) -> None:
-    done = training.epoch * training.steps_per_epoch + training.step
-    factor = schedule(done / (training.epochs * training.steps_per_epoch))
+    factor = schedule(training.steps_done / training.steps)
     for group in training.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 

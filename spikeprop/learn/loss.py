@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,6 +56,8 @@ class CrossEntropy(Loss):
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1]")
 
     def __call__(self, scores: Tensor, y: Tensor) -> Tensor:
+        if scores.dtype in (torch.float16, torch.bfloat16):  # autocast's, on the CPU: the softmax needs more digits
+            scores = scores.float()
         labels = read_labels(scores, y)
         if labels.kind == "binary":
             target = labels.values * (1 - self.label_smoothing) + self.label_smoothing / 2

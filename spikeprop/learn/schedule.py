@@ -59,6 +59,60 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Triangular(Schedule):
+    """A straight line up to 1, then one down; neither end need be 0.
+
+    Attributes:
+        start: factor at the first step.
+        peak: fraction of the training at which the factor is 1, in (0, 1).
+        end: factor that the last step approaches.
+    """
+
+    start: float = 0.2
+    peak: float = 0.23
+    end: float = 0.07
+
+    def __post_init__(self) -> None:
+        _check_cycle(self.start, self.peak, self.end)
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.peak:
+            return self.start + (1 - self.start) * progress / self.peak
+        return 1 + (self.end - 1) * (progress - self.peak) / (1 - self.peak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(Schedule):
+    """Half a cosine up to 1, then half a cosine down (Smith & Topin 2018, "Super-Convergence"; the momentum stays as it is).
+
+    Attributes:
+        start: factor at the first step.
+        peak: fraction of the training at which the factor is 1, in (0, 1).
+        end: factor that the last step approaches.
+    """
+
+    start: float = 0.04
+    peak: float = 0.3
+    end: float = 4e-6
+
+    def __post_init__(self) -> None:
+        _check_cycle(self.start, self.peak, self.end)
+
+    def __call__(self, progress: float) -> float:
+        rising = progress < self.peak
+        low, done = (self.start, progress / self.peak) if rising else (self.end, (1 - progress) / (1 - self.peak))
+        return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * done))
+
+
+def _check_cycle(start: float, peak: float, end: float) -> None:
+    for name, value in (("start", start), ("end", end)):
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}; it is a factor on the learning rate, 0 or more")
+    if not 0 < peak < 1:
+        raise ValueError(f"peak is {peak}; it is a fraction of the training, between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
     """No change."""
 

@@ -10,11 +10,13 @@ instead of imported.
 from spikeprop.recipe.checking import check, check_component, check_component_text
 from spikeprop.recipe.component import Component
 from spikeprop.recipe.names import components, home, slots, unseen
+from spikeprop.recipe.problems import Problems
 from spikeprop.recipe.recipe import Recipe, load_recipe
 from spikeprop.recipe.text import dump, find_recipe, recipe_folder
 
 __all__ = [
     "Component",
+    "Problems",
     "Recipe",
     "check",
     "check_component",

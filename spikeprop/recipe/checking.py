@@ -1,6 +1,7 @@
 """From a recipe's tree to checked components and settings. The only file that uses pydantic.
 
-Every mistake is found here, before any data loads, and named by its path (``finetune.lr``) with the nearest name.
+All mistakes are found here, before any data loads, and each is named by its path (``finetune.lr``) with the nearest name. An
+experiment may complete what its recipes leave out: ``complete(tree)`` gives the complete tree and the mistakes that it met.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from spikeprop.errors import RecipeError
 from spikeprop.recipe.component import Component, hints_of, parameters_of, source_of
 from spikeprop.recipe.names import EXPERIMENTS, PLUGINS, RESERVED, base_of, components, find, home, note_names, unseen
-from spikeprop.recipe.nearest import refuse_unknown
+from spikeprop.recipe.nearest import unknown_keys
+from spikeprop.recipe.problems import Problems
 from spikeprop.recipe.text import read_yaml
+from spikeprop.runtime.imports import recorded_names
 
 T = TypeVar("T")
 DEFAULT_EXPERIMENT = "HybridConversion"
@@ -27,7 +30,11 @@ GIVEN_LATER = RESERVED | {"timesteps"}  # may come from the stage's settings
 
 
 def check(tree: Mapping[str, Any]) -> Any:
-    """The experiment that a recipe's tree describes, every component checked."""
+    """The experiment that a recipe's tree describes, every component checked.
+
+    Raises:
+        RecipeError: naming every mistake.
+    """
     settings = dict(tree)
     use = settings.pop("use", DEFAULT_EXPERIMENT)
     if not isinstance(use, str):
@@ -38,7 +45,15 @@ def check(tree: Mapping[str, Any]) -> Any:
         return None
     if not (dataclasses.is_dataclass(experiment) and hasattr(experiment, "run")):
         raise RecipeError(f"use: {use!r} is not an experiment: a frozen dataclass with run(context) -> Report")
-    return _settings(experiment, settings, "")  # type: ignore[arg-type]
+    problems = Problems()
+    if hasattr(experiment, "complete"):
+        settings, found = experiment.complete(settings)  # type: ignore[union-attr]
+        problems.add(*found)
+    made = None
+    with problems.collected():
+        made = _settings(experiment, settings, "")  # type: ignore[arg-type]
+    problems.raise_all()
+    return made
 
 
 def check_component(base: type[T], value: Any, path: str) -> Component[T]:
@@ -77,16 +92,22 @@ def _settings(cls: type, settings: Any, path: str) -> Any:
         raise RecipeError(f"{path}: expected settings (key: value), got {settings!r}")
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    refuse_unknown(settings, fields, path, cls.__name__)
-    values = {}
+    problems, values = Problems(), {}
+    problems.add(*unknown_keys(settings, fields, path, cls.__name__))
     for name, field in fields.items():
         where = f"{path}.{name}" if path else name
-        if name in settings:
-            values[name] = _value(hints[name], settings[name], where)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise RecipeError(f"{where} is missing: {_expected(hints[name])}")
-        elif get_origin(hints[name]) is Component:
-            raise RecipeError(f"{where}: a component slot cannot have a default")
+        with problems.collected():
+            if name in settings:
+                values[name] = _value(hints[name], settings[name], where)
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise RecipeError(f"{where} is missing: {_expected(hints[name])}")
+            elif get_origin(hints[name]) is Component:
+                raise RecipeError(f"{where}: a component slot cannot have a default")
+    if problems and not path and recorded_names() is None:
+        for section in values.values():  # a wrong value in a section that is otherwise right is found in the same call
+            with problems.collected():
+                getattr(section, "check", lambda: None)()
+    problems.raise_all()
     try:
         return cls(**values)
     except ValueError as error:
@@ -103,7 +124,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             shown = "[Name, {use: Name, key: value}]" if kind is list else "{key: Name, other: {use: Name, key: value}}"
             raise RecipeError(f"{path}: expected a {kind.__name__} of components, as in '{shown}', got {value!r}")
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        built = {str(key): _value(held, item, f"{path}.{key}") for key, item in items}
+        built = _each({str(key): item for key, item in items}, {}, path, held)
         return built if kind is dict else list(built.values())
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not inspect.isabstract(hint):
         return _settings(hint, value, path)
@@ -138,15 +159,28 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
 
 
 def _arguments(target: Any, given: Mapping[str, Any], path: str, use: str) -> dict[str, Any]:
-    parameters = parameters_of(target)
+    parameters, problems, values = parameters_of(target), Problems(), {}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        refuse_unknown(given, parameters.keys() - RESERVED, path, use)
+        problems.add(*unknown_keys(given, parameters.keys() - RESERVED, path, use))
     for name, p in parameters.items():
         required = p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
         if required and name not in given and name not in GIVEN_LATER:
-            raise RecipeError(f"{path}.{name} is missing: {use} needs it")
-    hints = hints_of(target)
-    return {k: _value(hints[k], v, f"{path}.{k}") if k in hints else v for k, v in given.items()}
+            problems.add(f"{path}.{name} is missing: {use} needs it")
+    with problems.collected():
+        values = _each(given, hints_of(target), path)
+    problems.raise_all()
+    return values
+
+
+def _each(given: Mapping[str, Any], hints: Mapping[str, Any], path: str, held: Any = None) -> dict[str, Any]:
+    """Every value checked: against the type of its key, or against ``held``; values without a type stay as they are."""
+    problems, values = Problems(), {}
+    for key, value in given.items():
+        hint = hints.get(key, held)
+        with problems.collected():
+            values[key] = value if hint is None else _value(hint, value, f"{path}.{key}")
+    problems.raise_all()
+    return values
 
 
 def _expected(hint: Any) -> str:

@@ -6,16 +6,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from spikeprop.errors import RecipeError
 
-
-def refuse_unknown(given: Mapping[str, Any], known: Iterable[str], path: str, owner: str) -> None:
-    """Raise a RecipeError for the first key that the owner does not have."""
+def unknown_keys(given: Mapping[str, Any], known: Iterable[str], path: str, owner: str) -> list[str]:
+    """A message for each key that the owner does not have."""
     known = set(known)
-    for key in given:
-        if key not in known:
-            where = f"{path}.{key}" if path else str(key)
-            raise RecipeError(f"{where}: {owner} has no {key!r}{nearest(str(key), known)}")
+    places = {key: f"{path}.{key}" if path else str(key) for key in given if key not in known}
+    return [f"{where}: {owner} has no {key!r}{nearest(str(key), known)}" for key, where in places.items()]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

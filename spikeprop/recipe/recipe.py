@@ -11,6 +11,7 @@ from typing import Any
 from spikeprop.recipe.checking import check
 from spikeprop.recipe.component import Component
 from spikeprop.recipe.names import EXPERIMENTS
+from spikeprop.recipe.problems import Problems
 from spikeprop.recipe.text import find_recipe, override, read_recipe
 
 
@@ -36,13 +37,18 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
         overrides: "path.to.key=value", value in YAML.
 
     Raises:
-        RecipeError: naming the place and the fix.
+        RecipeError: naming the place and the fix of every mistake.
     """
     path = find_recipe(source)
     tree = read_recipe(path)
+    problems, experiment = Problems(), None
     for text in overrides:
-        override(tree, text)
-    return Recipe(path.stem, check(tree))
+        with problems.collected():
+            override(tree, text)
+    with problems.collected():
+        experiment = check(tree)
+    problems.raise_all()
+    return Recipe(path.stem, experiment)
 
 
 def _describe(value: Any) -> dict[str, Any]:

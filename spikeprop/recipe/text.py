@@ -122,12 +122,10 @@ def override(tree: dict[str, Any], text: str) -> None:
         raise RecipeError(f"override {text!r}: write it as path.to.key=value")
     *parents, last = path.split(".")
     node: Any = tree
-    for i, key in enumerate(parents):
+    for i, key in enumerate(parents):  # a section that is not there is begun: recipes may leave sections out
         below = node.get(key)
         if isinstance(below, str):  # a bare component name gets settings
             below = node[key] = {"use": below}
-        if below is None and i == 0:
-            raise RecipeError(f"override {text!r}: the recipe has no {key!r}{nearest(key, node)}")
         node = node.setdefault(key, {}) if below is None else below
         if not isinstance(node, dict):
             raise RecipeError(f"override {text!r}: {'.'.join(parents[: i + 1])} is {node!r}, which has no keys")

@@ -46,7 +46,19 @@ def _layers(run: RunRecord, found: Evidence, name: str) -> Markup:
     why = found["missing"].get("thresholds")
     missing = [note("Thresholds in the checkpoint: ", why, ".")] if why else []
     pictures = tag("div", *_layer_figures(run, rates, _thresholds(calibrated, trained), name), class_="figures")
-    return join([pictures, table(f"Layers at T = {run.steps}", heads, rows), *missing, _by_steps(run)])
+    parts = [*_choice(report), pictures, table(f"Layers at T = {run.steps}", heads, rows), *missing, _by_steps(run)]
+    return join(parts)
+
+
+def _choice(report: Mapping[str, Any]) -> list[Markup]:
+    """By what the ANN was converted, and why."""
+    found = report.get("conversion")
+    if not found:
+        return []
+    own, why = found["calibrated_for"], found["why"]
+    text = f"Converted to {found['neuron']['use']} by {found['calibrator']['use']}"
+    text += f", calibrated for T = {own}: results at other T are not what it was made for" if own is not None else ""
+    return [tag("p", f"{text}." + (f" {why[0].upper()}{why[1:]}." if why else ""))]
 
 
 def _rates(run: RunRecord) -> dict[str, dict[str, float]]:

@@ -7,8 +7,10 @@ in time whose lengths differ; examples in time of one length are a tensor (B, T,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -102,6 +104,38 @@ class Split(Batches, Protocol):
     def fingerprint(self) -> str:
         """A hash of the examples, their order and their labels: two splits with the same hash have the same content."""
         ...
+
+
+class CompleteBatches:
+    """Batches without an incomplete last one; the examples left out are others in every epoch of shuffled batches.
+
+    Args:
+        batches: of ``batch_size`` examples, except perhaps the last, of which one epoch's is read.
+        batch_size: of complete batches.
+    """
+
+    def __init__(self, batches: Batches, batch_size: int):
+        self.batches, self._count = batches, len(batches)
+        last = next(batches.epoch(0, self._count - 1), None) if self._count else None
+        if last is not None and len(last[1]) < batch_size:
+            self._count -= 1
+        if self._count == 0:
+            raise DataError(f"there is no complete batch of {batch_size} examples: use a smaller batch_size")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The complete batches of one epoch, from batch number ``start`` on."""
+        return islice(self.batches.epoch(epoch, start), self._count - start)
+
+    def shard(self, processes: Processes) -> Batches:
+        """The same batches, of which a process reads its own examples only, if it can."""
+        if not isinstance(self.batches, Shardable):
+            return self
+        shard = copy.copy(self)
+        shard.batches = self.batches.shard(processes)
+        return shard
 
 
 @runtime_checkable

@@ -33,6 +33,10 @@ class OffsetSpike(ThresholdCalibrator):
     def supports_distributed(self) -> bool:
         return self.calibrator.supports_distributed
 
+    @property
+    def calibrated_for(self) -> int | None:
+        return self.calibrator.calibrated_for
+
     def calibrate(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard = UNSHARDED) -> dict[str, Tensor]:
         thresholds = run_calibrator(self.calibrator, network, x, shard)
         network.readout.set(pre_run=self.pre_run)  # the output is counted from the end of the pre-run

@@ -48,6 +48,11 @@ class ThresholdBalancing(LayerwiseCalibrator):
         if not self.scale > 0:
             raise ValueError(f"scale is {self.scale}; a factor on thresholds is positive")
 
+    @property
+    def calibrated_for(self) -> None:
+        """The largest current bounds a step's, whatever their number: ``timesteps`` is the length of the search."""
+        return
+
     def spike_trains(self, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> SpikeTrains:
         return spike_trains(network, x, self.timesteps, shard)
 

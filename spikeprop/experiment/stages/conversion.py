@@ -36,7 +36,8 @@ def _convert(run: PipelineRun, calibrator: ThresholdCalibrator, processes: Proce
     seed_torch(run.settings.seed, 2)
     images, neuron, encoder = calibration_images(run, processes), settings.neuron.build(), settings.encoder.build()
     network = convert(ann, images, neuron, calibrator, encoder=encoder, processes=processes)
-    for note in network.notes:
+    why = settings.describe_choice()["why"]
+    for note in [*([why] if why else []), *network.notes]:
         run.context.notify(note)
     run.save(network, "converted")
     return {"thresholds": {name: float(d.spike_size.max()) for name, d in network.dynamics().items()}}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from spikeprop.experiment.stages.stage import PipelineRun
+from spikeprop.experiment.stages.training import training_batches
 
 
 def load_data(run: PipelineRun) -> dict[str, Any]:
     """The sizes of the data set."""
-    train, test = run.data.train(run.settings.train.batch_size, 0), run.data.test(1)
+    train, test = training_batches(run, run.settings.train, 0), run.data.test(1)
     return {"use": type(run.data).__name__, "train_batches": len(train), "test_images": len(test)}

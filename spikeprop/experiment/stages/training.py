@@ -9,7 +9,10 @@ from torch import nn
 
 from spikeprop.experiment.settings import FineTuningSettings, TrainingSettings
 from spikeprop.experiment.stages.stage import PipelineRun
-from spikeprop.learn import Callback, LearningRule, MetricsLog, ProgressBar, fit, shard
+from spikeprop.learn import Batches, Callback, LearningRule, MetricsLog, ProgressBar, fit, shard
+from spikeprop.runtime.batches import CompleteBatches
+from spikeprop.runtime.devices import cpu_multiplies_bfloat16
+from spikeprop.snn import SpikingNetwork
 
 
 def train(
@@ -41,12 +44,12 @@ def train(
         shard(model, run.processes, run.device)
     else:
         model.to(run.device)
-    batches, callbacks = run.data.train(settings.batch_size, seed), [c.build() for c in settings.callbacks]
+    batches, callbacks = training_batches(run, settings, seed), [c.build() for c in settings.callbacks]
     rule.prepare(model, next(batches.epoch(0))[0].to(run.device))
     groups = rule.param_groups(model)
     for callback in callbacks:
         groups = callback.param_groups(model, groups)
-    precision = run.settings.precision
+    channels_last = isinstance(settings, TrainingSettings) and settings.memory_format == "channels_last"
     return fit(
         model,
         rule,
@@ -60,8 +63,31 @@ def train(
         checkpoint=run.progress(stage),
         processes=run.processes,
         checkpoint_seconds=run.context.save_every,
-        autocast=None if precision == "float32" else getattr(torch, precision),
+        autocast=_autocast(run, model),
+        memory_format=torch.channels_last if channels_last else None,
     )
+
+
+def training_batches(run: PipelineRun, settings: TrainingSettings | FineTuningSettings, seed: int) -> Batches:
+    """The batches of a stage's training."""
+    split = run.data.train(settings.batch_size, seed)
+    return CompleteBatches(split, settings.batch_size) if settings.drop_last else split
+
+
+def _autocast(run: PipelineRun, model: nn.Module) -> torch.dtype | None:
+    """The run's lower precision, if it has one that this device computes faster."""
+    if run.settings.precision == "float32":
+        return None
+    if run.device.type == "cpu":
+        if isinstance(model, SpikingNetwork):  # whose sparse products are of float32
+            return None
+        if not cpu_multiplies_bfloat16():
+            run.context.notify(
+                "warning: precision: bfloat16 is slower than float32 on this processor, which has neither AVX-512 BF16 nor AMX; "
+                "training in float32"
+            )
+            return None
+    return getattr(torch, run.settings.precision)
 
 
 def _logs(run: PipelineRun, stage: str) -> list[Callback]:
