@@ -73,7 +73,8 @@ def _with_gradient(tree: dict[str, Any], steps: int) -> list[tuple[str, str]]:
 
 def _chosen(settings: Any) -> list[tuple[str, str]]:
     rule, optimizer = settings.rule.use, settings.optimizer.use
-    text = f"{rule} at T = {settings.timesteps}, {settings.epochs} epochs, batches of {settings.batch_size}, {optimizer}, lr {settings.lr:g}"
+    epochs = f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"
+    text = f"{rule} at T = {settings.timesteps}, {epochs}, batches of {settings.batch_size}, {optimizer}, lr {settings.lr:g}"
     return [("fine-tuning", text)]
 
 

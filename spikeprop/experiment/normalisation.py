@@ -22,7 +22,7 @@ NORMALISATION = ("mean", "std")
 Values = float | list[float]
 COMMON: dict[str, tuple[Values, Values]] = {
     "none (pixels 0 to 1)": (0.0, 1.0),
-    "mean and std 0.5": (0.5, 0.5),
+    "a half": (0.5, 0.5),
     "pixels 0 to 255": (0.0, 1 / 255),
 }
 COLOUR: dict[str, tuple[Values, Values]] = {
@@ -87,9 +87,9 @@ def chosen_normalisation(ann: nn.Module, data: Component[Any], given: Mapping[st
     chosen = "yours" if given else best
     if losses[chosen] != losses[chosen]:  # another number of outputs than classes: the recipe's check says so
         return dict(given), "not tried, since the network's outputs are not the data's classes"
-    text = f"{_values(*tried[chosen])}, {chosen}: {correct[chosen]:.0f} % of {len(labels)} training images are predicted correctly"
-    others = [f"{name} {correct[name]:.0f} %" for name in sorted(losses, key=lambda n: losses[n]) if name not in (chosen, "yours")]
-    text += f" ({', '.join(others[:3])})" if others else ""
+    text = f"{_values(*tried[chosen])} ({chosen}): {correct[chosen]:.0f} % of {len(labels)} training images are predicted correctly"
+    others = [f"{name} {correct[name]:.0f} %" for name in sorted(losses, key=lambda n: losses[n]) if name != chosen]
+    text += f"; tried too: {', '.join(others[:3])}" if others else ""
     return dict(zip(NORMALISATION, tried[chosen], strict=True)), text + _doubt(
         losses[chosen] - losses[best], correct[chosen], raw.classes, f"{best}: {_values(*tried[best])}"
     )

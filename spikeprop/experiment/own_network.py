@@ -173,6 +173,6 @@ def _chosen(experiment: Any) -> list[tuple[str, str]]:
     others = [t for t in experiment.evaluate.timesteps if t != steps]
     rows = [("time steps", f"{', '.join(map(str, experiment.evaluate.timesteps))}; calibrated for T = {steps}"
              + (f" (for the best network at T = {others[0]}, give --timesteps {others[0]})" if others else ""))]  # fmt: skip
-    rows.append(("neuron, calibrator", convert.describe_choice()["why"] or f"{convert.neuron.use}, {convert.calibrator.use}"))
+    rows.append(("converted by", f"{convert.neuron.use}, {convert.calibrator.use}"))
     where = {"lava": "Lava", "reference": "the reference simulator, which equals Lava's processes"}[simulate.backend]
     return [*rows, ("simulated on", f"{where}, {simulate.samples} test images" if simulate.samples else "nothing")]
