@@ -286,7 +286,6 @@ def test_a_run_with_a_data_set_from_outside_is_evaluated_and_shown_if_its_packag
         assert ("--import strangers" in page.read_text()) != trusted
         assert strangers() == trusted
 
-
     own = spikeprop("eval", made, "--limit", "20")
     assert own.exit_code == 0, own.output
     assert strangers()

@@ -1,4 +1,4 @@
-"""The command line: convert, finetune, run, sweep, report, check, ls, eval, export, simulate, budget, explain. The only place that prints.
+"""The command line, a group of verbs a file. The only place that prints.
 
 Each file defines a group of verbs. A verb imports what it needs when it is called, so that ``spikeprop --help`` is fast. Exit
 codes are those that ``spikeprop --help`` lists (``group.EXIT_CODES``).

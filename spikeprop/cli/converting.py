@@ -78,8 +78,8 @@ def finetune(
 ) -> None:  # fmt: skip
     """Fine-tune the converted network of FOLDER by spike-timing-dependent backpropagation, and report on it.
 
-    The result is a run folder of its own; FOLDER stays as it is. Graded and signed neurons pass no gradient, so a network that has
-    them is converted again with IF neurons. KEY=VALUE sets anything of the recipe: finetune.batch_size=16.
+    The result is a run folder of its own; FOLDER stays as it is. Graded and signed neurons pass no gradient, so a network that
+    has them is converted again with IF neurons. KEY=VALUE sets anything of the recipe: finetune.batch_size=16.
 
     \b
     Example:

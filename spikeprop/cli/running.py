@@ -228,7 +228,6 @@ def evaluate(
 def _early_exit(text: str | None) -> EarlyExit | None:
     """The rule that ``--early-exit`` names."""
     from spikeprop.evaluate import EarlyExit
-    from spikeprop.recipe import Recipe
 
     if text is None:
         return None

@@ -31,4 +31,8 @@ def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
         return found
     active = hardware.activity(network, inputs)
     joules = hardware.energy_joules(network, active, inputs.shape[1])
-    return found | {"activity": [asdict(layer) for layer in active], "energy_joules": joules, "energy_model": hardware.ENERGY_MODEL}
+    return found | {
+        "activity": [asdict(layer) for layer in active],
+        "energy_joules": joules,
+        "energy_model": hardware.ENERGY_MODEL,
+    }

@@ -50,7 +50,11 @@ def finetuning_recipe(
     given = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
     tree["finetune"] = {**(recorded if recorded["epochs"] else DEFAULTS), "timesteps": steps, **given}
     tree["evaluate"]["timesteps"] = sorted({*tree["evaluate"]["timesteps"], steps})
-    rows = [("from", f"{folder}, ANN {run.stages['evaluate']['result']['ann']['accuracy']:.2f} %")] if "evaluate" in run.stages else []
+    rows = (
+        [("from", f"{folder}, ANN {run.stages['evaluate']['result']['ann']['accuracy']:.2f} %")]
+        if "evaluate" in run.stages
+        else []
+    )
     rows += _with_gradient(tree, steps)
     for text in overrides:
         override(tree, text)

@@ -1,8 +1,8 @@
-"""The normalisation with which a network was trained: that of torchvision's and timm's weights, or the one that fits training images.
+"""The normalisation with which a network was trained: that of torchvision's and timm's weights, or one that fits its predictions.
 
-A file of weights does not say it, and with another one a network predicts badly without a word. So common ones, and the images' own
-statistics, are tried on a few labelled training images, and the one with the smallest cross-entropy is taken. The test images have
-no part in it.
+A file of weights does not say it, and with another one a network predicts badly without a word. So common ones, and the images'
+own statistics, are tried on a few labelled training images, and the one with the smallest cross-entropy is taken. The test images
+have no part in it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def chosen_normalisation(ann: nn.Module, data: Component[Any], given: Mapping[st
     chosen = "yours" if given else best
     if losses[chosen] != losses[chosen]:  # another number of outputs than classes: the recipe's check says so
         return dict(given), "not tried, since the network's outputs are not the data's classes"
-    text = f"{_values(*tried[chosen])} ({chosen}): {correct[chosen]:.0f} % of {len(labels)} training images are predicted correctly"
+    text = (
+        f"{_values(*tried[chosen])} ({chosen}): {correct[chosen]:.0f} % of {len(labels)} training images are predicted correctly"
+    )
     others = [f"{name} {correct[name]:.0f} %" for name in sorted(losses, key=lambda n: losses[n]) if name != chosen]
     text += f"; tried too: {', '.join(others[:3])}" if others else ""
     return dict(zip(NORMALISATION, tried[chosen], strict=True)), text + _doubt(

@@ -1,13 +1,12 @@
 """From a network that someone has (a class in a file, torchvision's, timm's, an ONNX file) to a recipe that converts it.
 
-``own_recipe`` writes the tree of an ordinary recipe of the hybrid conversion, without training and fine-tuning: the network with its
-weights, the data with the normalisation that fits them (``experiment/normalisation.py``), and the numbers of steps. All else is
-chosen as in any recipe, so the run folder's recipe is complete and says what was chosen.
+``own_recipe`` writes the tree of an ordinary recipe of the hybrid conversion, without training and fine-tuning: the network with
+its weights, the data with the normalisation that fits them (``experiment/normalisation.py``), and the numbers of steps. All else
+is chosen as in any recipe, so the run folder's recipe is complete and says what was chosen.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,7 +155,7 @@ def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _network_text(ann: dict[str, Any]) -> str:
     use = ann["use"] if "name" not in ann else f"{ann['name']} ({ann['use']})"
-    return f"{ann['path'] if 'path' in ann else use}" + (f", weights {ann['weights']}" if "weights" in ann else "")
+    return ann.get("path", use) + (f", weights {ann['weights']}" if "weights" in ann else "")
 
 
 def _data_text(data: LabelledData) -> str:

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from spikeprop.deploy import ENCODERS, export, from_nir, read_nir
 from spikeprop.errors import NirError
-from spikeprop.experiment.network_checkpoint import NORMALISATION, data_component, data_settings, find_checkpoints, load_spiking, own_data
+from spikeprop.experiment.network_checkpoint import (
+    NORMALISATION,
+    data_component,
+    data_settings,
+    find_checkpoints,
+    load_spiking,
+    own_data,
+)
 from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.files import parse_json
 from spikeprop.runtime.own_folders import own_folder

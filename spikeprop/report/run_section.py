@@ -215,7 +215,9 @@ def _because(why: str | None) -> str:
 def _energy(run: RunRecord, found: Evidence, name: str) -> Markup:
     rows = [list(row) for row in energies(run.report or {})]
     heads = ["model", "ANN, uJ", f"SNN at T = {run.steps}, uJ"]
-    return join([table("Energy of an example, by model", heads, rows), note("Neither is a measurement: memory and host are not counted.")])
+    return join(
+        [table("Energy of an example, by model", heads, rows), note("Neither is a measurement: memory and host are not counted.")]
+    )
 
 
 def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:

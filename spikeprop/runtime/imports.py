@@ -1,7 +1,7 @@
 """The import policy: which modules may be imported because a text (a recipe, a checkpoint, a NIR file) names them.
 
-A recipe may name any module, and the person who runs it is responsible for that; ``note_foreign_names`` collects what it named, for
-the record of the user's own folders (``runtime/own_folders.py``). Two contexts allow less. Within
+A recipe may name any module, and the person who runs it is responsible for that; ``note_foreign_names`` collects what it named,
+for the record of the user's own folders (``runtime/own_folders.py``). Two contexts allow less. Within
 ``record_foreign_names`` (used by ``check``) names outside spikeprop are recorded and not imported. Within ``only_trusted`` (used
 for checkpoints and NIR files, which people pass on) three kinds of modules may be imported: the libraries of which networks are
 built, what this process has already imported, and what the user lists.
@@ -42,7 +42,7 @@ _noted: ContextVar[set[str] | None] = ContextVar("modules that a recipe named", 
 
 @contextmanager
 def note_foreign_names() -> Iterator[set[str]]:
-    """Within this context, packages outside ``LIBRARIES`` that may be imported, since a recipe names them, are added to this set."""
+    """Within this context, packages outside ``LIBRARIES`` that a text names and that may be imported are added to this set."""
     noted: set[str] = set()
     token = _noted.set(noted)
     try:

@@ -1,7 +1,7 @@
-"""Folders that this user made on this machine: which code from outside their recipes named, and which data, so that it is not asked.
+"""Folders that this user made on this machine, and what code and data their recipes named: commands on them ask for neither.
 
-A run folder may come from anyone, and so may every mark in it. So what a run was allowed to import is recorded in the user's state
-directory (``$XDG_STATE_HOME/spikeprop/folders`` or ``~/.local/state/spikeprop/folders``, one JSON file a folder), by the folder's
+A run folder may come from anyone, and so may every mark in it. So what a run was allowed to import is recorded in the user's
+state directory (``$XDG_STATE_HOME/spikeprop/folders`` or ``~/.local/state/spikeprop/folders``, one JSON file a folder), by the folder's
 path and the file system's number of it. Nothing that lies in a folder makes it the user's own: a copy of it, or another folder at
 the same path, is from elsewhere. What is granted later is no more than what was recorded: these modules, from the files that they
 had then. So a stranger's files within an own folder can import nothing but what the user ran there.
