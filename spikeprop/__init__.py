@@ -25,53 +25,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from spikeprop.ann import CNN, MLP, VGG, ResNet
-from spikeprop.convert import (
-    AdvancedCalibration,
-    LearnedCeiling,
-    LeastError,
-    LeastSquares,
-    LightCalibration,
-    LocalThresholdBalancing,
-    MaxActivation,
-    OffsetSpike,
-    Percentile,
-    ThresholdBalancing,
-    ThresholdIteration,
-    convert,
-    spiking,
-)
-from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
-from spikeprop.evaluate import Report, ann_accuracy, ann_error, plot, snn_accuracy, snn_error
-from spikeprop.learn import BPTT, Backprop, History, fit
-from spikeprop.snn import (
-    ALIF,
-    IF,
-    LIF,
-    PLIF,
-    RLIF,
-    STDB,
-    ATan,
-    CubaLIF,
-    Delta,
-    Direct,
-    FastSigmoid,
-    Frames,
-    GradedIF,
-    Integrator,
-    Latency,
-    MultiGaussian,
-    Neuron,
-    Poisson,
-    Recurrent,
-    Sigmoid,
-    SignedIF,
-    SpikeRecording,
-    SpikingNetwork,
-    TemporalBatchNorm,
-    ThresholdBatchNorm,
-    Triangle,
-    spike,
 if TYPE_CHECKING:
     from spikeprop.ann import CNN, MLP, VGG, ResNet
     from spikeprop.convert import (
@@ -90,8 +43,8 @@ if TYPE_CHECKING:
         spiking,
     )
     from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
-    from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
-    from spikeprop.learn import BPTT, Backprop, fit
+    from spikeprop.evaluate import Report, ann_accuracy, ann_error, plot, snn_accuracy, snn_error
+    from spikeprop.learn import BPTT, Backprop, History, fit
     from spikeprop.snn import (
         ALIF,
         IF,
@@ -114,11 +67,13 @@ if TYPE_CHECKING:
         Recurrent,
         Sigmoid,
         SignedIF,
+        SpikeRecording,
         SpikingNetwork,
         TemporalBatchNorm,
         ThresholdBatchNorm,
         Triangle,
         spike,
+    )
 
 __version__ = "0.1.0"
 __all__ = [

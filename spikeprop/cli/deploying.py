@@ -124,9 +124,9 @@ def budget(
     result(network=source, budget=chip)
     rows = chip_rows(chip)
     if inputs is not None:
-        about = f"{chip['energy_joules'] * 1e6:.3g} uJ, with the operations' energies of the first Loihi; T = {inputs.shape[1]}"
+        about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
         synops = sum(layer["synops"] for layer in chip["activity"])
-        rows += [("SynOps a sample", f"{synops:,.0f}"), ("energy a sample, estimated", about)]
+        rows += [("SynOps a sample", f"{synops:,.0f}"), (f"energy a sample ({chip['energy_model']})", about)]
     table(str(source), rows)
     columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
     if inputs is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from spikeprop.cli.printing import columns, result, say, table, write
 
 if TYPE_CHECKING:
     from spikeprop.evaluate import EarlyExit
+    from spikeprop.recipe import Recipe
 
 
 @main.command(
@@ -36,34 +38,67 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     KEY=VALUE overrides a setting, such as finetune.lr=1e-4. With several processes, which share the work: torchrun
     --nproc-per-node=2 -m spikeprop run ...
     """
-    import dataclasses
-
     import torch
+
+    from spikeprop.recipe import load_recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run_in_folder(lambda: load_recipe(recipe, overrides), out, smoke, **context)
+
+
+def run_in_folder(load: Callable[[], Recipe], out: Path | None, smoke: bool = False, **context: Any) -> Path:
+    """Run a recipe in its folder, which is recorded as this user's own; print its report.
+
+    Args:
+        load: reads the recipe; what that and its check import is what later commands on the folder may import.
+        out: run folder; default runs/RECIPE.
+        smoke: the tiny version.
+        context: more arguments of ``Context``; and ``begin``, called with the folder before the first stage.
+
+    Returns:
+        the folder.
+    """
+    import dataclasses
 
     from spikeprop.experiment.context import Context
     from spikeprop.experiment.run_folder import RunFolder
-    from spikeprop.recipe import load_recipe
+    from spikeprop.runtime.imports import note_foreign_names
     from spikeprop.runtime.locks import locked
     from spikeprop.runtime.processes import processes
     from spikeprop.runtime.signals import deferred_signals
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    loaded = load_recipe(recipe, overrides)
-    if smoke:
-        loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
-    _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
+    with note_foreign_names() as named:
+        loaded = load()
+        if smoke:
+            loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
+        _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
         notify = say if group.rank == 0 else lambda _: None
         path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
         with locked(path, group), deferred_signals(notify):
+            begin = context.pop("begin", None)
+            if begin is not None:
+                group.on_rank_zero(lambda: begin(path))
             folder = RunFolder(path, loaded, smoke, group, notify)
+            group.on_rank_zero(lambda: _record(path, named, loaded))
             notify(f"{loaded.name} -> {path}")
             report = loaded.experiment.run(Context(folder, loaded.name, notify, **context))
         if group.rank == 0:
             table(report.name, report.rows)
             write(f"\nreport: {folder.path / 'report.json'}")
             result(recipe=loaded.name, folder=path, report=report.values)
+    return path
+
+
+def _record(path: Path, named: Collection[str], loaded: Recipe) -> None:
+    """Record the folder as this user's own; where that cannot be written, later commands ask for what they import."""
+    from spikeprop.runtime.own_folders import record_own
+
+    try:
+        record_own(path, named, loaded.describe().get("data", {}))
+    except OSError as error:
+        say(f"warning: {path} cannot be recorded as your own ({error}): commands on it will ask for --import and --root")
 
 
 @main.command(
@@ -129,9 +164,19 @@ def check(arguments: tuple[str, ...], no_import: bool) -> None:
             continue
         loaded = load_recipe(recipe, overrides)
         _check(loaded.experiment)
+        _warn_without_lava(recipe, loaded.experiment)
         kind, skipped = type(loaded.experiment).__name__, _check_files(loaded.experiment)
         write(f"{loaded.name}: ok ({kind}){f'; {skipped} images that cannot be read are left out' if skipped else ''}")
         result(checked=[{"recipe": loaded.name, "experiment": kind, "unreadable": skipped}])
+
+
+def _warn_without_lava(recipe: str, experiment: Any) -> None:
+    """Say if a run would simulate on Lava, and cannot here."""
+    from spikeprop_hardware import why_no_lava
+
+    settings = getattr(experiment, "simulate", None)
+    if getattr(settings, "samples", 0) and getattr(settings, "backend", "") == "lava" and (why := why_no_lava()):
+        say(f"warning: {recipe}: a run here would take the reference simulator, which equals Lava's processes: {why}")
 
 
 def _check(experiment: Any, **options: bool) -> None:

@@ -112,7 +112,7 @@ def _import_callable(source: str, where: str, name: str) -> Callable[[], Any]:
 def _from_checkpoint(path: Path, request: ModelRequest) -> FoundModel:
     (file, *_) = find_checkpoints(path, [request.network] if request.network else [])
     loaded = load_network(file, request.trusted)
-    x, y = _samples(loaded.data, request)
+    x, y = _samples(loaded.data, replace(request, trusted=loaded.trusted))
     steps = request.timesteps or loaded.timesteps
     spiking = isinstance(loaded.network, SpikingNetwork)
     return FoundModel(name=f"{path.name} ({file.stem})" if path.is_dir() else file.stem, model=loaded.network, x=x, y=y,
