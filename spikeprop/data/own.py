@@ -138,7 +138,8 @@ class OwnDataset(ImageData):
             asked = "root" in parameters and (self.root or _required(parameters["root"]))
             root = {"root": str(data_root(self.root))} if asked else {}
             try:
-                made = source(**{**root, **self.arguments, **more})
+                with _seeded(0):  # a random split is the same in every call
+                    made = source(**{**root, **self.arguments, **more})
             except Exception as error:  # code from outside may raise anything
                 name = getattr(source, "__name__", type(source).__name__)
                 kind = RecipeError if isinstance(error, TypeError) else MissingDataError
