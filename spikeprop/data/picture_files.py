@@ -65,6 +65,7 @@ class PictureFiles(ImageData):
             raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
         if len({*self.names}) < len(self.names):
             raise ValueError(f"names holds a class twice: {self.names}")
+        self.random_flip()
         for described in (*self.transforms, *self.train_transforms):
             transform_of(described)
         super().__post_init__()
@@ -104,7 +105,7 @@ class PictureFiles(ImageData):
             raise MissingDataError(f"{type(self).__name__}: there are no {which} images in {self.folder()}; see data.holdout")
         reading = _Reading(self._sides, self.channels, self.transforms)
         if seed is not None:
-            reading = replace(reading, train_transforms=self.train_transforms, crop=self.crop, flip=self.flip)
+            reading = replace(reading, train_transforms=self.train_transforms, crop=self.crop, flip=self.random_flip())
         return PictureSplit(
             spread(samples, limit), batch_size, self.mean, self.std, self.workers, seed, self._sides[0], reading=reading
         )
