@@ -129,6 +129,8 @@ class HybridConversion(HybridSettings):
 
     def _check_sharded(self) -> None:
         """Not every rule, callback and optimiser can train a sharded network."""
+        if self.train.memory_format != "contiguous":
+            raise RecipeError("train.memory_format: a sharded network keeps torch's own layout: leave it out, or sharded=false")
         for stage, rule in (("train", self.train.rule.build()), ("finetune", self.finetune.build_rule())):
             settings = getattr(self, stage)
             try:

@@ -124,6 +124,8 @@ def fit(
         source = batches.shard(processes)
     training = TrainingState(model, optimizer, epochs, len(source), batches=source)
     _check(training, rule, callbacks, processes)
+    if memory_format is not None and is_sharded(model):
+        raise ValueError("a network that is sharded over processes keeps torch's own memory layout: leave memory_format out")
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     progress = TrainingCheckpoint(checkpoint, checkpoint_seconds, training, rule, callbacks, processes)
