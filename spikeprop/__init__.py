@@ -43,8 +43,8 @@ if TYPE_CHECKING:
         spiking,
     )
     from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
-    from spikeprop.evaluate import Report, ann_accuracy, ann_error, snn_accuracy, snn_error
-    from spikeprop.learn import BPTT, Backprop, fit
+    from spikeprop.evaluate import Report, ann_accuracy, ann_error, plot, snn_accuracy, snn_error
+    from spikeprop.learn import BPTT, Backprop, History, fit
     from spikeprop.snn import (
         ALIF,
         IF,
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         Recurrent,
         Sigmoid,
         SignedIF,
+        SpikeRecording,
         SpikingNetwork,
         TemporalBatchNorm,
         ThresholdBatchNorm,
@@ -100,6 +101,7 @@ __all__ = [
     "FastSigmoid",
     "Frames",
     "GradedIF",
+    "History",
     "Integrator",
     "Latency",
     "LearnedCeiling",
@@ -118,6 +120,7 @@ __all__ = [
     "ResNet",
     "Sigmoid",
     "SignedIF",
+    "SpikeRecording",
     "SpikingNetwork",
     "TemporalBatchNorm",
     "ThresholdBalancing",
@@ -131,8 +134,9 @@ __all__ = [
     "fit",
     "folded",
     "from_nir",
-    "load_network",
-    "save_network",
+    "load",
+    "plot",
+    "save",
     "snn_accuracy",
     "snn_error",
     "spike",
@@ -147,8 +151,8 @@ _LAZY = {
     "from_nir": ("spikeprop.deploy", "from_nir"),
     "explain_conversion": ("spikeprop.experiment.diagnosis", "explain_conversion"),
     "folded": ("spikeprop.snn.folding", "folded"),
-    "save_network": ("spikeprop.experiment.network_checkpoint", "save_network"),
-    "load_network": ("spikeprop.experiment.network_checkpoint", "read_network"),
+    "save": ("spikeprop.experiment.network_checkpoint", "save"),
+    "load": ("spikeprop.experiment.network_checkpoint", "load"),
 }
 
 

@@ -31,10 +31,12 @@ NAMESAKES: dict[str, str] = dict.fromkeys(["ALIF", "GradedIF"], "a node of a NIR
 OTHER_TESTS = {"hardware", "faults", "fuzz", "witness"}  # directories of tests/ that mirror no room
 
 
-def imports(file: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, at the top or in a function."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def imports(file: Path, running: bool = False) -> set[str]:
+    """Dotted names of all modules that a file imports, at the top or in a function; or of those that it runs, not names in types."""
+    found, tree = set(), ast.parse(file.read_text(encoding="utf-8"))
+    if running:
+        tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -67,8 +69,11 @@ def modules() -> dict[str, Path]:
 
 
 def imported_modules(file: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of the library that a file imports; ``from a import b`` counts as the module a.b, or as a if there is none."""
-    found = {name if name in known else name.rpartition(".")[0] for name in imports(file)}
+    """Modules of the library that a file imports; ``from a import b`` counts as the module a.b, or as a if there is none.
+
+    An import for type checkers does not count, since nothing runs by it.
+    """
+    found = {name if name in known else name.rpartition(".")[0] for name in imports(file, running=True)}
     return found & known.keys()
 
 

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from spikeprop import CNN, IF, Direct
-from spikeprop.ann.weights import load_tensors
+from spikeprop.ann.weights import load_weights
 from spikeprop.cli import main
 from spikeprop.convert import to_spiking
 from spikeprop.data.cifar_pickles import read_batch
@@ -134,7 +134,7 @@ def test_the_md5_is_compared(tmp_path: Path) -> None:
 def test_weights_file_with_more_than_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"a": Evil(print, "run")}, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="more than tensors"):
-        load_tensors(torch.nn.Linear(1, 1), tmp_path / "w.pt")
+        load_weights(torch.nn.Linear(1, 1), tmp_path / "w.pt")
 
 
 # sizes ------------------------------------------------------------------------------------------------------------------------

@@ -7,13 +7,11 @@ half after, as in the well-known implementation whose weights it reads.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeprop.ann.weights import find_weights, load_tensors
+from spikeprop.ann.weights import find_weights, load_weights
 
 
 class Shortcut(nn.Module):
@@ -75,7 +73,7 @@ class CIFARResNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
         if weights is not None and torch.get_default_device().type != "meta":  # whose tensors have no values
-            load_tensors(self, find_weights(Path(weights)))
+            load_weights(self, find_weights(weights))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, classes) for images (B, 3, 32, 32)."""

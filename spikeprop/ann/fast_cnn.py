@@ -26,7 +26,7 @@ POOLS = {"avg": (nn.AvgPool2d, nn.AdaptiveAvgPool2d), "max": (nn.MaxPool2d, nn.A
 PATCH = 2  # side of the patches that the first convolution reads
 
 
-class Block(nn.Module):
+class FastBlock(nn.Module):
     """Two convolutions 3x3 with batch-norm, with a pooling 2x2 after the first.
 
     Args:
@@ -100,7 +100,7 @@ class FastCNN(nn.Module):
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]
         self.act = make(activation)
         sizes = [channels, *widths]
-        self.blocks = nn.Sequential(*(Block(i, o, pool, batch_norm_momentum, activation) for i, o in zip(sizes, widths)))
+        self.blocks = nn.Sequential(*(FastBlock(i, o, pool, batch_norm_momentum, activation) for i, o in zip(sizes, widths)))
         self.pool = POOLS[pool][1](1)
         self.head = nn.Linear(widths[-1], classes, bias=False)
         self.score_scale = score_scale

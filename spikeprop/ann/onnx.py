@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 from spikeprop.ann.weights import find_weights
@@ -22,7 +20,7 @@ class OnnxModel(nn.Module):
 
     def __init__(self, *, path: str):
         super().__init__()
-        self.model = read_onnx(find_weights(Path(path)))
+        self.model = read_onnx(find_weights(path))
 
     def forward(self, x: Tensor) -> Tensor:
         """What the file's network returns for images (B, ...)."""

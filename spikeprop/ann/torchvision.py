@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spikeprop.ann.weights import find_weights, load_tensors
+from spikeprop.ann.weights import find_weights, load_weights
 
 Pooling = Literal["max", "average"]
 
@@ -49,7 +49,7 @@ class TorchvisionModel(nn.Module):
         self.model = models.get_model(name, weights=None if from_file or without_values else weights, num_classes=classes)
         if from_file and not without_values:
             assert weights is not None
-            load_tensors(self.model, find_weights(Path(weights)))
+            load_weights(self.model, find_weights(weights))
         if pooling == "average":
             _average_instead_of_max(self.model)
 

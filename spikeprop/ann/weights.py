@@ -1,60 +1,219 @@
-"""Loads weights from files of other projects by tensor name, and checks every shape."""
+"""Weights as people save them: ``read_weights`` reads a file or folder; ``load_weights`` loads it into a network, and checks it.
+
+A file has tensors by name in one or several tables: a state_dict itself, or one under a key (``state_dict``, ``model``, ``ema``,
+with an optimiser beside it). Names may have what wrappers put before them (``module.`` of DataParallel, ``_orig_mod.`` of
+torch.compile, ``model.`` of Lightning). A table fits where, behind one prefix, its names and shapes are exactly the network's.
+``FILE#PART`` says which part of a file is meant where several fit.
+"""
 
 from __future__ import annotations
 
-import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from spikeprop_hardware import kinds
 from torch import Tensor, nn
 
+from spikeprop.ann.weight_files import tables_of
 from spikeprop.errors import CheckpointError
-from spikeprop.runtime.files import check_kind, read_tensors
+from spikeprop.runtime.ordinary import unusual
+from spikeprop.runtime.places import data_folder
+
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # parts of names, anywhere
+HOLDERS = {*WRAPPERS, "model", "net", "network", "ema", "ema_model", "model_ema"}  # attributes that hold the network of a trainer
+AVERAGED = re.compile(r"ema|averaged|swa|shadow", re.IGNORECASE)
+SHOWN = 4  # names of tensors in a message
 
 
-def find_weights(path: Path) -> Path:
-    """The file, or the file with that name in the folder ``weights`` of $SPIKEPROP_DATA."""
-    root = os.environ.get("SPIKEPROP_DATA")
-    if path.is_file() or root is None:
-        return path
-    stored = Path(root) / "weights" / path
-    return stored if stored.is_file() else path
+def find_weights(path: Path | str) -> Path:
+    """The file or folder (``FILE#PART`` too), or that of this name in the folder ``weights`` of the data root."""
+    path = Path(path)
+    stored = data_folder() / "weights" / path
+    return stored if not _split(path)[0].exists() and _split(stored)[0].exists() else path
 
 
-def load_tensors(model: nn.Module, path: Path) -> None:
-    """Load a file of tensors into a model; every name and shape must match.
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a file or folder of weights by name, without prefixes that all names have.
+
+    Args:
+        path: safetensors, a file of torch.save, or a folder with one or with shards; ``FILE#PART`` for a part of it. Weights
+            are read before their averages.
 
     Raises:
-        CheckpointError: no such file, a damaged one, or tensors that do not fit.
+        CheckpointError: no such file, no tensors in it, or a network that was pickled as a whole; the message says what to do.
+        DamagedFileError: truncated, altered, or of another kind.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}; give its path, or put it into the folder weights of $SPIKEPROP_DATA")
-    tensors = _unpickled(path) if _is_unpickled(path) else read_tensors(path)[0]
+    file, part = _split(Path(path))
+    tables = {place: table for place, table in tables_of(file).items() if _within(place, part)}
+    if not tables:
+        raise CheckpointError(f"{file} has no weights under {part!r}")
+    place, table = max(tables.items(), key=lambda item: (not AVERAGED.search(item[0]), len(item[1])))
+    others = [other for other, held in tables.items() if other != place and len(held) > 1 and not AVERAGED.search(other)]
+    if others and not AVERAGED.search(place):
+        raise CheckpointError(
+            f"{file} has several tables of weights: write {_written(file, [place, *others])}, or use load_weights"
+        )
+    names = [_bare(name, WRAPPERS) for name in table]
+    return dict(zip(names, table.values(), strict=True)) if len(set(names)) == len(names) else table
+
+
+def load_weights(module: nn.Module, path: Path | str) -> None:
+    """Load a file or folder of weights into a network; every name and shape must match.
+
+    Args:
+        module: on any device; its parameters and buffers are overwritten.
+        path: as for ``read_weights``.
+
+    Raises:
+        CheckpointError: as ``read_weights``; or tensors that do not fit, are quantised or not finite; the message names them.
+        DamagedFileError: as ``read_weights``.
+    """
+    file, part = _split(Path(path))
+    own = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    tables = tables_of(file)
+    if len(tables) > 1 and "" not in tables:  # perhaps a table for each module: {"encoder": ..., "head": ...}
+        tables[""] = {f"{place}.{name}": tensor for place, table in tables.items() for name, tensor in table.items()}
+    compared = list(_comparisons(tables, own))
+    chosen = _choose(file, part, compared, type(module).__name__)
+    for name, tensor in chosen.tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{path}: {name} has values that are not finite: its training diverged; take an earlier checkpoint"
+            )
     try:
-        model.load_state_dict(tensors)
+        module.load_state_dict(chosen.tensors, strict=False)  # what may be missing was decided above
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
+        raise CheckpointError(f"{path} does not fit {type(module).__name__}: {error}") from error
 
 
-def _is_unpickled(path: Path) -> bool:
-    """Whether torch.save wrote a file, by its content; by its name where it is neither that nor safetensors."""
-    kind = kinds.kind_of(path)
-    if kind is kinds.CHECKPOINT:
-        raise CheckpointError(f"{path} is a checkpoint of spikeprop, whose tensors have other names: use load_network or `eval`")
-    if kind in (kinds.TORCH, kinds.SAFETENSORS):
-        return kind is kinds.TORCH
-    check_kind(path, "a file of weights (safetensors, or torch.save of a state_dict)", kinds.PICKLE)
-    return path.suffix != ".safetensors"
+@dataclass(frozen=True)
+class _Comparison:
+    """A table of the file, behind one prefix, beside the network's own tensors."""
+
+    place: str  # of the table in the file, and the prefix, "state_dict.model"
+    tensors: dict[str, Tensor]  # by the network's names
+    missing: list[str]
+    unexpected: list[str]
+    differing: list[str]
+    open: bool  # the prefix is a wrapper's, or that of all names
+
+    @property
+    def faults(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.differing)
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that ``torch.save`` wrote, by torch's restricted reader, which runs no other code of the file."""
-    try:
-        with open(path, "rb") as file:  # a name ending in .safetensors would make torch take it for that
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} is damaged, or contains more than tensors ({error}); save a state_dict") from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise CheckpointError(f"{path} does not contain tensors by name; save the model's state_dict()")
-    return found
+def _comparisons(tables: Mapping[str, dict[str, Tensor]], own: Mapping[str, Tensor]) -> Iterator[_Comparison]:
+    """Every table as it is and without the wrappers' parts, behind every prefix before one of the network's names."""
+    wrappers = [part for part in WRAPPERS if not any(part in name.split(".") for name in own)]
+    held = _common_prefix(own)
+    for place, table in tables.items():
+        bare = {_bare(name, wrappers): tensor for name, tensor in table.items()}
+        for view in (table,) if bare.keys() == table.keys() else (table, bare):
+            for prefix in _prefixes(view, own):
+                yield _compare(place, prefix, view, own, "")
+            if held:
+                yield _compare(place, "", view, own, held)
+
+
+def _compare(place: str, prefix: str, view: dict[str, Tensor], own: Mapping[str, Tensor], held: str) -> _Comparison:
+    found = {held + name.removeprefix(prefix): tensor for name, tensor in view.items() if name.startswith(prefix)}
+    optional = {name for name in own if name.endswith("num_batches_tracked")}  # PyTorch before 0.4.1 had none
+    differing = [
+        f"{name} {_described(found[name])}, not {_described(own[name])}"
+        for name in own
+        if name in found and not _same(found[name], own[name])
+    ]
+    return _Comparison(
+        place=".".join(filter(None, [place, prefix.rstrip(".")])),
+        tensors={name: tensor for name, tensor in found.items() if name in own},
+        missing=[f"{name} {tuple(own[name].shape)}" for name in own if name not in found and name not in optional],
+        unexpected=[f"{name} {tuple(tensor.shape)}" for name, tensor in found.items() if name not in own],
+        differing=differing,
+        open=len(found) == len(view) or all(part in HOLDERS for part in prefix.rstrip(".").split(".")),
+    )
+
+
+def _choose(file: Path, part: str, compared: list[_Comparison], network: str) -> _Comparison:
+    """The one that fits; of several, that which is no average of weights, with a warning."""
+    wanted = [c for c in compared if not c.faults and (_within(c.place, part) if part else c.open)]
+    distinct = {tuple(map(id, c.tensors.values())): c for c in reversed(wanted)}  # with and without the wrappers' parts
+    fitting = {c.place: c for c in distinct.values()}
+    plain = [place for place in fitting if not AVERAGED.search(place)]
+    if len(fitting) > 1 and len(plain) == 1 and not part:
+        others = ", ".join(f"{file.name}#{place}" for place in fitting if place not in plain)
+        warnings.warn(f"{file} has several weights that fit; those under {plain[0]!r} are loaded; others: {others}", stacklevel=4)
+        return fitting[plain[0]]
+    if len(fitting) > 1:
+        raise CheckpointError(f"{file} has several weights that fit {network}: write {_written(file, sorted(fitting))}")
+    if fitting:
+        return next(iter(fitting.values()))
+    inside = [c for c in compared if _within(c.place, part)]
+    if not inside:
+        places = ", ".join(sorted({c.place for c in compared if c.place})[:SHOWN]) or "one table of tensors, without parts"
+        raise CheckpointError(f"{file} has no weights under {part!r}; it has {places}")
+    raise CheckpointError(_misfit(file, min(inside, key=lambda c: c.faults), network))
+
+
+def _written(file: Path, places: list[str]) -> str:
+    return " or ".join(f"{file.name}#{place}" for place in places[:SHOWN])
+
+
+def _misfit(file: Path, nearest: _Comparison, network: str) -> str:
+    lists = {
+        "the file lacks": nearest.missing,
+        f"{network} lacks": nearest.unexpected,
+        "of another shape or type": nearest.differing,
+    }
+    said = [f"{what}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+            for what, names in lists.items() if names]  # fmt: skip
+    if not said:
+        return f"{file} has {network} as a part of a larger network; if you mean that part, write {file.name}#{nearest.place}"
+    under = f" (compared with the part {nearest.place!r})" if nearest.place else ""
+    alike = not nearest.missing and not nearest.unexpected
+    remedy = (
+        "give the network the arguments with which it was trained"
+        if alike
+        else "is it another network, or another version of it?"
+    )
+    return f"{file} does not fit {network}{under}: {'; '.join(said)}; {remedy}"
+
+
+def _prefixes(view: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """What stands before one of three names of the network, and nothing."""
+    asked = [*own]
+    asked = [asked[0], asked[len(asked) // 2], asked[-1]] if asked else []
+    return sorted({"", *(name[: -len(k)] for name in view for k in asked if name.endswith(f".{k}"))}, key=len)
+
+
+def _same(found: Tensor, own: Tensor) -> bool:
+    """Whether copying loses nothing but precision: copy_ would turn integers of a quantised network into floats."""
+    return found.shape == own.shape and found.is_floating_point() == own.is_floating_point() and unusual(found) is None
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _bare(name: str, wrappers: Any) -> str:
+    return ".".join(part for part in name.split(".") if part not in wrappers)
+
+
+def _common_prefix(own: Mapping[str, Tensor]) -> str:
+    """The first part of the names with its point, if all have the same."""
+    firsts = {name.partition(".")[0] for name in own if "." in name}
+    return f"{firsts.pop()}." if len(firsts) == 1 and all("." in name for name in own) else ""
+
+
+def _within(place: str, part: str) -> bool:
+    return not part or place == part or place.startswith(f"{part}.")
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """The file and the part of ``FILE#PART``."""
+    if "#" not in path.name or path.exists():
+        return path, ""
+    name, _, part = path.name.partition("#")
+    return path.with_name(name), part.rstrip(".")

@@ -141,13 +141,12 @@ class InMemorySplit:
         mean, std = (torch.tensor(as_list(value)).view(-1, 1, 1) for value in (self.mean, self.std))
         turned_N = self._turned(epoch)
         for number, index in enumerate(rows_of_batches(len(self.labels), self.batch_size, self.seed, epoch)[start:], start):
-            x = self.images[index]
-            if self.seed is not None:
-                rng = generator(self.seed, epoch, number)
+            x, rng = self.images[index], None if self.seed is None else generator(self.seed, epoch, number)
+            if rng is not None:
                 flip = self.flip is True if turned_N is None else turned_N[index]
                 x = augment(x, self.crop, flip, rng, self.padding)
             x = (x.float().div_(self.scale) - mean) / std
-            if self.seed is not None and self.cutout:
+            if rng is not None and self.cutout:
                 x = cut_out(x, self.cutout, rng)
             yield x, self.labels[index]
 

@@ -1,8 +1,9 @@
 """Evaluation: accuracy against time steps with intervals, activity, cost, errors of the conversion, and ``Report``, what a run
 returns."""
 
+from spikeprop.evaluate import plot
 from spikeprop.evaluate.accuracy import ann_accuracy, ann_mean_iou, snn_accuracy, snn_mean_iou
-from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of, fan_out
+from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of
 from spikeprop.evaluate.diagnosis import ConversionDiagnosis, LayerLoss, diagnose
 from spikeprop.evaluate.early_exit import EarlyExit, Exits, leave_early
 from spikeprop.evaluate.error import LayerError, conversion_error, output_error
@@ -14,6 +15,7 @@ from spikeprop.evaluate.regression import RegressionError, ann_error, snn_error
 from spikeprop.evaluate.report import Report, run_rows, scalars_by_steps
 from spikeprop.evaluate.scores import Predictions, Proportion, wilson
 from spikeprop.evaluate.summary import class_table, evaluation_rows, summarise, total_seconds
+from spikeprop.snn.activity import fan_out
 from spikeprop.snn.watching import silent_layers
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "fan_out",
     "leave_early",
     "output_error",
+    "plot",
     "run_rows",
     "scalars_by_steps",
     "silent_layers",

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate.activity import device_of, payloads
+from spikeprop.evaluate.activity import device_of
 from spikeprop.evaluate.error import ideal, mean_sent
 from spikeprop.snn import INPUT, Layer, Neuron, SpikingNetwork
+from spikeprop.snn.activity import payloads
 
 CAUSES = {
     "clipping": "thresholds are too low: a neuron can send no more in a step. Calibrate for this number of steps "

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprop.evaluate.activity import device_of, payloads, segments
+from spikeprop.evaluate.activity import device_of
 from spikeprop.snn import INPUT, Neuron, SpikingNetwork
+from spikeprop.snn.activity import payloads, segments
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.output_form import leaves
 from spikeprop.snn.watching import watched_chunk

@@ -29,14 +29,14 @@ def draw_run(values: dict[str, Any], path: Path, title: str) -> None:
         found = values[kind]
         curve = {int(t): a for t, a in found["accuracy"].items()}
         bands = {int(t): tuple(band) for t, band in found["interval"].items()}
-        _curve(steps, curve, label, color, bands)
+        draw_curve(steps, curve, label, color, bands)
         _energy_curve(energy, curve, found["activity"], label, color)
     if ann:
-        _ann_line(steps, ann["accuracy"], ann["interval"])
+        draw_ann_line(steps, ann["accuracy"], ann["interval"])
         energy.plot([values["energy_joules"]["ann"] * 1e6], [ann["accuracy"]], "s", color=GREY, label="ANN")
-    _steps_axis(steps, title)
+    label_steps(steps, title)
     _energy_axis(energy)
-    _layer_bars(rates, _rates_of_kinds(values), f"firing rate, T = {values['rates_at']}")
+    draw_bars(rates, _rates_of_kinds(values), f"firing rate, T = {values['rates_at']}")
     save_figure(figure, path)
 
 
@@ -70,7 +70,7 @@ def draw_evaluation(
         _energy_axis(energy)
         _rates_by_steps(rates, values["activity"])
     if len(names) <= FEW_CLASSES:
-        _confusions(grid[-1], by_class, names)
+        draw_confusions(grid[-1], by_class, names)
     else:
         _sorted_classes(grid[-1], by_class, names)
     accuracy = "" if spiking else f", top-1 {values['accuracy']['ANN']['top1']:.2f} %"
@@ -82,19 +82,13 @@ def draw_conversion_error(errors: Mapping[str, Mapping[int, LayerError]], path: 
     """Heat maps, layer by number of steps, of the relative error and its three parts."""
     layers, steps = list(errors), [*next(iter(errors.values()))]
     figure = new_figure(2.2 + 4 * (1.1 + 0.5 * len(steps)), 1.6 + 0.34 * len(layers))
-    axes = figure.subplots(1, 4, sharey=True)
+    axes, image = figure.subplots(1, 4, sharey=True), None
     parts = ("total", "clipping", "quantisation", "unevenness")
-    images = []
     for axis, part in zip(axes, parts):
         cells = [[getattr(errors[layer][t], part) for t in steps] for layer in layers]
-        images.append(axis.imshow(cells, cmap="magma_r", vmin=0, vmax=1, aspect="auto"))
-        axis.set_xticks(range(len(steps)), [str(t) for t in steps])
-        axis.set_yticks(range(len(layers)), layers)
+        image = heat_map(axis, cells, layers, steps, "{:.2f}", cmap="magma_r", vmax=1)
         axis.set(title=part, xlabel="T")
-        for row, line in enumerate(cells):
-            for column, cell in enumerate(line):
-                axis.text(column, row, f"{cell:.2f}", ha="center", va="center", fontsize=7, color="w" if cell > 0.5 else "k")
-    figure.colorbar(images[0], ax=axes, label="relative error", extend="max")
+    figure.colorbar(image, ax=axes, label="relative error", extend="max")
     figure.suptitle(title)
     save_figure(figure, path)
 
@@ -121,19 +115,19 @@ def _column(values: dict[str, Any], key: str) -> dict[int, Any]:
     return {int(t): found[key] for t, found in values["accuracy"].items() if key in found}
 
 
-def _curve(axis: Any, curve: Curve, label: str, color: str, bands: Mapping[int, Any], style: str = "o-") -> None:
+def draw_curve(axis: Any, curve: Curve, label: str, color: str, bands: Mapping[int, Any], style: str = "o-") -> None:
     axis.plot(list(curve), list(curve.values()), style, color=color, label=label, ms=4)
     if bands:
         low, high = zip(*bands.values())
         axis.fill_between(list(bands), low, high, color=color, alpha=0.2, lw=0)
 
 
-def _ann_line(axis: Any, accuracy: float, interval: Sequence[float]) -> None:
+def draw_ann_line(axis: Any, accuracy: float, interval: Sequence[float]) -> None:
     axis.axhline(accuracy, color=GREY, ls="--", lw=1, label="ANN")
     axis.axhspan(*interval, color=GREY, alpha=0.1, lw=0)
 
 
-def _steps_axis(axis: Any, title: str) -> None:
+def label_steps(axis: Any, title: str) -> None:
     steps = sorted({int(x) for line in axis.get_lines() if line.get_label() != "ANN" for x in line.get_xdata()})
     axis.set(xscale="log", xlabel="time steps T", ylabel="accuracy (%)", title=title)
     axis.set_xticks(steps, [str(t) for t in steps])
@@ -143,13 +137,13 @@ def _steps_axis(axis: Any, title: str) -> None:
 
 
 def _evaluation_curves(axis: Any, values: dict[str, Any], ann: Mapping[str, Any] | None) -> None:
-    _curve(axis, _column(values, "top1"), "top-1", ORANGE, _column(values, "top1_interval"))
+    draw_curve(axis, _column(values, "top1"), "top-1", ORANGE, _column(values, "top1_interval"))
     if _column(values, "top5"):
-        _curve(axis, _column(values, "top5"), "top-5", VIOLET, _column(values, "top5_interval"), "o:")
+        draw_curve(axis, _column(values, "top5"), "top-5", VIOLET, _column(values, "top5_interval"), "o:")
     if ann:
         found = ann["accuracy"]["ANN"]
-        _ann_line(axis, found["top1"], found["top1_interval"])
-    _steps_axis(axis, "accuracy, with 95 % intervals")
+        draw_ann_line(axis, found["top1"], found["top1_interval"])
+    label_steps(axis, "accuracy, with 95 % intervals")
 
 
 def _energy_curve(axis: Any, curve: Curve, activity: Mapping[str, Any], label: str, color: str) -> None:
@@ -185,7 +179,7 @@ def _rates_of_kinds(values: dict[str, Any]) -> dict[str, tuple[str, dict[str, fl
     return {label: (color, values[kind]["activity"][steps]["rates"]) for kind, (label, color) in _kinds(values).items()}
 
 
-def _layer_bars(axis: Any, rates: Mapping[str, tuple[str, dict[str, float]]], title: str) -> None:
+def draw_bars(axis: Any, rates: Mapping[str, tuple[str, dict[str, float]]], title: str) -> None:
     thickness = 0.8 / len(rates)
     for i, (label, (color, by_layer)) in enumerate(rates.items()):
         layers = [name for name in by_layer if name != "input"]
@@ -205,17 +199,32 @@ def _rates_by_steps(axis: Any, activity: Mapping[str, Any]) -> None:
     steps = list(activity)
     layers = [name for name in activity[steps[0]]["rates"] if name != "input"]
     cells = [[activity[t]["rates"][layer] for t in steps] for layer in layers]
-    image = axis.imshow(cells, cmap="viridis", vmin=0, aspect="auto")
-    axis.set_xticks(range(len(steps)), steps)
-    axis.set_yticks(range(len(layers)), layers, fontsize=8 if len(layers) <= 12 else 5)
+    axis.figure.colorbar(heat_map(axis, cells, layers, steps, "{:.3f}", cmap="magma_r"), ax=axis)
+
+
+def heat_map(
+    axis: Any,
+    cells: Sequence[Sequence[float]],
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    text: str,
+    *,
+    cmap: str,
+    vmax: float | None = None,
+) -> Any:
+    """Cells from 0 (light) to ``vmax`` (dark), each with its number; returns the image, for a colour bar."""
+    most = vmax or max(map(max, cells), default=0) or 1.0
+    image = axis.imshow(cells, cmap=cmap, vmin=0, vmax=most, aspect="auto")
+    axis.set_xticks(range(len(columns)), [str(column) for column in columns])
+    axis.set_yticks(range(len(rows)), rows, fontsize=8 if len(rows) <= 12 else 5)
     for row, line in enumerate(cells):
         for column, cell in enumerate(line):
-            shade = "w" if cell < 0.6 * max(map(max, cells)) else "k"
-            axis.text(column, row, f"{cell:.3f}", ha="center", va="center", fontsize=7, color=shade)
-    axis.figure.colorbar(image, ax=axis)
+            shade = "w" if cell > most / 2 else "k"
+            axis.text(column, row, text.format(cell), ha="center", va="center", fontsize=7, color=shade)
+    return image
 
 
-def _confusions(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) -> None:
+def draw_confusions(axis: Any, by_class: Mapping[str, Any], names: Sequence[str]) -> None:
     """Heat map of true class by predicted class, in percent of the true class; a class without images is a blank row."""
     counts = by_class["confusion"].double()
     cells = (100 * counts / counts.sum(1, keepdim=True)).numpy()

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from spikeprop.evaluate.activity import ActivityMeter, payloads
+from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.report import steps_text
 from spikeprop.evaluate.scores import Predictions, Proportion
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.activity import payloads
 
 ANN = "ANN"  # the one column of a network that has no time steps
 

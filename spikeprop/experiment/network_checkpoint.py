@@ -22,7 +22,7 @@ from spikeprop.errors import CheckpointError, RecipeError, SimulationError, Spik
 from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.learn.checkpoint import save_checkpoint
 from spikeprop.recipe import Component, check_component
-from spikeprop.runtime.imports import only_trusted
+from spikeprop.runtime.imports import only_trusted, package_of
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.description import describe, described_network
 from spikeprop.snn.synapse import WEIGHTED
@@ -158,7 +158,7 @@ def data_component(
     found = {**described, **given}
     if found.get("root") or found.get("use") != described.get("use"):  # the user's own folder, or another set
         found.pop("subfolder", None)
-    own = [named.partition(".")[0]] if named is not None and "." in named else []
+    own = [] if named is None or ("." not in named and ":" not in named) else [package_of(named)]
     with only_trusted((*trusted, *own)):
         return check_component(LabelledData, found, "data" if named is None else "--data")
 

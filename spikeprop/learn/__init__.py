@@ -6,6 +6,7 @@ from spikeprop.learn.bptt import BPTT
 from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, TrainingState
 from spikeprop.learn.checkpoint import Checkpoint, drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
 from spikeprop.learn.distributed.sharding import check_shardable, shard
+from spikeprop.learn.history import History
 from spikeprop.learn.loop import fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
 from spikeprop.learn.online.rtrl import RTRL
@@ -35,6 +36,7 @@ __all__ = [
     "CrossEntropy",
     "EProp",
     "EachStep",
+    "History",
     "LearningRule",
     "Lookahead",
     "Loss",

@@ -24,6 +24,7 @@ from spikeprop.learn.distributed.data_parallel import DataParallel
 from spikeprop.learn.distributed.sharding import check_shardable, clip_gradients, is_sharded
 from spikeprop.learn.fused import align, fused_steps
 from spikeprop.learn.given import check_collection, read_batch
+from spikeprop.learn.history import History
 from spikeprop.learn.metrics import DeferredMetrics
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
@@ -77,7 +78,7 @@ def fit(
     autocast: torch.dtype | None = None,
     memory_format: torch.memory_format | None = None,
     processes: Processes = ALONE,
-) -> list[dict[str, Any]]:
+) -> History:
     """Train ``model`` in place and leave it in evaluation mode.
 
     On the CPU an optimiser runs in torch's fused form while it trains, where it has one. After every step
@@ -105,7 +106,7 @@ def fit(
         processes: that train together, each on its shard of every batch; rank 0 writes the checkpoint. All pass equal arguments.
 
     Returns:
-        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr, seconds.
+        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr, seconds; a list, which notebooks show.
 
     Raises:
         DataError: not batches that can be read once an epoch, or images in bytes.
@@ -156,7 +157,7 @@ def fit(
         if memory_format is not None:
             model.to(memory_format=torch.contiguous_format)
         _set_mode(model, rule, False)
-    return training.history
+    return History(training.history)
 
 
 def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings) -> None:

@@ -18,14 +18,23 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 
 from spikeprop.errors import RecipeError
 from spikeprop.recipe.component import Component, hints_of, parameters_of, source_of
-from spikeprop.recipe.names import EXPERIMENTS, PLUGINS, RESERVED, base_of, components, find, home, note_names, unseen
+from spikeprop.recipe.names import EXPERIMENTS, PLUGINS, RESERVED, base_of, components, expanded, find, home, note_names, unseen
 from spikeprop.recipe.nearest import unknown_keys
 from spikeprop.recipe.problems import Problems
 from spikeprop.recipe.text import read_yaml
 from spikeprop.runtime.imports import recorded_names
+from spikeprop.runtime.places import resolved
 
 T = TypeVar("T")
 DEFAULT_EXPERIMENT = "HybridConversion"
+PATHS = (
+    "weights",
+    "path",
+    "root",
+    "table",
+    "train_file",
+    "test_file",
+)  # looked for in the working directory, and beside the recipe
 GIVEN_LATER = RESERVED | {"timesteps"}  # may come from the stage's settings
 
 
@@ -61,9 +70,10 @@ def check_component(base: type[T], value: Any, path: str) -> Component[T]:
     settings = {"use": value} if isinstance(value, str) else value
     if not isinstance(settings, Mapping) or not isinstance(settings.get("use"), str):
         raise RecipeError(f"{path}: expected a component, as in '{{use: Name, key: value}}' or 'Name', got {value!r}")
+    settings = expanded(settings, base, path)
     use = settings["use"]
-    target = find(use, path, base, home(base))
     given = {k: v for k, v in settings.items() if k != "use"}
+    target = find(use, path, base, home(base), given)
     if target is unseen:
         note_names(given, path)
         return Component(use, target, given, path)
@@ -170,7 +180,7 @@ def _arguments(target: Any, given: Mapping[str, Any], path: str, use: str) -> di
     with problems.collected():
         values = _each(given, hints_of(target), path)
     problems.raise_all()
-    return values
+    return values | {k: resolved(v) for k, v in values.items() if k in PATHS and isinstance(v, str)}
 
 
 def _each(given: Mapping[str, Any], hints: Mapping[str, Any], path: str, held: Any = None) -> dict[str, Any]:

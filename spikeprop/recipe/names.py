@@ -16,6 +16,7 @@ from spikeprop.errors import RecipeError
 from spikeprop.recipe.component import Component, parameters_of, purpose_of
 from spikeprop.recipe.nearest import nearest
 from spikeprop.runtime import imports
+from spikeprop.runtime.places import folders
 
 EXPERIMENTS = "spikeprop.experiment"
 PLUGINS = "spikeprop.plugins"  # a recipe names them with this prefix
@@ -60,28 +61,66 @@ def slots(experiment: type) -> dict[str, type]:
     return found
 
 
-def find(use: str, path: str, base: type | None, module: str) -> Any:
-    """The class (or function) that a name means in a slot."""
-    where, _, name = use.rpartition(".")
-    if any(not part.isidentifier() or part.startswith("_") for part in use.split(".")):
-        raise RecipeError(f"{path}: {use!r} is not a public name; expected Name or package.module.Name")
+def find(use: str, path: str, base: type | None, module: str, given: Mapping[str, Any] | None = None) -> Any:
+    """The class (or function) that a name means in a slot; ``given`` are its arguments."""
+    where, name = split(use)
+    parts = [name] if imports.is_file(where) else [*filter(None, where.split(".")), name]
+    if any(not part.isidentifier() or part.startswith("_") for part in parts):
+        raise RecipeError(f"{path}: {use!r} is not a public name; expected Name, package.module.Name or file.py:Name")
     if where and not imports.importable(where):
         _note(use, path)
         return unseen
     try:
-        found = getattr(importlib.import_module(where or module), name, None)
+        there = imports.import_named(where or module)
+        found = getattr(there, name, None)
     except Exception as error:  # the module's own code may raise anything
         extra = _extra_of(where)
         raise RecipeError(f"{path}: cannot import {where!r} for {use!r}: {error}{extra}") from error
     if found is None or (base is not None and not where and not fits(found, base)):
-        known = components(base) if base is not None else _experiments(module)
+        known = _own_names(there) if where else components(base) if base is not None else _experiments(module)
         raise RecipeError(f"{path}: no component {name!r} in {where or module}{nearest(name, known)}")
-    if base is None or fits(found, base):
+    if base is None:
         return found
-    adapted = importlib.import_module("spikeprop.snn.interop").adapt(found, base)
+    adapted = _adapted(found, base, given or {})
     if adapted is None:
         raise RecipeError(f"{path}: {use} is not a {base.__name__}{nearest(name, components(base))}")
     return adapted
+
+
+def _adapted(found: Any, base: type, given: Mapping[str, Any]) -> Any:
+    """It, if it fits the slot; or what the slot's room, or ``snn.interop``, makes of it."""
+    adapt = getattr(importlib.import_module(home(base)), "adapt", None)
+    adapted = None if adapt is None else adapt(found, given)
+    if adapted is not None or fits(found, base):
+        return adapted or found
+    return importlib.import_module("spikeprop.snn.interop").adapt(found, base)
+
+
+def expanded(settings: Mapping[str, Any], base: type, path: str) -> Mapping[str, Any]:
+    """Settings of a component, with the class that a scheme means ("torchvision:resnet18"), and the path of a file in ``use``."""
+    expand = getattr(importlib.import_module(home(base)), "expand", None)
+    settings = settings if expand is None else expand(settings)
+    if imports.is_file(settings["use"]):
+        raise RecipeError(f"{path}: {settings['use']} is a file; add what to take from it: {settings['use']}:Name")
+    where, name = split(settings["use"])
+    if not imports.is_file(where):
+        return settings
+    file = imports.find_file(where)
+    if file is None:
+        looked = " or ".join(str(folder) for folder in folders())
+        raise RecipeError(f"{path}: there is no file {where} (looked for in {looked})")
+    return {**settings, "use": f"{file}:{name}"}
+
+
+def split(use: str) -> tuple[str, str]:
+    """Module or file, and name, of "package.module.Name", "package.module:Name" or "file.py:Name"; no module for a bare name."""
+    where, _, name = use.rpartition(":" if ":" in use else ".")
+    return where, name
+
+
+def _own_names(module: Any) -> list[str]:
+    """What a module defines itself."""
+    return [n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", None) == module.__name__]
 
 
 def fits(found: Any, base: type) -> bool:
@@ -126,7 +165,7 @@ def unseen(*_: Any, **__: Any) -> Any:
 def note_names(value: Any, path: str) -> None:
     """Record the names of components inside one that is not imported."""
     if isinstance(value, Mapping):
-        if isinstance(value.get("use"), str) and not imports.importable(value["use"].rpartition(".")[0] or "spikeprop"):
+        if isinstance(value.get("use"), str) and not imports.importable(split(value["use"])[0] or "spikeprop"):
             _note(value["use"], f"{path}.use")
         for key, inner in value.items():
             note_names(inner, f"{path}.{key}" if path else str(key))
@@ -138,7 +177,7 @@ def note_names(value: Any, path: str) -> None:
 def _note(use: str, path: str) -> None:
     found = imports.recorded_names()
     if found is None:
-        package = use.partition(".")[0]
+        package = imports.package_of(use)
         raise RecipeError(
             f"{path}: {use!r} is code of {package!r}, which a network's file may not import by itself; "
             f"if you trust it, name it: --import {package}"

@@ -13,6 +13,7 @@ from spikeprop.recipe.component import Component
 from spikeprop.recipe.names import EXPERIMENTS
 from spikeprop.recipe.problems import Problems
 from spikeprop.recipe.text import find_recipe, override, read_recipe
+from spikeprop.runtime.places import beside
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     for text in overrides:
         with problems.collected():
             override(tree, text)
-    with problems.collected():
+    with problems.collected(), beside(path):
         experiment = check(tree)
     problems.raise_all()
     return Recipe(path.stem, experiment)

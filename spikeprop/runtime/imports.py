@@ -4,15 +4,26 @@ A recipe may name any module, and the person who runs it is responsible for that
 ``record_foreign_names`` (used by ``check``) names outside spikeprop are recorded and not imported. Within ``only_trusted`` (used
 for checkpoints and NIR files, which people pass on) three kinds of modules may be imported: the libraries of which networks are
 built, what this process has already imported, and what the user lists.
+
+A name is that of a module (``package.module``), or of a file (``folder/mynet.py``), which is looked for in the working directory
+and beside the recipe; so are modules that Python itself does not find. A file is trusted by its path, since any file may have its
+name.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from spikeprop.runtime.places import folders
 
 LIBRARIES = ("spikeprop", "torch", "torchvision", "snntorch", "norse")
 
@@ -49,14 +60,93 @@ def only_trusted(allowed: Collection[str] = ()) -> Iterator[None]:
 
 
 def importable(module: str) -> bool:
-    """Whether a module may be imported here because a text names it."""
+    """Whether a module, or a file of Python code by its path, may be imported here because a text names it."""
     policy = _policy.get()
-    if policy is None or module.partition(".")[0] in policy.packages:
+    if policy is None:
         return True
-    return policy.already_imported and module in sys.modules
+    if is_file(module):
+        named = {Path(package).expanduser().resolve() for package in policy.packages if is_file(package)}
+        file = Path(module).resolve()
+        return file in named or (policy.already_imported and file in _files)
+    return package_of(module) in policy.packages or (policy.already_imported and module in sys.modules)
 
 
 def recorded_names() -> list[str] | None:
     """The list that collects names which are not imported; None where such names are refused."""
     policy = _policy.get()
     return None if policy is None else policy.recorded
+
+
+def is_file(module: str) -> bool:
+    """Whether a name is that of a file of Python code, and not of a module."""
+    return module.endswith(".py")
+
+
+def package_of(use: str) -> str:
+    """What ``--import`` must name before ``use`` ("package.module.Name", "module:Name", "folder/file.py:Name") is imported."""
+    where, colon, _ = use.rpartition(":")
+    where = where if colon else use
+    return where if is_file(where) else where.partition(".")[0]
+
+
+def find_file(name: str) -> Path | None:
+    """The file of Python code that a text names: as it is, or in ``folders()``, at last by its name alone; or None."""
+    given = Path(name).expanduser()
+    found = [given, *(folder / given for folder in folders()), *(folder / given.name for folder in folders())]
+    return next((file.resolve() for file in found if file.is_file()), None)
+
+
+_files: dict[Path, ModuleType] = {}  # modules that were imported by their file
+
+
+def import_named(module: str) -> ModuleType:
+    """Import a module by its dotted name, or by its file's path; in both cases those beside it can be imported too.
+
+    Raises:
+        ImportError: there is none.
+        Exception: whatever its own code raises.
+    """
+    if is_file(module):
+        return _import_file(Path(module).resolve())
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        first = module.partition(".")[0]
+        folder = next((f for f in folders() if (f / f"{first}.py").is_file() or (f / first).is_dir()), None)
+        if error.name != first or folder is None or str(folder) in sys.path:
+            raise
+    _append(folder)
+    return importlib.import_module(module)
+
+
+def _import_file(file: Path) -> ModuleType:
+    if file in _files:
+        return _files[file]
+    present = sys.modules.get(file.stem)
+    if present is not None and Path(getattr(present, "__file__", None) or ".").resolve() == file:
+        return _files.setdefault(file, present)
+    _append(file.parent)
+    taken = present is not None or _origin(file.stem) != file  # another module has its name
+    name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}" if taken else file.stem
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} cannot be read as Python code")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return _files.setdefault(file, module)
+
+
+def _origin(name: str) -> Path | None:
+    """The file that Python itself would import by this name."""
+    spec = importlib.util.find_spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+
+
+def _append(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # at the end: a file there must not replace an installed module
+        importlib.invalidate_caches()

@@ -14,8 +14,10 @@ from spikeprop.snn.neuron import IF, LIF, PLIF, Neuron
 from spikeprop.snn.normalisation import TemporalBatchNorm, ThresholdBatchNorm
 from spikeprop.snn.pooling import SpikingMaxPool, StepMaxPool
 from spikeprop.snn.readout import Integrator, ReadoutSchedule
+from spikeprop.snn.recording import SpikeRecording
 from spikeprop.snn.recurrence import RLIF
 from spikeprop.snn.signed import GradedIF, SignedIF
+from spikeprop.snn.summary import LayerSummary, NetworkSummary
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, MultiGaussian, Sigmoid, Surrogate, Triangle
 from spikeprop.snn.synapse import ChannelPad, DropoutMasks, Gain, SampleDropout, Synapse
 from spikeprop.snn.timed_input import time_first
@@ -45,8 +47,10 @@ __all__ = [
     "Latency",
     "Layer",
     "LayerDynamics",
+    "LayerSummary",
     "MultiGaussian",
     "NetworkState",
+    "NetworkSummary",
     "Neuron",
     "NeuronState",
     "Poisson",
@@ -56,6 +60,7 @@ __all__ = [
     "SampleDropout",
     "Sigmoid",
     "SignedIF",
+    "SpikeRecording",
     "SpikingMaxPool",
     "SpikingNetwork",
     "StepMaxPool",

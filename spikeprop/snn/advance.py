@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from spikeprop.snn.differential import RunningMean
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.layer import INPUT, Layer, LayeredNetwork, Observer
-from spikeprop.snn.normalisation import NORMS, steps_from
+from spikeprop.snn.neuron import Neuron
+from spikeprop.snn.normalisation import NORMS, needs_all_steps, steps_from
 from spikeprop.snn.readout import ReadState
 from spikeprop.snn.synapse import DropoutMasks
 
@@ -61,8 +62,31 @@ def advance(
         network: of checked order.
         x_TB: encoded input of these steps, or one step that stands for all of them.
         state: left as it is.
-        observe: called with what each source sent.
+        observe: called with what each source sent; one with a method ``membrane`` makes the network advance step by step.
+
+    Raises:
+        ValueError: potentials are to be observed, and the network needs all its steps at once.
     """
+    membrane = getattr(observe, "membrane", None)
+    if membrane is None:
+        return _advance(network, x_TB, steps, state, observe)
+    reason = needs_all_steps(network)  # type: ignore[arg-type]
+    if reason is not None and steps > 1:
+        raise ValueError(f"{reason}, and potentials are observed step by step: put the network into evaluation mode")
+    shapes, values, batch = network.shapes(), [], x_TB.shape[1]
+    for t in range(steps):
+        one_TB, state = _advance(network, x_TB[t : t + 1] if len(x_TB) > 1 else x_TB, 1, state, observe)
+        values.append(one_TB)
+        for name, layer in network.named_layers():
+            v_B = getattr(state.layers[name], "v", None)
+            if isinstance(layer.dynamics, Neuron) and isinstance(v_B, Tensor):
+                membrane(name, v_B.expand(batch, *shapes[name]).unsqueeze(0))
+    return torch.cat(values), state
+
+
+def _advance(
+    network: LayeredNetwork, x_TB: Tensor, steps: int, state: NetworkState, observe: Observer | None
+) -> tuple[Tensor, NetworkState]:
     state = replace(state, layers=dict(state.layers), means=dict(state.means), previous=dict(state.previous))
     layers, fast = dict(network.named_layers()), network.packed and torch.is_grad_enabled()
     values = {INPUT: _ordered(x_TB, layers) if fast else x_TB}

@@ -19,7 +19,9 @@ from spikeprop.snn.synapse import DropoutMasks, Synapse
 INPUT = "input"
 OUTPUT = "output"  # NIR's output node; no layer of neurons may take its name
 READOUT = ReadoutDynamics()
-Observer = Callable[[str, Tensor], None]  # called with a source's name and its spikes (t, B, ...)
+# Called with a source's name and its spikes (t, B, ...). One that has a method ``membrane`` gets (layer's name, potentials
+# (t, B, ...) after each step) by it too, of the layers whose neurons have one.
+Observer = Callable[[str, Tensor], None]
 
 _TORCHS_OWN = nn.ModuleDict()
 

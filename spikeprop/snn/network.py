@@ -11,10 +11,10 @@ Suffix legend: T steps, B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ from spikeprop.snn.simulation import Simulation, engine, last_layer, values_of
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 from spikeprop.snn.timed_input import RunningInput, TimedInput, check_stream, own_steps
 
+if TYPE_CHECKING:
+    from spikeprop.snn.recording import SpikeRecording
+    from spikeprop.snn.summary import NetworkSummary
+
 SETTINGS = frozenset((bool, int, float, str, tuple, FunctionType, MethodType))  # attributes of a module that may decide on shapes
 HOLDERS = frozenset((nn.ModuleDict, nn.ModuleList))  # without settings
 
@@ -46,6 +50,13 @@ def _folding() -> ModuleType:
     from spikeprop.snn import folding
 
     return folding
+
+
+def _looking() -> tuple[ModuleType, ModuleType]:
+    """Imported when first used: they run networks."""
+    from spikeprop.snn import recording, summary
+
+    return recording, summary
 
 
 class SpikingNetwork(nn.Module):
@@ -172,6 +183,37 @@ class SpikingNetwork(nn.Module):
     def extra_repr(self) -> str:
         return "\n".join(f"note: {note}" for note in self.notes)
 
+    def summary(self, x: Any = None, timesteps: int | None = None) -> NetworkSummary:
+        """The layers in a table: shapes, parameters, neurons, thresholds; of samples also firing rates and SynOps.
+
+        Args:
+            x: samples as a data set gives them, (B, ...), or sequences (B, T, ...) or ``Sequences``; some 100 are enough.
+            timesteps: of still samples.
+
+        Raises:
+            ValueError: as ``forward``.
+        """
+        return _looking()[1].summarised(self, x, timesteps)
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def record(
+        self, x: Any, timesteps: int | None = None, *, membranes: bool = False, layers: Collection[str] | None = None
+    ) -> SpikeRecording:
+        """Simulate in evaluation mode, and keep what every layer sends; ``spikeprop.plot`` draws it.
+
+        Args:
+            x, timesteps: as of ``summary``; a few samples.
+            membranes: keep the neurons' potentials too, which runs on the plain reference.
+            layers: names to keep; None for all, and "input".
+
+        Raises:
+            ValueError: as ``forward``.
+            DataError: an unknown layer, or more than 2 GiB.
+        """
+        return _looking()[0].record(self, x, timesteps, membranes, layers)
+
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
         if not 0 <= p < 1:
@@ -288,6 +330,8 @@ class SpikingNetwork(nn.Module):
             chunk: steps a layer takes at once; default what ``snn/engine/sizes.py`` says, on the plain reference all of them
                 when gradients are wanted, else 1.
             observe: called with ("input" or layer name, spikes (t, B, ...)) for every chunk; zeros after a sample's own steps.
+                Its method ``membrane``, where it has one, is called with (layer name, potentials (t, B, ...) after each step,
+                their reset done); such a simulation runs on the plain reference. ``SpikeRecording`` keeps both.
 
         Raises:
             ValueError: shape, steps or lengths that do not fit, NaN or infinity in the input, an encoder that does not read it.

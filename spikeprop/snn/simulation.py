@@ -67,8 +67,14 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.lengths = self.given.lengths  # of the samples that are still simulated
+        membrane = getattr(self.observe, "membrane", None)
+        if membrane is not None:
+            self.packed = False  # the engine keeps no potentials of steps that are done
         if self.observe is not None and self.lengths is not None:
-            self.observe = self._masked(self.observe)
+            spikes: Any = self._masked(self.observe)
+            if membrane is not None:
+                spikes.membrane = self._masked(membrane)
+            self.observe = spikes
 
     def _masked(self, observe: Observer) -> Observer:
         seen: dict[str, int] = {}

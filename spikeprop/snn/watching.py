@@ -5,14 +5,16 @@ Suffix legend: T steps, B batch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from spikeprop.snn.folding import evaluated
-from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.timed_input import time_first
+
+if TYPE_CHECKING:
+    from spikeprop.snn.network import SpikingNetwork
 
 WATCHED_BYTES = 2**28  # the unpacked spikes of the largest layer while someone watches
 

@@ -23,7 +23,7 @@ from spikeprop_hardware.kinds import kind_of
 from torch import nn
 
 from spikeprop import Backprop, fit
-from spikeprop.ann.weights import load_tensors
+from spikeprop.ann.weights import load_weights
 from spikeprop.errors import CheckpointError, ForeignFileError, RecipeError
 from spikeprop.learn import load_checkpoint, save_checkpoint
 from spikeprop.recipe.text import find_recipe, read_recipe
@@ -131,11 +131,11 @@ def test_weights_are_read_by_what_the_file_is_and_not_by_its_name(tmp_path: Path
     save_file(state, tmp_path / "b.pth")
     for name in ("a.safetensors", "b.pth"):
         model = nn.Linear(2, 2)
-        load_tensors(model, tmp_path / name)
+        load_weights(model, tmp_path / name)
         assert torch.equal(model.weight, state["weight"])
     _hdf5(tmp_path / "c.pth")
     with pytest.raises((CheckpointError, ForeignFileError), match="is an HDF5 file"):
-        load_tensors(nn.Linear(2, 2), tmp_path / "c.pth")
+        load_weights(nn.Linear(2, 2), tmp_path / "c.pth")
 
 
 def test_no_message_advises_to_delete() -> None:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from spikeprop import CNN, IF, Digits, GradedIF, LeastError, LightCalibration, MaxActivation, SignedIF, convert, snn_accuracy
 from spikeprop.convert import activation_scales, relu_activations, to_spiking
 from spikeprop.errors import ConversionError, RecipeError
-from spikeprop.evaluate.activity import ActivityMeter, payloads
+from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.error import conversion_error
 from spikeprop.evaluate.report import steps_text
 from spikeprop.recipe import load_recipe
 from spikeprop.snn import INPUT
+from spikeprop.snn.activity import payloads
 from spikeprop.snn.dynamics import NeuronState
 from spikeprop.snn.engine.layerwise import LayerwiseRun
 from spikeprop.snn.engine.support import supports

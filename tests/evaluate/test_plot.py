@@ -1,0 +1,147 @@
+"""Pictures show the numbers that they are given: bars, points and marks are read back from matplotlib's Axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from matplotlib import pyplot
+from torch import Tensor
+
+from spikeprop import CNN, IF, History, MaxActivation, SignedIF, SpikingNetwork, convert, explain_conversion, plot
+from spikeprop.convert import activation_scales, relu_activations, uncalibrated
+from spikeprop.errors import DataError
+from spikeprop.evaluate import conversion_error
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    pyplot.close("all")
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[CNN, SpikingNetwork, Tensor]:
+    torch.manual_seed(0)
+    ann = CNN(input_shape=(1, 8, 8), classes=10, plan=[4, "A"], hidden=[8]).eval()
+    x = torch.rand(12, 1, 8, 8)
+    return ann, convert(ann, x, IF(v_init=0.5), MaxActivation()), x
+
+
+def points(ax: Any) -> list[tuple[float, float]]:
+    return [(float(a), float(b)) for line in ax.get_lines() for a, b in zip(line.get_xdata(), line.get_ydata())]
+
+
+def test_raster_marks_every_spike_of_the_sample() -> None:
+    spikes_TBN = torch.zeros(4, 2, 3)
+    spikes_TBN[0, 1, 2] = spikes_TBN[3, 1, 0] = 1
+    spikes_TBN[2, 1, 1] = -1
+    ax = plot.raster(spikes_TBN, sample=1)
+    assert sorted(points(ax)) == [(1, 2), (3, 1), (4, 0)]
+    assert plot.raster(spikes_TBN[:, 1], ax) is ax
+    assert not points(plot.raster(spikes_TBN, sample=0))
+
+
+def test_raster_of_a_network_leaves_the_picture_at_the_input_out(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
+    _, network, x = small
+    seen = network.record(x, 5)
+    labels = [tick.get_text() for tick in plot.raster(seen, neurons=16).get_yticklabels()]
+    assert labels == ["features_0\n16 of 256", "classifier_1\n8 of 8"]
+    with pytest.raises(DataError, match="no layer 'none'; there are input, features_0"):
+        plot.raster(seen, layers=["none"])
+    with pytest.raises(DataError, match="sample 12 of a batch of 12"):
+        plot.raster(seen, sample=12)
+
+
+def test_membrane_shows_potential_threshold_and_spikes(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
+    _, network, x = small
+    seen = network.record(x[:2], 6, membranes=True)
+    ax = plot.membrane(seen, layer="classifier_1", neuron=3, sample=1)
+    trace, theta, fired = ax.get_lines()
+    assert list(trace.get_ydata()) == seen.membranes["classifier_1"][:, 1, 3].tolist()
+    assert theta.get_ydata()[0] == pytest.approx(float(network.neurons()["classifier_1"].v_threshold))
+    assert list(fired.get_xdata()) == [t + 1 for t in range(6) if seen.spikes["classifier_1"][t, 1, 3]]
+    assert len(plot.membrane(seen.membranes["classifier_1"]).get_lines()) == 5
+    with pytest.raises(DataError, match="no neuron 8: the layer has 8"):
+        plot.membrane(seen, layer="classifier_1", neuron=8)
+    with pytest.raises(DataError, match="membranes=True"):
+        plot.membrane(network.record(x[:2], 2))
+
+
+def test_rates_are_those_recorded_and_those_of_a_summary(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
+    _, network, x = small
+    seen = network.record(x, 5)
+    ax = plot.rates({"recorded": seen, "counted": network.summary(x, 5)})
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths[:2] == pytest.approx([seen.rates()[name] for name in network.neurons()])
+    assert widths[2:] == pytest.approx(widths[:2])
+    assert [bar.get_width() for bar in plot.rates({"a": 0.25, "b": 0.5}).patches] == [0.25, 0.5]
+    with pytest.raises(DataError, match="give it images"):
+        plot.rates(network.summary())
+
+
+def test_thresholds_are_points_of_every_channel(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
+    ann, _, x = small
+    network = convert(ann, x, SignedIF(), timesteps=4)
+    shown = {value for value, _ in points(plot.thresholds(network))}
+    assert {float(v) for n in network.neurons().values() for v in n.v_threshold.double().flatten()} <= shown
+    with pytest.raises(DataError, match="and got a CNN"):
+        plot.thresholds(ann)  # type: ignore[arg-type]
+
+
+def test_accuracy_has_a_curve_a_label_and_the_anns_line() -> None:
+    ax = plot.accuracy_vs_T({"IF": {8: 91.0, 4: 90.0}, "SignedIF": {4: 92.0}}, ann=93.0)
+    assert points(ax)[:3] == [(4, 90), (8, 91), (4, 92)]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["IF", "SignedIF", "ANN"]
+    assert points(plot.accuracy_vs_T({2: 50.0})) == [(2, 50)]
+    for wrong in ({}, [90.0], {"IF": 90.0}, {"IF": {}}):
+        with pytest.raises(DataError, match="snn_accuracy"):
+            plot.accuracy_vs_T(wrong if wrong != {"IF": 90.0} else {"IF": "x"})  # type: ignore[arg-type]
+
+
+def test_conversion_error_shows_both_forms(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
+    ann, network, x = small
+    why = explain_conversion(network, ann, x, [2, 4])
+    ax = plot.conversion_error(why)
+    per_layer = len(network.neurons())
+    widths = torch.tensor([bar.get_width() for bar in ax.patches]).view(-1, per_layer).sum(0)
+    assert widths.tolist() == pytest.approx([100 * row.own for row in why.at(4)], rel=1e-4)
+    plain = uncalibrated(network, ann, x)
+    with torch.no_grad():
+        errors = conversion_error(network, x, relu_activations(plain, x), activation_scales(network), [2, 4])
+    texts = [text.get_text() for text in plot.conversion_error(errors).texts]
+    assert texts == [f"{by_t[t].total:.2f}" for by_t in errors.values() for t in (2, 4)]
+    with pytest.raises(DataError, match="explain_conversion"):
+        plot.conversion_error({"a": 1})
+
+
+def test_confusion_counts_pairs() -> None:
+    labels, predicted = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2])
+    ax = plot.confusion(torch.eye(3)[predicted], labels, names=["a", "b", "c"])
+    assert ax.get_title() == "75.00 % of 4"
+    assert ax.images[0].get_array().tolist() == [[50, 50, 0], [0, 100, 0], [0, 0, 100]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
+    assert plot.confusion(predicted, labels).get_title() == "75.00 % of 4"
+    assert plot.confusion(torch.arange(30), torch.arange(30)).get_title() == "100.00 % of 30"
+    with pytest.raises(DataError, match=r"outside 0\.\.1"):
+        plot.confusion(predicted, labels, names=["a", "b"])
+    with pytest.raises(DataError, match=r"predictions \(4,\) and labels \(3,\)"):
+        plot.confusion(predicted, labels[:3])
+
+
+def test_history_has_loss_and_accuracy_and_is_a_table() -> None:
+    rows = [{"epoch": 0, "loss": 2.0, "accuracy": 10.0}, {"epoch": 1, "loss": 1.0, "accuracy": 50.0}]
+    found = History(rows)
+    assert found == rows
+    assert found.column("loss") == [2.0, 1.0]
+    with pytest.raises(DataError, match="no 'los'; it has epoch, loss, accuracy"):
+        found.column("los")
+    assert "<td" in found._repr_html_()
+    ax = plot.history(found)
+    assert points(ax) == [(1, 2), (2, 1)]
+    assert points(ax.figure.axes[-1]) == [(1, 10), (2, 50)]
+    assert len(plot.history([{"epoch": 0, "loss": 1.0, "accuracy": None}]).figure.axes) == 1
+    with pytest.raises(DataError, match="what fit returned"):
+        plot.history([])
