@@ -99,7 +99,7 @@ def test_every_mistake_of_a_newcomer_is_answered_with_its_remedy(folder: Path) -
 
 
 def test_data_that_are_not_there_are_named_with_what_to_type(folder: Path) -> None:
-    result = spikeprop("run", "fashion_mnist_cnn_stdb", "--smoke")
+    result = spikeprop("run", "digits_mlp_stdb", "--smoke", "data=MNIST", "ann.input_shape=[1,28,28]")
     assert result.exit_code == 1
     assert "data.download=true" in result.output
     assert isinstance(result.exception, SystemExit)
@@ -177,8 +177,8 @@ def test_json_is_one_document_of_results_and_errors() -> None:
     names = [recipe["name"] for recipe in listed["recipes"]]
     assert "digits_cnn_stdb" in names
     assert all(recipe["description"] for recipe in listed["recipes"])
-    checked = spikeprop("check", "digits_mlp_stdb", "digits_cnn_stdb", "--json")
-    assert [one["recipe"] for one in json.loads(checked.stdout)["checked"]] == ["digits_mlp_stdb", "digits_cnn_stdb"]
+    checked = spikeprop("check", "digits_mlp_stdb", "digits_snn_direct", "--json")
+    assert [one["recipe"] for one in json.loads(checked.stdout)["checked"]] == ["digits_mlp_stdb", "digits_snn_direct"]
     failed = spikeprop("check", "digits_mlp_stdb", "seed=x", "--json")
     assert "seed: 'x' is not valid" in json.loads(failed.stdout)["error"]
     assert "Error: seed" in failed.stderr
