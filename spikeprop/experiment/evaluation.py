@@ -172,22 +172,23 @@ def evaluate_checkpoint(
         )
         if processes.rank:
             return Report(name="", values={}), folder
-        return _report(network, data, predictor, evaluation, journal), folder
+        return _report(loaded, data, predictor, evaluation, journal), folder
 
 
 def _report(
-    network: nn.Module, data: LabelledData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal
+    loaded: LoadedNetwork, data: LabelledData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal
 ) -> Report:
     """The report on the predictions, with its files."""
-    about = journal.about()
+    about, calibrated = journal.about(), loaded.description.get("calibrated_for")
     spent = total_seconds(evaluation.batches)
     predictions, names = Predictions.of(evaluation.batches), data.class_names()
     by_class = _by_class(predictions, predictor, len(names))
     values = {
         "network": Path(about["checkpoint"]).stem,
         "timesteps": list(predictor.timesteps),
+        **({"calibrated_for": calibrated} if calibrated is not None else {}),
         **evaluation.summary,
-        **({} if predictor.timesteps else _ann_cost(network, data)),
+        **({} if predictor.timesteps else _ann_cost(loaded.network, data)),
         "seconds": round(spent, 2),
         "images_per_second": round(evaluation.summary["images"] / max(spent, 1e-9), 2),
         "settings": journal.settings,

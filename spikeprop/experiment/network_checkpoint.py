@@ -268,11 +268,11 @@ def _check_description(checkpoint: Checkpoint) -> None:
 def _check_run(checkpoint: Checkpoint, *, required: bool) -> None:
     """Steps, seed and data, which a network that was saved by itself need not have."""
     described = checkpoint.description
-    kinds = {"timesteps": int, "seed": int, "data": dict}
+    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int}
     wrong = [
         key
         for key, kind in kinds.items()
-        if (required or described.get(key) is not None) and type(described.get(key)) is not kind
+        if ((required and key != "calibrated_for") or described.get(key) is not None) and type(described.get(key)) is not kind
     ]
     if wrong:
         raise CheckpointError(
