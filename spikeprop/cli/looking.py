@@ -11,6 +11,7 @@ import click
 from spikeprop.cli.group import main
 from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers
 from spikeprop.cli.printing import columns, say, table
+from spikeprop.cli.zoo import list_zoo
 
 
 @main.command(short_help="Show run folders on one HTML page.")
@@ -41,10 +42,13 @@ def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, 
 def ls(slot: str | None, folder: Path | None) -> None:
     """List recipes, and the components of every slot with their parameters and defaults (or only of SLOT).
 
-    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs) instead.
+    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs) instead, and `ls zoo` the trained networks of the zoo.
     """
     if slot == "runs":
         _list_runs(folder or Path("runs"))
+        return
+    if slot == "zoo" and folder is None:
+        list_zoo()
         return
     if folder is not None:
         raise click.UsageError(f"a folder is for `ls runs {folder}`; slots have no folder")
