@@ -36,6 +36,7 @@ from spikeprop.evaluate import (
 from spikeprop.evaluate.loop import SAVE_EVERY
 from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, load_network, reading
 from spikeprop.experiment.run_folder import describe_machine
+from spikeprop.experiment.zoo import results_folder
 from spikeprop.runtime.batches import Split
 from spikeprop.runtime.devices import find_device
 from spikeprop.runtime.files import file_hash, read_json, write_text
@@ -156,7 +157,7 @@ def evaluate_checkpoint(
         "data": {**_describe_data(data), "fingerprint": split.fingerprint()},
         **evaluation_settings(network, split, predictor, options.activity_images),
     }
-    folder = out or checkpoint.parent / f"eval-{type(data).__name__}" / checkpoint.stem
+    folder = out or results_folder(checkpoint) / f"eval-{type(data).__name__}" / checkpoint.stem
     journal = Journal(folder, settings)
     with locked(folder, processes):
         evaluation = evaluate_network(
