@@ -270,8 +270,9 @@ def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> LabelledData:
     if not (loaded.data or options.data):
         raise EvaluationError("the checkpoint does not name its data; pass --data")
     wanted = data_component(loaded.data, loaded.trusted, named=options.data, test_limit=options.limit, root=options.root)
-    if "size" in wanted.parameters():
-        wanted = wanted.replace(size=loaded.input_shape[-1])
+    if "size" in wanted.parameters() and "size" not in wanted.arguments:
+        height, width = loaded.input_shape[-2:]
+        wanted = wanted.replace(size=width if height == width else [height, width])
     return wanted.build()
 
 

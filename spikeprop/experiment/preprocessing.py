@@ -1,8 +1,8 @@
-"""What a network reads: images of which shape, and of which normalisation: that of torchvision's and timm's weights, or what fits.
+"""What a network reads: the shape of its images, and their normalisation.
 
-A file of weights does not say the normalisation, and with another one a network predicts badly without a word. So common ones, and
-the images' own statistics, are tried on a few labelled training images, and the one with the smallest cross-entropy is taken. The
-test images have no part in it.
+A file of weights does not say the normalisation, and with another one a network predicts badly without a word. Of torchvision's
+and timm's weights it is known. Else common ones, and the images' own statistics, are tried on a few labelled training images, and
+the one with the smallest cross-entropy is taken. The test images have no part in it.
 """
 
 from __future__ import annotations
