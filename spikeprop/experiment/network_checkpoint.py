@@ -73,7 +73,7 @@ class LoadedNetwork:
     @property
     def data(self) -> dict[str, Any]:
         """Settings of the data that it was trained on; empty where they are not known."""
-        return {**self.own_data, **data_settings(self.description.get("data") or {})}
+        return {**data_settings(self.description.get("data") or {}), **self.own_data}
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,10 @@ def data_settings(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_data(own: OwnFolder, described: Any) -> dict[str, Any]:
-    """The data set of a folder of the user's, all of it; nothing where a file there describes another one."""
+    """The data set of a folder of the user's, all that its recipe gives; nothing where a file there describes another one."""
     if not isinstance(described, Mapping) or own.data.get("use") != described.get("use"):
         return {}
-    return {key: value for key, value in own.data.items() if key not in ("train_limit", "test_limit")}
+    return {key: value for key, value in own.data.items() if value is not None and key not in ("train_limit", "test_limit")}
 
 
 def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:

@@ -17,7 +17,7 @@ from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.normalisation import chosen_normalisation, known_transform
+from spikeprop.experiment.preprocessing import chosen_normalisation, known_transform
 from spikeprop.experiment.own_network import ann_settings
 from spikeprop.recipe import check_component
 
@@ -36,7 +36,6 @@ class MyNet(nn.Module):
     def forward(self, x):
         return self.out(F.max_pool2d(F.relu(self.norm(self.conv(x))), 2).flatten(1))
 '''
-TRAINED_WITH = {"mean": 0.5, "std": 0.5}
 
 
 def spikeprop(*arguments: str | Path | int) -> Result:
@@ -53,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     net = made["MyNet"](width=8)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    fit(net, Backprop(), Digits(**TRAINED_WITH).train(32, 0), optimizer, epochs=2)
+    fit(net, Backprop(), Digits(mean=0.5, std=0.5).train(32, 0), optimizer, epochs=2)
     torch.save({"epoch": 2, "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, folder / "best.pt")
     return folder
 
@@ -204,8 +203,9 @@ def test_the_normalisation_that_a_network_was_trained_with_is_found(mean: float,
 
 
 def test_a_network_at_chance_is_told() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    nn.init.zeros_(net[1].weight)
+    last = nn.Linear(64, 10)
+    nn.init.zeros_(last.weight)
+    net = nn.Sequential(nn.Flatten(), last)
     _, text = chosen_normalisation(net, check_component(LabelledData, "Digits", "data"), {})
     assert "WARNING: near chance" in text
 
