@@ -117,8 +117,9 @@ def difference(a: nn.Module, b: nn.Module) -> float:
 
 def test_recipe_of_callbacks_equals_a_loop_written_by_hand():
     ours, theirs = network(), network()
-    train(ours)
+    history = train(ours)
     by_hand(theirs)
+    assert history[-1]["lr"] == pytest.approx(0.05 * (1 - 0.93 * (11 / 12 - 0.25) / 0.75))  # of the weights
     assert difference(ours, theirs) < 2e-5
 
 
