@@ -60,7 +60,7 @@ def optimizer(model: nn.Module, hooks: list[Callback]) -> torch.optim.SGD:
     for hook in hooks:
         groups = hook.param_groups(model, groups)
     rates = {"lr": 0.05, "weight_decay": 1e-2}
-    return torch.optim.SGD(with_rates(groups, **rates), **rates, momentum=0.85, nesterov=True)
+    return torch.optim.SGD(with_rates(groups, **rates), lr=0.05, momentum=0.85, weight_decay=1e-2, nesterov=True)
 
 
 def train(model: nn.Module, **options) -> list:
