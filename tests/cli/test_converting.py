@@ -17,8 +17,8 @@ from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.preprocessing import chosen_normalisation, known_transform
 from spikeprop.experiment.own_network import ann_settings
+from spikeprop.experiment.preprocessing import chosen_normalisation, known_transform
 from spikeprop.recipe import check_component
 
 MYNET = '''
