@@ -20,57 +20,60 @@ processes::
 The same as one command: ``spikeprop run digits_cnn_stdb``.
 """
 
+import sys
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from spikeprop.ann import CNN, MLP, VGG, ResNet
-from spikeprop.convert import (
-    AdvancedCalibration,
-    LearnedCeiling,
-    LeastError,
-    LeastSquares,
-    LightCalibration,
-    LocalThresholdBalancing,
-    MaxActivation,
-    OffsetSpike,
-    Percentile,
-    ThresholdBalancing,
-    ThresholdIteration,
-    convert,
-    spiking,
-)
-from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
-from spikeprop.evaluate import Report, ann_accuracy, ann_error, plot, snn_accuracy, snn_error
-from spikeprop.learn import BPTT, Backprop, History, fit
-from spikeprop.snn import (
-    ALIF,
-    IF,
-    LIF,
-    PLIF,
-    RLIF,
-    STDB,
-    ATan,
-    CubaLIF,
-    Delta,
-    Direct,
-    FastSigmoid,
-    Frames,
-    GradedIF,
-    Integrator,
-    Latency,
-    MultiGaussian,
-    Neuron,
-    Poisson,
-    Recurrent,
-    Sigmoid,
-    SignedIF,
-    SpikeRecording,
-    SpikingNetwork,
-    TemporalBatchNorm,
-    ThresholdBatchNorm,
-    Triangle,
-    spike,
-)
+if TYPE_CHECKING:
+    from spikeprop.ann import CNN, MLP, VGG, ResNet
+    from spikeprop.convert import (
+        AdvancedCalibration,
+        LearnedCeiling,
+        LeastError,
+        LeastSquares,
+        LightCalibration,
+        LocalThresholdBalancing,
+        MaxActivation,
+        OffsetSpike,
+        Percentile,
+        ThresholdBalancing,
+        ThresholdIteration,
+        convert,
+        spiking,
+    )
+    from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
+    from spikeprop.evaluate import Report, ann_accuracy, ann_error, plot, snn_accuracy, snn_error
+    from spikeprop.learn import BPTT, Backprop, History, fit
+    from spikeprop.snn import (
+        ALIF,
+        IF,
+        LIF,
+        PLIF,
+        RLIF,
+        STDB,
+        ATan,
+        CubaLIF,
+        Delta,
+        Direct,
+        FastSigmoid,
+        Frames,
+        GradedIF,
+        Integrator,
+        Latency,
+        MultiGaussian,
+        Neuron,
+        Poisson,
+        Recurrent,
+        Sigmoid,
+        SignedIF,
+        SpikeRecording,
+        SpikingNetwork,
+        TemporalBatchNorm,
+        ThresholdBatchNorm,
+        Triangle,
+        spike,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -142,6 +145,7 @@ __all__ = [
 ]
 
 
+_ROOMS = ("ann", "convert", "data", "evaluate", "learn", "snn")  # where the other names are
 _LAZY = {
     "to_nir": ("spikeprop.deploy", "to_nir"),
     "from_nir": ("spikeprop.deploy", "from_nir"),
@@ -153,13 +157,30 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import NIR and with it HDF5, or what recipes run on, only when one of its names is used."""
-    if name not in _LAZY:
-        raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
-    module, attribute = _LAZY[name]
-    return getattr(import_module(module), attribute)
+    """Import a room when one of its names is used: torch takes seconds, and ``spikeprop --version`` does not need it."""
+    if name in _LAZY:
+        module, attribute = _LAZY[name]
+        return getattr(import_module(module), attribute)
+    if name in (*_ROOMS, "errors", "recipe") and name != "convert":
+        return import_module(f"spikeprop.{name}")
+    for room in _ROOMS if name in __all__ else ():
+        found = vars(import_module(f"spikeprop.{room}"))
+        if name in found:
+            return globals().setdefault(name, found[name])
+    raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """Also the names that are imported when they are used, for tab completion."""
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """This module, in which the function ``convert`` is not replaced by the room of that name when that is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "convert" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,7 @@
 """Errors that users meet, grouped by room. Each message names the thing that is wrong and says how to remedy it."""
 
 from spikeprop_hardware.errors import HardwareError as HardwareError
+from spikeprop_hardware.errors import LavaMissing as LavaMissing
 from spikeprop_hardware.errors import NirError as NirError
 from spikeprop_hardware.errors import SpikepropError as SpikepropError
 

@@ -32,7 +32,7 @@ OTHER_TESTS = {"hardware", "faults", "fuzz", "witness"}  # directories of tests/
 
 
 def imports(file: Path, running: bool = False) -> set[str]:
-    """Dotted names of all modules that a file imports, at the top or in a function; or of those that it runs, not names in types."""
+    """Dotted names of all modules that a file imports, at the top or in a function; ``running`` leaves types alone."""
     found, tree = set(), ast.parse(file.read_text(encoding="utf-8"))
     if running:
         tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]

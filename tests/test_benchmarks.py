@@ -132,6 +132,14 @@ def test_scripts_run(load: Any, name: str, tmp_path: Path, capsys: pytest.Captur
         assert set(found["results"]["spikeprop"]["rates"]) > {"input", "features_0"}
 
 
+def test_fit_is_compared_with_a_loop_by_hand(load: Any, tmp_path: Path) -> None:
+    tiny = ["--steps", "3", "--batch", "4", "--repeats", "1", "--widths", "4", "8"]
+    load("fit").main([*tiny, "--out", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [len(result["seconds"]) for result in found["results"].values()] == [2, 2]
+    assert found["ratios"]["images_per_second"] > 0
+
+
 def test_balancing_equals_its_definition(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(load("balance"), TINY["balance"], tmp_path, capsys)["largest_difference"] < 1e-12
 

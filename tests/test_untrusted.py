@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import struct
 import sys
 import zlib
@@ -271,10 +272,11 @@ def test_naming_a_data_set_trusts_only_its_package(tmp_path: Path, strangers: Ca
 def test_a_run_with_a_data_set_from_outside_is_evaluated_and_shown_if_its_package_is_named(
     tmp_path: Path, strangers: Callable[[], bool]
 ) -> None:
-    folder, page = tmp_path / "run", tmp_path / "p.html"
-    ran = spikeprop("run", "digits_cnn_stdb", "--smoke", "data.use=strangers.Photos", "simulate.samples=0", "--out", folder)
+    made, page = tmp_path / "run", tmp_path / "p.html"
+    ran = spikeprop("run", "digits_cnn_stdb", "--smoke", "data.use=strangers.Photos", "simulate.samples=0", "--out", made)
     assert ran.exit_code == 0, ran.output
     assert strangers()
+    folder = Path(shutil.copytree(made, tmp_path / "copy"))  # as it would come from anyone; the user's own is below
     for options, trusted in (((), False), (("--import", "strangers"), True)):
         evaluated = spikeprop("eval", folder, "--limit", "20", *options)
         assert (evaluated.exit_code == 0) == trusted, evaluated.output
@@ -283,6 +285,10 @@ def test_a_run_with_a_data_set_from_outside_is_evaluated_and_shown_if_its_packag
         assert spikeprop("report", folder, "-o", page, *options).exit_code == 0
         assert ("--import strangers" in page.read_text()) != trusted
         assert strangers() == trusted
+
+    own = spikeprop("eval", made, "--limit", "20")
+    assert own.exit_code == 0, own.output
+    assert strangers()
 
 
 def test_existing_folder_imports_nothing_when_a_run_is_written_there(tmp_path: Path, strangers: Callable[[], bool]) -> None:

@@ -5,10 +5,11 @@ integers of Loihi 2: ``simulate(nir_file, inputs)`` returns every spike and outp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spikeprop_hardware.errors import HardwareError, NirError, SpikepropError
+from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SpikepropError
 
 if TYPE_CHECKING:
-    from spikeprop_hardware.chip import Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
+    from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
+    from spikeprop_hardware.environment import lava_is_ready, why_no_lava
     from spikeprop_hardware.events import binned
     from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d
     from spikeprop_hardware.integer import IntegerNetwork
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALIF",
+    "ENERGY_MODEL",
     "Activity",
     "Budget",
     "Chip",
@@ -29,6 +31,7 @@ __all__ = [
     "GradedIF",
     "HardwareError",
     "IntegerNetwork",
+    "LavaMissing",
     "LayerBudget",
     "LayerReport",
     "NirError",
@@ -42,11 +45,13 @@ __all__ = [
     "binned",
     "budget",
     "energy_joules",
+    "lava_is_ready",
     "lay_out",
     "quantize",
     "quantize_for_netx",
     "read_nir",
     "simulate",
+    "why_no_lava",
     "write_netx",
 ]
 __version__ = "0.1.0"
@@ -62,6 +67,7 @@ _MODULES = (
     "chip",
     "simulation",
     "events",
+    "environment",
 )
 
 

@@ -39,6 +39,7 @@ from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, Intege
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
 from spikeprop_hardware.reference import Simulator
 
+ENERGY_MODEL = "chip estimate, first Loihi"  # its name in every table
 SYNOP_JOULES = 23.6e-12
 UPDATE_JOULES = 81e-12
 BATCH = 50  # samples whose spikes are held at once

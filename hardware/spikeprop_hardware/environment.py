@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.errors import LavaMissing
 
 PACKAGES = ["lava-nc==0.10.0", "nir>=1.0.8", "h5py>=3.11", "scipy>=1.11,<1.16"]
 VARIABLE = "SPIKEPROP_LAVA_PYTHON"
@@ -30,9 +30,9 @@ def lava_python(notify: Callable[[str], None]) -> Path:
     """Python of the environment that has Lava; the environment is made if it is missing or broken.
 
     Raises:
-        HardwareError: no Python 3.10, or the installation failed.
+        LavaMissing: no Python 3.10, or the installation failed.
     """
-    folder = cache_folder() / "lava-0.10.0"
+    folder = _folder()
     if not _is_ready(folder):
         base = find_python310()
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +40,25 @@ def lava_python(notify: Callable[[str], None]) -> Path:
             if not _is_ready(folder):  # another process may have made it meanwhile
                 _make(folder, base, notify)
     return _python_of(folder)
+
+
+def lava_is_ready() -> bool:
+    """Whether Lava's environment is made and runs."""
+    return _is_ready(_folder())
+
+
+def why_no_lava() -> str | None:
+    """Why Lava cannot be had; None where its environment was made, or a Python 3.10 is here to make it with."""
+    try:
+        if not (_folder() / ".ready").exists():
+            find_python310()
+    except LavaMissing as error:
+        return str(error)
+    return None
+
+
+def _folder() -> Path:
+    return cache_folder() / "lava-0.10.0"
 
 
 def _python_of(folder: Path) -> Path:
@@ -86,17 +105,17 @@ def find_python310() -> Path:
     """A Python 3.10 that runs: ``$SPIKEPROP_LAVA_PYTHON``, PATH, pyenv's versions, uv's.
 
     Raises:
-        HardwareError: there is none; says what to install.
+        LavaMissing: there is none; says what to install.
     """
     named = os.environ.get(VARIABLE)
     if named:
         if _is_310(named):
             return Path(named)
-        raise HardwareError(f"${VARIABLE} is {named!r}, which is not a Python 3.10 that runs")
+        raise LavaMissing(f"${VARIABLE} is {named!r}, which is not a Python 3.10 that runs")
     for candidate in _candidates():
         if _is_310(candidate):
             return Path(candidate)
-    raise HardwareError(
+    raise LavaMissing(
         "Lava needs Python 3.10 and none was found (looked at python3.10 on PATH, pyenv's versions, uv). Install one, as with "
         f"'uv python install 3.10' or 'pyenv install 3.10', or set {VARIABLE} to its path; then run again"
     )
@@ -128,4 +147,4 @@ def _is_310(python: str) -> bool:
 def _must(command: list[str], problem: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise HardwareError(f"{problem} ({' '.join(command)}): {done.stderr.strip()[-800:]}")
+        raise LavaMissing(f"{problem} ({' '.join(command)}): {done.stderr.strip()[-800:]}")

@@ -11,3 +11,7 @@ class NirError(SpikepropError):
 
 class HardwareError(SpikepropError):
     """A network does not fit the hardware, or its simulation cannot be started or failed."""
+
+
+class LavaMissing(HardwareError):
+    """Lava is not on this machine: there is no Python 3.10, or its environment cannot be made."""

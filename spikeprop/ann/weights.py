@@ -76,7 +76,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     tables = tables_of(file)
     if len(tables) > 1 and "" not in tables:  # perhaps a table for each module: {"encoder": ..., "head": ...}
         tables[""] = {f"{place}.{name}": tensor for place, table in tables.items() for name, tensor in table.items()}
-    compared = list(_comparisons(tables, own))
+    compared = list(_matches(tables, own))
     chosen = _choose(file, part, compared, type(module).__name__)
     for name, tensor in chosen.tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -90,7 +90,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class _Match:
     """A table of the file, behind one prefix, beside the network's own tensors."""
 
     place: str  # of the table in the file, and the prefix, "state_dict.model"
@@ -105,7 +105,7 @@ class _Comparison:
         return len(self.missing) + len(self.unexpected) + len(self.differing)
 
 
-def _comparisons(tables: Mapping[str, dict[str, Tensor]], own: Mapping[str, Tensor]) -> Iterator[_Comparison]:
+def _matches(tables: Mapping[str, dict[str, Tensor]], own: Mapping[str, Tensor]) -> Iterator[_Match]:
     """Every table as it is and without the wrappers' parts, behind every prefix before one of the network's names."""
     wrappers = [part for part in WRAPPERS if not any(part in name.split(".") for name in own)]
     held = _common_prefix(own)
@@ -118,7 +118,7 @@ def _comparisons(tables: Mapping[str, dict[str, Tensor]], own: Mapping[str, Tens
                 yield _compare(place, "", view, own, held)
 
 
-def _compare(place: str, prefix: str, view: dict[str, Tensor], own: Mapping[str, Tensor], held: str) -> _Comparison:
+def _compare(place: str, prefix: str, view: dict[str, Tensor], own: Mapping[str, Tensor], held: str) -> _Match:
     found = {held + name.removeprefix(prefix): tensor for name, tensor in view.items() if name.startswith(prefix)}
     optional = {name for name in own if name.endswith("num_batches_tracked")}  # PyTorch before 0.4.1 had none
     differing = [
@@ -126,7 +126,7 @@ def _compare(place: str, prefix: str, view: dict[str, Tensor], own: Mapping[str,
         for name in own
         if name in found and not _same(found[name], own[name])
     ]
-    return _Comparison(
+    return _Match(
         place=".".join(filter(None, [place, prefix.rstrip(".")])),
         tensors={name: tensor for name, tensor in found.items() if name in own},
         missing=[f"{name} {tuple(own[name].shape)}" for name in own if name not in found and name not in optional],
@@ -136,7 +136,7 @@ def _compare(place: str, prefix: str, view: dict[str, Tensor], own: Mapping[str,
     )
 
 
-def _choose(file: Path, part: str, compared: list[_Comparison], network: str) -> _Comparison:
+def _choose(file: Path, part: str, compared: list[_Match], network: str) -> _Match:
     """The one that fits; of several, that which is no average of weights, with a warning."""
     wanted = [c for c in compared if not c.faults and (_within(c.place, part) if part else c.open)]
     distinct = {tuple(map(id, c.tensors.values())): c for c in reversed(wanted)}  # with and without the wrappers' parts
@@ -161,7 +161,7 @@ def _written(file: Path, places: list[str]) -> str:
     return " or ".join(f"{file.name}#{place}" for place in places[:SHOWN])
 
 
-def _misfit(file: Path, nearest: _Comparison, network: str) -> str:
+def _misfit(file: Path, nearest: _Match, network: str) -> str:
     lists = {
         "the file lacks": nearest.missing,
         f"{network} lacks": nearest.unexpected,

@@ -9,10 +9,12 @@ import click
 
 from spikeprop.cli.group import main
 from spikeprop.cli.options import NETWORK, TRUSTED, shows_images
-from spikeprop.cli.printing import columns, say, table
+from spikeprop.cli.printing import columns, result, say, table, write
 
 
-@main.command(short_help="Write a spiking network as a NIR file, or for lava-dl.")
+@main.command(
+    short_help="Write a spiking network as a NIR file, or for lava-dl.", example="spikeprop export runs/digits_cnn_stdb"
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @NETWORK
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
@@ -28,7 +30,7 @@ def export(checkpoint: Path, name: str | None, out: Path | None, reader: str | N
     Without --for the file is for spikeprop and its hardware; other libraries would interpret it differently (reset by
     subtraction, milliseconds). What a library does not support is refused.
     """
-    from spikeprop.deploy import export as write
+    from spikeprop.deploy import export as export_nir
     from spikeprop.deploy import export_netx
     from spikeprop.experiment.network_checkpoint import find_checkpoints, load_spiking
     from spikeprop.experiment.zoo import results_folder
@@ -39,14 +41,19 @@ def export(checkpoint: Path, name: str | None, out: Path | None, reader: str | N
     file = out or results_folder(found) / f"{found.stem}.{'nir' if form == 'nir' else 'net'}"
     loaded = load_spiking(found, trusted)
     if form == "nir":
-        write(loaded.network, file, loaded.description, reader)
-        click.echo(f"wrote {file}")
+        export_nir(loaded.network, file, loaded.description, reader)
+        write(f"wrote {file}")
+        result(file=file)
         return
     layers = export_netx(loaded.network, file)
+    result(file=file, layers=layers)
     table(f"wrote {file}", _integers(layers))
 
 
-@main.command(short_help="Compare every spike on Lava with PyTorch's.")
+@main.command(
+    short_help="Compare every spike on Lava with PyTorch's.",
+    example="spikeprop simulate runs/digits_cnn_stdb --backend reference --samples 5",
+)
 @shows_images
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--backend", type=click.Choice(["lava", "reference"]), default="lava", show_default=True,
@@ -75,18 +82,21 @@ def simulate(
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
-    with open_simulation_input(source, name, encoder, trusted) as found:
-        given = found.with_options(use=data, **options)
+    with open_simulation_input(source, name, encoder, trusted) as opened:
+        given = opened.with_options(use=data, **options)
         images, labels = given.images(samples)
         seed_torch(given.seed, 3)
         target = Target(backend=backend, precision=precision)
-        result = compare(given.network, given.file, images, labels, given.simulated_steps(images), say, target)
-    table(str(source), _comparison(result))
-    rows = [(name, ours, theirs, result["mismatches"][name]) for name, (ours, theirs) in result["layers"].items()]
+        found = compare(given.network, given.file, images, labels, given.simulated_steps(images), say, target)
+    result(network=source, comparison=found)
+    table(str(source), _comparison(found))
+    rows = [(name, ours, theirs, found["mismatches"][name]) for name, (ours, theirs) in found["layers"].items()]
     columns(("layer", "spikes in PyTorch", f"in {backend}", "that differ"), rows)
 
 
-@main.command(short_help="Count the cores, chips and synapses that a network needs.")
+@main.command(
+    short_help="Count the cores, chips and synapses that a network needs.", example="spikeprop budget runs/digits_cnn_stdb"
+)
 @shows_images
 @click.option("--samples", type=click.IntRange(min=0), default=20, show_default=True, help="To count spikes on; 0 for none.")
 def budget(
@@ -114,11 +124,12 @@ def budget(
             seed_torch(given.seed, 3)
             inputs = encoded(given.network, images, given.simulated_steps(images))
         chip = chip_budget(given.file, inputs)
+    result(network=source, budget=chip)
     rows = chip_rows(chip)
     if inputs is not None:
-        about = f"{chip['energy_joules'] * 1e6:.3g} uJ, with the operations' energies of the first Loihi; T = {inputs.shape[1]}"
+        about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
         synops = sum(layer["synops"] for layer in chip["activity"])
-        rows += [("SynOps a sample", f"{synops:,.0f}"), ("energy a sample, estimated", about)]
+        rows += [("SynOps a sample", f"{synops:,.0f}"), (f"energy a sample ({chip['energy_model']})", about)]
     table(str(source), rows)
     columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
     if inputs is not None:
@@ -127,24 +138,24 @@ def budget(
         columns(("spikes of", "a sample", "payload bits", "synaptic events", "SynOps"), active)
 
 
-def _comparison(result: dict[str, Any]) -> list[tuple[str, str]]:
+def _comparison(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows on a simulation that ``compare`` compared with PyTorch's."""
     from spikeprop.evaluate.report import steps_text
 
-    equal = "all equal" if result["spikes_equal"] else "NOT equal"
+    equal = "all equal" if found["spikes_equal"] else "NOT equal"
     rows = [
-        ("samples, steps", f"{result['samples']}, {steps_text(result['timesteps'], result['levels'])}"),
-        ("predictions agree", f"{result['agreement']:.1f} %"),
-        *((f"accuracy, {name}", f"{percent:.2f} %") for name, percent in result["accuracy"].items()),
-        ("spike trains", f"{equal} ({result['spikes']:,} spikes)"),
-        ("largest output difference", f"{result['output_error']:.2g}"),
+        ("samples, steps", f"{found['samples']}, {steps_text(found['timesteps'], found['levels'])}"),
+        ("predictions agree", f"{found['agreement']:.1f} %"),
+        *((f"accuracy, {name}", f"{percent:.2f} %") for name, percent in found["accuracy"].items()),
+        ("spike trains", f"{equal} ({found['spikes']:,} spikes)"),
+        ("largest output difference", f"{found['output_error']:.2g}"),
     ]
-    first = result["first_difference"]
+    first = found["first_difference"]
     if first:
         rows.append(("first difference", ", ".join(f"{key} {value}" for key, value in first.items())))
-    if result["clipped"]:
-        rows.append(("stopped at 24 bits", ", ".join(f"{name} {count:,} times" for name, count in result["clipped"].items())))
-    return rows + _integers(result.get("quantization", []))
+    if found["clipped"]:
+        rows.append(("stopped at 24 bits", ", ".join(f"{name} {count:,} times" for name, count in found["clipped"].items())))
+    return rows + _integers(found.get("quantization", []))
 
 
 def _integers(layers: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -1,8 +1,7 @@
-"""Verbs that show what there is: ls, report, diagnose, explain."""
+"""Verbs that show what a run or a network is like: report, diagnose, explain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ import click
 
 from spikeprop.cli.group import main
 from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers
-from spikeprop.cli.printing import columns, say, table
-from spikeprop.cli.zoo import list_zoo
+from spikeprop.cli.printing import result, table, write
 
 
-@main.command(short_help="Show run folders on one HTML page.")
+@main.command(short_help="Show run folders on one HTML page.", example="spikeprop report runs/digits_cnn_stdb -o digits.html")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file.")
 @click.option("--samples", type=click.IntRange(min=0), default=500, show_default=True,
@@ -33,82 +31,13 @@ def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, 
 
     found = [RunRecord.read(path) for path in runs]
     write_text(out, document(found, [evidence(run, samples, trusted) for run in found]))
-    click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
+    write(f"wrote {out} ({out.stat().st_size:,} bytes)")
+    result(page=out, bytes=out.stat().st_size)
 
 
-@main.command(short_help="List recipes and components.")
-@click.argument("slot", required=False)
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
-def ls(slot: str | None, folder: Path | None) -> None:
-    """List recipes, and the components of every slot with their parameters and defaults (or only of SLOT).
-
-    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs) instead, and `ls zoo` the trained networks of the zoo.
-    """
-    if slot == "runs":
-        _list_runs(folder or Path("runs"))
-        return
-    if slot == "zoo" and folder is None:
-        list_zoo()
-        return
-    if folder is not None:
-        raise click.UsageError(f"a folder is for `ls runs {folder}`; slots have no folder")
-    from spikeprop.experiment import HybridConversion, SpikingTraining
-    from spikeprop.recipe import components, recipe_folder, slots
-
-    bases: dict[type, list[str]] = {}
-    for experiment in (HybridConversion, SpikingTraining):
-        for path, base in slots(experiment).items():
-            known_paths = bases.setdefault(base, [])
-            known_paths += [path] if path not in known_paths else []
-    bases |= _nested(bases)
-    known = [name for base, paths in bases.items() for name in (base.__name__, *paths)]
-    if slot is not None and slot not in known:
-        raise click.BadParameter(f"{slot!r} is not a slot; known: {', '.join(known)}")
-    if slot is None:
-        click.echo("recipes")
-        for path in sorted(recipe_folder().glob("*.yaml")):
-            click.echo(f"  {path.stem}")
-    for base, paths in bases.items():
-        if slot is None or slot in (base.__name__, *paths):
-            _list_slot(", ".join(paths), components(base))
-
-
-def _nested(bases: Iterable[type]) -> dict[type, list[str]]:
-    """Slots inside components, such as a neuron's surrogate."""
-    from spikeprop.snn import Neuron, Surrogate
-
-    return {Surrogate: ["convert.neuron.surrogate"]} if Neuron in bases else {}
-
-
-def _list_slot(title: str, found: dict[str, dict[str, Any]]) -> None:
-    click.echo(f"\n{title}")
-    for name, parameters in found.items():
-        shown = ", ".join(k if v == "(required)" else f"{k}={v!r}" for k, v in parameters.items())
-        click.echo(f"  {name}({shown})")
-
-
-def _list_runs(folder: Path) -> None:
-    from spikeprop.errors import RunError
-    from spikeprop.experiment.run_record import RunRecord, run_folders
-
-    rows, damaged = [], []
-    for path in run_folders(folder):
-        try:
-            run = RunRecord.read(path)
-        except RunError as error:
-            damaged.append(str(error))
-            continue
-        size = f"{run.size() / 1e6:.1f} MB"
-        rows.append((str(path.relative_to(folder)), run.state, run.recipe, run.headline_text(), run.started(), size))
-    if rows:
-        columns(("run", "state", "recipe", "accuracy (%) or means", "begun", "size"), rows)
-    else:
-        click.echo(f"no runs in {folder}")
-    for why in damaged:
-        say(why)
-
-
-@main.command(short_help="Tell where a conversion loses accuracy, and why.")
+@main.command(
+    short_help="Tell where a conversion loses accuracy, and why.", example="spikeprop diagnose runs/digits_cnn_stdb --timesteps 4"
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--timesteps", help="Numbers of steps, for example 4,8; default the recipe's.")
 @click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True, help="Test images to compare on.")
@@ -121,12 +50,15 @@ def diagnose(run: Path, timesteps: str | None, samples: int, keep: bool, trusted
     from spikeprop.runtime.files import write_text
 
     found = str(explain_run(run, numbers(timesteps) if timesteps else (), samples, trusted))
-    click.echo(found)
+    write(found)
+    result(run=run, diagnosis=found)
     if keep:
         write_text(run / DIAGNOSIS, found + "\n")
 
 
-@main.command(short_help="Write a page on one training step of a network.")
+@main.command(
+    short_help="Write a page on one training step of a network.", example="spikeprop explain digits_cnn_stdb --rule EProp"
+)
 @click.argument("model")
 @click.option("--data", help="Data set; default the model's own.")
 @click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
@@ -165,6 +97,7 @@ def explain(
     subject = plugin.TrainingStep(**vars(found), training=not evaluation, seed=seed)
     data = plugin.explain(subject, out, named, **({} if entries is None else {"limit": entries}))
     table(f"{data['name']} -> {out}", _explained(data))
+    result(page=out, name=data["name"], loss=float(data["loss"]), checks=data["checks"], complete=data["complete"])
 
 
 def _explained(data: dict[str, Any]) -> list[tuple[str, str]]:

@@ -24,10 +24,10 @@ def shows_images(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),
         click.option(
             "--mean",
-            callback=_by_channel,
+            callback=by_channel,
             help="Mean for normalisation, one number or one a channel (0.49,0.48,0.45); default the file's.",
         ),
-        click.option("--std", callback=_by_channel, help="Standard deviation for normalisation, likewise; default the file's."),
+        click.option("--std", callback=by_channel, help="Standard deviation for normalisation, likewise; default the file's."),
         click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the recipe's."),
         click.option(
             "--encoder", type=click.Choice(["Direct", "Poisson"]), help="Only for a NIR file that does not name its encoder."
@@ -39,7 +39,7 @@ def shows_images(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _by_channel(context: click.Context, parameter: click.Parameter, text: str | None) -> float | list[float] | None:
+def by_channel(context: click.Context, parameter: click.Parameter, text: str | None) -> float | list[float] | None:
     """One number, or several separated by commas."""
     if text is None:
         return None

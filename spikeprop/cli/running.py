@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from spikeprop.cli import completing
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
 from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers, split_overrides
-from spikeprop.cli.printing import columns, say, table
+from spikeprop.cli.printing import columns, result, say, table, write
 
 if TYPE_CHECKING:
     from spikeprop.evaluate import EarlyExit
+    from spikeprop.recipe import Recipe
 
 
-@main.command(short_help="Run a recipe, or continue its run.")
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@main.command(
+    short_help="Run a recipe, or continue its run.", example="spikeprop run digits_cnn_stdb finetune.epochs=5 --out runs/mine"
+)
+@click.argument("recipe", shell_complete=completing.recipes)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completing.settings)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps, to see that it runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
@@ -33,38 +38,75 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
     KEY=VALUE overrides a setting, such as finetune.lr=1e-4. With several processes, which share the work: torchrun
     --nproc-per-node=2 -m spikeprop run ...
     """
-    import dataclasses
-
     import torch
+
+    from spikeprop.recipe import load_recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run_in_folder(lambda: load_recipe(recipe, overrides), out, smoke, **context)
+
+
+def run_in_folder(load: Callable[[], Recipe], out: Path | None, smoke: bool = False, **context: Any) -> Path:
+    """Run a recipe in its folder, which is recorded as this user's own; print its report.
+
+    Args:
+        load: reads the recipe; what that and its check import is what later commands on the folder may import.
+        out: run folder; default runs/RECIPE.
+        smoke: the tiny version.
+        context: more arguments of ``Context``; and ``begin``, called with the folder before the first stage.
+
+    Returns:
+        the folder.
+    """
+    import dataclasses
 
     from spikeprop.experiment.context import Context
     from spikeprop.experiment.run_folder import RunFolder
-    from spikeprop.recipe import load_recipe
+    from spikeprop.runtime.imports import note_foreign_names
     from spikeprop.runtime.locks import locked
     from spikeprop.runtime.processes import processes
     from spikeprop.runtime.signals import deferred_signals
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    loaded = load_recipe(recipe, overrides)
-    if smoke:
-        loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
-    _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
+    with note_foreign_names() as named:
+        loaded = load()
+        if smoke:
+            loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
+        _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
         notify = say if group.rank == 0 else lambda _: None
         path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
         with locked(path, group), deferred_signals(notify):
-            folder = RunFolder(path, loaded, smoke, group)
+            begin = context.pop("begin", None)
+            if begin is not None:
+                group.on_rank_zero(lambda: begin(path))
+            folder = RunFolder(path, loaded, smoke, group, notify)
+            group.on_rank_zero(lambda: _record(path, named, loaded))
             notify(f"{loaded.name} -> {path}")
             report = loaded.experiment.run(Context(folder, loaded.name, notify, **context))
         if group.rank == 0:
             table(report.name, report.rows)
-            click.echo(f"\nreport: {folder.path / 'report.json'}")
+            write(f"\nreport: {folder.path / 'report.json'}")
+            result(recipe=loaded.name, folder=path, report=report.values)
+    return path
 
 
-@main.command(short_help="Run a recipe with every combination of values.")
-@click.argument("recipe")
-@click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...")
+def _record(path: Path, named: Collection[str], loaded: Recipe) -> None:
+    """Record the folder as this user's own; where that cannot be written, later commands ask for what they import."""
+    from spikeprop.runtime.own_folders import record_own
+
+    try:
+        record_own(path, named, loaded.describe().get("data", {}))
+    except OSError as error:
+        say(f"warning: {path} cannot be recorded as your own ({error}): commands on it will ask for --import and --root")
+
+
+@main.command(
+    short_help="Run a recipe with every combination of values.",
+    example="spikeprop sweep digits_cnn_stdb finetune.lr=1e-4,1e-5 finetune.timesteps=4,8 --smoke",
+)
+@click.argument("recipe", shell_complete=completing.recipes)
+@click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...", shell_complete=completing.settings)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
 @click.option("--sampler", type=click.Choice(["grid", "tpe"]), default="grid", show_default=True,
@@ -92,15 +134,16 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
     failed = swept.failed()
     for trial in failed:
         say(f"{trial.name} failed: {trial.why}; its log is {swept.log(trial)}")
-    click.echo(f"\ntable: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+    write(f"\ntable: {folder / 'sweep.csv'}, {folder / 'sweep.json'}")
+    result(folder=folder, trials=[dict(zip(heads, row)) for row in rows], failed=[trial.name for trial in failed])
     if swept.finished():
         context.invoke(report, runs=tuple(swept.finished()), out=folder / "report.html", samples=0)
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(rows)} trials failed; the same command runs them again")
 
 
-@main.command(short_help="Check recipes without running them.")
-@click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...")
+@main.command(short_help="Check recipes without running them.", example="spikeprop check digits_cnn_stdb finetune.lr=1e-4")
+@click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...", shell_complete=completing.settings)
 @click.option("--no-import", is_flag=True, help="Build nothing; list the code from outside that the recipe would import.")
 def check(arguments: tuple[str, ...], no_import: bool) -> None:
     """Check recipes without running them: every key, component and value. KEY=VALUE overrides a setting of each, as for run."""
@@ -114,13 +157,26 @@ def check(arguments: tuple[str, ...], no_import: bool) -> None:
         if no_import:
             with record_foreign_names() as noted:
                 name = load_recipe(recipe, overrides).name
-            click.echo(f"{name}: not built; {'it would import' if noted else 'all of it is part of spikeprop'}")
+            write(f"{name}: not built; {'it would import' if noted else 'all of it is part of spikeprop'}")
             for line in noted:
-                click.echo(f"  {line}")
+                write(f"  {line}")
+            result(checked=[{"recipe": name, "would_import": noted}])
             continue
         loaded = load_recipe(recipe, overrides)
         _check(loaded.experiment)
-        click.echo(f"{loaded.name}: ok ({type(loaded.experiment).__name__})")
+        _warn_without_lava(recipe, loaded.experiment)
+        kind = type(loaded.experiment).__name__
+        write(f"{loaded.name}: ok ({kind})")
+        result(checked=[{"recipe": loaded.name, "experiment": kind}])
+
+
+def _warn_without_lava(recipe: str, experiment: Any) -> None:
+    """Say if a run would simulate on Lava, and cannot here."""
+    from spikeprop_hardware import why_no_lava
+
+    settings = getattr(experiment, "simulate", None)
+    if getattr(settings, "samples", 0) and getattr(settings, "backend", "") == "lava" and (why := why_no_lava()):
+        say(f"warning: {recipe}: a run here would take the reference simulator, which equals Lava's processes: {why}")
 
 
 def _check(experiment: Any, **options: bool) -> None:
@@ -129,7 +185,11 @@ def _check(experiment: Any, **options: bool) -> None:
         experiment.check(**options)
 
 
-@main.command("eval", short_help="Measure the accuracy of a network at each number of steps.")
+@main.command(
+    "eval",
+    short_help="Measure the accuracy of a network at each number of steps.",
+    example="spikeprop eval runs/digits_cnn_stdb --network converted --timesteps 4,8",
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
               help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
@@ -177,7 +237,8 @@ def evaluate(
             report, folder = evaluate_checkpoint(file, options, out=folder, restart=restart, processes=group)
             if group.rank == 0:
                 table(str(file), report.rows)
-                click.echo(f"\nreport: {folder / 'report.json'}")
+                write(f"\nreport: {folder / 'report.json'}")
+                result(reports=[{"checkpoint": file, "folder": folder, "report": report.values}])
 
 
 def _early_exit(text: str | None) -> EarlyExit | None:

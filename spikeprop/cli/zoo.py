@@ -8,9 +8,12 @@ import click
 
 from spikeprop.cli.group import main
 from spikeprop.cli.options import NETWORK_NAMES
+from spikeprop.cli.printing import result, write
 
 
-@main.command(short_help="Make a network of the zoo from a run folder.")
+@main.command(
+    short_help="Make a network of the zoo from a run folder.", example="spikeprop zoo add runs/digits_cnn_stdb digits-cnn-stdb"
+)
 @click.argument("action", type=click.Choice(["add"]))
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("name")
@@ -21,13 +24,13 @@ from spikeprop.cli.options import NETWORK_NAMES
 def zoo(action: str, run: Path, name: str, network: str | None, about: str | None, licence: str, zoo: Path) -> None:
     """Make, or replace, the entry NAME of a zoo from the folder of a finished RUN: network, recipe, report, card, SHA-256.
 
-    `spikeprop zoo add runs/digits_cnn_stdb digits-cnn-stdb` in a checkout; then `spikeprop eval zoo:digits-cnn-stdb` and
-    `sp.load("digits-cnn-stdb")` find it. A network has at most 10 MiB.
+    Then `spikeprop eval zoo:NAME` and `sp.load("NAME")` find it. A network has at most 10 MiB.
     """
     from spikeprop.experiment.zoo_entry import add_entry
 
     entry = add_entry(run, name, zoo, network=network, about=about, licence=licence)
-    click.echo(f"wrote {zoo / name} ({entry.bytes:,} bytes: {', '.join(entry.files)})")
+    write(f"wrote {zoo / name} ({entry.bytes:,} bytes: {', '.join(entry.files)})")
+    result(**vars(entry))
 
 
 def list_zoo() -> None:
@@ -35,9 +38,10 @@ def list_zoo() -> None:
     from spikeprop.experiment.zoo import entries, place
     from spikeprop.runtime.tables import Table
 
-    rows = []
-    for name, entry in entries().items():
+    rows, found = [], entries()
+    result(zoo=[vars(entry) for entry in found.values()])
+    for name, entry in found.items():
         percent = {t: f"{accuracy:.2f}" for t, accuracy in entry.accuracy.items()}
         own = percent.get(str(entry.timesteps), percent.get("ANN"))
         rows.append([name, own, entry.timesteps, percent.get("ANN"), f"{entry.bytes / 1e6:.2f} MB", entry.about])
-    click.echo(Table(f"zoo ({place() or 'index only'})", ["network", "top-1 (%)", "T", "of its ANN", "size", "about"], rows))
+    write(str(Table(f"zoo ({place() or 'index only'})", ["network", "top-1 (%)", "T", "of its ANN", "size", "about"], rows)))

@@ -18,8 +18,8 @@ def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
         inputs: what it reads, (B, T, ...), to count spikes and synaptic operations on.
 
     Returns:
-        layers, cores, chips, problems and needs; with inputs also activity (spikes and SynOps by layer, a sample) and
-        energy_joules, an estimate with the first Loihi's figures.
+        layers, cores, chips, problems and needs; with inputs also activity (spikes and SynOps by layer, a sample),
+        energy_joules, an estimate with the first Loihi's figures, and energy_model, its name.
 
     Raises:
         NirError: a file that is damaged, or a network that cannot be laid out.
@@ -31,4 +31,8 @@ def chip_budget(file: Path, inputs: np.ndarray | None = None) -> dict[str, Any]:
         return found
     active = hardware.activity(network, inputs)
     joules = hardware.energy_joules(network, active, inputs.shape[1])
-    return found | {"activity": [asdict(layer) for layer in active], "energy_joules": joules}
+    return found | {
+        "activity": [asdict(layer) for layer in active],
+        "energy_joules": joules,
+        "energy_model": hardware.ENERGY_MODEL,
+    }

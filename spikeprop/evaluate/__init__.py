@@ -1,9 +1,9 @@
 """Evaluation: accuracy against time steps with intervals, activity, cost, errors of the conversion, and ``Report``, what a run
 returns."""
 
-from spikeprop.evaluate import plot
+from spikeprop.evaluate import plot as plot
 from spikeprop.evaluate.accuracy import ann_accuracy, ann_mean_iou, snn_accuracy, snn_mean_iou
-from spikeprop.evaluate.activity import ADD_JOULES, MAC_JOULES, ActivityMeter, count_macs, device_of
+from spikeprop.evaluate.activity import ADD_JOULES, CONSTANTS, ENERGY_MODEL, MAC_JOULES, ActivityMeter, count_macs, device_of
 from spikeprop.evaluate.diagnosis import ConversionDiagnosis, LayerLoss, diagnose
 from spikeprop.evaluate.early_exit import EarlyExit, Exits, leave_early
 from spikeprop.evaluate.error import LayerError, conversion_error, output_error
@@ -20,6 +20,8 @@ from spikeprop.snn.watching import silent_layers
 
 __all__ = [
     "ADD_JOULES",
+    "CONSTANTS",
+    "ENERGY_MODEL",
     "MAC_JOULES",
     "ActivityMeter",
     "BatchPredictions",
@@ -50,7 +52,6 @@ __all__ = [
     "fan_out",
     "leave_early",
     "output_error",
-    "plot",
     "run_rows",
     "scalars_by_steps",
     "silent_layers",

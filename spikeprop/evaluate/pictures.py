@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spikeprop.evaluate.activity import ENERGY_MODEL
 from spikeprop.evaluate.error import LayerError
 from spikeprop.evaluate.report import networks_of
 from spikeprop.runtime.files import write_atomically
@@ -158,7 +159,7 @@ def _energy_curve(axis: Any, curve: Curve, activity: Mapping[str, Any], label: s
 def _energy_axis(axis: Any) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    axis.set(xscale="log", xlabel="uJ an image (arithmetic, 45 nm)", ylabel="accuracy (%)", title="accuracy against energy")
+    axis.set(xscale="log", xlabel=f"uJ an image ({ENERGY_MODEL})", ylabel="accuracy (%)", title="accuracy against energy")
     axis.grid(alpha=0.3)
     axis.margins(x=0.12)  # room for the numbers of steps
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spikeprop.evaluate.activity import ENERGY_MODEL
 from spikeprop.runtime.files import write_json
 
 _AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
@@ -41,7 +42,7 @@ def networks_of(values: Mapping[str, Any]) -> dict[str, str]:
 
 def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Table rows of a pipeline's report."""
-    rows, joules, synops = [], values["energy_joules"], sum(values["synops"].values())
+    rows, synops = [], sum(values["synops"].values())
     if "ann" in values:
         rows.append(("ANN", f"{values['ann']['accuracy']:.2f} %{_iou(values['ann'].get('mean_iou'))}"))
     for kind, label in networks_of(values).items():
@@ -52,18 +53,30 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("converted by", _choice_text(values["conversion"])))
     if "ann" in values:
         rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
-        rows.append(("energy an image, ANN / SNN (45 nm)", f"{joules['ann'] * 1e6:.2f} uJ / {joules['snn'] * 1e6:.2f} uJ"))
     else:
         rows.append(("SynOps an example", f"{synops:,.0f}"))
-        rows.append(("energy an example (45 nm)", f"{joules['snn'] * 1e6:.2f} uJ"))
+    what = "an image" if "ann" in values else "an example"
+    for model, ann, snn in energies(values):
+        ours = f"SNN {snn:.2f} uJ" if ann is None else f"ANN {ann:.2f} uJ, SNN {snn:.2f} uJ"
+        rows.append((f"energy {what} ({model})", ours))
     simulated = values["simulate"]
     if simulated["samples"]:
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
-        rows.append((f"Lava vs PyTorch, {simulated['samples']} samples", f"predictions agree {simulated['agreement']:.1f} %"))
-        rows.append(("Lava spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
+        where = "Lava" if simulated.get("backend", "lava") == "lava" else "reference"
+        rows.append((f"{where} vs PyTorch, {simulated['samples']} samples", f"predictions agree {simulated['agreement']:.1f} %"))
+        rows.append((f"{where} spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
+        rows += [("not on Lava", simulated["why"])] if "why" in simulated else []
         rows += chip_rows(simulated["chip"])
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
+
+
+def energies(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+    """Energy of a pipeline's last network by model: its name, uJ of the ANN where the model has it, uJ of the spiking network."""
+    arithmetic, chip = values["energy_joules"], values["simulate"].get("chip") or {}
+    ann = arithmetic["ann"] * 1e6 if "ann" in arithmetic else None
+    found: list[tuple[str, float | None, float]] = [(ENERGY_MODEL, ann, arithmetic["snn"] * 1e6)]
+    return found + ([(chip["energy_model"], None, chip["energy_joules"] * 1e6)] if "energy_model" in chip else [])
 
 
 def steps_text(steps: str | int, levels: int) -> str:

@@ -72,6 +72,6 @@ def explain_run(folder: Path, timesteps: Sequence[int], samples: int, trusted: C
         raise CheckpointError(f"{folder} is no run folder; a diagnosis needs the ANN as well as the converted network")
     ann_file, converted_file = find_checkpoints(folder, ["ann", "converted"])
     ann, converted = load_network(ann_file, trusted), load_spiking(converted_file, trusted)
-    data = data_component(converted.data, trusted).build()
+    data = data_component(converted.data, converted.trusted).build()
     images = next(data.test(samples).epoch(0))[0]
     return explain_conversion(converted.network, ann.network, images, list(timesteps) or [converted.timesteps or 1])

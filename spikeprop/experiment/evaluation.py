@@ -270,7 +270,7 @@ def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> LabelledData:
     """The data set, with the normalisation and the size of images that the network was trained with."""
     if not (loaded.data or options.data):
         raise EvaluationError("the checkpoint does not name its data; pass --data")
-    wanted = data_component(loaded.data, options.trusted, named=options.data, test_limit=options.limit, root=options.root)
+    wanted = data_component(loaded.data, loaded.trusted, named=options.data, test_limit=options.limit, root=options.root)
     if "size" in wanted.parameters():
         wanted = wanted.replace(size=loaded.input_shape[-1])
     return wanted.build()

@@ -8,6 +8,7 @@ trained network), or ``module:callable`` for the user's own network: the callabl
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,15 +105,17 @@ def _from_callable(source: str, request: ModelRequest) -> FoundModel:
 def _import_callable(source: str, where: str, name: str) -> Callable[[], Any]:
     """The callable; errors that it raises when it is called are not caught."""
     try:
-        return getattr(importlib.import_module(where), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"{source}: {error}; write it as module:callable") from error
+        found = getattr(importlib.import_module(where), name)
+        inspect.signature(found).bind()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise RecipeError(f"{source}: {error}; write it as module:callable, of a callable without arguments") from error
+    return found
 
 
 def _from_checkpoint(path: Path, request: ModelRequest) -> FoundModel:
     (file, *_) = find_checkpoints(path, [request.network] if request.network else [])
     loaded = load_network(file, request.trusted)
-    x, y = _samples(loaded.data, request)
+    x, y = _samples(loaded.data, replace(request, trusted=loaded.trusted))
     steps = request.timesteps or loaded.timesteps
     spiking = isinstance(loaded.network, SpikingNetwork)
     return FoundModel(name=f"{path.name} ({file.stem})" if path.is_dir() else file.stem, model=loaded.network, x=x, y=y,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.learn.checkpoint import save_checkpoint
 from spikeprop.recipe import Component, check_component
 from spikeprop.runtime.imports import only_trusted, package_of
+from spikeprop.runtime.own_folders import OwnFolder, own_folder
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.description import describe, described_network
 from spikeprop.snn.synapse import WEIGHTED
@@ -40,10 +41,18 @@ NETWORKS = ("ann", "converted", "finetuned", "trained")  # the checkpoints of a 
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network from a checkpoint, in evaluation mode, with the description that came with it."""
+    """A network from a checkpoint, in evaluation mode, with the description that came with it.
+
+    Attributes:
+        network, description: as in the checkpoint.
+        trusted: packages that the checkpoint may have imported: those that the caller named, and those of a folder of the user's.
+        own_data: data set of a folder of the user's, with its root; empty for a checkpoint from elsewhere.
+    """
 
     network: nn.Module
     description: dict[str, Any]
+    trusted: tuple[str, ...] = ()
+    own_data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def timesteps(self) -> int | None:
@@ -59,7 +68,7 @@ class LoadedNetwork:
     @property
     def data(self) -> dict[str, Any]:
         """Settings of the data that it was trained on; empty where they are not known."""
-        return data_settings(self.description.get("data") or {})
+        return {**self.own_data, **data_settings(self.description.get("data") or {})}
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,10 @@ def find_checkpoints(path: str | Path, networks: Sequence[str] = ()) -> list[Pat
     present = [name for name in NETWORKS if (path / f"{name}.safetensors").is_file()]
     absent = [name for name in networks if name not in present]
     if absent or not present:
-        found = f"it has {', '.join(present)}" if present else "it has none of ann, converted, finetuned and trained.safetensors"
-        raise CheckpointError(f"{path} has no {absent[0] if absent else 'checkpoint'}.safetensors; {found}")
+        if not present:
+            missing = f"{absent[0]}.safetensors" if absent else "ann, converted, finetuned or trained.safetensors"
+            raise CheckpointError(f"{path} has no {missing}: it is not the folder of a run; `spikeprop ls runs` lists those")
+        raise CheckpointError(f"{path} has no {absent[0]}.safetensors; it has {', '.join(present)}")
     chosen = [name for name in NETWORKS if name in networks] or present[-1:]
     return [path / f"{name}.safetensors" for name in chosen]
 
@@ -192,7 +203,7 @@ def data_component(
         RecipeError: no such data set or setting, or code from outside.
     """
     given = {key: value for key, value in {"use": named, **settings}.items() if value is not None}
-    found = {**described, **given}
+    found = {**(described if named is None else data_settings(described)), **given}
     if found.get("root") or found.get("use") != described.get("use"):  # the user's own folder, or another set
         found.pop("subfolder", None)
     own = [] if named is None or ("." not in named and ":" not in named) else [package_of(named)]
@@ -205,6 +216,13 @@ def data_settings(described: Mapping[str, Any]) -> dict[str, Any]:
     return {key: described[key] for key in ("use", *READING) if key in described}
 
 
+def own_data(own: OwnFolder, described: Any) -> dict[str, Any]:
+    """The data set of a folder of the user's, all of it; nothing where a file there describes another one."""
+    if not isinstance(described, Mapping) or own.data.get("use") != described.get("use"):
+        return {}
+    return {key: value for key, value in own.data.items() if key not in ("train_limit", "test_limit")}
+
+
 def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:
     """Build the network of a checkpoint and load its tensors.
 
@@ -212,7 +230,7 @@ def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwo
     made, and a class of your own that was changed since (a stride, an activation) gives another network with the same tensors.
 
     A checkpoint may come from anyone. So a network that is far larger than its tensors is refused, and code from outside is not
-    imported unless the user names it.
+    imported unless the user names it, or ran it in this folder before (``runtime/own_folders.py``).
 
     Args:
         path: the checkpoint.
@@ -225,9 +243,11 @@ def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwo
     checkpoint = load_checkpoint(path)
     if "kind" not in checkpoint.description:
         raise CheckpointError(f"{path} holds training progress; use ann, converted, finetuned or trained.safetensors")
+    own = own_folder(Path(path).parent)
+    allowed = (*trusted, *own.packages())
     try:
-        with only_trusted(trusted):
-            return _build(checkpoint)
+        with only_trusted(allowed):
+            return replace(_build(checkpoint), trusted=allowed, own_data=own_data(own, checkpoint.description.get("data")))
     except SpikepropError:
         raise
     except Exception as error:  # a description from elsewhere can be wrong in any way
@@ -244,7 +264,7 @@ def load_spiking(path: str | Path, trusted: Collection[str] = ()) -> LoadedSpiki
     loaded = load_network(path, trusted)
     if not isinstance(loaded.network, SpikingNetwork):
         raise CheckpointError(f"{path} is an ANN; give the converted or finetuned checkpoint of its run")
-    return LoadedSpikingNetwork(loaded.network, loaded.description)
+    return LoadedSpikingNetwork(loaded.network, loaded.description, loaded.trusted, loaded.own_data)
 
 
 def _build(checkpoint: Checkpoint) -> LoadedNetwork:

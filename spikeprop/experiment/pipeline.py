@@ -19,7 +19,7 @@ from spikeprop.evaluate import Report, draw_run, run_rows
 from spikeprop.experiment import completion
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import check_network
-from spikeprop.experiment.settings import HybridSettings, RunSettings, SimulationSettings, trial_optimizer
+from spikeprop.experiment.settings import HybridSettings, RunSettings, trial_optimizer
 from spikeprop.experiment.stages import HYBRID, PipelineRun, run_stages
 from spikeprop.learn import LearningRule, check_shardable
 from spikeprop.recipe import Component, Problems
@@ -75,7 +75,7 @@ class HybridConversion(HybridSettings):
             convert=replace(self.convert, images=16, calibrator=calibrator, timesteps=steps),
             finetune=replace(self.finetune, epochs=min(1, self.finetune.epochs), batch_size=16, timesteps=2),
             evaluate=replace(self.evaluate, timesteps=[2, 4], finetuned_up_to=None, batch_size=16),
-            simulate=SimulationSettings(samples=min(1, self.simulate.samples)),
+            simulate=replace(self.simulate, samples=min(1, self.simulate.samples)),
         )
 
     def check(self, *, here: bool = False) -> None:

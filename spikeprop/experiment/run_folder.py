@@ -42,14 +42,22 @@ class RunFolder:
         recipe: what runs there.
         smoke: whether this is the tiny version.
         processes: of this run; rank 0 writes.
+        notify: shows a line at the beginning of each stage.
 
     Raises:
         RecipeError: the folder holds a run of another recipe.
         DamagedFileError: its ``run.json`` cannot be read.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, smoke: bool = False, processes: Processes = ALONE):
-        self.path, self.processes = path, processes
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        smoke: bool = False,
+        processes: Processes = ALONE,
+        notify: Callable[[str], None] = lambda _: None,
+    ):
+        self.path, self.processes, self._notify = path, processes, notify
         processes.on_rank_zero(lambda: self._begin(recipe, smoke))
         self._stages = _read_stages(path / "stages.json")
 
@@ -101,6 +109,7 @@ class RunFolder:
 
     def _timed(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         self._record_session()
+        self._notify(f"stage {name}")
         clock = self.path / f".{name}.seconds"
         before = _read_seconds(clock)
         started = time.monotonic()

@@ -161,7 +161,7 @@ def run_folders(folder: Path) -> list[Path]:
         RunError: it is no folder.
     """
     if not folder.is_dir():
-        raise RunError(f"{folder} is no folder")
+        raise RunError(f"{folder} is no folder; give the one in which the run folders are, which --out named")
     return [file.parent for file in sorted(folder.rglob("run.json"))]
 
 

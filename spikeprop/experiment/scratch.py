@@ -20,7 +20,7 @@ from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import described
 from spikeprop.experiment.pipeline import SMOKE_IMAGES, check_code, check_machine, report_on
-from spikeprop.experiment.settings import ScratchSettings, SimulationSettings
+from spikeprop.experiment.settings import ScratchSettings
 from spikeprop.experiment.stages import SCRATCH, PipelineRun, run_stages
 from spikeprop.snn import SpikingNetwork
 from spikeprop.snn.timed_input import time_first
@@ -61,7 +61,7 @@ class SpikingTraining(ScratchSettings):
             data=self.data.replace(train_limit=SMOKE_IMAGES, test_limit=SMOKE_IMAGES // 2),
             train=replace(self.train, epochs=min(1, self.train.epochs), batch_size=16),
             evaluate=replace(self.evaluate, batch_size=16),
-            simulate=SimulationSettings(samples=min(1, self.simulate.samples)),
+            simulate=replace(self.simulate, samples=min(1, self.simulate.samples)),
         )
 
     def check(self, *, here: bool = False) -> None:

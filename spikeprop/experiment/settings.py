@@ -29,6 +29,7 @@ from spikeprop.snn import Encoder, Neuron
 from spikeprop.snn.readout import Read
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Backend = Literal["lava", "reference"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 
 
@@ -251,9 +252,11 @@ class SimulationSettings:
 
     Attributes:
         samples: test images that are simulated; 0 leaves the stage out.
+        backend: "lava", or the "reference" simulator that equals it; a run takes the reference too where Lava cannot be had.
     """
 
     samples: int = 20
+    backend: Backend = "lava"
 
     def __post_init__(self) -> None:
         if self.samples < 0:

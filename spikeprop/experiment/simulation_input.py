@@ -18,9 +18,17 @@ from torch import Tensor
 
 from spikeprop.deploy import ENCODERS, export, from_nir, read_nir
 from spikeprop.errors import NirError
-from spikeprop.experiment.network_checkpoint import NORMALISATION, data_component, data_settings, find_checkpoints, load_spiking
+from spikeprop.experiment.network_checkpoint import (
+    NORMALISATION,
+    data_component,
+    data_settings,
+    find_checkpoints,
+    load_spiking,
+    own_data,
+)
 from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.files import parse_json
+from spikeprop.runtime.own_folders import own_folder
 from spikeprop.snn import SpikingNetwork
 
 HDF5 = b"\x89HDF\r\n\x1a\n"  # the first bytes of every NIR file
@@ -106,7 +114,9 @@ def open_simulation_input(
         NirError: a NIR file that is damaged, or holds something that is not supported.
     """
     if network is None and _is_nir(path):
-        yield replace(_read(path, encoder), trusted=trusted)
+        found, own = _read(path, encoder), own_folder(path.parent)
+        data = {**own_data(own, found.data), **found.data}
+        yield replace(found, data=data, trusted=(*trusted, *own.packages()))
         return
     (checkpoint,) = find_checkpoints(path, [network] if network else [])
     loaded = load_spiking(checkpoint, trusted)
@@ -114,7 +124,7 @@ def open_simulation_input(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.nir"
         export(loaded.network, file, about)
-        yield SimulationInput(loaded.network, file, loaded.timesteps, loaded.data, about.get("seed", 0), trusted)
+        yield SimulationInput(loaded.network, file, loaded.timesteps, loaded.data, about.get("seed", 0), loaded.trusted)
 
 
 def first_steps(x: Any, steps: int) -> Any:

@@ -118,7 +118,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"no checkpoint at {path}; give a run folder (`spikeprop ls runs`), or a .safetensors file in one")
     try:
         return _read(path)
     except ForeignFileError as error:

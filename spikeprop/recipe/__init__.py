@@ -9,7 +9,7 @@ instead of imported.
 
 from spikeprop.recipe.checking import check, check_component, check_component_text
 from spikeprop.recipe.component import Component
-from spikeprop.recipe.names import components, home, slots, unseen
+from spikeprop.recipe.names import components, home, purposes, slots, unseen
 from spikeprop.recipe.problems import Problems
 from spikeprop.recipe.recipe import Recipe, load_recipe
 from spikeprop.recipe.text import dump, find_recipe, recipe_folder
@@ -26,6 +26,7 @@ __all__ = [
     "find_recipe",
     "home",
     "load_recipe",
+    "purposes",
     "recipe_folder",
     "slots",
     "unseen",

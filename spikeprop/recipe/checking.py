@@ -165,7 +165,8 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return value  # a type of another library: its own constructor checks it
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise RecipeError(f"{path}: {value!r} is not valid: {reason}") from error
+        said = reason.replace("Input should be", "it should be").replace("a valid array", "a list, as in [1, 2]")
+        raise RecipeError(f"{path}: {value!r} is not valid: {said}") from error
 
 
 def _arguments(target: Any, given: Mapping[str, Any], path: str, use: str) -> dict[str, Any]:
@@ -197,4 +198,4 @@ def _expected(hint: Any) -> str:
     if get_origin(hint) is Component:
         base = get_args(hint)[0]
         return f"a component, one of {', '.join(components(base))}"
-    return getattr(hint, "__name__", str(hint))
+    return f"a value of type {getattr(hint, '__name__', str(hint))}"

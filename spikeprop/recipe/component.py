@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -69,6 +70,18 @@ def source_of(target: Any) -> Any:
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
     """Its parameters, by name."""
     return dict(inspect.signature(source_of(target)).parameters)
+
+
+def purpose_of(target: Any) -> str:
+    """What it is for, and what it is: of its docstring, the first sentences of the paragraph with "For", and of the first one."""
+    paragraphs = inspect.cleandoc(source_of(target).__doc__ or "").split("\n\n")
+    chosen = [*[p for p in paragraphs[1:] if p.startswith("For ")][:1], paragraphs[0]]
+    return " ".join(first_sentence(p) for p in chosen).replace("``", "")
+
+
+def first_sentence(text: str) -> str:
+    """The text up to the first full stop that is not that of an abbreviation."""
+    return re.split(r"(?<!al\.)(?<=\.)\s(?=[A-Z])", " ".join(text.split()), maxsplit=1)[0]
 
 
 def hints_of(target: Any) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 from spikeprop.errors import RecipeError
-from spikeprop.recipe.component import Component, parameters_of
+from spikeprop.recipe.component import Component, parameters_of, purpose_of
 from spikeprop.recipe.nearest import nearest
 from spikeprop.runtime import imports
 from spikeprop.runtime.places import folders
@@ -36,6 +37,11 @@ def components(base: type) -> dict[str, dict[str, Any]]:
     """The components of a slot: name to {parameter: default}; those of plugins with their prefix."""
     found = _public(home(base)) | {f"{PLUGINS}.{name}": cls for name, cls in _public(PLUGINS).items()}
     return {name: _defaults(cls) for name, cls in found.items() if fits(cls, base)}
+
+
+def purposes(base: type) -> dict[str, str]:
+    """What each component of a slot is for, in words."""
+    return {name: purpose_of(find(name, base.__name__, base, home(base))) for name in components(base)}
 
 
 def _public(name: str) -> dict[str, Any]:
@@ -128,7 +134,10 @@ def _experiments(module: str) -> list[str]:
 
 def _extra_of(module: str) -> str:
     package = module.partition(".")[0]
-    return "; in a copy of the repository: pip install ./hardware '.[interop]'" if package in {"snntorch", "norse"} else ""
+    if package in {"snntorch", "norse"}:
+        return "; in a copy of the repository: pip install ./hardware '.[interop]'"
+    missing = package.isidentifier() and importlib.util.find_spec(package) is None
+    return f"; put {package}.py into this folder, or install the package that has it" if missing else ""
 
 
 def _defaults(target: Any) -> dict[str, Any]:

@@ -14,9 +14,11 @@ def unknown_keys(given: Mapping[str, Any], known: Iterable[str], path: str, owne
     return [f"{where}: {owner} has no {key!r}{nearest(str(key), known)}" for key, where in places.items()]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: the nearest known name, or all of them."""
+def nearest(name: str, known: Iterable[str], most: int = 100) -> str:
+    """The end of a message: the nearest known name, or all of them where they are at most ``most``."""
     known = [str(k) for k in known]
     by_lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    if near:
+        return f"; did you mean {by_lower[near[0]]!r}?"
+    return f"; known: {', '.join(sorted(set(known)))}" if len(known) <= most else ""

@@ -6,6 +6,7 @@ built from them.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from spikeprop_hardware import kinds
 
 from spikeprop.errors import RecipeError
+from spikeprop.recipe.component import first_sentence
 from spikeprop.recipe.nearest import nearest
 
 LARGEST_RECIPE = 2**20  # bytes
@@ -40,6 +42,13 @@ def recipe_folder() -> Path:
     return packaged if packaged.is_dir() else package.parent / "recipes"
 
 
+def description(path: Path) -> str:
+    """What a recipe does: the first sentence of the comment under its first line, which is its command."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    comment = [line[1:].strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+    return first_sentence(" ".join(comment))
+
+
 def find_recipe(source: str) -> Path:
     """The file of a recipe given as path or as name."""
     path = Path(source)
@@ -48,10 +57,15 @@ def find_recipe(source: str) -> Path:
     names = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
     if path.suffix == "" and source in names:
         return names[source]
+    if path.is_dir():
+        stored = path / "recipe.yaml"
+        fix = f"the run there goes on with: spikeprop run {stored} --out {path}" if stored.is_file() else "give a recipe's file"
+        raise RecipeError(f"{path} is a folder; {fix}")
     if path.is_file():
         wrong = kinds.wrong_kind(path, "a recipe (YAML)", kinds.YAML, kinds.TEXT)
         raise RecipeError(wrong or f"{path} is no recipe by its name: a recipe's file ends in .yaml")
-    raise RecipeError(f"no recipe {source!r}{nearest(path.stem, names)}; 'spikeprop ls' shows all")
+    near = nearest(path.stem, names, most=0)
+    raise RecipeError(f"no recipe {source!r}{near}; 'spikeprop ls' lists them, 'spikeprop new' writes one to begin with")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -69,9 +83,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RecipeError(f"{path} is not valid YAML for a recipe: {error}") from error
+        hint = "; indent with spaces: YAML has no tabs" if "'\\t'" in str(error) else ""
+        raise RecipeError(f"{path} is not valid YAML for a recipe: {error}{hint}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path} must hold a mapping of settings")
+        raise RecipeError(
+            f"{path} must hold a mapping of settings, such as 'data: Digits'; 'spikeprop new' writes a recipe to begin with"
+        )
     return tree
 
 

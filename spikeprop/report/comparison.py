@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from spikeprop.evaluate import ENERGY_MODEL
 from spikeprop.evaluate.report import LABELS, steps_text
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import COLOURS as COUNT
@@ -88,7 +89,7 @@ def curves(runs: Sequence[RunRecord]) -> Markup:
     macs = {i: float(run.report["macs"]) for i, run in shown if run.report and run.hybrid}
     energy = {i: run.report["energy_joules"]["ann"] * 1e6 for i, run in shown if run.report and run.hybrid}
     parts.append(_against("synops", "SynOps an example (of an ANN: multiply-accumulates)", shown, several, synops, macs))
-    parts.append(_against("energy", "uJ an example (arithmetic, 45 nm)", shown, several, joules, energy))
+    parts.append(_against("energy", f"uJ an example ({ENERGY_MODEL})", shown, several, joules, energy))
     lacking = [run.name for _, run in shown if not run.report or not run.report[next(iter(run.networks))].get("activity")]
     if lacking:
         why = f"{', '.join(lacking)}: the report is of a version that counts spikes at one T only, so there is one point of cost."

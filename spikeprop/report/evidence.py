@@ -85,7 +85,7 @@ def _made(run: RunRecord, kind: str, samples: int, trusted: Collection[str]) -> 
     assert isinstance(network, SpikingNetwork)
     found: dict[str, Any] = {"network": kind, "timesteps": run.steps, "missing": {}, "thresholds": _thresholds(network)}
     try:
-        source = data_component(run.settings["data"], trusted)
+        source = data_component(run.settings["data"], loaded.trusted)
         data = source.build()
         predicted = _run_predictions(run, kind, loaded, source, samples)
         if predicted is None:

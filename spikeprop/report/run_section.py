@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spikeprop.evaluate.report import CHIP_COLUMNS, steps_text
+from spikeprop.evaluate.report import CHIP_COLUMNS, energies, steps_text
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import Line, bar_chart, legend, line_chart
 from spikeprop.report.comparison import COLOURS
@@ -23,6 +23,7 @@ def sections(run: RunRecord, found: Evidence, name: str) -> Markup:
         ("Spikes", _rasters),
         ("Confusions", _confusion),
         ("Examples predicted correctly and wrongly", _examples),
+        ("Energy", _energy),
         ("Lava against PyTorch", _parity),
         ("Loihi 2", _chip),
     ]
@@ -193,15 +194,30 @@ def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
     )
     first = simulated.get("first_difference")
     summary = f"{agree}{equal} ({simulated['spikes']:,} spikes); largest output difference {simulated['output_error']:.2g}."
+    on_lava = simulated.get("backend", "lava") == "lava"
+    if not on_lava:
+        summary += f" Simulated by the reference simulator, which equals Lava's processes{_because(simulated.get('why'))}."
     summary += " First difference: " + ", ".join(f"{k} {v}" for k, v in first.items()) + "." if first else ""
     layers = simulated.get("layers")
     if layers:
-        heads = ["layer", "spikes in PyTorch", "on Lava", "different"]
+        heads = ["layer", "spikes in PyTorch", "on Lava" if on_lava else "in the reference simulator", "different"]
         rows = [[layer, ours, theirs, simulated["mismatches"][layer]] for layer, (ours, theirs) in layers.items()]
     else:
         heads, rows = ["layer", "spikes different"], [[layer, n] for layer, n in simulated["mismatches"].items()]
     lacking = [] if layers else [note("Spikes by layer: not in this report.")]
     return join([tag("p", summary), table("Lava against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking])
+
+
+def _because(why: str | None) -> str:
+    return f", since Lava was not found: {why}" if why else ""
+
+
+def _energy(run: RunRecord, found: Evidence, name: str) -> Markup:
+    rows = [list(row) for row in energies(run.report or {})]
+    heads = ["model", "ANN, uJ", f"SNN at T = {run.steps}, uJ"]
+    return join(
+        [table("Energy of an example, by model", heads, rows), note("Neither is a measurement: memory and host are not counted.")]
+    )
 
 
 def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:

@@ -1,6 +1,7 @@
 """The import policy: which modules may be imported because a text (a recipe, a checkpoint, a NIR file) names them.
 
-A recipe may name any module, and the person who runs it is responsible for that. Two contexts allow less. Within
+A recipe may name any module, and the person who runs it is responsible for that; ``note_foreign_names`` collects what it named,
+for the record of the user's own folders (``runtime/own_folders.py``). Two contexts allow less. Within
 ``record_foreign_names`` (used by ``check``) names outside spikeprop are recorded and not imported. Within ``only_trusted`` (used
 for checkpoints and NIR files, which people pass on) three kinds of modules may be imported: the libraries of which networks are
 built, what this process has already imported, and what the user lists.
@@ -36,6 +37,18 @@ class _Policy:
 
 
 _policy: ContextVar[_Policy | None] = ContextVar("import policy", default=None)
+_noted: ContextVar[set[str] | None] = ContextVar("modules that a recipe named", default=None)
+
+
+@contextmanager
+def note_foreign_names() -> Iterator[set[str]]:
+    """Within this context, packages outside ``LIBRARIES`` that a text names and that may be imported are added to this set."""
+    noted: set[str] = set()
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
 
 
 @contextmanager
@@ -61,14 +74,14 @@ def only_trusted(allowed: Collection[str] = ()) -> Iterator[None]:
 
 def importable(module: str) -> bool:
     """Whether a module, or a file of Python code by its path, may be imported here because a text names it."""
-    policy = _policy.get()
-    if policy is None:
-        return True
-    if is_file(module):
-        named = {Path(package).expanduser().resolve() for package in policy.packages if is_file(package)}
-        file = Path(module).resolve()
-        return file in named or (policy.already_imported and file in _files)
-    return package_of(module) in policy.packages or (policy.already_imported and module in sys.modules)
+    policy, noted = _policy.get(), _noted.get()
+    package = str(Path(module).resolve()) if is_file(module) else package_of(module)
+    allowed = () if policy is None else policy.packages
+    named = policy is None or package in {str(Path(p).expanduser().resolve()) if is_file(p) else p for p in allowed}
+    if noted is not None and named and package not in LIBRARIES:
+        noted.add(package)
+    present = Path(package) in _files if is_file(module) else module in sys.modules
+    return named or (policy is not None and policy.already_imported and present)
 
 
 def recorded_names() -> list[str] | None:

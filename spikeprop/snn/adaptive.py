@@ -43,7 +43,8 @@ class AdaptiveState:
 class ALIF(Neuron):
     """Leaky integrate-and-fire with an adaptive threshold, theta + beta * a.
 
-    A neuron for training: its rate is no ReLU of its current, so an ANN is not converted to it.
+    For training on sequences that need a longer memory than a leak. Its rate is no ReLU of its current, so an ANN is not
+    converted to it.
 
     Args:
         v_threshold: theta, the threshold without adaptation, positive. The reset takes off theta alone.

@@ -41,7 +41,8 @@ class CubaState:
 class CubaLIF(Neuron):
     """Leaky integrate-and-fire whose synaptic current leaks too, instead of ending with its step.
 
-    A neuron for training: the charge of a spike is 1/(1 - synaptic_leak) times its weight, so an ANN is not converted to it.
+    For training networks of the neuron that Loihi has. The charge of a spike is 1/(1 - synaptic_leak) times its
+    weight, so an ANN is not converted to it.
 
     Args:
         v_threshold: positive.

@@ -195,6 +195,8 @@ class _IntegrateAndFire(Neuron):
 class IF(_IntegrateAndFire):
     """Integrate-and-fire: no leak. The neuron of the paper's default (lambda = 1).
 
+    For conversion and fine-tuning after it: spikes of one bit, for every chip.
+
     Args:
         v_threshold: positive; a number here, one a neuron or a channel after calibration.
         reset: "subtract" takes the threshold off the potential at a spike, "zero" sets the potential to 0.
@@ -220,6 +222,8 @@ class IF(_IntegrateAndFire):
 class LIF(_IntegrateAndFire):
     """Leaky integrate-and-fire: ``u = leak * v + I``; the current is not scaled by the leak.
 
+    For training and fine-tuning where time matters, since it forgets.
+
     Args:
         v_threshold: positive; a number here, one a neuron or a channel after calibration.
         leak: factor on the potential each step, in [0, 1]; 1 is no leak.
@@ -244,6 +248,8 @@ class LIF(_IntegrateAndFire):
 
 class PLIF(_IntegrateAndFire):
     """Leaky integrate-and-fire whose time constant is trained: ``leak = 1 - 1/tau`` with ``1/tau = sigmoid(w)``.
+
+    For training from scratch where the best leak is not known.
 
     Fang et al. 2021, "Incorporating Learnable Membrane Time Constant to Enhance Learning of Spiking Neural Networks", ICCV. With
     ``decay_input``, as in their eq. 7, the current is divided by tau: ``u = leak * v + I/tau``. They reset to zero, and take the

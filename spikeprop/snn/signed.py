@@ -107,8 +107,9 @@ class GradedIF(Neuron):
 class SignedIF(GradedIF):
     """Integrate-and-fire without leak, whose spikes are 1 and -1: ``GradedIF(levels=1)``. No gradient passes.
 
-    A spike either way is an event of the same cost, and hardware needs events that carry a sign. The packed engine runs it where
-    gradients are off (``torch.no_grad``).
+    For conversion without training to spikes of one bit and a sign, in 8 to 32 steps. A spike either way is an
+    event of the same cost, and hardware needs events that carry a sign. The packed engine runs it where gradients are off
+    (``torch.no_grad``).
 
     Args:
         v_threshold: positive; a number here, one a neuron or a channel after calibration.

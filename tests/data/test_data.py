@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from spikeprop.data import CIFAR10, CIFAR100, MNIST, Digits, DigitsOnPhotographs, FashionMNIST, ImageData, ImageNet, InMemorySplit
 from spikeprop.data.base import augment
@@ -63,6 +64,47 @@ def test_augmentation_shifts_by_at_most_the_padding_and_flips() -> None:
     assert {tuple(row) for row in flipped[:, 0, 0].tolist()} == {tuple(range(9)), tuple(range(8, -1, -1))}
 
 
+def test_reflected_padding_is_torchs_and_shows_no_black() -> None:
+    images = torch.randint(1, 256, (50, 3, 6, 7), dtype=torch.uint8)
+    padded = F.pad(images.float(), (2, 2, 2, 2), "reflect")
+    windows = padded.unfold(2, 6, 1).unfold(3, 7, 1).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)  # (B, 25, C, 6, 7)
+    out = augment(images, 2, False, torch.Generator().manual_seed(0), "reflect")
+    found = (windows == out[:, None]).flatten(2).all(2)
+    assert bool(found.any(1).all())
+    assert int(found.any(0).sum()) > 15
+
+
+def test_alternating_flip_shows_every_image_both_ways_in_two_epochs() -> None:
+    images = torch.arange(40 * 4, dtype=torch.uint8).reshape(40, 1, 1, 4)
+    split = InMemorySplit(images, torch.arange(40), 16, 0.0, 1.0, 1.0, seed=5, flip="alternating")
+    flipped = torch.zeros(4, 40, dtype=torch.bool)
+    for epoch in range(4):
+        for x, y in split.epoch(epoch):
+            flipped[epoch, y] = x[:, 0, 0, 0] > x[:, 0, 0, 1]
+    assert torch.equal(flipped[0], ~flipped[1])
+    assert torch.equal(flipped[0], flipped[2])
+    assert 8 < int(flipped[0].sum()) < 32
+
+
+def test_cutout_zeroes_one_square_of_the_normalised_image() -> None:
+    images = torch.full((64, 2, 9, 9), 200, dtype=torch.uint8)
+    split = InMemorySplit(images, torch.zeros(64).long(), 64, 0.5, 0.5, seed=0, cutout=4)
+    zero = next(split.epoch(0))[0] == 0
+    assert torch.equal(zero[:, 0], zero[:, 1])
+    rows, columns = zero[:, 0].any(2).sum(1), zero[:, 0].any(1).sum(1)
+    assert torch.equal(zero[:, 0].sum((1, 2)), rows * columns)  # a rectangle, cut off where it reaches over the border
+    assert int(rows.max()) == int(columns.max()) == 4
+    assert bool((rows >= 2).all())
+    assert not (next(InMemorySplit(images, split.labels, 64, 0.5, 0.5, cutout=4).epoch(0))[0] == 0).any()
+
+
+def test_augmentation_that_no_image_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="can reflect fewer pixels"):
+        Digits(crop=8, padding="reflect")
+    with pytest.raises(ValueError, match="cutout is -1"):
+        Digits(cutout=-1)
+
+
 def test_limits_take_the_first_examples() -> None:
     assert len(Digits(train_limit=10, test_limit=7).train(4, 0)) == 3
     assert len(next(Digits(test_limit=7).test(100).epoch(0))[1]) == 7
@@ -115,7 +157,7 @@ def test_digits_on_photographs_are_labelled_pixel_by_pixel(data_root: Path) -> N
     assert torch.equal(next(data.test(40).epoch(0))[0], x)
     other = next(DigitsOnPhotographs(test_limit=40, place_seed=1).test(40).epoch(0))[1]
     assert not torch.equal(other, y)
-    with pytest.raises(ValueError, match="crop and flip"):
+    with pytest.raises(ValueError, match="crop, flip and cutout"):
         DigitsOnPhotographs(flip=True)
 
 

@@ -173,9 +173,10 @@ def test_devices_that_are_not_here_are_refused(monkeypatch: pytest.MonkeyPatch) 
     assert find_device("auto") == find_device("cpu") == torch.device("cpu")
     with pytest.raises(RecipeError, match="torch finds 0 CUDA devices"):
         find_device("cuda:1")
-    lowered = load_recipe("digits_cnn_stdb", ["precision=bfloat16"]).experiment
+    load_recipe("digits_cnn_stdb", ["precision=bfloat16"]).experiment.check(here=True)
+    lowered = load_recipe("digits_cnn_stdb", ["precision=float16"]).experiment
     lowered.check()  # the recipe is sound
-    with pytest.raises(RecipeError, match="precision: bfloat16 is for CUDA"):
+    with pytest.raises(RecipeError, match="precision: float16 is for CUDA"):
         lowered.check(here=True)
 
 
@@ -281,6 +282,7 @@ def test_every_slot_has_components() -> None:
         "SpikingCNN",
         "SpikingMLP",
         "OnnxModel",
+        "TimmModel",
         "TorchvisionModel",
         "UNet",
         "ViT",

@@ -28,6 +28,8 @@ PART_BYTES = 1 << 20  # of a layer's current that are fitted at once: its values
 class AdvancedCalibration(SpikeCalibrator):
     """Thresholds of least error, then a fit of weights, biases, thresholds and initial potentials to the ANN's activations.
 
+    For one-bit spikes in few steps, where calibration may take minutes.
+
     The fit minimises the squared error of theta * rate against the activation by Adam, ``iterations`` steps on ``batch_size``
     images, each number moving by about ``step`` of its tensor's size a step at first, and less and less (cosine). The mean error
     that is left in each channel's true rates is added to the biases. A fit that does not lower the error is undone.

@@ -14,6 +14,8 @@ from spikeprop.errors import ConversionError
 class LearnedCeiling(LayerwiseCalibrator):
     """S = the value at which the ANN clips the activation: learned by the ANN (QCFS, TCL), or fixed (ReLU6).
 
+    For ANNs that clip their activations: trained with QCFS or TCL, or with ReLU6.
+
     For QCFS the neurons start at half their threshold (v_init 0.5), as Bu et al. 2022 derive.
     """
 

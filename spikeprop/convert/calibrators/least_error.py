@@ -24,6 +24,8 @@ SAMPLES = 1 << 15  # values of a channel that are enough to find its threshold
 class LeastError(LayerwiseCalibrator):
     """S = argmin of sum (S * r(a/S) - a)^2 over the activations a, for ``timesteps`` steps (Li et al. 2021).
 
+    For conversion without training to a given T, in seconds, with weights and biases as they are.
+
     Attributes:
         timesteps: T.
         per: one threshold a layer, or one a channel.

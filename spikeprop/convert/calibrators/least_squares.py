@@ -37,6 +37,8 @@ TOGETHER = 64  # images of which a current is computed at once
 class LeastSquares(SpikeCalibrator):
     """Thresholds of least error, then each layer's weights by least squares on real rates; thresholds and biases once more.
 
+    For conversion without training to very few steps: the default below 16 different sums that a neuron can send.
+
     Attributes:
         iterations: steps of the fit; the best is kept.
         ridge: lambda, as a fraction of the mean square of the inputs; larger values stay nearer to the ANN's weights, and overfit

@@ -15,6 +15,8 @@ from spikeprop.snn import Neuron
 class LightCalibration(SpikeCalibrator):
     """Thresholds of least error, then biases and initial potentials that compensate the mean error of the rates.
 
+    For most conversions without training: the default from 16 different sums on that a neuron can send.
+
     Attributes:
         bias: correct biases, by channel.
         potential: correct initial potentials, by neuron.

@@ -22,6 +22,8 @@ from spikeprop.runtime.checks import at_least_one
 class LocalThresholdBalancing(LayerwiseCalibrator):
     """S of each channel by gradient descent on the squared error of S * rate against the activation.
 
+    For comparison with its paper: ``LeastError`` finds thresholds of least error by a search.
+
     Attributes:
         timesteps: T of the rate.
         iterations: steps of the descent, each on ``samples`` activations of every channel.

@@ -15,6 +15,8 @@ from spikeprop.snn import SpikingNetwork
 class OffsetSpike(ThresholdCalibrator):
     """Any calibrator, and ``pre_run`` steps at the start of a simulation that shift the initial potentials (Hao et al. 2023).
 
+    For QCFS networks in few steps, at the price of ``pre_run`` steps more.
+
     The latency of the network includes these steps; the authors count them separately.
 
     Attributes:

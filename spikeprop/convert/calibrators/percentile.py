@@ -15,6 +15,8 @@ from spikeprop.runtime.checks import in_percent
 class Percentile(LayerwiseCalibrator):
     """S = the given percentile of the activations over images and neurons.
 
+    For long simulations of networks with a few very large activations, which it clips.
+
     By layer, Rueckauer et al. 2017; by channel, Kim et al. 2020 (Spiking-YOLO).
 
     Attributes:
@@ -36,6 +38,8 @@ class Percentile(LayerwiseCalibrator):
 @dataclass(frozen=True, kw_only=True)
 class MaxActivation(LayerwiseCalibrator):
     """S = the largest activation (Diehl et al. 2015).
+
+    For long simulations, of hundreds of steps: nothing is clipped.
 
     Attributes:
         per: one threshold a layer, or one a channel.

@@ -24,6 +24,8 @@ from spikeprop.snn import SpikingNetwork
 class ThresholdBalancing(LayerwiseCalibrator):
     """theta = scale * max over images, neurons and steps of the input current W*s of one step, in forward order.
 
+    For conversion that is fine-tuned afterwards, as in the hybrid conversion.
+
     Each layer is measured on the spikes of layers that already have their threshold (Rathi et al. 2020). Neurons run without
     leak meanwhile.
 

@@ -36,6 +36,8 @@ HALVINGS = 40
 class ThresholdIteration(LayerwiseCalibrator):
     """S of each channel by the mean and deviation of its pre-activations, as if they were normal (Huang et al. 2025).
 
+    For a fast calibration of large networks, in one pass over the images.
+
     It needs one pass over the images and no search over activations: a few seconds for any network. Neurons start at half a
     spike (``v_init=0.5``). A channel without deviation gets its mean; one that is never active, the layer's largest.
 

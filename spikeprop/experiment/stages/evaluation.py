@@ -14,6 +14,7 @@ from torch import nn
 from spikeprop.convert import activation_scales, relu_activations, uncalibrated
 from spikeprop.errors import DamagedFileError, EvaluationError
 from spikeprop.evaluate import (
+    CONSTANTS,
     MAC_JOULES,
     Journal,
     Predictor,
@@ -28,7 +29,6 @@ from spikeprop.experiment.stages.stage import PipelineRun
 PROGRESS = "evaluate.progress"  # folder of the predictions while the stage runs, by network
 PREDICTIONS = "predictions"  # their folder once it is finished
 ERROR_IMAGES = 16  # for the error of the conversion, layer by layer
-CONSTANTS = "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)"
 ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few percent, and a network is simulated once
 
 

@@ -1,0 +1,112 @@
+"""Verbs for a network that one has already: convert, and finetune for the folder that convert (or run) made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spikeprop.cli.group import main
+from spikeprop.cli.looking import report
+from spikeprop.cli.options import TRUSTED, by_channel, numbers
+from spikeprop.cli.printing import table
+from spikeprop.cli.running import run_in_folder
+
+
+@main.command(short_help="Convert a trained network of your own, and report on it.")
+@click.argument("source")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--weights", help="File or folder: .pt, .pth, .safetensors, shards; default the library's own.")
+@click.option("--data", default="ImageFolder", show_default=True,
+              help="Data set with labels: one that `ls data` shows, my_data.py:MyDataset or package.Class.")  # fmt: skip
+@click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
+@click.option("--mean", callback=by_channel, help="Mean of the normalisation, one number or one a channel; default what fits.")
+@click.option("--std", callback=by_channel, help="Standard deviation of the normalisation, likewise.")
+@click.option("--timesteps", default="4,8,16", show_default=True, help="Numbers of steps; calibrated for the largest.")
+@click.option("--binary", is_flag=True, help="Only spikes of one bit, with a sign.")
+@click.option("--samples", type=click.IntRange(min=0), default=4, show_default=True, help="Test images to simulate.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/NETWORK.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
+@click.pass_context
+def convert(
+    context: click.Context, source: str, overrides: tuple[str, ...], timesteps: str, out: Path | None, threads: int | None,
+    **settings: Any,
+) -> None:  # fmt: skip
+    """Convert a trained network to spikes: trace, calibrate, evaluate ANN and SNN, export, budget, simulate, report.
+
+    SOURCE is a class in a file or module (mynet.py:MyNet, package.module:Net), torchvision:resnet18, timm:resnet18 or model.onnx.
+    KEY=VALUE sets an argument of the class, or anything else of the recipe: ann.width=64, data.size=32, convert.images=256.
+
+    \b
+    Example:
+      spikeprop convert mynet.py:MyNet --weights best.pt --data ImageFolder --root photos --out runs/mine
+
+    The folder is a run folder: eval, simulate, budget, diagnose, finetune and report read it. The same command again continues.
+    """
+    import torch
+
+    from spikeprop.experiment.own_network import OwnNetwork, own_recipe
+    from spikeprop.recipe import Recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    own = OwnNetwork(source=source, overrides=overrides, timesteps=numbers(timesteps), **settings)
+    path = out or Path("runs") / own.name
+
+    def load() -> Recipe:
+        recipe, rows = own_recipe(own)
+        table(f"{source} -> {path}", rows)
+        return recipe
+
+    _run_and_show(context, load, path)
+
+
+@main.command(short_help="Fine-tune the network of a run folder with spikes.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the fewest that were evaluated.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images; default the recipe's, else 5.")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate; default the recipe's, else 1e-4.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default FOLDER-finetuned.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
+@TRUSTED
+@click.pass_context
+def finetune(
+    context: click.Context, folder: Path, overrides: tuple[str, ...], out: Path | None, threads: int | None,
+    trusted: tuple[str, ...], **settings: Any,
+) -> None:  # fmt: skip
+    """Fine-tune the converted network of FOLDER by spike-timing-dependent backpropagation, and report on it.
+
+    The result is a run folder of its own; FOLDER stays as it is. Graded and signed neurons pass no gradient, so a network that
+    has them is converted again with IF neurons. KEY=VALUE sets anything of the recipe: finetune.batch_size=16.
+
+    \b
+    Example:
+      spikeprop finetune runs/mine --timesteps 8 --epochs 3
+    """
+    import torch
+
+    from spikeprop.experiment.finetuning import finetuning_recipe, take_over
+    from spikeprop.recipe import Recipe
+    from spikeprop.runtime.imports import only_trusted
+    from spikeprop.runtime.own_folders import own_folder
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    path = out or folder.resolve().with_name(f"{folder.resolve().name}-finetuned")
+
+    def load() -> Recipe:
+        recipe, rows = finetuning_recipe(folder, overrides, **settings)
+        table(f"{folder} -> {path}", rows)
+        return recipe
+
+    with only_trusted((*trusted, *own_folder(folder).packages())):
+        _run_and_show(context, load, path, begin=lambda made: take_over(folder, made))
+
+
+def _run_and_show(context: click.Context, load: Any, path: Path, **more: Any) -> None:
+    """Run the recipe in its folder, and write the folder's page."""
+    run_in_folder(load, path, **more)
+    context.invoke(report, runs=(path,), out=path / "report.html", samples=0)
+    click.echo(f"next: spikeprop eval {path}, spikeprop simulate {path}, spikeprop finetune {path}")

@@ -1,0 +1,139 @@
+"""The verb that lists what there is: recipes, components of every slot, run folders."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spikeprop.cli.group import main
+from spikeprop.cli.printing import columns, result, say, write
+from spikeprop.cli.zoo import list_zoo
+
+HEADS = ("run", "state", "recipe", "accuracy (%) or means", "begun", "size")
+WORDS = {  # what people call the components of a slot, and the slot's base class
+    "data": "LabelledData",
+    "networks": "Module",
+    "neurons": "Neuron",
+    "encoders": "Encoder",
+    "calibrators": "ThresholdCalibrator",
+    "rules": "LearningRule",
+    "optimizers": "Optimizer",
+    "schedules": "Schedule",
+    "callbacks": "Callback",
+    "surrogates": "Surrogate",
+}
+
+
+@main.command(short_help="List recipes, components and runs.", example="spikeprop ls calibrators")
+@click.argument(
+    "what", required=False, shell_complete=lambda *a: [w for w in (*WORDS, "recipes", "runs", "zoo", "all") if w.startswith(a[2])]
+)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+def ls(what: str | None, folder: Path | None) -> None:
+    """List the recipes, each with what it does.
+
+    `ls neurons` lists components, with what each is for and its settings; so do networks, data, encoders, calibrators, rules,
+    optimizers, schedules, callbacks and surrogates, and a slot by its path in a recipe (train.rule); `ls all` lists all of them.
+    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs), `ls zoo` the trained networks of the zoo.
+    """
+    if what == "runs":
+        _list_runs(folder or Path("runs"))
+        return
+    if what == "zoo" and folder is None:
+        list_zoo()
+        return
+    if folder is not None:
+        raise click.UsageError(f"a folder is for `ls runs {folder}`; only runs have one")
+    if what in (None, "recipes", "all"):
+        _list_recipes()
+    if what is None:
+        write(f"\ncomponents: spikeprop ls {' | '.join(WORDS)} | all; runs: spikeprop ls runs; networks: spikeprop ls zoo")
+    elif what != "recipes":
+        _list_components(what)
+
+
+def _list_recipes() -> None:
+    from spikeprop.recipe import recipe_folder
+    from spikeprop.recipe.text import description
+
+    found = [(path.stem, description(path)) for path in sorted(recipe_folder().glob("*.yaml"))]
+    result(recipes=[{"name": name, "description": text} for name, text in found])
+    width = max(len(name) for name, _ in found)
+    room = shutil.get_terminal_size().columns - width - 4 if sys.stdout.isatty() else None
+    for name, text in found:
+        shown = text if room is None or len(text) <= room else text[: max(room - 3, 20)] + "..."
+        write(f"  {click.style(f'{name:<{width}}', bold=True)}  {shown}")
+
+
+def _list_components(what: str) -> None:
+    from spikeprop.experiment import HybridConversion, SpikingTraining
+    from spikeprop.recipe import slots
+    from spikeprop.recipe.nearest import nearest
+
+    bases: dict[type, list[str]] = {}
+    for experiment in (HybridConversion, SpikingTraining):
+        for path, base in slots(experiment).items():
+            known_paths = bases.setdefault(base, [])
+            known_paths += [path] if path not in known_paths else []
+    bases |= _nested(bases)
+    names = {base: {base.__name__, *paths, *(w for w, b in WORDS.items() if b == base.__name__)} for base, paths in bases.items()}
+    known = {name for found in names.values() for name in found} | {"recipes", "runs", "zoo", "all"}
+    meant = next((name for name in sorted(known) if name.lower() in (what.lower(), f"{what.lower()}s")), None)
+    if meant is None:
+        raise click.BadParameter(f"{what!r} is not a slot{nearest(what, known)}")
+    for base, paths in bases.items():
+        if meant == "all" or meant in names[base]:
+            _list_slot(paths, base)
+
+
+def _nested(bases: Iterable[type]) -> dict[type, list[str]]:
+    """Slots inside components, such as a neuron's surrogate."""
+    from spikeprop.snn import Neuron, Surrogate
+
+    return {Surrogate: ["convert.neuron.surrogate"]} if Neuron in bases else {}
+
+
+def _list_slot(paths: list[str], base: type) -> None:
+    from spikeprop.recipe import components, purposes
+
+    found, texts = components(base), purposes(base)
+    listed = [{"name": name, "for": texts[name], "settings": _settings(found[name])} for name in found]
+    result(slots=[{"slots": paths, "components": listed}])
+    write(f"\n{', '.join(paths)}")
+    for name, parameters in found.items():
+        shown = ", ".join(k if v == "(required)" else f"{k}={v!r}" for k, v in parameters.items())
+        write(f"  {click.style(name, bold=True)}({shown})")
+        write(f"      {texts[name]}")
+
+
+def _settings(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, bool | int | float | str | None) else repr(value) for name, value in parameters.items()
+    }
+
+
+def _list_runs(folder: Path) -> None:
+    from spikeprop.errors import RunError
+    from spikeprop.experiment.run_record import RunRecord, run_folders
+
+    rows, damaged = [], []
+    for path in run_folders(folder):
+        try:
+            run = RunRecord.read(path)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
+        size = f"{run.size() / 1e6:.1f} MB"
+        rows.append((str(path.relative_to(folder)), run.state, run.recipe, run.headline_text(), run.started(), size))
+    result(runs=[{**dict(zip(HEADS, row)), "folder": folder / row[0]} for row in rows], damaged=damaged)
+    if rows:
+        columns(HEADS, rows)
+    else:
+        write(f"no runs in {folder}")
+    for why in damaged:
+        say(f"warning: {why}")

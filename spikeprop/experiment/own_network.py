@@ -1,0 +1,177 @@
+"""From a network that someone has (a class in a file, torchvision's, timm's, an ONNX file) to a recipe that converts it.
+
+``own_recipe`` writes the tree of an ordinary recipe of the hybrid conversion, without training and fine-tuning: the network with
+its weights, the data with the normalisation that fits them (``experiment/normalisation.py``), and the numbers of steps. All else
+is chosen as in any recipe, so the run folder's recipe is complete and says what was chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikeprop_hardware import lava_is_ready
+from torch import nn
+
+from spikeprop.data import ImageData, LabelledData
+from spikeprop.errors import RecipeError
+from spikeprop.experiment.normalisation import NORMALISATION, chosen_normalisation, known_transform
+from spikeprop.recipe import Recipe, check, check_component
+from spikeprop.recipe.text import override
+
+SCHEMES = ("torchvision", "timm", "onnx")
+OWN_WEIGHTS = {"torchvision": "DEFAULT", "timm": "pretrained"}  # those that the library has
+SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}  # of weights, which are no network
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnNetwork:
+    """What is to be converted.
+
+    Attributes:
+        source: "mynet.py:MyNet", "package.module:Net", "torchvision:resnet18", "timm:resnet18", "model.onnx" or a class of
+            ``spikeprop.ann``.
+        weights: file or folder; None for those of the library, or for a network that has its own.
+        data: data set, as a recipe names it.
+        root: its folder.
+        timesteps: numbers of steps; the thresholds are calibrated for the largest.
+        samples: test images to simulate.
+        binary: keep to spikes of one bit, with a sign.
+        mean, std: normalisation; None for the one that fits the network.
+        overrides: "path.to.key=value" on the recipe.
+    """
+
+    source: str
+    weights: str | None = None
+    data: str = "ImageFolder"
+    root: str | None = None
+    timesteps: Sequence[int] = (4, 8, 16)
+    samples: int = 4
+    binary: bool = False
+    mean: float | list[float] | None = None
+    std: float | list[float] | None = None
+    overrides: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the recipe, and of its run folder."""
+        last = re.split(r"[:/\\]", self.source.removesuffix(".onnx"))[-1]
+        return re.sub(r"[^\w.-]+", "_", last.rpartition(".")[2] if ":" not in self.source else last)
+
+
+def own_recipe(own: OwnNetwork) -> tuple[Recipe, list[tuple[str, str]]]:
+    """The checked recipe, and what was chosen, as rows of label and text.
+
+    Raises:
+        RecipeError: no such network or data set, or one that does not fit the other.
+    """
+    tree: dict[str, Any] = {
+        "ann": ann_settings(own.source, own.weights),
+        "data": _given(use=_file(own.data), root=_file(own.root), mean=own.mean, std=own.std),
+        "convert": {"timesteps": max(own.timesteps), **({"binary": True} if own.binary else {})},
+        "train": {"epochs": 0},
+        "evaluate": {"timesteps": sorted(set(own.timesteps))},
+        "simulate": {"samples": own.samples, "backend": "lava" if lava_is_ready() else "reference"},
+    }
+    for text in own.overrides:
+        override(tree, text)
+    rows = _fitted(tree)
+    recipe = Recipe(own.name, check(tree))
+    return recipe, rows + _chosen(recipe.experiment)
+
+
+def ann_settings(source: str, weights: str | None) -> dict[str, Any]:
+    """The settings of slot ``ann`` for a network that a user names.
+
+    Raises:
+        RecipeError: it is a file of weights, or an ONNX file with weights beside it.
+    """
+    scheme, _, named = source.partition(":")
+    if Path(source).suffix == ".onnx" and scheme != "onnx":
+        scheme, named = "onnx", source
+    if scheme == "onnx":
+        if weights is not None:
+            raise RecipeError(f"{source} has its own weights; leave --weights out")
+        return {"use": "OnnxModel", "path": _file(named)}
+    if Path(source).suffix in SUFFIXES:
+        raise RecipeError(
+            f"{source} has tensors and not the network that they belong to: name its class, and the file as --weights: "
+            f"spikeprop convert mynet.py:MyNet --weights {source}"
+        )
+    if source.endswith(".py"):
+        raise RecipeError(f"{source} is a file: name the class in it too, as in {source}:MyNet{_classes(Path(source))}")
+    use = {"torchvision": "TorchvisionModel", "timm": "TimmModel"}.get(scheme)
+    if use is not None:
+        return {"use": use, "name": named, "weights": _file(weights) or OWN_WEIGHTS[scheme]}
+    return _given(use=_file(source), weights=_file(weights))
+
+
+def _classes(file: Path) -> str:
+    """The classes of a file, for a message; nothing is run."""
+    found = re.findall(r"^class (\w+)", file.read_text(errors="replace"), re.MULTILINE) if file.is_file() else []
+    return f"; it has {', '.join(found)}" if found else ""
+
+
+def _file(text: str | None) -> str | None:
+    """A path that exists, made absolute, so that the run folder's recipe holds in any working directory; "FILE:NAME" too."""
+    if text is None:
+        return None
+    path, colon, name = text.rpartition(":") if ".py:" in text else (text, "", "")
+    file, sign, part = path.partition("#")
+    return f"{Path(file).expanduser().resolve()}{sign}{part}{colon}{name}" if Path(file).expanduser().exists() else text
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
+    """Complete number of classes, size and normalisation of the tree, from weights and data; what was found, as rows."""
+    transform = known_transform(tree["ann"])
+    data = check_component(LabelledData, tree["data"], "data")
+    free = [key for key in NORMALISATION if key in data.parameters() and key not in tree["data"]]
+    for key, value in (transform or {}).items():
+        if key in data.parameters():
+            tree["data"].setdefault(key, value)
+    built = check_component(LabelledData, tree["data"], "data").build()
+    ann = check_component(nn.Module, tree["ann"], "ann")
+    if ann.use in ("TorchvisionModel", "TimmModel") and tree["ann"]["weights"] not in OWN_WEIGHTS.values():
+        tree["ann"].setdefault("classes", built.classes)
+        ann = check_component(nn.Module, tree["ann"], "ann")
+    rows = [("network", _network_text(tree["ann"])), ("data", _data_text(built))]
+    if not isinstance(built, ImageData) or built.label_shape:
+        return rows
+    if transform is not None and len(free) == len(NORMALISATION):
+        shown = f"mean {built.mean}, std {built.std}: that of the weights"
+        return [*rows, ("normalisation", shown)]
+    module = ann.build().eval()
+    found, text = chosen_normalisation(module, data, {k: tree["data"][k] for k in NORMALISATION if k in tree["data"]})
+    tree["data"] |= found
+    return [*rows, ("normalisation", text)]
+
+
+def _network_text(ann: dict[str, Any]) -> str:
+    use = ann["use"] if "name" not in ann else f"{ann['name']} ({ann['use']})"
+    return ann.get("path", use) + (f", weights {ann['weights']}" if "weights" in ann else "")
+
+
+def _data_text(data: LabelledData) -> str:
+    names = data.class_names()
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    shape = "x".join(map(str, data.input_shape))
+    return f"{type(data).__name__}, {data.classes} classes ({shown}), {shape}"
+
+
+def _chosen(experiment: Any) -> list[tuple[str, str]]:
+    """Rows on neuron, calibrator, steps and simulator."""
+    convert, simulate = experiment.convert, experiment.simulate
+    steps = convert.describe_choice()["calibrated_for"] or convert.timesteps
+    others = [t for t in experiment.evaluate.timesteps if t != steps]
+    rows = [("time steps", f"{', '.join(map(str, experiment.evaluate.timesteps))}; calibrated for T = {steps}"
+             + (f" (for the best network at T = {others[0]}, give --timesteps {others[0]})" if others else ""))]  # fmt: skip
+    rows.append(("converted by", f"{convert.neuron.use}, {convert.calibrator.use}"))
+    where = {"lava": "Lava", "reference": "the reference simulator, which equals Lava's processes"}[simulate.backend]
+    return [*rows, ("simulated on", f"{where}, {simulate.samples} test images" if simulate.samples else "nothing")]

@@ -1,0 +1,217 @@
+"""`convert` and `finetune`: from a trained network of one's own to a report by one command, and on without questions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import Tensor, nn
+
+from spikeprop import Backprop, Digits, fit
+from spikeprop.cli import main
+from spikeprop.data import LabelledData
+from spikeprop.errors import RecipeError
+from spikeprop.experiment.normalisation import chosen_normalisation, known_transform
+from spikeprop.experiment.own_network import ann_settings
+from spikeprop.recipe import check_component
+
+MYNET = '''
+from torch import nn
+from torch.nn import functional as F
+
+class MyNet(nn.Module):
+    """As someone has it: batch-norm, ReLU and pooling by functions."""
+
+    def __init__(self, width=16, classes=10):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.out = nn.Linear(16 * width, classes)
+
+    def forward(self, x):
+        return self.out(F.max_pool2d(F.relu(self.norm(self.conv(x))), 2).flatten(1))
+'''
+TRAINED_WITH = {"mean": 0.5, "std": 0.5}
+
+
+def spikeprop(*arguments: str | Path | int) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with mynet.py and its weights, trained on normalised digits, as a trainer saves them."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "mynet.py").write_text(MYNET)
+    made: dict[str, Any] = {}
+    exec(MYNET, made)
+    torch.manual_seed(0)
+    net = made["MyNet"](width=8)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    fit(net, Backprop(), Digits(**TRAINED_WITH).train(32, 0), optimizer, epochs=2)
+    torch.save({"epoch": 2, "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, folder / "best.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(home: Path) -> tuple[Path, str]:
+    """The folder that one command made, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        result = spikeprop(
+            "convert", "mynet.py:MyNet", "ann.width=8", "--weights", "best.pt", "--data", "Digits", "--timesteps", "2,4",
+            "--samples", 1, "simulate.backend=reference", "convert.images=64", "--out", "runs/mine",
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return home / "runs" / "mine", " ".join(result.output.split())
+
+
+def test_one_command_evaluates_exports_simulates_and_reports(converted: tuple[Path, str]) -> None:
+    folder, said = converted
+    report = json.loads((folder / "report.json").read_text())
+    assert report["ann"]["accuracy"] > 85
+    assert set(report["converted"]["accuracy"]) == {"2", "4"}
+    assert min(report["converted"]["accuracy"].values()) > report["ann"]["accuracy"] - 8
+    assert report["simulate"]["spikes_equal"]
+    assert report["simulate"]["backend"] == "reference"
+    assert {"network.nir", "report.html", "converted.safetensors"} <= {file.name for file in folder.iterdir()}
+    assert "mean 0.5, std 0.5 (a half)" in said  # found, and not the default 0 and 1
+    assert "calibrated for T = 4" in said
+    assert "energy an image (arithmetic, 45 nm) ANN" in said
+    assert "energy an image (chip estimate, first Loihi) SNN" in said
+
+
+def test_commands_on_the_folder_ask_nothing_and_a_copy_is_refused(
+    converted: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = converted
+    monkeypatch.chdir(tmp_path)  # mynet.py is not here
+    copied = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for verb in (("eval", "--limit", 20), ("simulate", "--backend", "reference", "--samples", 1), ("finetune",)):
+        _forget_imports(folder, monkeypatch)
+        refused = spikeprop(verb[0], copied, *verb[1:])
+        assert refused.exit_code == 1
+        assert f"--import {folder.parents[1] / 'mynet.py'}" in " ".join(refused.output.split())
+    evaluated = spikeprop("eval", folder, "--limit", 20)
+    assert evaluated.exit_code == 0, evaluated.output
+
+
+def test_finetune_trains_the_converted_network_in_a_folder_of_its_own(converted: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = converted
+    limits = ("data.train_limit=128", "data.test_limit=100", "simulate.samples=0", "convert.images=64")
+    result = spikeprop("finetune", folder, *limits, "--epochs", 1, "--timesteps", 2, "--out", tmp_path / "tuned")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "IF in place of GradedIF, which passes no gradient" in said
+    assert "BPTT at T = 2, 1 epoch, batches of 32, Adam, lr 0.0001" in said
+    report = json.loads((tmp_path / "tuned" / "report.json").read_text())
+    assert report["finetuned_epochs"] == 1
+    ann = [(path / "ann.safetensors").read_bytes() for path in (folder, tmp_path / "tuned")]
+    assert ann[0] == ann[1]  # taken over, not trained
+    assert spikeprop("finetune", tmp_path / "nothing").exit_code == 1
+
+
+def _forget_imports(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process: modules that were imported may be named by a file."""
+    from spikeprop.runtime import imports
+
+    monkeypatch.setattr(imports, "_files", {})
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(folder.parents[1])])
+    sys.modules.pop("mynet", None)
+
+
+# what is named, and what is found out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "weights", "expected"),
+    [
+        ("torchvision:resnet18", None, {"use": "TorchvisionModel", "name": "resnet18", "weights": "DEFAULT"}),
+        ("torchvision:resnet18", "mine.pth", {"use": "TorchvisionModel", "name": "resnet18", "weights": "mine.pth"}),
+        ("timm:resnet18", None, {"use": "TimmModel", "name": "resnet18", "weights": "pretrained"}),
+        ("nets/model.onnx", None, {"use": "OnnxModel", "path": "nets/model.onnx"}),
+        ("onnx:model.onnx", None, {"use": "OnnxModel", "path": "model.onnx"}),
+        ("my.nets:Net", "a.pt", {"use": "my.nets:Net", "weights": "a.pt"}),
+        ("CIFARResNet", "a.pt", {"use": "CIFARResNet", "weights": "a.pt"}),
+    ],
+)
+def test_source_and_weights_name_a_network(source: str, weights: str | None, expected: dict[str, str]) -> None:
+    assert ann_settings(source, weights) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "weights", "says"),
+    [
+        ("best.pt", None, r"best.pt has tensors .* mynet.py:MyNet --weights best.pt"),
+        ("mynet.py", "best.pt", r"name the class in it too, as in mynet.py:MyNet; it has Other, MyNet"),
+        ("model.onnx", "best.pt", "has its own weights; leave --weights out"),
+    ],
+)
+def test_half_a_network_is_refused_with_the_other_half(
+    source: str, weights: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynet.py").write_text("class Other:\n    pass\n\nclass MyNet:\n    pass\n")
+    with pytest.raises(RecipeError, match=says):
+        ann_settings(source, weights)
+
+
+def test_paths_hold_in_any_working_directory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    assert ann_settings("mynet.py:MyNet", "best.pt#state_dict") == {
+        "use": f"{home / 'mynet.py'}:MyNet",
+        "weights": f"{home / 'best.pt'}#state_dict",
+    }
+
+
+class Centred(nn.Module):
+    """Predicts the class of a brightness by its distance from the ones that it was made for, which are normalised."""
+
+    def __init__(self, mean: float, std: float):
+        super().__init__()
+        self.centres = nn.Parameter((torch.linspace(0.05, 0.95, 4) - mean) / std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -300 * (x.mean((1, 2, 3)).unsqueeze(1) - self.centres).square()
+
+
+class Brightness(Digits):
+    """Uniform images of four brightnesses, as digits."""
+
+    classes = 4
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(64) % 4
+        return (16 * torch.linspace(0.05, 0.95, 4))[labels].round().to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8), labels
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (0.1307, 0.3081)])
+def test_the_normalisation_that_a_network_was_trained_with_is_found(mean: float, std: float) -> None:
+    data = check_component(LabelledData, {"use": f"{__name__}.Brightness"}, "data")
+    found, text = chosen_normalisation(Centred(mean, std), data, {})
+    assert found == {"mean": mean, "std": std}
+    assert "100 % of 64 training images" in text
+    assert "WARNING" not in text
+    kept, text = chosen_normalisation(Centred(mean, std), data, {"mean": -1.0, "std": 0.5})
+    assert kept == {"mean": -1.0, "std": 0.5}  # the user's stays, with a warning that names the better one
+    assert "WARNING: it fits far worse than" in text
+    assert f"mean {mean:.4g}, std {std:.4g}" in text
+
+
+def test_a_network_at_chance_is_told() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(net[1].weight)
+    _, text = chosen_normalisation(net, check_component(LabelledData, "Digits", "data"), {})
+    assert "WARNING: near chance" in text
+
+
+def test_weights_of_libraries_say_their_normalisation() -> None:
+    found = known_transform({"use": "TorchvisionModel", "name": "resnet18", "weights": "DEFAULT"})
+    assert found == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 224}
+    assert known_transform({"use": "TorchvisionModel", "name": "resnet18", "weights": "mine.pth"}) is None
+    assert known_transform({"use": "/a/mynet.py:MyNet", "weights": "best.pt"}) is None
