@@ -65,7 +65,7 @@ def converted(home: Path) -> tuple[Path, str]:
         patch.chdir(home)
         result = spikeprop(
             "convert", "mynet.py:MyNet", "ann.width=8", "--weights", "best.pt", "--data", "Digits", "--timesteps", "2,4",
-            "--samples", 1, "simulate.backend=reference", "convert.images=64", "--out", "runs/mine",
+            "--samples", 1, "--backend", "reference", "convert.images=64", "--out", "runs/mine",
         )  # fmt: skip
     assert result.exit_code == 0, result.output
     return home / "runs" / "mine", " ".join(result.output.split())
