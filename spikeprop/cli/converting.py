@@ -96,7 +96,8 @@ def finetune(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    path = out or folder.resolve().with_name(f"{folder.resolve().name}-finetuned")
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    path = out or named.with_name(f"{named.name}-finetuned")
 
     def load() -> Recipe:
         recipe, rows = finetuning_recipe(folder, overrides, **settings)
