@@ -46,4 +46,3 @@ def list_zoo() -> None:
         rows.append([name, own, entry.timesteps, percent.get("ANN"), f"{entry.bytes / 1e6:.2f} MB", entry.about])
     heads = ["network", "top-1 (%)", "T", "of its ANN", "size", "about"]
     write(str(Table(f"zoo ({place() or 'index only'})", heads, rows)))
-    result(networks=[dict(zip(heads, row, strict=True)) for row in rows])
