@@ -43,8 +43,8 @@ def test_round_trip_is_the_same_network(kind: type[nn.Module], shape: tuple[int,
     for name, buffer in network.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 1.5)
-    spikeprop.save_network(tmp_path / "net.safetensors", network)
-    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    spikeprop.save(network, tmp_path / "net.safetensors")
+    again = spikeprop.load(tmp_path / "net.safetensors")
     x = 2 * torch.randn(3, *shape).double()
     with torch.no_grad():
         assert torch.equal(network.eval()(x, 3), again(x, 3))
@@ -53,8 +53,8 @@ def test_round_trip_is_the_same_network(kind: type[nn.Module], shape: tuple[int,
 
 
 def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
-    spikeprop.save_network(tmp_path / "net.safetensors", spiking(Residual(), (2, 5, 5)))
-    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    spikeprop.save(spiking(Residual(), (2, 5, 5)), tmp_path / "net.safetensors")
+    again = spikeprop.load(tmp_path / "net.safetensors")
     assert again._layer("again").neuron is again._layer("again_2").neuron
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in Residual().parameters())
 
@@ -73,7 +73,7 @@ class Forgetful(LayerDynamics):
 def test_neuron_that_would_be_another_one_is_refused(tmp_path: Path) -> None:
     network = spiking(nn.Sequential(nn.Linear(3, 4), Forgetful(2.0), nn.Linear(4, 2)), (3,))
     with pytest.raises(CheckpointError, match="Forgetful whose 'factor' does not follow"):
-        spikeprop.save_network(tmp_path / "net.safetensors", network)
+        spikeprop.save(network, tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_neuron_that_would_be_another_one_is_refused(tmp_path: Path) -> None:
 def test_description_that_was_changed_is_refused(change: object, words: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     network = spiking(Residual(), (2, 5, 5))
-    spikeprop.save_network(path, network)
+    spikeprop.save(network, path)
     described = json.loads(json.dumps(load_checkpoint(path).description))
     change(described["network"])  # type: ignore[operator]
     save_checkpoint(path, network, {k: v for k, v in described.items() if k not in ("aliases", "format")})
@@ -101,8 +101,8 @@ def test_description_that_was_changed_is_refused(change: object, words: str, tmp
 @pytest.mark.parametrize("read", ["mean", "last", "max"])
 def test_how_the_output_is_read_is_kept(read: Any, tmp_path: Path) -> None:
     network = spiking(nn.Sequential(nn.Linear(4, 6), IF(), nn.Linear(6, 2)), 4, read=read)
-    spikeprop.save_network(tmp_path / "net.safetensors", network)
-    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    spikeprop.save(network, tmp_path / "net.safetensors")
+    again = spikeprop.load(tmp_path / "net.safetensors")
     x = 2 * torch.rand(3, 4)
     assert again.read == read
     with torch.no_grad():
