@@ -29,6 +29,8 @@ from spikeprop.cli.running import run_in_folder
 @click.option("--timesteps", default="4,8,16", show_default=True, help="Numbers of steps; calibrated for the largest.")
 @click.option("--binary", is_flag=True, help="Only spikes of one bit, with a sign.")
 @click.option("--samples", type=click.IntRange(min=0), default=4, show_default=True, help="Test images to simulate.")
+@click.option("--backend", type=click.Choice(["lava", "reference"]),
+              help="Where they are simulated; default Lava if it is installed, else the simulator that equals it.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/NETWORK.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 @click.pass_context
@@ -92,7 +94,8 @@ def finetune(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    path = out or folder.resolve().with_name(f"{folder.resolve().name}-finetuned")
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    path = out or named.with_name(f"{named.name}-finetuned")
 
     def load() -> Recipe:
         recipe, rows = finetuning_recipe(folder, overrides, **settings)

@@ -39,7 +39,7 @@ def ls(what: str | None, folder: Path | None) -> None:
 
     `ls neurons` lists components, with what each is for and its settings; so do networks, data, encoders, calibrators, rules,
     optimizers, schedules, callbacks and surrogates, and a slot by its path in a recipe (train.rule); `ls all` lists all of them.
-    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs), and `ls zoo` the trained networks of the zoo.
+    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs), `ls zoo` the trained networks of the zoo.
     """
     if what == "runs":
         _list_runs(folder or Path("runs"))
@@ -52,9 +52,7 @@ def ls(what: str | None, folder: Path | None) -> None:
     if what in (None, "recipes", "all"):
         _list_recipes()
     if what is None:
-        write(
-            f"\ncomponents: spikeprop ls {' | '.join(WORDS)} | all; runs: spikeprop ls runs; trained networks: spikeprop ls zoo"
-        )
+        write(f"\ncomponents: spikeprop ls {' | '.join(WORDS)} | all; runs: spikeprop ls runs; networks: spikeprop ls zoo")
     elif what != "recipes":
         _list_components(what)
 
@@ -84,7 +82,7 @@ def _list_components(what: str) -> None:
             known_paths += [path] if path not in known_paths else []
     bases |= _nested(bases)
     names = {base: {base.__name__, *paths, *(w for w, b in WORDS.items() if b == base.__name__)} for base, paths in bases.items()}
-    known = {name for found in names.values() for name in found} | {"recipes", "runs", "all"}
+    known = {name for found in names.values() for name in found} | {"recipes", "runs", "zoo", "all"}
     meant = next((name for name in sorted(known) if name.lower() in (what.lower(), f"{what.lower()}s")), None)
     if meant is None:
         raise click.BadParameter(f"{what!r} is not a slot{nearest(what, known)}")

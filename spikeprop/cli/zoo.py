@@ -24,8 +24,7 @@ from spikeprop.cli.printing import result, write
 def zoo(action: str, run: Path, name: str, network: str | None, about: str | None, licence: str, zoo: Path) -> None:
     """Make, or replace, the entry NAME of a zoo from the folder of a finished RUN: network, recipe, report, card, SHA-256.
 
-    `spikeprop zoo add runs/digits_cnn_stdb digits-cnn-stdb` in a checkout; then `spikeprop eval zoo:digits-cnn-stdb` and
-    `sp.load("digits-cnn-stdb")` find it. A network has at most 10 MiB.
+    Then `spikeprop eval zoo:NAME` and `sp.load("NAME")` find it. A network has at most 10 MiB.
     """
     from spikeprop.experiment.zoo_entry import add_entry
 
@@ -39,11 +38,11 @@ def list_zoo() -> None:
     from spikeprop.experiment.zoo import entries, place
     from spikeprop.runtime.tables import Table
 
-    rows = []
-    for name, entry in entries().items():
+    rows, found = [], entries()
+    result(zoo=[vars(entry) for entry in found.values()])
+    for name, entry in found.items():
         percent = {t: f"{accuracy:.2f}" for t, accuracy in entry.accuracy.items()}
         own = percent.get(str(entry.timesteps), percent.get("ANN"))
         rows.append([name, own, entry.timesteps, percent.get("ANN"), f"{entry.bytes / 1e6:.2f} MB", entry.about])
     heads = ["network", "top-1 (%)", "T", "of its ANN", "size", "about"]
     write(str(Table(f"zoo ({place() or 'index only'})", heads, rows)))
-    result(networks=[dict(zip(heads, row, strict=True)) for row in rows])

@@ -153,7 +153,7 @@ def rates(given: Any, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="spikes a neuron a step")
     ax.grid(axis="x", alpha=0.3)
     if len(series) > 1:
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax
 
 

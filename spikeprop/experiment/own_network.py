@@ -7,6 +7,7 @@ is chosen as in any recipe, so the run folder's recipe is complete and says what
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class OwnNetwork:
         root: its folder.
         timesteps: numbers of steps; the thresholds are calibrated for the largest.
         samples: test images to simulate.
+        backend: "lava" or "reference"; None for Lava where its environment is made.
         binary: keep to spikes of one bit, with a sign.
         mean, std: normalisation; None for the one that fits the network.
         overrides: "path.to.key=value" on the recipe.
@@ -50,6 +52,7 @@ class OwnNetwork:
     root: str | None = None
     timesteps: Sequence[int] = (4, 8, 16)
     samples: int = 4
+    backend: str | None = None
     binary: bool = False
     mean: float | list[float] | None = None
     std: float | list[float] | None = None
@@ -74,7 +77,7 @@ def own_recipe(own: OwnNetwork) -> tuple[Recipe, list[tuple[str, str]]]:
         "convert": {"timesteps": max(own.timesteps), **({"binary": True} if own.binary else {})},
         "train": {"epochs": 0},
         "evaluate": {"timesteps": sorted(set(own.timesteps))},
-        "simulate": {"samples": own.samples, "backend": "lava" if lava_is_ready() else "reference"},
+        "simulate": {"samples": own.samples, "backend": own.backend or ("lava" if lava_is_ready() else "reference")},
     }
     for text in own.overrides:
         override(tree, text)
@@ -161,7 +164,12 @@ def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _network_text(ann: dict[str, Any]) -> str:
     use = ann["use"] if "name" not in ann else f"{ann['name']} ({ann['use']})"
-    return ann.get("path", use) + (f", weights {ann['weights']}" if "weights" in ann else "")
+    return _shown(ann.get("path", use)) + (f", weights {_shown(ann['weights'])}" if "weights" in ann else "")
+
+
+def _shown(path: str) -> str:
+    """A path, from the working directory on where it is below that."""
+    return path.removeprefix(f"{Path.cwd()}{os.sep}")
 
 
 def _data_text(data: LabelledData, shape: dict[str, Any]) -> str:

@@ -106,7 +106,8 @@ def fit(
         processes: that train together, each on its shard of every batch; rank 0 writes the checkpoint. All pass equal arguments.
 
     Returns:
-        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr, seconds; a list, which notebooks show.
+        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr (of the largest group), seconds; a list, which
+            notebooks show.
 
     Raises:
         DataError: not batches that can be read once an epoch, or images in bytes.
@@ -185,7 +186,7 @@ def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings
                 checkpoint.save()
             parallel.stop_if_requested()
     deferred.read()
-    lr = training.optimizer.param_groups[0]["lr"]
+    lr = max(training.optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))["lr"]
     metrics = {**training.metrics, "lr": lr, "seconds": round(time.monotonic() - started, 2)}
     for callback in settings.callbacks:
         callback.on_epoch(training, metrics)

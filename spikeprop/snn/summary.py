@@ -58,9 +58,9 @@ class LayerSummary:
         ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkSummary:
-    """A spiking network, layer by layer; printed, and in a notebook, it is a table.
+    """A spiking network, layer by layer; shown, and in a notebook, it is a table.
 
     Attributes:
         layers: the input first, in order.
@@ -95,7 +95,7 @@ class NetworkSummary:
         rows = [layer.cells()[: len(heads)] for layer in self.layers]
         return Table(title, heads, rows, [f"note: {note}" for note in self.notes])
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return str(self.table())
 
     def _repr_html_(self) -> str:
@@ -163,7 +163,7 @@ def _neuron(layer: Layer) -> str:
     dynamics = layer.neuron
     if dynamics is None:
         return "sum"
-    found = [f"levels={dynamics.levels}"] if hasattr(dynamics, "levels") else []
+    found = [f"levels={dynamics.levels}"] if getattr(dynamics, "levels", 1) != 1 else []
     leak = getattr(dynamics, "leak", None)
     if isinstance(leak, Tensor) and not bool((leak == 1).all()):
         ends = dict.fromkeys(f"{float(end):.3g}" for end in leak.detach().aminmax())
