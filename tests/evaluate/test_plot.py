@@ -104,6 +104,7 @@ def test_accuracy_has_a_curve_a_label_and_the_anns_line() -> None:
 def test_conversion_error_shows_both_forms(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
     ann, network, x = small
     why = explain_conversion(network, ann, x, [2, 4])
+    assert str(why.images) in why._repr_html_()
     ax = plot.conversion_error(why)
     per_layer = len(network.neurons())
     widths = torch.tensor([bar.get_width() for bar in ax.patches]).view(-1, per_layer).sum(0)
