@@ -12,7 +12,7 @@ import pytest
 from tests.forked import ROOT, Program
 
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-LONG = ("event-camera", "report", "torchvision")
+LONG = ("convert-your-own", "event-camera", "report", "torchvision")
 BLOCK = re.compile(r"^```(python|console|text)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DRIVER = """
 import contextlib, io, json, pathlib, shlex
@@ -89,8 +89,9 @@ def test_tutorials_run_and_print_what_they_say(page: Path, tmp_path: Path) -> No
         assert without_figures(printed) == without_figures(block.prints), block.text
 
 
-def test_there_are_eight_tutorials() -> None:
+def test_there_are_nine_tutorials() -> None:
     known = {
+        "convert-your-own",
         "train-convert-deploy",
         "torchvision",
         "own-data",

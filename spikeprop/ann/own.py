@@ -28,7 +28,7 @@ def expand(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "use": name, parameter: named}
 
 
-def adapt(found: Any, given: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
+def adapt(found: Any, given: Mapping[str, Any], module: Any) -> Callable[..., nn.Module] | None:
     """What makes the network from a class, a function or a network, with weights where they are ``given`` and it takes none.
 
     None for anything else.
@@ -41,10 +41,10 @@ def adapt(found: Any, given: Mapping[str, Any]) -> Callable[..., nn.Module] | No
     else:
         return None
     takes = any(p.name == "weights" for p in parameters)
-    return make if inspect.isclass(found) and (takes or "weights" not in given) else _Maker(found, make, parameters, takes)
+    return make if inspect.isclass(found) and (takes or "weights" not in given) else _NetworkMaker(found, make, parameters, takes)
 
 
-class _Maker:
+class _NetworkMaker:
     """Makes a network, checks that it is one, and loads its weights.
 
     Its signature is that of what it calls, and ``weights`` after it.

@@ -10,11 +10,14 @@ import click
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
 from spikeprop.cli.options import TRUSTED, by_channel, numbers
-from spikeprop.cli.printing import table
+from spikeprop.cli.printing import table, write
 from spikeprop.cli.running import run_in_folder
 
 
-@main.command(short_help="Convert a trained network of your own, and report on it.")
+@main.command(
+    short_help="Convert a trained network of your own, and report on it.",
+    example="spikeprop convert mynet.py:MyNet --weights best.pt --data ImageFolder --root photos --out runs/mine",
+)
 @click.argument("source")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--weights", help="File or folder: .pt, .pth, .safetensors, shards; default the library's own.")
@@ -26,6 +29,8 @@ from spikeprop.cli.running import run_in_folder
 @click.option("--timesteps", default="4,8,16", show_default=True, help="Numbers of steps; calibrated for the largest.")
 @click.option("--binary", is_flag=True, help="Only spikes of one bit, with a sign.")
 @click.option("--samples", type=click.IntRange(min=0), default=4, show_default=True, help="Test images to simulate.")
+@click.option("--backend", type=click.Choice(["lava", "reference"]),
+              help="Where they are simulated; default Lava if it is installed, else the simulator that equals it.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/NETWORK.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 @click.pass_context
@@ -37,10 +42,6 @@ def convert(
 
     SOURCE is a class in a file or module (mynet.py:MyNet, package.module:Net), torchvision:resnet18, timm:resnet18 or model.onnx.
     KEY=VALUE sets an argument of the class, or anything else of the recipe: ann.width=64, data.size=32, convert.images=256.
-
-    \b
-    Example:
-      spikeprop convert mynet.py:MyNet --weights best.pt --data ImageFolder --root photos --out runs/mine
 
     The folder is a run folder: eval, simulate, budget, diagnose, finetune and report read it. The same command again continues.
     """
@@ -62,7 +63,10 @@ def convert(
     _run_and_show(context, load, path)
 
 
-@main.command(short_help="Fine-tune the network of a run folder with spikes.")
+@main.command(
+    short_help="Fine-tune the network of a run folder with spikes.",
+    example="spikeprop finetune runs/mine --timesteps 8 --epochs 3",
+)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the fewest that were evaluated.")
@@ -80,10 +84,6 @@ def finetune(
 
     The result is a run folder of its own; FOLDER stays as it is. Graded and signed neurons pass no gradient, so a network that
     has them is converted again with IF neurons. KEY=VALUE sets anything of the recipe: finetune.batch_size=16.
-
-    \b
-    Example:
-      spikeprop finetune runs/mine --timesteps 8 --epochs 3
     """
     import torch
 
@@ -94,7 +94,8 @@ def finetune(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    path = out or folder.resolve().with_name(f"{folder.resolve().name}-finetuned")
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    path = out or named.with_name(f"{named.name}-finetuned")
 
     def load() -> Recipe:
         recipe, rows = finetuning_recipe(folder, overrides, **settings)
@@ -109,4 +110,4 @@ def _run_and_show(context: click.Context, load: Any, path: Path, **more: Any) ->
     """Run the recipe in its folder, and write the folder's page."""
     run_in_folder(load, path, **more)
     context.invoke(report, runs=(path,), out=path / "report.html", samples=0)
-    click.echo(f"next: spikeprop eval {path}, spikeprop simulate {path}, spikeprop finetune {path}")
+    write(f"next: spikeprop eval {path}, spikeprop simulate {path}, spikeprop finetune {path}")

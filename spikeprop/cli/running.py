@@ -165,9 +165,9 @@ def check(arguments: tuple[str, ...], no_import: bool) -> None:
         loaded = load_recipe(recipe, overrides)
         _check(loaded.experiment)
         _warn_without_lava(recipe, loaded.experiment)
-        kind = type(loaded.experiment).__name__
-        write(f"{loaded.name}: ok ({kind})")
-        result(checked=[{"recipe": loaded.name, "experiment": kind}])
+        kind, skipped = type(loaded.experiment).__name__, _check_files(loaded.experiment)
+        write(f"{loaded.name}: ok ({kind}){f'; {skipped} images that cannot be read are left out' if skipped else ''}")
+        result(checked=[{"recipe": loaded.name, "experiment": kind, "unreadable": skipped}])
 
 
 def _warn_without_lava(recipe: str, experiment: Any) -> None:
@@ -183,6 +183,17 @@ def _check(experiment: Any, **options: bool) -> None:
     """The check of an experiment; one from outside may have none."""
     if hasattr(experiment, "check"):
         experiment.check(**options)
+
+
+def _check_files(experiment: Any) -> int:
+    """How many files of a person's own data cannot be read; an error unless the recipe skips them."""
+    described = getattr(experiment, "data", None)
+    data = described.build() if hasattr(described, "build") else described
+    broken = data.unreadable() if hasattr(data, "unreadable") else []
+    if broken and getattr(data, "on_error", "fail") == "fail":
+        shown = "".join(f"\n  {message}" for message in broken[:20])
+        raise click.ClickException(f"data: {len(broken)} files cannot be read; data.on_error=skip leaves them out:{shown}")
+    return len(broken)
 
 
 @main.command(

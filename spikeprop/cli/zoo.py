@@ -30,7 +30,7 @@ def zoo(action: str, run: Path, name: str, network: str | None, about: str | Non
 
     entry = add_entry(run, name, zoo, network=network, about=about, licence=licence)
     write(f"wrote {zoo / name} ({entry.bytes:,} bytes: {', '.join(entry.files)})")
-    result(**vars(entry))
+    result(entry=name, folder=zoo / name, bytes=entry.bytes, files=list(entry.files))
 
 
 def list_zoo() -> None:
@@ -44,4 +44,5 @@ def list_zoo() -> None:
         percent = {t: f"{accuracy:.2f}" for t, accuracy in entry.accuracy.items()}
         own = percent.get(str(entry.timesteps), percent.get("ANN"))
         rows.append([name, own, entry.timesteps, percent.get("ANN"), f"{entry.bytes / 1e6:.2f} MB", entry.about])
-    write(str(Table(f"zoo ({place() or 'index only'})", ["network", "top-1 (%)", "T", "of its ANN", "size", "about"], rows)))
+    heads = ["network", "top-1 (%)", "T", "of its ANN", "size", "about"]
+    write(str(Table(f"zoo ({place() or 'index only'})", heads, rows)))

@@ -8,7 +8,6 @@ flip.
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeprop.errors import MissingDataError
 from spikeprop.runtime.batches import Batch, Split
 from spikeprop.runtime.checks import positive
+from spikeprop.runtime.places import data_folder
 from spikeprop.runtime.seeding import generator
 
 Padding = Literal["zero", "reflect"]
@@ -60,6 +59,14 @@ class LabelledData(ABC):
         """A name for each class, for tables; its number if it has no name."""
         return list(self.names) or [str(number) for number in range(self.classes)]
 
+    def found(self) -> dict[str, Any]:
+        """Settings that the data themselves decide where they are not given, such as the size of images; for a checkpoint."""
+        return {}
+
+    def unreadable(self) -> list[str]:
+        """What ``check`` finds in the data's files: a message for each that cannot be read."""
+        return []
+
     @abstractmethod
     def example(self, size: int) -> Any:
         """A batch of zeros with the examples' shape and dtype, (size, ...); ``Sequences`` if their lengths differ."""
@@ -78,7 +85,7 @@ class ImageData(LabelledData):
     """A data set of labelled images.
 
     Attributes:
-        root: folder that holds the data as torchvision lays it out; default ``$SPIKEPROP_DATA``.
+        root: folder that holds the data as torchvision lays it out; default ``$SPIKEPROP_DATA``, or ``~/.cache/spikeprop/data``.
         mean, std: normalisation (pixel/largest - mean) / std, largest 255 (Digits: 16), shared by ANN and SNN; one number, or
             one for each channel.
         crop: padding in pixels before a random crop in training, 0 for none.
@@ -97,8 +104,9 @@ class ImageData(LabelledData):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("mean", "std"):
-            value, channels = getattr(self, name), self.input_shape[0]
-            if isinstance(value, list) and len(value) != channels:
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) != self.input_shape[0]:
+                channels = self.input_shape[0]
                 raise ValueError(f"{name} is {value}; these images have {channels} channels: give one number, or one for each")
         if not min(as_list(self.std)) > 0:
             raise ValueError(f"std is {self.std}; images are divided by it, so it must be positive")
@@ -110,8 +118,8 @@ class ImageData(LabelledData):
         return torch.zeros(size, *self.input_shape)
 
     def folder(self) -> Path:
-        """The data root; raises MissingDataError as ``data_root`` does."""
-        return data_root(type(self).__name__, self.root)
+        """The data root."""
+        return data_root(self.root)
 
 
 @dataclass(frozen=True)
@@ -164,19 +172,9 @@ class InMemorySplit:
         return digest.hexdigest()
 
 
-def data_root(name: str, root: str | None) -> Path:
-    """The folder that holds the files of the data set ``name``: ``root``, or else ``$SPIKEPROP_DATA``.
-
-    Raises:
-        MissingDataError: neither is set.
-    """
-    root = root or os.environ.get("SPIKEPROP_DATA")
-    if not root:
-        raise MissingDataError(
-            f"{name}: no data root; set data.root=FOLDER on the command line, or the environment variable "
-            "SPIKEPROP_DATA, to the folder that holds the data"
-        )
-    return Path(root).expanduser()
+def data_root(root: str | None) -> Path:
+    """The folder that holds the files of a data set: ``root``, or else ``$SPIKEPROP_DATA``, or ``~/.cache/spikeprop/data``."""
+    return Path(root).expanduser() if root else data_folder()
 
 
 def rows_of_batches(examples: int, batch_size: int, seed: int | None, epoch: int) -> Sequence[Tensor]:

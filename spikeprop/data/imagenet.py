@@ -112,7 +112,7 @@ class FolderSplit:
         seed = None if self.seed is None else mix_seed(self.seed, epoch)
         batches = [order[i : i + self.batch_size] for i in range(start * self.batch_size, len(order), self.batch_size)]
         loader = torch.utils.data.DataLoader(
-            _Photographs(self.samples, self.mean, self.std, seed, self.size),
+            self.pictures(seed),
             batch_sampler=[batch[self.processes.rows(len(batch))] for batch in batches],
             num_workers=min(self.workers, len(batches), os.cpu_count() or 1),
         )
@@ -125,6 +125,10 @@ class FolderSplit:
             if died is None:
                 raise
             raise died from error
+
+    def pictures(self, seed: int | None) -> torch.utils.data.Dataset[tuple[Tensor, int]]:
+        """The images (C, H, W) and their labels, augmented if there is a seed."""
+        return _Photographs(self.samples, self.mean, self.std, seed, self.size)
 
     def fingerprint(self) -> str:
         """Hash of the files' names and sizes, the labels and the crop; reading the photographs would take minutes."""

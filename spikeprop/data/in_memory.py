@@ -94,8 +94,8 @@ class _TorchvisionData(InMemoryData):
         except Exception as error:
             raise MissingDataError(
                 f"{name}: cannot read {self.files} under {folder} ({type(error).__name__}: {error}). The files are missing, "
-                "truncated or damaged. Copy them there, point data.root or SPIKEPROP_DATA at them, or let torchvision download "
-                "them with data.download=true"
+                "truncated or damaged. Copy them there, point data.root or SPIKEPROP_DATA at them, or add data.download=true to "
+                "the command, and they are downloaded"
             ) from error
         return images, labels
 

@@ -32,8 +32,8 @@ class Member:
         return f"{self.path}, at byte {self.offset},"
 
 
-def read_photograph(path: str | Path | Member) -> Any:
-    """The image in RGB, as a Pillow image.
+def read_photograph(path: str | Path | Member, mode: str = "RGB") -> Any:
+    """The image in ``mode`` ("RGB", or "L" for grey), as a Pillow image.
 
     Raises:
         MissingDataError: not a complete image of ``FORMATS``, larger than ``LARGEST_PIXELS``, or with more than 8 bits a channel.
@@ -51,7 +51,7 @@ def read_photograph(path: str | Path | Member) -> Any:
                     raise ValueError(f"{file.width} x {file.height} pixels; at most {LARGEST_PIXELS:,} are read")
                 if file.mode[0] in "IF":  # Pillow would clip them to white
                     raise ValueError(f"it has pixels of mode {file.mode}; only 8 bits a channel are read")
-                return file.convert("RGB")
+                return file.convert(mode)
     except Exception as error:  # Pillow's decoders raise many types for corrupted files
         raise MissingDataError(
             f"{path} is truncated or not a {', '.join(FORMATS)} image ({error}); get it again, or move it out of the folder"

@@ -239,7 +239,7 @@ class FrameData(LabelledData):
         return self._split(self.test_file, batch_size, None, self.test_limit)
 
     def _split(self, name: str, batch_size: int, seed: int | None, limit: int | None) -> SequenceSplit:
-        path = data_root("FrameData", self.root) / name
+        path = data_root(self.root) / name
         try:
             arrays = read_npz(path, ("x", "y", "lengths") if self.timesteps is None else ("x", "y"))
             values, labels, lengths = check_sequences(str(path), *_tensors(str(path), arrays), classes=self.classes)
@@ -302,6 +302,19 @@ def read_npz(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     except FileNotFoundError as error:
         raise MissingDataError(f"there is no file {path}; set data.root, data.train_file or data.test_file") from error
     except Exception as error:  # zip's and numpy's readers raise many types for damaged files
+        raise MissingDataError(f"{path} is truncated, damaged or not an .npz file ({error}); write it again") from error
+
+
+def npz_names(path: Path) -> list[str]:
+    """Names of the arrays in a ``.npz`` file.
+
+    Raises:
+        MissingDataError: truncated, damaged or of another kind.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise MissingDataError(f"{path} is truncated, damaged or not an .npz file ({error}); write it again") from error
 
 

@@ -113,7 +113,7 @@ class SpeechCommands(LabelledData):
 
     def folder(self) -> Path:
         """The folder of the words."""
-        root = data_root("SpeechCommands", self.root)
+        root = data_root(self.root)
         return root if self.root else root / "SpeechCommands" / "speech_commands_v0.02"
 
     def train(self, batch_size: int, seed: int) -> SpeechSplit:

@@ -52,7 +52,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     for kind, label in networks_of(values).items():
         found = values[kind]
         levels, own = found.get("levels", 1), values.get("conversion", {}).get("calibrated_for") if kind == "converted" else None
-        rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t) + _other(own, t)) for t in found["accuracy"]]
+        rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t) + other_steps(own, t)) for t in found["accuracy"]]
     if "conversion" in values:
         rows.append(("converted by", _choice_text(values["conversion"])))
     if "ann" in values:
@@ -88,7 +88,7 @@ def steps_text(steps: str | int, levels: int) -> str:
     return f"T = {steps}" + (f" x {levels} levels" if levels > 1 else "")
 
 
-def _other(own: int | None, steps: str) -> str:
+def other_steps(own: int | None, steps: str) -> str:
     """A mark on results at another number of steps than the calibrator's."""
     return f", calibrated for T = {own}" if own is not None and own != int(steps) else ""
 

@@ -173,22 +173,23 @@ def evaluate_checkpoint(
         )
         if processes.rank:
             return Report(name="", values={}), folder
-        return _report(network, data, predictor, evaluation, journal), folder
+        return _report(loaded, data, predictor, evaluation, journal), folder
 
 
 def _report(
-    network: nn.Module, data: LabelledData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal
+    loaded: LoadedNetwork, data: LabelledData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal
 ) -> Report:
     """The report on the predictions, with its files."""
-    about = journal.about()
+    about, calibrated = journal.about(), loaded.description.get("calibrated_for")
     spent = total_seconds(evaluation.batches)
     predictions, names = Predictions.of(evaluation.batches), data.class_names()
     by_class = _by_class(predictions, predictor, len(names))
     values = {
         "network": Path(about["checkpoint"]).stem,
         "timesteps": list(predictor.timesteps),
+        **({"calibrated_for": calibrated} if calibrated is not None else {}),
         **evaluation.summary,
-        **({} if predictor.timesteps else _ann_cost(network, data)),
+        **({} if predictor.timesteps else _ann_cost(loaded.network, data)),
         "seconds": round(spent, 2),
         "images_per_second": round(evaluation.summary["images"] / max(spent, 1e-9), 2),
         "settings": journal.settings,
@@ -271,8 +272,9 @@ def _data(loaded: LoadedNetwork, options: EvaluationOptions) -> LabelledData:
     if not (loaded.data or options.data):
         raise EvaluationError("the checkpoint does not name its data; pass --data")
     wanted = data_component(loaded.data, loaded.trusted, named=options.data, test_limit=options.limit, root=options.root)
-    if "size" in wanted.parameters():
-        wanted = wanted.replace(size=loaded.input_shape[-1])
+    if "size" in wanted.parameters() and "size" not in wanted.arguments:
+        height, width = loaded.input_shape[-2:]
+        wanted = wanted.replace(size=width if height == width else [height, width])
     return wanted.build()
 
 

@@ -35,6 +35,11 @@ READING = (  # settings of data sets that decide what a network reads of an exam
     *NORMALISATION, "frames", "dt", "duration", "kind", "tau", "downsample", "sensor_size", "name", "classes", "frame_shape",
     "timesteps", "scale", "encoder", "bands", "hop", "window", "lowest", "highest", "subfolder",
 )  # fmt: skip
+OWN = (  # the same of data of one's own; they are of no use to another data set
+    "size", "channels", "transforms", "names", "holdout", "image_column", "label_column", "split_column", "suffix", "images",
+    "labels", "layout", "arguments", "train_arguments", "test_arguments", "test_from", "class_count",
+)  # fmt: skip
+FILES = ("table", "test_table", "train_file", "test_file", "train_labels", "test_labels", "train_folder", "test_folder")
 SMALL = 100_000  # numbers that are never too many
 NETWORKS = ("ann", "converted", "finetuned", "trained")  # the checkpoints of a run folder, in the order of its pipeline
 
@@ -68,7 +73,7 @@ class LoadedNetwork:
     @property
     def data(self) -> dict[str, Any]:
         """Settings of the data that it was trained on; empty where they are not known."""
-        return {**self.own_data, **data_settings(self.description.get("data") or {})}
+        return {**data_settings(self.description.get("data") or {}), **self.own_data}
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,8 @@ def describe_network(model: nn.Module, experiment: Any, data: LabelledData, time
 def reading(data: LabelledData) -> dict[str, Any]:
     """The settings of a data set that decide what a network reads of an example."""
     own = {field.name for field in fields(data)}
-    return {key: getattr(data, key) for key in READING if key in own or (key in NORMALISATION and hasattr(data, key))}
+    given = {k: getattr(data, k) for k in (*READING, *OWN, *FILES) if k in own or (k in NORMALISATION and hasattr(data, k))}
+    return {key: value for key, value in (given | data.found()).items() if key not in (*OWN, *FILES) or value is not None}
 
 
 def data_component(
@@ -206,21 +212,24 @@ def data_component(
     found = {**(described if named is None else data_settings(described)), **given}
     if found.get("root") or found.get("use") != described.get("use"):  # the user's own folder, or another set
         found.pop("subfolder", None)
+    if found.get("use") != described.get("use"):
+        found = {key: value for key, value in found.items() if key not in (*OWN, *FILES) or key in given}
     own = [] if named is None or ("." not in named and ":" not in named) else [package_of(named)]
     with only_trusted((*trusted, *own)):
         return check_component(LabelledData, found, "data" if named is None else "--data")
 
 
 def data_settings(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the data that a checkpoint or a NIR file may give; root and download are for the user to choose."""
-    return {key: described[key] for key in ("use", *READING) if key in described}
+    """The settings of the data that a checkpoint or a NIR file may give; folders and download are for the user to choose."""
+    files = [key for key in FILES if isinstance(described.get(key), str) and Path(described[key]).name == described[key]]
+    return {key: described[key] for key in ("use", *READING, *OWN, *files) if key in described}
 
 
 def own_data(own: OwnFolder, described: Any) -> dict[str, Any]:
-    """The data set of a folder of the user's, all of it; nothing where a file there describes another one."""
+    """The data set of a folder of the user's, all that its recipe gives; nothing where a file there describes another one."""
     if not isinstance(described, Mapping) or own.data.get("use") != described.get("use"):
         return {}
-    return {key: value for key, value in own.data.items() if key not in ("train_limit", "test_limit")}
+    return {key: value for key, value in own.data.items() if value is not None and key not in ("train_limit", "test_limit")}
 
 
 def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:
@@ -307,11 +316,11 @@ def _check_description(checkpoint: Checkpoint) -> None:
 def _check_run(checkpoint: Checkpoint, *, required: bool) -> None:
     """Steps, seed and data, which a network that was saved by itself need not have."""
     described = checkpoint.description
-    kinds = {"timesteps": int, "seed": int, "data": dict}
+    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int}
     wrong = [
         key
         for key, kind in kinds.items()
-        if (required or described.get(key) is not None) and type(described.get(key)) is not kind
+        if ((required and key != "calibrated_for") or described.get(key) is not None) and type(described.get(key)) is not kind
     ]
     if wrong:
         raise CheckpointError(

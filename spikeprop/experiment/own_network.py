@@ -1,12 +1,13 @@
 """From a network that someone has (a class in a file, torchvision's, timm's, an ONNX file) to a recipe that converts it.
 
 ``own_recipe`` writes the tree of an ordinary recipe of the hybrid conversion, without training and fine-tuning: the network with
-its weights, the data with the normalisation that fits them (``experiment/normalisation.py``), and the numbers of steps. All else
+its weights, the data with the normalisation that fits them (``experiment/preprocessing.py``), and the numbers of steps. All else
 is chosen as in any recipe, so the run folder's recipe is complete and says what was chosen.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import nn
 
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.normalisation import NORMALISATION, chosen_normalisation, known_transform
+from spikeprop.experiment.preprocessing import NORMALISATION, chosen_normalisation, fitting_shape, known_transform
 from spikeprop.recipe import Recipe, check, check_component
 from spikeprop.recipe.text import override
 
@@ -39,6 +40,7 @@ class OwnNetwork:
         root: its folder.
         timesteps: numbers of steps; the thresholds are calibrated for the largest.
         samples: test images to simulate.
+        backend: "lava" or "reference"; None for Lava where its environment is made.
         binary: keep to spikes of one bit, with a sign.
         mean, std: normalisation; None for the one that fits the network.
         overrides: "path.to.key=value" on the recipe.
@@ -50,6 +52,7 @@ class OwnNetwork:
     root: str | None = None
     timesteps: Sequence[int] = (4, 8, 16)
     samples: int = 4
+    backend: str | None = None
     binary: bool = False
     mean: float | list[float] | None = None
     std: float | list[float] | None = None
@@ -74,10 +77,12 @@ def own_recipe(own: OwnNetwork) -> tuple[Recipe, list[tuple[str, str]]]:
         "convert": {"timesteps": max(own.timesteps), **({"binary": True} if own.binary else {})},
         "train": {"epochs": 0},
         "evaluate": {"timesteps": sorted(set(own.timesteps))},
-        "simulate": {"samples": own.samples, "backend": "lava" if lava_is_ready() else "reference"},
+        "simulate": {"samples": own.samples, "backend": own.backend or ("lava" if lava_is_ready() else "reference")},
     }
     for text in own.overrides:
         override(tree, text)
+    if tree["data"].get("use") == "ImageFolder" and not tree["data"].get("root"):
+        raise RecipeError("where are the images? Give --root FOLDER, with a folder of images for each class; or another --data")
     rows = _fitted(tree)
     recipe = Recipe(own.name, check(tree))
     return recipe, rows + _chosen(recipe.experiment)
@@ -129,40 +134,49 @@ def _given(**settings: Any) -> dict[str, Any]:
 
 
 def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
-    """Complete number of classes, size and normalisation of the tree, from weights and data; what was found, as rows."""
+    """Complete number of classes, shape and normalisation of the tree, from weights and data; what was found, as rows."""
+    settings = tree["data"]
+    data = check_component(LabelledData, settings, "data")
+    given = [key for key in NORMALISATION if key in settings]
     transform = known_transform(tree["ann"])
-    data = check_component(LabelledData, tree["data"], "data")
-    free = [key for key in NORMALISATION if key in data.parameters() and key not in tree["data"]]
     for key, value in (transform or {}).items():
-        if key in data.parameters():
-            tree["data"].setdefault(key, value)
-    built = check_component(LabelledData, tree["data"], "data").build()
+        if key in data.parameters() and not (key == "transforms" and "size" in data.arguments):
+            settings.setdefault(key, value)
+    data = check_component(LabelledData, settings, "data")
     ann = check_component(nn.Module, tree["ann"], "ann")
     if ann.use in ("TorchvisionModel", "TimmModel") and tree["ann"]["weights"] not in OWN_WEIGHTS.values():
-        tree["ann"].setdefault("classes", built.classes)
+        tree["ann"].setdefault("classes", data.build().classes)
         ann = check_component(nn.Module, tree["ann"], "ann")
-    rows = [("network", _network_text(tree["ann"])), ("data", _data_text(built))]
+    module = ann.build().eval()
+    shape = fitting_shape(module, data)
+    settings |= shape
+    data = data.replace(**shape)
+    built = data.build()
+    rows = [("network", _network_text(tree["ann"])), ("data", _data_text(built, shape))]
     if not isinstance(built, ImageData) or built.label_shape:
         return rows
-    if transform is not None and len(free) == len(NORMALISATION):
-        shown = f"mean {built.mean}, std {built.std}: that of the weights"
-        return [*rows, ("normalisation", shown)]
-    module = ann.build().eval()
-    found, text = chosen_normalisation(module, data, {k: tree["data"][k] for k in NORMALISATION if k in tree["data"]})
-    tree["data"] |= found
+    if transform is not None and not given:
+        return [*rows, ("normalisation", f"mean {built.mean}, std {built.std}: that of the weights")]
+    found, text = chosen_normalisation(module, data, {key: settings[key] for key in given})
+    settings |= found
     return [*rows, ("normalisation", text)]
 
 
 def _network_text(ann: dict[str, Any]) -> str:
     use = ann["use"] if "name" not in ann else f"{ann['name']} ({ann['use']})"
-    return ann.get("path", use) + (f", weights {ann['weights']}" if "weights" in ann else "")
+    return _shown(ann.get("path", use)) + (f", weights {_shown(ann['weights'])}" if "weights" in ann else "")
 
 
-def _data_text(data: LabelledData) -> str:
+def _shown(path: str) -> str:
+    """A path, from the working directory on where it is below that."""
+    return path.removeprefix(f"{Path.cwd()}{os.sep}")
+
+
+def _data_text(data: LabelledData, shape: dict[str, Any]) -> str:
     names = data.class_names()
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    shape = "x".join(map(str, data.input_shape))
-    return f"{type(data).__name__}, {data.classes} classes ({shown}), {shape}"
+    read = "x".join(map(str, data.input_shape)) + (", which is what the network reads" if shape else "")
+    return f"{type(data).__name__}, {data.classes} classes ({shown}), {read}"
 
 
 def _chosen(experiment: Any) -> list[tuple[str, str]]:

@@ -115,7 +115,7 @@ def open_simulation_input(
     """
     if network is None and _is_nir(path):
         found, own = _read(path, encoder), own_folder(path.parent)
-        data = {**own_data(own, found.data), **found.data}
+        data = {**found.data, **own_data(own, found.data)}
         yield replace(found, data=data, trusted=(*trusted, *own.packages()))
         return
     (checkpoint,) = find_checkpoints(path, [network] if network else [])

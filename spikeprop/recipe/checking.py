@@ -27,14 +27,8 @@ from spikeprop.runtime.places import resolved
 
 T = TypeVar("T")
 DEFAULT_EXPERIMENT = "HybridConversion"
-PATHS = (
-    "weights",
-    "path",
-    "root",
-    "table",
-    "train_file",
-    "test_file",
-)  # looked for in the working directory, and beside the recipe
+# Files and folders, which are looked for in the working directory, and beside the recipe:
+PATHS = {"weights", "path", "root", "table", "test_table", "train_file", "test_file", "train_labels", "test_labels"}
 GIVEN_LATER = RESERVED | {"timesteps"}  # may come from the stage's settings
 
 

@@ -81,16 +81,16 @@ def find(use: str, path: str, base: type | None, module: str, given: Mapping[str
         raise RecipeError(f"{path}: no component {name!r} in {where or module}{nearest(name, known)}")
     if base is None:
         return found
-    adapted = _adapted(found, base, given or {})
+    adapted = _adapted(found, base, given or {}, there)
     if adapted is None:
         raise RecipeError(f"{path}: {use} is not a {base.__name__}{nearest(name, components(base))}")
     return adapted
 
 
-def _adapted(found: Any, base: type, given: Mapping[str, Any]) -> Any:
+def _adapted(found: Any, base: type, given: Mapping[str, Any], module: Any) -> Any:
     """It, if it fits the slot; or what the slot's room, or ``snn.interop``, makes of it."""
     adapt = getattr(importlib.import_module(home(base)), "adapt", None)
-    adapted = None if adapt is None else adapt(found, given)
+    adapted = None if adapt is None else adapt(found, given, module)
     if adapted is not None or fits(found, base):
         return adapted or found
     return importlib.import_module("spikeprop.snn.interop").adapt(found, base)

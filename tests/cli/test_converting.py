@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from torch import Tensor, nn
 
 from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.normalisation import chosen_normalisation, known_transform
 from spikeprop.experiment.own_network import ann_settings
+from spikeprop.experiment.preprocessing import chosen_normalisation, fitting_shape, known_transform
 from spikeprop.recipe import check_component
 
 MYNET = '''
@@ -36,7 +37,6 @@ class MyNet(nn.Module):
     def forward(self, x):
         return self.out(F.max_pool2d(F.relu(self.norm(self.conv(x))), 2).flatten(1))
 '''
-TRAINED_WITH = {"mean": 0.5, "std": 0.5}
 
 
 def spikeprop(*arguments: str | Path | int) -> Result:
@@ -53,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     net = made["MyNet"](width=8)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    fit(net, Backprop(), Digits(**TRAINED_WITH).train(32, 0), optimizer, epochs=2)
+    fit(net, Backprop(), Digits(mean=0.5, std=0.5).train(32, 0), optimizer, epochs=2)
     torch.save({"epoch": 2, "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, folder / "best.pt")
     return folder
 
@@ -65,7 +65,7 @@ def converted(home: Path) -> tuple[Path, str]:
         patch.chdir(home)
         result = spikeprop(
             "convert", "mynet.py:MyNet", "ann.width=8", "--weights", "best.pt", "--data", "Digits", "--timesteps", "2,4",
-            "--samples", 1, "simulate.backend=reference", "convert.images=64", "--out", "runs/mine",
+            "--samples", 1, "--backend", "reference", "convert.images=64", "--out", "runs/mine",
         )  # fmt: skip
     assert result.exit_code == 0, result.output
     return home / "runs" / "mine", " ".join(result.output.split())
@@ -203,15 +203,31 @@ def test_the_normalisation_that_a_network_was_trained_with_is_found(mean: float,
     assert f"mean {mean:.4g}, std {std:.4g}" in text
 
 
+@pytest.mark.parametrize(("channels", "side"), [(1, 24), (3, 24), (3, 32)])
+def test_the_shape_that_a_network_reads_is_found(channels: int, side: int, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (30, 40)).save(tmp_path / name / f"{number}.png")
+    net = nn.Sequential(nn.Conv2d(channels, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * side**2, 2))
+    data = check_component(LabelledData, {"use": "ImageFolder", "root": str(tmp_path)}, "data")
+    assert data.replace(**fitting_shape(net, data)).build().input_shape == (channels, side, side)
+    free = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # any size: as the images are
+    assert fitting_shape(free, data) == {}
+    assert fitting_shape(net, data.replace(size=16, channels=3)) == {}  # the user's own
+
+
 def test_a_network_at_chance_is_told() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    nn.init.zeros_(net[1].weight)
+    last = nn.Linear(64, 10)
+    nn.init.zeros_(last.weight)
+    net = nn.Sequential(nn.Flatten(), last)
     _, text = chosen_normalisation(net, check_component(LabelledData, "Digits", "data"), {})
     assert "WARNING: near chance" in text
 
 
 def test_weights_of_libraries_say_their_normalisation() -> None:
     found = known_transform({"use": "TorchvisionModel", "name": "resnet18", "weights": "DEFAULT"})
-    assert found == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 224}
+    cut = [{"use": "Resize", "size": [256]}, {"use": "CenterCrop", "size": [224]}]
+    assert found == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 224, "transforms": cut}
     assert known_transform({"use": "TorchvisionModel", "name": "resnet18", "weights": "mine.pth"}) is None
     assert known_transform({"use": "/a/mynet.py:MyNet", "weights": "best.pt"}) is None

@@ -120,7 +120,7 @@ class EventData(LabelledData):
         Raises:
             MissingDataError: neither ``root`` nor ``$SPIKEPROP_DATA`` is set.
         """
-        root = data_root(type(self).__name__, self.root)
+        root = data_root(self.root)
         return root if self.root else root / (self.subfolder or self.usual)
 
     def train(self, batch_size: int, seed: int) -> EventSplit:

@@ -1,8 +1,8 @@
-"""The normalisation with which a network was trained: that of torchvision's and timm's weights, or one that fits its predictions.
+"""What a network reads: the shape of its images, and their normalisation.
 
-A file of weights does not say it, and with another one a network predicts badly without a word. So common ones, and the images'
-own statistics, are tried on a few labelled training images, and the one with the smallest cross-entropy is taken. The test images
-have no part in it.
+A file of weights does not say the normalisation, and with another one a network predicts badly without a word. Of torchvision's
+and timm's weights it is known. Else common ones, and the images' own statistics, are tried on a few labelled training images, and
+the one with the smallest cross-entropy is taken. The test images have no part in it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ COLOUR: dict[str, tuple[Values, Values]] = {
     "CIFAR-10's": ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]),
 }
 GREY: dict[str, tuple[Values, Values]] = {"MNIST's": (0.1307, 0.3081)}
+PILLOW = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # numbers of interpolations
+SIDES = (8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
 MOST_IMAGES, LEAST_IMAGES = 256, 32
 MOST_MACS = 2e11  # in all, some seconds
 WRONG = 1.0  # difference of the cross-entropy that is no chance
 
 
 def known_transform(ann: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Mean, std and size of the images of torchvision's or timm's own weights; None for others.
+    """Mean, std, size and transforms of the images of torchvision's or timm's own weights; None for others.
 
     Args:
         ann: settings of slot ``ann``.
@@ -48,7 +50,10 @@ def known_transform(ann: Mapping[str, Any]) -> dict[str, Any] | None:
         if ann["weights"] not in known:
             return None
         transform = known[ann["weights"]].transforms()
-        return {"mean": list(transform.mean), "std": list(transform.std), "size": transform.crop_size[0]}
+        cut = [{"use": "Resize", "size": transform.resize_size}, {"use": "CenterCrop", "size": transform.crop_size}]
+        cut[0] |= {} if transform.interpolation.value == "bilinear" else {"interpolation": PILLOW[transform.interpolation.value]}
+        found = {"mean": list(transform.mean), "std": list(transform.std), "size": transform.crop_size[0]}
+        return found | {"transforms": cut}
     if ann.get("use") == "TimmModel" and ann.get("weights") == "pretrained":
         try:
             import timm
@@ -58,6 +63,36 @@ def known_transform(ann: Mapping[str, Any]) -> dict[str, Any] | None:
         found = resolve_model_data_config(timm.create_model(ann["name"], pretrained=False))
         return {"mean": list(found["mean"]), "std": list(found["std"]), "size": found["input_size"][-1]}
     return None
+
+
+@torch.no_grad()
+def fitting_shape(ann: nn.Module, data: Component[Any]) -> dict[str, int]:
+    """Channels and side of the images that a network reads, where the data set can give them and the user does not.
+
+    Empty where the images fit as they are, and where none of the usual sides does: then the recipe's check says what is wrong.
+
+    Args:
+        ann: in evaluation mode.
+        data: of images.
+    """
+    open_to = [key for key in ("channels", "size") if key in data.parameters() and data.arguments.get(key) is None]
+    found: dict[str, int] = {}
+    first = next((m for m in ann.modules() if isinstance(m, nn.Conv2d)), None)
+    shape = data.build().input_shape
+    if "channels" in open_to and first is not None and first.in_channels in (1, 3) and first.in_channels != shape[0]:
+        found["channels"] = first.in_channels
+        shape = (first.in_channels, *shape[1:])
+    if "size" in open_to and not data.arguments.get("transforms") and not _reads(ann, shape):
+        found |= next(({"size": side} for side in SIDES if _reads(ann, (shape[0], side, side))), {})
+    return found
+
+
+def _reads(ann: nn.Module, shape: tuple[int, ...]) -> bool:
+    try:
+        ann(torch.zeros(1, *shape))
+    except Exception:  # a forward may raise anything
+        return False
+    return True
 
 
 @torch.no_grad()
