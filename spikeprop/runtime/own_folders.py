@@ -28,7 +28,8 @@ class OwnFolder:
     """What is known of a folder from the user's state directory; empty for a folder from elsewhere.
 
     Attributes:
-        modules: packages from outside that the folder's recipe named, with their files; of a file of Python code, itself.
+        modules: packages from outside that the folder's recipe named, with their files; of a file of Python code, itself; of a
+            library's function, that alone ("torchvision.models:resnet18").
         data: the recipe's data set, with all of its settings, its root included.
     """
 
@@ -84,6 +85,7 @@ def _file_of(package: str) -> str | None:
     """The file of a package that is imported or can be found, or a file itself; None for a package without one."""
     if package.endswith(".py"):
         return package if Path(package).is_file() else None
+    package = package.partition(":")[0]  # of a function alone, its module's
     module = sys.modules.get(package)
     found = getattr(module, "__file__", None) if module is not None else _found(package)
     return str(Path(found).resolve()) if found else None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spikeprop.runtime.imports import may_call, note_foreign_names, only_trusted
 from spikeprop.runtime.own_folders import OwnFolder, own_folder, record_own, state_folder
 
 
@@ -58,3 +59,13 @@ def test_a_damaged_record_grants_nothing(made: Path, content: str) -> None:
     (record,) = state_folder().iterdir()
     record.write_text(content)
     assert own_folder(made) == OwnFolder()
+
+
+def test_a_function_of_a_library_is_granted_alone(made: Path) -> None:
+    with note_foreign_names() as named:
+        assert may_call("torch.hub", "list")
+    assert named == {"torch.hub:list"}
+    record_own(made, named, {})
+    with only_trusted(own_folder(made).packages()):
+        assert may_call("torch.hub", "list")
+        assert not may_call("torch.hub", "load")
