@@ -111,7 +111,7 @@ def _matches(tables: Mapping[str, dict[str, Tensor]], own: Mapping[str, Tensor])
     held = _common_prefix(own)
     for place, table in tables.items():
         bare = {_bare(name, wrappers): tensor for name, tensor in table.items()}
-        for view in (table,) if bare.keys() == table.keys() else (table, bare):
+        for view in (table,) if len(bare) < len(table) or bare.keys() == table.keys() else (table, bare):
             for prefix in _prefixes(view, own):
                 yield _compare(place, prefix, view, own, "")
             if held:

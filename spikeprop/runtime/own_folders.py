@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class OwnFolder:
 
 def state_folder() -> Path:
     """Where records of the user's own folders lie."""
-    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "spikeprop" / "folders"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "spikeprop" / "folders"
 
 
 def record_own(folder: Path, packages: Iterable[str], data: Mapping[str, Any]) -> None:
@@ -69,7 +69,10 @@ def own_folder(folder: Path) -> OwnFolder:
     """What was recorded of a folder; empty where nothing was, or where it is another folder at the same path."""
     try:
         place = folder.resolve()
-        found = read_json(_record_of(place))
+        record = _record_of(place)
+        if hasattr(os, "geteuid") and record.stat().st_uid != os.geteuid():  # with sudo the state of another user may be found
+            return OwnFolder()
+        found = read_json(record)
         if found["folder"] != str(place) or found["number"] != place.stat().st_ino:
             return OwnFolder()
         return OwnFolder(dict(found["modules"]), dict(found["data"]))

@@ -114,6 +114,10 @@ def test_finetune_trains_the_converted_network_in_a_folder_of_its_own(converted:
     ann = [(path / "ann.safetensors").read_bytes() for path in (folder, tmp_path / "tuned")]
     assert ann[0] == ann[1]  # taken over, not trained
     assert spikeprop("finetune", tmp_path / "nothing").exit_code == 1
+    other = spikeprop("finetune", folder, "train.epochs=3", "--out", tmp_path / "other")
+    assert other.exit_code == 1
+    assert "the trained ANN of" in other.output
+    assert not (tmp_path / "other").exists()
 
 
 def _forget_imports(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +205,8 @@ def test_the_normalisation_that_a_network_was_trained_with_is_found(mean: float,
     assert kept == {"mean": -1.0, "std": 0.5}  # the user's stays, with a warning that names the better one
     assert "WARNING: it fits far worse than" in text
     assert f"mean {mean:.4g}, std {std:.4g}" in text
+    half, _ = chosen_normalisation(Centred(mean, std), data.replace(std=0.25), {"mean": -1.0})
+    assert half == {"mean": -1.0, "std": 0.25}  # what is not given is the data set's own
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 24), (3, 24), (3, 32)])

@@ -166,7 +166,9 @@ READ: dict[str, tuple[dict[str, Any], tuple[int, ...], list[str], tuple[int, int
     "npz with other labels": (
         {"use": "TensorData", "train_file": "fine.npz", "labels": "y_train_coarse"}, RGB, ["0", "1"], (20, 5)
     ),
-    "npz with another name of images": ({"use": "TensorData", "train_file": "keras.npz", "images": "x_train"}, RGB, [*"0123"], (20, 5)),
+    "npz with another name of images": (
+        {"use": "TensorData", "train_file": "keras.npz", "images": "x_train"}, RGB, [*"0123"], (20, 5)
+    ),
     "two npy": ({"use": "TensorData", "train_file": "x.npy", "train_labels": "y.npy"}, RGB, ["0", "1", "2", "3"], (16, 4)),
     "pt of a pair": ({"use": "TensorData", "train_file": "pair.pt", "names": [*"abcd"]}, RGB, [*"abcd"], (16, 4)),
     "pt of a dictionary": ({"use": "TensorData", "train_file": "table.pt"}, RGB, ["0", "1", "2", "3"], (16, 4)),

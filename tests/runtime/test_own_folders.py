@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -52,6 +53,12 @@ def test_a_module_of_another_file_is_not_granted(made: Path, tmp_path: Path, mon
     (tmp_path / "owned_net.py").unlink()
     assert own_folder(made).packages() == ()
     assert "owned_net" not in sys.modules
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owners here")
+def test_a_record_of_another_user_grants_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert own_folder(made) == OwnFolder()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"folder": 1}', "{" * 100_000])
