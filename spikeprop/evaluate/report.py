@@ -9,6 +9,7 @@ from typing import Any
 
 from spikeprop.evaluate.activity import ENERGY_MODEL
 from spikeprop.runtime.files import write_json
+from spikeprop.runtime.tables import Table
 
 _AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
 LABELS = {"converted": "converted", "finetuned": "fine-tuned", "trained": "trained"}  # networks in a report
@@ -29,6 +30,9 @@ class Report:
     name: str
     values: dict[str, Any]
     rows: list[tuple[str, str]] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        return Table(self.name, ("what", "result"), self.rows)._repr_html_()
 
     def save(self, path: Path) -> None:
         """Write ``values`` as JSON, and the rows as its "table"."""

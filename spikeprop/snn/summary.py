@@ -14,8 +14,7 @@ from spikeprop.snn.activity import SpikeCounter
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.synapse import WEIGHTED
-from spikeprop.snn.timed_input import time_first
-from spikeprop.snn.watching import watched_chunk
+from spikeprop.snn.watching import samples_for, watched_chunk
 
 if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork
@@ -116,7 +115,7 @@ def summarised(network: SpikingNetwork, x: Any = None, timesteps: int | None = N
 @torch.no_grad()
 def _counted(network: SpikingNetwork, x: Any, timesteps: int | None) -> tuple[SpikeCounter, int]:
     """A simulation's counts, and its steps; the network is left in the mode that it was in."""
-    given, lengths = time_first(network, x.to(next((p.device for p in network.parameters()), "cpu")))
+    given, lengths = samples_for(network, x)
     steps = timesteps or len(given)
     training = network.training
     try:

@@ -40,7 +40,7 @@ class Net(nn.Module):
 def trained(classes: int = 3) -> Net:
     torch.manual_seed(classes)
     net = Net(classes)
-    net.bn.running_mean += 1
+    net.bn.register_buffer("running_mean", torch.ones(2))
     return net
 
 
@@ -144,10 +144,8 @@ def test_form_is_loaded(tmp_path: Path, form: str) -> None:
     net = Net()
     load_weights(net, LOADED[form](tmp_path))
     rounded = 1e-3 if "float16" in form else 0.0
-    counts = net.bn.num_batches_tracked.clone()
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(tensor, STATE[name], rtol=rounded, atol=rounded, msg=name)
-    assert counts == 0
 
 
 def test_the_network_of_a_wrapper_is_loaded_from_names_without_it(tmp_path: Path) -> None:

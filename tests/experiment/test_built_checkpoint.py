@@ -59,6 +59,50 @@ def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in Residual().parameters())
 
 
+class Several(nn.Module):
+    """Returns tensors in a structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        h = torch.relu(self.hidden(x))
+        return {"a": self.a(h), "rest": [self.b(h), (self.a(h)[:, 0],)]}
+
+
+def test_structure_of_several_outputs_is_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(4, 6)
+    network = spikeprop.convert(Several(), x, IF(v_init=0.5), spikeprop.MaxActivation())
+    spikeprop.save(network, tmp_path / "net.safetensors", timesteps=5)
+    again = spikeprop.load(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        given, found = network(x, 5), again(x, 5)
+    assert found.keys() == given.keys()
+    assert torch.equal(found["a"], given["a"])
+    assert torch.equal(found["rest"][0], given["rest"][0])
+    assert isinstance(found["rest"][1], tuple)
+    assert torch.equal(found["rest"][1][0], given["rest"][1][0])
+    assert again.notes == ["trained for T = 5"]
+
+
+def test_what_is_no_spiking_network_or_no_safetensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"Linear is no spiking network; save an ANN with torch\.save"):
+        spikeprop.save(nn.Linear(2, 2), tmp_path / "net.safetensors")  # type: ignore[arg-type]
+    network = spiking(nn.Sequential(nn.Linear(3, 4), IF(), nn.Linear(4, 2)), (3,))
+    with pytest.raises(CheckpointError, match=r"does not end in \.safetensors"):
+        spikeprop.save(network, tmp_path / "net.pt")
+
+
+def test_data_and_steps_are_kept_for_the_command_line(tmp_path: Path) -> None:
+    network = spiking(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), IF(), nn.Linear(4, 10)), (1, 8, 8))
+    spikeprop.save(network, tmp_path / "net.safetensors", timesteps=3, data=spikeprop.Digits(mean=0.25, std=0.5))
+    loaded = load_network(tmp_path / "net.safetensors")
+    assert loaded.timesteps == 3
+    assert {key: loaded.data[key] for key in ("use", "mean", "std")} == {"use": "Digits", "mean": 0.25, "std": 0.5}
+
+
 class Forgetful(LayerDynamics):
     """Does not keep its constructor's argument."""
 

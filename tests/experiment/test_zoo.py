@@ -26,7 +26,7 @@ NAMES = sorted(read_index(ZOO / "index.json"))
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
