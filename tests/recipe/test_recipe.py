@@ -283,6 +283,7 @@ def test_every_slot_has_components() -> None:
         "SpikingMLP",
         "OnnxModel",
         "TimmModel",
+        "FastCNN",
         "TorchvisionModel",
         "UNet",
         "ViT",
