@@ -51,7 +51,7 @@ def by_fit(options: argparse.Namespace, images: Tensor, labels: Tensor) -> list[
     rule, rate = Backprop(label_smoothing=SMOOTHING), BiasRate(lr=BIAS, weight_decay=1 / BIAS)
     rates = {"lr": LR, "weight_decay": DECAY}
     groups = with_rates(rate.param_groups(model, rule.param_groups(model)), **rates)
-    sgd = torch.optim.SGD(groups, **rates, momentum=MOMENTUM, nesterov=True)
+    sgd = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
     batches = InMemorySplit(
         images, labels, options.batch, 0.5, 0.25, seed=options.seed, crop=CROP, flip="alternating", padding="reflect"
     )

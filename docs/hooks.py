@@ -1,8 +1,9 @@
 """What mkdocs calls while it builds the site: pages get programs, tables and references from the code, and links out of docs/.
 
 A page asks for a text by ``<!-- include: CHANGELOG.md -->`` (all below its title), for a program by ``<!-- include: a/b.py -->``,
-for a table of figures by ``<!-- table: scaling -->``, and for a reference by ``<!-- generated: recipe -->``. A link that leaves
-docs/ becomes a link to the file's copy on the site; where the site has none, the words stay and the link goes.
+for a table of figures by ``<!-- table: scaling -->``, for an executed notebook by ``<!-- notebook: zoo -->``, and for a reference
+by ``<!-- generated: recipe -->``. A link that leaves docs/ becomes a link to the file's copy on the site; where the site has
+none, the words stay and the link goes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmark_tables import table
+from execute import page as notebook
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from references import cli_reference, exit_codes, recipe_reference
 from refusals import refusals
 
 ROOT = Path(__file__).parents[1]
-REQUEST = re.compile(r"^<!-- (include|table|generated): (\S+) -->$", re.MULTILINE)
+REQUEST = re.compile(r"^<!-- (include|table|generated|notebook): (\S+) -->$", re.MULTILINE)
 REFERENCES = {"recipe": recipe_reference, "cli": cli_reference, "exit-codes": exit_codes, "refusals": refusals}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -49,6 +51,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         kind, name = request.groups()
         if kind == "include":
             return included(name, find)
+        if kind == "notebook":
+            return notebook(ROOT / "docs" / "notebooks" / f"{name}.ipynb")
         return table(name) if kind == "table" else REFERENCES[name]()
 
     return REQUEST.sub(content, relinked(markdown, posixpath.join("docs", posixpath.dirname(source)), find))

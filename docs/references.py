@@ -177,6 +177,7 @@ def cli_reference() -> str:
         inner = click.Context(command, info_name=name, parent=context)
         usage = " ".join([context.info_name or "", name, *command.collect_usage_pieces(inner)])
         parts += [f"## {name}", f"```console\n$ {usage}\n```", _help(command), _options(command, inner)]
+        parts += [f"```console\n$ {command.example}\n```"] if getattr(command, "example", None) else []
     return "\n\n".join(parts)
 
 

@@ -151,6 +151,7 @@ _LAZY = {
     "from_nir": ("spikeprop.deploy", "from_nir"),
     "explain_conversion": ("spikeprop.experiment.diagnosis", "explain_conversion"),
     "folded": ("spikeprop.snn.folding", "folded"),
+    "plot": ("spikeprop.evaluate", "plot"),
     "save": ("spikeprop.experiment.network_checkpoint", "save"),
     "load": ("spikeprop.experiment.network_checkpoint", "load"),
 }
@@ -165,7 +166,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"spikeprop.{name}")
     for room in _ROOMS if name in __all__ else ():
         found = vars(import_module(f"spikeprop.{room}"))
-        if name in found:
+        if name in found["__all__"]:  # and not a module of the room, such as ann/spiking.py
             return globals().setdefault(name, found[name])
     raise AttributeError(f"module 'spikeprop' has no attribute {name!r}")
 

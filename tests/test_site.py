@@ -48,7 +48,7 @@ def test_every_page_is_built_and_nothing_is_left_to_fill_in(site: Path) -> None:
     sources = {file.relative_to(ROOT / "docs").with_suffix(".html") for file in (ROOT / "docs").rglob("*.md")}
     assert {page.relative_to(site) for page in pages(site)} == sources
     for page in pages(site):
-        for request in ("include", "table", "generated"):
+        for request in ("include", "table", "generated", "notebook"):
             assert f"<!-- {request}" not in page.read_text()
 
 

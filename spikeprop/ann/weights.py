@@ -172,12 +172,11 @@ def _misfit(file: Path, nearest: _Match, network: str) -> str:
     if not said:
         return f"{file} has {network} as a part of a larger network; if you mean that part, write {file.name}#{nearest.place}"
     under = f" (compared with the part {nearest.place!r})" if nearest.place else ""
-    alike = not nearest.missing and not nearest.unexpected
-    remedy = (
-        "give the network the arguments with which it was trained"
-        if alike
-        else "is it another network, or another version of it?"
-    )
+    remedy = "it is another network, or another version of it"
+    if not nearest.missing and not nearest.unexpected:
+        remedy = "give the network the arguments with which it was trained"
+    if any("int8" in name for name in nearest.differing):
+        remedy = "weights of a quantised network cannot be loaded: save those of the network before it was quantised"
     return f"{file} does not fit {network}{under}: {'; '.join(said)}; {remedy}"
 
 

@@ -10,11 +10,14 @@ import click
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
 from spikeprop.cli.options import TRUSTED, by_channel, numbers
-from spikeprop.cli.printing import table
+from spikeprop.cli.printing import table, write
 from spikeprop.cli.running import run_in_folder
 
 
-@main.command(short_help="Convert a trained network of your own, and report on it.")
+@main.command(
+    short_help="Convert a trained network of your own, and report on it.",
+    example="spikeprop convert mynet.py:MyNet --weights best.pt --data ImageFolder --root photos --out runs/mine",
+)
 @click.argument("source")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--weights", help="File or folder: .pt, .pth, .safetensors, shards; default the library's own.")
@@ -40,10 +43,6 @@ def convert(
     SOURCE is a class in a file or module (mynet.py:MyNet, package.module:Net), torchvision:resnet18, timm:resnet18 or model.onnx.
     KEY=VALUE sets an argument of the class, or anything else of the recipe: ann.width=64, data.size=32, convert.images=256.
 
-    \b
-    Example:
-      spikeprop convert mynet.py:MyNet --weights best.pt --data ImageFolder --root photos --out runs/mine
-
     The folder is a run folder: eval, simulate, budget, diagnose, finetune and report read it. The same command again continues.
     """
     import torch
@@ -64,7 +63,10 @@ def convert(
     _run_and_show(context, load, path)
 
 
-@main.command(short_help="Fine-tune the network of a run folder with spikes.")
+@main.command(
+    short_help="Fine-tune the network of a run folder with spikes.",
+    example="spikeprop finetune runs/mine --timesteps 8 --epochs 3",
+)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the fewest that were evaluated.")
@@ -82,10 +84,6 @@ def finetune(
 
     The result is a run folder of its own; FOLDER stays as it is. Graded and signed neurons pass no gradient, so a network that
     has them is converted again with IF neurons. KEY=VALUE sets anything of the recipe: finetune.batch_size=16.
-
-    \b
-    Example:
-      spikeprop finetune runs/mine --timesteps 8 --epochs 3
     """
     import torch
 
@@ -112,4 +110,4 @@ def _run_and_show(context: click.Context, load: Any, path: Path, **more: Any) ->
     """Run the recipe in its folder, and write the folder's page."""
     run_in_folder(load, path, **more)
     context.invoke(report, runs=(path,), out=path / "report.html", samples=0)
-    click.echo(f"next: spikeprop eval {path}, spikeprop simulate {path}, spikeprop finetune {path}")
+    write(f"next: spikeprop eval {path}, spikeprop simulate {path}, spikeprop finetune {path}")

@@ -25,7 +25,7 @@ from spikeprop.cli.printing import columns, result, say, table, write
               help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases.")  # fmt: skip
 @TRUSTED
 def export(checkpoint: Path, name: str | None, out: Path | None, reader: str | None, form: str, trusted: tuple[str, ...]) -> None:
-    """Write a spiking network as a NIR file, or for lava-dl. CHECKPOINT is a checkpoint or a run folder.
+    """Write a spiking network as a NIR file, or for lava-dl. CHECKPOINT is a checkpoint, a run folder or zoo:NAME.
 
     Without --for the file is for spikeprop and its hardware; other libraries would interpret it differently (reset by
     subtraction, milliseconds). What a library does not support is refused.
@@ -33,11 +33,12 @@ def export(checkpoint: Path, name: str | None, out: Path | None, reader: str | N
     from spikeprop.deploy import export as export_nir
     from spikeprop.deploy import export_netx
     from spikeprop.experiment.network_checkpoint import find_checkpoints, load_spiking
+    from spikeprop.experiment.zoo import results_folder
 
     if reader and form == "netx":
         raise click.UsageError("--for is for NIR; netx is read by lava-dl only")
     (found,) = find_checkpoints(checkpoint, [name] if name else [])
-    file = out or found.with_suffix(".nir" if form == "nir" else ".net")
+    file = out or results_folder(found) / f"{found.stem}.{'nir' if form == 'nir' else 'net'}"
     loaded = load_spiking(found, trusted)
     if form == "nir":
         export_nir(loaded.network, file, loaded.description, reader)
@@ -70,7 +71,9 @@ def simulate(
     trusted: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Run a spiking network on Lava and compare every spike with PyTorch's. NETWORK is a checkpoint, a run folder or a NIR file.
+    """Run a spiking network on Lava and compare every spike with PyTorch's.
+
+    NETWORK is a checkpoint, a run folder, zoo:NAME or a NIR file.
 
     Both get the same encoded inputs. A NIR file that `export` wrote names its data, normalisation, encoder and steps; for any
     other NIR file, the options give them.

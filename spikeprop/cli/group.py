@@ -116,6 +116,8 @@ class VerbGroup(click.Group):
 
 def _message(error: Exception) -> str:
     """The text of an error; one of the operating system with its remedy."""
+    if type(error).__name__ == "URLError":  # of a download
+        return f"{error}; check the connection, or copy the file here and give its path"
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     text = error.strerror or str(error)

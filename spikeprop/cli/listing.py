@@ -12,6 +12,7 @@ import click
 
 from spikeprop.cli.group import main
 from spikeprop.cli.printing import columns, result, say, write
+from spikeprop.cli.zoo import list_zoo
 
 HEADS = ("run", "state", "recipe", "accuracy (%) or means", "begun", "size")
 WORDS = {  # what people call the components of a slot, and the slot's base class
@@ -30,7 +31,7 @@ WORDS = {  # what people call the components of a slot, and the slot's base clas
 
 @main.command(short_help="List recipes, components and runs.", example="spikeprop ls calibrators")
 @click.argument(
-    "what", required=False, shell_complete=lambda *a: [w for w in (*WORDS, "recipes", "runs", "all") if w.startswith(a[2])]
+    "what", required=False, shell_complete=lambda *a: [w for w in (*WORDS, "recipes", "runs", "zoo", "all") if w.startswith(a[2])]
 )
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 def ls(what: str | None, folder: Path | None) -> None:
@@ -38,17 +39,20 @@ def ls(what: str | None, folder: Path | None) -> None:
 
     `ls neurons` lists components, with what each is for and its settings; so do networks, data, encoders, calibrators, rules,
     optimizers, schedules, callbacks and surrogates, and a slot by its path in a recipe (train.rule); `ls all` lists all of them.
-    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs).
+    `ls runs [FOLDER]` lists the run folders in FOLDER (default runs), `ls zoo` the trained networks of the zoo.
     """
     if what == "runs":
         _list_runs(folder or Path("runs"))
+        return
+    if what == "zoo" and folder is None:
+        list_zoo()
         return
     if folder is not None:
         raise click.UsageError(f"a folder is for `ls runs {folder}`; only runs have one")
     if what in (None, "recipes", "all"):
         _list_recipes()
     if what is None:
-        write(f"\ncomponents: spikeprop ls {' | '.join(WORDS)} | all; runs: spikeprop ls runs")
+        write(f"\ncomponents: spikeprop ls {' | '.join(WORDS)} | all; runs: spikeprop ls runs; networks: spikeprop ls zoo")
     elif what != "recipes":
         _list_components(what)
 
@@ -78,7 +82,7 @@ def _list_components(what: str) -> None:
             known_paths += [path] if path not in known_paths else []
     bases |= _nested(bases)
     names = {base: {base.__name__, *paths, *(w for w, b in WORDS.items() if b == base.__name__)} for base, paths in bases.items()}
-    known = {name for found in names.values() for name in found} | {"recipes", "runs", "all"}
+    known = {name for found in names.values() for name in found} | {"recipes", "runs", "zoo", "all"}
     meant = next((name for name in sorted(known) if name.lower() in (what.lower(), f"{what.lower()}s")), None)
     if meant is None:
         raise click.BadParameter(f"{what!r} is not a slot{nearest(what, known)}")

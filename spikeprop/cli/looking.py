@@ -57,7 +57,7 @@ def diagnose(run: Path, timesteps: str | None, samples: int, keep: bool, trusted
 
 
 @main.command(
-    short_help="Write a page on one training step of a network.", example="spikeprop explain digits_cnn_stdb --rule EProp"
+    short_help="Write a page on one training step of a network.", example="spikeprop explain digits_cnn_stdb -o step.html"
 )
 @click.argument("model")
 @click.option("--data", help="Data set; default the model's own.")

@@ -229,7 +229,7 @@ def evaluate(
     early_exit: str | None,
     **settings: Any,
 ) -> None:
-    """Accuracy of a network on test images at each number of steps. CHECKPOINT is a checkpoint or a run folder.
+    """Accuracy of a network on test images at each number of steps. CHECKPOINT is a checkpoint, a run folder or zoo:NAME.
 
     Writes a report (JSON, CSV by class, PNG). The same command again continues where it stopped. With several processes: torchrun
     --nproc-per-node=2 -m spikeprop eval ...

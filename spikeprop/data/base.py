@@ -113,6 +113,16 @@ class ImageData(LabelledData):
         if self.crop < 0:
             raise ValueError(f"crop is {self.crop}; use 0 for none")
 
+    def random_flip(self) -> bool:
+        """Whether images that are read one by one are flipped.
+
+        Raises:
+            ValueError: flips that alternate between epochs, which need all images in memory.
+        """
+        if self.flip == "alternating":
+            raise ValueError("flip is 'alternating', which is for images in memory; use flip: true")
+        return bool(self.flip)
+
     def example(self, size: int) -> Tensor:
         """Black images (size, C, H, W), before normalisation."""
         return torch.zeros(size, *self.input_shape)

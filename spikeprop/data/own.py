@@ -66,6 +66,7 @@ class OwnDataset(ImageData):
             raise ValueError("OwnDataset is used by the name of your class: data: {use: 'my_data.py:MyDataset'}")
         if self.holdout is not None and self.holdout < 2:
             raise ValueError(f"holdout is {self.holdout}; every so many-th example is a test example: at least 2")
+        self.random_flip()
         super().__post_init__()
 
     @property
@@ -94,7 +95,7 @@ class OwnDataset(ImageData):
 
     def _split(self, which: int, batch_size: int, seed: int | None, limit: int | None) -> OwnSplit:
         dataset, rows = self._sets[which]
-        return OwnSplit(dataset, rows[:limit], batch_size, self.mean, self.std, seed, self.workers, self.crop, self.flip)
+        return OwnSplit(dataset, rows[:limit], batch_size, self.mean, self.std, seed, self.workers, self.crop, self.random_flip())
 
     @cached_property
     def _sets(self) -> tuple[tuple[Any, Tensor], tuple[Any, Tensor]]:
@@ -138,7 +139,8 @@ class OwnDataset(ImageData):
             asked = "root" in parameters and (self.root or _required(parameters["root"]))
             root = {"root": str(data_root(self.root))} if asked else {}
             try:
-                made = source(**{**root, **self.arguments, **more})
+                with _seeded(0):  # a random split is the same in every call
+                    made = source(**{**root, **self.arguments, **more})
             except Exception as error:  # code from outside may raise anything
                 name = getattr(source, "__name__", type(source).__name__)
                 kind = RecipeError if isinstance(error, TypeError) else MissingDataError

@@ -11,7 +11,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ class PictureFiles(ImageData):
             raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
         if len({*self.names}) < len(self.names):
             raise ValueError(f"names holds a class twice: {self.names}")
+        self.random_flip()
         for described in (*self.transforms, *self.train_transforms):
             transform_of(described)
         super().__post_init__()
@@ -102,11 +103,12 @@ class PictureFiles(ImageData):
         if not samples:
             which = "test" if seed is None else "training"
             raise MissingDataError(f"{type(self).__name__}: there are no {which} images in {self.folder()}; see data.holdout")
+        reading = _Reading(self._sides, self.channels, self.transforms)
+        if seed is not None:
+            reading = replace(reading, train_transforms=self.train_transforms, crop=self.crop, flip=self.random_flip())
         return PictureSplit(
-            spread(samples, limit), batch_size, self.mean, self.std, self.workers, seed, reading=_Reading(
-                self._sides, self.channels, self.transforms, self.train_transforms, self.crop, self.flip
-            ),
-        )  # fmt: skip
+            spread(samples, limit), batch_size, self.mean, self.std, self.workers, seed, self._sides[0], reading=reading
+        )
 
     @cached_property
     def _listed(self) -> tuple[list[Named], list[Named]]:
@@ -200,7 +202,7 @@ def transform_of(described: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Reading:
-    """How an image file becomes a tensor."""
+    """How an image file becomes a tensor; the last three are for training."""
 
     sides: tuple[int, int] = (1, 1)
     channels: int = 3
@@ -230,11 +232,9 @@ class _Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
         height, width = reading.sides
         own = [transform_of(described) for described in reading.transforms]
-        steps: list[Any] = [*map(transform_of, reading.train_transforms)] if seed is not None else []
-        steps += own or [v2.Lambda(self._fitted)]
-        if seed is not None:
-            steps += [v2.RandomCrop((height, width), padding=reading.crop)] if reading.crop else []
-            steps += [v2.RandomHorizontalFlip()] if reading.flip else []
+        steps: list[Any] = [*map(transform_of, reading.train_transforms), *(own or [v2.Lambda(self._fitted)])]
+        steps += [v2.RandomCrop((height, width), padding=reading.crop)] if reading.crop else []
+        steps += [v2.RandomHorizontalFlip()] if reading.flip else []
         channels = reading.channels
         steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
         self.transform = v2.Compose(steps)

@@ -1,7 +1,7 @@
 """Evaluation: accuracy against time steps with intervals, activity, cost, errors of the conversion, and ``Report``, what a run
 returns."""
 
-from spikeprop.evaluate import plot
+from spikeprop.evaluate import plot as plot
 from spikeprop.evaluate.accuracy import ann_accuracy, ann_mean_iou, snn_accuracy, snn_mean_iou
 from spikeprop.evaluate.activity import ADD_JOULES, CONSTANTS, ENERGY_MODEL, MAC_JOULES, ActivityMeter, count_macs, device_of
 from spikeprop.evaluate.diagnosis import ConversionDiagnosis, LayerLoss, diagnose
@@ -52,7 +52,6 @@ __all__ = [
     "fan_out",
     "leave_early",
     "output_error",
-    "plot",
     "run_rows",
     "scalars_by_steps",
     "silent_layers",

@@ -15,6 +15,7 @@ if the ANN makes this layer's own error and no other. Suffix legend: B images.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,9 @@ class ConversionDiagnosis:
 
     def __str__(self) -> str:
         return "\n\n".join(self._text(t) for t in self.agreement)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _text(self, timesteps: int) -> str:
         worst = self.worst(timesteps)

@@ -8,6 +8,7 @@ K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,7 @@ def rates(given: Any, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="spikes a neuron a step")
     ax.grid(axis="x", alpha=0.3)
     if len(series) > 1:
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax
 
 
@@ -297,9 +298,10 @@ def history(epochs: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes
     ax.yaxis.label.set_color(ORANGE)
     ax.grid(alpha=0.3)
     _whole_steps(ax)
-    if any(row.get("accuracy") is not None for row in rows):
+    percent = [math.nan if row.get("accuracy") is None else row["accuracy"] for row in rows]
+    if not all(map(math.isnan, percent)):
         right = ax.twinx()
-        right.plot(numbers, [row.get("accuracy") for row in rows], ".-", color=BLUE, label="accuracy")
+        right.plot(numbers, percent, ".-", color=BLUE, label="accuracy")
         right.set_ylabel("accuracy (%)", color=BLUE)
     return ax
 

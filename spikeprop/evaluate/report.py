@@ -9,6 +9,7 @@ from typing import Any
 
 from spikeprop.evaluate.activity import ENERGY_MODEL
 from spikeprop.runtime.files import write_json
+from spikeprop.runtime.tables import Table
 
 _AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
 LABELS = {"converted": "converted", "finetuned": "fine-tuned", "trained": "trained"}  # networks in a report
@@ -30,6 +31,9 @@ class Report:
     values: dict[str, Any]
     rows: list[tuple[str, str]] = field(default_factory=list)
 
+    def _repr_html_(self) -> str:
+        return Table(self.name, ("what", "result"), self.rows)._repr_html_()
+
     def save(self, path: Path) -> None:
         """Write ``values`` as JSON, and the rows as its "table"."""
         write_json(path, self.values | ({"table": [list(row) for row in self.rows]} if self.rows else {}))
@@ -48,7 +52,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     for kind, label in networks_of(values).items():
         found = values[kind]
         levels, own = found.get("levels", 1), values.get("conversion", {}).get("calibrated_for") if kind == "converted" else None
-        rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t) + _other(own, t)) for t in found["accuracy"]]
+        rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t) + other_steps(own, t)) for t in found["accuracy"]]
     if "conversion" in values:
         rows.append(("converted by", _choice_text(values["conversion"])))
     if "ann" in values:
@@ -84,7 +88,7 @@ def steps_text(steps: str | int, levels: int) -> str:
     return f"T = {steps}" + (f" x {levels} levels" if levels > 1 else "")
 
 
-def _other(own: int | None, steps: str) -> str:
+def other_steps(own: int | None, steps: str) -> str:
     """A mark on results at another number of steps than the calibrator's."""
     return f", calibrated for T = {own}" if own is not None and own != int(steps) else ""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from spikeprop.evaluate.activity import ActivityMeter
 from spikeprop.evaluate.predictor import BatchPredictions, Predictor
-from spikeprop.evaluate.report import steps_text
+from spikeprop.evaluate.report import other_steps, steps_text
 from spikeprop.evaluate.scores import Predictions, Proportion
 from spikeprop.snn import SpikingNetwork
 from spikeprop.snn.activity import payloads
@@ -115,7 +115,7 @@ def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         if column in values["activity"]:
             active = values["activity"][column]
             text += f"   {active['energy_joules'] * 1e6:.3g} uJ   {active['bits_per_neuron']:.3g} bits a neuron"
-        rows.append((label, text))
+        rows.append((label, text if column == ANN else text + other_steps(values.get("calibrated_for"), column)))
     if "early_exit" in values:
         found = values["early_exit"]
         rule = "certain" if found["confidence"] is None else f"confidence {found['confidence']:g}"

@@ -36,6 +36,7 @@ from spikeprop.evaluate import (
 from spikeprop.evaluate.loop import SAVE_EVERY
 from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, load_network, reading
 from spikeprop.experiment.run_folder import describe_machine
+from spikeprop.experiment.zoo import results_folder
 from spikeprop.runtime.batches import Split
 from spikeprop.runtime.devices import find_device
 from spikeprop.runtime.files import file_hash, read_json, write_text
@@ -156,7 +157,7 @@ def evaluate_checkpoint(
         "data": {**_describe_data(data), "fingerprint": split.fingerprint()},
         **evaluation_settings(network, split, predictor, options.activity_images),
     }
-    folder = out or checkpoint.parent / f"eval-{type(data).__name__}" / checkpoint.stem
+    folder = out or results_folder(checkpoint) / f"eval-{type(data).__name__}" / checkpoint.stem
     journal = Journal(folder, settings)
     with locked(folder, processes):
         evaluation = evaluate_network(
@@ -172,22 +173,23 @@ def evaluate_checkpoint(
         )
         if processes.rank:
             return Report(name="", values={}), folder
-        return _report(network, data, predictor, evaluation, journal), folder
+        return _report(loaded, data, predictor, evaluation, journal), folder
 
 
 def _report(
-    network: nn.Module, data: LabelledData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal
+    loaded: LoadedNetwork, data: LabelledData, predictor: Predictor, evaluation: NetworkEvaluation, journal: Journal
 ) -> Report:
     """The report on the predictions, with its files."""
-    about = journal.about()
+    about, calibrated = journal.about(), loaded.description.get("calibrated_for")
     spent = total_seconds(evaluation.batches)
     predictions, names = Predictions.of(evaluation.batches), data.class_names()
     by_class = _by_class(predictions, predictor, len(names))
     values = {
         "network": Path(about["checkpoint"]).stem,
         "timesteps": list(predictor.timesteps),
+        **({"calibrated_for": calibrated} if calibrated is not None else {}),
         **evaluation.summary,
-        **({} if predictor.timesteps else _ann_cost(network, data)),
+        **({} if predictor.timesteps else _ann_cost(loaded.network, data)),
         "seconds": round(spent, 2),
         "images_per_second": round(evaluation.summary["images"] / max(spent, 1e-9), 2),
         "settings": journal.settings,

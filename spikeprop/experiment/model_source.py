@@ -1,8 +1,8 @@
 """``find_model``: the network that MODEL names on the command line, with a few samples for it.
 
-MODEL is a recipe's name or file (its ANN with random weights, or that converted), a run folder or a checkpoint (the trained
-network), or ``module:callable`` for the user's own network: the callable returns the network, or (network, x, y), or (network, x,
-y, loss).
+MODEL is a recipe's name or file (its ANN with random weights, or that converted), a run folder, a checkpoint or ``zoo:NAME`` (the
+trained network), or ``module:callable`` for the user's own network: the callable returns the network, or (network, x, y), or
+(network, x, y, loss).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from spikeprop.convert import convert
 from spikeprop.errors import RecipeError
 from spikeprop.experiment.network_checkpoint import data_component, find_checkpoints, load_network
+from spikeprop.experiment.zoo import PREFIX, located
 from spikeprop.recipe import load_recipe
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
@@ -78,6 +79,8 @@ def find_model(source: str, request: ModelRequest) -> FoundModel:
         RecipeError: no such recipe, module or callable, or no data to show it.
         CheckpointError: the run folder has no such network.
     """
+    if source.startswith(PREFIX):
+        return _from_checkpoint(located(source), request)
     if ":" in source and not Path(source).exists():
         return _from_callable(source, request)
     if Path(source).is_dir() or source.endswith(".safetensors"):

@@ -19,6 +19,7 @@ from torch import nn
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import CheckpointError, RecipeError, SimulationError, SpikepropError
+from spikeprop.experiment.zoo import located
 from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.learn.checkpoint import save_checkpoint
 from spikeprop.recipe import Component, check_component
@@ -82,12 +83,17 @@ class LoadedSpikingNetwork(LoadedNetwork):
     network: SpikingNetwork
 
 
-def find_checkpoints(path: Path, networks: Sequence[str] = ()) -> list[Path]:
+def find_checkpoints(path: str | Path, networks: Sequence[str] = ()) -> list[Path]:
     """The checkpoint at ``path``, or those of the run folder there: the networks named, or the last one of the pipeline.
 
+    Args:
+        path: of a file or a folder, or ``zoo:NAME``.
+        networks: names.
+
     Raises:
-        CheckpointError: no such checkpoint, naming those that are there.
+        CheckpointError: no such checkpoint, naming those that are there; no such network in the zoo.
     """
+    path = located(path)
     if not path.is_dir():
         if networks:
             raise CheckpointError(f"{path} is no run folder, so there is nothing to choose; leave --network out")
@@ -103,17 +109,32 @@ def find_checkpoints(path: Path, networks: Sequence[str] = ()) -> list[Path]:
     return [path / f"{name}.safetensors" for name in chosen]
 
 
-def save_network(path: str | Path, network: SpikingNetwork, **about: Any) -> None:
-    """Write a spiking network that was built by itself (``spikeprop.spiking``), its structure included: no pickle, no code.
+def save(
+    network: SpikingNetwork, path: str | Path, *, timesteps: int | None = None, data: LabelledData | None = None, seed: int = 0
+) -> None:
+    """Write a spiking network with its structure to a safetensors file, and what it is in JSON beside it: no pickle, no code.
 
     Args:
-        path: the safetensors file.
-        network: of layers, operations and neurons that ``snn/description.py`` can describe.
-        **about: more JSON values for the description: data, timesteps, seed.
+        network: converted, or made by ``spikeprop.spiking``, of layers and neurons that ``snn/description.py`` can describe.
+        path: ends in .safetensors.
+        timesteps: that it is meant to run for, for ``spikeprop eval`` and others that ask for none.
+        data: that it was trained on, whose normalisation is kept.
+        seed: of the encoder.
 
     Raises:
-        CheckpointError: something that a description cannot hold, by name.
+        CheckpointError: something that a description cannot hold, by name; no spiking network; or another suffix.
     """
+    if not isinstance(network, SpikingNetwork):
+        raise CheckpointError(
+            f"{type(network).__name__} is no spiking network; save an ANN with torch.save(model.state_dict(), path), or convert "
+            "it first"
+        )
+    if Path(path).suffix != ".safetensors":
+        raise CheckpointError(f"{path} does not end in .safetensors, the format in which networks are saved")
+    kind = type(data)
+    name = kind.__name__ if kind.__module__.startswith("spikeprop.") else f"{kind.__module__}.{kind.__name__}"
+    given = {"timesteps": timesteps, "data": None if data is None else {"use": name, **reading(data)}, "seed": seed}
+    about = {key: value for key, value in given.items() if value is not None}
     save_checkpoint(Path(path), network, {"kind": "snn", **about, "network": described(network)})
 
 
@@ -129,9 +150,27 @@ def described(network: SpikingNetwork) -> dict[str, Any]:
         raise CheckpointError(f"the network cannot be saved by itself: {error}") from error
 
 
-def read_network(path: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
-    """The spiking network of a checkpoint, in evaluation mode; see ``load_network``."""
-    return load_spiking(path, trusted).network
+def load(source: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
+    """The spiking network of a file, of a run folder (the last of its pipeline), or of the zoo by its name.
+
+    Args:
+        source: path, or a name such as "digits-cnn-stdb" that ``spikeprop ls zoo`` shows (also "zoo:NAME").
+        trusted: packages that the file may have imported.
+
+    Returns:
+        the network in evaluation mode; its notes say for how many steps and on which data it was trained, where that is known.
+
+    Raises:
+        CheckpointError, RecipeError: as ``load_network``; an ANN, or no such network in the zoo.
+    """
+    (file,) = find_checkpoints(source)
+    loaded = load_spiking(file, trusted)
+    known = {"T": loaded.timesteps, **loaded.data}
+    text = ", ".join(f"{'data' if key == 'use' else key} = {value}" for key, value in known.items() if value is not None)
+    note = f"trained for {text}"
+    if text and note not in loaded.network.notes:
+        loaded.network.notes.append(note)
+    return loaded.network
 
 
 def describe_network(model: nn.Module, experiment: Any, data: LabelledData, timesteps: int) -> dict[str, Any]:
@@ -277,11 +316,11 @@ def _check_description(checkpoint: Checkpoint) -> None:
 def _check_run(checkpoint: Checkpoint, *, required: bool) -> None:
     """Steps, seed and data, which a network that was saved by itself need not have."""
     described = checkpoint.description
-    kinds = {"timesteps": int, "seed": int, "data": dict}
+    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int}
     wrong = [
         key
         for key, kind in kinds.items()
-        if (required or described.get(key) is not None) and type(described.get(key)) is not kind
+        if ((required and key != "calibrated_for") or described.get(key) is not None) and type(described.get(key)) is not kind
     ]
     if wrong:
         raise CheckpointError(

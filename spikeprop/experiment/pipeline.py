@@ -64,6 +64,12 @@ class HybridConversion(HybridSettings):
             "encoder": self.convert.encoder.describe(),
         }
 
+    def describe_calibration(self, network: str) -> dict[str, Any]:
+        """For a network whose thresholds are as calibrated: the number of steps that they are made for."""
+        steps = self.convert.calibrator.build().calibrated_for
+        calibrated = network == "converted" or (network == "finetuned" and not self.finetune.epochs)
+        return {"calibrated_for": steps} if calibrated and steps is not None else {}
+
     def smoke(self) -> HybridConversion:
         """The same on a few images, epochs and steps: does it run from end to end?"""
         calibrator = self.convert.calibrator.with_timesteps(4, override=True)
@@ -129,6 +135,8 @@ class HybridConversion(HybridSettings):
 
     def _check_sharded(self) -> None:
         """Not every rule, callback and optimiser can train a sharded network."""
+        if self.train.memory_format != "contiguous":
+            raise RecipeError("train.memory_format: a sharded network keeps torch's own layout: leave it out, or sharded=false")
         for stage, rule in (("train", self.train.rule.build()), ("finetune", self.finetune.build_rule())):
             settings = getattr(self, stage)
             try:

@@ -50,6 +50,10 @@ class SpikingTraining(ScratchSettings):
         assert isinstance(model, SpikingNetwork)
         return {"network": described(model)}
 
+    def describe_calibration(self, network: str) -> dict[str, Any]:
+        """Nothing is calibrated."""
+        return {}
+
     def build_network(self, data: LabelledData) -> SpikingNetwork:
         """The spiking network, with weights as they start."""
         return spiking(self.model.build(), data.input_shape, encoder=self.encoder.build(), read=self.read)

@@ -106,7 +106,8 @@ def fit(
         processes: that train together, each on its shard of every batch; rank 0 writes the checkpoint. All pass equal arguments.
 
     Returns:
-        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr, seconds; a list, which notebooks show.
+        one dict an epoch: epoch, loss, accuracy (percent; None for regression), lr (of the largest group), seconds; a list, which
+            notebooks show.
 
     Raises:
         DataError: not batches that can be read once an epoch, or images in bytes.
@@ -124,6 +125,8 @@ def fit(
         source = batches.shard(processes)
     training = TrainingState(model, optimizer, epochs, len(source), batches=source)
     _check(training, rule, callbacks, processes)
+    if memory_format is not None and is_sharded(model):
+        raise ValueError("a network that is sharded over processes keeps torch's own memory layout: leave memory_format out")
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     progress = TrainingCheckpoint(checkpoint, checkpoint_seconds, training, rule, callbacks, processes)
@@ -183,7 +186,7 @@ def _run_epoch(training: TrainingState, batches: Batches, settings: LoopSettings
                 checkpoint.save()
             parallel.stop_if_requested()
     deferred.read()
-    lr = training.optimizer.param_groups[0]["lr"]
+    lr = max(training.optimizer.param_groups, key=lambda group: sum(p.numel() for p in group["params"]))["lr"]
     metrics = {**training.metrics, "lr": lr, "seconds": round(time.monotonic() - started, 2)}
     for callback in settings.callbacks:
         callback.on_epoch(training, metrics)

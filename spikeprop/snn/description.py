@@ -26,6 +26,7 @@ from spikeprop.snn.gather import Gather, Shift
 from spikeprop.snn.layer import Layer
 from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.normalisation import NORMS, OWN_NORMS
+from spikeprop.snn.output_form import OutputForm
 from spikeprop.snn.pooling import SpikingMaxPool, StepMaxPool
 from spikeprop.snn.surrogate import Surrogate
 from spikeprop.snn.synapse import WEIGHTED, Synapse
@@ -47,8 +48,6 @@ def describe(network: SpikingNetwork) -> dict[str, Any]:
     Raises:
         SimulationError: an operation, neuron or structure of outputs that cannot be described, by name.
     """
-    if network.output_form is not None:
-        raise SimulationError("the network has several outputs, whose structure a description does not hold: return one tensor")
     known: dict[int, int] = {}
     layers = [_described_layer(name, layer, known) for name, layer in network.named_layers()]
     names = list(network.named_parameters(remove_duplicate=False))
@@ -62,6 +61,7 @@ def describe(network: SpikingNetwork) -> dict[str, Any]:
         "frozen": [name for name, p in names if not p.requires_grad],
         "notes": list(network.notes),
         "read": network.read,
+        "output_form": None if network.output_form is None else network.output_form.described(),
     }
 
 
@@ -83,6 +83,8 @@ def described_network(described: Mapping[str, Any], tensors: Mapping[str, Tensor
         network.get_parameter(name).requires_grad_(False)
     network.notes = list(described["notes"])
     network.read = described.get("read", "sum")
+    form = described.get("output_form")
+    network.output_form = None if form is None else OutputForm.from_description(form)
     return network
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeprop.errors import SimulationError
+
 
 @dataclass(frozen=True)
 class OutputPart:
@@ -70,6 +72,19 @@ class OutputForm:
         """The ANN's structure of a readout (..., outputs)."""
         return mapped(lambda leaf: leaf.of(output) if isinstance(leaf, OutputPart) else leaf, self.template)
 
+    def described(self) -> Any:
+        """In JSON values, from which ``from_description`` makes it again.
+
+        Raises:
+            SimulationError: a class of the caller's own, which a file cannot hold.
+        """
+        return _described(self.template)
+
+    @classmethod
+    def from_description(cls, found: Any) -> OutputForm:
+        """Of what ``described`` returned."""
+        return cls(_again(found))
+
     def parts(self) -> dict[str, OutputPart]:
         """The tensors by name: keys, fields and numbers on the way to them, joined by dots."""
         return {name: leaf for name, leaf in leaves(self.template) if isinstance(leaf, OutputPart)}
@@ -112,3 +127,26 @@ def _children(result: Any) -> dict[Any, Any] | None:
     if isinstance(result, tuple | list) and not isinstance(result, torch.Size):
         return dict(zip(getattr(result, "_fields", range(len(result))), result))
     return None
+
+
+def _described(leaf: Any) -> Any:
+    if isinstance(leaf, OutputPart):
+        return {"part": [list(leaf.shape), leaf.first]}
+    if type(leaf) is dict and all(isinstance(key, str) for key in leaf):
+        return {"dict": {key: _described(value) for key, value in leaf.items()}}
+    if type(leaf) in (tuple, list):
+        return {type(leaf).__name__: [_described(value) for value in leaf]}
+    if isinstance(leaf, bool | int | float | str | None):
+        return {"value": leaf}
+    raise SimulationError(
+        f"the network returns a {type(leaf).__name__}, which a description does not hold: return a dict, tuple or list of tensors"
+    )
+
+
+def _again(found: Any) -> Any:
+    ((kind, held),) = found.items()
+    if kind == "part":
+        return OutputPart(tuple(held[0]), held[1])
+    if kind == "dict":
+        return {key: _again(value) for key, value in held.items()}
+    return held if kind == "value" else {"tuple": tuple, "list": list}[kind](_again(value) for value in held)

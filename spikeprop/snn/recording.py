@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import DataError
-from spikeprop.snn.timed_input import time_first
-from spikeprop.snn.watching import watched_chunk
+from spikeprop.snn.watching import samples_for, watched_chunk
 
 if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork
@@ -54,6 +53,10 @@ class SpikeRecording:
 
     def _keep_membrane(self, name: str, v_TB: Tensor) -> None:
         self._keep(self._membranes, name, v_TB)
+
+    def __repr__(self) -> str:
+        shapes = {name: tuple(train_TB.shape) for name, train_TB in self.spikes.items()}
+        return f"SpikeRecording of {shapes}" + (", with potentials" if self._membranes else "")
 
     @property
     def spikes(self) -> dict[str, Tensor]:
@@ -96,7 +99,7 @@ def record(
         raise DataError(f"the network has no layer {unknown[0]!r} that sends spikes; it has {', '.join(known)}")
     thresholds = {name: neuron.v_threshold.detach().cpu() for name, neuron in network.neurons().items()}
     recording = SpikeRecording(membranes=membranes, layers=layers, thresholds=thresholds)
-    given, lengths = time_first(network, x.to(next((p.device for p in network.parameters()), "cpu")))
+    given, lengths = samples_for(network, x)
     training = network.training
     try:
         chunk = watched_chunk(network, len(x), timesteps or len(given))

@@ -14,8 +14,7 @@ from spikeprop.snn.activity import SpikeCounter
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import Neuron
 from spikeprop.snn.synapse import WEIGHTED
-from spikeprop.snn.timed_input import time_first
-from spikeprop.snn.watching import watched_chunk
+from spikeprop.snn.watching import samples_for, watched_chunk
 
 if TYPE_CHECKING:
     from spikeprop.snn.network import SpikingNetwork
@@ -58,9 +57,9 @@ class LayerSummary:
         ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkSummary:
-    """A spiking network, layer by layer; printed, and in a notebook, it is a table.
+    """A spiking network, layer by layer; shown, and in a notebook, it is a table.
 
     Attributes:
         layers: the input first, in order.
@@ -95,7 +94,7 @@ class NetworkSummary:
         rows = [layer.cells()[: len(heads)] for layer in self.layers]
         return Table(title, heads, rows, [f"note: {note}" for note in self.notes])
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return str(self.table())
 
     def _repr_html_(self) -> str:
@@ -116,7 +115,7 @@ def summarised(network: SpikingNetwork, x: Any = None, timesteps: int | None = N
 @torch.no_grad()
 def _counted(network: SpikingNetwork, x: Any, timesteps: int | None) -> tuple[SpikeCounter, int]:
     """A simulation's counts, and its steps; the network is left in the mode that it was in."""
-    given, lengths = time_first(network, x.to(next((p.device for p in network.parameters()), "cpu")))
+    given, lengths = samples_for(network, x)
     steps = timesteps or len(given)
     training = network.training
     try:
@@ -163,7 +162,7 @@ def _neuron(layer: Layer) -> str:
     dynamics = layer.neuron
     if dynamics is None:
         return "sum"
-    found = [f"levels={dynamics.levels}"] if hasattr(dynamics, "levels") else []
+    found = [f"levels={dynamics.levels}"] if getattr(dynamics, "levels", 1) != 1 else []
     leak = getattr(dynamics, "leak", None)
     if isinstance(leak, Tensor) and not bool((leak == 1).all()):
         ends = dict.fromkeys(f"{float(end):.3g}" for end in leak.detach().aminmax())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spikeprop.errors import DataError
 from spikeprop.snn.folding import evaluated
 from spikeprop.snn.timed_input import time_first
 
@@ -23,6 +24,20 @@ def watched_chunk(network: SpikingNetwork, images: int, timesteps: int) -> int:
     """Steps at once while someone watches: a layer's unpacked spikes stay within ``WATCHED_BYTES``, or are one step's."""
     largest = max(torch.Size(shape).numel() for shape in network.shapes().values())
     return max(1, min(timesteps, WATCHED_BYTES // (4 * images * largest)))
+
+
+def samples_for(network: SpikingNetwork, x: Any) -> tuple[Tensor, Tensor | None]:
+    """Samples as a data set gives them, on the network's device and as it reads them, and the lengths of sequences.
+
+    Raises:
+        DataError: neither a tensor nor ``Sequences``.
+    """
+    if not isinstance(x, Tensor) and not hasattr(x, "lengths"):
+        raise DataError(
+            f"samples are a {type(x).__name__}; pass a tensor (B, ...), sequences (B, T, ...) or Sequences: of a loader the "
+            "first part of a batch"
+        )
+    return time_first(network, x.to(next((p.device for p in network.parameters()), "cpu")))
 
 
 @torch.no_grad()

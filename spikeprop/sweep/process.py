@@ -7,6 +7,7 @@ later), so the next sweep waits for it. That sweep also waits for a run that was
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -63,8 +64,11 @@ class TrialProcess:
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
         lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        last = next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1] if lines else f"exit code {code}")
-        return last.removeprefix("Error: ")
+        at = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("Error: ")), None)
+        if at is None:
+            return lines[-1] if lines else f"exit code {code}"
+        more = itertools.takewhile(lambda line: line.startswith("  "), lines[at + 1 :])  # one line a mistake
+        return "; ".join([lines[at].removeprefix("Error: "), *(line.strip() for line in more)])
 
     def stop(self) -> None:
         """Interrupt it, as Ctrl-C does, and wait until it has saved."""

@@ -143,6 +143,7 @@ class Sweep:
             if code is not None:
                 del running[trial.name]
                 self._record(trial, process, code)
+                self.notify(f"{trial.name}: {trial.state}")
                 ended += 1
         return ended
 

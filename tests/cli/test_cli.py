@@ -255,6 +255,23 @@ def test_simulate_names_the_options_that_a_foreign_nir_file_needs(tmp_path: Path
     assert "not a NIR file, or only a part" in refused("--encoder", "Direct")
 
 
+def test_verbs_on_a_run_folder_print_json(finished: Path, tmp_path: Path) -> None:
+    found = {}
+    for verb in (
+        ["export", "-o", tmp_path / "n.nir"],
+        ["budget", "--samples", 0],
+        ["report", "--samples", 0, "-o", tmp_path / "p"],
+    ):
+        result = spikeprop(verb[0], finished, *verb[1:], "--json")
+        assert result.exit_code == 0, result.output
+        found |= json.loads(result.stdout)
+    assert found["file"] == str(tmp_path / "n.nir")
+    assert found["budget"]["chips"] == 1
+    assert found["bytes"] == (tmp_path / "p").stat().st_size
+    runs = json.loads(spikeprop("ls", "runs", finished.parent, "--json").stdout)["runs"]
+    assert [(run["run"], run["state"]) for run in runs] == [(finished.name, "finished")]
+
+
 def test_budget(finished: Path) -> None:
     result = spikeprop("budget", finished / "network.nir", "--samples", 5)
     assert result.exit_code == 0, result.output

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import click
 import pytest
@@ -81,6 +82,12 @@ MISTAKES = [  # command, exit code, what the message says
     ("sweep digits_cnn_stdb seed", 1, "write it as path.to.key=value,value"),
     ("sweep digits_cnn_stdb sed=1,2", 1, "did you mean 'seed'"),
     ("check digits_cnn_stdb sed=1 train.lr=fast", 1, "2 mistakes:"),
+    ("convert mynet.py:MyNet", 1, "Give --root FOLDER"),
+    ("convert best.pt", 1, "name its class, and the file as --weights: spikeprop convert mynet.py:MyNet --weights best.pt"),
+    ("convert mynet.py:MyNet --data Digits --weights nowhere.pt", 1, "there is no file mynet.py (looked for in"),
+    ("finetune here", 1, "give a folder that `spikeprop run` wrote"),
+    ("eval zoo:nothing", 1, "'spikeprop ls zoo' shows all"),
+    ("zoo add here x", 1, "give a folder that `spikeprop run` wrote"),
     ("new mine --for dor", 2, "is not one of 'trained'"),
     ("new text.yaml --for scratch", 0, "next: spikeprop check text.yaml"),
     ("new empty", 1, "choose another name, or replace it: --force"),
@@ -99,22 +106,24 @@ def test_every_mistake_of_a_newcomer_is_answered_with_its_remedy(folder: Path) -
 
 
 def test_data_that_are_not_there_are_named_with_what_to_type(folder: Path) -> None:
-    result = spikeprop("run", "fashion_mnist_cnn_stdb", "--smoke")
+    result = spikeprop("run", "digits_mlp_stdb", "--smoke", "data=MNIST", "ann.input_shape=[1,28,28]")
     assert result.exit_code == 1
     assert "data.download=true" in result.output
     assert isinstance(result.exception, SystemExit)
 
 
 def test_errors_of_the_system_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, remedy in REMEDIES.items():
+    refused = URLError("no route to host")
+    for number, remedy in [*REMEDIES.items(), (None, "check the connection, or copy the file here and give its path")]:
 
-        def fail(*_: Any, number: int = number) -> None:
-            raise OSError(number, os.strerror(number), "some/file")
+        def fail(*_: Any, number: int | None = number) -> None:
+            raise refused if number is None else OSError(number, os.strerror(number), "some/file")
 
         monkeypatch.setattr("spikeprop.recipe.load_recipe", fail)
         result = spikeprop("check", "digits_cnn_stdb")
         assert result.exit_code == 1
-        assert f"Error: some/file: {os.strerror(number)}; {remedy}" in result.output
+        cause = str(refused) if number is None else f"some/file: {os.strerror(number)}"
+        assert f"Error: {cause}; {remedy}" in result.output
 
 
 def test_an_interrupt_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +171,7 @@ def test_names_of_the_package_are_imported_when_they_are_used() -> None:
     program = (
         "import sys, spikeprop as sp; assert 'torch' not in sys.modules; first = sp.convert; import spikeprop.convert.graph\n"
         "assert callable(sp.convert) and sp.convert is first; from spikeprop import convert; assert convert is first\n"
-        "assert all(getattr(sp, name) is not None for name in sp.__all__) and sp.snn.IF is sp.IF\n"
+        "assert all(getattr(sp, name) is not None for name in {*sp.__all__} - {*sp._LAZY}) and sp.snn.IF is sp.IF\n"
         "try: sp.nothing\nexcept AttributeError: print('ok')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -177,8 +186,8 @@ def test_json_is_one_document_of_results_and_errors() -> None:
     names = [recipe["name"] for recipe in listed["recipes"]]
     assert "digits_cnn_stdb" in names
     assert all(recipe["description"] for recipe in listed["recipes"])
-    checked = spikeprop("check", "digits_mlp_stdb", "digits_cnn_stdb", "--json")
-    assert [one["recipe"] for one in json.loads(checked.stdout)["checked"]] == ["digits_mlp_stdb", "digits_cnn_stdb"]
+    checked = spikeprop("check", "digits_mlp_stdb", "digits_snn_direct", "--json")
+    assert [one["recipe"] for one in json.loads(checked.stdout)["checked"]] == ["digits_mlp_stdb", "digits_snn_direct"]
     failed = spikeprop("check", "digits_mlp_stdb", "seed=x", "--json")
     assert "seed: 'x' is not valid" in json.loads(failed.stdout)["error"]
     assert "Error: seed" in failed.stderr
@@ -264,13 +273,8 @@ def test_new_writes_a_recipe_that_is_checked_and_commented(door: str, folder: Pa
     assert type(recipe.experiment) is DOORS[door]
     recipe.experiment.check()
     if door == "trained":
-        (folder / "mine.yaml").unlink()
-        assert load_recipe(_written(folder, text)).experiment.train.epochs == 0  # since it names weights
-
-
-def _written(folder: Path, text: str) -> str:
-    (folder / "again.yaml").write_text(text)
-    return "again.yaml"
+        (folder / "mynet.py").write_text("from torch import nn\n\n\nclass MyNet(nn.Sequential):\n    pass\n")
+        assert load_recipe("mine.yaml").experiment.train.epochs == 0  # since it names weights
 
 
 # completion -------------------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_raster_marks_every_spike_of_the_sample() -> None:
     spikes_TBN = torch.zeros(4, 2, 3)
     spikes_TBN[0, 1, 2] = spikes_TBN[3, 1, 0] = 1
     spikes_TBN[2, 1, 1] = -1
-    ax = plot.raster(spikes_TBN, sample=1)
+    ax: Any = plot.raster(spikes_TBN, sample=1)
     assert sorted(points(ax)) == [(1, 2), (3, 1), (4, 0)]
     assert plot.raster(spikes_TBN[:, 1], ax) is ax
     assert not points(plot.raster(spikes_TBN, sample=0))
@@ -58,7 +58,7 @@ def test_raster_of_a_network_leaves_the_picture_at_the_input_out(small: tuple[CN
 def test_membrane_shows_potential_threshold_and_spikes(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
     _, network, x = small
     seen = network.record(x[:2], 6, membranes=True)
-    ax = plot.membrane(seen, layer="classifier_1", neuron=3, sample=1)
+    ax: Any = plot.membrane(seen, layer="classifier_1", neuron=3, sample=1)
     trace, theta, fired = ax.get_lines()
     assert list(trace.get_ydata()) == seen.membranes["classifier_1"][:, 1, 3].tolist()
     assert theta.get_ydata()[0] == pytest.approx(float(network.neurons()["classifier_1"].v_threshold))
@@ -73,11 +73,12 @@ def test_membrane_shows_potential_threshold_and_spikes(small: tuple[CNN, Spiking
 def test_rates_are_those_recorded_and_those_of_a_summary(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
     _, network, x = small
     seen = network.record(x, 5)
-    ax = plot.rates({"recorded": seen, "counted": network.summary(x, 5)})
+    ax: Any = plot.rates({"recorded": seen, "counted": network.summary(x, 5)})
     widths = [bar.get_width() for bar in ax.patches]
     assert widths[:2] == pytest.approx([seen.rates()[name] for name in network.neurons()])
     assert widths[2:] == pytest.approx(widths[:2])
-    assert [bar.get_width() for bar in plot.rates({"a": 0.25, "b": 0.5}).patches] == [0.25, 0.5]
+    bars: Any = plot.rates({"a": 0.25, "b": 0.5})
+    assert [bar.get_width() for bar in bars.patches] == [0.25, 0.5]
     with pytest.raises(DataError, match="give it images"):
         plot.rates(network.summary())
 
@@ -92,7 +93,7 @@ def test_thresholds_are_points_of_every_channel(small: tuple[CNN, SpikingNetwork
 
 
 def test_accuracy_has_a_curve_a_label_and_the_anns_line() -> None:
-    ax = plot.accuracy_vs_T({"IF": {8: 91.0, 4: 90.0}, "SignedIF": {4: 92.0}}, ann=93.0)
+    ax: Any = plot.accuracy_vs_T({"IF": {8: 91.0, 4: 90.0}, "SignedIF": {4: 92.0}}, ann=93.0)
     assert points(ax)[:3] == [(4, 90), (8, 91), (4, 92)]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["IF", "SignedIF", "ANN"]
     assert points(plot.accuracy_vs_T({2: 50.0})) == [(2, 50)]
@@ -104,7 +105,8 @@ def test_accuracy_has_a_curve_a_label_and_the_anns_line() -> None:
 def test_conversion_error_shows_both_forms(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
     ann, network, x = small
     why = explain_conversion(network, ann, x, [2, 4])
-    ax = plot.conversion_error(why)
+    assert str(why.images) in why._repr_html_()
+    ax: Any = plot.conversion_error(why)
     per_layer = len(network.neurons())
     widths = torch.tensor([bar.get_width() for bar in ax.patches]).view(-1, per_layer).sum(0)
     assert widths.tolist() == pytest.approx([100 * row.own for row in why.at(4)], rel=1e-4)
@@ -119,7 +121,7 @@ def test_conversion_error_shows_both_forms(small: tuple[CNN, SpikingNetwork, Ten
 
 def test_confusion_counts_pairs() -> None:
     labels, predicted = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2])
-    ax = plot.confusion(torch.eye(3)[predicted], labels, names=["a", "b", "c"])
+    ax: Any = plot.confusion(torch.eye(3)[predicted], labels, names=["a", "b", "c"])
     assert ax.get_title() == "75.00 % of 4"
     assert ax.images[0].get_array().tolist() == [[50, 50, 0], [0, 100, 0], [0, 0, 100]]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
@@ -139,7 +141,7 @@ def test_history_has_loss_and_accuracy_and_is_a_table() -> None:
     with pytest.raises(DataError, match="no 'los'; it has epoch, loss, accuracy"):
         found.column("los")
     assert "<td" in found._repr_html_()
-    ax = plot.history(found)
+    ax: Any = plot.history(found)
     assert points(ax) == [(1, 2), (2, 1)]
     assert points(ax.figure.axes[-1]) == [(1, 10), (2, 50)]
     assert len(plot.history([{"epoch": 0, "loss": 1.0, "accuracy": None}]).figure.axes) == 1

@@ -43,8 +43,8 @@ def test_round_trip_is_the_same_network(kind: type[nn.Module], shape: tuple[int,
     for name, buffer in network.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 1.5)
-    spikeprop.save_network(tmp_path / "net.safetensors", network)
-    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    spikeprop.save(network, tmp_path / "net.safetensors")
+    again = spikeprop.load(tmp_path / "net.safetensors")
     x = 2 * torch.randn(3, *shape).double()
     with torch.no_grad():
         assert torch.equal(network.eval()(x, 3), again(x, 3))
@@ -53,10 +53,54 @@ def test_round_trip_is_the_same_network(kind: type[nn.Module], shape: tuple[int,
 
 
 def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
-    spikeprop.save_network(tmp_path / "net.safetensors", spiking(Residual(), (2, 5, 5)))
-    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    spikeprop.save(spiking(Residual(), (2, 5, 5)), tmp_path / "net.safetensors")
+    again = spikeprop.load(tmp_path / "net.safetensors")
     assert again._layer("again").neuron is again._layer("again_2").neuron
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in Residual().parameters())
+
+
+class Several(nn.Module):
+    """Returns tensors in a structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        h = torch.relu(self.hidden(x))
+        return {"a": self.a(h), "rest": [self.b(h), (self.a(h)[:, 0],)]}
+
+
+def test_structure_of_several_outputs_is_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(4, 6)
+    network = spikeprop.convert(Several(), x, IF(v_init=0.5), spikeprop.MaxActivation())
+    spikeprop.save(network, tmp_path / "net.safetensors", timesteps=5)
+    again = spikeprop.load(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        given, found = network(x, 5), again(x, 5)
+    assert found.keys() == given.keys()
+    assert torch.equal(found["a"], given["a"])
+    assert torch.equal(found["rest"][0], given["rest"][0])
+    assert isinstance(found["rest"][1], tuple)
+    assert torch.equal(found["rest"][1][0], given["rest"][1][0])
+    assert again.notes == ["trained for T = 5"]
+
+
+def test_what_is_no_spiking_network_or_no_safetensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"Linear is no spiking network; save an ANN with torch\.save"):
+        spikeprop.save(nn.Linear(2, 2), tmp_path / "net.safetensors")  # type: ignore[arg-type]
+    network = spiking(nn.Sequential(nn.Linear(3, 4), IF(), nn.Linear(4, 2)), (3,))
+    with pytest.raises(CheckpointError, match=r"does not end in \.safetensors"):
+        spikeprop.save(network, tmp_path / "net.pt")
+
+
+def test_data_and_steps_are_kept_for_the_command_line(tmp_path: Path) -> None:
+    network = spiking(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), IF(), nn.Linear(4, 10)), (1, 8, 8))
+    spikeprop.save(network, tmp_path / "net.safetensors", timesteps=3, data=spikeprop.Digits(mean=0.25, std=0.5))
+    loaded = load_network(tmp_path / "net.safetensors")
+    assert loaded.timesteps == 3
+    assert {key: loaded.data[key] for key in ("use", "mean", "std")} == {"use": "Digits", "mean": 0.25, "std": 0.5}
 
 
 class Forgetful(LayerDynamics):
@@ -73,7 +117,7 @@ class Forgetful(LayerDynamics):
 def test_neuron_that_would_be_another_one_is_refused(tmp_path: Path) -> None:
     network = spiking(nn.Sequential(nn.Linear(3, 4), Forgetful(2.0), nn.Linear(4, 2)), (3,))
     with pytest.raises(CheckpointError, match="Forgetful whose 'factor' does not follow"):
-        spikeprop.save_network(tmp_path / "net.safetensors", network)
+        spikeprop.save(network, tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +134,7 @@ def test_neuron_that_would_be_another_one_is_refused(tmp_path: Path) -> None:
 def test_description_that_was_changed_is_refused(change: object, words: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     network = spiking(Residual(), (2, 5, 5))
-    spikeprop.save_network(path, network)
+    spikeprop.save(network, path)
     described = json.loads(json.dumps(load_checkpoint(path).description))
     change(described["network"])  # type: ignore[operator]
     save_checkpoint(path, network, {k: v for k, v in described.items() if k not in ("aliases", "format")})
@@ -101,8 +145,8 @@ def test_description_that_was_changed_is_refused(change: object, words: str, tmp
 @pytest.mark.parametrize("read", ["mean", "last", "max"])
 def test_how_the_output_is_read_is_kept(read: Any, tmp_path: Path) -> None:
     network = spiking(nn.Sequential(nn.Linear(4, 6), IF(), nn.Linear(6, 2)), 4, read=read)
-    spikeprop.save_network(tmp_path / "net.safetensors", network)
-    again = spikeprop.load_network(tmp_path / "net.safetensors")
+    spikeprop.save(network, tmp_path / "net.safetensors")
+    again = spikeprop.load(tmp_path / "net.safetensors")
     x = 2 * torch.rand(3, 4)
     assert again.read == read
     with torch.no_grad():

@@ -56,6 +56,8 @@ def test_a_short_recipe_runs_and_its_stored_recipe_gives_the_same_network(tmp_pa
     assert report["timesteps"] == 4
     assert report["finetuned_epochs"] == 0
     assert report["simulate"] == {"samples": 0}
+    measured = CliRunner().invoke(main, ["eval", str(folder), "--timesteps", "2,4"]).output
+    assert [line.endswith(", calibrated for T = 4") for line in measured.splitlines() if "T = " in line] == [True, False]
     stored = load_recipe(str(folder / "recipe.yaml"))
     assert stored.describe()["convert"]["timesteps"] == 4
     run = PipelineRun(stored.experiment, Context(RunFolder(again, stored), "again", print, tensorboard=False))

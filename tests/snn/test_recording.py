@@ -86,6 +86,8 @@ def test_recording_names_unknown_layers_and_is_bounded(
     network, x = converted
     name = list(network.neurons())[-1]
     assert list(network.record(x, 2, layers=[name]).spikes) == [name]
+    with pytest.raises(DataError, match="samples are a list; pass a tensor"):
+        network.record([x], 2)
     with pytest.raises(DataError, match=f"no layer 'none' that sends spikes; it has input, .*{name}"):
         network.record(x, 2, layers=["none"])
     monkeypatch.setattr("spikeprop.snn.recording.LARGEST", 100)

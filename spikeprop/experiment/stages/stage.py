@@ -59,7 +59,7 @@ class PipelineRun:
     def save(self, model: nn.Module, network: str) -> None:
         """Write a network's checkpoint; all processes call it, since each may hold a shard."""
         if self.context.writes or self.sharded:
-            description = self.describe(model)
+            description = self.describe(model) | self.settings.describe_calibration(network)
             save_checkpoint(self.checkpoint(network), model, description, writes=self.context.writes)
 
     def describe(self, model: nn.Module) -> dict[str, Any]:

@@ -18,6 +18,7 @@ batch-norm over unequal shards expects means. With a batch size that the number 
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ class DataParallel:
         self.wrapped: nn.Module = model
         self.sharded = is_sharded(model)
         self._stop, self._save = False, False  # as all processes know since the last step
+        self._overlapping: list[bool] = []  # which parameters the wrapper has been told to sum
 
     @property
     def several(self) -> bool:
@@ -106,6 +108,9 @@ class DataParallel:
 
     def shard(self, x: Any, y: Tensor) -> tuple[Any, Tensor]:
         """This process's shard of a batch, which ``reduce`` weights; ``x`` may already be this shard, ``y`` is complete."""
+        if self.wrapped is not self.model and not self.sharded and self._requirements() != self._overlapping:
+            self.wrapped = self.model  # a callback freezes or thaws a layer; the wrapper would wait for its old gradients
+            gc.collect()  # its hooks leave the parameters with it
         size, rows = len(y), self.processes.rows(len(y))
         own = y[rows]
         repeated = size < self.processes.count
@@ -142,7 +147,11 @@ class DataParallel:
             return [p for p in trained if not is_sharded_tensor(p)]
         return [] if self.wrapped is not self.model else trained
 
+    def _requirements(self) -> list[bool]:
+        return [p.requires_grad for p in self.model.parameters()]
+
     def _overlapped(self) -> nn.Module:
+        self._overlapping = self._requirements()
         wrapped = DistributedDataParallel(self.model)
         wrapped.broadcast_buffers = False  # they are the same, because batch-norm is over the complete batch
         wrapped.register_comm_hook(None, self._sum_weighted)

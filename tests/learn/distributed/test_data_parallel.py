@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spikeprop import CNN, IF, MLP, Direct, MaxActivation, convert, fit
+from spikeprop.ann import FastCNN
 from spikeprop.deploy import QuantisedBPTT
 from spikeprop.errors import BusyError, ProcessError, Stopped
-from spikeprop.learn import BPTT, Backprop, EProp, LearningRule
+from spikeprop.learn import BPTT, Backprop, EProp, LearningRule, Whitening
 from spikeprop.learn.distributed.batchnorm import moments
 from spikeprop.plugins import ActivationRelaxation, BasicResNet, ConvHead, Interlocking, MAPPropagation
 from spikeprop.runtime.batches import Sequences
@@ -59,6 +60,11 @@ def unreached() -> nn.Module:
     return model
 
 
+def freezing() -> nn.Module:
+    torch.manual_seed(0)
+    return FastCNN(input_shape=SHAPE, classes=5, widths=[4]).double()
+
+
 def spiking() -> nn.Module:
     torch.manual_seed(0)
     ann = CNN(input_shape=SHAPE, classes=5, plan=[4, "A"], hidden=[12], dropout=0.0, hidden_dropout=0.0).double()
@@ -75,6 +81,7 @@ def plain() -> nn.Module:
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], LearningRule]]] = {
     "backprop": (resnet, Backprop),
     "backprop, a parameter out of reach": (unreached, Backprop),
+    "backprop, a layer that freezes": (freezing, Backprop),
     "bptt": (spiking, lambda: BPTT(timesteps=4)),
     "sequences, bptt": (spiking, BPTT),
     "sequences, each step": (spiking, lambda: BPTT(each_step=True, truncate=3)),
@@ -93,7 +100,8 @@ def trained(case: str, processes: Processes = ALONE) -> tuple[dict[str, Tensor],
     if processes.rank:
         torch.nn.init.normal_(next(model.parameters()))
     optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.05, momentum=0.9)
-    history = fit(model, rule, batches(case), optimizer, epochs=2, processes=processes)
+    callbacks = [Whitening(images=7, bias_epochs=1)] if isinstance(model, FastCNN) else []
+    history = fit(model, rule, batches(case), optimizer, epochs=2, callbacks=callbacks, processes=processes)
     state = {**model.state_dict(), **{f"own.{name}": value for name, value in rule.state_dict().items()}}
     return state, [{k: v for k, v in one.items() if k != "seconds"} for one in history]
 

@@ -248,6 +248,8 @@ def test_unshardable_network_is_refused() -> None:
         (["train.rule={use: spikeprop.plugins.ActivationRelaxation}"], "train: ActivationRelaxation does not take its gradients"),
         (["train.callbacks=[{use: spikeprop.plugins.RIFLE}]"], "train: RIFLE needs complete parameters"),
         (["finetune.callbacks=[{use: spikeprop.plugins.L2SP}]"], "finetune: L2SP needs complete parameters"),
+        (["train.callbacks=[Lookahead]"], "train: Lookahead needs complete parameters"),
+        (["train.memory_format=channels_last"], "memory_format: a sharded network keeps torch's own layout"),
         (["train.optimizer=Adafactor"], "train: Adafactor needs complete parameters: use another optimiser"),
     ],
 )
