@@ -88,7 +88,7 @@ def by_hand(options: argparse.Namespace, images: Tensor, labels: Tensor) -> list
         sgd.zero_grad(set_to_none=True)
         loss.backward()
         sgd.step()
-        loss.item(), (scores.argmax(1) == labels[index]).sum().item()  # what a progress bar needs
+        _ = loss.item(), (scores.argmax(1) == labels[index]).sum().item()  # what a progress bar needs
         if (step + 1) % 5 == 0:
             average(state, slow, 0.95**5 * ((step + 1) / len(order)) ** 3)
         times.append(time.perf_counter())

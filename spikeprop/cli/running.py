@@ -187,8 +187,8 @@ def _check(experiment: Any, **options: bool) -> None:
 
 def _check_files(experiment: Any) -> int:
     """How many files of a person's own data cannot be read; an error unless the recipe skips them."""
-    described = getattr(experiment, "data", None)
-    data = described.build() if hasattr(described, "build") else described
+    described: Any = getattr(experiment, "data", None)
+    data: Any = described.build() if hasattr(described, "build") else described
     broken = data.unreadable() if hasattr(data, "unreadable") else []
     if broken and getattr(data, "on_error", "fail") == "fail":
         shown = "".join(f"\n  {message}" for message in broken[:20])

@@ -111,7 +111,7 @@ class CSVLabels(PictureFiles):
             file, label, *split = (line[column].strip() for column in columns)
             if not (file and label):
                 raise MissingDataError(
-                    f"{path}, line {number} has no {'class' if file else 'file'}; fill it in, or delete the line"
+                    f"{path}, line {number} has no {'class' if file else 'file'}; fill it in, or leave the line out"
                 )
             yield str(folder / f"{file}{self.suffix}"), label, split[0] if split else ""
 

@@ -256,12 +256,6 @@ def test_error_for_missing_files_names_them_the_folder_and_the_remedy(tmp_path: 
     assert getattr(cls, "files") in text  # noqa: B009
 
 
-def test_missing_data_root_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SPIKEPROP_DATA", raising=False)
-    with pytest.raises(MissingDataError, match=r"data\.root=FOLDER.*SPIKEPROP_DATA"):
-        CIFAR10().test(4)
-
-
 def test_truncated_files_are_refused(data_root: Path, tmp_path: Path) -> None:
     need(data_root, "FashionMNIST")
     raw = tmp_path / "FashionMNIST" / "raw"

@@ -90,7 +90,9 @@ def by_hand(model: FastCNN) -> None:
     total = per_epoch * EPOCHS
     for epoch in range(EPOCHS):
         model.train()
-        model.whitening.bias.requires_grad_(epoch < 1)
+        bias = model.whitening.bias
+        assert bias is not None
+        bias.requires_grad_(epoch < 1)
         for x, y in list(data.epoch(epoch))[:per_epoch]:
             at = done / total
             for group, lr in zip(sgd.param_groups, base):
@@ -181,13 +183,13 @@ class _Fixed:
 
 def test_whitening_leaves_modes_and_trained_parameters_as_they_were():
     model = network()
-    model.blocks[0].norm1.eval()
+    model.get_submodule("blocks.0.norm1").eval()
     before = [p.requires_grad for p in model.parameters()]
     training = TrainingState(model, optimizer(model, []), 1, 4, batches=split())
     whitening = Whitening(images=8)
     whitening.on_start(training)
     assert model.training
-    assert not model.blocks[0].norm1.training
+    assert not model.get_submodule("blocks.0.norm1").training
     assert not model.whitening.weight.requires_grad
     whitening.on_end(training)
     assert [p.requires_grad for p in model.parameters()] == before
@@ -213,7 +215,7 @@ def test_ema_is_the_average_of_all_steps_and_does_not_change_the_training():
 
     class Watch(Callback):
         def on_step(self, training: TrainingState) -> None:
-            seen.append(training.model.weight.detach().clone())
+            seen.append(training.model.get_parameter("weight").detach().clone())
 
     batches = [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(3)]
     for network_, hooks in ((model, [Watch(), EMA(decay=0.5)]), (plain, [])):
