@@ -18,7 +18,7 @@ from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.own_network import ann_settings
+from spikeprop.experiment.own_network import _code, ann_settings
 from spikeprop.experiment.preprocessing import chosen_normalisation, fitting_shape, known_transform
 from spikeprop.recipe import check_component
 
@@ -171,6 +171,8 @@ def test_paths_hold_in_any_working_directory(home: Path, monkeypatch: pytest.Mon
         "use": f"{home / 'mynet.py'}:MyNet",
         "weights": f"{home / 'best.pt'}#state_dict",
     }
+    monkeypatch.chdir(home.parent)
+    assert _code(home.name) == home.name  # a folder that is called like a data set is no data set
 
 
 class Centred(nn.Module):
