@@ -8,33 +8,25 @@ dataset is used. Examples are (image, label), or a dictionary of both; images (C
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import inspect
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from spikeprop.data.base import ImageData, LabelledData, as_list, augment, data_root, rows_of_batches
-from spikeprop.errors import DataError, MissingDataError, RecipeError
+from spikeprop.data.base import ImageData, LabelledData, data_root
+from spikeprop.data.own_examples import OwnSplit, example_of, seeded
+from spikeprop.errors import MissingDataError, RecipeError
 from spikeprop.recipe.component import hints_of
-from spikeprop.runtime.batches import Batch
-from spikeprop.runtime.checks import positive
-from spikeprop.runtime.seeding import generator, mix_seed, seed_everything
+from spikeprop.runtime.seeding import generator
 
 SPLITS = {"train": (True, False), "split": ("train", "test")}  # parameters that say which examples, and their values
-PAIRS = (("image", "label"), ("pixel_values", "labels"), ("img", "target"), ("x", "y"), ("image", "target"))  # keys of examples
 NOT_GIVEN = object()  # default of a parameter that may also stand in ``arguments``
-NO_BRIGHTNESS = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow: numbers of a palette, and other colour spaces
-HASHED = 64  # examples whose content a fingerprint reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +151,7 @@ class OwnDataset(ImageData):
             root = {"root": str(data_root(self.root))} if asked else {}
             given = {**root, **self.arguments, **more, **(root if self.root else {})}  # the user's root is the last word
             try:
-                with _seeded(0):  # a random split is the same in every call
+                with seeded(0):  # a random split is the same in every call
                     made = source(**given)
             except Exception as error:  # code from outside may raise anything
                 name = getattr(source, "__name__", type(source).__name__)
@@ -195,110 +187,6 @@ class OwnDataset(ImageData):
                 name = type(self).__name__
                 raise RecipeError(f"data: {name} does not say its classes; set data.class_count or data.names") from error
         return names if len(names) == count else [str(number) for number in range(count)]
-
-
-@dataclass(frozen=True)
-class OwnSplit:
-    """Examples of a dataset in batches, read one by one; each is seeded from (seed, epoch, number)."""
-
-    dataset: Any
-    rows: Tensor  # numbers of the examples
-    batch_size: int
-    mean: float | list[float]
-    std: float | list[float]
-    seed: int | None = None
-    workers: int = 0
-    crop: int = 0
-    flip: bool = False
-    classes: int | None = None
-
-    def __post_init__(self) -> None:
-        positive(self, "batch_size")
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch, from batch number ``start`` on."""
-        batches = rows_of_batches(len(self.rows), self.batch_size, self.seed, epoch)[start:]
-        seed = None if self.seed is None else mix_seed(self.seed, epoch)
-        yield from DataLoader(
-            _Examples(self, seed),
-            batch_sampler=[self.rows[batch].tolist() for batch in batches],
-            num_workers=min(self.workers, len(batches)),
-        )
-
-    def fingerprint(self) -> str:
-        """Hash of the number of examples and of some, at even distances: reading all may take hours."""
-        digest = hashlib.sha256(f"{len(self.rows)} {self.mean} {self.std}".encode())
-        for place in {i * len(self.rows) // HASHED for i in range(HASHED)}:
-            x, y = _Examples(self, None)[int(self.rows[place])]
-            digest.update(f"{place} {tuple(x.shape)} {y.tolist()}".encode())
-            digest.update(x.contiguous().numpy().data)
-        return digest.hexdigest()
-
-
-class _Examples(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, split: OwnSplit, seed: int | None):
-        self.split, self.seed = split, seed
-        self.mean, self.std = (torch.tensor(as_list(value)).view(-1, 1, 1) for value in (split.mean, split.std))
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        with _seeded(mix_seed(self.seed or 0, number)):
-            x, y = example_of(self.split.dataset, number, self.split.classes)
-            if self.seed is not None and (self.split.crop or self.split.flip):
-                x = self._augmented(x)
-        return (x - self.mean) / self.std, y
-
-    def _augmented(self, x: Tensor) -> Tensor:
-        return augment(x[None], self.split.crop, self.split.flip, torch.default_generator)[0]
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the generators that transforms use, and sets them back."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - transforms draw from the global generators
-    with torch.random.fork_rng(devices=[]):
-        seed_everything(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-
-
-def example_of(dataset: Any, number: int, classes: int | None = None) -> tuple[Tensor, Tensor]:
-    """Image (C, H, W) float32, bytes divided by 255, and label () or (H, W) int64.
-
-    Raises:
-        DataError: the example has another form, or a label beyond the ``classes``; the message names it.
-    """
-    found = dataset[number]
-    if isinstance(found, dict):
-        found = next(((found[x], found[y]) for x, y in PAIRS if x in found and y in found), found)
-    if not (isinstance(found, tuple | list) and len(found) == 2):
-        shown = f"a dictionary of {', '.join(map(str, found))}" if isinstance(found, dict) else f"a {type(found).__name__}"
-        raise DataError(f"example {number} of {type(dataset).__name__} is {shown}; give (image, label)")
-    image, label = found
-    if not isinstance(image, Tensor | np.ndarray):  # Pillow's; the numbers of some modes are no brightness
-        image = np.array(image.convert("RGB") if getattr(image, "mode", "") in NO_BRIGHTNESS else image)
-    x = torch.as_tensor(image)
-    if not isinstance(image, Tensor) and x.dim() == 3 and x.shape[0] not in (1, 3) and x.shape[2] in (1, 3, 4):
-        x = x.permute(2, 0, 1)  # Pillow's and OpenCV's order
-    x = x.unsqueeze(0) if x.dim() == 2 else x
-    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-    y = torch.as_tensor(label)
-    if x.dim() != 3 or not x.numel() or not bool(x.isfinite().all()) or y.is_floating_point() or y.is_complex():
-        raise DataError(
-            f"example {number} of {type(dataset).__name__} is an image {tuple(x.shape)} and a label {y.dtype}; give a finite "
-            "image (C, H, W) and the number of its class"
-        )
-    if classes is not None and y.dim() == 0 and not 0 <= int(y) < classes:
-        raise DataError(
-            f"example {number} of {type(dataset).__name__} has the label {int(y)}, and there are {classes} classes, from 0 on; "
-            "set data.class_count or data.names"
-        )
-    return x.contiguous(), y.long()
 
 
 def adapt(found: Any, given: Mapping[str, Any], module: Any) -> Callable[..., OwnDataset] | None:
