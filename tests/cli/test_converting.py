@@ -120,6 +120,27 @@ def test_finetune_trains_the_converted_network_in_a_folder_of_its_own(converted:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_run_calls_the_function_that_its_recipe_names_and_a_stranger_does_not(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "state").touch()  # so that nothing can be recorded there
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "made25.py").write_text(f"{MYNET}\n\ndef make(width=8):\n    return MyNet(width)\n")
+    (tmp_path / "made.yaml").write_text(
+        f"data: Digits\nann: {{use: made25.py:make, weights: {home / 'best.pt'}}}\nconvert: {{timesteps: 2}}\n"
+    )
+    result = spikeprop("run", "made.yaml", "--smoke")
+    assert result.exit_code == 0, result.output
+    assert "cannot be recorded as your own" in result.output
+    refused = spikeprop("eval", "runs/made-smoke", "--limit", 4)
+    assert refused.exit_code == 1
+    assert "may not call functions by itself" in refused.output
+    named = f"{tmp_path / 'made25.py'}:make"
+    assert f"--import {named}" in "".join(refused.output.split()).replace("--import", "--import ")
+    assert spikeprop("eval", "runs/made-smoke", "--limit", 4, "--import", named).exit_code == 0
+
+
 def _forget_imports(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process: modules that were imported may be named by a file."""
     from spikeprop.runtime import imports

@@ -14,6 +14,7 @@ from spikeprop.errors import CheckpointError
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.network_checkpoint import describe_network, load_network, load_spiking
 from spikeprop.learn import drop_progress, load_checkpoint, save_checkpoint
+from spikeprop.recipe.names import split
 from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.devices import find_device
 from spikeprop.snn import SpikingNetwork
@@ -68,11 +69,16 @@ class PipelineRun:
 
     def load(self, network: str) -> nn.Module:
         """A network of the run folder, on the CPU and in evaluation mode."""
-        return load_network(self.checkpoint(network)).network
+        return load_network(self.checkpoint(network), self._named()).network
 
     def load_spiking(self, network: str) -> SpikingNetwork:
         """The same for spiking networks."""
-        return load_spiking(self.checkpoint(network)).network
+        return load_spiking(self.checkpoint(network), self._named()).network
+
+    def _named(self) -> tuple[str, ...]:
+        """The function or object of which the recipe makes its ANN, which its checkpoints may call too."""
+        ann = getattr(self.settings, "ann", None)
+        return () if ann is None else (":".join(split(ann.use)),)
 
     def last_network(self) -> SpikingNetwork:
         """The last network of the pipeline."""
