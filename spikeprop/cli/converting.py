@@ -103,7 +103,7 @@ def finetune(
         return recipe
 
     with only_trusted((*trusted, *own_folder(folder).packages())):
-        _run_and_show(context, load, path, trained=folder)
+        _run_and_show(context, load, path, trained=folder, same_training=False)
 
 
 def _run_and_show(context: click.Context, load: Any, path: Path, **more: Any) -> None:

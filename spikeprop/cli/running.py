@@ -53,15 +53,17 @@ def run(
 
 
 def run_in_folder(
-    load: Callable[[], Recipe], out: Path | None, smoke: bool = False, trained: Path | None = None, **context: Any
-) -> Path:
+    load: Callable[[], Recipe], out: Path | None, smoke: bool = False, trained: Path | None = None, same_training: bool = True,
+    **context: Any,
+) -> Path:  # fmt: skip
     """Run a recipe in its folder, which is recorded as this user's own; print its report.
 
     Args:
         load: reads the recipe; what that and its check import is what later commands on the folder may import.
         out: run folder; default runs/RECIPE.
         smoke: the tiny version.
-        trained: run folder whose trained ANN is taken over, if it is the one that this recipe would train.
+        trained: run folder whose trained ANN is taken over.
+        same_training: whether it must be the ANN that this recipe would train.
         context: more arguments of ``Context``.
 
     Returns:
@@ -81,7 +83,7 @@ def run_in_folder(
         loaded = load()
         if smoke:
             loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
-        if trained is not None:
+        if trained is not None and same_training:
             check_same_training(trained, loaded)
         _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
