@@ -216,6 +216,33 @@ def test_code_from_outside_is_imported_for_a_checkpoint_only_if_named(tmp_path: 
     assert sys.modules.pop("strangers")
 
 
+CALLS = [
+    *[
+        {"ann": {"use": use, "repo_or_dir": "evil", "model": "net", "source": "local"}}
+        for use in ("torch.hub:load", "torch.hub.load")
+    ],
+    {"ann": {"use": "spikeprop.runtime.files:write_text", "path": "written", "text": "evil"}},
+    {"ann": {"use": "os:mkdir", "path": "written"}},
+    {"data": {"use": "torch.hub:load", "holdout": 5, "arguments": {"repo_or_dir": "evil", "model": "net", "source": "local"}}},
+    {"data": {"use": "os:mkdir", "holdout": 5, "arguments": {"path": "written"}}},
+]
+
+
+@pytest.mark.parametrize("changes", CALLS)
+def test_a_checkpoint_calls_no_function_of_a_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "hubconf.py").write_text("open('written', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    file = checkpoint(tmp_path / "a.safetensors", **changes)
+    result = spikeprop("eval", file, "--timesteps", "1", "--limit", "4")
+    assert result.exit_code == 1
+    assert "may not call functions by itself" in result.output
+    assert "--import" in result.output
+    assert not (tmp_path / "written").exists()
+
+
 @pytest.fixture
 def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
     """A foreign module with a data set; returns a function that says whether it was imported, and resets that."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spikeprop.ann.weight_files import tables_of
 from spikeprop.errors import CheckpointError
@@ -73,6 +74,9 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     """
     file, part = _split(Path(path))
     own = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    unsized = next((name for name, tensor in own.items() if is_lazy(tensor)), None)
+    if unsized is not None:
+        raise CheckpointError(f"{type(module).__name__} does not know the size of {unsized}: give its lazy layers their inputs")
     tables = tables_of(file)
     if len(tables) > 1 and "" not in tables:  # perhaps a table for each module: {"encoder": ..., "head": ...}
         tables[""] = {f"{place}.{name}": tensor for place, table in tables.items() for name, tensor in table.items()}
@@ -111,7 +115,7 @@ def _matches(tables: Mapping[str, dict[str, Tensor]], own: Mapping[str, Tensor])
     held = _common_prefix(own)
     for place, table in tables.items():
         bare = {_bare(name, wrappers): tensor for name, tensor in table.items()}
-        for view in (table,) if bare.keys() == table.keys() else (table, bare):
+        for view in (table,) if len(bare) < len(table) or bare.keys() == table.keys() else (table, bare):
             for prefix in _prefixes(view, own):
                 yield _compare(place, prefix, view, own, "")
             if held:

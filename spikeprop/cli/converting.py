@@ -108,6 +108,7 @@ def finetune(
 
 def _run_and_show(context: click.Context, load: Any, path: Path, **more: Any) -> None:
     """Run the recipe in its folder, and write the folder's page."""
-    run_in_folder(load, path, **more)
+    if run_in_folder(load, path, **more) is None:
+        return
     context.invoke(report, runs=(path,), out=path / "report.html", samples=0)
     write(f"next: spikeprop eval {path}, spikeprop simulate {path}, spikeprop finetune {path}")

@@ -55,7 +55,7 @@ def run(
 def run_in_folder(
     load: Callable[[], Recipe], out: Path | None, smoke: bool = False, trained: Path | None = None, same_training: bool = True,
     **context: Any,
-) -> Path:  # fmt: skip
+) -> Path | None:  # fmt: skip
     """Run a recipe in its folder, which is recorded as this user's own; print its report.
 
     Args:
@@ -67,7 +67,7 @@ def run_in_folder(
         context: more arguments of ``Context``.
 
     Returns:
-        the folder.
+        the folder; of several processes in the one that writes.
     """
     import dataclasses
 
@@ -100,15 +100,19 @@ def run_in_folder(
             table(report.name, report.rows)
             write(f"\nreport: {folder.path / 'report.json'}")
             result(recipe=loaded.name, folder=path, report=report.values)
-    return path
+    return path if group.rank == 0 else None
 
 
 def _record(path: Path, named: Collection[str], loaded: Recipe) -> None:
     """Record the folder as this user's own; where that cannot be written, later commands ask for what they import."""
     from spikeprop.runtime.own_folders import record_own
 
+    data = loaded.describe().get("data", {})
+    root = data.get("root")
+    if root is not None and Path(root).expanduser().is_dir():  # it holds in any working directory
+        data = {**data, "root": str(Path(root).expanduser().resolve())}
     try:
-        record_own(path, named, loaded.describe().get("data", {}))
+        record_own(path, named, data)
     except OSError as error:
         say(f"warning: {path} cannot be recorded as your own ({error}): commands on it will ask for --import and --root")
 

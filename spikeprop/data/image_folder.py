@@ -103,7 +103,8 @@ class CSVLabels(PictureFiles):
         header = lines[0]
         columns = [_column(path, header, own, place) for place, own in enumerate((self.image_column, self.label_column))]
         columns += [_column(path, header, self.split_column, 0)] if self.split_column else []
-        without_header = self.image_column is None and Path(header[0]).suffix.lower() in SUFFIXES
+        is_file = Path(header[0]).suffix.lower() in SUFFIXES or (folder / f"{header[0].strip()}{self.suffix}").is_file()
+        without_header = self.image_column is None and is_file
         for number, line in enumerate(lines if without_header else lines[1:], 1 if without_header else 2):
             if len(line) <= max(columns):
                 raise MissingDataError(f"{path}, line {number} has {len(line)} columns; column {max(columns) + 1} is read")

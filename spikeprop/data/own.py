@@ -8,32 +8,25 @@ dataset is used. Examples are (image, label), or a dictionary of both; images (C
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import inspect
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from spikeprop.data.base import ImageData, LabelledData, as_list, augment, data_root, rows_of_batches
-from spikeprop.errors import DataError, MissingDataError, RecipeError
+from spikeprop.data.base import ImageData, LabelledData, data_root
+from spikeprop.data.own_examples import OwnSplit, example_of, seeded
+from spikeprop.errors import MissingDataError, RecipeError
 from spikeprop.recipe.component import hints_of
-from spikeprop.runtime.batches import Batch
-from spikeprop.runtime.checks import positive
-from spikeprop.runtime.seeding import mix_seed, seed_everything
+from spikeprop.runtime.seeding import generator
 
 SPLITS = {"train": (True, False), "split": ("train", "test")}  # parameters that say which examples, and their values
-PAIRS = (("image", "label"), ("pixel_values", "labels"), ("img", "target"), ("x", "y"), ("image", "target"))  # keys of examples
 NOT_GIVEN = object()  # default of a parameter that may also stand in ``arguments``
-HASHED = 64  # examples whose content a fingerprint reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +35,9 @@ class OwnDataset(ImageData):
 
     Attributes:
         arguments: of the class or function, for both splits; its parameters may also be written beside ``use``.
-        train_arguments, test_arguments: for one of them.
+        train_arguments, test_arguments: for one of them, beside ``train`` or ``split``.
         test_from: name, in the same module, of what gives the test examples.
-        holdout: every so many-th example is a test example, where there is one set for both.
+        holdout: one in so many examples, drawn by a fixed seed, is a test example, where there is one set for both.
         class_count: number of classes; default that of the dataset's ``classes``, or of its ``targets``.
         names: of the classes; default the dataset's ``classes``.
         workers: processes that read examples.
@@ -65,7 +58,9 @@ class OwnDataset(ImageData):
         if self.source is None:
             raise ValueError("OwnDataset is used by the name of your class: data: {use: 'my_data.py:MyDataset'}")
         if self.holdout is not None and self.holdout < 2:
-            raise ValueError(f"holdout is {self.holdout}; every so many-th example is a test example: at least 2")
+            raise ValueError(f"holdout is {self.holdout}; one in so many examples is a test example: at least 2")
+        if self.holdout is not None and (self.test_from, self.train_arguments, self.test_arguments) != (None, None, None):
+            raise ValueError("holdout is for one set of both: leave out test_from, train_arguments and test_arguments")
         self.random_flip()
         super().__post_init__()
 
@@ -95,22 +90,20 @@ class OwnDataset(ImageData):
 
     def _split(self, which: int, batch_size: int, seed: int | None, limit: int | None) -> OwnSplit:
         dataset, rows = self._sets[which]
-        return OwnSplit(dataset, rows[:limit], batch_size, self.mean, self.std, seed, self.workers, self.crop, self.random_flip())
+        reading = {"crop": self.crop, "flip": self.random_flip(), "classes": self.classes}
+        return OwnSplit(dataset, rows[:limit], batch_size, self.mean, self.std, seed, self.workers, **reading)
 
     @cached_property
     def _sets(self) -> tuple[tuple[Any, Tensor], tuple[Any, Tensor]]:
         """Datasets of training and testing, and the numbers of their examples."""
-        given = (self.train_arguments, self.test_arguments)
         if self.test_from is not None:
             other = None if self.test_from.startswith("_") else getattr(self.module, self.test_from, None)
             if other is None:
                 raise RecipeError(f"data.test_from: there is no {self.test_from!r} in {self.module.__name__}")
-            train, test = self._made(self.source, given[0] or {}), self._made(other, given[1] or {})
-            return (train, torch.arange(len(train))), (test, torch.arange(len(test)))
+            return self._two(self._made(self.source, self.train_arguments or {}), self._made(other, self.test_arguments or {}))
         splits = self._splits()
         if splits is not None:
-            train, test = (self._made(self.source, arguments) for arguments in splits)
-            return (train, torch.arange(len(train))), (test, torch.arange(len(test)))
+            return self._two(*(self._made(self.source, arguments) for arguments in splits))
         if self.holdout is None:
             name = type(self).__name__
             raise RecipeError(
@@ -118,18 +111,36 @@ class OwnDataset(ImageData):
                 "data.train_arguments and data.test_arguments, data.test_from to another name, or data.holdout=5 for every fifth"
             )
         both = self._made(self.source, {})
-        held = torch.arange(len(both)) % self.holdout == 0
+        held = torch.randperm(len(both), generator=generator(0)) % self.holdout == 0
         return (both, torch.nonzero(~held).flatten()), (both, torch.nonzero(held).flatten())
+
+    def _two(self, train: Any, test: Any) -> tuple[tuple[Any, Tensor], tuple[Any, Tensor]]:
+        """Two datasets with all of their examples, whose classes are the same."""
+        name, names = type(self).__name__, [_classes_of(dataset) for dataset in (train, test)]
+        if train is test:
+            raise RecipeError(
+                f"data: {name} gives one dataset for training and testing (a DataLoader's sampler is not used); set "
+                "data.test_from to another name, or data.holdout=5"
+            )
+        if all(names) and names[0] != names[1]:
+            shown = [", ".join(own)[:80] for own in names]
+            raise RecipeError(
+                f"data: {name} has the classes {shown[0]} in training and {shown[1]} in testing, so one number means two "
+                "classes; give both the same list"
+            )
+        return (train, torch.arange(len(train))), (test, torch.arange(len(test)))
 
     def _splits(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Arguments of the training and of the test examples; None if there is one set for both."""
-        if self.train_arguments is not None or self.test_arguments is not None:
-            return self.train_arguments or {}, self.test_arguments or {}
+        if self.holdout is not None:
+            return None
         parameters = _parameters(self.source)
-        for name, (train, test) in SPLITS.items():
-            if name in parameters and self.holdout is None:
-                return {name: train}, {name: test}
-        return None
+        own = next(({name: value} for name, value in SPLITS.items() if name in parameters), {})
+        train, test = ({name: values[which] for name, values in own.items()} for which in (0, 1))
+        train, test = {**train, **(self.train_arguments or {})}, {**test, **(self.test_arguments or {})}
+        if train == test and train:
+            raise RecipeError(f"data: {type(self).__name__} gets the arguments {train} for both training and testing")
+        return (train, test) if train or test else None
 
     def _made(self, source: Any, more: Mapping[str, Any]) -> Any:
         """The dataset that a class or function makes, or an object is."""
@@ -138,9 +149,10 @@ class OwnDataset(ImageData):
             parameters = _parameters(source)
             asked = "root" in parameters and (self.root or _required(parameters["root"]))
             root = {"root": str(data_root(self.root))} if asked else {}
+            given = {**root, **self.arguments, **more, **(root if self.root else {})}  # the user's root is the last word
             try:
-                with _seeded(0):  # a random split is the same in every call
-                    made = source(**{**root, **self.arguments, **more})
+                with seeded(0):  # a random split is the same in every call
+                    made = source(**given)
             except Exception as error:  # code from outside may raise anything
                 name = getattr(source, "__name__", type(source).__name__)
                 kind = RecipeError if isinstance(error, TypeError) else MissingDataError
@@ -163,11 +175,8 @@ class OwnDataset(ImageData):
 
     @cached_property
     def _class_names(self) -> list[str]:
-        dataset = self._sets[0][0]
-        while isinstance(dataset, torch.utils.data.Subset):
-            dataset = dataset.dataset
-        named = self.names or getattr(dataset, "classes", None)
-        names = [str(name) for name in named] if isinstance(named, list | tuple) else []
+        dataset = _whole(self._sets[0][0])
+        names = list(self.names) or _classes_of(dataset)
         count = self.class_count or len(names)
         if not count:
             labels = next((getattr(dataset, name) for name in ("targets", "labels", "y") if hasattr(dataset, name)), None)
@@ -178,104 +187,6 @@ class OwnDataset(ImageData):
                 name = type(self).__name__
                 raise RecipeError(f"data: {name} does not say its classes; set data.class_count or data.names") from error
         return names if len(names) == count else [str(number) for number in range(count)]
-
-
-@dataclass(frozen=True)
-class OwnSplit:
-    """Examples of a dataset in batches, read one by one; each is seeded from (seed, epoch, number)."""
-
-    dataset: Any
-    rows: Tensor  # numbers of the examples
-    batch_size: int
-    mean: float | list[float]
-    std: float | list[float]
-    seed: int | None = None
-    workers: int = 0
-    crop: int = 0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        positive(self, "batch_size")
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch, from batch number ``start`` on."""
-        batches = rows_of_batches(len(self.rows), self.batch_size, self.seed, epoch)[start:]
-        seed = None if self.seed is None else mix_seed(self.seed, epoch)
-        yield from DataLoader(
-            _Examples(self, seed),
-            batch_sampler=[self.rows[batch].tolist() for batch in batches],
-            num_workers=min(self.workers, len(batches)),
-        )
-
-    def fingerprint(self) -> str:
-        """Hash of the number of examples and of some, at even distances: reading all may take hours."""
-        digest = hashlib.sha256(f"{len(self.rows)} {self.mean} {self.std}".encode())
-        for place in {i * len(self.rows) // HASHED for i in range(HASHED)}:
-            x, y = _Examples(self, None)[int(self.rows[place])]
-            digest.update(f"{place} {tuple(x.shape)} {y.tolist()}".encode())
-            digest.update(x.contiguous().numpy().data)
-        return digest.hexdigest()
-
-
-class _Examples(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, split: OwnSplit, seed: int | None):
-        self.split, self.seed = split, seed
-        self.mean, self.std = (torch.tensor(as_list(value)).view(-1, 1, 1) for value in (split.mean, split.std))
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        with _seeded(mix_seed(self.seed or 0, number)):
-            x, y = example_of(self.split.dataset, number)
-            if self.seed is not None and (self.split.crop or self.split.flip):
-                x = self._augmented(x)
-        return (x - self.mean) / self.std, y
-
-    def _augmented(self, x: Tensor) -> Tensor:
-        return augment(x[None], self.split.crop, self.split.flip, torch.default_generator)[0]
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the generators that transforms use, and sets them back."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - transforms draw from the global generators
-    with torch.random.fork_rng(devices=[]):
-        seed_everything(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-
-
-def example_of(dataset: Any, number: int) -> tuple[Tensor, Tensor]:
-    """Image (C, H, W) float32, bytes divided by 255, and label () or (H, W) int64.
-
-    Raises:
-        DataError: the example has another form; the message names it.
-    """
-    found = dataset[number]
-    if isinstance(found, dict):
-        found = next(((found[x], found[y]) for x, y in PAIRS if x in found and y in found), found)
-    if not (isinstance(found, tuple | list) and len(found) == 2):
-        shown = f"a dictionary of {', '.join(map(str, found))}" if isinstance(found, dict) else f"a {type(found).__name__}"
-        raise DataError(f"example {number} of {type(dataset).__name__} is {shown}; give (image, label)")
-    image, label = found
-    if not isinstance(image, Tensor | np.ndarray):
-        image = np.array(image)  # Pillow's
-    x = torch.as_tensor(image)
-    if not isinstance(image, Tensor) and x.dim() == 3 and x.shape[0] not in (1, 3) and x.shape[2] in (1, 3, 4):
-        x = x.permute(2, 0, 1)  # Pillow's and OpenCV's order
-    x = x.unsqueeze(0) if x.dim() == 2 else x
-    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-    y = torch.as_tensor(label)
-    if x.dim() != 3 or not x.numel() or not bool(x.isfinite().all()) or y.is_floating_point() or y.is_complex():
-        raise DataError(
-            f"example {number} of {type(dataset).__name__} is an image {tuple(x.shape)} and a label {y.dtype}; give a finite "
-            "image (C, H, W) and the number of its class"
-        )
-    return x.contiguous(), y.long()
 
 
 def adapt(found: Any, given: Mapping[str, Any], module: Any) -> Callable[..., OwnDataset] | None:
@@ -310,6 +221,17 @@ class _DatasetMaker:
         direct = {k: v for k, v in given.items() if k in self.foreign}
         rest = {k: v for k, v in given.items() if k not in self.foreign}
         return self.cls(**{**rest, "arguments": {**rest.get("arguments", {}), **direct}})
+
+
+def _whole(dataset: Any) -> Any:
+    """The dataset of which a part was taken."""
+    return _whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
+
+
+def _classes_of(dataset: Any) -> list[str]:
+    """Names that a dataset has for its classes; empty if it has none."""
+    found = getattr(_whole(dataset), "classes", None)
+    return [str(name) for name in found] if isinstance(found, list | tuple) else []
 
 
 def _parameters(source: Any) -> dict[str, inspect.Parameter]:

@@ -127,7 +127,8 @@ class PictureFiles(ImageData):
         if self.size is not None:
             height, width = self.size if isinstance(self.size, list) else (self.size, self.size)
             return height, width
-        first = next((file for split in self._listed for file, _ in split), None)
+        listed = (file for split in self._listed for file, _ in split)
+        first = next((file for file in listed if self.on_error == "fail" or not _reason(file)), None)
         if first is None:
             raise MissingDataError(f"{type(self).__name__}: there are no images in {self.folder()}; set data.root")
         width, height = read_photograph(first).size

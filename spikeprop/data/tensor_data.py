@@ -25,6 +25,7 @@ NAMES = (
 )  # fmt: skip
 COLOURS = (1, 3, 4)  # sizes of a dimension of channels
 Pair = tuple[Tensor, Tensor]
+Names = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,10 @@ class TensorData(ImageData):
     Attributes:
         train_file: .npz, .npy, .pt or .safetensors; a path, or its name in ``root``.
         test_file: another one with the test images; without it ``x_test`` and ``y_test`` of ``train_file``, or every
-            ``holdout``-th image.
+            ``holdout``-th image of a class.
         train_labels, test_labels: files of the labels, where images and labels are two files.
-        images, labels: names of the arrays in a file; default the usual ones (images, labels; x, y; x_train, y_train; ...).
+        images, labels: names of the arrays in a file; default the usual ones (images, labels; x, y; x_train, y_train; ...). Where
+            they have "train" in them, the test examples of the same file have the same names with "test".
         layout: "NCHW" or "NHWC"; "auto" where the sizes say which it is.
         scale: images are divided by it; null for 255 with bytes, and 1 otherwise.
         holdout: see ``test_file``.
@@ -62,6 +64,8 @@ class TensorData(ImageData):
             raise ValueError(f"scale is {self.scale}; images are divided by it, so it must be positive")
         if self.holdout < 2:
             raise ValueError(f"holdout is {self.holdout}; every so many-th image is a test image: at least 2")
+        if self.test_labels is not None and self.test_file is None:
+            raise ValueError("test_labels belong to the images of test_file: give it too")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -91,20 +95,25 @@ class TensorData(ImageData):
         """Training and test images with their labels."""
         path = self._path(self.train_file)
         content = self._content(path)
-        train = self._pair(path, content, self.train_labels, NAMES)
+        train, in_file = self._pair(path, content, self.train_labels, self._pairs(NAMES)), self._test_pairs()
         if self.test_file is not None:
             path = self._path(self.test_file)
             content = self._content(path)
-            test = self._pair(path, content, self.test_labels, (*TEST_NAMES, *NAMES))
-        elif any(x in content and y in content for x, y in TEST_NAMES):
-            test = self._pair(path, content, None, TEST_NAMES)
+            test = self._pair(path, content, self.test_labels, self._pairs((*TEST_NAMES, *NAMES)))
+        elif any(x in content and y in content for x, y in in_file):
+            test = self._pair(path, content, None, in_file)
         else:
-            held = torch.arange(len(train[1])) % self.holdout == 0
+            held = _held_out(train[1], self.holdout)
             train, test = (train[0][~held], train[1][~held]), (train[0][held], train[1][held])
         if train[0].shape[1:] != test[0].shape[1:] or not len(train[1]):
             raise MissingDataError(
                 f"TensorData: {len(train[1])} training images are {tuple(train[0].shape[1:])}, and test images "
                 f"{tuple(test[0].shape[1:])}: give at least two, of one shape"
+            )
+        if train[0].dtype != test[0].dtype and self.scale is None:
+            raise MissingDataError(
+                f"TensorData: training images are {train[0].dtype} and test images {test[0].dtype}, so they are divided by "
+                "different numbers; write both in one type, or set data.scale to their largest value"
             )
         top = max(int(train[1].max()), int(test[1].max()))
         if self.names and top >= len(self.names):
@@ -118,15 +127,27 @@ class TensorData(ImageData):
                 return path
         raise MissingDataError(f"TensorData: there is no file {own[0] if own else name}; set data.train_file or data.root")
 
-    def _pair(self, path: Path, content: dict[str, Tensor], labels: str | None, usual: tuple[tuple[str, str], ...]) -> Pair:
-        own = [(self.images, self.labels or "labels")] if self.images else []
+    def _pairs(self, usual: Names) -> Names:
+        """Names of images and labels to look for: those that are given, and the usual ones of what is not."""
+        partners = sorted(usual, key=lambda pair: pair[0] != self.images and pair[1] != self.labels)
+        return tuple(dict.fromkeys((self.images or x, self.labels or y) for x, y in partners))
+
+    def _test_pairs(self) -> Names:
+        """The same of test examples in the file of the training examples."""
+        given = [name for name in (self.images, self.labels) if name]
+        if any("train" not in name for name in given):
+            return ()  # what these are called in testing is not known
+        images, labels = ((name or "").replace("train", "test") for name in (self.images, self.labels))
+        return tuple(dict.fromkeys((images or x, labels or y) for x, y in TEST_NAMES))
+
+    def _pair(self, path: Path, content: dict[str, Tensor], labels: str | None, pairs: Names) -> Pair:
         if labels is not None:
             y_path = self._path(labels)
             named = self._content(y_path)
-            x = content.get(self.images or next((x for x, _ in usual if x in content), next(iter(content))))
-            y = named.get(self.labels or next((y for _, y in usual if y in named), next(iter(named))))
+            x = content.get(self.images or next((x for x, _ in pairs if x in content), next(iter(content))))
+            y = named.get(self.labels or next((y for _, y in pairs if y in named), next(iter(named))))
         else:
-            x_name, y_name = next(((x, y) for x, y in (*own, *([] if own else usual)) if x in content and y in content), ("", ""))
+            x_name, y_name = next(((x, y) for x, y in pairs if x in content and y in content), ("", ""))
             x, y, y_path = content.get(x_name), content.get(y_name), path
         if x is None or y is None:
             raise MissingDataError(
@@ -139,7 +160,7 @@ class TensorData(ImageData):
         """The arrays in a file, by name; of an .npz file those that have one of the usual names, or the name that was given."""
         if path.suffix != ".npz":
             return _content(path)
-        usual = {name for pair in (*NAMES, *TEST_NAMES) for name in pair} | {self.images, self.labels}
+        usual = {name for pair in (*NAMES, *TEST_NAMES, *self._test_pairs()) for name in pair} | {self.images, self.labels}
         present = npz_names(path)
         names = [name for name in present if name in usual or len(present) == 1]
         if not names:
@@ -147,6 +168,14 @@ class TensorData(ImageData):
                 f"{path} has the arrays {', '.join(present)[:200]}; set data.images and data.labels to their names"
             )
         return {name: torch.from_numpy(array) for name, array in zip(names, read_npz(path, names), strict=True)}
+
+
+def _held_out(labels: Tensor, every: int) -> Tensor:
+    """Which examples (N,) are for testing: every so many-th of each class, from the first on."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        held[torch.nonzero(labels == label).flatten()[::every]] = True
+    return held
 
 
 def _content(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def finetuning_recipe(
         timesteps, epochs, lr: of the fine-tuning; None for the folder's own, or the defaults.
 
     Raises:
-        RunError: no such folder, or one of another experiment.
+        RunError: no such folder, one of another experiment, or an override of the ANN or its training.
     """
     run = RunRecord.read(folder)
     if not {"ann", "convert"} <= run.stages.keys() or not (folder / "ann.safetensors").is_file():
@@ -55,6 +56,8 @@ def finetuning_recipe(
     )
     rows += _with_gradient(tree, steps)
     for text in overrides:
+        if re.match(r"(ann|train)\b", text):
+            raise RunError(f"{text}: the trained ANN of {folder} is taken over as it is; for another one run the recipe again")
         override(tree, text)
     recipe = Recipe(f"{run.recipe}-finetuned", check(tree))
     return recipe, rows + _chosen(recipe.experiment.finetune)

@@ -232,7 +232,7 @@ def own_data(own: OwnFolder, described: Any) -> dict[str, Any]:
     return {key: value for key, value in own.data.items() if value is not None and key not in ("train_limit", "test_limit")}
 
 
-def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwork:
+def load_network(path: str | Path, trusted: Collection[str] = (), *, as_stranger: bool = False) -> LoadedNetwork:
     """Build the network of a checkpoint and load its tensors.
 
     Names and shapes of tensors are checked, not what the ANN's class computes: the conversion was proved when the checkpoint was
@@ -244,6 +244,7 @@ def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwo
     Args:
         path: the checkpoint.
         trusted: packages that it may have imported, beside torch, snnTorch and the like, and those already imported.
+        as_stranger: also where the folder is the user's own, no code from outside is imported unless it is named.
 
     Raises:
         CheckpointError: damaged, not a network's checkpoint, or of another architecture (naming tensors).
@@ -252,7 +253,7 @@ def load_network(path: str | Path, trusted: Collection[str] = ()) -> LoadedNetwo
     checkpoint = load_checkpoint(path)
     if "kind" not in checkpoint.description:
         raise CheckpointError(f"{path} holds training progress; use ann, converted, finetuned or trained.safetensors")
-    own = own_folder(Path(path).parent)
+    own = OwnFolder() if as_stranger else own_folder(Path(path).parent)
     allowed = (*trusted, *own.packages())
     try:
         with only_trusted(allowed):

@@ -73,7 +73,7 @@ def own_recipe(own: OwnNetwork) -> tuple[Recipe, list[tuple[str, str]]]:
     """
     tree: dict[str, Any] = {
         "ann": ann_settings(own.source, own.weights),
-        "data": _given(use=_file(own.data), root=_file(own.root), mean=own.mean, std=own.std),
+        "data": _given(use=_code(own.data), root=_file(own.root), mean=own.mean, std=own.std),
         "convert": {"timesteps": max(own.timesteps), **({"binary": True} if own.binary else {})},
         "train": {"epochs": 0},
         "evaluate": {"timesteps": sorted(set(own.timesteps))},
@@ -111,7 +111,7 @@ def ann_settings(source: str, weights: str | None) -> dict[str, Any]:
     use = {"torchvision": "TorchvisionModel", "timm": "TimmModel"}.get(scheme)
     if use is not None:
         return {"use": use, "name": named, "weights": _file(weights) or OWN_WEIGHTS[scheme]}
-    return _given(use=_file(source), weights=_file(weights))
+    return _given(use=_code(source), weights=_file(weights))
 
 
 def _classes(file: Path) -> str:
@@ -120,13 +120,18 @@ def _classes(file: Path) -> str:
     return f"; it has {', '.join(found)}" if found else ""
 
 
+def _code(text: str) -> str:
+    """The name of a class, of a file with its path made absolute; a folder that is called like a class is not meant."""
+    path, colon, name = text.rpartition(":")
+    return f"{_file(path)}{colon}{name}" if path.endswith(".py") else text
+
+
 def _file(text: str | None) -> str | None:
-    """A path that exists, made absolute, so that the run folder's recipe holds in any working directory; "FILE:NAME" too."""
+    """A path that exists, made absolute, so that the run folder's recipe holds in any working directory."""
     if text is None:
         return None
-    path, colon, name = text.rpartition(":") if ".py:" in text else (text, "", "")
-    file, sign, part = path.partition("#")
-    return f"{Path(file).expanduser().resolve()}{sign}{part}{colon}{name}" if Path(file).expanduser().exists() else text
+    file, sign, part = text.partition("#")
+    return f"{Path(file).expanduser().resolve()}{sign}{part}" if Path(file).expanduser().exists() else text
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def chosen_normalisation(ann: nn.Module, data: Component[Any], given: Mapping[st
 
     Args:
         ann: in evaluation mode.
-        data: of images; its own mean and std are not used.
+        data: of images; its own mean and std are used only where one of them is given.
         given: mean, std or both, by the user; they are kept, and compared with the others.
 
     Returns:
@@ -110,7 +110,8 @@ def chosen_normalisation(ann: nn.Module, data: Component[Any], given: Mapping[st
     raw: ImageData = data.replace(mean=0.0, std=1.0).build()
     tried = candidates(raw, ann)
     if given:
-        tried = {"yours": (given.get("mean", raw.mean), given.get("std", raw.std)), **tried}
+        own = data.build()
+        tried = {"yours": (given.get("mean", own.mean), given.get("std", own.std)), **tried}
     pixels, labels = _images(raw, ann, len(tried))
     if "the images' own" not in tried and len(pixels) > 1:
         mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)

@@ -26,6 +26,7 @@ from spikeprop.errors import DamagedFileError, RecipeError
 from spikeprop.recipe import Recipe, check, dump
 from spikeprop.runtime.files import leaves, previous_of, read_json, remove_leftovers, write_json, write_text
 from spikeprop.runtime.imports import only_trusted
+from spikeprop.runtime.own_folders import own_folder
 from spikeprop.runtime.processes import ALONE, Processes
 from spikeprop.runtime.signals import stop_if_requested
 
@@ -159,7 +160,7 @@ class RunFolder:
         return recorded
 
     def _check_same(self, described: dict[str, Any]) -> None:
-        old, new = leaves(_completed(self._recorded()["recipe"])), leaves(described)
+        old, new = leaves(_completed(self._recorded()["recipe"], own_folder(self.path).packages())), leaves(described)
         changed = {key for key in old | new if old.get(key) != new.get(key)} - MACHINE
         if changed:
             raise RecipeError(
@@ -211,10 +212,10 @@ def _read_seconds(file: Path) -> float:
         return 0.0
 
 
-def _completed(described: dict[str, Any]) -> dict[str, Any]:
+def _completed(described: dict[str, Any], trusted: Collection[str]) -> dict[str, Any]:
     """A recorded recipe, with the defaults of settings that its version of spikeprop did not have."""
     try:
-        with only_trusted():  # the folder may come from anyone; what the run's own recipe names is imported already
+        with only_trusted(trusted):  # the folder may come from anyone; what the run's own recipe names is imported already
             return Recipe("", check(described)).describe()
     except RecipeError:  # it names what does not exist any more: it is another recipe
         return described

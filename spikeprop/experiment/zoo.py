@@ -120,8 +120,12 @@ def fetch(name: str) -> Path:
     if isinstance(where, Path):
         for file, held in known[name].files.items():
             _check(where / name / file, held)
+        for file in _unlisted(where / name, known[name]):
+            raise DamagedFileError(f"{file} is not in the zoo's index, and would be taken for the network: move it away")
         return where / name
     folder = _cache() / name
+    for file in _unlisted(folder, known[name]):  # of an older version of the entry
+        file.unlink(missing_ok=True)
     for file, held in known[name].files.items():
         if not ((folder / file).is_file() and _holds(folder / file, held)):
             _download(f"{where}/{name}/{file}", folder / file, held)
@@ -182,6 +186,11 @@ def _download(address: str, file: Path, held: Mapping[str, Any]) -> None:
 
 def _holds(file: Path, held: Mapping[str, Any]) -> bool:
     return file.stat().st_size == held["bytes"] and file_hash(file) == held["sha256"]
+
+
+def _unlisted(folder: Path, entry: ZooEntry) -> list[Path]:
+    """Networks in an entry's folder that the index does not have."""
+    return [file for file in folder.glob("*.safetensors") if file.name not in entry.files]
 
 
 def _check(file: Path, held: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def add_entry(
         raise CheckpointError(
             f"{file} has {file.stat().st_size / 2**20:.1f} MiB; a network of the zoo has at most {LARGEST_NETWORK // 2**20}"
         )
-    loaded = load_network(file)  # nothing but spikeprop and torch may be needed
+    loaded = load_network(file, as_stranger=True)  # nothing but spikeprop and torch may be needed
     folder = zoo / name
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
@@ -96,7 +96,8 @@ def _card(record: RunRecord, kind: str, name: str, about: str, licence: str) -> 
     lava = ""
     if simulated.get("samples"):
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
-        lava = f"\nOn Lava, {simulated['samples']} samples: spikes {equal} to PyTorch's.\n"
+        where = "On Lava" if simulated.get("backend", "lava") == "lava" else "In the reference simulator, not on Lava"
+        lava = f"\n{where}, {simulated['samples']} samples: spikes {equal} to PyTorch's.\n"
     return f"""# {name}
 
 {about}.

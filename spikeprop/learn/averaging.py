@@ -40,7 +40,7 @@ class _Average(Callback):
         self._average = {name: value.clone() for name, value in state.items()}
 
     def on_start(self, training: TrainingState) -> None:
-        self._begins = not self._average
+        self._begins = not self._average or training.steps_done == 0  # what another training left is not averaged
         if self._begins:
             self._average = {name: value.clone() for name, value in averaged(training.model).items()}
 

@@ -81,10 +81,19 @@ def find(use: str, path: str, base: type | None, module: str, given: Mapping[str
         raise RecipeError(f"{path}: no component {name!r} in {where or module}{nearest(name, known)}")
     if base is None:
         return found
+    if not fits(found, base) and _room_adapts(base) and not imports.may_call(where, name):
+        raise RecipeError(
+            f"{path}: {use!r} is no class of {base.__name__}, and a network's file may not call functions by itself; if you "
+            f"trust it, name it: --import {where}:{name}"
+        )
     adapted = _adapted(found, base, given or {}, there)
     if adapted is None:
         raise RecipeError(f"{path}: {use} is not a {base.__name__}{nearest(name, components(base))}")
     return adapted
+
+
+def _room_adapts(base: type) -> bool:
+    return hasattr(importlib.import_module(home(base)), "adapt")
 
 
 def _adapted(found: Any, base: type, given: Mapping[str, Any], module: Any) -> Any:

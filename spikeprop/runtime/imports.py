@@ -4,7 +4,8 @@ A recipe may name any module, and the person who runs it is responsible for that
 for the record of the user's own folders (``runtime/own_folders.py``). Two contexts allow less. Within
 ``record_foreign_names`` (used by ``check``) names outside spikeprop are recorded and not imported. Within ``only_trusted`` (used
 for checkpoints and NIR files, which people pass on) three kinds of modules may be imported: the libraries of which networks are
-built, what this process has already imported, and what the user lists.
+built, what this process has already imported, and what the user lists. Of the first two, classes of a slot alone may be used, and
+no functions (``may_call``): ``torch.hub.load`` and ``os.system`` would run anything.
 
 A name is that of a module (``package.module``), or of a file (``folder/mynet.py``), which is looked for in the working directory
 and beside the recipe; so are modules that Python itself does not find. A file is trusted by its path, since any file may have its
@@ -34,6 +35,7 @@ class _Policy:
     packages: Collection[str]
     already_imported: bool
     recorded: list[str] | None = None
+    listed: Collection[str] = ()  # by the user
 
 
 _policy: ContextVar[_Policy | None] = ContextVar("import policy", default=None)
@@ -65,7 +67,7 @@ def record_foreign_names() -> Iterator[list[str]]:
 @contextmanager
 def only_trusted(allowed: Collection[str] = ()) -> Iterator[None]:
     """Within this context, a module is refused unless it is in ``LIBRARIES`` or ``allowed``, or is already imported."""
-    token = _policy.set(_Policy((*LIBRARIES, *allowed), True))
+    token = _policy.set(_Policy((*LIBRARIES, *allowed), True, listed=allowed))
     try:
         yield
     finally:
@@ -75,13 +77,32 @@ def only_trusted(allowed: Collection[str] = ()) -> Iterator[None]:
 def importable(module: str) -> bool:
     """Whether a module, or a file of Python code by its path, may be imported here because a text names it."""
     policy, noted = _policy.get(), _noted.get()
-    package = str(Path(module).resolve()) if is_file(module) else package_of(module)
-    allowed = () if policy is None else policy.packages
-    named = policy is None or package in {str(Path(p).expanduser().resolve()) if is_file(p) else p for p in allowed}
+    package = _package(module)
+    named = policy is None or package in _packages(policy.packages)
     if noted is not None and named and package not in LIBRARIES:
         noted.add(package)
     present = Path(package) in _files if is_file(module) else module in sys.modules
     return named or (policy is not None and policy.already_imported and present)
+
+
+def may_call(module: str, name: str) -> bool:
+    """Whether what is no class of a slot (a function, an object, another class) may be used because a text names it.
+
+    Within ``only_trusted`` the user must have listed its package, or it itself ("torchvision.models:resnet18").
+    """
+    policy, noted, package, own = _policy.get(), _noted.get(), _package(module), f"{module}:{name}"
+    allowed = policy is None or package in _packages(policy.listed) or own in policy.listed
+    if noted is not None and allowed and package in LIBRARIES:  # others are noted as packages
+        noted.add(own)
+    return allowed
+
+
+def _package(module: str) -> str:
+    return str(Path(module).resolve()) if is_file(module) else package_of(module)
+
+
+def _packages(names: Collection[str]) -> set[str]:
+    return {str(Path(name).expanduser().resolve()) if is_file(name) else name for name in names}
 
 
 def recorded_names() -> list[str] | None:

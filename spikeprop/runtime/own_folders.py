@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class OwnFolder:
     """What is known of a folder from the user's state directory; empty for a folder from elsewhere.
 
     Attributes:
-        modules: packages from outside that the folder's recipe named, with their files; of a file of Python code, itself.
+        modules: packages from outside that the folder's recipe named, with their files; of a file of Python code, itself; of a
+            library's function, that alone ("torchvision.models:resnet18").
         data: the recipe's data set, with all of its settings, its root included.
     """
 
@@ -42,7 +43,7 @@ class OwnFolder:
 
 def state_folder() -> Path:
     """Where records of the user's own folders lie."""
-    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "spikeprop" / "folders"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "spikeprop" / "folders"
 
 
 def record_own(folder: Path, packages: Iterable[str], data: Mapping[str, Any]) -> None:
@@ -68,7 +69,10 @@ def own_folder(folder: Path) -> OwnFolder:
     """What was recorded of a folder; empty where nothing was, or where it is another folder at the same path."""
     try:
         place = folder.resolve()
-        found = read_json(_record_of(place))
+        record = _record_of(place)
+        if hasattr(os, "geteuid") and record.stat().st_uid != os.geteuid():  # with sudo the state of another user may be found
+            return OwnFolder()
+        found = read_json(record)
         if found["folder"] != str(place) or found["number"] != place.stat().st_ino:
             return OwnFolder()
         return OwnFolder(dict(found["modules"]), dict(found["data"]))
@@ -84,6 +88,7 @@ def _file_of(package: str) -> str | None:
     """The file of a package that is imported or can be found, or a file itself; None for a package without one."""
     if package.endswith(".py"):
         return package if Path(package).is_file() else None
+    package = package.partition(":")[0]  # of a function alone, its module's
     module = sys.modules.get(package)
     found = getattr(module, "__file__", None) if module is not None else _found(package)
     return str(Path(found).resolve()) if found else None

@@ -117,16 +117,19 @@ class ForeignSurrogate(Surrogate):
 
 
 def adapt(found: Any, base: type) -> Callable[..., Any] | None:
-    """What makes a component of type ``base`` from a foreign class or function, or None; carries ``adapts`` for its signature."""
+    """What makes a component of type ``base`` from a foreign class or function, or None; carries ``adapts`` for its signature.
+
+    A network's file may name these, so no others are taken: a library's other functions may do anything.
+    """
     home, name = getattr(found, "__module__", "") or "", getattr(found, "__name__", "")
     make: Callable[..., Any]
     if base is Neuron and home.startswith("snntorch.") and name == "Leaky":
         make, signature = functools.partial(SnnTorchLeaky), found
     elif base is Neuron and home.startswith("norse.") and name == "LIFBoxCell":
         make, signature = functools.partial(NorseLIFBox), NorseLIFBox
-    elif base is Surrogate and home.startswith("snntorch.") and callable(found):
+    elif base is Surrogate and home == "snntorch.surrogate" and callable(found):
         make, signature = functools.partial(_snntorch_surrogate, found), found
-    elif base is Surrogate and home.startswith("norse.") and callable(found):
+    elif base is Surrogate and home.startswith("norse.torch.functional.") and callable(found):
         make, signature = functools.partial(_norse_surrogate, found), _later_parameters(found)
     else:
         return None

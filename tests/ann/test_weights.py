@@ -231,6 +231,11 @@ def test_form_is_refused_with_the_remedy(tmp_path: Path, form: str) -> None:
         load_weights(Net(), write(tmp_path))
 
 
+def test_a_network_without_sizes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not know the size of weight"):
+        load_weights(torch.nn.LazyLinear(3), LOADED["state_dict"](tmp_path))
+
+
 def test_functions_that_a_file_names_are_not_called(tmp_path: Path) -> None:
     """They lie beside the weights, as a configuration may, so the weights are read; a pickle would delete the folder."""
     kept = tmp_path / "kept"

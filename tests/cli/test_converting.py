@@ -18,7 +18,7 @@ from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.own_network import ann_settings
+from spikeprop.experiment.own_network import _code, ann_settings
 from spikeprop.experiment.preprocessing import chosen_normalisation, fitting_shape, known_transform
 from spikeprop.recipe import check_component
 
@@ -114,6 +114,10 @@ def test_finetune_trains_the_converted_network_in_a_folder_of_its_own(converted:
     ann = [(path / "ann.safetensors").read_bytes() for path in (folder, tmp_path / "tuned")]
     assert ann[0] == ann[1]  # taken over, not trained
     assert spikeprop("finetune", tmp_path / "nothing").exit_code == 1
+    other = spikeprop("finetune", folder, "train.epochs=3", "--out", tmp_path / "other")
+    assert other.exit_code == 1
+    assert "the trained ANN of" in other.output
+    assert not (tmp_path / "other").exists()
 
 
 def _forget_imports(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +171,8 @@ def test_paths_hold_in_any_working_directory(home: Path, monkeypatch: pytest.Mon
         "use": f"{home / 'mynet.py'}:MyNet",
         "weights": f"{home / 'best.pt'}#state_dict",
     }
+    monkeypatch.chdir(home.parent)
+    assert _code(home.name) == home.name  # a folder that is called like a data set is no data set
 
 
 class Centred(nn.Module):
@@ -201,6 +207,8 @@ def test_the_normalisation_that_a_network_was_trained_with_is_found(mean: float,
     assert kept == {"mean": -1.0, "std": 0.5}  # the user's stays, with a warning that names the better one
     assert "WARNING: it fits far worse than" in text
     assert f"mean {mean:.4g}, std {std:.4g}" in text
+    half, _ = chosen_normalisation(Centred(mean, std), data.replace(std=0.25), {"mean": -1.0})
+    assert half == {"mean": -1.0, "std": 0.25}  # what is not given is the data set's own
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 24), (3, 24), (3, 32)])

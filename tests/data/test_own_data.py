@@ -58,6 +58,15 @@ class Stream(torch.utils.data.IterableDataset):
     def __iter__(self):
         yield 1
 
+class Cats(Mine):
+    def __init__(self, count, train: bool = True):
+        super().__init__(count, train)
+        self.classes = CLASSES if train else CLASSES[::-1]
+
+class FromOne(Mine):
+    def __getitem__(self, i):
+        return super().__getitem__(i)[0], 1 + i % 3
+
 class Odd(Mine):
     def __getitem__(self, i):
         return 1, 2, 3
@@ -104,6 +113,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"images": images, "labels": labels}, folder / "table.pt")
     torch.save(TensorDataset(images, labels), folder / "dataset.pt")
     save_file({"x": images, "y": labels}, folder / "tensors.safetensors")
+    np.savez(
+        folder / "fine.npz", x_train=x, y_train=y, y_train_coarse=y // 2, x_test=x[:5], y_test=y[:5], y_test_coarse=y[:5] // 2
+    )
+    np.savez(folder / "mixed.npz", x_train=x, y_train=y, x_test=x[:5] / 255, y_test=y[:5])
     np.savez(folder / "odd.npz", images=x[:, :3], labels=y)
     np.savez(folder / "soft.npz", images=x, labels=y / 2)
     (folder / "own25_data.py").write_text(MODULE)
@@ -147,6 +160,15 @@ READ: dict[str, tuple[dict[str, Any], tuple[int, ...], list[str], tuple[int, int
     ),
     "npz": ({"use": "TensorData", "train_file": "own.npz"}, RGB, ["0", "1", "2", "3"], (16, 4)),
     "npz of Keras": ({"use": "TensorData", "train_file": "keras.npz"}, RGB, ["0", "1", "2", "3"], (20, 5)),
+    "npz with names of both parts": (
+        {"use": "TensorData", "train_file": "keras.npz", "images": "x_train", "labels": "y_train"}, RGB, [*"0123"], (20, 5)
+    ),
+    "npz with other labels": (
+        {"use": "TensorData", "train_file": "fine.npz", "labels": "y_train_coarse"}, RGB, ["0", "1"], (20, 5)
+    ),
+    "npz with another name of images": (
+        {"use": "TensorData", "train_file": "keras.npz", "images": "x_train"}, RGB, [*"0123"], (20, 5)
+    ),
     "two npy": ({"use": "TensorData", "train_file": "x.npy", "train_labels": "y.npy"}, RGB, ["0", "1", "2", "3"], (16, 4)),
     "pt of a pair": ({"use": "TensorData", "train_file": "pair.pt", "names": [*"abcd"]}, RGB, [*"abcd"], (16, 4)),
     "pt of a dictionary": ({"use": "TensorData", "train_file": "table.pt"}, RGB, ["0", "1", "2", "3"], (16, 4)),
@@ -155,6 +177,9 @@ READ: dict[str, tuple[dict[str, Any], tuple[int, ...], list[str], tuple[int, int
     "a Dataset's class in a file": ({"use": "own25_data.py:Mine", "count": 9}, RGB, ["a", "b", "c"], (9, 6)),
     "a Dataset's class in a module": ({"use": "own25_data.Mine", "arguments": {"count": 9}}, RGB, ["a", "b", "c"], (9, 6)),
     "a function that makes DataLoaders": ({"use": "own25_data:make", "count": 8}, GREY, ["0", "1"], (8, 8)),
+    "a Dataset's class with more arguments for one part": (
+        {"use": "own25_data.py:Mine", "count": 9, "train_arguments": {"count": 7}}, RGB, ["a", "b", "c"], (7, 6)
+    ),
     "two DataLoaders": ({"use": "own25_data.py:loader", "test_from": "other"}, GREY, ["0", "1"], (12, 6)),
     "a Dataset without splits": (
         {"use": "own25_data.py:Dictionaries", "root": ".", "holdout": 5, "class_count": 2}, GREY, ["0", "1"], (8, 2)
@@ -216,6 +241,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no count": ({"use": "own25_data.py:Mine"}, "missing 1 required positional argument: 'count'"),
     "unknown argument": ({"use": "own25_data.py:Mine", "cuont": 3}, "has no 'cuont'; did you mean 'count'"),
     "no splits": ({"use": "own25_data.py:Dictionaries"}, r"data\.holdout=5 for every fifth"),
+    "arguments for both parts alike": (
+        {"use": "own25_data.py:Dictionaries", "root": ".", "train_arguments": {"root": "."}, "test_arguments": {"root": "."}},
+        "for both training and testing",
+    ),
+    "one dataset for both": (
+        {"use": "own25_data.py:loader", "test_from": "loader"}, "gives one dataset for training and testing"
+    ),
+    "classes in another order": ({"use": "own25_data.py:Cats", "count": 9}, "has the classes a, b, c in training and c, b, a"),
+    "labels from 1 on": ({"use": "own25_data.py:FromOne", "count": 9}, "has the label 3, and there are 3 classes, from 0 on"),
+    "two types of images": (
+        {"use": "TensorData", "train_file": "mixed.npz"}, "training images are torch.uint8 and test images torch.float32"
+    ),
+    "labels without images": ({"use": "TensorData", "test_labels": "y.npy"}, "test_labels belong to the images of test_file"),
     "a stream": ({"use": "own25_data.py:Stream", "holdout": 5}, "give a map-style Dataset"),
     "other examples": ({"use": "own25_data.py:Odd", "count": 3}, r"example 1 of Odd is a tuple; give \(image, label\)"),
     "no name of a class": ({"use": "OwnDataset"}, "use: 'my_data.py:MyDataset'"),

@@ -81,6 +81,9 @@ def test_an_address_is_fetched_once_and_checked(served: Path, tmp_path: Path) ->
         assert kept.stat().st_mtime_ns == stamp
         kept.write_bytes(b"x" * kept.stat().st_size)  # a cache that was damaged is filled again
         assert torch.equal(sp.load("digits-cnn-stdb")(x, 3), wanted)
+        old = Path(shutil.copyfile(kept, kept.with_name("trained.safetensors")))  # of an older version of the entry
+        assert torch.equal(sp.load("digits-cnn-stdb")(x, 3), wanted)
+        assert not old.exists()
     file = served / "digits-snn-direct" / "trained.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -104,6 +107,10 @@ def test_what_is_not_there_is_named_with_the_remedy(served: Path, tmp_path: Path
     with pytest.raises(MissingDataError, match=rf"is no zoo: it has no index\.json; set {VARIABLE}"):
         fetch("digits-cnn-stdb")
     monkeypatch.setenv(VARIABLE, str(served))
+    (served / "digits-cnn-stdb" / "trained.safetensors").write_bytes(b"another network")
+    with pytest.raises(DamagedFileError, match=r"trained\.safetensors is not in the zoo's index"):
+        sp.load("digits-cnn-stdb")
+    (served / "digits-cnn-stdb" / "trained.safetensors").unlink()
     (served / "digits-cnn-stdb" / "card.md").write_text("other figures")
     with pytest.raises(DamagedFileError, match=r"card\.md is not the file"):
         sp.load("digits-cnn-stdb")

@@ -218,7 +218,8 @@ def test_ema_is_the_average_of_all_steps_and_does_not_change_the_training():
             seen.append(training.model.get_parameter("weight").detach().clone())
 
     batches = [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(3)]
-    for network_, hooks in ((model, [Watch(), EMA(decay=0.5)]), (plain, [])):
+    ema, other = EMA(decay=0.5), nn.Linear(4, 3)  # what it kept of another training is no part of this one's average
+    for network_, hooks in ((other, [ema]), (model, [Watch(), ema]), (plain, [])):
         fit(network_, Backprop(), batches, torch.optim.SGD(network_.parameters(), lr=0.1), epochs=2, callbacks=hooks)
     average = start
     for number, weight in enumerate(seen, 1):

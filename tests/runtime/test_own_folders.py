@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from spikeprop.runtime.imports import may_call, note_foreign_names, only_trusted
 from spikeprop.runtime.own_folders import OwnFolder, own_folder, record_own, state_folder
 
 
@@ -53,8 +55,24 @@ def test_a_module_of_another_file_is_not_granted(made: Path, tmp_path: Path, mon
     assert "owned_net" not in sys.modules
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owners here")
+def test_a_record_of_another_user_grants_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert own_folder(made) == OwnFolder()
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"folder": 1}', "{" * 100_000])
 def test_a_damaged_record_grants_nothing(made: Path, content: str) -> None:
     (record,) = state_folder().iterdir()
     record.write_text(content)
     assert own_folder(made) == OwnFolder()
+
+
+def test_a_function_of_a_library_is_granted_alone(made: Path) -> None:
+    with note_foreign_names() as named:
+        assert may_call("torch.hub", "list")
+    assert named == {"torch.hub:list"}
+    record_own(made, named, {})
+    with only_trusted(own_folder(made).packages()):
+        assert may_call("torch.hub", "list")
+        assert not may_call("torch.hub", "load")
