@@ -87,7 +87,7 @@ def finetune(
     """
     import torch
 
-    from spikeprop.experiment.finetuning import finetuning_recipe, take_over
+    from spikeprop.experiment.finetuning import finetuning_recipe
     from spikeprop.recipe import Recipe
     from spikeprop.runtime.imports import only_trusted
     from spikeprop.runtime.own_folders import own_folder
@@ -103,7 +103,7 @@ def finetune(
         return recipe
 
     with only_trusted((*trusted, *own_folder(folder).packages())):
-        _run_and_show(context, load, path, begin=lambda made: take_over(folder, made))
+        _run_and_show(context, load, path, trained=folder, same_training=False)
 
 
 def _run_and_show(context: click.Context, load: Any, path: Path, **more: Any) -> None:

@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds between two checkpoints within an epoch.")  # fmt: skip
+@click.option("--ann", "trained", type=click.Path(path_type=Path), metavar="RUN",
+              help="Run folder whose ANN is taken over; seed, data, ann and train of its recipe must be the same.")  # fmt: skip
 @click.option(
     "--tensorboard/--no-tensorboard", default=True, show_default=True, help="Write scalars for TensorBoard, if it is installed."
 )
-def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, **context: Any) -> None:
+def run(
+    recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, trained: Path | None,
+    **context: Any,
+) -> None:  # fmt: skip
     """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again continues where it stopped.
 
     KEY=VALUE overrides a setting, such as finetune.lr=1e-4. With several processes, which share the work: torchrun
@@ -44,17 +49,22 @@ def run(recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, 
 
     if threads is not None:
         torch.set_num_threads(threads)
-    run_in_folder(lambda: load_recipe(recipe, overrides), out, smoke, **context)
+    run_in_folder(lambda: load_recipe(recipe, overrides), out, smoke, trained, **context)
 
 
-def run_in_folder(load: Callable[[], Recipe], out: Path | None, smoke: bool = False, **context: Any) -> Path | None:
+def run_in_folder(
+    load: Callable[[], Recipe], out: Path | None, smoke: bool = False, trained: Path | None = None, same_training: bool = True,
+    **context: Any,
+) -> Path | None:  # fmt: skip
     """Run a recipe in its folder, which is recorded as this user's own; print its report.
 
     Args:
         load: reads the recipe; what that and its check import is what later commands on the folder may import.
         out: run folder; default runs/RECIPE.
         smoke: the tiny version.
-        context: more arguments of ``Context``; and ``begin``, called with the folder before the first stage.
+        trained: run folder whose trained ANN is taken over.
+        same_training: whether it must be the ANN that this recipe would train.
+        context: more arguments of ``Context``.
 
     Returns:
         the folder; of several processes in the one that writes.
@@ -63,6 +73,7 @@ def run_in_folder(load: Callable[[], Recipe], out: Path | None, smoke: bool = Fa
 
     from spikeprop.experiment.context import Context
     from spikeprop.experiment.run_folder import RunFolder
+    from spikeprop.experiment.trained_ann import check_same_training, take_over
     from spikeprop.runtime.imports import note_foreign_names
     from spikeprop.runtime.locks import locked
     from spikeprop.runtime.processes import processes
@@ -72,14 +83,15 @@ def run_in_folder(load: Callable[[], Recipe], out: Path | None, smoke: bool = Fa
         loaded = load()
         if smoke:
             loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
+        if trained is not None and same_training:
+            check_same_training(trained, loaded)
         _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
         notify = say if group.rank == 0 else lambda _: None
         path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
         with locked(path, group), deferred_signals(notify):
-            begin = context.pop("begin", None)
-            if begin is not None:
-                group.on_rank_zero(lambda: begin(path))
+            if trained is not None:
+                group.on_rank_zero(lambda: take_over(trained, path))
             folder = RunFolder(path, loaded, smoke, group, notify)
             group.on_rank_zero(lambda: _record(path, named, loaded))
             notify(f"{loaded.name} -> {path}")

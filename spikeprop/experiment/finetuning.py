@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from spikeprop.errors import RunError
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.recipe import Recipe, check, check_component
 from spikeprop.recipe.text import override
-from spikeprop.runtime.files import write_json
 from spikeprop.snn import Neuron
 from spikeprop.snn.signed import GradedIF
 
@@ -83,15 +81,3 @@ def _chosen(settings: Any) -> list[tuple[str, str]]:
     epochs = f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"
     text = f"{rule} at T = {settings.timesteps}, {epochs}, batches of {settings.batch_size}, {optimizer}, lr {settings.lr:g}"
     return [("fine-tuning", text)]
-
-
-def take_over(source: Path, made: Path) -> None:
-    """Copy the ANN and the results of its stages to a new run folder; one that a run has begun already stays as it is."""
-    if (made / "run.json").exists():
-        return
-    made.mkdir(parents=True, exist_ok=True)
-    for name in ("ann.safetensors", "ann.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, made / name)
-    stages = RunRecord.read(source).stages
-    write_json(made / "stages.json", {name: stages[name] for name in ("data", "ann")})

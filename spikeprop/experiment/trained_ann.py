@@ -1,0 +1,39 @@
+"""The trained ANN of another run folder, for a new one: several conversions of one network need one training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from spikeprop.errors import RunError
+from spikeprop.experiment.run_record import RunRecord
+from spikeprop.recipe import Recipe
+from spikeprop.runtime.files import write_json
+
+DECIDE = ("use", "seed", "precision", "data", "ann", "train")  # what of a recipe decides which ANN its run trains
+FILES = ("ann.safetensors", "ann.json")
+
+
+def take_over(source: Path, made: Path) -> None:
+    """Copy the ANN and the results of its stages to a new run folder; one that a run has begun already stays as it is."""
+    if (made / "run.json").exists():
+        return
+    made.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, made / name)
+    stages = RunRecord.read(source).stages
+    write_json(made / "stages.json", {name: stages[name] for name in ("data", "ann")})
+
+
+def check_same_training(source: Path, recipe: Recipe) -> None:
+    """Raises RunError unless the run in ``source`` has trained just the ANN that this recipe would train."""
+    run, own = RunRecord.read(source), recipe.describe()
+    if not {"data", "ann"} <= run.stages.keys() or not (source / FILES[0]).is_file():
+        raise RunError(f"{source} has no trained ANN; give the folder of a run that has trained it")
+    other = [key for key in DECIDE if run.settings.get(key) != own.get(key)]
+    if other:
+        raise RunError(
+            f"{source} has trained another ANN than {recipe.name} would: they differ in {', '.join(other)}; make these the same, "
+            f"or run {recipe.name} without another run's ANN"
+        )
