@@ -8,15 +8,21 @@ from pathlib import Path
 from spikeprop.errors import RunError
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.recipe import Recipe
-from spikeprop.runtime.files import write_json
+from spikeprop.runtime.files import file_hash, write_json
 
 DECIDE = ("use", "seed", "precision", "data", "ann", "train")  # what of a recipe decides which ANN its run trains
 FILES = ("ann.safetensors", "ann.json")
 
 
 def take_over(source: Path, made: Path) -> None:
-    """Copy the ANN and the results of its stages to a new run folder; one that a run has begun already stays as it is."""
+    """Copy the ANN and the results of its stages to a new run folder; a run that goes on has them already.
+
+    Raises:
+        RunError: the folder holds a run with another ANN.
+    """
     if (made / "run.json").exists():
+        if not _same_file(source / FILES[0], made / FILES[0]):
+            raise RunError(f"{made} holds a run with an ANN of its own, not that of {source}: give another --out")
         return
     made.mkdir(parents=True, exist_ok=True)
     for name in FILES:
@@ -24,6 +30,10 @@ def take_over(source: Path, made: Path) -> None:
             shutil.copyfile(source / name, made / name)
     stages = RunRecord.read(source).stages
     write_json(made / "stages.json", {name: stages[name] for name in ("data", "ann")})
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return other.is_file() and file_hash(one) == file_hash(other)
 
 
 def check_same_training(source: Path, recipe: Recipe) -> None:

@@ -23,6 +23,10 @@ def test_one_training_serves_two_conversions_and_another_one_is_refused(tmp_path
     assert refused.exit_code == 1
     assert "they differ in train" in refused.output
     assert not (tmp_path / "third").exists()
+    (second / "ann.safetensors").write_bytes(b"another")
+    other = run("convert.calibrator=MaxActivation", "--ann", str(first), "--out", str(second))
+    assert other.exit_code == 1
+    assert "give another --out" in other.output
 
 
 def test_a_folder_without_an_ann_is_refused(tmp_path):
