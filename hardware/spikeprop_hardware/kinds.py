@@ -25,7 +25,7 @@ class Kind:
 
 TORCH = Kind(
     "a PyTorch file (torch.save)",
-    "weights in it belong in a recipe's `ann: {weights: ...}`, or go into a network by load_state_dict(torch.load(...)); "
+    "weights in it belong in a recipe's `ann: {weights: ...}`, or go into a network by spikeprop.ann.load_weights(net, path); "
     "a checkpoint is one of the .safetensors files in a run folder",
 )
 PICKLE = Kind(
@@ -37,7 +37,7 @@ HDF5 = Kind("an HDF5 file (NIR, or weights of Keras)", "give a NIR file to `simu
 CHECKPOINT = Kind("a checkpoint of spikeprop", "give it to `eval`, `export` or `simulate`; `export` writes NIR from it")
 SAFETENSORS = Kind(
     "a safetensors file that spikeprop did not write",
-    "its weights belong in a recipe's `ann: {weights: ...}`, or load_state_dict",
+    "its weights belong in a recipe's `ann: {weights: ...}`, or spikeprop.ann.load_weights(net, path)",
 )
 ZIP = Kind("a ZIP archive", "unpack it, and give the file inside")
 TAR = Kind("a tar archive", "unpack it, and give the file inside")

@@ -111,6 +111,8 @@ def membrane(
         if not held:
             raise DataError("this recording has no potentials: record with membranes=True")
         layer = layer if layer is not None else next(iter(held))
+        if layer == INPUT:
+            raise DataError(f"the input has spikes but no potentials; layers that have them: {', '.join(held)}")
         v_TN = _of_sample(_named(held, layer), sample, layer)
         fired_TN = _of_sample(potentials.spikes[layer], sample, layer) != 0
         if layer in potentials.thresholds:
