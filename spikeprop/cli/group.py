@@ -137,4 +137,12 @@ def main(context: click.Context) -> None:
     if here not in sys.path and "" not in sys.path:  # `python -m` has it already
         sys.path.append(here)  # at the end: a file there must not replace an installed module
         context.call_on_close(lambda: sys.path.remove(here))
-    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    told: set[str] = set()
+    warnings.showwarning = lambda message, *_, **__: _say_once(f"warning: {message}", told)
+
+
+def _say_once(text: str, told: set[str]) -> None:
+    """Say it, unless this command did: data are built several times, and each time they warn of the same file."""
+    if text not in told:
+        told.add(text)
+        say(text)

@@ -205,11 +205,7 @@ def _check_files(experiment: Any) -> int:
     """How many files of a person's own data cannot be read; an error unless the recipe skips them."""
     described: Any = getattr(experiment, "data", None)
     data: Any = described.build() if hasattr(described, "build") else described
-    broken = data.unreadable() if hasattr(data, "unreadable") else []
-    if broken and getattr(data, "on_error", "fail") == "fail":
-        shown = "".join(f"\n  {message}" for message in broken[:20])
-        raise click.ClickException(f"data: {len(broken)} files cannot be read; data.on_error=skip leaves them out:{shown}")
-    return len(broken)
+    return data.check_files() if hasattr(data, "check_files") else 0
 
 
 @main.command(

@@ -153,6 +153,7 @@ def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
         tree["ann"].setdefault("classes", data.build().classes)
         ann = check_component(nn.Module, tree["ann"], "ann")
     module = ann.build().eval()
+    data.build().check_files()  # at once, and not in the stage that comes to the file
     shape = fitting_shape(module, data)
     settings |= shape
     data = data.replace(**shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,37 @@ def test_weights_of_libraries_say_their_normalisation() -> None:
     assert found == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 224, "transforms": cut}
     assert known_transform({"use": "TorchvisionModel", "name": "resnet18", "weights": "mine.pth"}) is None
     assert known_transform({"use": "/a/mynet.py:MyNet", "weights": "best.pt"}) is None
+
+
+# stumbles of a new user: each is met at the front door, with what to do ---------------------------------------------------------
+
+
+@pytest.fixture
+def photos(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with mynet.py, best.pt and a folder of photographs of two classes."""
+    monkeypatch.chdir(tmp_path)
+    _forget_imports(home / "runs" / "mine", monkeypatch)
+    for name in ("mynet.py", "best.pt"):
+        shutil.copyfile(home / name, tmp_path / name)
+    for number in range(12):
+        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * number).save(file)
+    return tmp_path
+
+
+PHOTOS = ("mynet.py:MyNet", "--weights", "best.pt", "ann.width=8", "--data", "ImageFolder", "--root", "photos")
+SHORT = ("--samples", 0, "--timesteps", 2, "--out", "runs/mine")
+
+
+def test_a_broken_image_is_found_before_anything_is_begun_and_skipped_with_one_warning(photos: Path) -> None:
+    (photos / "photos" / "a" / "99.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    found = spikeprop("convert", *PHOTOS, *SHORT)
+    assert found.exit_code == 1
+    assert "1 file cannot be read; add data.on_error=skip to leave them out:" in found.output
+    assert not (photos / "runs").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        skipped = spikeprop("convert", *PHOTOS, "data.on_error=skip", *SHORT)
+    assert "10 outputs, but data: ImageFolder has 2 classes" in skipped.output  # so the data were built, and built again
+    assert skipped.output.count("images cannot be read and are left out") == 1
