@@ -72,23 +72,26 @@ def run_in_folder(
     import dataclasses
 
     from spikeprop.experiment.context import Context
-    from spikeprop.experiment.run_folder import RunFolder
+    from spikeprop.experiment.run_folder import RunFolder, check_same
     from spikeprop.experiment.trained_ann import check_same_training, take_over
+    from spikeprop.runtime.files import check_writable
     from spikeprop.runtime.imports import note_foreign_names
     from spikeprop.runtime.locks import locked
     from spikeprop.runtime.processes import processes
     from spikeprop.runtime.signals import deferred_signals
 
+    check_writable(out or Path("runs"))
     with note_foreign_names() as named:
         loaded = load()
         if smoke:
             loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
+        path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
+        check_same(path, loaded.describe())
         if trained is not None and same_training:
             check_same_training(trained, loaded)
         _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
         notify = say if group.rank == 0 else lambda _: None
-        path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
         with locked(path, group), deferred_signals(notify):
             if trained is not None:
                 group.on_rank_zero(lambda: take_over(trained, path))

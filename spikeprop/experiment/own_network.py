@@ -20,8 +20,10 @@ from torch import nn
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import RecipeError
 from spikeprop.experiment.preprocessing import NORMALISATION, chosen_normalisation, fitting_shape, known_transform
+from spikeprop.experiment.run_folder import check_same
 from spikeprop.recipe import Recipe, check, check_component
 from spikeprop.recipe.text import override
+from spikeprop.runtime.files import leaves
 
 SCHEMES = ("torchvision", "timm", "onnx")
 OWN_WEIGHTS = {"torchvision": "DEFAULT", "timm": "pretrained"}  # those that the library has
@@ -65,11 +67,15 @@ class OwnNetwork:
         return re.sub(r"[^\w.-]+", "_", last.rpartition(".")[2] if ":" not in self.source else last)
 
 
-def own_recipe(own: OwnNetwork) -> tuple[Recipe, list[tuple[str, str]]]:
+def own_recipe(own: OwnNetwork, folder: Path) -> tuple[Recipe, list[tuple[str, str]]]:
     """The checked recipe, and what was chosen, as rows of label and text.
 
+    Args:
+        own: what is to be converted.
+        folder: of the run; if it holds one of another recipe that is found before any data are read.
+
     Raises:
-        RecipeError: no such network or data set, or one that does not fit the other.
+        RecipeError: no such network or data set, or one that does not fit the other; or another recipe in the folder.
     """
     tree: dict[str, Any] = {
         "ann": ann_settings(own.source, own.weights),
@@ -83,6 +89,7 @@ def own_recipe(own: OwnNetwork) -> tuple[Recipe, list[tuple[str, str]]]:
         override(tree, text)
     if tree["data"].get("use") == "ImageFolder" and not tree["data"].get("root"):
         raise RecipeError("where are the images? Give --root FOLDER, with a folder of images for each class; or another --data")
+    check_same(folder, Recipe(own.name, check(tree)).describe(), leaves(tree))
     rows = _fitted(tree)
     recipe = Recipe(own.name, check(tree))
     return recipe, rows + _chosen(recipe.experiment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -19,7 +20,7 @@ from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.own_network import _code, ann_settings
+from spikeprop.experiment.own_network import OwnNetwork, _code, ann_settings, own_recipe
 from spikeprop.experiment.preprocessing import chosen_normalisation, fitting_shape, known_transform
 from spikeprop.recipe import check_component
 
@@ -295,3 +296,30 @@ def test_a_broken_image_is_found_before_anything_is_begun_and_skipped_with_one_w
         skipped = spikeprop("convert", *PHOTOS, "data.on_error=skip", *SHORT)
     assert "10 outputs, but data: ImageFolder has 2 classes" in skipped.output  # so the data were built, and built again
     assert skipped.output.count("images cannot be read and are left out") == 1
+
+
+def test_an_out_folder_that_cannot_be_used_is_found_before_any_data(photos: Path) -> None:
+    shutil.rmtree(photos / "photos")  # nobody asks for them
+    (photos / "file").touch()
+    found = spikeprop("convert", *PHOTOS, "--out", "file/mine")
+    assert found.exit_code == 1
+    assert "cannot write the folder file/mine: file is a file; use another --out folder" in found.output
+    stored = {"use": "HybridConversion", "data": {"use": "Digits"}, "ann": {"use": "CIFARResNet"}, "convert": {"timesteps": 2}}
+    (photos / "mine").mkdir()
+    (photos / "mine" / "run.json").write_text(json.dumps({"recipe": stored}))
+    found = spikeprop("convert", *PHOTOS, "--out", "mine")
+    assert "mine holds a run of another recipe (it differs in " in found.output
+    assert "choose another --out folder, or remove this one to begin again" in found.output
+    assert sorted(p.name for p in photos.iterdir() if p.name not in ("__pycache__",)) == ["best.pt", "file", "mine", "mynet.py"]
+    assert [p.name for p in (photos / "mine").iterdir()] == ["run.json"]
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_same_command_again_is_the_same_recipe(tmp_path: Path) -> None:
+    own = OwnNetwork(source="mynet.py:MyNet", weights="best.pt", data="Digits", overrides=("ann.width=8", "convert.images=64"))
+    recipe, _ = own_recipe(own, tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text(json.dumps({"recipe": recipe.describe()}))
+    assert own_recipe(own, tmp_path / "mine")[0].describe() == recipe.describe()
+    with pytest.raises(RecipeError, match=r"it differs in convert\.images"):
+        own_recipe(dataclasses.replace(own, overrides=("ann.width=8", "convert.images=32")), tmp_path / "mine")
