@@ -64,6 +64,10 @@ class Verb(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            if self.example is None:
+                raise
+            raise click.UsageError(f"{error.format_message()} For example: {self.example}", ctx) from error
         except click.NoSuchOption as error:
             if "." not in error.option_name:
                 raise

@@ -323,3 +323,29 @@ def test_the_same_command_again_is_the_same_recipe(tmp_path: Path) -> None:
     assert own_recipe(own, tmp_path / "mine")[0].describe() == recipe.describe()
     with pytest.raises(RecipeError, match=r"it differs in convert\.images"):
         own_recipe(dataclasses.replace(own, overrides=("ann.width=8", "convert.images=32")), tmp_path / "mine")
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "Missing argument 'SOURCE'. For example: spikeprop convert mynet.py:MyNet --weights best.pt"),
+        ("mynet.py:MyNet --weights best.pt --data photos", "--data photos is a folder: give --data ImageFolder --root photos"),
+        ("MyNet --weights best.pt --root photos", "mynet.py defines it: write mynet.py:MyNet"),
+        (
+            "mynet.py:MyNet ann.width=8 --weights best.pt --root photo",
+            "set data.root (--root of convert); did you mean 'photos'?",
+        ),
+        ("mynet.py:MyNet ann.width=8 --weights bst.pt --root photos", "; did you mean 'best.pt'?"),
+        ("mynett.py:MyNet --weights best.pt --root photos", "; did you mean 'mynet.py'?"),
+        ("mynet.py:MyNet --weights best.pt --root photos data.foo=2", "ImageFolder has no 'foo'; known: channels, "),
+        ("mynet.py:MyNet --root photos", "warning: no --weights: the network has the values with which it starts (random"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(arguments: str, says: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = spikeprop("convert", *arguments.split())
+    assert result.exit_code in (1, 2)
+    assert says in result.output
+    assert not Path("runs").exists()
