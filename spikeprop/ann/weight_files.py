@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikeprop.errors import CheckpointError, DamagedFileError, ForeignFileError
 from spikeprop.runtime.files import check_kind, read_json, read_tensors
-from spikeprop.runtime.places import data_folder
+from spikeprop.runtime.places import data_folder, nearest_path
 from spikeprop.runtime.torch_files import Inert, pickled, read_torch
 
 ASIDE = re.compile(r"(\w+_)?(optim\w*|opt|(lr_)?sched\w*|scaler|rng|callbacks|loops)(_states?|_state_dict)?")  # no weights there
@@ -33,7 +33,9 @@ def tables_of(path: Path) -> dict[str, dict[str, Tensor]]:
         DamagedFileError: truncated, altered, or of another kind.
     """
     if not path.exists():
-        raise CheckpointError(f"no weights file at {path}; give its path, or put it into the folder {data_folder() / 'weights'}")
+        raise CheckpointError(
+            f"no weights file at {path}; give its path, or put it into the folder {data_folder() / 'weights'}{nearest_path(path)}"
+        )
     if path.is_dir():
         return {"": _folder(path)}
     shard = SHARD.fullmatch(path.name)

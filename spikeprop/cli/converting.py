@@ -56,7 +56,7 @@ def convert(
     path = out or Path("runs") / own.name
 
     def load() -> Recipe:
-        recipe, rows = own_recipe(own)
+        recipe, rows = own_recipe(own, path)
         table(f"{source} -> {path}", rows)
         return recipe
 

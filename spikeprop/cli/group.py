@@ -64,6 +64,10 @@ class Verb(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            if self.example is None:
+                raise
+            raise click.UsageError(f"{error.format_message()} For example: {self.example}", ctx) from error
         except click.NoSuchOption as error:
             if "." not in error.option_name:
                 raise
@@ -137,4 +141,12 @@ def main(context: click.Context) -> None:
     if here not in sys.path and "" not in sys.path:  # `python -m` has it already
         sys.path.append(here)  # at the end: a file there must not replace an installed module
         context.call_on_close(lambda: sys.path.remove(here))
-    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    told: set[str] = set()
+    warnings.showwarning = lambda message, *_, **__: _say_once(f"warning: {message}", told)
+
+
+def _say_once(text: str, told: set[str]) -> None:
+    """Say it, unless this command did: data are built several times, and each time they warn of the same file."""
+    if text not in told:
+        told.add(text)
+        say(text)

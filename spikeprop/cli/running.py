@@ -72,23 +72,26 @@ def run_in_folder(
     import dataclasses
 
     from spikeprop.experiment.context import Context
-    from spikeprop.experiment.run_folder import RunFolder
+    from spikeprop.experiment.run_folder import RunFolder, check_same
     from spikeprop.experiment.trained_ann import check_same_training, take_over
+    from spikeprop.runtime.files import check_writable
     from spikeprop.runtime.imports import note_foreign_names
     from spikeprop.runtime.locks import locked
     from spikeprop.runtime.processes import processes
     from spikeprop.runtime.signals import deferred_signals
 
+    check_writable(out or Path("runs"))
     with note_foreign_names() as named:
         loaded = load()
         if smoke:
             loaded = dataclasses.replace(loaded, experiment=loaded.experiment.smoke())
+        path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
+        check_same(path, loaded.describe())
         if trained is not None and same_training:
             check_same_training(trained, loaded)
         _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
         notify = say if group.rank == 0 else lambda _: None
-        path = out or Path("runs") / (loaded.name + ("-smoke" if smoke else ""))
         with locked(path, group), deferred_signals(notify):
             if trained is not None:
                 group.on_rank_zero(lambda: take_over(trained, path))
@@ -205,11 +208,7 @@ def _check_files(experiment: Any) -> int:
     """How many files of a person's own data cannot be read; an error unless the recipe skips them."""
     described: Any = getattr(experiment, "data", None)
     data: Any = described.build() if hasattr(described, "build") else described
-    broken = data.unreadable() if hasattr(data, "unreadable") else []
-    if broken and getattr(data, "on_error", "fail") == "fail":
-        shown = "".join(f"\n  {message}" for message in broken[:20])
-        raise click.ClickException(f"data: {len(broken)} files cannot be read; data.on_error=skip leaves them out:{shown}")
-    return len(broken)
+    return data.check_files() if hasattr(data, "check_files") else 0
 
 
 @main.command(

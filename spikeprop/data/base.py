@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spikeprop.errors import MissingDataError
 from spikeprop.runtime.batches import Batch, Split
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.places import data_folder
@@ -25,6 +26,7 @@ from spikeprop.runtime.seeding import generator
 
 Padding = Literal["zero", "reflect"]
 Flip = bool | Literal["alternating"]
+SHOWN = 20  # files in a message
 HASHED = 2**28  # bytes of files up to which a fingerprint reads them all; of larger sets it takes names and sizes
 
 
@@ -66,6 +68,19 @@ class LabelledData(ABC):
     def unreadable(self) -> list[str]:
         """What ``check`` finds in the data's files: a message for each that cannot be read."""
         return []
+
+    def check_files(self) -> int:
+        """How many of the data's files cannot be read and are left out; without ``on_error="skip"`` that is an error.
+
+        Raises:
+            MissingDataError: naming the files.
+        """
+        broken = self.unreadable()
+        if broken and getattr(self, "on_error", "fail") == "fail":
+            shown = "".join(f"\n  {message}" for message in broken[:SHOWN])
+            count = f"{len(broken)} file{'s' if len(broken) > 1 else ''}"
+            raise MissingDataError(f"data: {count} cannot be read; add data.on_error=skip to leave them out:{shown}")
+        return len(broken)
 
     @abstractmethod
     def example(self, size: int) -> Any:

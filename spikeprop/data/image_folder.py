@@ -11,6 +11,7 @@ from pathlib import Path
 from spikeprop.data.photographs import SUFFIXES
 from spikeprop.data.picture_files import SHOWN, Named, PictureFiles, held_out
 from spikeprop.errors import MissingDataError
+from spikeprop.runtime.places import nearest_path
 
 TRAIN, TEST = ("train", "training"), ("test", "val", "valid", "validation")  # names of folders, and values of a column
 LARGEST_TABLE = 2**28  # bytes
@@ -48,7 +49,9 @@ class ImageFolder(PictureFiles):
         """The folders of training and of test images; None for one that is not there."""
         root = self.folder()
         if not root.is_dir():
-            raise MissingDataError(f"ImageFolder: there is no folder {root}; set data.root")
+            raise MissingDataError(
+                f"ImageFolder: there is no folder {root}; set data.root (--root of convert){nearest_path(root)}"
+            )
         return _named(root, self.train_folder, TRAIN), _named(root, self.test_folder, TEST)
 
 
@@ -95,8 +98,9 @@ class CSVLabels(PictureFiles):
         """File, class and split of each line; the split is empty without its column."""
         path = next((p for p in (Path(self.root or ".").expanduser() / name, Path(name).expanduser()) if p.is_file()), None)
         if path is None:
+            near = nearest_path(self.root or ".") or nearest_path(Path(self.root or ".") / name)
             raise MissingDataError(
-                f"CSVLabels: there is no table {name}{f' in {self.root}' if self.root else ''}; set data.table"
+                f"CSVLabels: there is no table {name}{f' in {self.root}' if self.root else ''}; set data.table{near}"
             )
         folder = self.folder() if self.root else path.parent
         lines = _lines(path)

@@ -7,12 +7,13 @@ An image is read in ``channels`` channels, resized until it covers ``size``, and
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -89,8 +90,8 @@ class PictureFiles(ImageData):
         return {"size": list(self._sides), "names": self.class_names()}
 
     def unreadable(self) -> list[str]:
-        if not self._listed[0] or not self._listed[1]:
-            return [f"{type(self).__name__}: there are no images to {'test' if self._listed[0] else 'train'} with"]
+        for samples, which in zip(self._listed, ("training", "test"), strict=True):
+            self._check_any(samples, which)
         return [message for _, message in self._broken([*self._listed[0], *self._listed[1]])]
 
     def train(self, batch_size: int, seed: int) -> PictureSplit:
@@ -100,15 +101,17 @@ class PictureFiles(ImageData):
         return self._split(self._samples[1], batch_size, None, self.test_limit)
 
     def _split(self, samples: list[Sample], batch_size: int, seed: int | None, limit: int | None) -> PictureSplit:
-        if not samples:
-            which = "test" if seed is None else "training"
-            raise MissingDataError(f"{type(self).__name__}: there are no {which} images in {self.folder()}; see data.holdout")
+        self._check_any(samples, "test" if seed is None else "training")
         reading = _Reading(self._sides, self.channels, self.transforms)
         if seed is not None:
             reading = replace(reading, train_transforms=self.train_transforms, crop=self.crop, flip=self.random_flip())
         return PictureSplit(
             spread(samples, limit), batch_size, self.mean, self.std, self.workers, seed, self._sides[0], reading=reading
         )
+
+    def _check_any(self, samples: Sequence[Any], which: str) -> None:
+        if not samples:
+            raise MissingDataError(f"{type(self).__name__}: there are no {which} images in {self.folder()}; see data.holdout")
 
     @cached_property
     def _listed(self) -> tuple[list[Named], list[Named]]:
@@ -131,7 +134,7 @@ class PictureFiles(ImageData):
         first = next((file for file in listed if self.on_error == "fail" or not _reason(file)), None)
         if first is None:
             raise MissingDataError(f"{type(self).__name__}: there are no images in {self.folder()}; set data.root")
-        width, height = read_photograph(first).size
+        width, height = _photograph(first, "RGB").size
         return height, width
 
     @cached_property
@@ -158,7 +161,24 @@ class PictureFiles(ImageData):
             return [(file, reason) for (file, _), reason in zip(files, reasons, strict=True) if reason]
 
 
+def _photograph(file: Any, mode: str) -> Any:
+    try:
+        return read_photograph(file, mode)
+    except MissingDataError as error:
+        raise MissingDataError(f"{error}; data.on_error=skip leaves it out") from error
+
+
 def _reason(file: str) -> str:
+    """Why a file cannot be read; it is read once, though a command builds its data several times."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return _reason_read(file, 0, 0)
+    return _reason_read(file, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**20)
+def _reason_read(file: str, size: int, changed: int) -> str:  # of another size or time it is read again
     try:
         read_photograph(file)
     except MissingDataError as error:
@@ -260,7 +280,7 @@ class _Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        image = read_photograph(path, "RGB" if self.reading.channels == 3 else "L")
+        image = _photograph(path, "RGB" if self.reading.channels == 3 else "L")
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.manual_seed(mix_seed(self.seed, index))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from torch import nn
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import RecipeError
 from spikeprop.experiment.preprocessing import NORMALISATION, chosen_normalisation, fitting_shape, known_transform
-from spikeprop.recipe import Recipe, check, check_component
+from spikeprop.experiment.run_folder import check_same
+from spikeprop.recipe import Recipe, check, check_component, components
 from spikeprop.recipe.text import override
+from spikeprop.runtime.files import leaves
 
 SCHEMES = ("torchvision", "timm", "onnx")
 OWN_WEIGHTS = {"torchvision": "DEFAULT", "timm": "pretrained"}  # those that the library has
@@ -65,11 +68,15 @@ class OwnNetwork:
         return re.sub(r"[^\w.-]+", "_", last.rpartition(".")[2] if ":" not in self.source else last)
 
 
-def own_recipe(own: OwnNetwork) -> tuple[Recipe, list[tuple[str, str]]]:
+def own_recipe(own: OwnNetwork, folder: Path) -> tuple[Recipe, list[tuple[str, str]]]:
     """The checked recipe, and what was chosen, as rows of label and text.
 
+    Args:
+        own: what is to be converted.
+        folder: of the run; if it holds one of another recipe that is found before any data are read.
+
     Raises:
-        RecipeError: no such network or data set, or one that does not fit the other.
+        RecipeError: no such network or data set, or one that does not fit the other; or another recipe in the folder.
     """
     tree: dict[str, Any] = {
         "ann": ann_settings(own.source, own.weights),
@@ -81,8 +88,13 @@ def own_recipe(own: OwnNetwork) -> tuple[Recipe, list[tuple[str, str]]]:
     }
     for text in own.overrides:
         override(tree, text)
+    _check_data(tree["data"].get("use"))
+    if not tree["ann"].get("weights") and tree["ann"]["use"] != "OnnxModel":
+        warnings.warn("no --weights: the network has the values with which it starts (random, unless its class loads some); "
+                      "give --weights best.pt", stacklevel=2)  # fmt: skip
     if tree["data"].get("use") == "ImageFolder" and not tree["data"].get("root"):
         raise RecipeError("where are the images? Give --root FOLDER, with a folder of images for each class; or another --data")
+    check_same(folder, Recipe(own.name, check(tree)).describe(), leaves(tree))
     rows = _fitted(tree)
     recipe = Recipe(own.name, check(tree))
     return recipe, rows + _chosen(recipe.experiment)
@@ -112,6 +124,17 @@ def ann_settings(source: str, weights: str | None) -> dict[str, Any]:
     if use is not None:
         return {"use": use, "name": named, "weights": _file(weights) or OWN_WEIGHTS[scheme]}
     return _given(use=_code(source), weights=_file(weights))
+
+
+def _check_data(use: Any) -> None:
+    """Raises RecipeError if ``--data`` names a folder, or a table, in place of a data set."""
+    if not isinstance(use, str) or use in components(LabelledData):
+        return
+    place = Path(use).expanduser()
+    if place.is_dir():
+        raise RecipeError(f"--data {use} is a folder: give --data ImageFolder --root {use}")
+    if place.suffix in (".csv", ".tsv") and place.is_file():
+        raise RecipeError(f"--data {use} is a table: give --data CSVLabels data.table={use}")
 
 
 def _classes(file: Path) -> str:
@@ -153,6 +176,7 @@ def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
         tree["ann"].setdefault("classes", data.build().classes)
         ann = check_component(nn.Module, tree["ann"], "ann")
     module = ann.build().eval()
+    data.build().check_files()  # at once, and not in the stage that comes to the file
     shape = fitting_shape(module, data)
     settings |= shape
     data = data.replace(**shape)

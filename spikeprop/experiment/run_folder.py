@@ -66,7 +66,7 @@ class RunFolder:
         path, described = self.path, recipe.describe()
         self._continues = (path / "run.json").exists()
         if self._continues:
-            self._check_same(described)
+            check_same(path, described)
         path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         write_text(path / "recipe.yaml", dump(described))
@@ -154,19 +154,38 @@ class RunFolder:
         return {**begun, "commits": {name: stage.get("commit") for name, stage in self._stages.items()}}
 
     def _recorded(self) -> dict[str, Any]:
-        recorded = read_json(self.path / "run.json")
-        if not isinstance(recorded, dict) or not isinstance(recorded.get("recipe"), dict):
-            raise DamagedFileError(f"{self.path / 'run.json'} does not hold what a run writes there; use another --out folder")
-        return recorded
+        return _recorded(self.path)
 
-    def _check_same(self, described: dict[str, Any]) -> None:
-        old, new = leaves(_completed(self._recorded()["recipe"], own_folder(self.path).packages())), leaves(described)
-        changed = {key for key in old | new if old.get(key) != new.get(key)} - MACHINE
-        if changed:
-            raise RecipeError(
-                f"{self.path} holds a run of another recipe (it differs in {', '.join(sorted(changed)[:4])}); "
-                "choose another --out folder"
-            )
+
+def check_same(path: Path, described: dict[str, Any], keys: Collection[str] | None = None) -> None:
+    """Before any work: a folder that holds a run holds one of this recipe.
+
+    Args:
+        path: of the folder, which need not exist.
+        described: the recipe.
+        keys: compare only these settings, by dotted path, where the others are not known yet.
+
+    Raises:
+        RecipeError: it is another recipe.
+        DamagedFileError: ``run.json`` cannot be read.
+    """
+    if not (path / "run.json").exists():
+        return
+    old, new = leaves(_completed(_recorded(path)["recipe"], own_folder(path).packages())), leaves(described)
+    compared = old | new if keys is None else old.keys() & new.keys() & set(keys)
+    changed = {key for key in compared if old.get(key) != new.get(key)} - MACHINE
+    if changed:
+        raise RecipeError(
+            f"{path} holds a run of another recipe (it differs in {', '.join(sorted(changed)[:4])}); "
+            "choose another --out folder, or remove this one to begin again"
+        )
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    recorded = read_json(path / "run.json")
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("recipe"), dict):
+        raise DamagedFileError(f"{path / 'run.json'} does not hold what a run writes there; use another --out folder")
+    return recorded
 
 
 def _read_stages(path: Path) -> dict[str, Any]:

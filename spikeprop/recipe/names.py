@@ -5,10 +5,12 @@ Within ``spikeprop.runtime.imports.record_foreign_names`` names from outside are
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -16,7 +18,7 @@ from spikeprop.errors import RecipeError
 from spikeprop.recipe.component import Component, parameters_of, purpose_of
 from spikeprop.recipe.nearest import nearest
 from spikeprop.runtime import imports
-from spikeprop.runtime.places import folders
+from spikeprop.runtime.places import folders, nearest_path
 
 EXPERIMENTS = "spikeprop.experiment"
 PLUGINS = "spikeprop.plugins"  # a recipe names them with this prefix
@@ -25,6 +27,7 @@ HOMES = {
     "torch.optim.optimizer.Optimizer": "torch.optim",
     "spikeprop.ann.activation.Clipped": "spikeprop.ann.activation",
 }
+LARGEST_CODE = 2**20  # bytes of a file that is searched for a name
 RESERVED = {"params"}  # an optimiser's parameters: they exist only when the network does
 
 
@@ -77,8 +80,9 @@ def find(use: str, path: str, base: type | None, module: str, given: Mapping[str
         extra = _extra_of(where)
         raise RecipeError(f"{path}: cannot import {where!r} for {use!r}: {error}{extra}") from error
     if found is None or (base is not None and not where and not fits(found, base)):
+        elsewhere = "" if where or base is None else _in_a_file(name)
         known = _own_names(there) if where else components(base) if base is not None else _experiments(module)
-        raise RecipeError(f"{path}: no component {name!r} in {where or module}{nearest(name, known)}")
+        raise RecipeError(f"{path}: no component {name!r} in {where or module}{elsewhere or nearest(name, known)}")
     if base is None:
         return found
     if not fits(found, base) and _room_adapts(base) and not imports.may_call(where, name):
@@ -117,7 +121,7 @@ def expanded(settings: Mapping[str, Any], base: type, path: str) -> Mapping[str,
     file = imports.find_file(where)
     if file is None:
         looked = " or ".join(str(folder) for folder in folders())
-        raise RecipeError(f"{path}: there is no file {where} (looked for in {looked})")
+        raise RecipeError(f"{path}: there is no file {where} (looked for in {looked}){nearest_path(where)}")
     return {**settings, "use": f"{file}:{name}"}
 
 
@@ -125,6 +129,16 @@ def split(use: str) -> tuple[str, str]:
     """Module or file, and name, of "package.module.Name", "package.module:Name" or "file.py:Name"; no module for a bare name."""
     where, _, name = use.rpartition(":" if ":" in use else ".")
     return where, name
+
+
+def _in_a_file(name: str) -> str:
+    """The end of a message where a file in the recipe's folders defines a bare name; the file is read, and not run."""
+    defined = re.compile(rf"^(?:class|def) {re.escape(name)}\b", re.MULTILINE)
+    for file in (file for folder in folders() for file in sorted(folder.glob("*.py"))):
+        with contextlib.suppress(OSError):
+            if file.stat().st_size <= LARGEST_CODE and defined.search(file.read_text(encoding="utf-8", errors="replace")):
+                return f"; {file.name} defines it: write {file.name}:{name}"
+    return ""
 
 
 def _own_names(module: Any) -> list[str]:

@@ -18,7 +18,7 @@ def nearest(name: str, known: Iterable[str], most: int = 100) -> str:
     """The end of a message: the nearest known name, or all of them where they are at most ``most``."""
     known = [str(k) for k in known]
     by_lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {by_lower[near[0]]!r}?"
     return f"; known: {', '.join(sorted(set(known)))}" if len(known) <= most else ""

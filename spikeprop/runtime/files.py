@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,6 +270,24 @@ def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
         flat = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,))  # one number may have any stride
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_writable(folder: Path) -> None:
+    """Find out, before any work, whether a folder can be written, or made; nothing is left there.
+
+    Raises:
+        OSError: it cannot; the message names the folder.
+    """
+    place = folder
+    while not place.exists() and not place.is_symlink() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".spikeprop-", dir=place):
+            pass
+    except OSError as error:
+        broken = place.is_symlink() and not place.exists()
+        why = f"{place} is a broken link" if broken else f"{place} is a file" if place.is_file() else error.strerror
+        raise OSError(error.errno, f"cannot write the folder {folder}: {why}; use another --out folder") from error
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Lock:
                 return os.open(self.path, os.O_RDONLY | no_follow)  # another user's file in a shared folder
             broken = self.path.parent.is_symlink() and not self.path.parent.exists()
             why = "its folder is a broken link" if broken else error.strerror
-            raise OSError(error.errno, f"cannot write {self.path}: {why}; use another --out folder") from error
+            raise OSError(error.errno, f"cannot write the folder {self.path.parent}: {why}; use another --out folder") from error
 
     def _try(self, descriptor: int) -> bool:
         from filelock import lock_descriptor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,17 @@ def folders() -> list[Path]:
     """Where a recipe's files and modules are looked for: the working directory, then the recipe's own."""
     recipe = _beside.get()
     return [Path.cwd(), *([] if recipe is None else [recipe])]
+
+
+def nearest_path(path: str | Path) -> str:
+    """The end of a message on a path that is not there: the nearest name beside it; empty where none is near."""
+    missing = Path(path).expanduser()
+    try:
+        beside_it = [p.name for p in missing.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(missing.name, beside_it, n=1, cutoff=0.8)
+    return f"; did you mean {str(missing.with_name(near[0]))!r}?" if near else ""
 
 
 def resolved(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.own_network import _code, ann_settings
+from spikeprop.experiment.own_network import OwnNetwork, _code, ann_settings, own_recipe
 from spikeprop.experiment.preprocessing import chosen_normalisation, fitting_shape, known_transform
 from spikeprop.recipe import check_component
 
@@ -260,3 +262,90 @@ def test_weights_of_libraries_say_their_normalisation() -> None:
     assert found == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 224, "transforms": cut}
     assert known_transform({"use": "TorchvisionModel", "name": "resnet18", "weights": "mine.pth"}) is None
     assert known_transform({"use": "/a/mynet.py:MyNet", "weights": "best.pt"}) is None
+
+
+# stumbles of a new user: each is met at the front door, with what to do ---------------------------------------------------------
+
+
+@pytest.fixture
+def photos(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with mynet.py, best.pt and a folder of photographs of two classes."""
+    monkeypatch.chdir(tmp_path)
+    _forget_imports(home / "runs" / "mine", monkeypatch)
+    for name in ("mynet.py", "best.pt"):
+        shutil.copyfile(home / name, tmp_path / name)
+    for number in range(12):
+        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * number).save(file)
+    return tmp_path
+
+
+PHOTOS = ("mynet.py:MyNet", "--weights", "best.pt", "ann.width=8", "--data", "ImageFolder", "--root", "photos")
+SHORT = ("--samples", 0, "--timesteps", 2, "--out", "runs/mine")
+
+
+def test_a_broken_image_is_found_before_anything_is_begun_and_skipped_with_one_warning(photos: Path) -> None:
+    (photos / "photos" / "a" / "99.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    found = spikeprop("convert", *PHOTOS, *SHORT)
+    assert found.exit_code == 1
+    assert "1 file cannot be read; add data.on_error=skip to leave them out:" in found.output
+    assert not (photos / "runs").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        skipped = spikeprop("convert", *PHOTOS, "data.on_error=skip", *SHORT)
+    assert "10 outputs, but data: ImageFolder has 2 classes" in skipped.output  # so the data were built, and built again
+    assert skipped.output.count("images cannot be read and are left out") == 1
+
+
+def test_an_out_folder_that_cannot_be_used_is_found_before_any_data(photos: Path) -> None:
+    shutil.rmtree(photos / "photos")  # nobody asks for them
+    (photos / "file").touch()
+    found = spikeprop("convert", *PHOTOS, "--out", "file/mine")
+    assert found.exit_code == 1
+    assert "cannot write the folder file/mine: file is a file; use another --out folder" in found.output
+    stored = {"use": "HybridConversion", "data": {"use": "Digits"}, "ann": {"use": "CIFARResNet"}, "convert": {"timesteps": 2}}
+    (photos / "mine").mkdir()
+    (photos / "mine" / "run.json").write_text(json.dumps({"recipe": stored}))
+    found = spikeprop("convert", *PHOTOS, "--out", "mine")
+    assert "mine holds a run of another recipe (it differs in " in found.output
+    assert "choose another --out folder, or remove this one to begin again" in found.output
+    assert sorted(p.name for p in photos.iterdir() if p.name not in ("__pycache__",)) == ["best.pt", "file", "mine", "mynet.py"]
+    assert [p.name for p in (photos / "mine").iterdir()] == ["run.json"]
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_same_command_again_is_the_same_recipe(tmp_path: Path) -> None:
+    own = OwnNetwork(source="mynet.py:MyNet", weights="best.pt", data="Digits", overrides=("ann.width=8", "convert.images=64"))
+    recipe, _ = own_recipe(own, tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text(json.dumps({"recipe": recipe.describe()}))
+    assert own_recipe(own, tmp_path / "mine")[0].describe() == recipe.describe()
+    with pytest.raises(RecipeError, match=r"it differs in convert\.images"):
+        own_recipe(dataclasses.replace(own, overrides=("ann.width=8", "convert.images=32")), tmp_path / "mine")
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "Missing argument 'SOURCE'. For example: spikeprop convert mynet.py:MyNet --weights best.pt"),
+        ("mynet.py:MyNet --weights best.pt --data photos", "--data photos is a folder: give --data ImageFolder --root photos"),
+        ("MyNet --weights best.pt --root photos", "mynet.py defines it: write mynet.py:MyNet"),
+        (
+            "mynet.py:MyNet ann.width=8 --weights best.pt --root photo",
+            "set data.root (--root of convert); did you mean 'photos'?",
+        ),
+        ("mynet.py:MyNet ann.width=8 --weights bst.pt --root photos", "; did you mean 'best.pt'?"),
+        ("mynett.py:MyNet --weights best.pt --root photos", "; did you mean 'mynet.py'?"),
+        ("mynet.py:MyNet --weights best.pt --root photos data.foo=2", "ImageFolder has no 'foo'; known: channels, "),
+        ("mynet.py:MyNet --root photos", "warning: no --weights: the network has the values with which it starts (random"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(arguments: str, says: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = spikeprop("convert", *arguments.split())
+    assert result.exit_code in (1, 2)
+    assert says in result.output
+    assert not Path("runs").exists()

@@ -282,7 +282,7 @@ def test_images_that_cannot_be_read_are_found_by_check_or_skipped(tmp_path: Path
     arguments = ["check", "mine.yaml", "ann={use: own25_net.py:Net}", data]
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == 1
-    assert "1 files cannot be read; data.on_error=skip leaves them out:" in found.output
+    assert "1 file cannot be read; add data.on_error=skip to leave them out:" in found.output
     assert "7.jpg is truncated or not a JPEG" in found.output
     skipped = CliRunner().invoke(main, [*arguments, "data.on_error=skip"])
     assert skipped.exit_code == 0, skipped.output

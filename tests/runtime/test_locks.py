@@ -152,7 +152,7 @@ def test_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch: 
 
 def test_unlockable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write .*file/\.lock: .*; use another --out folder"), locked(tmp_path / "file"):
+    with pytest.raises(OSError, match=r"cannot write the folder .*file: .*; use another --out folder"), locked(tmp_path / "file"):
         pass
     (tmp_path / NAME).symlink_to(tmp_path / "file")  # a link to another file
     with pytest.raises(OSError, match="cannot write"), locked(tmp_path):
