@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from spikeprop.errors import RunError
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.recipe import Recipe
-from spikeprop.runtime.files import file_hash, write_json
+from spikeprop.runtime.files import file_hash, write_json, write_text
 
 DECIDE = ("use", "seed", "precision", "data", "ann", "train")  # what of a recipe decides which ANN its run trains
 FILES = ("ann.safetensors", "ann.json")
+METRICS = "metrics.jsonl"
 
 
 def take_over(source: Path, made: Path) -> None:
-    """Copy the ANN and the results of its stages to a new run folder; a run that goes on has them already.
+    """Copy the ANN, its training curve and the results of its stages to a new run folder; a run that goes on has them already.
 
     Raises:
         RunError: the folder holds a run with another ANN.
@@ -28,7 +30,10 @@ def take_over(source: Path, made: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, made / name)
-    stages = RunRecord.read(source).stages
+    run = RunRecord.read(source)
+    curve = [json.dumps(line) for line in run.metrics if line.get("stage") == "ann"]
+    write_text(made / METRICS, "".join(f"{line}\n" for line in curve))
+    stages = run.stages
     write_json(made / "stages.json", {name: stages[name] for name in ("data", "ann")})
 
 
