@@ -35,8 +35,8 @@ def zoo(action: str, run: Path, name: str, network: str | None, about: str | Non
 
 def list_zoo() -> None:
     """What `ls zoo` prints."""
-    from spikeprop.experiment.zoo import entries, place
     from spikeprop.runtime.tables import Table
+    from spikeprop.runtime.zoo_index import entries, place
 
     rows, found = [], entries()
     result(zoo=[vars(entry) for entry in found.values()])

@@ -8,9 +8,10 @@ from pathlib import Path
 from spikeprop.errors import CheckpointError
 from spikeprop.experiment.network_checkpoint import find_checkpoints, load_network
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.experiment.zoo import CARD, INDEX, NAME, ZooEntry, read_index
+from spikeprop.experiment.zoo import CARD
 from spikeprop.recipe import dump
 from spikeprop.runtime.files import file_hash, write_json, write_text
+from spikeprop.runtime.zoo_index import INDEX, NAME, ZooEntry, read_index
 
 LARGEST_NETWORK = 10 * 2**20  # bytes; a zoo is part of the repository
 

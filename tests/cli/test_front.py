@@ -167,6 +167,14 @@ def test_the_version_is_there_at_once_and_without_torch() -> None:
     assert float(seconds) < 0.5
 
 
+def test_the_zoo_is_listed_without_torch() -> None:
+    program = "import sys; from spikeprop.cli import main\n" \
+        "try: main(['ls', 'zoo'], prog_name='spikeprop')\nfinally: assert 'torch' not in sys.modules"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "digits-cnn-stdb" in done.stdout
+
+
 def test_names_of_the_package_are_imported_when_they_are_used() -> None:
     program = (
         "import sys, spikeprop as sp; assert 'torch' not in sys.modules; first = sp.convert; import spikeprop.convert.graph\n"

@@ -17,8 +17,9 @@ from click.testing import CliRunner
 import spikeprop as sp
 from spikeprop.cli import main
 from spikeprop.errors import CheckpointError, DamagedFileError, MissingDataError, SpikepropError
-from spikeprop.experiment.zoo import VARIABLE, entries, fetch, read_index
+from spikeprop.experiment.zoo import fetch
 from spikeprop.experiment.zoo_entry import LARGEST_NETWORK, add_entry
+from spikeprop.runtime.zoo_index import VARIABLE, entries, read_index
 from tests.forked import ROOT
 
 ZOO = ROOT / "zoo"
