@@ -89,12 +89,12 @@ def own_recipe(own: OwnNetwork, folder: Path) -> tuple[Recipe, list[tuple[str, s
     for text in own.overrides:
         override(tree, text)
     _check_data(tree["data"].get("use"))
-    if not tree["ann"].get("weights") and tree["ann"]["use"] != "OnnxModel":
-        warnings.warn("no --weights: the network has the values with which it starts (random, unless its class loads some); "
-                      "give --weights best.pt", stacklevel=2)  # fmt: skip
     if tree["data"].get("use") == "ImageFolder" and not tree["data"].get("root"):
         raise RecipeError("where are the images? Give --root FOLDER, with a folder of images for each class; or another --data")
     check_same(folder, Recipe(own.name, check(tree)).describe(), leaves(tree))
+    if not tree["ann"].get("weights") and tree["ann"]["use"] != "OnnxModel":
+        warnings.warn("no --weights: the network has the values with which it starts (random, unless its class loads some); "
+                      "give --weights best.pt", stacklevel=2)  # fmt: skip
     rows = _fitted(tree)
     recipe = Recipe(own.name, check(tree))
     return recipe, rows + _chosen(recipe.experiment)
