@@ -206,8 +206,8 @@ def test_every_kernel_that_is_launched_has_a_case() -> None:
     assert set(re.findall(r"_launch\(\s*(_\w+),", source)) == set(FORMULAS)
 
 
-def test_images_are_cifars_or_said_to_be_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SPIKEPROP_DATA", raising=False)
+def test_images_are_cifars_or_said_to_be_synthetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPIKEPROP_DATA", str(tmp_path))  # which holds no data
     train, test, source = cifar._images(Context("cuda", 100, small=False))
     assert source.startswith("SYNTHETIC")
     assert "SPIKEPROP_DATA" in source

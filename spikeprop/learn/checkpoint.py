@@ -153,8 +153,13 @@ def load_latest(path: Path) -> Checkpoint:
                 f"{error}, and there is none before it: restore it from a copy, or move it away, and its stage starts again"
             ) from error
         saved = load_checkpoint(previous)
-        os.replace(path, path.with_name(path.name + ".damaged"))
         warnings.warn(f"{error}: continuing from the checkpoint before it, {previous}", stacklevel=3)
+        aside = path.with_name(path.name + ".damaged")
+        try:
+            os.replace(path, aside)
+        except OSError as failed:
+            why = failed.strerror or failed
+            raise OSError(failed.errno, f"cannot write {aside}: {why}; nothing was changed there") from failed
         return saved
 
 

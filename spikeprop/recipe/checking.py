@@ -59,6 +59,13 @@ def check(tree: Mapping[str, Any]) -> Any:
     return made
 
 
+def _check_section(section: Any) -> None:
+    """The section's own check, if it has one that needs nothing else."""
+    own = getattr(section, "check", None)
+    if callable(own) and not any(p.default is p.empty for p in inspect.signature(own).parameters.values()):
+        own()
+
+
 def check_component(base: type[T], value: Any, path: str) -> Component[T]:
     """Check ``value`` ("Name" or {"use": "Name", ...}) for a slot of type ``base``."""
     settings = {"use": value} if isinstance(value, str) else value
@@ -110,7 +117,7 @@ def _settings(cls: type, settings: Any, path: str) -> Any:
     if problems and not path and recorded_names() is None:
         for section in values.values():  # a wrong value in a section that is otherwise right is found in the same call
             with problems.collected():
-                getattr(section, "check", lambda: None)()
+                _check_section(section)
     problems.raise_all()
     try:
         return cls(**values)

@@ -302,9 +302,9 @@ def test_ls_shows_recipes_and_components() -> None:
     assert "LIF" not in only
 
     assert "convert.neuron.surrogate" in spikeprop("ls", "convert.neuron.surrogate").output
-    unknown = spikeprop("ls", "foo")
+    unknown = spikeprop("ls", "quantum")
     assert unknown.exit_code != 0
-    assert "'foo' is not a slot; known: " in " ".join(unknown.output.split())
+    assert "'quantum' is not a slot; known: " in " ".join(unknown.output.split())
 
 
 def test_check_names_mistakes() -> None:

@@ -200,7 +200,7 @@ def test_a_run_folder_offers_its_networks(run: Path, photographs: Path, tmp_path
     missing = spikeprop([*arguments(run, photographs, tmp_path), "--network", "finetuned"])
     assert "has no finetuned.safetensors; it has ann, converted" in missing.output
     assert "leave --network out" in spikeprop(["eval", str(run / "ann.safetensors"), "--network", "ann"]).output
-    assert "none of ann, converted, finetuned and trained" in spikeprop(["eval", str(tmp_path)]).output
+    assert "has no ann, converted, finetuned or trained.safetensors" in spikeprop(["eval", str(tmp_path)]).output
 
 
 def test_a_network_of_other_classes_or_images_is_refused(run: Path, tmp_path: Path) -> None:
