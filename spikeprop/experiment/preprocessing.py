@@ -108,7 +108,7 @@ def chosen_normalisation(ann: nn.Module, data: Component[Any], given: Mapping[st
         settings of the data set, and a text with the accuracy on training images.
     """
     raw: ImageData = data.replace(mean=0.0, std=1.0).build()
-    tried = candidates(raw, ann)
+    tried = candidates(raw)
     if given:
         own = data.build()
         tried = {"yours": (given.get("mean", own.mean), given.get("std", own.std)), **tried}
@@ -142,7 +142,7 @@ def _doubt(lost: float, correct: float, classes: int, best: str) -> str:
     return ""
 
 
-def candidates(data: ImageData, ann: nn.Module) -> dict[str, tuple[Values, Values]]:
+def candidates(data: ImageData) -> dict[str, tuple[Values, Values]]:
     """Normalisations to try, by name."""
     more = {1: GREY, 3: COLOUR}.get(data.input_shape[0], {})
     return {**COMMON, **more}

@@ -33,8 +33,7 @@ def take_over(source: Path, made: Path) -> None:
     run = RunRecord.read(source)
     curve = [json.dumps(line) for line in run.metrics if line.get("stage") == "ann"]
     write_text(made / METRICS, "".join(f"{line}\n" for line in curve))
-    stages = run.stages
-    write_json(made / "stages.json", {name: stages[name] for name in ("data", "ann")})
+    write_json(made / "stages.json", {name: run.stages[name] for name in ("data", "ann")})
 
 
 def _same_file(one: Path, other: Path) -> bool:

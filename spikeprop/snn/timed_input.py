@@ -53,11 +53,7 @@ class TimedInput:
             ValueError: names what does not fit, and what would.
         """
         either = f"(batch, *{shape}), still samples for a number of timesteps, or (time, batch, *{shape}), sequences"
-        if not isinstance(x, Tensor):
-            raise ValueError(f"input is a {type(x).__name__}; {_remedy_of(x, either)}")
-        found = unusual(x)
-        if found is not None:
-            raise ValueError(f"input {found}")
+        _check_tensor(x, either)
         axes = x.dim() - len(shape)
         if axes not in (1, 2) or tuple(x.shape[axes:]) != shape:
             remedy = "; one sample needs a batch axis: x[None]" if tuple(x.shape) == shape else ""
@@ -121,11 +117,7 @@ def check_stream(x: Any, shape: tuple[int, ...], *, one: bool) -> None:
     """
     step, several = f"(batch, *{shape}), one step", f"(time, batch, *{shape}), several steps"
     wanted = f"step reads {step}" if one else f"run reads {several}"
-    if not isinstance(x, Tensor):
-        raise ValueError(f"input is a {type(x).__name__}; {_remedy_of(x, step if one else several)}")
-    found = unusual(x)
-    if found is not None:
-        raise ValueError(f"input {found}")
+    _check_tensor(x, step if one else several)
     axes = x.dim() - len(shape)
     if axes != (1 if one else 2) or tuple(x.shape[axes:]) != shape:
         fits = axes >= 0 and tuple(x.shape[axes:]) == shape
@@ -137,6 +129,14 @@ def check_stream(x: Any, shape: tuple[int, ...], *, one: bool) -> None:
         raise ValueError(f"input has shape {tuple(x.shape)}; {wanted}{remedies.get(axes, '') if fits else ''}")
     if 0 in x.shape[:axes]:
         raise ValueError(f"input {tuple(x.shape)} is empty: {wanted}, at least 1 of each")
+
+
+def _check_tensor(x: Any, wanted: str) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"input is a {type(x).__name__}; {_remedy_of(x, wanted)}")
+    found = unusual(x)
+    if found is not None:
+        raise ValueError(f"input {found}")
 
 
 def _remedy_of(x: Any, wanted: str) -> str:
