@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SpikepropError
 
 if TYPE_CHECKING:
-    from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
+    from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, LayerBudget, activity, budget, energy_joules
     from spikeprop_hardware.environment import lava_is_ready, why_no_lava
     from spikeprop_hardware.events import binned
     from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d
@@ -26,7 +26,6 @@ __all__ = [
     "ENERGY_MODEL",
     "Activity",
     "Budget",
-    "Chip",
     "ChipNetwork",
     "GradedIF",
     "HardwareError",

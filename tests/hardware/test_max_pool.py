@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from spikeprop_hardware import HardwareError, Recording, kernels, quantize, simulate
-from spikeprop_hardware.chip import Chip, budget
+from spikeprop_hardware.chip import budget
 from spikeprop_hardware.graph import SpikingMaxPool2d
 from spikeprop_hardware.matrix import windows_of
 from spikeprop_hardware.network import lay_out
 from spikeprop_hardware.netx import quantize_for_netx
+from spikeprop_hardware.targets import Loihi2
 from torch import nn
 
 from spikeprop import IF, Backprop, Digits, SignedIF, ThresholdBalancing, convert, fit
@@ -203,7 +204,7 @@ def test_the_budget_counts_windows_and_their_counts() -> None:
     assert found.layers[0].fan_out == 1
     assert found.problems == []
     assert budget(quantize(graph_with(HALVES)).network) == found
-    (problem,) = budget(plan, Chip(places=3)).problems
+    (problem,) = budget(plan, Loihi2(places=3)).problems
     assert "layer 'p' pools windows of 4 places, and a neuron can distinguish 3; pool twice with smaller windows" in problem
 
 

@@ -39,6 +39,7 @@ class Speck(Target):
     weight_memory: tuple[int, ...] | None = (16 * KI, 16 * KI, 16 * KI, 32 * KI, 32 * KI, 64 * KI, 64 * KI, 16 * KI, 16 * KI)
     neuron_memory: tuple[int, ...] | None = (64 * KI, 64 * KI, 64 * KI, 32 * KI, 32 * KI, 16 * KI, 16 * KI, 16 * KI, 16 * KI)
     destinations: int | None = 2
+    branches: int | None = 1
     input_size: int | None = 128
     output_size: int | None = 64
     channels: int | None = 1024
@@ -66,6 +67,7 @@ class Speck(Target):
         "weight_memory": BUILDER,
         "neuron_memory": BUILDER,
         "destinations": OVERVIEW,
+        "branches": f"{ARCHITECTURE}: a core is one convolution, its neurons and a pooling",
         "input_size": OVERVIEW,
         "output_size": OVERVIEW,
         "channels": OVERVIEW,

@@ -44,6 +44,8 @@ class Target:
         synapses: the most of a chip.
         weight_memory, neuron_memory: of a layer, in numbers, one for each core (which holds one layer).
         destinations: the most layers that read one.
+        branches: the most paths with weights that a layer sums; where there is a limit, each is one operation with weights behind
+            one pooling.
         inputs, hidden, outputs: the most of a network.
         input_size, output_size: the largest (height, width) that a layer reads and makes, before pooling.
         channels: the most of a layer.
@@ -88,6 +90,7 @@ class Target:
     weight_memory: tuple[int, ...] | None = None
     neuron_memory: tuple[int, ...] | None = None
     destinations: int | None = None
+    branches: int | None = None
     inputs: int | None = None
     hidden: int | None = None
     outputs: int | None = None
