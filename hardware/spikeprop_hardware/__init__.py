@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from spikeprop_hardware.recording import Recording, SimulationResult
     from spikeprop_hardware.reference import Simulator
     from spikeprop_hardware.simulation import simulate
+    from spikeprop_hardware.targets import Target, target
+    from spikeprop_hardware.targets.energy import energy_table
+    from spikeprop_hardware.targets.fitting import fits
 
 __all__ = [
     "ALIF",
@@ -40,16 +43,20 @@ __all__ = [
     "Simulator",
     "SpikepropError",
     "SpikingMaxPool2d",
+    "Target",
     "activity",
     "binned",
     "budget",
     "energy_joules",
+    "energy_table",
+    "fits",
     "lava_is_ready",
     "lay_out",
     "quantize",
     "quantize_for_netx",
     "read_nir",
     "simulate",
+    "target",
     "why_no_lava",
     "write_netx",
 ]
@@ -67,6 +74,9 @@ _MODULES = (
     "simulation",
     "events",
     "environment",
+    "targets",
+    "targets.fitting",
+    "targets.energy",
 )
 
 

@@ -34,6 +34,7 @@ from spikeprop_hardware.targets.target import Target
 
 ENERGY_MODEL = "chip estimate, first Loihi"  # its name in every table
 SYNOP_JOULES, UPDATE_JOULES = SYNOP.least, UPDATE.most
+LOIHI2 = Loihi2()
 BATCH = 50  # samples whose spikes are held at once
 AnyPopulation = Population | IntegerPopulation
 AnyConnection = Connection | IntegerConnection
@@ -97,7 +98,7 @@ class Activity:
     synops: float
 
 
-def budget(network: ChipNetwork | IntegerNetwork, chip: Target = Loihi2()) -> Budget:
+def budget(network: ChipNetwork | IntegerNetwork, chip: Target = LOIHI2) -> Budget:
     """The layout of a network on the cores of a chip.
 
     Args:
@@ -119,7 +120,9 @@ def budget(network: ChipNetwork | IntegerNetwork, chip: Target = Loihi2()) -> Bu
             f"the network needs {chips:,} chips, and the largest system has {chip.chips:,}; layer {largest.name!r} alone takes "
             f"{largest.cores:,} cores: give it fewer channels, or pool before it"
         )
-    return Budget(layers=layers, cores=cores, chips=chips, problems=problems, needs=_needs(network, chip) if chip.bytes_per_state else [])
+    return Budget(
+        layers=layers, cores=cores, chips=chips, problems=problems, needs=_needs(network, chip) if chip.bytes_per_state else []
+    )
 
 
 def _more_state(population: AnyPopulation) -> list[str]:
@@ -267,8 +270,8 @@ def _problems(population: AnyPopulation, layer: LayerBudget, largest: int, chip:
         )
     if chip.axons_in is not None and layer.axons_per_core > chip.axons_in:
         problems.append(
-            f"layer {name!r} has a core that {layer.axons_per_core:,} neurons send to, and a core has {chip.axons_in:,} axons for "
-            "input; reduce what it reads: pool before it, or give the layer before it fewer channels"
+            f"layer {name!r} has a core that {layer.axons_per_core:,} neurons send to, and a core has {chip.axons_in:,} axons "
+            "for input; reduce what it reads: pool before it, or give the layer before it fewer channels"
         )
     return problems
 

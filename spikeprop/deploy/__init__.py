@@ -3,7 +3,7 @@
 from spikeprop_hardware import read_nir
 
 from spikeprop.deploy.chip import chip_budget
-from spikeprop.deploy.comparison import Target, compare, encoded, record
+from spikeprop.deploy.comparison import RunOn, compare, encoded, record
 from spikeprop.deploy.files import export, export_netx
 from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.quantised import QuantisedBPTT
@@ -13,7 +13,7 @@ from spikeprop.deploy.writing import to_nir
 __all__ = [
     "ENCODERS",
     "QuantisedBPTT",
-    "Target",
+    "RunOn",
     "chip_budget",
     "compare",
     "encoded",

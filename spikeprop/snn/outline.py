@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import chain
 from typing import Any
+from zlib import crc32
 
 import torch
 from spikeprop_hardware.targets.fitting import Fit
@@ -105,7 +106,7 @@ def _after(pattern: Pattern, joined: Pattern, operation: Operation) -> Pattern:
         return Pattern(
             pattern.channels.any(0)[None].repeat(n, 0), pattern.rows.any(0, keepdims=True), pattern.columns.any(0, keepdims=True)
         )
-    return pattern if operation.kind == "shape" else pattern.then(joined)
+    return pattern if operation.kind in ("shape", "Scale") else pattern.then(joined)
 
 
 def _operation(op: nn.Module, shape: Shape) -> Operation:
@@ -113,15 +114,17 @@ def _operation(op: nn.Module, shape: Shape) -> Operation:
         like = next(chain(op.parameters(), op.buffers()), torch.zeros((), device="meta"))
         after = tuple(op(torch.zeros(1, *shape, device=like.device, dtype=like.dtype)).shape[1:])
     rest: dict[str, Any] = {"before": shape, "after": after}
+    if isinstance(op, nn.Linear | nn.Conv1d | nn.Conv2d):
+        rest |= {"weights": op.weight.numel(), "bias": op.bias is not None, "key": _identity(op.weight)}
     if isinstance(op, nn.Linear):
         kind = "Linear" if len(shape) == 1 else "Linear over tokens"
-        return Operation(kind=kind, weights=op.weight.numel(), **rest)
+        return Operation(kind=kind, **rest)
     if isinstance(op, nn.Conv1d | nn.Conv2d):
         sizes = {key: _pair(getattr(op, key), after) for key in ("kernel_size", "stride", "dilation")}
         padding = _pair(op.padding, after, 0) if not isinstance(op.padding, str) else _same_padding(op, sizes)
         return Operation(
             kind=type(op).__name__, kernel=sizes["kernel_size"], stride=sizes["stride"], dilation=sizes["dilation"],
-            padding=padding, groups=op.groups, weights=op.weight.numel(), **rest,
+            padding=padding, groups=op.groups, **rest,
         )  # fmt: skip
     if isinstance(op, nn.AvgPool1d | nn.AvgPool2d | nn.MaxPool1d | nn.MaxPool2d):
         kernel = _pair(op.kernel_size, after)
@@ -137,6 +140,13 @@ def _operation(op: nn.Module, shape: Shape) -> Operation:
     if isinstance(op, nn.Flatten) or (isinstance(op, Gather) and op.ordered):
         return Operation(kind="shape", **rest)
     return Operation(kind="place" if isinstance(op, ChannelPad) else type(op).__name__, **rest)
+
+
+def _identity(weight: Tensor) -> int:
+    """Equal of equal weights; on the meta device of the same."""
+    if weight.device.type == "meta":
+        return id(weight)
+    return crc32(weight.detach().cpu().contiguous().numpy().tobytes()) or 1
 
 
 def _pattern(op: nn.Module, operation: Operation) -> Pattern | None:

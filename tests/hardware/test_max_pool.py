@@ -22,7 +22,7 @@ from torch import nn
 
 from spikeprop import IF, Backprop, Digits, SignedIF, ThresholdBalancing, convert, fit
 from spikeprop.convert import LightCalibration
-from spikeprop.deploy import QuantisedBPTT, Target, compare, encoded, export, from_nir, read_nir, record, to_nir
+from spikeprop.deploy import QuantisedBPTT, RunOn, compare, encoded, export, from_nir, read_nir, record, to_nir
 from spikeprop.errors import NirError
 from spikeprop.learn import Cosine
 from spikeprop.snn import INPUT, SpikingNetwork
@@ -226,11 +226,11 @@ def test_a_trained_network_spikes_equally_in_all_simulators(tmp_path: Path, digi
     network = convert(digits_max_cnn, [x], neuron, LightCalibration(timesteps=16, delay=False))
     export(network, tmp_path / "n.nir")
     images, labels = next(iter(Digits().test(360).epoch(0)))
-    found = compare(network, tmp_path / "n.nir", images, labels, 16, print, Target(backend="reference"))
+    found = compare(network, tmp_path / "n.nir", images, labels, 16, print, RunOn(backend="reference"))
     assert found["spikes_equal"]
     assert found["spikes"] > 100_000
     assert found["accuracy"]["pytorch"] > 95
-    fixed = compare(network, tmp_path / "n.nir", images, labels, 16, print, Target(backend="reference", precision="fixed"))
+    fixed = compare(network, tmp_path / "n.nir", images, labels, 16, print, RunOn(backend="reference", precision="fixed"))
     assert abs(fixed["accuracy"]["reference"] - found["accuracy"]["pytorch"]) <= 0.5
     if isinstance(neuron, SignedIF):  # on Lava among the random networks
         return

@@ -68,8 +68,9 @@ class Fit:
         return not any(finding.stops for finding in self.findings)
 
     def __str__(self) -> str:
-        cores = f", {self.budget.cores:,} cores on {self.budget.chips:,} chips" if self.budget is not None and self else ""
-        lines = [f"{'fits' if self else 'does not fit'} {self.target}{cores}"]
+        size = [] if self.budget is None or not self else [(self.budget.cores, "core"), (self.budget.chips, "chip")]
+        cores = " on ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in size)
+        lines = [f"{'fits' if self else 'does not fit'} {self.target}{cores and ', '}{cores}"]
         return "\n".join(lines + [f"{'  ' if finding.stops else '  note: '}{finding}" for finding in self.findings])
 
 
@@ -96,7 +97,9 @@ def fits(outline: Outline, target: str | Target) -> Fit:
     if counted is not None:
         found += _counts(counted, outline, chip)
     order = {p.name: i for i, p in enumerate(outline.populations)}
-    return Fit(chip.name, sorted(found, key=lambda f: order.get(f.layer, -1 if f.layer == outline.input else len(order))), counted)
+    return Fit(
+        chip.name, sorted(found, key=lambda f: order.get(f.layer, -1 if f.layer == outline.input else len(order))), counted
+    )
 
 
 def _of_the_input(outline: Outline, chip: Target) -> Iterator[Finding]:
@@ -114,7 +117,7 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         if not chip.real_output:
             yield Finding(
                 name, "the output is a sum of currents", f"neurons of {chip.name} always spike",
-                "compute this layer on the host from the spikes of the one before, or count the spikes of IF neurons in its place",
+                "compute it on the host from the spikes of the layer before, or count the spikes of IF neurons in its place",
                 stops=False,
             )  # fmt: skip
         return
@@ -134,7 +137,9 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
     reset = "zero" if layer.to_zero else "subtract"
     if reset not in chip.resets:
         other = chip.resets[0]
-        yield Finding(name, f"a reset by {reset}", f"{chip.name} resets by {other}", f"use reset={other} from the start, and train")
+        yield Finding(
+            name, f"a reset by {reset}", f"{chip.name} resets by {other}", f"use reset={other} from the start, and train"
+        )
     wrong = [leak for leak in layer.leaks if leak not in (0.0, 1.0) and not float(np.log2(1 - leak)).is_integer()]
     if chip.leaks == "powers of two" and wrong:
         nearest = 1 - 2.0 ** round(float(np.log2(1 - wrong[0])))
@@ -151,8 +156,8 @@ def _operations(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
                     yield from _pool(layer.name, op, chip)
             elif op.kind not in ("shape", *chip.layers):
                 yield Finding(
-                    layer.name, f"{op.kind} from {_size(op.before)} to {_size(op.after)}", f"{chip.name} has {', '.join(chip.layers)}",
-                    "write it as one of those, or leave it out",
+                    layer.name, f"{op.kind} from {_size(op.before)} to {_size(op.after)}",
+                    f"{chip.name} has {', '.join(chip.layers)}", "write it as one of those, or leave it out",
                 )  # fmt: skip
             elif op.kind in CONVOLUTIONS:
                 yield from _convolution(layer.name, op, chip)
@@ -177,7 +182,9 @@ def _pool(name: str, op: Operation, chip: Target) -> Iterator[Finding]:
         return
     if set(op.kernel) - set(chip.pool_sizes) or op.kernel != op.stride or op.padding != (0, 0):
         sizes = ", ".join(f"{n}x{n}" for n in chip.pool_sizes)
-        given = f"windows of {_size(op.kernel)}, stride {_size(op.stride)}" + (f", padding {op.padding}" if any(op.padding) else "")
+        given = f"windows of {_size(op.kernel)}, stride {_size(op.stride)}" + (
+            f", padding {op.padding}" if any(op.padding) else ""
+        )
         yield Finding(
             name, f"pooling of {given}", f"{chip.name} has {sizes}, side by side",
             "use such windows, or a convolution with a stride in place of the pooling",
@@ -222,14 +229,15 @@ def _sizes(outline: Outline, chip: Target) -> Iterator[Finding]:
             if most is not None and shape is not None and max(shape[1:], default=1) > most:
                 why = f"a layer of {chip.name} {what} at most {most}x{most}"
                 yield Finding(layer.name, f"it {what} maps of {_size(shape[1:])}", why, "pool or use a stride before")
-        if chip.channels is not None and made[0] > chip.channels:
+        if chip.channels is not None and made[0] > chip.channels and layer.kind != "max":
             why = f"a layer of {chip.name} has at most {chip.channels:,}"
             yield Finding(layer.name, f"{made[0]:,} channels", why, "use fewer")
 
 
 def _memories(outline: Outline, chip: Target) -> Iterator[Finding]:
     """Each layer needs a core of its own whose two memories hold it."""
-    assert chip.weight_memory is not None and chip.neuron_memory is not None
+    assert chip.weight_memory is not None
+    assert chip.neuron_memory is not None
     layers = [p for p in outline.populations if isinstance(p, OutlinedLayer) and p.kind != "max"]
     needs = [(_weight_entries(p), len(p.bias)) for p in layers]
     cores = list(zip(chip.weight_memory, chip.neuron_memory))
@@ -256,8 +264,10 @@ def _memories(outline: Outline, chip: Target) -> Iterator[Finding]:
 
 
 def _weight_entries(layer: OutlinedLayer) -> int:
-    """Numbers in the memory of weights: places in the kernel and output channels are addressed in powers of two. A dense layer is a
-    convolution whose kernel is the map before it."""
+    """Numbers in the memory of weights: places in the kernel and output channels are addressed in powers of two.
+
+    A dense layer is a convolution whose kernel is the map before it.
+    """
     total = 0
     for c in layer.connections:
         shape: tuple[int, ...] = ()

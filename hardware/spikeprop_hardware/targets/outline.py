@@ -25,6 +25,8 @@ class Operation:
         kernel, stride, padding, dilation: (height, width); of convolutions and poolings.
         groups: of a convolution.
         weights: numbers that it holds, without biases.
+        bias: whether it adds one.
+        key: equal of operations that share their weights; 0 where that is not known.
     """
 
     kind: str
@@ -36,6 +38,8 @@ class Operation:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     weights: int = 0
+    bias: bool = False
+    key: int = 0
 
 
 @dataclass

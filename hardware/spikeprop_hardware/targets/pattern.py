@@ -170,4 +170,3 @@ def _axis(length: int, made: int, kernel: int, stride: int, padding: int, dilati
     inside = (at >= 0) & (at < length)
     reached[np.nonzero(inside)[0], at[inside]] = True
     return reached
-
