@@ -7,8 +7,8 @@ The matrix of a connection is a product of linear nodes (network.py). At most on
 
 entry (i, j) says which weight must be at (i, j) of the matrix. Where every entry then is its weight, and nothing else is left,
 the operators are the matrix, entry by entry; a product that no operator is, such as two layers of weights in a row, is written as
-a matrix, up to ``LARGEST`` numbers. In integers weights are int8 and messages uint8 of at most 127, larger ones in digits of 7 bits
-and each sign by itself: a runtime that adds two products in 16 bits (vpmaddubsw) then cannot saturate.
+a matrix, up to ``LARGEST`` numbers. In integers weights are int8 and messages uint8 of at most 127, larger ones in digits of 7
+bits and each sign by itself: a runtime that adds two products in 16 bits (vpmaddubsw) then cannot saturate.
 """
 
 from __future__ import annotations

@@ -25,16 +25,15 @@ from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.graph import window_of
-from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, STATE_LIMIT, IntegerNetwork, IntegerPopulation
+from spikeprop_hardware.integer import DECAY_UNITY, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.matrix import Shape, linear_of
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.onnx_linear import Graph, Messages, compact, deliver
-from spikeprop_hardware.quantization import quantize_network
+from spikeprop_hardware.quantization import Widths, quantize_network
 from spikeprop_hardware.recording import SimulationResult
 from spikeprop_hardware.topology import flat
 
 OPSET, IR = 17, 8
-LOW = STATE_LIMIT - 1
 INSTALL = "ONNX needs the package onnx, and onnxruntime to run it: pip install 'spikeprop-hardware[onnx]'"
 
 
@@ -44,6 +43,7 @@ def step_model(
     precision: Literal["float", "fixed"] = "float",
     input_limit: float | None = None,
     timesteps: int | None = None,
+    widths: Widths = Widths(),
 ) -> Any:
     """One time step of a network as an ``onnx.ModelProto``.
 
@@ -51,6 +51,7 @@ def step_model(
         graph: any that ``lay_out`` accepts.
         precision: "float", or "fixed" for the chip's integers.
         input_limit, timesteps: as of ``quantize``, for integers.
+        widths: their number formats.
 
     Raises:
         NirError: what ``lay_out`` refuses.
@@ -63,7 +64,7 @@ def step_model(
     if precision not in ("float", "fixed"):
         raise HardwareError(f"precision {precision!r}: there are float and fixed")
     real = lay_out(graph)
-    made = quantize_network(real, input_limit, timesteps=timesteps).network if precision == "fixed" else None
+    made = quantize_network(real, input_limit, timesteps, widths).network if precision == "fixed" else None
     model = _Step(flat(graph).nodes, real, made).model()
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -218,12 +219,12 @@ class _Step:
         kept = self._leaked(self.state(f"{p.name}.v", p.shape, self.number, start), p.leak if q is None else q.decay, p.shape)
         v = self.graph.op("Add", kept, current)
         if q is not None:
-            v = self.graph.op("Clip", v, self.of(-LOW), self.of(LOW))
+            v = self.graph.op("Clip", v, self.of(1 - q.limit), self.of(q.limit - 1))
         if p.theta is None:
             self.keep(f"{p.name}.v", v)
             self._read_out(v, p.shape, q)
         else:
-            theta = p.theta if q is None or q.theta is None else q.theta.astype(np.int64) << ALIGN
+            theta = p.theta if q is None or q.theta is None else q.theta.astype(np.int64) << q.align
             v, spikes = (self._graded if p.signed else self._fired)(p, q, v, self.of(theta, shape=p.shape))
             self.keep(f"{p.name}.v", v)
             self._send(p, spikes)
@@ -243,11 +244,11 @@ class _Step:
             held = c.matrix if q is None else q.connections[i].matrix
             x = self.sent[c.source, c.lag]
             sums = deliver(self.graph, x, through, held, p.shape, self.fixed, p.name)
-            sums = sums if q is None else self._shifted(sums, q.connections[i].exponent)
+            sums = sums if q is None else self._shifted(sums, q.connections[i].exponent, p.shape)
             total = op("Add", total, sums) if total else sums
         bias = p.bias
         if q is not None:
-            total, bias = op("Mul", total, self.of(1 << ALIGN)), q.bias.astype(np.int64) << q.bias_exponent
+            total, bias = op("Mul", total, self.of(1 << q.align)), q.bias.astype(np.int64) << q.bias_exponent
         total = op("Add", total, self.of(bias, shape=p.shape)) if bias.any() else total
         leak = p.synaptic_leak if q is None else q.synaptic_decay
         if leak is None:
@@ -256,13 +257,15 @@ class _Step:
         self.keep(f"{p.name}.i", total)
         return total
 
-    def _shifted(self, sums: str, exponent: int) -> str:
+    def _shifted(self, sums: str, exponent: int | np.ndarray, shape: Shape) -> str:
         """(2 * sums) << exponent, or >>, which rounds down (Mod has the divisor's sign, so the division is exact)."""
-        op = self.graph.op
-        if exponent >= -1:
-            return op("Mul", sums, self.of(2 << exponent if exponent >= 0 else 1))
-        by = self.of(1 << (-exponent - 1))
-        return op("Div", op("Sub", sums, op("Mod", sums, by)), by)
+        op, left = self.graph.op, np.asarray(exponent, np.int64) + 1
+        if (left > 0).any():
+            sums = op("Mul", sums, self.of(1 << np.maximum(left, 0), shape=shape))
+        if (left < 0).any():
+            by = self.of(1 << np.maximum(-left, 0), shape=shape)
+            sums = op("Div", op("Sub", sums, op("Mod", sums, by)), by)
+        return sums
 
     def _leaked(self, x: str, leak: np.ndarray | None, shape: Shape) -> str:
         """``leak`` is a factor, or of integers a decay in 4096ths, after which the product is rounded toward zero."""
@@ -288,7 +291,7 @@ class _Step:
         if p.adaptation is not None:
             left = self._leaked(raised, p.adaptation_leak if q is None else q.adaptation_decay, p.shape)
             more = op("Add", left, op("Mul", by, spikes) if self.fixed else spikes)
-            self.keep(f"{p.name}.raised", op("Min", more, self.of(LOW)) if self.fixed else more)
+            self.keep(f"{p.name}.raised", op("Min", more, self.of(q.limit - 1)) if q is not None else more)
         rest = self.of(np.zeros([1] * (len(p.shape) + 1))) if p.to_zero else op("Sub", v, theta)
         return op("Where", fired, rest, v), spikes
 

@@ -69,6 +69,7 @@ def test_loops_delays_currents_and_adaptation_are_state() -> None:
 
 def test_another_runtime_computes_the_same() -> None:
     """onnx's own evaluator, in numpy: the model means the same by the standard, not by what one runtime does."""
+    from onnx.helper import tensor_dtype_to_np_dtype
     from onnx.reference import ReferenceEvaluator
 
     graph, inputs = to_nir(random_network(4, real=True, levels=2)[0]), random_network(4)[1]
@@ -77,7 +78,10 @@ def test_another_runtime_computes_the_same() -> None:
     session, wanted = ReferenceEvaluator(model), simulated(graph, inputs, "fixed")
     names = [output.name for output in model.graph.output]
     state = {
-        i.name: np.zeros((len(inputs), *(d.dim_value for d in i.type.tensor_type.shape.dim[1:])), np.int32)
+        i.name: np.zeros(
+            (len(inputs), *(d.dim_value for d in i.type.tensor_type.shape.dim[1:])),
+            tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type),
+        )
         for i in model.graph.input
         if i.name != "input"
     }
