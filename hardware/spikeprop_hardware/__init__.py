@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from spikeprop_hardware.integer import IntegerNetwork
     from spikeprop_hardware.network import ChipNetwork, lay_out
     from spikeprop_hardware.netx import quantize_for_netx, write_netx
+    from spikeprop_hardware.onnx_step import run_onnx, step_model
     from spikeprop_hardware.quantization import LayerReport, Quantized, quantize
     from spikeprop_hardware.reading import read_nir
     from spikeprop_hardware.recording import Recording, SimulationResult
@@ -55,7 +56,9 @@ __all__ = [
     "quantize",
     "quantize_for_netx",
     "read_nir",
+    "run_onnx",
     "simulate",
+    "step_model",
     "target",
     "why_no_lava",
     "write_netx",
@@ -69,6 +72,7 @@ _MODULES = (
     "recording",
     "quantization",
     "netx",
+    "onnx_step",
     "reference",
     "chip",
     "simulation",

@@ -13,42 +13,58 @@ from spikeprop.cli.options import NETWORK, TARGET, TRUSTED, shows_images
 from spikeprop.cli.printing import columns, result, say, table, write
 
 
-@main.command(
-    short_help="Write a spiking network as a NIR file, or for lava-dl.", example="spikeprop export runs/digits_cnn_stdb"
-)
+@main.command(short_help="Write a spiking network as NIR, ONNX, or for lava-dl.", example="spikeprop export runs/digits_cnn_stdb")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @NETWORK
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
 @click.option(
     "--for", "reader", type=click.Choice(["norse", "snntorch"]), help="In the form that this library's NIR importer reads."
 )
-@click.option("--format", "form", type=click.Choice(["nir", "netx"]), default="nir", show_default=True,
-              help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases.")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(["nir", "netx", "onnx"]), default="nir", show_default=True,
+              help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases. "
+              "onnx: one time step with its state in and out.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
+              help="Of ONNX; fixed: in the integers of Loihi 2.")  # fmt: skip
+@click.option("--input-limit", type=float, help="Largest absolute input of ONNX in integers; default the encoder's, else 4.")
 @TARGET
 @TRUSTED
 def export(
-    checkpoint: Path, name: str | None, out: Path | None, reader: str | None, form: str, target: str | None,
+    checkpoint: Path,
+    name: str | None,
+    out: Path | None,
+    reader: str | None,
+    form: str,
+    precision: Any,
+    input_limit: float | None,
+    target: str | None,
     trusted: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Write a spiking network as a NIR file, or for lava-dl. CHECKPOINT is a checkpoint, a run folder or zoo:NAME.
+) -> None:
+    """Write a spiking network as a NIR file, for lava-dl, or as an ONNX model. CHECKPOINT is a checkpoint, a run folder or
+    zoo:NAME.
 
     Without --for the file is for spikeprop and its hardware; other libraries would interpret it differently (reset by
     subtraction, milliseconds). What a library does not support is refused. With --target nothing is written that does not fit.
     """
     from spikeprop.deploy import export as export_nir
-    from spikeprop.deploy import export_netx
+    from spikeprop.deploy import export_netx, export_onnx
     from spikeprop.experiment.network_checkpoint import find_checkpoints, load_spiking
     from spikeprop.experiment.zoo import results_folder
 
-    if reader and form == "netx":
-        raise click.UsageError("--for is for NIR; netx is read by lava-dl only")
+    if reader and form != "nir":
+        raise click.UsageError("--for is for NIR; netx is read by lava-dl only, and ONNX by any runtime")
+    if form != "onnx" and (precision != "float" or input_limit is not None):
+        raise click.UsageError("--precision and --input-limit are for --format onnx; simulate has them for NIR")
     (found,) = find_checkpoints(checkpoint, [name] if name else [])
-    file = out or results_folder(found) / f"{found.stem}.{'nir' if form == 'nir' else 'net'}"
+    file = out or results_folder(found) / f"{found.stem}.{'net' if form == 'netx' else form}"
     loaded = load_spiking(found, trusted)
     if target is not None:
         _fitting(loaded.network, target)
-    if form == "nir":
-        export_nir(loaded.network, file, loaded.description, reader)
+    if form != "netx":
+        if form == "nir":
+            export_nir(loaded.network, file, loaded.description, reader)
+        else:
+            steps = loaded.timesteps
+            export_onnx(loaded.network, file, precision=precision, input_limit=input_limit, timesteps=steps)
         write(f"wrote {file}")
         result(file=file)
         return

@@ -4,7 +4,7 @@ from spikeprop_hardware import read_nir
 
 from spikeprop.deploy.chip import chip_budget
 from spikeprop.deploy.comparison import RunOn, compare, encoded, record
-from spikeprop.deploy.files import export, export_netx
+from spikeprop.deploy.files import export, export_netx, export_onnx
 from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.quantised import QuantisedBPTT
 from spikeprop.deploy.reading import ENCODERS, from_nir, layer_names
@@ -19,6 +19,7 @@ __all__ = [
     "encoded",
     "export",
     "export_netx",
+    "export_onnx",
     "from_nir",
     "layer_names",
     "portable",

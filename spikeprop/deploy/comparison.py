@@ -158,7 +158,8 @@ def _source(
     on_lava = where.backend == "lava"
     if where.precision == "float":
         return file if on_lava else hardware.Simulator(hardware.lay_out(graph)), {}
-    made, report = hardware.quantize(graph, input_limit=input_limit_of(network, images), timesteps=timesteps)
+    chip = None if where.target is None else hardware.target(where.target)
+    made, report = hardware.quantize(graph, input_limit=input_limit_of(network, images), timesteps=timesteps, target=chip)
     return made if on_lava else hardware.Simulator(made), {"quantization": [asdict(layer) for layer in report]}
 
 

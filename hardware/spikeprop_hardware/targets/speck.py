@@ -28,6 +28,7 @@ class Speck(Target):
     name: str = "speck"
     weight_bits: int = 8
     state_bits: int = 16
+    exponents: tuple[int, ...] | None = (-1,)
     neurons: tuple[str, ...] = ("IF",)
     layers: tuple[str, ...] = ("Linear", "Conv2d")
     poolings: tuple[str, ...] = ("average", "sum")
@@ -53,6 +54,7 @@ class Speck(Target):
         "weight_bits": OVERVIEW,
         "state_bits": OVERVIEW,
         "per_channel": f"{BUILDER}: integers as they are, no exponents",
+        "exponents": f"{BUILDER}: integers as they are",
         "payload_bits": f"{OVERVIEW}: events",
         "neurons": f"{ARCHITECTURE}: IAF; the leak is a constant a clock tick, which no neuron here has",
         "resets": f"{BUILDER}: return_to_zero or not",

@@ -31,6 +31,7 @@ class Target:
         name: by which it is found.
         weight_bits, state_bits: widths, with the sign; of weights, and of potentials and currents.
         per_channel: whether each neuron may have an exponent of its own for its weights.
+        exponents: that a connection's weights m may have, as m * 2^(e+1); None: all of ``integer.py``.
         payload_bits: the most that a spike's number may have, without its sign; 1: spikes are ones.
         neurons, resets, layers, poolings: what it computes, in the words above.
         recurrent: whether a layer may read itself, or one behind it.
@@ -69,6 +70,7 @@ class Target:
     weight_bits: int
     state_bits: int
     per_channel: bool = False
+    exponents: tuple[int, ...] | None = None
     payload_bits: int = 1
     neurons: tuple[str, ...] = NEURONS
     resets: tuple[str, ...] = RESETS

@@ -23,6 +23,7 @@ class Xylo(Target):
     name: str = "xylo"
     weight_bits: int = 8
     state_bits: int = 16
+    exponents: tuple[int, ...] | None = tuple(range(-1, 7))
     neurons: tuple[str, ...] = ("LIF", "CubaLIF")
     resets: tuple[str, ...] = ("subtract",)
     poolings: tuple[str, ...] = ("average", "sum")
@@ -44,6 +45,7 @@ class Xylo(Target):
         "weight_bits": OVERVIEW,
         "state_bits": ONM,
         "per_channel": f"{OVERVIEW}: 8-bit weights, no exponents but one shift a group",
+        "exponents": "rockpool, config_from_specification: all weights of a group are shifted to the left; how far is not published",
         "payload_bits": f"{OVERVIEW}: events",
         "neurons": f"{OVERVIEW}: LIF with one or two exponential synapses; potentials always decay",
         "resets": OVERVIEW,
