@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spikeprop_hardware.simulation import simulate
     from spikeprop_hardware.targets import Target, target
     from spikeprop_hardware.targets.energy import energy_table
-    from spikeprop_hardware.targets.fitting import fits
+    from spikeprop_hardware.targets.fitting import Finding, Fit, fits
 
 __all__ = [
     "ALIF",
@@ -31,6 +31,8 @@ __all__ = [
     "Activity",
     "Budget",
     "ChipNetwork",
+    "Finding",
+    "Fit",
     "GradedIF",
     "HardwareError",
     "IntegerNetwork",

@@ -111,7 +111,7 @@ def budget(network: ChipNetwork | IntegerNetwork, chip: Target = LOIHI2) -> Budg
         layer, wrong = _layer(population, int(reached[population.name].max(initial=0)), chip)
         layers.append(layer)
         problems += wrong
-    cores = 1 if chip.cores == 1 else sum(layer.cores for layer in layers)
+    cores = 1 if chip.cores == chip.chips == 1 else sum(layer.cores for layer in layers)
     synapses = sum(layer.synapses for layer in layers)
     chips = max(-(-cores // chip.cores) if chip.cores else 1, -(-synapses // chip.synapses) if chip.synapses else 1)
     if chip.chips is not None and chips > chip.chips:
@@ -213,10 +213,13 @@ def _joins(connection: AnyConnection) -> Joins:
 
 
 def _layer(population: AnyPopulation, fan_out: int, chip: Target) -> tuple[LayerBudget, list[str]]:
-    fan_in = np.sum([_joins(c).per_target() for c in population.connections], axis=0)
-    memory = _memory(population, fan_in, chip)
+    joined = [_joins(c) for c in population.connections]
+    counts = [joins.per_target() for joins in joined]
+    fan_in = np.sum(counts, axis=0)
+    each = [(chip.bytes_per_weight or 0) + (0 if joins.dense() else chip.bytes_per_target or 0) for joins in joined]
+    memory = _memory(population, fan_in, chip) + sum(size * count for size, count in zip(each, counts))
     edges = list(_cores(memory, chip))
-    ends = [sum(_joins(c).sources(*edge) for c in population.connections) for edge in edges]
+    ends = [sum(joins.sources(*edge) for joins in joined) for edge in edges]
     size, full = len(memory), len(edges) > 1
     layer = LayerBudget(
         name=population.name,
@@ -235,11 +238,8 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Target) -> tuple[Layer
 
 
 def _memory(population: AnyPopulation, fan_in: np.ndarray, chip: Target) -> np.ndarray:
-    """Bytes of each neuron with its synapses, as far as they are known."""
+    """Bytes of each neuron beside its synapses, as far as they are known."""
     memory = np.full(len(fan_in), chip.bytes_per_neuron or 0, np.int64)
-    for c in population.connections:
-        joins = _joins(c)
-        memory += joins.per_target() * ((chip.bytes_per_weight or 0) + (0 if joins.dense() else chip.bytes_per_target or 0))
     if population.pools:
         memory += (chip.bytes_per_count or 0) * fan_in
     elif population.signed:

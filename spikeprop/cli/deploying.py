@@ -43,7 +43,8 @@ def export(
     zoo:NAME.
 
     Without --for the file is for spikeprop and its hardware; other libraries would interpret it differently (reset by
-    subtraction, milliseconds). What a library does not support is refused. With --target nothing is written that does not fit.
+    subtraction, milliseconds). What a library does not support is refused. With --target nothing is written that does not fit
+    that chip, and what its integers do to each layer is printed.
     """
     from spikeprop.deploy import export as export_nir
     from spikeprop.deploy import export_netx, export_onnx
@@ -67,6 +68,8 @@ def export(
             export_onnx(loaded.network, file, precision=precision, input_limit=input_limit, timesteps=steps)
         write(f"wrote {file}")
         result(file=file)
+        if target is not None:
+            _rounded(loaded.network, target, loaded.timesteps)
         return
     layers = export_netx(loaded.network, file)
     result(file=file, layers=layers)
@@ -178,6 +181,18 @@ def _fitting(network: Any, target: str) -> None:
     result(target=found.target, findings=[asdict(finding) for finding in found.findings])
     if not found:
         raise click.ClickException(f"the network does not fit {found.target}; what stands in the way is above")
+
+
+def _rounded(network: Any, target: str, timesteps: int | None) -> None:
+    """What a chip's integers do to each layer, of a network that fits it."""
+    from spikeprop_hardware import quantize
+    from spikeprop_hardware import target as found_target
+
+    from spikeprop.deploy import to_nir
+
+    layers = [asdict(layer) for layer in quantize(to_nir(network), timesteps=timesteps, target=found_target(target)).report]
+    result(quantization=layers)
+    table(f"in the integers of {found_target(target).name}", _integers(layers))
 
 
 def _comparison(found: dict[str, Any]) -> list[tuple[str, str]]:

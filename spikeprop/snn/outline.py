@@ -5,6 +5,7 @@ What a chip or NIR has no form of is kept by its name, so that all of it can be 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 from zlib import crc32
@@ -13,14 +14,16 @@ import torch
 from spikeprop_hardware.targets.fitting import Fit
 from spikeprop_hardware.targets.fitting import fits as fits_outline
 from spikeprop_hardware.targets.outline import Operation, Outline, OutlinedConnection, OutlinedLayer, outlined
-from spikeprop_hardware.targets.pattern import Pattern, dense, placed, same, sliding
+from spikeprop_hardware.targets.pattern import Pattern, placed, same, sliding
 from torch import Tensor, nn
 
+from spikeprop.errors import SimulationError
 from spikeprop.snn.adaptive import ALIF
 from spikeprop.snn.cuba import CubaLIF
+from spikeprop.snn.folding import folded, needs_folding
 from spikeprop.snn.gather import Gather, Shift
 from spikeprop.snn.layer import INPUT, Layer
-from spikeprop.snn.neuron import IF, LIF, PLIF
+from spikeprop.snn.neuron import IF, LIF, PLIF, Neuron
 from spikeprop.snn.normalisation import NORMS
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.readout import Integrator, ReadoutDynamics
@@ -31,12 +34,15 @@ KINDS: dict[type, str] = {
     IF: "IF", LIF: "LIF", PLIF: "LIF", CubaLIF: "CubaLIF", ALIF: "ALIF", GradedIF: "GradedIF", SignedIF: "GradedIF",
     SpikingMaxPool: "max", ReadoutDynamics: "readout", Integrator: "readout",
 }  # fmt: skip
+KNOWN = f"use one of {', '.join(dict.fromkeys(kind for kind in KINDS.values() if kind[0].isupper()))}"
 OTHERWISE = "put ReLU, pooling and BatchNorm in place of it in the ANN, and train again"
 Shape = tuple[int, ...]
 
 
 def outline(network: Any) -> Outline:
-    """The outline of a ``SpikingNetwork``, which is left as it is."""
+    """The outline of a ``SpikingNetwork``, which is left as it is: of the one that is exported, without batch-norm."""
+    with suppress(SimulationError):  # what cannot be folded is told by its name
+        network = folded(network) if needs_folding(network) else network
     shapes = network.shapes()
     found = Outline(tuple(network.input_shape), INPUT, encoder=type(network.encoder).__name__, read=network.read)
     found.real_input = not network.encoder.spikes
@@ -60,7 +66,7 @@ def _layer(name: str, layer: Layer, shapes: dict[str, Shape]) -> OutlinedLayer:
     ]
     dynamics: Any = layer.dynamics
     kind = KINDS.get(type(dynamics)) or _named(dynamics)
-    advice = "" if type(dynamics) in KINDS else OTHERWISE
+    advice = "" if type(dynamics) in KINDS else KNOWN if isinstance(dynamics, Neuron) else OTHERWISE
     return outlined(
         name, shapes[name], connections, kind=kind, advice=advice, to_zero=getattr(dynamics, "reset", "") == "zero",
         levels=int(getattr(dynamics, "levels", 0)), pools=isinstance(dynamics, SpikingMaxPool), leaks=_leaks(dynamics),
@@ -79,9 +85,12 @@ def _named(dynamics: Any) -> str:
 
 def _leaks(dynamics: Any) -> tuple[float, ...]:
     """Factors of a step that are known: on the meta device none are."""
-    values = [getattr(dynamics, name, None) for name in ("leak", "synaptic_leak")]
-    known = [v.detach().unique().tolist() for v in values if isinstance(v, Tensor) and v.device.type != "meta"]
-    return tuple(sorted({float(v) for found in known for v in found}))
+    found: set[float] = set()
+    for name in ("leak", "synaptic_leak"):
+        value = getattr(dynamics, name, None)
+        if isinstance(value, Tensor) and value.device.type != "meta":
+            found |= set(value.detach().unique().tolist())
+    return tuple(sorted(found))
 
 
 def _connection(source: str, synapse: Synapse, shape: Shape, lag: int, layer: Layer) -> OutlinedConnection:
@@ -99,14 +108,13 @@ def _connection(source: str, synapse: Synapse, shape: Shape, lag: int, layer: La
     return OutlinedConnection(source, matrix, lag=lag, operations=tuple(operations))
 
 
-def _after(pattern: Pattern, joined: Pattern, operation: Operation) -> Pattern:
+def _after(pattern: Pattern, joined: Pattern, operation: Operation) -> Pattern | None:
     """A dense layer reads whatever reaches any of the values before it, whose form is not that of one vector perhaps."""
     if operation.kind == "Linear":
-        n = operation.after[0]
-        return Pattern(
-            pattern.channels.any(0)[None].repeat(n, 0), pattern.rows.any(0, keepdims=True), pattern.columns.any(0, keepdims=True)
-        )
-    return pattern if operation.kind in ("shape", "Scale") else pattern.then(joined)
+        return pattern.merged(operation.after[0])
+    if operation.kind in ("shape", "Scale"):
+        return pattern
+    return pattern.then(joined) if pattern.reaches == joined.reads else None
 
 
 def _operation(op: nn.Module, shape: Shape) -> Operation:
@@ -151,10 +159,8 @@ def _identity(weight: Tensor) -> int:
 
 def _pattern(op: nn.Module, operation: Operation) -> Pattern | None:
     before, after = operation.before, operation.after
-    if operation.kind in ("shape", "Scale"):
-        return same(before[:1])  # unused
-    if operation.kind == "Linear":
-        return dense(before, after[0])
+    if operation.kind in ("shape", "Scale", "Linear"):
+        return same((1,))  # ``_after`` needs none
     if operation.kind in ("Conv1d", "Conv2d", "average", "sum", "max") and len(before) <= 3:
         groups = operation.groups if operation.kind.startswith("Conv") else before[0]
         return sliding(before, after, operation.kernel, operation.stride, operation.padding, operation.dilation, groups)

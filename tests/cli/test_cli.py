@@ -300,7 +300,22 @@ def test_a_target_is_checked_before_training_and_before_anything_is_written(fini
     assert refused.exit_code == 1
     assert "the network does not fit xylo; what stands in the way is above" in refused.output
     assert not file.exists()
+    fixed = spikeprop("export", finished, "-o", file, "--target", "generic-4")
+    assert fixed.exit_code == 0, fixed.output
+    assert re.search(r"in the integers of generic\n +integers of \S+ +weights off by \d+\.\d+ % in [2-4] bits", fixed.output)
+    simulated = spikeprop("simulate", finished, "--backend", "reference", "--samples", 3, "--target", "generic-4")
+    assert simulated.exit_code == 0, simulated.output
+    assert re.search(r"integers of \S+ +weights off by", simulated.output)
     assert "there is no target 'loihi3'; did you mean" in spikeprop("export", finished, "--target", "loihi3").output
+
+
+def test_a_recipe_whose_network_does_not_fit_its_target_is_refused() -> None:
+    refused = spikeprop("check", "digits_cnn_stdb", "simulate.target=speck")
+    assert refused.exit_code != 0
+    assert "simulate.target: the network does not fit speck\n  layer 'input': the input is numbers" in refused.output
+    assert (
+        "there is no target 'spek'; did you mean 'speck'?" in spikeprop("check", "digits_cnn_stdb", "simulate.target=spek").output
+    )
 
 
 def test_a_target_s_budget_and_energies(finished: Path) -> None:

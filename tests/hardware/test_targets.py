@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from spikeprop_hardware.targets.target import LAYERS, NEURONS, POOLINGS, RESETS
 from torch import nn
 
 from spikeprop.ann import VGG
+from spikeprop.convert import spiking as from_module
 from spikeprop.convert.graph import to_spiking
-from spikeprop.deploy import to_nir
+from spikeprop.deploy import RunOn, compare, export, to_nir
 from spikeprop.snn import IF, LIF, CubaLIF, Direct, Encoder, Layer, Poisson, SpikingMaxPool, SpikingNetwork, Synapse
 from spikeprop.snn.outline import outline
 from tests.hardware import counting
@@ -137,6 +139,20 @@ def test_a_layer_that_no_chip_computes_does_not_hide_the_others() -> None:
     ]
 
 
+def test_what_export_folds_is_folded_and_arithmetic_is_told_by_name() -> None:
+    block = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), IF(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)
+    )
+    made = from_module(block, (1, 8, 8))
+    fit = made.fits("loihi2")
+    assert fit, fit
+    conv = outline(made).populations[0].connections[0]
+    assert [(op.kind, op.bias) for op in conv.operations] == [("Conv2d", True)]  # type: ignore[attr-defined]
+    computing = spiking(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 2), shape=(6,))
+    told = [f.what for f in computing.fits("loihi2").findings if f.stops]
+    assert {"computes gelu", "computes LayerNorm"} <= set(told) or {"computes GELU", "computes LayerNorm"} <= set(told), told
+
+
 @pytest.mark.parametrize("seed", range(len(KINDS)), ids=KINDS)
 def test_shapes_alone_give_the_budget_that_the_matrices_give(seed: int) -> None:
     network, _ = random_network(seed)
@@ -177,6 +193,16 @@ def test_the_budget_of_large_networks_equals_an_independent_count(name: str, siz
     assert energy_table(drawn, [still, *quiet], 4).macs == macs
 
 
+def test_a_network_that_fits_is_simulated_in_the_chip_s_own_widths(tmp_path: Path) -> None:
+    network = spiking(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3), shape=(1, 8, 8)).eval()
+    export(network, tmp_path / "n.nir")
+    images, where = torch.rand(4, 1, 8, 8), RunOn(backend="reference", precision="fixed", target="speck")
+    found = compare(network, tmp_path / "n.nir", images, torch.zeros(4, dtype=torch.int64), 6, print, where)
+    assert [(layer["exponents"], layer["bits"] <= 8, layer["load"] < 1) for layer in found["quantization"]] == [
+        ((-1,), True, True)
+    ] * 2
+
+
 def test_energies_by_hand_and_the_network_that_loses_is_told() -> None:
     network = spiking(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False), shape=(4,))
     sent = [
@@ -192,6 +218,7 @@ def test_energies_by_hand_and_the_network_that_loses_is_told() -> None:
     queue = word(1000)
     first = 6 * word(12) + 2 * 6 * word(3) + 2 * queue
     second = 10 * word(6) + 2 * 10 * word(2) + 5 * queue
+    assert arithmetic.snn is not None
     assert memory.snn is not None
     assert memory.ann is not None
     assert memory.snn.most == pytest.approx(first + second + 5 * queue)

@@ -87,12 +87,12 @@ def energy_table(outline: Outline, active: Sequence[Activity], steps: int, targe
     macs = sum(_macs(op) for op in operations)
     synops = sum(layer.synops for layer in active)
     numbers = by_name[outline.input].events if outline.real_input else 0.0
-    arithmetic = _sum(_times(ADD, synops - numbers + _updates(outline) * steps), _times(MAC, numbers)), _times(MAC, macs)
-    memory = _memory_of_spikes(outline, by_name, steps, chip), _memory_of_numbers(operations, chip)
+    sums = _sum(_times(ADD, synops - numbers + _updates(outline) * steps), _times(MAC, numbers)), _times(MAC, macs)
+    traffic = _memory_of_spikes(outline, by_name, steps, chip), _memory_of_numbers(operations, chip)
     rows = [
-        Energy("arithmetic", *arithmetic, HOROWITZ),
-        Energy("memory", *memory, LEMAIRE),
-        Energy("arithmetic and memory", *(_sum(*pair) for pair in zip(arithmetic, memory)), f"{HOROWITZ}, {LEMAIRE}"),
+        Energy("arithmetic", *sums, HOROWITZ),
+        Energy("memory", *traffic, LEMAIRE),
+        Energy("arithmetic and memory", _sum(sums[0], traffic[0]), _sum(sums[1], traffic[1]), f"{HOROWITZ}, {LEMAIRE}"),
         _of_the_chip(outline, synops, steps, chip),
     ]
     return EnergyTable(rows, synops, macs, _advice(rows[2], synops, macs, steps))

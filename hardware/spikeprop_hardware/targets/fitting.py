@@ -285,6 +285,8 @@ def _bits(count: int) -> int:
 
 def _counts(found: Budget, outline: Outline, chip: Target) -> Iterator[Finding]:
     for text in found.problems:
+        if chip.chips == 1 and text.startswith("the network needs "):
+            continue  # told below, or by its layers
         what, _, change = text.partition("; ")
         where = next((p.name for p in outline.populations if f"layer {p.name!r}" in what), "")
         _, _, what = what.partition(f"layer {where!r} ") if where and what.startswith("layer") else ("", "", what)

@@ -12,10 +12,9 @@ matrix with weights in it, entry by entry.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from scipy import sparse
 
 Shape = tuple[int, ...]
 
@@ -44,7 +43,7 @@ class Joins(Protocol):
 class Stored:
     """The entries of a matrix."""
 
-    matrix: sparse.csr_matrix
+    matrix: Any  # csr_matrix
 
     def per_target(self) -> np.ndarray:
         return np.diff(self.matrix.indptr)
@@ -69,6 +68,21 @@ class Pattern:
     rows: np.ndarray
     columns: np.ndarray
 
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Form of the sources."""
+        return tuple(axis.shape[1] for axis in (self.channels, self.rows, self.columns))
+
+    @property
+    def reaches(self) -> tuple[int, ...]:
+        """Form of the targets."""
+        return tuple(axis.shape[0] for axis in (self.channels, self.rows, self.columns))
+
+    def merged(self, outputs: int) -> Pattern:
+        """Targets that each read all sources that any target reads."""
+        channels, rows, columns = (np.asarray(axis.any(0)) for axis in (self.channels, self.rows, self.columns))
+        return Pattern(channels[None].repeat(outputs, 0), rows[None], columns[None])
+
     def then(self, other: Pattern) -> Pattern:
         """This one, and then another from its targets on."""
         pairs = zip((other.channels, other.rows, other.columns), (self.channels, self.rows, self.columns))
@@ -88,7 +102,7 @@ class Pattern:
         high, wide = len(self.rows), len(self.columns)
         size = high * wide
         pieces = _by_channel(start, end, size)
-        groups = [(self.channels[c : c + more].any(0), self._places(*between)) for c, more, between in pieces]
+        groups = [(np.asarray(self.channels[c : c + more].any(0)), self._places(*between)) for c, more, between in pieces]
         return sum(_united(groups, combination) for combination in range(1, 2 ** len(groups)))
 
     def _places(self, start: int, end: int) -> np.ndarray:
@@ -138,12 +152,6 @@ def same(shape: Shape) -> Pattern:
     """Each source reaches one target."""
     channels, rows, columns = (np.eye(n, dtype=bool) for n in as_images(shape))
     return Pattern(channels, rows, columns)
-
-
-def dense(before: Shape, outputs: int) -> Pattern:
-    """Every source reaches every one of ``outputs`` targets."""
-    channels, high, wide = as_images(before)
-    return Pattern(np.ones((outputs, channels), bool), np.ones((1, high), bool), np.ones((1, wide), bool))
 
 
 def sliding(

@@ -45,7 +45,7 @@ class Xylo(Target):
         "weight_bits": OVERVIEW,
         "state_bits": ONM,
         "per_channel": f"{OVERVIEW}: 8-bit weights, no exponents but one shift a group",
-        "exponents": "rockpool, config_from_specification: all weights of a group are shifted to the left; how far is not published",
+        "exponents": "rockpool, config_from_specification: weights of a group are shifted to the left; how far is not published",
         "payload_bits": f"{OVERVIEW}: events",
         "neurons": f"{OVERVIEW}: LIF with one or two exponential synapses; potentials always decay",
         "resets": OVERVIEW,
