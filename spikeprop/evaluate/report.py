@@ -82,9 +82,14 @@ def energies(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]
     arithmetic, chip = values["energy_joules"], values["simulate"].get("chip") or {}
     ann = arithmetic["ann"] * 1e6 if "ann" in arithmetic else None
     found: list[tuple[str, float | None, float]] = [(ENERGY_MODEL, ann, arithmetic["snn"] * 1e6)]
-    traffic = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == "memory"]
-    found += [(TRAFFIC, row["ann"][1] * 1e6 if ann is not None else None, row["snn"][1] * 1e6) for row in traffic]
     return found + ([(chip["energy_model"], None, chip["energy_joules"] * 1e6)] if "energy_model" in chip else [])
+
+
+def traffic(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+    """The same by reads and writes of memory, of a run that simulated its network."""
+    chip, known = values["simulate"].get("chip") or {}, "ann" in values["energy_joules"]
+    rows = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == "memory"]
+    return [(TRAFFIC, row["ann"][1] * 1e6 if known else None, row["snn"][1] * 1e6) for row in rows]
 
 
 def steps_text(steps: str | int, levels: int) -> str:
