@@ -21,7 +21,7 @@ import numpy as np
 
 from spikeprop_hardware.environment import lava_python
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.integer import IntegerNetwork, save
+from spikeprop_hardware.integer import STATE_BITS, IntegerNetwork, save
 from spikeprop_hardware.recording import SimulationResult
 
 Steps = tuple[int, int]  # time steps done, all
@@ -55,6 +55,9 @@ def run_lava(
         folder = Path(temporary)
         shutil.copytree(Path(__file__).parent, folder / "spikeprop_hardware", ignore=shutil.ignore_patterns("__pycache__"))
         if isinstance(network, IntegerNetwork):
+            narrow = [p.name for p in network.populations if p.state_bits != STATE_BITS]
+            if narrow:
+                raise HardwareError(f"layers {', '.join(narrow)} have narrower state than Lava's 24 bits; use backend reference")
             file, data = folder / "network.npz", network.encode(inputs)
             save(network, file)
         else:
