@@ -5,7 +5,7 @@ integers of Loihi 2: ``simulate(nir_file, inputs)`` returns every spike and outp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SpikepropError
+from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SimulatorMissing, SpikepropError
 
 if TYPE_CHECKING:
     from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
@@ -39,6 +39,7 @@ __all__ = [
     "Recording",
     "SimulationResult",
     "Simulator",
+    "SimulatorMissing",
     "SpikepropError",
     "SpikingMaxPool2d",
     "activity",
