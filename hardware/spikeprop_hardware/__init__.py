@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
     from spikeprop_hardware.environment import lava_is_ready, why_no_lava
     from spikeprop_hardware.events import binned
-    from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d
+    from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d, StepLIF
     from spikeprop_hardware.integer import IntegerNetwork
     from spikeprop_hardware.network import ChipNetwork, lay_out
     from spikeprop_hardware.netx import quantize_for_netx, write_netx
@@ -42,6 +42,7 @@ __all__ = [
     "SimulatorMissing",
     "SpikepropError",
     "SpikingMaxPool2d",
+    "StepLIF",
     "activity",
     "binned",
     "budget",

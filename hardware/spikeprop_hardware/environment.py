@@ -81,9 +81,7 @@ class Environment:
     def _make(self, folder: Path, base: Path, notify: Callable[[str], None]) -> None:
         broken = (folder / ".ready").exists()
         what = (
-            f"{self.title}'s environment is broken, so it is made again"
-            if broken
-            else f"making {self.title}'s environment once"
+            f"{self.title}'s environment is broken, so it is made again" if broken else f"making {self.title}'s environment once"
         )
         notify(f"{what}, in {folder}, with {base}")
         shutil.rmtree(folder, ignore_errors=True)  # incomplete where a run was stopped

@@ -66,8 +66,8 @@ def run_worker(
     except (queue.Empty, subprocess.TimeoutExpired):
         where = f"after step {reached[-1][0]} of {reached[-1][1]}" if reached else "before its first step"
         raise HardwareError(
-            f"{title}'s worker (process {worker.pid}) made no progress for {patience:g} s {where} and was ended: run it again, on "
-            f"a machine that is less busy if there is one; {instead}or, where a slice of this run may take so long, a longer "
+            f"{title}'s worker (process {worker.pid}) made no progress for {patience:g} s {where} and was ended: run it again, "
+            f"on a machine that is less busy if there is one; {instead}or, where a slice of this run may take so long, a longer "
             f"patience. Its last output:\n{''.join(tail) or 'none'}"
         ) from None
     finally:

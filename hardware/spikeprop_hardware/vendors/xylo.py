@@ -1,10 +1,12 @@
 """SynSense's Xylo (Audio 2, SYNS61201): networks in its integers, our model of it, and xylosim 0.1.3, the vendor's.
 
-One population of hidden neurons, which may read each other, and one of output neurons. All state has 16 bits and saturates. In
+One population of hidden neurons, which may read each other, and one of output neurons, which are the network's last layer of
+neurons: the host takes the readout of their spikes. All state has 16 bits and saturates. In
 a step, with w the 8-bit weight of a synapse shifted up, s up to 15 spikes of an input and up to 31 of a hidden neuron, the
 latter's of the step before,
 
-    i = clip(i + w) for each spike, one after another;   i = i - decay(i, syn);   v = clip(v + clip(clip(i - decay(v, mem)) + bias))
+    i = clip(i + w) for each spike, one after another;   i = i - decay(i, syn)
+    v = clip(v + clip(clip(i - decay(v, mem)) + bias))
     while v >= theta and fewer than 31 (output neurons: 1) were sent: one spike is sent, and v = v - theta
     decay(x, k) = x >> k, or 1 with the sign of x where that is 0
 
@@ -97,17 +99,13 @@ def lower(network: ChipNetwork) -> XyloNetwork:
 
 
 def _spiking(network: ChipNetwork) -> list[Population]:
-    """The populations of neurons, in order; the output is the last one's spikes."""
-    *layers, last = network.populations
-    plain = (
-        last.theta is None and len(last.connections) == 1 and layers and last.connections[0].source == layers[-1].name
-        and not last.bias.any() and network.output in ("", last.name)
-    )  # fmt: skip
-    matrix = last.connections[0].matrix
-    if not plain or matrix.shape[0] != matrix.shape[1] or (matrix != sparse.identity(matrix.shape[0])).nnz:
+    """The populations of neurons, in order; the chip's output is the last one's spikes."""
+    layers = [p for p in network.populations if p.theta is not None]
+    readers = {c.source for p in network.populations if p.theta is None for c in p.connections}
+    if not layers or readers - {layers[-1].name}:
         raise HardwareError(
-            "Xylo's output is the spikes of its output neurons, and this network's is a sum of weights: end it with a layer of "
-            "CubaLIF neurons"
+            "Xylo's output is the spikes of its output neurons, and this network's readout reads others: it can read the last "
+            "layer of neurons alone, of which the host takes the sum"
         )
     for p in layers:
         wrong = next((what for what, is_so in _unable(p, layers[-1].name).items() if is_so), None)
@@ -137,9 +135,7 @@ def _leaks(p: Population) -> tuple[np.ndarray, np.ndarray]:
     assert p.synaptic_leak is not None
     leak = np.ones(len(p.bias)) if p.leak is None else p.leak
     if p.synaptic_leak.min() < 1 / 3:
-        raise HardwareError(
-            f"layer {p.name!r} has a synaptic leak of {p.synaptic_leak.min():.3g}, and Xylo's smallest is 0.5: it halves a current"
-        )
+        raise HardwareError(f"layer {p.name!r} has a synaptic leak of {p.synaptic_leak.min():.3g}, and Xylo's is at least 0.5")
     return leak, p.synaptic_leak
 
 
