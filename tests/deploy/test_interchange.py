@@ -234,7 +234,7 @@ def test_libraries_elsewhere_read_the_file_with_equal_outputs(
 def test_two_spikes_in_a_step_are_refused_where_a_reader_sends_them() -> None:
     network = bounded(LIF(leak=0.7))
     portable(to_nir(network), "sinabs")
-    network.neurons()["b"].v_threshold = torch.tensor(0.5)
+    network.neurons()["b"].v_threshold = torch.tensor(0.7)
     with pytest.raises(NirError, match=r"node 'b' may reach 2\.\d+ thresholds in a step, where sinabs sends 2 spikes"):
         portable(to_nir(network), "sinabs")
     network.encoder = Direct()
