@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from spikeprop_hardware.environment import lava_python
-from spikeprop_hardware.integer import IntegerNetwork, save
+from spikeprop_hardware.errors import HardwareError
+from spikeprop_hardware.integer import STATE_BITS, IntegerNetwork, save
 from spikeprop_hardware.recording import SimulationResult
 from spikeprop_hardware.workers import copy_package, run_worker
 
@@ -47,6 +48,9 @@ def run_lava(
         folder = Path(temporary)
         copy_package(folder)
         if isinstance(network, IntegerNetwork):
+            narrow = [p.name for p in network.populations if p.state_bits != STATE_BITS]
+            if narrow:
+                raise HardwareError(f"layers {', '.join(narrow)} have narrower state than Lava's 24 bits; use backend reference")
             file, data = folder / "network.npz", network.encode(inputs)
             save(network, file)
         else:

@@ -3,8 +3,8 @@
 from spikeprop_hardware import read_nir
 
 from spikeprop.deploy.chip import chip_budget
-from spikeprop.deploy.comparison import Target, compare, encoded, record
-from spikeprop.deploy.files import export, export_netx
+from spikeprop.deploy.comparison import RunOn, compare, encoded, record
+from spikeprop.deploy.files import export, export_netx, export_onnx
 from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.quantised import QuantisedBPTT
 from spikeprop.deploy.reading import ENCODERS, from_nir, layer_names
@@ -13,12 +13,13 @@ from spikeprop.deploy.writing import to_nir
 __all__ = [
     "ENCODERS",
     "QuantisedBPTT",
-    "Target",
+    "RunOn",
     "chip_budget",
     "compare",
     "encoded",
     "export",
     "export_netx",
+    "export_onnx",
     "from_nir",
     "layer_names",
     "portable",

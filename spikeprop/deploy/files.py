@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nir
 import numpy as np
-from spikeprop_hardware import quantize_for_netx, write_netx
+from spikeprop_hardware import quantize_for_netx, step_model, write_netx
 
 from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.writing import to_nir
@@ -87,3 +87,29 @@ def export_netx(network: SpikingNetwork, path: Path | str) -> list[dict[str, Any
     made, report = quantize_for_netx(to_nir(network))
     write_atomically(Path(path), lambda temporary: write_netx(made, temporary))
     return [asdict(layer) for layer in report]
+
+
+def export_onnx(
+    network: SpikingNetwork,
+    path: Path | str,
+    *,
+    precision: Literal["float", "fixed"] = "float",
+    input_limit: float | None = None,
+    timesteps: int | None = None,
+) -> None:
+    """Write one time step of the network as an ONNX model with its state in and out, atomically; ``step_model`` says what it is.
+
+    Args:
+        network: left as it is.
+        path: ONNX file.
+        precision: "float", or "fixed" for the chip's integers.
+        input_limit: largest absolute input of integers; default what the encoder can represent, else as of ``quantize``.
+        timesteps: of a simulation, which the integers' output gets room for.
+
+    Raises:
+        NirError: what NIR, on the way there, cannot hold.
+        HardwareError: onnx is missing; what integers cannot hold, or ONNX cannot say; nothing is written.
+    """
+    limit = input_limit if input_limit is not None else network.encoder.limit
+    model = step_model(to_nir(network), precision=precision, input_limit=limit, timesteps=timesteps)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(model.SerializeToString()))
