@@ -21,6 +21,7 @@ from torch import nn
 
 from spikeprop.cli import main
 from spikeprop.data import in_memory
+from spikeprop.deploy import read_nir
 from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import save_checkpoint
@@ -375,7 +376,7 @@ def test_verbs_for_checkpoints_take_a_run_folder(finished: Path, tmp_path: Path)
         written = [spikeprop("export", *source, "-o", tmp_path / f"{i}.nir")
                    for i, source in enumerate(([finished, *options], [finished / f"{network}.safetensors"]))]  # fmt: skip
         assert [result.exit_code for result in written] == [0, 0], written
-        graphs = [nir.read(str(tmp_path / f"{i}.nir")) for i in range(2)]
+        graphs = [read_nir(tmp_path / f"{i}.nir") for i in range(2)]
         theta = [{name: vars(n)["v_threshold"] for name, n in g.nodes.items() if "v_threshold" in vars(n)} for g in graphs]
         assert theta[0].keys() == theta[1].keys()
         assert all(np.array_equal(theta[0][name], theta[1][name]) for name in theta[0])
