@@ -253,14 +253,20 @@ class SimulationSettings:
     Attributes:
         samples: test images that are simulated; 0 leaves the stage out.
         backend: "lava", or the "reference" simulator that equals it; a run takes the reference too where Lava cannot be had.
+        bits: weight formats (2 to 8, "ternary") whose accuracy in integers the report compares, on ``bits_samples`` test images.
+        bits_samples: of that comparison.
     """
 
     samples: int = 20
     backend: Backend = "lava"
+    bits: list[int | Literal["ternary"]] = field(default_factory=list)
+    bits_samples: int = 1000
 
     def __post_init__(self) -> None:
         if self.samples < 0:
             raise ValueError(f"samples is {self.samples}; use 0 to leave the simulation out")
+        if self.bits_samples < 1 or any(b not in (*range(2, 9), "ternary") for b in self.bits):
+            raise ValueError(f"bits is {self.bits} on {self.bits_samples} samples; formats are 2 to 8 and ternary, on 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
