@@ -73,6 +73,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"{where} spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
         rows += [("not on Lava", simulated["why"])] if "why" in simulated else []
         rows += chip_rows(simulated["chip"])
+        rows += [(f"in integers, weights of {format_text(f['bits'])}", accuracy_text(f)) for f in simulated.get("bits", ())]
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
 
@@ -129,6 +130,16 @@ def scalars_by_steps(found: dict[str, Any]) -> dict[str, dict[int, float]]:
         for layer, rate in active["rates"].items():
             scalars.setdefault(f"rate by T/{layer}", {})[int(t)] = rate
     return scalars
+
+
+def format_text(bits: int | str) -> str:
+    """A weight format in words."""
+    return bits if isinstance(bits, str) else f"{bits} bits"
+
+
+def accuracy_text(found: dict[str, Any]) -> str:
+    """Accuracy of one weight format, or why there is none."""
+    return found["why"] if found["accuracy"] is None else f"{found['accuracy']:.2f} % of {found['samples']} samples"
 
 
 def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:

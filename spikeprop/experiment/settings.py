@@ -256,11 +256,15 @@ class SimulationSettings:
         backend: "lava", or the "reference" simulator that equals it; a run takes the reference too where Lava cannot be had.
         target: chip that the network must fit before it is trained, and whose integers it is simulated in ("loihi2", "speck",
             ..., as of `check --target`); null for none, and floating point.
+        bits: weight formats (2 to 8, "ternary") whose accuracy in integers the report compares, on ``bits_samples`` test images.
+        bits_samples: of that comparison.
     """
 
     samples: int = 20
     backend: Backend = "lava"
     target: str | None = None
+    bits: list[int | Literal["ternary"]] = field(default_factory=list)
+    bits_samples: int = 1000
 
     def __post_init__(self) -> None:
         if self.samples < 0:
@@ -270,6 +274,9 @@ class SimulationSettings:
                 found_target(self.target)
             except HardwareError as error:
                 raise ValueError(f"target: {error}") from error
+
+        if self.bits_samples < 1 or any(b not in (*range(2, 9), "ternary") for b in self.bits):
+            raise ValueError(f"bits is {self.bits} on {self.bits_samples} samples; formats are 2 to 8 and ternary, on 1 or more")
 
     def check_fit(self, outline: Callable[[], SpikingNetwork]) -> None:
         """Raises RecipeError, with everything that stands in the way, if the network does not fit the target."""
