@@ -168,8 +168,8 @@ class ClusterTrial:
         try:
             node, kind, code, why = self.cluster.ray.get(self._result)
         except self.cluster.ray.exceptions.RayError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return self._lost(f"its worker was lost ({lines[0].rstrip('.') if lines else type(error).__name__})")
+            said = " ".join(str(error).split()).partition(". ")[0]
+            return self._lost(f"its worker was lost ({said or type(error).__name__})")
         self._result = None
         if kind == UNFIT:
             self.cluster.leave_out(node, why)

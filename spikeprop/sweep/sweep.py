@@ -11,9 +11,10 @@ import csv
 import io
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,12 @@ class Sweep:
         """Where the trials run; afterwards the folder is free again."""
         place: Place | None = None
         try:
-            place = Cluster(self.plan, self.folder, self.notify) if self.plan.on == "ray" else ThisMachine(self.plan)
-            yield place
+            if self.plan.on == "ray":
+                with redirect_stdout(sys.stderr):  # Ray prints what its nodes say, and stdout is for the result
+                    place = Cluster(self.plan, self.folder, self.notify)
+                    yield place
+            else:
+                yield ThisMachine(self.plan)
         finally:
             if place is not None:
                 place.close()

@@ -150,6 +150,7 @@ def test_eight_trials_on_two_nodes_survive_a_killed_trial_and_a_lost_node(cluste
     starts = {name: (folder / name / "starts.txt").read_text() for name in found}
     with Program(None, command, tmp_path / "again") as again:  # everything is there
         assert again.ended() == 0, again.output
+        assert "its worker was lost" not in again.output
     assert {name: (folder / name / "starts.txt").read_text() for name in found} == starts
 
 
