@@ -596,6 +596,10 @@ def test_diagnose_tells_where_the_conversion_loses(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "T = 2: the spiking network predicts as the ANN for" in result.output
     assert "silent channels" in result.output
+    found = json.loads(spikeprop("diagnose", finished, "--timesteps", "2", "--samples", 20, "--json").stdout)
+    assert found["images"] == 20
+    assert 0 <= found["agreement"]["2"] <= 100
+    assert {"layer", "own", "clipping", "cause", "advice"} <= found["layers"][0].keys()
     refused = spikeprop("diagnose", finished / "converted.safetensors")
     assert refused.exit_code != 0
     assert "needs the ANN as well" in refused.output
