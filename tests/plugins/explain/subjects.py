@@ -12,6 +12,7 @@ import spikeprop as sp
 from spikeprop.plugins.explain.step import TrainingStep
 from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import SpikingNetwork, Surrogate
+from spikeprop.snn.readout import Read
 from spikeprop.snn.timed_input import time_first
 
 
@@ -70,7 +71,7 @@ def spiking(surrogate: Surrogate | None = None, timesteps: int = 4, **settings: 
     return TrainingStep(name="spiking", model=snn, x=torch.rand(2, 6), y=torch.tensor([0, 2]), timesteps=timesteps)
 
 
-def sequences(*, unequal: bool = False, read: str = "sum", leaky: bool = False, neuron: nn.Module | None = None) -> TrainingStep:
+def sequences(*, unequal: bool = False, read: Read = "sum", leaky: bool = False, neuron: nn.Module | None = None) -> TrainingStep:
     """Sequences into neurons that read their own spikes of the step before; ``leaky``: an integrator reads them out."""
     torch.manual_seed(1)
     recurrent = sp.Recurrent(neuron or sp.LIF(leak=0.9, v_threshold=0.3), nn.Linear(4, 4))
