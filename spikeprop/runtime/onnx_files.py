@@ -128,7 +128,8 @@ def _teach() -> None:
     from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
 
     slicing._do_slice = _sliced  # its own indexes with a list, which PyTorch gives up
-    gather.OnnxGather.slice_from_axis = staticmethod(_place)  # its own indexes with a tensor, also for one number
+    taught: Any = gather.OnnxGather
+    taught.slice_from_axis = staticmethod(_place)  # its own indexes with a tensor, also for one number
     if registry.OperationDescription(DOMAIN, EXPAND, 1) in registry._CONVERTER_REGISTRY:
         return
 
