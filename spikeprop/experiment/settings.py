@@ -69,6 +69,10 @@ class TrainingSettings:
     def check(self) -> None:
         """Build every component once: RecipeError for a bad value."""
         _build_all(self, self.rule.build)
+        if self.rule.build().needs_teacher:
+            raise RecipeError(
+                f"{self.rule.path}: trained from scratch, a network has no teacher; distil while fine-tuning"
+            )
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
