@@ -44,11 +44,14 @@ def fire(current_KBS, theta_S, leak_S, to_zero, v_BS, since_BS, tracks, spikes_T
 
 @_jit
 def back(
-    grad_TBS, spikes_TBS, slope_TBS, kind, height, decay, value_BS, theta_S, leak_S, to_zero, grad_v_BS, out_KBS, first, last
-):
+    grad_TBS, spikes_TBS, slope_TBS, kind, height, decay, value_BS, theta_S, leak_S, to_zero, x_TBS, v_BS, grad_v_BS, out_KBS,
+    of_theta_BS, of_leak_BS, trains_theta, trains_leak, first, last
+):  # fmt: skip
     """The reverse scan: gradients of the currents, summed where one step stands for all; ``grad_v_BS`` is overwritten.
 
     slope_TBS: u/theta - 1 of a triangle, or the surrogate's values; value_BS: STDB's value before the first step, overwritten.
+    Gradients of trained thresholds and leaks are added to of_theta_BS and of_leak_BS; they read x_TBS, which is u/theta - 1, and
+    v_BS, the potentials before the first step.
     """
     steps, neurons = grad_TBS.shape[0], theta_S.shape[0]
     one, zero = grad_v_BS.dtype.type(1), grad_v_BS.dtype.type(0)
@@ -78,6 +81,19 @@ def back(
                 grad, slope, spikes = grad_TBS[t, b, low:high], slopes[t], spikes_TBS[t, b, low:high]
                 out = out_KBS[t if out_KBS.shape[0] > 1 else 0, b, low:high]
                 adds = out_KBS.shape[0] == 1 and t < steps - 1
+                if trains_theta:
+                    of_theta, x = of_theta_BS[b, low:high], x_TBS[t, b, low:high]
+                    for s in range(high - low):
+                        of_reset = zero if to_zero else g[s] * spikes[s]
+                        of_theta[s] -= grad[s] * (slope[s] / theta[s]) * (x[s] + one) + of_reset
+                if trains_leak:
+                    of_leak, v = of_leak_BS[b, low:high], v_BS[b, low:high]
+                    x, fired = x_TBS[max(0, t - 1), b, low:high], spikes_TBS[max(0, t - 1), b, low:high]
+                    for s in range(high - low):
+                        kept = g[s] * (one - spikes[s]) if to_zero else g[s]
+                        u = (x[s] + one) * theta[s]
+                        left = u * (one - fired[s]) if to_zero else u - fired[s] * theta[s]
+                        of_leak[s] += (grad[s] * (slope[s] / theta[s]) + kept) * (left if t > 0 else v[s])
                 for s in range(high - low):
                     kept = g[s] * (one - spikes[s]) if to_zero else g[s]
                     of_u = grad[s] * (slope[s] / theta[s]) + kept
