@@ -3,7 +3,7 @@
 python benchmarks/finetuning.py --out results/benchmarks/finetuning.json
 python benchmarks/finetuning.py --contenders base "distill 0.9" --out results/benchmarks/finetuning.json
 
-One ANN (cached) is converted for T = 4 and fine-tuned by BPTT for one epoch, for each of several seeds, which draw the images of
+One ANN (cached) is converted for T = 2 and fine-tuned by BPTT for 200 steps, for each of several seeds, which draw the images of
 the calibration, the batches and the dropout. Every contender differs from "base" in what its name says. All are tested on the
 same images, so differences between contenders are paired. The same command again continues.
 """
@@ -17,7 +17,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from spikeprop.runtime.files import write_json
 from spikeprop.snn import ATan, FastSigmoid, Neuron, NeuronState, spike
 from spikeprop.snn.synapse import SampleDropout
 
-T = 4
 SIDE, WIDTHS = 16, (16, 32, 32)
 
 
@@ -61,7 +60,7 @@ class Choice:
         epochs: over the training images.
     """
 
-    calibrator: sp.ThresholdCalibrator = field(default_factory=lambda: sp.LeastSquares(timesteps=T))
+    calibrator: Callable[..., sp.ThresholdCalibrator] = sp.LeastSquares
     scale: float = 1.0
     reset_gradient: bool = False
     surrogate: sp.Surrogate = field(default_factory=lambda: sp.Triangle(height=0.3))
@@ -88,7 +87,7 @@ CONTENDERS: dict[str, Choice] = {
     "STDB": replace(BASE, surrogate=sp.STDB(alpha=0.3, beta=0.01)),
     "narrow": replace(BASE, surrogate=FastSigmoid(slope=25.0)),
     "arctangent": replace(BASE, surrogate=ATan(alpha=2.0)),
-    "light calibration": replace(BASE, calibrator=sp.LightCalibration(timesteps=T)),
+    "light calibration": replace(BASE, calibrator=sp.LightCalibration),
     "gradient through the reset": replace(BASE, reset_gradient=True),
     "batch-norm kept": replace(BASE, batch_norm=True),
     "label smoothing 0.1": replace(BASE, smoothing=0.1),
@@ -172,16 +171,19 @@ def trained_ann(x: Tensor, y: Tensor, epochs: int, seed: int, cache: Path) -> Fa
     return ann
 
 
-def converted(ann: FastCNN, calibrator: sp.ThresholdCalibrator, x: Tensor) -> sp.SpikingNetwork:
-    """The network that every choice with this calibrator starts from."""
-    return sp.convert(ann, [x], sp.IF(v_init=0.5, trainable=("threshold",)), calibrator=calibrator)
+def converted(ann: FastCNN, choice: Choice, x: Tensor, T: int) -> sp.SpikingNetwork:
+    """The network that every choice with this calibrator and this scale starts from."""
+    calibrator = choice.calibrator(timesteps=T)
+    network = sp.convert(ann, [x], sp.IF(v_init=0.5, trainable=("threshold",)), calibrator=calibrator)
+    for neuron in network.neurons().values():
+        neuron.set_threshold(neuron.v_threshold.detach() * choice.scale)
+    return network
 
 
-def changed(network: sp.SpikingNetwork, choice: Choice, x: Tensor) -> sp.SpikingNetwork:
+def changed(network: sp.SpikingNetwork, choice: Choice, x: Tensor, T: int) -> sp.SpikingNetwork:
     """The network that is fine-tuned."""
     network = copy.deepcopy(network)
     for name, neuron in network.neurons().items():
-        neuron.set_threshold(neuron.v_threshold.detach() * choice.scale)
         neuron.surrogate = choice.surrogate
         neuron.v_threshold.requires_grad_(choice.train_threshold)
         if choice.reset_gradient:
@@ -190,11 +192,11 @@ def changed(network: sp.SpikingNetwork, choice: Choice, x: Tensor) -> sp.Spiking
         (*_, last) = network.layers.values()
         last.synapses[0].ops.insert(len(last.synapses[0].ops) - 1, SampleDropout(choice.dropout))
     if choice.batch_norm:
-        keep_batch_norm(network, x)
+        keep_batch_norm(network, x, T)
     return network
 
 
-def keep_batch_norm(network: sp.SpikingNetwork, x: Tensor) -> None:
+def keep_batch_norm(network: sp.SpikingNetwork, x: Tensor, T: int) -> None:
     """Add to every layer of images a batch-norm of its current, whose gain and shift undo the statistics of these images."""
     norms = []
     for _, layer in network.named_layers():
@@ -213,60 +215,54 @@ def keep_batch_norm(network: sp.SpikingNetwork, x: Tensor) -> None:
         norm.eval()
 
 
-def rule_of(choice: Choice, ann: FastCNN) -> BPTT:
+def rule_of(choice: Choice, ann: FastCNN, T: int) -> BPTT:
     loss: Loss = CrossEntropy(label_smoothing=choice.smoothing)
     if choice.distill:
         loss = Distillation(weight=choice.distill, temperature=choice.temperature, loss=loss, teacher=ann)
     return BPTT(timesteps=T, loss=loss, average=choice.read == "mean", each_step=choice.read == "each step")
 
 
-def one(
-    choice: Choice,
-    ann: FastCNN,
-    data: Sequence[Tensor],
-    options: argparse.Namespace,
-    seed: int,
-    known: dict[str, sp.SpikingNetwork],
-) -> dict[str, Any]:
-    """Accuracies before and after, by T, and seconds of a training step; known: networks as converted."""
+Known = dict[tuple[Any, ...], tuple[sp.SpikingNetwork, dict[int, float]]]  # networks as converted, and their accuracies
+
+
+def one(choice: Choice, ann: FastCNN, data: Sequence[Tensor], options: argparse.Namespace, seed: int, known: Known) -> Any:
+    """Accuracies before and after, by T, and seconds of a training step."""
     torch.manual_seed(seed)
     x, y, x_test, y_test = data
-    test = list(zip(x_test.split(500), y_test.split(500)))
-    some = x[torch.randperm(len(x))[: options.calibration]]
-    key = f"{choice.calibrator} {seed}"
+    T, test = options.timesteps, list(zip(x_test.split(500), y_test.split(500)))
+    some, rows = x[torch.randperm(len(x))[: options.calibration]], torch.randperm(len(x))[: options.tuning]
+    key = (choice.calibrator, choice.scale, seed)
     if key not in known:
-        known[key] = converted(ann, choice.calibrator, some)
-    network = changed(known[key], choice, some)
-    before = snn_accuracy(network, test, timesteps=[1, 2, T])
-    rows = torch.randperm(len(x))[: options.tuning]
+        start = converted(ann, choice, some, T)
+        known[key] = start, snn_accuracy(start, test, timesteps=sorted({1, 2, T}))
+    start, before = known[key]
+    network = changed(start, choice, some, T)
     kinds: Any = {"Adam": torch.optim.Adam, "SGD": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)}
     optimizer, schedule = kinds[choice.optimizer](network.parameters(), lr=choice.lr), Cosine(warmup=0.05)
-    batches, start = Images(x[rows], y[rows], options.batch), time.process_time()
-    history = fit(network, rule_of(choice, ann), batches, optimizer, epochs=choice.epochs, schedule=schedule, seed=seed)
-    seconds = (time.process_time() - start) / (len(batches) * choice.epochs)
-    after = snn_accuracy(network, test, timesteps=[1, 2, T])
+    batches, began = Images(x[rows], y[rows], options.batch), time.process_time()
+    history = fit(network, rule_of(choice, ann, T), batches, optimizer, epochs=choice.epochs, schedule=schedule, seed=seed)
+    seconds = (time.process_time() - began) / (len(batches) * choice.epochs)
+    after = snn_accuracy(network, test, timesteps=sorted({1, 2, T}))
     return {"before": before, "after": after, "train": history[-1]["accuracy"], "loss": history[-1]["loss"], "step_s": seconds}
 
 
-def table(found: dict[str, list[dict[str, Any]]], ann: float) -> str:
+def table(found: dict[str, list[dict[str, Any]]], ann: float, T: int) -> str:
     """Mean and standard deviation over seeds."""
 
     def cell(values: list[float]) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         return f"{statistics.mean(values):6.2f} ±{spread:5.2f}"
 
-    lines = [f"ANN {ann:.2f} %; accuracy in percent at T = 1, 2 and {T}, mean and deviation of the seeds"]
-    lines += [f"{'':<28}{f'T = {T} before':>15}{f'T = {T}':>15}{'gain':>15}{'T = 2':>15}{'T = 1':>15}{'training':>10}"]
+    lines = [f"ANN {ann:.2f} %; accuracy in percent, mean and deviation of the seeds"]
+    others = [str(t) for t in (1, 2) if t != T]
+    heads = [f"T = {T} before", f"T = {T}", "gain", *(f"T = {t}" for t in others)]
+    lines.append(f"{'':<28}" + "".join(f"{head:>15}" for head in heads) + f"{'training':>10}")
     for name, runs in found.items():
-        if not runs:
-            continue
-        before, after = ([run[when][str(T)] for run in runs] for when in ("before", "after"))
-        gain = [b - a for a, b in zip(before, after)]
-        others = ["".join(cell([run["after"][t] for run in runs])) for t in ("2", "1")]
-        train = statistics.mean(run["train"] for run in runs)
-        lines.append(
-            f"{name:<28}" + "".join(f"{c:>15}" for c in (cell(before), cell(after), cell(gain), *others)) + f"{train:10.1f}"
-        )
+        if runs:
+            before, after = ([run[when][str(T)] for run in runs] for when in ("before", "after"))
+            values = [before, after, [b - a for a, b in zip(before, after)], *([run["after"][t] for run in runs] for t in others)]
+            train = statistics.mean(run["train"] for run in runs)
+            lines.append(f"{name:<28}" + "".join(f"{cell(value):>15}" for value in values) + f"{train:10.1f}")
     return "\n".join(lines)
 
 
@@ -291,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (accuracy,) = [float(ann_accuracy(ann, list(zip(data[2].split(500), data[3].split(500)))))]
     own = {k: v for k, v in settings(options).items() if k not in ("seeds", "threads", "cache")}
     found: dict[str, Any] = {}
-    known: dict[str, sp.SpikingNetwork] = {}
+    known: Known = {}
     if options.out and options.out.exists():
         kept = json.loads(options.out.read_text())
         if kept["settings"] != own:
@@ -306,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if options.out:
                     about = {"benchmark": "finetuning", "settings": own, "machine": machine(), "ann": accuracy}
                     write_json(options.out, {**about, "results": found})
-    print(table(found, accuracy))
+    print(table(found, accuracy, options.timesteps))
 
 
 if __name__ == "__main__":

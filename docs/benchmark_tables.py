@@ -94,15 +94,15 @@ def converted(found: dict[str, Any]) -> str:
 def finetuned(found: dict[str, Any]) -> str:
     """Accuracy of each choice before and after, and its difference from the base's with the same seed."""
     results = found["results"]
-    most = str(max(int(t) for t in results["base"][0]["after"]))
+    most, *others = sorted(results["base"][0]["after"], key=int, reverse=True)
     body = []
     for name, runs in results.items():
-        gains = [run["after"][most] - base["after"][most] for run, base in zip(runs, results["base"])]
-        cells = [mean_and_deviation([run["after"][t] for run in runs]) for t in (most, "2", "1")]
+        more = [run["after"][most] - base["after"][most] for run, base in zip(runs, results["base"])]
+        cells = [mean_and_deviation([run["after"][t] for run in runs]) for t in (most, *others)]
         before = mean_and_deviation([run["before"][most] for run in runs])
-        body.append((name, before, *cells, "" if name == "base" else mean_and_deviation(gains, "+"), len(runs)))
-    head = (f"%; ANN {found['ann']:.2f}", f"T = {most} before", f"T = {most} after", "T = 2", "T = 1", "more than base", "seeds")
-    return rows(head, body)
+        body.append((name, before, *cells, "" if name == "base" else mean_and_deviation(more, "+"), len(runs)))
+    head = [f"T = {t}" for t in (most, *others)]
+    return rows((f"%; ANN {found['ann']:.2f}", f"T = {most} before", *head, f"more than base, T = {most}", "seeds"), body)
 
 
 def mean_and_deviation(values: list[float], sign: str = "") -> str:
