@@ -267,18 +267,8 @@ def table(found: dict[str, list[dict[str, Any]]], ann: float, T: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = option_parser(
-        __doc__,
-        list(CONTENDERS),
-        images=20_000,
-        test=2_000,
-        epochs=12,
-        tuning=6_400,
-        batch=64,
-        calibration=256,
-        seeds=3,
-        threads=1,
-    )
+    sizes = {"images": 20_000, "test": 10_000, "epochs": 12, "tuning": 6_400, "batch": 32, "calibration": 128}
+    parser = option_parser(__doc__, list(CONTENDERS), timesteps=2, **sizes, seeds=3, threads=1)
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of the trained ANN, default {CACHE}")
     options = parse(parser, argv)
     torch.set_num_threads(options.threads)

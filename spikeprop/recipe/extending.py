@@ -82,9 +82,9 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
         known = found.get(key)
         if isinstance(known, str) and isinstance(value, Mapping) and "use" not in value:
             known = {"use": known}  # a bare component name gets settings
-        both = isinstance(known, Mapping) and isinstance(value, Mapping)
-        same = both and value.get("use", known.get("use")) == known.get("use")
-        found[key] = laid_over(known, value) if same else value
+        found[key] = value
+        if isinstance(known, Mapping) and isinstance(value, Mapping) and value.get("use", known.get("use")) == known.get("use"):
+            found[key] = laid_over(known, value)
     return found
 
 
