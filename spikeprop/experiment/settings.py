@@ -70,6 +70,8 @@ class TrainingSettings:
     def check(self) -> None:
         """Build every component once: RecipeError for a bad value."""
         _build_all(self, self.rule.build)
+        if self.rule.build().needs_teacher:
+            raise RecipeError(f"{self.rule.path}: trained from scratch, a network has no teacher; distil while fine-tuning")
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
@@ -293,8 +295,8 @@ class RunSettings:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may continue on another one.
         precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
             prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation. On the CPU bfloat16
-            holds for ANNs, where the processor multiplies it (AVX-512 BF16 or AMX); elsewhere, and for spiking networks, they
-            train in float32.
+            needs a processor that multiplies it (AVX-512 BF16 or AMX), else training is in float32; there it holds for ANNs, and
+            for spiking networks of images at up to 8 steps or with batch-norm, since packed spikes are multiplied in float32.
         sharded: with several processes, each keeps only its shard of what training keeps of the parameters (weights, gradients,
             optimiser state), for networks that do not fit into the memory of one; a run may continue with the other value.
     """

@@ -364,7 +364,7 @@ class SpikingNetwork(nn.Module):
             SimulationError: within torch.jit.trace, torch.export or a torch.func transform, or a hook that nothing calls.
         """
         given, packed = self._given(x, timesteps, lengths, chunk)
-        if packed and torch.is_grad_enabled() and observe is None and self.readout.trivial:
+        if packed and observe is None and self.readout.trivial and engine().trains(self, given):
             if self._plain_sum and lengths is None:
                 return engine().train(self, given, chunk, self.structured)
             return engine().train(self, given, chunk, lambda current_TBK: self._of_currents(current_TBK, given), each_step=True)
@@ -401,7 +401,7 @@ class SpikingNetwork(nn.Module):
             raise ValueError(
                 "this network has a delayed readout or a run beforehand, which make no value at each step; use forward"
             )
-        if packed and torch.is_grad_enabled() and observe is None:
+        if packed and observe is None and engine().trains(self, given):
             values_TBK = engine().train(self, given, chunk, lambda current: values_of(self, current)[0], each_step=True)
         else:
             values_TBK = torch.cat(list(self._simulation(given, packed, chunk, observe).values()))
