@@ -149,7 +149,10 @@ def test_tests_mirror_the_rooms() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "hardware").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
 def test_hardware_imports_neither_spikeprop_nor_torch(file: Path) -> None:
     packages = {name.partition(".")[0] for name in imports(file)}
-    assert not packages & {"spikeprop", "torch"}
+    allowed = (
+        {"torch"} if file.name.endswith("_worker.py") and file.parent.name == "vendors" else set()
+    )  # runs in another environment
+    assert not packages & {"spikeprop", "torch"} - allowed
 
 
 @pytest.mark.parametrize(("package", "file"), [("yaml", "recipe/text.py"), ("pydantic", "recipe/checking.py")])
