@@ -160,9 +160,10 @@ def budget(
     result(network=source, budget=chip)
     rows = chip_rows(chip)
     if inputs is not None:
-        about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
-        synops = sum(layer["synops"] for layer in chip["activity"])
-        rows += [("SynOps a sample", f"{synops:,.0f}"), (f"energy a sample ({chip['energy_model']})", about)]
+        rows.append(("SynOps a sample", f"{sum(layer['synops'] for layer in chip['activity']):,.0f}"))
+        if "energy_model" in chip:
+            about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
+            rows.append((f"energy a sample ({chip['energy_model']})", about))
     table(str(source), rows)
     columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
     if inputs is not None:
@@ -170,7 +171,11 @@ def budget(
         active = [(layer["name"], *(round(layer[kind]) for kind in kinds)) for layer in chip["activity"]]
         columns(("spikes of", "a sample", "payload bits", "synaptic events", "SynOps"), active)
     if "energy" in chip:
-        columns(("energy a sample (uJ)", "spiking", "ANN", "source"), energy_rows(chip["energy"]))
+        energies = energy_rows(chip["energy"])
+        columns(("energy a sample (uJ)", "spiking", "ANN"), [row[:3] for row in energies])
+        write()
+        for model, _, _, where in energies:
+            write(f"  {model}: {where}")
         write(f"\n  {chip['energy']['advice']}.")
 
 
