@@ -5,13 +5,13 @@ integers of Loihi 2: ``simulate(nir_file, inputs)`` returns every spike and outp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SpikepropError
+from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SimulatorMissing, SpikepropError
 
 if TYPE_CHECKING:
     from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, LayerBudget, activity, budget, energy_joules
     from spikeprop_hardware.environment import lava_is_ready, why_no_lava
     from spikeprop_hardware.events import binned
-    from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d
+    from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d, StepLIF
     from spikeprop_hardware.integer import IntegerNetwork
     from spikeprop_hardware.network import ChipNetwork, lay_out
     from spikeprop_hardware.netx import quantize_for_netx, write_netx
@@ -44,8 +44,10 @@ __all__ = [
     "Recording",
     "SimulationResult",
     "Simulator",
+    "SimulatorMissing",
     "SpikepropError",
     "SpikingMaxPool2d",
+    "StepLIF",
     "Target",
     "activity",
     "binned",

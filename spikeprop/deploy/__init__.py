@@ -6,6 +6,7 @@ from spikeprop.deploy.chip import chip_budget
 from spikeprop.deploy.comparison import RunOn, compare, encoded, record
 from spikeprop.deploy.files import export, export_netx, export_onnx
 from spikeprop.deploy.interchange import portable
+from spikeprop.deploy.precision import bits_curve, mixed_precision, sensitivity
 from spikeprop.deploy.quantised import QuantisedBPTT
 from spikeprop.deploy.reading import ENCODERS, from_nir, layer_names
 from spikeprop.deploy.writing import to_nir
@@ -14,6 +15,7 @@ __all__ = [
     "ENCODERS",
     "QuantisedBPTT",
     "RunOn",
+    "bits_curve",
     "chip_budget",
     "compare",
     "encoded",
@@ -22,8 +24,10 @@ __all__ = [
     "export_onnx",
     "from_nir",
     "layer_names",
+    "mixed_precision",
     "portable",
     "read_nir",
     "record",
+    "sensitivity",
     "to_nir",
 ]

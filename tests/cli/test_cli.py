@@ -21,6 +21,7 @@ from torch import nn
 
 from spikeprop.cli import main
 from spikeprop.data import in_memory
+from spikeprop.deploy import read_nir
 from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import save_checkpoint
@@ -380,7 +381,7 @@ def test_verbs_for_checkpoints_take_a_run_folder(finished: Path, tmp_path: Path)
         written = [spikeprop("export", *source, "-o", tmp_path / f"{i}.nir")
                    for i, source in enumerate(([finished, *options], [finished / f"{network}.safetensors"]))]  # fmt: skip
         assert [result.exit_code for result in written] == [0, 0], written
-        graphs = [nir.read(str(tmp_path / f"{i}.nir")) for i in range(2)]
+        graphs = [read_nir(tmp_path / f"{i}.nir") for i in range(2)]
         theta = [{name: vars(n)["v_threshold"] for name, n in g.nodes.items() if "v_threshold" in vars(n)} for g in graphs]
         assert theta[0].keys() == theta[1].keys()
         assert all(np.array_equal(theta[0][name], theta[1][name]) for name in theta[0])
@@ -600,6 +601,10 @@ def test_diagnose_tells_where_the_conversion_loses(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "T = 2: the spiking network predicts as the ANN for" in result.output
     assert "silent channels" in result.output
+    found = json.loads(spikeprop("diagnose", finished, "--timesteps", "2", "--samples", 20, "--json").stdout)
+    assert found["images"] == 20
+    assert 0 <= found["agreement"]["2"] <= 100
+    assert {"layer", "own", "clipping", "cause", "advice"} <= found["layers"][0].keys()
     refused = spikeprop("diagnose", finished / "converted.safetensors")
     assert refused.exit_code != 0
     assert "needs the ANN as well" in refused.output
