@@ -117,7 +117,7 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         if not chip.real_output:
             yield Finding(
                 name, "the output is a sum of currents", f"neurons of {chip.name} always spike",
-                "compute it on the host from the spikes of the layer before, or count the spikes of IF neurons in its place",
+                "the host computes it from the spikes of the last layer of neurons, which is the chip's output",
                 stops=False,
             )  # fmt: skip
         return
@@ -238,7 +238,7 @@ def _memories(outline: Outline, chip: Target) -> Iterator[Finding]:
     """Each layer needs a core of its own whose two memories hold it."""
     assert chip.weight_memory is not None
     assert chip.neuron_memory is not None
-    layers = [p for p in outline.populations if isinstance(p, OutlinedLayer) and p.kind != "max"]
+    layers = [p for p in outline.populations if isinstance(p, OutlinedLayer) and p.kind not in ("max", "readout")]
     needs = [(_weight_entries(p), len(p.bias)) for p in layers]
     cores = list(zip(chip.weight_memory, chip.neuron_memory))
     holds = np.array([[w <= core[0] and n <= core[1] for core in cores] for w, n in needs])
@@ -297,6 +297,9 @@ def _counts(found: Budget, outline: Outline, chip: Target) -> Iterator[Finding]:
             if most is not None and count > most:
                 why = f"one of {chip.name} {what}s at most {most}"
                 yield Finding(layer.name, f"neurons {what} {count:,} others", why, "prune synapses, or use a smaller layer")
+    if not found.layers:
+        yield Finding("", "no layer of neurons", f"{chip.name} computes nothing else", "put neurons before the output")
+        return
     output = found.layers[-1]
     hidden = sum(layer.neurons for layer in found.layers) - output.neurons
     inputs = int(np.prod(outline.input_shape))

@@ -88,6 +88,7 @@ class Loihi1(Target):
     name: str = "loihi1"
     weight_bits: int = 8
     state_bits: int = 24
+    exponents: tuple[int, ...] | None = tuple(range(-1, 8))
     neurons: tuple[str, ...] = ("IF", "LIF", "CubaLIF")
     resets: tuple[str, ...] = ("zero",)
     poolings: tuple[str, ...] = ("average", "sum")
@@ -108,6 +109,7 @@ class Loihi1(Target):
         "weight_bits": f"{NENGO}: weights of 0 to 6 and of 8 bits",
         "state_bits": f"{NENGO}: potentials of up to 2^23 - 1",
         "per_channel": f"{NENGO}: one weight exponent a synapse group",
+        "exponents": f"{NENGO} and its emulator: weight exponents; lower ones lose bits of a sum there",
         "payload_bits": "Davies et al. 2018: spikes are single bits",
         "neurons": "Davies et al. 2018: leaky integrate-and-fire with a synaptic current",
         "resets": f"{NENGO} and its emulator: a spike sets the potential to 0",

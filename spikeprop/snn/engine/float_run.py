@@ -129,9 +129,7 @@ class _FireFloats(torch.autograd.Function):
         out_KBS = new_tensor((ctx.held, *grad_TBS.shape[1:]), grad_TBS.dtype, grad_TBS.device)
         real = _array(grad_v_BS).dtype.type
         arrays = (_array(grad_TBS), _array(spikes_TBS), _array(slope_TBS), kind, real(height), real(decay), _array(value_BS))
-        found = [
-            torch.zeros_like(grad_v_BS if wanted else grad_v_BS[:0]) for wanted in trained
-        ]  # rows of sums
+        found = [torch.zeros_like(grad_v_BS if wanted else grad_v_BS[:0]) for wanted in trained]  # rows of sums
         read = [_array(t) for t in (theta_S, leak_S)], [_array(t) for t in (x_TBS, v_BS.contiguous(), grad_v_BS, out_KBS, *found)]
         rest = (*read[0], ctx.to_zero, *read[1], *trained)
         in_ranges(len(grad_v_BS), lambda first, last: float_loops.back(*arrays, *rest, first, last))
