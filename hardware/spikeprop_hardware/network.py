@@ -218,7 +218,7 @@ class _Layout:
                 network.populations.append(self._neurons(name, node))
             elif name == network.output:
                 network.populations.append(self._readout(name, node, network.accumulates))
-        network.stride = _set_time(network.populations, self.first)
+        network.stride = set_time(network.populations, self.first)
         return network
 
     def _reads(self, name: str) -> Shape:
@@ -335,7 +335,7 @@ def _connections(arriving: list[_Path]) -> list[Connection]:
     return [Connection(p.source, p.matrix, lag=p.lag, through=p.through) for p in arriving]
 
 
-def _set_time(populations: list[Population], first: str) -> int:
+def set_time(populations: list[Population], first: str) -> int:
     """Give populations their depths and connections their delays; returns the least stride with which there are any.
 
     A loop over n layers with lags L in it needs n <= L * stride; with a smaller one its depths would grow for ever.

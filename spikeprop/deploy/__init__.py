@@ -3,7 +3,7 @@
 from spikeprop_hardware import read_nir
 
 from spikeprop.deploy.chip import chip_budget
-from spikeprop.deploy.comparison import Target, compare, encoded, record
+from spikeprop.deploy.comparison import RunOn, compare, encoded, record
 from spikeprop.deploy.files import export, export_netx, export_onnx
 from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.precision import bits_curve, mixed_precision, sensitivity
@@ -14,7 +14,7 @@ from spikeprop.deploy.writing import to_nir
 __all__ = [
     "ENCODERS",
     "QuantisedBPTT",
-    "Target",
+    "RunOn",
     "bits_curve",
     "chip_budget",
     "compare",

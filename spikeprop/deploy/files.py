@@ -40,7 +40,7 @@ def export(
         path: NIR file.
         about: the description of its checkpoint; the file keeps its number of steps, its data with their normalisation and its
             seed, so that it can be simulated on its own.
-        target: "norse" or "snntorch": as that library's own importer understands it.
+        target: "norse", "snntorch", "sinabs", "rockpool" or "spyx": as that library's own importer understands it.
         timesteps: of a simulation, which the chip's readout gets room for.
         data: the data set: an object such as ``CIFAR10(mean=0.5, std=0.25)``, or its name.
         mean, std: normalisation, (pixel / 255 - mean) / std; one number, or one for each channel; default those of ``data``.
