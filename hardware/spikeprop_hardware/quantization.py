@@ -143,12 +143,11 @@ class Widths:
         return found
 
 
-LOIHI = Widths()  # those of Loihi 2
-
-
 def _all(bits: Bits | Mapping[str, Bits]) -> list[Bits]:
     return list(bits.values()) if isinstance(bits, Mapping) else [bits]
 
+
+LOIHI = Widths()  # those of Loihi 2
 
 class Quantized(NamedTuple):
     """An integer network and the report of each of its layers."""
