@@ -30,7 +30,7 @@ __all__ = [
     "portable",
     "read_nir",
     "record",
-    "simulate_on_chip",
     "sensitivity",
+    "simulate_on_chip",
     "to_nir",
 ]
