@@ -38,6 +38,7 @@ class Target:
         real_input: whether the first layer may read numbers, and not only spikes.
         real_output: whether the output may be a sum of currents; where not, the host computes it of the last neurons' spikes.
         leaks: "any", or "powers of two": 1 - 2^-k.
+        biases: whether neurons have them, as ours do.
         fan_in, fan_out: the most synapses of a neuron that end and begin there.
         axons_in, axons_out: the most of a core.
         cores, chips: of a chip, and of the largest system.
@@ -80,6 +81,7 @@ class Target:
     real_input: bool = True
     real_output: bool = True
     leaks: str = "any"
+    biases: bool = True
     fan_in: int | None = None
     fan_out: int | None = None
     axons_in: int | None = None
