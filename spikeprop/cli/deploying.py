@@ -18,7 +18,9 @@ from spikeprop.cli.printing import columns, result, say, table, write
 @NETWORK
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
 @click.option(
-    "--for", "reader", type=click.Choice(["norse", "snntorch", "sinabs", "rockpool", "spyx", "spinnaker2"]),
+    "--for",
+    "reader",
+    type=click.Choice(["norse", "snntorch", "sinabs", "rockpool", "spyx", "spinnaker2"]),
     help="In the form that this library's NIR importer reads.",
 )
 @click.option("--format", "form", type=click.Choice(["nir", "netx", "onnx"]), default="nir", show_default=True,
