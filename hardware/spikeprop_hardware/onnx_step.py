@@ -29,7 +29,7 @@ from spikeprop_hardware.integer import DECAY_UNITY, IntegerNetwork, IntegerPopul
 from spikeprop_hardware.matrix import Shape, linear_of
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.onnx_linear import Graph, Messages, compact, deliver
-from spikeprop_hardware.quantization import Widths, quantize_network
+from spikeprop_hardware.quantization import LOIHI, Widths, quantize_network
 from spikeprop_hardware.recording import SimulationResult
 from spikeprop_hardware.topology import flat
 
@@ -43,7 +43,7 @@ def step_model(
     precision: Literal["float", "fixed"] = "float",
     input_limit: float | None = None,
     timesteps: int | None = None,
-    widths: Widths = Widths(),
+    widths: Widths = LOIHI,
 ) -> Any:
     """One time step of a network as an ``onnx.ModelProto``.
 
@@ -279,7 +279,7 @@ class _Step:
 
     def _fired(self, p: Population, q: IntegerPopulation | None, v: str, theta: str) -> tuple[str, str]:
         """The potential after the reset, and spikes."""
-        op, level, raised = self.graph.op, theta, ""
+        op, level, raised, by = self.graph.op, theta, "", ""
         seen = v
         if p.adaptation is not None:
             raised = self.state(f"{p.name}.raised", p.shape, self.number)

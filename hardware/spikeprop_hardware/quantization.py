@@ -13,8 +13,8 @@ used, those clipped at the ends of the range included), thresholds and bias. It 
 around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the largest one; the readout, which
 never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is refused: acceptance.py says when.
 Where the chip has them (``per_channel``), each channel of a convolution and each neuron of a dense layer has an exponent of its
-own; fewer bits than 8 (``bits``) are for chips of narrower weights and to save memory, and then the report alone says what weights
-lose.
+own; fewer bits than 8 (``bits``) are for chips of narrower weights and to save memory, and then the report alone says what
+weights lose.
 Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over k^2, and S
 takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
 """
@@ -101,7 +101,7 @@ class Widths:
     exponents: Sequence[int] = field(default=EXPONENTS)
 
     def __post_init__(self) -> None:
-        for bits in self.bits.values() if isinstance(self.bits, Mapping) else [self.bits]:
+        for bits in _all(self.bits):
             mantissas(bits)
         if not 8 <= self.state_bits <= STATE_BITS:
             raise HardwareError(f"a state of {self.state_bits} bits; there are 8 to {STATE_BITS}")
@@ -134,12 +134,20 @@ class Widths:
             state_bits=STATE_BITS if target is None else target.state_bits,
             exponents=getattr(target, "exponents", None) or EXPONENTS,
         )
-        wanted = found.bits.values() if isinstance(found.bits, Mapping) else [found.bits]
-        if target is not None and found.per_channel and not channels:
+        if target is None:
+            return found
+        if found.per_channel and not channels:
             raise HardwareError(f"{target.name} has one exponent for all weights of a connection: leave per_channel out")
-        if any(mantissas(b)[1] > mantissas(most)[1] for b in wanted):
+        if any(mantissas(b)[1] > mantissas(most)[1] for b in _all(found.bits)):
             raise HardwareError(f"{target.name} has weights of {most} bits: give that or fewer")
         return found
+
+
+def _all(bits: Bits | Mapping[str, Bits]) -> list[Bits]:
+    return list(bits.values()) if isinstance(bits, Mapping) else [bits]
+
+
+LOIHI = Widths()  # those of Loihi 2
 
 
 class Quantized(NamedTuple):
@@ -183,7 +191,7 @@ def quantize_network(
     network: ChipNetwork,
     input_limit: float | None = None,
     timesteps: int | None = None,
-    widths: Widths = Widths(),
+    widths: Widths = LOIHI,
 ) -> Quantized:
     """``quantize`` for a network that is laid out already."""
     weighted = [p.name for p in network.populations if not p.pools]

@@ -127,13 +127,20 @@ def _record(path: Path, named: Collection[str], loaded: Recipe) -> None:
 @click.argument("recipe", shell_complete=completing.recipes)
 @click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...", shell_complete=completing.settings)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
+@click.option("--on", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="local: processes of this machine. ray: the nodes of a running Ray cluster.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), help="Trials at once; default 1, on Ray as many as the nodes have room for.")
 @click.option("--sampler", type=click.Choice(["grid", "tpe"]), default="grid", show_default=True,
               help="grid: all combinations. tpe: Optuna's, with ranges too: KEY=LOW..HIGH, KEY=log:LOW..HIGH.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Number of trials of tpe, in total.")
 @click.option("--metric", help="Key of report.json to sort by, and for tpe to maximise; default the last network's accuracy.")
 @click.option("--least/--most", default=False, show_default=True, help="Whether small or large values of the metric are good.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a trial; default the cores divided by the jobs.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of a trial; default the cores divided by the jobs, on Ray 1."
+)
+@click.option("--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="GPUs of a trial, on Ray.")
+@click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
+              help="How often a trial that is lost or fails on a node is started again, on Ray.")  # fmt: skip
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps in every trial.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of tpe.")
 @click.pass_context
@@ -141,10 +148,15 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
     """Run RECIPE with every combination of values, such as finetune.lr=1e-4,1e-5 evaluate.timesteps=[2],[4,8].
 
     Every trial is a run folder. The same command again continues where it stopped. It writes sweep.csv, sweep.json and
-    report.html.
+    report.html. With --on ray the trials run on the nodes of a Ray cluster, which must share the folder and the data.
     """
+    from click.core import ParameterSource
+
     from spikeprop.sweep import Sweep, SweepPlan
 
+    given = [name for name in ("gpus", "retries") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given and settings["on"] != "ray":
+        raise click.UsageError(f"--{given[0]} is for trials on a cluster; add --on ray, or leave it out")
     plan = SweepPlan.of(recipe, axes, **settings)
     folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
     swept = Sweep(plan, folder, say)

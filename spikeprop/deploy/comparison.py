@@ -117,10 +117,10 @@ def compare(
             spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
             clipped.update({str(names.get(node, node)): count for node, count in theirs.clipped.items()})
             lengths = time_first(network, images[rows])[1]
-            held = _held(theirs.output, lengths)
+            outputs = held(theirs.output, lengths)
             for trains in (ours, spikes):
                 _end(trains, lengths)
-            parts.append(_compare(ours, output, spikes, held, labels[rows].numpy(), start))
+            parts.append(_compare(ours, output, spikes, outputs, labels[rows].numpy(), start))
     return _merged(parts, where.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
 
 
@@ -128,7 +128,7 @@ def _in_time(network: SpikingNetwork, x: Any) -> bool:
     return len(x.shape) == len(network.input_shape) + 2
 
 
-def _held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:
+def held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:
     """Outputs (B, T, K) that stay as they are after each sample's last step."""
     if lengths is None:
         return outputs

@@ -112,4 +112,8 @@ def export_onnx(
     """
     limit = input_limit if input_limit is not None else network.encoder.limit
     model = step_model(to_nir(network), precision=precision, input_limit=limit, timesteps=timesteps)
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(model.SerializeToString()))
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(model.SerializeToString())
+
+    write_atomically(Path(path), write)

@@ -65,6 +65,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     for model, ann, snn in energies(values):
         ours = f"SNN {snn:.2f} uJ" if ann is None else f"ANN {ann:.2f} uJ, SNN {snn:.2f} uJ"
         rows.append((f"energy {what} ({model})", ours))
+        rows += [("more than the ANN", _cheaper(values, ann, snn))] if ann is not None and snn > ann else []
     simulated = values["simulate"]
     if simulated["samples"]:
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
@@ -73,6 +74,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"{where} spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
         rows += [("not on Lava", simulated["why"])] if "why" in simulated else []
         rows += chip_rows(simulated["chip"])
+        rows += [(f"in integers, weights of {format_text(f['bits'])}", accuracy_text(f)) for f in simulated.get("bits", ())]
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
 
@@ -82,9 +84,27 @@ def energies(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]
     arithmetic, chip = values["energy_joules"], values["simulate"].get("chip") or {}
     ann = arithmetic["ann"] * 1e6 if "ann" in arithmetic else None
     found: list[tuple[str, float | None, float]] = [(ENERGY_MODEL, ann, arithmetic["snn"] * 1e6)]
-    traffic = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == "memory"]
-    found += [(TRAFFIC, row["ann"][1] * 1e6 if ann is not None else None, row["snn"][1] * 1e6) for row in traffic]
     return found + ([(chip["energy_model"], None, chip["energy_joules"] * 1e6)] if "energy_model" in chip else [])
+
+
+def traffic(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+    """The same by reads and writes of memory, of a run that simulated its network."""
+    chip, known = values["simulate"].get("chip") or {}, "ann" in values["energy_joules"]
+    rows = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == "memory"]
+    return [(TRAFFIC, row["ann"][1] * 1e6 if known else None, row["snn"][1] * 1e6) for row in rows]
+
+
+def _cheaper(values: Mapping[str, Any], ann: float, snn: float) -> str:
+    """How a network that takes more energy than its ANN takes less, with what was measured."""
+    found = values[list(networks_of(values))[-1]]
+    taken = {t: active["energy_joules"] * 1e6 for t, active in found.get("activity", {}).items() if t in found["accuracy"]}
+    below = [t for t in taken if taken[t] < ann]
+    best = max(below, key=lambda t: found["accuracy"][t], default=None)
+    measured = f"T = {best} takes {taken[best]:.2f} uJ at {found['accuracy'][best]:.2f} %" if best else "no measured T takes less"
+    return (
+        f"{snn / ann:.1f} times at T = {values['rates_at']}; {measured}. Convert for fewer steps (convert.timesteps), or let "
+        "certain images leave early (spikeprop eval --early-exit certain)"
+    )
 
 
 def steps_text(steps: str | int, levels: int) -> str:
@@ -124,6 +144,16 @@ def scalars_by_steps(found: dict[str, Any]) -> dict[str, dict[int, float]]:
         for layer, rate in active["rates"].items():
             scalars.setdefault(f"rate by T/{layer}", {})[int(t)] = rate
     return scalars
+
+
+def format_text(bits: int | str) -> str:
+    """A weight format in words."""
+    return bits if isinstance(bits, str) else f"{bits} bits"
+
+
+def accuracy_text(found: dict[str, Any]) -> str:
+    """Accuracy of one weight format, or why there is none."""
+    return found["why"] if found["accuracy"] is None else f"{found['accuracy']:.2f} % of {found['samples']} samples"
 
 
 def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:

@@ -301,6 +301,7 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
         _make_room(network, checkpoint.section("model"))
         network.readout.take_read(checkpoint.section("model").get("readout.read"))
+        network.calibrated_for = described.get("calibrated_for")
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
 

@@ -161,12 +161,14 @@ def _pattern(op: nn.Module, operation: Operation) -> Pattern | None:
     before, after = operation.before, operation.after
     if operation.kind in ("shape", "Scale", "Linear"):
         return same((1,))  # ``_after`` needs none
-    if operation.kind in ("Conv1d", "Conv2d", "average", "sum", "max") and len(before) <= 3:
-        groups = operation.groups if operation.kind.startswith("Conv") else before[0]
-        return sliding(before, after, operation.kernel, operation.stride, operation.padding, operation.dilation, groups)
-    if isinstance(op, ChannelPad) and len(before) <= 3:
+    if not 1 <= len(before) <= 3:
+        return None
+    if isinstance(op, ChannelPad):
         return placed(before, op.before, after[0])
-    return None
+    if operation.kind not in ("Conv1d", "Conv2d", "average", "sum", "max"):
+        return None
+    groups = operation.groups if operation.kind.startswith("Conv") else operation.before[0]
+    return sliding(before, after, operation.kernel, operation.stride, operation.padding, operation.dilation, groups)
 
 
 def _pair(value: Any, after: Shape, one: int = 1) -> tuple[int, int]:
