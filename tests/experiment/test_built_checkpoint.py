@@ -64,6 +64,8 @@ def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
 class Attending(nn.Module):
     """Attention with a causal mask, a layer norm, and functions with constants of several kinds."""
 
+    gains: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.norm = nn.Linear(4, 8), nn.LayerNorm(8)
