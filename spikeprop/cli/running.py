@@ -11,7 +11,7 @@ import click
 from spikeprop.cli import completing
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
-from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers, split_overrides
+from spikeprop.cli.options import NETWORK_NAMES, TARGET, TRUSTED, numbers, split_overrides
 from spikeprop.cli.printing import columns, result, say, table, write
 
 if TYPE_CHECKING:
@@ -176,14 +176,19 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
 @main.command(short_help="Check recipes without running them.", example="spikeprop check digits_cnn_stdb finetune.lr=1e-4")
 @click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...", shell_complete=completing.settings)
 @click.option("--no-import", is_flag=True, help="Build nothing; list the code from outside that the recipe would import.")
-def check(arguments: tuple[str, ...], no_import: bool) -> None:
-    """Check recipes without running them: every key, component and value. KEY=VALUE overrides a setting of each, as for run."""
+@TARGET
+def check(arguments: tuple[str, ...], no_import: bool, target: str | None) -> None:
+    """Check recipes without running them: every key, component and value. KEY=VALUE overrides a setting of each, as for run.
+
+    With --target also whether the network will fit that chip: everything that stands in the way, by layer, before it is trained.
+    """
     from spikeprop.recipe import load_recipe
     from spikeprop.runtime.imports import record_foreign_names
 
     recipes, overrides = split_overrides(arguments)
     if not recipes:
         raise click.UsageError("give at least one recipe")
+    unfit: list[str] = []
     for recipe in recipes:
         if no_import:
             with record_foreign_names() as noted:
@@ -199,6 +204,30 @@ def check(arguments: tuple[str, ...], no_import: bool) -> None:
         kind, skipped = type(loaded.experiment).__name__, _check_files(loaded.experiment)
         write(f"{loaded.name}: ok ({kind}){f'; {skipped} images that cannot be read are left out' if skipped else ''}")
         result(checked=[{"recipe": loaded.name, "experiment": kind, "unreadable": skipped}])
+        if target is not None:
+            unfit += [] if _fits(recipe, loaded.experiment, target) else [recipe]
+    if unfit:
+        raise click.ClickException(f"{len(unfit)} of {len(recipes)} recipes do not fit {target}: {', '.join(unfit)}")
+
+
+def _fits(recipe: str, experiment: Any, target: str) -> bool:
+    """Whether a recipe's network fits a chip; written with all that stands in the way."""
+    from dataclasses import asdict
+
+    from spikeprop.evaluate.report import CHIP_COLUMNS
+
+    if not hasattr(experiment, "outline"):
+        raise click.ClickException(f"{recipe} is an experiment without a network for a chip ({type(experiment).__name__})")
+    found = experiment.outline().fits(target)
+    write(str(found))
+    if found.budget is not None:
+        columns(
+            tuple(CHIP_COLUMNS.values()), [tuple(getattr(layer, key) for key in CHIP_COLUMNS) for layer in found.budget.layers]
+        )
+    result(
+        fits=[{"recipe": recipe, "target": found.target, "fits": bool(found), "findings": [asdict(f) for f in found.findings]}]
+    )
+    return bool(found)
 
 
 def _warn_without_lava(recipe: str, experiment: Any) -> None:

@@ -11,7 +11,7 @@ Suffix legend: T steps, B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 from spikeprop.snn.timed_input import RunningInput, TimedInput, check_stream, own_steps
 
 if TYPE_CHECKING:
+    from spikeprop_hardware.targets.fitting import Fit
+
     from spikeprop.snn.recording import SpikeRecording
     from spikeprop.snn.summary import NetworkSummary
 
@@ -50,6 +52,13 @@ def _folding() -> ModuleType:
     from spikeprop.snn import folding
 
     return folding
+
+
+def _fitting() -> Callable[[SpikingNetwork, Any], Fit]:
+    """Imported when first used: it needs scipy."""
+    from spikeprop.snn.outline import fits
+
+    return fits
 
 
 def _looking() -> tuple[ModuleType, ModuleType]:
@@ -219,6 +228,18 @@ class SpikingNetwork(nn.Module):
         """
         return _looking()[0].record(self, x, timesteps, membranes, layers)
 
+    def fits(self, target: str) -> Fit:
+        """Whether the network fits a chip, and everything that stands in the way, by layer; weights do not matter.
+
+        Args:
+            target: "loihi2", "loihi1", "speck", "xylo", "generic"; or a ``spikeprop_hardware.targets.Target``.
+
+        Raises:
+            HardwareError: a name that is none.
+            ValueError: layers that do not fit each other.
+        """
+        return _fitting()(self, target)
+
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
         if not 0 <= p < 1:
@@ -343,7 +364,7 @@ class SpikingNetwork(nn.Module):
             SimulationError: within torch.jit.trace, torch.export or a torch.func transform, or a hook that nothing calls.
         """
         given, packed = self._given(x, timesteps, lengths, chunk)
-        if packed and torch.is_grad_enabled() and observe is None and self.readout.trivial:
+        if packed and observe is None and self.readout.trivial and engine().trains(self, given):
             if self._plain_sum and lengths is None:
                 return engine().train(self, given, chunk, self.structured)
             return engine().train(self, given, chunk, lambda current_TBK: self._of_currents(current_TBK, given), each_step=True)
@@ -380,7 +401,7 @@ class SpikingNetwork(nn.Module):
             raise ValueError(
                 "this network has a delayed readout or a run beforehand, which make no value at each step; use forward"
             )
-        if packed and torch.is_grad_enabled() and observe is None:
+        if packed and observe is None and engine().trains(self, given):
             values_TBK = engine().train(self, given, chunk, lambda current: values_of(self, current)[0], each_step=True)
         else:
             values_TBK = torch.cat(list(self._simulation(given, packed, chunk, observe).values()))
