@@ -97,6 +97,8 @@ CONTENDERS: dict[str, Choice] = {
     "mean, distill 0.9": replace(BASE, read="mean", distill=0.9),
     "each step": replace(BASE, read="each step"),
     "SGD 1e-2": replace(BASE, optimizer="SGD", lr=1e-2),
+    "distill 0.9, Adam 3e-4": replace(BASE, distill=0.9, lr=3e-4),
+    "mean, distill 0.9, Adam 1e-3": replace(BASE, read="mean", distill=0.9, lr=1e-3),
     "Adam 3e-5": replace(BASE, lr=3e-5),
     "thresholds fixed": replace(BASE, train_threshold=False),
     "thresholds x 0.8": replace(BASE, scale=0.8),
