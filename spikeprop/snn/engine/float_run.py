@@ -4,8 +4,8 @@ Batch-norm needs the currents of all samples and steps at once, so such a networ
 Its neurons run here, by ``kernels/float_loops.py``, with the gradients of ``kernels/reference.py``.
 
 So do few steps of a network of images under autocast to bfloat16, without batch-norm too: T*B images go through one convolution,
-in channels-last order, and potentials stay in float32. Such convolutions are some four times as fast as those of float32, which
-is more than packed spikes save while T is small.
+in channels-last order, and potentials stay in float32. At few steps that takes less time than packed spikes save: 6 against 11 ms
+an image at T = 1, 23 against 37 at T = 4 (FastCNN of widths 64, 256, 320, one core with AVX-512 BF16).
 
 Suffix legend: T steps, K steps or 1, B batch, S neurons of a sample.
 """
