@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, STATE_LIMIT
+from spikeprop_hardware.integer import DECAY_UNITY
 
 try:
     from numba import njit
@@ -149,6 +149,11 @@ def add_shifted_numpy(sums: np.ndarray, exponent: int, current: np.ndarray) -> N
     current += doubled << exponent if exponent > 0 else doubled >> -exponent
 
 
+def add_channels_numpy(sums: np.ndarray, exponents: np.ndarray, current: np.ndarray) -> None:
+    """``add_shifted`` with an exponent for each neuron."""
+    current += (sums.astype(np.int32) * 2 << np.maximum(exponents, 0)) >> np.maximum(-exponents, 0)
+
+
 def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, leak: Any, to_zero: bool) -> None:
     """One step in floating point, in place: v = leak * v + (current + bias); fire on v > theta; reset."""
     np.multiply(v, leak, out=v)
@@ -158,17 +163,18 @@ def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, l
 
 
 def fire_fixed_numpy(
-    sums: Any, exponent: int, align: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool, to_zero: bool
-) -> int:
+    sums: Any, exponent: int, align: int, limit: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool,
+    to_zero: bool,
+) -> int:  # fmt: skip
     """One step in the chip's integers, in place; the current is (2 * sums) << exponent, or >> -exponent, and << align.
 
-    bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere. Returns how
-    many potentials stopped at the limits of 24 bits.
+    bias and theta as they are added to and compared with potentials, which stay below ``limit``, 2^23 of 24 bits; without
+    ``leaky``, decay is 0 everywhere. Returns how many potentials stopped at the limits.
     """
     current = np.zeros(v.shape, np.int32)
     add_shifted_numpy(sums, exponent, current)
-    low = STATE_LIMIT - 1
-    free = decayed_numpy(v, decay) + wrapped_numpy(current.astype(np.int64) << align) + bias
+    low = limit - 1
+    free = decayed_numpy(v, decay) + wrapped_numpy(current.astype(np.int64) << align, limit) + bias
     v[...] = np.clip(free, -low, low)
     np.greater(v, theta, out=spikes.view(bool))
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
@@ -181,9 +187,9 @@ def decayed_numpy(state: Any, decay: Any) -> Any:
     return np.sign(product) * (np.abs(product) // DECAY_UNITY)
 
 
-def wrapped_numpy(current: Any) -> Any:
-    """Into 24 bits; 2^23 itself stays and -2^23 becomes it."""
-    return ((current + (STATE_LIMIT - 1)) & (2 * STATE_LIMIT - 1)) - (STATE_LIMIT - 1)
+def wrapped_numpy(current: Any, limit: int) -> Any:
+    """Into 24 bits, where ``limit`` is 2^23; that itself stays and -2^23 becomes it."""
+    return ((current + (limit - 1)) & (2 * limit - 1)) - (limit - 1)
 
 
 def filter_float_numpy(sums: Any, current: Any, bias: Any, leak: Any) -> None:
@@ -192,12 +198,12 @@ def filter_float_numpy(sums: Any, current: Any, bias: Any, leak: Any) -> None:
     current += sums + bias
 
 
-def filter_fixed_numpy(sums: Any, exponent: int, current: Any, bias: Any, decay: Any) -> None:
+def filter_fixed_numpy(sums: Any, exponent: int, align: int, limit: int, current: Any, bias: Any, decay: Any) -> None:
     """One step of synaptic currents in the chip's integers, in place; sums and bias as of ``fire_fixed``."""
     arriving = np.zeros(current.shape, np.int32)
     add_shifted_numpy(sums, exponent, arriving)
-    arriving = wrapped_numpy(arriving.astype(np.int64) << ALIGN)
-    current[...] = wrapped_numpy(decayed_numpy(current, decay) + arriving + bias)
+    arriving = wrapped_numpy(arriving.astype(np.int64) << align, limit)
+    current[...] = wrapped_numpy(decayed_numpy(current, decay) + arriving + bias, limit)
 
 
 def adapt_float_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, leak: Any) -> None:
@@ -209,11 +215,11 @@ def adapt_float_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: An
     raised += spikes
 
 
-def adapt_fixed_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, decay: Any) -> None:
-    """As ``adapt_float``, in 24-bit integers: raised is what is added to theta, and each spike adds step."""
+def adapt_fixed_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, decay: Any, limit: int) -> None:
+    """As ``adapt_float``, in integers: raised is what is added to theta, and each spike adds step."""
     np.greater(v, theta.astype(np.int64) + raised, out=spikes.view(bool))
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
-    raised[...] = np.minimum(decayed_numpy(raised, decay) + step.astype(np.int64) * spikes, STATE_LIMIT - 1)
+    raised[...] = np.minimum(decayed_numpy(raised, decay) + step.astype(np.int64) * spikes, limit - 1)
 
 
 def send_graded_numpy(v: Any, spikes: Any, unit: Any, levels: int, rectify: bool, sent: Any) -> None:
@@ -293,6 +299,14 @@ def _add_shifted(sums, exponent, current):
 
 
 @_jit
+def _add_channels(sums, exponents, current):
+    for b in range(sums.shape[0]):
+        for i in range(sums.shape[1]):
+            e = exponents[i]
+            current[b, i] += np.int32(np.int32(2 * np.int32(sums[b, i])) << max(e, 0)) >> max(-e, 0)
+
+
+@_jit
 def _fire_float(current, v, spikes, bias, theta, leak, to_zero):
     for b in range(v.shape[0]):
         for i in range(v.shape[1]):
@@ -310,8 +324,8 @@ def _decay(state, decay):
 
 
 @_jit
-def _wrap(current):
-    low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
+def _wrap(current, limit):
+    low, mask = np.int32(limit - 1), np.int32(2 * limit - 1)
     return np.int32(np.int32(np.int32(current + low) & mask) - low)
 
 
@@ -323,13 +337,13 @@ def _filter_float(sums, current, bias, leak):
 
 
 @_jit
-def _filter_fixed(sums, exponent, current, bias, decay):
+def _filter_fixed(sums, exponent, align, limit, current, bias, decay):
     left, right = max(exponent + 1, 0), max(-exponent - 1, 0)
     for b in range(current.shape[0]):
         for i in range(current.shape[1]):
             arriving = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
-            arriving = _wrap(np.int32(arriving << ALIGN))
-            current[b, i] = _wrap(np.int32(np.int32(_decay(current[b, i], decay[i]) + arriving) + bias[i]))
+            arriving = _wrap(np.int32(arriving << align), limit)
+            current[b, i] = _wrap(np.int32(np.int32(_decay(current[b, i], decay[i]) + arriving) + bias[i]), limit)
 
 
 @_jit
@@ -345,8 +359,8 @@ def _adapt_float(v, spikes, theta, to_zero, raised, step, leak):
 
 
 @_jit
-def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay):
-    high = np.int32(STATE_LIMIT - 1)
+def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay, limit):
+    high = np.int32(limit - 1)
     for b in range(v.shape[0]):
         for i in range(v.shape[1]):
             u = v[b, i]
@@ -360,8 +374,8 @@ def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay):
 
 
 @_jit
-def _fire_fixed(sums, exponent, align, v, spikes, bias, theta, decay, leaky, to_zero):
-    low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
+def _fire_fixed(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
+    low, mask = np.int32(limit - 1), np.int32(2 * limit - 1)
     left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
     clipped = np.int32(0)
     for b in range(v.shape[0]):
@@ -384,6 +398,7 @@ def _fire_fixed(sums, exponent, align, v, spikes, bias, theta, decay, leaky, to_
 
 NAMES = (
     "add_shifted",
+    "add_channels",
     "fire_float",
     "fire_fixed",
     "filter_float",
@@ -394,6 +409,7 @@ NAMES = (
     "pool",
 )
 add_shifted: Any
+add_channels: Any
 fire_float: Any
 fire_fixed: Any
 filter_float: Any

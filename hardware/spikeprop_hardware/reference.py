@@ -21,12 +21,13 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
+from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.kernels import (
     NUMBA,
     Synapses,
     adapt_fixed,
     adapt_float,
+    add_channels,
     add_shifted,
     filter_fixed,
     filter_float,
@@ -171,12 +172,17 @@ class _Neurons:
             Synapses(c.matrix, order, orders[c.source], _dtype(c, payloads[c.source]), not self.fixed)
             for c in population.connections
         ]
-        self.exponents = [c.exponent for c in population.connections if isinstance(c, IntegerConnection)]
-        never = STATE_LIMIT if self.fixed else np.inf  # a threshold that is not reached
+        self.exponents = [
+            np.ascontiguousarray(c.exponent[order], np.int32) if isinstance(c.exponent, np.ndarray) else c.exponent
+            for c in population.connections
+            if isinstance(c, IntegerConnection)
+        ]
+        self.align, self.limit = (population.align, population.limit) if isinstance(population, IntegerPopulation) else (0, 0)
+        never = self.limit if self.fixed else np.inf  # a threshold that is not reached
         theta = np.full(self.size, never) if population.theta is None else population.theta
         if isinstance(population, IntegerPopulation):
             bias = population.bias.astype(np.int64) << population.bias_exponent
-            shift = 0 if population.theta is None else ALIGN
+            shift = 0 if population.theta is None else self.align
             numbers = [n.astype(np.int32) for n in (bias, theta.astype(np.int64) << shift, population.decay)]
             factors = [population.synaptic_decay, population.adaptation, population.adaptation_decay]
             rest = population.v_init
@@ -213,12 +219,12 @@ class _Neurons:
             if not (own and same_input):
                 synapses.deliver(values[source], sums)
         if self.fixed:
-            total, exponent, align = *self._total_fixed(state), ALIGN
+            total, exponent, align = *self._total_fixed(state), self.align
             if state.current is not None:
-                filter_fixed(total, exponent, state.current, self.bias, self.synaptic)
+                filter_fixed(total, exponent, align, self.limit, state.current, self.bias, self.synaptic)
                 total, exponent, align = state.current, -1, 0
             arguments = state.v, state.spikes, *self.parameters, self.leaky, self.to_zero
-            state.clipped += fire_fixed(total, exponent, align, *arguments)
+            state.clipped += fire_fixed(total, exponent, align, self.limit, *arguments)
         else:
             total = self._total_float(state)
             if state.current is not None:
@@ -228,16 +234,16 @@ class _Neurons:
         if state.sent is not None:
             send_graded(state.v, state.spikes, self.theta, self.levels, self.rectify, state.sent)
         if state.raised is not None:
-            adapt = adapt_fixed if self.fixed else adapt_float
-            adapt(state.v, state.spikes, self.theta, self.to_zero, state.raised, self.raise_by, self.raised_leak)
+            arguments = state.v, state.spikes, self.theta, self.to_zero, state.raised, self.raise_by, self.raised_leak
+            adapt_fixed(*arguments, self.limit) if self.fixed else adapt_float(*arguments)
 
     def _total_fixed(self, state: _State) -> tuple[np.ndarray, int]:
         """Sums and the exponent that makes them a current; several are summed as currents, and -1 undoes the factor 2."""
-        if len(state.sums) == 1:
+        if len(state.sums) == 1 and isinstance(self.exponents[0], int):
             return state.sums[0], self.exponents[0]
         total = np.zeros_like(state.v)
         for sums, exponent in zip(state.sums, self.exponents):
-            add_shifted(sums, exponent, total)
+            (add_shifted if isinstance(exponent, int) else add_channels)(sums, exponent, total)
         return total, -1
 
     def _total_float(self, state: _State) -> np.ndarray:

@@ -49,11 +49,11 @@ def diagnose(run: Path, timesteps: str | None, samples: int, keep: bool, trusted
     from spikeprop.experiment.run_record import DIAGNOSIS
     from spikeprop.runtime.files import write_text
 
-    found = str(explain_run(run, numbers(timesteps) if timesteps else (), samples, trusted))
-    write(found)
-    result(run=run, diagnosis=found)
+    found = explain_run(run, numbers(timesteps) if timesteps else (), samples, trusted)
+    write(str(found))
+    result(run=run, **found.values())
     if keep:
-        write_text(run / DIAGNOSIS, found + "\n")
+        write_text(run / DIAGNOSIS, f"{found}\n")
 
 
 @main.command(

@@ -301,6 +301,7 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
         _make_room(network, checkpoint.section("model"))
         network.readout.take_read(checkpoint.section("model").get("readout.read"))
+        network.calibrated_for = described.get("calibrated_for")
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
 
@@ -357,10 +358,7 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
         RecipeError: it cannot be built, cannot read the data's images, or has another number of outputs than there are classes.
         ConversionError: it holds something that cannot be converted.
     """
-    try:
-        network, outputs = _outline(ann, data, torch.device("meta"))
-    except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
-        network, outputs = _outline(ann, data, torch.device("cpu"))
+    network, outputs = _cheapest_outline(ann, data)
     if outputs[:2] != (1, data.classes) or outputs[2:] != data.label_shape:
         fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
         name, found = type(data).__name__, outputs[1] if len(outputs) == 2 else f"scores of shape {outputs} and not the"
@@ -369,6 +367,20 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
     with torch.random.fork_rng(devices=[]):
         network, _ = _outline(ann, data, torch.device("cpu"))
         to_spiking(network, neuron.build, encoder.build(), data.input_shape, images=torch.rand(2, *data.input_shape))
+
+
+def outline_network(
+    ann: Component[nn.Module], neuron: Component[Neuron], encoder: Component[Encoder], data: ImageData
+) -> SpikingNetwork:
+    """The spiking network that an ANN will become, by its shapes: without weights where that is possible; errors as above."""
+    return to_spiking(_cheapest_outline(ann, data)[0], neuron.build, encoder.build(), data.input_shape)
+
+
+def _cheapest_outline(ann: Component[nn.Module], data: ImageData) -> tuple[nn.Module, tuple[int, ...]]:
+    try:
+        return _outline(ann, data, torch.device("meta"))
+    except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
+        return _outline(ann, data, torch.device("cpu"))
 
 
 @torch.no_grad()

@@ -18,13 +18,13 @@ from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, draw_run, run_rows
 from spikeprop.experiment import completion
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.network_checkpoint import check_network
+from spikeprop.experiment.network_checkpoint import check_network, outline_network
 from spikeprop.experiment.settings import HybridSettings, RunSettings, trial_optimizer
 from spikeprop.experiment.stages import HYBRID, PipelineRun, run_stages
 from spikeprop.learn import LearningRule, check_shardable
 from spikeprop.recipe import Component, Problems
 from spikeprop.runtime.devices import find_device
-from spikeprop.snn import Encoder
+from spikeprop.snn import Encoder, SpikingNetwork
 from spikeprop.snn.signed import GradedIF
 
 SMOKE_IMAGES = 64
@@ -70,6 +70,10 @@ class HybridConversion(HybridSettings):
         calibrated = network == "converted" or (network == "finetuned" and not self.finetune.epochs)
         return {"calibrated_for": steps} if calibrated and steps is not None else {}
 
+    def outline(self) -> SpikingNetwork:
+        """The network that is converted, untrained, for what is asked of its shapes."""
+        return outline_network(self.ann, self.convert.neuron, self.convert.encoder, self.data.build())
+
     def smoke(self) -> HybridConversion:
         """The same on a few images, epochs and steps: does it run from end to end?"""
         calibrator = self.convert.calibrator.with_timesteps(4, override=True)
@@ -109,6 +113,7 @@ class HybridConversion(HybridSettings):
             if not problems:
                 self._check_training(data)
         problems.raise_all()
+        self.simulate.check_fit(self.outline)
         if self.sharded:
             self._check_sharded()
         if here:

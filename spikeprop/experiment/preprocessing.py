@@ -7,6 +7,8 @@ the one with the smallest cross-entropy is taken. The test images have no part i
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,8 +63,25 @@ def known_transform(ann: Mapping[str, Any]) -> dict[str, Any] | None:
         except ImportError:  # the component says what to install
             return None
         found = resolve_model_data_config(timm.create_model(ann["name"], pretrained=False))
-        return {"mean": list(found["mean"]), "std": list(found["std"]), "size": found["input_size"][-1]}
+        side = found["input_size"][-1]
+        return {"mean": list(found["mean"]), "std": list(found["std"]), "size": side, **_timm_cut(found, side)}
     return None
+
+
+def _timm_cut(found: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """How timm cuts the images of an evaluation: resized to side / crop_pct, then their middle; empty of another way."""
+    mode, kind = found.get("crop_mode") or "center", found.get("interpolation") or "bicubic"
+    if mode not in ("center", "squash") or kind not in PILLOW:
+        warnings.warn(
+            f"timm's weights want images with crop_mode={mode!r}, interpolation={kind!r}, for which there is no transform here: "
+            "give data.transforms",
+            stacklevel=2,
+        )
+        return {}
+    large = math.floor(side / (found.get("crop_pct") or 0.875))
+    resize: dict[str, Any] = {"use": "Resize", "size": [large, large] if mode == "squash" else [large]}
+    resize |= {} if kind == "bilinear" else {"interpolation": PILLOW[kind]}
+    return {"transforms": [resize, {"use": "CenterCrop", "size": [side, side]}]}
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spikeprop.evaluate.report import CHIP_COLUMNS, energies, steps_text
+from spikeprop.evaluate.report import CHIP_COLUMNS, accuracy_text, energies, format_text, steps_text, traffic
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import Line, bar_chart, legend, line_chart
 from spikeprop.report.comparison import COLOURS
@@ -224,10 +224,13 @@ def _because(why: str | None) -> str:
 
 
 def _energy(run: RunRecord, found: Evidence, name: str) -> Markup:
-    rows = [list(row) for row in energies(run.report or {})]
+    rows = [list(row) for row in (*energies(run.report or {}), *traffic(run.report or {}))]
     heads = ["model", "ANN, uJ", f"SNN at T = {run.steps}, uJ"]
     return join(
-        [table("Energy of an example, by model", heads, rows), note("Neither is a measurement: memory and host are not counted.")]
+        [
+            table("Energy of an example, by model", heads, rows),
+            note("None is a measurement, and none counts the host or the traffic between cores."),
+        ]
     )
 
 
@@ -240,7 +243,12 @@ def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
     notes = [note("Needs ", need) for need in chip.get("needs", [])]
     notes += [note("Cannot be placed: ", problem) for problem in chip["problems"]]
     heads, rows = list(CHIP_COLUMNS.values()), [[layer.get(key) for key in CHIP_COLUMNS] for layer in chip["layers"]]
-    return join([tag("p", summary), *notes, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
+    placed = table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")
+    curve = [[format_text(f["bits"]), accuracy_text(f)] for f in (run.report or {})["simulate"].get("bits", ())]
+    formats = (
+        [table("Accuracy in integers, by weight format", ["weights", "accuracy"], curve, id=f"{name}-bits")] if curve else []
+    )
+    return join([tag("p", summary), *notes, placed, *formats])
 
 
 def _error(run: RunRecord, found: Evidence, name: str) -> Markup:

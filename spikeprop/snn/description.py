@@ -60,6 +60,7 @@ def describe(network: SpikingNetwork) -> dict[str, Any]:
         "tied": tied,
         "frozen": [name for name, p in names if not p.requires_grad],
         "notes": list(network.notes),
+        "calibrated_for": network.calibrated_for,
         "read": network.read,
         "output_form": None if network.output_form is None else network.output_form.described(),
     }
@@ -82,6 +83,10 @@ def described_network(described: Mapping[str, Any], tensors: Mapping[str, Tensor
     for name in described["frozen"]:
         network.get_parameter(name).requires_grad_(False)
     network.notes = list(described["notes"])
+    steps = described.get("calibrated_for")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise SimulationError(f"the description says calibrated for {steps!r}, which is no number of steps")
+    network.calibrated_for = steps
     network.read = described.get("read", "sum")
     form = described.get("output_form")
     network.output_form = None if form is None else OutputForm.from_description(form)

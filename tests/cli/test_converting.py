@@ -21,7 +21,7 @@ from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
 from spikeprop.experiment.own_network import OwnNetwork, _code, ann_settings, own_recipe
-from spikeprop.experiment.preprocessing import chosen_normalisation, fitting_shape, known_transform
+from spikeprop.experiment.preprocessing import _timm_cut, chosen_normalisation, fitting_shape, known_transform
 from spikeprop.recipe import check_component
 
 MYNET = '''
@@ -262,6 +262,16 @@ def test_weights_of_libraries_say_their_normalisation() -> None:
     assert found == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 224, "transforms": cut}
     assert known_transform({"use": "TorchvisionModel", "name": "resnet18", "weights": "mine.pth"}) is None
     assert known_transform({"use": "/a/mynet.py:MyNet", "weights": "best.pt"}) is None
+
+
+def test_images_of_timm_are_cut_as_its_configuration_says() -> None:
+    cut = _timm_cut({"crop_pct": 0.95, "crop_mode": "center", "interpolation": "bicubic"}, 224)
+    resize = {"use": "Resize", "size": [235], "interpolation": 3}
+    assert cut == {"transforms": [resize, {"use": "CenterCrop", "size": [224, 224]}]}
+    squashed = _timm_cut({"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}, 64)
+    assert squashed == {"transforms": [{"use": "Resize", "size": [64, 64]}, {"use": "CenterCrop", "size": [64, 64]}]}
+    with pytest.warns(UserWarning, match=r"crop_mode='border'.*give data\.transforms"):
+        assert _timm_cut({"crop_mode": "border", "interpolation": "bicubic"}, 64) == {}
 
 
 # stumbles of a new user: each is met at the front door, with what to do ---------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 
 from spikeprop import CNN, IF, Digits, Direct, Latency, MaxActivation, Poisson, ResNet, convert, snn_accuracy
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out
+from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out, run_rows
 from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.watching import WATCHED_BYTES, watched_chunk
 
@@ -83,6 +83,21 @@ def two_neurons() -> SpikingNetwork:
         "out": Layer([("hidden", Synapse([nn.Linear(1, 2, bias=False)]))], None),
     }
     return SpikingNetwork(layers, Direct(), (2,))
+
+
+def test_energy_above_the_anns_is_told_with_what_takes_less() -> None:
+    def rows(joules_4: float) -> dict[str, str]:
+        activity = {t: {"energy_joules": j, "rates": {}} for t, j in (("2", joules_4 / 2), ("4", joules_4))}
+        values = {
+            "synops": {}, "ann": {"accuracy": 91.0}, "macs": 1, "simulate": {"samples": 0}, "seconds": {}, "rates_at": 4,
+            "converted": {"accuracy": {"2": 88.0, "4": 90.0}, "activity": activity},
+            "energy_joules": {"ann": 1e-6, "snn": joules_4},
+        }  # fmt: skip
+        return dict(run_rows(values))
+
+    assert rows(1.5e-6)["more than the ANN"].startswith("1.5 times at T = 4; T = 2 takes 0.75 uJ at 88.00 %. Convert for fewer")
+    assert "no measured T takes less" in rows(3e-6)["more than the ANN"]
+    assert "more than the ANN" not in rows(0.9e-6)
 
 
 def test_rates_synops_and_energy_by_hand() -> None:

@@ -139,6 +139,11 @@ def test_accuracy_has_a_curve_a_label_and_the_anns_line() -> None:
     assert points(ax)[:3] == [(4, 90), (8, 91), (4, 92)]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["IF", "SignedIF", "ANN"]
     assert points(plot.accuracy_vs_T({2: 50.0})) == [(2, 50)]
+    for curve, low, high in (({4: 90.0, 8: 90.4}, 85, 96), ({4: 99.6, 8: 100.0}, 90, 101.5), ({1: 0.0, 2: 0.3}, -1, 10)):
+        bottom, top = plot.accuracy_vs_T(curve).get_ylim()  # a tenth of a percent is no slope
+        assert low <= bottom < min(curve.values()) <= max(curve.values()) < top <= high
+        assert top - bottom >= 9
+    assert plot.accuracy_vs_T({1: 10.0, 8: 90.0}).get_ylim()[0] < 10 < 90 < plot.accuracy_vs_T({1: 10.0, 8: 90.0}).get_ylim()[1]
     for wrong in ({}, [90.0], {"IF": 90.0}, {"IF": {}}):
         with pytest.raises(DataError, match="snn_accuracy"):
             plot.accuracy_vs_T(wrong if wrong != {"IF": 90.0} else {"IF": "x"})  # type: ignore[arg-type]

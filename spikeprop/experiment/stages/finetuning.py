@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
+
 from spikeprop.errors import SilentNetworkWarning
 from spikeprop.evaluate import silent_layers
 from spikeprop.experiment.stages.stage import PipelineRun
 from spikeprop.experiment.stages.training import train
-from spikeprop.learn import CollapseGuard
+from spikeprop.learn import CollapseGuard, LearningRule
 from spikeprop.snn import SpikingNetwork
 
 SILENCE_IMAGES = 32  # on which it is tested whether every layer fires
@@ -27,9 +29,15 @@ def finetune_network(run: PipelineRun) -> dict[str, Any]:
     guard = CollapseGuard(run.data.classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SilentNetworkWarning)  # said above, in the recipe's words
-        history = train(run, "finetune", network, settings, settings.build_rule(), run.settings.seed + 2, guard)
+        history = train(run, "finetune", network, settings, _rule(run), run.settings.seed + 2, guard)
     run.save(network, "finetuned")
     return {"history": history}
+
+
+def _rule(run: PipelineRun) -> LearningRule:
+    """The stage's rule; what its loss may ask (``Distillation``) is the ANN, in the layout in which images convolve fastest."""
+    rule = run.settings.finetune.build_rule()
+    return rule.taught_by(run.load("ann").to(run.device, memory_format=torch.channels_last)) if rule.needs_teacher else rule
 
 
 def _remove_delay(run: PipelineRun, network: SpikingNetwork) -> None:
