@@ -158,7 +158,8 @@ def load(source: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
         trusted: packages that the file may have imported.
 
     Returns:
-        the network in evaluation mode; its notes say for how many steps and on which data it was trained, where that is known.
+        the network in evaluation mode; its notes say for how many steps and which data it was calibrated or trained, where that
+        is known.
 
     Raises:
         CheckpointError, RecipeError: as ``load_network``; an ANN, or no such network in the zoo.
@@ -167,9 +168,10 @@ def load(source: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
     loaded = load_spiking(file, trusted)
     known = {"T": loaded.timesteps, **loaded.data}
     text = ", ".join(f"{'data' if key == 'use' else key} = {value}" for key, value in known.items() if value is not None)
-    note = f"trained for {text}"
-    if text and note not in loaded.network.notes:
-        loaded.network.notes.append(note)
+    described = loaded.description
+    how = "calibrated" if "calibrated_for" in described else "made" if "network" in described else "trained"
+    notes = [described.get("why"), f"{how} for {text}" if text else None]
+    loaded.network.notes += [note for note in notes if note and note not in loaded.network.notes]
     return loaded.network
 
 
@@ -318,11 +320,11 @@ def _check_description(checkpoint: Checkpoint) -> None:
 def _check_run(checkpoint: Checkpoint, *, required: bool) -> None:
     """Steps, seed and data, which a network that was saved by itself need not have."""
     described = checkpoint.description
-    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int}
+    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int, "why": str}
     wrong = [
         key
         for key, kind in kinds.items()
-        if ((required and key != "calibrated_for") or described.get(key) is not None) and type(described.get(key)) is not kind
+        if ((required and key not in ("calibrated_for", "why")) or described.get(key) is not None) and type(described.get(key)) is not kind
     ]
     if wrong:
         raise CheckpointError(

@@ -124,7 +124,7 @@ def test_structure_of_several_outputs_is_kept(tmp_path: Path) -> None:
     assert torch.equal(found["rest"][0], given["rest"][0])
     assert isinstance(found["rest"][1], tuple)
     assert torch.equal(found["rest"][1][0], given["rest"][1][0])
-    assert again.notes == ["trained for T = 5"]
+    assert again.notes == ["made for T = 5"]
 
 
 def test_what_is_no_spiking_network_or_no_safetensors_is_refused(tmp_path: Path) -> None:
