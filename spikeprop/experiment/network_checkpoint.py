@@ -358,14 +358,13 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
         ConversionError: it holds something that cannot be converted.
     """
     try:
-        network, outputs = _outline(ann, data, torch.device("meta"))
+        _, outputs = _outline(ann, data, torch.device("meta"))
     except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
-        network, outputs = _outline(ann, data, torch.device("cpu"))
+        _, outputs = _outline(ann, data, torch.device("cpu"))
     if outputs[:2] != (1, data.classes) or outputs[2:] != data.label_shape:
         fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
         name, found = type(data).__name__, outputs[1] if len(outputs) == 2 else f"scores of shape {outputs} and not the"
         raise RecipeError(f"{ann.path}: {ann.use} has {found} outputs, but data: {name} has {data.classes} classes; {fix}")
-    to_spiking(network, neuron.build, encoder.build(), data.input_shape)
     with torch.random.fork_rng(devices=[]):
         network, _ = _outline(ann, data, torch.device("cpu"))
         to_spiking(network, neuron.build, encoder.build(), data.input_shape, images=torch.rand(2, *data.input_shape))
@@ -374,17 +373,18 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
 @torch.no_grad()
 def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -> tuple[nn.Module, tuple[int, ...]]:
     """An ANN on ``device`` ("meta" computes shapes only), and the shape of its outputs for one image."""
+    shape = data.input_shape  # before the device counts: a data set of one's own reads an example for it
     with device:
         try:
             network = ann.build().eval()
         except (RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
             raise RecipeError(f"{ann.path}: {ann.use} cannot be built: {error}") from error
         try:
-            return network, tuple(network(torch.zeros(1, *data.input_shape)).shape)
+            return network, tuple(network(torch.zeros(1, *shape)).shape)
         except Exception as error:
             raise RecipeError(
                 f"{ann.path}: {ann.use} cannot read the images of data: {type(data).__name__}, which are "
-                f"{'x'.join(map(str, data.input_shape))}: {error}"
+                f"{'x'.join(map(str, shape))}: {error}"
             ) from error
 
 
