@@ -26,7 +26,7 @@ def xylo_network(seed: int) -> tuple[xylo.XyloNetwork, np.ndarray]:
     rng, wild = np.random.default_rng(seed), seed % 3 == 0
     inputs, hidden, outputs = (int(rng.integers(*sizes)) for sizes in ((2, 8), (3, 9), (1, 5)))
     parts = {"into": (inputs, hidden), "among": (hidden, hidden), "out": (hidden, outputs)}
-    weights = {name: (rng.integers(-128, 128, s) * (rng.random(s) < 0.7)).astype(np.int8) for name, s in parts.items()}
+    weights: Any = {name: (rng.integers(-128, 128, s) * (rng.random(s) < 0.7)).astype(np.int8) for name, s in parts.items()}
     count, shifts = hidden + outputs, [int(n) for n in rng.integers(0, 8 if wild else 3, 3)]
     network = xylo.XyloNetwork(
         **weights, shifts=(shifts[0], shifts[1], shifts[2]), layers={"hidden": hidden, "out": outputs},
