@@ -8,7 +8,7 @@ from typing import Any
 import nir
 import numpy as np
 import pytest
-from spikeprop_hardware import HardwareError, Simulator, SimulatorMissing, lay_out, read_nir
+from spikeprop_hardware import HardwareError, Simulator, SimulatorMissing, environment, lay_out, read_nir
 from spikeprop_hardware.environment import Environment
 from spikeprop_hardware.vendors import loihi1, speck, xylo
 
@@ -170,3 +170,32 @@ def test_xylo_saturates_spike_by_spike() -> None:
     # 3 * 16256 saturates at 32767, less 16256 is 16511, less 1 by its leak: below the threshold; a sum would stay at 32511
     assert trains["h"].ravel().tolist() == [0, 0]
     assert xylo.simulate(network, np.array([[[3, 0], [0, 0]]]))["h"].ravel().tolist() == [0, 0]  # 32766 after its leak
+
+
+def test_an_environment_borrows_what_is_large_and_installs_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(command: list[str]) -> None:
+        made.append(" ".join(command[2:]))
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir(parents=True)
+            (Path(command[-1]) / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+            python = Path(command[-1]) / "bin" / "python"
+            python.write_text("#!/bin/sh\nexit 0\n")
+            python.chmod(0o755)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(environment, "_must", make)
+    wanted = Environment("It", "it-1", ("first",), ("it",), alone=("it==1",), borrowed=("numpy", "no_such_module"))
+    wanted.python(lambda _: None)
+    assert made[1:] == ["pip install --quiet first no_such_module", "pip install --quiet --no-deps it==1"]
+    (borrowed,) = (tmp_path / "spikeprop" / "it-1").glob("lib/*/site-packages/*.pth")
+    assert Path(borrowed.read_text().strip()) == Path(np.__file__).parents[1]
+
+    def fail(command: list[str]) -> None:
+        raise RuntimeError("no wheel for this machine")
+
+    monkeypatch.setattr(environment, "_must", fail)
+    other = Environment("Other", "other-1", (), ("other",))
+    with pytest.raises(SimulatorMissing, match=r"cannot make the environment .*no wheel for this machine"):
+        other.python(lambda _: None)
