@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from spikeprop_hardware import HardwareError, Simulator, SimulatorMissing, environment, lay_out, read_nir
 from spikeprop_hardware.environment import Environment
+from spikeprop_hardware.quantization import Widths, quantize_network
 from spikeprop_hardware.vendors import loihi1, speck, xylo
 
 from spikeprop.deploy import from_nir
@@ -157,6 +159,26 @@ def test_inputs_that_are_no_spikes_are_refused(chip: str) -> None:
     for wrong in (counts + 0.5, counts - 5):
         with pytest.raises(HardwareError, match=r"inputs are .*encode them"):
             CHIPS[chip].simulate(network, wrong)
+
+
+def test_a_layer_on_loihi_1_is_late_by_the_synapses_before_it() -> None:
+    """Without biases the chip's network is the network in integers, each layer by its depth later."""
+    compared = 0
+    for seed in range(KINDS.index("recurrent"), 8 * len(KINDS), len(KINDS)):
+        graph, _, counts = drawn(seed)
+        network, steps = lay_out(graph), counts.shape[1]
+        padded = np.concatenate([counts, np.zeros_like(counts[:, : loihi1.late(network)])], 1)
+        if "loihi1" not in on_chips(graph, padded):
+            continue
+        chip = loihi1.simulate(on_chips(graph, padded)["loihi1"][0], padded)
+        widths = Widths(exponents=loihi1.EXPONENTS)
+        plain = quantize_network(replace(network, encoder="Poisson"), 2, padded.shape[1], widths).network
+        ours = Simulator(plain, threads=1).run(counts)
+        for p in network.populations:
+            expected = ours.spikes.get(p.name, ours.output)
+            np.testing.assert_array_equal(chip[p.name][:, p.depth : p.depth + steps], expected)
+        compared += int(sum(train.sum() for train in ours.spikes.values()))
+    assert compared > 100
 
 
 def test_xylo_saturates_spike_by_spike() -> None:

@@ -75,6 +75,11 @@ def lower(network: ChipNetwork) -> SpeckNetwork:
     return SpeckNetwork(int(np.prod(network.input_shape)), tuple(_layer(p, network.input) for p in layers))
 
 
+def late(network: ChipNetwork) -> int:
+    """Steps by which the last spikes are later than the network's: sinabs computes layer after layer."""
+    return 0
+
+
 def _unable(p: Population) -> dict[str, bool]:
     """What Speck does not compute, as messages."""
     return {
