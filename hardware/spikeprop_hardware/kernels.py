@@ -21,6 +21,7 @@ try:
 except ImportError:
     njit = None
 NUMBA = njit is not None
+BLOCK = 512  # neurons whose numbers stay in the fastest cache
 
 
 def _jit(function: Any) -> Any:
@@ -35,13 +36,22 @@ class Synapses:
         row_order, column_order: C-order index by position in each layer's own order.
         dtype: of the sums, and of the weights.
         in_c_order: sum in C-order of the sources rather than in that of their layer (floating point: the order matters).
+        payload: the largest number that a source sends.
     """
 
-    def __init__(self, matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, dtype: Any, in_c_order: bool):
-        self.dtype = np.dtype(dtype)
+    def __init__(
+        self,
+        matrix: sparse.csr_matrix,
+        row_order: np.ndarray,
+        column_order: np.ndarray,
+        dtype: Any,
+        in_c_order: bool,
+        payload: int = 128,
+    ):
+        self.dtype, self.payload = np.dtype(dtype), payload or 128
         if NUMBA:
             self.at, self.runs, self.pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
-            self.in_c_order = in_c_order
+            self.in_c_order, self.until = in_c_order, _blocks(*self.runs)
             if _fits(self.pool, np.int8):  # half of what the cache must hold, or a quarter
                 self.pool = self.pool.astype(np.int8)
         else:
@@ -50,11 +60,30 @@ class Synapses:
     def deliver(self, values: np.ndarray, out: np.ndarray) -> None:
         """values (B, sources) of any kind of number -> out (B, targets)."""
         if NUMBA and values.dtype == np.uint8 and not self.in_c_order:
-            _deliver_spikes(values, *self.runs, self.pool, out)
+            _deliver_spikes(values, *self.runs, self.pool, self.until, out)
+        elif NUMBA and self.small(values.dtype):
+            _deliver_graded(values, *self.runs, self.pool, self.until, out)
         elif NUMBA:
             _deliver(values, self.at, *self.runs, self.pool, out)
         else:
             out[...] = (self.matrix @ values.T.astype(self.dtype)).T
+
+    def small(self, kind: Any) -> bool:
+        """Whether messages of a type are ones or small numbers, and weights of 8 bits, for which the quick loops are."""
+        return not self.in_c_order and (
+            kind == np.uint8 or (kind == np.int8 and self.pool.dtype == np.int8 and self.payload < 64)
+        )
+
+
+def _blocks(first: np.ndarray, to: np.ndarray, offset: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """For each source the end of its block: neighbours that have the same targets."""
+    counts = np.diff(first)
+    source = np.repeat(np.arange(len(counts)), counts)
+    before = np.arange(len(to)) - counts[source]
+    differs = (before < 0) | (to != to[before]) | (length != length[before])
+    new = np.append(True, counts[1:] != counts[:-1]) | (np.bincount(source, differs, len(counts)) > 0)
+    starts = np.flatnonzero(new)
+    return np.append(starts[1:], len(counts))[np.cumsum(new) - 1].astype(np.int64)
 
 
 def _columns(
@@ -108,25 +137,103 @@ def _fits(numbers: np.ndarray, dtype: Any) -> bool:
 
 
 @_jit
-def _deliver_spikes(spikes, first, to, offset, length, pool, out):
-    """``_deliver`` of ones, which skips eight zeros at once; with unsigned counters no index needs a test for being negative."""
-    sources, eight = np.uint64(spikes.shape[1]), np.uint64(8)
+def _deliver_spikes(spikes, first, to, offset, length, pool, until, out):
+    """``_deliver`` of ones."""
+    active = np.empty(spikes.shape[1], np.int64)
     for b in range(spikes.shape[0]):
-        row, fired = out[b], spikes[b]
-        row[:] = 0
-        for start in range(np.uint64(0), sources, eight):
-            end = min(start + eight, sources)
-            some = np.uint8(end - start != eight)
-            if end - start == eight:
-                for k in range(eight):
-                    some |= fired[start + k]
-            if some:
-                for j in range(start, end):
-                    if fired[j]:
-                        for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
-                            target, weight = np.uint64(to[r]), np.uint64(offset[r])
-                            for k in range(np.uint64(length[r])):
-                                row[target + k] += pool[weight + k]
+        _gather(spikes[b], first, to, offset, length, pool, until, active, out[b])
+
+
+@_jit
+def _deliver_graded(values, first, to, offset, length, pool, until, out):
+    """``_deliver`` of small numbers, for which products of four sources fit in 16 bits together."""
+    active = np.empty(values.shape[1], np.int64)
+    for b in range(values.shape[0]):
+        _gather_graded(values[b], first, to, offset, length, pool, until, active, out[b])
+
+
+@_jit
+def _firing(fired, active):
+    """Writes down which sources are not 0, eight zeros at once; returns how many."""
+    sources, eight, n = np.uint64(fired.shape[0]), np.uint64(8), 0
+    for start in range(np.uint64(0), sources, eight):
+        end = min(start + eight, sources)
+        some = np.uint8(end - start != eight)
+        if end - start == eight:
+            for k in range(eight):
+                some |= np.uint8(fired[start + k])
+        if some:
+            for j in range(start, end):
+                active[n] = j
+                n += fired[j] != 0
+    return n
+
+
+@_jit
+def _gather(fired, first, to, offset, length, pool, until, active, row):
+    """The sums of one sample. Sources of one block, up to ``until``, have the same targets (a pixel's channels), and four of them
+    are added at once: a target is then read and written once for four weights."""
+    row[:] = 0
+    n, start = _firing(fired, active), 0
+    while start < n:
+        j, end = active[start], start + 1
+        stop = until[j]
+        while end < n and active[end] < stop:
+            end += 1
+        for r in range(first[j + 1] - first[j]):
+            begin, size = to[first[j] + r], length[first[j] + r]
+            targets, i = row[begin : begin + size], start
+            while i + 4 <= end:
+                w0, w1 = _part(pool, offset, first, active[i], r, size), _part(pool, offset, first, active[i + 1], r, size)
+                w2, w3 = _part(pool, offset, first, active[i + 2], r, size), _part(pool, offset, first, active[i + 3], r, size)
+                for k in range(size):
+                    targets[k] += w0[k] + w1[k] + w2[k] + w3[k]
+                i += 4
+            if i + 2 <= end:
+                w0, w1 = _part(pool, offset, first, active[i], r, size), _part(pool, offset, first, active[i + 1], r, size)
+                for k in range(size):
+                    targets[k] += w0[k] + w1[k]
+                i += 2
+            if i < end:
+                w0 = _part(pool, offset, first, active[i], r, size)
+                for k in range(size):
+                    targets[k] += w0[k]
+        start = end
+
+
+@_jit
+def _gather_graded(sent, first, to, offset, length, pool, until, active, row):
+    """As ``_gather``, of numbers: |x| <= 63 and weights of 8 bits, so that four products add up to at most 2^15 - 1."""
+    row[:] = 0
+    n, start = _firing(sent, active), 0
+    while start < n:
+        j, end = active[start], start + 1
+        stop = until[j]
+        while end < n and active[end] < stop:
+            end += 1
+        for r in range(first[j + 1] - first[j]):
+            begin, size = to[first[j] + r], length[first[j] + r]
+            targets, i = row[begin : begin + size], start
+            while i + 4 <= end:
+                x0, x1, x2, x3 = sent[active[i]], sent[active[i + 1]], sent[active[i + 2]], sent[active[i + 3]]
+                w0, w1 = _part(pool, offset, first, active[i], r, size), _part(pool, offset, first, active[i + 1], r, size)
+                w2, w3 = _part(pool, offset, first, active[i + 2], r, size), _part(pool, offset, first, active[i + 3], r, size)
+                for k in range(size):
+                    targets[k] += np.int16(x0 * w0[k] + x1 * w1[k] + x2 * w2[k] + x3 * w3[k])
+                i += 4
+            while i < end:
+                x0, w0 = sent[active[i]], _part(pool, offset, first, active[i], r, size)
+                for k in range(size):
+                    targets[k] += np.int16(x0 * w0[k])
+                i += 1
+        start = end
+
+
+@_jit
+def _part(pool, offset, first, source, r, size):
+    """The weights of a source's run ``r``."""
+    at = offset[first[source] + r]
+    return pool[at : at + size]
 
 
 @_jit
@@ -269,22 +376,31 @@ def _pool(counts, v, spikes, first, places):
 @_jit
 def _send_graded(v, spikes, unit, levels, rectify, sent):
     for b in range(v.shape[0]):
-        for i in range(v.shape[1]):
-            u, one, k = v[b, i], unit[i], 0
-            if u > one:
-                for level in range(levels - 1, -1, -1):
-                    if u > (k + (1 << level)) * one:
-                        k += 1 << level
-            elif u < 0:
-                most = sent[b, i] if rectify else 1 << levels
-                for level in range(levels - 1, -1, -1):
-                    less = (1 << level) - k
-                    if u < (1 - less) * one and less <= most:
-                        k = -less
-            spikes[b, i] = k
-            if k != 0:
-                sent[b, i] += k
-                v[b, i] = u - k * one
+        _send_row(v[b], spikes[b], unit, levels, rectify, sent[b])
+
+
+@_jit
+def _send_row(v, spikes, unit, levels, rectify, sent):
+    """Level by level over a block of neurons, without branches: many at once."""
+    up, down = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
+    for start in range(0, v.shape[0], BLOCK):
+        size = min(BLOCK, v.shape[0] - start)
+        u, one, before = v[start : start + size], unit[start : start + size], sent[start : start + size]
+        up[:] = 0
+        down[:] = 0
+        for level in range(levels - 1, -1, -1):
+            by = np.int32(1 << level)
+            for i in range(size):
+                more, less = np.int32(up[i] + by), np.int32(down[i] + by)
+                most = before[i] if rectify else np.int32(1 << levels)
+                up[i] = more if u[i] > more * one[i] else up[i]
+                down[i] = less if (u[i] < (1 - less) * one[i]) & (less <= most) else down[i]
+        out = spikes[start : start + size]
+        for i in range(size):
+            k = np.int32(up[i] - down[i])
+            out[i] = k
+            before[i] += k
+            u[i] -= k * one[i]
 
 
 @_jit
@@ -375,25 +491,71 @@ def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay, limit):
 
 @_jit
 def _fire_fixed(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
+    clipped = 0
+    for b in range(v.shape[0]):
+        clipped += _fire_row(sums[b], exponent, align, limit, v[b], spikes[b], bias, theta, decay, leaky, to_zero)
+    return clipped
+
+
+@_jit
+def _fire_row(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
     low, mask = np.int32(limit - 1), np.int32(2 * limit - 1)
     left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
     clipped = np.int32(0)
-    for b in range(v.shape[0]):
-        if leaky:
-            for i in range(v.shape[1]):
-                old = np.int64(v[b, i]) * (DECAY_UNITY - decay[i])
-                v[b, i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
-        for i in range(v.shape[1]):  # in 32 bits throughout: eight at once
-            current = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
-            u = np.int32(np.int32(np.int32(np.int32(current << align) + low) & mask) - low)
-            free = np.int32(np.int32(v[b, i] + u) + bias[i])
-            u = min(max(free, np.int32(-low)), low)
-            clipped += np.int32(u != free)
-            fired = u > theta[i]
-            spikes[b, i] = fired
-            rest = np.int32(0) if to_zero else np.int32(u - theta[i])
-            v[b, i] = rest if fired else u
+    if leaky:
+        for i in range(v.shape[0]):
+            old = np.int64(v[i]) * (DECAY_UNITY - decay[i])
+            v[i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
+    for i in range(v.shape[0]):  # in 32 bits throughout: eight at once
+        current = np.int32(np.int32(np.int32(sums[i]) << left) >> right)
+        u = np.int32(np.int32(np.int32(np.int32(current << align) + low) & mask) - low)
+        free = np.int32(np.int32(v[i] + u) + bias[i])
+        u = min(max(free, np.int32(-low)), low)
+        clipped += np.int32(u != free)
+        fired = u > theta[i]
+        spikes[i] = fired
+        rest = np.int32(0) if to_zero else np.int32(u - theta[i])
+        v[i] = rest if fired else u
     return clipped
+
+
+@_jit
+def run_layer(sent, numbers_arrive, synapses, sums, constant, numbers, v, spikes, neurons, graded, unit, taken):
+    """All steps of a layer of integer neurons with one connection: a sample's state stays in the cache, and Python waits once.
+
+    Args:
+        sent: (T, B, sources), what arrives; unused where ``constant``.
+        numbers_arrive: they are small numbers and not ones.
+        synapses: of ``Synapses``: (first, to, offset, length, pool, until).
+        sums: (B, N) what arrives in every step where ``constant``; else (1, N), room.
+        numbers: (exponent, align, limit, leaky, to_zero, levels, rectify).
+        v: (B, N) potentials, changed.
+        spikes: (T, B, N), written.
+        neurons: (bias, theta, decay).
+        graded: whether neurons send numbers, of the levels ``unit`` (N); ``taken`` (B, N) is the sum of what they sent.
+
+    Returns:
+        potentials that stopped at the limits, and spikes.
+    """
+    first, to, offset, length, pool, until = synapses
+    exponent, align, limit, leaky, to_zero, levels, rectify = numbers
+    bias, theta, decay = neurons
+    active = np.empty(first.shape[0], np.int64)
+    clipped, count = 0, 0
+    for b in range(v.shape[0]):
+        for t in range(spikes.shape[0]):
+            row = sums[b] if constant else sums[0]
+            if not constant and numbers_arrive:
+                _gather_graded(sent[t, b], first, to, offset, length, pool, until, active, row)
+            elif not constant:
+                _gather(sent[t, b], first, to, offset, length, pool, until, active, row)
+            out = spikes[t, b]
+            clipped += _fire_row(row, exponent, align, limit, v[b], out, bias, theta, decay, leaky, to_zero)
+            if graded:
+                _send_row(v[b], out, unit, levels, rectify, taken[b])
+            for i in range(out.shape[0]):
+                count += out[i] != 0
+    return clipped, count
 
 
 NAMES = (

@@ -149,6 +149,7 @@ def _all(bits: Bits | Mapping[str, Bits]) -> list[Bits]:
 
 LOIHI = Widths()  # those of Loihi 2
 
+
 class Quantized(NamedTuple):
     """An integer network and the report of each of its layers."""
 
