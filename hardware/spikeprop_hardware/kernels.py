@@ -36,22 +36,12 @@ class Synapses:
         row_order, column_order: C-order index by position in each layer's own order.
         dtype: of the sums, and of the weights.
         in_c_order: sum in C-order of the sources rather than in that of their layer (floating point: the order matters).
-        payload: the largest number that a source sends.
     """
 
-    def __init__(
-        self,
-        matrix: sparse.csr_matrix,
-        row_order: np.ndarray,
-        column_order: np.ndarray,
-        dtype: Any,
-        in_c_order: bool,
-        payload: int = 128,
-    ):
-        self.dtype, self.payload = np.dtype(dtype), payload or 128
+    def __init__(self, matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, dtype: Any, in_c_order: bool):
+        self.dtype, self.in_c_order = np.dtype(dtype), in_c_order
         if NUMBA:
             self.at, self.runs, self.pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
-            self.in_c_order, self.until = in_c_order, _blocks(*self.runs)
             if _fits(self.pool, np.int8):  # half of what the cache must hold, or a quarter
                 self.pool = self.pool.astype(np.int8)
         else:
@@ -59,31 +49,16 @@ class Synapses:
 
     def deliver(self, values: np.ndarray, out: np.ndarray) -> None:
         """values (B, sources) of any kind of number -> out (B, targets)."""
-        if NUMBA and values.dtype == np.uint8 and not self.in_c_order:
-            _deliver_spikes(values, *self.runs, self.pool, self.until, out)
-        elif NUMBA and self.small(values.dtype):
-            _deliver_graded(values, *self.runs, self.pool, self.until, out)
+        if self.quick(values.dtype):
+            _deliver_bytes(values, *self.runs, self.pool, out)
         elif NUMBA:
             _deliver(values, self.at, *self.runs, self.pool, out)
         else:
             out[...] = (self.matrix @ values.T.astype(self.dtype)).T
 
-    def small(self, kind: Any) -> bool:
-        """Whether messages of a type are ones or small numbers, and weights of 8 bits, for which the quick loops are."""
-        return not self.in_c_order and (
-            kind == np.uint8 or (kind == np.int8 and self.pool.dtype == np.int8 and self.payload < 64)
-        )
-
-
-def _blocks(first: np.ndarray, to: np.ndarray, offset: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """For each source the end of its block: neighbours that have the same targets."""
-    counts = np.diff(first)
-    source = np.repeat(np.arange(len(counts)), counts)
-    before = np.arange(len(to)) - counts[source]
-    differs = (before < 0) | (to != to[before]) | (length != length[before])
-    new = np.append(True, counts[1:] != counts[:-1]) | (np.bincount(source, differs, len(counts)) > 0)
-    starts = np.flatnonzero(new)
-    return np.append(starts[1:], len(counts))[np.cumsum(new) - 1].astype(np.int64)
+    def quick(self, kind: Any) -> bool:
+        """Whether messages of a type are bytes, for which the quick loops are."""
+        return NUMBA and not self.in_c_order and kind in (np.uint8, np.int8)
 
 
 def _columns(
@@ -137,103 +112,37 @@ def _fits(numbers: np.ndarray, dtype: Any) -> bool:
 
 
 @_jit
-def _deliver_spikes(spikes, first, to, offset, length, pool, until, out):
-    """``_deliver`` of ones."""
-    active = np.empty(spikes.shape[1], np.int64)
-    for b in range(spikes.shape[0]):
-        _gather(spikes[b], first, to, offset, length, pool, until, active, out[b])
-
-
-@_jit
-def _deliver_graded(values, first, to, offset, length, pool, until, out):
-    """``_deliver`` of small numbers, for which products of four sources fit in 16 bits together."""
-    active = np.empty(values.shape[1], np.int64)
+def _deliver_bytes(values, first, to, offset, length, pool, out):
+    """``_deliver`` of ones (unsigned), or of small numbers."""
     for b in range(values.shape[0]):
-        _gather_graded(values[b], first, to, offset, length, pool, until, active, out[b])
+        _gather(values[b], first, to, offset, length, pool, out[b])
 
 
 @_jit
-def _firing(fired, active):
-    """Writes down which sources are not 0, eight zeros at once; returns how many."""
-    sources, eight, n = np.uint64(fired.shape[0]), np.uint64(8), 0
+def _gather(sent, first, to, offset, length, pool, row):
+    """The sums of one sample. Eight zeros are skipped at once; with unsigned counters no index needs a test for being negative.
+    Adding four sources that share their targets at once was tried, and is slower: LLVM widens their sum."""
+    sources, eight = np.uint64(sent.shape[0]), np.uint64(8)
+    row[:] = 0
     for start in range(np.uint64(0), sources, eight):
         end = min(start + eight, sources)
         some = np.uint8(end - start != eight)
         if end - start == eight:
             for k in range(eight):
-                some |= np.uint8(fired[start + k])
+                some |= np.uint8(sent[start + k])
         if some:
             for j in range(start, end):
-                active[n] = j
-                n += fired[j] != 0
-    return n
-
-
-@_jit
-def _gather(fired, first, to, offset, length, pool, until, active, row):
-    """The sums of one sample. Sources of one block, up to ``until``, have the same targets (a pixel's channels), and four of them
-    are added at once: a target is then read and written once for four weights."""
-    row[:] = 0
-    n, start = _firing(fired, active), 0
-    while start < n:
-        j, end = active[start], start + 1
-        stop = until[j]
-        while end < n and active[end] < stop:
-            end += 1
-        for r in range(first[j + 1] - first[j]):
-            begin, size = to[first[j] + r], length[first[j] + r]
-            targets, i = row[begin : begin + size], start
-            while i + 4 <= end:
-                w0, w1 = _part(pool, offset, first, active[i], r, size), _part(pool, offset, first, active[i + 1], r, size)
-                w2, w3 = _part(pool, offset, first, active[i + 2], r, size), _part(pool, offset, first, active[i + 3], r, size)
-                for k in range(size):
-                    targets[k] += w0[k] + w1[k] + w2[k] + w3[k]
-                i += 4
-            if i + 2 <= end:
-                w0, w1 = _part(pool, offset, first, active[i], r, size), _part(pool, offset, first, active[i + 1], r, size)
-                for k in range(size):
-                    targets[k] += w0[k] + w1[k]
-                i += 2
-            if i < end:
-                w0 = _part(pool, offset, first, active[i], r, size)
-                for k in range(size):
-                    targets[k] += w0[k]
-        start = end
-
-
-@_jit
-def _gather_graded(sent, first, to, offset, length, pool, until, active, row):
-    """As ``_gather``, of numbers: |x| <= 63 and weights of 8 bits, so that four products add up to at most 2^15 - 1."""
-    row[:] = 0
-    n, start = _firing(sent, active), 0
-    while start < n:
-        j, end = active[start], start + 1
-        stop = until[j]
-        while end < n and active[end] < stop:
-            end += 1
-        for r in range(first[j + 1] - first[j]):
-            begin, size = to[first[j] + r], length[first[j] + r]
-            targets, i = row[begin : begin + size], start
-            while i + 4 <= end:
-                x0, x1, x2, x3 = sent[active[i]], sent[active[i + 1]], sent[active[i + 2]], sent[active[i + 3]]
-                w0, w1 = _part(pool, offset, first, active[i], r, size), _part(pool, offset, first, active[i + 1], r, size)
-                w2, w3 = _part(pool, offset, first, active[i + 2], r, size), _part(pool, offset, first, active[i + 3], r, size)
-                for k in range(size):
-                    targets[k] += np.int16(x0 * w0[k] + x1 * w1[k] + x2 * w2[k] + x3 * w3[k])
-                i += 4
-            while i < end:
-                x0, w0 = sent[active[i]], _part(pool, offset, first, active[i], r, size)
-                for k in range(size):
-                    targets[k] += np.int16(x0 * w0[k])
-                i += 1
-        start = end
-
-
-@_jit
-def _part(pool, offset, first, source, r, size):
-    """The weights of a source's run ``r``."""
-    at = offset[first[source] + r]
-    return pool[at : at + size]
+                x = sent[j]
+                if x == 1:
+                    for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
+                        target, weight = np.uint64(to[r]), np.uint64(offset[r])
+                        for k in range(np.uint64(length[r])):
+                            row[target + k] += pool[weight + k]
+                elif x != 0:
+                    for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
+                        target, weight = np.uint64(to[r]), np.uint64(offset[r])
+                        for k in range(np.uint64(length[r])):
+                            row[target + k] += x * pool[weight + k]
 
 
 @_jit
@@ -520,13 +429,12 @@ def _fire_row(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky
 
 
 @_jit
-def run_layer(sent, numbers_arrive, synapses, sums, constant, numbers, v, spikes, neurons, graded, unit, taken):
+def run_layer(sent, synapses, sums, constant, numbers, v, spikes, neurons, graded, unit, taken):
     """All steps of a layer of integer neurons with one connection: a sample's state stays in the cache, and Python waits once.
 
     Args:
         sent: (T, B, sources), what arrives; unused where ``constant``.
-        numbers_arrive: they are small numbers and not ones.
-        synapses: of ``Synapses``: (first, to, offset, length, pool, until).
+        synapses: of ``Synapses``: (first, to, offset, length, pool).
         sums: (B, N) what arrives in every step where ``constant``; else (1, N), room.
         numbers: (exponent, align, limit, leaky, to_zero, levels, rectify).
         v: (B, N) potentials, changed.
@@ -537,18 +445,15 @@ def run_layer(sent, numbers_arrive, synapses, sums, constant, numbers, v, spikes
     Returns:
         potentials that stopped at the limits, and spikes.
     """
-    first, to, offset, length, pool, until = synapses
+    first, to, offset, length, pool = synapses
     exponent, align, limit, leaky, to_zero, levels, rectify = numbers
     bias, theta, decay = neurons
-    active = np.empty(first.shape[0], np.int64)
     clipped, count = 0, 0
     for b in range(v.shape[0]):
         for t in range(spikes.shape[0]):
             row = sums[b] if constant else sums[0]
-            if not constant and numbers_arrive:
-                _gather_graded(sent[t, b], first, to, offset, length, pool, until, active, row)
-            elif not constant:
-                _gather(sent[t, b], first, to, offset, length, pool, until, active, row)
+            if not constant:
+                _gather(sent[t, b], first, to, offset, length, pool, row)
             out = spikes[t, b]
             clipped += _fire_row(row, exponent, align, limit, v[b], out, bias, theta, decay, leaky, to_zero)
             if graded:

@@ -234,7 +234,7 @@ class _Neurons:
         self.sources = [((c.source, c.lag), payloads[c.source] == 0 and not c.lag) for c in population.connections]
         self.fixed = isinstance(population, IntegerPopulation)
         self.synapses = [
-            Synapses(c.matrix, order, orders[c.source], _dtype(c, payloads[c.source]), not self.fixed, payloads[c.source])
+            Synapses(c.matrix, order, orders[c.source], _dtype(c, payloads[c.source]), not self.fixed)
             for c in population.connections
         ]
         self.exponents = [
@@ -308,7 +308,7 @@ class _Neurons:
         if not plain or len(self.synapses) != 1 or not isinstance(self.exponents[0], int):
             return False
         sent = trains.get(self.sources[0][0][0])
-        return all(same for _, same in given[1:]) if sent is None else self.synapses[0].small(sent.dtype)
+        return all(same for _, same in given[1:]) if sent is None else self.synapses[0].quick(sent.dtype)
 
     def run(self, trains: dict[str, np.ndarray], given: list[tuple[np.ndarray, bool]], state: _State, train: np.ndarray) -> int:
         """All steps; writes the spikes (T, B, neurons), and returns how many there are."""
@@ -323,7 +323,7 @@ class _Neurons:
         numbers = (self.exponents[0], self.align, self.limit, self.leaky, self.to_zero, self.levels, self.rectify)
         taken = np.zeros((1, 1), np.int32) if state.sent is None else state.sent
         clipped, count = run_layer(
-            sent, sent.dtype == np.int8, (*synapses.runs, synapses.pool, synapses.until), sums, constant, numbers, state.v, train,
+            sent, (*synapses.runs, synapses.pool), sums, constant, numbers, state.v, train,
             tuple(self.parameters), state.sent is not None, self.theta, taken,
         )  # fmt: skip
         state.clipped += clipped
