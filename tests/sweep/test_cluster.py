@@ -96,6 +96,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else 15, beside other work for minutes
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "hardware"), os.environ.get("PYTHONPATH", "")]))
     started = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", started.address)
