@@ -65,7 +65,7 @@ class Cluster:
         gpus = sum(node["Resources"].get("GPU", 0) for node in self._nodes().values())
         if gpus and not plan.gpus:
             notify(f"warning: the cluster has {gpus:g} GPUs, and trials use none; --gpus 1 gives one to each")
-        notify(f"{len(self._nodes())} nodes ({self._sizes()}), {self.jobs} trials at a time")
+        notify(f"Ray's nodes: {self._sizes()}; trials at a time: {self.jobs}")
 
     def trial(self, folder: Path, arguments: Sequence[str], log: Path, lock: Lock) -> ClusterTrial:
         """A trial to start."""
