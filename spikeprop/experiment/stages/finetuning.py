@@ -18,11 +18,10 @@ SILENCE_IMAGES = 32  # on which it is tested whether every layer fires
 
 
 def finetune_network(run: PipelineRun) -> dict[str, Any]:
-    """Fine-tune the converted network; the checkpoint is ``finetuned.safetensors``, also where there are no epochs."""
+    """Fine-tune the converted network; the checkpoint is ``finetuned.safetensors``. Without epochs there is no such stage."""
     settings = run.settings.finetune
     network = run.load_spiking("converted").to(run.device)
-    if settings.epochs:
-        _remove_delay(run, network)
+    _remove_delay(run, network)
     if settings.dropout is not None:
         network.set_dropout(settings.dropout)
     _warn_of_silence(run, network)
@@ -37,7 +36,10 @@ def finetune_network(run: PipelineRun) -> dict[str, Any]:
 def _rule(run: PipelineRun) -> LearningRule:
     """The stage's rule; what its loss may ask (``Distillation``) is the ANN, in the layout in which images convolve fastest."""
     rule = run.settings.finetune.build_rule()
-    return rule.taught_by(run.load("ann").to(run.device, memory_format=torch.channels_last)) if rule.needs_teacher else rule
+    if not rule.needs_teacher:
+        return rule
+    ann: Any = run.load("ann")
+    return rule.taught_by(ann.to(run.device, memory_format=torch.channels_last))
 
 
 def _remove_delay(run: PipelineRun, network: SpikingNetwork) -> None:
