@@ -8,10 +8,10 @@ needs neither its recipe nor its run folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from spikeprop.runtime.own_folders import OwnFolder, own_folder
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.description import describe, described_network
 from spikeprop.snn.synapse import WEIGHTED
+
+T = TypeVar("T")
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
 NORMALISATION = ("mean", "std")
@@ -158,7 +160,8 @@ def load(source: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
         trusted: packages that the file may have imported.
 
     Returns:
-        the network in evaluation mode; its notes say for how many steps and on which data it was trained, where that is known.
+        the network in evaluation mode; its notes say for how many steps and which data it was calibrated or trained, where that
+        is known.
 
     Raises:
         CheckpointError, RecipeError: as ``load_network``; an ANN, or no such network in the zoo.
@@ -167,9 +170,10 @@ def load(source: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
     loaded = load_spiking(file, trusted)
     known = {"T": loaded.timesteps, **loaded.data}
     text = ", ".join(f"{'data' if key == 'use' else key} = {value}" for key, value in known.items() if value is not None)
-    note = f"trained for {text}"
-    if text and note not in loaded.network.notes:
-        loaded.network.notes.append(note)
+    described = loaded.description
+    how = "calibrated" if "calibrated_for" in described else "made" if "network" in described else "trained"
+    notes = [described.get("why"), f"{how} for {text}" if text else None]
+    loaded.network.notes += [note for note in notes if note and note not in loaded.network.notes]
     return loaded.network
 
 
@@ -318,11 +322,12 @@ def _check_description(checkpoint: Checkpoint) -> None:
 def _check_run(checkpoint: Checkpoint, *, required: bool) -> None:
     """Steps, seed and data, which a network that was saved by itself need not have."""
     described = checkpoint.description
-    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int}
+    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int, "why": str}
     wrong = [
         key
         for key, kind in kinds.items()
-        if ((required and key != "calibrated_for") or described.get(key) is not None) and type(described.get(key)) is not kind
+        if ((required and key not in ("calibrated_for", "why")) or described.get(key) is not None)
+        and type(described.get(key)) is not kind
     ]
     if wrong:
         raise CheckpointError(
@@ -358,12 +363,11 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
         RecipeError: it cannot be built, cannot read the data's images, or has another number of outputs than there are classes.
         ConversionError: it holds something that cannot be converted.
     """
-    network, outputs = _cheapest_outline(ann, data)
+    outputs = _cheapest(ann, data, lambda network, outputs: outputs)
     if outputs[:2] != (1, data.classes) or outputs[2:] != data.label_shape:
         fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
         name, found = type(data).__name__, outputs[1] if len(outputs) == 2 else f"scores of shape {outputs} and not the"
         raise RecipeError(f"{ann.path}: {ann.use} has {found} outputs, but data: {name} has {data.classes} classes; {fix}")
-    to_spiking(network, neuron.build, encoder.build(), data.input_shape)
     with torch.random.fork_rng(devices=[]):
         network, _ = _outline(ann, data, torch.device("cpu"))
         to_spiking(network, neuron.build, encoder.build(), data.input_shape, images=torch.rand(2, *data.input_shape))
@@ -373,30 +377,35 @@ def outline_network(
     ann: Component[nn.Module], neuron: Component[Neuron], encoder: Component[Encoder], data: ImageData
 ) -> SpikingNetwork:
     """The spiking network that an ANN will become, by its shapes: without weights where that is possible; errors as above."""
-    return to_spiking(_cheapest_outline(ann, data)[0], neuron.build, encoder.build(), data.input_shape)
+    return _cheapest(ann, data, lambda network, _: to_spiking(network, neuron.build, encoder.build(), data.input_shape))
 
 
-def _cheapest_outline(ann: Component[nn.Module], data: ImageData) -> tuple[nn.Module, tuple[int, ...]]:
+def _cheapest(ann: Component[nn.Module], data: ImageData, use: Callable[[nn.Module, tuple[int, ...]], T]) -> T:
+    """What ``use`` makes of an ANN and the shape of its outputs, on the meta device if that works.
+
+    Not every constructor works there, and no conversion that reads a value: the CPU shows whether it is a mistake.
+    """
     try:
-        return _outline(ann, data, torch.device("meta"))
-    except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
-        return _outline(ann, data, torch.device("cpu"))
+        return use(*_outline(ann, data, torch.device("meta")))
+    except Exception:
+        return use(*_outline(ann, data, torch.device("cpu")))
 
 
 @torch.no_grad()
 def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -> tuple[nn.Module, tuple[int, ...]]:
     """An ANN on ``device`` ("meta" computes shapes only), and the shape of its outputs for one image."""
+    shape = data.input_shape  # before the device counts: a data set of one's own reads an example for it
     with device:
         try:
             network = ann.build().eval()
         except (RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
             raise RecipeError(f"{ann.path}: {ann.use} cannot be built: {error}") from error
         try:
-            return network, tuple(network(torch.zeros(1, *data.input_shape)).shape)
+            return network, tuple(network(torch.zeros(1, *shape)).shape)
         except Exception as error:
             raise RecipeError(
                 f"{ann.path}: {ann.use} cannot read the images of data: {type(data).__name__}, which are "
-                f"{'x'.join(map(str, data.input_shape))}: {error}"
+                f"{'x'.join(map(str, shape))}: {error}"
             ) from error
 
 

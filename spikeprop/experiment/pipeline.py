@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +34,10 @@ SMOKE_IMAGES = 64
 class HybridConversion(HybridSettings):
     """Train an ANN, convert it, fine-tune it with spikes, evaluate it, export it, and check it on Lava."""
 
-    last: ClassVar[str] = "finetuned"  # network of the pipeline
+    @property
+    def last(self) -> str:
+        """Network of the pipeline: without fine-tuning the converted one, which is not written twice."""
+        return "finetuned" if self.finetune.epochs else "converted"
 
     @classmethod
     def complete(cls, tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -44,7 +47,7 @@ class HybridConversion(HybridSettings):
     def run(self, context: Context) -> Report:
         """All stages in order; finished ones are read from the folder. ``check`` is called before, by the command line."""
         run = PipelineRun(self, context)
-        results = run_stages(run, HYBRID)
+        results = run_stages(run, [stage for stage in HYBRID if self.finetune.epochs or stage.name != "finetune"])
         own = {
             "finetuned_epochs": self.finetune.epochs,
             "thresholds": results["convert"]["thresholds"],
@@ -65,10 +68,12 @@ class HybridConversion(HybridSettings):
         }
 
     def describe_calibration(self, network: str) -> dict[str, Any]:
-        """For a network whose thresholds are as calibrated: the number of steps that they are made for."""
-        steps = self.convert.calibrator.build().calibrated_for
-        calibrated = network == "converted" or (network == "finetuned" and not self.finetune.epochs)
-        return {"calibrated_for": steps} if calibrated and steps is not None else {}
+        """For a network whose thresholds are as calibrated: the number of steps that they are made for, and the choice's reason."""
+        if network != "converted":
+            return {}
+        choice = self.convert.describe_choice()
+        found = {"calibrated_for": choice["calibrated_for"], "why": choice["why"]}
+        return {key: value for key, value in found.items() if value}
 
     def outline(self) -> SpikingNetwork:
         """The network that is converted, untrained, for what is asked of its shapes."""

@@ -13,6 +13,7 @@ from spikeprop.report.heatmaps import confusion_map, raster_map
 from spikeprop.report.html import Markup, figure, folded, join, note, table, tag
 
 Evidence = Mapping[str, Any]
+MOST_LEVELS = 7  # payloads whose levels are lines
 CALIBRATED, KEPT = "as calibrated", "in the checkpoint"
 
 
@@ -123,17 +124,27 @@ def _over_time(one: Mapping[str, Any], name: str, what: str) -> list[Markup]:
         parts.append(figure(name.format("scores"), join([legend(lines), picture]), caption))
     for found in one["potentials"] if one["steps"] > 1 else []:
         trace = f"{found['name']}, neuron {found['neuron']}"
-        steps = [1.0, float(one["steps"])]
-        lines = [
-            Line(trace, _by_step(found["values"]), 0),
-            Line("threshold", [(t, found["threshold"]) for t in steps], 2, "dotted"),
-        ]
-        if found["fires"]:
-            lines.append(Line("spikes", [(t + 1.0, found["threshold"]) for t in found["fires"]], 1, "mark"))
+        lines = [Line(trace, _by_step(found["values"]), 0), *_spikes(found, float(one["steps"]))]
         picture = line_chart(f"Potential of {trace}, {what}", lines, "time step", "potential after the step")
         caption = f"A neuron of {found['name']} that fires about every other step: potential after each reset, and threshold."
+        if any(abs(payload) > 1 for _, payload in found["spikes"]):
+            caption += " It sends k above k times the threshold; a spike is at its payload times the threshold."
         parts.append(figure(name.format(f"potential-{found['name']}"), join([legend(lines), picture]), caption))
     return parts
+
+
+def _spikes(found: Mapping[str, Any], steps: float) -> list[Line]:
+    """The threshold, the levels of larger payloads that were sent, and the spikes with their payloads."""
+    theta, payloads = found["threshold"], {payload for _, payload in found["spikes"]}
+    further = sorted(payload for payload in payloads if 1 < payload <= MOST_LEVELS)
+    levels = {"threshold": theta, **{f"payload {payload}": payload * theta for payload in further}}
+    lines = [Line(label, [(1.0, level), (steps, level)], 2, "dotted") for label, level in levels.items()]
+    if not payloads:
+        return lines
+    graded = any(abs(payload) > 1 for payload in payloads)
+    named = {step + 1.0: str(payload) for step, payload in found["spikes"]} if graded else {}
+    at = [(step + 1.0, payload * theta) for step, payload in found["spikes"]]
+    return [*lines, Line("spikes, with their payloads" if graded else "spikes", at, 1, "mark", names=named)]
 
 
 def _by_step(values: Sequence[float]) -> list[tuple[float, float]]:

@@ -8,12 +8,26 @@ from typing import Any
 import pytest
 import torch
 from matplotlib import pyplot
-from torch import Tensor
+from torch import Tensor, nn
 
-from spikeprop import CNN, IF, History, MaxActivation, SignedIF, SpikingNetwork, convert, explain_conversion, plot
+from spikeprop import (
+    CNN,
+    IF,
+    GradedIF,
+    History,
+    MaxActivation,
+    SignedIF,
+    SpikingNetwork,
+    convert,
+    explain_conversion,
+    plot,
+    spiking,
+)
 from spikeprop.convert import activation_scales, relu_activations, uncalibrated
 from spikeprop.errors import DataError
 from spikeprop.evaluate import conversion_error
+from spikeprop.report.raster import potentials
+from spikeprop.snn import SpikeRecording
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +82,36 @@ def test_membrane_shows_potential_threshold_and_spikes(small: tuple[CNN, Spiking
         plot.membrane(seen, layer="classifier_1", neuron=8)
     with pytest.raises(DataError, match="membranes=True"):
         plot.membrane(network.record(x[:2], 2))
+
+
+def test_the_threshold_shown_is_the_potential_above_which_a_graded_neuron_fires() -> None:
+    """One neuron, driven by less and by more than each level: it sends k where k thresholds are exceeded, and no table differs."""
+    network = spiking(
+        nn.Sequential(nn.Linear(1, 1, bias=False), GradedIF(levels=2, v_threshold=2.0), nn.Linear(1, 1)), input_shape=(1,)
+    )
+    with torch.no_grad():
+        next(network.parameters()).fill_(1.0)
+    (name, neuron), *_ = network.neurons().items()
+    for current, payload in ((0.99, 0), (1.01, 1), (2.01, 2), (3.01, 3), (9.0, 3)):
+        seen = network.record(torch.tensor([[current]]), 1, membranes=True)
+        assert seen.spikes[name].flatten().tolist() == [payload]
+        theta = float(seen.thresholds[name])
+        assert theta == 1.0
+    (row,) = [row for row in network.summary().layers if row.name == name]
+    assert row.threshold == (theta, theta)
+    assert points(plot.thresholds(network))[0][0] == theta
+    ax: Any = plot.membrane(seen, layer=name)
+    assert [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() in ("--", ":")] == [1.0, 3.0]
+    assert [text.get_text() for text in ax.texts] == ["3"]
+    (shown,) = potentials(network, torch.tensor([9.0]), 1)
+    assert (shown["threshold"], shown["spikes"]) == (1.0, [[0, 3]])
+    assert neuron.v_threshold == 2.0
+
+
+def test_a_recording_has_no_negative_zero() -> None:
+    recording = SpikeRecording()
+    recording("a", torch.tensor([[-0.0, 1.0]]))
+    assert not recording.spikes["a"].signbit().any()
 
 
 def test_rates_are_those_recorded_and_those_of_a_summary(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:

@@ -18,11 +18,10 @@ SILENCE_IMAGES = 32  # on which it is tested whether every layer fires
 
 
 def finetune_network(run: PipelineRun) -> dict[str, Any]:
-    """Fine-tune the converted network; the checkpoint is ``finetuned.safetensors``, also where there are no epochs."""
+    """Fine-tune the converted network; the checkpoint is ``finetuned.safetensors``. Without epochs there is no such stage."""
     settings = run.settings.finetune
     network = run.load_spiking("converted").to(run.device)
-    if settings.epochs:
-        _remove_delay(run, network)
+    _remove_delay(run, network)
     if settings.dropout is not None:
         network.set_dropout(settings.dropout)
     _warn_of_silence(run, network)
