@@ -44,6 +44,17 @@ def nearest_path(path: str | Path) -> str:
     return f"; did you mean {str(missing.with_name(near[0]))!r}?" if near else ""
 
 
+def no_checkpoint(path: str | Path) -> str:
+    """The message where a checkpoint or a run folder is not there."""
+    return f"no checkpoint at {path}; give a run folder (`spikeprop ls runs`), or a .safetensors file in one{nearest_path(path)}"
+
+
+def no_run_folder(path: str | Path) -> str:
+    """The message where a run folder is not there, or is none."""
+    near = "" if Path(path).exists() else nearest_path(path)
+    return f"{path} is no run folder: it has no run.json; give a folder that `spikeprop run` wrote{near}"
+
+
 def resolved(name: str) -> str:
     """A path in a recipe: as it is written where it exists in the working directory, or that of the file beside the recipe."""
     bare = name.partition("#")[0]
