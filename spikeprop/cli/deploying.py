@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from spikeprop.cli.group import main
-from spikeprop.cli.options import NETWORK, TARGET, TRUSTED, shows_images
+from spikeprop.cli.options import NETWORK, TARGET, TRUSTED, checkpoint_there, shows_images
 from spikeprop.cli.printing import columns, result, say, table, write
 
 
 @main.command(short_help="Write a spiking network as NIR, ONNX, or for lava-dl.", example="spikeprop export runs/digits_cnn_stdb")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), callback=checkpoint_there)
 @NETWORK
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
 @click.option(
@@ -165,7 +165,10 @@ def budget(
     if inputs is not None:
         about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
         synops = sum(layer["synops"] for layer in chip["activity"])
-        rows += [("SynOps a sample", f"{synops:,.0f}"), (f"energy a sample ({chip['energy_model']})", about)]
+        rows += [
+            ("SynOps a sample", f"{synops:,.0f} (mean of {len(inputs)})"),
+            (f"energy a sample ({chip['energy_model']})", about),
+        ]
     table(str(source), rows)
     columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
     if inputs is not None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from spikeprop.errors import CheckpointError, RunError
+from spikeprop.runtime.places import no_checkpoint, no_run_folder
+
 NETWORK_NAMES = click.Choice(["ann", "converted", "finetuned", "trained"])
 NETWORK = click.option("--network", "name", type=NETWORK_NAMES, help="Of a run folder; default the last one of the pipeline.")
 TRUSTED = click.option(
@@ -16,10 +19,33 @@ TRUSTED = click.option(
 TARGET = click.option("--target", metavar="CHIP", help="loihi2, loihi1, speck, xylo, generic or generic-BITS.")
 
 
+def checkpoint_there(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """The checkpoint or run folder that an argument names, if it is there: found before anything heavy is imported.
+
+    Raises:
+        CheckpointError: it is not, with the nearest name.
+    """
+    if not str(value).startswith("zoo:") and not value.exists():
+        raise CheckpointError(no_checkpoint(value))
+    return value
+
+
+def run_there(context: click.Context, parameter: click.Parameter, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    """The same of run folders.
+
+    Raises:
+        RunError: one of them is not there.
+    """
+    for path in value if isinstance(value, tuple) else (value,):
+        if not path.exists():
+            raise RunError(no_run_folder(path))
+    return value
+
+
 def shows_images(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options of verbs that show images to a NETWORK."""
     options = [
-        click.argument("source", type=click.Path(path_type=Path), metavar="NETWORK"),
+        click.argument("source", type=click.Path(path_type=Path), metavar="NETWORK", callback=checkpoint_there),
         NETWORK,
         click.option("--data", help="Data set; default the one that the network was trained on."),
         click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),
