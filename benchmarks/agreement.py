@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from common import parse, save
 from efficientnet_lite0 import EfficientNetLite0
 from torch import Tensor, nn
 
-from spikeprop import IF, SignedIF, SpikingNetwork, convert
+from spikeprop import IF, GradedIF, SignedIF, SpikingNetwork, convert
 from spikeprop.ann import TorchvisionModel
 from spikeprop.convert import LeastError, LeastSquares, LightCalibration, ThresholdCalibrator
 from spikeprop.data import ImageNet
@@ -33,6 +34,9 @@ WAYS: dict[str, tuple[Callable[[], Neuron], Callable[[int], ThresholdCalibrator]
     "signed, least error": (SignedIF, lambda t: LeastError(timesteps=t)),
     "signed, light": (SignedIF, lambda t: LightCalibration(timesteps=t)),
     "signed, least squares": (SignedIF, lambda t: LeastSquares(timesteps=t)),
+    **{f"graded {n}, light": (partial(GradedIF, levels=n), lambda t: LightCalibration(timesteps=t)) for n in (3, 4, 5)},
+    "graded 3, least squares": (partial(GradedIF, levels=3), lambda t: LeastSquares(timesteps=t)),
+    "signed, least squares on spikes": (SignedIF, lambda t: LeastSquares(timesteps=t, search="spikes")),
     "least error": (lambda: IF(v_init=0.5), lambda t: LeastError(timesteps=t)),
     "light": (lambda: IF(v_init=0.5), lambda t: LightCalibration(timesteps=t)),
 }

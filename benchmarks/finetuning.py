@@ -97,6 +97,8 @@ CONTENDERS: dict[str, Choice] = {
     "mean, distill 0.9": replace(BASE, read="mean", distill=0.9),
     "each step": replace(BASE, read="each step"),
     "SGD 1e-2": replace(BASE, optimizer="SGD", lr=1e-2),
+    "distill 0.9, Adam 3e-4": replace(BASE, distill=0.9, lr=3e-4),
+    "mean, distill 0.9, Adam 1e-3": replace(BASE, read="mean", distill=0.9, lr=1e-3),
     "Adam 3e-5": replace(BASE, lr=3e-5),
     "thresholds fixed": replace(BASE, train_threshold=False),
     "thresholds x 0.8": replace(BASE, scale=0.8),
@@ -187,10 +189,12 @@ def changed(network: sp.SpikingNetwork, choice: Choice, x: Tensor, T: int) -> sp
         neuron.surrogate = choice.surrogate
         neuron.v_threshold.requires_grad_(choice.train_threshold)
         if choice.reset_gradient:
-            network.layers[name].neuron = ThroughReset.of(neuron)
+            layer: Any = network.layers[name]
+            layer.neuron = ThroughReset.of(neuron)
     if choice.dropout:
-        (*_, last) = network.layers.values()
-        last.synapses[0].ops.insert(len(last.synapses[0].ops) - 1, SampleDropout(choice.dropout))
+        *_, last = [layer for _, layer in network.named_layers()]
+        synapse: Any = last.synapses[0]
+        synapse.ops.insert(len(synapse.ops) - 1, SampleDropout(choice.dropout))
     if choice.batch_norm:
         keep_batch_norm(network, x, T)
     return network
@@ -198,9 +202,10 @@ def changed(network: sp.SpikingNetwork, choice: Choice, x: Tensor, T: int) -> sp
 
 def keep_batch_norm(network: sp.SpikingNetwork, x: Tensor, T: int) -> None:
     """Add to every layer of images a batch-norm of its current, whose gain and shift undo the statistics of these images."""
-    norms = []
+    norms: list[Any] = []
     for _, layer in network.named_layers():
-        ops = layer.synapses[0].ops
+        synapse: Any = layer.synapses[0]
+        ops = synapse.ops
         if isinstance(ops[-1], nn.Conv2d):
             ops.append(nn.BatchNorm2d(ops[-1].out_channels, momentum=1.0))
             norms.append(ops[-1])

@@ -18,7 +18,7 @@ bit counts as one synaptic operation (an addition of the shifted weight), the si
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,18 +103,19 @@ def budget(network: ChipNetwork | IntegerNetwork, chip: Target = LOIHI2) -> Budg
 
     Args:
         network: laid out; or an outline, whose connections are patterns (``spikeprop.snn.outline``).
-        chip: the target.
+        chip: the target; where its output is spikes, the host sums those of the last layer of neurons.
     """
-    reached = _fan_out(network)
+    on_chip = [p for p in network.populations if chip.real_output or p.theta is not None]
+    reached = _fan_out(network, on_chip)
     layers, problems = [], []
-    for population in network.populations:
+    for population in on_chip:
         layer, wrong = _layer(population, int(reached[population.name].max(initial=0)), chip)
         layers.append(layer)
         problems += wrong
     cores = 1 if chip.cores == chip.chips == 1 else sum(layer.cores for layer in layers)
     synapses = sum(layer.synapses for layer in layers)
     chips = max(-(-cores // chip.cores) if chip.cores else 1, -(-synapses // chip.synapses) if chip.synapses else 1)
-    if chip.chips is not None and chips > chip.chips:
+    if chip.chips is not None and chips > chip.chips and layers:
         largest = max(layers, key=lambda layer: layer.cores)
         problems.append(
             f"the network needs {chips:,} chips, and the largest system has {chip.chips:,}; layer {largest.name!r} alone takes "
@@ -196,11 +197,11 @@ def energy_joules(network: ChipNetwork | IntegerNetwork, active: list[Activity],
     return SYNOP_JOULES * sum(layer.synops for layer in active) + UPDATE_JOULES * neurons * steps * network.stride
 
 
-def _fan_out(network: ChipNetwork | IntegerNetwork) -> dict[str, np.ndarray]:
-    """Synapses that a spike of each neuron reaches, by layer, the input included."""
+def _fan_out(network: ChipNetwork | IntegerNetwork, readers: Sequence[AnyPopulation] | None = None) -> dict[str, np.ndarray]:
+    """Synapses that a spike of each neuron reaches, by layer, the input included; default those of all readers."""
     sizes = {network.input: int(np.prod(network.input_shape)), **{p.name: len(p.bias) for p in network.populations}}
     reached = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
-    for population in network.populations:
+    for population in network.populations if readers is None else readers:
         for c in population.connections:
             reached[c.source] += _joins(c).per_source()
     return reached

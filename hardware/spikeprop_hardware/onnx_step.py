@@ -65,7 +65,7 @@ def step_model(
         raise HardwareError(f"precision {precision!r}: there are float and fixed")
     real = lay_out(graph)
     made = quantize_network(real, input_limit, timesteps, widths).network if precision == "fixed" else None
-    model = _Step(flat(graph).nodes, real, made).model()
+    model = _OneStep(flat(graph).nodes, real, made).model()
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -110,7 +110,7 @@ def run_onnx(model: str | Path | Any, inputs: np.ndarray, threads: int = 0) -> S
     return SimulationResult(spikes, output, counts={name: int(np.count_nonzero(train)) for name, train in spikes.items()})
 
 
-class _Step:
+class _OneStep:
     """Writes the operators of one step."""
 
     def __init__(self, nodes: dict[str, Any], network: ChipNetwork, integers: IntegerNetwork | None):

@@ -143,11 +143,11 @@ class Widths:
         return found
 
 
-LOIHI = Widths()  # those of Loihi 2
-
-
 def _all(bits: Bits | Mapping[str, Bits]) -> list[Bits]:
     return list(bits.values()) if isinstance(bits, Mapping) else [bits]
+
+
+LOIHI = Widths()  # those of Loihi 2
 
 
 class Quantized(NamedTuple):

@@ -85,8 +85,9 @@ def export(
 )
 @shows_images
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--backend", type=click.Choice(["lava", "reference"]), default="lava", show_default=True,
-              help="Lava's CPU simulation (needs Python 3.10), or the fast simulator that equals it.")  # fmt: skip
+@click.option("--backend", type=click.Choice(["lava", "reference", "vendor"]),
+              help="Lava's CPU simulation (default; needs Python 3.10), or the fast simulator that equals it (default with "
+              "--target); vendor: our model of the chip beside the simulator of its maker.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
               help="fixed: in the integers of Loihi 2.")  # fmt: skip
 @TARGET
@@ -109,16 +110,28 @@ def simulate(
     Both get the same encoded inputs. A NIR file that `export` wrote names its data, normalisation, encoder and steps; for any
     other NIR file, the options give them.
     """
-    from spikeprop.deploy import RunOn, compare
+    from spikeprop.deploy import VENDORS, RunOn, compare, simulate_on_chip
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
+    own = target in VENDORS
+    if backend == "vendor" and not own:
+        raise click.UsageError(f"--backend vendor is for --target {', '.join(VENDORS)}; Loihi 2's is --backend lava")
+    if backend == "lava" and own:
+        raise click.UsageError(f"Lava simulates Loihi 2; --target {target} has --backend reference and vendor")
+    backend = backend or ("lava" if target is None else "reference")
     with open_simulation_input(source, name, encoder, trusted) as opened:
         given = opened.with_options(use=data, **options)
         if target is not None:
             _fitting(given.network, target)
         images, labels = given.images(samples)
         seed_torch(given.seed, 3)
+        if own:
+            steps, theirs = given.simulated_steps(images), backend == "vendor"
+            found = simulate_on_chip(given.network, given.file, images, labels, steps, say, str(target), vendor=theirs)
+            result(network=source, simulation=found)
+            _on_chip(str(source), found, str(target))
+            return
         where = RunOn(backend=backend, precision="fixed" if target is not None else precision, target=target)
         found = compare(given.network, given.file, images, labels, given.simulated_steps(images), say, where)
     result(network=source, comparison=found)
@@ -163,12 +176,11 @@ def budget(
     result(network=source, budget=chip)
     rows = chip_rows(chip)
     if inputs is not None:
-        about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
         synops = sum(layer["synops"] for layer in chip["activity"])
-        rows += [
-            ("SynOps a sample", f"{synops:,.0f} (mean of {len(inputs)})"),
-            (f"energy a sample ({chip['energy_model']})", about),
-        ]
+        rows.append(("SynOps a sample", f"{synops:,.0f} (mean of {len(inputs)})"))
+        if "energy_model" in chip:
+            about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
+            rows.append((f"energy a sample ({chip['energy_model']})", about))
     table(str(source), rows)
     columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
     if inputs is not None:
@@ -176,8 +188,25 @@ def budget(
         active = [(layer["name"], *(round(layer[kind]) for kind in kinds)) for layer in chip["activity"]]
         columns(("spikes of", "a sample", "payload bits", "synaptic events", "SynOps"), active)
     if "energy" in chip:
-        columns(("energy a sample (uJ)", "spiking", "ANN", "source"), energy_rows(chip["energy"]))
+        energies = energy_rows(chip["energy"])
+        columns(("energy a sample (uJ)", "spiking", "ANN"), [row[:3] for row in energies])
+        write()
+        for model, _, _, where in energies:
+            write(f"  {model}: {where}")
         write(f"\n  {chip['energy']['advice']}.")
+
+
+def _on_chip(title: str, found: dict[str, Any], target: str) -> None:
+    """Print a simulation in a chip's own arithmetic."""
+    rows = [("samples, steps", f"{found['samples']}, T = {found['timesteps']}")]
+    rows += [(f"accuracy, {name}", f"{percent:.2f} %") for name, percent in found["accuracy"].items()]
+    heads, wrong = ("layer", "spikes in PyTorch", f"on {target}"), found.get("mismatches")
+    if wrong is not None:
+        rows.append(("our model and the vendor's", "all spikes equal" if found["spikes_equal"] else "NOT equal"))
+        heads = (*heads, "that differ from the vendor's")
+    table(title, rows)
+    more = {} if wrong is None else wrong
+    columns(heads, [(name, *counts, *([more[name]] if name in more else [])) for name, counts in found["layers"].items()])
 
 
 def _fitting(network: Any, target: str) -> None:

@@ -49,6 +49,12 @@ class BatchAxes:
         """Whether an argument is a tensor, or a sequence of tensors, that is computed from the images."""
         return isinstance(node, fx.Node) and self._depends[node]
 
+    def learnt(self, node: Any) -> bool:
+        """Whether an argument that depends on no image is computed from tensors of the network: training changes its value."""
+        return isinstance(node, fx.Node) and (
+            node.op in ("get_attr", "call_module") or any(self.learnt(n) for n in node.all_input_nodes if not self.depends(n))
+        )
+
     def shape(self, node: fx.Node, index: int = 0) -> tuple[int, ...]:
         """Of the tensor of a node, or one of several, for ``BATCH`` images."""
         return tuple(_part(self._outlines[0][node], index).shape)

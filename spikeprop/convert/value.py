@@ -134,8 +134,8 @@ def _placed(branch: LinearBranch, before: int, after: int) -> LinearBranch:
     return branch.then(ChannelPad(before, after)) if before or after else branch
 
 
-def scale(value: Value, factor: float) -> Value:
-    """A multiple of a value, folded into the layer before it if there is one."""
+def scale(value: Value, factor: float, *, learnt: bool = False) -> Value:
+    """A multiple of a value, folded into the layer before it if there is one; a ``learnt`` 1 is a factor like another."""
 
     def scaled(branch: LinearBranch) -> LinearBranch:
         if branch.kept or not isinstance(branch.last, WEIGHTED):
@@ -146,7 +146,7 @@ def scale(value: Value, factor: float) -> Value:
             layer.bias.data.mul_(factor)
         return branch.without_last().then(layer)
 
-    return tuple(scaled(b) for b in value) if factor != 1 else value
+    return tuple(scaled(b) for b in value) if factor != 1 or learnt else value
 
 
 def affine(value: Value, gain_C: Tensor, shift_C: Tensor, positions: tuple[int, ...]) -> Value:

@@ -9,10 +9,12 @@ from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.precision import bits_curve, mixed_precision, sensitivity
 from spikeprop.deploy.quantised import QuantisedBPTT
 from spikeprop.deploy.reading import ENCODERS, from_nir, layer_names
+from spikeprop.deploy.vendor import VENDORS, simulate_on_chip
 from spikeprop.deploy.writing import to_nir
 
 __all__ = [
     "ENCODERS",
+    "VENDORS",
     "QuantisedBPTT",
     "RunOn",
     "bits_curve",
@@ -29,5 +31,6 @@ __all__ = [
     "read_nir",
     "record",
     "sensitivity",
+    "simulate_on_chip",
     "to_nir",
 ]

@@ -30,8 +30,8 @@ def chip_budget(
 
     Returns:
         target, layers, cores, chips, problems and needs; with ``network`` also findings, everything that stands between it and
-        the chip; with inputs activity (spikes and SynOps by layer, a sample), energy_joules, an estimate with the first Loihi's
-        figures, and energy_model, its name; with both energy, the table of models, and what it says of the ANN.
+        the chip; with inputs activity (spikes and SynOps by layer, a sample) and, of both Loihis, energy_joules, an estimate with
+        the first one's figures, and energy_model, its name; with both energy, the table of models, and what it says of the ANN.
 
     Raises:
         NirError: a file that is damaged, or a network that cannot be laid out.
@@ -46,12 +46,10 @@ def chip_budget(
     if inputs is None:
         return found
     active = hardware.activity(laid_out, inputs)
-    joules = hardware.energy_joules(laid_out, active, inputs.shape[1])
-    found |= {
-        "activity": [asdict(layer) for layer in active],
-        "energy_joules": joules,
-        "energy_model": hardware.ENERGY_MODEL,
-    }
+    found["activity"] = [asdict(layer) for layer in active]
+    if "loihi1" in (chip.name, chip.priced_as):
+        joules = hardware.energy_joules(laid_out, active, inputs.shape[1])
+        found |= {"energy_joules": joules, "energy_model": hardware.ENERGY_MODEL}
     if outlined is not None and outlined.computable:
         names = {laid_out.input: outlined.input, **layer_names(graph)}
         named = [replace(layer, name=str(names.get(layer.name, layer.name))) for layer in active]

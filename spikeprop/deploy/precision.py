@@ -191,7 +191,8 @@ def mixed_precision(
 
 
 def _budget(network: hardware.ChipNetwork, bits: int) -> hardware.Budget:
-    return hardware.budget(network, dataclasses.replace(hardware.Chip(), bytes_per_weight=bits / 8))  # type: ignore[arg-type]
+    chip = dataclasses.replace(hardware.target("loihi2"), bytes_per_weight=bits / 8)  # type: ignore[arg-type]
+    return hardware.budget(network, chip)
 
 
 def _change(output: np.ndarray, wanted: np.ndarray) -> float:

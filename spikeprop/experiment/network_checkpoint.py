@@ -8,10 +8,10 @@ needs neither its recipe nor its run folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ from spikeprop.runtime.own_folders import OwnFolder, own_folder
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.description import describe, described_network
 from spikeprop.snn.synapse import WEIGHTED
+
+T = TypeVar("T")
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
 NORMALISATION = ("mean", "std")
@@ -384,12 +386,11 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
         RecipeError: it cannot be built, cannot read the data's images, or has another number of outputs than there are classes.
         ConversionError: it holds something that cannot be converted.
     """
-    network, outputs = _cheapest_outline(ann, data)
+    outputs = _cheapest(ann, data, lambda network, outputs: outputs)
     if outputs[:2] != (1, data.classes) or outputs[2:] != data.label_shape:
         fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
         name, found = type(data).__name__, outputs[1] if len(outputs) == 2 else f"scores of shape {outputs} and not the"
         raise RecipeError(f"{ann.path}: {ann.use} has {found} outputs, but data: {name} has {data.classes} classes; {fix}")
-    to_spiking(network, neuron.build, encoder.build(), data.input_shape)
     with torch.random.fork_rng(devices=[]):
         network, _ = _outline(ann, data, torch.device("cpu"))
         to_spiking(network, neuron.build, encoder.build(), data.input_shape, images=torch.rand(2, *data.input_shape))
@@ -399,30 +400,35 @@ def outline_network(
     ann: Component[nn.Module], neuron: Component[Neuron], encoder: Component[Encoder], data: ImageData
 ) -> SpikingNetwork:
     """The spiking network that an ANN will become, by its shapes: without weights where that is possible; errors as above."""
-    return to_spiking(_cheapest_outline(ann, data)[0], neuron.build, encoder.build(), data.input_shape)
+    return _cheapest(ann, data, lambda network, _: to_spiking(network, neuron.build, encoder.build(), data.input_shape))
 
 
-def _cheapest_outline(ann: Component[nn.Module], data: ImageData) -> tuple[nn.Module, tuple[int, ...]]:
+def _cheapest(ann: Component[nn.Module], data: ImageData, use: Callable[[nn.Module, tuple[int, ...]], T]) -> T:
+    """What ``use`` makes of an ANN and the shape of its outputs, on the meta device if that works.
+
+    Not every constructor works there, and no conversion that reads a value: the CPU shows whether it is a mistake.
+    """
     try:
-        return _outline(ann, data, torch.device("meta"))
-    except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
-        return _outline(ann, data, torch.device("cpu"))
+        return use(*_outline(ann, data, torch.device("meta")))
+    except Exception:
+        return use(*_outline(ann, data, torch.device("cpu")))
 
 
 @torch.no_grad()
 def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -> tuple[nn.Module, tuple[int, ...]]:
     """An ANN on ``device`` ("meta" computes shapes only), and the shape of its outputs for one image."""
+    shape = data.input_shape  # before the device counts: a data set of one's own reads an example for it
     with device:
         try:
             network = ann.build().eval()
         except (RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
             raise RecipeError(f"{ann.path}: {ann.use} cannot be built: {error}") from error
         try:
-            return network, tuple(network(torch.zeros(1, *data.input_shape)).shape)
+            return network, tuple(network(torch.zeros(1, *shape)).shape)
         except Exception as error:
             raise RecipeError(
                 f"{ann.path}: {ann.use} cannot read the images of data: {type(data).__name__}, which are "
-                f"{'x'.join(map(str, data.input_shape))}: {error}"
+                f"{'x'.join(map(str, shape))}: {error}"
             ) from error
 
 

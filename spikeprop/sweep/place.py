@@ -1,4 +1,4 @@
-"""``Place``: where the trials of a sweep run, and ``Running``: a trial that was started there, as a sweep sees both."""
+"""``TrialPlace``: where the trials of a sweep run, and ``RunningTrial``: a trial that was started there, as a sweep sees both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from spikeprop.runtime.locks import Lock
 
 
-class Running(Protocol):
+class RunningTrial(Protocol):
     """A trial that was started."""
 
     def start(self) -> bool:
@@ -33,7 +33,7 @@ class Running(Protocol):
         ...
 
 
-class Place(Protocol):
+class TrialPlace(Protocol):
     """Where trials run.
 
     Attributes:
@@ -44,7 +44,7 @@ class Place(Protocol):
     jobs: int
     threads: int
 
-    def trial(self, folder: Path, arguments: Sequence[str], log: Path, lock: Lock) -> Running:
+    def trial(self, folder: Path, arguments: Sequence[str], log: Path, lock: Lock) -> RunningTrial:
         """A trial to start: its run folder, arguments of ``spikeprop``, log and lock."""
         ...
 

@@ -25,7 +25,7 @@ from spikeprop.runtime.files import leaves, read_json, write_json, write_text
 from spikeprop.runtime.locks import Lock
 from spikeprop.runtime.progress import bar
 from spikeprop.sweep.cluster import Cluster
-from spikeprop.sweep.place import Place, Running
+from spikeprop.sweep.place import RunningTrial, TrialPlace
 from spikeprop.sweep.plan import SweepPlan
 from spikeprop.sweep.process import ThisMachine
 from spikeprop.sweep.tpe import propose
@@ -87,7 +87,7 @@ class Sweep:
 
     def run(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         """Run the unfinished trials; returns the heads and rows of the table, the best trials first."""
-        running: dict[str, Running] = {}
+        running: dict[str, RunningTrial] = {}
         total = len(self.trials) if self.plan.sampler == "grid" else self.plan.trials
         with self._placed() as place, _sigterm_as_interrupt(), bar("sweep", total=total, unit="trial") as shown:
             try:
@@ -125,9 +125,9 @@ class Sweep:
     # trials -------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _placed(self) -> Iterator[Place]:
+    def _placed(self) -> Iterator[TrialPlace]:
         """Where the trials run; afterwards the folder is free again."""
-        place: Place | None = None
+        place: TrialPlace | None = None
         try:
             if self.plan.on == "ray":
                 with redirect_stdout(sys.stderr):  # Ray prints what its nodes say, and stdout is for the result
@@ -140,7 +140,7 @@ class Sweep:
                 place.close()
             self._lock.release()
 
-    def _fill(self, place: Place, running: dict[str, Running], todo: Iterator[Trial]) -> bool:
+    def _fill(self, place: TrialPlace, running: dict[str, RunningTrial], todo: Iterator[Trial]) -> bool:
         """Start trials up to the number of jobs; returns whether any was started."""
         started = False
         while len(running) < place.jobs:
@@ -153,7 +153,7 @@ class Sweep:
             started = True
         return started
 
-    def _collect(self, running: dict[str, Running]) -> int:
+    def _collect(self, running: dict[str, RunningTrial]) -> int:
         """Record the trials that have ended; returns their number."""
         ended = 0
         for trial in [trial for trial in self.trials if trial.name in running]:
@@ -166,7 +166,7 @@ class Sweep:
                 ended += 1
         return ended
 
-    def _record(self, trial: Trial, process: Running, code: int) -> None:
+    def _record(self, trial: Trial, process: RunningTrial, code: int) -> None:
         self._update(trial)
         if code != 0:
             trial.state, trial.why = "failed", process.reason(code)
@@ -210,7 +210,7 @@ class Sweep:
         name = f"{number:03d}-{re.sub(r'[^A-Za-z0-9.=+-]+', '_', shown)[:60]}".rstrip("-_.")
         return Trial(name, values)
 
-    def _process(self, trial: Trial, place: Place) -> Running:
+    def _process(self, trial: Trial, place: TrialPlace) -> RunningTrial:
         overrides = [f"{key}={value}" for key, value in trial.values.items()]
         folder = (self.folder / trial.name).resolve() if self.plan.on == "ray" else self.folder / trial.name
         options = ["--out", str(folder), "--threads", str(place.threads), *(["--smoke"] if self.plan.smoke else [])]

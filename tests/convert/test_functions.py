@@ -345,3 +345,33 @@ def test_windows_may_be_lists(pool: Any, window: Any) -> None:
     x, parts = torch.rand(6, 1, 8, 8), (nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
     found = [convert(nn.Sequential(*parts, pool(size), nn.Flatten()), [x], IF(), MaxActivation())(x, 8) for size in (2, window)]
     assert torch.equal(*found)
+
+
+class Learnt(nn.Module):
+    """Constants that training changes, each with the value with which networks usually begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(1, 4, 4, stride=4), nn.Linear(4, 3)
+        self.token, self.gain = nn.Parameter(torch.zeros(1, 1, 4)), nn.Parameter(torch.ones(1))
+        self.divisor, self.zero_gain = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(1))
+        self.norm, self.mask = nn.LayerNorm(4, eps=1e-6), nn.Parameter(torch.zeros(1, 5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.mask
+        x = x + self.gain * torch.relu(x) + self.zero_gain * torch.tanh(x)
+        return self.head((self.norm(x) / self.divisor).roll(1, 1).mean(1))
+
+
+def test_the_layers_do_not_depend_on_the_values_of_constants_that_training_changes() -> None:
+    """A checkpoint is loaded into the network of a fresh ANN, so both must have the same tensors."""
+    torch.manual_seed(0)
+    ann = Learnt()
+    fresh = to_spiking(ann, SignedIF, Direct(), (1, 8, 8))
+    with torch.no_grad():
+        for parameter in ann.parameters():
+            parameter.add_(0.1 + torch.rand_like(parameter))
+    trained = to_spiking(ann, SignedIF, Direct(), (1, 8, 8), images=torch.rand(2, 1, 8, 8))
+    shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} for network in (fresh, trained)]
+    assert shapes[0] == shapes[1]

@@ -72,6 +72,7 @@ class Odd(Mine):
         return 1, 2, 3
 """
 NET = """
+import torch
 from torch import nn
 from own25_helper import CLASSES
 
@@ -81,6 +82,16 @@ class Net(nn.Module):
         self.conv, self.fc = nn.Conv2d(3, width, 3), nn.Linear(width * 36, classes)
     def forward(self, x):
         return self.fc(self.conv(x).relu().flatten(1))
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(3, 4, 4, stride=4), nn.Linear(4, 3)
+        self.token = nn.Parameter(torch.ones(1, 1, 4))
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.token + torch.zeros_like(x[:, :1]), x], 1)
+        return self.head(x.mean(1))
 
 def build(width: int = 4):
     return Net(width)
@@ -331,6 +342,17 @@ def test_a_recipe_finds_files_and_modules_beside_it(there: Path, monkeypatch: py
     with pytest.raises(SpikepropError, match=r"fc\.weight \(2, 144\) float32, not \(3, 144\)"):
         experiment.check()
     assert type(experiment.data.build()).__name__ == "Mine"
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(
+    "data", ["own25_data.py:Mine, count: 9", "'own25_data:make', train_arguments: {count: 9}, class_count: 3"]
+)
+def test_check_reads_own_data_and_a_network_that_joins_its_parameters_to_the_images(data: str) -> None:
+    """The check outlines the network on a device without values, where neither examples nor parameters may be read."""
+    net = "own25_net.py:Tokens" if "Mine" in data else "{use: CNN, input_shape: [1, 8, 8], classes: 3, plan: [4]}"
+    found = CliRunner().invoke(main, ["check", "mine.yaml", f"ann={net}", f"data={{use: {data}}}"])
+    assert (found.exit_code, "ok" in found.output) == (0, True), found.output
 
 
 @pytest.mark.usefixtures("there")

@@ -145,36 +145,43 @@ def test_a_delayed_readout_is_refused(target: str) -> None:
 
 
 READ_SINABS = """
+import torch
 from sinabs.nir import from_nir
-network = from_nir(graph, num_timesteps=inputs.shape[1])
-outputs = []
+outputs, inputs = [], torch.from_numpy(inputs)
 for sample in inputs:
     network = from_nir(graph, num_timesteps=inputs.shape[1])  # the state lives in the modules: one network a sample
-    outputs.append(network(sample)[0])
+    outputs.append(network(sample)[0].detach())
 """
 READ_ROCKPOOL = """
+import torch
 from rockpool.nn.modules.torch.nir import from_nir
 outputs = []
-for sample in inputs:
+for sample in torch.from_numpy(inputs):
     found = from_nir(graph)(sample[None])
-    outputs.append((found[0] if isinstance(found, tuple) else found)[0])
+    outputs.append((found[0] if isinstance(found, tuple) else found)[0].detach())
+"""
+READ_SPYX = """
+from spyx.nir import from_nir
+given = np.concatenate([inputs, np.zeros_like(inputs[:, :2])], 1)  # a step later for each of two layers
+outputs = np.asarray(from_nir(graph, given.swapaxes(0, 1))[1]).swapaxes(0, 1)[:, 2:]
 """
 READ = """
-import sys, nir, numpy as np, torch
-torch.set_num_threads(1)
-graph, inputs = nir.read(sys.argv[1]), torch.from_numpy(np.load(sys.argv[2])).float()
+import sys, nir, numpy as np
+graph, inputs = nir.read(sys.argv[1]), np.load(sys.argv[2]).astype(np.float32)
 {reader}
-np.save(sys.argv[3], torch.stack(outputs).detach().numpy())
+np.save(sys.argv[3], np.stack(outputs))
 """
 ROCKPOOL = Environment(
     "rockpool", "rockpool-3.1.0", ("numpy", "scipy"), ("torch", "rockpool"), alone=("rockpool==3.1.0",), borrowed=("torch",)
 )
-ELSEWHERE = {"sinabs": (speck.ENVIRONMENT, READ_SINABS), "rockpool": (ROCKPOOL, READ_ROCKPOOL)}
+SPYX = Environment("spyx", "spyx-1.0.0", ("spyx==1.0.0",), ("spyx", "jax"))
+ELSEWHERE = {"sinabs": (speck.ENVIRONMENT, READ_SINABS), "rockpool": (ROCKPOOL, READ_ROCKPOOL), "spyx": (SPYX, READ_SPYX)}
 
 
 def bounded(neuron: Neuron, shape: tuple[int, ...] = (5,), bias: bool = True) -> SpikingNetwork:
     """Two layers whose neurons never hold two thresholds, for what arrives is less than 2 of them less a leaked one."""
-    reach = 1.85 - float(neuron.leak) if type(neuron) is LIF else 0.85
+    current = 1 - float(getattr(neuron, "synaptic_leak", 0.0))
+    reach = (1.85 - float(getattr(neuron, "leak", 1.0))) * float(neuron.v_threshold) * current
     torch.manual_seed(3)
     first: list[nn.Module] = [nn.Linear(shape[0], 7, bias=bias)]
     if len(shape) > 1:
@@ -186,17 +193,18 @@ def bounded(neuron: Neuron, shape: tuple[int, ...] = (5,), bias: bool = True) ->
     }
     network = SpikingNetwork(layers, Poisson(), shape).double().eval()
     for op in (m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)):
-        positive = op.weight.data.abs().flatten(1)
-        op.weight.data = (positive * torch.where(torch.rand_like(positive) < 0.2, -0.3, 1.0)).reshape(op.weight.shape)
-        op.weight.data *= reach / op.weight.data.abs().flatten(1).sum(1).reshape(-1, *[1] * (op.weight.dim() - 1))
+        sizes = op.weight.data.abs().flatten(1)
+        share = 0.7 if bias else 1.0  # the rest is for the bias
+        sizes *= (share * reach if isinstance(op, nn.Linear) else 0.9) / sizes.sum(1, keepdim=True)
+        op.weight.data = (sizes * torch.where(torch.rand_like(sizes) < 0.1, -1.0, 1.0)).reshape(op.weight.shape)
         if op.bias is not None:
-            op.bias.data = op.bias.data.abs() * 0.1
+            op.bias.data = torch.rand_like(op.bias.data) * 0.05 + (0.23 * reach if isinstance(op, nn.Linear) else 0)
     return network
 
 
 def exported(network: SpikingNetwork, target: str, tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Writes n.nir and x.npy; returns the inputs and the network's own outputs, one a step."""
-    x = torch.rand(3, *network.input_shape)
+    x = 0.5 + 0.5 * torch.rand(3, *network.input_shape)
     ours, output = record(network, x, STEPS)
     assert all(0.02 < train.mean() < 0.95 for name, train in ours.items() if name != INPUT)
     export(network, tmp_path / "n.nir", target=target)
@@ -213,13 +221,16 @@ def exported(network: SpikingNetwork, target: str, tmp_path: Path) -> tuple[np.n
         ("sinabs", LIF(leak=0.6), (2, 6, 6)),
         ("rockpool", CubaLIF(leak=0.5, synaptic_leak=0.5, v_threshold=1.6), (5,)),
         ("rockpool", CubaLIF(leak=0.4, synaptic_leak=0.3), (5,)),
+        ("spyx", IF(), (5,)),
+        ("spyx", LIF(leak=0.7), (5,)),
+        ("spyx", CubaLIF(leak=0.6, synaptic_leak=0.5), (5,)),
     ],
     ids=str,
 )
 def test_libraries_elsewhere_read_the_file_with_equal_outputs(
     tmp_path: Path, target: str, neuron: Neuron, shape: tuple[int, ...]
 ) -> None:
-    _, output = exported(bounded(neuron, shape), target, tmp_path)
+    _, output = exported(bounded(neuron, shape, bias=target != "spyx"), target, tmp_path)
     environment, script = ELSEWHERE[target]
     try:
         python = environment.python(print)

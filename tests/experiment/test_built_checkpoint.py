@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import spikeprop
 from spikeprop import IF, GradedIF, Integrator, SignedIF, TemporalBatchNorm, Triangle, spiking
-from spikeprop.errors import CheckpointError
+from spikeprop.errors import CheckpointError, SimulationError
 from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.learn import load_checkpoint
 from spikeprop.learn.checkpoint import save_checkpoint
 from spikeprop.snn import LayerDynamics, NeuronState, SpikingMaxPool
+from spikeprop.snn.described_call import call_again
 from tests.convert.test_building import KINDS, Residual
 
 
@@ -57,6 +59,44 @@ def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
     again = spikeprop.load(tmp_path / "net.safetensors")
     assert again._layer("again").neuron is again._layer("again_2").neuron
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in Residual().parameters())
+
+
+class Attending(nn.Module):
+    """Attention with a causal mask, a layer norm, and functions with constants of several kinds."""
+
+    gains: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(4, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.hidden, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("mask", torch.ones(5, 5, dtype=torch.bool).triu(1))
+        self.register_buffer("gains", torch.rand(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = self.norm(x + self.attention(x, x, x, attn_mask=self.mask, need_weights=False)[0])
+        x = x + F.gelu(self.hidden(x), approximate="tanh") * torch.pow(self.gains + x.sigmoid(), 2)
+        return self.out(x.mean(1))
+
+
+def test_attention_and_functions_are_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 5, 4)
+    network = spikeprop.convert(Attending().eval(), x, timesteps=4)
+    spikeprop.save(network, tmp_path / "net.safetensors")
+    again = spikeprop.load(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.equal(network(x, 4), again(x, 4))
+
+
+@pytest.mark.parametrize("name", ["torch.load", "torch.hub.load", "os.system", "numpy", "__class__"])
+def test_function_that_a_file_names_is_one_of_the_list(name: str) -> None:
+    call = {"args": [{"operand": 0}], "kwargs": {}, "forms": [[0, 1, 1]], "form": [0, 1, 1], "changes": False}
+    for target in ({"function": name}, {"method": name}):
+        with pytest.raises(SimulationError, match="which a description does not know"):
+            call_again({**call, "target": target}, lambda _: nn.Identity())
 
 
 class Several(nn.Module):

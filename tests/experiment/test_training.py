@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from spikeprop.data import Digits
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.stages import training
+from spikeprop.experiment.stages import finetuning, training
+from spikeprop.learn import CrossEntropy
 from spikeprop.recipe import load_recipe
 
 
@@ -40,3 +42,14 @@ def test_incomplete_batches_are_left_out_where_the_recipe_says_so() -> None:
 def test_memory_format_is_for_anns() -> None:
     with pytest.raises(RecipeError, match="memory_format is for ANNs"):
         load_recipe("digits_snn_direct", ["train.memory_format=channels_last"])
+
+
+def test_the_ann_of_a_run_teaches_its_fine_tuning_where_the_loss_asks() -> None:
+    def rule(*overrides: str) -> Any:
+        experiment: Any = load_recipe("digits_cnn_stdb", overrides).experiment
+        run: Any = SimpleNamespace(settings=experiment, device=torch.device("cpu"), load={"ann": ann}.__getitem__)
+        return finetuning._rule(run)
+
+    ann = nn.Conv2d(1, 2, 3)
+    assert rule("finetune.rule={use: BPTT, loss: Distillation}").loss.teacher is ann
+    assert isinstance(rule().loss, CrossEntropy)

@@ -104,6 +104,7 @@ def test_backprop_distils() -> None:
     torch.manual_seed(0)
     ann, x = nn.Linear(4, 3), torch.rand(5, 4)
     Backprop(loss=Distillation(weight=1.0, teacher=ann)).step(ann, x, torch.zeros(5).long())
+    assert ann.weight.grad is not None
     assert float(ann.weight.grad.abs().max()) < 1e-6  # its own teacher
 
 
@@ -116,6 +117,7 @@ def test_refusals_say_what_is_missing() -> None:
         BPTT(timesteps=2, loss=Distillation(teacher=Says(torch.zeros(7, 2)))).step(network, x, y)
     with pytest.raises(DataError, match="unequal length"):
         Distillation(teacher=ann).for_batch(Sequences(torch.rand(2, 3, 6), torch.tensor([1, 3])))
+    wrong: Any
     for wrong in ({"weight": 1.5}, {"temperature": 0}, {"teacher": "ann"}, {"loss": Distillation()}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Distillation(**wrong)

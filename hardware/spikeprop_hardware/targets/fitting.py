@@ -18,13 +18,7 @@ from spikeprop_hardware.targets.outline import Operation, Outline, OutlinedLayer
 from spikeprop_hardware.targets.target import NEURONS, POOLINGS, Target
 
 CONVOLUTIONS = ("Conv1d", "Conv2d")
-INSTEAD = {
-    "ALIF": "use LIF",
-    "CubaLIF": "use LIF, whose current does not outlive its step",
-    "LIF": "use IF, or leak=1",
-    "IF": "use LIF with a leak of 1 - 2^-k",
-    "GradedIF": "use IF (convert.neuron=IF, convert.binary=true), with more time steps",
-}
+ONE_BIT = "use IF (convert.neuron=IF, convert.binary=true), with more time steps"
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         if not chip.real_output:
             yield Finding(
                 name, "the output is a sum of currents", f"neurons of {chip.name} always spike",
-                "compute it on the host from the spikes of the layer before, or count the spikes of IF neurons in its place",
+                "the host computes it from the spikes of the last layer of neurons, which is the chip's output",
                 stops=False,
             )  # fmt: skip
         return
@@ -130,10 +124,10 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         return
     if kind not in chip.neurons:
         known = ", ".join(chip.neurons)
-        yield Finding(name, f"{kind} neurons", f"{chip.name} has {known}", INSTEAD[kind])
+        yield Finding(name, f"{kind} neurons", f"{chip.name} has {known}", _instead(kind, chip))
     elif layer.signed and layer.payload_bits > chip.payload_bits:
         why = f"those of {chip.name} have {chip.payload_bits}"
-        yield Finding(name, f"graded spikes of {layer.payload_bits} bits", why, INSTEAD["GradedIF"])
+        yield Finding(name, f"graded spikes of {layer.payload_bits} bits", why, ONE_BIT)
     reset = "zero" if layer.to_zero else "subtract"
     if reset not in chip.resets:
         other = chip.resets[0]
@@ -145,6 +139,13 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         nearest = 1 - 2.0 ** round(float(np.log2(1 - wrong[0])))
         why = f"those of {chip.name} are 1 - 2^-k"
         yield Finding(name, f"a leak of {wrong[0]:.4g}", why, f"use leak={nearest:g}, and train with it")
+
+
+def _instead(kind: str, chip: Target) -> str:
+    if "IF" in chip.neurons:
+        return ONE_BIT if kind == "GradedIF" else "use IF" if kind == "LIF" else f"use {' or '.join(chip.neurons)}"
+    powers = " and leaks of 1 - 2^-k" if chip.leaks != "any" else ""
+    return f"train a network with {' or '.join(chip.neurons)}{powers} from scratch"
 
 
 def _operations(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
@@ -161,6 +162,8 @@ def _operations(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
                 )  # fmt: skip
             elif op.kind in CONVOLUTIONS:
                 yield from _convolution(layer.name, op, chip)
+        if not chip.biases and layer.kind != "readout" and any(op.bias for op in operations):
+            yield Finding(layer.name, "a bias", f"{chip.name} has none that is equal", "use bias=False, and no batch-norm")
         weighted = [i for i, op in enumerate(operations) if op.weights]
         if chip.branches is not None and len(weighted) > 1:
             yield Finding(
@@ -238,7 +241,7 @@ def _memories(outline: Outline, chip: Target) -> Iterator[Finding]:
     """Each layer needs a core of its own whose two memories hold it."""
     assert chip.weight_memory is not None
     assert chip.neuron_memory is not None
-    layers = [p for p in outline.populations if isinstance(p, OutlinedLayer) and p.kind != "max"]
+    layers = [p for p in outline.populations if isinstance(p, OutlinedLayer) and p.kind not in ("max", "readout")]
     needs = [(_weight_entries(p), len(p.bias)) for p in layers]
     cores = list(zip(chip.weight_memory, chip.neuron_memory))
     holds = np.array([[w <= core[0] and n <= core[1] for core in cores] for w, n in needs])
@@ -297,6 +300,9 @@ def _counts(found: Budget, outline: Outline, chip: Target) -> Iterator[Finding]:
             if most is not None and count > most:
                 why = f"one of {chip.name} {what}s at most {most}"
                 yield Finding(layer.name, f"neurons {what} {count:,} others", why, "prune synapses, or use a smaller layer")
+    if not found.layers:
+        yield Finding("", "no layer of neurons", f"{chip.name} computes nothing else", "put neurons before the output")
+        return
     output = found.layers[-1]
     hidden = sum(layer.neurons for layer in found.layers) - output.neurons
     inputs = int(np.prod(outline.input_shape))

@@ -64,6 +64,7 @@ class Loihi2(Target):
         "real_input": "integers in graded spikes",
         "real_output": "potentials that a probe reads",
         "leaks": f"{LAVA}: 4096ths",
+        "biases": LAVA,
         "cores": ONM,
         "chips": 'eenewseurope.com, "Intel breaks a billion neurons ...", April 2024: Hala Point (140,544 cores are 122 a chip)',
         "neurons_per_core": f"{ONM}: 1 million neurons a chip",
@@ -88,6 +89,7 @@ class Loihi1(Target):
     name: str = "loihi1"
     weight_bits: int = 8
     state_bits: int = 24
+    exponents: tuple[int, ...] | None = tuple(range(-1, 8))
     neurons: tuple[str, ...] = ("IF", "LIF", "CubaLIF")
     resets: tuple[str, ...] = ("zero",)
     poolings: tuple[str, ...] = ("average", "sum")
@@ -108,6 +110,7 @@ class Loihi1(Target):
         "weight_bits": f"{NENGO}: weights of 0 to 6 and of 8 bits",
         "state_bits": f"{NENGO}: potentials of up to 2^23 - 1",
         "per_channel": f"{NENGO}: one weight exponent a synapse group",
+        "exponents": f"{NENGO} and its emulator: weight exponents; lower ones lose bits of a sum there",
         "payload_bits": "Davies et al. 2018: spikes are single bits",
         "neurons": "Davies et al. 2018: leaky integrate-and-fire with a synaptic current",
         "resets": f"{NENGO} and its emulator: a spike sets the potential to 0",
@@ -117,6 +120,7 @@ class Loihi1(Target):
         "real_input": "Davies et al. 2018: spikes are single bits",
         "real_output": "potentials that a probe reads",
         "leaks": f"{NENGO}: 4096ths",
+        "biases": f"{NENGO}; of neurons without a synaptic current alone (vendors/loihi1.py)",
         "axons_in": NENGO,
         "axons_out": NENGO,
         "cores": "Davies et al. 2018",

@@ -28,7 +28,7 @@ def target(name: str | Target) -> Target:
         return name
     key, _, bits = name.lower().replace("_", "-").partition("-")
     if key == "generic" and bits.isdecimal() and int(bits) in WIDTHS:
-        return Generic(weight_bits=int(bits))
+        return Generic(name=f"generic-{bits}", weight_bits=int(bits))
     if key in TARGETS and not bits:
         return TARGETS[key]
     near = get_close_matches(name.lower(), TARGETS, n=1)

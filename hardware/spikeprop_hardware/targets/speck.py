@@ -64,6 +64,7 @@ class Speck(Target):
         "real_input": f"{OVERVIEW}: events of the camera or from elsewhere",
         "real_output": f"{ARCHITECTURE}: a core's neurons always spike",
         "leaks": "none of IF",
+        "biases": f"{BUILDER}: at each tick of the leak's clock",
         "cores": OVERVIEW,
         "chips": "no system of several is published",
         "weight_memory": BUILDER,

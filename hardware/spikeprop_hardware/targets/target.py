@@ -36,8 +36,9 @@ class Target:
         neurons, resets, layers, poolings: what it computes, in the words above.
         recurrent: whether a layer may read itself, or one behind it.
         real_input: whether the first layer may read numbers, and not only spikes.
-        real_output: whether the output may be a sum of currents, and not only spikes of neurons.
+        real_output: whether the output may be a sum of currents; where not, the host computes it of the last neurons' spikes.
         leaks: "any", or "powers of two": 1 - 2^-k.
+        biases: whether neurons have them, as ours do.
         fan_in, fan_out: the most synapses of a neuron that end and begin there.
         axons_in, axons_out: the most of a core.
         cores, chips: of a chip, and of the largest system.
@@ -47,7 +48,7 @@ class Target:
         destinations: the most layers that read one.
         branches: the most paths with weights that a layer sums; where there is a limit, each is one operation with weights behind
             one pooling.
-        inputs, hidden, outputs: the most of a network.
+        inputs, hidden, outputs: the most of a network; where the host reads spikes, outputs are the last layer of neurons.
         input_size, output_size: the largest (height, width) that a layer reads and makes, before pooling.
         channels: the most of a layer.
         kernel, strides, padding: the largest square kernel; strides that there are; the most padding.
@@ -80,6 +81,7 @@ class Target:
     real_input: bool = True
     real_output: bool = True
     leaks: str = "any"
+    biases: bool = True
     fan_in: int | None = None
     fan_out: int | None = None
     axons_in: int | None = None

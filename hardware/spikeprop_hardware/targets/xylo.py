@@ -24,12 +24,14 @@ class Xylo(Target):
     weight_bits: int = 8
     state_bits: int = 16
     exponents: tuple[int, ...] | None = tuple(range(-1, 7))
-    neurons: tuple[str, ...] = ("LIF", "CubaLIF")
+    neurons: tuple[str, ...] = ("CubaLIF",)
     resets: tuple[str, ...] = ("subtract",)
     poolings: tuple[str, ...] = ("average", "sum")
     real_input: bool = False
     real_output: bool = False
     leaks: str = "powers of two"
+    biases: bool = False
+    delay: int | None = 0
     fan_in: int | None = 63
     fan_out: int | None = 64
     cores: int | None = 1
@@ -47,7 +49,7 @@ class Xylo(Target):
         "per_channel": f"{OVERVIEW}: 8-bit weights, no exponents but one shift a group",
         "exponents": "rockpool, config_from_specification: weights of a group are shifted to the left; how far is not published",
         "payload_bits": f"{OVERVIEW}: events",
-        "neurons": f"{OVERVIEW}: LIF with one or two exponential synapses; potentials always decay",
+        "neurons": f"{OVERVIEW}: LIF with exponential synapses; a current decays before it is read (vendors/xylo.py)",
         "resets": OVERVIEW,
         "layers": f"{OVERVIEW}: any weights between neurons; a convolution is written out",
         "poolings": "average and sum are weights",
@@ -55,6 +57,8 @@ class Xylo(Target):
         "real_input": f"{OVERVIEW}: up to 15 events a channel and step",
         "real_output": f"{OVERVIEW}: output neurons spike",
         "leaks": f"{OVERVIEW}: bit-shift decay",
+        "biases": "xylosim: a bias joins the potential behind the synaptic current, and ours before it",
+        "delay": f"{OVERVIEW}: every connection takes one step",
         "fan_in": ONM,
         "fan_out": OVERVIEW,
         "cores": OVERVIEW,

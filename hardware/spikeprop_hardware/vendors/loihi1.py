@@ -23,7 +23,7 @@ from spikeprop_hardware.environment import Environment
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.network import ChipNetwork, Population
-from spikeprop_hardware.quantization import quantize_network
+from spikeprop_hardware.quantization import Widths, quantize_network
 from spikeprop_hardware.reference import Simulator
 from spikeprop_hardware.vendors.running import Arrays, run_jobs
 
@@ -54,7 +54,7 @@ def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None 
         if wrong:
             raise HardwareError(f"layer {p.name!r} {wrong}")
     spiking = replace(network, encoder="Poisson")  # one-bit spikes are read
-    made = quantize_network(spiking, input_limit, EXPONENTS, timesteps).network
+    made = quantize_network(spiking, input_limit, timesteps, Widths(exponents=EXPONENTS)).network
     return replace(made, populations=[_in_time(p, {made.input: input_limit}) for p in made.populations])
 
 

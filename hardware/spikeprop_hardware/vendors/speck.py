@@ -112,12 +112,13 @@ def _layer(p: Population, first: str) -> SpeckLayer:
 
 
 def _fitting(values: np.ndarray, low: int, high: int) -> np.float32:
-    """The largest factor with which values fit between two integers."""
+    """The largest factor with which values fit between two integers; PyTorch divides a number by a tensor so."""
     least, most = np.float32(values.min()), np.float32(values.max())
+    one = np.float32(1)
     with np.errstate(divide="ignore"):
         if abs(least) <= abs(most) * np.float32(abs(low / high)):
-            return abs(np.float32(high) / most)
-        return abs(np.float32(low) / least)
+            return abs(np.float32(high) * (one / most))
+        return abs(np.float32(low) * (one / least))
 
 
 def simulate(network: SpeckNetwork, inputs: np.ndarray) -> Trains:
@@ -152,7 +153,12 @@ def simulate(network: SpeckNetwork, inputs: np.ndarray) -> Trains:
 
 
 def run(network: SpeckNetwork, inputs: np.ndarray, notify: Callable[[str], None] = print) -> Trains:
-    """The same by sinabs, which quantises the layers itself; arguments and result as of ``simulate``."""
+    """The same by sinabs, which quantises the layers itself; arguments and result as of ``simulate``.
+
+    Raises:
+        SimulatorMissing: its environment cannot be made.
+        HardwareError: its integers are others.
+    """
     return run_all([(network, inputs)], notify)[0]
 
 
@@ -169,9 +175,21 @@ def run_all(pairs: Sequence[tuple[SpeckNetwork, np.ndarray]], notify: Callable[[
             }  # fmt: skip
         jobs.append(job)
     found = run_jobs(ENVIRONMENT, "speck_worker", jobs, notify)
+    for (network, _), result in zip(pairs, found):
+        _check_integers(network, result)
     return [
         {layer.name: result[f"spikes{i}"] for i, layer in enumerate(network.layers)} for (network, _), result in zip(pairs, found)
     ]
+
+
+def _check_integers(network: SpeckNetwork, theirs: Arrays) -> None:
+    for i, layer in enumerate(network.layers):
+        weight, bias, v_init, theta, low = layer.integers
+        ours = {"weight": weight.toarray(), "bias": bias, "v": v_init, "bounds": np.array([theta, low])}
+        for what, numbers in ours.items():
+            differing = int(np.count_nonzero(numbers != theirs[f"{what}{i}"].reshape(numbers.shape)))
+            if differing:
+                raise HardwareError(f"layer {layer.name!r}: sinabs rounds {differing} numbers of {what} in another way")
 
 
 def _checked(network: SpeckNetwork, inputs: np.ndarray) -> np.ndarray:

@@ -28,11 +28,11 @@ def quantiser() -> Any:
 
 
 def simulate(job: Arrays) -> Arrays:
-    """Spikes of each layer, (samples, steps, neurons)."""
+    """Spikes of each layer, (samples, steps, neurons), and its integers."""
     import sinabs.layers as sl  # pyright: ignore[reportMissingImports]
     import torch
 
-    trains = {-1: torch.from_numpy(job["inputs"]).float()}
+    trains, integers = {-1: torch.from_numpy(job["inputs"]).float()}, {}
     discretize = quantiser()
     for number in range(int(job["count"])):
         weight, bias, start = (torch.from_numpy(job[f"{what}{number}"]).float() for what in ("weight", "bias", "v"))
@@ -43,13 +43,18 @@ def simulate(job: Arrays) -> Arrays:
         neurons.init_state_with_shape((1, len(bias), 1, 1))
         neurons.v_mem.data = start[None, :, None, None].clone()
         discretize.discretize_conv_spike_(conv, neurons)
+        integers |= {
+            f"weight{number}": conv.weight.data[:, :, 0, 0], f"bias{number}": conv.bias.data, f"v{number}": neurons.v_mem.data,
+            f"bounds{number}": torch.stack([neurons.spike_threshold.data, neurons.min_v_mem.data]),
+        }  # fmt: skip
         rest, outputs = neurons.v_mem.data.clone(), []
         for sample in arriving:
             neurons.v_mem = rest.clone()
             with torch.no_grad():
                 outputs.append(neurons(conv(sample[:, :, None, None])[None])[0, :, :, 0, 0])
         trains[number] = torch.stack(outputs)
-    return {f"spikes{number}": train.long().numpy() for number, train in trains.items() if number >= 0}
+    spikes = {f"spikes{number}": train for number, train in trains.items() if number >= 0}
+    return {name: values.long().numpy() for name, values in (spikes | integers).items()}
 
 
 if __name__ == "__main__":

@@ -180,7 +180,8 @@ def _joined(builder: Builder, node: fx.Node, number: int, moved: list[Tensor], c
         branches = [*builder.values[first][:1]]
         branches[0] = branches[0].then(Gather(index, torch.Size(sizes[0]).numel()).to(builder.device))
     value = tuple(branches)
-    if not bool((constant != 0).any()):
+    learnt = any(builder.forms.learnt(n) for n in node.all_input_nodes if not builder.forms.depends(n))
+    if not learnt and not bool((constant != 0).any()):  # a class token of zeros has another value after training
         return value
     shift = builder.forms.of_sample(constant.to(builder.dtype), node, tuple(constant.shape), form)
     return shifted(value, shift)
@@ -299,20 +300,22 @@ def _multiply(builder: Builder, node: fx.Node) -> Value:
     if builder.forms.depends(first) and builder.forms.depends(second):
         return _function(builder, node)
     argument, factor = (first, second) if builder.forms.depends(first) else (second, first)
-    return scaled(_expanded(builder, node, argument), _constant(builder, node, factor))
+    learnt = builder.forms.learnt(factor)
+    return scaled(_expanded(builder, node, argument), _constant(builder, node, factor), learnt=learnt)
 
 
 def _divide(builder: Builder, node: fx.Node) -> Value:
     first, second = _two(builder, node)
     if builder.forms.depends(second) or node.kwargs.get("rounding_mode") is not None:
         return _function(builder, node)
-    return scaled(_expanded(builder, node, first), 1 / _constant(builder, node, second))
+    learnt = builder.forms.learnt(second)
+    return scaled(_expanded(builder, node, first), 1 / _constant(builder, node, second), learnt=learnt)
 
 
-def scaled(value: Value, factor: Tensor) -> Value:
-    """The value times a constant of the shape of a sample, or broadcastable to it."""
+def scaled(value: Value, factor: Tensor, *, learnt: bool = False) -> Value:
+    """The value times a constant of the shape of a sample, or broadcastable to it; ``learnt``: from the network's tensors."""
     if factor.numel() == 1:
-        return values.scale(value, float(factor))
+        return values.scale(value, float(factor), learnt=learnt)
     return tuple(b.then(Gain(factor)) for b in value)
 
 

@@ -36,7 +36,10 @@ def finetune_network(run: PipelineRun) -> dict[str, Any]:
 def _rule(run: PipelineRun) -> LearningRule:
     """The stage's rule; what its loss may ask (``Distillation``) is the ANN, in the layout in which images convolve fastest."""
     rule = run.settings.finetune.build_rule()
-    return rule.taught_by(run.load("ann").to(run.device, memory_format=torch.channels_last)) if rule.needs_teacher else rule
+    if not rule.needs_teacher:
+        return rule
+    ann: Any = run.load("ann")
+    return rule.taught_by(ann.to(run.device, memory_format=torch.channels_last))
 
 
 def _remove_delay(run: PipelineRun, network: SpikingNetwork) -> None:

@@ -4,8 +4,8 @@ Batch-norm needs the currents of all samples and steps at once, so such a networ
 Its neurons run here, by ``kernels/float_loops.py``, with the gradients of ``kernels/reference.py``.
 
 So do few steps of a network of images under autocast to bfloat16, without batch-norm too: T*B images go through one convolution,
-in channels-last order, and potentials stay in float32. Such convolutions are some four times as fast as those of float32, which
-is more than packed spikes save while T is small.
+in channels-last order, and potentials stay in float32. At few steps that takes less time than packed spikes save: 6 against 11 ms
+an image at T = 1, 23 against 37 at T = 4 (FastCNN of widths 64, 256, 320, one core with AVX-512 BF16).
 
 Suffix legend: T steps, K steps or 1, B batch, S neurons of a sample.
 """
@@ -129,9 +129,7 @@ class _FireFloats(torch.autograd.Function):
         out_KBS = new_tensor((ctx.held, *grad_TBS.shape[1:]), grad_TBS.dtype, grad_TBS.device)
         real = _array(grad_v_BS).dtype.type
         arrays = (_array(grad_TBS), _array(spikes_TBS), _array(slope_TBS), kind, real(height), real(decay), _array(value_BS))
-        found = [
-            torch.zeros_like(grad_v_BS if wanted else grad_v_BS[:0]) for wanted in trained
-        ]  # rows of sums
+        found = [torch.zeros_like(grad_v_BS if wanted else grad_v_BS[:0]) for wanted in trained]  # rows of sums
         read = [_array(t) for t in (theta_S, leak_S)], [_array(t) for t in (x_TBS, v_BS.contiguous(), grad_v_BS, out_KBS, *found)]
         rest = (*read[0], ctx.to_zero, *read[1], *trained)
         in_ranges(len(grad_v_BS), lambda first, last: float_loops.back(*arrays, *rest, first, last))

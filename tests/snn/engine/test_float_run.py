@@ -129,7 +129,7 @@ def trained_by(network: sp.SpikingNetwork, x: Tensor, T: int = 4) -> list[Tensor
     network.zero_grad()
     output = network(x, T)
     output.float().square().sum().backward()
-    return [output.detach().float(), *(p.grad.clone() for p in network.parameters())]
+    return [output.detach().float(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)]
 
 
 def test_few_steps_under_autocast_run_on_floats_with_the_packed_engines_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,3 +177,21 @@ def test_where_floats_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert takes(T=3)
     monkeypatch.setattr(float_run, "cpu_multiplies_bfloat16", lambda: False)
     assert not takes(T=1)
+
+
+def test_the_layer_that_reads_the_input_stays_in_float32_under_autocast() -> None:
+    network, x = dyadic()
+    first, *_ = network.neurons().values()
+    first.set_threshold(torch.tensor(1e-3))
+    weight = next(network.parameters())
+    with torch.no_grad():
+        weight -= weight.mean((2, 3), keepdim=True)  # it takes differences of pixels, which are nearly equal
+    x, found = 1 + x * 1e-3, []
+    network.packed = False
+    for lowered in (False, True):
+        seen: dict[str, list[Tensor]] = {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered), torch.no_grad():
+            network(x, 4, observe=lambda name, spikes, seen=seen: seen.setdefault(name, []).append(spikes))
+        found.append(torch.cat(seen[next(iter(network.neurons()))]))
+    assert torch.equal(*found)
+    assert 0 < float(found[0].mean()) < 1

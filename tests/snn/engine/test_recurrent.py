@@ -147,7 +147,7 @@ def agrees_with_the_reference(seed: int) -> bool:
         torch.testing.assert_close(values, found[0][0], rtol=1e-10, atol=1e-10, msg=lambda m: f"network {seed}: {m}")
         for ours, theirs in zip(grads, found[0][1]):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11, msg=lambda m: f"network {seed}: {m}")
-    back = network.layers["rec"].synapses[1].ops[0].weight
+    back = network.layers["rec"].synapses[1].ops[0].weight  # type: ignore[index, union-attr]
     return bool(found[0][1][[p is back for p in parameters].index(True)].abs().max() > 0)
 
 
