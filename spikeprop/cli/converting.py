@@ -76,10 +76,10 @@ def _check_names(source: str, weights: str | None, data: str, root: str | None) 
     """Raises RecipeError for a file or folder that is not there, before anything heavy is imported."""
     if data == "ImageFolder" and root is None:
         return  # said first, where no data.root is given either
-    for text in (source, data):
+    for slot, text in (("ann", source), ("data", data)):
         file = text.rpartition(":")[0] if ".py:" in text else text.removeprefix("onnx:")
         if file.endswith((".py", ".onnx")) and find_file(file) is None:
-            raise RecipeError(f"there is no file {file} (looked for in {Path.cwd()}){nearest_path(file)}")
+            raise RecipeError(f"{slot}: there is no file {file} (looked for in {Path.cwd()}){nearest_path(file)}")
     if data == "ImageFolder" and root is not None and not Path(root).expanduser().is_dir():
         raise RecipeError(f"ImageFolder: there is no folder {root}; set data.root (--root of convert){nearest_path(root)}")
     if weights is not None and weights.endswith(WEIGHT_FILES):

@@ -181,12 +181,15 @@ def evaluate_checkpoint(
 
 
 def _own_folder(folder: Path, settings: dict[str, Any], restart: bool) -> Path:
-    """The first of ``folder``, ``folder-2``, ... that is free or holds this evaluation; one of another network is in the way."""
+    """Of ``folder``, ``folder-2``, ... that which holds this evaluation, else the first free one; or ``folder`` to begin again.
+
+    An evaluation of another network is in the way.
+    """
     wanted = Journal(folder, settings).settings
     for number in range(1, MOST_FOLDERS):
         found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         if not (found / "evaluation.json").exists():
-            return found
+            return folder if restart else found
         held = recorded(found)["settings"]
         if held == wanted or held.get("checkpoint") != wanted["checkpoint"]:
             return found

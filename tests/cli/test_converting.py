@@ -49,6 +49,11 @@ class MyNet(nn.Module):
 
     def forward(self, x):
         return self.out(F.max_pool2d(F.relu(self.norm(self.conv(x))), 2).flatten(1))
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
 '''
 
 
@@ -373,7 +378,8 @@ def test_a_broken_image_is_found_before_anything_is_begun_and_skipped_with_one_w
 
 
 def test_an_out_folder_that_cannot_be_used_is_found_before_any_data(photos: Path) -> None:
-    shutil.rmtree(photos / "photos")  # nobody asks for them
+    shutil.rmtree(photos / "photos")
+    (photos / "photos").mkdir()  # empty: nobody asks for images
     (photos / "file").touch()
     found = spikeprop("convert", *PHOTOS, "--out", "file/mine")
     assert found.exit_code == 1
@@ -385,7 +391,7 @@ def test_an_out_folder_that_cannot_be_used_is_found_before_any_data(photos: Path
     assert "mine holds a run of another recipe (it differs in " in found.output
     assert "choose another --out folder, or remove this one to begin again" in found.output
     left = sorted(p.name for p in photos.iterdir() if p.name not in ("__pycache__",))
-    assert left == ["best.pt", "file", "mine", "mynet.onnx", "mynet.py"]
+    assert left == ["best.pt", "file", "mine", "mynet.onnx", "mynet.py", "photos"]
     assert [p.name for p in (photos / "mine").iterdir()] == ["run.json"]
 
 
@@ -415,13 +421,15 @@ def test_the_same_command_again_is_the_same_recipe(tmp_path: Path) -> None:
         ("mynett.py:MyNet --weights best.pt --root photos", "; did you mean 'mynet.py'?"),
         ("mynet.py:MyNet --weights best.pt --root photos data.foo=2", "ImageFolder has no 'foo'; known: channels, "),
         (
-            "mynet.py:MyNet ann.width=8 --weights best.pt --root photos data.size=9 data.channels=1",
-            "cannot read the images of data: ImageFolder, which are 1x9x9: ",
+            "mynet.py:MyNet ann.width=8 --weights best.pt --root photos data.size=12 data.channels=1",
+            "cannot read the images of data: ImageFolder, which are 1x12x12: ",
         ),
         (
             "mynet.py:MyNet ann.width=8 --weights best.pt --root photos",
             "has 10 outputs, but data: ImageFolder has 2 classes: no class fits outputs ",
         ),
+        ("mynet.py:Block --weights best.pt --root photos", "ann.c is missing"),
+        ("mynet.py:Block --weights best.pt --root photos", "; or is MyNet, which mynet.py has too, the network?"),
         ("mynet.onxx --root photos", "there is no file mynet.onxx; did you mean 'mynet.onnx'?"),
         ("torchvision:resnet18 ann.weights=null ann.classes=3 --root photos", "TorchvisionModel has 3 outputs, but data: "),
         ("mynet.py:MyNet --root photos", "warning: no --weights: the network has the values with which it starts (random"),

@@ -67,6 +67,8 @@ MISTAKES = [  # command, exit code, what the message says
     ("run digits_mlp_stdb --smoke --out /proc/nowhere", 1, "use another --out folder"),
     ("run digits_cnn_stdb --threads two", 2, "'two' is not a valid integer"),
     ("eval nowhere", 1, "no checkpoint at nowhere; give a run folder"),
+    ("eval her", 1, "; did you mean 'here'?"),
+    ("finetune her", 1, "; did you mean 'here'?"),
     ("eval here", 1, "`spikeprop ls runs` lists those"),
     ("eval best.pt", 1, "a checkpoint is one of the .safetensors files in a run folder"),
     ("eval here --timesteps ten", 2, "whole numbers, for example 25,50,100"),
