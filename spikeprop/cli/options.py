@@ -19,33 +19,34 @@ TRUSTED = click.option(
 TARGET = click.option("--target", metavar="CHIP", help="loihi2, loihi1, speck, xylo, generic or generic-BITS.")
 
 
-def checkpoint_there(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    """The checkpoint or run folder that an argument names, if it is there: found before anything heavy is imported.
+class Checkpoint(click.Path):
+    """A checkpoint, a run folder or zoo:NAME, which is there: found before a verb imports anything heavy (``Verb.invoke``)."""
 
-    Raises:
-        CheckpointError: it is not, with the nearest name.
-    """
-    if not str(value).startswith("zoo:") and not value.exists():
-        raise CheckpointError(no_checkpoint(value))
-    return value
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def check_there(self, path: Path) -> None:
+        """Raises CheckpointError if it is not, with the nearest name."""
+        if not str(path).startswith("zoo:") and not path.exists():
+            raise CheckpointError(no_checkpoint(path))
 
 
-def run_there(context: click.Context, parameter: click.Parameter, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
-    """The same of run folders.
+class RunFolder(click.Path):
+    """The same of run folders."""
 
-    Raises:
-        RunError: one of them is not there.
-    """
-    for path in value if isinstance(value, tuple) else (value,):
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def check_there(self, path: Path) -> None:
+        """Raises RunError if it is not there, with the nearest name."""
         if not path.exists():
             raise RunError(no_run_folder(path))
-    return value
 
 
 def shows_images(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options of verbs that show images to a NETWORK."""
     options = [
-        click.argument("source", type=click.Path(path_type=Path), metavar="NETWORK", callback=checkpoint_there),
+        click.argument("source", type=Checkpoint(), metavar="NETWORK"),
         NETWORK,
         click.option("--data", help="Data set; default the one that the network was trained on."),
         click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),

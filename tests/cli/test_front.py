@@ -169,6 +169,18 @@ def test_the_version_is_there_at_once_and_without_torch() -> None:
     assert float(seconds) < 0.5
 
 
+def test_a_name_that_is_not_there_is_found_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    lines = ("eval mien", "budget mien", "finetune mien", "report mien", "convert mynet.py:MyNet --data Digits")
+    program = "import sys; from spikeprop.cli import main\n" \
+        f"for line in {lines}:\n try: main(line.split(), prog_name='spikeprop')\n except SystemExit as end: assert end.code == 1\n" \
+        "assert 'torch' not in sys.modules"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("did you mean 'mine'?") == 4
+    assert "there is no file mynet.py" in done.stderr
+
+
 def test_the_zoo_is_listed_without_torch() -> None:
     program = "import sys; from spikeprop.cli import main\n" \
         "try: main(['ls', 'zoo'], prog_name='spikeprop')\nfinally: assert 'torch' not in sys.modules"  # fmt: skip
