@@ -173,7 +173,8 @@ def test_a_name_that_is_not_there_is_found_without_torch(tmp_path: Path) -> None
     (tmp_path / "mine").mkdir()
     lines = ("eval mien", "budget mien", "finetune mien", "report mien", "convert mynet.py:MyNet --data Digits")
     program = "import sys; from spikeprop.cli import main\n" \
-        f"for line in {lines}:\n try: main(line.split(), prog_name='spikeprop')\n except SystemExit as end: assert end.code == 1\n" \
+        f"for line in {lines}:\n try: main(line.split(), prog_name='spikeprop')\n" \
+        " except SystemExit as end: assert end.code == 1\n" \
         "assert 'torch' not in sys.modules"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
