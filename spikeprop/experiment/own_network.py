@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def _check_source(source: str) -> None:
         raise RecipeError(f"{source} is no file of a network that is read here: mynet.py:MyNet or model.onnx")
     if os.sep in source:
         raise RecipeError(f"there is no file {source}{near}")
-    if near:
+    if near and get_close_matches(Path(source).suffix, (".onnx", ".py", *SUFFIXES), cutoff=0.6):
         try:
             find(source, "ann", nn.Module, home(nn.Module))
         except RecipeError as error:

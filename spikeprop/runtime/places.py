@@ -40,7 +40,7 @@ def nearest_path(path: str | Path) -> str:
         beside_it = [p.name for p in missing.parent.iterdir()]
     except OSError:
         return ""
-    near = difflib.get_close_matches(missing.name, beside_it, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(missing.name, beside_it, n=1, cutoff=0.7)
     return f"; did you mean {str(missing.with_name(near[0]))!r}?" if near else ""
 
 
