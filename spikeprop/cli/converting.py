@@ -85,8 +85,9 @@ def _check_names(source: str, weights: str | None, data: str, root: str | None) 
     if weights is not None and weights.endswith(WEIGHT_FILES):
         places = (Path(weights).expanduser(), data_folder() / "weights" / weights)
         if not any(place.exists() for place in places):
-            where = f"here or in the folder {data_folder() / 'weights'}"
-            raise RecipeError(f"there is no file {weights} ({where}){nearest_path(weights)}")
+            stored = data_folder() / "weights"
+            near = nearest_path(weights)
+            raise RecipeError(f"no weights file at {weights}; give its path, or put it into the folder {stored}{near}")
 
 
 @main.command(
