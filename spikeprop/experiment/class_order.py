@@ -82,7 +82,7 @@ def _assigned(predicted: Tensor, labels: Tensor, outputs: int, classes: int) -> 
 def _in_order(predicted: Tensor, labels: Tensor, outputs: int, classes: int) -> list[int]:
     """The same with ascending outputs, as where classes are left out of a sorted list: the best, by dynamic programming."""
     counts, spare = _counts(predicted, labels, outputs, classes).tolist(), outputs - classes
-    best = [(0, ())] * (spare + 1)  # by how many outputs were left out so far: images, and the outputs taken
+    best: list[tuple[int, tuple[int, ...]]] = [(0, ())] * (spare + 1)  # by outputs left out: images, and the outputs taken
     for label in range(classes):
         best = [max((best[s][0] + counts[label][label + left], (*best[s][1], label + left)) for s in range(left + 1))
                 for left in range(spare + 1)]  # fmt: skip
