@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from spikeprop.cli.group import main
-from spikeprop.cli.options import NETWORK, TARGET, TRUSTED, shows_images
+from spikeprop.cli.options import NETWORK, TARGET, TRUSTED, Checkpoint, shows_images
 from spikeprop.cli.printing import columns, result, say, table, write
 
 
 @main.command(short_help="Write a spiking network as NIR, ONNX, or for lava-dl.", example="spikeprop export runs/digits_cnn_stdb")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=Checkpoint())
 @NETWORK
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
 @click.option(
@@ -176,7 +176,8 @@ def budget(
     result(network=source, budget=chip)
     rows = chip_rows(chip)
     if inputs is not None:
-        rows.append(("SynOps a sample", f"{sum(layer['synops'] for layer in chip['activity']):,.0f}"))
+        synops = sum(layer["synops"] for layer in chip["activity"])
+        rows.append(("SynOps a sample", f"{synops:,.0f} (mean of {len(inputs)})"))
         if "energy_model" in chip:
             about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
             rows.append((f"energy a sample ({chip['energy_model']})", about))

@@ -11,7 +11,7 @@ import click
 from spikeprop.cli import completing
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
-from spikeprop.cli.options import NETWORK_NAMES, TARGET, TRUSTED, numbers, split_overrides
+from spikeprop.cli.options import NETWORK_NAMES, TARGET, TRUSTED, Checkpoint, numbers, split_overrides
 from spikeprop.cli.printing import columns, result, say, table, write
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _check_files(experiment: Any) -> int:
     short_help="Measure the accuracy of a network at each number of steps.",
     example="spikeprop eval runs/digits_cnn_stdb --network converted --timesteps 4,8",
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=Checkpoint())
 @click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
               help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
 @click.option(
@@ -270,7 +270,11 @@ def _check_files(experiment: Any) -> int:
 @click.option("--activity-images", type=click.IntRange(min=0), default=200, show_default=True,
               help="Count the spikes of about so many images.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:1.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder; default eval-DATA/NETWORK beside the checkpoint, or NETWORK-2 and so on.",
+)
 @click.option("--restart", is_flag=True, help="Delete what the folder holds and begin again.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds between two writes.")
 @click.option("--early-exit", metavar="certain|P",
@@ -287,7 +291,8 @@ def evaluate(
 ) -> None:
     """Accuracy of a network on test images at each number of steps. CHECKPOINT is a checkpoint, a run folder or zoo:NAME.
 
-    Writes a report (JSON, CSV by class, PNG). The same command again continues where it stopped. With several processes: torchrun
+    Writes a report (JSON, CSV by class, PNG). The same command again continues where it stopped; one with other options (--limit,
+    --timesteps) gets a folder of its own beside it. With several processes: torchrun
     --nproc-per-node=2 -m spikeprop eval ...
     """
     from spikeprop.experiment.evaluation import EvaluationOptions, evaluate_checkpoint

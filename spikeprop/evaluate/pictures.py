@@ -135,7 +135,7 @@ def label_steps(axis: Any, title: str) -> None:
     axis.set_xticks(steps, [str(t) for t in steps])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
+    axis.legend(loc="best")  # where it covers no point
 
 
 def _calm(low: float, high: float) -> tuple[float, float]:
@@ -174,7 +174,7 @@ def _energy_axis(axis: Any) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
     if axis.get_lines():
-        axis.legend(loc="lower right")
+        axis.legend(loc="best")
 
 
 def _kinds(values: dict[str, Any]) -> dict[str, tuple[str, str]]:

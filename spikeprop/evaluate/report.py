@@ -49,18 +49,22 @@ def networks_of(values: Mapping[str, Any]) -> dict[str, str]:
 def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Table rows of a pipeline's report."""
     rows, synops = [], sum(values["synops"].values())
+    images = values[list(networks_of(values))[-1]].get("activity_images")
+    counted = f" (mean of {images})" if images else ""
     if "ann" in values:
-        rows.append(("ANN", f"{values['ann']['accuracy']:.2f} %{_iou(values['ann'].get('mean_iou'))}"))
+        ann = values["ann"]
+        rows.append(("ANN", f"{ann['accuracy']:.2f} %{_band(ann.get('interval'))}{_of(values)}{_iou(ann.get('mean_iou'))}"))
     for kind, label in networks_of(values).items():
         found = values[kind]
         levels, own = found.get("levels", 1), values.get("conversion", {}).get("calibrated_for") if kind == "converted" else None
         rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t) + other_steps(own, t)) for t in found["accuracy"]]
+    rows += _change(values)
     if "conversion" in values:
         rows.append(("converted by", _choice_text(values["conversion"])))
     if "ann" in values:
-        rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
+        rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}{counted}"))
     else:
-        rows.append(("SynOps an example", f"{synops:,.0f}"))
+        rows.append(("SynOps an example", f"{synops:,.0f}{counted}"))
     what = "an image" if "ann" in values else "an example"
     for model, ann, snn in energies(values):
         ours = f"SNN {snn:.2f} uJ" if ann is None else f"ANN {ann:.2f} uJ, SNN {snn:.2f} uJ"
@@ -119,7 +123,30 @@ def other_steps(own: int | None, steps: str) -> str:
 
 def _accuracy_text(found: dict[str, Any], steps: str) -> str:
     iou = found.get("mean_iou", {}).get(steps)
-    return f"{found['accuracy'][steps]:.2f} %{_iou(iou)}{_bits(found, steps)}"
+    return f"{found['accuracy'][steps]:.2f} %{_band(found.get('interval', {}).get(steps))}{_iou(iou)}{_bits(found, steps)}"
+
+
+def _band(interval: Sequence[float] | None) -> str:
+    """The 95 % interval of an accuracy."""
+    return f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+
+
+def _of(values: Mapping[str, Any]) -> str:
+    return f" of {values['images']:,} test images" if values.get("images") else ""
+
+
+def _change(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row where fine-tuning made the network worse at the number of steps that it trained."""
+    if "finetuned" not in networks_of(values):
+        return []
+    steps = str(values["rates_at"])
+    before, after = (values[kind]["accuracy"].get(steps) for kind in ("converted", "finetuned"))
+    if before is None or after is None or after >= before:
+        return []
+    bands = [values[kind].get("interval", {}).get(steps) for kind in ("converted", "finetuned")]
+    chance = ", which may be chance (the intervals overlap)" if all(bands) and bands[1][1] >= bands[0][0] else ""
+    return [("fine-tuning", f"{before - after:.2f} points below the converted network at T = {steps}{chance}: try more epochs, a "
+             "smaller lr, or keep the converted network")]  # fmt: skip
 
 
 def _choice_text(conversion: Mapping[str, Any]) -> str:

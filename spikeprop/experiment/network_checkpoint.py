@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from spikeprop import data as spikeprop_data
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import CheckpointError, RecipeError, SimulationError, SpikepropError
@@ -124,7 +125,8 @@ def save(
         seed: of the encoder.
 
     Raises:
-        CheckpointError: something that a description cannot hold, by name; no spiking network; or another suffix.
+        CheckpointError: something that a description cannot hold, by name; no spiking network; another suffix; or data that are
+            no data set of spikeprop, a number of steps that is none.
     """
     if not isinstance(network, SpikingNetwork):
         raise CheckpointError(
@@ -133,11 +135,32 @@ def save(
         )
     if Path(path).suffix != ".safetensors":
         raise CheckpointError(f"{path} does not end in .safetensors, the format in which networks are saved")
+    if timesteps is not None and (type(timesteps) is not int or timesteps < 1):
+        raise CheckpointError(f"timesteps is {timesteps!r}; give a whole number of at least 1, or leave it out")
+    if type(seed) is not int:
+        raise CheckpointError(f"seed is {seed!r}; give a whole number")
+    if data is not None and not isinstance(data, LabelledData):
+        raise CheckpointError(
+            f"data is a {type(data).__name__}, which does not say by itself how images are normalised; leave data out, or pass "
+            f"spikeprop's data set: {_same_data(data)}"
+        )
     kind = type(data)
     name = kind.__name__ if kind.__module__.startswith("spikeprop.") else f"{kind.__module__}.{kind.__name__}"
     given = {"timesteps": timesteps, "data": None if data is None else {"use": name, **reading(data)}, "seed": seed}
     about = {key: value for key, value in given.items() if value is not None}
     save_checkpoint(Path(path), network, {"kind": "snn", **about, "network": described(network)})
+
+
+def _same_data(data: Any) -> str:
+    """How spikeprop writes the data of a DataLoader or Dataset of torchvision's, as far as it can be seen."""
+    while hasattr(data, "dataset"):  # of a DataLoader, a Subset
+        data = data.dataset
+    steps = getattr(getattr(data, "transform", None), "transforms", ())
+    normal = next((step for step in steps if type(step).__name__ == "Normalize"), None)
+    mean, std = ([float(v) for v in getattr(normal, key, ())] or "..." for key in NORMALISATION)
+    name, root = type(data).__name__, getattr(data, "root", "...")
+    known = name if isinstance(getattr(spikeprop_data, name, None), type) else "ImageFolder"
+    return f"spikeprop.data.{known}(root={str(root)!r}, mean={mean}, std={std})"
 
 
 def described(network: SpikingNetwork) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class HybridConversion(HybridSettings):
         }
 
     def describe_calibration(self, network: str) -> dict[str, Any]:
-        """For a network whose thresholds are as calibrated: the number of steps that they are made for, and the choice's reason."""
+        """For a network whose thresholds are as calibrated: for how many steps, and why neuron and calibrator were chosen."""
         if network != "converted":
             return {}
         choice = self.convert.describe_choice()

@@ -111,7 +111,7 @@ def svg(title: str, described: str, width: float, height: float, parts: Sequence
         viewBox=f"0 0 {_at(width)} {_at(height)}",
         role="img",
         aria_label=f"{title}. {described}",
-        style=f"max-width:{_at(width * 1.4)}px",
+        style=f"max-width:{_at(width * 1.4)}px;min-width:{_at(width * 0.9)}px",  # letters can be read; the figure scrolls
     )
 
 

@@ -19,31 +19,54 @@ CALIBRATED, KEPT = "as calibrated", "in the checkpoint"
 
 def sections(run: RunRecord, found: Evidence, name: str) -> Markup:
     """All parts of the section, in order; ``name`` is the prefix of their ids."""
+    heads = [tag("h3", title, id=_id(name, title)) for title, _ in _parts(run)]
+    return join(piece for head, (_, make) in zip(heads, _parts(run)) for piece in (head, make(run, found, name)))
+
+
+def links(run: RunRecord, name: str) -> list[tuple[str, str]]:
+    """Id and title of each part."""
+    return [(_id(name, title), title) for title, _ in _parts(run)]
+
+
+def _id(name: str, title: str) -> str:
+    return f"{name}-about-{title.split()[0].lower()}"
+
+
+def _parts(run: RunRecord) -> list[tuple[str, Callable[[RunRecord, Evidence, str], Markup]]]:
+    """Titles, and what makes the parts."""
     parts: list[tuple[str, Callable[[RunRecord, Evidence, str], Markup]]] = [
         ("Layers", _layers),
         ("Spikes", _rasters),
         ("Confusions", _confusion),
         ("Examples predicted correctly and wrongly", _examples),
         ("Energy", _energy),
-        ("Lava against PyTorch", _parity),
+        (f"{_simulator(run)} against PyTorch", _parity),
         ("Loihi 2", _chip),
     ]
     parts += [("Conversion error", _error)] if run.hybrid else []
     if run.diagnosis():
         parts.append(("What conversion loses", lambda run, *_: tag("pre", run.diagnosis(), class_="wide", tabindex=0)))
-    heads = [tag("h3", title, id=f"{name}-about-{title.split()[0].lower()}") for title, _ in parts]
-    return join(piece for head, (_, make) in zip(heads, parts) for piece in (head, make(run, found, name)))
+    return parts
+
+
+def _simulator(run: RunRecord) -> str:
+    """What simulated the network; of none the word for all of them."""
+    simulated = (run.report or {})["simulate"]
+    return "Lava" if simulated.get("samples") and simulated.get("backend", "lava") == "lava" else "Simulator"
 
 
 def _layers(run: RunRecord, found: Evidence, name: str) -> Markup:
     report = run.report or {}
     rates, calibrated, trained = _rates(run), report.get("thresholds", {}), found.get("thresholds", {})
-    rows = []
+    rows = [["input", *[None] * len(rates), report["synops"].get("input"), *[None] * 4]]
     for layer in list(rates.values())[-1]:
         fired = [rates[label].get(layer) for label in rates]
         rows.append([layer, *fired, report["synops"].get(layer), calibrated.get(layer), *_span(trained.get(layer))])
+    rows.append(["all", *[None] * len(rates), sum(report["synops"].values()), *[None] * 4])
     thresholds = ["threshold, calibrated", "threshold, least", "mean", "largest"]
-    heads = ["layer", *(f"rate, {label}" for label in rates), "SynOps an example", *thresholds]
+    counted = report[list(run.networks)[-1]].get("activity_images")
+    cost = "SynOps an example" + (f", mean of {counted}" if counted else "")
+    heads = ["layer", *(f"rate, {label}" for label in rates), cost, *thresholds]
     why = found["missing"].get("thresholds")
     missing = [note("Thresholds in the checkpoint: ", why, ".")] if why else []
     pictures = tag("div", *_layer_figures(run, rates, _thresholds(calibrated, trained), name), class_="figures")
@@ -216,7 +239,9 @@ def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
     else:
         heads, rows = ["layer", "spikes different"], [[layer, n] for layer, n in simulated["mismatches"].items()]
     lacking = [] if layers else [note("Spikes by layer: not in this report.")]
-    return join([tag("p", summary), table("Lava against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking])
+    return join(
+        [tag("p", summary), table(f"{_simulator(run)} against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking]
+    )
 
 
 def _because(why: str | None) -> str:

@@ -40,8 +40,19 @@ def nearest_path(path: str | Path) -> str:
         beside_it = [p.name for p in missing.parent.iterdir()]
     except OSError:
         return ""
-    near = difflib.get_close_matches(missing.name, beside_it, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(missing.name, beside_it, n=1, cutoff=0.7)
     return f"; did you mean {str(missing.with_name(near[0]))!r}?" if near else ""
+
+
+def no_checkpoint(path: str | Path) -> str:
+    """The message where a checkpoint or a run folder is not there."""
+    return f"no checkpoint at {path}; give a run folder (`spikeprop ls runs`), or a .safetensors file in one{nearest_path(path)}"
+
+
+def no_run_folder(path: str | Path) -> str:
+    """The message where a run folder is not there, or is none."""
+    near = "" if Path(path).exists() else nearest_path(path)
+    return f"{path} is no run folder: it has no run.json; give a folder that `spikeprop run` wrote{near}"
 
 
 def resolved(name: str) -> str:

@@ -85,10 +85,9 @@ def test_membrane_shows_potential_threshold_and_spikes(small: tuple[CNN, Spiking
 
 
 def test_the_threshold_shown_is_the_potential_above_which_a_graded_neuron_fires() -> None:
-    """One neuron, driven by less and by more than each level: it sends k where k thresholds are exceeded, and no table differs."""
-    network = spiking(
-        nn.Sequential(nn.Linear(1, 1, bias=False), GradedIF(levels=2, v_threshold=2.0), nn.Linear(1, 1)), input_shape=(1,)
-    )
+    """One neuron, driven by less and by more than each level: it sends k above k thresholds, and no table differs."""
+    graded = GradedIF(levels=2, v_threshold=2.0, v_init=0.0)
+    network = spiking(nn.Sequential(nn.Linear(1, 1, bias=False), graded, nn.Linear(1, 1)), input_shape=(1,))
     with torch.no_grad():
         next(network.parameters()).fill_(1.0)
     (name, neuron), *_ = network.neurons().items()

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
 
 import spikeprop
 from spikeprop import IF, GradedIF, Integrator, SignedIF, TemporalBatchNorm, Triangle, spiking
@@ -125,6 +127,28 @@ def test_structure_of_several_outputs_is_kept(tmp_path: Path) -> None:
     assert isinstance(found["rest"][1], tuple)
     assert torch.equal(found["rest"][1][0], given["rest"][1][0])
     assert again.notes == ["made for T = 5"]
+
+
+class Photographs(Dataset[Any]):
+    """As torchvision's ImageFolder keeps its transform."""
+
+    root = "photos"
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))])
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_data_and_steps_that_a_file_cannot_name_are_refused_with_what_to_pass(tmp_path: Path) -> None:
+    network = spiking(nn.Sequential(nn.Linear(2, 2), IF(), nn.Linear(2, 2)), input_shape=(2,))
+    file, photographs = tmp_path / "net.safetensors", Photographs()
+    for data in (photographs, DataLoader(photographs), DataLoader(Subset(photographs, [0]))):
+        with pytest.raises(CheckpointError, match=r"ImageFolder\(root='photos', mean=\[0.5, 0.4, 0.3\], std=\[0.2, 0.2, 0.2\]"):
+            spikeprop.save(network, file, data=data)  # type: ignore[arg-type]
+    for steps in (0, 4.0, True):
+        with pytest.raises(CheckpointError, match="give a whole number of at least 1"):
+            spikeprop.save(network, file, timesteps=steps)  # type: ignore[arg-type]
+    assert not file.exists()
 
 
 def test_what_is_no_spiking_network_or_no_safetensors_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,10 @@ def evaluate_networks(run: PipelineRun) -> dict[str, Any]:
     if run.processes.rank:
         return {}
     top1 = summaries["ann"]["accuracy"]["ANN"]
-    result: dict[str, Any] = {"ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"], **_of_positions(top1)}}
+    result: dict[str, Any] = {
+        "images": summaries["ann"]["images"],
+        "ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"], **_of_positions(top1)},
+    }
     for network, steps in reported.items():
         result[network] = _at_steps(summaries[network], steps)
         run.context.show(network, scalars_by_steps(result[network]))
