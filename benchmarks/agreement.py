@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from spikeprop import IF, GradedIF, SignedIF, SpikingNetwork, convert
 from spikeprop.ann import TorchvisionModel
-from spikeprop.convert import LeastError, LeastSquares, LightCalibration, ThresholdCalibrator
+from spikeprop.convert import LeastError, LeastSquares, LightCalibration, MaxActivation, ThresholdCalibrator
 from spikeprop.data import ImageNet
 from spikeprop.errors import SpikepropError
 from spikeprop.runtime.progress import bar
@@ -35,6 +35,7 @@ WAYS: dict[str, tuple[Callable[[], Neuron], Callable[[int], ThresholdCalibrator]
     "signed, light": (SignedIF, lambda t: LightCalibration(timesteps=t)),
     "signed, least squares": (SignedIF, lambda t: LeastSquares(timesteps=t)),
     **{f"graded {n}, light": (partial(GradedIF, levels=n), lambda t: LightCalibration(timesteps=t)) for n in (3, 4, 5)},
+    **{f"graded {n}, max": (partial(GradedIF, levels=n), lambda t: MaxActivation(per="channel")) for n in (4, 5, 6, 7)},
     "graded 3, least squares": (partial(GradedIF, levels=3), lambda t: LeastSquares(timesteps=t)),
     "signed, least squares on spikes": (SignedIF, lambda t: LeastSquares(timesteps=t, search="spikes")),
     "least error": (lambda: IF(v_init=0.5), lambda t: LeastError(timesteps=t)),

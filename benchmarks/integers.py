@@ -56,7 +56,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
             return 100 * float((found.eval()(x, options.timesteps).argmax(1) == y).float().mean())
 
     rows: list[dict[str, Any]] = [{"weights": "float", "converted": real(network), "fine-tuned": real(plain)}]
-    for form in FORMATS:
+    for form in options.formats:
         rule = QuantisedBPTT(timesteps=options.timesteps, bits=form, per_channel=options.per_channel)  # type: ignore[arg-type]
         row: dict[str, Any] = {"weights": form}
         for name, found in (("converted", network), ("fine-tuned", plain), ("in integers", tuned(network, rule, options, data))):
@@ -67,11 +67,16 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def _format(text: str) -> int | str:
+    return text if text == "ternary" else int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"timesteps": 8, "ann-epochs": 3, "epochs": 1, "train": 60000, "test": 10000, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--lr", type=float, default=5e-4, help="of fine-tuning; default 5e-4")
+    parser.add_argument("--formats", nargs="+", type=_format, default=FORMATS, help="2 to 8, ternary; default several")
     parser.add_argument("--per-channel", action="store_true", help="exponents by channel")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     parser.add_argument("--root", help="folder of the data; default $SPIKEPROP_DATA")

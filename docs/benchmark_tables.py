@@ -25,6 +25,7 @@ def table(name: str) -> str:
         "convert_choice": converted,
         "few_steps": both_ways,
         "finetuning": finetuned,
+        "finetuning_learnt": finetuned,
         "migration": migration,
         "sharding": sharded,
         "gpu_kernels": compiled,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spikeprop_hardware.recording import Recording, SimulationResult
     from spikeprop_hardware.reference import Simulator
     from spikeprop_hardware.simulation import simulate
+    from spikeprop_hardware.streaming import Decision, Stream
     from spikeprop_hardware.targets import Target, target
     from spikeprop_hardware.targets.energy import energy_table
     from spikeprop_hardware.targets.fitting import Finding, Fit, fits
@@ -31,6 +32,7 @@ __all__ = [
     "Activity",
     "Budget",
     "ChipNetwork",
+    "Decision",
     "Finding",
     "Fit",
     "GradedIF",
@@ -48,6 +50,7 @@ __all__ = [
     "SpikepropError",
     "SpikingMaxPool2d",
     "StepLIF",
+    "Stream",
     "Target",
     "activity",
     "binned",
@@ -80,6 +83,7 @@ _MODULES = (
     "reference",
     "chip",
     "simulation",
+    "streaming",
     "events",
     "environment",
     "targets",

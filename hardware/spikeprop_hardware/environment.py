@@ -34,7 +34,6 @@ class Environment:
         alone: for pip, without what they say that they need.
         modules: that its Python must find.
         borrowed: modules that are large, and are taken from the caller's environment where it has them; pip gets them elsewhere.
-        missing: the error where it cannot be made.
     """
 
     title: str
@@ -43,7 +42,6 @@ class Environment:
     modules: tuple[str, ...]
     alone: tuple[str, ...] = ()
     borrowed: tuple[str, ...] = ()
-    missing: type[SimulatorMissing] = SimulatorMissing
 
     def base(self) -> Path:
         """The Python that it is made with: this one."""
@@ -101,7 +99,9 @@ class Environment:
         try:
             _must(command)
         except RuntimeError as error:
-            raise self.missing(f"{problem} ({' '.join(command)}): {error}") from None
+            raise SimulatorMissing(
+                f"{self.title} cannot be had, for pip or venv failed: {problem} ({' '.join(command)}): {error}"
+            ) from None
 
     @contextmanager
     def _locked(self, notify: Callable[[str], None]) -> Iterator[None]:
@@ -128,7 +128,6 @@ LAVA = _Lava(
     "lava-0.10.0",
     ("lava-nc==0.10.0", "nir>=1.0.8", "h5py>=3.11", "scipy>=1.11,<1.16"),
     ("lava", "nir", "h5py", "scipy"),
-    missing=LavaMissing,
 )
 
 
@@ -143,7 +142,12 @@ def lava_python(notify: Callable[[str], None]) -> Path:
     Raises:
         LavaMissing: no Python 3.10, or the installation failed.
     """
-    return LAVA.python(notify)
+    try:
+        return LAVA.python(notify)
+    except LavaMissing:
+        raise
+    except SimulatorMissing as error:
+        raise LavaMissing(f"Lava is missing: {error}") from None
 
 
 def lava_is_ready() -> bool:

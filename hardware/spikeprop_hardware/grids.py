@@ -16,12 +16,14 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import MANTISSA
 from spikeprop_hardware.network import Connection
 
 OCTAVE = 32  # scales tried per factor of two
+MANY = 2**20  # entries of a matrix, from which its rows are looked at
 SAMPLE = 50_000  # different weights of a layer that the search uses; the report counts all
 ROUNDING = 1 - 1e-9  # errors that differ by less are equal
 
@@ -48,9 +50,11 @@ class WeightErrors:
     """Relative error of weights by n, of a connection or of some of its weights."""
 
     def __init__(self, weights: Connection | np.ndarray, held: Range = MANTISSA):
-        data = weights if isinstance(weights, np.ndarray) else weights.matrix.data
         self._held = held
-        values, counts = np.unique(np.abs(data), return_counts=True)
+        if isinstance(weights, np.ndarray):
+            values, counts = np.unique(np.abs(weights), return_counts=True)
+        else:
+            values, counts = _counted(weights.matrix)
         thinned = slice(None, None, -(-len(values) // SAMPLE) or 1)
         self._values, self._counts = values[::-1][thinned], counts[::-1][thinned]
         self._energy = float((self._counts * self._values**2).sum())
@@ -98,6 +102,24 @@ class WeightErrors:
         grid = 2.0 ** (self._window.stop / OCTAVE)
         lost = np.maximum(self._values - self._held[1] / grid, 0.0)
         return (float((self._counts * lost**2).sum()) / self._energy) ** 0.5 if self._energy else 0.0
+
+
+def _counted(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The sizes of a matrix's entries, ascending, and how often each is there. A convolution's rows repeat, and equal ones are
+    sorted once."""
+    data = np.abs(matrix.data)
+    if len(data) < MANY:
+        return np.unique(data, return_counts=True)
+    times: dict[bytes, list[int]] = {}
+    for a, b in pairwise(matrix.indptr):
+        times.setdefault(data[a:b].tobytes(), [0])[0] += 1
+    found: dict[int, list[np.ndarray]] = {}
+    for row, (n,) in times.items():
+        found.setdefault(n, []).append(np.frombuffer(row, data.dtype))
+    parts = [(n, *np.unique(np.concatenate(rows), return_counts=True)) for n, rows in found.items()]
+    values, places = np.unique(np.concatenate([v for _, v, _ in parts]), return_inverse=True)
+    counts = np.bincount(places, np.concatenate([n * c for n, _, c in parts]), len(values))
+    return values, counts.astype(np.int64)
 
 
 class ChannelErrors:

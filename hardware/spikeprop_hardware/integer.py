@@ -41,6 +41,11 @@ BIAS_EXPONENTS = range(8)
 STATE_BITS = 24
 
 
+def by_entry(by_row: Any, matrix: sparse.csr_matrix) -> Any:
+    """One number, or one for each row of a matrix, as one or as one for each entry."""
+    return by_row if np.ndim(by_row) == 0 else np.repeat(by_row, np.diff(matrix.indptr))
+
+
 @dataclass(frozen=True)
 class IntegerConnection:
     """Mantissas (int32 CSR, each in -128..127) from a source, their exponent, or that of each neuron that reads them (int32);
@@ -59,8 +64,7 @@ class IntegerConnection:
 
     def real(self) -> sparse.csr_matrix:
         """What each mantissa adds to a current, float64, with zeros where they are stored."""
-        by_row = np.broadcast_to(self.factor, self.matrix.shape[0])
-        data = self.matrix.data * np.repeat(by_row, np.diff(self.matrix.indptr))
+        data = self.matrix.data * by_entry(self.factor, self.matrix)
         return sparse.csr_matrix((data, self.matrix.indices, self.matrix.indptr), shape=self.matrix.shape)
 
 

@@ -21,6 +21,7 @@ try:
 except ImportError:
     njit = None
 NUMBA = njit is not None
+BLOCK = 512  # neurons whose numbers stay in the fastest cache
 
 
 def _jit(function: Any) -> Any:
@@ -38,10 +39,9 @@ class Synapses:
     """
 
     def __init__(self, matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, dtype: Any, in_c_order: bool):
-        self.dtype = np.dtype(dtype)
+        self.dtype, self.in_c_order = np.dtype(dtype), in_c_order
         if NUMBA:
             self.at, self.runs, self.pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
-            self.in_c_order = in_c_order
             if _fits(self.pool, np.int8):  # half of what the cache must hold, or a quarter
                 self.pool = self.pool.astype(np.int8)
         else:
@@ -49,12 +49,16 @@ class Synapses:
 
     def deliver(self, values: np.ndarray, out: np.ndarray) -> None:
         """values (B, sources) of any kind of number -> out (B, targets)."""
-        if NUMBA and values.dtype == np.uint8 and not self.in_c_order:
-            _deliver_spikes(values, *self.runs, self.pool, out)
+        if self.quick(values.dtype):
+            _deliver_bytes(values, *self.runs, self.pool, out)
         elif NUMBA:
             _deliver(values, self.at, *self.runs, self.pool, out)
         else:
             out[...] = (self.matrix @ values.T.astype(self.dtype)).T
+
+    def quick(self, kind: Any) -> bool:
+        """Whether messages of a type are bytes, for which the quick loops are."""
+        return NUMBA and not self.in_c_order and kind in (np.uint8, np.int8)
 
 
 def _columns(
@@ -108,25 +112,37 @@ def _fits(numbers: np.ndarray, dtype: Any) -> bool:
 
 
 @_jit
-def _deliver_spikes(spikes, first, to, offset, length, pool, out):
-    """``_deliver`` of ones, which skips eight zeros at once; with unsigned counters no index needs a test for being negative."""
-    sources, eight = np.uint64(spikes.shape[1]), np.uint64(8)
-    for b in range(spikes.shape[0]):
-        row, fired = out[b], spikes[b]
-        row[:] = 0
-        for start in range(np.uint64(0), sources, eight):
-            end = min(start + eight, sources)
-            some = np.uint8(end - start != eight)
-            if end - start == eight:
-                for k in range(eight):
-                    some |= fired[start + k]
-            if some:
-                for j in range(start, end):
-                    if fired[j]:
-                        for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
-                            target, weight = np.uint64(to[r]), np.uint64(offset[r])
-                            for k in range(np.uint64(length[r])):
-                                row[target + k] += pool[weight + k]
+def _deliver_bytes(values, first, to, offset, length, pool, out):
+    """``_deliver`` of ones (unsigned), or of small numbers."""
+    for b in range(values.shape[0]):
+        _gather(values[b], first, to, offset, length, pool, out[b])
+
+
+@_jit
+def _gather(sent, first, to, offset, length, pool, row):
+    """The sums of one sample. Eight zeros are skipped at once; with unsigned counters no index needs a test for being negative.
+    Adding four sources that share their targets at once was tried, and is slower: LLVM widens their sum."""
+    sources, eight = np.uint64(sent.shape[0]), np.uint64(8)
+    row[:] = 0
+    for start in range(np.uint64(0), sources, eight):
+        end = min(start + eight, sources)
+        some = np.uint8(end - start != eight)
+        if end - start == eight:
+            for k in range(eight):
+                some |= np.uint8(sent[start + k])
+        if some:
+            for j in range(start, end):
+                x = sent[j]
+                if x == 1:
+                    for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
+                        target, weight = np.uint64(to[r]), np.uint64(offset[r])
+                        for k in range(np.uint64(length[r])):
+                            row[target + k] += pool[weight + k]
+                elif x != 0:
+                    for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
+                        target, weight = np.uint64(to[r]), np.uint64(offset[r])
+                        for k in range(np.uint64(length[r])):
+                            row[target + k] += x * pool[weight + k]
 
 
 @_jit
@@ -269,22 +285,31 @@ def _pool(counts, v, spikes, first, places):
 @_jit
 def _send_graded(v, spikes, unit, levels, rectify, sent):
     for b in range(v.shape[0]):
-        for i in range(v.shape[1]):
-            u, one, k = v[b, i], unit[i], 0
-            if u > one:
-                for level in range(levels - 1, -1, -1):
-                    if u > (k + (1 << level)) * one:
-                        k += 1 << level
-            elif u < 0:
-                most = sent[b, i] if rectify else 1 << levels
-                for level in range(levels - 1, -1, -1):
-                    less = (1 << level) - k
-                    if u < (1 - less) * one and less <= most:
-                        k = -less
-            spikes[b, i] = k
-            if k != 0:
-                sent[b, i] += k
-                v[b, i] = u - k * one
+        _send_row(v[b], spikes[b], unit, levels, rectify, sent[b])
+
+
+@_jit
+def _send_row(v, spikes, unit, levels, rectify, sent):
+    """Level by level over a block of neurons, without branches: many at once."""
+    up, down = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
+    for start in range(0, v.shape[0], BLOCK):
+        size = min(BLOCK, v.shape[0] - start)
+        u, one, before = v[start : start + size], unit[start : start + size], sent[start : start + size]
+        up[:] = 0
+        down[:] = 0
+        for level in range(levels - 1, -1, -1):
+            by = np.int32(1 << level)
+            for i in range(size):
+                more, less = np.int32(up[i] + by), np.int32(down[i] + by)
+                most = before[i] if rectify else np.int32(1 << levels)
+                up[i] = more if u[i] > more * one[i] else up[i]
+                down[i] = less if (u[i] < (1 - less) * one[i]) & (less <= most) else down[i]
+        out = spikes[start : start + size]
+        for i in range(size):
+            k = np.int32(up[i] - down[i])
+            out[i] = k
+            before[i] += k
+            u[i] -= k * one[i]
 
 
 @_jit
@@ -375,25 +400,67 @@ def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay, limit):
 
 @_jit
 def _fire_fixed(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
+    clipped = 0
+    for b in range(v.shape[0]):
+        clipped += _fire_row(sums[b], exponent, align, limit, v[b], spikes[b], bias, theta, decay, leaky, to_zero)
+    return clipped
+
+
+@_jit
+def _fire_row(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
     low, mask = np.int32(limit - 1), np.int32(2 * limit - 1)
     left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
     clipped = np.int32(0)
-    for b in range(v.shape[0]):
-        if leaky:
-            for i in range(v.shape[1]):
-                old = np.int64(v[b, i]) * (DECAY_UNITY - decay[i])
-                v[b, i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
-        for i in range(v.shape[1]):  # in 32 bits throughout: eight at once
-            current = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
-            u = np.int32(np.int32(np.int32(np.int32(current << align) + low) & mask) - low)
-            free = np.int32(np.int32(v[b, i] + u) + bias[i])
-            u = min(max(free, np.int32(-low)), low)
-            clipped += np.int32(u != free)
-            fired = u > theta[i]
-            spikes[b, i] = fired
-            rest = np.int32(0) if to_zero else np.int32(u - theta[i])
-            v[b, i] = rest if fired else u
+    if leaky:
+        for i in range(v.shape[0]):
+            old = np.int64(v[i]) * (DECAY_UNITY - decay[i])
+            v[i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
+    for i in range(v.shape[0]):  # in 32 bits throughout: eight at once
+        current = np.int32(np.int32(np.int32(sums[i]) << left) >> right)
+        u = np.int32(np.int32(np.int32(np.int32(current << align) + low) & mask) - low)
+        free = np.int32(np.int32(v[i] + u) + bias[i])
+        u = min(max(free, np.int32(-low)), low)
+        clipped += np.int32(u != free)
+        fired = u > theta[i]
+        spikes[i] = fired
+        rest = np.int32(0) if to_zero else np.int32(u - theta[i])
+        v[i] = rest if fired else u
     return clipped
+
+
+@_jit
+def run_layer(sent, synapses, sums, constant, numbers, v, spikes, neurons, graded, unit, taken):
+    """All steps of a layer of integer neurons with one connection: a sample's state stays in the cache, and Python waits once.
+
+    Args:
+        sent: (T, B, sources), what arrives; unused where ``constant``.
+        synapses: of ``Synapses``: (first, to, offset, length, pool).
+        sums: (B, N) what arrives in every step where ``constant``; else (1, N), room.
+        numbers: (exponent, align, limit, leaky, to_zero, levels, rectify).
+        v: (B, N) potentials, changed.
+        spikes: (T, B, N), written.
+        neurons: (bias, theta, decay).
+        graded: whether neurons send numbers, of the levels ``unit`` (N); ``taken`` (B, N) is the sum of what they sent.
+
+    Returns:
+        potentials that stopped at the limits, and spikes.
+    """
+    first, to, offset, length, pool = synapses
+    exponent, align, limit, leaky, to_zero, levels, rectify = numbers
+    bias, theta, decay = neurons
+    clipped, count = 0, 0
+    for b in range(v.shape[0]):
+        for t in range(spikes.shape[0]):
+            row = sums[b] if constant else sums[0]
+            if not constant:
+                _gather(sent[t, b], first, to, offset, length, pool, row)
+            out = spikes[t, b]
+            clipped += _fire_row(row, exponent, align, limit, v[b], out, bias, theta, decay, leaky, to_zero)
+            if graded:
+                _send_row(v[b], out, unit, levels, rectify, taken[b])
+            for i in range(out.shape[0]):
+                count += out[i] != 0
+    return clipped, count
 
 
 NAMES = (

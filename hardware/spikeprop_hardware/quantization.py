@@ -43,6 +43,7 @@ from spikeprop_hardware.integer import (
     IntegerConnection,
     IntegerNetwork,
     IntegerPopulation,
+    by_entry,
 )
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.room import readout_room
@@ -376,8 +377,7 @@ class _Quantizer:
         reach = np.zeros(len(p.bias))
         kept = had = np.zeros(len(p.bias))
         for c, i, x, limit in zip(p.connections, q.connections, self.source_scales, self.source_limits):
-            by_row = np.broadcast_to(q.scale / x / i.factor, len(p.bias))
-            factor = np.repeat(by_row, np.diff(c.matrix.indptr))
+            factor = by_entry(q.scale / x / i.factor, c.matrix)
             wanted = c.matrix.data * factor
             held = clip(wanted, self.held)
             squares += float(((held / factor - c.matrix.data) ** 2).sum())
@@ -411,8 +411,7 @@ class _Quantizer:
 
 
 def _mantissas(matrix: sparse.csr_matrix, factor: Any, held: Range) -> sparse.csr_matrix:
-    by_row = np.broadcast_to(factor, matrix.shape[0])
-    data = clip(matrix.data * np.repeat(by_row, np.diff(matrix.indptr)), held)
+    data = clip(matrix.data * by_entry(factor, matrix), held)
     data = data.astype(np.int32)  # zeros stay stored: a channel's neurons share a pattern
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 

@@ -19,7 +19,7 @@ TRUSTED = click.option(
 TARGET = click.option("--target", metavar="CHIP", help="loihi2, loihi1, speck, xylo, generic or generic-BITS.")
 
 
-class Checkpoint(click.Path):
+class CheckpointPath(click.Path):
     """A checkpoint, a run folder or zoo:NAME, which is there: found before a verb imports anything heavy (``Verb.invoke``)."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Checkpoint(click.Path):
             raise CheckpointError(no_checkpoint(path))
 
 
-class RunFolder(click.Path):
+class RunFolderPath(click.Path):
     """The same of run folders."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class RunFolder(click.Path):
 def shows_images(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options of verbs that show images to a NETWORK."""
     options = [
-        click.argument("source", type=Checkpoint(), metavar="NETWORK"),
+        click.argument("source", type=CheckpointPath(), metavar="NETWORK"),
         NETWORK,
         click.option("--data", help="Data set; default the one that the network was trained on."),
         click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),

@@ -11,7 +11,7 @@ import click
 from spikeprop.cli import completing
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
-from spikeprop.cli.options import NETWORK_NAMES, TARGET, TRUSTED, Checkpoint, numbers, split_overrides
+from spikeprop.cli.options import NETWORK_NAMES, TARGET, TRUSTED, CheckpointPath, numbers, split_overrides
 from spikeprop.cli.printing import columns, result, say, table, write
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _check_files(experiment: Any) -> int:
     short_help="Measure the accuracy of a network at each number of steps.",
     example="spikeprop eval runs/digits_cnn_stdb --network converted --timesteps 4,8",
 )
-@click.argument("checkpoint", type=Checkpoint())
+@click.argument("checkpoint", type=CheckpointPath())
 @click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
               help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
 @click.option(

@@ -55,9 +55,11 @@ def simulate_on_chip(
     plan, names = hardware.lay_out(graph), layer_names(graph)
     floats, output = record(network, images, timesteps)
     inputs = floats.pop(INPUT)
-    lowered = module.lower(plan, timesteps=inputs.shape[1]) if target == "loihi1" else module.lower(plan)
-    trains = module.simulate(lowered, inputs)
-    predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains).argmax(1)}
+    late = module.late(plan)  # as many empty steps follow, in which what was sent arrives
+    given = np.concatenate([inputs, np.zeros((len(inputs), late, *inputs.shape[2:]))], axis=1)
+    lowered = module.lower(plan, timesteps=given.shape[1]) if target == "loihi1" else module.lower(plan)
+    trains = module.simulate(lowered, given)
+    predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains, late).argmax(1)}
     sent = {str(names.get(node, node)): np.count_nonzero(train) for node, train in trains.items() if node != plan.readout.name}
     found: dict[str, Any] = {
         "samples": len(labels),
@@ -66,13 +68,13 @@ def simulate_on_chip(
         "accuracy": {name: 100 * float((own == labels.numpy()).mean()) for name, own in predictions.items()},
     }
     if vendor:
-        theirs = module.run(lowered, inputs, notify)
+        theirs = module.run(lowered, given, notify)
         wrong = {str(names.get(node, node)): int((train != theirs[node]).sum()) for node, train in trains.items()}
         found |= {"mismatches": wrong, "spikes_equal": not any(wrong.values())}
     return found
 
 
-def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray]) -> np.ndarray:
+def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], late: int) -> np.ndarray:
     """The output at the end (samples, classes): the chip's potentials, or the host's sum."""
     readout = plan.readout
     if readout.name in trains:
@@ -81,6 +83,7 @@ def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray]) -> np.nd
         raise HardwareError(
             f"the host sums spikes, and this network's output is the {plan.read} of a potential: use read = 'sum'"
         )
-    steps = slice(plan.readout_from, None)
+    steps = slice(plan.readout_from + late, None)
     sums = [(c.matrix @ trains[c.source][:, steps].sum(1).T).T for c in readout.connections]
-    return np.sum(sums, axis=0) + readout.bias * len(range(plan.readout_from, next(iter(trains.values())).shape[1]))
+    counted = next(iter(trains.values())).shape[1] - late - plan.readout_from
+    return np.sum(sums, axis=0) + readout.bias * counted

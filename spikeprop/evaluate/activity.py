@@ -8,14 +8,14 @@ differential coding, where it is sent and where it is read.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spikeprop.snn import INPUT
 from spikeprop.snn.activity import SpikeCounter
-from spikeprop.snn.synapse import TRANSPOSED, WEIGHTED
 
 ENERGY_MODEL = "arithmetic, 45 nm"  # its name in every table and picture
 CONSTANTS = "45 nm, 4.6 pJ a MAC, 0.9 pJ an addition (Horowitz 2014)"
@@ -51,23 +51,37 @@ def device_of(model: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one image through an ANN's convolutions and linear layers (padding counted, biases not)."""
-    total = 0
+    """Multiply-accumulates of one image through an ANN's convolutions and matrix products, as modules or functions.
 
-    def count(module: nn.Module, given: Any, output: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, TRANSPOSED):  # each input is multiplied by all its weights
-            total += given[0][0].numel() * module.weight[0].numel()
-        elif isinstance(module, WEIGHTED):
-            total += output[0].numel() * module.weight[0].numel()
+    Every product of matrices that PyTorch performs is counted, so those of attention too; places of padding are counted, biases
+    and products number by number are not. Fused kernels, whose products are not seen one by one, are off while it counts.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
 
-    hooks = [m.register_forward_hook(count) for m in model.modules()]
-    training = model.training
+    training, fused = model.training, torch.backends.mha.get_fastpath_enabled()
+    libraries = (torch.backends.mkldnn, torch.backends.cudnn)
+    used = [library.set_flags(_enabled=False)[0] for library in libraries]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        device = next(model.parameters()).device
-        model.eval()(torch.zeros(1, *input_shape, device=device))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=_flops_of_more()) as counter:
+            model.eval()(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
     finally:
-        for hook in hooks:
-            hook.remove()
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for library, enabled in zip(libraries, used, strict=True):
+            library.set_flags(_enabled=enabled)
         model.train(training)
-    return total
+    return counter.get_total_flops() // 2
+
+
+def _flops_of_more() -> dict[Any, Any]:
+    """Two operations a multiply-accumulate, from the operands' shapes, of products that PyTorch's own counter does not know."""
+    aten, numbers = torch.ops.aten, math.prod
+    return {
+        aten.dot: lambda a, b, out_shape=None: 2 * a[0],
+        aten.mv: lambda a, b, out_shape=None: 2 * numbers(a),
+        aten.addmv: lambda c, a, b, out_shape=None, **scales: 2 * numbers(a),
+        aten.addbmm: lambda c, a, b, out_shape=None, **scales: 2 * numbers(a) * b[-1],
+        aten._trilinear: lambda a, b, c, *axes, out_shape=None: 2 * a[0] * numbers(b),  # nn.Bilinear's
+    }

@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ LOOK_SECONDS = 5.0  # between two looks at the nodes for a trial that waits
 NO_ROOM_SECONDS = 60.0  # without a node that could take a trial
 VISIBLE_SECONDS = 90.0  # until a file that another machine wrote is visible on a network file system
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit codes of a trial that was told to stop
+REACHED_SECONDS = 5.0  # within which the cluster's address answers
 NODE_LABEL = "ray.io/node-id"
 NEVER = float("inf")
 
@@ -63,7 +65,7 @@ class Cluster:
         gpus = sum(node["Resources"].get("GPU", 0) for node in self._nodes().values())
         if gpus and not plan.gpus:
             notify(f"warning: the cluster has {gpus:g} GPUs, and trials use none; --gpus 1 gives one to each")
-        notify(f"{len(self._nodes())} nodes ({self._sizes()}), {self.jobs} trials at a time")
+        notify(f"Ray's nodes: {self._sizes()}; trials at a time: {self.jobs}")
 
     def trial(self, folder: Path, arguments: Sequence[str], log: Path, lock: Lock) -> ClusterTrial:
         """A trial to start."""
@@ -250,15 +252,27 @@ def _connect() -> Any:
         import ray
     except ImportError as error:
         raise RunError("--on ray needs Ray; in a copy of the repository: pip install ./hardware '.[ray]'") from error
+    where = os.environ.get("RAY_ADDRESS", "")
     try:
+        check_reachable(where)
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS")
+    except (OSError, RuntimeError, ValueError) as error:
         raise RunError(
             f"no Ray cluster {f'at RAY_ADDRESS={where}' if where else 'runs on this machine'} ({error}): start one with "
             "`ray start --head`, join others with `ray start --address=HOST:6379`, and set RAY_ADDRESS=HOST:6379 elsewhere"
         ) from error
     return ray
+
+
+def check_reachable(address: str) -> None:
+    """Connect to HOST:PORT once, for which Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), REACHED_SECONDS).close()
 
 
 def _task() -> Callable[[dict[str, Any]], tuple[str, str, int, str]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spikeprop import CNN, IF, Digits, Direct, Latency, MaxActivation, Poisson, ResNet, convert, snn_accuracy
 from spikeprop.errors import EvaluationError
@@ -169,6 +171,46 @@ def test_macs_by_hand() -> None:
     assert count_macs(ann, (3, 8, 8)) == 8 * 64 * 27 + 1280
     assert ann.training
     assert not any(m._forward_hooks for m in ann.modules())
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Callable[..., Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.parts)
+
+
+W = torch.ones(8, 8)
+PRODUCTS: dict[str, tuple[nn.Module, int]] = {  # of x (5, 8), with the products by hand
+    "linear function": (Applied(lambda x: F.linear(x, W, W[0])), 5 * 8 * 8),
+    "matmul": (Applied(lambda x: x @ x.mT), 5 * 5 * 8),
+    "einsum": (Applied(lambda x: torch.einsum("bnd,bmd->bnm", x, x)), 5 * 5 * 8),
+    "baddbmm": (Applied(lambda x: torch.baddbmm(x @ x.mT, x, x.mT)), 2 * 5 * 5 * 8),
+    "addbmm": (Applied(lambda x: torch.addbmm(W[:5, :5], x, x.mT)), 5 * 5 * 8),
+    "mv": (Applied(lambda x: x[0] @ W[0]), 5 * 8),
+    "addmv": (Applied(lambda x: torch.addmv(x[0, :, 0], x[0], W[0])), 5 * 8),
+    "dot": (Applied(lambda x: x[0, 0] @ W[0]), 8),
+    "convolution function": (Applied(lambda x: F.conv1d(x.mT, torch.ones(4, 8, 3), padding=1)), 5 * 4 * 8 * 3),
+    "groups": (Applied(lambda x: F.conv1d(x.mT, torch.ones(8, 2, 3), groups=4)), 3 * 8 * 2 * 3),
+    "transposed": (Applied(lambda x: F.conv_transpose1d(x.mT, torch.ones(8, 4, 3), stride=2)), 5 * 8 * 4 * 3),
+    "attention function": (Applied(lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None])), 2 * 5 * 5 * 8),
+    "attention": (Applied(lambda x, a: a(x, x, x)[0], nn.MultiheadAttention(8, 2, batch_first=True)), 4 * 5 * 64 + 2 * 25 * 8),
+    "encoder layer": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 4 * 5 * 64 + 2 * 25 * 8 + 2 * 5 * 8 * 16),
+    "bilinear": (Applied(lambda x, b: b(x, x), nn.Bilinear(8, 8, 3)), 5 * 8 * 8 * 3),
+    "lstm": (Applied(lambda x, r: r(x)[0], nn.LSTM(8, 6, batch_first=True)), 5 * 4 * 6 * (8 + 6)),
+    "gru": (Applied(lambda x, r: r(x)[0], nn.GRU(8, 6, batch_first=True)), 5 * 3 * 6 * (8 + 6)),
+}
+
+
+@pytest.mark.parametrize("form", PRODUCTS)
+def test_macs_of_every_product_by_hand(form: str) -> None:
+    """Functions and fused kernels as well as modules; the switches of the fused kernels are as they were."""
+    ann, expected = PRODUCTS[form]
+    assert count_macs(ann, (5, 8)) == expected
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mkldnn.is_available() == torch.backends.mkldnn.enabled
 
 
 def test_a_code_that_depends_on_the_number_of_steps_is_evaluated_at_one() -> None:

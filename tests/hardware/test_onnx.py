@@ -94,7 +94,8 @@ def test_another_runtime_computes_the_same() -> None:
 
 def test_weights_stay_as_small_as_they_were_and_pooling_stays_apart() -> None:
     graph = to_nir(random_network(4, real=True)[0])  # average pooling before a convolution
-    for precision, dtype in (("float", 1), ("fixed", 3)):
+    cases: list[tuple[Precision, int]] = [("float", 1), ("fixed", 3)]
+    for precision, dtype in cases:
         kept = {tuple(c.dims) for c in step_model(graph, precision=precision).graph.initializer if c.data_type == dtype}
         nodes = graph.nodes.values()
         assert {np.shape(n.weight) for n in nodes if isinstance(n, nir.Conv2d)} <= kept

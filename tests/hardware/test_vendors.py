@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nir
 import numpy as np
 import pytest
-from spikeprop_hardware import HardwareError, Simulator, SimulatorMissing, lay_out, read_nir
+from spikeprop_hardware import HardwareError, Simulator, SimulatorMissing, environment, lay_out, read_nir
 from spikeprop_hardware.environment import Environment
+from spikeprop_hardware.quantization import Widths, quantize_network
 from spikeprop_hardware.vendors import loihi1, speck, xylo
 
 from spikeprop.deploy import from_nir
@@ -26,7 +28,7 @@ def xylo_network(seed: int) -> tuple[xylo.XyloNetwork, np.ndarray]:
     rng, wild = np.random.default_rng(seed), seed % 3 == 0
     inputs, hidden, outputs = (int(rng.integers(*sizes)) for sizes in ((2, 8), (3, 9), (1, 5)))
     parts = {"into": (inputs, hidden), "among": (hidden, hidden), "out": (hidden, outputs)}
-    weights = {name: (rng.integers(-128, 128, s) * (rng.random(s) < 0.7)).astype(np.int8) for name, s in parts.items()}
+    weights: Any = {name: (rng.integers(-128, 128, s) * (rng.random(s) < 0.7)).astype(np.int8) for name, s in parts.items()}
     count, shifts = hidden + outputs, [int(n) for n in rng.integers(0, 8 if wild else 3, 3)]
     network = xylo.XyloNetwork(
         **weights, shifts=(shifts[0], shifts[1], shifts[2]), layers={"hidden": hidden, "out": outputs},
@@ -159,6 +161,26 @@ def test_inputs_that_are_no_spikes_are_refused(chip: str) -> None:
             CHIPS[chip].simulate(network, wrong)
 
 
+def test_a_layer_on_loihi_1_is_late_by_the_synapses_before_it() -> None:
+    """Without biases the chip's network is the network in integers, each layer by its depth later."""
+    compared = 0
+    for seed in range(KINDS.index("recurrent"), 8 * len(KINDS), len(KINDS)):
+        graph, _, counts = drawn(seed)
+        network, steps = lay_out(graph), counts.shape[1]
+        padded = np.concatenate([counts, np.zeros_like(counts[:, : loihi1.late(network)])], 1)
+        if "loihi1" not in on_chips(graph, padded):
+            continue
+        chip = loihi1.simulate(on_chips(graph, padded)["loihi1"][0], padded)
+        widths = Widths(exponents=loihi1.EXPONENTS)
+        plain = quantize_network(replace(network, encoder="Poisson"), 2, padded.shape[1], widths).network
+        ours = Simulator(plain, threads=1).run(counts)
+        for p in network.populations:
+            expected = ours.spikes.get(p.name, ours.output)
+            np.testing.assert_array_equal(chip[p.name][:, p.depth : p.depth + steps], expected)
+        compared += int(sum(train.sum() for train in ours.spikes.values()))
+    assert compared > 100
+
+
 def test_xylo_saturates_spike_by_spike() -> None:
     """By hand: 100 << 3 five times saturates at 32,767 from 32,000 on, and -100 << 3 then takes 800 off."""
     network = xylo.XyloNetwork(
@@ -170,3 +192,32 @@ def test_xylo_saturates_spike_by_spike() -> None:
     # 3 * 16256 saturates at 32767, less 16256 is 16511, less 1 by its leak: below the threshold; a sum would stay at 32511
     assert trains["h"].ravel().tolist() == [0, 0]
     assert xylo.simulate(network, np.array([[[3, 0], [0, 0]]]))["h"].ravel().tolist() == [0, 0]  # 32766 after its leak
+
+
+def test_an_environment_borrows_what_is_large_and_installs_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(command: list[str]) -> None:
+        made.append(" ".join(command[2:]))
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir(parents=True)
+            (Path(command[-1]) / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+            python = Path(command[-1]) / "bin" / "python"
+            python.write_text("#!/bin/sh\nexit 0\n")
+            python.chmod(0o755)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(environment, "_must", make)
+    wanted = Environment("It", "it-1", ("first",), ("it",), alone=("it==1",), borrowed=("numpy", "no_such_module"))
+    wanted.python(lambda _: None)
+    assert made[1:] == ["pip install --quiet first no_such_module", "pip install --quiet --no-deps it==1"]
+    (borrowed,) = (tmp_path / "spikeprop" / "it-1").glob("lib/*/site-packages/*.pth")
+    assert Path(borrowed.read_text().strip()) == Path(np.__file__).parents[1]
+
+    def fail(command: list[str]) -> None:
+        raise RuntimeError("no wheel for this machine")
+
+    monkeypatch.setattr(environment, "_must", fail)
+    other = Environment("Other", "other-1", (), ("other",))
+    with pytest.raises(SimulatorMissing, match=r"cannot make the environment .*no wheel for this machine"):
+        other.python(lambda _: None)

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 
 from spikeprop.cli import main
 from spikeprop.runtime.locks import Lock
+from spikeprop.sweep.cluster import check_reachable
 from spikeprop.sweep.node import BUSY, ENDED, UNFIT, fingerprint, missing_here, run_trial
 from tests.forked import ROOT, Program
 
@@ -41,6 +43,18 @@ def test_sweep_on_ray_is_refused_with_what_is_missing(recipe: Path, tmp_path: Pa
     result = CliRunner().invoke(main, [*command, "--gpus", "1"])
     assert result.exit_code == 2
     assert "add --on ray, or leave it out" in result.output
+
+
+def test_address_at_which_nobody_answers_is_found_at_once() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(ConnectionRefusedError):
+            check_reachable(address)
+        listening.listen()
+        check_reachable(address)
+        check_reachable(f"ray://{address}")
+    check_reachable("")  # the cluster of this machine
 
 
 def test_node_names_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +96,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else 15, beside other work for minutes
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "hardware"), os.environ.get("PYTHONPATH", "")]))
     started = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", started.address)

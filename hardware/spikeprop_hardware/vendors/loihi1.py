@@ -58,6 +58,11 @@ def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None 
     return replace(made, populations=[_in_time(p, {made.input: input_limit}) for p in made.populations])
 
 
+def late(network: ChipNetwork) -> int:
+    """Steps by which the readout is later than the network's: each synapse takes one."""
+    return network.depth
+
+
 def _unable(p: Population) -> dict[str, bool]:
     """What Loihi 1 does not compute, as messages."""
     return {

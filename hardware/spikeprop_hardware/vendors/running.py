@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,8 @@ def serve(simulate: Callable[[Arrays], Arrays]) -> None:
 
 
 def _write(path: Path, jobs: Sequence[Arrays]) -> None:
-    np.savez(path, jobs=len(jobs), **{f"{i}/{key}": value for i, job in enumerate(jobs) for key, value in job.items()})
+    arrays: Any = {f"{i}/{key}": value for i, job in enumerate(jobs) for key, value in job.items()}
+    np.savez(path, jobs=len(jobs), **arrays)
 
 
 def _read(path: Path) -> list[Arrays]:

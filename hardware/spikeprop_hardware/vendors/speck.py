@@ -75,6 +75,11 @@ def lower(network: ChipNetwork) -> SpeckNetwork:
     return SpeckNetwork(int(np.prod(network.input_shape)), tuple(_layer(p, network.input) for p in layers))
 
 
+def late(network: ChipNetwork) -> int:
+    """Steps by which the last spikes are later than the network's: sinabs computes layer after layer."""
+    return 0
+
+
 def _unable(p: Population) -> dict[str, bool]:
     """What Speck does not compute, as messages."""
     return {
@@ -170,9 +175,12 @@ def run_all(pairs: Sequence[tuple[SpeckNetwork, np.ndarray]], notify: Callable[[
         numbers = {"": -1, **{layer.name: i for i, layer in enumerate(network.layers)}}
         for i, layer in enumerate(network.layers):
             job |= {
-                f"weight{i}": layer.weight.toarray(), f"bias{i}": layer.bias, f"v{i}": layer.v_init, f"low{i}": layer.low,
+                f"weight{i}": layer.weight.toarray(),
+                f"bias{i}": layer.bias,
+                f"v{i}": layer.v_init,
+                f"low{i}": np.array(layer.low),
                 f"sources{i}": np.array([numbers[source] for source in layer.sources]),
-            }  # fmt: skip
+            }
         jobs.append(job)
     found = run_jobs(ENVIRONMENT, "speck_worker", jobs, notify)
     for (network, _), result in zip(pairs, found):

@@ -17,7 +17,7 @@ def quantiser() -> Any:
     """sinabs' module of quantisation, alone: the package around it imports samna, which no package index has."""
     import sinabs  # pyright: ignore[reportMissingImports]
 
-    path = Path(sinabs.__file__).parent / "backend" / "dynapcnn" / "discretize.py"
+    path = Path(str(sinabs.__file__)).parent / "backend" / "dynapcnn" / "discretize.py"
     spec = spec_from_file_location("discretize", path)
     assert spec is not None
     assert spec.loader is not None
@@ -38,7 +38,7 @@ def simulate(job: Arrays) -> Arrays:
         weight, bias, start = (torch.from_numpy(job[f"{what}{number}"]).float() for what in ("weight", "bias", "v"))
         arriving = torch.cat([trains[int(source)] for source in job[f"sources{number}"]], -1)
         conv = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-        conv.weight.data, conv.bias.data = weight[:, :, None, None], bias  # pyright: ignore[reportOptionalMemberAccess]
+        conv.weight, conv.bias = torch.nn.Parameter(weight[:, :, None, None]), torch.nn.Parameter(bias)
         neurons = sl.IAF(spike_threshold=torch.tensor(1.0), min_v_mem=torch.tensor(float(job[f"low{number}"])))
         neurons.init_state_with_shape((1, len(bias), 1, 1))
         neurons.v_mem.data = start[None, :, None, None].clone()

@@ -98,6 +98,11 @@ def lower(network: ChipNetwork) -> XyloNetwork:
     )  # fmt: skip
 
 
+def late(network: ChipNetwork) -> int:
+    """Steps by which the output neurons' spikes are later than the network's: a synapse between neurons takes one."""
+    return max(p.depth for p in network.populations if p.theta is not None) - 1
+
+
 def _spiking(network: ChipNetwork) -> list[Population]:
     """The populations of neurons, in order; the chip's output is the last one's spikes."""
     layers = [p for p in network.populations if p.theta is not None]

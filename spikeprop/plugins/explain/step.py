@@ -42,7 +42,7 @@ class TrainingStep:
 
     name: str
     model: nn.Module
-    x: Tensor | Sequences
+    x: Any
     y: Tensor
     loss: LossFunction = F.cross_entropy
     timesteps: int | None = None
