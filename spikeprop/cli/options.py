@@ -43,6 +43,18 @@ class RunFolderPath(click.Path):
             raise RunError(no_run_folder(path))
 
 
+class RecipeName(click.ParamType):
+    """The same of recipes: a file, or the name of one that comes with spikeprop."""
+
+    name = "text"
+
+    def check_there(self, source: str) -> None:
+        """Raises RecipeError if it is neither, with the nearest name."""
+        from spikeprop.recipe.text import find_recipe
+
+        find_recipe(source)
+
+
 def shows_images(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options of verbs that show images to a NETWORK."""
     options = [
