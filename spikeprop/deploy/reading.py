@@ -74,8 +74,7 @@ def from_nir(
     """A network from a NIR graph, in float64 where its weights are, else in float32.
 
     Args:
-        graph: graph of linear nodes, IF, LIF, CubaLIF, ALIF, GradedIF, integrators and max pooling, one input and one output;
-        with
+        graph: graph of linear nodes, IF, LIF, CubaLIF, ALIF, GradedIF, integrators and max pooling, one input and one output,
             edges back, subgraphs and delays of one step.
         encoder: from image to input; default what the graph's metadata names, or ``Direct()`` where it names none.
         surrogate: for training; default ``STDB()``.
